@@ -1,0 +1,129 @@
+"""Every error this service raises on purpose, as one tree.
+
+    ProfilesError
+    ├── SettingsError           a setting is missing, malformed or unsafe
+    ├── RegistryError           a feature entry breaks a rule of the registry
+    ├── SchemaMismatch          the database is unmigrated, or newer than this program
+    ├── Undecodable             input that is not JSON, not UTF-8, or not a value the query allows
+    ├── InvalidInput            input that decodes and is still wrong; says where and why
+    │   └── UnknownFeature      a feature name that the registry does not have
+    ├── TooLarge                a body over the limit
+    ├── UnsupportedMedia        a body of another kind than the route reads
+    ├── NotFound                the thing named does not exist
+    ├── Conflict                the request contradicts what is stored or running
+    ├── Unauthenticated         no key, or a key that is not known
+    ├── Forbidden               a known key without the scope
+    └── Unavailable             something outside does not answer; worth trying again
+        ├── StoreUnavailable    the database is locked, full or broken
+        ├── QueueUnavailable    the queue cannot be reached
+        └── CacheUnavailable    the cache cannot be reached, or is not to be used now
+            └── CacheRefused    the cache answers, but refuses this command (read-only, out of memory)
+
+Callers catch by branch: `Unavailable` is retried, everything else is the caller's or the operator's to mend.
+This module knows nothing of HTTP; `app.api.problems` maps the tree to status codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One thing wrong with an input: `path` names the place (`[3].occurred_at`, `line 7`), `detail` the reason."""
+
+    path: str
+    detail: str
+
+
+class ProfilesError(Exception):
+    """Root of the tree."""
+
+
+class SettingsError(ProfilesError):
+    """Names the setting and what it allows."""
+
+    def __init__(self, setting: str, reason: str) -> None:
+        super().__init__(f"{setting}: {reason}")
+        self.setting = setting
+
+
+class RegistryError(ProfilesError):
+    """Names the entry and the rule it breaks."""
+
+    def __init__(self, entry: str, reason: str) -> None:
+        super().__init__(f"feature {entry!r}: {reason}")
+        self.entry = entry
+
+
+class SchemaMismatch(ProfilesError):
+    """The database and this program disagree about the schema."""
+
+
+class Undecodable(ProfilesError):
+    """The input cannot even be read."""
+
+    def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
+        super().__init__(detail)
+        self.issues = tuple(issues)
+
+
+class InvalidInput(ProfilesError):
+    """The input can be read and is wrong."""
+
+    def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
+        super().__init__(detail)
+        self.issues = tuple(issues)
+
+
+class UnknownFeature(InvalidInput):
+    """A name that the registry does not have; the message lists those it has."""
+
+
+class TooLarge(ProfilesError):
+    """The body is over the limit."""
+
+
+class UnsupportedMedia(ProfilesError):
+    """The body is of a kind that the route does not read."""
+
+
+class NotFound(ProfilesError):
+    """The thing named does not exist."""
+
+
+class Conflict(ProfilesError):
+    """The request contradicts what is stored or running."""
+
+    def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
+        super().__init__(detail)
+        self.issues = tuple(issues)
+
+
+class Unauthenticated(ProfilesError):
+    """No key, or one that is not known."""
+
+
+class Forbidden(ProfilesError):
+    """A known key without the scope."""
+
+
+class Unavailable(ProfilesError):
+    """Something outside does not answer; the same request may succeed later."""
+
+
+class StoreUnavailable(Unavailable):
+    """The database is locked, full or broken."""
+
+
+class QueueUnavailable(Unavailable):
+    """The queue cannot be reached."""
+
+
+class CacheUnavailable(Unavailable):
+    """The cache cannot be reached, or is not to be used now."""
+
+
+class CacheRefused(CacheUnavailable):
+    """The cache answers, but refuses this command."""

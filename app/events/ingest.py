@@ -1,0 +1,168 @@
+"""Ingest: the one function behind both doors.
+
+Invariant: `ingest` returns only after the events are durable and their keys are gone (or the debt is committed and
+every older look has expired). The order is fixed:
+  1. commit the events; 2. DEL the keys; 3. tell the workers; 4. answer.
+DEL before commit would let a reader refill from the old facts in between; an answer before DEL would let the sender
+read the old value. A sender that got no answer sends again: the events are duplicates then, and 2 is made again,
+because the first try may have died before it.
+
+Requests that wait at the same time share a commit; each is stored whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from app.errors import Conflict, Issue, StoreUnavailable
+from app.events.admission import Admission
+from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
+from app.features.clock import Clock
+from app.features.events import TipEvent
+from app.telemetry import Metrics
+
+COMMIT_CAP = 2_000
+WAITING_CAP = 50_000
+
+
+class Receipt(NamedTuple):
+    """What became of one request. `invalidated` False: the debt is recorded, and reads compute until it is settled."""
+
+    accepted: int
+    duplicates: int
+    invalidated: bool
+    seqs: tuple[int, ...]
+
+
+class _Request(NamedTuple):
+    events: Sequence[Admitted]
+    done: asyncio.Future[Receipt]
+
+
+class Ingestor:
+    """Stores events and makes the profiles they touch untrue."""
+
+    def __init__(  # noqa: PLR0913  # the composition root names each
+        self,
+        *,
+        log: EventLog,
+        invalidator: Invalidates,
+        publisher: Publisher,
+        admission: Admission,
+        clock: Clock,
+        metrics: Metrics,
+        door: str,
+    ) -> None:
+        self._log = log
+        self._invalidator = invalidator
+        self._publisher = publisher
+        self._admission = admission
+        self._clock = clock
+        self._metrics = metrics
+        self._door = door
+        self._waiting: deque[_Request] = deque()
+        self._waiting_events = 0
+        self._committing: asyncio.Task[None] | None = None
+        self._finishing: set[asyncio.Task[None]] = set()
+
+    async def ingest(self, events: Sequence[TipEvent]) -> Receipt:
+        """Store all of these events, or none.
+
+        Raises:
+            InvalidInput: a time is refused.
+            Conflict: an event id is known with other content.
+            StoreUnavailable: the database does not answer, or too much waits for it. The events may or may not be
+                stored; sending them again is safe.
+        """
+        try:
+            admitted = self._admission.admit(events, self._clock.now_ms())
+        except Exception:
+            self._metrics.events.labels(self._door, "refused").inc(len(events))
+            raise
+        if self._waiting_events + len(admitted) > WAITING_CAP:
+            raise StoreUnavailable("too many events wait to be stored; try again shortly")
+        request = _Request(admitted, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        self._waiting_events += len(admitted)
+        if self._committing is None:
+            self._committing = asyncio.get_running_loop().create_task(self._commit_all())
+        # Shielded: a sender that hangs up must not undo what shares its commit.
+        return await asyncio.shield(request.done)
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        while self._committing is not None or self._finishing:
+            await asyncio.gather(*filter(None, [self._committing, *self._finishing]), return_exceptions=True)
+
+    async def _commit_all(self) -> None:
+        try:
+            while self._waiting:
+                group = self._take()
+                await self._commit(group)
+        finally:
+            self._committing = None
+
+    def _take(self) -> list[_Request]:
+        group: list[_Request] = []
+        size = 0
+        while self._waiting and (not group or size + len(self._waiting[0].events) <= COMMIT_CAP):
+            request = self._waiting.popleft()
+            group.append(request)
+            size += len(request.events)
+        self._waiting_events -= size
+        return group
+
+    async def _commit(self, group: list[_Request]) -> None:
+        started = self._clock.monotonic()
+        try:
+            outcomes = await self._log.append([request.events for request in group])
+        except Exception as error:
+            _fail(group, error)
+            return
+        self._metrics.commit_seconds.observe(self._clock.monotonic() - started)
+        self._metrics.commit_events.observe(sum(len(request.events) for request in group))
+        # The next commit need not wait for this one's DEL.
+        task = asyncio.get_running_loop().create_task(self._finish(group, outcomes))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self, group: list[_Request], outcomes: Sequence[Appended | ClashingEvent]) -> None:
+        stale: dict[str, frozenset[str]] = {}
+        stored: list[tuple[_Request, Appended]] = []
+        for request, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, ClashingEvent):
+                self._metrics.events.labels(self._door, "conflict").inc(len(request.events))
+                _fail([request], _conflict(outcome, len(request.events)))
+                continue
+            stored.append((request, outcome))
+            for user_id, features in outcome.stale.items():
+                stale[user_id] = stale.get(user_id, frozenset()) | features
+        try:
+            invalidated = await self._invalidator.invalidate(stale)
+        except Exception as error:
+            _fail([request for request, _ in stored], error)
+            return
+        self._publisher.publish([seq for _, outcome in stored for seq in outcome.seqs])
+        for request, outcome in stored:
+            self._metrics.events.labels(self._door, "accepted").inc(outcome.accepted)
+            self._metrics.events.labels(self._door, "duplicate").inc(outcome.duplicates)
+            if not request.done.done():
+                request.done.set_result(Receipt(outcome.accepted, outcome.duplicates, invalidated, outcome.seqs))
+
+
+def _conflict(clash: ClashingEvent, size: int) -> Conflict:
+    path = f"[{clash.index}].event_id" if size > 1 else "event_id"
+    return Conflict(
+        f"nothing was stored: event_id {clash.event_id!r} is known with other content",
+        [Issue(path, f"{clash.event_id!r} is known with other content")],
+    )
+
+
+def _fail(requests: Sequence[_Request], error: Exception) -> None:
+    for request in requests:
+        if not request.done.done():
+            request.done.set_exception(error)
+            request.done.exception()  # marked as seen: the sender may be gone

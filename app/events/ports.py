@@ -1,0 +1,147 @@
+"""What events need from outside, as small protocols with their value types. `app.stores` implements them.
+
+A *sequence number* is the order in which events were committed; numbers are never reused. All methods of the SQLite
+ports raise `StoreUnavailable` when the database does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from app.features.events import TipEvent
+
+
+class Admitted(NamedTuple):
+    """An event that may be stored. `occurred_at_ms` is the event time that counts; `claimed_at_ms` is the producer's
+    own where the two differ (an event from the near future counts from its arrival)."""
+
+    event: TipEvent
+    digest: bytes
+    occurred_at_ms: int
+    utc_offset_min: int
+    claimed_at_ms: int | None
+    received_at_ms: int
+
+
+class Appended(NamedTuple):
+    """One request's events are stored. `stale` names per user the features that they make untrue, duplicates' too."""
+
+    accepted: int
+    duplicates: int
+    seqs: tuple[int, ...]
+    stale: Mapping[str, frozenset[str]]
+
+
+class ClashingEvent(NamedTuple):
+    """One request was refused whole: the event at `index` reuses an id with other content."""
+
+    index: int
+    event_id: str
+
+
+class LoggedEvent(NamedTuple):
+    """A stored event, as a worker takes it up. `attempts` counts failures by itself."""
+
+    seq: int
+    event: TipEvent
+    received_at_ms: int
+    attempts: int
+
+
+class DeadLetter(NamedTuple):
+    """What could not be consumed. `seq` is None where it never became an event; then `payload` is all there is."""
+
+    id: int
+    source: str
+    payload: str
+    error: str
+    traceback: str
+    attempts: int
+    seq: int | None
+    created_at_ms: int
+    last_failed_at_ms: int
+
+
+class EventLog(Protocol):
+    """The facts and their log."""
+
+    async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
+        """Store each request's events whole or not at all, all in one durable commit."""
+        ...
+
+    async def unconsumed(self, received_before_ms: int, limit: int) -> list[LoggedEvent]:
+        """The oldest events that no worker has consumed and that arrived before a moment."""
+        ...
+
+    async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
+        """Those of these events that are not consumed yet."""
+        ...
+
+    async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
+        """Consumed: no worker takes them up again."""
+        ...
+
+    async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
+        """Per subject, the features that any process of this database caches and the subject makes untrue."""
+        ...
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        """Delete up to `limit` of the oldest events that occurred before a moment; how many went."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """What failed by itself again and again, or was never an event."""
+
+    async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
+        """Keep what came by the queue and is no event."""
+        ...
+
+    async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
+        """Count one failure of a logged event; at `limit` it becomes a dead letter, and True is returned."""
+        ...
+
+    async def list(self, after: int, limit: int) -> list[DeadLetter]:
+        """Dead letters by id, above `after`."""
+        ...
+
+    async def get(self, letter_id: int) -> DeadLetter | None:
+        """One of them."""
+        ...
+
+    async def discard(self, letter_id: int) -> bool:
+        """Forget one; False where there is none."""
+        ...
+
+    async def revive(self, letter_id: int) -> None:
+        """Put a logged event back among the unconsumed, with its count at zero, and forget the letter."""
+        ...
+
+
+class Invalidates(Protocol):
+    """The part of `app.profiles.invalidate.Invalidator` that events use."""
+
+    async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
+        """Drop the keys (True), or record the debt and wait (False)."""
+        ...
+
+    async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
+        """Drop values computed before an event whose DEL is known to have been made."""
+        ...
+
+
+class Publisher(Protocol):
+    """Tells workers of stored events. Never fails the caller and never makes it wait."""
+
+    def publish(self, seqs: Sequence[int]) -> None:
+        """Events whose keys have been dropped, or are owed."""
+        ...
+
+
+class Learner(Protocol):
+    """Learns from an event once; raises where this event cannot be learned from."""
+
+    async def learn(self, event: LoggedEvent) -> None:
+        """Learn. Called at least once per event: an implementation tells repeats by `event.seq`."""
+        ...

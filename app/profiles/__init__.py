@@ -1,0 +1,1 @@
+"""The online path: read, rebuild, invalidate, freshness, and the ports it needs."""

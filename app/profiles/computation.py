@@ -1,0 +1,165 @@
+"""Computing what the cache does not hold: few statements, each on a fresh snapshot.
+
+Requests that wait at the same time share a statement, up to `CAP` users; a request joins only a statement that has
+not begun, so its snapshot is never older than the request. A request for more users than that goes in slices, one at
+a time, so that a batch of a thousand does not hold every reader while single reads wait.
+
+Invariant: a value that is not of its feature's dtype never leaves this module; it is counted, logged and answered as
+null with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from app.features.clock import Clock
+from app.features.registry import Registry, Scalar, encode_value, indices
+from app.profiles.ports import Asked, Snapshot, Source
+from app.telemetry import Metrics, logger
+
+CAP = 128
+log = logger("profiles.computation")
+
+
+class Outcome(NamedTuple):
+    """One computed value as JSON, or null with the `error` that forbids serving it."""
+
+    json: bytes
+    error: str | None = None
+
+
+class Computed(NamedTuple):
+    """Per user one outcome per feature index; what was not asked for is absent."""
+
+    seq: int
+    at_ms: int
+    outcomes: Mapping[str, Mapping[int, Outcome]]
+
+
+class _Statement:
+    """Users waiting for one statement that has not begun."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[str, int] = {}
+        self.done: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+
+    def takes(self, wanted: Mapping[str, int]) -> bool:
+        return len(self.wanted) + len(wanted) <= CAP
+
+    def add(self, wanted: Mapping[str, int]) -> None:
+        for user_id, mask in wanted.items():
+            self.wanted[user_id] = self.wanted.get(user_id, 0) | mask
+
+
+class Computation:
+    """Live computations, shared; and past moments, one by one."""
+
+    def __init__(self, source: Source, registry: Registry, clock: Clock, metrics: Metrics, width: int) -> None:
+        """`width`: how many statements may run at once, the number of read connections."""
+        self._source = source
+        self._registry = registry
+        self._clock = clock
+        self._metrics = metrics
+        self._width = width
+        self._waiting: deque[_Statement] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._defaults = [
+            encode_value(entry.dtype, entry.default) or b"null" if entry.default is not None else b"null"
+            for entry in registry
+        ]
+
+    async def live(self, wanted: Mapping[str, int]) -> list[Computed]:
+        """Compute each user's mask of features as of now, in slices of at most `CAP` users.
+
+        Raises:
+            StoreUnavailable: when the database does not answer.
+        """
+        pairs = iter(wanted.items())
+        results: list[Computed] = []
+        while piece := dict(islice(pairs, CAP)):
+            # Shielded: a caller that goes away must not take the others' statement with it.
+            results.append(await asyncio.shield(self._join(piece)))
+        return results
+
+    async def moments(self, asked: Sequence[Asked]) -> list[Mapping[int, Outcome]]:
+        """Compute past moments, in the order asked; never shared, never cached."""
+        results: list[Mapping[int, Outcome]] = []
+        for start in range(0, len(asked), CAP):
+            piece = asked[start : start + CAP]
+            snapshot = await self._compute(piece)
+            results.extend(self._outcomes(row, asked_for, snapshot) for row, asked_for in enumerate(piece))
+        return results
+
+    def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[Computed]:
+        if not self._waiting or not self._waiting[-1].takes(wanted):
+            if not self._waiting:
+                asyncio.get_running_loop().call_soon(self._pump)
+            self._waiting.append(_Statement())
+        self._waiting[-1].add(wanted)
+        return self._waiting[-1].done
+
+    def _pump(self) -> None:
+        while self._waiting and len(self._running) < self._width:
+            task = asyncio.get_running_loop().create_task(self._run(self._waiting.popleft()))
+            self._running.add(task)
+            task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._pump()
+
+    async def _run(self, statement: _Statement) -> None:
+        asked = [Asked(user_id, mask) for user_id, mask in statement.wanted.items()]
+        try:
+            at_ms = self._clock.now_ms()
+            snapshot = await self._compute(asked)
+            outcomes = {row.user_id: self._outcomes(index, row, snapshot) for index, row in enumerate(asked)}
+            result = Computed(snapshot.seq, at_ms, outcomes)
+        except BaseException as error:
+            if not statement.done.done():
+                statement.done.set_exception(error)
+                statement.done.exception()  # marked as seen: every waiter may be gone
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not statement.done.done():
+                statement.done.set_result(result)
+
+    async def _compute(self, asked: Sequence[Asked]) -> Snapshot:
+        started = self._clock.monotonic()
+        snapshot = await self._source.compute(self._clock.now_ms(), asked)
+        self._metrics.computation_seconds.observe(self._clock.monotonic() - started)
+        self._metrics.computations.inc()
+        self._metrics.computed_users.inc(len(asked))
+        return snapshot
+
+    def _outcomes(self, row: int, asked: Asked, snapshot: Snapshot) -> dict[int, Outcome]:
+        raw = snapshot.rows[row]
+        return {
+            index: self._outcome(index, raw[index], snapshot.errors.get((row, index)), asked.user_id)
+            for index in indices(asked.mask)
+        }
+
+    def _outcome(self, index: int, raw: object, error: str | None, user_id: str) -> Outcome:
+        if raw is None and error is None:
+            return Outcome(self._defaults[index])
+        entry = self._registry[index]
+        if error is None:
+            encoded = encode_value(entry.dtype, raw)
+            if encoded is not None:
+                return Outcome(encoded)
+            error = f"the SQL gave {_describe(raw)} where {entry.dtype} is declared"
+        self._metrics.computation_errors.labels(entry.name).inc()
+        log.error("computation_failed", feature=entry.name, user_id=user_id, error=error)
+        return Outcome(b"null", error)
+
+
+def _describe(raw: object) -> str:
+    if isinstance(raw, bytes):
+        return "more than one row, or a blob"
+    shown: Scalar | str = raw if isinstance(raw, float | int) else "text"
+    return f"{type(raw).__name__} {shown}"

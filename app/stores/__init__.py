@@ -1,0 +1,1 @@
+"""Outbound adapters: the only code that speaks Redis, arq's queue or SQL."""

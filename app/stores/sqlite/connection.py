@@ -1,0 +1,66 @@
+"""Opening SQLite, and running a whole piece of work on a connection's thread in one hop.
+
+Every connection is in autocommit mode (transactions are explicit) and never checkpoints by itself: SQLite before 3.51.3
+can corrupt a WAL when two connections checkpoint and write at once, so `app.stores.sqlite.database` alone checkpoints,
+holding the write lock.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import aiosqlite
+
+from app.errors import StoreUnavailable
+
+T = TypeVar("T")
+MIN_SQLITE = (3, 38, 0)
+BUSY_TIMEOUT_S = 5.0
+
+
+class ThreadConnection(aiosqlite.Connection):
+    """An aiosqlite connection that also runs a function on its thread: one hop for many statements."""
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `work` with the sqlite3 connection, on the connection's thread."""
+        result: T = await self._execute(work, self._conn)
+        return result
+
+
+def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+    """Open an existing database file.
+
+    Raises:
+        StoreUnavailable: when the file is missing, is no database, or cannot be opened.
+    """
+    if sqlite3.sqlite_version_info < MIN_SQLITE:
+        raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 is the least")
+    if not path.is_file():
+        raise StoreUnavailable(f"there is no database at {path}; run `profiles migrate` first")
+    try:
+        connection = sqlite3.connect(
+            path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA cache_size = -16384")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
+    return connection
+
+
+async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
+    """Open a connection with a thread of its own. It must be closed, or the interpreter does not exit."""
+    return await ThreadConnection(lambda: connect(path, read_only=read_only), iter_chunk_size=64)
+
+
+def unavailable(error: sqlite3.Error) -> StoreUnavailable:
+    """The error of the tree for a database that is locked, full, broken or gone."""
+    return StoreUnavailable(f"the database does not answer: {error}")

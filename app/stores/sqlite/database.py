@@ -1,0 +1,166 @@
+"""The database of one process: a few readers, one writer, one checkpointer.
+
+Invariants: a write is one transaction on the writer's thread, committed durably (`synchronous=FULL`) when `write`
+returns, or wholly undone when it raises. A checkpoint runs only on the writer's thread, on a second connection, while
+the writer holds the write lock of the file, so that in no process anybody writes meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from app.errors import SchemaMismatch, StoreUnavailable
+from app.stores.sqlite.connection import ThreadConnection, connect, open_thread, unavailable
+from app.telemetry import logger
+
+T = TypeVar("T")
+SCHEMA_REVISION = "0001"
+CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
+log = logger("stores.sqlite")
+
+SELECT_REVISION = "SELECT version_num FROM alembic_version"
+SELECT_DATABASE_ID = "SELECT value FROM service WHERE name = 'database_id'"
+
+
+def check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `SchemaMismatch` unless the database is at this program's revision."""
+    try:
+        row = connection.execute(SELECT_REVISION).fetchone()
+    except sqlite3.DatabaseError as error:
+        if "no such table" not in str(error):
+            raise unavailable(error) from error
+        row = None
+    if row is None:
+        raise SchemaMismatch(f"the database at {path} is not migrated; run `profiles migrate`")
+    revision = str(row[0])
+    if revision > SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database at {path} is newer ({revision}) than this program ({SCHEMA_REVISION}); upgrade the program"
+        )
+    if revision < SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database at {path} is at revision {revision}, this program needs {SCHEMA_REVISION}; "
+            "run `profiles migrate`"
+        )
+
+
+class Database:
+    """Open with `Database.open`, close with `close`."""
+
+    def __init__(self, path: Path, database_id: str) -> None:
+        self.path = path
+        self.id = database_id
+        self._idle: asyncio.Queue[ThreadConnection] = asyncio.Queue()
+        self._readers: list[ThreadConnection] = []
+        self._writer: ThreadConnection | None = None
+        self._write_turn = asyncio.Lock()
+        self._checkpointer: sqlite3.Connection | None = None
+        self._wal = path.with_name(path.name + "-wal")
+
+    @classmethod
+    async def open(cls, path: Path, readers: int) -> Database:
+        """Open an existing, migrated database.
+
+        Raises:
+            StoreUnavailable: when it cannot be opened.
+            SchemaMismatch: when it is unmigrated or newer than this program.
+        """
+        first = connect(path, read_only=True)
+        try:
+            check_schema(first, path)
+            (database_id,) = first.execute(SELECT_DATABASE_ID).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise unavailable(error) from error
+        finally:
+            first.close()
+        database = cls(path, str(database_id))
+        try:
+            for _ in range(readers):
+                reader = await open_thread(path, read_only=True)
+                database._readers.append(reader)
+                database._idle.put_nowait(reader)
+            database._writer = await open_thread(path, read_only=False)
+            database._checkpointer = connect(path, read_only=False)
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on an idle reader, one hop. Statements of one call may see different snapshots.
+
+        Raises:
+            StoreUnavailable: when SQLite fails in a way that may pass.
+        """
+        reader = await self._idle.get()
+        try:
+            return await reader.run(work)
+        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+            raise unavailable(error) from error
+        finally:
+            self._idle.put_nowait(reader)
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in one write transaction, one hop.
+
+        Raises:
+            StoreUnavailable: when SQLite fails; nothing was written.
+        """
+        if self._writer is None:
+            raise StoreUnavailable("the database is closed")
+        async with self._write_turn:
+            try:
+                return await self._writer.run(lambda connection: self._transact(connection, work))
+            except sqlite3.IntegrityError:
+                raise
+            except sqlite3.DatabaseError as error:
+                raise unavailable(error) from error
+
+    async def close(self) -> None:
+        """Close every connection and its thread."""
+        for reader in self._readers:
+            await reader.close()
+        self._readers.clear()
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await writer.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._checkpoint_if_large(connection)
+        return result
+
+    def _checkpoint_if_large(self, writer: sqlite3.Connection) -> None:
+        try:
+            large = self._wal.stat().st_size >= CHECKPOINT_AT_BYTES
+        except FileNotFoundError:
+            return
+        if large:
+            self._checkpoint(writer)
+
+    def _checkpoint(self, writer: sqlite3.Connection) -> None:
+        # 1. BEGIN IMMEDIATE takes the write lock of the file; 2. PASSIVE copies frames and needs no lock of writers;
+        # 3. ROLLBACK lets writers on. Without 1, a writer in another process could reset the WAL during 2.
+        assert self._checkpointer is not None
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+            try:
+                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            finally:
+                writer.execute("ROLLBACK")
+        except sqlite3.DatabaseError as error:
+            log.warning("checkpoint_failed", error=str(error))  # the commit before it stands; the next one tries again

@@ -1,0 +1,93 @@
+"""Dead letters in SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from app.events.ports import DeadLetter
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SELECT_LOGGED, logged_events
+
+_COLUMNS = "id, source, payload, error, traceback, attempts, seq, created_at_ms, last_failed_at_ms"
+INSERT_PAYLOAD = """
+INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
+VALUES ('queue', ?, ?, ?, 1, ?, ?)
+"""
+UPDATE_ATTEMPTS = "UPDATE event_log SET attempts = attempts + 1 WHERE seq = ? RETURNING attempts, user_id"
+INSERT_EVENT = """
+INSERT INTO dead_letters
+    (source, payload, error, traceback, attempts, seq, user_id, created_at_ms, last_failed_at_ms)
+VALUES ('consumption', ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (seq) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
+    attempts = dead_letters.attempts + excluded.attempts, last_failed_at_ms = excluded.last_failed_at_ms
+"""
+UPDATE_CONSUMED_ONE = "UPDATE event_log SET consumed_at_ms = ? WHERE seq = ?"
+UPDATE_REVIVED = "UPDATE event_log SET consumed_at_ms = NULL, attempts = 0 WHERE seq = ?"
+SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
+SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"  # noqa: S608
+SELECT_LETTER_SEQ = "SELECT seq FROM dead_letters WHERE id = ?"
+DELETE_LETTER = "DELETE FROM dead_letters WHERE id = ?"
+
+
+class SqliteDeadLetters:
+    """Implements `app.events.ports.DeadLetters`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
+        """The new letter's id."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            cursor = connection.execute(INSERT_PAYLOAD, (payload, error, traceback, now_ms, now_ms))
+            return cursor.lastrowid or 0
+
+        return await self._database.write(work)
+
+    async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
+        """Count, and bury at the limit, in one transaction."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            row = connection.execute(UPDATE_ATTEMPTS, (seq,)).fetchone()
+            if row is None or row[0] < limit:
+                return False
+            attempts, user_id = row
+            (event,) = logged_events(connection, SELECT_LOGGED, (f"[{seq}]",)) or (None,)
+            payload = msgspec.json.encode(event.event).decode() if event else "null"
+            connection.execute(INSERT_EVENT, (payload, error, traceback, attempts, seq, user_id, now_ms, now_ms))
+            connection.execute(UPDATE_CONSUMED_ONE, (now_ms, seq))
+            return True
+
+        return await self._database.write(work)
+
+    async def list(self, after: int, limit: int) -> list[DeadLetter]:
+        """By id."""
+        return await self._database.read(
+            lambda connection: [
+                DeadLetter(*row) for row in connection.execute(SELECT_LETTERS, (after, limit)).fetchall()
+            ]
+        )
+
+    async def get(self, letter_id: int) -> DeadLetter | None:
+        """One, or None."""
+        row = await self._database.read(lambda connection: connection.execute(SELECT_LETTER, (letter_id,)).fetchone())
+        return DeadLetter(*row) if row else None
+
+    async def discard(self, letter_id: int) -> bool:
+        """Forget one."""
+        return await self._database.write(
+            lambda connection: connection.execute(DELETE_LETTER, (letter_id,)).rowcount > 0
+        )
+
+    async def revive(self, letter_id: int) -> None:
+        """The event comes back to the unconsumed."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            row = connection.execute(SELECT_LETTER_SEQ, (letter_id,)).fetchone()
+            if row is not None and row[0] is not None:
+                connection.execute(UPDATE_REVIVED, (row[0],))
+            connection.execute(DELETE_LETTER, (letter_id,))
+
+        await self._database.write(work)

@@ -1,0 +1,210 @@
+"""The facts and their log, in SQLite.
+
+Invariants: an event is in `event_log` exactly when its row is in `tip_views` or `tip_feedback`, under the same `seq`;
+`seq` rises with every commit and is never reused, pruning included (AUTOINCREMENT keeps the high-water mark).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta, timezone
+
+from app.events.ports import Admitted, Appended, ClashingEvent, LoggedEvent
+from app.features.clock import EPOCH, MILLISECOND
+from app.features.events import TipEvent, TipFeedback, TipServed, subject_of
+from app.stores.sqlite.database import Database
+
+SELECT_KNOWN = "SELECT event_id, digest FROM event_log WHERE event_id IN (SELECT value FROM json_each(?))"
+SELECT_LAST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'event_log'"
+SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"
+INSERT_LOG = """
+INSERT INTO event_log
+    (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+INSERT_VIEW = """
+INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+INSERT_FEEDBACK = """
+INSERT INTO tip_feedback
+    (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+LOGGED = """
+SELECT log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
+       log.received_at_ms, log.attempts,
+       COALESCE(view.tip_id, feedback.tip_id), COALESCE(view.utc_offset_min, feedback.utc_offset_min),
+       COALESCE(view.decision_id, feedback.decision_id), feedback.action, feedback.dwell_ms
+FROM event_log AS log
+LEFT JOIN tip_views AS view ON view.seq = log.seq
+LEFT JOIN tip_feedback AS feedback ON feedback.seq = log.seq
+"""
+SELECT_UNCONSUMED = (
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms < ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
+)
+SELECT_LOGGED = (
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.seq IN (SELECT value FROM json_each(?)) ORDER BY log.seq"
+)
+UPDATE_CONSUMED = """
+UPDATE event_log SET consumed_at_ms = ?
+WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
+"""
+SELECT_PRUNABLE = "SELECT seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
+DELETE_BY_SEQ = tuple(
+    f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"  # noqa: S608  # our own table names
+    for table in ("tip_views", "tip_feedback", "event_log")
+)
+
+
+class SqliteEventLog:
+    """Implements `app.events.ports.EventLog`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def append(
+        self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
+    ) -> list[Appended | ClashingEvent]:
+        """One transaction for all requests, one SAVEPOINT for each. `consumed_at_ms` marks them consumed at once."""
+
+        def work(connection: sqlite3.Connection) -> list[Appended | ClashingEvent]:
+            features = _features_by_subject(connection)
+            return [_append_request(connection, events, features, consumed_at_ms) for events in requests]
+
+        return await self._database.write(work)
+
+    async def unconsumed(self, received_before_ms: int, limit: int) -> list[LoggedEvent]:
+        """Oldest first."""
+        return await self._database.read(
+            lambda connection: logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
+        )
+
+    async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
+        """Those not consumed yet, by sequence number."""
+        return await self._database.read(lambda connection: logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),)))
+
+    async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
+        """Idempotent."""
+        await self._database.write(lambda connection: connection.execute(UPDATE_CONSUMED, (now_ms, json.dumps(seqs))))
+
+    async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
+        """Over every process that ever announced its registry to this database."""
+        known = await self._database.read(_features_by_subject)
+        return {subject: known.get(subject, frozenset()) for subject in subjects}
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        """One small transaction."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            seqs = [seq for (seq,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
+            for statement in DELETE_BY_SEQ:
+                connection.execute(statement, (json.dumps(seqs),))
+            return len(seqs)
+
+        return await self._database.write(work)
+
+
+def _features_by_subject(connection: sqlite3.Connection) -> dict[str, frozenset[str]]:
+    features: dict[str, frozenset[str]] = {}
+    for subject, feature in connection.execute(SELECT_FEATURE_KEYS):
+        features[subject] = features.get(subject, frozenset()) | {feature}
+    return features
+
+
+def _append_request(
+    connection: sqlite3.Connection,
+    events: Sequence[Admitted],
+    features: Mapping[str, frozenset[str]],
+    consumed_at_ms: int | None,
+) -> Appended | ClashingEvent:
+    known: dict[str, bytes] = dict(
+        connection.execute(SELECT_KNOWN, (json.dumps([item.event.event_id for item in events]),)).fetchall()
+    )
+    fresh: list[Admitted] = []
+    stale: dict[str, frozenset[str]] = {}
+    for index, item in enumerate(events):
+        stored = known.get(item.event.event_id)
+        if stored is None:
+            known[item.event.event_id] = item.digest
+            fresh.append(item)
+        elif stored != item.digest:
+            return ClashingEvent(index, item.event.event_id)
+        user_id = item.event.user_id
+        touched = features.get(subject_of(item.event), frozenset())
+        stale[user_id] = stale[user_id] | touched if user_id in stale else touched
+    seqs = _insert(connection, fresh, consumed_at_ms) if fresh else ()
+    return Appended(len(fresh), len(events) - len(fresh), seqs, stale)
+
+
+def _insert(connection: sqlite3.Connection, fresh: Sequence[Admitted], consumed_at_ms: int | None) -> tuple[int, ...]:
+    # The write lock is held, so the next numbers are ours; AUTOINCREMENT records the highest explicit one.
+    row = connection.execute(SELECT_LAST_SEQ).fetchone()
+    first = (row[0] if row else 0) + 1
+    log_rows: list[tuple[object, ...]] = []
+    views: list[tuple[object, ...]] = []
+    feedback: list[tuple[object, ...]] = []
+    for seq, item in enumerate(fresh, start=first):
+        event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms = item
+        subject = subject_of(event)
+        log_rows.append(
+            (
+                seq,
+                event.event_id,
+                subject,
+                event.user_id,
+                digest,
+                occurred_at_ms,
+                claimed_at_ms,
+                received_at_ms,
+                consumed_at_ms,
+            )
+        )
+        fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
+        if isinstance(event, TipFeedback):
+            feedback.append((*fact, event.action, event.dwell_ms))
+        else:
+            views.append(fact)
+    connection.execute("SAVEPOINT request")
+    try:
+        connection.executemany(INSERT_LOG, log_rows)
+        connection.executemany(INSERT_VIEW, views)
+        connection.executemany(INSERT_FEEDBACK, feedback)
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO request")
+        raise
+    finally:
+        if connection.in_transaction:
+            connection.execute("RELEASE request")
+    return tuple(range(first, first + len(fresh)))
+
+
+def logged_events(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
+    """The events a statement over the log selects."""
+    return [
+        LoggedEvent(row[0], _event(row), row[5], row[6])
+        for row in connection.execute(statement, parameters).fetchall()
+    ]
+
+
+def _event(row: Sequence[object]) -> TipEvent:
+    _, event_id, subject, user_id, claimed_at_ms, _, _, tip_id, offset_min, decision_id, action, dwell_ms = row
+    zone = timezone(timedelta(minutes=_whole(offset_min)))
+    common = {
+        "event_id": event_id,
+        "user_id": user_id,
+        "tip_id": tip_id,
+        "occurred_at": (EPOCH + _whole(claimed_at_ms) * MILLISECOND).astimezone(zone),
+        "decision_id": decision_id,
+    }
+    if subject == "signals.tip.served":
+        return TipServed(**common)  # type: ignore[arg-type]  # columns of a STRICT table
+    return TipFeedback(**common, action=action, dwell_ms=dwell_ms)  # type: ignore[arg-type]
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value

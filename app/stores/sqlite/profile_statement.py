@@ -1,0 +1,88 @@
+"""The one statement that computes features, for one user or many, now or at any past moment.
+
+Each feature becomes a scalar subquery, correlated with the row asked for. In it `views` and `feedback` are common
+table expressions already narrowed to that row's user, to event times in `(now - window, now]`, and to what had arrived
+by the row's `known_ms`. They are NOT MATERIALIZED, so that the bounds reach the covering index. `:now_ms` in an
+author's text becomes the row's own moment, which is how one statement serves many moments. A feature is computed only
+where the row's mask has its bit.
+
+The live moment is never less than the newest stored event time, read in the same snapshot as everything else.
+"""
+
+from __future__ import annotations
+
+import re
+
+from app.features.registry import Feature, Registry
+
+NOW = ":now_ms"
+RELATIONS = ("views", "feedback")
+# A literal, a quoted name or a comment is passed over; only a bare :now_ms is the parameter.
+_TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|(?P<now>:now_ms\b)""", re.DOTALL)
+
+_NARROWED = """
+        WHERE user_id = asked.user_id
+          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.now_ms
+          AND received_at_ms <= asked.known_ms"""
+
+_LOCAL_HOUR = "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
+
+_FEATURE = (
+    """
+    CASE WHEN asked.mask & {bit} THEN (
+        WITH views AS NOT MATERIALIZED (
+        SELECT user_id, tip_id, occurred_at_ms, """
+    + _LOCAL_HOUR
+    + """, decision_id FROM tip_views"""
+    + _NARROWED
+    + """),
+        feedback AS NOT MATERIALIZED (
+        SELECT user_id, tip_id, occurred_at_ms, """
+    + _LOCAL_HOUR
+    + """, action, dwell_ms, decision_id FROM tip_feedback"""
+    + _NARROWED
+    + """)
+        SELECT CASE COUNT(*) WHEN 1 THEN MAX(value) WHEN 0 THEN NULL ELSE x'' END FROM (
+{compute}
+        )
+    ) END"""
+)
+
+_STATEMENT = """
+WITH moment AS MATERIALIZED (
+    SELECT MAX(:clock_ms, COALESCE((SELECT MAX(occurred_at_ms) FROM event_log), 0)) AS now_ms,
+           COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'event_log'), 0) AS seq
+),
+asked AS (
+    SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask,
+           COALESCE(item.value ->> 2, moment.now_ms) AS now_ms,
+           COALESCE(item.value ->> 3, 9223372036854775807) AS known_ms,
+           moment.seq AS seq
+    FROM json_each(:asked) AS item, moment
+)
+SELECT asked.seq, {columns}
+FROM asked
+ORDER BY asked.place
+"""
+
+
+def at_moment(compute: str, expression: str) -> str:
+    """An author's SQL with `:now_ms` replaced by `expression`, literals and comments untouched."""
+    return _TOKEN.sub(lambda found: expression if found["now"] else found[0], compute)
+
+
+def build(registry: Registry) -> str:
+    """The statement. Parameters: `:clock_ms`, and `:asked`, a JSON array of [user, mask, now_ms, known_ms].
+
+    Rows come in the order asked: the newest sequence number, then one value per feature. A feature whose SQL gave
+    more than one row for a user shows as an empty blob, which is no value of any dtype.
+    """
+    return _STATEMENT.format(columns=",".join(_column(1 << index, entry) for index, entry in enumerate(registry)))
+
+
+def _column(bit: int, entry: Feature) -> str:
+    return _FEATURE.format(
+        bit=bit,
+        window_ms=int(entry.window.total_seconds() * 1000),
+        compute=at_moment(entry.compute, "asked.now_ms"),
+    )

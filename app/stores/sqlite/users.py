@@ -1,0 +1,86 @@
+"""What the log says of users: their newest events, who is eligible, and erasing one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from app.events.ports import LoggedEvent
+from app.features.events import KNOWN_SUBJECTS
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import LOGGED, logged_events
+
+SELECT_NEWEST = """
+SELECT user.value, subject.value,
+       (SELECT MAX(seq) FROM event_log WHERE user_id = user.value AND subject = subject.value)
+FROM json_each(?) AS user, json_each(?) AS subject
+"""
+# Both halves come sorted from their covering index, so the LIMIT stops the walk.
+SELECT_ELIGIBLE = """
+SELECT user_id FROM (SELECT DISTINCT user_id FROM tip_views WHERE user_id > :after AND occurred_at_ms >= :since)
+UNION
+SELECT user_id FROM (SELECT DISTINCT user_id FROM tip_feedback WHERE user_id > :after AND occurred_at_ms >= :since)
+ORDER BY user_id LIMIT :limit
+"""
+SELECT_COUNT_ELIGIBLE = """
+SELECT COUNT(*) FROM (
+    SELECT user_id FROM tip_views WHERE occurred_at_ms >= :since
+    UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
+)
+"""
+SELECT_NEWEST_EVENTS = LOGGED + "WHERE log.user_id = ? ORDER BY log.seq DESC LIMIT ?"
+DELETE_USER = (
+    "DELETE FROM tip_views WHERE user_id = ?",
+    "DELETE FROM tip_feedback WHERE user_id = ?",
+    "DELETE FROM event_log WHERE user_id = ?",
+    "DELETE FROM dead_letters WHERE user_id = ?",
+)
+UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
+
+
+class SqliteUsers:
+    """Implements `app.profiles.ports.NewestEvents`, and what admins do with a user."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
+        """(user, subject) to sequence number; absent where the user has no such event."""
+        parameters = (json.dumps(user_ids), json.dumps(sorted(KNOWN_SUBJECTS)))
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_NEWEST, parameters).fetchall())
+        return {(user, subject): seq for user, subject, seq in rows if seq is not None}
+
+    async def eligible(self, after: str, since_ms: int, limit: int) -> list[str]:
+        """A page of users with any event since a moment, by id."""
+        parameters = {"after": after, "since": since_ms, "limit": limit}
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_ELIGIBLE, parameters).fetchall())
+        return [user_id for (user_id,) in rows]
+
+    async def count_eligible(self, since_ms: int) -> int:
+        """How many in all."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            (count,) = connection.execute(SELECT_COUNT_ELIGIBLE, {"since": since_ms}).fetchone()
+            return int(count)
+
+        return await self._database.read(work)
+
+    async def newest_events(self, user_id: str, limit: int) -> list[LoggedEvent]:
+        """A user's newest events, by sequence number, newest first."""
+        return await self._database.read(
+            lambda connection: logged_events(connection, SELECT_NEWEST_EVENTS, (user_id, limit))
+        )
+
+    async def erase(self, user_id: str) -> int:
+        """Delete everything the database holds of a user; how many events that were.
+
+        The sequence moves on, so that a value computed before cannot have the bytes of one computed after.
+        """
+
+        def work(connection: sqlite3.Connection) -> int:
+            counts = [connection.execute(statement, (user_id,)).rowcount for statement in DELETE_USER]
+            connection.execute(UPDATE_SEQ)
+            return counts[2]
+
+        return await self._database.write(work)

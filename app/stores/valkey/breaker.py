@@ -1,0 +1,68 @@
+"""The circuit breaker before the cache.
+
+Closed, commands go through. After `TRIP_AFTER` failures in a row it opens: nobody waits for a timeout any more, and a
+probe in the background asks until the server answers. Requests never pay for probing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from app.errors import CacheUnavailable
+from app.telemetry import Metrics, logger
+
+TRIP_AFTER = 3
+PROBE_EVERY_S = 0.2
+log = logger("stores.valkey")
+
+
+class CircuitBreaker:
+    """One per cache and process."""
+
+    def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
+        """`probe` asks the server for a sign of life, and raises `CacheUnavailable` where there is none."""
+        self._probe = probe
+        self._metrics = metrics
+        self._failures = 0
+        self._probing: asyncio.Task[None] | None = None
+        self.closed = True
+        metrics.cache_available.set(1)
+
+    def succeeded(self) -> None:
+        """A command was answered."""
+        self._failures = 0
+
+    def failed(self) -> None:
+        """A command was not answered."""
+        self._failures += 1
+        if self.closed and self._failures >= TRIP_AFTER:
+            self.trip()
+
+    def trip(self) -> None:
+        """Open, and probe until the server answers."""
+        if not self.closed:
+            return
+        self.closed = False
+        self._metrics.cache_available.set(0)
+        log.warning("cache_circuit_opened")
+        self._probing = asyncio.get_running_loop().create_task(self._probe_until_answered())
+
+    async def close(self) -> None:
+        """Stop probing."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
+
+    async def _probe_until_answered(self) -> None:
+        while True:
+            try:
+                await self._probe()
+            except CacheUnavailable:
+                await asyncio.sleep(PROBE_EVERY_S)
+            else:
+                break
+        self._failures = 0
+        self.closed = True
+        self._metrics.cache_available.set(1)
+        log.info("cache_circuit_closed")

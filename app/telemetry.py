@@ -1,0 +1,158 @@
+"""Every metric and every log-field name, in one place.
+
+`Metrics` belongs to one process and is handed in; each of its attributes is one Prometheus metric. Labels are always
+of a small closed set (feature, route, outcome), never a user. `configure_logging` sets structlog up once; keys and
+headers are never given to it, and `_censor` drops them where somebody does.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, MutableMapping
+from typing import Any, Literal
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+REQUEST_ID = "request_id"
+SENSITIVE_FIELDS = frozenset({"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url"})
+_PASSWORD_IN_URL = re.compile(r"(\w+://[^\s:/@]*:)[^\s@/]+@")
+
+FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
+
+
+class Metrics:
+    """The metrics of one process. Counters count since its start; times are in seconds."""
+
+    def __init__(self) -> None:
+        self.collectors = CollectorRegistry()
+        self.request_seconds = self._histogram(
+            "http_request_duration_seconds", "Time to answer, by route and status.", FAST, "method", "route", "status"
+        )
+        self.cache_hits = self._counter("cache_hits_total", "Feature values answered from the cache.")
+        self.cache_misses = self._counter("cache_misses_total", "Feature values that the cache did not hold.")
+        self.fills = self._counter(
+            "cache_fills_total", "Fills by outcome: stored; refused (an invalidation came first); failed.", "outcome"
+        )
+        self.degraded_reads = self._counter(
+            "degraded_reads_total", "Profiles computed because the cache was away or not trusted.", "reason"
+        )
+        self.cache_seconds = self._histogram(
+            "cache_round_trip_seconds", "Round trip to the cache, by command.", FAST, "command"
+        )
+        self.cache_errors = self._counter("cache_errors_total", "Cache commands that failed, by kind.", "kind")
+        self.cache_available = self._gauge("cache_available", "1 while the circuit to the cache is closed.")
+        self.computations = self._counter("computations_total", "Statements that computed features.")
+        self.computed_users = self._counter("computed_users_total", "Users whose features were computed.")
+        self.computation_seconds = self._histogram(
+            "computation_seconds", "Time of one computing statement, thread hop included.", FAST
+        )
+        self.computation_errors = self._counter(
+            "computation_errors_total", "Values refused: wrong type, or an SQL error, by feature.", "feature"
+        )
+        self.events = self._counter("events_total", "Events by door and outcome.", "door", "outcome")
+        self.commit_seconds = self._histogram("commit_seconds", "Time of one ingest transaction.", FAST)
+        self.commit_events = self._histogram(
+            "commit_events", "Events that shared one commit.", (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+        )
+        self.invalidations = self._counter(
+            "invalidations_total", "Users whose keys were dropped, or owed to later.", "outcome"
+        )
+        self.stale_dropped = self._counter(
+            "stale_values_dropped_total", "Cached values older than an event, dropped when a worker took it up."
+        )
+        self.owed = self._gauge("owed_invalidations", "Invalidations owed to the cache at the last look.")
+        self.queue_depth = self._gauge("queue_depth", "Jobs waiting in the queue; -1 while it cannot be reached.")
+        self.oldest_unconsumed = self._gauge(
+            "oldest_unconsumed_event_age_seconds", "Age of the oldest event no worker has consumed; 0 where none."
+        )
+        self.unconsumed = self._gauge("unconsumed_events", "Events that no worker has consumed yet (the outbox).")
+        self.dead_letters = self._gauge("dead_letters", "Dead letters waiting for an admin.")
+        self.publish_failures = self._counter(
+            "publish_failures_total", "Jobs the queue did not take; the sweep makes good for them."
+        )
+        self.invalidation_lag = self._histogram(
+            "invalidation_lag_seconds", "From an event's arrival in the queue or API to its keys being dropped.", SLOW
+        )
+        self.consumption_lag = self._histogram(
+            "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
+        )
+        self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"profiles_{name}", text, labels, registry=self.collectors)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"profiles_{name}", text, registry=self.collectors)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"profiles_{name}", text, labels, buckets=buckets, registry=self.collectors)
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.collectors)
+
+
+def _censor(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if name.lower() in SENSITIVE_FIELDS:
+            event[name] = "[hidden]"
+        elif isinstance(value, str) and "://" in value:
+            event[name] = _PASSWORD_IN_URL.sub(r"\1[hidden]@", value)
+    return event
+
+
+def configure_logging(
+    log_format: Literal["console", "json"], level: str, write: Callable[[str], object] | None = None
+) -> None:
+    """Send every log line of the process, the libraries' included, through structlog to standard error."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    errors: list[structlog.typing.Processor] = [structlog.processors.format_exc_info] if log_format == "json" else []
+    structlog.configure(
+        processors=[*shared[:2], shared[3], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(_Stream(write) if write else sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _censor, *errors, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Noise below warning: arq logs every job, aiosqlite every statement.
+    for name in ("arq", "aiosqlite", "asyncio", "alembic"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+class _Stream:
+    """A text stream over a function, for tests and for `profiles up`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self.write = write
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    """A logger bound to the component `name`."""
+    bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(name).bind(component=name)
+    return bound
