@@ -75,7 +75,10 @@ class Metrics:
             "publish_failures_total", "Jobs the queue did not take; the sweep makes good for them."
         )
         self.invalidation_lag = self._histogram(
-            "invalidation_lag_seconds", "From an event's arrival in the queue or API to its keys being dropped.", SLOW
+            "invalidation_lag_seconds", "From an event's arrival at its door to its keys dropped or owed.", FAST, "door"
+        )
+        self.queue_door_lag = self._histogram(
+            "queue_door_lag_seconds", "From a job's enqueueing to its events' keys dropped or owed.", FAST
         )
         self.consumption_lag = self._histogram(
             "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
@@ -118,7 +121,10 @@ def configure_logging(
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Plain tracebacks: the richer ones print local variables, and keys may be among them.
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     errors: list[structlog.typing.Processor] = [structlog.processors.format_exc_info] if log_format == "json" else []
     structlog.configure(
@@ -154,5 +160,6 @@ class _Stream:
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger bound to the component `name`."""
-    bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(name).bind(component=name)
-    return bound
+    # Lazy, so that loggers made at import follow the configuration made later.
+    lazy: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=name)
+    return lazy

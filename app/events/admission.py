@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,8 +17,8 @@ import msgspec
 from app.errors import InvalidInput, Issue, Undecodable
 from app.events.ports import Admitted
 from app.features.clock import DAY_MS, rfc3339, to_ms
-from app.features.events import KNOWN_SUBJECTS, TipEvent
-from app.features.ids import id_problem
+from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, TipEvent
+from app.features.ids import MAX_ID_LENGTH, id_problem
 
 MAX_EVENTS = 1_000
 FUTURE_TOLERANCE_MS = 5 * 60_000
@@ -26,9 +26,39 @@ _DECODER: msgspec.json.Decoder[TipEvent] = msgspec.json.Decoder(TipEvent)
 _RAW_DECODER: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
+_SHOWN = 200
+_ID_RULE = f"1 to {MAX_ID_LENGTH} characters without control characters or `/`, and not `.` or `..`"
+_ALLOWED = {
+    "subject": " or ".join(sorted(KNOWN_SUBJECTS)),
+    "event_id": _ID_RULE,
+    "user_id": _ID_RULE,
+    "tip_id": _ID_RULE,
+    "decision_id": f"{_ID_RULE}, or null",
+    "occurred_at": "an RFC 3339 time with its UTC offset, as 2026-04-25T08:30:00+02:00",
+    "action": "completed, dismissed or snoozed",
+    "dwell_ms": f"a whole number from 0 to {MAX_DWELL_MS}, or null",
+}
 
 
-def decode_json(body: bytes) -> list[TipEvent]:
+class Batch(list[TipEvent]):
+    """Decoded events. `places` says where each stood, for refusals that come later: `[3]`, `line 7`, or nothing."""
+
+    def __init__(self, events: Iterable[TipEvent], places: Sequence[str]) -> None:
+        super().__init__(events)
+        self.places = tuple(places)
+
+
+def path_to(events: Sequence[TipEvent], index: int, field: str) -> str:
+    """The path of a field of one of these events, as its producer knows it."""
+    if isinstance(events, Batch):
+        place = events.places[index]
+    else:
+        place = f"[{index}]" if len(events) > 1 else ""
+    return f"{place}.{field}".removeprefix(".")
+
+
+def decode_json(body: bytes) -> Batch:
     """One event or an array of up to 1,000.
 
     Raises:
@@ -43,12 +73,12 @@ def decode_json(body: bytes) -> list[TipEvent]:
     try:
         items = _RAW_DECODER.decode(body)
         # Raw keeps the bytes unread; UTF-8 is checked when each is decoded.
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Undecodable(f"the body is not valid JSON: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Undecodable(f"the body is {_undecodable(error)}") from error
     return _decode_each(items, [f"[{index}]" for index in range(len(items))])
 
 
-def decode_lines(body: bytes) -> list[TipEvent]:
+def decode_lines(body: bytes) -> Batch:
     """Newline-delimited JSON, blank lines ignored; raises as `decode_json`, naming lines from 1."""
     lines = [(number, line) for number, line in enumerate(body.split(b"\n"), start=1) if line.strip()]
     if not lines:
@@ -56,9 +86,9 @@ def decode_lines(body: bytes) -> list[TipEvent]:
     return _decode_each([msgspec.Raw(line) for _, line in lines], [f"line {number}" for number, _ in lines])
 
 
-def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> list[TipEvent]:
+def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
     if not items:
-        raise InvalidInput("the array is empty; send 1 to 1,000 events")
+        raise InvalidInput(f"the array is empty; send 1 to {MAX_EVENTS} events")
     if len(items) > MAX_EVENTS:
         raise InvalidInput(f"at most {MAX_EVENTS} events at once, not {len(items)}")
     events: list[TipEvent] = []
@@ -70,16 +100,24 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> list[Ti
         except msgspec.ValidationError as error:
             invalid.append(_issue(place, str(error)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            broken.append(Issue(place or "$", f"not valid JSON: {error}"))
+            broken.append(Issue(place or "$", _undecodable(error)))
         else:
             invalid.extend(_id_issues(event, place))
             events.append(event)
     if broken:
-        where = broken[0].path
-        raise Undecodable(f"not valid JSON{'' if where == '$' else f' at {where}'}", broken)
+        first = broken[0]
+        raise Undecodable(f"{'the body' if first.path == '$' else first.path} is {first.detail}", broken)
     if invalid:
         raise InvalidInput("nothing was stored: the events below are invalid", invalid)
-    return events
+    return Batch(events, places)
+
+
+def _undecodable(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "not valid UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 
 def from_queue(payload: object, place: str) -> TipEvent:
@@ -94,16 +132,25 @@ def from_queue(payload: object, place: str) -> TipEvent:
 
 
 def _issue(place: str, message: str) -> Issue:
+    """What msgspec found, at the field that it is about, with what that field allows."""
     found = _AT.search(message)
-    path = f"{place}{found['path']}" if found else place
-    text = _AT.sub("", message)
-    if text.startswith("Invalid value '") and path.endswith(".subject"):
-        text = f"unknown subject {text[14:]}; known are {', '.join(sorted(KNOWN_SUBJECTS))}"
-    if "RFC3339" in text:
-        text = f"{text}: expected a time with its UTC offset, as 2026-04-25T08:30:00+02:00"
-    if "have a timezone" in text:
-        text = "the time needs its UTC offset, as 2026-04-25T08:30:00+02:00"
-    return Issue(path.removeprefix(".") or "$", text)
+    path = found["path"] if found else ""
+    reason = _AT.sub("", message).replace("Invalid value", "unknown subject")  # only the tag has "values"
+    field = _FIELD.match(reason)
+    if field is not None:
+        path = f".{field['name']}"
+    if field is not None and field["fault"] == "contains unknown":
+        detail = "unknown field; an event of this subject has none of that name"
+    elif field is not None:
+        detail = f"missing; allowed is {_ALLOWED[field['name']]}"
+    else:
+        allowed = _ALLOWED.get(path.removeprefix("."))
+        detail = _short(reason) + (f"; allowed is {allowed}" if allowed else "")
+    return Issue(_short(f"{place}{path}".removeprefix(".") or "$"), detail)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _id_issues(event: TipEvent, place: str) -> list[Issue]:
@@ -131,14 +178,14 @@ class Admission:
         admitted: list[Admitted] = []
         issues: list[Issue] = []
         for index, event in enumerate(events):
-            path = f"[{index}].occurred_at" if len(events) > 1 else "occurred_at"
+            path = path_to(events, index, "occurred_at")
             try:
                 claimed_ms = to_ms(event.occurred_at)
             except OverflowError:
                 issues.append(Issue(path, "the time is out of range"))
                 continue
             if claimed_ms > now_ms + FUTURE_TOLERANCE_MS:
-                issues.append(Issue(path, f"more than five minutes in the future; it is {rfc3339(now_ms)} here"))
+                issues.append(Issue(path, f"more than five minutes ahead; the clock here says {rfc3339(now_ms)}"))
             elif claimed_ms < oldest_ms:
                 issues.append(Issue(path, f"older than the {self.retention_days} days that events are kept"))
             else:
@@ -160,5 +207,11 @@ class Admission:
 
 
 def digest(event: TipEvent) -> bytes:
-    """16 bytes that tell whether two events with one id have the same content."""
+    """16 bytes that tell whether two events with one id have the same content.
+
+    Content is what is stored: the event time counts in whole milliseconds, so an event that is read back from the log
+    and sent again is a duplicate.
+    """
+    if beyond := event.occurred_at.microsecond % 1000:
+        event = msgspec.structs.replace(event, occurred_at=event.occurred_at - timedelta(microseconds=beyond))
     return hashlib.blake2b(_ENCODER.encode(event), digest_size=16).digest()

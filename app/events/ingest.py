@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.errors import Conflict, Issue, StoreUnavailable
-from app.events.admission import Admission
+from app.events.admission import Admission, path_to
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
 from app.features.clock import Clock
 from app.features.events import TipEvent
@@ -38,6 +38,7 @@ class Receipt(NamedTuple):
 
 
 class _Request(NamedTuple):
+    sent: Sequence[TipEvent]
     events: Sequence[Admitted]
     done: asyncio.Future[Receipt]
 
@@ -50,7 +51,7 @@ class Ingestor:
         *,
         log: EventLog,
         invalidator: Invalidates,
-        publisher: Publisher,
+        publisher: Publisher | None,
         admission: Admission,
         clock: Clock,
         metrics: Metrics,
@@ -84,7 +85,7 @@ class Ingestor:
             raise
         if self._waiting_events + len(admitted) > WAITING_CAP:
             raise StoreUnavailable("too many events wait to be stored; try again shortly")
-        request = _Request(admitted, asyncio.get_running_loop().create_future())
+        request = _Request(events, admitted, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._waiting_events += len(admitted)
         if self._committing is None:
@@ -135,7 +136,7 @@ class Ingestor:
         for request, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, ClashingEvent):
                 self._metrics.events.labels(self._door, "conflict").inc(len(request.events))
-                _fail([request], _conflict(outcome, len(request.events)))
+                _fail([request], _conflict(outcome, request.sent))
                 continue
             stored.append((request, outcome))
             for user_id, features in outcome.stale.items():
@@ -145,19 +146,23 @@ class Ingestor:
         except Exception as error:
             _fail([request for request, _ in stored], error)
             return
-        self._publisher.publish([seq for _, outcome in stored for seq in outcome.seqs])
+        if self._publisher is not None:
+            self._publisher.publish([seq for _, outcome in stored for seq in outcome.seqs])
+        now_ms = self._clock.now_ms()
         for request, outcome in stored:
+            self._metrics.invalidation_lag.labels(self._door).observe(
+                max(0, now_ms - request.events[0].received_at_ms) / 1000
+            )
             self._metrics.events.labels(self._door, "accepted").inc(outcome.accepted)
             self._metrics.events.labels(self._door, "duplicate").inc(outcome.duplicates)
             if not request.done.done():
                 request.done.set_result(Receipt(outcome.accepted, outcome.duplicates, invalidated, outcome.seqs))
 
 
-def _conflict(clash: ClashingEvent, size: int) -> Conflict:
-    path = f"[{clash.index}].event_id" if size > 1 else "event_id"
+def _conflict(clash: ClashingEvent, sent: Sequence[TipEvent]) -> Conflict:
     return Conflict(
         f"nothing was stored: event_id {clash.event_id!r} is known with other content",
-        [Issue(path, f"{clash.event_id!r} is known with other content")],
+        [Issue(path_to(sent, clash.index, "event_id"), f"{clash.event_id!r} is known with other content")],
     )
 
 

@@ -45,7 +45,7 @@ class Feature:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        identity = json.dumps([self.compute, self.dtype, self.default, self.window.total_seconds()])
+        identity = json.dumps([self.compute, self.dtype, self.default, self.window.total_seconds()], default=repr)
         object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     @property

@@ -76,6 +76,6 @@ def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:
             declared = declared.type
         if (dtype := _dtype(declared)) != entry.dtype:
             raise RegistryError(entry.name, f"dtype {entry.dtype} in the registry, {dtype} in {mirror.__name__}")
-        texts = [meta.description for meta in getattr(hints[entry.name], "__metadata__", ())]
+        texts = [meta.description for meta in getattr(hints[fields[entry.name].name], "__metadata__", ())]
         if texts != [entry.description]:
             raise RegistryError(entry.name, f"the description in {mirror.__name__} differs from the registry's")

@@ -44,14 +44,20 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
         connection = sqlite3.connect(
             path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
         )
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
+    try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
+        # Whoever begins the WAL anew cuts the file too; its size then says how much waits for a checkpoint.
+        connection.execute("PRAGMA journal_size_limit = 0")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA cache_size = -16384")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
     except sqlite3.Error as error:
+        connection.close()
         raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
     return connection
 

@@ -59,6 +59,7 @@ class Database:
         self._writer: ThreadConnection | None = None
         self._write_turn = asyncio.Lock()
         self._checkpointer: sqlite3.Connection | None = None
+        self._checkpoint_at = CHECKPOINT_AT_BYTES
         self._wal = path.with_name(path.name + "-wal")
 
     @classmethod
@@ -146,11 +147,15 @@ class Database:
 
     def _checkpoint_if_large(self, writer: sqlite3.Connection) -> None:
         try:
-            large = self._wal.stat().st_size >= CHECKPOINT_AT_BYTES
+            size = self._wal.stat().st_size
         except FileNotFoundError:
             return
-        if large:
+        if size < CHECKPOINT_AT_BYTES:
+            self._checkpoint_at = CHECKPOINT_AT_BYTES
+        elif size >= self._checkpoint_at:
             self._checkpoint(writer)
+            # While a reader keeps the WAL from beginning anew, not every commit need pay for a checkpoint.
+            self._checkpoint_at = size + CHECKPOINT_AT_BYTES
 
     def _checkpoint(self, writer: sqlite3.Connection) -> None:
         # 1. BEGIN IMMEDIATE takes the write lock of the file; 2. PASSIVE copies frames and needs no lock of writers;

@@ -15,7 +15,7 @@ INSERT_PAYLOAD = """
 INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
 VALUES ('queue', ?, ?, ?, 1, ?, ?)
 """
-UPDATE_ATTEMPTS = "UPDATE event_log SET attempts = attempts + 1 WHERE seq = ? RETURNING attempts, user_id"
+UPDATE_ATTEMPTS = "UPDATE event_log SET attempts = attempts + 1 WHERE seq = ? AND consumed_at_ms IS NULL RETURNING attempts, user_id"
 INSERT_EVENT = """
 INSERT INTO dead_letters
     (source, payload, error, traceback, attempts, seq, user_id, created_at_ms, last_failed_at_ms)

@@ -19,11 +19,18 @@ CREATE TABLE views (user_id TEXT, tip_id TEXT, occurred_at_ms INTEGER, local_hou
 CREATE TABLE feedback (user_id TEXT, tip_id TEXT, occurred_at_ms INTEGER, local_hour INTEGER,
                        action TEXT, dwell_ms INTEGER, decision_id TEXT);
 """
+# What the date functions take for the time or the zone of the machine: 'now' said, or left out.
 _CLOCKS = re.compile(
-    r"\b(current_(?:date|time|timestamp)|random\w*)\b|'now'|\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)",
+    r"""['"](?:now|localtime|utc)['"]|\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\([^,()]*\)""",
     re.IGNORECASE,
 )
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_CATALOGUES = ("sqlite_", "pragma_")
+# Functions that depend on more than their arguments, or reach out of the database.
+_IMPURE = {
+    *("current_date", "current_time", "current_timestamp", "random", "randomblob"),
+    *("changes", "total_changes", "last_insert_rowid", "load_extension"),
+}
 
 
 def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
@@ -38,7 +45,7 @@ def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
         try:
             connection.execute("EXPLAIN " + build(Registry([entry])), {"clock_ms": 0, "asked": "[]"}).fetchall()
         except sqlite3.Error as error:
-            raise RegistryError(entry.name, f"the SQL does not compile: {error}") from error
+            raise RegistryError(entry.name, _explained(error)) from error
 
 
 def _check_alone(entry: Feature) -> None:
@@ -60,19 +67,24 @@ def _check_alone(entry: Feature) -> None:
 
 
 def _authorize(action: int, table: str | None, column: str | None, schema: str | None, source: str | None) -> int:
-    if action not in _ALLOWED or (action == sqlite3.SQLITE_READ and table in ("sqlite_master", "sqlite_schema")):
-        return sqlite3.SQLITE_DENY
-    return sqlite3.SQLITE_OK
+    allowed = action in _ALLOWED
+    if action == sqlite3.SQLITE_READ:
+        allowed = not (table or "").lower().startswith(_CATALOGUES)
+    elif action == sqlite3.SQLITE_FUNCTION:  # its name stands where a column's would
+        allowed = (column or "").lower() not in _IMPURE
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
 def _explained(error: Exception) -> str:
     text = str(error)
-    if "no such table" in text or "prohibited" in text:
+    if "not authorized to use function" in text:
+        return f"the SQL may depend on nothing but its relations and :now_ms ({text})"
+    if any(reason in text for reason in ("no such table", "prohibited", "vtable constructor failed")):
         return f"the SQL may read only the relations views and feedback, never a table directly ({text})"
     if "not authorized" in text:
         return f"the SQL must be one SELECT over views and feedback ({text})"
-    if "supply a value for binding" in text or "bindings" in text:
+    if "binding" in text.lower():
         return f"the SQL may use no parameter but :now_ms ({text})"
-    if "one statement at a time" in text:
-        return "the SQL must be one statement"
+    if "one statement at a time" in text or 'near ";"' in text:
+        return "the SQL must be one statement, without a semicolon"
     return f"the SQL does not compile: {text}"

@@ -1,0 +1,76 @@
+"""What the routes need, handed to them by the composition root through the application's state."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, cast
+
+import msgspec
+from litestar import Request
+
+from app.api.auth import Authenticator
+from app.events.ingest import Ingestor
+from app.events.ports import DeadLetters, LoggedEvent
+from app.features.clock import Clock
+from app.features.registry import Registry
+from app.profiles.freshness import FreshnessMeter
+from app.profiles.read import ProfileReader
+from app.profiles.rebuild import Rebuilder
+from app.profiles.rebuild_runs import RebuildBook, RebuildRunner
+from app.telemetry import Metrics
+
+HttpRequest = Request[Any, Any, Any]
+
+
+class UserRecords(Protocol):
+    """What admins do with one user's records. Raises `StoreUnavailable`."""
+
+    async def newest_events(self, user_id: str, limit: int) -> list[LoggedEvent]:
+        """Newest first."""
+        ...
+
+
+class Check(NamedTuple):
+    """One line of readiness: `ok` False degrades, `vital` False means reads cannot be right without it."""
+
+    ok: bool
+    detail: str
+    vital: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """The parts behind the routes."""
+
+    registry: Registry
+    mirror: type[msgspec.Struct]
+    retention_days: int
+    clock: Clock
+    metrics: Metrics
+    authenticator: Authenticator
+    reader: ProfileReader
+    rebuilder: Rebuilder
+    ingestor: Ingestor
+    letters: DeadLetters
+    users: UserRecords
+    book: RebuildBook
+    runner: RebuildRunner
+    freshness: FreshnessMeter
+    erase: Callable[[str], Awaitable[int]]
+    start_rebuild: Callable[[str], Awaitable[None]]
+    audit: Callable[[str, str, str, str], Awaitable[None]]
+    readiness: Callable[[], Awaitable[dict[str, Check]]]
+    refresh_gauges: Callable[[], Awaitable[None]]
+    new_id: Callable[[], str]
+    scratch: dict[str, Any] = field(default_factory=dict)
+
+
+def api_of(request: HttpRequest) -> Api:
+    """The `Api` of the application that a request came to."""
+    return cast(Api, request.app.state.api)
+
+
+def selected(registry: Registry, names: Sequence[str] | None) -> int:
+    """The mask of the features named, or of all; raises `UnknownFeature`."""
+    return registry.full_mask if names is None else registry.mask(names)

@@ -1,0 +1,178 @@
+"""What OpenAPI needs beyond the handlers' signatures: problem answers, request bodies, the typed profile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme, Tag
+
+import app
+from app.api.context import HttpRequest, api_of
+from app.api.problems import MEDIA_TYPE, Problem
+from app.api.schemas import FeatureDetail
+from app.features.events import TipServed
+
+ASSETS = "/schema/assets"
+_REF = "#/components/schemas/{name}"
+
+DESCRIPTIONS = {
+    400: "Not decodable: JSON, UTF-8, or a query value that is not allowed.",
+    401: "No key, or one that is not known.",
+    403: "The key lacks the scope.",
+    404: "There is no such thing.",
+    409: "It contradicts what is stored or running.",
+    413: "The body is over 8 MB.",
+    415: "The body is of another kind.",
+    422: "Decodable, but invalid; `errors` names each place.",
+    503: "It cannot be served now; try again after `Retry-After` seconds.",
+}
+
+
+class ProfileAnswer(msgspec.Struct):
+    """A user's profile."""
+
+    user_id: str
+    features: dict[str, Any]
+
+
+EVENT_EXAMPLE = {
+    "subject": "signals.tip.feedback",
+    "event_id": "e-1",
+    "user_id": "ada",
+    "tip_id": "t-1",
+    "occurred_at": "2026-04-25T08:31:12+02:00",
+    "action": "completed",
+    "dwell_ms": 7200,
+}
+
+
+class BatchAnswer(msgspec.Struct):
+    """Profiles in the order asked."""
+
+    profiles: list[ProfileAnswer]
+
+
+class HistoryRow(msgspec.Struct):
+    """A user's features at a moment."""
+
+    user_id: str
+    as_of: str
+    features: dict[str, Any]
+
+
+class HistoryAnswer(msgspec.Struct):
+    """Rows in the order asked."""
+
+    rows: list[HistoryRow]
+
+
+def problems(*statuses: int) -> dict[int, ResponseSpec]:
+    """The problem answers of a route."""
+    return {
+        status: ResponseSpec(
+            Problem, description=DESCRIPTIONS[status], media_type=MEDIA_TYPE, generate_examples=False
+        )
+        for status in statuses
+    }
+
+
+def openapi_config(*, keys_required: bool) -> OpenAPIConfig:
+    """The document's frame, and its page, which loads nothing from outside."""
+    return OpenAPIConfig(
+        title="User profiles, served fresh",
+        version=app.__version__,
+        description=(
+            "Features of users of a to-do app, computed from tip events and never served older than the last event "
+            "that was acknowledged. Errors are problem details (RFC 9457); times are RFC 3339 in UTC."
+        ),
+        path="/schema",
+        use_handler_docstrings=False,
+        render_plugins=[
+            _Page(
+                path="/",
+                favicon='<link rel="icon" href="data:,">',
+                js_url=f"{ASSETS}/swagger-ui-bundle.js",
+                css_url=f"{ASSETS}/swagger-ui.css",
+                standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
+            ),
+            _Json(path="/openapi.json"),
+        ],
+        tags=[
+            Tag(name="Profiles", description="For the recommender. Scope `read`."),
+            Tag(name="Events", description="For producers. Scope `write`."),
+            Tag(name="Admin", description="Look, rebuild, erase, watch. Scope `admin`."),
+            Tag(name="Operations", description="For probes and Prometheus. No key."),
+        ],
+        components=Components(
+            security_schemes={"key": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header")}
+        ),
+        security=[{"key": []}] if keys_required else None,
+    )
+
+
+def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
+    """The generated document with what is decoded by hand: request bodies, and the mirror as the profile's type."""
+    mirror = api_of(request).mirror
+    handlers = [
+        (route.path_format, handler)
+        for route in request.app.routes
+        for handler in getattr(route, "route_handlers", [])
+        if "body" in handler.opt
+    ]
+    kinds = [kind for _, handler in handlers for kind in handler.opt["body"]]
+    _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail], ref_template=_REF)
+    schemas = {**document["components"]["schemas"], **components}
+    reference = {"$ref": _REF.format(name=mirror.__name__)}
+    for name, schema in schemas.items():
+        if name.endswith("ProfileAnswer"):
+            details = {"$ref": _REF.format(name="FeatureDetail")}
+            detailed = {"type": "object", "additionalProperties": details, "description": "With `detail=true`."}
+            schema["properties"]["features"] = {"anyOf": [reference, detailed]}
+        elif name.endswith("HistoryRow"):
+            schema["properties"]["features"] = reference
+    for path, handler in handlers:
+        operation = document["paths"][path]["post"]
+        kinds = handler.opt["body"]
+        operation["requestBody"] = _events_body() if TipServed in kinds else _body(kinds[0])
+    return {**document, "components": {**document["components"], "schemas": schemas}}
+
+
+def _body(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(name=kind.__name__)}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+class _Json(JsonRenderPlugin):
+    """The document."""
+
+    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
+        """As JSON."""
+        return msgspec.json.encode(_completed(request, openapi_schema))
+
+
+class _Page(SwaggerRenderPlugin):
+    """The document, for people."""
+
+    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
+        """As a page."""
+        return super().render(request, _completed(request, openapi_schema))
+
+
+def _events_body() -> dict[str, Any]:
+    one = {
+        "oneOf": [{"$ref": _REF.format(name="TipServed")}, {"$ref": _REF.format(name="TipFeedback")}],
+        "discriminator": {"propertyName": "subject"},
+    }
+    many = {"anyOf": [one, {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}]}
+    lines = {"type": "string", "description": "One event a line."}
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": many, "example": EVENT_EXAMPLE},
+            "application/x-ndjson": {"schema": lines},
+        },
+    }

@@ -1,0 +1,32 @@
+"""The producers' route."""
+
+from __future__ import annotations
+
+from litestar import post
+
+from app.api.context import HttpRequest, api_of
+from app.api.documents import problems
+from app.api.inputs import JSON, NDJSON, media_type
+from app.api.schemas import EventsReceipt
+from app.events.admission import decode_json, decode_lines
+from app.features.events import TipFeedback, TipServed
+
+
+@post(
+    "/events",
+    status_code=202,
+    opt={"scope": "write", "body": [TipServed, TipFeedback]},
+    tags=["Events"],
+    summary="Send tip events",
+    description="One event, an array of up to 1,000, or newline-delimited JSON. All are stored or none: one bad event "
+    "refuses the request and names its index or line. When this answers 202 the events are durable, and the next read "
+    "of these users' profiles, in any process, reflects them. Sending again is safe: `event_id` tells duplicates.",
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
+)
+async def post_events(request: HttpRequest) -> EventsReceipt:
+    """Take events in."""
+    kind = media_type(request, (JSON, NDJSON))
+    body = await request.body()
+    events = decode_lines(body) if kind == NDJSON else decode_json(body)
+    receipt = await api_of(request).ingestor.ingest(events)
+    return EventsReceipt(receipt.accepted, receipt.duplicates, receipt.invalidated)

@@ -1,0 +1,44 @@
+"""For probes and Prometheus: alive, ready, metrics. They need no key and say nothing about users."""
+
+from __future__ import annotations
+
+from litestar import MediaType, Response, get
+
+from app.api.context import HttpRequest, api_of
+from app.api.schemas import Health, Readiness
+
+
+@get("/healthz", tags=["Operations"], summary="Is the process alive?", security=[])
+async def healthz(request: HttpRequest) -> Health:
+    """The event loop answers."""
+    return Health("alive")
+
+
+@get(
+    "/readyz",
+    tags=["Operations"],
+    summary="Can it serve?",
+    description="200 `ready` or `degraded` while reads are right; 503 only when it cannot serve.",
+    security=[],
+)
+async def readyz(request: HttpRequest) -> Response[Readiness]:
+    """Ask everything it depends on."""
+    checks = await api_of(request).readiness()
+    shown = {name: "ok" if check.ok else check.detail for name, check in checks.items()}
+    if any(check.vital and not check.ok for check in checks.values()):
+        return Response(Readiness("unavailable", shown), status_code=503, headers={"Retry-After": "1"})
+    return Response(Readiness("ready" if all(check.ok for check in checks.values()) else "degraded", shown))
+
+
+@get(
+    "/metrics",
+    media_type=MediaType.TEXT,
+    tags=["Operations"],
+    summary="Metrics for Prometheus",
+    security=[],
+)
+async def metrics(request: HttpRequest) -> Response[bytes]:
+    """Prometheus' text format."""
+    api = api_of(request)
+    await api.refresh_gauges()
+    return Response(api.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

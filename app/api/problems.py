@@ -1,0 +1,116 @@
+"""Errors as RFC 9457 problem details: the one place where the tree of errors meets HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Response
+from litestar.exceptions import HTTPException, ValidationException
+
+from app import errors
+from app.api.context import HttpRequest
+from app.errors import Issue
+from app.telemetry import logger
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+MAX_ISSUES = 100
+log = logger("api")
+
+# The first class that matches, so a branch stands after its leaves.
+STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
+    (errors.Undecodable, 400),
+    (errors.InvalidInput, 422),
+    (errors.Unauthenticated, 401),
+    (errors.Forbidden, 403),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.TooLarge, 413),
+    (errors.UnsupportedMedia, 415),
+    (errors.Unavailable, 503),
+)
+
+
+class ProblemIssue(msgspec.Struct):
+    """One thing wrong with a request."""
+
+    path: str
+    detail: str
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """An error, after RFC 9457. `errors` says where a request is at fault."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[ProblemIssue] | None = None
+
+
+def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
+    """A problem; its type is a name in this service's own space, one a status."""
+    shown = [ProblemIssue(issue.path, issue.detail) for issue in issues[:MAX_ISSUES]]
+    if len(issues) > MAX_ISSUES:
+        shown.append(ProblemIssue("…", f"and {len(issues) - MAX_ISSUES} more"))
+    phrase = HTTPStatus(status).phrase
+    return Problem(
+        f"urn:profiles:problem:{phrase.lower().replace(' ', '-')}", phrase, status, detail, shown or None
+    )
+
+
+def headers_of(status: int) -> dict[str, str]:
+    """What a status wants in its headers."""
+    if status == 401:
+        return {"WWW-Authenticate": 'ApiKey realm="profiles"'}
+    return {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
+
+
+def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:
+    """A problem as JSON."""
+    return msgspec.json.encode(problem(status, detail, issues))
+
+
+def _respond(status: int, detail: str, issues: Sequence[Issue] = (), **headers: str) -> Response[bytes]:
+    return Response(
+        encoded(status, detail, issues),
+        status_code=status,
+        media_type=MEDIA_TYPE,
+        headers={**headers_of(status), **headers},
+    )
+
+
+def on_error(_: HttpRequest, error: errors.ProfilesError) -> Response[bytes]:
+    """An error of the tree."""
+    for kind, status in STATUSES:
+        if isinstance(error, kind):
+            if status == 503:
+                log.warning("unavailable", error=str(error))
+            return _respond(status, str(error), getattr(error, "issues", ()))
+    log.error("unexpected_error", error=repr(error))
+    return _respond(500, "the service failed in a way it should not")
+
+
+def on_http_exception(_: HttpRequest, error: HTTPException) -> Response[bytes]:
+    """An error of the framework: no route, wrong method, a query value of the wrong type, a body too large."""
+    status = error.status_code
+    if isinstance(error, ValidationException):
+        extra: Any = error.extra if isinstance(error.extra, list) else []
+        issues = [Issue(str(item.get("key", "query")), str(item.get("message", ""))) for item in extra]
+        return _respond(400, "the request has a parameter that is not allowed", issues)
+    details = {
+        404: "there is nothing at this path; see /schema",
+        405: "this path does not answer to this method",
+        413: "the body is over 8 MB",
+    }
+    headers = {"Allow": error.headers["allow"]} if error.headers and "allow" in error.headers else {}
+    return _respond(status, details.get(status, error.detail), **headers)
+
+
+def on_exception(request: HttpRequest, error: Exception) -> Response[bytes]:
+    """A defect. Logged with its traceback, told to nobody."""
+    log.error("unexpected_error", method=request.method, path=request.scope["path"], exc_info=error)
+    return _respond(500, "the service failed in a way it should not")

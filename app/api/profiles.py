@@ -1,0 +1,172 @@
+"""The recommender's routes: one profile, many, and the training set."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import MediaType, Response, get, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+
+from app.api.context import Api, HttpRequest, api_of, selected
+from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, problems
+from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_ms
+from app.api.rendering import Renderer
+from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
+from app.errors import InvalidInput, Issue, Undecodable
+from app.features.clock import DAY_MS, rfc3339, to_ms
+from app.features.registry import Registry, indices
+from app.profiles.ports import Asked
+
+AS_OF_DETAIL = "Only events up to this time, RFC 3339. Computed, never cached."
+KNOWN_AT_DETAIL = "Also leave out events that arrived after this time. Goes with `as_of`."
+
+
+def _json(body: bytes) -> Response[bytes]:
+    return Response(body, media_type=MediaType.JSON)
+
+
+def renderer(api: Api) -> Renderer:
+    """The renderer of an application, made once."""
+    made: Renderer | None = api.scratch.get("renderer")
+    if made is None:
+        made = api.scratch["renderer"] = Renderer(api.registry)
+    return made
+
+
+@get(
+    "/profiles/{user_id:str}",
+    opt={"scope": "read"},
+    tags=["Profiles"],
+    summary="Read one profile",
+    description="The user's features, as of now: never older than the last event that was acknowledged. "
+    "A user never heard of is a cold user: 200, with defaults.",
+    responses={200: ResponseSpec(ProfileAnswer, generate_examples=False), **problems(400, 401, 403, 422, 503)},
+)
+async def get_profile(
+    request: HttpRequest,
+    user_id: str,
+    features: Annotated[str | None, Parameter(description="Comma-separated names; all where it is not given.")] = None,
+    detail: Annotated[bool, Parameter(description="Per feature: value, dtype, times, origin.")] = False,
+    as_of: Annotated[str | None, Parameter(description=AS_OF_DETAIL)] = None,
+    known_at: Annotated[str | None, Parameter(description=KNOWN_AT_DETAIL)] = None,
+) -> Response[bytes]:
+    """One profile."""
+    api = api_of(request)
+    check_ids([user_id], "user_id")
+    mask = selected(api.registry, feature_names(features))
+    if as_of is not None:
+        moment = moment_ms(as_of, "as_of")
+        known = moment_ms(known_at, "known_at") if known_at is not None else None
+        if problem := _moment_problem(api, moment, known, mask):
+            raise Undecodable(f"{problem.path} {problem.detail}", [problem])
+        (profile,) = await api.reader.read_as_of([Asked(user_id, mask, moment, known)])
+    elif known_at is not None:
+        raise Undecodable("known_at goes with as_of", [Issue("known_at", "is allowed only together with as_of")])
+    else:
+        profile = (await api.reader.read({user_id: mask}))[user_id]
+    return _json(renderer(api).profile(user_id, profile, mask, detail=detail))
+
+
+@post(
+    "/profiles/batch",
+    status_code=200,
+    opt={"scope": "read", "body": [BatchRequest]},
+    tags=["Profiles"],
+    summary="Read many profiles",
+    description="Up to 1,000 users at once, answered in the order asked, repeats included.",
+    responses={200: ResponseSpec(BatchAnswer, generate_examples=False), **problems(400, 401, 403, 413, 415, 422, 503)},
+)
+async def post_batch(request: HttpRequest) -> Response[bytes]:
+    """Many profiles."""
+    api = api_of(request)
+    asked = await body_as(request, BatchRequest)
+    check_ids(asked.user_ids, "user_ids[{}]")
+    mask = selected(api.registry, asked.features)
+    profiles = await api.reader.read(dict.fromkeys(asked.user_ids, mask))
+    render = renderer(api).profile
+    rendered = {user_id: render(user_id, profile, mask) for user_id, profile in profiles.items()}
+    return _json(b'{"profiles":[' + b",".join([rendered[user_id] for user_id in asked.user_ids]) + b"]}")
+
+
+@post(
+    "/profiles/history",
+    status_code=200,
+    opt={"scope": "read", "body": [HistoryRequest]},
+    tags=["Profiles"],
+    summary="Build a training set",
+    description="Each row's features as they were at its own moment, by the same SQL that serves the online read.",
+    responses={
+        200: ResponseSpec(HistoryAnswer, generate_examples=False),
+        **problems(400, 401, 403, 413, 415, 422, 503),
+    },
+)
+async def post_history(request: HttpRequest) -> Response[bytes]:
+    """Many past moments."""
+    api = api_of(request)
+    wanted = await body_as(request, HistoryRequest)
+    check_ids([row.user_id for row in wanted.rows], "rows[{}].user_id")
+    mask = selected(api.registry, wanted.features)
+    known_for_all = known_ms(wanted.known_at)
+    asked: list[Asked] = []
+    issues: list[Issue] = []
+    for index, row in enumerate(wanted.rows):
+        moment = to_ms(row.as_of)
+        known = moment if wanted.known_at == "as_of" else known_for_all
+        if problem := _moment_problem(api, moment, known, mask):
+            path = f"rows[{index}].as_of" if problem.path == "as_of" else "known_at"
+            issues.append(Issue(path, problem.detail))
+        asked.append(Asked(row.user_id, mask, moment, known))
+    if issues:
+        raise InvalidInput("a moment is not allowed", issues)
+    profiles = await api.reader.read_as_of(asked)
+    render = renderer(api).values
+    rows = [
+        b'{"user_id":%b,"as_of":"%b","features":%b}'
+        % (msgspec.json.encode(row.user_id), rfc3339(row.now_ms or 0).encode(), render(profile, mask))
+        for row, profile in zip(asked, profiles, strict=True)
+    ]
+    return _json(b'{"rows":[' + b",".join(rows) + b"]}")
+
+
+@get(
+    "/features",
+    opt={"scope": "read"},
+    tags=["Profiles"],
+    summary="List the features",
+    responses=problems(401, 403),
+)
+async def get_features(request: HttpRequest) -> FeatureList:
+    """The registry."""
+    return FeatureList(
+        [
+            FeatureEntry(
+                entry.name,
+                entry.dtype,
+                entry.ttl.total_seconds(),
+                entry.default,
+                entry.description,
+                list(entry.invalidated_by),
+                entry.fingerprint,
+            )
+            for entry in api_of(request).registry
+        ]
+    )
+
+
+def _moment_problem(api: Api, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
+    now_ms = api.clock.now_ms()
+    if at_ms > now_ms:
+        return Issue("as_of", f"lies in the future; it is {rfc3339(now_ms)} here")
+    window_ms = _longest_window_ms(api.registry, mask)
+    if at_ms - window_ms < now_ms - api.retention_days * DAY_MS:
+        oldest = rfc3339(now_ms - api.retention_days * DAY_MS + window_ms)
+        return Issue("as_of", f"reaches back beyond kept history; the earliest possible is {oldest}")
+    if known_at_ms is not None and known_at_ms > now_ms:
+        return Issue("known_at", f"lies in the future; it is {rfc3339(now_ms)} here")
+    return None
+
+
+def _longest_window_ms(registry: Registry, mask: int) -> int:
+    return max(int(registry[index].window.total_seconds() * 1000) for index in indices(mask))

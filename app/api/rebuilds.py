@@ -1,0 +1,130 @@
+"""Admins' routes about rebuilds of many users."""
+
+from __future__ import annotations
+
+from litestar import delete, get, post
+
+from app.api.admin import caller
+from app.api.context import Api, HttpRequest, api_of, selected
+from app.api.documents import problems
+from app.api.inputs import body_as, check_ids
+from app.api.schemas import RebuildList, RebuildRequest, RebuildStatus
+from app.errors import Conflict, InvalidInput, Issue, NotFound
+from app.features.clock import rfc3339
+from app.features.registry import indices
+from app.profiles.rebuild_runs import ACTIVE, RebuildRun, scope_of
+
+SHOWN = 100
+
+
+@post(
+    "/admin/rebuilds",
+    status_code=202,
+    opt={"scope": "admin", "body": [RebuildRequest]},
+    tags=["Admin"],
+    summary="Start a rebuild",
+    description="Everyone eligible (`scope: all`), or up to 1,000 users. A worker carries it out; readers stay on "
+    "their cached values meanwhile. 409 while one of the same scope runs.",
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
+)
+async def start_rebuild(request: HttpRequest) -> RebuildStatus:
+    """Start one."""
+    api = api_of(request)
+    wanted = await body_as(request, RebuildRequest)
+    if (wanted.scope is None) == (wanted.user_ids is None):
+        raise InvalidInput("say who", [Issue("$", 'give either {"scope": "all"} or {"user_ids": […]}')])
+    user_ids = list(dict.fromkeys(wanted.user_ids)) if wanted.user_ids is not None else None
+    check_ids(user_ids or [], "user_ids[{}]")
+    mask = selected(api.registry, wanted.features)
+    now_ms = api.clock.now_ms()
+    run = RebuildRun(
+        id=api.new_id(),
+        scope=scope_of(user_ids),
+        user_ids=user_ids,
+        features=[api.registry.names[index] for index in indices(mask)],
+        state="queued",
+        done=0,
+        total=await api.runner.total(user_ids),
+        position="",
+        requested_by=caller(request).name,
+        created_at_ms=now_ms,
+        started_at_ms=None,
+        touched_at_ms=now_ms,
+        finished_at_ms=None,
+        error=None,
+    )
+    if (active := await api.book.open(run)) is not None:
+        raise Conflict(f"rebuild {active.id} of the same scope is {active.state}, at {active.done} of {active.total}")
+    await api.start_rebuild(run.id)
+    await api.audit(caller(request).name, "start rebuild", run.scope, run.id)
+    return _status(api, run)
+
+
+@get("/admin/rebuilds", opt={"scope": "admin"}, tags=["Admin"], summary="List rebuilds", responses=problems(401, 403))
+async def get_rebuilds(request: HttpRequest) -> RebuildList:
+    """Newest first."""
+    api = api_of(request)
+    return RebuildList([_status(api, run) for run in await api.book.list(SHOWN)])
+
+
+@get(
+    "/admin/rebuilds/{run_id:str}",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Watch a rebuild",
+    responses=problems(401, 403, 404, 503),
+)
+async def get_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
+    """One."""
+    api = api_of(request)
+    return _status(api, await _found(api, run_id))
+
+
+@delete(
+    "/admin/rebuilds/{run_id:str}",
+    status_code=200,
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Cancel a rebuild",
+    description="It stops after the chunk it is at. One that has ended stays as it is: 409.",
+    responses=problems(401, 403, 404, 409, 503),
+)
+async def cancel_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
+    """Cancel one."""
+    api = api_of(request)
+    run = await _found(api, run_id)
+    if not await api.book.finish(run.id, "cancelled", api.clock.now_ms(), None):
+        raise Conflict(f"rebuild {run.id} has ended: it is {(await _found(api, run_id)).state}")
+    await api.audit(caller(request).name, "cancel rebuild", run.scope, run.id)
+    return _status(api, await _found(api, run_id))
+
+
+async def _found(api: Api, run_id: str) -> RebuildRun:
+    run = await api.book.get(run_id)
+    if run is None:
+        raise NotFound(f"there is no rebuild {run_id}")
+    return run
+
+
+def _status(api: Api, run: RebuildRun) -> RebuildStatus:
+    rate, eta = None, None
+    if run.started_at_ms is not None:
+        until_ms = run.finished_at_ms or api.clock.now_ms()
+        rate = run.done / max(0.001, (until_ms - run.started_at_ms) / 1000)
+        if run.state in ACTIVE and rate > 0:
+            eta = max(0, run.total - run.done) / rate
+    return RebuildStatus(
+        run.id,
+        run.scope,
+        run.features,
+        run.state,
+        run.done,
+        run.total,
+        round(rate, 1) if rate is not None else None,
+        round(eta, 1) if eta is not None else None,
+        run.requested_by,
+        rfc3339(run.created_at_ms),
+        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
+        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
+        run.error,
+    )

@@ -1,0 +1,50 @@
+"""Profiles as JSON. Cached values are spliced in as they are, never decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from app.features.clock import rfc3339
+from app.features.registry import Registry, indices
+from app.profiles.filling import Reading
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Renderer:
+    """Writes profiles of one registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._names = [_encode(name) + b":" for name in registry.names]
+        self._dtypes = [entry.dtype.encode() for entry in registry]
+
+    def values(self, profile: Mapping[int, Reading], mask: int) -> bytes:
+        """`{name: value, …}` of the features in the mask, in the order of the registry."""
+        return b"{" + b",".join([self._names[index] + profile[index].json for index in indices(mask)]) + b"}"
+
+    def details(self, profile: Mapping[int, Reading], mask: int) -> bytes:
+        """`{name: {value, dtype, computed_at, expires_at, origin}, …}`; `error` where a value was refused."""
+        return (
+            b"{"
+            + b",".join([self._names[index] + self._detail(index, profile[index]) for index in indices(mask)])
+            + b"}"
+        )
+
+    def profile(self, user_id: str, profile: Mapping[int, Reading], mask: int, *, detail: bool = False) -> bytes:
+        """The whole answer for one user."""
+        features = self.details(profile, mask) if detail else self.values(profile, mask)
+        return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
+
+    def _detail(self, index: int, reading: Reading) -> bytes:
+        expires = b"null" if reading.expires_at_ms is None else b'"' + rfc3339(reading.expires_at_ms).encode() + b'"'
+        error = b"" if reading.error is None else b',"error":' + _encode(reading.error)
+        return b'{"value":%b,"dtype":"%b","computed_at":"%b","expires_at":%b,"origin":"%b"%b}' % (
+            reading.json,
+            self._dtypes[index],
+            rfc3339(reading.computed_at_ms).encode(),
+            expires,
+            b"cache" if reading.cached else b"computed",
+            error,
+        )

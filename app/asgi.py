@@ -1,0 +1,239 @@
+"""Composition root of the HTTP service: `create_app(settings)`, and `serve(settings)` on granian.
+
+One process serves one event loop; more processes are more `profiles serve`, behind a balancer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import litestar_offline_docs
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+from litestar import Litestar
+from litestar.exceptions import HTTPException
+from litestar.static_files import create_static_files_router
+
+from app.api import admin, events, operations, profiles, rebuilds
+from app.api.auth import Authenticator, guard
+from app.api.context import Api, Check
+from app.api.documents import ASSETS, openapi_config
+from app.api.gateway import Gateway
+from app.api.inputs import check_query
+from app.api.problems import on_error, on_exception, on_http_exception
+from app.assembly import Contract, Service, open_service
+from app.errors import CacheUnavailable, ProfilesError, QueueUnavailable, SettingsError, StoreUnavailable
+from app.settings import Settings
+from app.stores.sqlite.outbox import backlog
+from app.stores.sqlite.rebuilds import AuditEntry
+from app.telemetry import Metrics, configure_logging, logger
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+log = logger("asgi")
+
+ROUTES = [
+    profiles.get_profile,
+    profiles.post_batch,
+    profiles.post_history,
+    profiles.get_features,
+    events.post_events,
+    admin.get_user,
+    admin.rebuild_user,
+    admin.erase_user,
+    admin.get_quality,
+    admin.get_letters,
+    admin.replay_letter,
+    admin.discard_letter,
+    rebuilds.start_rebuild,
+    rebuilds.get_rebuilds,
+    rebuilds.get_rebuild,
+    rebuilds.cancel_rebuild,
+    operations.healthz,
+    operations.readyz,
+    operations.metrics,
+]
+
+
+def create_app(
+    settings: Settings, *, service: Service | None = None, contract: Contract | None = None
+) -> Litestar:
+    """The application. It opens a service for its lifespan, or uses the one given, which stays open."""
+    shared_metrics = service.metrics if service is not None else Metrics()
+
+    @asynccontextmanager
+    async def lifespan(application: Litestar) -> AsyncIterator[None]:
+        if service is not None:
+            application.state.api = _api(service)
+            yield
+            return
+        async with open_service(settings, door="http", contract=contract or Contract(), metrics=shared_metrics) as opened:
+            application.state.api = _api(opened)
+            yield
+
+    application = Litestar(
+        route_handlers=[*ROUTES, _assets()],
+        lifespan=[lifespan],
+        guards=[guard, check_query],
+        exception_handlers={
+            ProfilesError: on_error,
+            HTTPException: on_http_exception,
+            Exception: on_exception,
+        },
+        openapi_config=openapi_config(keys_required=bool(settings.api_keys)),
+        request_max_body_size=MAX_BODY_BYTES,
+        logging_config=None,
+    )
+    # Around the router: it decodes paths before any of its own middleware runs.
+    application.asgi_handler = Gateway(application.asgi_handler, shared_metrics)
+    return application
+
+
+def _assets() -> object:
+    static = Path(litestar_offline_docs.__file__).parent / "static"
+    return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False)
+
+
+def _api(service: Service) -> Api:
+    async def audit(actor: str, action: str, subject: str, outcome: str) -> None:
+        await service.audit.record(AuditEntry(service.clock.now_ms(), actor, action, subject, outcome))
+
+    async def erase(user_id: str) -> int:
+        count = await service.users.erase(user_id)
+        features = {name for names in (await service.log.stale_features(_subjects(service))).values() for name in names}
+        await service.invalidator.invalidate({user_id: features})
+        return count
+
+    async def start_rebuild(run_id: str) -> None:
+        if service.queue is not None:
+            await service.queue.start_rebuild(run_id)
+
+    return Api(
+        registry=service.contract.registry,
+        mirror=service.contract.mirror,
+        retention_days=service.settings.retention_days,
+        clock=service.clock,
+        metrics=service.metrics,
+        authenticator=Authenticator(service.settings.api_keys),
+        reader=service.reader,
+        rebuilder=service.rebuilder,
+        ingestor=service.ingestor,
+        letters=service.letters,
+        users=service.users,
+        book=service.book,
+        runner=service.runner,
+        freshness=service.freshness,
+        erase=erase,
+        start_rebuild=start_rebuild,
+        audit=audit,
+        readiness=lambda: readiness(service),
+        refresh_gauges=lambda: refresh_gauges(service),
+        new_id=lambda: secrets.token_hex(8),
+    )
+
+
+def _subjects(service: Service) -> frozenset[str]:
+    return frozenset(subject for entry in service.contract.registry for subject in entry.invalidated_by)
+
+
+async def readiness(service: Service) -> dict[str, Check]:
+    """What the service depends on, each asked now."""
+    database, cache, queue = await asyncio.gather(_check_database(service), _check_cache(service), _check_queue(service))
+    return {**database, **cache, **queue}
+
+
+async def _check_database(service: Service) -> dict[str, Check]:
+    try:
+        owed = (await backlog(service.database)).owed
+    except StoreUnavailable as error:
+        return {"database": Check(False, str(error), vital=True)}
+    detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
+    return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail)}
+
+
+async def _check_cache(service: Service) -> dict[str, Check]:
+    try:
+        if not service.cache.available:
+            raise CacheUnavailable("it does not answer; reads compute from the database")
+        await service.cache.ping()
+    except CacheUnavailable as error:
+        return {"cache": Check(False, str(error))}
+    return {"cache": Check(True, "")}
+
+
+async def _check_queue(service: Service) -> dict[str, Check]:
+    if service.queue is None:
+        return {"queue": Check(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
+    try:
+        alive = await service.queue.worker_alive()
+    except QueueUnavailable as error:
+        return {"queue": Check(False, str(error)), "worker": Check(False, "unknown: the queue does not answer")}
+    return {"queue": Check(True, ""), "worker": Check(alive, "no worker has shown itself in the last seconds")}
+
+
+async def refresh_gauges(service: Service) -> None:
+    """Ask for what is counted on demand. What does not answer keeps its last value, the queue's depth is -1."""
+    metrics = service.metrics
+    try:
+        state = await backlog(service.database)
+    except StoreUnavailable as error:
+        log.warning("gauges_not_refreshed", error=str(error))
+    else:
+        oldest = state.oldest_received_at_ms
+        age_s = max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0
+        metrics.oldest_unconsumed.set(age_s)
+        metrics.unconsumed.set(state.unconsumed)
+        metrics.dead_letters.set(state.dead_letters)
+        metrics.owed.set(state.owed)
+    try:
+        metrics.queue_depth.set(await service.queue.depth() if service.queue is not None else -1)
+    except QueueUnavailable:
+        metrics.queue_depth.set(-1)
+
+
+async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT; requests that were begun are finished.
+
+    Raises:
+        ProfilesError: whatever forbids to start.
+    """
+    settings.require_safe_binding()
+    settings.require_servers()
+    async with open_service(settings, door="http") as service:
+        server = Server(
+            create_app(settings, service=service),
+            address=settings.host,
+            port=settings.port,
+            interface=Interfaces.ASGI,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=1024,
+            log_enabled=False,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        if not settings.api_keys:
+            log.warning("no_api_keys", detail="everyone on this machine may do everything", host=settings.host)
+        log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
+        on_ready()
+        try:
+            await server.serve()
+        except OSError as error:
+            raise SettingsError("PROFILES_PORT", f"cannot serve on {settings.host}:{settings.port}: {error}") from error
+
+
+def run(settings: Settings) -> None:
+    """Serve on uvloop where it is there."""
+    configure_logging(settings.log_format, settings.log_level)
+    if sys.platform == "win32":
+        asyncio.run(serve(settings))
+        return
+    import uvloop  # noqa: PLC0415  # absent on Windows
+
+    uvloop.run(serve(settings))

@@ -1,0 +1,218 @@
+"""Joins the parts of one process: what the API, the worker and the command line have in common.
+
+Knows every adapter and no HTTP. Each process opens one `Service` and closes it; while it is open, it settles owed
+invalidations in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+
+from app.errors import SettingsError
+from app.events.admission import Admission
+from app.events.consume import Consumer
+from app.events.ingest import Ingestor
+from app.events.ports import Learner, Publisher
+from app.events.queue_door import QueueDoor
+from app.features.clock import Clock
+from app.features.definitions import REGISTRY
+from app.features.registry import Registry
+from app.features.schema import ProfileFeatures, check_mirror
+from app.profiles.computation import Computation
+from app.profiles.filling import Filler
+from app.profiles.freshness import FreshnessMeter
+from app.profiles.invalidate import Invalidator
+from app.profiles.read import ProfileReader
+from app.profiles.rebuild import Rebuilder
+from app.profiles.rebuild_runs import RebuildRunner
+from app.profiles.trust import TrustGate
+from app.settings import Settings
+from app.stores.queue import Queue
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.feature_check import check_features
+from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
+from app.stores.sqlite.rebuilds import SqliteAuditTrail, SqliteRebuildBook
+from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.users import SqliteUsers
+from app.stores.system_clock import SystemClock
+from app.stores.valkey.cache import ValkeyCache
+from app.stores.valkey.no_cache import NoCache
+from app.telemetry import Metrics
+
+NONCE_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """What this deployment serves: the registry, and the mirror that consumers type against."""
+
+    registry: Registry = REGISTRY
+    mirror: type[msgspec.Struct] = ProfileFeatures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The parts of one process, joined."""
+
+    settings: Settings
+    contract: Contract
+    clock: Clock
+    metrics: Metrics
+    database: Database
+    cache: ValkeyCache | NoCache
+    queue: Queue | None
+    reader: ProfileReader
+    rebuilder: Rebuilder
+    invalidator: Invalidator
+    ingestor: Ingestor
+    queue_door: QueueDoor
+    consumer: Consumer
+    log: SqliteEventLog
+    letters: SqliteDeadLetters
+    users: SqliteUsers
+    book: SqliteRebuildBook
+    audit: SqliteAuditTrail
+    runner: RebuildRunner
+    freshness: FreshnessMeter
+
+
+def check_contract(contract: Contract, settings: Settings) -> None:
+    """Raise `RegistryError` or `SettingsError` where registry, mirror and settings do not fit together."""
+    check_mirror(contract.registry, contract.mirror)
+    settings.require_retention(contract.registry.longest_window.days)
+
+
+@asynccontextmanager
+async def open_service(  # noqa: PLR0913  # what differs between processes and tests
+    settings: Settings,
+    *,
+    door: str,
+    contract: Contract | None = None,
+    clock: Clock | None = None,
+    metrics: Metrics | None = None,
+    learners: Sequence[Learner] = (),
+) -> AsyncIterator[Service]:
+    """Open everything, and close it on the way out. `door` labels the ingest metrics.
+
+    Without `cache_url` the service computes every read and owes every invalidation; without `queue_url` events wait
+    for the sweep. That is what commands do where no server is named.
+
+    Raises:
+        SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process must not start.
+    """
+    contract = contract or Contract()
+    clock = clock or SystemClock()
+    metrics = metrics or Metrics()
+    check_contract(contract, settings)
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.database, settings.readers)
+        stack.push_async_callback(database.close)
+        await database.read(lambda connection: check_features(contract.registry, connection))
+        await announce(database, contract.registry, clock.now_ms())
+        owed = SqliteOwedInvalidations(database)
+        stack.callback(owed.close)
+        queue = None
+        if settings.queue_url is not None:
+            queue = Queue(settings.queue_url, metrics)
+            stack.push_async_callback(queue.close)
+        cache = _cache(settings, database, clock, metrics)
+        stack.push_async_callback(cache.close)
+        service = _join(settings, contract, clock, metrics, database, cache, owed, queue, door, learners)
+        stack.push_async_callback(service.reader.close)
+        stack.push_async_callback(service.ingestor.close)
+        settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
+        stack.push_async_callback(_cancel, settling)
+        yield service
+
+
+def _cache(settings: Settings, database: Database, clock: Clock, metrics: Metrics) -> ValkeyCache | NoCache:
+    if settings.cache_url is None:
+        return NoCache()
+    try:
+        return ValkeyCache(
+            url=settings.cache_url,
+            database_id=database.id,
+            timeout_ms=settings.cache_timeout_ms,
+            lease_ms=settings.lease_ms,
+            nonce=lambda: secrets.token_bytes(NONCE_BYTES),
+            clock=clock,
+            metrics=metrics,
+        )
+    except ValueError as error:
+        raise SettingsError("PROFILES_CACHE_URL", str(error)) from error
+
+
+def _join(  # noqa: PLR0913  # one argument a part
+    settings: Settings,
+    contract: Contract,
+    clock: Clock,
+    metrics: Metrics,
+    database: Database,
+    cache: ValkeyCache | NoCache,
+    owed: SqliteOwedInvalidations,
+    queue: Publisher | None,
+    door: str,
+    learners: Sequence[Learner],
+) -> Service:
+    registry = contract.registry
+    invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics)
+    computation = Computation(SqliteSource(database, registry), registry, clock, metrics, settings.readers)
+    filler = Filler(cache, registry, Random(), metrics)  # noqa: S311  # jitter, not secrecy
+    rebuilder = Rebuilder(cache=cache, computation=computation, filler=filler, registry=registry)
+    log, letters, users = SqliteEventLog(database), SqliteDeadLetters(database), SqliteUsers(database)
+    book = SqliteRebuildBook(database)
+    ingestor = Ingestor(
+        log=log,
+        invalidator=invalidator,
+        # A worker consumes what it takes in itself; it tells nobody.
+        publisher=None if door == "queue" else queue,
+        admission=Admission(settings.retention_days),
+        clock=clock,
+        metrics=metrics,
+        door=door,
+    )
+    return Service(
+        settings=settings,
+        contract=contract,
+        clock=clock,
+        metrics=metrics,
+        database=database,
+        cache=cache,
+        queue=queue if isinstance(queue, Queue) else None,
+        reader=ProfileReader(
+            cache=cache,
+            gate=TrustGate(owed.any_owed, clock, invalidator.wake),
+            computation=computation,
+            filler=filler,
+            registry=registry,
+            metrics=metrics,
+        ),
+        rebuilder=rebuilder,
+        invalidator=invalidator,
+        ingestor=ingestor,
+        queue_door=QueueDoor(ingestor, letters, clock, metrics),
+        consumer=Consumer(
+            log=log, letters=letters, invalidator=invalidator, learners=learners, clock=clock, metrics=metrics
+        ),
+        log=log,
+        letters=letters,
+        users=users,
+        book=book,
+        audit=SqliteAuditTrail(database),
+        runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
+        freshness=FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock),
+    )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

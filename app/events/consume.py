@@ -1,0 +1,104 @@
+"""Consumption: what a worker does with stored events, once each as far as anyone can tell.
+
+For each event: make sure that no older value is cached, let the learners learn, mark it consumed, in this order; a
+crash at any point leaves it unconsumed, and the sweep takes it up again. An event that fails by itself is counted and
+at `ATTEMPTS` becomes a dead letter; trouble with cache, queue or database (`Unavailable`) counts against no event.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+
+from app.errors import Unavailable
+from app.events.ports import DeadLetters, EventLog, Invalidates, Learner, LoggedEvent
+from app.features.clock import Clock
+from app.features.events import KNOWN_SUBJECTS, subject_of
+from app.telemetry import Metrics, logger
+
+ATTEMPTS = 5
+SWEEP_AGE_MS = 2_000
+SWEEP_CHUNK = 500
+log = logger("events.consume")
+
+
+class Consumer:
+    """Consumes stored events."""
+
+    def __init__(  # noqa: PLR0913  # the composition root names each
+        self,
+        *,
+        log: EventLog,
+        letters: DeadLetters,
+        invalidator: Invalidates,
+        learners: Sequence[Learner],
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._log = log
+        self._letters = letters
+        self._invalidator = invalidator
+        self._learners = learners
+        self._clock = clock
+        self._metrics = metrics
+
+    async def consume(self, seqs: Sequence[int]) -> int:
+        """Consume events whose DEL has been made or is owed; how many were consumed.
+
+        Raises:
+            Unavailable: cache or database do not answer; nothing is lost, try again.
+        """
+        events = await self._log.logged(seqs)
+        await self._invalidator.drop_older(await self._newest_per_cell(events))
+        return await self._learn(events)
+
+    async def sweep(self) -> int:
+        """Consume whatever stayed unconsumed for a while; how many events that were.
+
+        Of these events nobody knows whether their DEL was made (their process may have died before it), so it is
+        made again, or owed.
+        """
+        swept = 0
+        before_ms = self._clock.now_ms() - SWEEP_AGE_MS
+        while events := await self._log.unconsumed(before_ms, SWEEP_CHUNK):
+            stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
+            await self._invalidator.invalidate(stale)
+            consumed = await self._learn(events)
+            swept += consumed
+            if consumed < len(events):
+                break  # those that failed come up again with the next sweep, not at once
+        if swept:
+            log.info("swept", events=swept)
+        return swept
+
+    async def _newest_per_cell(self, events: Sequence[LoggedEvent]) -> dict[str, dict[str, int]]:
+        features = await self._log.stale_features(KNOWN_SUBJECTS)
+        newest: dict[str, dict[str, int]] = {}
+        for item in sorted(events, key=lambda item: item.seq):
+            cells = newest.setdefault(item.event.user_id, {})
+            cells.update(dict.fromkeys(features[subject_of(item.event)], item.seq))
+        return newest
+
+    async def _learn(self, events: Sequence[LoggedEvent]) -> int:
+        consumed = [item for item in events if await self._learned(item)]
+        if consumed:
+            now_ms = self._clock.now_ms()
+            await self._log.mark_consumed([item.seq for item in consumed], now_ms)
+            for item in consumed:
+                self._metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
+        return len(consumed)
+
+    async def _learned(self, item: LoggedEvent) -> bool:
+        try:
+            for learner in self._learners:
+                await learner.learn(item)
+        except Unavailable:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            buried = await self._letters.failed(
+                item.seq, reason, traceback.format_exc(), self._clock.now_ms(), ATTEMPTS
+            )
+            log.warning("event_failed", event_id=item.event.event_id, error=reason, buried=buried)
+            return False
+        return True

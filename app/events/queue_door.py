@@ -1,0 +1,79 @@
+"""The queue's door: events that other programs publish as jobs.
+
+One bad event among many goes to the dead letters with the reason; the rest count. Invariant: when `take_in` returns,
+every item of the payload is either stored or buried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from app.errors import Conflict, InvalidInput
+from app.events.admission import MAX_EVENTS, from_queue
+from app.events.ingest import Ingestor
+from app.events.ports import DeadLetters
+from app.features.clock import Clock
+from app.features.events import TipEvent
+from app.telemetry import Metrics, logger
+
+log = logger("events.queue_door")
+
+
+class QueueDoor:
+    """Takes in what came by the queue."""
+
+    def __init__(self, ingestor: Ingestor, letters: DeadLetters, clock: Clock, metrics: Metrics) -> None:
+        self._ingestor = ingestor
+        self._letters = letters
+        self._clock = clock
+        self._metrics = metrics
+
+    async def take_in(self, payload: object) -> list[int]:
+        """Store a list of events; the sequence numbers of those that are new.
+
+        Raises:
+            StoreUnavailable: the database does not answer; give the whole payload again.
+        """
+        if not isinstance(payload, list):
+            await self.bury(payload, "expected a list of events")
+            return []
+        events: list[TipEvent] = []
+        for index, item in enumerate(payload):
+            try:
+                events.append(from_queue(item, f"[{index}]"))
+            except InvalidInput as error:
+                await self.bury(item, _reason(error))
+        seqs: list[int] = []
+        for start in range(0, len(events), MAX_EVENTS):
+            seqs.extend(await self._store(events[start : start + MAX_EVENTS]))
+        return seqs
+
+    async def bury(self, payload: object, reason: str) -> None:
+        """Keep what is no event."""
+        text = msgspec.json.encode(payload, enc_hook=repr).decode()
+        letter = await self._letters.bury_payload(text, reason, "", self._clock.now_ms())
+        self._metrics.events.labels("queue", "buried").inc()
+        log.warning("event_buried", dead_letter=letter, error=reason)
+
+    async def _store(self, events: Sequence[TipEvent]) -> list[int]:
+        try:
+            return list((await self._ingestor.ingest(events)).seqs)
+        except (InvalidInput, Conflict):
+            pass  # one of them is at fault: each for itself, which still shares a commit
+        outcomes = await asyncio.gather(*(self._ingestor.ingest([event]) for event in events), return_exceptions=True)
+        seqs: list[int] = []
+        for event, outcome in zip(events, outcomes, strict=True):
+            if isinstance(outcome, (InvalidInput, Conflict)):
+                await self.bury(msgspec.to_builtins(event), _reason(outcome))
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                seqs.extend(outcome.seqs)
+        return seqs
+
+
+def _reason(error: InvalidInput | Conflict) -> str:
+    return "; ".join(f"{issue.path}: {issue.detail}" for issue in error.issues) or str(error)

@@ -1,0 +1,123 @@
+"""Rebuild runs and the audit trail in SQLite."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from app.profiles.rebuild_runs import RebuildRun, State
+from app.stores.sqlite.database import Database
+
+_COLUMNS = (
+    "id, scope, user_ids, features, state, done, total, position, requested_by, "
+    "created_at_ms, started_at_ms, touched_at_ms, finished_at_ms, error"
+)
+INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"  # noqa: S608
+SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"  # noqa: S608
+SELECT_RUNS = f"SELECT {_COLUMNS} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"  # noqa: S608
+SELECT_UNTOUCHED = "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND touched_at_ms < ?"
+UPDATE_PROGRESS = """
+UPDATE rebuilds SET state = 'running', done = :done, position = :position, touched_at_ms = :now,
+    started_at_ms = COALESCE(started_at_ms, :now)
+WHERE id = :id AND state IN ('queued', 'running')
+"""
+SELECT_STATE = "SELECT state FROM rebuilds WHERE id = ?"
+UPDATE_FINISHED = """
+UPDATE rebuilds SET state = ?, finished_at_ms = ?, touched_at_ms = ?, error = ?
+WHERE id = ? AND state IN ('queued', 'running')
+"""
+INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?)"
+SELECT_AUDIT = "SELECT at_ms, actor, action, subject, outcome FROM audit_trail ORDER BY id DESC LIMIT ?"
+
+
+class AuditEntry(NamedTuple):
+    """Who did what to whom, when, and what came of it."""
+
+    at_ms: int
+    actor: str
+    action: str
+    subject: str
+    outcome: str
+
+
+class SqliteRebuildBook:
+    """Implements `app.profiles.rebuild_runs.RebuildBook`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self, run: RebuildRun) -> RebuildRun | None:
+        """Look and insert in one transaction."""
+        row = run._replace(
+            user_ids=json.dumps(run.user_ids) if run.user_ids is not None else None,  # type: ignore[arg-type]
+            features=json.dumps(run.features),  # type: ignore[arg-type]  # as columns
+        )
+
+        def work(connection: sqlite3.Connection) -> RebuildRun | None:
+            active = connection.execute(SELECT_ACTIVE, (run.scope,)).fetchone()
+            if active is not None:
+                return _run(active)
+            connection.execute(INSERT_RUN, row)
+            return None
+
+        return await self._database.write(work)
+
+    async def get(self, run_id: str) -> RebuildRun | None:
+        """One, or None."""
+        row = await self._database.read(lambda connection: connection.execute(SELECT_RUN, (run_id,)).fetchone())
+        return _run(row) if row else None
+
+    async def list(self, limit: int) -> list[RebuildRun]:
+        """Newest first."""
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
+        return [_run(row) for row in rows]
+
+    async def untouched(self, before_ms: int) -> list[str]:
+        """Ids of active runs that nobody touched since."""
+        rows = await self._database.read(
+            lambda connection: connection.execute(SELECT_UNTOUCHED, (before_ms,)).fetchall()
+        )
+        return [run_id for (run_id,) in rows]
+
+    async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
+        """Record, unless it has ended."""
+
+        def work(connection: sqlite3.Connection) -> State:
+            connection.execute(UPDATE_PROGRESS, {"id": run_id, "done": done, "position": position, "now": now_ms})
+            row: tuple[State] | None = connection.execute(SELECT_STATE, (run_id,)).fetchone()
+            return row[0] if row else "cancelled"
+
+        return await self._database.write(work)
+
+    async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
+        """End it, unless it has ended."""
+        return await self._database.write(
+            lambda connection: connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
+        )
+
+
+class SqliteAuditTrail:
+    """Every admin action, for good."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, entry: AuditEntry) -> None:
+        """Keep one."""
+        await self._database.write(lambda connection: connection.execute(INSERT_AUDIT, entry))
+
+    async def newest(self, limit: int) -> list[AuditEntry]:
+        """Newest first."""
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_AUDIT, (limit,)).fetchall())
+        return [AuditEntry(*row) for row in rows]
+
+
+def _run(row: Sequence[object]) -> RebuildRun:
+    run = RebuildRun(*row)  # type: ignore[arg-type]  # columns of a STRICT table
+    return run._replace(
+        user_ids=json.loads(str(run.user_ids)) if run.user_ids is not None else None,
+        features=json.loads(str(run.features)),
+    )

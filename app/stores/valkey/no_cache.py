@@ -1,0 +1,46 @@
+"""The cache of a process that was given none: never available, so every read computes and every debt is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NoReturn
+
+from app.errors import CacheUnavailable
+from app.profiles.ports import Cell, Epoch, Fill
+
+
+class NoCache:
+    """Implements `app.profiles.ports.Cache`."""
+
+    available = False
+
+    async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
+        """Raises `CacheUnavailable`, as every method here."""
+        _refuse()
+
+    async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
+        """Raises."""
+        _refuse()
+
+    async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
+        """Raises."""
+        _refuse()
+
+    async def drop(self, cells: Collection[Cell]) -> None:
+        """Raises."""
+        _refuse()
+
+    async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
+        """Raises."""
+        _refuse()
+
+    async def ping(self) -> None:
+        """Raises."""
+        _refuse()
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def _refuse() -> NoReturn:
+    raise CacheUnavailable("no cache is set (PROFILES_CACHE_URL)")
