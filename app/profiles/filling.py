@@ -11,14 +11,14 @@ this excludes, R a reader, E an event's ingest:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
 from app.errors import CacheUnavailable
-from app.features.registry import Feature, Registry
+from app.features.registry import Feature, Registry, indices
 from app.profiles.codec import Value, decode, encode
-from app.profiles.computation import Outcome
+from app.profiles.computation import Computed, Outcome
 from app.profiles.ports import Cache, Cell, Epoch, Fill
 from app.telemetry import Metrics
 
@@ -35,12 +35,42 @@ class Reading(NamedTuple):
     error: str | None = None
 
 
+Profile = dict[int, Reading]
+
+
 class Missing(NamedTuple):
-    """A cell that gave no hit: whose, which feature index, and the bytes the key held."""
+    """A cell that gave no hit: whose, which feature (its index), and the bytes the key held."""
 
     user_id: str
-    index: int
+    feature: int
     held: bytes | None
+
+
+class Filling(NamedTuple):
+    """A computed reading on its way into the cache: under the token taken before its snapshot, which saw `seq`."""
+
+    user_id: str
+    feature: int
+    token: bytes
+    seq: int
+    reading: Reading
+
+
+def own_outcomes(
+    parts: Sequence[Computed], wanted: Mapping[str, int]
+) -> Iterator[tuple[Computed, str, Mapping[int, Outcome]]]:
+    """Each user wanted, once, from the first part that computed all that is wanted of them.
+
+    A statement is shared: a part may name, for another request and with fewer features, a user of ours whom a later
+    part computes in full. Every part began after our tokens were taken, so any that covers a user will do.
+    """
+    rest = dict(wanted)
+    for part in parts:
+        for user_id in part.outcomes.keys() & rest.keys():
+            outcomes = part.outcomes[user_id]
+            if all(index in outcomes for index in indices(rest[user_id])):
+                del rest[user_id]
+                yield part, user_id, outcomes
 
 
 class Filler:
@@ -70,7 +100,7 @@ class Filler:
         A cell that got a value since is reported by that value's bytes; ask `hit` again.
         """
         empty = [(place, item) for place, item in enumerate(missing) if item.held is None]
-        leased = await self._cache.lease(epoch, [self.cell(item.user_id, item.index) for _, item in empty])
+        leased = await self._cache.lease(epoch, [self.cell(item.user_id, item.feature) for _, item in empty])
         tokens = [item.held or b"" for item in missing]
         for (place, _), token in zip(empty, leased, strict=True):
             tokens[place] = token
@@ -82,36 +112,32 @@ class Filler:
             return Reading(outcome.json, at_ms, None, False, outcome.error)
         return Reading(outcome.json, at_ms, at_ms + self._ttl_ms(self._registry[index]), False)
 
-    async def store(self, epoch: Epoch, seq: int, readings: Sequence[tuple[Cell, int, bytes, Reading]]) -> list[bool]:
-        """Compare-and-set computed readings of one snapshot: (cell, feature index, token, reading) each.
+    async def store(self, epoch: Epoch, fillings: Sequence[Filling]) -> list[bool]:
+        """Compare-and-set computed readings, in one round trip.
 
         Returns whether each landed. A reading with an error, or without an expiry, is never stored. A cache that
         fails stores nothing; that is counted, not raised.
         """
-        fills = [
-            Fill(
-                cell,
-                token,
-                encode(
-                    Value(
-                        self._fingerprints[index], seq, reading.computed_at_ms, reading.expires_at_ms, reading.json
-                    )
-                ),
-                reading.expires_at_ms - reading.computed_at_ms,
-            )
-            for cell, index, token, reading in readings
-            if reading.expires_at_ms is not None
-        ]
+        fills = [fill for filling in fillings if (fill := self._fill(filling)) is not None]
         try:
             landed = await self._cache.fill(epoch, fills) if fills else []
         except CacheUnavailable:
             self._metrics.fills.labels("failed").inc(len(fills))
-            return [False] * len(readings)
+            return [False] * len(fillings)
         stored = sum(landed)
         self._metrics.fills.labels("stored").inc(stored)
         self._metrics.fills.labels("refused").inc(len(fills) - stored)
         outcomes = iter(landed)
-        return [reading.expires_at_ms is not None and next(outcomes) for _, _, _, reading in readings]
+        return [filling.reading.expires_at_ms is not None and next(outcomes) for filling in fillings]
+
+    def _fill(self, filling: Filling) -> Fill | None:
+        reading = filling.reading
+        if reading.expires_at_ms is None:
+            return None
+        fingerprint = self._fingerprints[filling.feature]
+        value = Value(fingerprint, filling.seq, reading.computed_at_ms, reading.expires_at_ms, reading.json)
+        ttl_ms = reading.expires_at_ms - reading.computed_at_ms
+        return Fill(self.cell(filling.user_id, filling.feature), filling.token, encode(value), ttl_ms)
 
     def _ttl_ms(self, entry: Feature) -> int:
         return max(1, int(entry.ttl_ms * (1 - TTL_JITTER * self._random.random())))

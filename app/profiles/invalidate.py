@@ -121,6 +121,8 @@ class Invalidator:
                         log.info("owed_invalidations_settled", rows=settled)
                     else:
                         self._wake.set()
+                else:
+                    self._metrics.owed.set(0)
             except (CacheUnavailable, StoreUnavailable) as error:
                 log.debug("settling_failed", error=str(error))
                 self._wake.set()

@@ -1,8 +1,7 @@
 """Reading profiles: hits from the cache, misses computed once and filled, everything computed where the cache is away.
 
-Requests of one tick of the event loop share one MGET; their misses share one statement. Misses of the same cell under
-the same token share one computation, from token to the fill's reply. That is right because whoever saw the token in
-the key saw that no event had deleted it, so the shared snapshot is no older than what the reader may be told.
+Requests of one tick of the event loop share one MGET; their misses share one statement, and one flight with whoever
+misses the same cell under the same token (`app.profiles.flights`).
 Invariant: a hit is served only while the trust gate holds, asked when the request begins. Must not know Redis or SQL.
 """
 
@@ -15,17 +14,16 @@ from typing import NamedTuple
 
 from app.errors import CacheUnavailable
 from app.features.registry import Registry, indices
-from app.profiles.computation import Computation, Computed
-from app.profiles.filling import Filler, Missing, Reading
-from app.profiles.ports import Asked, Cache, Cell, Epoch
+from app.profiles.computation import Computation
+from app.profiles.filling import Filler, Missing, Profile, Reading, own_outcomes
+from app.profiles.flights import Boarding, Flights
+from app.profiles.ports import Asked, Cache, Epoch
 from app.profiles.trust import TrustGate
 from app.telemetry import Metrics
 
 GROUP_CAP = 256
 
-Profile = dict[int, Reading]
 Wanted = Mapping[str, int]
-_FlightKey = tuple[str, int, bytes]
 
 
 class _Request(NamedTuple):
@@ -49,7 +47,7 @@ class _Group:
 class ProfileReader:
     """Answers masks of features for users. One per process."""
 
-    def __init__(  # noqa: PLR0913  # the composition root names each
+    def __init__(
         self,
         *,
         cache: Cache,
@@ -66,8 +64,7 @@ class ProfileReader:
         self._registry = registry
         self._metrics = metrics
         self._open: _Group | None = None
-        self._flights: dict[_FlightKey, asyncio.Future[Mapping[str, Profile]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._flights = Flights(computation, filler)
 
     async def read(self, wanted: Wanted) -> dict[str, Profile]:
         """Read each user's mask of features, as of now or later than the last acknowledged event.
@@ -96,8 +93,7 @@ class ProfileReader:
 
     async def close(self) -> None:
         """Finish what was begun, background fills included."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._flights.close()
 
     async def _read(self, wanted: Wanted) -> dict[str, Profile]:
         if not self._cache.available:
@@ -115,12 +111,7 @@ class ProfileReader:
     def _flush(self, group: _Group) -> None:
         if self._open is group:
             self._open = None
-        self._spawn(self._serve(group))
-
-    def _spawn(self, work: Iterable[None] | object) -> None:
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._flights.spawn(self._serve(group))
 
     async def _serve(self, group: _Group) -> None:
         waiting = group.requests
@@ -143,7 +134,7 @@ class ProfileReader:
     async def _degrade_request(self, request: _Request) -> None:
         try:
             answer = await self._degrade(request.wanted, "unavailable")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the one who asked is told
             if not request.done.done():
                 request.done.set_exception(error)
         else:
@@ -152,21 +143,19 @@ class ProfileReader:
 
     async def _degrade(self, wanted: Wanted, reason: str) -> dict[str, Profile]:
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))
-        profiles: dict[str, Profile] = {}
-        for computed in await self._computation.live(wanted):
-            for user_id, outcomes in computed.outcomes.items():
-                if user_id in wanted:
-                    profiles[user_id] = {
-                        index: Reading(outcome.json, computed.at_ms, None, False, outcome.error)
-                        for index, outcome in outcomes.items()
-                    }
-        return profiles
+        computed = await self._computation.live(wanted)
+        return {
+            user_id: {
+                index: Reading(outcomes[index].json, part.at_ms, None, False, outcomes[index].error)
+                for index in indices(wanted[user_id])
+            }
+            for part, user_id, outcomes in own_outcomes(computed, wanted)
+        }
 
     async def _look_up(self, wanted: Wanted, profiles: dict[str, Profile]) -> tuple[Epoch, list[Missing]]:
         """Step 1: one MGET. Hits go into `profiles`, the rest is returned."""
         places = [(user_id, index) for user_id, mask in wanted.items() for index in indices(mask)]
-        names = self._registry.names
-        epoch, held = await self._cache.read([Cell(user_id, names[index]) for user_id, index in places])
+        epoch, held = await self._cache.read([self._filler.cell(*place) for place in places])
         missing: list[Missing] = []
         for (user_id, index), raw in zip(places, held, strict=True):
             reading = self._filler.hit(index, raw)
@@ -181,68 +170,22 @@ class ProfileReader:
     async def _fill_in(self, epoch: Epoch, missing: list[Missing], profiles: dict[str, Profile]) -> None:
         """Steps 2 to 4 for what the MGET did not give. The fill itself goes on after the answer."""
         tokens = await self._filler.tokens(epoch, missing)
-        flights: list[tuple[Missing, asyncio.Future[Mapping[str, Profile]]]] = []
-        mine: dict[_FlightKey, None] = {}
+        joined: list[tuple[Missing, asyncio.Future[Mapping[str, Profile]]]] = []
+        mine: dict[Boarding, None] = {}
         for item, token in zip(missing, tokens, strict=True):
-            if item.held is None and (reading := self._filler.hit(item.index, token)) is not None:
-                profiles[item.user_id][item.index] = reading  # somebody filled it since the MGET
+            if item.held is None and (reading := self._filler.hit(item.feature, token)) is not None:
+                profiles[item.user_id][item.feature] = reading  # somebody filled it since the MGET
                 continue
-            key = (item.user_id, item.index, token)
-            if (flight := self._flights.get(key)) is not None:
-                flights.append((item, flight))
+            boarding = Boarding(epoch, item.user_id, item.feature, token)
+            if (flight := self._flights.aloft(boarding)) is not None:
+                joined.append((item, flight))
             else:
-                mine[key] = None
+                mine[boarding] = None
         if mine:
-            for user_id, profile in (await self._fly(epoch, list(mine))).items():
+            for user_id, profile in (await self._flights.fly(epoch, mine)).items():
                 profiles[user_id].update(profile)
-        for item, flight in flights:
-            profiles[item.user_id][item.index] = (await asyncio.shield(flight))[item.user_id][item.index]
-
-    async def _fly(self, epoch: Epoch, keys: list[_FlightKey]) -> Mapping[str, Profile]:
-        """Compute cells under their tokens; whoever meets one of these tokens meanwhile joins."""
-        flight: asyncio.Future[Mapping[str, Profile]] = asyncio.get_running_loop().create_future()
-        wanted: dict[str, int] = {}
-        for key in keys:
-            self._flights[key] = flight
-            wanted[key[0]] = wanted.get(key[0], 0) | 1 << key[1]
-        try:
-            parts = await self._computation.live(wanted)
-        except BaseException as error:
-            self._land(keys)
-            flight.set_exception(error)
-            flight.exception()  # marked as seen: there may be no joiner
-            raise
-        profiles: dict[str, Profile] = {}
-        for part in parts:
-            for user_id in part.outcomes.keys() & wanted.keys():
-                profiles[user_id] = {
-                    index: self._filler.reading(index, part.outcomes[user_id][index], part.at_ms)
-                    for index in indices(wanted[user_id])
-                }
-        flight.set_result(profiles)
-        self._spawn(self._store(epoch, keys, parts, profiles))
-        return profiles
-
-    async def _store(
-        self, epoch: Epoch, keys: list[_FlightKey], parts: list[Computed], profiles: Mapping[str, Profile]
-    ) -> None:
-        try:
-            for part in parts:
-                await self._filler.store(
-                    epoch,
-                    part.seq,
-                    [
-                        (self._filler.cell(user_id, index), index, token, profiles[user_id][index])
-                        for user_id, index, token in keys
-                        if user_id in part.outcomes
-                    ],
-                )
-        finally:
-            self._land(keys)
-
-    def _land(self, keys: Iterable[_FlightKey]) -> None:
-        for key in keys:
-            del self._flights[key]
+        for item, flight in joined:
+            profiles[item.user_id][item.feature] = (await asyncio.shield(flight))[item.user_id][item.feature]
 
 
 def _answer(requests: Iterable[_Request], profiles: Mapping[str, Profile]) -> None:

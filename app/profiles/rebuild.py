@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from app.errors import CacheUnavailable
 from app.features.registry import Registry, indices
 from app.profiles.computation import Computation
-from app.profiles.filling import Filler, Missing, Reading
+from app.profiles.filling import Filler, Filling, Missing, Profile, own_outcomes
 from app.profiles.ports import Cache
 from app.telemetry import logger
 
@@ -29,13 +29,13 @@ class Rebuilder:
         self._filler = filler
         self._registry = registry
 
-    async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, Reading]]:
+    async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute and cache the features in `mask` for each user; returns when the fills have been answered.
 
         A cache that is away is no error: the values are computed and returned, and nothing old can be served from
         it. Raises `StoreUnavailable`.
         """
-        results: dict[str, dict[int, Reading]] = {}
+        results: dict[str, Profile] = {}
         wanted = dict.fromkeys(user_ids, mask)
         for _ in range(ATTEMPTS):
             wanted = await self._attempt(wanted, results)
@@ -45,9 +45,7 @@ class Rebuilder:
             log.info("rebuild_outrun", users=len(wanted), detail="events kept coming; the next read computes")
         return results
 
-    async def _attempt(
-        self, wanted: Mapping[str, int], results: dict[str, dict[int, Reading]]
-    ) -> dict[str, int]:
+    async def _attempt(self, wanted: Mapping[str, int], results: dict[str, Profile]) -> dict[str, int]:
         """One pass; returns what was refused and is worth another."""
         places = [(user_id, index) for user_id, mask in wanted.items() for index in indices(mask)]
         tokens: list[bytes] = []
@@ -61,18 +59,15 @@ class Rebuilder:
         except CacheUnavailable:
             tokens = []
         token_of = dict(zip(places, tokens, strict=True)) if tokens else {}
+        fillings: list[Filling] = []
+        for part, user_id, outcomes in own_outcomes(await self._computation.live(wanted), wanted):
+            profile = results.setdefault(user_id, {})
+            for index in indices(wanted[user_id]):
+                profile[index] = self._filler.reading(index, outcomes[index], part.at_ms)
+                if token_of:
+                    fillings.append(Filling(user_id, index, token_of[user_id, index], part.seq, profile[index]))
         refused: dict[str, int] = {}
-        for part in await self._computation.live(wanted):
-            batch = []
-            for user_id in part.outcomes.keys() & wanted.keys():
-                for index in indices(wanted[user_id]):
-                    reading = self._filler.reading(index, part.outcomes[user_id][index], part.at_ms)
-                    results.setdefault(user_id, {})[index] = reading
-                    if token_of:
-                        token = token_of[user_id, index]
-                        batch.append((self._filler.cell(user_id, index), index, token, reading))
-            landed = await self._filler.store(epoch, part.seq, batch) if batch else []
-            for (cell, index, _, reading), stored in zip(batch, landed, strict=True):
-                if not stored and reading.error is None:
-                    refused[cell.user_id] = refused.get(cell.user_id, 0) | 1 << index
+        for filling, stored in zip(fillings, await self._filler.store(epoch, fillings), strict=True):
+            if not stored and filling.reading.error is None:
+                refused[filling.user_id] = refused.get(filling.user_id, 0) | 1 << filling.feature
         return refused

@@ -30,7 +30,7 @@ class TrustGate:
     def holds(self) -> bool:
         """Whether the cache may be believed by a read that begins now."""
         now = self._clock.monotonic()
-        if not now - self._looked_at <= LOOK_VALID_S:
+        if not 0 <= now - self._looked_at <= LOOK_VALID_S:
             self._looked_at = now  # before the look: what it sees is at least this new
             try:
                 self._clear = not self._any_owed()

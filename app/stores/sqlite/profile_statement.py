@@ -45,7 +45,7 @@ _FEATURE = (
         SELECT CASE COUNT(*) WHEN 1 THEN MAX(value) WHEN 0 THEN NULL ELSE x'' END FROM (
 {compute}
         )
-    ) END"""
+    ) END AS "{name}\""""
 )
 
 _STATEMENT = """
@@ -83,6 +83,7 @@ def build(registry: Registry) -> str:
 def _column(bit: int, entry: Feature) -> str:
     return _FEATURE.format(
         bit=bit,
+        name=entry.name,
         window_ms=int(entry.window.total_seconds() * 1000),
         compute=at_moment(entry.compute, "asked.now_ms"),
     )

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from app.errors import CacheRefused, CacheUnavailable
@@ -20,7 +21,7 @@ from app.features.clock import Clock
 from app.profiles.codec import LEASE
 from app.profiles.ports import Cell, Epoch, Fill
 from app.stores.valkey.breaker import CircuitBreaker
-from app.stores.valkey.connections import AbstractConnection, Command, Connections, converse, is_silent
+from app.stores.valkey.connections import Command, Connections, converse, is_silent
 from app.telemetry import Metrics
 
 SET_IF_EQUAL = b"""
@@ -48,7 +49,7 @@ def key(epoch: Epoch, cell: Cell) -> bytes:
 class ValkeyCache:
     """Implements `app.profiles.ports.Cache`."""
 
-    def __init__(  # noqa: PLR0913  # the composition root names each
+    def __init__(
         self,
         *,
         url: str,
@@ -146,9 +147,7 @@ class ValkeyCache:
         await self._connections.close()
 
     @asynccontextmanager
-    async def _timed(
-        self, command: str, epoch: Epoch | None = None
-    ) -> AsyncIterator[tuple[AbstractConnection, Epoch]]:
+    async def _timed(self, command: str, epoch: Epoch | None = None) -> AsyncIterator[tuple[AbstractConnection, Epoch]]:
         started = self._clock.monotonic()
         try:
             async with self._connections.borrow() as (connection, current):

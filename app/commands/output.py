@@ -1,0 +1,111 @@
+"""What commands share: the terminal, errors as one line, exit codes, and which servers to talk to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    ProfilesError,
+    RegistryError,
+    SchemaMismatch,
+    SettingsError,
+    Unavailable,
+    Undecodable,
+)
+from app.settings import Settings
+from app.telemetry import configure_logging
+
+T = TypeVar("T")
+EXIT_CODES = {
+    2: "wrong usage, setting or registry",
+    3: "the database is unmigrated or newer",
+    4: "database, cache or queue do not answer",
+    5: "the input is invalid",
+}
+_CODE_OF: tuple[tuple[type[ProfilesError], int], ...] = (
+    (SettingsError, 2),
+    (RegistryError, 2),
+    (SchemaMismatch, 3),
+    (Unavailable, 4),
+    (InvalidInput, 5),
+    (Undecodable, 5),
+    (Conflict, 5),
+    (NotFound, 5),
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def exit_code(error: ProfilesError) -> int:
+    """The code a script can tell the kind of error by."""
+    return next((code for kind, code in _CODE_OF if isinstance(error, kind)), 1)
+
+
+def fail(error: ProfilesError) -> None:
+    """Say what is wrong, on standard error."""
+    err.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
+    for issue in getattr(error, "issues", ())[:20]:
+        err.print(f"  {_plain(issue.path)}: {_plain(issue.detail)}", soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Text from outside: no markup, no control characters."""
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+    return shown.replace("[", r"\[")
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output, for programs."""
+    out.print_json(json.dumps(value)) if out.is_terminal else print(json.dumps(value))
+
+
+def progress(unit: str) -> Progress:
+    """A progress bar on standard error; silent where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    return Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True)
+
+
+def running_servers(database: Path) -> Path:
+    """The file in which `profiles up` says where its servers are."""
+    return database.parent / "run" / "servers.json"
+
+
+def settings_of_command() -> Settings:
+    """Settings for a command that works beside the service: it finds the servers of a running `profiles up`."""
+    settings = Settings.from_environment()
+    configure_logging(settings.log_format, "warning")
+    if settings.cache_url is None or settings.queue_url is None:
+        settings = with_running_servers(settings)
+    return settings
+
+
+def with_running_servers(settings: Settings) -> Settings:
+    """The settings, with the servers of a running `profiles up` where none are named."""
+    try:
+        known = json.loads(running_servers(settings.database).read_text())
+        os.kill(known["pid"], 0)
+    except (OSError, ValueError, KeyError):
+        return settings
+    return replace(
+        settings,
+        cache_url=settings.cache_url or known["cache_url"],
+        queue_url=settings.queue_url or known["queue_url"],
+    )
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine."""
+    import asyncio
+
+    return asyncio.run(work)

@@ -1,0 +1,78 @@
+"""Commands that run the service: up, serve, worker, migrate."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import click
+
+from app.commands.output import err, print_json
+from app.settings import Settings
+
+PARENT_LOOK_S = 0.5
+
+
+@click.command()
+def up() -> None:
+    """Run everything on this machine: migrate, cache, queue, API, worker. Ctrl-C stops it.
+
+    Needs nothing but Python. Where PROFILES_CACHE_URL and PROFILES_QUEUE_URL are not set, it starts two embedded
+    servers. A new database is filled with a demonstration set (PROFILES_DEMO=0 leaves it empty).
+    """
+    from app.commands.supervisor import supervise
+
+    sys.exit(supervise(Settings.from_environment()))
+
+
+@click.command()
+@click.option("--with-parent", is_flag=True, hidden=True, help="Stop when the starting process is gone.")
+def serve(with_parent: bool) -> None:
+    """Serve the HTTP API. More processes are more capacity."""
+    from app.asgi import run
+
+    _follow_parent(with_parent)
+    run(Settings.from_environment())
+
+
+@click.command()
+@click.option("--with-parent", is_flag=True, hidden=True, help="Stop when the starting process is gone.")
+def worker(with_parent: bool) -> None:
+    """Work on the queue: take in events, consume them, rebuild, sweep, prune."""
+    from app.worker import run
+
+    _follow_parent(with_parent)
+    run(Settings.from_environment())
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def migrate(as_json: bool) -> None:
+    """Create the database, or bring it to this program's revision."""
+    from app.stores.sqlite.migrate import migrate as bring
+
+    settings = Settings.from_environment()
+    before, after = bring(settings.database)
+    if as_json:
+        print_json({"database": str(settings.database), "from": before, "to": after})
+    elif before == after:
+        err.print(f"{settings.database} is at revision {after} already")
+    else:
+        err.print(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
+
+
+def _follow_parent(wanted: bool) -> None:
+    """Stop, as on SIGTERM, when the process that started this one is gone (it may have been killed)."""
+    if not wanted:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        gone = threading.Event()
+        while os.getppid() == parent:
+            gone.wait(PARENT_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
