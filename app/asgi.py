@@ -16,7 +16,7 @@ from pathlib import Path
 import litestar_offline_docs
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
@@ -60,9 +60,7 @@ ROUTES = [
 ]
 
 
-def create_app(
-    settings: Settings, *, service: Service | None = None, contract: Contract | None = None
-) -> Litestar:
+def create_app(settings: Settings, *, service: Service | None = None, contract: Contract | None = None) -> Litestar:
     """The application. It opens a service for its lifespan, or uses the one given, which stays open."""
     shared_metrics = service.metrics if service is not None else Metrics()
 
@@ -72,7 +70,9 @@ def create_app(
             application.state.api = _api(service)
             yield
             return
-        async with open_service(settings, door="http", contract=contract or Contract(), metrics=shared_metrics) as opened:
+        async with open_service(
+            settings, door="http", contract=contract or Contract(), metrics=shared_metrics
+        ) as opened:
             application.state.api = _api(opened)
             yield
 
@@ -94,7 +94,7 @@ def create_app(
     return application
 
 
-def _assets() -> object:
+def _assets() -> Router:
     static = Path(litestar_offline_docs.__file__).parent / "static"
     return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False)
 
@@ -143,7 +143,9 @@ def _subjects(service: Service) -> frozenset[str]:
 
 async def readiness(service: Service) -> dict[str, Check]:
     """What the service depends on, each asked now."""
-    database, cache, queue = await asyncio.gather(_check_database(service), _check_cache(service), _check_queue(service))
+    database, cache, queue = await asyncio.gather(
+        _check_database(service), _check_cache(service), _check_queue(service)
+    )
     return {**database, **cache, **queue}
 
 
@@ -151,7 +153,7 @@ async def _check_database(service: Service) -> dict[str, Check]:
     try:
         owed = (await backlog(service.database)).owed
     except StoreUnavailable as error:
-        return {"database": Check(False, str(error), vital=True)}
+        return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
     return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail)}
 
@@ -159,10 +161,10 @@ async def _check_database(service: Service) -> dict[str, Check]:
 async def _check_cache(service: Service) -> dict[str, Check]:
     try:
         if not service.cache.available:
-            raise CacheUnavailable("it does not answer; reads compute from the database")
+            raise CacheUnavailable("the circuit breaker is open")
         await service.cache.ping()
     except CacheUnavailable as error:
-        return {"cache": Check(False, str(error))}
+        return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
     return {"cache": Check(True, "")}
 
 
@@ -172,8 +174,15 @@ async def _check_queue(service: Service) -> dict[str, Check]:
     try:
         alive = await service.queue.worker_alive()
     except QueueUnavailable as error:
-        return {"queue": Check(False, str(error)), "worker": Check(False, "unknown: the queue does not answer")}
+        queue = _unanswered("queue", "it does not answer; events are kept and wait for a sweep", error)
+        return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer")}
     return {"queue": Check(True, ""), "worker": Check(alive, "no worker has shown itself in the last seconds")}
+
+
+def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False) -> Check:
+    # Addresses and paths are for the log: anybody may ask for readiness.
+    log.warning("not_answering", what=name, error=str(error))
+    return Check(False, detail, vital)
 
 
 async def refresh_gauges(service: Service) -> None:

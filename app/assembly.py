@@ -19,7 +19,7 @@ from app.errors import SettingsError
 from app.events.admission import Admission
 from app.events.consume import Consumer
 from app.events.ingest import Ingestor
-from app.events.ports import Learner, Publisher
+from app.events.ports import Learner
 from app.events.queue_door import QueueDoor
 from app.features.clock import Clock
 from app.features.definitions import REGISTRY
@@ -85,6 +85,20 @@ class Service:
     freshness: FreshnessMeter
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Foundation:
+    """What is opened first, and closed last."""
+
+    settings: Settings
+    contract: Contract
+    clock: Clock
+    metrics: Metrics
+    database: Database
+    cache: ValkeyCache | NoCache
+    owed: SqliteOwedInvalidations
+    queue: Queue | None
+
+
 def check_contract(contract: Contract, settings: Settings) -> None:
     """Raise `RegistryError` or `SettingsError` where registry, mirror and settings do not fit together."""
     check_mirror(contract.registry, contract.mirror)
@@ -92,7 +106,7 @@ def check_contract(contract: Contract, settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def open_service(  # noqa: PLR0913  # what differs between processes and tests
+async def open_service(
     settings: Settings,
     *,
     door: str,
@@ -120,18 +134,36 @@ async def open_service(  # noqa: PLR0913  # what differs between processes and t
         await announce(database, contract.registry, clock.now_ms())
         owed = SqliteOwedInvalidations(database)
         stack.callback(owed.close)
-        queue = None
-        if settings.queue_url is not None:
-            queue = Queue(settings.queue_url, metrics)
+        queue = _queue(settings, metrics)
+        if queue is not None:
             stack.push_async_callback(queue.close)
         cache = _cache(settings, database, clock, metrics)
         stack.push_async_callback(cache.close)
-        service = _join(settings, contract, clock, metrics, database, cache, owed, queue, door, learners)
+        foundation = _Foundation(
+            settings=settings,
+            contract=contract,
+            clock=clock,
+            metrics=metrics,
+            database=database,
+            cache=cache,
+            owed=owed,
+            queue=queue,
+        )
+        service = _join(foundation, door, learners)
         stack.push_async_callback(service.reader.close)
         stack.push_async_callback(service.ingestor.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(_cancel, settling)
         yield service
+
+
+def _queue(settings: Settings, metrics: Metrics) -> Queue | None:
+    if settings.queue_url is None:
+        return None
+    try:
+        return Queue(settings.queue_url, metrics)
+    except ValueError as error:
+        raise SettingsError("PROFILES_QUEUE_URL", str(error)) from error
 
 
 def _cache(settings: Settings, database: Database, clock: Clock, metrics: Metrics) -> ValkeyCache | NoCache:
@@ -151,20 +183,10 @@ def _cache(settings: Settings, database: Database, clock: Clock, metrics: Metric
         raise SettingsError("PROFILES_CACHE_URL", str(error)) from error
 
 
-def _join(  # noqa: PLR0913  # one argument a part
-    settings: Settings,
-    contract: Contract,
-    clock: Clock,
-    metrics: Metrics,
-    database: Database,
-    cache: ValkeyCache | NoCache,
-    owed: SqliteOwedInvalidations,
-    queue: Publisher | None,
-    door: str,
-    learners: Sequence[Learner],
-) -> Service:
-    registry = contract.registry
-    invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics)
+def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
+    settings, clock, metrics, database, cache = base.settings, base.clock, base.metrics, base.database, base.cache
+    registry = base.contract.registry
+    invalidator = Invalidator(cache=cache, owed=base.owed, clock=clock, metrics=metrics)
     computation = Computation(SqliteSource(database, registry), registry, clock, metrics, settings.readers)
     filler = Filler(cache, registry, Random(), metrics)  # noqa: S311  # jitter, not secrecy
     rebuilder = Rebuilder(cache=cache, computation=computation, filler=filler, registry=registry)
@@ -174,35 +196,37 @@ def _join(  # noqa: PLR0913  # one argument a part
         log=log,
         invalidator=invalidator,
         # A worker consumes what it takes in itself; it tells nobody.
-        publisher=None if door == "queue" else queue,
+        publisher=None if door == "queue" else base.queue,
         admission=Admission(settings.retention_days),
         clock=clock,
         metrics=metrics,
         door=door,
     )
+    reader = ProfileReader(
+        cache=cache,
+        gate=TrustGate(base.owed.any_owed, clock, invalidator.wake),
+        computation=computation,
+        filler=filler,
+        registry=registry,
+        metrics=metrics,
+    )
+    consumer = Consumer(
+        log=log, letters=letters, invalidator=invalidator, learners=learners, clock=clock, metrics=metrics
+    )
     return Service(
         settings=settings,
-        contract=contract,
+        contract=base.contract,
         clock=clock,
         metrics=metrics,
         database=database,
         cache=cache,
-        queue=queue if isinstance(queue, Queue) else None,
-        reader=ProfileReader(
-            cache=cache,
-            gate=TrustGate(owed.any_owed, clock, invalidator.wake),
-            computation=computation,
-            filler=filler,
-            registry=registry,
-            metrics=metrics,
-        ),
+        queue=base.queue,
+        reader=reader,
         rebuilder=rebuilder,
         invalidator=invalidator,
         ingestor=ingestor,
         queue_door=QueueDoor(ingestor, letters, clock, metrics),
-        consumer=Consumer(
-            log=log, letters=letters, invalidator=invalidator, learners=learners, clock=clock, metrics=metrics
-        ),
+        consumer=consumer,
         log=log,
         letters=letters,
         users=users,

@@ -71,14 +71,18 @@ def _switch(value: str) -> bool:
 def _redis_url(value: str) -> str | None:
     if value == "":
         return None
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be a URL with a port from 1 to 65535, as redis://host:6379/0") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must start with redis://, rediss:// or unix://")
     if parts.scheme == "unix":
         if not parts.path:
             raise ValueError("must name a socket: unix:///path/to/socket")
-    elif not parts.hostname:
-        raise ValueError(f"must name a host: {parts.scheme}://host:6379/0")
+    elif not parts.hostname or port == 0 or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
+        raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
     return value
 
 
@@ -97,12 +101,15 @@ def _api_keys(value: str) -> tuple[ApiKey, ...]:
         name, scopes, digest = parts
         if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", name):
             raise ValueError(f"key {number}: the name must be 1 to 64 of A-Z a-z 0-9 _ . -")
-        if unknown := sorted(set(scopes.split("+")) - set(SCOPES)):
-            raise ValueError(f"key {name}: unknown scope {unknown[0]!r}; allowed are {', '.join(SCOPES)}")
+        if not set(scopes.split("+")) <= set(SCOPES):
+            # Not shown: it may be the key itself, in the wrong place.
+            raise ValueError(f"key {name}: unknown scope; allowed are {', '.join(SCOPES)}, joined by +")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise ValueError(f"key {name}: the last part must be a SHA-256 in 64 lower-case hex digits")
         if any(key.name == name for key in keys):
             raise ValueError(f"key {name}: the name repeats")
+        if any(key.sha256.hex() == digest for key in keys):
+            raise ValueError(f"key {name}: the same key under another name; give each its own")
         keys.append(ApiKey(name, frozenset(scopes.split("+")), bytes.fromhex(digest)))
     return tuple(keys)
 
@@ -131,9 +138,7 @@ class Settings:
         180, _whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
     )
     log_format: Literal["console", "json"] = _setting("console", _choice("console", "json"), "console or json.")
-    log_level: str = _setting(
-        "info", _choice("debug", "info", "warning", "error"), "debug, info, warning or error."
-    )
+    log_level: str = _setting("info", _choice("debug", "info", "warning", "error"), "debug, info, warning or error.")
     cache_timeout_ms: int = _setting(
         100, _whole(5, 60_000), "Milliseconds before a cache command counts as failed and a read goes on without."
     )
@@ -179,7 +184,8 @@ class Settings:
         if self.retention_days < least:
             raise SettingsError(
                 "PROFILES_RETENTION_DAYS",
-                f"must be at least {least}: the longest feature window is {longest_window_days} days, and 30 more are kept",
+                f"must be at least {least}: the longest feature window is {longest_window_days} days, "
+                f"and {MIN_RETENTION_MARGIN_DAYS} more are kept",
             )
 
     def require_servers(self) -> None:
@@ -187,7 +193,8 @@ class Settings:
         for name, url in (("PROFILES_CACHE_URL", self.cache_url), ("PROFILES_QUEUE_URL", self.queue_url)):
             if url is None:
                 raise SettingsError(
-                    name, "must be set, for instance redis://127.0.0.1:6379/0; only `profiles up` starts its own servers"
+                    name,
+                    "must be set, for instance redis://127.0.0.1:6379/0; only `profiles up` starts its own servers",
                 )
 
     def require_safe_binding(self) -> None:

@@ -12,7 +12,7 @@ from litestar.params import Parameter
 
 from app.api.auth import Caller
 from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import ProfileAnswer, problems
+from app.api.documents import ProfileAnswer, UserId, problems
 from app.api.inputs import check_ids
 from app.api.profiles import renderer
 from app.api.schemas import (
@@ -34,6 +34,7 @@ from app.profiles.freshness import FeatureFreshness, distribution, percentiles
 
 NEWEST_EVENTS = 50
 LETTERS_PER_PAGE = 100
+MAX_ROWID = 2**63 - 1
 
 
 def caller(request: HttpRequest) -> Caller:
@@ -43,7 +44,7 @@ def caller(request: HttpRequest) -> Caller:
 
 
 def user_hash(user_id: str) -> str:
-    """What the audit trail keeps of an erased user."""
+    """What the audit trail keeps of a user, who may be erased one day, or was just now."""
     return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
 
 
@@ -58,9 +59,9 @@ def stored(item: LoggedEvent) -> StoredEvent:
     tags=["Admin"],
     summary="Look at a user",
     description="Each feature with its freshness, and the user's newest events.",
-    responses=problems(401, 403, 422, 503),
+    responses=problems(400, 401, 403, 422, 503),
 )
-async def get_user(request: HttpRequest, user_id: str) -> UserView:
+async def get_user(request: HttpRequest, user_id: UserId) -> UserView:
     """One user."""
     api = api_of(request)
     check_ids([user_id], "user_id")
@@ -90,15 +91,15 @@ async def get_user(request: HttpRequest, user_id: str) -> UserView:
     summary="Rebuild a user now",
     responses={
         200: ResponseSpec(ProfileAnswer, generate_examples=False, description="The profile, as with `detail=true`."),
-        **problems(401, 403, 422, 503),
+        **problems(400, 401, 403, 422, 503),
     },
 )
-async def rebuild_user(request: HttpRequest, user_id: str) -> Response[bytes]:
+async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[bytes]:
     """Compute and cache every feature of one user."""
     api = api_of(request)
     check_ids([user_id], "user_id")
     profiles = await api.rebuilder.rebuild([user_id], api.registry.full_mask)
-    await api.audit(caller(request).name, "rebuild", user_id, "done")
+    await api.audit(caller(request).name, "rebuild", user_hash(user_id), "done")
     body = renderer(api).profile(user_id, profiles[user_id], api.registry.full_mask, detail=True)
     return Response(body, media_type=MediaType.JSON)
 
@@ -109,9 +110,9 @@ async def rebuild_user(request: HttpRequest, user_id: str) -> Response[bytes]:
     tags=["Admin"],
     summary="Erase a user",
     description="Deletes the user's events and cached values for good. The audit trail keeps a hash of the id.",
-    responses=problems(401, 403, 422, 503),
+    responses=problems(400, 401, 403, 422, 503),
 )
-async def erase_user(request: HttpRequest, user_id: str) -> None:
+async def erase_user(request: HttpRequest, user_id: UserId) -> None:
     """Erase one user."""
     api = api_of(request)
     check_ids([user_id], "user_id")
@@ -126,7 +127,7 @@ async def erase_user(request: HttpRequest, user_id: str) -> None:
     summary="Measure data quality",
     description="Over the users with any event in the last 30 days, per feature: how many values are fresh, missing "
     "or stale, how old they are and how they are distributed.",
-    responses=problems(401, 403, 503),
+    responses=problems(400, 401, 403, 503),
 )
 async def get_quality(request: HttpRequest) -> Quality:
     """All features."""
@@ -139,9 +140,7 @@ async def get_quality(request: HttpRequest) -> Quality:
     return Quality(rfc3339(report.at_ms), report.eligible, features)
 
 
-def _quality(
-    api: Api, index: int, figures: FeatureFreshness, eligible: int, *, measured: bool
-) -> FeatureQuality:
+def _quality(api: Api, index: int, figures: FeatureFreshness, eligible: int, *, measured: bool) -> FeatureQuality:
     if not measured:
         return FeatureQuality(eligible, None, None, None, None, None, None)
     p50, p90, p99, most = percentiles(figures.ages_ms, (0.5, 0.9, 0.99, 1.0))
@@ -166,7 +165,7 @@ def _quality(
 )
 async def get_letters(
     request: HttpRequest,
-    after: Annotated[int, Parameter(ge=0, description="Only letters with a higher id.")] = 0,
+    after: Annotated[int, Parameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")] = 0,
 ) -> LetterList:
     """A page of them."""
     letters = await api_of(request).letters.list(after, LETTERS_PER_PAGE)
@@ -182,7 +181,7 @@ async def get_letters(
     summary="Replay a dead letter",
     description="Takes the payload in as an event, or gives a stored event to the workers again. "
     "A payload that is still no event stays where it is, and the answer says why.",
-    responses=problems(401, 403, 404, 409, 422, 503),
+    responses=problems(400, 401, 403, 404, 409, 422, 503),
 )
 async def replay_letter(request: HttpRequest, letter_id: int) -> Replayed:
     """Try one again."""
@@ -204,18 +203,18 @@ async def replay_letter(request: HttpRequest, letter_id: int) -> Replayed:
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="Discard a dead letter",
-    responses=problems(401, 403, 404, 503),
+    responses=problems(400, 401, 403, 404, 503),
 )
 async def discard_letter(request: HttpRequest, letter_id: int) -> None:
     """Forget one."""
     api = api_of(request)
-    if not await api.letters.discard(letter_id):
+    if letter_id > MAX_ROWID or not await api.letters.discard(letter_id):
         raise NotFound(f"there is no dead letter {letter_id}")
     await api.audit(caller(request).name, "discard", f"dead-letter:{letter_id}", "done")
 
 
 async def _found(api: Api, letter_id: int) -> DeadLetter:
-    letter = await api.letters.get(letter_id)
+    letter = await api.letters.get(letter_id) if letter_id <= MAX_ROWID else None
     if letter is None:
         raise NotFound(f"there is no dead letter {letter_id}")
     return letter

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.params import Parameter
+from litestar.router import Router
 
 import app
 from app.api.context import HttpRequest, api_of
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.schemas import FeatureDetail
-from app.features.events import TipServed
+from app.features.events import FEEDBACK, SERVED, TipServed
+from app.features.ids import MAX_ID_LENGTH
 
 ASSETS = "/schema/assets"
 _REF = "#/components/schemas/{name}"
@@ -32,6 +35,9 @@ DESCRIPTIONS = {
 }
 
 
+UserId = Annotated[str, Parameter(description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, `.` or `..`.")]
+
+
 class ProfileAnswer(msgspec.Struct):
     """A user's profile."""
 
@@ -39,9 +45,16 @@ class ProfileAnswer(msgspec.Struct):
     features: dict[str, Any]
 
 
-EVENT_EXAMPLE = {
-    "subject": "signals.tip.feedback",
+SERVED_EXAMPLE = {
+    "subject": SERVED,
     "event_id": "e-1",
+    "user_id": "ada",
+    "tip_id": "t-1",
+    "occurred_at": "2026-04-25T08:30:00+02:00",
+}
+FEEDBACK_EXAMPLE = {
+    "subject": FEEDBACK,
+    "event_id": "e-2",
     "user_id": "ada",
     "tip_id": "t-1",
     "occurred_at": "2026-04-25T08:31:12+02:00",
@@ -73,9 +86,7 @@ class HistoryAnswer(msgspec.Struct):
 def problems(*statuses: int) -> dict[int, ResponseSpec]:
     """The problem answers of a route."""
     return {
-        status: ResponseSpec(
-            Problem, description=DESCRIPTIONS[status], media_type=MEDIA_TYPE, generate_examples=False
-        )
+        status: ResponseSpec(Problem, description=DESCRIPTIONS[status], media_type=MEDIA_TYPE, generate_examples=False)
         for status in statuses
     }
 
@@ -91,6 +102,7 @@ def openapi_config(*, keys_required: bool) -> OpenAPIConfig:
         ),
         path="/schema",
         use_handler_docstrings=False,
+        operation_id_creator=lambda handler, _method, _path: handler.handler_name,
         render_plugins=[
             _Page(
                 path="/",
@@ -117,13 +129,13 @@ def openapi_config(*, keys_required: bool) -> OpenAPIConfig:
 def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
     """The generated document with what is decoded by hand: request bodies, and the mirror as the profile's type."""
     mirror = api_of(request).mirror
-    handlers = [
-        (route.path_format, handler)
+    operations = [
+        (document["paths"][route.path_format][method.lower()], handler.opt)
         for route in request.app.routes
-        for handler in getattr(route, "route_handlers", [])
-        if "body" in handler.opt
+        for method, (handler, _) in getattr(route, "route_handler_map", {}).items()
+        if method.lower() in document["paths"].get(route.path_format, {})
     ]
-    kinds = [kind for _, handler in handlers for kind in handler.opt["body"]]
+    kinds = [kind for _, opt in operations for kind in opt.get("body", ())]
     _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail], ref_template=_REF)
     schemas = {**document["components"]["schemas"], **components}
     reference = {"$ref": _REF.format(name=mirror.__name__)}
@@ -134,10 +146,11 @@ def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]
             schema["properties"]["features"] = {"anyOf": [reference, detailed]}
         elif name.endswith("HistoryRow"):
             schema["properties"]["features"] = reference
-    for path, handler in handlers:
-        operation = document["paths"][path]["post"]
-        kinds = handler.opt["body"]
-        operation["requestBody"] = _events_body() if TipServed in kinds else _body(kinds[0])
+    for operation, opt in operations:
+        if "scope" not in opt:
+            operation["security"] = []
+        if kinds := opt.get("body"):
+            operation["requestBody"] = _events_body() if TipServed in kinds else _body(kinds[0])
     return {**document, "components": {**document["components"], "schemas": schemas}}
 
 
@@ -161,18 +174,31 @@ class _Page(SwaggerRenderPlugin):
         """As a page."""
         return super().render(request, _completed(request, openapi_schema))
 
+    def receive_router(self, router: Router) -> None:
+        """Instead of a redirection page for OAuth, which is not used: what is not there is a problem, not a page."""
+        router.routes[:] = [route for route in router.routes if not route.path.endswith("{path:str}")]
+
 
 def _events_body() -> dict[str, Any]:
     one = {
         "oneOf": [{"$ref": _REF.format(name="TipServed")}, {"$ref": _REF.format(name="TipFeedback")}],
-        "discriminator": {"propertyName": "subject"},
+        "discriminator": {
+            "propertyName": "subject",
+            "mapping": {SERVED: _REF.format(name="TipServed"), FEEDBACK: _REF.format(name="TipFeedback")},
+        },
     }
     many = {"anyOf": [one, {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}]}
     lines = {"type": "string", "description": "One event a line."}
+    examples = {
+        "served": {"summary": "A tip was put before a user", "value": SERVED_EXAMPLE},
+        "feedback": {"summary": "The user reacted", "value": FEEDBACK_EXAMPLE},
+        "many": {"summary": "Several at once", "value": [SERVED_EXAMPLE, FEEDBACK_EXAMPLE]},
+    }
+    ndjson = b"\n".join([msgspec.json.encode(SERVED_EXAMPLE), msgspec.json.encode(FEEDBACK_EXAMPLE)]).decode()
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": many, "example": EVENT_EXAMPLE},
-            "application/x-ndjson": {"schema": lines},
+            "application/json": {"schema": many, "examples": examples},
+            "application/x-ndjson": {"schema": lines, "example": ndjson},
         },
     }

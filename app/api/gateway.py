@@ -1,25 +1,66 @@
 """What every request passes before and after the routes: identity, strict paths, headers, metrics, the log line.
 
-Litestar's router decodes paths leniently; here bytes that are not UTF-8 are refused (400) and an encoded `/`, which
-would make two segments of one id (422). Invariant: whatever happens behind it, a request is answered with an
-`X-Request-Id`, counted once, and logged without its headers.
+Litestar's router decodes paths leniently; here bytes that are not UTF-8 and broken percent-escapes are refused (400),
+an encoded `/`, which would make two segments of one id (422), and an empty segment, which the router would drop (404).
+Invariants: whatever happens behind it, a request is answered with an `X-Request-Id`, counted once, and logged without
+its headers; and nothing is answered before the body was taken in, up to a bound, because a connection with an unread
+body is reset, and its sender would never see the answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
+from contextlib import suppress
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
 import structlog
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
 
 from app.api.problems import MEDIA_TYPE, encoded
+from app.errors import Undecodable
 from app.telemetry import REQUEST_ID, Metrics, logger
 
+DRAIN_BYTES = 64 * 1024 * 1024
+DRAIN_S = 10.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+# A client may send any word as its method: what is none of these counts as one.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 log = logger("api")
+
+
+class _Body:
+    """A request's body on its way in."""
+
+    def __init__(self, scope: HTTPScope, receive: Receive) -> None:
+        headers = dict(scope["headers"])
+        self._receive = receive
+        self._more = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        # Until somebody asks for its body, such a sender sends none.
+        self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
+
+    async def receive(self) -> HTTPReceiveMessage:
+        """The next part; raises `Undecodable` where the sender broke off."""
+        self._waits = False
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._more = message.get("more_body", False)
+        elif self._more:
+            self._more = False
+            raise Undecodable("the body ended before it was complete")
+        return message  # type: ignore[return-value]  # no websocket comes here
+
+    async def drain(self) -> None:
+        """Take in what nobody read, and forget it."""
+        left = DRAIN_BYTES
+        with suppress(TimeoutError, Undecodable):
+            async with asyncio.timeout(DRAIN_S):
+                while self._more and not self._waits and left > 0:
+                    message = await self.receive()
+                    left -= len(message.get("body", b""))
 
 
 class Gateway:
@@ -39,10 +80,12 @@ class Gateway:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
         status = 500
+        body = _Body(scope, receive)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                await body.drain()
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
                 if all(name.lower() != b"cache-control" for name, _ in headers):
@@ -53,15 +96,16 @@ class Gateway:
         try:
             refusal = _refusal(scope)
             if refusal is None:
-                await self._inner(scope, receive, send_marked)
+                await self._inner(scope, body.receive, send_marked)
             else:
                 await _refuse(send_marked, *refusal)
         finally:
             elapsed = perf_counter() - started
             route = scope.get("path_template") or "unmatched"
-            self._metrics.request_seconds.labels(scope["method"], route, status).observe(elapsed)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
             level = log.error if status >= 500 else log.info if status >= 400 else log.debug
-            level("request", method=scope["method"], route=route, status=status, ms=round(elapsed * 1000, 2))
+            level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 
 def _request_id(scope: HTTPScope) -> bytes:
@@ -74,6 +118,11 @@ def _request_id(scope: HTTPScope) -> bytes:
 def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
     raw = scope.get("raw_path") or scope["path"].encode()
     path = raw.split(b"?", 1)[0]
+    query = scope["query_string"]
+    if b"//" in path:
+        return 404, "there is nothing at this path; see /schema"
+    if _BROKEN_ESCAPE.search(path) or _BROKEN_ESCAPE.search(query):
+        return 400, "a % in the path or the query must be followed by two hexadecimal digits; write % itself as %25"
     if b"%" in path:
         if b"%2f" in path.lower():
             return 422, "an id must not contain / (%2F in the path)"
@@ -81,7 +130,6 @@ def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
             scope["path"] = unquote_to_bytes(path).decode()
         except UnicodeDecodeError:
             return 400, "the path is not UTF-8 once its percent-escapes are decoded"
-    query = scope["query_string"]
     if b"%" in query or not query.isascii():
         try:
             unquote_to_bytes(query).decode()

@@ -21,6 +21,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
+_SHOWN = 200
 _Moment = Annotated[datetime, Meta(tz=True)]
 
 
@@ -37,7 +39,7 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
     if header is None:
         return allowed[0]
     kind, _, parameters = header.partition(";")
-    charset = re.search(r"charset=\"?([^\s;\"]+)", parameters, re.IGNORECASE)
+    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]+)", parameters, re.IGNORECASE)
     if kind.strip().lower() not in allowed or (charset and charset[1].lower() not in ("utf-8", "utf8")):
         raise UnsupportedMedia(f"Content-Type must be {' or '.join(allowed)} in UTF-8, not {header[:80]!r}")
     return kind.strip().lower()
@@ -56,18 +58,28 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        found = _AT.search(str(error))
-        issue = Issue(found["path"] if found else "$", _AT.sub("", str(error)))
-        raise InvalidInput("the body is invalid", [issue]) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Undecodable(f"the body is not valid JSON: {error}") from error
+        raise InvalidInput("the body is invalid", [_issue(str(error))]) from error
+    except UnicodeDecodeError as error:
+        raise Undecodable("the body is not valid UTF-8") from error
+    except RecursionError as error:
+        raise Undecodable("the body is nested too deeply") from error
+    except msgspec.DecodeError as error:
+        raise Undecodable(f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
+
+
+def _issue(message: str) -> Issue:
+    """What msgspec found, at the field that it is about."""
+    found = _AT.search(message)
+    path, detail = found["path"] if found else "", _AT.sub("", message)
+    if (field := _FIELD.match(detail)) is not None:
+        path = f"{path}.{field['name']}".removeprefix(".")
+        detail = "unknown field" if field["fault"] == "contains unknown" else "missing"
+    return Issue(path[:_SHOWN] or "$", detail[:_SHOWN])
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
     """Raise `InvalidInput` naming every id that is not allowed; `path` holds `{}` for the index."""
-    issues = [
-        Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))
-    ]
+    issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]
     if issues:
         raise InvalidInput("an id is not allowed", issues)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from litestar import MediaType, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 
 from app.api.context import HttpRequest, api_of
+from app.api.documents import problems
 from app.api.schemas import Health, Readiness
 
 
-@get("/healthz", tags=["Operations"], summary="Is the process alive?", security=[])
+@get("/healthz", tags=["Operations"], summary="Is the process alive?", responses=problems(400))
 async def healthz(request: HttpRequest) -> Health:
     """The event loop answers."""
     return Health("alive")
@@ -19,7 +21,10 @@ async def healthz(request: HttpRequest) -> Health:
     tags=["Operations"],
     summary="Can it serve?",
     description="200 `ready` or `degraded` while reads are right; 503 only when it cannot serve.",
-    security=[],
+    responses={
+        **problems(400),
+        503: ResponseSpec(Readiness, description="It cannot serve; `checks` says why.", generate_examples=False),
+    },
 )
 async def readyz(request: HttpRequest) -> Response[Readiness]:
     """Ask everything it depends on."""
@@ -35,7 +40,7 @@ async def readyz(request: HttpRequest) -> Response[Readiness]:
     media_type=MediaType.TEXT,
     tags=["Operations"],
     summary="Metrics for Prometheus",
-    security=[],
+    responses=problems(400),
 )
 async def metrics(request: HttpRequest) -> Response[bytes]:
     """Prometheus' text format."""

@@ -19,6 +19,8 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 MAX_ISSUES = 100
 log = logger("api")
+# The names of RFC 9110: those of `http` differ between versions of Python, and a problem's type must not.
+PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 # The first class that matches, so a branch stands after its leaves.
 STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
@@ -56,10 +58,8 @@ def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
     shown = [ProblemIssue(issue.path, issue.detail) for issue in issues[:MAX_ISSUES]]
     if len(issues) > MAX_ISSUES:
         shown.append(ProblemIssue("…", f"and {len(issues) - MAX_ISSUES} more"))
-    phrase = HTTPStatus(status).phrase
-    return Problem(
-        f"urn:profiles:problem:{phrase.lower().replace(' ', '-')}", phrase, status, detail, shown or None
-    )
+    phrase = PHRASES.get(status) or HTTPStatus(status).phrase
+    return Problem(f"urn:profiles:problem:{phrase.lower().replace(' ', '-')}", phrase, status, detail, shown or None)
 
 
 def headers_of(status: int) -> dict[str, str]:
@@ -112,5 +112,5 @@ def on_http_exception(_: HttpRequest, error: HTTPException) -> Response[bytes]:
 
 def on_exception(request: HttpRequest, error: Exception) -> Response[bytes]:
     """A defect. Logged with its traceback, told to nobody."""
-    log.error("unexpected_error", method=request.method, path=request.scope["path"], exc_info=error)
+    log.error("unexpected_error", route=request.scope.get("path_template"), exc_info=error)
     return _respond(500, "the service failed in a way it should not")

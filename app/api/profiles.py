@@ -10,11 +10,11 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 
 from app.api.context import Api, HttpRequest, api_of, selected
-from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, problems
+from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
 from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_ms
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
-from app.errors import InvalidInput, Issue, Undecodable
+from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.registry import Registry, indices
 from app.profiles.ports import Asked
@@ -46,7 +46,7 @@ def renderer(api: Api) -> Renderer:
 )
 async def get_profile(
     request: HttpRequest,
-    user_id: str,
+    user_id: UserId,
     features: Annotated[str | None, Parameter(description="Comma-separated names; all where it is not given.")] = None,
     detail: Annotated[bool, Parameter(description="Per feature: value, dtype, times, origin.")] = False,
     as_of: Annotated[str | None, Parameter(description=AS_OF_DETAIL)] = None,
@@ -55,7 +55,10 @@ async def get_profile(
     """One profile."""
     api = api_of(request)
     check_ids([user_id], "user_id")
-    mask = selected(api.registry, feature_names(features))
+    try:
+        mask = selected(api.registry, feature_names(features))
+    except UnknownFeature as error:
+        raise Undecodable(str(error), error.issues) from error  # a value that the query does not allow
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
@@ -135,7 +138,7 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
     opt={"scope": "read"},
     tags=["Profiles"],
     summary="List the features",
-    responses=problems(401, 403),
+    responses=problems(400, 401, 403),
 )
 async def get_features(request: HttpRequest) -> FeatureList:
     """The registry."""

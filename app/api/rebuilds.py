@@ -60,11 +60,11 @@ async def start_rebuild(request: HttpRequest) -> RebuildStatus:
     return _status(api, run)
 
 
-@get("/admin/rebuilds", opt={"scope": "admin"}, tags=["Admin"], summary="List rebuilds", responses=problems(401, 403))
+@get("/admin/rebuilds", opt={"scope": "admin"}, tags=["Admin"], summary="List rebuilds", responses=problems(400, 401, 403, 503))
 async def get_rebuilds(request: HttpRequest) -> RebuildList:
     """Newest first."""
     api = api_of(request)
-    return RebuildList([_status(api, run) for run in await api.book.list(SHOWN)])
+    return RebuildList([_status(api, run) for run in await api.book.newest(SHOWN)])
 
 
 @get(
@@ -72,7 +72,7 @@ async def get_rebuilds(request: HttpRequest) -> RebuildList:
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="Watch a rebuild",
-    responses=problems(401, 403, 404, 503),
+    responses=problems(400, 401, 403, 404, 503),
 )
 async def get_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
     """One."""
@@ -87,7 +87,7 @@ async def get_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
     tags=["Admin"],
     summary="Cancel a rebuild",
     description="It stops after the chunk it is at. One that has ended stays as it is: 409.",
-    responses=problems(401, 403, 404, 409, 503),
+    responses=problems(400, 401, 403, 404, 409, 503),
 )
 async def cancel_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
     """Cancel one."""

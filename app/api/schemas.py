@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from app.features.ids import Id
 
@@ -15,6 +15,8 @@ MAX_MOMENTS = 10_000
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with UTC offset.", examples=["2026-04-25T08:30:00+02:00"])
 ]
+# An int is a number, too: named beside float it would match both branches of the schema's `oneOf`.
+Value = float | str | None
 FeatureNames = Annotated[list[str], Meta(min_length=1, description="Feature names; all where it is not given.")]
 
 
@@ -72,11 +74,12 @@ class EventsReceipt(msgspec.Struct):
 class FeatureDetail(msgspec.Struct):
     """A value with its freshness."""
 
-    value: float | int | str | None
+    value: Value
     dtype: Literal["float", "int", "str"]
     computed_at: str
-    expires_at: str | None
+    expires_at: Annotated[str | None, Meta(description="Null where the value is not cached.")]
     origin: Literal["cache", "computed"]
+    error: Annotated[str | UnsetType, Meta(description="Why the default stands here, where computing failed.")] = UNSET
 
 
 class FeatureEntry(msgspec.Struct):
@@ -85,7 +88,7 @@ class FeatureEntry(msgspec.Struct):
     name: str
     dtype: Literal["float", "int", "str"]
     ttl_s: float
-    default: float | int | str | None
+    default: Value
     description: str
     invalidated_by: list[str]
     fingerprint: Annotated[str, Meta(description="Changes with the SQL, the dtype, the default or the window.")]
@@ -125,7 +128,7 @@ class Bin(msgspec.Struct, omit_defaults=True):
     """Part of a distribution: a category (`value`), or a range (`from`, `to`)."""
 
     count: int
-    value: float | int | str | None = None
+    value: Value = None
     start: float | None = msgspec.field(default=None, name="from")
     end: float | None = msgspec.field(default=None, name="to")
 
@@ -170,7 +173,7 @@ class StoredEvent(msgspec.Struct):
 class CellState(msgspec.Struct):
     """A feature of a user: what a read gives, and what the cache really holds."""
 
-    value: float | int | str | None
+    value: Value
     dtype: Literal["float", "int", "str"]
     computed_at: str
     expires_at: str | None

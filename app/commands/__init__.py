@@ -7,6 +7,7 @@ import sys
 import click
 
 import app
+from app.commands.backup import backup, restore
 from app.commands.change import demo, events, rebuild
 from app.commands.keys import keys
 from app.commands.look import features, history, profile
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (up, serve, worker, migrate, features, profile, history, rebuild, events, demo, keys):
+for command in (up, serve, worker, migrate, features, profile, history, rebuild, events, demo, backup, restore, keys):
     cli.add_command(command)
 
 

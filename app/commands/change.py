@@ -71,7 +71,8 @@ async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def events(file: Path, skip_bad: bool, as_json: bool) -> None:
     """Load tip events from FILE: newline-delimited JSON, as POST /events takes it. Loading again is safe."""
-    totals = run(_load(file, skip_bad))
+    size = file.stat().st_size if str(file) != "-" else None
+    totals = run(_load(file, size, skip_bad))
     if as_json:
         print_json(totals)
     else:
@@ -80,11 +81,10 @@ def events(file: Path, skip_bad: bool, as_json: bool) -> None:
         sys.exit(1 if skip_bad else 5)
 
 
-async def _load(file: Path, skip_bad: bool) -> dict[str, int]:
+async def _load(file: Path, size: int | None, skip_bad: bool) -> dict[str, int]:
     from app.assembly import open_service
 
     totals = {"accepted": 0, "duplicates": 0, "refused": 0}
-    size = file.stat().st_size if str(file) != "-" else None
     async with open_service(settings_of_command(), door="command") as service:
         with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
             task = bar.add_task("loading", total=size)
@@ -99,9 +99,7 @@ async def _load(file: Path, skip_bad: bool) -> dict[str, int]:
     return totals
 
 
-async def _load_piece(
-    service: Service, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]
-) -> None:
+async def _load_piece(service: Service, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
     """Store a piece whole; where something in it is bad, line by line, so that the rest counts."""
     from app.events.admission import decode_lines
 

@@ -51,9 +51,7 @@ def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[tuple
         yield from ((number, event) for event in _events(number, habit, offset_min, days, today_ms, random))
 
 
-def _events(
-    number: int, habit: Habit, offset_min: int, days: int, today_ms: int, random: Random
-) -> Iterator[TipEvent]:
+def _events(number: int, habit: Habit, offset_min: int, days: int, today_ms: int, random: Random) -> Iterator[TipEvent]:
     zone = timezone(timedelta(minutes=offset_min))
     prefix = f"demo-{today_ms // DAY_MS}-{number:04d}"
     count = 0

@@ -7,6 +7,7 @@ server stops before it. Invariant: when `supervise` returns, nothing it started 
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import os
 import signal
@@ -16,10 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+import click
 
 from app.commands.output import err, run, running_servers
 from app.errors import SettingsError, Unavailable
@@ -235,9 +237,10 @@ def _announced(database: Path, cache_url: str, queue_url: str) -> Iterator[None]
 
 
 def _answers(settings: Settings) -> bool:
-    with suppress(OSError):
-        urllib.request.urlopen(f"{_base(settings)}/healthz", timeout=1).close()
-        return True
+    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=1)
+    with suppress(OSError, http.client.HTTPException), closing(connection):
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
     return False
 
 
@@ -246,11 +249,11 @@ def _base(settings: Settings) -> str:
     return f"http://{host}:{settings.port}"
 
 
-def _greet(settings: Settings, show: Callable[[str], None] = err.print) -> None:
+def _greet(settings: Settings) -> None:
     base = _base(settings)
-    show(
+    click.echo(
         f"""
-[bold green]Up.[/] Try, in another terminal:
+Up. Try, in another terminal:
 
   curl {base}/profiles/user-0001
   curl -H 'Content-Type: application/json' {base}/events -d '{{"subject": "signals.tip.feedback",
@@ -259,5 +262,6 @@ def _greet(settings: Settings, show: Callable[[str], None] = err.print) -> None:
   curl {base}/profiles/user-0001
 
   {base}/schema   the API        {base}/readyz   its state        Ctrl-C stops everything
-"""
+""",
+        err=True,
     )

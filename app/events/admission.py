@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,6 +24,7 @@ from app.features.ids import MAX_ID_LENGTH, id_problem
 MAX_EVENTS = 1_000
 FUTURE_TOLERANCE_MS = 5 * 60_000
 _DECODER: msgspec.json.Decoder[TipEvent] = msgspec.json.Decoder(TipEvent)
+_ANY_DECODER: msgspec.json.Decoder[object] = msgspec.json.Decoder(object)
 _RAW_DECODER: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
@@ -51,10 +53,8 @@ class Batch(list[TipEvent]):
 
 def path_to(events: Sequence[TipEvent], index: int, field: str) -> str:
     """The path of a field of one of these events, as its producer knows it."""
-    if isinstance(events, Batch):
-        place = events.places[index]
-    else:
-        place = f"[{index}]" if len(events) > 1 else ""
+    plain = f"[{index}]" if len(events) > 1 else ""
+    place = events.places[index] if isinstance(events, Batch) else plain
     return f"{place}.{field}".removeprefix(".")
 
 
@@ -96,7 +96,7 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
     invalid: list[Issue] = []
     for item, place in zip(items, places, strict=True):
         try:
-            event = _DECODER.decode(item)
+            event = _decode_one(item)
         except msgspec.ValidationError as error:
             invalid.append(_issue(place, str(error)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -112,6 +112,16 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
     return Batch(events, places)
 
 
+def _decode_one(item: msgspec.Raw) -> TipEvent:
+    try:
+        return _DECODER.decode(item)
+    except msgspec.ValidationError:
+        # The decoder stops at the first thing wrong. What follows may not even be JSON, which is the greater fault.
+        with suppress(msgspec.ValidationError):  # which is JSON all the same, with a number that no type holds
+            _ANY_DECODER.decode(item)
+        raise
+
+
 def _undecodable(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "not valid UTF-8"
@@ -123,7 +133,7 @@ def _undecodable(error: Exception) -> str:
 def from_queue(payload: object, place: str) -> TipEvent:
     """One event as it came by the queue, already decoded from msgpack; raises `InvalidInput`."""
     try:
-        event = msgspec.convert(payload, TipEvent)
+        event: TipEvent = msgspec.convert(payload, TipEvent)
     except msgspec.ValidationError as error:
         raise InvalidInput("not a tip event", [_issue(place, str(error))]) from error
     if issues := _id_issues(event, place):

@@ -25,7 +25,7 @@ log = logger("events.consume")
 class Consumer:
     """Consumes stored events."""
 
-    def __init__(  # noqa: PLR0913  # the composition root names each
+    def __init__(
         self,
         *,
         log: EventLog,

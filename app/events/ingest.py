@@ -46,7 +46,7 @@ class _Request(NamedTuple):
 class Ingestor:
     """Stores events and makes the profiles they touch untrue."""
 
-    def __init__(  # noqa: PLR0913  # the composition root names each
+    def __init__(
         self,
         *,
         log: EventLog,
@@ -162,7 +162,7 @@ class Ingestor:
 def _conflict(clash: ClashingEvent, sent: Sequence[TipEvent]) -> Conflict:
     return Conflict(
         f"nothing was stored: event_id {clash.event_id!r} is known with other content",
-        [Issue(path_to(sent, clash.index, "event_id"), f"{clash.event_id!r} is known with other content")],
+        [Issue(path_to(sent, clash.position, "event_id"), f"{clash.event_id!r} is known with other content")],
     )
 
 

@@ -34,9 +34,9 @@ class Appended(NamedTuple):
 
 
 class ClashingEvent(NamedTuple):
-    """One request was refused whole: the event at `index` reuses an id with other content."""
+    """One request was refused whole: the event at `position` reuses an id with other content."""
 
-    index: int
+    position: int
     event_id: str
 
 

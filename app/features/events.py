@@ -28,9 +28,7 @@ OccurredAt = Annotated[
 ]
 
 
-class TipServed(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="subject", tag=SERVED
-):
+class TipServed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="subject", tag=SERVED):
     """A tip was put before a user."""
 
     event_id: Id

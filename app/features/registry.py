@@ -75,7 +75,9 @@ def _check(entry: Feature) -> None:
     if not entry.invalidated_by:
         raise RegistryError(entry.name, "invalidated_by names no subject")
     if unknown := sorted(set(entry.invalidated_by) - KNOWN_SUBJECTS):
-        raise RegistryError(entry.name, f"unknown subject {unknown[0]!r}; known are {', '.join(sorted(KNOWN_SUBJECTS))}")
+        raise RegistryError(
+            entry.name, f"unknown subject {unknown[0]!r}; known are {', '.join(sorted(KNOWN_SUBJECTS))}"
+        )
     if entry.default is not None and not conforms(entry.dtype, entry.default):
         raise RegistryError(entry.name, f"the default {entry.default!r} is not of dtype {entry.dtype}")
     if isinstance(entry.default, int) and not -_INT64 <= entry.default < _INT64:

@@ -53,7 +53,7 @@ _DTYPE_OF = {inspect.FloatType: "float", inspect.IntType: "int", inspect.StrType
 def _dtype(declared: inspect.Type) -> str | None:
     members = declared.types if isinstance(declared, inspect.UnionType) else (declared,)
     kinds = {type(member) for member in members} - {inspect.NoneType}
-    return _DTYPE_OF.get(kinds.pop()) if len(kinds) == 1 else None  # type: ignore[arg-type]  # a set of classes
+    return _DTYPE_OF.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:

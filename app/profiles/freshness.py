@@ -108,7 +108,7 @@ class FreshnessMeter:
         cells = [(user_id, entry) for user_id in page for entry in self._registry]
         values = await self._values(cells)
         seen = {
-            (user_id, entry.name): max((newest.get((user_id, subject), 0) for subject in entry.invalidated_by))
+            (user_id, entry.name): max(newest.get((user_id, subject), 0) for subject in entry.invalidated_by)
             for user_id, entry in cells
         }
         suspects = [

@@ -134,7 +134,7 @@ class ProfileReader:
     async def _degrade_request(self, request: _Request) -> None:
         try:
             answer = await self._degrade(request.wanted, "unavailable")
-        except Exception as error:  # noqa: BLE001  # whatever it is, the one who asked is told
+        except Exception as error:
             if not request.done.done():
                 request.done.set_exception(error)
         else:

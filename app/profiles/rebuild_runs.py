@@ -53,7 +53,7 @@ class RebuildBook(Protocol):
         """One run."""
         ...
 
-    async def list(self, limit: int) -> list[RebuildRun]:
+    async def newest(self, limit: int) -> list[RebuildRun]:
         """Newest first."""
         ...
 

@@ -61,7 +61,7 @@ def _burial(raw: bytes, reason: str) -> dict[str, Any]:
 
 def connect(url: str, *, blocking_s: float = TIMEOUT_S) -> ArqRedis:
     """A client of the queue; connects when first used."""
-    pool: Any = BlockingConnectionPool.from_url(  # type: ignore[no-untyped-call]
+    pool: Any = BlockingConnectionPool.from_url(
         url, max_connections=8, timeout=blocking_s, socket_timeout=blocking_s, socket_connect_timeout=blocking_s
     )
     return ArqRedis(connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize)
@@ -98,7 +98,7 @@ class Queue:
 
     async def worker_alive(self) -> bool:
         """Whether some worker has shown itself lately. Raises `QueueUnavailable`."""
-        return await self._ask("EXISTS", HEALTH_KEY) == 1
+        return int(await self._ask("EXISTS", HEALTH_KEY)) == 1
 
     async def close(self) -> None:
         """Publish what waits, then close."""

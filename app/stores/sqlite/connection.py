@@ -26,7 +26,7 @@ class ThreadConnection(aiosqlite.Connection):
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Call `work` with the sqlite3 connection, on the connection's thread."""
-        result: T = await self._execute(work, self._conn)
+        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]  # as aiosqlite left it
         return result
 
 
@@ -64,7 +64,9 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
 
 async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
     """Open a connection with a thread of its own. It must be closed, or the interpreter does not exit."""
-    return await ThreadConnection(lambda: connect(path, read_only=read_only), iter_chunk_size=64)
+    connection = ThreadConnection(lambda: connect(path, read_only=read_only), iter_chunk_size=64)
+    await connection
+    return connection
 
 
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:

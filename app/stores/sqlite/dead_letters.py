@@ -15,7 +15,9 @@ INSERT_PAYLOAD = """
 INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
 VALUES ('queue', ?, ?, ?, 1, ?, ?)
 """
-UPDATE_ATTEMPTS = "UPDATE event_log SET attempts = attempts + 1 WHERE seq = ? AND consumed_at_ms IS NULL RETURNING attempts, user_id"
+UPDATE_ATTEMPTS = (
+    "UPDATE event_log SET attempts = attempts + 1 WHERE seq = ? AND consumed_at_ms IS NULL RETURNING attempts, user_id"
+)
 INSERT_EVENT = """
 INSERT INTO dead_letters
     (source, payload, error, traceback, attempts, seq, user_id, created_at_ms, last_failed_at_ms)
@@ -25,8 +27,8 @@ ON CONFLICT (seq) DO UPDATE SET error = excluded.error, traceback = excluded.tra
 """
 UPDATE_CONSUMED_ONE = "UPDATE event_log SET consumed_at_ms = ? WHERE seq = ?"
 UPDATE_REVIVED = "UPDATE event_log SET consumed_at_ms = NULL, attempts = 0 WHERE seq = ?"
-SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
-SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"  # noqa: S608
+SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
+SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"
 SELECT_LETTER_SEQ = "SELECT seq FROM dead_letters WHERE id = ?"
 DELETE_LETTER = "DELETE FROM dead_letters WHERE id = ?"
 

@@ -54,7 +54,7 @@ WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
 """
 SELECT_PRUNABLE = "SELECT seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
 DELETE_BY_SEQ = tuple(
-    f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"  # noqa: S608  # our own table names
+    f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"
     for table in ("tip_views", "tip_feedback", "event_log")
 )
 
@@ -84,7 +84,9 @@ class SqliteEventLog:
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """Those not consumed yet, by sequence number."""
-        return await self._database.read(lambda connection: logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),)))
+        return await self._database.read(
+            lambda connection: logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),))
+        )
 
     async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
         """Idempotent."""
@@ -185,8 +187,7 @@ def _insert(connection: sqlite3.Connection, fresh: Sequence[Admitted], consumed_
 def logged_events(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
     """The events a statement over the log selects."""
     return [
-        LoggedEvent(row[0], _event(row), row[5], row[6])
-        for row in connection.execute(statement, parameters).fetchall()
+        LoggedEvent(row[0], _event(row), row[5], row[6]) for row in connection.execute(statement, parameters).fetchall()
     ]
 
 

@@ -14,10 +14,10 @@ _COLUMNS = (
     "id, scope, user_ids, features, state, done, total, position, requested_by, "
     "created_at_ms, started_at_ms, touched_at_ms, finished_at_ms, error"
 )
-INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"  # noqa: S608
-SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"  # noqa: S608
-SELECT_RUNS = f"SELECT {_COLUMNS} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"  # noqa: S608
+INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
+SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
+SELECT_RUNS = f"SELECT {_COLUMNS} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
 SELECT_UNTOUCHED = "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND touched_at_ms < ?"
 UPDATE_PROGRESS = """
 UPDATE rebuilds SET state = 'running', done = :done, position = :position, touched_at_ms = :now,
@@ -70,7 +70,7 @@ class SqliteRebuildBook:
         row = await self._database.read(lambda connection: connection.execute(SELECT_RUN, (run_id,)).fetchone())
         return _run(row) if row else None
 
-    async def list(self, limit: int) -> list[RebuildRun]:
+    async def newest(self, limit: int) -> list[RebuildRun]:
         """Newest first."""
         rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
         return [_run(row) for row in rows]

@@ -16,7 +16,18 @@ from app.stores.sqlite.database import Database
 from app.stores.sqlite.profile_statement import build
 
 # Primary result codes that speak of the database, not of the SQL: https://sqlite.org/rescode.html
-_OF_THE_DATABASE = {"BUSY", "LOCKED", "NOMEM", "READONLY", "INTERRUPT", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB"}
+_OF_THE_DATABASE = {
+    "BUSY",
+    "LOCKED",
+    "NOMEM",
+    "READONLY",
+    "INTERRUPT",
+    "IOERR",
+    "CORRUPT",
+    "FULL",
+    "CANTOPEN",
+    "NOTADB",
+}
 
 
 class SqliteSource:

@@ -56,7 +56,7 @@ class Connections:
         try:
             connection = taken = await self._pool.get_connection()
             if self._epochs[taken] != self._newest:
-                # 1. C1 greets server S; 2. the address moves to T, and S lives on; 3. C2 greets T and sends a DEL there;
+                # 1. C1 greets server S; 2. the address moves to T, and S lives on; 3. C2 greets T and sends it a DEL;
                 # 4. a read over C1 would hit what S still holds. So every connection is to the server greeted last.
                 await taken.disconnect(nowait=True)
                 await taken.connect()
