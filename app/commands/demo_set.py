@@ -1,6 +1,6 @@
 """The demonstration set: users with different habits, made from a seed.
 
-Deterministic: the same seed, users and days on the same UTC day give the same events with the same ids, so loading
+Deterministic: the same seed and days on the same UTC day give the same events with the same ids, so loading
 them again is recognised as duplicates.
 """
 
@@ -48,12 +48,14 @@ def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[tuple
         random = Random(f"{seed}/{number}")  # noqa: S311  # a demonstration is to be repeatable
         habit = random.choices(HABITS, [item.share for item in HABITS])[0]
         offset_min = random.choice(OFFSETS_MIN)
-        yield from ((number, event) for event in _events(number, habit, offset_min, days, today_ms, random))
+        prefix = f"demo-{today_ms // DAY_MS}-{seed}-{days}-{number:04d}"
+        yield from ((number, event) for event in _events(prefix, number, habit, offset_min, days, today_ms, random))
 
 
-def _events(number: int, habit: Habit, offset_min: int, days: int, today_ms: int, random: Random) -> Iterator[TipEvent]:
+def _events(
+    prefix: str, number: int, habit: Habit, offset_min: int, days: int, today_ms: int, random: Random
+) -> Iterator[TipEvent]:
     zone = timezone(timedelta(minutes=offset_min))
-    prefix = f"demo-{today_ms // DAY_MS}-{number:04d}"
     count = 0
     for day in range(days, 0, -1):
         tips = int(habit.tips_per_day + random.random())

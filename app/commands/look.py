@@ -80,12 +80,19 @@ def profile(user: str, as_of: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"user_id": user, "features": values})
         return
-    table = Table("feature", "value", "computed at", "origin", title=None)
+    table = Table()
+    for heading in ("feature", "value", "computed at", "origin"):
+        table.add_column(heading, no_wrap=True)
     for index, entry in enumerate(registry):
         reading = readings[index]
         origin = "cache" if reading.cached else "computed"
-        table.add_row(entry.name, json.dumps(values[entry.name]), rfc3339(reading.computed_at_ms), origin)
+        table.add_row(entry.name, shown(values[entry.name]), rfc3339(reading.computed_at_ms), origin)
     out.print(table)
+
+
+def shown(value: object) -> str:
+    """A value for people: floats to six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 
 async def _read(user: str, as_of_ms: int | None) -> tuple[dict[int, Any], Any]:

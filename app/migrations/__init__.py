@@ -1,0 +1,1 @@
+"""Alembic migrations: from an empty file to the schema that `app.stores.sqlite` speaks to."""

@@ -1,0 +1,63 @@
+# Needs nothing but make and Python 3.11 or later. `make` alone lists the targets.
+# Another interpreter: `make PYTHON=python3.12 up` (after `make clean`, if .venv was made with a different one).
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# More arguments for pytest, e.g. `make quick ARGS="-k registry"`.
+ARGS ?=
+# `make lock UPGRADE=1` takes the newest versions; otherwise only what pyproject.toml asks for changes.
+UPGRADE ?=
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
+
+.DEFAULT_GOAL := help
+.PHONY: help up quick test check format bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+up: $(STAMP) ## Run everything on this machine: cache, queue, API and worker (Ctrl-C stops it)
+	@exec $(BIN)/profiles up
+
+quick: $(STAMP) ## Run the fast tests
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal $(ARGS)
+
+test: $(STAMP) ## Run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Check format, lint, types and the direction of imports
+	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted: run 'make format', or see '$(BIN)/ruff format --diff .'." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## Format the code and fix what the linter can fix
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure latency and throughput
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 takes the newest versions)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	@$(LOCK) --all-extras --group dev --output-file requirements.lock
+	@# The image gets the runtime alone, in the versions that the tests ran with.
+	@$(LOCK) --constraints requirements.lock --output-file docker/requirements.lock
+
+clean: ## Remove .venv, caches and var/ (with the local database)
+	@rm -rf .venv var build dist htmlcov .coverage *.egg-info
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find app tests -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Made once, and again when the lock or the project's metadata change. The build tools come from the lock too, so
+# nothing enters that is not pinned by hash.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or later is needed; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -n 1)" >&2; \
+		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing into .venv (once; takes about a minute) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

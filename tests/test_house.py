@@ -1,0 +1,70 @@
+"""The house is in order: what the layout, the lock and the compose file promise."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings import described
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "app").rglob("*.py"))
+MAX_LINES = 250
+
+
+def test_compose_file_shows_every_setting() -> None:
+    compose = (ROOT / "docker" / "compose.yaml").read_text()
+    for name, _, _ in described():
+        assert re.search(rf"^    {name}: ", compose, re.MULTILINE), f"{name} is not in docker/compose.yaml"
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "docker/requirements.lock"])
+def test_lock_pins_versions_and_hashes_and_names_no_address(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*(-|--)[if]", text, re.MULTILINE)
+    assert not re.search(r"^\s*--(?!hash=sha256:)", text, re.MULTILINE)
+    pins = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
+    assert all(re.match(r"[A-Za-z0-9_.\-]+(\[[a-z,\-]+\])?==\S+", pin) for pin in pins)
+
+
+def test_image_is_built_from_the_versions_that_are_tested() -> None:
+    def pins(path: str) -> dict[str, str]:
+        text = (ROOT / path).read_text()
+        return dict(re.findall(r"^([A-Za-z0-9_.\-]+)(?:\[[a-z,\-]+\])?==(\S+)", text, re.MULTILINE))
+
+    tested = pins("requirements.lock")
+    for name, version in pins("docker/requirements.lock").items():
+        assert tested[name] == version
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(ROOT)) for path in MODULES])
+def test_module_says_what_it_is_and_stays_readable(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert ast.get_docstring(ast.parse(text)), "a module docstring says its role and the invariant it owns"
+
+
+def test_public_names_of_the_core_are_documented() -> None:
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in MODULES
+        if "migrations" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and not node.name.startswith("_")
+        and _is_top_level(path, node)
+        and not ast.get_docstring(node)
+    ]
+    assert not missing
+
+
+def _is_top_level(path: Path, node: ast.AST) -> bool:
+    return node in ast.parse(path.read_text()).body or getattr(node, "col_offset", 0) == 0
+
+
+def test_package_is_typed_for_its_consumers() -> None:
+    assert (ROOT / "app" / "py.typed").exists()
