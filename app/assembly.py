@@ -46,6 +46,7 @@ from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.no_cache import NoCache
+from app.stores.valkey.registration import Registration
 from app.telemetry import Metrics
 
 NONCE_BYTES = 12
@@ -137,8 +138,9 @@ async def open_service(
         queue = _queue(settings, metrics)
         if queue is not None:
             stack.push_async_callback(queue.close)
-        cache = _cache(settings, database, clock, metrics)
+        cache = _cache(settings, database, owed, clock, metrics)
         stack.push_async_callback(cache.close)
+        await cache.open()
         foundation = _Foundation(
             settings=settings,
             contract=contract,
@@ -166,7 +168,9 @@ def _queue(settings: Settings, metrics: Metrics) -> Queue | None:
         raise SettingsError("PROFILES_QUEUE_URL", str(error)) from error
 
 
-def _cache(settings: Settings, database: Database, clock: Clock, metrics: Metrics) -> ValkeyCache | NoCache:
+def _cache(
+    settings: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
+) -> ValkeyCache | NoCache:
     if settings.cache_url is None:
         return NoCache()
     try:
@@ -178,6 +182,7 @@ def _cache(settings: Settings, database: Database, clock: Clock, metrics: Metric
             nonce=lambda: secrets.token_bytes(NONCE_BYTES),
             clock=clock,
             metrics=metrics,
+            registration=Registration(owed.registration, clock),
         )
     except ValueError as error:
         raise SettingsError("PROFILES_CACHE_URL", str(error)) from error

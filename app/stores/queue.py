@@ -7,17 +7,16 @@ Jobs are msgpack; what is not, or names no job of ours, is turned into a job tha
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from arq.connections import ArqRedis
 from arq.constants import default_queue_name, health_check_key_suffix
-from redis.asyncio.connection import BlockingConnectionPool
 from redis.exceptions import RedisError
 
 from app.errors import QueueUnavailable
+from app.stores.valkey.pool import blocking_pool
 from app.telemetry import Metrics, logger
 
 QUEUE = default_queue_name
@@ -26,11 +25,15 @@ CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
 REBUILD = "run_rebuild"
 BURY = "bury_job"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY})
-CRON_PREFIX = "cron:"
+PRUNE = "cron:prune"
+JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, PRUNE})
+MOST_TRIES = 1_000
+YEAR_3000_MS = 32_503_680_000_000
 TIMEOUT_S = 1.0
+MAX_CONNECTIONS = 8
 SEQS_PER_JOB = 1_000
 PENDING_CAP = 100_000
+LINGER_S = 0.05
 log = logger("stores.queue")
 
 
@@ -39,31 +42,45 @@ def serialize(job: dict[str, Any]) -> bytes:
     return msgspec.msgpack.encode(job, enc_hook=repr)
 
 
+class _Job(msgspec.Struct):
+    """A job as arq writes it; other publishers may leave out all but the first two."""
+
+    f: str
+    a: list[Any]
+    k: dict[str, Any] = msgspec.field(default_factory=dict)
+    t: int | None = None
+    et: int = 0
+
+
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """A job as arq wants it; anything else becomes a job that buries the bytes."""
+    """A job as arq wants it; anything else becomes a job that buries what came.
+
+    Never raises: arq forgets a job that it cannot deserialize, and one with a wrong type in it ends the worker.
+    """
     try:
-        job = msgspec.msgpack.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _burial(raw, f"the job is not msgpack: {error}")
-    if "f" not in job:
-        return job  # a result
-    name = job["f"]
-    if name not in JOBS and not str(name).startswith(CRON_PREFIX):
-        return _burial(raw, f"unknown job {name!r}; known are {TIP_EVENTS}")
-    if name == TIP_EVENTS and (len(job.get("a") or ()) != 1 or job.get("k")):
-        return _burial(raw, f"{TIP_EVENTS} takes one argument, a list of events")
-    return job
+        found = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        return _burial(raw.decode("utf-8", "backslashreplace"), f"the job is not msgpack: {error}")
+    try:
+        job = msgspec.convert(found, _Job)
+    except (msgspec.ValidationError, RecursionError) as error:
+        return _burial(found, f"not a job: {error}")
+    if job.f not in JOBS:
+        return _burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
+    if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
+        return _burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
+    tries = min(max(job.t or 1, 1), MOST_TRIES)
+    enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
+    return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}
 
 
-def _burial(raw: bytes, reason: str) -> dict[str, Any]:
-    return {"t": 1, "f": BURY, "a": [base64.b64encode(raw).decode(), reason], "k": {}, "et": 0}
+def _burial(payload: object, reason: str) -> dict[str, Any]:
+    return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
 def connect(url: str, *, blocking_s: float = TIMEOUT_S) -> ArqRedis:
     """A client of the queue; connects when first used."""
-    pool: Any = BlockingConnectionPool.from_url(
-        url, max_connections=8, timeout=blocking_s, socket_timeout=blocking_s, socket_connect_timeout=blocking_s
-    )
+    pool = blocking_pool(url, blocking_s, MAX_CONNECTIONS)
     return ArqRedis(connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize)
 
 
@@ -104,7 +121,7 @@ class Queue:
         """Publish what waits, then close."""
         if self._publishing is not None:
             await asyncio.gather(self._publishing, return_exceptions=True)
-        await self._redis.aclose()
+        await self._redis.aclose(close_connection_pool=True)
 
     async def _ask(self, *command: str) -> Any:
         try:
@@ -115,6 +132,8 @@ class Queue:
     async def _publish_all(self) -> None:
         try:
             while self._pending:
+                # A job costs far more than an event, and nobody waits for this one: their keys are gone already.
+                await asyncio.sleep(LINGER_S)
                 seqs, self._pending = self._pending[:SEQS_PER_JOB], self._pending[SEQS_PER_JOB:]
                 try:
                     await self._redis.enqueue_job(CONSUME, seqs)

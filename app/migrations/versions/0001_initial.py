@@ -56,6 +56,10 @@ TABLES = (
     """CREATE TABLE owed_invalidations (
         id INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, owed_at_ms INTEGER NOT NULL
     ) STRICT""",
+    """CREATE TABLE cache_registration (
+        only INTEGER PRIMARY KEY CHECK (only = 1), server TEXT, generation INTEGER NOT NULL
+    ) STRICT""",
+    "INSERT INTO cache_registration (only, server, generation) VALUES (1, NULL, 0)",
     """CREATE TABLE feature_keys (
         subject TEXT NOT NULL, feature TEXT NOT NULL, announced_at_ms INTEGER NOT NULL,
         PRIMARY KEY (subject, feature)
@@ -115,6 +119,7 @@ def downgrade() -> None:
         "rebuilds",
         "dead_letters",
         "feature_keys",
+        "cache_registration",
         "owed_invalidations",
         "tip_feedback",
         "tip_views",

@@ -1,28 +1,23 @@
-"""Owed invalidations, and which features any process of this database caches.
-
-`any_owed` looks on the caller's thread, on a connection of its own: a hop to another thread would cost more than the
-look, and a read may not begin before it.
-"""
+"""What processes tell each other about the cache: what is owed to it, which server it is, which features are in it."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
-from app.errors import StoreUnavailable
 from app.features.registry import Registry
 from app.profiles.ports import Owed
-from app.stores.sqlite.connection import connect, unavailable
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.lookout import Lookout
 
-SELECT_DATA_VERSION = "PRAGMA data_version"
-SELECT_ANY_OWED = "SELECT EXISTS (SELECT 1 FROM owed_invalidations)"
 SELECT_OWED = "SELECT id, user_id FROM owed_invalidations ORDER BY id LIMIT ?"
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
 INSERT_OWED = "INSERT INTO owed_invalidations (user_id, owed_at_ms) SELECT value, ? FROM json_each(?)"
 DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM json_each(?))"
+UPDATE_REGISTRATION = """
+UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
+"""
 UPSERT_FEATURE = """
 INSERT INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?)
 ON CONFLICT (subject, feature) DO UPDATE SET announced_at_ms = excluded.announced_at_ms
@@ -34,21 +29,11 @@ class SqliteOwedInvalidations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._look = self._connect(database.path)
-        self._version = -1
-        self._owed = True
+        self._lookout = Lookout(database.path)
 
     def any_owed(self) -> bool:
         """Look now. Raises `StoreUnavailable`."""
-        try:
-            (version,) = self._look.execute(SELECT_DATA_VERSION).fetchone()
-            if version != self._version:  # some connection committed since the last look
-                (owed,) = self._look.execute(SELECT_ANY_OWED).fetchone()
-                self._owed, self._version = bool(owed), version
-        except sqlite3.Error as error:
-            self._version = -1
-            raise unavailable(error) from error
-        return self._owed
+        return self._lookout.look().owed
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
         """Committed when this returns."""
@@ -70,14 +55,33 @@ class SqliteOwedInvalidations:
 
     def close(self) -> None:
         """Close the connection kept for looking."""
-        self._look.close()
+        self._lookout.close()
 
-    @staticmethod
-    def _connect(path: Path) -> sqlite3.Connection:
-        try:
-            return connect(path, read_only=True, busy_timeout_s=0.02)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(str(error)) from error
+    @property
+    def registration(self) -> SqliteRegistrationBook:
+        """The registration, seen by the same looks."""
+        return SqliteRegistrationBook(self._database, self._lookout)
+
+
+class SqliteRegistrationBook:
+    """Implements `app.stores.valkey.registration.RegistrationBook`."""
+
+    def __init__(self, database: Database, lookout: Lookout) -> None:
+        self._database = database
+        self._lookout = lookout
+
+    def current(self) -> tuple[str | None, int]:
+        """As of the last look, whoever looked."""
+        return self._lookout.last.server, self._lookout.last.generation or 0
+
+    def look(self) -> tuple[str | None, int]:
+        """Now. Raises `StoreUnavailable`."""
+        state = self._lookout.look()
+        return state.server, state.generation or 0
+
+    async def register(self, server: str, after: int) -> None:
+        """Compare and set, so that of two processes one wins and the other looks again."""
+        await self._database.write(lambda connection: connection.execute(UPDATE_REGISTRATION, (server, after)))
 
 
 async def announce(database: Database, registry: Registry, now_ms: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +22,7 @@ from app.profiles.codec import LEASE
 from app.profiles.ports import Cell, Epoch, Fill
 from app.stores.valkey.breaker import CircuitBreaker
 from app.stores.valkey.connections import Command, Connections, converse, is_silent
+from app.stores.valkey.registration import Registration
 from app.telemetry import Metrics
 
 SET_IF_EQUAL = b"""
@@ -59,8 +60,11 @@ class ValkeyCache:
         nonce: Callable[[], bytes],
         clock: Clock,
         metrics: Metrics,
+        registration: Registration | None = None,
     ) -> None:
-        self._connections = Connections(url, database_id, timeout_ms / 1000)
+        """Raises `ValueError` where the URL is none. `registration`: as `Connections` has it."""
+        self._registration = registration
+        self._connections = Connections(url, database_id, timeout_ms / 1000, registration)
         self._lease_ms = lease_ms
         self._nonce = nonce
         self._clock = clock
@@ -118,15 +122,19 @@ class ValkeyCache:
             ]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """DEL, under the epoch of the connection that carries it."""
+        """DEL, under the epoch of the connection that carries it, which is the one that readers use."""
         if not cells:
             return
+        if self._registration is not None:
+            self._registration.look()  # after the commit that made the cells untrue
         async with self._timed("del") as (connection, epoch):
             keys = [key(epoch, cell) for cell in cells]
             await self._ask(
                 connection,
                 [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)],
             )
+        if self._registration is not None:
+            await self._registration.settle()
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Compare-and-delete each, pipelined."""
@@ -136,6 +144,11 @@ class ValkeyCache:
             )
         return sum(replies)
 
+    async def open(self) -> None:
+        """Connect and register the server, so that the first read can use it. A cache that is away is no error."""
+        with suppress(CacheUnavailable):
+            await self._connections.register()
+
     async def ping(self) -> None:
         """Ask for a sign of life; raises `CacheUnavailable`."""
         async with self._connections.borrow() as (connection, _):
@@ -144,6 +157,8 @@ class ValkeyCache:
     async def close(self) -> None:
         """Close the connections."""
         await self._breaker.close()
+        if self._registration is not None:
+            await self._registration.close()
         await self._connections.close()
 
     @asynccontextmanager

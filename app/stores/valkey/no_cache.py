@@ -38,6 +38,9 @@ class NoCache:
         """Raises."""
         _refuse()
 
+    async def open(self) -> None:
+        """Nothing to open."""
+
     async def close(self) -> None:
         """Nothing to close."""
 

@@ -1,0 +1,122 @@
+"""Keeps arq's worker on the queue: arq's own dies when its Redis disconnects, so it is begun again until told to stop.
+
+Invariant: when `keep_working` returns, no job runs in this process. What was cut short comes back by itself, after the
+job timeout + `ARQ_EXTRA_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Any
+
+from arq.cron import CronJob
+from arq.worker import Function, Worker
+from redis.exceptions import RedisError
+
+from app.stores.queue import HEALTH_KEY, QUEUE, connect, deserialize, serialize
+from app.telemetry import logger
+
+ARQ_EXTRA_S = 10
+POLL_DELAY_S = 0.01
+HEALTH_EVERY_S = 2
+MAX_JOBS = 10
+BLOCKING_S = 2.0
+STOP_GRACE_S = 10.0
+RESTART_AFTER_S = 0.5
+log = logger("stores.queue")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long jobs may take. A crashed worker's job comes back after `job_timeout_s` + `ARQ_EXTRA_S`."""
+
+    job_timeout_s: float = 20.0
+
+    @property
+    def work_s(self) -> float:
+        """After this a job gives up by itself, before arq ends it."""
+        return 0.9 * self.job_timeout_s
+
+    @property
+    def budget_s(self) -> float:
+        """A piece of a long piece of work."""
+        return 0.5 * self.job_timeout_s
+
+    @property
+    def untouched_ms(self) -> int:
+        """A rebuild that nobody has touched for so long has lost its job."""
+        return int(1000 * (self.job_timeout_s + ARQ_EXTRA_S + 5.0))
+
+
+async def keep_working(
+    url: str,
+    stop: asyncio.Event,
+    *,
+    functions: Sequence[Function],
+    crons: Sequence[CronJob],
+    pace: Pace,
+    context: dict[str, Any],
+) -> None:
+    """Work until `stop` is set.
+
+    No cron job may have a longer timeout than the pace says: arq hides every crashed job for the longest of all.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    lost = False
+    try:
+        while not stop.is_set():
+            worker = _worker(url, functions, crons, pace, context)
+            running = asyncio.create_task(worker.async_run())
+            try:
+                await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if running.done() and not stop.is_set():
+                    (log.debug if lost else log.warning)("queue_lost", error=repr(running.exception()))
+                    lost = worker.jobs_complete == 0
+                    await asyncio.wait({stopping}, timeout=RESTART_AFTER_S)
+            finally:
+                await _close(worker, running)
+    finally:
+        stopping.cancel()
+
+
+def _worker(
+    url: str, functions: Sequence[Function], crons: Sequence[CronJob], pace: Pace, context: dict[str, Any]
+) -> Worker:
+    return Worker(
+        functions=functions,
+        cron_jobs=crons,
+        redis_pool=connect(url, blocking_s=BLOCKING_S),
+        queue_name=QUEUE,
+        poll_delay=POLL_DELAY_S,
+        job_timeout=pace.job_timeout_s,
+        max_jobs=MAX_JOBS,
+        keep_result=0,
+        health_check_interval=HEALTH_EVERY_S,
+        health_check_key=HEALTH_KEY,
+        handle_signals=False,
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+        ctx=context,
+        timezone=UTC,
+        log_results=False,
+    )
+
+
+async def _close(worker: Worker, running: asyncio.Task[None]) -> None:
+    """Let jobs finish, then close; those that take too long, or lost the queue, come back by themselves."""
+    worker.allow_pick_jobs = False
+    jobs = [task for task in worker.tasks.values() if not task.done()]
+    if jobs:
+        await asyncio.wait(jobs, timeout=STOP_GRACE_S)
+    running.cancel()
+    for job in jobs:
+        job.cancel()
+    await asyncio.gather(running, *worker.tasks.values(), return_exceptions=True)
+    try:
+        await worker.pool.delete(HEALTH_KEY)
+    except (RedisError, OSError, TimeoutError) as error:
+        log.debug("health_key_left", error=str(error))  # it expires
+    await worker.pool.aclose(close_connection_pool=True)

@@ -1,0 +1,87 @@
+"""Connection pools for cache and queue: one node by its address, or the master of a Sentinel group.
+
+    redis://host:6379/0        rediss://…        unix:///path/to/socket
+    redis://sentinel1:26379,sentinel2:26379/0?sentinel=mymaster        (rediss:// for TLS to the master)
+
+`BlockingConnectionPool` throughout: redis-py's plain pool holds its lock while it connects.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from redis.asyncio.connection import BlockingConnectionPool
+from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+
+SENTINEL_PORT = 26379
+
+
+class _Master:
+    """What a sentinel-managed connection asks of its pool: where the master is now."""
+
+    is_master = True
+    check_connection = False
+
+    def __init__(self, sentinel: Sentinel, name: str) -> None:
+        self._sentinel = sentinel
+        self._name = name
+
+    async def get_master_address(self) -> tuple[str, int]:
+        """Asked at each connect, so a failover needs no restart."""
+        address: tuple[str, int] = await self._sentinel.discover_master(self._name)
+        return address
+
+
+class _GroupPool(BlockingConnectionPool):
+    """Closes its connections to the sentinels with those to the master."""
+
+    def __init__(self, sentinel: Sentinel, **options: Any) -> None:
+        super().__init__(**options)
+        self._sentinel = sentinel
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close everything."""
+        await super().disconnect(inuse_connections)
+        for client in self._sentinel.sentinels:
+            await client.aclose()
+
+
+def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
+    """A pool that waits at most `timeout_s` for a connection, to connect, and for an answer.
+
+    Raises:
+        ValueError: the URL is not one of the forms above.
+    """
+    options |= {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    parts = urlsplit(url)
+    name = parse_qs(parts.query).get("sentinel")
+    if name is None:
+        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+            url, max_connections=connections, timeout=timeout_s, **options
+        )
+        return pool
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # as redis-py left it
+        [_address(host) for host in hosts.split(",")], socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+    )
+    return _GroupPool(
+        sentinel,
+        max_connections=connections,
+        timeout=timeout_s,
+        connection_class=SentinelManagedSSLConnection if parts.scheme == "rediss" else SentinelManagedConnection,
+        connection_pool=_Master(sentinel, name[0]),
+        db=int(parts.path.strip("/") or 0),
+        username=unquote(user) or None,
+        password=unquote(password) or None,
+        **options,
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    found = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]]+)(?::(?P<port>\d+))?", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not host:port")
+    return found["host"].strip("[]"), int(found["port"] or SENTINEL_PORT)

@@ -1,0 +1,121 @@
+"""Which server is the cache: all processes must agree, or one would delete where another does not read.
+
+With a Sentinel group, a proxy or a DNS name, two processes can be connected to two servers at once: one still reads
+from the old master while the other deletes on the new one. So the server (its `run_id`) is registered in the database
+under a *generation*, and the generation is part of every key. Whoever meets another server than the registered one uses
+it for nothing, and registers it under the next generation, whose keys do not exist yet. Interleavings excluded, R reads
+on the old server S, E ingests on the new one T:
+  1. E registers T, E commits, E deletes on T, R hits on S      R's look is at most 50 ms old, and E's deletion counts
+                                                                 only 100 ms after E first saw T registered
+  2. R registers S again, R hits what S held before             S comes back under a generation with no keys
+  3. E deletes on S, which is not registered any more           E looks again after its commit: refused
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from app.errors import CacheRefused, StoreUnavailable
+from app.features.clock import Clock
+from app.telemetry import logger
+
+HOLD_BACK_S = 0.100
+REGISTER_EVERY_S = 1.0
+log = logger("stores.valkey")
+
+
+class RegistrationBook(Protocol):
+    """Where the registration is kept."""
+
+    def current(self) -> tuple[str | None, int]:
+        """Server and generation as of the last look; no look of its own."""
+        ...
+
+    def look(self) -> tuple[str | None, int]:
+        """Server and generation now. Raises `StoreUnavailable`."""
+        ...
+
+    async def register(self, server: str, after: int) -> None:
+        """Register under the generation after `after`, unless another has been registered since."""
+        ...
+
+
+class Registration:
+    """One per cache and process."""
+
+    def __init__(
+        self, book: RegistrationBook, clock: Clock, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._book = book
+        self._clock = clock
+        self._pause = pause
+        self._seen: int | None = None
+        self._seen_at = float("-inf")
+        self._tried_at = float("-inf")
+        self._registering: asyncio.Task[None] | None = None
+
+    def generation(self, server: str) -> int:
+        """The generation under which `server` is registered, as of the last look.
+
+        Raises:
+            CacheRefused: another server is; this one will be registered in the background.
+        """
+        registered, generation = self._book.current()
+        if registered != server:  # maybe another process has registered it meanwhile
+            registered, generation = self._looked()
+        self._note(generation)
+        if registered != server:
+            self._register_soon(server)
+            raise CacheRefused("this server is not the one registered as the cache; registering it")
+        return generation
+
+    def look(self) -> None:
+        """Look again, so that the next command is made for what is registered now. Raises `CacheRefused`."""
+        _, generation = self._looked()
+        self._note(generation)
+
+    async def settle(self) -> None:
+        """Wait until every read that looked before the registered generation was first seen here has begun."""
+        remaining = HOLD_BACK_S - (self._clock.monotonic() - self._seen_at)
+        if remaining > 0:
+            await self._pause(remaining)
+
+    async def register(self, server: str) -> None:
+        """Register now, where another server is. Raises `StoreUnavailable`."""
+        registered, generation = self._book.look()
+        if registered != server:
+            await self._book.register(server, generation)
+            _, generation = self._book.look()
+            log.info("cache_registered", server=server[:12], generation=generation)
+        self._note(generation)
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        if self._registering is not None:
+            await asyncio.gather(self._registering, return_exceptions=True)
+
+    def _looked(self) -> tuple[str | None, int]:
+        try:
+            return self._book.look()
+        except StoreUnavailable as error:
+            raise CacheRefused("it cannot be told which server is the cache: the database does not answer") from error
+
+    def _note(self, generation: int) -> None:
+        if generation != self._seen:
+            self._seen, self._seen_at = generation, self._clock.monotonic()
+
+    def _register_soon(self, server: str) -> None:
+        now = self._clock.monotonic()
+        busy = self._registering is not None and not self._registering.done()
+        if busy or now - self._tried_at < REGISTER_EVERY_S:
+            return
+        self._tried_at = now
+        self._registering = asyncio.get_running_loop().create_task(self._try_to_register(server))
+
+    async def _try_to_register(self, server: str) -> None:
+        try:
+            await self.register(server)
+        except StoreUnavailable as error:
+            log.warning("cache_not_registered", error=str(error))
