@@ -1,0 +1,120 @@
+"""An ingestor among recorders: the real log, and what stands for invalidation and publishing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+
+from app.events.admission import Admission
+from app.events.ingest import Ingestor, Receipt
+from app.events.ports import Admitted, Appended, ClashingEvent
+from app.features.events import TipEvent
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.telemetry import Metrics
+from tests.support.clock import FakeClock
+from tests.support.database import column
+
+
+class Journal(list[str]):
+    """What happened, in order."""
+
+
+class RecordingLog(SqliteEventLog):
+    """The real log, which notes its commits; waits before one while `open` is not set; `failure` comes instead."""
+
+    def __init__(self, database: Database, journal: Journal) -> None:
+        super().__init__(database)
+        self.journal = journal
+        self.commits: list[list[int]] = []
+        self.failure: Exception | None = None
+        self.begun = False
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def append(
+        self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
+    ) -> list[Appended | ClashingEvent]:
+        """Commit."""
+        self.begun = True
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+        outcomes = await super().append(requests, consumed_at_ms)
+        self.commits.append([len(events) for events in requests])
+        self.journal.append("commit")
+        return outcomes
+
+
+class RecordingInvalidator:
+    """Implements `Invalidates`; waits while `open` is not set, raises what a test says."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.asked: list[Mapping[str, Collection[str]]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.result = True
+        self.failure: Exception | None = None
+
+    async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
+        """Note what was asked."""
+        self.asked.append(stale)
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.journal.append("invalidate")
+        return self.result
+
+    async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
+        """Not used by ingest."""
+        raise NotImplementedError
+
+
+class RecordingPublisher:
+    """Implements `Publisher`."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.published: list[list[int]] = []
+
+    def publish(self, seqs: Sequence[int]) -> None:
+        """Note what was published."""
+        self.published.append(list(seqs))
+        self.journal.append("publish")
+
+
+class Stage:
+    """An ingestor among recorders."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.journal = Journal()
+        self.log = RecordingLog(database, self.journal)
+        self.invalidator = RecordingInvalidator(self.journal)
+        self.publisher = RecordingPublisher(self.journal)
+        self.metrics = Metrics()
+        self.ingestor = Ingestor(
+            log=self.log,
+            invalidator=self.invalidator,
+            publisher=self.publisher,
+            admission=Admission(retention_days=180),
+            clock=FakeClock(),
+            metrics=self.metrics,
+            door="http",
+        )
+
+    async def ingest(self, *events: TipEvent) -> Receipt:
+        """Send a request and note the answer."""
+        receipt = await self.ingestor.ingest(events)
+        self.journal.append("answer")
+        return receipt
+
+    async def stored(self) -> list[object]:
+        """Ids of stored events."""
+        return await column(self.database, "SELECT event_id FROM event_log ORDER BY seq")
+
+    def counted(self, outcome: str) -> float:
+        """Events of that outcome."""
+        labels = {"door": "http", "outcome": outcome}
+        return self.metrics.collectors.get_sample_value("profiles_events_total", labels) or 0.0

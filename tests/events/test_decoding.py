@@ -1,0 +1,159 @@
+"""Bodies: their shapes, and what a producer is told of one that cannot be read."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from app.errors import InvalidInput, Issue, Undecodable
+from app.events.admission import (
+    MAX_EVENTS,
+    decode_json,
+    decode_lines,
+)
+from tests.support.events import body, feedback, payload, served
+
+FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")
+
+
+def invalid(raw: bytes) -> list[Issue]:
+    """What is wrong with a body that can be read."""
+    with pytest.raises(InvalidInput) as caught:
+        decode_json(raw)
+    assert caught.value.issues
+    return list(caught.value.issues)
+
+
+def undecodable(raw: bytes) -> str:
+    """Why a body cannot be read, everything that a producer is told."""
+    with pytest.raises(Undecodable) as caught:
+        decode_json(raw)
+    return " ".join([str(caught.value), *(f"{issue.path}: {issue.detail}" for issue in caught.value.issues)])
+
+
+def test_event_is_decoded_when_it_is_sent_alone_or_in_an_array() -> None:
+    other = served("bob", event_id="e-2")
+    assert decode_json(b" \r\n" + msgspec.json.encode(FEEDBACK_EVENT) + b"\n") == [FEEDBACK_EVENT]
+    assert decode_json(body(FEEDBACK_EVENT, other)) == [FEEDBACK_EVENT, other]
+    lines = b"\n" + msgspec.json.encode(FEEDBACK_EVENT) + b"\r\n\n  \n" + msgspec.json.encode(other)
+    assert decode_lines(lines) == [FEEDBACK_EVENT, other]
+
+
+@pytest.mark.parametrize("escaped", [r"\ud800", r"\udc00", r"a\ud83d", r"\ude00\ud83d"])
+def test_body_is_refused_when_an_id_holds_a_lone_surrogate(escaped: str) -> None:
+    raw = msgspec.json.encode(FEEDBACK_EVENT).replace(b"e-1", escaped.encode())
+    with pytest.raises((Undecodable, InvalidInput)) as caught:
+        decode_json(raw)
+    assert "surrogate" in undecodable(raw) or "U+D" in str(caught.value)
+
+
+def test_surrogate_pair_is_one_character_when_it_is_whole() -> None:
+    (event,) = decode_json(msgspec.json.encode(FEEDBACK_EVENT).replace(b"e-1", rb"\ud83d\ude00" * 128))
+    assert event.event_id == "😀" * 128
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "nan", "0x10", "007", "+1", "1_000", "1."])
+def test_body_is_refused_when_a_number_is_none_that_json_knows(number: str) -> None:
+    raw = msgspec.json.encode(FEEDBACK_EVENT).replace(b"7200", number.encode())
+    assert "not valid JSON" in undecodable(raw)
+
+
+@pytest.mark.parametrize("raw", [b"", b" \r\n\t"])
+def test_body_is_refused_when_it_is_empty(raw: bytes) -> None:
+    assert "empty" in undecodable(raw)
+    with pytest.raises(Undecodable, match="empty"):
+        decode_lines(raw)
+
+
+@pytest.mark.parametrize("raw", [b"[]", b" [ ] "])
+def test_array_is_refused_when_it_is_empty(raw: bytes) -> None:
+    with pytest.raises(InvalidInput, match="1 to 1000 events"):
+        decode_json(raw)
+
+
+@pytest.mark.parametrize("raw", [b"5", b'"event"', b"null", b"true", b"[5]", b"[null]", b"[[]]"])
+def test_body_is_refused_when_it_holds_no_event(raw: bytes) -> None:
+    (found,) = invalid(raw)
+    assert found.path == ("[0]" if raw.startswith(b"[") else "$")
+    assert "Expected `object`" in found.detail
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"{",
+        b"[",
+        b"[{}",
+        b"{]",
+        b"{'a': 1}",
+        b'{"a": 1}}',
+        b"[{},]",
+        b"\xef\xbb\xbf{}",
+        b"<event/>",
+        b'"a',
+        b'{"mood": 1, oops}',
+    ],
+)
+def test_body_is_refused_when_it_is_no_json(raw: bytes) -> None:
+    assert "not valid JSON" in undecodable(raw)
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80"])
+@pytest.mark.parametrize("shape", [b"%s", b"[%s]"])
+def test_body_is_refused_when_it_is_no_utf8(bad: bytes, shape: bytes) -> None:
+    raw = shape % msgspec.json.encode(FEEDBACK_EVENT).replace(b"e-1", bad)
+    assert "not valid UTF-8" in undecodable(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000,
+        b'[{"subject":' + b"[" * 100_000 + b"]" * 100_000 + b"}]",
+        b'{"mood":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
+    ],
+    ids=["open arrays", "arrays", "open objects", "in a field of many", "in an unknown field"],
+)
+def test_body_is_refused_when_it_is_nested_deeply(raw: bytes) -> None:
+    assert "nested too deeply" in undecodable(raw)
+    with pytest.raises((Undecodable, InvalidInput)):
+        decode_lines(raw)
+
+
+def test_array_is_refused_when_it_holds_more_events_than_allowed() -> None:
+    one = msgspec.json.encode(FEEDBACK_EVENT)
+    assert len(decode_json(b"[" + b",".join([one] * MAX_EVENTS) + b"]")) == 1_000
+    assert len(decode_lines(b"\n".join([one] * MAX_EVENTS))) == 1_000
+    with pytest.raises(InvalidInput, match="at most 1000 events at once, not 1001"):
+        decode_json(b"[" + b",".join([one] * 1_001) + b"]")
+    with pytest.raises(InvalidInput, match="at most 1000 events at once, not 1001"):
+        decode_lines(b"\n".join([one] * 1_001))
+
+
+def test_every_event_at_fault_is_named_when_an_array_holds_several() -> None:
+    sound = json.dumps(payload(FEEDBACK_EVENT))
+    broken = [json.dumps(payload(FEEDBACK_EVENT, **{name: 5})) for name in ("action", "tip_id")]
+    found = invalid(f"[{sound},{broken[0]},{sound},{broken[1]}]".encode())
+    assert [item.path for item in found] == ["[1].action", "[3].tip_id"]
+
+
+def test_line_is_named_when_it_is_no_json() -> None:
+    lines = [msgspec.json.encode(FEEDBACK_EVENT)] * 10
+    lines[2] = b""
+    lines[6] = b'{"subject": oops}'
+    with pytest.raises(Undecodable, match=r"line 7 is not valid JSON") as caught:
+        decode_lines(b"\n".join(lines))
+    assert [issue.path for issue in caught.value.issues] == ["line 7"]
+
+
+def test_line_is_named_when_it_is_no_utf8_or_no_event() -> None:
+    sound = msgspec.json.encode(FEEDBACK_EVENT)
+    with pytest.raises(Undecodable, match=r"line 2 is not valid UTF-8"):
+        decode_lines(sound + b"\n" + sound.replace(b"e-1", b"\xff"))
+    with pytest.raises(InvalidInput) as caught:
+        decode_lines(b"\n\n" + sound.replace(b"completed", b"done") + b"\n" + body(FEEDBACK_EVENT))
+    assert [issue.path for issue in caught.value.issues] == ["line 3.action", "line 4"]

@@ -1,0 +1,79 @@
+"""Adding a feature is one entry and one line of the mirror, and no migration: shown with a categorical one."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from app.events.ports import Appended
+from app.features.definitions import REGISTRY
+from app.features.events import FEEDBACK
+from app.features.registry import Feature, Registry
+from app.features.schema import ProfileFeatures, Str, check_mirror
+from app.profiles.computation import Computation
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.feature_check import check_features
+from app.stores.sqlite.owed import announce
+from app.stores.sqlite.source import SqliteSource
+from app.telemetry import Metrics
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.events import Action, admitted, feedback
+
+FAVOURITE = Feature(
+    name="favourite_action_30d",
+    dtype="str",
+    ttl=timedelta(hours=1),
+    description="What the user did most often with a tip; of equals, the first in the alphabet.",
+    invalidated_by=(FEEDBACK,),
+    compute="""
+        SELECT user_id, action AS value
+        FROM (
+            SELECT user_id, action, ROW_NUMBER() OVER (PARTITION BY user_id ORDER BY COUNT(*) DESC, action) AS place
+            FROM feedback
+            WHERE occurred_at_ms > :now_ms - 30 * 86400000
+            GROUP BY user_id, action
+        )
+        WHERE place = 1
+    """,
+)
+
+
+class Extended(ProfileFeatures, kw_only=True, frozen=True):
+    """The mirror, with its one new line."""
+
+    favourite_action_30d: Annotated[
+        Str | UnsetType,
+        Meta(description="What the user did most often with a tip; of equals, the first in the alphabet."),
+    ] = UNSET
+
+
+EXTENDED = Registry([*REGISTRY, FAVOURITE])
+
+
+async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_are_added(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    check_mirror(EXTENDED, Extended)
+    await database.read(lambda connection: check_features(EXTENDED, connection))
+    await announce(database, EXTENDED, NOW_MS)
+    actions: tuple[Action, ...] = ("completed", "snoozed", "snoozed", "dismissed", "dismissed")
+    (stored,) = await event_log.append([[admitted(feedback("ann", NOW_MS - 1, action)) for action in actions]])
+    computation = Computation(SqliteSource(database, EXTENDED), EXTENDED, FakeClock(), Metrics(), width=2)
+
+    (computed,) = await computation.live({"ann": EXTENDED.full_mask, "bob": EXTENDED.full_mask})
+
+    def profile(user_id: str) -> Extended:
+        outcomes = computed.outcomes[user_id]
+        text = ",".join(f'"{EXTENDED[index].name}":{outcomes[index].json.decode()}' for index in outcomes)
+        return msgspec.json.decode(f"{{{text}}}", type=Extended)
+
+    assert profile("ann").favourite_action_30d == "dismissed"
+    assert profile("ann").dismiss_rate_30d == 0.4
+    assert profile("bob").favourite_action_30d is None
+    assert profile("bob").tip_volume_30d == 0
+    assert isinstance(stored, Appended)
+    assert "favourite_action_30d" in stored.stale["ann"]

@@ -1,0 +1,76 @@
+"""The typed mirror and the registry, held against each other in both directions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import pytest
+from msgspec import UNSET, Meta, UnsetType
+
+from app.errors import RegistryError
+from app.features.definitions import REGISTRY
+from app.features.registry import Registry
+from app.features.schema import Int, ProfileFeatures, Str, check_mirror
+from tests.support.entries import entry
+
+PROBE = Registry([entry(description="What it is.")])
+
+
+def mirror(name: str, declared: object) -> type[msgspec.Struct]:
+    """A mirror of one field."""
+    return msgspec.defstruct("Mirror", [(name, declared, UNSET)], kw_only=True)
+
+
+def test_mirror_and_registry_agree() -> None:
+    check_mirror(REGISTRY, ProfileFeatures)
+    assert ProfileFeatures.__struct_fields__ == REGISTRY.names
+
+
+def test_mirror_is_accepted_when_it_repeats_the_entry() -> None:
+    check_mirror(PROBE, mirror("probe", Annotated[Int | UnsetType, Meta(description="What it is.")]))
+
+
+def test_mirror_is_refused_when_it_lacks_a_feature() -> None:
+    registry = Registry([*REGISTRY, entry(name="extra")])
+    with pytest.raises(RegistryError, match=r"'extra': the registry has it, the mirror ProfileFeatures has not"):
+        check_mirror(registry, ProfileFeatures)
+
+
+def test_mirror_is_refused_when_the_registry_lacks_a_feature() -> None:
+    registry = Registry(item for item in REGISTRY if item.name != "preferred_hour")
+    with pytest.raises(RegistryError, match=r"'preferred_hour': the mirror ProfileFeatures has it, the registry has"):
+        check_mirror(registry, ProfileFeatures)
+
+
+@pytest.mark.parametrize(
+    "declared", [Str | UnsetType, float | None | UnsetType, bool | None | UnsetType, int | str | None | UnsetType]
+)
+def test_mirror_is_refused_when_a_dtype_differs(declared: object) -> None:
+    with pytest.raises(RegistryError, match=r"'probe': dtype int in the registry"):
+        check_mirror(PROBE, mirror("probe", Annotated[declared, Meta(description="What it is.")]))
+
+
+@pytest.mark.parametrize("description", ["What it was.", "What it is", ""])
+def test_mirror_is_refused_when_a_description_differs(description: str) -> None:
+    with pytest.raises(RegistryError, match=r"'probe': the description in Mirror differs"):
+        check_mirror(PROBE, mirror("probe", Annotated[Int | UnsetType, Meta(description=description)]))
+
+
+def test_mirror_is_refused_when_a_description_is_missing() -> None:
+    with pytest.raises(RegistryError, match=r"'probe': the description in Mirror differs"):
+        check_mirror(PROBE, mirror("probe", Int | UnsetType))
+
+
+def test_mirror_is_read_by_the_names_on_the_wire_when_it_renames_fields() -> None:
+    declared = Annotated[Int | UnsetType, Meta(description="What it is.")]
+    renamed = msgspec.defstruct("Mirror", [("PROBE", declared, UNSET)], kw_only=True, rename="lower")
+    check_mirror(PROBE, renamed)
+
+
+def test_absent_and_null_features_differ_when_a_profile_is_decoded() -> None:
+    decoded = msgspec.json.decode(b'{"preferred_hour": null, "tip_volume_30d": 3}', type=ProfileFeatures)
+    assert decoded.preferred_hour is None
+    assert decoded.tip_volume_30d == 3
+    assert decoded.completion_rate_30d is UNSET
+    assert msgspec.json.decode(msgspec.json.encode(decoded)) == {"preferred_hour": None, "tip_volume_30d": 3}

@@ -1,0 +1,223 @@
+"""Computations: shared among those who wait, sliced, and never serving what is not of its dtype."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import pytest
+
+from app.errors import StoreUnavailable
+from app.features.definitions import REGISTRY
+from app.features.events import TipEvent
+from app.features.registry import Registry
+from app.profiles.computation import CAP, Computation, Outcome
+from app.profiles.ports import Asked, Snapshot
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.source import SqliteSource
+from app.telemetry import Metrics
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.entries import entry
+from tests.support.events import admitted, feedback, served
+from tests.support.waiting import eventually
+
+PAIR = Registry([entry(name="one"), entry(name="two", default=7)])
+
+
+class ScriptedSource:
+    """A source whose statements wait until a test lets them go on, and yield what it says."""
+
+    def __init__(self, value: Callable[[Asked, int], object] = lambda asked, index: index) -> None:
+        self.begun: list[list[Asked]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.errors: dict[tuple[int, int], str] = {}
+        self.failure: Exception | None = None
+        self._value = value
+
+    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """One statement."""
+        self.begun.append(list(asked))
+        seq = len(self.begun)
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+        rows: list[Sequence[object]] = [[self._value(row, index) for index in range(2)] for row in asked]
+        return Snapshot(seq, rows, self.errors)
+
+
+def computation(source: ScriptedSource, metrics: Metrics | None = None, width: int = 1) -> Computation:
+    """Over the pair of features."""
+    return Computation(source, PAIR, FakeClock(), metrics or Metrics(), width)
+
+
+def counted(metrics: Metrics, name: str, **labels: str) -> float:
+    """A counter's value."""
+    return metrics.collectors.get_sample_value(f"profiles_{name}_total", labels) or 0.0
+
+
+async def test_requests_of_one_tick_share_a_statement(metrics: Metrics) -> None:
+    source = ScriptedSource()
+    live = computation(source, metrics, width=4)
+    answers = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 2}), live.live({"ann": 2, "cid": 3}))
+    assert source.begun == [[Asked("ann", 3), Asked("bob", 2), Asked("cid", 3)]]
+    assert {answer[0].seq for answer in answers} == {1}
+    assert (counted(metrics, "computations"), counted(metrics, "computed_users")) == (1, 3)
+
+
+async def test_request_gets_a_statement_of_its_own_when_the_running_one_has_begun() -> None:
+    source = ScriptedSource()
+    source.open.clear()
+    live = computation(source, width=2)
+    first = asyncio.create_task(live.live({"ann": 1}))
+    await eventually(lambda: len(source.begun) == 1)
+    second = asyncio.create_task(live.live({"ann": 1}))
+    await eventually(lambda: len(source.begun) == 2)
+    source.open.set()
+    assert ((await first)[0].seq, (await second)[0].seq) == (1, 2)
+
+
+async def test_requests_wait_together_when_every_reader_is_busy() -> None:
+    source = ScriptedSource()
+    source.open.clear()
+    live = computation(source, width=1)
+    first = asyncio.create_task(live.live({"ann": 1}))
+    await eventually(lambda: len(source.begun) == 1)
+    waiting = [asyncio.create_task(live.live({f"user-{number}": 1})) for number in range(10)]
+    source.open.set()
+    answers = await asyncio.gather(first, *waiting)
+    assert [len(asked) for asked in source.begun] == [1, 10]
+    assert [answer[0].seq for answer in answers] == [1] + [2] * 10
+
+
+async def test_single_read_goes_between_when_a_batch_needs_several_statements() -> None:
+    source = ScriptedSource()
+    live = computation(source, width=1)
+    batch = {f"user-{number}": 1 for number in range(2 * CAP + 1)}
+    pieces, single = await asyncio.gather(live.live(batch), live.live({"ann": 1}))
+    assert len(pieces) == 3
+    assert [len(asked) for asked in source.begun] == [CAP, 1, CAP, 1]
+    assert source.begun[1] == [Asked("ann", 1)]
+    assert single[0].outcomes["ann"] == {0: Outcome(b"0")}
+    assert {user for piece in pieces for user in piece.outcomes} >= set(batch)
+
+
+async def test_nothing_is_computed_when_nothing_is_asked() -> None:
+    source = ScriptedSource()
+    assert await computation(source).live({}) == []
+    assert await computation(source).moments([]) == []
+    assert source.begun == []
+
+
+async def test_others_are_answered_when_one_who_shares_the_statement_goes_away() -> None:
+    source = ScriptedSource()
+    source.open.clear()
+    live = computation(source)
+    gone, stays = asyncio.create_task(live.live({"ann": 1})), asyncio.create_task(live.live({"bob": 1}))
+    await eventually(lambda: source.begun)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    source.open.set()
+    assert (await stays)[0].outcomes["bob"] == {0: Outcome(b"0")}
+
+
+async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_succeeds() -> None:
+    source = ScriptedSource()
+    source.failure = StoreUnavailable("locked")
+    live = computation(source)
+    failed = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 1}), return_exceptions=True)
+    assert [str(error) for error in failed] == ["locked", "locked"]
+    source.failure = None
+    assert (await live.live({"ann": 1}))[0].outcomes == {"ann": {0: Outcome(b"0")}}
+
+
+async def test_default_stands_when_the_sql_gives_nothing() -> None:
+    source = ScriptedSource(lambda asked, index: None)
+    (computed,) = await computation(source).live({"ann": 3})
+    assert computed.outcomes["ann"] == {0: Outcome(b"null"), 1: Outcome(b"7")}
+
+
+@pytest.mark.parametrize("raw", [1.0, "1", b"", b"blob", float("inf"), True])
+async def test_value_is_refused_and_counted_by_name_when_it_is_not_of_its_dtype(metrics: Metrics, raw: object) -> None:
+    source = ScriptedSource(lambda asked, index: raw if (asked.user_id, index) == ("bob", 0) else 5)
+    (computed,) = await computation(source, metrics).live({"ann": 3, "bob": 3})
+    refused = computed.outcomes["bob"][0]
+    assert refused.json == b"null"
+    assert "int is declared" in (refused.error or "")
+    sound = [computed.outcomes["ann"][0], computed.outcomes["ann"][1], computed.outcomes["bob"][1]]
+    assert sound == [Outcome(b"5")] * 3
+    assert counted(metrics, "computation_errors", feature="one") == 1
+    assert counted(metrics, "computation_errors", feature="two") == 0
+
+
+async def test_cell_is_refused_and_counted_by_name_when_its_sql_failed(metrics: Metrics) -> None:
+    source = ScriptedSource()
+    source.errors[1, 1] = "the SQL failed: integer overflow"
+    answers = await computation(source, metrics).moments([Asked("ann", 3, 1), Asked("bob", 3, 1)])
+    assert answers[0] == {0: Outcome(b"0"), 1: Outcome(b"1")}
+    assert answers[1] == {0: Outcome(b"0"), 1: Outcome(b"null", "the SQL failed: integer overflow")}
+    assert counted(metrics, "computation_errors", feature="two") == 1
+
+
+FAULTS = {
+    "int_for_float": ("float", "SELECT user_id, COUNT(*) AS value FROM feedback GROUP BY user_id", "int 2"),
+    "float_for_int": ("int", "SELECT user_id, AVG(dwell_ms) AS value FROM feedback GROUP BY user_id", "float 50.0"),
+    "infinite": ("float", "SELECT user_id, 9e999 * COUNT(*) AS value FROM feedback GROUP BY user_id", "float inf"),
+    "text_for_int": ("int", "SELECT user_id, MAX(action) AS value FROM feedback GROUP BY user_id", "text"),
+    "blob_for_str": ("str", "SELECT user_id, CAST(MAX(tip_id) AS BLOB) AS value FROM feedback", "blob"),
+    "two_rows": ("int", "SELECT user_id, local_hour AS value FROM feedback", "more than one row"),
+    "overflow": ("int", "SELECT user_id, SUM(9223372036854775807) AS value FROM feedback", "overflow"),
+    "no_utf8": ("str", "SELECT user_id, CAST(x'ff' AS TEXT) AS value FROM feedback LIMIT 1", "UTF-8 column 'no_utf8'"),
+}
+
+
+async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
+    database: Database, event_log: SqliteEventLog, metrics: Metrics
+) -> None:
+    registry = Registry(
+        [*REGISTRY, *(entry(name=name, dtype=dtype, compute=sql) for name, (dtype, sql, _) in FAULTS.items())]
+    )
+    events: list[TipEvent] = [feedback("ann", dwell_ms=0), feedback("ann", dwell_ms=100), served("ann"), served("bob")]
+    await event_log.append([[admitted(event) for event in events]])
+    live = Computation(SqliteSource(database, registry), registry, FakeClock(), metrics, width=2)
+    (computed,) = await live.live({"ann": registry.full_mask, "bob": registry.full_mask})
+
+    assert profile(registry, computed.outcomes["ann"]) == {
+        "completion_rate_30d": 1.0,
+        "dismiss_rate_30d": 0.0,
+        "mean_dwell_ms_30d": 50.0,
+        "preferred_hour": 12,
+        "tip_volume_30d": 1,
+        **dict.fromkeys(FAULTS),
+    }
+    assert profile(registry, computed.outcomes["bob"])["tip_volume_30d"] == 1
+    assert not [outcome for outcome in computed.outcomes["bob"].values() if outcome.error]
+    for name, (_, _, reason) in FAULTS.items():
+        index = registry.names.index(name)
+        assert reason in (computed.outcomes["ann"][index].error or ""), name
+        assert counted(metrics, "computation_errors", feature=name) == 1
+
+
+def profile(registry: Registry, outcomes: Mapping[int, Outcome]) -> dict[str, object]:
+    """Outcomes as a consumer sees them."""
+    return {registry[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
+
+
+async def test_live_moment_is_the_newest_event_when_the_clock_stepped_back(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(served("ann", NOW_MS)), admitted(served("bob", NOW_MS + 5_000))]])
+    clock = FakeClock()
+    live = Computation(SqliteSource(database, REGISTRY), REGISTRY, clock, Metrics(), width=1)
+    clock.step_to(NOW_MS - 3_600_000)
+    (computed,) = await live.live({"ann": REGISTRY.full_mask, "bob": REGISTRY.full_mask})
+    assert [computed.outcomes[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"1"]
+    assert computed.at_ms == clock.now_ms()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()

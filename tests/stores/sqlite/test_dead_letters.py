@@ -1,0 +1,112 @@
+"""Dead letters: counting to the limit, burying, reviving, discarding."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from app.events.ports import DeadLetter
+from app.features.events import TipEvent
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sqlite.event_log import SqliteEventLog
+from tests.support.clock import NOW_MS
+from tests.support.events import admitted, feedback, served
+
+
+@pytest.fixture
+def letters(database: Database) -> SqliteDeadLetters:
+    return SqliteDeadLetters(database)
+
+
+async def fail(letters: SqliteDeadLetters, seq: int, times: int, limit: int = 3) -> list[bool]:
+    """Fail an event so many times, a millisecond apart."""
+    return [
+        await letters.failed(seq, f"error {number}", f"trace {number}", NOW_MS + number, limit)
+        for number in range(1, times + 1)
+    ]
+
+
+async def test_event_is_buried_when_its_failures_reach_the_limit(
+    event_log: SqliteEventLog, letters: SqliteDeadLetters
+) -> None:
+    event = feedback("ann", dwell_ms=5, offset_min=120, decision_id="d")
+    await event_log.append([[admitted(served()), admitted(event)]])
+
+    assert await fail(letters, seq=2, times=2) == [False, False]
+    assert [(item.seq, item.attempts) for item in await event_log.logged([1, 2])] == [(1, 0), (2, 2)]
+    assert await letters.list(0, 10) == []
+
+    assert await letters.failed(2, "error 3", "trace 3", NOW_MS + 3, 3)
+    (letter,) = await letters.list(0, 10)
+    assert letter == DeadLetter(1, "consumption", letter.payload, "error 3", "trace 3", 3, 2, NOW_MS + 3, NOW_MS + 3)
+    assert msgspec.json.decode(letter.payload, type=TipEvent) == event
+    assert [item.seq for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [1]
+
+
+async def test_failure_counts_no_more_when_the_event_is_buried_or_gone(
+    event_log: SqliteEventLog, letters: SqliteDeadLetters
+) -> None:
+    await event_log.append([[admitted(served())]])
+    await fail(letters, seq=1, times=3)
+    (letter,) = await letters.list(0, 10)
+    # Another worker had taken up the same event and fails a moment later.
+    assert await fail(letters, seq=1, times=2) == [False, False]
+    assert await letters.list(0, 10) == [letter]
+    assert await fail(letters, seq=99, times=5) == [False] * 5
+    assert len(await letters.list(0, 10)) == 1
+
+
+async def test_event_is_taken_up_again_with_a_new_count_when_its_letter_is_revived(
+    event_log: SqliteEventLog, letters: SqliteDeadLetters
+) -> None:
+    await event_log.append([[admitted(served())]])
+    await fail(letters, seq=1, times=3)
+    await letters.revive(1)
+    assert await letters.list(0, 10) == []
+    assert [(item.seq, item.attempts) for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [(1, 0)]
+    assert await fail(letters, seq=1, times=3) == [False, False, True]
+    (letter,) = await letters.list(0, 10)
+    assert (letter.seq, letter.attempts) == (1, 3)
+    assert letter.id == 2  # ids are not used twice, so an old link never means another letter
+
+
+async def test_event_stays_consumed_when_its_letter_is_discarded(
+    event_log: SqliteEventLog, letters: SqliteDeadLetters
+) -> None:
+    await event_log.append([[admitted(served())]])
+    await fail(letters, seq=1, times=3)
+    assert await letters.discard(1)
+    assert not await letters.discard(1)
+    assert await letters.get(1) is None
+    assert await event_log.unconsumed(NOW_MS + 1, 10) == []
+
+
+async def test_nothing_happens_when_a_letter_that_is_not_there_is_revived(letters: SqliteDeadLetters) -> None:
+    await letters.revive(7)
+    assert await letters.list(0, 10) == []
+
+
+async def test_letter_is_forgotten_when_its_event_was_pruned_before_it_is_revived(
+    event_log: SqliteEventLog, letters: SqliteDeadLetters
+) -> None:
+    await event_log.append([[admitted(served())]])
+    await fail(letters, seq=1, times=3)
+    await event_log.prune(NOW_MS + 1, 10)
+    await letters.revive(1)
+    assert await letters.list(0, 10) == []
+    assert await event_log.unconsumed(NOW_MS + 1, 10) == []
+
+
+async def test_payload_is_kept_as_it_came_when_it_is_no_event(letters: SqliteDeadLetters) -> None:
+    ids = [await letters.bury_payload(text, "why", "where", NOW_MS) for text in ('{"a": 1}', "\x00", "")]
+    assert ids == [1, 2, 3]
+    assert [(letter.payload, letter.source, letter.seq) for letter in await letters.list(0, 10)] == [
+        ('{"a": 1}', "queue", None),
+        ("\x00", "queue", None),
+        ("", "queue", None),
+    ]
+    assert [letter.id for letter in await letters.list(after=1, limit=1)] == [2]
+    await letters.revive(1)
+    assert await letters.get(1) is None
+    assert (await letters.get(2)) == DeadLetter(2, "queue", "\x00", "why", "where", 1, None, NOW_MS, NOW_MS)

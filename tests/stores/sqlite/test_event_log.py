@@ -1,0 +1,211 @@
+"""The log of events: de-duplication, sequence numbers, what an event makes stale, taking up, pruning."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.events.ports import Appended, ClashingEvent
+from app.features.clock import DAY_MS
+from app.features.definitions import REGISTRY
+from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, TipEvent
+from app.features.registry import Registry
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.owed import announce
+from app.stores.sqlite.users import SqliteUsers
+from tests.support.clock import NOW_MS
+from tests.support.database import column
+from tests.support.entries import entry
+from tests.support.events import admitted, feedback, served
+
+
+async def append(log: SqliteEventLog, *events: TipEvent) -> Appended:
+    """Store one request."""
+    (outcome,) = await log.append([[admitted(event) for event in events]])
+    assert isinstance(outcome, Appended)
+    return outcome
+
+
+async def stored_ids(database: Database) -> list[object]:
+    """Ids of the logged events, in order; every one has its fact."""
+    facts = await column(database, "SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback ORDER BY seq")
+    assert facts == await column(database, "SELECT seq FROM event_log ORDER BY seq")
+    return await column(database, "SELECT event_id FROM event_log ORDER BY seq")
+
+
+async def test_events_are_numbered_in_order_when_they_are_new(database: Database, event_log: SqliteEventLog) -> None:
+    first = await append(event_log, served(event_id="a"), feedback(event_id="b"))
+    second = await append(event_log, served(event_id="c"))
+    assert (first.accepted, first.duplicates, first.seqs) == (2, 0, (1, 2))
+    assert (second.accepted, second.duplicates, second.seqs) == (1, 0, (3,))
+    assert await stored_ids(database) == ["a", "b", "c"]
+
+
+async def test_event_is_a_duplicate_when_it_comes_again_with_the_same_content(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    event = feedback(event_id="a", dwell_ms=5)
+    await announce(database, REGISTRY, NOW_MS)
+    first = await append(event_log, event)
+    again = await append(event_log, event)
+    assert (again.accepted, again.duplicates, again.seqs) == (0, 1, ())
+    assert again.stale == first.stale == {"ann": REGISTRY.invalidated_by(FEEDBACK)}
+    assert await stored_ids(database) == ["a"]
+
+
+async def test_event_is_a_duplicate_when_one_request_holds_it_twice(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    event = served(event_id="a")
+    outcome = await append(event_log, event, served(event_id="b"), event)
+    assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (2, 1, (1, 2))
+    assert await stored_ids(database) == ["a", "b"]
+
+
+async def test_event_is_a_duplicate_when_another_request_of_the_same_commit_has_it(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    event = admitted(served(event_id="a"))
+    first, second = await event_log.append([[event], [event, admitted(served(event_id="b"))]])
+    assert isinstance(first, Appended)
+    assert isinstance(second, Appended)
+    assert (first.seqs, second.seqs, second.duplicates) == ((1,), (2,), 1)
+
+
+CHANGED: list[TipEvent] = [
+    feedback("bob", event_id="a"),
+    feedback(event_id="a", tip_id="other"),
+    feedback(event_id="a", action="snoozed"),
+    feedback(event_id="a", dwell_ms=0),
+    feedback(event_id="a", decision_id="d"),
+    feedback(event_id="a", at_ms=NOW_MS - 1),
+    feedback(event_id="a", offset_min=60),
+    served(event_id="a"),
+]
+
+
+@pytest.mark.parametrize("changed", CHANGED, ids=range(len(CHANGED)))
+async def test_request_is_refused_whole_when_an_id_is_known_with_other_content(
+    database: Database, event_log: SqliteEventLog, changed: TipEvent
+) -> None:
+    await append(event_log, feedback(event_id="a"))
+    requests = [
+        [admitted(served(event_id="before"))],
+        [admitted(served(event_id="beside")), admitted(changed), admitted(served(event_id="behind"))],
+        [admitted(served(event_id="after"))],
+    ]
+    before, clash, after = await event_log.append(requests)
+    assert clash == ClashingEvent(1, "a")
+    assert isinstance(before, Appended)
+    assert isinstance(after, Appended)
+    assert await stored_ids(database) == ["a", "before", "after"]
+    assert before.seqs + after.seqs == (2, 3)
+
+
+async def test_request_is_refused_whole_when_it_contradicts_itself(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    request = [admitted(feedback(event_id="a")), admitted(feedback(event_id="a", action="snoozed"))]
+    assert await event_log.append([request]) == [ClashingEvent(1, "a")]
+    assert await stored_ids(database) == []
+
+
+async def test_nothing_is_stored_when_one_row_cannot_be_written(database: Database, event_log: SqliteEventLog) -> None:
+    broken = admitted(feedback(event_id="b", dwell_ms=-1))  # never admitted; the schema is the last to refuse it
+    with pytest.raises(Exception, match="CHECK constraint"):
+        await event_log.append([[admitted(served(event_id="a"))], [broken]])
+    assert await stored_ids(database) == []
+    assert (await append(event_log, served(event_id="c"))).seqs == (1,)
+
+
+async def test_sequence_numbers_rise_when_the_newest_events_were_pruned(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    assert (await append(event_log, served(), served(), served())).seqs == (1, 2, 3)
+    assert await event_log.prune(NOW_MS + 1, limit=100) == 3
+    assert await stored_ids(database) == []
+    assert (await append(event_log, served())).seqs == (4,)
+
+
+async def test_sequence_numbers_rise_when_the_newest_events_were_erased(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await append(event_log, served("bob"), served("ann"), feedback("ann"))
+    assert await SqliteUsers(database).erase("ann") == 2
+    (seq,) = (await append(event_log, served("ann"))).seqs
+    assert seq > 4  # the erasure itself has a number of its own
+
+
+async def test_sequence_numbers_rise_when_the_database_is_opened_again(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await append(event_log, served(), served())
+    await event_log.prune(NOW_MS + 1, limit=100)
+    reopened = await Database.open(database.path, readers=1)
+    try:
+        assert (await append(SqliteEventLog(reopened), served())).seqs == (3,)
+    finally:
+        await reopened.close()
+
+
+async def test_stale_features_are_those_of_every_release_when_two_announced_theirs(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await announce(database, REGISTRY, NOW_MS)
+    await announce(database, Registry([entry(name="of_the_next_release", invalidated_by=(SERVED,))]), NOW_MS)
+    outcome = await append(event_log, served("ann"), served("bob"), feedback("bob"))
+    views = {"tip_volume_30d", "of_the_next_release"}
+    assert outcome.stale == {"ann": views, "bob": views | REGISTRY.invalidated_by(FEEDBACK)}
+    assert await event_log.stale_features(KNOWN_SUBJECTS) == {
+        SERVED: views,
+        FEEDBACK: REGISTRY.invalidated_by(FEEDBACK),
+    }
+    assert await event_log.stale_features(["signals.other"]) == {"signals.other": frozenset()}
+
+
+async def test_users_are_named_as_stale_when_nobody_announced_a_feature(event_log: SqliteEventLog) -> None:
+    assert (await append(event_log, served("ann"))).stale == {"ann": frozenset()}
+
+
+async def test_unconsumed_events_come_oldest_first_when_they_arrived_before_the_moment(
+    event_log: SqliteEventLog,
+) -> None:
+    arrivals = [("c", 3), ("a", 1), ("b", 2), ("late", 10)]
+    await event_log.append([[admitted(served(event_id=name), NOW_MS + ms) for name, ms in arrivals]])
+    taken = await event_log.unconsumed(NOW_MS + 10, limit=10)
+    assert [item.event.event_id for item in taken] == ["a", "b", "c"]
+    assert [item.received_at_ms - NOW_MS for item in taken] == [1, 2, 3]
+    assert [item.event.event_id for item in await event_log.unconsumed(NOW_MS + 10, limit=2)] == ["a", "b"]
+
+
+async def test_events_are_taken_up_no_more_when_they_are_consumed(event_log: SqliteEventLog) -> None:
+    seqs = (await append(event_log, served(), served(), served())).seqs
+    await event_log.mark_consumed(seqs[:2], NOW_MS)
+    await event_log.mark_consumed([*seqs[:1], 999], NOW_MS + 1)
+    assert [item.seq for item in await event_log.logged([3, 2, 1, 999])] == [3]
+    assert [item.seq for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [3]
+
+
+async def test_events_are_never_taken_up_when_they_are_stored_as_consumed(event_log: SqliteEventLog) -> None:
+    await event_log.append([[admitted(served())]], consumed_at_ms=NOW_MS)
+    assert await event_log.unconsumed(NOW_MS + 1, 10) == []
+
+
+async def test_oldest_events_go_first_when_the_log_is_pruned_in_steps(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    ages = {"d": 4, "b": 2, "c": 3, "a": 1}  # days since 2026-04-20; out of order on purpose
+    await append(event_log, *(feedback(event_id=name, at_ms=NOW_MS + day * DAY_MS) for name, day in ages.items()))
+    before_ms = NOW_MS + 4 * DAY_MS
+    assert await event_log.prune(before_ms, limit=2) == 2
+    assert await stored_ids(database) == ["d", "c"]
+    assert await event_log.prune(before_ms, limit=2) == 1
+    assert await event_log.prune(before_ms, limit=2) == 0
+    assert await stored_ids(database) == ["d"]  # which occurred at the moment itself
+
+
+async def test_log_raises_when_the_database_is_closed(database: Database, event_log: SqliteEventLog) -> None:
+    await database.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await append(event_log, served())

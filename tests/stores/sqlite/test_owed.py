@@ -1,0 +1,111 @@
+"""Owed invalidations: seen at once by every connection, settled one by one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.features.definitions import REGISTRY
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
+from tests.support.clock import NOW_MS
+from tests.support.events import admitted, served
+
+
+@pytest.fixture
+def owed(database: Database) -> Iterator[SqliteOwedInvalidations]:
+    opened = SqliteOwedInvalidations(database)
+    yield opened
+    opened.close()
+
+
+async def test_debt_is_seen_at_once_when_this_process_owes(owed: SqliteOwedInvalidations) -> None:
+    assert not owed.any_owed()
+    await owed.owe(["ann"], NOW_MS)
+    assert owed.any_owed()
+    (debt,), _ = await owed.pending(10)
+    await owed.settled([debt.id])
+    assert not owed.any_owed()
+
+
+async def test_debt_is_seen_at_once_when_another_connection_commits_it(
+    database: Database, owed: SqliteOwedInvalidations
+) -> None:
+    assert not owed.any_owed()
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+        for number in range(3):
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('ann', 0)")
+            assert not owed.any_owed(), number  # not committed, hence not answered
+            other.execute("COMMIT")
+            assert owed.any_owed()
+            other.execute("DELETE FROM owed_invalidations")
+            assert not owed.any_owed()
+
+
+async def test_debt_is_seen_when_it_was_there_before_the_first_look(database: Database) -> None:
+    first = SqliteOwedInvalidations(database)
+    await first.owe(["ann"], NOW_MS)
+    first.close()
+    with closing(SqliteOwedInvalidations(database)) as second:
+        assert second.any_owed()
+        assert second.any_owed()
+
+
+async def test_nothing_is_owed_when_only_events_are_committed(
+    event_log: SqliteEventLog, owed: SqliteOwedInvalidations
+) -> None:
+    for _ in range(3):
+        await event_log.append([[admitted(served())]])
+        assert not owed.any_owed()
+
+
+async def test_newer_debts_stay_when_older_ones_are_settled(owed: SqliteOwedInvalidations) -> None:
+    await owed.owe({"bob", "ann"}, NOW_MS)
+    debts, _ = await owed.pending(10)
+    await owed.owe(["ann"], NOW_MS + 1)  # while the DELs of the first are under way
+    await owed.settled([debt.id for debt in debts])
+    assert owed.any_owed()
+    (left,), _ = await owed.pending(10)
+    assert left.user_id == "ann"
+    assert left.id > max(debt.id for debt in debts)
+
+
+async def test_settled_ids_are_not_used_again_when_the_table_was_empty(owed: SqliteOwedInvalidations) -> None:
+    await owed.owe(["ann"], NOW_MS)
+    (first,), _ = await owed.pending(10)
+    await owed.settled([first.id])
+    await owed.owe(["ann"], NOW_MS)
+    await owed.settled([first.id])  # a second settler, late
+    assert owed.any_owed()
+
+
+async def test_oldest_debts_come_first_when_there_are_more_than_asked_for(
+    database: Database, owed: SqliteOwedInvalidations
+) -> None:
+    await announce(database, REGISTRY, NOW_MS)
+    for number in range(5):
+        await owed.owe([f"user-{number}"], NOW_MS)
+    debts, features = await owed.pending(2)
+    assert [debt.user_id for debt in debts] == ["user-0", "user-1"]
+    assert features == set(REGISTRY.names)
+
+
+async def test_look_raises_when_it_cannot_be_made_and_looks_anew_afterwards(owed: SqliteOwedInvalidations) -> None:
+    await owed.owe(["ann"], NOW_MS)
+    assert owed.any_owed()
+    owed.close()
+    with pytest.raises(StoreUnavailable):
+        owed.any_owed()
+
+
+async def test_announcing_is_harmless_when_it_is_repeated(database: Database, owed: SqliteOwedInvalidations) -> None:
+    for moment_ms in (NOW_MS, NOW_MS + 1):
+        await announce(database, REGISTRY, moment_ms)
+    _, features = await owed.pending(1)
+    assert features == set(REGISTRY.names)

@@ -1,0 +1,139 @@
+"""The statement: rows in the order asked, one snapshot, and faults that stay with the cells they belong to."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.features.definitions import REGISTRY
+from app.features.events import TipEvent
+from app.features.registry import Registry
+from app.profiles.ports import Asked
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.profile_statement import at_moment
+from app.stores.sqlite.source import SqliteSource
+from tests.support.clock import NOW_MS
+from tests.support.entries import entry
+from tests.support.events import admitted, feedback, served
+
+OVERFLOW = entry(
+    name="overflow",
+    compute="SELECT user_id, SUM(9223372036854775807) AS value FROM feedback GROUP BY user_id",
+)
+TWO_ROWS = entry(name="two_rows", compute="SELECT user_id, local_hour AS value FROM feedback")
+SOUND = entry(name="sound")
+FAULTY = Registry([SOUND, OVERFLOW, TWO_ROWS])
+
+
+async def test_rows_come_in_the_order_asked_when_users_and_moments_repeat(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(served("ann", NOW_MS - ago)) for ago in (0, 10, 20)]])
+    volume = REGISTRY.mask(["tip_volume_30d"])
+    moments = [NOW_MS - 10, NOW_MS, NOW_MS - 21, NOW_MS, NOW_MS - 20]
+    asked = [Asked("ann", volume, moment) for moment in moments] + [Asked("bob", volume, NOW_MS)]
+    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, asked)
+    assert [row[4] for row in snapshot.rows] == [2, 3, None, 3, 1, None]
+    assert {row[0] for row in snapshot.rows} == {None}  # not asked for, not computed
+    assert snapshot.seq == 3
+
+
+@pytest.mark.parametrize("user_id", ["123", "a'b", 'a"b', "…", "[]", "null", "😀", "a\\u0000b", "ann%"])
+async def test_user_is_found_when_the_id_is_unusual(
+    database: Database, event_log: SqliteEventLog, user_id: str
+) -> None:
+    await event_log.append([[admitted(served(user_id)), admitted(served("other"))]])
+    snapshot = await SqliteSource(database, Registry([SOUND])).compute(NOW_MS, [Asked(user_id, 1)])
+    assert snapshot.rows == [(1,)]
+
+
+async def test_sequence_number_is_zero_when_nothing_was_ever_stored(database: Database) -> None:
+    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, [Asked("ann", REGISTRY.full_mask)])
+    assert (snapshot.seq, snapshot.errors) == (0, {})
+
+
+async def test_sequence_number_stays_when_the_newest_events_are_pruned(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(served()), admitted(served())]])
+    await event_log.prune(NOW_MS + 1, 10)
+    assert (await SqliteSource(database, REGISTRY).compute(NOW_MS, [Asked("ann", 1)])).seq == 2
+
+
+async def test_only_that_cell_suffers_when_its_sql_fails_for_one_user_among_several(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    events: list[TipEvent] = [feedback("ann"), feedback("bob"), feedback("bob"), served("bob"), served("ann")]
+    await event_log.append([[admitted(event) for event in events]])
+    asked = [Asked(user_id, FAULTY.full_mask) for user_id in ("ann", "bob", "cid")]
+    snapshot = await SqliteSource(database, FAULTY).compute(NOW_MS, asked)
+    assert [list(row) for row in snapshot.rows] == [[1, 9223372036854775807, 12], [1, None, b""], [None] * 3]
+    assert list(snapshot.errors) == [(1, 1)]
+    assert "integer overflow" in snapshot.errors[1, 1]
+    assert snapshot.seq == 5
+
+
+async def test_value_is_of_no_dtype_when_there_are_several_rows_for_a_user(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
+    snapshot = await SqliteSource(database, FAULTY).compute(NOW_MS, [Asked("ann", FAULTY.mask(["two_rows"]))])
+    assert snapshot.rows[0][2] == b""
+
+
+async def test_author_sees_only_the_user_asked_for_when_the_sql_does_not_group(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    registry = Registry(
+        [
+            entry(name="all_views", compute="SELECT user_id, COUNT(*) AS value FROM views"),
+            entry(
+                name="shadowed",
+                compute="WITH tip_views AS (SELECT * FROM views) SELECT user_id, COUNT(*) AS value FROM tip_views",
+            ),
+        ]
+    )
+    stored: list[TipEvent] = [served("ann"), served("bob"), served("bob"), served("bob", NOW_MS + 1)]
+    await event_log.append([[admitted(event) for event in stored]])
+    asked = [Asked(user_id, 3, NOW_MS) for user_id in ("ann", "bob", "cid")]
+    snapshot = await SqliteSource(database, registry).compute(NOW_MS, asked)
+    assert [list(row) for row in snapshot.rows] == [[1, 1], [2, 2], [0, 0]]
+
+
+async def test_source_raises_when_the_trouble_is_the_databases(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SqliteSource(database, REGISTRY)
+    calls: list[object] = []
+
+    def fail(*arguments: object) -> None:
+        calls.append(arguments)
+        error = sqlite3.OperationalError("database disk image is malformed")
+        error.sqlite_errorname = "SQLITE_CORRUPT_INDEX"
+        raise error
+
+    monkeypatch.setattr(source, "_run", fail)
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        await source.compute(NOW_MS, [Asked("ann", REGISTRY.full_mask)])
+    assert len(calls) == 1  # not tried feature by feature
+
+
+@pytest.mark.parametrize(
+    ("sql", "result"),
+    [
+        (":now_ms - 5", "X - 5"),
+        ("(:now_ms)", "(X)"),
+        ("':now_ms' || :now_ms", "':now_ms' || X"),
+        ("'it''s :now_ms' < :now_ms", "'it''s :now_ms' < X"),
+        ('":now_ms" = :now_ms', '":now_ms" = X'),
+        ("-- :now_ms\n:now_ms", "-- :now_ms\nX"),
+        ("/* :now_ms\n' */ :now_ms", "/* :now_ms\n' */ X"),
+        ("'--' || :now_ms", "'--' || X"),
+        (":now_ms2 + :now_ms", ":now_ms2 + X"),
+    ],
+)
+def test_parameter_becomes_the_moment_when_it_is_no_part_of_a_literal_or_comment(sql: str, result: str) -> None:
+    assert at_moment(sql, "X") == result

@@ -1,0 +1,69 @@
+"""Databases for tests: migrated once per session, then copied, each with an id of its own."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.migrate import migrate
+
+WIPED = ("tip_views", "tip_feedback", "event_log")
+
+
+def copy_database(template: Path, path: Path, database_id: str) -> Path:
+    """A new database at `path`, as the migrations leave it."""
+    shutil.copyfile(template, path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE service SET value = ? WHERE name = 'database_id'", (database_id,))
+    return path
+
+
+async def wipe(database: Database) -> None:
+    """Forget every event, between the examples of one property; sequence numbers go on."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        for table in WIPED:
+            connection.execute(f"DELETE FROM {table}")
+
+    await database.write(work)
+
+
+async def column(database: Database, sql: str, *parameters: object) -> list[object]:
+    """The first column of whatever a statement yields."""
+    rows = await database.read(lambda connection: connection.execute(sql, parameters).fetchall())
+    return [row[0] for row in rows]
+
+
+@pytest.fixture(scope="session")
+def migrated_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database that nobody opens."""
+    path = tmp_path_factory.mktemp("template") / "profiles.db"
+    migrate(path)
+    return path
+
+
+@pytest.fixture
+def database_path(migrated_template: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A migrated, empty database file of this test's own."""
+    return copy_database(migrated_template, tmp_path / "profiles.db", f"database of {request.node.name}")
+
+
+@pytest.fixture
+async def database(database_path: Path) -> AsyncIterator[Database]:
+    """That file, opened with two readers."""
+    opened = await Database.open(database_path, readers=2)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def event_log(database: Database) -> SqliteEventLog:
+    """The event log of that database."""
+    return SqliteEventLog(database)

@@ -1,0 +1,24 @@
+"""A sound registry entry, for tests to break in one place."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from app.features.events import FEEDBACK, SERVED
+from app.features.registry import Feature
+
+COUNT_VIEWS = "SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id"
+
+
+def entry(**changes: Any) -> Feature:
+    """An `int` feature named `probe`, with fields replaced."""
+    fields: dict[str, Any] = {
+        "name": "probe",
+        "dtype": "int",
+        "ttl": timedelta(hours=1),
+        "description": "A feature of the tests.",
+        "invalidated_by": (SERVED, FEEDBACK),
+        "compute": COUNT_VIEWS,
+    }
+    return Feature(**{**fields, **changes})

@@ -1,0 +1,89 @@
+"""Builders of events: every argument has a default, so that a test says only what it is about."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal
+
+import msgspec
+
+from app.events.admission import digest
+from app.events.ports import Admitted
+from app.features.clock import EPOCH, MILLISECOND, to_ms
+from app.features.events import TipEvent, TipFeedback, TipServed
+from tests.support.clock import NOW_MS
+
+Action = Literal["completed", "dismissed", "snoozed"]
+_numbers = itertools.count(1)
+
+
+def local_time(moment_ms: int, offset_min: int = 0) -> datetime:
+    """A moment as a producer in that zone writes it."""
+    return (EPOCH + moment_ms * MILLISECOND).astimezone(timezone(timedelta(minutes=offset_min)))
+
+
+def served(
+    user_id: str = "ann",
+    at_ms: int = NOW_MS,
+    *,
+    offset_min: int = 0,
+    event_id: str | None = None,
+    tip_id: str = "tip",
+    decision_id: str | None = None,
+) -> TipServed:
+    """A tip put before a user."""
+    return TipServed(
+        event_id=event_id or f"event-{next(_numbers)}",
+        user_id=user_id,
+        tip_id=tip_id,
+        occurred_at=local_time(at_ms, offset_min),
+        decision_id=decision_id,
+    )
+
+
+def feedback(
+    user_id: str = "ann",
+    at_ms: int = NOW_MS,
+    action: Action = "completed",
+    *,
+    dwell_ms: int | None = None,
+    offset_min: int = 0,
+    event_id: str | None = None,
+    tip_id: str = "tip",
+    decision_id: str | None = None,
+) -> TipFeedback:
+    """A user's reaction to a tip."""
+    return TipFeedback(
+        event_id=event_id or f"event-{next(_numbers)}",
+        user_id=user_id,
+        tip_id=tip_id,
+        occurred_at=local_time(at_ms, offset_min),
+        action=action,
+        dwell_ms=dwell_ms,
+        decision_id=decision_id,
+    )
+
+
+def admitted(event: TipEvent, received_at_ms: int = NOW_MS) -> Admitted:
+    """An event let in whatever its time, which is its event time."""
+    offset = event.occurred_at.utcoffset() or timedelta(0)
+    return Admitted(
+        event=event,
+        digest=digest(event),
+        occurred_at_ms=to_ms(event.occurred_at),
+        utc_offset_min=offset // timedelta(minutes=1),
+        claimed_at_ms=None,
+        received_at_ms=received_at_ms,
+    )
+
+
+def payload(event: TipEvent, **changes: object) -> dict[str, Any]:
+    """An event as a producer sends it, with fields replaced; a field set to `...` is left out."""
+    fields: dict[str, Any] = {**msgspec.to_builtins(event), **changes}
+    return {name: value for name, value in fields.items() if value is not ...}
+
+
+def body(*events: TipEvent) -> bytes:
+    """Events as the JSON array of a request."""
+    return msgspec.json.encode(events)

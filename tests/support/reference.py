@@ -1,0 +1,59 @@
+"""The five features by the plainest means, from the table in the design; the SQL is held against this.
+
+One list of facts, no index, no window function, time arithmetic by `datetime`. Slow and obvious on purpose; it shares
+nothing with the code under test but the type of a stored event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from app.events.ports import Admitted
+from app.features.events import TipFeedback, TipServed
+
+THIRTY_DAYS_MS = 30 * 24 * 60 * 60 * 1000
+Value = float | int | None
+
+
+def profile(facts: Sequence[Admitted], user_id: str, now_ms: int, known_ms: int | None = None) -> dict[str, Value]:
+    """A user's features at a moment, from what had arrived by `known_ms`."""
+    seen = [
+        fact
+        for fact in facts
+        if fact.event.user_id == user_id
+        and now_ms - THIRTY_DAYS_MS < fact.occurred_at_ms <= now_ms
+        and (known_ms is None or fact.received_at_ms <= known_ms)
+    ]
+    reactions = [(fact, fact.event) for fact in seen if isinstance(fact.event, TipFeedback)]
+    actions = [event.action for _, event in reactions]
+    dwells = [event.dwell_ms for _, event in reactions if event.dwell_ms is not None]
+    return {
+        "completion_rate_30d": actions.count("completed") / len(actions) if actions else None,
+        "dismiss_rate_30d": actions.count("dismissed") / len(actions) if actions else None,
+        "mean_dwell_ms_30d": sum(dwells) / len(dwells) if dwells else None,
+        "preferred_hour": _preferred_hour([fact for fact, event in reactions if event.action == "completed"]),
+        "tip_volume_30d": sum(1 for fact in seen if isinstance(fact.event, TipServed)),
+    }
+
+
+def live_now(facts: Sequence[Admitted], clock_ms: int) -> int:
+    """The moment of a live read: the clock's, or that of the newest event of anybody where it is later."""
+    return max([clock_ms, *(fact.occurred_at_ms for fact in facts)])
+
+
+def _preferred_hour(completed: Sequence[Admitted]) -> int | None:
+    best: int | None = None
+    best_rank = (0, 0)
+    for hour in range(24):  # ascending, so that of two equal ones the smaller stays
+        times = [fact.occurred_at_ms for fact in completed if _local_hour(fact) == hour]
+        if times and (len(times), max(times)) > best_rank:
+            best, best_rank = hour, (len(times), max(times))
+    return best
+
+
+def _local_hour(fact: Admitted) -> int:
+    offset = fact.event.occurred_at.utcoffset()
+    assert offset is not None
+    wall = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=fact.occurred_at_ms) + offset
+    return wall.hour
