@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.errors import SchemaMismatch, StoreUnavailable
-from app.stores.sqlite.connection import ThreadConnection, connect, open_thread, unavailable
+from app.stores.sqlite.connection import BUSY_TIMEOUT_S, ThreadConnection, connect, open_thread, unavailable
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -162,10 +162,14 @@ class Database:
         # 3. ROLLBACK lets writers on. Without 1, a writer in another process could reset the WAL during 2.
         assert self._checkpointer is not None
         try:
+            # The commit before this stands and somebody waits for its answer: not now, if another process writes.
+            writer.execute("PRAGMA busy_timeout = 0")
             writer.execute("BEGIN IMMEDIATE")
             try:
                 self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             finally:
                 writer.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
-            log.warning("checkpoint_failed", error=str(error))  # the commit before it stands; the next one tries again
+            log.debug("checkpoint_put_off", error=str(error))
+        finally:
+            writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
