@@ -53,7 +53,7 @@ WITH moment AS MATERIALIZED (
     SELECT MAX(:clock_ms, COALESCE((SELECT MAX(occurred_at_ms) FROM event_log), 0)) AS now_ms,
            COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'event_log'), 0) AS seq
 ),
-asked AS (
+asked AS MATERIALIZED (
     SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask,
            COALESCE(item.value ->> 2, moment.now_ms) AS now_ms,
            COALESCE(item.value ->> 3, 9223372036854775807) AS known_ms,

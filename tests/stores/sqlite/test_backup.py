@@ -37,7 +37,8 @@ async def test_backup_is_one_moment_when_events_keep_coming(database_path: Path,
             while not stop.is_set():
                 requests = [[served("ada", now_ms) for _ in range(20)] for _ in range(5)]
                 admitted = [service.ingestor._admission.admit(events, now_ms + 1_000) for events in requests]
-                sent += sum(outcome.accepted for outcome in await service.log.append(admitted))
+                await service.log.append(admitted)
+                sent += sum(len(events) for events in admitted)
 
         producing = asyncio.create_task(produce())
         while sent < 500:
@@ -47,7 +48,7 @@ async def test_backup_is_one_moment_when_events_keep_coming(database_path: Path,
         await producing
     (log,), (views,) = ask(copy, "SELECT COUNT(*) FROM event_log"), ask(copy, "SELECT COUNT(*) FROM tip_views")
     assert log == views
-    assert 500 <= int(str(log[0])) <= sent
+    assert 500 <= int(str(log[0])) <= sent + 100
     assert int(str(log[0])) % 100 == 0, "a commit was cut in two"
     assert ask(copy, "PRAGMA integrity_check") == [("ok",)]
 

@@ -1,0 +1,92 @@
+"""`make bench`: a table with the reference, ours and the ratio; `--json FILE` keeps it for later comparison.
+
+Everything runs in a temporary directory on servers of its own, which are gone at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from app.assembly import open_service
+from app.commands.demo_set import generate
+from app.settings import Settings
+from app.stores.sqlite.migrate import migrate
+from app.stores.system_clock import SystemClock
+from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from app.telemetry import configure_logging
+from tests.bench import http, ingest, statements
+from tests.bench.timing import Comparison
+
+USERS = 1_000
+DAYS = 60
+CHUNK = 1_000
+
+
+async def _load(settings: Settings, now_ms: int) -> None:
+    async with open_service(settings, door="bench") as service:
+        events = [event for _, event in generate(users=USERS, days=DAYS, seed=1, now_ms=now_ms)]
+        for start in range(0, len(events), CHUNK):
+            await service.ingestor.ingest(events[start : start + CHUNK])
+
+
+async def _measure(settings: Settings, now_ms: int) -> list[Comparison]:
+    await _load(settings, now_ms)
+    results = [result async for result in statements.measure(settings.database, now_ms)]
+    spare = settings.database.with_name("reference.db")
+    shutil.copyfile(settings.database, spare)
+    results += [result async for result in ingest.measure(spare, settings, now_ms)]
+    return results
+
+
+def main() -> None:
+    """Measure, print, and keep where asked."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Ratios against references in the same run.")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    configure_logging("console", "error")
+    now_ms = SystemClock().now_ms()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        migrate(directory / "profiles.db")
+        cache = EmbeddedServer(directory / "cache", directory / "c.sock", cache_options(256))
+        queue = EmbeddedServer(directory / "queue", directory / "q.sock", queue_options())
+        try:
+            cache.start()
+            queue.start()
+            settings = Settings(database=directory / "profiles.db", cache_url=cache.url, queue_url=queue.url)
+            results = asyncio.run(_measure(settings, now_ms))
+            results += http.measure(settings, "user-0001")
+        finally:
+            cache.stop()
+            queue.stop()
+    _show(results)
+    if arguments.json is not None:
+        figures = [{**result._asdict(), "ratio": result.ratio} for result in results]
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _show(results: list[Comparison]) -> None:
+    table = Table("what", "against", title="seconds per unit of work, medians; a ratio below 1: ours is faster")
+    for heading in ("reference", "ours", "ratio"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        table.add_row(
+            result.name,
+            result.reference,
+            f"{result.reference_s * 1e6:,.1f} µs",
+            f"{result.ours_s * 1e6:,.1f} µs",
+            f"{result.ratio:.2f}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

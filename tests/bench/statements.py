@@ -1,0 +1,64 @@
+"""The statement behind every profile, against the same features written set-based, by plain sqlite3 in one thread."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from app.features.definitions import REGISTRY
+from app.stores.sqlite.connection import connect
+from app.stores.sqlite.profile_statement import at_moment, build
+from tests.bench.timing import Comparison, compare
+
+_SET_BASED = """
+WITH views AS NOT MATERIALIZED (
+    SELECT user_id, occurred_at_ms FROM tip_views
+    WHERE user_id IN (SELECT value FROM json_each(:users)) AND occurred_at_ms <= :now),
+feedback AS NOT MATERIALIZED (
+    SELECT user_id, occurred_at_ms, ((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour,
+           action, dwell_ms
+    FROM tip_feedback WHERE user_id IN (SELECT value FROM json_each(:users)) AND occurred_at_ms <= :now)
+"""
+
+
+async def measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:
+    """For 1, 10, 100 and 256 users: seconds per user."""
+    connection = connect(database, read_only=True)
+    try:
+        users = [user for (user,) in connection.execute("SELECT DISTINCT user_id FROM tip_views LIMIT 256")]
+        arms = [
+            f"SELECT '{entry.name}', user_id, value FROM ({at_moment(entry.compute, ':now')})" for entry in REGISTRY
+        ]
+        set_based = _SET_BASED + " UNION ALL ".join(arms)
+        correlated = build(REGISTRY)
+        for count in (1, 10, 100, 256):
+            chosen = users[:count]
+            _same(connection, set_based, correlated, chosen, now_ms)
+
+            async def reference(chosen: list[str] = chosen) -> None:
+                connection.execute(set_based, {"users": json.dumps(chosen), "now": now_ms}).fetchall()
+
+            async def ours(chosen: list[str] = chosen) -> None:
+                connection.execute(correlated, _asked(chosen, now_ms)).fetchall()
+
+            name = f"statement, {count} user{'s' if count > 1 else ''}"
+            yield await compare(name, "set-based UNION ALL", reference, ours, repeat=max(2, 200 // count), units=count)
+    finally:
+        connection.close()
+
+
+def _asked(users: list[str], now_ms: int) -> dict[str, object]:
+    return {"clock_ms": now_ms, "asked": json.dumps([[user, REGISTRY.full_mask, now_ms, None] for user in users])}
+
+
+def _same(connection: sqlite3.Connection, set_based: str, correlated: str, users: list[str], now_ms: int) -> None:
+    """Both must give the same values, or the comparison means nothing."""
+    expected: dict[tuple[str, str], object] = {}
+    for name, user, value in connection.execute(set_based, {"users": json.dumps(users), "now": now_ms}):
+        expected[user, name] = value
+    for user, row in zip(users, connection.execute(correlated, _asked(users, now_ms)), strict=True):
+        for name, value in zip(REGISTRY.names, row[1:], strict=True):
+            if expected.get((user, name)) != value:
+                raise AssertionError(f"{name} of {user}: {value} here, {expected.get((user, name))} set-based")

@@ -1,0 +1,203 @@
+"""The queue's adapter: what comes off the queue is always a job of ours, and publishing never fails anybody."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from arq.connections import ArqRedis
+from arq.constants import job_key_prefix
+from arq.jobs import deserialize_job_raw
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import QueueUnavailable
+from app.stores import queue
+from app.stores.queue import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, Queue, connect, deserialize, serialize
+from app.stores.valkey.embedded import EmbeddedServer
+from app.telemetry import Metrics
+from tests.support.servers import ask
+from tests.support.waiting import eventually
+
+JOB: dict[str, Any] = {"t": None, "f": TIP_EVENTS, "a": ([{"subject": "…"}],), "k": {}, "et": 1_700_000_000_000}
+
+
+def packed(**changes: object) -> bytes:
+    """A sound job, with fields replaced; a field set to `...` is left out."""
+    return msgspec.msgpack.encode({name: value for name, value in {**JOB, **changes}.items() if value is not ...})
+
+
+def test_a_job_comes_off_as_it_was_put_on_when_it_is_ours() -> None:
+    assert deserialize(serialize(JOB)) == {
+        "t": 1,
+        "f": TIP_EVENTS,
+        "a": [[{"subject": "…"}]],
+        "k": {},
+        "et": 1_700_000_000_000,
+    }
+
+
+def test_a_job_is_accepted_when_it_has_only_its_name_and_arguments() -> None:
+    raw = packed(t=..., k=..., et=...)
+    assert deserialize(raw) == {"t": 1, "f": TIP_EVENTS, "a": [[{"subject": "…"}]], "k": {}, "et": 0}
+
+
+def test_times_and_tries_are_kept_in_bounds_when_they_would_end_the_worker() -> None:
+    assert deserialize(packed(et=2**63))["et"] == 0
+    assert deserialize(packed(et=-1))["et"] == 0
+    assert deserialize(packed(t=2**63))["t"] == queue.MOST_TRIES
+    assert deserialize(packed(t=-5))["t"] == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (pickle.dumps(JOB), "the job is not msgpack"),
+        (b"", "the job is not msgpack"),
+        (b"\xc1", "the job is not msgpack"),
+        (b"\x91" * 50_000 + b"\x90", "the job is not msgpack"),
+        (b"\xa1\xff", "the job is not msgpack"),
+        (msgspec.msgpack.encode([1, 2]), "not a job"),
+        (packed(f=...), "not a job"),
+        (packed(f=[TIP_EVENTS]), "not a job"),
+        (packed(f=7), "not a job"),
+        (packed(a=...), "not a job"),
+        (packed(a=5), "not a job"),
+        (packed(k={1: 2}), "not a job"),
+        (packed(t="often"), "not a job"),
+        (packed(et="yesterday"), "not a job"),
+        (packed(f="no_job_of_ours"), "unknown job 'no_job_of_ours'; known is tip_events"),
+        (packed(f="cron:evil"), "unknown job 'cron:evil'"),
+        (packed(a=[]), "tip_events takes one argument, a list of events"),
+        (packed(a=[[], []]), "tip_events takes one argument"),
+        (packed(k={"events": []}), "tip_events takes one argument"),
+    ],
+)
+def test_a_job_becomes_a_burial_when_it_is_none_of_ours(raw: bytes, reason: str) -> None:
+    job = deserialize(raw)
+    assert job["f"] == BURY
+    payload, said = job["a"]
+    assert said.startswith(reason)
+    msgspec.json.encode(payload, enc_hook=repr)
+
+
+def test_nothing_is_run_when_a_job_is_a_pickle() -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return pytest.fail, ("the pickle was opened",)
+
+    assert deserialize(pickle.dumps({**JOB, "a": (Trap(),)}))["f"] == BURY
+
+
+@given(
+    st.binary(max_size=200)
+    | st.builds(
+        msgspec.msgpack.encode,
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from("fakt") | st.just("et"), inner, max_size=5)
+            ),
+        ),
+    )
+)
+def test_arq_can_always_go_on_when_anything_comes_off_the_queue(raw: bytes) -> None:
+    name, args, kwargs, tries, enqueued_at_ms = deserialize_job_raw(raw, deserializer=deserialize)
+    assert name in JOBS
+    assert isinstance(list(args), list)
+    assert all(isinstance(key, str) for key in kwargs)
+    assert 1 <= tries <= queue.MOST_TRIES
+    assert 0 <= enqueued_at_ms < queue.YEAR_3000_MS
+
+
+@pytest.fixture
+async def client(valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
+    """Somebody else's connection to the queue."""
+    connected = connect(valkey.url)
+    yield connected
+    await connected.aclose(close_connection_pool=True)
+
+
+@pytest.fixture
+async def published(valkey: EmbeddedServer) -> AsyncIterator[Queue]:
+    """Our queue."""
+    opened = Queue(valkey.url, Metrics())
+    yield opened
+    await opened.close()
+
+
+async def jobs(client: ArqRedis) -> list[tuple[str, tuple[Any, ...]]]:
+    """Name and arguments of each job on the queue."""
+    return [(job.function, tuple(job.args)) for job in await client.queued_jobs()]
+
+
+async def test_many_events_share_a_job_when_they_are_published_together(published: Queue, client: ArqRedis) -> None:
+    for seq in range(1, 51):
+        published.publish([seq, seq + 100])
+    published.publish([])
+    await published.close()
+    ((name, (seqs,)),) = await jobs(client)
+    assert name == CONSUME
+    assert sorted(seqs) == sorted([*range(1, 51), *range(101, 151)])
+
+
+async def test_a_job_holds_a_bounded_number_of_events_when_very_many_are_published(
+    published: Queue, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "SEQS_PER_JOB", 10)
+    published.publish(range(25))
+    await published.close()
+    assert sorted(len(args[0]) for _, args in await jobs(client)) == [5, 10, 10]
+
+
+async def test_a_rebuild_has_one_job_when_it_is_started_again(published: Queue, client: ArqRedis) -> None:
+    await published.start_rebuild("run")
+    await published.start_rebuild("run")
+    assert await jobs(client) == [(REBUILD, ("run",))]
+    assert await published.depth() == 1
+
+
+async def test_a_worker_counts_as_alive_when_its_health_key_stands(published: Queue, valkey: EmbeddedServer) -> None:
+    assert not await published.worker_alive()
+    ask(valkey, "SET", queue.HEALTH_KEY, "well")
+    assert await published.worker_alive()
+
+
+async def test_publishing_only_counts_a_failure_when_the_queue_is_away() -> None:
+    metrics = Metrics()
+    away = Queue("unix:///nowhere/queue.sock", metrics)
+
+    def failures() -> float:
+        return metrics.collectors.get_sample_value("profiles_publish_failures_total") or 0.0
+
+    away.publish([1, 2])
+    await eventually(lambda: failures() == 1)
+    away.publish([3])
+    await eventually(lambda: failures() == 2)
+    await away.start_rebuild("run")
+    assert failures() == 3
+    with pytest.raises(QueueUnavailable):
+        await away.depth()
+    with pytest.raises(QueueUnavailable):
+        await away.worker_alive()
+    await away.close()
+
+
+async def test_publishing_goes_on_when_the_queue_comes_back(own_valkey: EmbeddedServer) -> None:
+    metrics = Metrics()
+    opened = Queue(own_valkey.url, metrics)
+    opened.publish([1])
+    await eventually(lambda: ask(own_valkey, "ZCARD", queue.QUEUE) == 1)
+    own_valkey.kill()
+    opened.publish([2])
+    await eventually(lambda: metrics.collectors.get_sample_value("profiles_publish_failures_total") == 1)
+    own_valkey.start()
+    opened.publish([3])
+    await eventually(lambda: ask(own_valkey, "ZCARD", queue.QUEUE) == 1)
+    await opened.close()
+    (key,) = ask(own_valkey, "KEYS", f"{job_key_prefix}*")
+    assert deserialize(ask(own_valkey, "GET", key))["a"] == [[3]]

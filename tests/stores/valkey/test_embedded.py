@@ -1,0 +1,55 @@
+"""The embedded server: it starts, says why where it cannot, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from app.errors import CacheUnavailable
+from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from tests.support.servers import StartServer, ask, binary
+
+
+def test_contents_are_gone_when_a_cache_restarts(start_server: StartServer, flavour: str) -> None:
+    server = start_server(flavour, options=tuple(cache_options(8)))
+    ask(server, "SET", "k", "v")
+    assert ask(server, "CONFIG", "GET", "maxmemory-policy") == [b"maxmemory-policy", b"allkeys-lru"]
+    server.stop()
+    server.start()
+    assert ask(server, "DBSIZE") == 0
+    server.stop()
+
+
+def test_contents_are_kept_when_a_queue_restarts(start_server: StartServer, flavour: str) -> None:
+    server = start_server(flavour, options=tuple(queue_options()))
+    ask(server, "SET", "k", "v")
+    server.stop()
+    server.start()
+    assert ask(server, "GET", "k") == b"v"
+    server.stop()
+
+
+def test_stop_ends_the_process_when_it_is_paused(own_valkey: EmbeddedServer) -> None:
+    pid = own_valkey.pid
+    own_valkey.signal(signal.SIGSTOP)
+    own_valkey.stop()
+    assert (own_valkey.running(), own_valkey.pid) == (False, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_start_names_the_log_when_the_server_cannot(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path, Path("/nowhere/at/all.sock"), binary=binary("valkey"))
+    with pytest.raises(CacheUnavailable, match=r"did not start; see .*server\.log"):
+        server.start()
+    assert not server.running()
+
+
+def test_start_listens_on_a_port_when_asked(start_server: StartServer, unused_tcp_port: int) -> None:
+    server = start_server("valkey", port=unused_tcp_port)
+    assert server.url == f"redis://127.0.0.1:{unused_tcp_port}"
+    assert ask(server, "CONFIG", "GET", "port") == [b"port", str(unused_tcp_port).encode()]
+    server.stop()
