@@ -70,9 +70,7 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             application.state.api = _api(service)
             yield
             return
-        async with open_service(
-            settings, door="http", contract=contract or Contract(), metrics=shared_metrics
-        ) as opened:
+        async with open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened:
             application.state.api = _api(opened)
             yield
 
@@ -233,8 +231,11 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
         on_ready()
         try:
             await server.serve()
-        except OSError as error:
-            raise SettingsError("PROFILES_PORT", f"cannot serve on {settings.host}:{settings.port}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            if isinstance(error, RuntimeError) and "os error" not in reason:  # so granian says what the system refused
+                raise
+            raise SettingsError("PROFILES_PORT", f"cannot serve on {settings.host}:{settings.port}: {reason}") from None
 
 
 def run(settings: Settings) -> None:
@@ -242,7 +243,7 @@ def run(settings: Settings) -> None:
     configure_logging(settings.log_format, settings.log_level)
     if sys.platform == "win32":
         asyncio.run(serve(settings))
-        return
-    import uvloop  # noqa: PLC0415  # absent on Windows
+    else:
+        import uvloop  # noqa: PLC0415  # absent on Windows
 
-    uvloop.run(serve(settings))
+        uvloop.run(serve(settings))

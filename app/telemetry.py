@@ -14,7 +14,9 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+
+from app.errors import SettingsError
 
 REQUEST_ID = "request_id"
 SENSITIVE_FIELDS = frozenset({"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url"})
@@ -99,6 +101,27 @@ class Metrics:
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.collectors)
+
+
+def serve_metrics(metrics: Metrics, host: str, port: int) -> Callable[[], None]:
+    """Serve a worker's metrics, on a thread of their own; the function returned stops that. Port 0 serves none.
+
+    Raises:
+        SettingsError: the port is taken, or the host is not ours.
+    """
+    if port == 0:
+        return lambda: None
+    try:
+        server, thread = start_http_server(port, addr=host, registry=metrics.collectors)
+    except OSError as error:
+        raise SettingsError("PROFILES_WORKER_METRICS_PORT", f"cannot serve on {host}:{port}: {error}") from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
 
 
 def _censor(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

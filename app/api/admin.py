@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import MediaType, Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 
 from app.api.auth import Caller
 from app.api.context import Api, HttpRequest, api_of
@@ -165,7 +165,7 @@ def _quality(api: Api, index: int, figures: FeatureFreshness, eligible: int, *, 
 )
 async def get_letters(
     request: HttpRequest,
-    after: Annotated[int, Parameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")] = 0,
+    after: Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")] = 0,
 ) -> LetterList:
     """A page of them."""
     letters = await api_of(request).letters.list(after, LETTERS_PER_PAGE)
@@ -183,7 +183,7 @@ async def get_letters(
     "A payload that is still no event stays where it is, and the answer says why.",
     responses=problems(400, 401, 403, 404, 409, 422, 503),
 )
-async def replay_letter(request: HttpRequest, letter_id: int) -> Replayed:
+async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Replayed:
     """Try one again."""
     api = api_of(request)
     letter = await _found(api, letter_id)
@@ -205,7 +205,7 @@ async def replay_letter(request: HttpRequest, letter_id: int) -> Replayed:
     summary="Discard a dead letter",
     responses=problems(400, 401, 403, 404, 503),
 )
-async def discard_letter(request: HttpRequest, letter_id: int) -> None:
+async def discard_letter(request: HttpRequest, letter_id: FromPath[int]) -> None:
     """Forget one."""
     api = api_of(request)
     if letter_id > MAX_ROWID or not await api.letters.discard(letter_id):

@@ -9,7 +9,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
-from litestar.params import Parameter
+from litestar.params import PathParameter
 from litestar.router import Router
 
 import app
@@ -35,7 +35,9 @@ DESCRIPTIONS = {
 }
 
 
-UserId = Annotated[str, Parameter(description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, `.` or `..`.")]
+UserId = Annotated[
+    str, PathParameter(description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, `.` or `..`.")
+]
 
 
 class ProfileAnswer(msgspec.Struct):

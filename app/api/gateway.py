@@ -17,6 +17,7 @@ from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
 import structlog
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
 
 from app.api.problems import MEDIA_TYPE, encoded
@@ -60,7 +61,7 @@ class _Body:
             async with asyncio.timeout(DRAIN_S):
                 while self._more and not self._waits and left > 0:
                     message = await self.receive()
-                    left -= len(message.get("body", b""))
+                    left -= len(message["body"]) if message["type"] == "http.request" else 0
 
 
 class Gateway:
@@ -72,9 +73,12 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        if scope["type"] == ScopeType.HTTP:
+            await self._answer(scope, receive, send)
+        else:
             await self._inner(scope, receive, send)
-            return
+
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         request_id = _request_id(scope)
         structlog.contextvars.clear_contextvars()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar.connection import ASGIConnection
@@ -56,7 +57,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     if not body.strip():
         raise Undecodable("the body is empty; a JSON object is expected")
     try:
-        return msgspec.json.decode(body, type=kind)
+        return _decode(body, kind)
     except msgspec.ValidationError as error:
         raise InvalidInput("the body is invalid", [_issue(str(error))]) from error
     except UnicodeDecodeError as error:
@@ -65,6 +66,16 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
         raise Undecodable("the body is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise Undecodable(f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError:
+        # The decoder stops at the first thing wrong. What follows may not even be JSON, which is the greater fault.
+        with suppress(msgspec.ValidationError):  # which is JSON all the same, with a number that no type holds
+            msgspec.json.decode(body)
+        raise
 
 
 def _issue(message: str) -> Issue:
@@ -110,7 +121,7 @@ def feature_names(text: str | None) -> list[str] | None:
     return None if text is None else text.split(",")
 
 
-def check_query(connection: ASGIConnection[object, object, object, object], handler: BaseRouteHandler) -> None:
+def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Litestar's guard: a query parameter that the route does not declare, or that comes twice, is refused (400)."""
     if not connection.scope["query_string"]:
         return

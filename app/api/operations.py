@@ -46,4 +46,4 @@ async def metrics(request: HttpRequest) -> Response[bytes]:
     """Prometheus' text format."""
     api = api_of(request)
     await api.refresh_gauges()
-    return Response(api.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(api.metrics.exposition(), media_type="text/plain; version=0.0.4")  # a charset is added

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -74,12 +74,14 @@ def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:
     return msgspec.json.encode(problem(status, detail, issues))
 
 
-def _respond(status: int, detail: str, issues: Sequence[Issue] = (), **headers: str) -> Response[bytes]:
+def _respond(
+    status: int, detail: str, issues: Sequence[Issue] = (), headers: Mapping[str, str] | None = None
+) -> Response[bytes]:
     return Response(
         encoded(status, detail, issues),
         status_code=status,
         media_type=MEDIA_TYPE,
-        headers={**headers_of(status), **headers},
+        headers={**headers_of(status), **(headers or {})},
     )
 
 
@@ -107,7 +109,7 @@ def on_http_exception(_: HttpRequest, error: HTTPException) -> Response[bytes]:
         413: "the body is over 8 MB",
     }
     headers = {"Allow": error.headers["allow"]} if error.headers and "allow" in error.headers else {}
-    return _respond(status, details.get(status, error.detail), **headers)
+    return _respond(status, details.get(status, error.detail), headers=headers)
 
 
 def on_exception(request: HttpRequest, error: Exception) -> Response[bytes]:

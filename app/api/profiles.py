@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from litestar import MediaType, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from app.api.context import Api, HttpRequest, api_of, selected
 from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
@@ -15,8 +15,8 @@ from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_m
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
-from app.features.clock import DAY_MS, rfc3339, to_ms
-from app.features.registry import Registry, indices
+from app.features.clock import rfc3339, to_ms
+from app.profiles.moments import Moments
 from app.profiles.ports import Asked
 
 AS_OF_DETAIL = "Only events up to this time, RFC 3339. Computed, never cached."
@@ -47,10 +47,12 @@ def renderer(api: Api) -> Renderer:
 async def get_profile(
     request: HttpRequest,
     user_id: UserId,
-    features: Annotated[str | None, Parameter(description="Comma-separated names; all where it is not given.")] = None,
-    detail: Annotated[bool, Parameter(description="Per feature: value, dtype, times, origin.")] = False,
-    as_of: Annotated[str | None, Parameter(description=AS_OF_DETAIL)] = None,
-    known_at: Annotated[str | None, Parameter(description=KNOWN_AT_DETAIL)] = None,
+    features: Annotated[
+        str | None, QueryParameter(description="Comma-separated names; all where it is not given.")
+    ] = None,
+    detail: Annotated[bool, QueryParameter(description="Per feature: value, dtype, times, origin.")] = False,
+    as_of: Annotated[str | None, QueryParameter(description=AS_OF_DETAIL)] = None,
+    known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL)] = None,
 ) -> Response[bytes]:
     """One profile."""
     api = api_of(request)
@@ -159,17 +161,4 @@ async def get_features(request: HttpRequest) -> FeatureList:
 
 
 def _moment_problem(api: Api, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
-    now_ms = api.clock.now_ms()
-    if at_ms > now_ms:
-        return Issue("as_of", f"lies in the future; it is {rfc3339(now_ms)} here")
-    window_ms = _longest_window_ms(api.registry, mask)
-    if at_ms - window_ms < now_ms - api.retention_days * DAY_MS:
-        oldest = rfc3339(now_ms - api.retention_days * DAY_MS + window_ms)
-        return Issue("as_of", f"reaches back beyond kept history; the earliest possible is {oldest}")
-    if known_at_ms is not None and known_at_ms > now_ms:
-        return Issue("known_at", f"lies in the future; it is {rfc3339(now_ms)} here")
-    return None
-
-
-def _longest_window_ms(registry: Registry, mask: int) -> int:
-    return max(int(registry[index].window.total_seconds() * 1000) for index in indices(mask))
+    return Moments(api.registry, api.retention_days, api.clock).problem(at_ms, known_at_ms, mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from litestar import delete, get, post
+from litestar.params import FromPath
 
 from app.api.admin import caller
 from app.api.context import Api, HttpRequest, api_of, selected
@@ -60,7 +61,13 @@ async def start_rebuild(request: HttpRequest) -> RebuildStatus:
     return _status(api, run)
 
 
-@get("/admin/rebuilds", opt={"scope": "admin"}, tags=["Admin"], summary="List rebuilds", responses=problems(400, 401, 403, 503))
+@get(
+    "/admin/rebuilds",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="List rebuilds",
+    responses=problems(400, 401, 403, 503),
+)
 async def get_rebuilds(request: HttpRequest) -> RebuildList:
     """Newest first."""
     api = api_of(request)
@@ -74,7 +81,7 @@ async def get_rebuilds(request: HttpRequest) -> RebuildList:
     summary="Watch a rebuild",
     responses=problems(400, 401, 403, 404, 503),
 )
-async def get_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
+async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """One."""
     api = api_of(request)
     return _status(api, await _found(api, run_id))
@@ -89,7 +96,7 @@ async def get_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
     description="It stops after the chunk it is at. One that has ended stays as it is: 409.",
     responses=problems(400, 401, 403, 404, 409, 503),
 )
-async def cancel_rebuild(request: HttpRequest, run_id: str) -> RebuildStatus:
+async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """Cancel one."""
     api = api_of(request)
     run = await _found(api, run_id)

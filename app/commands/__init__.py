@@ -9,8 +9,9 @@ import click
 import app
 from app.commands.backup import backup, restore
 from app.commands.change import demo, events, rebuild
+from app.commands.history import history
 from app.commands.keys import keys
-from app.commands.look import features, history, profile
+from app.commands.look import features, profile
 from app.commands.output import EXIT_CODES, exit_code, fail
 from app.commands.run import migrate, serve, up, worker
 from app.errors import ProfilesError

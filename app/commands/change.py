@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.look import check_user
-from app.commands.output import err, fail, print_json, progress, run, settings_of_command
-from app.errors import Conflict, InvalidInput, Undecodable
+from app.commands.output import complain, err, fail, print_json, progress, run, settings_of_command
+from app.errors import Conflict, InvalidInput, Issue, Undecodable
 
 if TYPE_CHECKING:
     from app.assembly import Service
+    from app.events.ingest import Receipt
     from app.features.events import TipEvent
 
 LINES_PER_REQUEST = 500
 REBUILD_CHUNK = 128
+BAD = (InvalidInput, Undecodable, Conflict)
 
 
 @click.command()
@@ -60,6 +62,7 @@ async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
                     page = await service.users.eligible(after, since_ms, REBUILD_CHUNK)
                 if not page:
                     return done
+                await service.cache.ping()  # with the cache away a rebuild would compute, and keep nothing
                 await service.rebuilder.rebuild(page, mask)
                 after, done = page[-1], done + len(page)
                 bar.update(task, completed=done)
@@ -100,31 +103,46 @@ async def _load(file: Path, size: int | None, skip_bad: bool) -> dict[str, int]:
 
 
 async def _load_piece(service: Service, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
-    """Store a piece whole; where something in it is bad, line by line, so that the rest counts."""
+    """Store a piece whole; where something in it is bad and to be skipped, line by line, so that the rest counts."""
     from app.events.admission import decode_lines
 
     if not any(line.strip() for line in piece):
         return
     try:
-        receipt = await service.ingestor.ingest(decode_lines(b"".join(piece)))
-    except (InvalidInput, Undecodable, Conflict):
-        for number, line in enumerate(piece, start=first):
-            if not line.strip():
-                continue
-            try:
-                alone = await service.ingestor.ingest(decode_lines(line)) if skip_bad else decode_lines(line)
-            except (InvalidInput, Undecodable, Conflict) as error:
-                err.print(f"[bold]line {number}[/]", end=" ")
-                fail(error)
-                totals["refused"] += 1
-            else:
-                if not isinstance(alone, list):
-                    totals["accepted"] += alone.accepted
-                    totals["duplicates"] += alone.duplicates
-        totals["refused"] = totals["refused"] or 1
-        return
-    totals["accepted"] += receipt.accepted
-    totals["duplicates"] += receipt.duplicates
+        receipts = [await service.ingestor.ingest(decode_lines(b"".join(piece), first))]
+    except BAD as error:
+        if not skip_bad:
+            fail(error)
+            totals["refused"] += len({issue.path.partition(".")[0] for issue in error.issues}) or 1
+            return
+        receipts = await _load_lines(service, piece, first, totals)
+    for receipt in receipts:
+        totals["accepted"] += receipt.accepted
+        totals["duplicates"] += receipt.duplicates
+
+
+async def _load_lines(service: Service, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
+    """Each line for itself; those stored share a commit."""
+    import asyncio
+
+    from app.events.admission import decode_lines
+
+    async def load(number: int, line: bytes) -> Receipt | list[Issue]:
+        try:
+            return await service.ingestor.ingest(decode_lines(line, number))
+        except BAD as error:
+            return list(error.issues) or [Issue(f"line {number}", str(error))]
+
+    lines = [(number, line) for number, line in enumerate(piece, start=first) if line.strip()]
+    receipts: list[Receipt] = []
+    for outcome in await asyncio.gather(*(load(number, line) for number, line in lines)):
+        if isinstance(outcome, list):
+            totals["refused"] += 1
+            for issue in outcome:
+                complain(issue)
+        else:
+            receipts.append(outcome)
+    return receipts
 
 
 @click.command()
@@ -137,8 +155,8 @@ def demo(users: int, days: int, seed: int) -> None:
     click.echo(f"{count} events of {users} users over {days} days stored")
 
 
-async def load_demo(users: int, days: int, seed: int) -> int:
-    """Generate and store the set; how many events were new."""
+async def load_demo(users: int, days: int, seed: int, stopped: Callable[[], bool] = lambda: False) -> int:
+    """Generate and store the set, unless `stopped` in between; how many events were new."""
     from app.assembly import open_service
     from app.commands.demo_set import generate
 
@@ -150,6 +168,8 @@ async def load_demo(users: int, days: int, seed: int) -> int:
             for number, chunk in _chunks(made):
                 stored += (await service.ingestor.ingest(chunk)).accepted
                 bar.update(task, completed=number)
+                if stopped():
+                    break
     return stored
 
 

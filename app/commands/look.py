@@ -1,19 +1,14 @@
-"""Commands that look: features, one profile, a training set."""
+"""Commands that look: features, one profile."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from app.commands.output import out, print_json, run, settings_of_command
-from app.errors import InvalidInput, Issue, Undecodable
-
-CHUNK = 1_000
+from app.errors import InvalidInput, Issue
 
 
 @click.command()
@@ -75,7 +70,7 @@ def profile(user: str, as_of: str | None, as_json: bool) -> None:
     from app.features.registry import indices
 
     check_user(user)
-    readings, registry = run(_read(user, _moment(as_of, "--as-of") if as_of else None))
+    readings, registry = run(_read(user, moment_ms(as_of, "--as-of") if as_of else None))
     values = {registry.names[index]: json.loads(readings[index].json) for index in indices(registry.full_mask)}
     if as_json:
         print_json({"user_id": user, "features": values})
@@ -97,104 +92,41 @@ def shown(value: object) -> str:
 
 async def _read(user: str, as_of_ms: int | None) -> tuple[dict[int, Any], Any]:
     from app.assembly import open_service
+    from app.profiles.moments import Moments
     from app.profiles.ports import Asked
 
     async with open_service(settings_of_command(), door="command") as service:
         registry = service.contract.registry
         if as_of_ms is None:
             return (await service.reader.read({user: registry.full_mask}))[user], registry
+        problem = Moments(registry, service.settings.retention_days, service.clock).problem
+        if issue := problem(as_of_ms, None, registry.full_mask):
+            raise InvalidInput("the moment is not allowed", [Issue("--as-of", issue.detail)])
         (readings,) = await service.reader.read_as_of([Asked(user, registry.full_mask, as_of_ms)])
         return readings, registry
 
 
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="*.csv or *.parquet; standard output: CSV."
-)
-@click.option("--known-at", help="Leave out events that arrived after this time; `as_of`: after each row's moment.")
-def history(file: Path, output: Path | None, known_at: str | None) -> None:
-    """Build a training set: each row of FILE (CSV with user_id,as_of, or one JSON object a line) gets its features.
-
-    The same SQL serves it as the online read, and no row sees anything later than its own moment.
-    """
-    from app.stores.training_set import writer_for
-
-    with writer_for(output) as write:
-        count = run(_history(file, known_at, write))
-    if output is not None:
-        click.echo(f"{count} rows written to {output}", err=True)
-
-
-async def _history(file: Path, known_at: str | None, write: Any) -> int:
-    from app.assembly import open_service
-    from app.features.clock import rfc3339
-    from app.profiles.ports import Asked
-
-    known_for_all = _moment(known_at, "--known-at") if known_at not in (None, "as_of") else None
-    count = 0
-    async with open_service(settings_of_command(), door="command") as service:
-        registry = service.contract.registry
-        write.begin(registry)
-        for piece in _pieces(_rows(file)):
-            asked = [
-                Asked(user, registry.full_mask, moment, moment if known_at == "as_of" else known_for_all)
-                for user, moment in piece
-            ]
-            for row, readings in zip(asked, await service.reader.read_as_of(asked), strict=True):
-                values = [json.loads(readings[index].json) for index in range(len(registry))]
-                write.row([row.user_id, rfc3339(row.now_ms or 0), *values])
-            count += len(piece)
-    return count
-
-
-def _pieces(rows: Iterator[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    from itertools import islice
-
-    while piece := list(islice(rows, CHUNK)):
-        yield piece
-
-
-def _rows(file: Path) -> Iterator[tuple[str, int]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        start = lines.read(1)
-        lines.seek(0)
-        items: Iterator[Any] = map(_object, lines) if start == "{" else iter(csv.DictReader(lines))
-        first = 1 if start == "{" else 2
-        try:
-            for number, item in enumerate(items, start=first):
-                if not isinstance(item, dict) or not item.get("user_id") or not item.get("as_of"):
-                    raise InvalidInput("a row lacks its user or moment", [Issue(f"line {number}", "user_id, as_of")])
-                check_user(str(item["user_id"]))
-                yield str(item["user_id"]), _moment(str(item["as_of"]), f"line {number}, as_of")
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise Undecodable(f"{file} is not UTF-8 text: {error}") from error
-
-
-def _object(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise Undecodable(f"not JSON: {error}") from error
-
-
-def check_user(user: str) -> None:
+def check_user(user: str, place: str = "user_id") -> None:
     """Raise `InvalidInput` where the id is not allowed."""
     from app.features.ids import id_problem
 
     if (problem := id_problem(user)) is not None:
-        raise InvalidInput("the user id is not allowed", [Issue("user_id", problem)])
+        raise InvalidInput("the user id is not allowed", [Issue(place, problem)])
 
 
-def _moment(text: str, place: str) -> int:
+def moment_ms(text: str, place: str) -> int:
+    """A time with its UTC offset, in milliseconds; raises `InvalidInput`, naming the place."""
     from datetime import datetime
 
     from app.features.clock import to_ms
 
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InvalidInput(f"{place}: {text!r} is no time; write 2026-04-25T08:30:00+02:00") from error
-    if moment.tzinfo is None:
-        raise InvalidInput(f"{place}: {text!r} lacks its UTC offset; write 2026-04-25T08:30:00+02:00")
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        reason = "lacks its UTC offset" if moment is not None else "is no time"
+        raise InvalidInput(
+            "a time is not allowed", [Issue(place, f"{text!r} {reason}; write 2026-04-25T08:30:00+02:00")]
+        )
     return to_ms(moment)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.errors import (
     Conflict,
     InvalidInput,
+    Issue,
     NotFound,
     ProfilesError,
     RegistryError,
@@ -27,6 +28,7 @@ from app.settings import Settings
 from app.telemetry import configure_logging
 
 T = TypeVar("T")
+SHOWN_ISSUES = 20
 EXIT_CODES = {
     2: "wrong usage, setting or registry",
     3: "the database is unmigrated or newer",
@@ -55,8 +57,16 @@ def exit_code(error: ProfilesError) -> int:
 def fail(error: ProfilesError) -> None:
     """Say what is wrong, on standard error."""
     err.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
-    for issue in getattr(error, "issues", ())[:20]:
-        err.print(f"  {_plain(issue.path)}: {_plain(issue.detail)}", soft_wrap=True)
+    issues = getattr(error, "issues", ())
+    for issue in issues[:SHOWN_ISSUES]:
+        complain(issue)
+    if len(issues) > SHOWN_ISSUES:
+        err.print(f"  … and {len(issues) - SHOWN_ISSUES} more")
+
+
+def complain(issue: Issue) -> None:
+    """Say what is wrong with one thing among many, on standard error."""
+    err.print(f"  {_plain(issue.path)}: {_plain(issue.detail)}", soft_wrap=True)
 
 
 def _plain(text: str) -> str:
@@ -95,7 +105,7 @@ def with_running_servers(settings: Settings) -> Settings:
     try:
         known = json.loads(running_servers(settings.database).read_text())
         os.kill(known["pid"], 0)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return settings
     return replace(
         settings,

@@ -10,9 +10,11 @@ import threading
 import click
 
 from app.commands.output import err, print_json
+from app.commands.port import require_free_port
 from app.settings import Settings
 
-PARENT_LOOK_S = 0.5
+PARENT_LOOK_S = 0.2
+PARENT_GRACE_S = 15.0
 
 
 @click.command()
@@ -28,18 +30,22 @@ def up() -> None:
 
 
 @click.command()
-@click.option("--with-parent", is_flag=True, hidden=True, help="Stop when the starting process is gone.")
-def serve(with_parent: bool) -> None:
+@click.option("--with-parent", type=int, hidden=True, help="Stop when this process, which started us, is gone.")
+def serve(with_parent: int | None) -> None:
     """Serve the HTTP API. More processes are more capacity."""
     from app.asgi import run
 
     _follow_parent(with_parent)
-    run(Settings.from_environment())
+    settings = Settings.from_environment()
+    settings.require_safe_binding()
+    settings.require_servers()
+    require_free_port(settings)
+    run(settings)
 
 
 @click.command()
-@click.option("--with-parent", is_flag=True, hidden=True, help="Stop when the starting process is gone.")
-def worker(with_parent: bool) -> None:
+@click.option("--with-parent", type=int, hidden=True, help="Stop when this process, which started us, is gone.")
+def worker(with_parent: int | None) -> None:
     """Work on the queue: take in events, consume them, rebuild, sweep, prune."""
     from app.worker import run
 
@@ -63,16 +69,20 @@ def migrate(as_json: bool) -> None:
         err.print(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
 
 
-def _follow_parent(wanted: bool) -> None:
-    """Stop, as on SIGTERM, when the process that started this one is gone (it may have been killed)."""
-    if not wanted:
+def _follow_parent(parent: int | None) -> None:
+    """Stop, as on SIGTERM, when the process that started this one is gone (it may have been killed).
+
+    Its id is handed down: asked for here, it would be another's where the parent is gone already.
+    """
+    if parent is None:
         return
-    parent = os.getppid()
 
     def watch() -> None:
-        gone = threading.Event()
+        pause = threading.Event()
         while os.getppid() == parent:
-            gone.wait(PARENT_LOOK_S)
+            pause.wait(PARENT_LOOK_S)
         os.kill(os.getpid(), signal.SIGTERM)
+        pause.wait(PARENT_GRACE_S)
+        os._exit(1)  # nobody is left who would kill a process that does not heed SIGTERM
 
     threading.Thread(target=watch, daemon=True, name="follow-parent").start()

@@ -11,86 +11,26 @@ import http.client
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import click
 
-from app.commands.output import err, run, running_servers
-from app.errors import SettingsError, Unavailable
+from app.commands.child import Child
+from app.commands.output import err, fail, run, running_servers
+from app.commands.port import require_free_port
+from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.settings import PREFIX, Settings
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 
 LOOK_S = 0.1
-RESTART_AFTER_S = (0.2, 1.0, 5.0)
-STABLE_S = 30.0
-STOP_S = 15.0
+CHILDREN_STOP_S = 20.0
+SERVER_RETRY_S = 2.0
 SOCKET_PATH_LIMIT = 100
-GIVE_UP_CODES = (2, 3)
 CHILDREN = ("serve", "worker")
-
-
-class Child:
-    """A process of ours that is started again when it dies."""
-
-    def __init__(self, name: str, environment: dict[str, str]) -> None:
-        self.name = name
-        self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._deaths = 0
-        self._start_at = 0.0
-
-    def start(self) -> None:
-        """Start; in a session of its own, so that Ctrl-C reaches only us."""
-        self._started_at = time.monotonic()
-        self._process = subprocess.Popen(  # noqa: S603  # ourselves
-            [sys.executable, "-m", "app", self.name, "--with-parent"],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def look(self) -> int | None:
-        """Start it again where it died; its exit code where that is no use."""
-        if self._process is None:
-            if time.monotonic() >= self._start_at:
-                self.start()
-            return None
-        code = self._process.poll()
-        if code is None:
-            return None
-        if code in GIVE_UP_CODES:
-            return code
-        if time.monotonic() - self._started_at > STABLE_S:
-            self._deaths = 0
-        delay = RESTART_AFTER_S[min(self._deaths, len(RESTART_AFTER_S) - 1)]
-        self._deaths += 1
-        self._process, self._start_at = None, time.monotonic() + delay
-        err.print(f"[yellow]{self.name} died (exit code {code}); starting it again in {delay:g} s[/]")
-        return None
-
-    def ask_to_stop(self) -> None:
-        """SIGTERM."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL where that is not heeded."""
-        self.ask_to_stop()
-        if self._process is not None:
-            try:
-                self._process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
 
 
 def supervise(settings: Settings) -> int:
@@ -100,7 +40,8 @@ def supervise(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with _only_one(settings.database.parent):
-        _require_free_port(settings)
+        killed = running_servers(settings.database).exists()  # an earlier `up` was; its children are about to stop
+        require_free_port(settings, CHILDREN_STOP_S if killed else 0)
         fresh = _migrate(settings.database)
         with _servers(settings) as (servers, cache_url, queue_url):
             # Commands, the demonstration set among them, find the servers through this file and the environment.
@@ -112,7 +53,7 @@ def supervise(settings: Settings) -> int:
             }
             with _announced(settings.database, cache_url, queue_url):
                 if fresh and settings.demo and not stop.is_set():
-                    _load_demo()
+                    _load_demo(stop)
                 return _keep_running(settings, servers, environment, stop)
 
 
@@ -127,8 +68,7 @@ def _keep_running(
         while not stop.wait(LOOK_S):
             for server in servers:
                 if not server.running():
-                    err.print(f"[yellow]the embedded server on {server.socket_path.name} died; starting it again[/]")
-                    server.start()
+                    _start_again(server, stop)
             codes = [found for child in children if (found := child.look()) is not None]
             if codes:
                 code = codes[0]
@@ -143,6 +83,16 @@ def _keep_running(
             child.stop()
     err.print("stopped")
     return code
+
+
+def _start_again(server: EmbeddedServer, stop: threading.Event) -> None:
+    """Without it the service degrades; so a server that does not start is no reason to stop the rest."""
+    err.print(f"[yellow]the embedded server on {server.socket_path.name} died; starting it again[/]")
+    try:
+        server.start()
+    except CacheUnavailable as error:
+        fail(error)
+        stop.wait(SERVER_RETRY_S)
 
 
 @contextmanager
@@ -160,18 +110,6 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def _require_free_port(settings: Settings) -> None:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise SettingsError(
-                "PROFILES_PORT", f"cannot serve on {settings.host}:{settings.port}: {error.strerror}"
-            ) from error
-
-
 def _migrate(database: Path) -> bool:
     """Migrate; whether the database is new."""
     from app.stores.sqlite.migrate import migrate
@@ -180,11 +118,11 @@ def _migrate(database: Path) -> bool:
     return before is None
 
 
-def _load_demo() -> None:
+def _load_demo(stop: threading.Event) -> None:
     from app.commands.change import load_demo
 
     err.print("loading the demonstration set: 1,000 users, 90 days ...")
-    count = run(load_demo(1_000, 90, 1))
+    count = run(load_demo(1_000, 90, 1, stop.is_set))
     err.print(f"{count:,} events stored")
 
 

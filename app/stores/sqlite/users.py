@@ -31,10 +31,19 @@ SELECT COUNT(*) FROM (
 """
 SELECT_NEWEST_EVENTS = LOGGED + "WHERE log.user_id = ? ORDER BY log.seq DESC LIMIT ?"
 DELETE_USER = (
-    "DELETE FROM tip_views WHERE user_id = ?",
-    "DELETE FROM tip_feedback WHERE user_id = ?",
-    "DELETE FROM event_log WHERE user_id = ?",
-    "DELETE FROM dead_letters WHERE user_id = ?",
+    "DELETE FROM tip_views WHERE user_id = :user",
+    "DELETE FROM tip_feedback WHERE user_id = :user",
+    "DELETE FROM event_log WHERE user_id = :user",
+    # Without a `user_id` it never became an event; its payload may tell whose it was meant to be.
+    """
+    DELETE FROM dead_letters
+    WHERE user_id = :user OR (user_id IS NULL AND json_valid(payload) AND payload ->> '$.user_id' = :user)
+    """,
+    """
+    UPDATE rebuilds SET position = '', user_ids = CASE WHEN user_ids IS NOT NULL THEN '[]' END
+    WHERE state NOT IN ('queued', 'running')
+        AND (position = :user OR EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user))
+    """,
 )
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 
@@ -79,7 +88,7 @@ class SqliteUsers:
         """
 
         def work(connection: sqlite3.Connection) -> int:
-            counts = [connection.execute(statement, (user_id,)).rowcount for statement in DELETE_USER]
+            counts = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_USER]
             connection.execute(UPDATE_SEQ)
             return counts[2]
 

@@ -1,0 +1,68 @@
+"""Servers for the tests over HTTP. `site` and `keyed` serve the whole run: a test asks about users of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from app.assembly import Contract
+from app.settings import Settings
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.live import API_KEYS, Live, fresh_database, live
+from tests.support.servers import VALKEY, StartServer
+
+ServeSite = Callable[..., AbstractAsyncContextManager[Live]]
+
+
+@pytest.fixture(scope="session")
+def cache_server(start_server: StartServer) -> EmbeddedServer:
+    """The cache behind every site that brings none of its own; each database has an id, so no key is shared."""
+    return start_server(VALKEY)
+
+
+@pytest.fixture(scope="session")
+def queue_server(start_server: StartServer) -> EmbeddedServer:
+    """The queue behind every site that brings none of its own; no worker takes from it."""
+    return start_server(VALKEY)
+
+
+@pytest.fixture(scope="session")
+def serve_site(
+    migrated_template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    cache_server: EmbeddedServer,
+    queue_server: EmbeddedServer,
+) -> ServeSite:
+    """Serves a site over an empty database; settings and contract by keyword."""
+
+    def serve(*, contract: Contract | None = None, **settings: object) -> AbstractAsyncContextManager[Live]:
+        database = fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
+        chosen = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000, **settings}
+        return live(Settings(database=database, **chosen), contract=contract)  # type: ignore[arg-type]  # by name
+
+    return serve
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def site(serve_site: ServeSite) -> AsyncIterator[Live]:
+    """A site without keys: everybody may do everything."""
+    async with serve_site() as served:
+        yield served
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def keyed(serve_site: ServeSite) -> AsyncIterator[Live]:
+    """A site with the keys of `tests.support.live.API_KEYS`."""
+    async with serve_site(api_keys=API_KEYS) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def own_site(serve_site: ServeSite) -> AsyncIterator[Live]:
+    """A site of this test's own, without keys, over an empty database and the shared servers."""
+    async with serve_site() as served:
+        yield served

@@ -1,0 +1,127 @@
+"""Who may do what: every route of the application, with no key, a wrong one, and one of each scope."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import httpx
+import pytest
+from litestar.routes import HTTPRoute
+
+from app.settings import ApiKey, hash_key
+from tests.api.conftest import ServeSite
+from tests.support.live import KEYS, Live, as_caller, problem
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+class Access(NamedTuple):
+    """A request, the scope it needs (None: open to all), and its status for whoever has the scope."""
+
+    method: str
+    route: str
+    path: str
+    scope: str | None
+    status: int
+
+
+# Bodies are left out, so a request that gets past the guards and needs one is a 400.
+TABLE = [
+    Access("GET", "/profiles/{user_id:str}", "/profiles/u", "read", 200),
+    Access("POST", "/profiles/batch", "/profiles/batch", "read", 400),
+    Access("POST", "/profiles/history", "/profiles/history", "read", 400),
+    Access("GET", "/features", "/features", "read", 200),
+    Access("POST", "/events", "/events", "write", 400),
+    Access("GET", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 200),
+    Access("DELETE", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 204),
+    Access("POST", "/admin/users/{user_id:str}/rebuild", "/admin/users/u/rebuild", "admin", 200),
+    Access("GET", "/admin/data-quality", "/admin/data-quality", "admin", 200),
+    Access("GET", "/admin/dead-letters", "/admin/dead-letters", "admin", 200),
+    Access("POST", "/admin/dead-letters/{letter_id:int}/replay", "/admin/dead-letters/9/replay", "admin", 404),
+    Access("DELETE", "/admin/dead-letters/{letter_id:int}", "/admin/dead-letters/9", "admin", 404),
+    Access("GET", "/admin/rebuilds", "/admin/rebuilds", "admin", 200),
+    Access("POST", "/admin/rebuilds", "/admin/rebuilds", "admin", 400),
+    Access("GET", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
+    Access("DELETE", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
+    Access("GET", "/healthz", "/healthz", None, 200),
+    Access("GET", "/readyz", "/readyz", None, 200),
+    Access("GET", "/metrics", "/metrics", None, 200),
+    Access("GET", "/schema", "/schema", None, 200),
+    Access("GET", "/schema/openapi.json", "/schema/openapi.json", None, 200),
+    Access("GET", "/schema/assets/{file_path:path}", "/schema/assets/swagger-ui.css", None, 200),
+    Access("HEAD", "/schema/assets/{file_path:path}", "/schema/assets/swagger-ui.css", None, 200),
+]
+SCOPES = {"reader": {"read"}, "writer": {"write"}, "admin": {"read", "write", "admin"}}
+
+
+def name(access: Access) -> str:
+    """As tests are named."""
+    return f"{access.method} {access.route}"
+
+
+async def test_table_names_every_route_of_the_application(keyed: Live) -> None:
+    served = {
+        (method, route.path)
+        for route in keyed.app.routes
+        if isinstance(route, HTTPRoute)
+        for method in route.methods
+        if method != "OPTIONS"  # tells the methods, and nothing else
+    }
+    assert served == {(access.method, access.route) for access in TABLE}
+    assert all(isinstance(route, HTTPRoute) for route in keyed.app.routes)
+
+
+@pytest.mark.parametrize("access", TABLE, ids=name)
+async def test_access_is_as_the_table_says(keyed: Live, access: Access) -> None:
+    async def ask(headers: dict[str, str]) -> httpx.Response:
+        return await keyed.client.request(access.method, access.path, headers=headers)
+
+    for headers in ({}, as_caller("stranger"), {"X-API-Key": ""}, {"X-API-Key": "x" * 10_000}):
+        answer = await ask(headers)
+        if access.scope is None:
+            assert answer.status_code == access.status
+        else:
+            problem(answer, 401)
+            assert answer.headers["www-authenticate"] == 'ApiKey realm="profiles"'
+    for caller, scopes in SCOPES.items():
+        answer = await ask(as_caller(caller))
+        if access.scope is None or access.scope in scopes:
+            assert answer.status_code == access.status, answer.text
+        else:
+            assert access.scope in problem(answer, 403)["detail"]
+
+
+@pytest.mark.parametrize("access", TABLE, ids=name)
+async def test_everything_is_allowed_when_no_key_is_configured(site: Live, access: Access) -> None:
+    assert (await site.client.request(access.method, access.path)).status_code == access.status
+    assert (await site.client.request(access.method, access.path, headers=as_caller("stranger"))).status_code < 500
+
+
+async def test_nothing_is_read_from_the_body_when_the_key_is_missing(keyed: Live) -> None:
+    problem(await keyed.client.post("/events", content=b"nonsense"), 401)
+    problem(await keyed.client.get("/profiles/u?nope=1"), 401)
+
+
+@pytest.mark.parametrize("key", [KEYS["reader"].upper(), KEYS["reader"] + " x", KEYS["reader"][:-1], "é"])
+async def test_key_is_refused_when_it_is_nearly_right(keyed: Live, key: str) -> None:
+    problem(await keyed.client.get("/features", headers=[(b"X-API-Key", key.encode())]), 401)
+
+
+async def test_hash_is_no_key(keyed: Live) -> None:
+    for sent in (hash_key(KEYS["admin"]).hex(), hash_key(KEYS["admin"]).hex().upper()):
+        problem(await keyed.client.get("/features", headers={"X-API-Key": sent}), 401)
+
+
+async def test_key_has_every_scope_it_names(serve_site: ServeSite) -> None:
+    both = ApiKey("both", frozenset({"read", "write"}), hash_key("both-of-them"))
+    async with serve_site(api_keys=(both,)) as site:
+        headers = {"X-API-Key": "both-of-them"}
+        assert (await site.client.get("/features", headers=headers)).status_code == 200
+        problem(await site.client.post("/events", headers=headers), 400)
+        problem(await site.client.get("/admin/rebuilds", headers=headers), 403)
+
+
+async def test_audit_names_the_key(keyed: Live) -> None:
+    await keyed.client.post("/admin/users/u/rebuild", headers=as_caller("admin"))
+    (entry,) = await keyed.service.audit.newest(1)
+    assert entry.actor == "admin"

@@ -1,0 +1,141 @@
+"""Dead letters: list, replay, discard."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from app.events.ports import DeadLetter
+from tests.support.events import payload, served
+from tests.support.live import Live, new_user, paths, problem
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def bury(site: Live, text: object) -> int:
+    """A letter as the queue door leaves it."""
+    letter = await site.service.letters.bury_payload(json.dumps(text), "no event", "Traceback", site.now_ms)
+    assert letter is not None
+    return int(letter)
+
+
+async def listed(site: Live, after: int) -> list[dict[str, Any]]:
+    """The letters above an id."""
+    answer = await site.client.get(f"/admin/dead-letters?after={after}")
+    assert answer.status_code == 200
+    letters: list[dict[str, Any]] = answer.json()["dead_letters"]
+    return letters
+
+
+async def kept(site: Live, letter: int) -> DeadLetter | None:
+    """What the database holds of a letter."""
+    return await site.service.letters.get(letter)
+
+
+async def test_letters_are_listed_with_payload_and_reason(site: Live) -> None:
+    letter = await bury(site, {"any": "thing"})
+    (found,) = await listed(site, letter - 1)
+    assert {name: value for name, value in found.items() if not name.endswith("_at")} == {
+        "id": letter,
+        "source": "queue",
+        "payload": '{"any": "thing"}',
+        "error": "no event",
+        "traceback": "Traceback",
+        "attempts": 1,
+        "event_seq": None,
+    }
+    assert found["created_at"] == found["last_failed_at"]
+    assert found["created_at"].endswith("Z")
+
+
+async def test_letters_are_listed_page_by_page(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.admin.LETTERS_PER_PAGE", 2)
+    letters = [await bury(own_site, number) for number in range(5)]
+    seen: list[int] = []
+    after: int | None = 0
+    while after is not None:
+        page = (await own_site.client.get(f"/admin/dead-letters?after={after}")).json()
+        assert page.keys() == {"dead_letters", "next_after"}
+        seen.extend(item["id"] for item in page["dead_letters"])
+        after = page["next_after"]
+    assert seen == letters
+
+
+async def test_payload_is_taken_in_when_it_is_replayed(site: Live) -> None:
+    user = new_user()
+    letter = await bury(site, payload(served(user, site.now_ms)))
+    answer = await site.client.post(f"/admin/dead-letters/{letter}/replay")
+    assert answer.status_code == 200
+    assert answer.json() == {"accepted": 1, "duplicates": 0, "revived": False}
+    assert (await site.features(user))["tip_volume_30d"] == 1
+    assert await kept(site, letter) is None
+    problem(await site.client.post(f"/admin/dead-letters/{letter}/replay"), 404)
+
+
+async def test_letter_goes_when_its_event_is_a_duplicate(site: Live) -> None:
+    event = served(new_user(), site.now_ms)
+    await site.send(event)
+    letter = await bury(site, payload(event))
+    answer = await site.client.post(f"/admin/dead-letters/{letter}/replay")
+    assert answer.json() == {"accepted": 0, "duplicates": 1, "revived": False}
+    assert await kept(site, letter) is None
+
+
+async def test_letter_stays_when_its_payload_is_still_no_event(site: Live) -> None:
+    letter = await bury(site, {**payload(served(new_user(), site.now_ms)), "user_id": ""})
+    refused = problem(await site.client.post(f"/admin/dead-letters/{letter}/replay"), 422)
+    assert paths(refused) == ["user_id"]
+    assert await kept(site, letter) is not None
+
+
+async def test_letter_stays_when_its_event_conflicts(site: Live) -> None:
+    event = served(new_user(), site.now_ms)
+    await site.send(event)
+    letter = await bury(site, {**payload(event), "tip_id": "another"})
+    problem(await site.client.post(f"/admin/dead-letters/{letter}/replay"), 409)
+    assert await kept(site, letter) is not None
+
+
+async def test_event_is_with_the_workers_again_when_it_is_replayed(own_site: Live) -> None:
+    site = own_site
+    await site.send(served(new_user(), site.now_ms))
+    (event,) = await site.service.log.unconsumed(site.now_ms + 1, 10)
+    assert await site.service.letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
+    assert await site.service.log.unconsumed(site.now_ms + 1, 10) == []
+    (letter,) = await listed(site, 0)
+    assert (letter["source"], letter["event_seq"]) == ("consumption", event.seq)
+    answer = await site.client.post(f"/admin/dead-letters/{letter['id']}/replay")
+    assert answer.json() == {"accepted": 0, "duplicates": 0, "revived": True}
+    assert [again.seq for again in await site.service.log.unconsumed(site.now_ms + 1, 10)] == [event.seq]
+    assert await listed(site, 0) == []
+
+
+async def test_letter_is_gone_when_it_is_discarded(site: Live) -> None:
+    letter = await bury(site, 1)
+    answer = await site.client.delete(f"/admin/dead-letters/{letter}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    problem(await site.client.delete(f"/admin/dead-letters/{letter}"), 404)
+
+
+@pytest.mark.parametrize("letter", ["999999999", "0", "-1", "abc", "1.0", str(2**63), "9" * 5_000])
+async def test_letter_is_not_found_when_there_is_none(site: Live, letter: str) -> None:
+    problem(await site.client.delete(f"/admin/dead-letters/{letter}"), 404)
+    problem(await site.client.post(f"/admin/dead-letters/{letter}/replay"), 404)
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "", "1.5", str(2**63), "1&after=1"])
+async def test_list_is_refused_when_its_beginning_is_no_number(site: Live, after: str) -> None:
+    assert paths(problem(await site.client.get(f"/admin/dead-letters?after={after}"), 400)) == ["after"]
+
+
+async def test_change_is_audited_when_a_letter_is_replayed_or_discarded(own_site: Live) -> None:
+    first, second = await bury(own_site, payload(served(new_user(), own_site.now_ms))), await bury(own_site, 1)
+    await own_site.client.post(f"/admin/dead-letters/{first}/replay")
+    await own_site.client.delete(f"/admin/dead-letters/{second}")
+    entries = await own_site.service.audit.newest(10)
+    assert [(entry.actor, entry.action, entry.subject) for entry in entries] == [
+        ("anyone", "discard", f"dead-letter:{second}"),
+        ("anyone", "replay", f"dead-letter:{first}"),
+    ]

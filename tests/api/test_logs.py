@@ -1,0 +1,177 @@
+"""What a serving process writes, in both formats: request ids in every line, never a key, never a forged line.
+
+The process is a real one, started as `profiles serve` starts it; a read of a user named `boom…` fails in it with a
+message that tries to look like lines of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import hash_key
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.live import KEYS, NO_TLS, answering, as_caller, free_port, fresh_database
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+CHILD = r"""
+from app.asgi import run
+from app.profiles.read import ProfileReader
+from app.settings import Settings
+
+reading = ProfileReader.read
+
+async def read(self, wanted):
+    for user in wanted:
+        if user.startswith("boom"):
+            raise RuntimeError(f"cannot read {user}\n2026-01-01T00:00:00Z [info     ] forged\r\x1b[2J")
+    return await reading(self, wanted)
+
+ProfileReader.read = read
+run(Settings.from_environment())
+"""
+FORGED = "boom\u2028 2026-01-01T00:00:00Z [info     ] forged \u202e"
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[\w+ *\] \w+")
+
+
+class Process:
+    """A serving process, and what it has written."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self._log = log
+
+    @property
+    def written(self) -> str:
+        """So far."""
+        return self._log.read_text()
+
+
+@asynccontextmanager
+async def process(log_format: str, database: Path, log: Path, servers: tuple[str, str]) -> AsyncIterator[Process]:
+    """Start one with keys; at the end it is asked to stop, and must stop cleanly."""
+    port = free_port()
+    settings = {
+        "DATABASE": str(database),
+        "CACHE_URL": servers[0],
+        "QUEUE_URL": servers[1],
+        "PORT": str(port),
+        "LOG_FORMAT": log_format,
+        "LOG_LEVEL": "debug",
+        "API_KEYS": ",".join(
+            f"{name}:{scope}:{hash_key(KEYS[name]).hex()}"
+            for name, scope in (("reader", "read"), ("writer", "write"), ("admin", "admin"))
+        ),
+    }
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
+    with log.open("wb") as file:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-W", "error", "-c", CHILD),
+            env={**plain, **{f"PROFILES_{name}": value for name, value in settings.items()}},
+            stdout=file,
+            stderr=file,
+        )
+    output = Process(f"http://127.0.0.1:{port}", log)
+    try:
+        await answering(port)
+        yield output
+        child.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            assert await child.wait() == 0, output.written[-2_000:]
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
+async def _traffic(url: str) -> dict[str, int]:
+    """Requests of every kind, all at once, with keys in every place; request id to status."""
+    statuses: dict[str, int] = {}
+    asked: list[Coroutine[None, None, None]] = []
+    async with httpx.AsyncClient(base_url=url, trust_env=False, verify=NO_TLS) as client:
+
+        async def ask(name: str, method: str, path: str, headers: dict[str, str], **more: object) -> None:
+            headers = {**headers, "X-Request-Id": name}
+            answer = await client.request(method, path, headers=headers, **more)  # type: ignore[arg-type]  # by name
+            statuses[name] = answer.status_code
+
+        for caller, key in KEYS.items():
+            mine = as_caller(caller)
+            asked.append(ask(f"{caller}-read", "GET", "/profiles/u", mine))
+            asked.append(ask(f"{caller}-write", "POST", "/events", mine, content=b"nonsense"))
+            asked.append(ask(f"{caller}-body", "POST", "/events", mine, json={"user_id": key, "subject": key}))
+            asked.append(ask(f"{caller}-admin", "GET", "/admin/rebuilds", mine))
+            asked.append(ask(f"{caller}-boom", "GET", "/profiles/boom", mine))
+            asked.append(ask(f"{caller}-query", "GET", f"/features?api_key={key}", mine))
+            asked.append(ask(f"{caller}-path", "GET", f"/nothing/{key}", mine))
+            asked.append(ask(f"{caller}-bearer", "GET", "/features", {"Authorization": f"Bearer {key}"}))
+        asked.append(ask("forger", "GET", f"/profiles/{FORGED}", as_caller("reader")))
+        asked.append(ask("newline", "GET", "/profiles/a%0Ab%1B%5B2J", as_caller("reader")))
+        await asyncio.gather(*asked)
+    return statuses
+
+
+@pytest.fixture
+def database(migrated_template: Path, tmp_path: Path) -> Path:
+    """An empty one."""
+    return fresh_database(migrated_template, tmp_path)
+
+
+def assert_no_key(written: str) -> None:
+    """Neither a key nor its hash."""
+    for key in KEYS.values():
+        for secret in (key, hash_key(key).hex(), repr(hash_key(key))[2:-1]):
+            assert secret not in written
+
+
+async def test_json_lines_carry_request_ids_and_no_key(
+    database: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
+) -> None:
+    servers = (cache_server.url, queue_server.url)
+    async with process("json", database, tmp_path / "log", servers) as serving:
+        statuses = await _traffic(serving.url)
+        written = serving.written
+    assert_no_key(written)
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert all({"timestamp", "level", "event"} <= line.keys() for line in lines)
+    requests = {line["request_id"]: line for line in lines if line["event"] == "request"}
+    assert {name: line["status"] for name, line in requests.items()} == statuses
+    assert {line["route"] for name, line in requests.items() if name.endswith("-read")} == {"/profiles/{user_id}"}
+    assert {line["route"] for name, line in requests.items() if name.endswith("-write")} == {"/events"}
+    assert {statuses["reader-boom"], statuses["forger"]} == {500}
+    failed = [line for line in lines if line["event"] == "unexpected_error"]
+    assert {line["request_id"] for line in failed} == {name for name, status in statuses.items() if status == 500}
+    assert all("RuntimeError: cannot read" in line["exception"] for line in failed)
+    assert "\x1b" not in written
+    assert [line["event"] for line in lines].count("serving") == 1
+
+
+async def test_console_lines_cannot_be_forged_and_carry_no_key(
+    database: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
+) -> None:
+    servers = (cache_server.url, queue_server.url)
+    async with process("console", database, tmp_path / "log", servers) as serving:
+        statuses = await _traffic(serving.url)
+        written = serving.written
+    assert_no_key(written)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", written)
+    lines = written.splitlines()
+    ours = [line for line in lines if LINE.match(line)]
+    assert not [line for line in ours if "forged" in line]
+    assert any("forged" in line for line in lines)
+    for line in set(lines) - set(ours):
+        assert line.startswith(("Traceback (most recent call last):", "  ")) or re.match(r"\w+Error: ", line), line
+    for name, status in statuses.items():
+        assert [line for line in ours if f"request_id={name} " in line and f"status={status}" in line], name

@@ -1,0 +1,69 @@
+"""Random bodies and request targets: whatever comes, the answer is sound and never a 5xx."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.live import Live, new_user, problem, raw_status
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(
+    ["user_ids", "features", "rows", "user_id", "as_of", "known_at", "scope", "subject", "event_id", "occurred_at"]
+)
+WORDS = st.sampled_from(
+    ["all", "as_of", "signals.tip.served", "2026-04-25T08:30:00+02:00", "9999-12-31T23:59:59-14:00", "tip_volume_30d"]
+)
+NEAR_MISSES = st.recursive(
+    st.none() | WORDS | st.text(max_size=5) | st.integers(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(FIELDS, inner, max_size=5),
+    max_leaves=12,
+)
+BODIES = st.one_of(
+    st.binary(max_size=200),
+    JSON_VALUES.map(lambda value: json.dumps(value).encode()),
+    NEAR_MISSES.map(lambda value: json.dumps(value).encode()),
+    st.tuples(NEAR_MISSES, st.binary(max_size=8)).map(lambda parts: json.dumps(parts[0]).encode() + parts[1]),
+)
+
+
+@given(content=BODIES)
+@settings(max_examples=40)
+async def test_random_body_is_answered_soundly(site: Live, content: bytes) -> None:
+    for path, kind in (
+        ("/events", "application/json"),
+        ("/events", "application/x-ndjson"),
+        ("/profiles/batch", "application/json"),
+        ("/profiles/history", "application/json"),
+        ("/admin/rebuilds", "application/json"),
+    ):
+        answer = await site.client.post(path, content=content, headers={"Content-Type": kind})
+        assert answer.status_code < 500, (path, content)
+        if answer.status_code >= 400:
+            problem(answer, answer.status_code)
+
+
+IN_URLS = b"ABCxyz019-._~!$&'()*+,;=:@/?%"
+
+
+@given(target=st.binary(max_size=40))
+@settings(max_examples=50)
+async def test_random_target_is_answered_soundly(site: Live, target: bytes) -> None:
+    # What no URL may hold as it is, the server refuses before the application hears of it.
+    escaped = b"".join(bytes([byte]) if byte in IN_URLS else b"%%%02X" % byte for byte in target)
+    for start in (b"/profiles/", b"/admin/users/", b"/admin/rebuilds/", b"/admin/dead-letters?after=", b"/profiles/u?"):
+        status, _ = await raw_status(site, start + escaped)
+        assert status < 500, start + escaped
+
+
+async def test_site_still_serves_after_all_that(site: Live) -> None:
+    assert (await site.features(new_user()))["tip_volume_30d"] == 0

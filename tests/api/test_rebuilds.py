@@ -1,0 +1,157 @@
+"""Rebuilds of many users: the life of a run. The worker's part is played by the test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.features.definitions import REGISTRY
+from tests.support.events import served
+from tests.support.live import Live, new_user, paths, problem
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def start(site: Live, body: dict[str, Any]) -> dict[str, Any]:
+    """Start a rebuild, which must be allowed."""
+    answer = await site.client.post("/admin/rebuilds", json=body)
+    assert answer.status_code == 202, answer.text
+    run: dict[str, Any] = answer.json()
+    return run
+
+
+async def look(site: Live, run_id: str) -> dict[str, Any]:
+    """How far it is."""
+    answer = await site.client.get(f"/admin/rebuilds/{run_id}")
+    assert answer.status_code == 200
+    run: dict[str, Any] = answer.json()
+    return run
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def users(site: Live) -> AsyncIterator[list[str]]:
+    """Three users with an event each."""
+    users = [new_user() for _ in range(3)]
+    await site.send(*(served(user, site.now_ms) for user in users))
+    yield users
+
+
+async def test_rebuild_is_queued_until_a_worker_takes_it_up(site: Live, users: list[str]) -> None:
+    run = await start(site, {"user_ids": [*users, users[0]], "features": ["tip_volume_30d", "preferred_hour"]})
+    assert run["id"]
+    assert run["created_at"].endswith("Z")
+    assert {name: value for name, value in run.items() if name not in ("id", "created_at", "scope")} == {
+        "features": ["preferred_hour", "tip_volume_30d"],
+        "state": "queued",
+        "done": 0,
+        "total": 3,
+        "rate_per_s": None,
+        "eta_s": None,
+        "requested_by": "anyone",
+        "started_at": None,
+        "finished_at": None,
+        "error": None,
+    }
+    assert run["scope"].startswith("users:")
+    assert await look(site, run["id"]) == run
+
+
+async def test_rebuild_caches_every_feature_when_it_is_carried_out(site: Live, users: list[str]) -> None:
+    run = await start(site, {"user_ids": users})
+    assert run["features"] == list(REGISTRY.names)
+    assert await site.service.runner.run(run["id"], budget_s=30)
+    ended = await look(site, run["id"])
+    assert (ended["state"], ended["done"], ended["total"], ended["eta_s"]) == ("completed", 3, 3, None)
+    assert ended["rate_per_s"] > 0
+    assert run["created_at"] <= ended["started_at"] <= ended["finished_at"]
+    details = (await site.client.get(f"/profiles/{users[1]}?detail=true")).json()["features"]
+    assert {cell["origin"] for cell in details.values()} == {"cache"}
+    assert details["tip_volume_30d"]["value"] == 1
+
+
+async def test_rebuild_conflicts_when_one_of_the_same_scope_is_active(site: Live, users: list[str]) -> None:
+    run = await start(site, {"user_ids": users})
+    again = await site.client.post("/admin/rebuilds", json={"user_ids": users[::-1], "features": ["tip_volume_30d"]})
+    assert run["id"] in problem(again, 409)["detail"]
+    await start(site, {"user_ids": users[:2]})
+    await site.client.delete(f"/admin/rebuilds/{run['id']}")
+    assert (await start(site, {"user_ids": users}))["id"] != run["id"]
+
+
+async def test_rebuild_of_all_covers_the_eligible_users(own_site: Live) -> None:
+    users = [new_user() for _ in range(3)]
+    await own_site.send(*(served(user, own_site.now_ms) for user in users))
+    run = await start(own_site, {"scope": "all"})
+    assert (run["scope"], run["total"]) == ("all", 3)
+    problem(await own_site.client.post("/admin/rebuilds", json={"scope": "all"}), 409)
+    await own_site.service.runner.run(run["id"], budget_s=30)
+    assert (await look(own_site, run["id"]))["done"] == 3
+    await start(own_site, {"scope": "all", "features": ["tip_volume_30d"]})
+
+
+async def test_rebuild_tells_its_rate_when_it_is_running(site: Live, users: list[str]) -> None:
+    run = await start(site, {"user_ids": users})
+    await site.service.book.advance(run["id"], 1, "1", site.now_ms)
+    running = await look(site, run["id"])
+    assert (running["state"], running["done"]) == ("running", 1)
+    assert running["rate_per_s"] > 0
+    assert running["eta_s"] >= 0
+
+
+async def test_rebuild_stops_when_it_is_cancelled(site: Live, users: list[str]) -> None:
+    run = await start(site, {"user_ids": users})
+    answer = await site.client.delete(f"/admin/rebuilds/{run['id']}")
+    assert answer.status_code == 200
+    assert answer.json()["state"] == "cancelled"
+    assert await site.service.runner.run(run["id"], budget_s=30)
+    ended = await look(site, run["id"])
+    assert (ended["state"], ended["done"]) == ("cancelled", 0)
+    assert "cancelled" in problem(await site.client.delete(f"/admin/rebuilds/{run['id']}"), 409)["detail"]
+
+
+async def test_rebuilds_are_listed_newest_first(own_site: Live) -> None:
+    runs = [(await start(own_site, {"user_ids": [new_user()]}))["id"] for _ in range(3)]
+    listed = (await own_site.client.get("/admin/rebuilds")).json()
+    assert listed.keys() == {"rebuilds"}
+    times = [run["created_at"] for run in listed["rebuilds"]]
+    assert times == sorted(times, reverse=True)
+    assert {run["id"] for run in listed["rebuilds"]} == set(runs)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("run_id", ["nope", "%00", "🎯", "x" * 1_000, "%2E%2E", "%2e"])
+async def test_rebuild_is_not_found_when_there_is_none(site: Live, method: str, run_id: str) -> None:
+    problem(await site.client.request(method, f"/admin/rebuilds/{run_id}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({}, "$"),
+        ({"scope": None}, "$"),
+        ({"scope": "all", "user_ids": ["u"]}, "$"),
+        ({"scope": "some"}, "scope"),
+        ({"user_ids": []}, "user_ids"),
+        ({"user_ids": ["u"] * 1_001}, "user_ids"),
+        ({"user_ids": ["u", "a/b"]}, "user_ids[1]"),
+        ({"user_ids": ["u"], "features": ["nope"]}, "features"),
+        ({"user_ids": ["u"], "features": []}, "features"),
+        ({"user_ids": ["u"], "when": "now"}, "when"),
+        ([], "$"),
+    ],
+)
+async def test_rebuild_is_refused_when_its_body_is_invalid(site: Live, body: object, place: str) -> None:
+    assert paths(problem(await site.client.post("/admin/rebuilds", json=body), 422)) == [place]
+
+
+async def test_change_is_audited_when_a_rebuild_is_started_or_cancelled(own_site: Live) -> None:
+    run = await start(own_site, {"user_ids": ["u"]})
+    await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
+    entries = await own_site.service.audit.newest(10)
+    assert [(entry.actor, entry.action, entry.outcome) for entry in entries] == [
+        ("anyone", "cancel rebuild", run["id"]),
+        ("anyone", "start rebuild", run["id"]),
+    ]

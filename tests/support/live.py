@@ -1,0 +1,177 @@
+"""The HTTP service on a real granian server, in the test's own event loop.
+
+`live` serves `create_app` over a service on a free loopback port; what stands behind it is real: a SQLite file, a cache
+and a queue. Tests reach into `Live.service` only for what HTTP cannot do (drive a rebuild, look at the audit trail).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+from litestar import Litestar
+
+from app.asgi import create_app
+from app.assembly import Contract, Service, open_service
+from app.features.events import TipEvent
+from app.settings import ApiKey, Settings, hash_key
+from tests.support.database import copy_database
+from tests.support.events import body
+
+KEYS = {"reader": "read-me-if-you-can", "writer": "write-it-down", "admin": "all-of-it", "stranger": "not-known-here"}
+# Loading the certificates of the world takes longer than most tests; nothing here speaks TLS.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+JSON = {"Content-Type": "application/json"}
+NDJSON = {"Content-Type": "application/x-ndjson"}
+API_KEYS = (
+    ApiKey("reader", frozenset({"read"}), hash_key(KEYS["reader"])),
+    ApiKey("writer", frozenset({"write"}), hash_key(KEYS["writer"])),
+    ApiKey("admin", frozenset({"admin"}), hash_key(KEYS["admin"])),
+)
+
+
+@dataclass(frozen=True, repr=False)  # it would fill every failure with the whole service
+class Live:
+    """A server that answers."""
+
+    url: str
+    port: int
+    service: Service
+    app: Litestar
+    client: httpx.AsyncClient
+
+    @property
+    def now_ms(self) -> int:
+        """The service's clock."""
+        return self.service.clock.now_ms()
+
+    async def send(self, *events: TipEvent) -> dict[str, Any]:
+        """Send events, which must be taken in; the receipt."""
+        answer = await self.client.post("/events", content=body(*events), headers=JSON)
+        assert answer.status_code == 202, answer.text
+        receipt: dict[str, Any] = answer.json()
+        return receipt
+
+    async def features(self, user_id: str) -> dict[str, Any]:
+        """Read one profile; name to value."""
+        answer = await self.client.get(f"/profiles/{quote(user_id, safe='')}")
+        assert answer.status_code == 200, answer.text
+        features: dict[str, Any] = answer.json()["features"]
+        return features
+
+    async def filled(self) -> None:
+        """Return when the fills that reads began have been answered."""
+        await self.service.reader.close()
+
+
+def new_user(prefix: str = "user") -> str:
+    """A user that nothing was ever heard of."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def as_caller(name: str) -> dict[str, str]:
+    """The header of one of `KEYS`."""
+    return {"X-API-Key": KEYS[name]}
+
+
+def fresh_database(template: Path, directory: Path) -> Path:
+    """A migrated, empty database of its own."""
+    return copy_database(template, directory / f"{uuid.uuid4().hex}.db", uuid.uuid4().hex)
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem detail that an answer must be."""
+    assert answer.status_code == status, answer.text[:500]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"]
+    body: dict[str, Any] = answer.json()
+    assert body.keys() <= {"type", "title", "status", "detail", "errors"}
+    assert body["status"] == status
+    assert body["type"].startswith("urn:profiles:problem:")
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+def paths(body: Mapping[str, Any]) -> list[str]:
+    """Where a problem says that a request is at fault."""
+    return [issue["path"] for issue in body.get("errors", [])]
+
+
+async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple[int, dict[str, object]]:
+    """Status and body for a request target that no client library would send as it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.write(method + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if int(head.split(b" ")[1]) >= 400:
+        assert b"content-type: application/problem+json" in head
+        assert b"x-request-id: " in head
+    return int(head.split(b" ")[1]), json.loads(body)
+
+
+@asynccontextmanager
+async def live(settings: Settings, *, contract: Contract | None = None) -> AsyncIterator[Live]:
+    """Serve until the block ends."""
+    async with open_service(settings, door="http", contract=contract) as service:
+        application = create_app(settings, service=service)
+        port = free_port()
+        server = Server(
+            application,
+            address="127.0.0.1",
+            port=port,
+            interface=Interfaces.ASGI,
+            http=HTTPModes.http1,
+            websockets=False,
+            log_enabled=False,
+        )
+        serving = asyncio.get_running_loop().create_task(server.serve())
+        url = f"http://127.0.0.1:{port}"
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, verify=NO_TLS) as client:
+                await answering(port)
+                yield Live(url, port, service, application, client)
+        finally:
+            server.stop()  # type: ignore[no-untyped-call]  # granian types it not
+            await serving
+
+
+async def answering(port: int) -> None:
+    """Return when somebody listens on a loopback port."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 10
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            if loop.time() > deadline:
+                raise
+            step: asyncio.Future[None] = loop.create_future()
+            loop.call_later(0.005, step.set_result, None)
+            await step
+        else:
+            writer.close()
+            await writer.wait_closed()
+            return

@@ -1,0 +1,118 @@
+"""The composition root: the application by itself, and what forbids to serve."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from litestar import Litestar
+
+from app.asgi import create_app, serve
+from app.errors import ProfilesError, SchemaMismatch, SettingsError, StoreUnavailable
+from app.settings import Settings
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.events import payload, served
+from tests.support.live import NO_TLS, new_user
+
+
+def _servers(valkey: EmbeddedServer) -> dict[str, Any]:
+    return {"cache_url": valkey.url, "queue_url": valkey.url}
+
+
+def _client(application: Litestar) -> httpx.AsyncClient:
+    # The same protocol, typed otherwise.
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(cast(Any, application)), base_url="http://here", verify=NO_TLS
+    )
+
+
+async def test_application_opens_and_closes_its_own_service_when_it_is_given_none(
+    database_path: Path, valkey: EmbeddedServer
+) -> None:
+    application = create_app(Settings(database=database_path, **_servers(valkey)))
+    user = new_user()
+    for expected in (1, 2):
+        async with (
+            application.lifespan(),
+            _client(application) as client,
+        ):
+            now = application.state.api.clock.now_ms()
+            sent = await client.post("/events", json=payload(served(user, now)))
+            assert sent.status_code == 202
+            answer = await client.get(f"/profiles/{user}")
+            assert answer.json()["features"]["tip_volume_30d"] == expected
+            assert answer.headers["x-request-id"]
+            assert b"profiles_http_request_duration_seconds" in (await client.get("/metrics")).content
+
+
+async def test_application_computes_every_read_when_no_server_is_named(database_path: Path) -> None:
+    application = create_app(Settings(database=database_path))
+    async with (
+        application.lifespan(),
+        _client(application) as client,
+    ):
+        answer = await client.get("/profiles/u?detail=true")
+        assert {cell["origin"] for cell in answer.json()["features"].values()} == {"computed"}
+        assert (await client.get("/readyz")).json()["status"] == "degraded"
+
+
+async def test_application_does_not_start_when_the_database_is_missing(tmp_path: Path) -> None:
+    application = create_app(Settings(database=tmp_path / "missing.db"))
+    with pytest.raises(ExceptionGroup) as caught:  # Litestar's own task group wraps it
+        async with application.lifespan():
+            pass
+    assert caught.group_contains(
+        StoreUnavailable, match=r"there is no database at .*missing\.db; run `profiles migrate`"
+    )
+
+
+async def _refused(settings: Settings, error: type[ProfilesError], text: str) -> None:
+    told: list[bool] = []
+    with pytest.raises(error, match=text):
+        await serve(settings, lambda: told.append(True))
+    assert not told
+
+
+async def test_service_does_not_start_when_others_could_reach_it_without_keys(
+    database_path: Path, valkey: EmbeddedServer
+) -> None:
+    settings = Settings(database=database_path, host="0.0.0.0", **_servers(valkey))  # noqa: S104  # refused
+    await _refused(settings, SettingsError, "PROFILES_API_KEYS: must hold at least one key")
+
+
+async def test_service_does_not_start_when_no_server_is_named(database_path: Path) -> None:
+    await _refused(Settings(database=database_path), SettingsError, "PROFILES_CACHE_URL: must be set")
+
+
+async def test_service_does_not_start_when_history_is_kept_too_short(
+    database_path: Path, valkey: EmbeddedServer
+) -> None:
+    settings = Settings(database=database_path, retention_days=59, **_servers(valkey))
+    await _refused(settings, SettingsError, "PROFILES_RETENTION_DAYS: must be at least 60")
+
+
+@pytest.mark.parametrize("name", ["cache_url", "queue_url"])
+async def test_service_does_not_start_when_a_url_has_an_option_that_means_nothing(
+    database_path: Path, valkey: EmbeddedServer, name: str
+) -> None:
+    urls = {**_servers(valkey), name: "redis://127.0.0.1:1/0?socket_timeout=soon"}
+    await _refused(Settings(database=database_path, **urls), SettingsError, f"PROFILES_{name.upper()}: ")
+
+
+async def test_service_does_not_start_when_the_database_is_not_migrated(tmp_path: Path, valkey: EmbeddedServer) -> None:
+    path = tmp_path / "empty.db"
+    path.touch()
+    settings = Settings(database=path, **_servers(valkey))
+    await _refused(settings, SchemaMismatch, "is not migrated; run `profiles migrate`")
+
+
+async def test_service_stops_when_the_port_is_taken(database_path: Path, valkey: EmbeddedServer) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = Settings(database=database_path, port=taken.getsockname()[1], **_servers(valkey))
+        with pytest.raises(SettingsError, match=r"PROFILES_PORT: cannot serve on 127\.0\.0\.1:\d+"):
+            await serve(settings)

@@ -1,0 +1,223 @@
+"""Settings: what each allows, and the messages that name the setting and what it allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from app.errors import SettingsError
+from app.features.definitions import REGISTRY
+from app.settings import ApiKey, Settings, described, hash_key, is_loopback, variable
+
+DIGEST = hash_key("key").hex()
+OTHER = hash_key("other").hex()
+
+GOOD: list[tuple[str, str, object]] = [
+    ("DATABASE", "/data/profiles.db", Path("/data/profiles.db")),
+    ("DATABASE", "with space.db", Path("with space.db")),
+    ("CACHE_URL", "redis://cache:6379/0", "redis://cache:6379/0"),
+    ("CACHE_URL", "rediss://user:pass@cache", "rediss://user:pass@cache"),
+    ("CACHE_URL", "redis://[::1]:6379", "redis://[::1]:6379"),
+    ("CACHE_URL", "unix:///run/cache.sock", "unix:///run/cache.sock"),
+    ("CACHE_URL", "unix:///run/cache.sock?db=2", "unix:///run/cache.sock?db=2"),
+    ("CACHE_URL", "", None),
+    ("QUEUE_URL", "redis://queue/1", "redis://queue/1"),
+    ("QUEUE_URL", "", None),
+    ("HOST", "0.0.0.0", "0.0.0.0"),  # noqa: S104  # a value to parse, nothing listens
+    ("HOST", "::1", "::1"),
+    ("HOST", "api.example.com", "api.example.com"),
+    ("PORT", "1", 1),
+    ("PORT", "65535", 65535),
+    ("API_KEYS", "", ()),
+    ("API_KEYS", f"a:read:{DIGEST}", (ApiKey("a", frozenset({"read"}), hash_key("key")),)),
+    (
+        "API_KEYS",
+        f" a.b-c_1:read+write:{DIGEST} , b:admin:{OTHER},",
+        (
+            ApiKey("a.b-c_1", frozenset({"read", "write"}), hash_key("key")),
+            ApiKey("b", frozenset({"admin"}), hash_key("other")),
+        ),
+    ),
+    ("RETENTION_DAYS", "60", 60),
+    ("LOG_FORMAT", "json", "json"),
+    ("LOG_FORMAT", "console", "console"),
+    ("LOG_LEVEL", "debug", "debug"),
+    ("LOG_LEVEL", "error", "error"),
+    ("CACHE_TIMEOUT_MS", "5", 5),
+    ("CACHE_TIMEOUT_MS", "60000", 60_000),
+    ("LEASE_MS", "50", 50),
+    ("READERS", "64", 64),
+    ("WORKER_METRICS_PORT", "0", 0),
+    ("EMBEDDED_CACHE_MB", "1", 1),
+    ("DEMO", "0", False),
+    ("DEMO", "1", True),
+]
+
+BAD: list[tuple[str, str, str]] = [
+    ("DATABASE", "", "must be a file path"),
+    ("DATABASE", "a\0b", "must be a file path"),
+    ("CACHE_URL", "http://cache", "must start with redis://, rediss:// or unix://"),
+    ("CACHE_URL", "cache:6379", "must start with redis://, rediss:// or unix://"),
+    ("CACHE_URL", "redis://", "must name a host"),
+    ("CACHE_URL", "redis:///0", "must name a host"),
+    ("CACHE_URL", "redis://cache:port", "port from 1 to 65535"),
+    ("CACHE_URL", "redis://cache:0", "redis://host:6379/0"),
+    ("CACHE_URL", "redis://cache:70000", "port from 1 to 65535"),
+    ("CACHE_URL", "redis://[::1", "must be a URL"),
+    ("CACHE_URL", "redis://cache/first", "redis://host:6379/0"),
+    ("CACHE_URL", "unix://", "must name a socket"),
+    ("QUEUE_URL", "amqp://queue", "must start with redis://, rediss:// or unix://"),
+    ("QUEUE_URL", "redis://queue:port", "port from 1 to 65535"),
+    ("HOST", "", "must be an address or a host name"),
+    ("HOST", "a b", "must be an address or a host name"),
+    ("HOST", "http://localhost", "must be an address or a host name"),
+    ("PORT", "0", "from 1 to 65535"),
+    ("PORT", "65536", "from 1 to 65535"),
+    ("PORT", "8000.0", "whole number"),
+    ("PORT", "-1", "whole number"),
+    ("PORT", " 8000", "whole number"),
+    ("PORT", "٨٠٠٠", "whole number"),
+    ("PORT", "", "whole number"),
+    ("API_KEYS", "a", "key 1 must be name:scope+scope:sha256hex"),
+    ("API_KEYS", f"a:read:{DIGEST},b:read", "key 2 must be name:scope+scope:sha256hex"),
+    ("API_KEYS", f":read:{DIGEST}", "the name must be"),
+    ("API_KEYS", f"a b:read:{DIGEST}", "the name must be"),
+    ("API_KEYS", f"{'a' * 65}:read:{DIGEST}", "the name must be"),
+    ("API_KEYS", f"a:reed:{DIGEST}", "allowed are read, write, admin"),
+    ("API_KEYS", f"a::{DIGEST}", "allowed are read, write, admin"),
+    ("API_KEYS", f"a:read+:{DIGEST}", "allowed are read, write, admin"),
+    ("API_KEYS", f"a:read:{DIGEST[1:]}", "64 lower-case hex digits"),
+    ("API_KEYS", f"a:read:{DIGEST.upper()}", "64 lower-case hex digits"),
+    ("API_KEYS", f"a:read:{DIGEST},a:write:{OTHER}", "the name repeats"),
+    ("API_KEYS", f"a:read:{DIGEST},b:admin:{DIGEST}", "the same key under another name"),
+    ("RETENTION_DAYS", "0", "from 1 to 36500"),
+    ("RETENTION_DAYS", "half a year", "whole number"),
+    ("LOG_FORMAT", "xml", "must be one of console, json"),
+    ("LOG_LEVEL", "INFO", "must be one of debug, info, warning, error"),
+    ("CACHE_TIMEOUT_MS", "4", "from 5 to 60000"),
+    ("LEASE_MS", "49", "from 50 to 600000"),
+    ("READERS", "0", "from 1 to 64"),
+    ("WORKER_METRICS_PORT", "65536", "from 0 to 65535"),
+    ("EMBEDDED_CACHE_MB", "0", "from 1 to 1000000"),
+    ("DEMO", "yes", "must be 0 or 1"),
+    ("DEMO", "", "must be 0 or 1"),
+]
+
+
+def read(**variables: str) -> Settings:
+    """Settings from variables named without their prefix."""
+    return Settings.from_environment({f"PROFILES_{name}": value for name, value in variables.items()})
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_setting_is_read_when_its_value_is_allowed(name: str, text: str, value: object) -> None:
+    assert getattr(read(**{name: text}), name.lower()) == value
+
+
+@pytest.mark.parametrize(("name", "text", "allowed"), BAD)
+def test_setting_is_refused_naming_it_and_what_is_allowed(name: str, text: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(**{name: text})
+    assert str(caught.value).startswith(f"PROFILES_{name}: ")
+    assert allowed in str(caught.value)
+    assert caught.value.setting == f"PROFILES_{name}"
+
+
+def test_every_setting_is_tried_with_good_and_bad_values() -> None:
+    names = {item.name.upper() for item in dataclasses.fields(Settings)}
+    assert {name for name, _, _ in GOOD} == {name for name, _, _ in BAD} == names
+
+
+def test_defaults_stand_when_nothing_is_set() -> None:
+    settings = Settings.from_environment({"PATH": "/bin", "OTHER_PROFILES_PORT": "x"})
+    assert settings == Settings()
+    assert settings.database == Path("var/profiles.db")
+    assert (settings.cache_url, settings.queue_url, settings.api_keys) == (None, None, ())
+    assert (settings.host, settings.port, settings.retention_days) == ("127.0.0.1", 8000, 180)
+    assert settings.log_format == "console"
+
+
+def test_environment_of_the_process_is_read_when_none_is_handed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROFILES_PORT", "8123")
+    assert Settings.from_environment().port == 8123
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("PROFILES_RETENTION", "did you mean PROFILES_RETENTION_DAYS?"),
+        ("PROFILES_APIKEYS", "did you mean PROFILES_API_KEYS?"),
+        ("PROFILES_port", "did you mean PROFILES_PORT?"),
+        ("PROFILES_ZZZZZZZZZZZZZ", "settings are PROFILES_DATABASE"),
+    ],
+)
+def test_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(SettingsError, match="is no setting") as caught:
+        Settings.from_environment({name: "a-secret"})
+    assert str(caught.value).startswith(f"{name}: ")
+    assert "a-secret" not in str(caught.value)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["top-secret", "a:top-secret:read", "a:read:top-secret", "a:read+top-secret:" + DIGEST]
+)
+def test_message_never_shows_a_key_when_it_stands_in_the_wrong_place(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(API_KEYS=text)
+    assert "top-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["redis://user:top-secret@cache:port", "redis://user:top-secret@[::1", "top-secret"])
+def test_message_never_shows_a_password_when_a_url_is_wrong(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(CACHE_URL=text)
+    assert "top-secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_no_keys_are_needed_when_only_this_machine_can_reach_the_service(host: str) -> None:
+    assert is_loopback(host)
+    Settings(host=host).require_safe_binding()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.1", "api", "localhost.example.com", "127.1"])  # noqa: S104  # refused
+def test_start_is_refused_when_others_could_reach_a_service_without_keys(host: str) -> None:
+    with pytest.raises(SettingsError, match="PROFILES_API_KEYS: must hold at least one key when PROFILES_HOST is"):
+        Settings(host=host).require_safe_binding()
+    Settings(host=host, api_keys=(ApiKey("a", frozenset({"read"}), hash_key("key")),)).require_safe_binding()
+
+
+def test_start_is_refused_when_a_server_is_not_named() -> None:
+    Settings(cache_url="redis://cache", queue_url="redis://queue").require_servers()
+    with pytest.raises(SettingsError, match="PROFILES_CACHE_URL: must be set"):
+        Settings(queue_url="redis://queue").require_servers()
+    with pytest.raises(SettingsError, match="PROFILES_QUEUE_URL: must be set"):
+        Settings(cache_url="redis://cache").require_servers()
+
+
+def test_retention_is_refused_when_a_window_could_reach_into_pruned_history() -> None:
+    longest = REGISTRY.longest_window.days
+    Settings(retention_days=longest + 30).require_retention(longest)
+    with pytest.raises(SettingsError, match=f"PROFILES_RETENTION_DAYS: must be at least {longest + 30}"):
+        Settings(retention_days=longest + 29).require_retention(longest)
+
+
+def test_settings_never_change() -> None:
+    settings = Settings()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.port = 1  # type: ignore[misc]  # that is the point
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ApiKey("a", frozenset(), b"").name = "b"  # type: ignore[misc]  # that is the point
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    rows = {name: (default, text) for name, default, text in described()}
+    assert list(rows) == [variable(item) for item in dataclasses.fields(Settings)]
+    assert all(text.endswith(".") for _, text in rows.values())
+    assert rows["PROFILES_PORT"][0] == "8000"
+    assert rows["PROFILES_DEMO"][0] == "1"
+    assert rows["PROFILES_CACHE_URL"][0] == rows["PROFILES_API_KEYS"][0] == ""

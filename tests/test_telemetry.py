@@ -1,0 +1,151 @@
+"""Metrics and log lines, by themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import structlog
+
+from app.telemetry import Metrics, configure_logging, logger
+
+Format = Literal["console", "json"]
+FORMATS: tuple[Format, ...] = ("console", "json")
+
+
+@pytest.fixture
+def written() -> Iterator[list[str]]:
+    """What is logged after `configure_logging(…, written.append)`; whatever that changes is put back."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in ("arq", "aiosqlite", "asyncio", "alembic")}
+    configuration = structlog.get_config()
+    yield []
+    structlog.configure(**configuration)
+    root.handlers = handlers
+    root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_line_has_time_level_component_and_fields(written: list[str], log_format: Format) -> None:
+    configure_logging(log_format, "info", written.append)
+    logger("part").info("it_happened", number=7)
+    line = "".join(written)
+    for expected in ("it_happened", "part", "info", "7"):
+        assert expected in line
+    assert line.count("\n") == 1
+    if log_format == "json":
+        assert json.loads(line).keys() == {"timestamp", "level", "component", "event", "number"}
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_line_of_a_library_looks_like_ours(written: list[str], log_format: Format) -> None:
+    configure_logging(log_format, "info", written.append)
+    logging.getLogger("some.library").warning("it said %s", "this")
+    line = "".join(written)
+    assert "it said this" in line
+    assert "warning" in line
+    if log_format == "json":
+        assert json.loads(line)["event"] == "it said this"
+
+
+def test_line_is_left_out_when_it_is_below_the_level(written: list[str]) -> None:
+    configure_logging("json", "warning", written.append)
+    logger("part").info("not_this")
+    logging.getLogger("some.library").info("nor this")
+    logging.getLogger("arq").warning("but this")
+    assert [json.loads(line)["event"] for line in written if line.strip()] == ["but this"]
+
+
+def test_noise_of_libraries_is_left_out_when_everything_else_is_shown(written: list[str]) -> None:
+    configure_logging("json", "debug", written.append)
+    logging.getLogger("arq.worker").info("a job")
+    logging.getLogger("aiosqlite").debug("a statement")
+    logger("part").debug("this")
+    assert [json.loads(line)["event"] for line in written if line.strip()] == ["this"]
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+@pytest.mark.parametrize("field", ["api_key", "password", "X-API-Key", "authorization", "cache_url"])
+def test_sensitive_field_is_hidden(written: list[str], log_format: Format, field: str) -> None:
+    configure_logging(log_format, "info", written.append)
+    logger("part").info("asked", **{field: "top-secret"})
+    assert "top-secret" not in "".join(written)
+    assert "[hidden]" in "".join(written)
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+@pytest.mark.parametrize(
+    "url", ["redis://:top-secret@host:6379/0", "rediss://user:top-secret@host", "redis://user:top-secret@more@host"]
+)
+def test_password_in_a_url_is_hidden_wherever_it_stands(written: list[str], log_format: Format, url: str) -> None:
+    configure_logging(log_format, "info", written.append)
+    logger("part").warning(f"cannot reach {url}", error=f"connecting to {url} failed")
+    try:
+        raise OSError(f"connecting to {url} failed")
+    except OSError as error:
+        logger("part").error("failed", exc_info=error)
+    text = "".join(written)
+    assert "host" in text
+    assert "OSError" in text
+    for secret in ("top-secret", "more@"):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_line_cannot_be_forged_by_what_is_logged(written: list[str], log_format: Format) -> None:
+    configure_logging(log_format, "info", written.append)
+    evil = "a\n2026-01-01T00:00:00Z [info     ] forged\r\x1b[2J\x85\u2028\u202e"
+    logger("part").info("asked", who=evil, many=[evil])
+    logging.getLogger("some.library").info("it said %s", evil)
+    lines = "".join(written).split("\n")
+    assert len(lines) == 3
+    assert not any(character in line for line in lines for character in "\r\x1b\x85\u2028\u202e")
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_traceback_shows_no_local_variables(written: list[str], log_format: Format) -> None:
+    configure_logging(log_format, "info", written.append)
+    headers = {"x-api-key": "top-secret"}
+    try:
+        raise RuntimeError(f"{len(headers)} went wrong")
+    except RuntimeError as error:
+        logger("part").error("failed", exc_info=error)
+    text = "".join(written)
+    assert "Traceback (most recent call last)" in text
+    assert "RuntimeError: 1 went wrong" in text
+    assert "top-secret" not in text
+
+
+def test_traceback_shows_no_local_variables_when_logging_was_never_configured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key = "top" + "-" + "secret"
+    try:
+        raise RuntimeError(f"{len(key)} went wrong")
+    except RuntimeError as error:
+        structlog.get_logger().error("failed", exc_info=error)
+    shown = capsys.readouterr()
+    assert "RuntimeError: 10 went wrong" in shown.err + shown.out
+    assert key not in shown.err + shown.out
+
+
+def test_processes_do_not_share_metrics() -> None:
+    one, other = Metrics(), Metrics()
+    one.cache_hits.inc()
+    assert b"profiles_cache_hits_total 1.0" in one.exposition()
+    assert b"profiles_cache_hits_total 0.0" in other.exposition()
+
+
+def test_metrics_are_named_with_base_units_and_explained() -> None:
+    for family in Metrics().collectors.collect():
+        assert family.name.startswith("profiles_")
+        assert not family.name.endswith(("_ms", "_millis", "_kb", "_mb", "_minutes"))
+        assert family.documentation.endswith(".")
+        if family.type == "histogram" and family.name != "profiles_commit_events":
+            assert family.name.endswith("_seconds")
