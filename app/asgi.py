@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import litestar_offline_docs
-from granian.constants import HTTPModes, Interfaces
-from granian.server.embed import Server
 from litestar import Litestar, Router
 from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
@@ -26,9 +23,10 @@ from app.api.context import Api, Check
 from app.api.documents import ASSETS, openapi_config
 from app.api.gateway import Gateway
 from app.api.inputs import check_query
+from app.api.listening import listen
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.assembly import Contract, Service, open_service
-from app.errors import CacheUnavailable, ProfilesError, QueueUnavailable, SettingsError, StoreUnavailable
+from app.errors import CacheRefused, CacheUnavailable, ProfilesError, QueueUnavailable, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite.outbox import backlog
 from app.stores.sqlite.rebuilds import AuditEntry
@@ -160,7 +158,9 @@ async def _check_cache(service: Service) -> dict[str, Check]:
     try:
         if not service.cache.available:
             raise CacheUnavailable("the circuit breaker is open")
-        await service.cache.ping()
+        await service.cache.check()
+    except CacheRefused as error:
+        return {"cache": _unanswered("cache", "it refuses writes; what it lacks is computed from the database", error)}
     except CacheUnavailable as error:
         return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
     return {"cache": Check(True, "")}
@@ -204,7 +204,7 @@ async def refresh_gauges(service: Service) -> None:
 
 
 async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT; requests that were begun are finished.
+    """Serve until SIGTERM or SIGINT; requests that were begun are finished, where they do not take too long.
 
     Raises:
         ProfilesError: whatever forbids to start.
@@ -212,30 +212,11 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     settings.require_safe_binding()
     settings.require_servers()
     async with open_service(settings, door="http") as service:
-        server = Server(
-            create_app(settings, service=service),
-            address=settings.host,
-            port=settings.port,
-            interface=Interfaces.ASGI,
-            http=HTTPModes.http1,
-            websockets=False,
-            backlog=1024,
-            log_enabled=False,
-        )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.stop)
         if not settings.api_keys:
             log.warning("no_api_keys", detail="everyone on this machine may do everything", host=settings.host)
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
         on_ready()
-        try:
-            await server.serve()
-        except (OSError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            if isinstance(error, RuntimeError) and "os error" not in reason:  # so granian says what the system refused
-                raise
-            raise SettingsError("PROFILES_PORT", f"cannot serve on {settings.host}:{settings.port}: {reason}") from None
+        await listen(create_app(settings, service=service), settings.host, settings.port)
 
 
 def run(settings: Settings) -> None:

@@ -63,7 +63,7 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 
 def test_the_two_commands_are_what_ci_runs() -> None:
-    assert ["make up\n", "make test\n"] == BLOCKS[:2]
+    assert BLOCKS[:2] == ["make up\n", "make test\n"]
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 
 

@@ -41,7 +41,7 @@ for command in (up, serve, worker, migrate, features, profile, history, rebuild,
 def main() -> None:
     """Run; errors of the tree become one line and an exit code, never a traceback."""
     try:
-        cli(standalone_mode=True)
+        cli(prog_name="profiles")
     except ProfilesError as error:
         fail(error)
         sys.exit(exit_code(error))

@@ -51,6 +51,7 @@ async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
         registry = service.contract.registry
         mask = registry.mask(features) if features else registry.full_mask
         since_ms = service.clock.now_ms() - ELIGIBLE_DAYS * DAY_MS
+        await service.invalidator.settle()  # else what is owed would be made later, and take the rebuilt values away
         total = len(users) or await service.users.count_eligible(since_ms)
         after, done = "", 0
         with progress("users") as bar:
@@ -62,7 +63,7 @@ async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
                     page = await service.users.eligible(after, since_ms, REBUILD_CHUNK)
                 if not page:
                     return done
-                await service.cache.ping()  # with the cache away a rebuild would compute, and keep nothing
+                await service.cache.check()  # without it a rebuild would compute, and keep nothing
                 await service.rebuilder.rebuild(page, mask)
                 after, done = page[-1], done + len(page)
                 bar.update(task, completed=done)

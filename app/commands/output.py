@@ -105,13 +105,13 @@ def with_running_servers(settings: Settings) -> Settings:
     try:
         known = json.loads(running_servers(settings.database).read_text())
         os.kill(known["pid"], 0)
-    except (OSError, ValueError, KeyError, TypeError):
+        return replace(
+            settings,
+            cache_url=settings.cache_url or str(known["cache_url"]),
+            queue_url=settings.queue_url or str(known["queue_url"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return settings
-    return replace(
-        settings,
-        cache_url=settings.cache_url or known["cache_url"],
-        queue_url=settings.queue_url or known["queue_url"],
-    )
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

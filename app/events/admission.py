@@ -78,9 +78,9 @@ def decode_json(body: bytes) -> Batch:
     return _decode_each(items, [f"[{index}]" for index in range(len(items))])
 
 
-def decode_lines(body: bytes) -> Batch:
-    """Newline-delimited JSON, blank lines ignored; raises as `decode_json`, naming lines from 1."""
-    lines = [(number, line) for number, line in enumerate(body.split(b"\n"), start=1) if line.strip()]
+def decode_lines(body: bytes, first: int = 1) -> Batch:
+    """Newline-delimited JSON, blank lines ignored; raises as `decode_json`, naming lines counted from `first`."""
+    lines = [(number, line) for number, line in enumerate(body.split(b"\n"), start=first) if line.strip()]
     if not lines:
         raise Undecodable("the body is empty; send one event per line")
     return _decode_each([msgspec.Raw(line) for _, line in lines], [f"line {number}" for number, _ in lines])

@@ -1,7 +1,8 @@
 """The queue's door: events that other programs publish as jobs.
 
 One bad event among many goes to the dead letters with the reason; the rest count. Invariant: when `take_in` returns,
-every item of the payload is either stored or buried.
+every item of the payload is either stored or buried. Storing comes first, because it may be repeated and burying may
+not: a payload that is given again after trouble in between leaves one letter for each bad item.
 """
 
 from __future__ import annotations
@@ -41,24 +42,30 @@ class QueueDoor:
             await self.bury(payload, "expected a list of events")
             return []
         events: list[TipEvent] = []
+        refused: list[tuple[object, str]] = []
         for index, item in enumerate(payload):
             try:
                 events.append(from_queue(item, f"[{index}]"))
             except InvalidInput as error:
-                await self.bury(item, _reason(error))
+                refused.append((item, _reason(error)))
         seqs: list[int] = []
         for start in range(0, len(events), MAX_EVENTS):
-            seqs.extend(await self._store(events[start : start + MAX_EVENTS]))
+            seqs.extend(await self._store(events[start : start + MAX_EVENTS], refused))
+        for item, reason in refused:
+            await self.bury(item, reason)
         return seqs
 
     async def bury(self, payload: object, reason: str) -> None:
-        """Keep what is no event."""
-        text = msgspec.json.encode(payload, enc_hook=repr).decode()
+        """Keep what is no event. Raises `StoreUnavailable`."""
+        try:
+            text = msgspec.json.encode(payload, enc_hook=repr).decode()
+        except RecursionError:
+            text = '"nested too deeply to be kept"'
         letter = await self._letters.bury_payload(text, reason, "", self._clock.now_ms())
         self._metrics.events.labels("queue", "buried").inc()
         log.warning("event_buried", dead_letter=letter, error=reason)
 
-    async def _store(self, events: Sequence[TipEvent]) -> list[int]:
+    async def _store(self, events: Sequence[TipEvent], refused: list[tuple[object, str]]) -> list[int]:
         try:
             return list((await self._ingestor.ingest(events)).seqs)
         except (InvalidInput, Conflict):
@@ -67,7 +74,7 @@ class QueueDoor:
         seqs: list[int] = []
         for event, outcome in zip(events, outcomes, strict=True):
             if isinstance(outcome, (InvalidInput, Conflict)):
-                await self.bury(msgspec.to_builtins(event), _reason(outcome))
+                refused.append((msgspec.to_builtins(event), _reason(outcome)))
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:

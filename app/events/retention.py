@@ -14,13 +14,25 @@ log = logger("events.retention")
 
 
 async def prune(
-    event_log: EventLog, clock: Clock, retention_days: int, pause: Callable[[float], Awaitable[None]]
-) -> int:
-    """Delete every event that occurred before the retention; how many went."""
+    event_log: EventLog,
+    clock: Clock,
+    retention_days: int,
+    pause: Callable[[float], Awaitable[None]],
+    budget_s: float = float("inf"),
+) -> bool:
+    """Delete events that occurred before the retention, for about `budget_s` seconds; False where more are left.
+
+    Raises:
+        StoreUnavailable: the database does not answer; what went is gone, the rest can go later.
+    """
     before_ms = clock.now_ms() - retention_days * DAY_MS
+    deadline = clock.monotonic() + budget_s
     total = 0
     while gone := await event_log.prune(before_ms, STEP):
         total += gone
+        if clock.monotonic() > deadline:
+            log.info("pruned", events=total, finished=False)
+            return False
         await pause(PAUSE_S)
-    log.info("pruned", events=total)
-    return total
+    log.info("pruned", events=total, finished=True)
+    return True

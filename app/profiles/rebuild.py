@@ -29,6 +29,11 @@ class Rebuilder:
         self._filler = filler
         self._registry = registry
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the cache is there to keep what is rebuilt."""
+        return self._cache.available
+
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute and cache the features in `mask` for each user; returns when the fills have been answered.
 

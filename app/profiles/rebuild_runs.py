@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
 from app.features.registry import Registry
 from app.profiles.freshness import ELIGIBLE_DAYS
@@ -105,10 +106,16 @@ class RebuildRunner:
         deadline = self._clock.monotonic() + budget_s
         done, position = run.done, run.position
         mask = self._registry.mask(name for name in run.features if name in self._registry.names)
+        if not mask:
+            reason = f"this release knows none of {', '.join(run.features)}"
+            await self._book.finish(run_id, "failed", self._clock.now_ms(), reason)
+            return True
         while page := await self._page(run, position):
             if await self._book.advance(run_id, done, position, self._clock.now_ms()) not in ACTIVE:
                 return True
             await self._rebuilder.rebuild(page, mask)
+            if not self._rebuilder.keeps:
+                raise CacheUnavailable("the cache is away; nothing that is rebuilt would be kept")
             done += len(page)
             position = page[-1] if run.user_ids is None else str(done)
             if await self._book.advance(run_id, done, position, self._clock.now_ms()) not in ACTIVE:

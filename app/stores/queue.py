@@ -80,7 +80,8 @@ def _burial(payload: object, reason: str) -> dict[str, Any]:
 
 def connect(url: str, *, blocking_s: float = TIMEOUT_S) -> ArqRedis:
     """A client of the queue; connects when first used."""
-    pool = blocking_pool(url, blocking_s, MAX_CONNECTIONS)
+    # Without a library name: while redis-py announces that, a cancellation is swallowed, and stopping would hang.
+    pool = blocking_pool(url, blocking_s, MAX_CONNECTIONS, lib_name=None, lib_version=None)
     return ArqRedis(connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize)
 
 
@@ -132,8 +133,9 @@ class Queue:
     async def _publish_all(self) -> None:
         try:
             while self._pending:
-                # A job costs far more than an event, and nobody waits for this one: their keys are gone already.
-                await asyncio.sleep(LINGER_S)
+                if len(self._pending) < SEQS_PER_JOB:
+                    # A job costs far more than an event, and nobody waits for this one: the keys are gone already.
+                    await asyncio.sleep(LINGER_S)
                 seqs, self._pending = self._pending[:SEQS_PER_JOB], self._pending[SEQS_PER_JOB:]
                 try:
                     await self._redis.enqueue_job(CONSUME, seqs)

@@ -154,6 +154,12 @@ class ValkeyCache:
         async with self._connections.borrow() as (connection, _):
             await self._ask(connection, [(b"PING",)])
 
+    async def check(self) -> None:
+        """Try to write; raises `CacheUnavailable`, or `CacheRefused` where only that is refused. Leaves nothing."""
+        async with self._connections.borrow() as (connection, epoch):
+            name = b"pf:%b:check" % epoch.encode()
+            await self._ask(connection, [(b"SET", name, b"", b"PX", 1_000), (b"DEL", name)])
+
     async def close(self) -> None:
         """Close the connections."""
         await self._breaker.close()

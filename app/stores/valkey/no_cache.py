@@ -38,6 +38,10 @@ class NoCache:
         """Raises."""
         _refuse()
 
+    async def check(self) -> None:
+        """Raises."""
+        _refuse()
+
     async def open(self) -> None:
         """Nothing to open."""
 

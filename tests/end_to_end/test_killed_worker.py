@@ -1,0 +1,81 @@
+"""kill -9 of the worker with jobs in flight: nothing is lost, and it is soon made good for."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from time import monotonic
+
+import pytest
+
+from app.events.consume import SWEEP_AGE_MS
+from app.stores.queue import TIP_EVENTS, connect
+from app.stores.queue_worker import ARQ_EXTRA_S
+from app.worker import SWEEP_EVERY_S
+from tests.support.events import payload, served
+from tests.support.fleet import Fleet
+from tests.support.http import Connection
+from tests.support.odd_worker import JOB_TIMEOUT_S
+from tests.support.traffic import now_ms
+from tests.support.waiting import eventually, eventually_async
+
+SLACK_S = 4.0  # a busy machine
+
+
+@pytest.mark.slow
+async def test_http_events_are_consumed_within_seconds_when_a_killed_worker_returns(fleet: Fleet) -> None:
+    worker = fleet.odd_worker("stuck")
+    (api,) = await fleet.apis(1)
+    connection = Connection(api.port)
+    events = [payload(served(f"user-{n}", now_ms(), tip_id="stuck"), event_id=f"stuck-{n}") for n in range(200)]
+    assert (await connection.post("/events", events)).status == 202
+    queue = connect(fleet.queue.url)
+
+    async def in_flight() -> bool:
+        return bool(await queue.keys("arq:in-progress:*"))
+
+    await eventually_async(in_flight)
+    worker.program.kill()
+    assert fleet.unconsumed() == 200
+
+    returned = monotonic()
+    fleet.odd_worker()
+    await eventually(lambda: fleet.unconsumed() == 0, 20)
+
+    assert monotonic() - returned < (SWEEP_AGE_MS / 1000) + SWEEP_EVERY_S + SLACK_S
+    assert (await connection.get("/profiles/user-7")).json["features"]["tip_volume_30d"] == 1
+    await connection.close()
+    await queue.aclose(close_connection_pool=True)
+
+
+@pytest.mark.slow
+async def test_queue_events_are_taken_in_within_the_job_timeout_when_a_killed_worker_returns(fleet: Fleet) -> None:
+    worker = fleet.odd_worker()
+    (api,) = await fleet.apis(1)
+    queue = connect(fleet.queue.url)
+    events = [payload(served("ann", now_ms()), event_id=f"queued-{n}") for n in range(50)]
+
+    with closing(sqlite3.connect(fleet.database, isolation_level=None, timeout=10)) as other_writer:
+        other_writer.execute("BEGIN IMMEDIATE")  # holds the job in flight
+        job = await queue.enqueue_job(TIP_EVENTS, events)
+        assert job is not None
+
+        async def in_flight() -> bool:
+            return bool(await queue.exists(f"arq:in-progress:{job.job_id}"))
+
+        await eventually_async(in_flight)
+        worker.program.kill()
+        killed = monotonic()
+        other_writer.execute("ROLLBACK")
+    assert fleet.stored() == {}
+
+    fleet.odd_worker()
+    await eventually(lambda: len(fleet.stored()) == len(events), 40)
+
+    assert monotonic() - killed < JOB_TIMEOUT_S + ARQ_EXTRA_S + SLACK_S
+    assert set(fleet.stored().values()) == {1}
+    connection = Connection(api.port)
+    assert (await connection.get("/profiles/ann")).json["features"]["tip_volume_30d"] == len(events)
+    await connection.close()
+    await eventually(lambda: fleet.unconsumed() == 0, 10)
+    await queue.aclose(close_connection_pool=True)

@@ -1,0 +1,153 @@
+"""`profiles up`: how it starts, refuses to start, stops, and what a kill -9 of it leaves behind."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.events import payload, served
+from tests.support.fleet import Fleet
+from tests.support.http import Connection
+from tests.support.processes import Program, Programs, free_port
+from tests.support.traffic import now_ms
+from tests.support.waiting import eventually, eventually_async
+
+FAMILY = 5  # itself, API, worker, cache, queue
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+def up(programs: Programs, port: int, **settings: Any) -> Program:
+    """Start it, on its own metrics port, with an empty database."""
+    chosen: dict[str, Any] = {"port": port, "worker_metrics_port": free_port(), "demo": 0, **settings}
+    return programs.start("up", **chosen)
+
+
+def bindable(port: int) -> bool:
+    """Whether nobody listens on a port."""
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_it_is_asked_to_stop(programs: Programs, tmp_path: Path, number: int) -> None:
+    port = free_port()
+    program = up(programs, port)
+    program.says("Up.")
+    assert len(program.family()) == FAMILY
+
+    assert program.stop(number) == 0, program.output
+
+    assert program.family() == {}
+    assert bindable(port)
+    assert sorted(path.name for path in (tmp_path / "var" / "run").glob("*.sock")) == []
+    assert not (tmp_path / "var" / "run" / "servers.json").exists()
+    assert "Traceback" not in program.output
+
+
+def test_nothing_is_left_when_it_is_asked_to_stop_while_it_starts(programs: Programs, tmp_path: Path) -> None:
+    program = up(programs, free_port(), demo=1)
+    program.says("loading the demonstration set")
+    assert program.stop() == 0, program.output
+    assert program.family() == {}
+
+
+async def test_it_starts_again_where_it_was_when_it_was_killed(programs: Programs, tmp_path: Path) -> None:
+    port = free_port()
+    first = up(programs, port)
+    first.says("Up.")
+    client = Connection(port)
+    assert (await client.post("/events", payload(served("ann", now_ms()), event_id="before"))).status == 202
+    await client.close()
+
+    left = set(first.family()) - {first.pid}
+    first.kill()
+    second = up(programs, port)
+    second.says("Up.")
+
+    await eventually(lambda: not left & set(second.family()), 20)  # children stopped, servers were taken over
+    assert len(second.family()) == FAMILY
+    answer = await client.get("/profiles/ann")
+    assert answer.json["features"]["tip_volume_30d"] == 1
+
+    async def ready() -> bool:
+        return bool((await client.get("/readyz")).json["status"] == "ready")
+
+    await eventually_async(ready, 15)
+    await client.close()
+    assert second.stop() == 0
+    assert second.family() == {}
+
+
+async def test_its_children_stop_by_themselves_when_it_is_killed_and_not_started_again(programs: Programs) -> None:
+    program = up(programs, free_port())
+    program.says("Up.")
+    program.kill()
+    await eventually(lambda: not any("-m app" in line for line in program.family().values()), 20)
+
+
+def test_a_second_one_refuses_when_one_runs_in_the_same_directory(programs: Programs) -> None:
+    port = free_port()
+    first = up(programs, port)
+    first.says("Up.")
+
+    second = up(programs, free_port())
+    assert second.wait() == 4
+    assert "`profiles up` runs already on var" in second.output
+    assert len(first.family()) == FAMILY
+    assert not bindable(port)
+
+
+def test_it_names_the_setting_when_a_port_is_taken(programs: Programs) -> None:
+    port = free_port()
+    with closing(socket.create_server(("127.0.0.1", port))):
+        program = up(programs, port)
+        assert program.wait() == 2
+        assert f"error: PROFILES_PORT: cannot serve on 127.0.0.1:{port}: Address already in use" in program.output
+        assert program.family() == {}
+
+        program = up(programs, free_port(), worker_metrics_port=port)
+        assert program.wait() == 2
+        assert "error: PROFILES_WORKER_METRICS_PORT: cannot serve on 127.0.0.1" in program.output
+        assert program.family() == {}
+        assert "Traceback" not in program.output
+
+
+async def test_it_shows_a_demonstration_set_when_the_database_is_new(programs: Programs) -> None:
+    port = free_port()
+    program = up(programs, port, demo=1)
+    program.says("Up.")
+    client = Connection(port)
+    answer = await client.get("/profiles/user-0001")
+    assert answer.json["features"]["tip_volume_30d"] > 0
+    quality = (await client.get("/admin/data-quality")).json
+    figures = quality["features"]["completion_rate_30d"]
+    assert figures["eligible"] > 900
+    assert figures["fresh"] + figures["missing"] + figures["stale"] == figures["eligible"]
+    await client.close()
+    assert program.stop() == 0
+
+    again = up(programs, port, demo=1)
+    again.says("Up.")
+    assert "loading the demonstration set" not in again.output
+    assert again.stop() == 0
+
+
+async def test_the_api_stops_all_the_same_when_a_sender_stalled_in_its_request(fleet: Fleet) -> None:
+    (api,) = await fleet.apis(1)
+    client = Connection(api.port)
+    assert (await client.get("/healthz")).status == 200  # and it stays connected
+    with closing(socket.create_connection(("127.0.0.1", api.port))) as stalled:
+        stalled.sendall(b"POST /events HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n\r\n{")
+        assert api.program.stop() == 0
+    assert "requests_cut_short" in api.program.output
+    await client.close()

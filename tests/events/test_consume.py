@@ -1,0 +1,226 @@
+"""Consumption and retention on a real log: once each, in order, and a poison event stands in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+import pytest
+
+from app.errors import CacheUnavailable, StoreUnavailable
+from app.events.consume import ATTEMPTS, SWEEP_AGE_MS, Consumer
+from app.events.ports import LoggedEvent
+from app.events.retention import STEP, prune
+from app.features.clock import DAY_MS
+from app.features.definitions import REGISTRY
+from app.features.events import FEEDBACK, SERVED, TipEvent
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.owed import announce
+from app.telemetry import Metrics
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.database import column
+from tests.support.events import admitted, feedback, served
+
+
+class Drops:
+    """Implements `Invalidates`: notes what it is asked, or fails."""
+
+    def __init__(self) -> None:
+        self.older: list[Mapping[str, Mapping[str, int]]] = []
+        self.all: list[dict[str, set[str]]] = []
+        self.failure: Exception | None = None
+
+    async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
+        if self.failure is not None:
+            raise self.failure
+        self.all.append({user: set(names) for user, names in stale.items()})
+        return True
+
+    async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if stale:
+            self.older.append(stale)
+
+
+class Pupil:
+    """A learner that cannot learn from the tip `poison` until cured; `failure` is raised for every event."""
+
+    def __init__(self) -> None:
+        self.learned: list[str] = []
+        self.cured = False
+        self.failure: Exception | None = None
+
+    async def learn(self, event: LoggedEvent) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if event.event.tip_id == "poison" and not self.cured:
+            raise ValueError("cannot learn from this")
+        self.learned.append(event.event.event_id)
+
+
+class Desk:
+    """A consumer over a real log."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.clock = FakeClock()
+        self.log = SqliteEventLog(database)
+        self.letters = SqliteDeadLetters(database)
+        self.drops = Drops()
+        self.pupil = Pupil()
+        self.metrics = Metrics()
+        self.consumer = Consumer(
+            log=self.log,
+            letters=self.letters,
+            invalidator=self.drops,
+            learners=[self.pupil],
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+
+    async def store(self, *events: TipEvent) -> list[int]:
+        """Sequence numbers of the events, now in the log."""
+        (appended,) = await self.log.append([[admitted(event, self.clock.now_ms()) for event in events]])
+        return list(appended.seqs)  # type: ignore[union-attr]  # nothing clashes here
+
+    async def unconsumed(self) -> list[object]:
+        """Ids of the events no worker has consumed."""
+        return await column(self.database, "SELECT event_id FROM event_log WHERE consumed_at_ms IS NULL ORDER BY seq")
+
+
+@pytest.fixture
+async def desk(database: Database) -> Desk:
+    await announce(database, REGISTRY, NOW_MS)
+    return Desk(database)
+
+
+async def test_events_are_learned_and_marked_when_they_are_consumed(desk: Desk) -> None:
+    seqs = await desk.store(served("ann", event_id="a"), feedback("ann", event_id="b"), served("bob", event_id="c"))
+    assert await desk.consumer.consume(seqs) == 3
+    assert desk.pupil.learned == ["a", "b", "c"]
+    assert await desk.unconsumed() == []
+    served_cells, feedback_cells = REGISTRY.invalidated_by(SERVED), REGISTRY.invalidated_by(FEEDBACK)
+    assert desk.drops.older == [
+        {
+            "ann": {**dict.fromkeys(served_cells, 1), **dict.fromkeys(feedback_cells, 2)},
+            "bob": dict.fromkeys(served_cells, 3),
+        }
+    ]
+    assert desk.drops.all == []
+    assert desk.metrics.collectors.get_sample_value("profiles_consumption_lag_seconds_count") == 3
+
+
+async def test_nothing_happens_twice_when_events_are_consumed_again(desk: Desk) -> None:
+    seqs = await desk.store(served(event_id="a"))
+    assert await desk.consumer.consume(seqs) == 1
+    assert await desk.consumer.consume([*seqs, 999]) == 0
+    assert desk.pupil.learned == ["a"]
+    assert len(desk.drops.older) == 1
+
+
+async def test_an_event_is_buried_after_its_attempts_and_its_neighbours_are_consumed_when_it_is_poison(
+    desk: Desk,
+) -> None:
+    seqs = await desk.store(
+        served(event_id="a"), served(event_id="bad", tip_id="poison"), served(event_id="c"), served(event_id="d")
+    )
+    assert await desk.consumer.consume(seqs) == 3
+    assert await desk.unconsumed() == ["bad"]
+    for attempt in range(2, ATTEMPTS + 1):
+        assert await desk.letters.list(0, 10) == []
+        desk.clock.advance(SWEEP_AGE_MS + 1)
+        assert await desk.consumer.sweep() == 0, attempt
+    assert await desk.unconsumed() == []
+    (letter,) = await desk.letters.list(0, 10)
+    assert (letter.seq, letter.attempts, letter.source) == (seqs[1], ATTEMPTS, "consumption")
+    assert letter.error == "ValueError: cannot learn from this"
+    assert 'raise ValueError("cannot learn from this")' in letter.traceback
+    assert '"event_id":"bad"' in letter.payload
+    assert desk.pupil.learned == ["a", "c", "d"]
+
+
+async def test_an_event_is_consumed_when_it_is_replayed_after_its_cure(desk: Desk) -> None:
+    seqs = await desk.store(served(event_id="bad", tip_id="poison"))
+    for _ in range(ATTEMPTS):
+        await desk.consumer.consume(seqs)
+    (letter,) = await desk.letters.list(0, 10)
+    desk.pupil.cured = True
+    await desk.letters.revive(letter.id)
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    assert await desk.consumer.sweep() == 1
+    assert desk.pupil.learned == ["bad"]
+    assert await desk.letters.list(0, 10) == []
+
+
+@pytest.mark.parametrize("error", [CacheUnavailable("away"), StoreUnavailable("locked")])
+@pytest.mark.parametrize("part", ["drops", "pupil"])
+async def test_no_attempt_is_counted_when_something_outside_does_not_answer(
+    desk: Desk, part: str, error: Exception
+) -> None:
+    seqs = await desk.store(served(event_id="a"))
+    troubled: Drops | Pupil = desk.drops if part == "drops" else desk.pupil
+    troubled.failure = error
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    for _ in range(2 * ATTEMPTS):
+        with pytest.raises(type(error)):
+            await desk.consumer.consume(seqs)
+        with pytest.raises(type(error)):
+            await desk.consumer.sweep()
+    assert await column(desk.database, "SELECT attempts FROM event_log") == [0]
+    assert await desk.letters.list(0, 10) == []
+    troubled.failure = None
+    assert await desk.consumer.consume(seqs) == 1
+
+
+async def test_the_sweep_drops_every_key_when_it_takes_up_what_stayed(desk: Desk) -> None:
+    """Whether the DEL was made before the process died, nobody knows."""
+    await desk.store(served("ann", event_id="a"), feedback("bob", event_id="b"))
+    assert await desk.consumer.sweep() == 0, "they may be in good hands"
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    await desk.store(served("cyd", event_id="c"))
+    assert await desk.consumer.sweep() == 2
+    assert desk.drops.all == [
+        {"ann": set(REGISTRY.invalidated_by(SERVED)), "bob": set(REGISTRY.invalidated_by(FEEDBACK))}
+    ]
+    assert await desk.unconsumed() == ["c"]
+
+
+async def test_the_sweep_goes_on_to_the_end_when_very_many_events_stayed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.events.consume.SWEEP_CHUNK", 10)
+    await desk.store(*(served(event_id=f"e{number}") for number in range(35)))
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    assert await desk.consumer.sweep() == 35
+    assert await desk.unconsumed() == []
+
+
+async def test_old_events_go_for_good_when_they_are_pruned(desk: Desk) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    oldest = NOW_MS - 180 * DAY_MS
+    kept = served("ann", oldest, event_id="kept")
+    await desk.store(
+        kept, *(served("ann", oldest - 1 - number) for number in range(STEP + 5)), feedback("ann", oldest - 1)
+    )
+    assert await prune(desk.log, desk.clock, 180, pause) is True
+    assert await column(desk.database, "SELECT event_id FROM event_log") == ["kept"]
+    assert await column(desk.database, "SELECT seq FROM tip_views") == [1]
+    assert await column(desk.database, "SELECT seq FROM tip_feedback") == []
+    assert len(pauses) == 2
+    (seq,) = await desk.store(served("ann", event_id="next"))
+    assert seq == STEP + 8, "a sequence number came again"
+
+
+async def test_pruning_stops_in_between_when_its_time_is_up(desk: Desk) -> None:
+    await desk.store(*(served("ann", NOW_MS - 200 * DAY_MS) for _ in range(STEP + 1)))
+    desk.clock.advance(1)
+    assert await prune(desk.log, desk.clock, 180, asyncio.sleep, budget_s=-1) is False
+    assert await prune(desk.log, desk.clock, 180, asyncio.sleep, budget_s=60) is True
+    assert await column(desk.database, "SELECT COUNT(*) FROM event_log") == [0]

@@ -1,0 +1,394 @@
+"""Reads: what is shared, what is not waited for, what is never believed, and what happens when things fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.features.definitions import REGISTRY, TIP_VOLUME
+from app.features.registry import Registry
+from app.profiles.codec import Value, decode, encode
+from app.profiles.computation import CAP, Computed, Outcome
+from app.profiles.filling import TTL_JITTER, own_outcomes
+from app.profiles.ports import Asked, Cell, Fill
+from app.profiles.read import GROUP_CAP
+from tests.profiles.world import World
+from tests.support.events import feedback, served
+from tests.support.servers import calls, keys
+from tests.support.service import Service, assert_true, let_pass
+from tests.support.waiting import eventually
+
+USER = "ann"
+FULL = REGISTRY.full_mask
+
+
+async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: Service) -> None:
+    assert await service.features("nobody") == {
+        "completion_rate_30d": None,
+        "dismiss_rate_30d": None,
+        "mean_dwell_ms_30d": None,
+        "preferred_hour": None,
+        "tip_volume_30d": 0,
+    }
+
+
+async def test_one_mget_and_one_statement_serve_all_when_requests_share_a_tick(service: Service) -> None:
+    users = [f"user {number}" for number in range(50)]
+    profiles = await asyncio.gather(*(service.features(user) for user in users))
+    await service.drain()
+    assert len(profiles) == 50
+    assert service.cache.commands == {"read": 1, "lease": 1, "fill": 1}
+    assert len(service.source.statements) == 1
+    assert service.counted("computations") == 1
+    await asyncio.gather(*(service.features(user) for user in users))
+    assert service.cache.commands == {"read": 2, "lease": 1, "fill": 1}
+    assert service.counted("cache_hits") == service.counted("cache_misses") == 50 * len(REGISTRY)
+
+
+async def test_one_computation_serves_500_requests_when_the_user_is_cold(service: Service) -> None:
+    await service.send(served(USER))
+    profiles = await asyncio.gather(*(service.features(USER) for _ in range(500)))
+    assert profiles == [await service.recomputed(USER)] * 500
+    assert len(service.source.statements) == 1
+    assert service.counted("computations") == 1
+
+
+async def test_one_computation_serves_500_requests_when_they_come_over_many_ticks(
+    service: Service, world: World
+) -> None:
+    tasks = [await world.stopped_at(service.source.before, service.features(USER))]
+    for wave in range(2, 11):
+        tasks += [await world.started(service.features(USER)) for _ in range(50)]
+        await eventually(partial(_asked, service, wave))
+    tasks += [await world.started(service.features(USER)) for _ in range(49)]
+    service.source.before.go()
+    assert len({json.dumps(profile) for profile in await asyncio.gather(*tasks)}) == 1
+    assert len(tasks) == 500
+    assert len(service.source.statements) == 1
+
+
+def _asked(service: Service, reads: int) -> bool:
+    return service.cache.commands["read"] >= reads
+
+
+async def test_hits_are_answered_when_a_miss_of_the_same_tick_still_computes(service: Service) -> None:
+    await assert_true([service], "hot")
+    service.source.before.stop()
+    service.cache.commands.clear()
+    cold, hot = (asyncio.get_running_loop().create_task(service.features(user)) for user in ("cold", "hot"))
+    await service.source.before.reached()
+    assert service.cache.commands["read"] == 1, "they share an MGET"
+    reads = service.cache.commands["read"]
+    await eventually(hot.done)
+    assert not cold.done()
+    await service.features("hot")
+    assert not cold.done()
+    assert service.cache.commands["read"] == reads + 1
+    service.source.before.go()
+    assert await cold == await service.recomputed("cold")
+
+
+async def test_a_single_read_overtakes_when_a_batch_of_1000_computes(service: Service, world: World) -> None:
+    users = [f"user {number}" for number in range(1_000)]
+    batch = await world.stopped_at(service.source.before, service.batch(users))
+    single = await world.started(service.features(USER))
+    await eventually(lambda: service.cache.commands["lease"] == 2)
+    service.source.before.go()
+    assert await single == await service.recomputed(USER)
+    assert not batch.done()
+    place = next(
+        place for place, asked in enumerate(service.source.statements) if USER in {row.user_id for row in asked}
+    )
+    assert place <= 2, "it waited for what had begun, and for nothing else"
+    profiles = await batch
+    assert list(profiles) == users
+    assert max(len(asked) for asked in service.source.statements) == CAP
+
+
+async def test_only_what_is_missing_is_computed_when_some_features_are_held(service: Service) -> None:
+    await service.send(served(USER), feedback(USER, dwell_ms=7))
+    await service.profile(USER, REGISTRY.mask(["preferred_hour", "tip_volume_30d"]))
+    await service.drain()
+    service.cache.commands.clear()
+    service.cache.filled.clear()
+    service.source.statements.clear()
+    assert await service.features(USER) == await service.recomputed(USER)
+    await service.drain()
+    missing = ["completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d"]
+    assert service.cache.commands == {"read": 1, "lease": 1, "fill": 1}
+    assert service.source.statements == [[Asked(USER, REGISTRY.mask(missing))]]
+    assert [fill.cell for fill in service.cache.filled] == [Cell(USER, name) for name in missing]
+
+
+async def test_nothing_but_the_selection_is_asked_when_features_are_selected(service: Service) -> None:
+    mask = REGISTRY.mask(["tip_volume_30d"])
+    assert list(await service.profile(USER, mask)) == [4]
+    assert service.source.statements == [[Asked(USER, mask)]]
+
+
+async def test_every_user_is_answered_when_a_batch_is_larger_than_a_group(service: Service) -> None:
+    users = [f"user {number}" for number in range(GROUP_CAP + CAP + 3)]
+    await service.send(*(served(user) for user in users[::7]))
+    expected = {user: int(place % 7 == 0) for place, user in enumerate(users)}
+    for _ in range(2):  # computed, then from the cache
+        profiles = await service.batch(users)
+        assert {user: profile["tip_volume_30d"] for user, profile in profiles.items()} == expected
+        await service.drain()
+    assert len(service.source.statements) == 4
+
+
+async def test_a_hit_says_when_it_was_computed_when_it_is_read_later(service: Service) -> None:
+    computed = await service.profile(USER)
+    await service.drain()
+    service.clock.advance(1_000)
+    hit = await service.profile(USER)
+    assert {index: reading._replace(cached=False) for index, reading in hit.items()} == computed
+    assert all(reading.cached for reading in hit.values())
+
+
+async def test_reads_are_right_and_counted_when_the_cache_is_stopped(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=60)
+    await service.send(served(USER))
+    await assert_true([service], USER)
+    fragile_world.server.kill()
+    for count in range(1, 6):
+        assert await service.features(USER) == await service.recomputed(USER)
+        assert service.counted("degraded_reads", reason="unavailable") == count
+    assert not service.cache.available
+    together = await asyncio.gather(*(service.features(USER) for _ in range(100)))
+    assert together == [await service.recomputed(USER)] * 100
+    fragile_world.restart()
+    await service.reconnected()
+    await assert_true([service], USER)
+
+
+async def test_reads_compute_when_the_cache_dies_between_mget_and_lease(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=60)
+    reading = await fragile_world.stopped_at(service.cache.before_lease, service.features(USER))
+    fragile_world.server.kill()
+    service.cache.before_lease.go()
+    assert await reading == await service.recomputed(USER)
+    assert service.counted("degraded_reads", reason="unavailable") == 1
+
+
+async def test_the_answer_stands_when_the_cache_dies_before_the_fill(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=60)
+    reading = await fragile_world.stopped_at(service.source.after, service.features(USER))
+    fragile_world.server.kill()
+    service.source.after.go()
+    assert await reading == await service.recomputed(USER)
+    await service.drain()
+    assert service.counted("cache_fills", outcome="failed") == len(REGISTRY)
+
+
+async def test_others_are_answered_when_one_of_a_degraded_statement_is_cancelled(service: Service) -> None:
+    await service.owed.owe(["somebody else"], 1)
+    let_pass(service.clock, 0.051)
+    service.source.before.stop()
+    first, second = (asyncio.get_running_loop().create_task(service.features(user)) for user in (USER, "bob"))
+    await service.source.before.reached()
+    first.cancel()
+    service.source.before.go()
+    assert await second == await service.recomputed("bob")
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert len(service.source.statements) == 1
+
+
+async def test_no_hit_is_served_when_something_is_owed(service: Service) -> None:
+    await assert_true([service], USER)
+    await service.owed.owe(["somebody else"], 1)
+    service.clock.advance(51)
+    statements = len(service.source.statements)
+    service.cache.commands.clear()
+    await service.features(USER)
+    assert len(service.source.statements) == statements + 1
+    assert service.cache.commands == {}
+    assert service.counted("degraded_reads", reason="owed") == 1
+
+
+async def put(service: Service, cell: Cell, raw: bytes) -> None:
+    """Bytes into a key, as a stranger would."""
+    epoch, (held,) = await service.cache.inner.read([cell])
+    (token,) = [held] if held is not None else await service.cache.inner.lease(epoch, [cell])
+    assert await service.cache.inner.fill(epoch, [Fill(cell, token, raw, 60_000)]) == [True]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"garbage", b"V", b"V::::", b"Vxxxxxxxx:1:2:3:4", b"Vxxxxxxxx:one:2:3:4", b"", b"\xff\x00", b"X" * 10_000]
+)
+async def test_bytes_are_a_miss_and_replaced_when_this_service_did_not_write_them(service: Service, raw: bytes) -> None:
+    await put(service, Cell(USER, TIP_VOLUME.name), raw)
+    await service.features(USER)
+    await service.drain()
+    assert service.counted("cache_hits") == 0
+    assert decode((await service.held(USER))[Cell(USER, TIP_VOLUME.name)]) is not None
+    await assert_true([service], USER)
+    assert service.counted("cache_hits") == len(REGISTRY)
+
+
+async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_another(service: Service) -> None:
+    cell = Cell(USER, TIP_VOLUME.name)
+    await put(service, cell, encode(Value(b"deadbeef", 0, 1, 2, b"99")))
+    await service.profile(USER, REGISTRY.mask([TIP_VOLUME.name]))
+    await service.drain()
+    assert service.cache.commands == {"read": 1, "fill": 1}
+    value = decode((await service.held(USER))[cell])
+    assert value is not None
+    assert (value.fingerprint, value.json) == (TIP_VOLUME.fingerprint.encode(), b"0")
+
+
+async def test_a_broken_value_is_served_as_null_and_never_cached(world: World) -> None:
+    broken = replace(TIP_VOLUME, name="broken", compute="SELECT user_id, 'x' AS value FROM views GROUP BY user_id")
+    service = await world.open(registry=Registry([TIP_VOLUME, broken]))
+    await service.send(served(USER))
+    for _ in range(2):
+        profile = await service.profile(USER)
+        await service.drain()
+        assert profile[0].json == b"1"
+        assert (profile[1].json, profile[1].cached, profile[1].expires_at_ms) == (b"null", False, None)
+        assert profile[1].error is not None
+    held = await service.held(USER)
+    assert decode(held[Cell(USER, TIP_VOLUME.name)]) is not None
+    assert decode(held[Cell(USER, "broken")]) is None
+    assert (await service.rebuilder.rebuild([USER], 3))[USER][1].error is not None
+    assert service.counted("computation_errors", feature="broken") == 3
+
+
+async def test_others_are_answered_when_one_of_a_tick_is_cancelled(service: Service, world: World) -> None:
+    service.source.before.stop()
+    tasks = [asyncio.get_running_loop().create_task(service.features(USER)) for _ in range(3)]
+    await service.source.before.reached()
+    tasks[0].cancel()
+    late = await world.started(service.features(USER))
+    await eventually(lambda: service.cache.commands["read"] == 2)
+    late.cancel()
+    service.source.before.go()
+    expected = await service.recomputed(USER)
+    assert [await tasks[1], await tasks[2]] == [expected, expected]
+    outcomes = await asyncio.gather(tasks[0], late, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
+    await assert_true([service], USER)
+    assert len(service.source.statements) == 1
+
+
+async def test_all_are_told_and_the_next_is_served_when_the_database_fails(service: Service, world: World) -> None:
+    service.source.failure = StoreUnavailable("locked")
+    tasks = [await world.stopped_at(service.source.before, service.features(USER))]
+    tasks.append(await world.started(service.features(USER)))  # joins by token
+    await eventually(lambda: service.cache.commands["read"] == 2)
+    service.source.before.go()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
+    service.source.failure = None
+    await assert_true([service], USER)
+
+
+async def test_degraded_reads_raise_when_the_database_fails_too(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=60)
+    fragile_world.server.kill()
+    service.source.failure = StoreUnavailable("locked")
+    with pytest.raises(StoreUnavailable):
+        await service.features(USER)
+
+
+async def test_ttls_differ_and_never_exceed_the_features_when_many_are_filled(service: Service) -> None:
+    users = [f"user {number}" for number in range(200)]
+    profiles = await service.reader.read(dict.fromkeys(users, FULL))
+    await service.drain()
+    for index, entry in enumerate(REGISTRY):
+        ttls = [fill.ttl_ms for fill in service.cache.filled if fill.cell.feature == entry.name]
+        assert len(ttls) == 200
+        assert all((1 - TTL_JITTER) * entry.ttl_ms < ttl <= entry.ttl_ms for ttl in ttls)
+        assert len(set(ttls)) > 100
+        expiries = [profile[index].expires_at_ms for profile in profiles.values()]
+        assert expiries == [service.clock.now_ms() + ttl for ttl in ttls]
+
+
+async def test_fills_are_finished_when_the_reader_closes(service: Service, world: World) -> None:
+    service.cache.before_fill.stop()
+    await service.features(USER)
+    await service.cache.before_fill.reached()
+    assert all(raw is not None and raw[:1] == b"L" for raw in (await service.held(USER)).values())
+    closing = await world.started(service.reader.close())
+    assert not closing.done()
+    service.cache.before_fill.go()
+    await closing
+    assert all(decode(raw) is not None for raw in (await service.held(USER)).values())
+
+
+async def test_a_request_is_answered_when_the_reader_closes_meanwhile(service: Service, world: World) -> None:
+    reading = await world.stopped_at(service.source.before, service.features(USER))
+    closing = await world.started(service.reader.close())
+    service.source.before.go()
+    await closing
+    assert reading.done()
+    await reading
+
+
+async def test_past_moments_touch_no_cache(service: Service, world: World) -> None:
+    await service.send(served(USER))
+    await assert_true([service], USER)
+    service.cache.commands.clear()
+    now_ms = service.clock.now_ms()
+    rows = await service.reader.read_as_of([Asked(USER, FULL, now_ms - 1), Asked(USER, FULL, now_ms), Asked("x", 1, 5)])
+    assert [row[4].json for row in rows[:2]] == [b"0", b"1"]
+    assert list(rows[2]) == [0]
+    assert {reading.computed_at_ms for reading in rows[0].values()} == {now_ms - 1}
+    assert service.cache.commands == {}
+    assert len(keys(world.server)) == len(REGISTRY)
+
+
+async def test_leases_and_values_cost_one_round_trip_each_when_a_user_is_cold(service: Service, world: World) -> None:
+    before = calls(world.server, "mget")
+    await service.features(USER)
+    await service.drain()
+    await service.features(USER)
+    assert calls(world.server, "mget") - before == 2
+
+
+class TwoParts:
+    """A computation whose second part names a user of the first, for somebody else and with one feature only."""
+
+    def __init__(self) -> None:
+        self.narrow = {0: Outcome(b"0.25")}
+
+    async def live(self, wanted: Mapping[str, int]) -> list[Computed]:
+        full = {index: Outcome(b"%d" % index) for index in range(len(REGISTRY))}
+        first, *others = wanted
+        return [
+            Computed(1, 10, {first: full, "stranger": full}),
+            Computed(2, 20, {**dict.fromkeys(others, full), first: self.narrow}),
+        ]
+
+
+def test_each_user_comes_once_and_in_full_when_statements_are_shared() -> None:
+    full = {0: Outcome(b"1"), 1: Outcome(b"2")}
+    narrow = {1: Outcome(b"3")}
+    parts = [Computed(1, 10, {"a": narrow, "b": full}), Computed(2, 20, {"a": full, "b": narrow})]
+    found = {user: (part.seq, outcomes) for part, user, outcomes in own_outcomes(parts, {"a": 3, "b": 2})}
+    assert found == {"a": (2, full), "b": (1, full)}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_profiles_are_full_when_a_shared_statement_names_a_user_more_narrowly(
+    service: Service, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.computation, "live", TwoParts().live)
+    if not cached:
+        await service.owed.owe(["somebody"], 1)
+    profiles = await service.reader.read({"ann": FULL, "bob": FULL})
+    assert {user: len(profile) for user, profile in profiles.items()} == {"ann": 5, "bob": 5}
+    await service.drain()
+    assert service.cache.commands["fill"] == int(cached)
+    seqs = {cell: value.seq for cell, raw in (await service.held("ann", "bob")).items() if (value := decode(raw))}
+    assert set(seqs.items()) == {
+        (Cell(user, name), seq) for user, seq in (("ann", 1), ("bob", 2)) for name in REGISTRY.names if cached
+    }
+    assert len((await service.rebuild("ann", "bob"))["ann"]) == len(REGISTRY)

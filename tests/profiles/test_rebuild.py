@@ -1,0 +1,74 @@
+"""Rebuilding: every feature computed now and cached when the answer comes; the schedules are in `schedules.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.features.definitions import REGISTRY
+from app.profiles.codec import decode
+from app.profiles.rebuild import ATTEMPTS
+from tests.profiles.world import World
+from tests.support.events import served
+from tests.support.service import Service, assert_true
+
+USER = "ann"
+
+
+async def test_values_are_in_the_cache_when_the_rebuild_answers(service: Service) -> None:
+    await service.send(served(USER))
+    assert await service.rebuild(USER, "bob") == {user: await service.recomputed(user) for user in (USER, "bob")}
+    assert all(decode(raw) is not None for raw in (await service.held(USER, "bob")).values())
+
+
+async def test_values_are_computed_anew_when_they_were_held(service: Service) -> None:
+    await assert_true([service], USER)
+    service.clock.advance(60_000)
+    await service.rebuild(USER)
+    values = [decode(raw) for raw in (await service.held(USER)).values()]
+    assert {value.computed_at_ms for value in values if value} == {service.clock.now_ms()}
+
+
+async def test_only_the_selection_is_rebuilt_when_features_are_selected(service: Service) -> None:
+    await assert_true([service], USER)
+    service.clock.advance(60_000)
+    await service.rebuilder.rebuild([USER], REGISTRY.mask(["preferred_hour"]))
+    fresh = [cell.feature for cell, raw in (await service.held(USER)).items() if computed_now(service, raw)]
+    assert fresh == ["preferred_hour"]
+
+
+def computed_now(service: Service, raw: bytes | None) -> bool:
+    value = decode(raw)
+    return value is not None and value.computed_at_ms == service.clock.now_ms()
+
+
+async def test_a_rebuild_gives_up_filling_when_events_keep_coming(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is right as of its last snapshot, and the next read computes."""
+    fill = service.cache.inner.fill
+
+    async def outrun(epoch: str, fills: list[object]) -> list[bool]:
+        await service.send(served(USER))
+        return await fill(epoch, fills)  # type: ignore[arg-type]  # handed on as it came
+
+    monkeypatch.setattr(service.cache.inner, "fill", outrun)
+    rebuilt = await service.rebuild(USER)
+    assert rebuilt[USER]["tip_volume_30d"] == ATTEMPTS - 1
+    monkeypatch.setattr(service.cache.inner, "fill", fill)
+    await assert_true([service], USER)
+
+
+async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=60)
+    fragile_world.server.kill()
+    for _ in range(3):
+        assert await service.rebuild(USER) == {USER: await service.recomputed(USER)}
+    assert not service.cache.available
+    fragile_world.restart()
+
+
+async def test_a_rebuild_raises_when_the_database_fails(service: Service) -> None:
+    service.source.failure = StoreUnavailable("locked")
+    with pytest.raises(StoreUnavailable):
+        await service.rebuild(USER)

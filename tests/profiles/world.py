@@ -1,0 +1,141 @@
+"""A world for forced schedules: one database, one server, and as many processes as a schedule needs."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from app.features.definitions import REGISTRY
+from app.features.registry import Registry
+from app.profiles.ports import Epoch, Fill
+from app.stores.valkey.cache import ValkeyCache, key
+from app.stores.valkey.connections import Connections, converse
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.clock import FakeClock
+from tests.support.gates import DEADLINE_S, Turnstile, turn
+from tests.support.servers import ask
+from tests.support.service import LEASE_MS, TIMEOUT_MS, Service, open_service, over
+
+T = TypeVar("T")
+
+
+class PlainSet(ValkeyCache):
+    """A mutant: it fills whatever the key holds."""
+
+    async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
+        """SET without comparing."""
+        async with self._timed("fill", epoch) as (connection, _):
+            await converse(
+                connection, [(b"SET", key(epoch, fill.cell), fill.value, b"PX", fill.ttl_ms) for fill in fills]
+            )
+        return [True] * len(fills)
+
+
+class _OneEpoch(Connections):
+    def _epoch(self, server: str) -> str:
+        return "forever"
+
+
+class DeafToRestarts(ValkeyCache):
+    """A mutant: it takes every server for the same one."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._connections = _OneEpoch(parts["url"], parts["database_id"], parts["timeout_ms"] / 1000)
+
+
+class Kind(NamedTuple):
+    """Which cache the processes of a world use: the true one, or a mutant that a schedule must catch."""
+
+    name: str
+    cache: type[ValkeyCache] = ValkeyCache
+    nonce: Callable[[], bytes] | None = None
+
+
+TRUE = Kind("true")
+PLAIN_SET = Kind("plain-set", cache=PlainSet)
+DEAF_TO_RESTARTS = Kind("deaf-to-restarts", cache=DeafToRestarts)
+SAME_NONCE = Kind("same-nonce", nonce=lambda: b"same")
+
+
+class World:
+    """Use as a context; on the way out every process is closed and every task ended."""
+
+    def __init__(self, path: Path, server: EmbeddedServer, kind: Kind = TRUE) -> None:
+        self.path = path
+        self.server = server
+        self.clock = FakeClock()
+        self._kind = kind
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._services: list[Service] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for service in self._services:
+            service.go()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def open(
+        self,
+        registry: Registry = REGISTRY,
+        *,
+        lease_ms: int = LEASE_MS,
+        timeout_ms: int = TIMEOUT_MS,
+        url: str | None = None,
+    ) -> Service:
+        """One more process."""
+        make = over(
+            url or self.server.url,
+            lease_ms=lease_ms,
+            timeout_ms=timeout_ms,
+            kind=self._kind.cache,
+            nonce=self._kind.nonce,
+        )
+        service = await self._stack.enter_async_context(open_service(self.path, make, self.clock, registry))
+        self._services.append(service)
+        return service
+
+    async def started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin `work`; it has run up to its first wait when this returns."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        await turn()
+        return task
+
+    async def stopped_at(self, turnstile: Turnstile, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin `work` and return when it waits at `turnstile`."""
+        turnstile.stop()
+        task = await self.started(work)
+        arrival = await self.started(turnstile.reached())
+        await asyncio.wait({task, arrival}, return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_S)
+        assert arrival.done(), f"the work did not stop where it should: {task}"
+        return task
+
+    def save(self) -> Path:
+        """A dump of the cache as it is now, put aside."""
+        ask(self.server, "SAVE")
+        aside = self.server.directory / "aside.rdb"
+        shutil.copyfile(self.server.directory / "dump.rdb", aside)
+        return aside
+
+    def restart(self, dump: Path | None = None) -> None:
+        """Kill the server and start it again, empty or with the contents of a dump."""
+        self.server.kill()
+        live = self.server.directory / "dump.rdb"
+        live.unlink(missing_ok=True)
+        if dump is not None:
+            shutil.copyfile(dump, live)
+        self.server.start()

@@ -1,0 +1,154 @@
+"""The three caches that must keep the contract of the port: the model, the embedded Valkey and Redis 7.0."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from app.profiles.ports import Cache, Cell, Epoch
+from app.stores.valkey.cache import ValkeyCache, key
+from app.stores.valkey.embedded import EmbeddedServer
+from app.telemetry import Metrics
+from tests.support.clock import FakeClock
+from tests.support.model_cache import ModelCache, ModelServer
+from tests.support.servers import ask
+
+LEASE_MS = 60_000
+_nonces = itertools.count(1)
+
+
+def valkey_cache(
+    server: EmbeddedServer,
+    *,
+    database_id: str = "database",
+    timeout_ms: int = 5_000,
+    lease_ms: int = LEASE_MS,
+    metrics: Metrics | None = None,
+    nonce: Callable[[], bytes] | None = None,
+    url: str | None = None,
+) -> ValkeyCache:
+    """A process's cache on a server, with numbered nonces. Close it."""
+    return ValkeyCache(
+        url=url or server.url,
+        database_id=database_id,
+        timeout_ms=timeout_ms,
+        lease_ms=lease_ms,
+        nonce=nonce or (lambda: b"%d" % next(_nonces)),
+        clock=FakeClock(),
+        metrics=metrics or Metrics(),
+    )
+
+
+class Subject(Protocol):
+    """A cache under test, and what a test may do to the server behind it."""
+
+    cache: Cache
+
+    def process(self, database_id: str = "database") -> Cache:
+        """The cache of one more process."""
+        ...
+
+    def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:
+        """Write past the port."""
+        ...
+
+    def pttl(self, epoch: Epoch, cell: Cell) -> int:
+        """Milliseconds until a cell expires; -2 where it is empty, -1 where it never expires."""
+        ...
+
+    def expire(self, epoch: Epoch, cell: Cell) -> None:
+        """Let a cell reach its expiry."""
+        ...
+
+    def flush(self) -> None:
+        """Forget everything."""
+        ...
+
+    def restart(self) -> None:
+        """Start anew, with the contents it had."""
+        ...
+
+    async def close(self) -> None:
+        """Close every process's cache."""
+        ...
+
+
+class ModelSubject:
+    """The model."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.server = ModelServer(self.clock)
+        self.cache: Cache = self.process()
+
+    def process(self, database_id: str = "database") -> Cache:
+        """See `Subject`, as all below."""
+        return ModelCache(self.server, database_id, LEASE_MS)
+
+    def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:
+        """A dict entry."""
+        self.server.put(epoch, cell, raw, ttl_ms)
+
+    def pttl(self, epoch: Epoch, cell: Cell) -> int:
+        """From the fake clock."""
+        if self.server.get(epoch, cell) is None:
+            return -2
+        return round((self.server.contents[epoch, cell][1] - self.clock.monotonic()) * 1000)
+
+    def expire(self, epoch: Epoch, cell: Cell) -> None:
+        """Time passes."""
+        self.clock.advance(max(0, self.pttl(epoch, cell)))
+
+    def flush(self) -> None:
+        """An empty dict."""
+        self.server.contents.clear()
+
+    def restart(self) -> None:
+        """The next run."""
+        self.server.restart(self.server.contents)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class ServerSubject:
+    """A real server."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.server = server
+        self._caches: list[ValkeyCache] = []
+        self.cache: Cache = self.process()
+
+    def process(self, database_id: str = "database") -> Cache:
+        """With connections of its own."""
+        self._caches.append(valkey_cache(self.server, database_id=database_id))
+        return self._caches[-1]
+
+    def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:
+        """SET."""
+        ask(self.server, "SET", key(epoch, cell), raw, "PX", ttl_ms)
+
+    def pttl(self, epoch: Epoch, cell: Cell) -> int:
+        """PTTL."""
+        found: Any = ask(self.server, "PTTL", key(epoch, cell))
+        return int(found)
+
+    def expire(self, epoch: Epoch, cell: Cell) -> None:
+        """A TTL of zero is an expiry, key-space event and all."""
+        ask(self.server, "PEXPIRE", key(epoch, cell), 0)
+
+    def flush(self) -> None:
+        """FLUSHALL."""
+        ask(self.server, "FLUSHALL")
+
+    def restart(self) -> None:
+        """Killed, and back from a dump."""
+        ask(self.server, "SAVE")
+        self.server.kill()
+        self.server.start()
+
+    async def close(self) -> None:
+        """Every connection."""
+        for cache in self._caches:
+            await cache.close()

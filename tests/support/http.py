@@ -1,0 +1,103 @@
+"""A lean HTTP client: one keep-alive connection on asyncio streams. For tests that make requests by the thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from time import monotonic
+from typing import Any, NamedTuple
+
+from tests.support.waiting import eventually_async
+
+TIMEOUT_S = 30.0
+
+
+class Broken(Exception):
+    """No answer: whoever should have given it is gone, and what became of the request is not known."""
+
+
+class Answer(NamedTuple):
+    """One response, and how long it took."""
+
+    status: int
+    body: bytes
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+
+class Connection:
+    """Requests one after the other to one port; connects by itself, again after it broke."""
+
+    def __init__(self, port: int, key: str | None = None) -> None:
+        self.port = port
+        self._key = f"X-API-Key: {key}\r\n" if key is not None else ""
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def get(self, path: str) -> Answer:
+        """GET."""
+        return await self._ask("GET", path, b"", "")
+
+    async def post(self, path: str, value: object) -> Answer:
+        """POST a value as JSON."""
+        body = json.dumps(value, default=str).encode()
+        return await self._ask("POST", path, body, f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n")
+
+    async def delete(self, path: str) -> Answer:
+        """DELETE."""
+        return await self._ask("DELETE", path, b"", "")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._streams is not None:
+            _, writer = self._streams
+            self._streams = None
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+    async def _ask(self, method: str, path: str, body: bytes, headers: str) -> Answer:
+        started = monotonic()
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{self._key}{headers}\r\n"
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                if self._streams is None:
+                    self._streams = await asyncio.open_connection("127.0.0.1", self.port)
+                reader, writer = self._streams
+                writer.write(head.encode() + body)
+                status, answer = await _response(reader)
+        except (OSError, EOFError) as error:
+            await self.close()
+            raise Broken(f"{method} {path}: {error!r}") from error
+        except BaseException:
+            await self.close()
+            raise
+        return Answer(status, answer, monotonic() - started)
+
+
+async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    status = int(head[9:12])
+    _, found, rest = head.partition(b"\r\ncontent-length:")
+    if not found:
+        assert status == 204, head
+        return status, b""
+    return status, await reader.readexactly(int(rest[: rest.index(b"\r\n")]))
+
+
+async def serving(port: int, timeout_s: float = 30.0) -> None:
+    """Return when something on the port answers /healthz."""
+    connection = Connection(port)
+
+    async def answers() -> bool:
+        try:
+            return (await connection.get("/healthz")).status == 200
+        except Broken:
+            return False
+
+    try:
+        await eventually_async(answers, timeout_s)
+    finally:
+        await connection.close()

@@ -1,0 +1,169 @@
+"""The service as processes of its own, started as a person would, and never left behind.
+
+Whatever a `Program` starts, and whatever that starts, carries a mark in its environment, or works in its directory (a
+Valkey overwrites its environment); closing kills it, by process id. What a program prints goes to a file, which
+assertion messages quote.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]  # publishes no types
+import pytest
+
+from tests.support.waiting import eventually_sync
+
+ROOT = Path(__file__).parents[2]
+MARK = "TEST_PROCESS_MARK"
+START_S = 30.0
+STOP_S = 25.0
+EPHEMERAL_FROM = 32_000
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on, below those that the system hands out by itself."""
+    while True:
+        port = random.randrange(20_000, EPHEMERAL_FROM)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def family(mark: str, directory: Path) -> dict[int, str]:
+    """Process id to command line of everything alive that carries a mark or works below a directory."""
+    found: dict[int, str] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            below = Path(process.cwd()).is_relative_to(directory)
+            if (below or process.environ().get(MARK) == mark) and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = " ".join(process.cmdline())
+    return found
+
+
+class Program:
+    """One `python -m …`, in a session of its own."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], directory: Path) -> None:
+        self.name = " ".join(arguments)
+        self.mark = uuid.uuid4().hex
+        self.directory = directory
+        self._log = directory / f"{self.mark}.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=directory,
+                env={**environment, MARK: self.mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """What it, and what it started, printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def family(self) -> dict[int, str]:
+        """Everything alive that it started, itself included: process id to command line."""
+        return family(self.mark, self.directory / "var" / "run")
+
+    def child(self, *words: str) -> int:
+        """The process id of the one descendant whose command line has these words; 0 while there is not one."""
+        found = [pid for pid, line in self.family().items() if all(word in line for word in words)]
+        return found[0] if len(found) == 1 else 0
+
+    def says(self, text: str) -> None:
+        """Wait until it prints `text`."""
+        eventually_sync(lambda: text in self.output or not self.running, START_S)
+        assert text in self.output, f"`{self.name}` did not say {text!r}:\n{self.output}"
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float = STOP_S) -> int:
+        """Its exit code, once it has ended."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"`{self.name}` does not end:\n{self.output}") from None
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop; its exit code."""
+        self.send(number)
+        return self.wait()
+
+    def kill(self) -> None:
+        """Kill -9, itself alone."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> dict[int, str]:
+        """Kill whatever is left of it; what that was."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGCONT)
+        self._process.kill()
+        self._process.wait()
+        left = self.family()
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        eventually_sync(lambda: not self.family(), 10)
+        return left
+
+
+class Programs:
+    """Starts programs; all are closed with it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._started: list[Program] = []
+
+    def start(self, *arguments: str, directory: Path | None = None, module: str = "app", **settings: Any) -> Program:
+        """Start `python -m app …`. `settings` by keyword: `database=…` is PROFILES_DATABASE; nothing else is set."""
+        environment = environment_of(**settings)
+        program = Program((module, *arguments), environment, directory or self.directory)
+        self._started.append(program)
+        return program
+
+    def close(self) -> None:
+        """Kill whatever is left of any of them."""
+        for program in self._started:
+            program.close()
+
+
+def environment_of(**settings: Any) -> dict[str, str]:
+    """The environment of a program: ours, without our PROFILES_…, with these settings."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
+    chosen = {f"PROFILES_{name.upper()}": str(value) for name, value in settings.items() if value is not None}
+    return {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **chosen}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    """Starts programs in the test's directory, and kills what is left of them when the test ends."""
+    started = Programs(tmp_path)
+    yield started
+    started.close()

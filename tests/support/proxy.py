@@ -1,0 +1,96 @@
+"""A TCP proxy before a unix socket, which can be cut, silenced and mended: one process's way to the cache."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+
+class Proxy:
+    """One listening port. Open with `proxy(...)`.
+
+    `target` may be set anew, for the connections to come; `holding` is how many pieces wait while it is silent.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.holding = 0
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._refusing = False
+        self._listener: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """How a client reaches the server through this proxy."""
+        assert self._listener is not None
+        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    def cut(self) -> None:
+        """Break every connection, and each new one at once."""
+        self._refusing = True
+        for writer in self._writers:
+            writer.close()
+
+    def silence(self) -> None:
+        """Swallow nothing and pass nothing on: bytes wait, in both directions, until mended."""
+        self._passing.clear()
+
+    def mend(self) -> None:
+        """Pass everything on again."""
+        self._refusing = False
+        self._passing.set()
+
+    async def open(self) -> None:
+        """Listen on a free loopback port."""
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def close(self) -> None:
+        """Break everything and stop listening."""
+        assert self._listener is not None
+        self._listener.close()
+        self.cut()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await asyncio.gather(*(writer.wait_closed() for writer in list(self._writers)), return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.close()
+            return
+        far_reader, far_writer = await asyncio.open_unix_connection(self.target)
+        self._writers |= {writer, far_writer}
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            pump = asyncio.get_running_loop().create_task(self._pump(source, sink))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while piece := await source.read(1 << 16):
+                self.holding += 1
+                await self._passing.wait()
+                self.holding -= 1
+                sink.write(piece)
+                await sink.drain()
+        except OSError:
+            pass  # cut
+        finally:
+            sink.close()
+            self._writers.discard(sink)
+
+
+@asynccontextmanager
+async def proxy(target: Path) -> AsyncIterator[Proxy]:
+    """A proxy to the server that listens on the unix socket `target`."""
+    opened = Proxy(target)
+    await opened.open()
+    try:
+        yield opened
+    finally:
+        await opened.close()

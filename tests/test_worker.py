@@ -1,0 +1,490 @@
+"""The worker: errors become retries, retries never lose an event, and nothing on the queue ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix
+from arq.worker import Retry
+
+import app.worker as module
+from app.assembly import Service, open_service
+from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
+from app.events import consume, retention
+from app.events.ports import LoggedEvent
+from app.features.clock import DAY_MS
+from app.features.definitions import REGISTRY
+from app.profiles.rebuild_runs import RebuildRun, scope_of
+from app.settings import Settings
+from app.stores import queue, queue_worker
+from app.stores.queue import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
+from app.stores.queue_worker import ARQ_EXTRA_S, Pace
+from app.stores.sqlite.outbox import backlog
+from app.stores.valkey.embedded import EmbeddedServer
+from app.worker import UNEXPECTED_TRIES, Context, back_off, context, work
+from tests.support.events import admitted, payload, served
+from tests.support.processes import free_port
+from tests.support.servers import ask
+from tests.support.traffic import now_ms
+from tests.support.waiting import eventually, eventually_async
+
+PACE = Pace(job_timeout_s=3)
+
+
+class Pupil:
+    """A learner that cannot learn from the tip `poison`, and waits at the tip `gate` until it is open."""
+
+    def __init__(self) -> None:
+        self.cured = False
+        self.learned: list[str] = []
+        self.waiting = 0
+        self.gate = asyncio.Event()
+
+    async def learn(self, event: LoggedEvent) -> None:
+        if event.event.tip_id == "poison" and not self.cured:
+            raise ValueError("cannot learn from this")
+        if event.event.tip_id == "gate":
+            self.waiting += 1
+            await self.gate.wait()
+        self.learned.append(event.event.event_id)
+
+
+@pytest.fixture
+def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
+    """A cache that all tests share, and a queue of this test's own."""
+    return Settings(
+        database=database_path,
+        cache_url=valkey.url,
+        queue_url=own_valkey.url,
+        worker_metrics_port=0,
+        cache_timeout_ms=5_000,
+    )
+
+
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """The worker's parts, without arq."""
+    async with open_service(settings, door="queue") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
+    """Somebody who publishes on the queue."""
+    connected = connect(own_valkey.url)
+    yield connected
+    await connected.aclose(close_connection_pool=True)
+
+
+def event(event_id: str, **changes: Any) -> dict[str, Any]:
+    """A sound payload, with fields replaced."""
+    return payload(served("ann", now_ms(), event_id=event_id), **changes)
+
+
+def run_of(service: Service, run_id: str, touched_ms: int) -> RebuildRun:
+    """A rebuild of everyone, asked for at a moment."""
+    features = list(REGISTRY.names)
+    return RebuildRun(
+        run_id, scope_of(None), None, features, "queued", 0, 0, "", "ann", touched_ms, None, touched_ms, None, None
+    )
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    """A coroutine function that fails."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def jobs(service: Service, name: str, outcome: str) -> float:
+    """How many jobs of that name ended so."""
+    labels = {"job": name, "outcome": outcome}
+    return service.metrics.collectors.get_sample_value("profiles_worker_jobs_total", labels) or 0.0
+
+
+def job(service: Service, tries: int = 1, pace: Pace = PACE) -> Context:
+    """What arq gives a job."""
+    return {**context(service, pace), "job_id": "job", "job_try": tries}
+
+
+# --- Thin jobs: what becomes of errors
+
+
+def test_back_off_doubles_up_to_a_bound() -> None:
+    assert [back_off(tries) for tries in (1, 2, 3, 4, 5, 6, 50)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("locked"), CacheUnavailable("away"), TimeoutError()])
+async def test_a_job_is_retried_for_ever_when_something_outside_does_not_answer(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(service.queue_door, "take_in", failing(error))
+    ctx = job(service)
+    for tries in range(1, 4 * UNEXPECTED_TRIES):
+        with pytest.raises(Retry) as caught:
+            await module.tip_events({**ctx, "job_try": tries}, [event("a")])
+        assert caught.value.defer_score == int(back_off(tries) * 1000)
+    assert jobs(service, TIP_EVENTS, "retried") == 4 * UNEXPECTED_TRIES - 1
+    assert (await backlog(service.database)).dead_letters == 0
+
+
+async def test_a_payload_is_buried_when_its_job_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = job(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(service.queue_door, "take_in", failing(StoreUnavailable("locked")))
+        with pytest.raises(Retry):
+            await module.tip_events({**ctx, "job_try": 50}, [event("a")])  # of no account
+    monkeypatch.setattr(service.queue_door, "take_in", failing(RuntimeError("a defect")))
+    for tries in range(1, UNEXPECTED_TRIES):
+        with pytest.raises(Retry):
+            await module.tip_events({**ctx, "job_try": 50 + tries}, [event("a")])
+        assert (await backlog(service.database)).dead_letters == 0
+    with monkeypatch.context() as patch:  # the last failure, and burying fails too
+        patch.setattr(service.queue_door, "bury", failing(StoreUnavailable("locked")))
+        with pytest.raises(Retry):
+            await module.tip_events(ctx, [event("a")])
+    await module.tip_events(ctx, [event("a")])
+    (letter,) = await service.letters.list(0, 10)
+    assert letter.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
+    assert '"event_id":"a"' in letter.payload
+    assert ctx["failures"] == {}
+
+
+async def test_a_job_gives_up_its_work_when_its_time_is_over(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = asyncio.Event()
+    monkeypatch.setattr(service.queue_door, "take_in", lambda _: never.wait())
+    with pytest.raises(Retry):
+        await module.tip_events(job(service, pace=Pace(job_timeout_s=0.05)), [])
+
+
+async def test_a_payload_is_not_taken_in_again_when_only_its_consumption_fails(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.consumer, "consume", failing(CacheUnavailable("away")))
+    await module.tip_events(job(service), [event("a"), "bad"])
+    state = await backlog(service.database)
+    assert (state.unconsumed, state.dead_letters) == (1, 1)
+    assert jobs(service, TIP_EVENTS, "done") == 1
+
+
+async def test_a_consumption_is_left_to_the_sweep_when_it_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.consumer, "consume", failing(RuntimeError("a defect")))
+    ctx = job(service)
+    for _ in range(UNEXPECTED_TRIES - 1):
+        with pytest.raises(Retry):
+            await module.consume_events(ctx, [1])
+    await module.consume_events(ctx, [1])
+    assert jobs(service, queue.CONSUME, "given up") == 1
+
+
+async def test_a_rebuild_fails_when_its_job_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.book.open(run_of(service, "run", now_ms()))
+    monkeypatch.setattr(service.runner, "run", failing(RuntimeError("a defect")))
+    ctx = job(service)
+    for _ in range(UNEXPECTED_TRIES - 1):
+        with pytest.raises(Retry):
+            await module.run_rebuild(ctx, "run")
+    await module.run_rebuild(ctx, "run")
+    run = await service.book.get("run")
+    assert run is not None
+    assert run.state == "failed"
+    assert run.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
+
+
+async def test_a_job_comes_back_at_once_when_there_is_more_to_rebuild(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
+    monkeypatch.setattr("app.profiles.rebuild_runs.CHUNK", 2)
+    await service.book.open(run_of(service, "run", now_ms()))
+    with pytest.raises(Retry) as caught:
+        await module.run_rebuild(job(service, pace=Pace(job_timeout_s=0.001 + 1e-9)), "run")
+    assert caught.value.defer_score in (0, int(back_off(1) * 1000))
+    await module.run_rebuild(job(service), "run")
+    run = await service.book.get("run")
+    assert run is not None
+    assert (run.state, run.done) == ("completed", 3)
+
+
+async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "STEP", 2)
+    old_ms = now_ms() - 200 * DAY_MS
+    await service.log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
+    with monkeypatch.context() as patch:
+        patch.setattr(Pace, "budget_s", -1)
+        with pytest.raises(Retry) as caught:
+            await module.prune(job(service))
+    assert caught.value.defer_score == 0
+    assert jobs(service, queue.PRUNE, "continued") == 1
+    await module.prune(job(service))
+    assert (await backlog(service.database)).unconsumed == 0
+
+
+# --- A running worker
+
+
+@asynccontextmanager
+async def working(
+    settings: Settings, pupil: Pupil | None = None, pace: Pace = PACE
+) -> AsyncIterator[tuple[Service, asyncio.Event]]:
+    """A worker in this event loop, its parts, and what stops it; stopped at the end in any case."""
+    stop = asyncio.Event()
+    ready: list[Service] = []
+    running = asyncio.create_task(work(settings, stop, pace=pace, learners=[pupil or Pupil()], on_ready=ready.append))
+    await eventually(lambda: ready or running.done())
+    if running.done():
+        await running
+    try:
+        yield ready[0], stop
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 15)
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds takes milliseconds."""
+    monkeypatch.setattr(module, "SWEEP_EVERY_S", 0.02)
+    monkeypatch.setattr(consume, "SWEEP_AGE_MS", 200)
+    monkeypatch.setattr(queue_worker, "RESTART_AFTER_S", 0.02)
+
+
+async def all_consumed(service: Service) -> bool:
+    """Whether nothing waits."""
+    return (await backlog(service.database)).unconsumed == 0
+
+
+async def stored(service: Service) -> int:
+    """How many events there are."""
+    count = await service.database.read(lambda c: c.execute("SELECT COUNT(*) FROM event_log").fetchone())
+    return int(count[0])
+
+
+async def test_events_are_taken_in_and_consumed_when_they_come_by_the_queue(
+    settings: Settings, client: ArqRedis
+) -> None:
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a"), event("b")])
+        await eventually(lambda: len(pupil.learned) == 2)
+        await eventually_async(lambda: all_consumed(service))
+        features = (await service.reader.read({"ann": REGISTRY.full_mask}))["ann"]
+        assert features[REGISTRY.names.index("tip_volume_30d")].json == b"2"
+        lag = service.metrics.collectors.get_sample_value("profiles_queue_door_lag_seconds_count")
+        assert lag == 1
+        assert await client.zcard(QUEUE) == 0
+
+
+async def test_an_event_becomes_a_dead_letter_and_its_neighbours_are_consumed_when_it_is_poison(
+    settings: Settings, client: ArqRedis
+) -> None:
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a"), event("bad", tip_id="poison"), event("c")])
+
+        async def buried() -> bool:
+            return (await backlog(service.database)).dead_letters == 1
+
+        await eventually_async(buried, 10)
+        assert sorted(pupil.learned) == ["a", "c"]
+        (letter,) = await service.letters.list(0, 10)
+        assert (letter.attempts, letter.error) == (consume.ATTEMPTS, "ValueError: cannot learn from this")
+
+        pupil.cured = True
+        await service.letters.revive(letter.id)
+        await eventually(lambda: "bad" in pupil.learned)
+        await eventually_async(lambda: all_consumed(service))
+
+
+async def test_the_worker_goes_on_when_what_comes_off_the_queue_is_no_job(settings: Settings, client: ArqRedis) -> None:
+    junk: dict[str, bytes] = {
+        "pickle": pickle.dumps({"f": TIP_EVENTS}),
+        "noise": os.urandom(64),
+        "wrong types": queue.serialize({"f": TIP_EVENTS, "a": [[]], "k": {}, "t": "x", "et": "y"}),
+        "huge": queue.serialize({"f": TIP_EVENTS, "a": ["no list"], "k": {}, "t": 2**60, "et": 2**60}),
+        "unknown": queue.serialize({"f": "drop_tables", "a": [], "k": {}}),
+    }
+    async with working(settings) as (service, _):
+        for job_id, raw in junk.items():
+            await client.set(job_key_prefix + job_id, raw)
+            await client.zadd(QUEUE, {job_id: now_ms()})
+        await client.zadd(QUEUE, {"without a body": now_ms()})
+
+        async def buried() -> bool:
+            return (await backlog(service.database)).dead_letters == len(junk)
+
+        await eventually_async(buried, 10)
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually_async(lambda: stored_is(service, 1))
+
+        async def empty() -> bool:
+            return bool(await client.zcard(QUEUE) == 0)
+
+        await eventually_async(empty)
+
+
+async def stored_is(service: Service, count: int) -> bool:
+    """Whether so many events are stored."""
+    return await stored(service) == count
+
+
+async def test_the_worker_goes_on_when_the_queue_goes_away_and_comes_back(
+    settings: Settings, own_valkey: EmbeddedServer
+) -> None:
+    async with working(settings) as (service, _):
+        await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
+        own_valkey.kill()
+        # What comes by HTTP meanwhile is consumed all the same.
+        await service.log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await eventually_async(lambda: all_consumed(service), 10)
+        own_valkey.start()
+        await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY), 15)
+        returned = connect(own_valkey.url)
+        await returned.enqueue_job(TIP_EVENTS, [event("b")])
+        await eventually_async(lambda: stored_is(service, 2), 10)
+        await returned.aclose(close_connection_pool=True)
+
+
+async def test_a_crashed_job_is_hidden_no_longer_than_the_job_timeout_allows(
+    settings: Settings, client: ArqRedis
+) -> None:
+    pupil = Pupil()
+    async with working(settings, pupil):
+        job = await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
+        assert job is not None
+        await eventually(lambda: pupil.waiting)
+        hidden_ms = await client.pttl(in_progress_key_prefix + job.job_id)
+        assert 0 < hidden_ms <= (PACE.job_timeout_s + ARQ_EXTRA_S) * 1000
+        pupil.gate.set()
+
+
+async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
+    settings: Settings, client: ArqRedis
+) -> None:
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, stop):
+        await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
+        await eventually(lambda: pupil.waiting)
+        assert await client.exists(HEALTH_KEY)
+        stop.set()
+        await asyncio.wait_for(eventually_async(lambda: stored_is(service, 1)), 5)
+        await client.enqueue_job(TIP_EVENTS, [event("late")])
+        pupil.gate.set()
+    assert pupil.learned == ["a"]
+    assert await client.zcard(QUEUE) == 1
+    assert not await client.exists(HEALTH_KEY)
+    async with working(settings, pupil):
+        await eventually(lambda: pupil.learned == ["a", "late"])
+
+
+async def test_a_job_comes_back_when_it_takes_longer_than_stopping_may(
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_worker, "STOP_GRACE_S", 0.05)
+    pupil = Pupil()
+    async with working(settings, pupil, Pace()):
+        await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
+        await eventually(lambda: pupil.waiting)
+    assert pupil.learned == []
+    assert await client.zcard(QUEUE) == 1
+    assert await client.keys(in_progress_key_prefix + "*") == []
+    pupil.gate.set()
+    async with working(settings, pupil) as (service, _):
+        await eventually_async(lambda: all_consumed(service))
+    assert pupil.learned == ["a"]
+
+
+async def test_a_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:
+    async with working(settings) as (service, _):
+        await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(300)])
+        await service.book.open(run_of(service, "run", now_ms()))
+        assert service.queue is not None
+        await service.queue.start_rebuild("run")
+
+        async def completed() -> bool:
+            run = await service.book.get("run")
+            return run is not None and run.state == "completed" and run.done == 300
+
+        await eventually_async(completed, 10)
+
+
+async def test_a_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> None:
+    async with working(settings) as (service, _):
+        await service.ingestor.ingest([served("ann", now_ms())])
+        await service.book.open(run_of(service, "run", now_ms() - PACE.untouched_ms - 1))
+
+        async def completed() -> bool:
+            run = await service.book.get("run")
+            return run is not None and run.state == "completed"
+
+        await eventually_async(completed, 10)
+
+
+async def test_the_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with working(settings) as (service, _):
+        sound = service.consumer.sweep
+        for error in (StoreUnavailable("locked"), RuntimeError("a defect")):
+            failures: list[Exception] = []
+
+            async def fail(error: Exception = error, failures: list[Exception] = failures) -> int:
+                failures.append(error)
+                raise error
+
+            monkeypatch.setattr(service.consumer, "sweep", fail)
+            await eventually(lambda failures=failures: len(failures) > 2)  # type: ignore[misc]  # a default binds
+        monkeypatch.setattr(service.consumer, "sweep", sound)
+        await service.log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await eventually_async(lambda: all_consumed(service))
+
+
+async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, client: ArqRedis) -> None:
+    port = free_port()
+    chosen = {name: getattr(settings, name) for name in ("database", "cache_url", "queue_url", "cache_timeout_ms")}
+    served_there = Settings(**chosen, worker_metrics_port=port)
+    async with working(served_there) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually_async(lambda: stored_is(service, 1))
+        async with httpx.AsyncClient(trust_env=False) as browser:
+            text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
+        assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text
+        with pytest.raises(SettingsError, match=f"PROFILES_WORKER_METRICS_PORT: cannot serve on 127.0.0.1:{port}"):
+            await work(served_there, asyncio.Event())
+    async with working(served_there):  # the port is free again
+        pass
+
+
+async def test_it_stops_when_it_has_only_just_started(settings: Settings) -> None:
+    for turns in (0, 2, 5, 8):
+        async with working(settings):
+            for _ in range(turns):
+                turn = asyncio.Event()
+                asyncio.get_running_loop().call_soon(turn.set)
+                await turn.wait()
+
+
+async def test_it_refuses_to_start_when_a_server_is_not_named(settings: Settings) -> None:
+    for name, missing in (
+        ("PROFILES_CACHE_URL", Settings(database=settings.database, queue_url=settings.queue_url)),
+        ("PROFILES_QUEUE_URL", Settings(database=settings.database, cache_url=settings.cache_url)),
+    ):
+        with pytest.raises(SettingsError, match=f"{name}: must be set"):
+            await work(missing, asyncio.Event())
