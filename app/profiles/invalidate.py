@@ -126,6 +126,9 @@ class Invalidator:
             except (CacheUnavailable, StoreUnavailable) as error:
                 log.debug("settling_failed", error=str(error))
                 self._wake.set()
+            except Exception:  # a defect; reads compute meanwhile, but what is owed must still be settled
+                log.exception("settling_failed")
+                self._wake.set()
             if self._wake.is_set():
                 await self._pause(RETRY_AFTER_S)
             else:

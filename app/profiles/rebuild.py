@@ -69,7 +69,9 @@ class Rebuilder:
             profile = results.setdefault(user_id, {})
             for index in indices(wanted[user_id]):
                 profile[index] = self._filler.reading(index, outcomes[index], part.at_ms)
-                if token_of:
+                if not token_of:
+                    profile[index] = profile[index]._replace(expires_at_ms=None)  # nothing keeps it
+                else:
                     fillings.append(Filling(user_id, index, token_of[user_id, index], part.seq, profile[index]))
         refused: dict[str, int] = {}
         for filling, stored in zip(fillings, await self._filler.store(epoch, fillings), strict=True):

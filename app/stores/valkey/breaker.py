@@ -58,10 +58,12 @@ class CircuitBreaker:
         while True:
             try:
                 await self._probe()
-            except CacheUnavailable:
-                await asyncio.sleep(PROBE_EVERY_S)
-            else:
                 break
+            except CacheUnavailable as error:
+                log.debug("cache_probe_failed", error=str(error))
+            except Exception:  # a defect; the circuit must not stay open for it
+                log.exception("cache_probe_failed")
+            await asyncio.sleep(PROBE_EVERY_S)
         self._failures = 0
         self.closed = True
         self._metrics.cache_available.set(1)

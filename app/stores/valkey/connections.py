@@ -52,13 +52,15 @@ class Connections:
         """
         connection: AbstractConnection | None = None
         try:
-            connection = taken = await self._pool.get_connection()
+            connection = taken = await self._taken()
             if self._servers[taken] != self._newest:
                 # 1. C1 greets server S; 2. the address moves to T, and S lives on; 3. C2 greets T and sends it a DEL;
                 # 4. a read over C1 would hit what S still holds. So every connection is to the server greeted last.
                 await taken.disconnect(nowait=True)
-                await taken.connect()
+                await taken.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
             yield taken, self._epoch(self._servers[taken])
+        except CacheUnavailable:
+            raise  # found in a reply, or before anything was sent: the connection is sound
         except (ReadOnlyError, OutOfMemoryError) as error:
             raise CacheRefused(str(error)) from error
         except (RedisError, OSError, TimeoutError, EOFError) as error:
@@ -73,6 +75,15 @@ class Connections:
         finally:
             if connection is not None:
                 await self._pool.release(connection)
+
+    async def _taken(self) -> AbstractConnection:
+        try:
+            connection: AbstractConnection = await self._pool.get_connection()
+        except RedisConnectionError as error:
+            if "No connection available" in str(error):  # load here, not the server's silence
+                raise CacheRefused(f"more than {MAX_CONNECTIONS} commands are under way") from error
+            raise
+        return connection
 
     async def register(self) -> None:
         """Register the server that answers now. Raises `CacheUnavailable`."""
