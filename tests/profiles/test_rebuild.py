@@ -65,6 +65,8 @@ async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: World) ->
     for _ in range(3):
         assert await service.rebuild(USER) == {USER: await service.recomputed(USER)}
     assert not service.cache.available
+    rebuilt = await service.rebuilder.rebuild([USER], service.registry.full_mask)
+    assert {reading.expires_at_ms for reading in rebuilt[USER].values()} == {None}, "nothing keeps these values"
     fragile_world.restart()
 
 
