@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import litestar_offline_docs
+import uvloop
 from litestar import Litestar, Router
 from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
@@ -220,11 +220,6 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
 
 
 def run(settings: Settings) -> None:
-    """Serve on uvloop where it is there."""
+    """Serve until told to stop; raises as `serve`."""
     configure_logging(settings.log_format, settings.log_level)
-    if sys.platform == "win32":
-        asyncio.run(serve(settings))
-    else:
-        import uvloop  # noqa: PLC0415  # absent on Windows
-
-        uvloop.run(serve(settings))
+    uvloop.run(serve(settings))

@@ -463,6 +463,7 @@ async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, cli
     async with working(served_there) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually_async(lambda: stored_is(service, 1))
+        await eventually_async(lambda: all_consumed(service))  # counted before it is consumed
         async with httpx.AsyncClient(trust_env=False) as browser:
             text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text

@@ -13,9 +13,10 @@ from app.api.context import Api, HttpRequest, api_of, selected
 from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
 from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_ms
 from app.api.rendering import Renderer
-from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
+from app.api.schemas import BatchRequest, FeatureList, HistoryRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
+from app.features.export import catalogue
 from app.profiles.moments import Moments
 from app.profiles.ports import Asked
 
@@ -144,20 +145,7 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
 )
 async def get_features(request: HttpRequest) -> FeatureList:
     """The registry."""
-    return FeatureList(
-        [
-            FeatureEntry(
-                entry.name,
-                entry.dtype,
-                entry.ttl.total_seconds(),
-                entry.default,
-                entry.description,
-                list(entry.invalidated_by),
-                entry.fingerprint,
-            )
-            for entry in api_of(request).registry
-        ]
-    )
+    return msgspec.convert({"features": catalogue(api_of(request).registry)}, FeatureList)
 
 
 def _moment_problem(api: Api, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:

@@ -24,26 +24,14 @@ def features(fmt: str) -> None:
     from rich.table import Table
 
     from app.features.definitions import REGISTRY
-    from app.features.export import FORMATS
+    from app.features.export import FORMATS, catalogue
     from app.features.schema import ProfileFeatures
 
     if fmt in FORMATS:
         click.echo(FORMATS[fmt](REGISTRY, ProfileFeatures), nl=False)
         return
     if fmt == "json":
-        rows = [
-            {
-                "name": entry.name,
-                "dtype": entry.dtype,
-                "ttl_s": entry.ttl.total_seconds(),
-                "default": entry.default,
-                "description": entry.description,
-                "invalidated_by": list(entry.invalidated_by),
-                "fingerprint": entry.fingerprint,
-            }
-            for entry in REGISTRY
-        ]
-        print_json({"features": rows})
+        print_json({"features": catalogue(REGISTRY)})
         return
     table = Table("name", "dtype", "TTL", "default", "invalidated by", "description")
     for entry in REGISTRY:

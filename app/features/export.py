@@ -35,6 +35,22 @@ def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
+def catalogue(registry: Registry) -> list[dict[str, object]]:
+    """The entries as consumers may see them: everything but the SQL."""
+    return [
+        {
+            "name": entry.name,
+            "dtype": entry.dtype,
+            "ttl_s": entry.ttl.total_seconds(),
+            "default": entry.default,
+            "description": entry.description,
+            "invalidated_by": list(entry.invalidated_by),
+            "fingerprint": entry.fingerprint,
+        }
+        for entry in registry
+    ]
+
+
 FORMATS: dict[str, Callable[[Registry, type[msgspec.Struct]], str]] = {
     "json-schema": json_schema,
     "python": python,
