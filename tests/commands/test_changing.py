@@ -239,6 +239,7 @@ def test_the_demonstration_set_has_users_with_different_habits() -> None:
     assert len(HABITS) >= 5
 
 
+@pytest.mark.slow
 def test_the_demonstration_set_is_loaded_once_when_it_is_loaded_twice(migrated: Run) -> None:
     first = migrated("demo", "--users", "30", "--days", "40")
     assert first.code == 0

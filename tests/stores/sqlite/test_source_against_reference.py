@@ -55,7 +55,7 @@ def facts(draw: st.DrawFn) -> Admitted:
 masks = st.one_of(st.just(REGISTRY.full_mask), st.integers(0, REGISTRY.full_mask))
 rows = st.builds(Asked, st.sampled_from([*USERS, "nobody"]), masks, moments, st.one_of(st.none(), moments))
 
-held = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+held = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def expected(stored: list[Admitted], asked: Asked, now_ms: int) -> dict[str, reference.Value]:

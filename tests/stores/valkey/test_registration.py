@@ -115,6 +115,7 @@ async def test_read_is_stale_when_the_registration_is_left_out(
         assert stale > 0
 
 
+@pytest.mark.slow
 async def test_old_contents_are_out_of_reach_when_a_server_comes_back(
     database_path: Path, start_server: StartServer
 ) -> None:
