@@ -44,6 +44,7 @@ from app.stores.sqlite.rebuilds import SqliteAuditTrail, SqliteRebuildBook
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
+from app.stores.tasks import end
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.no_cache import NoCache
 from app.stores.valkey.registration import Registration
@@ -155,7 +156,7 @@ async def open_service(
         stack.push_async_callback(service.reader.close)
         stack.push_async_callback(service.ingestor.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
-        stack.push_async_callback(_cancel, settling)
+        stack.push_async_callback(end, [settling])
         yield service
 
 
@@ -240,8 +241,3 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
         freshness=FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock),
     )
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

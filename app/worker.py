@@ -25,6 +25,7 @@ from app.events.ports import Learner
 from app.settings import Settings
 from app.stores import queue
 from app.stores.queue_worker import Pace, keep_working
+from app.stores.tasks import end
 from app.telemetry import configure_logging, logger, serve_metrics
 
 RETRY_FIRST_S = 0.2
@@ -228,8 +229,7 @@ async def work(
                 context=context(service, pace),
             )
         finally:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            await end([sweeping])
             await asyncio.to_thread(stop_metrics)
     log.info("worker_stopped")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import Clock
@@ -132,7 +133,7 @@ class Invalidator:
             if self._wake.is_set():
                 await self._pause(RETRY_AFTER_S)
             else:
-                try:
-                    await asyncio.wait_for(self._wake.wait(), SETTLE_EVERY_S)
-                except TimeoutError:
-                    continue
+                # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SETTLE_EVERY_S):
+                        await self._wake.wait()

@@ -17,6 +17,7 @@ from arq.worker import Function, Worker
 from redis.exceptions import RedisError
 
 from app.stores.queue import HEALTH_KEY, QUEUE, connect, deserialize, serialize
+from app.stores.tasks import end
 from app.telemetry import logger
 
 ARQ_EXTRA_S = 10
@@ -26,7 +27,6 @@ MAX_JOBS = 10
 BLOCKING_S = 2.0
 STOP_GRACE_S = 10.0
 RESTART_AFTER_S = 0.5
-CANCEL_AGAIN_S = 0.5
 log = logger("stores.queue")
 
 
@@ -112,18 +112,9 @@ async def _close(worker: Worker, running: asyncio.Task[None]) -> None:
     jobs = [task for task in worker.tasks.values() if not task.done()]
     if jobs:
         await asyncio.wait(jobs, timeout=STOP_GRACE_S)
-    await _end([running, *jobs])
+    await end([running, *jobs])
     try:
         await worker.pool.delete(HEALTH_KEY)
     except (RedisError, OSError, TimeoutError) as error:
         log.debug("health_key_left", error=str(error))  # it expires
     await worker.pool.aclose(close_connection_pool=True)
-
-
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel until all have ended: a library may swallow a cancellation, as redis-py does while it connects."""
-    while waiting := [task for task in tasks if not task.done()]:
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
-    await asyncio.gather(*tasks, return_exceptions=True)  # whatever they raised is of no interest any more

@@ -27,12 +27,13 @@ from tests.support.live import live
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
 
+MOMENT_MS = now_ms()  # one for all lines: the same line twice is a duplicate
 RECEIPT = {"accepted": 0, "duplicates": 0, "refused": 0}
 
 
 def line(event_id: str, **changes: Any) -> str:
     """A line of newline-delimited JSON."""
-    return json.dumps(payload(served("ann", now_ms(), event_id=event_id), **changes))
+    return json.dumps(payload(served("ann", MOMENT_MS, event_id=event_id), **changes))
 
 
 def stored(tmp_path: Path) -> list[str]:

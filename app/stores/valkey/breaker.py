@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from app.errors import CacheUnavailable
+from app.stores.tasks import end
 from app.telemetry import Metrics, logger
 
 TRIP_AFTER = 3
@@ -51,8 +52,7 @@ class CircuitBreaker:
     async def close(self) -> None:
         """Stop probing."""
         if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
+            await end([self._probing])
 
     async def _probe_until_answered(self) -> None:
         while True:
