@@ -456,6 +456,7 @@ async def test_the_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: 
         await eventually_async(lambda: all_consumed(service))
 
 
+@pytest.mark.slow
 async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, client: ArqRedis) -> None:
     port = free_port()
     chosen = {name: getattr(settings, name) for name in ("database", "cache_url", "queue_url", "cache_timeout_ms")}
@@ -473,6 +474,7 @@ async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, cli
         pass
 
 
+@pytest.mark.slow
 async def test_it_stops_when_it_has_only_just_started(settings: Settings) -> None:
     for turns in (0, 2, 5, 8):
         async with working(settings):

@@ -158,6 +158,7 @@ async def test_json_lines_carry_request_ids_and_no_key(
     assert [line["event"] for line in lines].count("serving") == 1
 
 
+@pytest.mark.slow
 async def test_console_lines_cannot_be_forged_and_carry_no_key(
     database: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
 ) -> None:

@@ -57,6 +57,7 @@ IN_URLS = b"ABCxyz019-._~!$&'()*+,;=:@/?%"
 
 @given(target=st.binary(max_size=40))
 @settings(max_examples=50)
+@pytest.mark.slow
 async def test_random_target_is_answered_soundly(site: Live, target: bytes) -> None:
     # What no URL may hold as it is, the server refuses before the application hears of it.
     escaped = b"".join(bytes([byte]) if byte in IN_URLS else b"%%%02X" % byte for byte in target)

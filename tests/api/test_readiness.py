@@ -68,6 +68,7 @@ async def test_site_is_degraded_when_no_worker_has_shown_itself(
     assert "worker" in body["checks"]["worker"]
 
 
+@pytest.mark.slow
 async def test_site_is_degraded_when_the_cache_is_away(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:

@@ -200,6 +200,7 @@ async def test_late_event_counts_by_its_own_time_when_it_arrives_out_of_order(da
     assert (known, unknown, known_later) == (b"1.0", b"null", b"1.0")
 
 
+@pytest.mark.slow
 async def test_features_equal_the_reference_when_there_are_thousands_of_events(database: Database) -> None:
     chance = random.Random(20260425)
     users = [f"user-{number}" for number in range(40)]
