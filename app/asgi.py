@@ -22,6 +22,7 @@ from app.api.auth import Authenticator, guard
 from app.api.context import Api, Check
 from app.api.documents import ASSETS, openapi_config
 from app.api.gateway import Gateway
+from app.api.hit_path import HitPath
 from app.api.inputs import check_query
 from app.api.listening import listen
 from app.api.problems import on_error, on_exception, on_http_exception
@@ -62,14 +63,18 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     """The application. It opens a service for its lifespan, or uses the one given, which stays open."""
     shared_metrics = service.metrics if service is not None else Metrics()
 
+    def begin(application: Litestar, service: Service) -> None:
+        api = application.state.api = _api(service)
+        hit_path.open(api.reader, api.registry, api.authenticator, api.metrics)
+
     @asynccontextmanager
     async def lifespan(application: Litestar) -> AsyncIterator[None]:
         if service is not None:
-            application.state.api = _api(service)
+            begin(application, service)
             yield
             return
         async with open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened:
-            application.state.api = _api(opened)
+            begin(application, opened)
             yield
 
     application = Litestar(
@@ -86,7 +91,8 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         logging_config=None,
     )
     # Around the router: it decodes paths before any of its own middleware runs.
-    application.asgi_handler = Gateway(application.asgi_handler, shared_metrics)
+    hit_path = HitPath(Gateway(application.asgi_handler, shared_metrics))
+    application.asgi_handler = hit_path
     return application
 
 

@@ -34,7 +34,7 @@ class Authenticator:
     """Tells callers by their key."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
-        self._keys = tuple(keys)
+        self._keys = tuple((key.sha256, _caller(key)) for key in keys)
 
     def caller(self, key: str | None) -> Caller:
         """Who this key belongs to.
@@ -47,14 +47,13 @@ class Authenticator:
         if key is None:
             raise Unauthenticated("this service needs a key: send it in the header X-API-Key")
         digest = hash_key(key[:MAX_KEY_LENGTH])
-        found: ApiKey | None = None
-        for known in self._keys:
-            if hmac.compare_digest(known.sha256, digest):
-                found = known
+        found: Caller | None = None
+        for known, caller in self._keys:
+            if hmac.compare_digest(known, digest):
+                found = caller
         if found is None:
             raise Unauthenticated("the key in X-API-Key is not known")
-        scopes = found.scopes | {"read", "write"} if "admin" in found.scopes else found.scopes
-        return Caller(found.name, scopes)
+        return found
 
     def require(self, key: str | None, scope: str) -> Caller:
         """The caller, who has `scope`; raises `Unauthenticated` or `Forbidden`."""
@@ -62,6 +61,18 @@ class Authenticator:
         if scope not in caller.scopes:
             raise Forbidden(f"the key {caller.name!r} has not the scope {scope!r}")
         return caller
+
+    def grants(self, key: str | None, scope: str) -> bool:
+        """Whether `require` would return."""
+        try:
+            self.require(key, scope)
+        except (Unauthenticated, Forbidden):
+            return False
+        return True
+
+
+def _caller(key: ApiKey) -> Caller:
+    return Caller(key.name, key.scopes | {"read", "write"} if "admin" in key.scopes else key.scopes)
 
 
 def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from contextlib import suppress
+from random import Random
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
@@ -30,6 +30,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # A client may send any word as its method: what is none of these counts as one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+NO_SNIFF = (b"x-content-type-options", b"nosniff")
+CACHE_CONTROL = (b"cache-control", b"no-store")
+_random = Random()  # noqa: S311  # to tell requests apart, not to keep anybody out
 log = logger("api")
 
 
@@ -91,9 +94,9 @@ class Gateway:
             if message["type"] == "http.response.start":
                 await body.drain()
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
+                headers = [*message["headers"], (b"x-request-id", request_id), NO_SNIFF]
                 if all(name.lower() != b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
+                    headers.append(CACHE_CONTROL)
                 message["headers"] = headers
             await send(message)
 
@@ -112,11 +115,21 @@ class Gateway:
             level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 
+def request_id_of(value: bytes) -> bytes | None:
+    """A caller's own id, where it may stand in headers and logs."""
+    return value if _REQUEST_ID.fullmatch(value) else None
+
+
+def own_request_id() -> bytes:
+    """An id for a request that brought none: unlike any other, not secret."""
+    return b"%016x" % _random.getrandbits(64)
+
+
 def _request_id(scope: HTTPScope) -> bytes:
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return value
-    return secrets.token_hex(8).encode()
+        if name == b"x-request-id" and (own := request_id_of(value)) is not None:
+            return own
+    return own_request_id()
 
 
 def _refusal(scope: HTTPScope) -> tuple[int, str] | None:

@@ -10,6 +10,7 @@ from app.features.clock import rfc3339
 from app.features.registry import Registry, indices
 from app.profiles.filling import Reading
 
+TEMPLATES_CAP = 1_024
 _encode = msgspec.json.Encoder().encode
 
 
@@ -18,6 +19,7 @@ class Renderer:
 
     def __init__(self, registry: Registry) -> None:
         self._names = [_encode(name) + b":" for name in registry.names]
+        self._templates: dict[int, bytes] = {}
         self._dtypes = [entry.dtype.encode() for entry in registry]
 
     def values(self, profile: Mapping[int, Reading], mask: int) -> bytes:
@@ -36,6 +38,16 @@ class Renderer:
         """The whole answer for one user."""
         features = self.details(profile, mask) if detail else self.values(profile, mask)
         return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
+
+    def template(self, mask: int) -> bytes:
+        """The whole answer for one user with `%b` for the id, as JSON, and for each value in the mask."""
+        made = self._templates.get(mask)
+        if made is None:
+            if len(self._templates) >= TEMPLATES_CAP:
+                self._templates.clear()
+            values = b",".join([self._names[index] + b"%b" for index in indices(mask)])
+            made = self._templates[mask] = b'{"user_id":%b,"features":{' + values + b"}}"
+        return made
 
     def _detail(self, index: int, reading: Reading) -> bytes:
         expires = b"null" if reading.expires_at_ms is None else b'"' + rfc3339(reading.expires_at_ms).encode() + b'"'

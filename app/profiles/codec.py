@@ -8,6 +8,8 @@ two values with the same bytes were computed from the same knowledge, since the 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 VALUE = b"V"
@@ -41,3 +43,8 @@ def decode(held: bytes | None) -> Value | None:
         return Value(parts[0], int(parts[1]), int(parts[2]), int(parts[3]), parts[4])
     except ValueError:
         return None
+
+
+def header(fingerprint: bytes) -> Callable[[bytes], re.Match[bytes] | None]:
+    """Matches what comes before the JSON of a value under that fingerprint, and nothing else that a key may hold."""
+    return re.compile(rb"V%b:\d{1,19}:\d{1,14}:\d{1,14}:(?=.)" % re.escape(fingerprint), re.DOTALL).match

@@ -20,6 +20,10 @@ class Cell(NamedTuple):
     feature: str
 
 
+# Cells of one user: the id, and the features' names as bytes, ready to stand in a key.
+Row = tuple[str, Sequence[bytes]]
+
+
 class Fill(NamedTuple):
     """A value on its way into the cache: lands only where the cell still holds `token`."""
 
@@ -39,6 +43,10 @@ class Cache(Protocol):
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
         """What each cell holds, and the epoch under which that was read."""
+        ...
+
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+        """The same for all cells of rows, row after row."""
         ...
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:

@@ -2,7 +2,8 @@
 
 Requests of one tick of the event loop share one MGET; their misses share one statement, and one flight with whoever
 misses the same cell under the same token (`app.profiles.flights`).
-Invariant: a hit is served only while the trust gate holds, asked when the request begins. Must not know Redis or SQL.
+Invariant: a hit is served only while the trust gate holds, asked when its group begins, which is after the
+request did. Must not know Redis or SQL.
 """
 
 from __future__ import annotations
@@ -10,25 +11,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.errors import CacheUnavailable
 from app.features.registry import Registry, indices
 from app.profiles.computation import Computation
-from app.profiles.filling import Filler, Missing, Profile, Reading, own_outcomes
+from app.profiles.filling import Filler, Missing, Profile, Reading, Shape, own_outcomes
 from app.profiles.flights import Boarding, Flights
 from app.profiles.ports import Asked, Cache, Epoch
 from app.profiles.trust import TrustGate
 from app.telemetry import Metrics
 
 GROUP_CAP = 256
+SHAPES_CAP = 1_024
 
 Wanted = Mapping[str, int]
 
 
 class _Request(NamedTuple):
+    """`plain`: answered with each feature's JSON; else with readings."""
+
     wanted: Wanted
-    done: asyncio.Future[dict[str, Profile]]
+    plain: bool
+    done: asyncio.Future[dict[str, Any]]
+
+    def answer(self, answer: dict[str, Any]) -> None:
+        if not self.done.done():
+            self.done.set_result(answer)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class _Group:
@@ -36,12 +49,7 @@ class _Group:
 
     def __init__(self) -> None:
         self.requests: list[_Request] = []
-        self.wanted: dict[str, int] = {}
-
-    def add(self, request: _Request) -> None:
-        self.requests.append(request)
-        for user_id, mask in request.wanted.items():
-            self.wanted[user_id] = self.wanted.get(user_id, 0) | mask
+        self.users = 0
 
 
 class ProfileReader:
@@ -61,7 +69,7 @@ class ProfileReader:
         self._gate = gate
         self._computation = computation
         self._filler = filler
-        self._registry = registry
+        self._shapes = _Shapes(registry)
         self._metrics = metrics
         self._open: _Group | None = None
         self._flights = Flights(computation, filler)
@@ -72,13 +80,13 @@ class ProfileReader:
         Raises:
             StoreUnavailable: when values must be computed and the database does not answer.
         """
+        return await self._in_pieces(wanted, plain=False)
+
+    async def read_values(self, wanted: Wanted) -> dict[str, list[bytes]]:
+        """As `read`, but of each feature only the value, as JSON, in the order of the registry."""
         if len(wanted) <= GROUP_CAP:
-            return await self._read(wanted)
-        profiles: dict[str, Profile] = {}
-        pairs = iter(wanted.items())
-        while piece := dict(islice(pairs, GROUP_CAP)):
-            profiles.update(await self._read(piece))
-        return profiles
+            return await self._join(wanted, plain=True)
+        return await self._in_pieces(wanted, plain=True)
 
     async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
         """Compute past moments, uncached, in the order asked."""
@@ -95,77 +103,128 @@ class ProfileReader:
         """Finish what was begun, background fills included."""
         await self._flights.close()
 
-    async def _read(self, wanted: Wanted) -> dict[str, Profile]:
-        if not self._cache.available:
-            return await self._degrade(wanted, "unavailable")
-        if not self._gate.holds():
-            return await self._degrade(wanted, "owed")
-        loop = asyncio.get_running_loop()
-        request = _Request(wanted, loop.create_future())
-        if self._open is None or len(self._open.wanted) + len(wanted) > GROUP_CAP:
-            self._open = _Group()
-            loop.call_soon(self._flush, self._open)
-        self._open.add(request)
-        return await request.done
+    async def _in_pieces(self, wanted: Wanted, *, plain: bool) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        pairs = iter(wanted.items())
+        while piece := dict(islice(pairs, GROUP_CAP)):
+            answer.update(await self._join(piece, plain=plain))
+        return answer
 
-    def _flush(self, group: _Group) -> None:
-        if self._open is group:
-            self._open = None
-        self._flights.spawn(self._serve(group))
+    def _join(self, wanted: Wanted, *, plain: bool) -> asyncio.Future[dict[str, Any]]:
+        request = _Request(wanted, plain, asyncio.get_running_loop().create_future())
+        group = self._open
+        if group is None or group.users + len(wanted) > GROUP_CAP:
+            group = self._open = _Group()
+            # It begins in the next turn of the loop; whoever asks until then is in it.
+            self._flights.spawn(self._serve(group))
+        group.requests.append(request)
+        group.users += len(wanted)
+        return request.done
 
     async def _serve(self, group: _Group) -> None:
+        if self._open is group:
+            self._open = None
         waiting = group.requests
         try:
-            profiles: dict[str, Profile] = {user_id: {} for user_id in group.wanted}
-            epoch, missing = await self._look_up(group.wanted, profiles)
-            if missing:
-                waiting = _answer_complete(waiting, profiles, missing)
-                await self._fill_in(epoch, missing, profiles)
-            _answer(waiting, profiles)
+            if not self._cache.available:
+                await self._degrade(waiting, "unavailable")
+            elif not self._gate.holds():
+                await self._degrade(waiting, "owed")
+            else:
+                shapes = self._shapes
+                epoch, held = await self._cache.read_rows(
+                    [
+                        (user_id, shapes[mask].features)
+                        for request in waiting
+                        for user_id, mask in request.wanted.items()
+                    ]
+                )
+                waiting, profiles, missing = self._answer_hits(waiting, held)
+                if waiting:
+                    await self._fill_in(epoch, missing, profiles)
+                    self._answer(waiting, profiles)
         except CacheUnavailable:
-            await asyncio.gather(*(self._degrade_request(request) for request in waiting))
+            await self._degrade(waiting, "unavailable")
         except BaseException as error:
             for request in waiting:
-                if not request.done.done():
-                    request.done.set_exception(error)
+                request.fail(error)
             if not isinstance(error, Exception):
                 raise
 
-    async def _degrade_request(self, request: _Request) -> None:
-        try:
-            answer = await self._degrade(request.wanted, "unavailable")
-        except Exception as error:
-            if not request.done.done():
-                request.done.set_exception(error)
-        else:
-            if not request.done.done():
-                request.done.set_result(answer)
+    def _answer_hits(
+        self, requests: list[_Request], held: list[bytes | None]
+    ) -> tuple[list[_Request], dict[str, Profile], list[Missing]]:
+        """Step 1: answer what has every value. The rest is returned, with what was found for it and what was not."""
+        waiting: list[_Request] = []
+        profiles: dict[str, Profile] = {}
+        missing: dict[tuple[str, int], Missing] = {}
+        start = 0
+        for request in requests:
+            answer: dict[str, Any] = {}
+            first = start
+            for user_id, mask in request.wanted.items():
+                shape = self._shapes[mask]
+                part = held[start : (start := start + shape.width)]
+                values = shape.values(part)
+                if values is None:
+                    break
+                answer[user_id] = values if request.plain else self._found(user_id, mask, part, missing)
+            else:
+                request.answer(answer)
+                continue
+            waiting.append(request)
+            start = first
+            for user_id, mask in request.wanted.items():
+                part = held[start : (start := start + self._shapes[mask].width)]
+                profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
+        self._metrics.cache_hits.inc(len(held) - len(missing))
+        self._metrics.cache_misses.inc(len(missing))
+        return waiting, profiles, list(missing.values())
 
-    async def _degrade(self, wanted: Wanted, reason: str) -> dict[str, Profile]:
+    def _found(
+        self, user_id: str, mask: int, held: list[bytes | None], missing: dict[tuple[str, int], Missing]
+    ) -> Profile:
+        """The hits among what a user's cells hold; the others are noted in `missing`."""
+        profile: Profile = {}
+        for index, raw in zip(self._shapes[mask].indices, held, strict=True):
+            reading = self._filler.hit(index, raw)
+            if reading is None:
+                missing[user_id, index] = Missing(user_id, index, raw)
+            else:
+                profile[index] = reading
+        return profile
+
+    def _answer(self, requests: Iterable[_Request], profiles: Mapping[str, Profile]) -> None:
+        for request in requests:
+            request.answer(
+                {
+                    user_id: [profiles[user_id][index].json for index in self._shapes[mask].indices]
+                    if request.plain
+                    else {index: profiles[user_id][index] for index in self._shapes[mask].indices}
+                    for user_id, mask in request.wanted.items()
+                }
+            )
+
+    async def _degrade(self, requests: list[_Request], reason: str) -> None:
+        await asyncio.gather(*(self._compute(request, reason) for request in requests))
+
+    async def _compute(self, request: _Request, reason: str) -> None:
+        """Answer from the database; a failure is told to this request alone."""
+        wanted = request.wanted
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))
-        computed = await self._computation.live(wanted)
-        return {
+        try:
+            computed = await self._computation.live(wanted)
+        except Exception as error:
+            request.fail(error)
+            return
+        profiles: dict[str, Profile] = {
             user_id: {
                 index: Reading(outcomes[index].json, part.at_ms, None, False, outcomes[index].error)
                 for index in indices(wanted[user_id])
             }
             for part, user_id, outcomes in own_outcomes(computed, wanted)
         }
-
-    async def _look_up(self, wanted: Wanted, profiles: dict[str, Profile]) -> tuple[Epoch, list[Missing]]:
-        """Step 1: one MGET. Hits go into `profiles`, the rest is returned."""
-        places = [(user_id, index) for user_id, mask in wanted.items() for index in indices(mask)]
-        epoch, held = await self._cache.read([self._filler.cell(*place) for place in places])
-        missing: list[Missing] = []
-        for (user_id, index), raw in zip(places, held, strict=True):
-            reading = self._filler.hit(index, raw)
-            if reading is None:
-                missing.append(Missing(user_id, index, raw))
-            else:
-                profiles[user_id][index] = reading
-        self._metrics.cache_hits.inc(len(places) - len(missing))
-        self._metrics.cache_misses.inc(len(missing))
-        return epoch, missing
+        self._answer([request], profiles)
 
     async def _fill_in(self, epoch: Epoch, missing: list[Missing], profiles: dict[str, Profile]) -> None:
         """Steps 2 to 4 for what the MGET did not give. The fill itself goes on after the answer."""
@@ -188,17 +247,15 @@ class ProfileReader:
             profiles[item.user_id][item.feature] = (await asyncio.shield(flight))[item.user_id][item.feature]
 
 
-def _answer(requests: Iterable[_Request], profiles: Mapping[str, Profile]) -> None:
-    for request in requests:
-        if not request.done.done():
-            request.done.set_result({user_id: profiles[user_id] for user_id in request.wanted})
+class _Shapes(dict[int, Shape]):
+    """By mask, each made when it is first asked for. Masks are made of names in requests: no more than `SHAPES_CAP`."""
 
+    def __init__(self, registry: Registry) -> None:
+        super().__init__()
+        self._registry = registry
 
-def _answer_complete(
-    requests: list[_Request], profiles: Mapping[str, Profile], missing: list[Missing]
-) -> list[_Request]:
-    """Answer those that miss nothing; the others are returned."""
-    lacking = {item.user_id for item in missing}
-    complete = [request for request in requests if lacking.isdisjoint(request.wanted)]
-    _answer(complete, profiles)
-    return [request for request in requests if not lacking.isdisjoint(request.wanted)]
+    def __missing__(self, mask: int) -> Shape:
+        if len(self) >= SHAPES_CAP:
+            self.clear()
+        shape = self[mask] = Shape(self._registry, mask)
+        return shape

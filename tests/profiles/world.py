@@ -14,8 +14,9 @@ from app.features.definitions import REGISTRY
 from app.features.registry import Registry
 from app.profiles.ports import Epoch, Fill
 from app.stores.valkey.cache import ValkeyCache, key
-from app.stores.valkey.connections import Connections, converse
+from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.embedded import EmbeddedServer
+from app.stores.valkey.lane import Command, Lane
 from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, Turnstile, turn
 from tests.support.servers import ask
@@ -29,15 +30,13 @@ class PlainSet(ValkeyCache):
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         """SET without comparing."""
-        async with self._timed("fill", epoch) as (connection, _):
-            await converse(
-                connection, [(b"SET", key(epoch, fill.cell), fill.value, b"PX", fill.ttl_ms) for fill in fills]
-            )
+        commands: list[Command] = [(b"SET", key(epoch, fill.cell), fill.value, b"PX", fill.ttl_ms) for fill in fills]
+        await self._send("fill", Use.BACK, lambda _: commands, epoch)
         return [True] * len(fills)
 
 
 class _OneEpoch(Connections):
-    def _epoch(self, server: str) -> str:
+    def epoch(self, lane: Lane) -> str:
         return "forever"
 
 

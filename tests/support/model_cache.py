@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 from app.errors import CacheRefused, CacheUnavailable
 from app.profiles.codec import LEASE
-from app.profiles.ports import Cell, Epoch, Fill
+from app.profiles.ports import Cell, Epoch, Fill, Row
 from tests.support.clock import FakeClock
 
 
@@ -66,6 +66,10 @@ class ModelCache:
         """MGET."""
         self._ask()
         return self._epoch, [self._server.get(self._epoch, cell) for cell in cells]
+
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+        """MGET."""
+        return await self.read([Cell(user_id, feature.decode()) for user_id, names in rows for feature in names])
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
         """SET NX GET."""

@@ -8,20 +8,21 @@ by trying, per epoch, never by parsing a version. A command is sent only on a co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+import re
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
+from hiredis import ReplyError
 
 from app.errors import CacheRefused, CacheUnavailable
 from app.features.clock import Clock
 from app.profiles.codec import LEASE
-from app.profiles.ports import Cell, Epoch, Fill
+from app.profiles.ports import Cell, Epoch, Fill, Row
 from app.stores.valkey.breaker import CircuitBreaker
-from app.stores.valkey.connections import Command, Connections, converse, is_silent
+from app.stores.valkey.connections import Connections, Use, is_silent
+from app.stores.valkey.lane import Command
 from app.stores.valkey.registration import Registration
 from app.telemetry import Metrics
 
@@ -39,12 +40,42 @@ end
 return 0
 """
 _SAFE_IN_KEY = "-._~@:"
+_PLAIN = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
+_SYNTAX_ERROR = "ERR syntax error"
+_NO_SCRIPT = "NOSCRIPT"
 _KEYS_PER_DEL = 512
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
     """The key of a cell."""
-    return f"pf:{epoch}:{{{quote(cell.user_id, safe=_SAFE_IN_KEY)}}}:{cell.feature}".encode()
+    return _head(epoch, cell.user_id) + cell.feature.encode()
+
+
+def keys_of(epoch: Epoch, rows: Sequence[Row]) -> list[bytes]:
+    """The keys of rows of cells, in order."""
+    keys: list[bytes] = []
+    for user_id, features in rows:
+        head = _head(epoch, user_id)
+        keys += [head + feature for feature in features]
+    return keys
+
+
+def _head(epoch: Epoch, user_id: str) -> bytes:
+    quoted = user_id if _PLAIN(user_id) else quote(user_id, safe=_SAFE_IN_KEY)
+    return f"pf:{epoch}:{{{quoted}}}:".encode()
+
+
+def _checked(replies: list[Any], allowed: str | None = None) -> list[Any]:
+    """The replies; raises for the first refusal that does not begin with `allowed`."""
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            text = str(reply)
+            if allowed is not None and text.startswith(allowed):
+                continue
+            if text.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN")):
+                raise CacheUnavailable(text)
+            raise CacheRefused(text)
+    return replies
 
 
 class ValkeyCache:
@@ -79,8 +110,11 @@ class ValkeyCache:
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
         """One MGET."""
-        async with self._timed("mget") as (connection, epoch):
-            (held,) = await self._ask(connection, [(b"MGET", *(key(epoch, cell) for cell in cells))])
+        return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
+
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+        """One MGET."""
+        epoch, (held,) = await self._send("mget", Use.FRONT, lambda epoch: [(b"MGET", *keys_of(epoch, rows))])
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
@@ -88,38 +122,25 @@ class ValkeyCache:
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]
-        async with self._timed("lease", epoch) as (connection, _):
-            previous = await self._ask(
-                connection,
-                [
-                    (b"SET", key(epoch, cell), lease, b"NX", b"GET", b"PX", self._lease_ms)
-                    for cell, lease in zip(cells, leases, strict=True)
-                ],
-            )
+        commands: list[Command] = [
+            (b"SET", key(epoch, cell), lease, b"NX", b"GET", b"PX", self._lease_ms)
+            for cell, lease in zip(cells, leases, strict=True)
+        ]
+        _, previous = await self._send("lease", Use.FRONT, lambda _: commands, epoch)
         return [held or lease for held, lease in zip(previous, leases, strict=True)]
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         """Compare-and-set each, pipelined."""
-        async with self._timed("fill", epoch) as (connection, _):
-            if self._without_ifeq != epoch:
-                replies = await converse(
-                    connection,
-                    [
-                        (b"SET", key(epoch, fill.cell), fill.value, b"IFEQ", fill.token, b"PX", fill.ttl_ms)
-                        for fill in fills
-                    ],
-                )
-                if not _is_syntax_error(replies[0]):
-                    return [reply is not None for reply in _checked(replies)]
-                self._without_ifeq = epoch
-            return [
-                reply == 1
-                for reply in await self._run_script(
-                    connection,
-                    SET_IF_EQUAL,
-                    [(key(epoch, fill.cell), fill.token, fill.value, fill.ttl_ms) for fill in fills],
-                )
+        if self._without_ifeq != epoch:
+            commands: list[Command] = [
+                (b"SET", key(epoch, fill.cell), fill.value, b"IFEQ", fill.token, b"PX", fill.ttl_ms) for fill in fills
             ]
+            _, replies = await self._send("fill", Use.BACK, lambda _: commands, epoch, _SYNTAX_ERROR)
+            if not isinstance(replies[0], ReplyError):
+                return [reply is not None for reply in replies]
+            self._without_ifeq = epoch
+        calls = [(key(epoch, fill.cell), fill.token, fill.value, fill.ttl_ms) for fill in fills]
+        return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """DEL, under the epoch of the connection that carries it, which is the one that readers use."""
@@ -127,22 +148,19 @@ class ValkeyCache:
             return
         if self._registration is not None:
             self._registration.look()  # after the commit that made the cells untrue
-        async with self._timed("del") as (connection, epoch):
+
+        def deletions(epoch: Epoch) -> list[Command]:
             keys = [key(epoch, cell) for cell in cells]
-            await self._ask(
-                connection,
-                [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)],
-            )
+            return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
+
+        await self._send("del", Use.FRONT, deletions)
         if self._registration is not None:
             await self._registration.settle()
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Compare-and-delete each, pipelined."""
-        async with self._timed("drop_exactly", epoch) as (connection, _):
-            replies = await self._run_script(
-                connection, DELETE_IF_EQUAL, [(key(epoch, cell), value) for cell, value in held]
-            )
-        return sum(replies)
+        calls = [(key(epoch, cell), value) for cell, value in held]
+        return sum(await self._run_script("drop_exactly", DELETE_IF_EQUAL, calls, epoch))
 
     async def open(self) -> None:
         """Connect and register the server, so that the first read can use it. A cache that is away is no error."""
@@ -151,14 +169,14 @@ class ValkeyCache:
 
     async def ping(self) -> None:
         """Ask for a sign of life; raises `CacheUnavailable`."""
-        async with self._connections.borrow() as (connection, _):
-            await self._ask(connection, [(b"PING",)])
+        lane = await self._connections.lane()
+        _checked(await lane.ask([(b"PING",)]))
 
     async def check(self) -> None:
         """Try to write; raises `CacheUnavailable`, or `CacheRefused` where only that is refused. Leaves nothing."""
-        async with self._connections.borrow() as (connection, epoch):
-            name = b"pf:%b:check" % epoch.encode()
-            await self._ask(connection, [(b"SET", name, b"", b"PX", 1_000), (b"DEL", name)])
+        lane = await self._connections.lane()
+        name = b"pf:%b:check" % self._connections.epoch(lane).encode()
+        _checked(await lane.ask([(b"SET", name, b"", b"PX", 1_000), (b"DEL", name)]))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -167,51 +185,42 @@ class ValkeyCache:
             await self._registration.close()
         await self._connections.close()
 
-    @asynccontextmanager
-    async def _timed(self, command: str, epoch: Epoch | None = None) -> AsyncIterator[tuple[AbstractConnection, Epoch]]:
+    async def _send(
+        self,
+        what: str,
+        use: Use,
+        commands: Callable[[Epoch], Sequence[Command]],
+        epoch: Epoch | None = None,
+        allowed: str | None = None,
+    ) -> tuple[Epoch, list[Any]]:
+        """Send the commands made for the lane's epoch, which must be `epoch` where that is given."""
         started = self._clock.monotonic()
         try:
-            async with self._connections.borrow() as (connection, current):
-                if epoch is not None and current != epoch:
-                    raise CacheRefused("the cache was restarted or replaced meanwhile")
-                yield connection, current
+            lane = await self._connections.lane(use)
+            # From here to `ask` nothing is awaited: what is made for this lane goes over this lane.
+            current = self._connections.epoch(lane)
+            if epoch is not None and current != epoch:
+                raise CacheRefused("the cache was restarted or replaced meanwhile")
+            replies = _checked(await lane.ask(commands(current)), allowed)
         except CacheUnavailable as error:
             self._metrics.cache_errors.labels("silent" if is_silent(error) else "refused").inc()
             if is_silent(error):
                 self._breaker.failed()
             raise
         self._breaker.succeeded()
-        self._metrics.cache_seconds.labels(command).observe(self._clock.monotonic() - started)
-
-    @staticmethod
-    async def _ask(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
-        return _checked(await converse(connection, commands))
+        self._metrics.cache_seconds.labels(what).observe(self._clock.monotonic() - started)
+        return current, replies
 
     async def _run_script(
-        self, connection: AbstractConnection, script: bytes, calls: Sequence[tuple[bytes | int, ...]]
+        self, what: str, script: bytes, calls: Sequence[tuple[bytes | int, ...]], epoch: Epoch
     ) -> list[Any]:
         digest = hashlib.sha1(script, usedforsecurity=False).hexdigest()
         commands: list[Command] = [(b"EVALSHA", digest, 1, *call) for call in calls]
-        replies = await converse(connection, commands)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            await self._ask(connection, [(b"SCRIPT", b"LOAD", script)])
-            again = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            for place, reply in zip(again, await converse(connection, [commands[i] for i in again]), strict=True):
+        _, replies = await self._send(what, Use.BACK, lambda _: commands, epoch, _NO_SCRIPT)
+        lacking = [place for place, reply in enumerate(replies) if isinstance(reply, ReplyError)]
+        if lacking:
+            again: list[Command] = [(b"SCRIPT", b"LOAD", script), *(commands[place] for place in lacking)]
+            _, (_, *late) = await self._send(what, Use.BACK, lambda _: again, epoch)
+            for place, reply in zip(lacking, late, strict=True):
                 replies[place] = reply
-        return _checked(replies)
-
-
-def _is_syntax_error(reply: object) -> bool:
-    return isinstance(reply, ResponseError) and "syntax error" in str(reply).lower()
-
-
-def _checked(replies: list[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, (ReadOnlyError, OutOfMemoryError)):
-            raise CacheRefused(str(reply))
-        if isinstance(reply, ResponseError):
-            text = str(reply)
-            if text.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN")):
-                raise CacheUnavailable(text)
-            raise CacheRefused(text)
-    return replies
+        return replies

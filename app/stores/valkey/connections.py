@@ -1,105 +1,131 @@
-"""Connections to the cache, each with the epoch of the server at its other end.
+"""Lanes to the cache, each with the epoch of the server at its other end.
 
 The epoch is a short hash of the database's id, the server's `run_id`, which every server start draws anew, and the
-generation under which that server is registered. A connection learns the `run_id` before its first command, and keys
-are built only from the epoch of the connection that will carry them. So after a restart with old contents, or a
-failover, old keys are out of reach.
+generation under which that server is registered. A lane learns the `run_id` before its first command, and keys are
+built only from the epoch of the lane that will carry them. So after a restart with old contents, or a failover, old
+keys are out of reach.
+
+There are two lanes: what somebody waits for must not queue behind a thousand fills.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+from enum import Enum
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
+from app.stores.tasks import end
+from app.stores.valkey.lane import Lane
 from app.stores.valkey.pool import blocking_pool
 from app.stores.valkey.registration import Registration
 
-MAX_CONNECTIONS = 16
+_MOVES = 3
 _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
 
-Command = tuple[bytes | str | int, ...]
+
+class Use(Enum):
+    """Which lane: `FRONT` for what a request waits for, `BACK` for fills and whatever comes in bulk."""
+
+    FRONT = 0
+    BACK = 1
 
 
 class Connections:
-    """A pool whose connections know their epoch."""
+    """The lanes of one process, connected when they are needed."""
 
     def __init__(self, url: str, database_id: str, timeout_s: float, registration: Registration | None = None) -> None:
         """Without a `registration` every server is taken for the cache: for one process, or one that never moves."""
         self._database_id = database_id
         self._registration = registration
-        self._servers: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
+        self._timeout_s = timeout_s
         self._newest = ""
+        self._greeted: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
+        self._known: tuple[str, int] = ("", 0)
+        self._epoch = ""
+        self._lanes: dict[Use, Lane] = {}
+        self._opening: dict[Use, asyncio.Task[None]] = {}
+        # Never asked for a connection, only to make them: it knows what the URL says of TLS, passwords and Sentinel.
         self._pool: Any = blocking_pool(
-            url, timeout_s, MAX_CONNECTIONS, redis_connect_func=self._greet, lib_name=None, lib_version=None
+            url, timeout_s, len(Use), redis_connect_func=self._greet, lib_name=None, lib_version=None
         )
 
-    @asynccontextmanager
-    async def borrow(self) -> AsyncIterator[tuple[AbstractConnection, str]]:
-        """A connection and its epoch.
+    async def lane(self, use: Use = Use.FRONT) -> Lane:
+        """A lane to the server that was greeted last.
 
         Raises:
-            CacheUnavailable: the server does not answer in time, or the connection breaks.
-            CacheRefused: the server refuses the command, or is not the one registered.
+            CacheUnavailable: the server does not answer in time, or is none.
         """
-        connection: AbstractConnection | None = None
-        try:
-            connection = taken = await self._taken()
-            if self._servers[taken] != self._newest:
-                # 1. C1 greets server S; 2. the address moves to T, and S lives on; 3. C2 greets T and sends it a DEL;
-                # 4. a read over C1 would hit what S still holds. So every connection is to the server greeted last.
-                await taken.disconnect(nowait=True)
-                await taken.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
-            yield taken, self._epoch(self._servers[taken])
-        except CacheUnavailable:
-            raise  # found in a reply, or before anything was sent: the connection is sound
-        except (ReadOnlyError, OutOfMemoryError) as error:
-            raise CacheRefused(str(error)) from error
-        except (RedisError, OSError, TimeoutError, EOFError) as error:
-            if connection is not None:
-                await connection.disconnect(nowait=True)
-            raise CacheUnavailable(f"{type(error).__name__}: {error}") from error
-        except BaseException:
-            # Cancelled between command and reply: whatever comes next on this connection is not ours.
-            if connection is not None:
-                await connection.disconnect(nowait=True)
-            raise
-        finally:
-            if connection is not None:
-                await self._pool.release(connection)
+        # 1. One lane greets server S; 2. the address moves to T, and S lives on; 3. the other greets T and sends it a
+        # DEL; 4. a read over the first would hit what S still holds. So every lane is to the server greeted last.
+        for _ in range(_MOVES):
+            lane = self._lanes.get(use)
+            if lane is not None and not lane.closed and lane.server == self._newest:
+                return lane
+            opening = self._opening.get(use)
+            if opening is None:
+                opening = self._opening[use] = asyncio.get_running_loop().create_task(self._open(use))
+                opening.add_done_callback(lambda task: self._opened(use, task))
+            # Shielded: who is cancelled must not take the lane from the others who wait for it. And looked at again
+            # after the wait, in which the other lane may have met another server.
+            await asyncio.shield(opening)
+        raise CacheUnavailable("the connection does not last")
 
-    async def _taken(self) -> AbstractConnection:
-        try:
-            connection: AbstractConnection = await self._pool.get_connection()
-        except RedisConnectionError as error:
-            if "No connection available" in str(error):  # load here, not the server's silence
-                raise CacheRefused(f"more than {MAX_CONNECTIONS} commands are under way") from error
-            raise
-        return connection
+    def epoch(self, lane: Lane) -> str:
+        """The epoch for keys that go over `lane`; raises `CacheRefused` where its server is not the one registered."""
+        generation = self._registration.generation(lane.server) if self._registration is not None else 0
+        if self._known != (lane.server, generation):
+            identity = f"{self._database_id}:{lane.server}:{generation}"
+            self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
+            self._known = (lane.server, generation)
+        return self._epoch
 
     async def register(self) -> None:
         """Register the server that answers now. Raises `CacheUnavailable`."""
         if self._registration is None:
             return
+        lane = await self.lane()
         with suppress(CacheRefused):
-            async with self.borrow():
-                return
+            self.epoch(lane)
+            return
         try:
-            await self._registration.register(self._newest)
+            await self._registration.register(lane.server)
         except StoreUnavailable as error:
             raise CacheUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every lane."""
+        await end(list(self._opening.values()))
+        for lane in self._lanes.values():
+            lane.close()
         await self._pool.aclose()
+
+    async def _open(self, use: Use) -> None:
+        if (before := self._lanes.pop(use, None)) is not None:
+            before.close("the cache has moved to another server")
+        connection: AbstractConnection = self._pool.make_connection()
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
+        except (RedisError, OSError, TimeoutError, EOFError) as error:
+            await connection.disconnect(nowait=True)
+            raise CacheUnavailable(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._lanes[use] = Lane(connection, self._greeted[connection], self._timeout_s)
+
+    def _opened(self, use: Use, task: asyncio.Task[None]) -> None:
+        del self._opening[use]
+        if not task.cancelled():
+            task.exception()  # marked as seen: every waiter may be gone
 
     async def _greet(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
@@ -108,30 +134,7 @@ class Connections:
         found = _RUN_ID.search(reply if isinstance(reply, bytes) else b"")
         if found is None:
             raise RedisConnectionError("the server does not tell its run_id")
-        self._newest = self._servers[connection] = found[1].decode()
-
-    def _epoch(self, server: str) -> str:
-        generation = self._registration.generation(server) if self._registration is not None else 0
-        return hashlib.sha256(f"{self._database_id}:{server}:{generation}".encode()).hexdigest()[:12]
-
-
-async def converse(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
-    """Send commands at once and read their replies; a refusal is returned in its place, as the exception.
-
-    Raises:
-        RedisError: the connection broke or timed out; it is closed then.
-    """
-    if not connection.is_connected:
-        # redis-py would connect again here, maybe to the next server, with keys built for the last one.
-        raise RedisConnectionError("the connection is closed")
-    await connection.send_packed_command(connection.pack_commands(commands))
-    replies: list[Any] = []
-    for _ in commands:
-        try:
-            replies.append(await connection.read_response(disconnect_on_error=True))
-        except ResponseError as error:
-            replies.append(error)
-    return replies
+        self._newest = self._greeted[connection] = found[1].decode()
 
 
 def is_silent(error: CacheUnavailable) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import NoReturn
 
 from app.errors import CacheUnavailable
-from app.profiles.ports import Cell, Epoch, Fill
+from app.profiles.ports import Cell, Epoch, Fill, Row
 
 
 class NoCache:
@@ -16,6 +16,10 @@ class NoCache:
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
         """Raises `CacheUnavailable`, as every method here."""
+        _refuse()
+
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+        """Raises."""
         _refuse()
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:

@@ -14,7 +14,6 @@ import pytest
 from app.errors import CacheRefused, CacheUnavailable
 from app.profiles.ports import Cell, Fill
 from app.stores.valkey.cache import ValkeyCache, key
-from app.stores.valkey.connections import MAX_CONNECTIONS
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.caches import valkey_cache
@@ -242,8 +241,8 @@ async def test_every_read_gets_its_own_reply_when_others_were_cancelled(valkey: 
         line.mend()
         for other in cells[:3]:
             assert (await cache.read([other]))[1] == [own_value(other)]
-    together = await asyncio.gather(*(cache.read([cell]) for cell in cells[:MAX_CONNECTIONS]))
-    assert [held for _, held in together] == [[own_value(cell)] for cell in cells[:MAX_CONNECTIONS]]
+    together = await asyncio.gather(*(cache.read([cell]) for cell in cells))
+    assert [held for _, held in together] == [[own_value(cell)] for cell in cells]
     await cache.close()
     await eventually(lambda: ask(valkey, "INFO", "clients")["connected_clients"] == 1)  # the one that asks
 

@@ -1,4 +1,4 @@
-"""Connections and their epochs: what happens to commands when the server at the other end is another one."""
+"""Lanes and their epochs: what happens to commands when the server at the other end is another one."""
 
 from __future__ import annotations
 
@@ -7,82 +7,83 @@ import asyncio
 import pytest
 
 from app.errors import CacheUnavailable
-from app.profiles.ports import Cell, Epoch
-from app.stores.valkey.connections import Connections, converse
+from app.profiles.ports import Cell
+from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.caches import valkey_cache
 from tests.support.proxy import proxy
-from tests.support.servers import VALKEY, StartServer, calls
+from tests.support.servers import VALKEY, StartServer, ask, calls
 
 CELL = Cell("ann", "f")
 
 
-async def epochs(connections: Connections, many: int) -> list[Epoch]:
-    """The epochs of `many` connections that are borrowed at the same time."""
-    everybody_in = asyncio.Barrier(many)
-
-    async def one() -> Epoch:
-        async with connections.borrow() as (_, epoch):
-            await everybody_in.wait()
-            return epoch
-
-    return await asyncio.gather(*(one() for _ in range(many)))
-
-
-async def test_connections_share_an_epoch_when_the_server_is_the_same(server: EmbeddedServer) -> None:
+async def test_lanes_share_an_epoch_when_the_server_is_the_same(server: EmbeddedServer) -> None:
     here, there = Connections(server.url, "db", 5), Connections(server.url, "another", 5)
-    assert len(set(await epochs(here, 4))) == 1
-    assert set(await epochs(here, 1)).isdisjoint(await epochs(there, 1))
+    front, back = await asyncio.gather(here.lane(), here.lane(Use.BACK))
+    assert front is not back
+    assert here.epoch(front) == here.epoch(back) != there.epoch(await there.lane())
     await here.close()
     await there.close()
 
 
-async def test_all_connections_follow_when_the_address_moves_to_another_server(start_server: StartServer) -> None:
-    """The old server lives on, and so do connections to it: a DEL on the new one must not leave them hits."""
+async def test_one_lane_is_opened_when_many_want_it_at_once(server: EmbeddedServer) -> None:
+    connections = Connections(server.url, "db", 5)
+    before = ask(server, "INFO", "stats")["total_connections_received"]
+    lanes = await asyncio.gather(*(connections.lane() for _ in range(20)))
+    assert len(set(lanes)) == 1
+    assert ask(server, "INFO", "stats")["total_connections_received"] - before == 2, "ours, and the one that asks"
+    await connections.close()
+
+
+async def test_a_lane_is_opened_for_the_others_when_who_wanted_it_first_is_cancelled(server: EmbeddedServer) -> None:
+    connections = Connections(server.url, "db", 5)
+    first = asyncio.get_running_loop().create_task(connections.lane())
+    await asyncio.sleep(0)
+    second = asyncio.get_running_loop().create_task(connections.lane())
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await (await second).ask([(b"PING",)]) == [b"PONG"]
+    assert first.cancelled()
+    await connections.close()
+
+
+async def test_all_lanes_follow_when_the_address_moves_to_another_server(start_server: StartServer) -> None:
+    """The old server lives on, and so does the lane to it: a DEL on the new one must not leave it hits."""
     old, new = start_server(VALKEY), start_server(VALKEY)
     async with proxy(old.socket_path) as line:
         connections = Connections(line.url, "db", 5)
-        (before,) = set(await epochs(connections, 2))
+        front = await connections.lane()
+        before = connections.epoch(front)
         line.target = new.socket_path
-        assert set(await epochs(connections, 2)) == {before}, "nobody can know yet"
-        (_, _, after) = await epochs(connections, 3)  # one more than there are
+        assert await connections.lane() is front, "nobody can know yet"
+        after = connections.epoch(await connections.lane(Use.BACK))
         assert after != before
-        assert set(await epochs(connections, 3)) == {after}
+        assert connections.epoch(await connections.lane()) == after
+        assert front.closed
         await connections.close()
     old.kill()
     new.kill()
 
 
-async def test_a_command_is_not_sent_when_its_connection_closed_after_it_was_borrowed(server: EmbeddedServer) -> None:
+async def test_a_command_is_not_sent_when_its_lane_closed_meanwhile(server: EmbeddedServer) -> None:
     connections = Connections(server.url, "db", 5)
     before = calls(server, "ping")
-
-    async def ping_on_a_closed_connection() -> None:
-        async with connections.borrow() as (connection, _):
-            await connection.disconnect(nowait=True)
-            await converse(connection, [(b"PING",)])
-
+    lane = await connections.lane()
+    lane.close()
     with pytest.raises(CacheUnavailable):
-        await ping_on_a_closed_connection()
+        lane.ask([(b"PING",)])
     assert calls(server, "ping") == before
     await connections.close()
 
 
-async def test_a_command_fails_when_the_server_restarts_after_its_connection_was_borrowed(
-    own_server: EmbeddedServer,
-) -> None:
+async def test_a_command_fails_when_the_server_restarts_after_its_lane_was_opened(own_server: EmbeddedServer) -> None:
     connections = Connections(own_server.url, "db", 5)
-
-    async def set_after_a_restart() -> None:
-        async with connections.borrow() as (connection, _):
-            own_server.kill()
-            own_server.start()
-            await converse(connection, [(b"SET", "under the old epoch", "x")])
-
+    lane = await connections.lane()
+    own_server.kill()
+    own_server.start()
     with pytest.raises(CacheUnavailable):
-        await set_after_a_restart()
-    async with connections.borrow() as (connection, _):
-        assert await converse(connection, [(b"DBSIZE",)]) == [0]
+        await lane.ask([(b"SET", "under the old epoch", "x")])
+    assert await (await connections.lane()).ask([(b"DBSIZE",)]) == [0]
     await connections.close()
 
 
