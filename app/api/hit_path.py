@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from time import perf_counter
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+from prometheus_client import Histogram
 
 from app.api.auth import Authenticator
 from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
@@ -45,7 +46,9 @@ class HitPath:
         self._registry = registry
         self._template = Renderer(registry).template
         self._grants = authenticator.grants
-        self._observe = metrics.request_seconds.labels("GET", ROUTE, 200).observe
+        # Made at the first hit: a series that exists claims that something was answered.
+        self._hit_seconds: Histogram | None = None
+        self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._tells = logging.getLogger().isEnabledFor(logging.DEBUG)
         self._reader = reader
@@ -54,39 +57,31 @@ class HitPath:
         """One request."""
         if scope["type"] == ScopeType.HTTP and scope["method"] == "GET" and self._reader is not None:
             found = _PATH(scope.get("raw_path") or b"")
-            if found is not None:
-                started = perf_counter()
-                mask = self._mask(scope["query_string"])
-                request_id = self._admitted(scope["headers"]) if mask else None
-                if request_id is not None:
-                    user = found[1]
-                    user_id = user.decode()
-                    try:
-                        values = (await self._reader.read_values({user_id: mask}))[user_id]
-                    except ProfilesError:
-                        pass  # the documented route meets the same and tells it properly
-                    else:
-                        body = self._template(mask) % (b'"%b"' % user, *values)
-                        await send(
-                            {
-                                "type": "http.response.start",
-                                "status": 200,
-                                "headers": [
-                                    _JSON,
-                                    (b"content-length", b"%d" % len(body)),
-                                    (b"x-request-id", request_id),
-                                    NO_SNIFF,
-                                    CACHE_CONTROL,
-                                ],
-                            }
-                        )
-                        await send({"type": "http.response.body", "body": body, "more_body": False})
-                        elapsed = perf_counter() - started
-                        self._observe(elapsed)
-                        if self._tells:
-                            self._tell(request_id, elapsed)
-                        return
+            if found is not None and await self._answered(scope, found[1], self._reader, send):
+                return
         await self._inner(scope, receive, send)
+
+    async def _answered(self, scope: HTTPScope, user: bytes, reader: ProfileReader, send: Send) -> bool:
+        started = perf_counter()
+        mask = self._mask(scope["query_string"])
+        request_id = self._admitted(scope["headers"]) if mask else None
+        if request_id is None:
+            return False
+        user_id = user.decode()
+        try:
+            values = (await reader.read_values({user_id: mask}))[user_id]
+        except ProfilesError:
+            return False  # the documented route meets the same, and tells it properly
+        except Exception:  # a defect: known by this line, and no reason not to answer
+            log.exception("hit_path_failed", **{REQUEST_ID: request_id.decode()})
+            return False
+        body = self._template(mask) % (b'"%b"' % user, *values)
+        length = (b"content-length", b"%d" % len(body))
+        headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        self._count(request_id, perf_counter() - started)
+        return True
 
     def _mask(self, query: bytes) -> int:
         """The features asked for; 0 where this path cannot tell."""
@@ -118,7 +113,11 @@ class HitPath:
             return None
         return request_id or own_request_id()
 
-    @staticmethod
-    def _tell(request_id: bytes, elapsed: float) -> None:
+    def _count(self, request_id: bytes, elapsed: float) -> None:
+        if self._hit_seconds is None:
+            self._hit_seconds = self._request_seconds.labels("GET", ROUTE, 200)
+        self._hit_seconds.observe(elapsed)
+        if not self._tells:
+            return
         fields = {REQUEST_ID: request_id.decode(), "method": "GET", "route": ROUTE, "status": 200}
         log.debug("request", **fields, ms=round(elapsed * 1000, 2))

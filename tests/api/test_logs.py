@@ -30,15 +30,16 @@ from app.asgi import run
 from app.profiles.read import ProfileReader
 from app.settings import Settings
 
-reading = ProfileReader.read
+def failing(reading):
+    async def read(self, wanted):
+        for user in wanted:
+            if user.startswith("boom"):
+                raise RuntimeError(f"cannot read {user}\n2026-01-01T00:00:00Z [info     ] forged\r\x1b[2J")
+        return await reading(self, wanted)
+    return read
 
-async def read(self, wanted):
-    for user in wanted:
-        if user.startswith("boom"):
-            raise RuntimeError(f"cannot read {user}\n2026-01-01T00:00:00Z [info     ] forged\r\x1b[2J")
-    return await reading(self, wanted)
-
-ProfileReader.read = read
+ProfileReader.read = failing(ProfileReader.read)
+ProfileReader.read_values = failing(ProfileReader.read_values)
 run(Settings.from_environment())
 """
 FORGED = "boom\u2028 2026-01-01T00:00:00Z [info     ] forged \u202e"

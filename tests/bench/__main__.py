@@ -63,7 +63,7 @@ def main() -> None:
             queue.start()
             settings = Settings(database=directory / "profiles.db", cache_url=cache.url, queue_url=queue.url)
             results = asyncio.run(_measure(settings, now_ms))
-            results += http.measure(settings, "user-0001")
+            results += http.measure(settings, [f"user-{number:04d}" for number in range(1, USERS + 1)])
         finally:
             cache.stop()
             queue.stop()
@@ -75,7 +75,7 @@ def main() -> None:
 
 def _show(results: list[Comparison]) -> None:
     table = Table("what", "against", title="seconds per unit of work, medians; a ratio below 1: ours is faster")
-    for heading in ("reference", "ours", "ratio"):
+    for heading in ("reference", "ours", "ratio", "at most"):
         table.add_column(heading, justify="right")
     for result in results:
         table.add_row(
@@ -84,6 +84,7 @@ def _show(results: list[Comparison]) -> None:
             f"{result.reference_s * 1e6:,.1f} µs",
             f"{result.ours_s * 1e6:,.1f} µs",
             f"{result.ratio:.2f}",
+            "" if result.at_most is None else f"{result.at_most:.2f} {'✓' if result.ratio <= result.at_most else '✗'}",
         )
     Console(width=110).print(table)
 

@@ -1,116 +1,126 @@
-"""A warm profile over HTTP, against a bare ASGI constant on the same server, both loaded by wrk."""
+"""Warm profiles over HTTP: against a bare ASGI constant and against a plain route, on the same server, by wrk."""
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from statistics import median
 
-from app.settings import Settings
+import redis
+
+from app.features.definitions import REGISTRY
+from app.settings import Settings, hash_key
+from tests.bench.load import Load, get, post, wrk
+from tests.bench.references import key
 from tests.bench.timing import Comparison
 from tests.support.waiting import eventually_sync
 
-ROUNDS = 3
-SECONDS = 3
-
-_CONSTANT = """
-import asyncio, signal, sys
-import uvloop
-from granian.constants import HTTPModes, Interfaces
-from granian.server.embed import Server
-
-BODY = b'{"user_id":"user-0001","features":{}}'
-HEAD = {"type": "http.response.start", "status": 200, "headers": [
-    (b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]}
-
-async def constant(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    await send(HEAD)
-    await send({"type": "http.response.body", "body": BODY, "more_body": False})
-
-async def main():
-    server = Server(constant, port=int(sys.argv[1]), interface=Interfaces.ASGI, http=HTTPModes.http1,
-                    websockets=False, log_enabled=False)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
-    await server.serve()
-
-uvloop.run(main())
-"""
+ROUNDS = 5
+KEY = "a-key-for-the-benchmark"
+BATCH = 100
 
 
-def measure(settings: Settings, user_id: str) -> Iterator[Comparison]:
-    """Seconds per request at 1 and 32 connections."""
+def measure(settings: Settings, users: list[str]) -> Iterator[Comparison]:
+    """Single reads at 1 and 32 connections, batches of 100 at 8; keys, metrics and request ids on."""
     if shutil.which("wrk") is None:
         print("wrk is missing (Debian: apt-get install wrk): no figures over HTTP", file=sys.stderr)
         return
-    ports = (_free_port(), _free_port())
-    environment = {
-        **os.environ,
-        "PROFILES_DATABASE": str(settings.database),
-        "PROFILES_CACHE_URL": settings.cache_url or "",
-        "PROFILES_QUEUE_URL": settings.queue_url or "",
-        "PROFILES_PORT": str(ports[1]),
-        "PROFILES_LOG_LEVEL": "error",
-    }
-    urls = [f"http://127.0.0.1:{ports[0]}/", f"http://127.0.0.1:{ports[1]}/profiles/{user_id}"]
+    _fill_reference(settings, users)
+    bare, plain, ours = free_port(), free_port(), free_port()
+    references = [sys.executable, "-m", "tests.bench.references"]
     with (
-        _child([sys.executable, "-c", _CONSTANT, str(ports[0])], environment, urls[0]),
-        _child([sys.executable, "-m", "app", "serve"], environment, urls[1]),
+        child([*references, "constant", str(bare)], {}, bare, "/"),
+        child([*references, "mget", str(plain), settings.cache_url or ""], {}, plain, f"/profiles/{users[0]}"),
+        service(settings, ours),
     ):
-        for connections in (1, 32):
-            rates: tuple[list[float], list[float]] = ([], [])
-            for _ in range(ROUNDS):
-                for url, taken in zip(urls, rates, strict=True):
-                    taken.append(_requests_per_s(url, connections))
-            name = f"warm read, {connections} connection{'s' if connections > 1 else ''}"
-            yield Comparison(name, "bare ASGI constant", 1 / median(rates[0]), 1 / median(rates[1]))
-
-
-def _requests_per_s(url: str, connections: int) -> float:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", url]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    if "Non-2xx" in text:
-        raise AssertionError(f"{url} answered with errors: {text}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    assert found is not None
-    return float(found[1])
+        single = [get(f"/profiles/{user}", KEY) for user in users]
+        many = [
+            post("/profiles/batch", json.dumps({"user_ids": users[start : start + BATCH]}).encode(), KEY)
+            for start in range(0, len(users) - BATCH, BATCH // 2)
+        ]
+        wrk(ours, many, 1, 1)  # warm
+        yield _compare("warm read, 32 connections", "bare ASGI constant", (bare, ours), single, 32, _seconds, 2.5)
+        yield _compare("warm read, 32 connections", "Litestar + MGET", (plain, ours), single, 32, _seconds, 1 / 3.5)
+        yield _compare("warm read, 1 connection, p50", "bare ASGI constant", (bare, ours), single, 1, _p50, 3)
+        yield _compare(f"batch of {BATCH}, 8 connections", "Litestar + MGET", (plain, ours), many, 8, _seconds, 1 / 1.5)
 
 
 @contextmanager
-def _child(command: list[str], environment: dict[str, str], url: str) -> Iterator[None]:
-    child = subprocess.Popen(command, env=environment)
+def service(settings: Settings, port: int) -> Iterator[None]:
+    """`profiles serve` as a process of its own, with a key."""
+    environment = {
+        "PROFILES_DATABASE": str(settings.database),
+        "PROFILES_CACHE_URL": settings.cache_url or "",
+        "PROFILES_QUEUE_URL": settings.queue_url or "",
+        "PROFILES_PORT": str(port),
+        "PROFILES_LOG_LEVEL": "error",
+        "PROFILES_API_KEYS": f"bench:admin:{hash_key(KEY).hex()}",
+    }
+    with child([sys.executable, "-m", "app", "serve"], environment, port, "/healthz"):
+        yield
+
+
+@contextmanager
+def child(command: list[str], environment: dict[str, str], port: int, path: str) -> Iterator[None]:
+    """A serving process, from when it answers until the block ends."""
+    process = subprocess.Popen(command, env={**os.environ, **environment})
     try:
-        eventually_sync(lambda: _answers(url), timeout_s=20)
+        eventually_sync(lambda: _answers(f"http://127.0.0.1:{port}{path}"), timeout_s=20)
         yield
     finally:
-        child.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            child.wait(15)
-        child.kill()
-        child.wait()
+            process.wait(15)
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _compare(
+    name: str,
+    reference: str,
+    ports: tuple[int, int],
+    requests: list[bytes],
+    connections: int,
+    figure: Callable[[Load], float],
+    at_most: float,
+) -> Comparison:
+    figures: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        for port, taken in zip(ports, figures, strict=True):
+            taken.append(figure(wrk(port, requests, connections)))
+    return Comparison(name, reference, median(figures[0]), median(figures[1]), at_most)
+
+
+def _seconds(load: Load) -> float:
+    return 1 / load.rate
+
+
+def _p50(load: Load) -> float:
+    return load.p50
+
+
+def _fill_reference(settings: Settings, users: list[str]) -> None:
+    with redis.Redis.from_url(settings.cache_url or "") as client:
+        client.mset({key(user, name): "0.5" for user in users for name in REGISTRY.names})
 
 
 def _answers(url: str) -> bool:
     with suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
         return bool(answer.status == 200)
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

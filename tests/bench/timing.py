@@ -13,12 +13,16 @@ Work = Callable[[], Awaitable[object]]
 
 
 class Comparison(NamedTuple):
-    """`ratio` is ours over the reference, both medians of one unit of work in seconds; below 1 ours is faster."""
+    """`ratio` is ours over the reference, both medians of one unit of work in seconds; below 1 ours is faster.
+
+    `at_most` is the floor that the project set itself.
+    """
 
     name: str
     reference: str
     reference_s: float
     ours_s: float
+    at_most: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -27,7 +31,14 @@ class Comparison(NamedTuple):
 
 
 async def compare(
-    name: str, reference_name: str, reference: Work, ours: Work, *, repeat: int, units: int = 1
+    name: str,
+    reference_name: str,
+    reference: Work,
+    ours: Work,
+    *,
+    repeat: int,
+    units: int = 1,
+    at_most: float | None = None,
 ) -> Comparison:
     """Run both in turn. `repeat` times a round; `units` of work are in one call."""
     await reference()
@@ -39,4 +50,4 @@ async def compare(
             for _ in range(repeat):
                 await work()
             taken.append((perf_counter() - started) / repeat / units)
-    return Comparison(name, reference_name, median(times[0]), median(times[1]))
+    return Comparison(name, reference_name, median(times[0]), median(times[1]), at_most)

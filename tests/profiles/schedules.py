@@ -64,6 +64,7 @@ async def fill_after_del_and_a_new_lease(world: World) -> None:
     other = await world.stopped_at(second.source.before, second.features(USER))
     first.source.after.go()
     await reading
+    await first.drain()
     await assert_true([third], USER)
     second.source.before.go()
     assert await other == await second.recomputed(USER)
@@ -94,6 +95,7 @@ async def fill_after_flushall_and_a_new_lease(world: World) -> None:
     other = await world.stopped_at(second.source.before, second.features(USER))
     first.source.after.go()
     await reading
+    await first.drain()
     await assert_true([third], USER)
     second.source.before.go()
     await other

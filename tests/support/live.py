@@ -22,7 +22,9 @@ import httpx
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from litestar import Litestar
+from litestar.types import ASGIApp
 
+from app.api.hit_path import HitPath
 from app.asgi import create_app
 from app.assembly import Contract, Service, open_service
 from app.features.events import TipEvent
@@ -133,10 +135,12 @@ async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple
 
 
 @asynccontextmanager
-async def live(settings: Settings, *, contract: Contract | None = None) -> AsyncIterator[Live]:
-    """Serve until the block ends."""
+async def live(settings: Settings, *, contract: Contract | None = None, hit_path: bool = True) -> AsyncIterator[Live]:
+    """Serve until the block ends. Without the hit path, every request goes to its documented route."""
     async with open_service(settings, door="http", contract=contract) as service:
         application = create_app(settings, service=service)
+        if not hit_path:
+            application.asgi_handler = behind_the_hit_path(application)
         port = free_port()
         server = Server(
             application,
@@ -156,6 +160,13 @@ async def live(settings: Settings, *, contract: Contract | None = None) -> Async
         finally:
             server.stop()  # type: ignore[no-untyped-call]  # granian types it not
             await serving
+
+
+def behind_the_hit_path(application: Litestar) -> ASGIApp:
+    """What the hit path hands on to."""
+    handler = application.asgi_handler
+    assert isinstance(handler, HitPath)
+    return handler._inner
 
 
 async def answering(port: int) -> None:

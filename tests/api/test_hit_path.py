@@ -1,0 +1,261 @@
+"""The hit path against the documented route: two sites over one database and one cache, one of them without it.
+
+Whatever is asked, both must give the same status, headers and body, and count it alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from litestar.types import Receive, Scope, Send
+
+from app.features.definitions import REGISTRY
+from app.settings import Settings
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.events import feedback, served
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+USERS = ["ada", "Grace.Hopper", "a@b.c", "user:1~x", "-", "...", "_" * 128, "batches"]
+ODD = [
+    "batch", "history", ".", "..", ".a", "a%2Fb", "%61da", "ad%E4", "%C3%A9", "a%20b", "a+b", "x" * 129, "", "ada/",
+    "/ada", "a;b", "a,b", "a=b", "a$b", "a%", "a%zz", "a%00", "a%0Ab", "%F0%9F%8C%8D", "a*b", "(a)", "a!b", "a&b",
+    "ada/rebuild",
+]  # fmt: skip
+NAMES = [*REGISTRY.names, "nonsense", "", " ", "Tip_Volume_30d", "tip%5Fvolume_30d"]
+QUERIES = [
+    "",
+    "detail=true",
+    "detail=false",
+    "detail=maybe",
+    "as_of=2026-01-01",
+    "nope=1",
+    "&",
+    "features",
+    "FEATURES=a",
+]
+GOOD_ID = re.compile(r"[A-Za-z0-9._\-]{1,64}")
+
+
+class Ask(NamedTuple):
+    """A request as it goes over the wire."""
+
+    target: str
+    method: str = "GET"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+
+    def encoded(self) -> bytes:
+        """The bytes."""
+        lines = [f"{self.method} {self.target} HTTP/1.1", "Host: localhost", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        return ("\r\n".join(lines) + "\r\n\r\n" + self.body).encode("latin-1")
+
+    @property
+    def own_id(self) -> str | None:
+        """The request id that the answer must carry."""
+        ids = [value for name, value in self.headers if name.lower() == "x-request-id" and GOOD_ID.fullmatch(value)]
+        return ids[0] if ids else None
+
+
+class Told(NamedTuple):
+    """An answer, without what may differ from one request to the next."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: object
+
+
+features = st.lists(st.sampled_from(NAMES), max_size=4).map(lambda names: "features=" + ",".join(names))
+queries = st.one_of(
+    st.just(None), st.just(None), st.sampled_from(QUERIES), features, st.lists(features, max_size=2).map("&".join)
+)
+header = st.one_of(
+    st.sampled_from([("X-API-Key", key) for key in [*KEYS.values(), "", "x" * 600, "\xe9"]]),
+    st.sampled_from([("X-Request-Id", value) for value in ["mine-1", "a b", "x" * 65, "", "yours_2"]]),
+    st.sampled_from(
+        [("Accept", "text/html"), ("Accept-Encoding", "gzip"), ("Expect", "100-continue"), ("X-A", "\xff")]
+    ),
+)
+good_key = st.just((("x-api-key", KEYS["reader"]),))
+
+
+@st.composite
+def asks(draw: st.DrawFn) -> Ask:
+    """Mostly what the hit path answers, with everything that may be wrong with it."""
+    user = draw(st.one_of(st.sampled_from(USERS), st.sampled_from(ODD), st.text("abZ.-~:@_%2F?#", max_size=12)))
+    query = draw(queries)
+    headers = draw(st.one_of(good_key, st.lists(header, max_size=4).map(tuple), good_key))
+    body = draw(st.sampled_from(["", "", "", "{}"]))
+    if body:
+        headers = (*headers, ("Content-Length", str(len(body))))
+    method = draw(st.sampled_from(["GET"] * 8 + ["HEAD", "POST", "OPTIONS", "DELETE", "get"]))
+    return Ask(f"/profiles/{user}" + (f"?{query}" if query is not None else ""), method, headers, body)
+
+
+async def told(site: Live, ask: Ask) -> Told:
+    """Ask a site."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.write(ask.encoded())
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    while answer.startswith(b"HTTP/1.1 100"):
+        answer = answer.partition(b"\r\n\r\n")[2]
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = sorted((name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines))
+    given = [value for name, value in headers if name == "x-request-id"]
+    assert len(given) == (0 if not given and status.endswith("400 Bad Request") else 1), headers
+    if ask.own_id is not None and given:
+        assert given == [ask.own_id]
+    kept = [(name, value) for name, value in headers if name not in ("date", "x-request-id")]
+    if "detail=true" in ask.target and status.endswith("200 OK"):
+        return Told(int(status.split()[1]), [item for item in kept if item[0] != "content-length"], _timeless(body))
+    return Told(int(status.split()[1]), kept, body)
+
+
+def _timeless(body: bytes) -> object:
+    """A detailed answer without the times, and without who computed."""
+    answer = json.loads(body)
+    for feature in answer["features"].values():
+        for name in ("computed_at", "expires_at", "origin"):
+            del feature[name]
+    return answer
+
+
+def counted(site: Live) -> dict[tuple[str, ...], int]:
+    """Requests by method, route and status."""
+    return {
+        tuple(sample.labels.values()): int(sample.value)
+        for family in site.service.metrics.collectors.collect()
+        for sample in family.samples
+        if sample.name == "profiles_http_request_duration_seconds_count"
+    }
+
+
+async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, ...]]]:
+    """The answer, and what it was counted as."""
+    before = counted(site)
+    answer = await told(site, ask)
+    # A request is counted after its answer was sent; one that the server itself refuses is not.
+    await eventually(lambda: counted(site) != before or answer.status == 400)
+    return answer, {labels for labels, count in counted(site).items() if count != before.get(labels, 0)}
+
+
+class Pair(NamedTuple):
+    """The site as it is, and the reference."""
+
+    site: Live
+    reference: Live
+
+
+def pair_settings(database: Path, cache: EmbeddedServer, queue: EmbeddedServer, timeout_ms: int = 5_000) -> Settings:
+    return Settings(
+        database=database,
+        cache_url=cache.url,
+        queue_url=queue.url,
+        cache_timeout_ms=timeout_ms,
+        api_keys=API_KEYS,
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def pair(
+    migrated_template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    cache_server: EmbeddedServer,
+    queue_server: EmbeddedServer,
+) -> AsyncIterator[Pair]:
+    database = fresh_database(migrated_template, tmp_path_factory.mktemp("pair"))
+    chosen = pair_settings(database, cache_server, queue_server)
+    async with live(chosen) as site, live(chosen, hit_path=False) as reference:
+        site.client.headers.update(as_caller("admin"))
+        events = [event for user in USERS for event in (served(user, site.now_ms), feedback(user, site.now_ms))]
+        await site.send(*events)
+        for user in USERS[::2]:  # the others are missing until somebody asks
+            await site.features(user)
+        await site.filled()
+        yield Pair(site, reference)
+
+
+KEY = (("x-api-key", KEYS["reader"]),)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(asks())
+@example(Ask("/profiles/ada", headers=KEY))
+@example(Ask("/profiles/ada?features=tip_volume_30d,preferred_hour", headers=KEY))
+@example(Ask("/profiles/ada", headers=(*KEY, ("X-API-Key", KEYS["stranger"]))))
+@example(Ask("/profiles/ada", headers=(("X-API-Key", KEYS["stranger"]), *KEY)))
+@example(Ask("/profiles/ada", headers=(*KEY, ("X-Request-Id", "a b"), ("X-Request-Id", "second"))))
+async def test_answers_are_those_of_the_documented_route_when_anything_is_asked(pair: Pair, ask: Ask) -> None:
+    assert await told_and_counted(pair.site, ask) == await told_and_counted(pair.reference, ask)
+
+
+async def test_the_framework_is_not_asked_when_the_question_is_plain(pair: Pair) -> None:
+    async def forbidden(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("the hit path handed on")
+
+    handler = pair.site.app.asgi_handler
+    inner, handler._inner = handler._inner, forbidden  # type: ignore[attr-defined]
+    try:
+        for user in (user for user in USERS if not user.startswith(".")):
+            for query in ("", "?features=tip_volume_30d", "?features=tip_volume_30d,preferred_hour"):
+                answer = await pair.site.client.get(f"/profiles/{user}{query}")
+                assert answer.status_code == 200
+                assert answer.json()["user_id"] == user
+    finally:
+        handler._inner = inner  # type: ignore[attr-defined]
+
+
+async def test_both_read_ones_own_events_when_they_come_through_either(pair: Pair) -> None:
+    before = (await pair.site.features("ada"))["tip_volume_30d"]
+    pair.reference.client.headers.update(as_caller("admin"))
+    for number, door in enumerate([pair.site, pair.reference] * 5, start=1):
+        await door.send(served("ada", door.now_ms))
+        ours, reference = [await told(site, Ask("/profiles/ada", headers=KEY)) for site in pair]
+        assert ours == reference
+        assert json.loads(str(ours.body, "utf-8"))["features"]["tip_volume_30d"] == before + number  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("trouble", ["paused", "killed"])
+async def test_answers_are_the_same_when_the_cache_is_in_trouble(
+    migrated_template: Path, tmp_path: Path, own_server: EmbeddedServer, queue_server: EmbeddedServer, trouble: str
+) -> None:
+    chosen = pair_settings(fresh_database(migrated_template, tmp_path), own_server, queue_server, timeout_ms=100)
+    asked = [
+        Ask(f"/profiles/{user}{query}", headers=KEY)
+        for user in USERS
+        for query in ("", "?features=tip_volume_30d", "?features=nope")
+    ]
+    async with live(chosen) as site, live(chosen, hit_path=False) as reference:
+        site.client.headers.update(as_caller("admin"))
+        await site.send(*(served(user, site.now_ms) for user in USERS))
+        well = [await told(reference, ask) for ask in asked]
+        if trouble == "paused":
+            own_server.signal(signal.SIGSTOP)
+        else:
+            own_server.kill()
+        for place in (site, reference):
+            assert [await told(place, ask) for ask in asked] == well
+        assert not site.service.cache.available
+        if trouble == "paused":
+            own_server.signal(signal.SIGCONT)
+        else:
+            own_server.start()
+        await eventually(lambda: site.service.cache.available)
+        assert [await told(site, ask) for ask in asked] == well
