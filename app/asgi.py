@@ -6,6 +6,7 @@ One process serves one event loop; more processes are more `profiles serve`, beh
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from app.stores.sqlite.outbox import backlog
 from app.stores.sqlite.rebuilds import AuditEntry
 from app.telemetry import Metrics, configure_logging, logger
 
+COLLECT_AFTER = 20_000
 MAX_BODY_BYTES = 8 * 1024 * 1024
 log = logger("asgi")
 
@@ -209,6 +211,17 @@ async def refresh_gauges(service: Service) -> None:
         metrics.queue_depth.set(-1)
 
 
+def spare_the_collector() -> None:
+    """Tell Python's cycle collector that what was made at start will stay, and not to look for more so often.
+
+    A request's own objects die by their reference counts; looking through everything for cycles every 700 allocations
+    cost a tenth of a warm read.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 10, 10)
+
+
 async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT; requests that were begun are finished, where they do not take too long.
 
@@ -218,11 +231,13 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     settings.require_safe_binding()
     settings.require_servers()
     async with open_service(settings, door="http") as service:
+        application = create_app(settings, service=service)
+        spare_the_collector()
         if not settings.api_keys:
             log.warning("no_api_keys", detail="everyone on this machine may do everything", host=settings.host)
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
         on_ready()
-        await listen(create_app(settings, service=service), settings.host, settings.port)
+        await listen(application, settings.host, settings.port)
 
 
 def run(settings: Settings) -> None:

@@ -46,6 +46,11 @@ class _Body:
         # Until somebody asks for its body, such a sender sends none.
         self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
 
+    @property
+    def unread(self) -> bool:
+        """Whether more is on its way."""
+        return self._more and not self._waits
+
     async def receive(self) -> HTTPReceiveMessage:
         """The next part; raises `Undecodable` where the sender broke off."""
         self._waits = False
@@ -62,7 +67,7 @@ class _Body:
         left = DRAIN_BYTES
         with suppress(TimeoutError, Undecodable):
             async with asyncio.timeout(DRAIN_S):
-                while self._more and not self._waits and left > 0:
+                while self.unread and left > 0:
                     message = await self.receive()
                     left -= len(message["body"]) if message["type"] == "http.request" else 0
 
@@ -92,7 +97,8 @@ class Gateway:
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                await body.drain()
+                if body.unread:
+                    await body.drain()
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", request_id), NO_SNIFF]
                 if all(name.lower() != b"cache-control" for name, _ in headers):

@@ -9,7 +9,7 @@ two values with the same bytes were computed from the same knowledge, since the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 VALUE = b"V"
@@ -45,6 +45,17 @@ def decode(held: bytes | None) -> Value | None:
         return None
 
 
-def header(fingerprint: bytes) -> Callable[[bytes], re.Match[bytes] | None]:
-    """Matches what comes before the JSON of a value under that fingerprint, and nothing else that a key may hold."""
-    return re.compile(rb"V%b:\d{1,19}:\d{1,14}:\d{1,14}:(?=.)" % re.escape(fingerprint), re.DOTALL).match
+def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
+    """Makes a function from what keys hold to the JSON in them, where each holds a value under its fingerprint.
+
+    It gives None where one does not. One match for all is twice as fast as one for each; NUL parts them, which JSON
+    text cannot contain.
+    """
+    one = rb"V%b:\d{1,19}:\d{1,14}:\d{1,14}:([^\0]+)"
+    match = re.compile(b"\0".join([one % re.escape(fingerprint) for fingerprint in fingerprints])).fullmatch
+
+    def values(held: Sequence[bytes]) -> Sequence[bytes] | None:
+        found = match(b"\0".join(held))
+        return found.groups() if found is not None else None
+
+    return values

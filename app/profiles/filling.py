@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from app.errors import CacheUnavailable
 from app.features.registry import Feature, Registry, indices
-from app.profiles.codec import Value, decode, encode, header
+from app.profiles.codec import Value, decode, encode, hits
 from app.profiles.computation import Computed, Outcome
 from app.profiles.ports import Cache, Cell, Epoch, Fill
 from app.telemetry import Metrics
@@ -59,22 +59,19 @@ class Filling(NamedTuple):
 class Shape:
     """A mask of features, made ready to be asked of the cache and taken from its answers."""
 
-    __slots__ = ("_headers", "features", "indices", "width")
+    __slots__ = ("_hits", "features", "indices", "width")
 
     def __init__(self, registry: Registry, mask: int) -> None:
         self.indices = tuple(indices(mask))
         self.features = tuple(registry.names[index].encode() for index in self.indices)
         self.width = len(self.indices)
-        self._headers = tuple(header(registry[index].fingerprint.encode()) for index in self.indices)
+        self._hits = hits([registry[index].fingerprint.encode() for index in self.indices])
 
-    def values(self, held: Sequence[bytes | None]) -> list[bytes] | None:
+    def values(self, held: Sequence[bytes | None]) -> Sequence[bytes] | None:
         """The JSON of each feature where all are hits, else None. What every hit pays, so it does nothing more."""
-        values: list[bytes] = []
-        for raw, matches in zip(held, self._headers, strict=True):
-            if raw is None or (found := matches(raw)) is None:
-                return None
-            values.append(raw[found.end() :])
-        return values
+        if None in held:
+            return None
+        return self._hits(held)  # type: ignore[arg-type]  # there is no None
 
 
 def own_outcomes(
@@ -103,7 +100,7 @@ class Filler:
         self._random = random
         self._metrics = metrics
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
-        self._headers = [header(fingerprint) for fingerprint in self._fingerprints]
+        self._hits = [hits([fingerprint]) for fingerprint in self._fingerprints]
 
     def cell(self, user_id: str, index: int) -> Cell:
         """The cell of a user's feature."""
@@ -111,7 +108,7 @@ class Filler:
 
     def hit(self, index: int, held: bytes | None) -> Reading | None:
         """The held bytes as a reading, where they are a value under this process's fingerprint."""
-        if held is None or self._headers[index](held) is None or (value := decode(held)) is None:
+        if held is None or self._hits[index]([held]) is None or (value := decode(held)) is None:
             return None
         return Reading(value.json, value.computed_at_ms, value.expires_at_ms, True)
 

@@ -34,6 +34,7 @@ class Flights:
         self._filler = filler
         self._aloft: dict[Boarding, asyncio.Future[Mapping[str, Profile]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
 
     def aloft(self, boarding: Boarding) -> asyncio.Future[Mapping[str, Profile]] | None:
         """The flight to join, where there is one. Shield it: it is everybody's."""
@@ -46,7 +47,7 @@ class Flights:
             StoreUnavailable: the database does not answer; joiners are told the same.
         """
         boardings = list(boardings)
-        flight: asyncio.Future[Mapping[str, Profile]] = asyncio.get_running_loop().create_future()
+        flight: asyncio.Future[Mapping[str, Profile]] = self._loop.create_future()
         wanted: dict[str, int] = {}
         for boarding in boardings:
             self._aloft[boarding] = flight
@@ -70,7 +71,7 @@ class Flights:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Begin work that `close` waits for."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -9,7 +9,7 @@ request did. Must not know Redis or SQL.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -72,6 +72,8 @@ class ProfileReader:
         self._shapes = _Shapes(registry)
         self._metrics = metrics
         self._open: _Group | None = None
+        # Kept, for to ask which loop is running costs a system call in Python 3.11.
+        self._loop = asyncio.get_running_loop()
         self._flights = Flights(computation, filler)
 
     async def read(self, wanted: Wanted) -> dict[str, Profile]:
@@ -82,7 +84,7 @@ class ProfileReader:
         """
         return await self._in_pieces(wanted, plain=False)
 
-    async def read_values(self, wanted: Wanted) -> dict[str, list[bytes]]:
+    async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """As `read`, but of each feature only the value, as JSON, in the order of the registry."""
         if len(wanted) <= GROUP_CAP:
             return await self._join(wanted, plain=True)
@@ -111,7 +113,7 @@ class ProfileReader:
         return answer
 
     def _join(self, wanted: Wanted, *, plain: bool) -> asyncio.Future[dict[str, Any]]:
-        request = _Request(wanted, plain, asyncio.get_running_loop().create_future())
+        request = _Request(wanted, plain, self._loop.create_future())
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
