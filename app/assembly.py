@@ -7,8 +7,9 @@ invalidations in the background.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -169,6 +170,12 @@ def _queue(settings: Settings, metrics: Metrics) -> Queue | None:
         raise SettingsError("PROFILES_QUEUE_URL", str(error)) from error
 
 
+def nonces() -> Callable[[], bytes]:
+    """Draws nonces that no other process draws, and that this one draws once: a random start, and a number."""
+    start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
+    return lambda: b"%b.%x" % (start, next(numbers))
+
+
 def _cache(
     settings: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
 ) -> ValkeyCache | NoCache:
@@ -180,7 +187,7 @@ def _cache(
             database_id=database.id,
             timeout_ms=settings.cache_timeout_ms,
             lease_ms=settings.lease_ms,
-            nonce=lambda: secrets.token_bytes(NONCE_BYTES),
+            nonce=nonces(),
             clock=clock,
             metrics=metrics,
             registration=Registration(owed.registration, clock),

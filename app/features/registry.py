@@ -31,7 +31,8 @@ class Feature:
 
     `compute` is one set-based SELECT of `(user_id, value)`, at most one row a user, over the relations `views` and
     `feedback`, with `:now_ms` as its only parameter. `default` stands where it yields no row or NULL. `window` is
-    how far back in event time the relations reach; the SELECT may look at less, never at more.
+    how far back in event time the relations reach; the SELECT may look at less, never at more. `ttl_ms` is the TTL in
+    whole milliseconds.
     """
 
     name: str
@@ -43,15 +44,12 @@ class Feature:
     default: Scalar = None
     window: timedelta = timedelta(days=30)
     fingerprint: str = field(init=False)
+    ttl_ms: int = field(init=False)
 
     def __post_init__(self) -> None:
         identity = json.dumps([self.compute, self.dtype, self.default, self.window.total_seconds()], default=repr)
         object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
-
-    @property
-    def ttl_ms(self) -> int:
-        """The TTL in whole milliseconds."""
-        return self.ttl // timedelta(milliseconds=1)
+        object.__setattr__(self, "ttl_ms", self.ttl // timedelta(milliseconds=1))
 
 
 def conforms(dtype: Dtype, value: object) -> bool:

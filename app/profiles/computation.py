@@ -43,9 +43,9 @@ class Computed(NamedTuple):
 class _Statement:
     """Users waiting for one statement that has not begun."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.wanted: dict[str, int] = {}
-        self.done: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Computed] = loop.create_future()
 
     def takes(self, wanted: Mapping[str, int]) -> bool:
         return len(self.wanted) + len(wanted) <= CAP
@@ -65,7 +65,9 @@ class Computation:
         self._clock = clock
         self._metrics = metrics
         self._width = width
+        self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Statement] = deque()
+        self._beginning = 0
         self._running: set[asyncio.Task[None]] = set()
         self._defaults = [
             encode_value(entry.dtype, entry.default) or b"null" if entry.default is not None else b"null"
@@ -96,15 +98,16 @@ class Computation:
 
     def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[Computed]:
         if not self._waiting or not self._waiting[-1].takes(wanted):
-            if not self._waiting:
-                asyncio.get_running_loop().call_soon(self._pump)
-            self._waiting.append(_Statement())
+            self._waiting.append(_Statement(self._loop))
+            self._pump()
         self._waiting[-1].add(wanted)
         return self._waiting[-1].done
 
     def _pump(self) -> None:
-        while self._waiting and len(self._running) < self._width:
-            task = asyncio.get_running_loop().create_task(self._run(self._waiting.popleft()))
+        """Begin what may begin: in the next turn of the loop, and whoever asks until then joins."""
+        while len(self._waiting) > self._beginning and len(self._running) < self._width:
+            self._beginning += 1
+            task = self._loop.create_task(self._run())
             self._running.add(task)
             task.add_done_callback(self._finished)
 
@@ -112,7 +115,9 @@ class Computation:
         self._running.discard(task)
         self._pump()
 
-    async def _run(self, statement: _Statement) -> None:
+    async def _run(self) -> None:
+        self._beginning -= 1
+        statement = self._waiting.popleft()
         asked = [Asked(user_id, mask) for user_id, mask in statement.wanted.items()]
         try:
             at_ms = self._clock.now_ms()

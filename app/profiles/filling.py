@@ -56,24 +56,6 @@ class Filling(NamedTuple):
     reading: Reading
 
 
-class Shape:
-    """A mask of features, made ready to be asked of the cache and taken from its answers."""
-
-    __slots__ = ("_hits", "features", "indices", "width")
-
-    def __init__(self, registry: Registry, mask: int) -> None:
-        self.indices = tuple(indices(mask))
-        self.features = tuple(registry.names[index].encode() for index in self.indices)
-        self.width = len(self.indices)
-        self._hits = hits([registry[index].fingerprint.encode() for index in self.indices])
-
-    def values(self, held: Sequence[bytes | None]) -> Sequence[bytes] | None:
-        """The JSON of each feature where all are hits, else None. What every hit pays, so it does nothing more."""
-        if None in held:
-            return None
-        return self._hits(held)  # type: ignore[arg-type]  # there is no None
-
-
 def own_outcomes(
     parts: Sequence[Computed], wanted: Mapping[str, int]
 ) -> Iterator[tuple[Computed, str, Mapping[int, Outcome]]]:

@@ -16,6 +16,9 @@ from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Filling, Profile, own_outcomes
 from app.profiles.ports import Epoch
 
+# Turns of the event loop that a fill gives way, so that the answers that it was computed for are sent before it.
+TURNS_FOR_THE_ANSWER = 3
+
 
 class Boarding(NamedTuple):
     """What a flight is known by: a cell, and the token that its key held under an epoch."""
@@ -92,6 +95,8 @@ class Flights:
 
     async def _store(self, epoch: Epoch, boardings: Iterable[Boarding], fillings: list[Filling]) -> None:
         try:
+            for _ in range(TURNS_FOR_THE_ANSWER):
+                await asyncio.sleep(0)
             await self._filler.store(epoch, fillings)
         finally:
             self._land(boardings)

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 from app.errors import CacheUnavailable
 from app.features.registry import Registry, indices
 from app.profiles.computation import Computation
-from app.profiles.filling import Filler, Missing, Profile, Reading, Shape, own_outcomes
+from app.profiles.filling import Filler, Missing, Profile, Reading, own_outcomes
 from app.profiles.flights import Boarding, Flights
 from app.profiles.ports import Asked, Cache, Epoch
+from app.profiles.shapes import Shapes
 from app.profiles.trust import TrustGate
 from app.telemetry import Metrics
 
 GROUP_CAP = 256
-SHAPES_CAP = 1_024
 
 Wanted = Mapping[str, int]
 
@@ -69,7 +69,7 @@ class ProfileReader:
         self._gate = gate
         self._computation = computation
         self._filler = filler
-        self._shapes = _Shapes(registry)
+        self._shapes = Shapes(registry)
         self._metrics = metrics
         self._open: _Group | None = None
         # Kept, for to ask which loop is running costs a system call in Python 3.11.
@@ -247,17 +247,3 @@ class ProfileReader:
                 profiles[user_id].update(profile)
         for item, flight in joined:
             profiles[item.user_id][item.feature] = (await asyncio.shield(flight))[item.user_id][item.feature]
-
-
-class _Shapes(dict[int, Shape]):
-    """By mask, each made when it is first asked for. Masks are made of names in requests: no more than `SHAPES_CAP`."""
-
-    def __init__(self, registry: Registry) -> None:
-        super().__init__()
-        self._registry = registry
-
-    def __missing__(self, mask: int) -> Shape:
-        if len(self) >= SHAPES_CAP:
-            self.clear()
-        shape = self[mask] = Shape(self._registry, mask)
-        return shape

@@ -22,7 +22,7 @@ from app.stores.sqlite.migrate import migrate
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 from app.telemetry import configure_logging
-from tests.bench import http, ingest, statements
+from tests.bench import cold, http, ingest, statements
 from tests.bench.timing import Comparison
 
 USERS = 1_000
@@ -63,6 +63,7 @@ def main() -> None:
             queue.start()
             settings = Settings(database=directory / "profiles.db", cache_url=cache.url, queue_url=queue.url)
             results = asyncio.run(_measure(settings, now_ms))
+            results += cold.measure(settings, now_ms)
             results += http.measure(settings, [f"user-{number:04d}" for number in range(1, USERS + 1)])
         finally:
             cache.stop()
