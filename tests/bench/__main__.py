@@ -6,12 +6,12 @@ Everything runs in a temporary directory on servers of its own, which are gone a
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -22,12 +22,13 @@ from app.stores.sqlite.migrate import migrate
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 from app.telemetry import configure_logging
-from tests.bench import cold, http, ingest, statements
+from tests.bench import cold, http, ingest, queue_lag, rebuild, statements
 from tests.bench.timing import Comparison
 
 USERS = 1_000
 DAYS = 60
 CHUNK = 1_000
+REBUILT = 1_000
 
 
 async def _load(settings: Settings, now_ms: int) -> None:
@@ -43,7 +44,12 @@ async def _measure(settings: Settings, now_ms: int) -> list[Comparison]:
     spare = settings.database.with_name("reference.db")
     shutil.copyfile(settings.database, spare)
     results += [result async for result in ingest.measure(spare, settings, now_ms)]
+    results += [result async for result in rebuild.measure(settings, now_ms, REBUILT)]
     return results
+
+
+async def _measure_queue(settings: Settings, bare_url: str, now_ms: int) -> list[Comparison]:
+    return [result async for result in queue_lag.measure(settings, bare_url, now_ms)]
 
 
 def main() -> None:
@@ -58,16 +64,18 @@ def main() -> None:
         migrate(directory / "profiles.db")
         cache = EmbeddedServer(directory / "cache", directory / "c.sock", cache_options(256))
         queue = EmbeddedServer(directory / "queue", directory / "q.sock", queue_options())
+        bare = EmbeddedServer(directory / "bare", directory / "b.sock", queue_options())
         try:
-            cache.start()
-            queue.start()
+            for server in (cache, queue, bare):
+                server.start()
             settings = Settings(database=directory / "profiles.db", cache_url=cache.url, queue_url=queue.url)
-            results = asyncio.run(_measure(settings, now_ms))
+            results = uvloop.run(_measure(settings, now_ms))
+            results += uvloop.run(_measure_queue(settings, bare.url, now_ms))
             results += cold.measure(settings, now_ms)
             results += http.measure(settings, [f"user-{number:04d}" for number in range(1, USERS + 1)])
         finally:
-            cache.stop()
-            queue.stop()
+            for server in (cache, queue, bare):
+                server.stop()
     _show(results)
     if arguments.json is not None:
         figures = [{**result._asdict(), "ratio": result.ratio} for result in results]

@@ -54,13 +54,13 @@ def _user(events: int, number: int) -> str:
 
 async def _load(settings: Settings, events: int, now_ms: int) -> None:
     async with open_service(settings, door="bench") as opened:
-        made = [event for number in range(USERS) for event in _events(_user(events, number), events, now_ms)]
+        made = [event for number in range(USERS) for event in events_of(_user(events, number), events, now_ms)]
         for start in range(0, len(made), CHUNK):
             await opened.ingestor.ingest(made[start : start + CHUNK])
 
 
-def _events(user_id: str, count: int, now_ms: int) -> Iterator[TipEvent]:
-    """Half of them served tips, half of them feedback, evenly over 29 days."""
+def events_of(user_id: str, count: int, now_ms: int) -> Iterator[TipEvent]:
+    """A user's events, newest first: half of them served tips, half of them feedback, evenly over 29 days."""
     step_ms = 29 * 86_400_000 // count
     for number in range(count):
         occurred_at = EPOCH + (now_ms - 1_000 - number * step_ms) * MILLISECOND

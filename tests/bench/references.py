@@ -1,7 +1,8 @@
-"""What others would do on the same server: `python -m tests.bench.references constant | mget PORT [CACHE_URL]`.
+"""What others would do on the same server: `python -m tests.bench.references constant | mget | arq …`.
 
 `constant` is a bare ASGI application that answers always the same. `mget` is Litestar with one redis-py MGET a
-request: what a careful person writes in an afternoon. Both on granian, as the service itself.
+request: what a careful person writes in an afternoon; both on granian, as the service itself. `arq` is a worker whose
+only job deletes a key.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Any
 
 import msgspec
 import uvloop
+from arq.connections import RedisSettings, create_pool
+from arq.worker import Worker
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from litestar import Litestar, get, post
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from app.features.definitions import REGISTRY
+from app.stores.queue_worker import POLL_DELAY_S
 
 BODY = b'{"user_id":"user-0001","features":{"completion_rate_30d":0.5,"dismiss_rate_30d":0.25,"tip_volume_30d":42}}'
 HEAD = {
@@ -87,6 +91,33 @@ async def _serve(application: Any, port: int) -> None:
     await server.serve()
 
 
+async def delete_key(context: dict[Any, Any], name: str) -> None:
+    """The bare job: what it does can be seen from outside."""
+    await context["redis"].delete(name)
+
+
+async def _work(url: str) -> None:
+    worker = Worker(
+        functions=[delete_key],  # type: ignore[list-item]  # arq types a job by the arguments of every job
+        redis_pool=await create_pool(redis_settings(url)),
+        poll_delay=POLL_DELAY_S,
+        keep_result=0,
+        handle_signals=False,
+    )
+    running = asyncio.get_running_loop().create_task(worker.async_run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    await asyncio.wait({running})
+    await worker.close()
+
+
+def redis_settings(url: str) -> RedisSettings:
+    """How arq reaches a server on a unix socket."""
+    return RedisSettings(unix_socket_path=url.removeprefix("unix://").partition("?")[0])
+
+
 if __name__ == "__main__":
-    which, port, *rest = sys.argv[1:]
-    uvloop.run(_serve(constant if which == "constant" else mget(*rest), int(port)))
+    which, place, *rest = sys.argv[1:]
+    if which == "arq":
+        uvloop.run(_work(place))
+    else:
+        uvloop.run(_serve(constant if which == "constant" else mget(*rest), int(place)))

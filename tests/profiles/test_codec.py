@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.profiles.codec import Value, decode, encode
+from app.profiles.codec import LEASE, Value, decode, encode, hits
 
 
 @given(
@@ -39,3 +41,44 @@ def test_decode_gives_nothing_when_the_bytes_are_no_value(held: bytes | None) ->
 def test_decode_never_raises_when_the_bytes_are_garbage(held: bytes) -> None:
     decode(b"V" + held)
     decode(held)
+
+
+FINGERPRINTS = [b"0123abcd", b"89ef4567", b"00000000"]
+numbers = st.integers(0, 10**13)
+value_of = st.builds(
+    Value,
+    fingerprint=st.sampled_from(FINGERPRINTS),
+    seq=st.integers(0, (1 << 63) - 1),
+    computed_at_ms=numbers,
+    expires_at_ms=numbers,
+    json=st.one_of(st.floats(), st.integers(), st.none(), st.text()).map(lambda value: json.dumps(value).encode()),
+)
+
+
+@given(st.lists(value_of, min_size=1, max_size=6))
+def test_hits_are_the_json_of_each_when_all_are_values_under_their_fingerprints(values: list[Value]) -> None:
+    found = hits([value.fingerprint for value in values])([encode(value) for value in values])
+    assert found is not None
+    assert list(found) == [value.json for value in values]
+
+
+strangers = st.one_of(
+    st.binary(),
+    st.binary().map(lambda nonce: LEASE + nonce),
+    st.binary().map(lambda rest: b"V" + rest),
+    st.binary().map(lambda rest: b"V" + FINGERPRINTS[0] + b":" + rest),
+    value_of.map(encode),
+    st.tuples(value_of, value_of).map(lambda two: encode(two[0]) + b"\0" + encode(two[1])),
+    value_of.map(lambda value: encode(value._replace(json=b""))),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(FINGERPRINTS), strangers), min_size=1, max_size=4))
+def test_hits_are_what_decoding_finds_when_keys_hold_anything(held: list[tuple[bytes, bytes]]) -> None:
+    found = hits([fingerprint for fingerprint, _ in held])([raw for _, raw in held])
+    if found is None:
+        return
+    for (fingerprint, raw), json_text in zip(held, found, strict=True):
+        value = decode(raw)
+        assert value is not None
+        assert (value.fingerprint, value.json) == (fingerprint, json_text)

@@ -1,0 +1,148 @@
+"""From an event on the queue to the deleted key, against a bare arq worker whose only job deletes a key.
+
+Both work at the same poll delay, at the same rate of jobs, and the server itself tells when a key went (keyspace
+notifications), so nothing is measured by who is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+from arq.connections import ArqRedis, create_pool
+from redis.asyncio import Redis
+
+from app.assembly import open_service
+from app.features.clock import rfc3339
+from app.features.definitions import REGISTRY
+from app.settings import Settings
+from app.stores.queue import TIP_EVENTS, connect
+from tests.bench.references import redis_settings
+from tests.bench.timing import Comparison
+
+PER_SECOND = 100
+JOBS = 300
+ROUNDS = 3
+MARK = b"tip_volume_30d"
+
+
+async def measure(settings: Settings, bare_url: str, now_ms: int) -> AsyncIterator[Comparison]:
+    """p50 and p99 at 100 jobs a second. `bare_url`: a server for the reference alone, queue and keys in one."""
+    ours: list[list[float]] = []
+    reference: list[list[float]] = []
+    with (
+        _worker([sys.executable, "-m", "app", "worker"], settings),
+        _worker([sys.executable, "-m", "tests.bench.references", "arq", bare_url], settings),
+    ):
+        for number in range(ROUNDS + 1):  # the first warms up
+            reference.append(await _bare(bare_url, number))
+            ours.append(await _events(settings, now_ms, number))
+    for name, figure, floor in (("p50", median, None), ("p99", _p99, 2.0)):
+        yield Comparison(
+            f"queue event to deleted key, {PER_SECOND}/s, {name}",
+            "bare arq job",
+            median(figure(taken) for taken in reference[1:]),
+            median(figure(taken) for taken in ours[1:]),
+            floor,
+        )
+
+
+def _p99(taken: list[float]) -> float:
+    return quantiles(taken, n=100)[98]
+
+
+async def _bare(url: str, run: int) -> list[float]:
+    pool = await create_pool(redis_settings(url))
+    names = [f"bare-{run}-{number}" for number in range(JOBS)]
+    try:
+        await pool.mset(dict.fromkeys(names, "x"))
+        return await _lags(pool, names, lambda name: name.encode(), lambda name: pool.enqueue_job("delete_key", name))
+    finally:
+        await pool.aclose(close_connection_pool=True)
+
+
+async def _events(settings: Settings, now_ms: int, run: int) -> list[float]:
+    users = [f"lag-{run}-{number}" for number in range(JOBS)]
+    assert settings.queue_url is not None
+    queue: ArqRedis = connect(settings.queue_url)
+    cache: Any = Redis.from_url(settings.cache_url or "")
+
+    def enqueue(user: str) -> Awaitable[Any]:
+        event = {
+            "subject": "signals.tip.served",
+            "event_id": user,
+            "user_id": user,
+            "tip_id": "tip",
+            "occurred_at": rfc3339(now_ms),
+        }
+        return queue.enqueue_job(TIP_EVENTS, [event])
+
+    try:
+        async with open_service(settings, door="bench") as service:
+            await service.reader.read(dict.fromkeys(users, REGISTRY.full_mask))
+        return await _lags(cache, users, lambda user: b"{%b}:%b" % (user.encode(), MARK), enqueue)
+    finally:
+        await queue.aclose(close_connection_pool=True)
+        await cache.aclose()
+
+
+async def _lags(
+    server: Any, names: list[str], ending: Callable[[str], bytes], enqueue: Callable[[str], Awaitable[Any]]
+) -> list[float]:
+    """Seconds from each enqueueing to the deletion of the key with that ending."""
+    await server.config_set("notify-keyspace-events", "Eg")
+    waiting = {ending(name): name for name in names}
+    gone: dict[str, float] = {}
+    async with server.pubsub() as notices:
+        await notices.psubscribe("__keyevent@*__:del")
+
+        async def listen() -> None:
+            async for notice in notices.listen():
+                key = notice["data"]
+                if not isinstance(key, bytes):
+                    continue
+                name = waiting.get(key[key.find(b"{") :] if b"{" in key else key)
+                if name is not None:
+                    gone.setdefault(name, perf_counter())
+                    if len(gone) == len(names):
+                        return
+
+        listening = asyncio.create_task(listen())
+        sent: dict[str, float] = {}
+        begun = perf_counter()
+        for place, name in enumerate(names):
+            await asyncio.sleep(max(0.0, begun + place / PER_SECOND - perf_counter()))
+            sent[name] = perf_counter()
+            await enqueue(name)
+        async with asyncio.timeout(30):
+            await listening
+    return [gone[name] - sent[name] for name in names]
+
+
+@contextmanager
+def _worker(command: list[str], settings: Settings) -> Iterator[None]:
+    environment = {
+        **os.environ,
+        "PROFILES_DATABASE": str(settings.database),
+        "PROFILES_CACHE_URL": settings.cache_url or "",
+        "PROFILES_QUEUE_URL": settings.queue_url or "",
+        "PROFILES_LOG_LEVEL": "error",
+        "PROFILES_WORKER_METRICS_PORT": "0",
+    }
+    process = subprocess.Popen(command, env=environment)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
+        process.wait()
