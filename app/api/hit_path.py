@@ -1,8 +1,9 @@
-"""The hit path: answers a plain `GET /profiles/{user_id}` without the framework.
+"""The hit path: answers a plain `GET /profiles/{user_id}` or `POST /profiles/batch` without the framework.
 
 It answers 200 or nothing: whatever it does not recognise at a glance (an escape, an odd id, another query than
-`features=`, a body, a key that is not good, trouble while reading) goes on, untouched, to the documented route, which
-is the reference. `tests/api/test_hit_path.py` drives both with the same requests and demands the same answers.
+`features=`, a body where none belongs, a key that is not good, trouble while reading) goes on to the documented route,
+which is the reference, with what was read of its body. `tests/api/test_hit_path.py` drives both with the same requests
+and demands the same answers.
 Invariant: what it answers is what the documented route would have answered, request id and metrics included.
 """
 
@@ -12,26 +13,49 @@ import logging
 import re
 from collections.abc import Iterable
 from time import perf_counter
+from typing import NamedTuple
 
+import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+from litestar.types import (
+    ASGIApp,
+    HTTPReceiveMessage,
+    HTTPScope,
+    Receive,
+    Scope,
+    Send,
+    WebSocketReceiveMessage,
+)
 from prometheus_client import Histogram
 
 from app.api.auth import Authenticator
 from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
 from app.api.rendering import Renderer
+from app.api.schemas import BatchRequest
 from app.errors import ProfilesError, UnknownFeature
+from app.features.ids import id_problem
 from app.features.registry import Registry
 from app.profiles.read import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
 
-ROUTE = "/profiles/{user_id}"
+ONE, BATCH = ("GET", "/profiles/{user_id}"), ("POST", "/profiles/batch")
 _PATH = re.compile(rb"/profiles/(?!batch$|history$)([A-Za-z0-9_~@:\-][A-Za-z0-9_~@:.\-]{0,127})").fullmatch
 _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmatch
-_OF_A_BODY = frozenset({b"content-length", b"transfer-encoding", b"expect"})
+_LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # of a body that may be taken in whole: under a megabyte
+_NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"content-encoding"})
+_OF_A_BODY = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
+_decode_batch = msgspec.json.Decoder(BatchRequest).decode
+_Received = HTTPReceiveMessage | WebSocketReceiveMessage
 log = logger("api")
+
+
+class _Admitted(NamedTuple):
+    """A request whose key is good. `has_body`: of JSON, and of a length that is known and moderate."""
+
+    request_id: bytes
+    has_body: bool
 
 
 class HitPath:
@@ -44,10 +68,10 @@ class HitPath:
     def open(self, reader: ProfileReader, registry: Registry, authenticator: Authenticator, metrics: Metrics) -> None:
         """From now on hits are answered here."""
         self._registry = registry
-        self._template = Renderer(registry).template
+        self._renderer = Renderer(registry)
         self._grants = authenticator.grants
-        # Made at the first hit: a series that exists claims that something was answered.
-        self._hit_seconds: Histogram | None = None
+        # Each made at its first hit: a series that exists claims that something was answered.
+        self._seconds: dict[tuple[str, str], Histogram] = {}
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._tells = logging.getLogger().isEnabledFor(logging.DEBUG)
@@ -55,17 +79,25 @@ class HitPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] == ScopeType.HTTP and scope["method"] == "GET" and self._reader is not None:
-            found = _PATH(scope.get("raw_path") or b"")
-            if found is not None and await self._answered(scope, found[1], self._reader, send):
-                return
+        if scope["type"] == ScopeType.HTTP and self._reader is not None:
+            path = scope.get("raw_path") or b""
+            if scope["method"] == "GET":
+                found = _PATH(path)
+                if found is not None and await self._answered(scope, found[1], self._reader, send):
+                    return
+            elif scope["method"] == "POST" and path == b"/profiles/batch" and not scope["query_string"]:
+                taken: list[_Received] = []
+                if await self._answered_batch(scope, self._reader, receive, taken, send):
+                    return
+                if taken:
+                    receive = _again(taken, receive)
         await self._inner(scope, receive, send)
 
     async def _answered(self, scope: HTTPScope, user: bytes, reader: ProfileReader, send: Send) -> bool:
         started = perf_counter()
         mask = self._mask(scope["query_string"])
-        request_id = self._admitted(scope["headers"]) if mask else None
-        if request_id is None:
+        admitted = self._admitted(scope["headers"]) if mask else None
+        if admitted is None or admitted.has_body:
             return False
         user_id = user.decode()
         try:
@@ -73,14 +105,32 @@ class HitPath:
         except ProfilesError:
             return False  # the documented route meets the same, and tells it properly
         except Exception:  # a defect: known by this line, and no reason not to answer
-            log.exception("hit_path_failed", **{REQUEST_ID: request_id.decode()})
+            log.exception("hit_path_failed", **{REQUEST_ID: admitted.request_id.decode()})
             return False
-        body = self._template(mask) % (b'"%b"' % user, *values)
-        length = (b"content-length", b"%d" % len(body))
-        headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-        self._count(request_id, perf_counter() - started)
+        body = self._renderer.template(mask) % (b'"%b"' % user, *values)
+        await self._send(send, body, admitted.request_id, ONE, started)
+        return True
+
+    async def _answered_batch(
+        self, scope: HTTPScope, reader: ProfileReader, receive: Receive, taken: list[_Received], send: Send
+    ) -> bool:
+        started = perf_counter()
+        admitted = self._admitted(scope["headers"])
+        if admitted is None or not admitted.has_body:
+            return False
+        body = await _whole(receive, taken)
+        try:
+            asked = _decode_batch(body)
+            if any(map(id_problem, asked.user_ids)):
+                return False
+            mask = self._registry.full_mask if asked.features is None else self._registry.mask(asked.features)
+            values = await reader.read_values(dict.fromkeys(asked.user_ids, mask))
+        except (ProfilesError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        except Exception:  # as above
+            log.exception("hit_path_failed", **{REQUEST_ID: admitted.request_id.decode()})
+            return False
+        await self._send(send, self._renderer.batch(asked.user_ids, values, mask), admitted.request_id, BATCH, started)
         return True
 
     def _mask(self, query: bytes) -> int:
@@ -96,10 +146,11 @@ class HitPath:
                 self._masks[query] = mask
         return mask
 
-    def _admitted(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-        """The request's id, where its key is good and it is nothing but a question."""
+    def _admitted(self, headers: Iterable[tuple[bytes, bytes]]) -> _Admitted | None:
+        """What the headers say; None where the key is not good or something else is out of the ordinary."""
         key: str | None = None
         request_id: bytes | None = None
+        of_a_body = 0
         for name, value in headers:
             if name == b"x-api-key":
                 if key is not None:
@@ -108,16 +159,48 @@ class HitPath:
             elif name == b"x-request-id":
                 request_id = request_id or request_id_of(value)
             elif name in _OF_A_BODY:
+                if not (_LENGTH(value) if name == b"content-length" else value == b"application/json"):
+                    return None
+                of_a_body += 1
+            elif name in _NOT_PLAIN:
                 return None
-        if not self._grants(key, "read"):
+        if of_a_body == 1 or not self._grants(key, "read"):
             return None
-        return request_id or own_request_id()
+        return _Admitted(request_id or own_request_id(), of_a_body == 2)
 
-    def _count(self, request_id: bytes, elapsed: float) -> None:
-        if self._hit_seconds is None:
-            self._hit_seconds = self._request_seconds.labels("GET", ROUTE, 200)
-        self._hit_seconds.observe(elapsed)
-        if not self._tells:
-            return
-        fields = {REQUEST_ID: request_id.decode(), "method": "GET", "route": ROUTE, "status": 200}
-        log.debug("request", **fields, ms=round(elapsed * 1000, 2))
+    async def _send(self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str], started: float) -> None:
+        length = (b"content-length", b"%d" % len(body))
+        headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        elapsed = perf_counter() - started
+        seconds = self._seconds.get(route)
+        if seconds is None:
+            seconds = self._seconds[route] = self._request_seconds.labels(*route, 200)
+        seconds.observe(elapsed)
+        if self._tells:
+            fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": 200}
+            log.debug("request", **fields, ms=round(elapsed * 1000, 2))
+
+
+async def _whole(receive: Receive, taken: list[_Received]) -> bytes:
+    """A body; what came of it, or instead of it, is left in `taken`."""
+    body = b""
+    while True:
+        message = await receive()
+        taken.append(message)
+        if message["type"] != "http.request":
+            return b""
+        body += message["body"]
+        if not message.get("more_body", False):
+            return body
+
+
+def _again(taken: list[_Received], receive: Receive) -> Receive:
+    """Gives what was taken already, then what comes."""
+    waiting = iter(taken)
+
+    async def give() -> _Received:
+        return next(waiting, None) or await receive()
+
+    return give

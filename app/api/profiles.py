@@ -90,11 +90,8 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
     asked = await body_as(request, BatchRequest)
     check_ids(asked.user_ids, "user_ids[{}]")
     mask = selected(api.registry, asked.features)
-    profiles = await api.reader.read_values(dict.fromkeys(asked.user_ids, mask))
-    template = renderer(api).template(mask)
-    encode = msgspec.json.Encoder().encode
-    rendered = {user_id: template % (encode(user_id), *values) for user_id, values in profiles.items()}
-    return _json(b'{"profiles":[' + b",".join([rendered[user_id] for user_id in asked.user_ids]) + b"]}")
+    values = await api.reader.read_values(dict.fromkeys(asked.user_ids, mask))
+    return _json(renderer(api).batch(asked.user_ids, values, mask))
 
 
 @post(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -48,6 +48,12 @@ class Renderer:
             values = b",".join([self._names[index] + b"%b" for index in indices(mask)])
             made = self._templates[mask] = b'{"user_id":%b,"features":{' + values + b"}}"
         return made
+
+    def batch(self, user_ids: Sequence[str], values: Mapping[str, Sequence[bytes]], mask: int) -> bytes:
+        """The whole answer for many, in the order asked, repeats included."""
+        template = self.template(mask)
+        rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
+        return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"
 
     def _detail(self, index: int, reading: Reading) -> bytes:
         expires = b"null" if reading.expires_at_ms is None else b'"' + rfc3339(reading.expires_at_ms).encode() + b'"'

@@ -105,6 +105,35 @@ def asks(draw: st.DrawFn) -> Ask:
     return Ask(f"/profiles/{user}" + (f"?{query}" if query is not None else ""), method, headers, body)
 
 
+bodies = st.one_of(
+    st.fixed_dictionaries(
+        {"user_ids": st.lists(st.sampled_from([*USERS, "ann", "é", "\x00", "a/b", "", "x" * 129]), max_size=9)},
+        optional={"features": st.one_of(st.none(), st.lists(st.sampled_from(NAMES), max_size=3)), "more": st.just(1)},
+    ).map(json.dumps),
+    st.just(json.dumps({"user_ids": USERS * 100})),
+    st.just(json.dumps({"user_ids": [f"u{number}" for number in range(1_001)]})),
+    st.sampled_from(
+        ["{}", "[]", " ", "{", "null", '{"user_ids": 1}', '{"user_ids": ["\xff"]}', "[" * 2_000, '{"user_ids":["a"]} x',
+         '{"user_ids":["a"],"user_ids":["b"]}', '{"user_ids":[1]}', ' {"user_ids" : ["ada" ] } ']
+    ),
+)  # fmt: skip
+kinds = st.sampled_from(
+    ["application/json"] * 6 + ["application/json; charset=utf-8", "text/plain", "", "Application/JSON"]
+)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Ask:
+    """Mostly good batches."""
+    body = draw(bodies)
+    headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
+    headers += draw(st.one_of(good_key, st.lists(header, max_size=2).map(tuple), good_key))
+    if draw(st.integers(0, 9)) == 0:
+        headers.append(("Content-Encoding", "gzip"))
+    query = draw(st.sampled_from([""] * 6 + ["?", "?a=b"]))
+    return Ask("/profiles/batch" + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
+
+
 async def told(site: Live, ask: Ask) -> Told:
     """Ask a site."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
@@ -196,7 +225,7 @@ KEY = (("x-api-key", KEYS["reader"]),)
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(asks())
+@given(st.one_of(asks(), batches()))
 @example(Ask("/profiles/ada", headers=KEY))
 @example(Ask("/profiles/ada?features=tip_volume_30d,preferred_hour", headers=KEY))
 @example(Ask("/profiles/ada", headers=(*KEY, ("X-API-Key", KEYS["stranger"]))))
@@ -213,6 +242,8 @@ async def test_the_framework_is_not_asked_when_the_question_is_plain(pair: Pair)
     handler = pair.site.app.asgi_handler
     inner, handler._inner = handler._inner, forbidden  # type: ignore[attr-defined]
     try:
+        answer = await pair.site.client.post("/profiles/batch", json={"user_ids": [*USERS, USERS[0]]})
+        assert [profile["user_id"] for profile in answer.json()["profiles"]] == [*USERS, USERS[0]]
         for user in (user for user in USERS if not user.startswith(".")):
             for query in ("", "?features=tip_volume_30d", "?features=tip_volume_30d,preferred_hour"):
                 answer = await pair.site.client.get(f"/profiles/{user}{query}")
