@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv-peers
+FEAST := 0.67.0
 # More arguments for pytest, e.g. `make quick ARGS="-k registry"`.
 ARGS ?=
 # `make lock UPGRADE=1` takes the newest versions; otherwise only what pyproject.toml asks for changes.
@@ -12,10 +14,10 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help up quick test check format bench lock clean
+.PHONY: help up quick test check format bench bench-peers lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 up: $(STAMP) ## Run everything on this machine: cache, queue, API and worker (Ctrl-C stops it)
 	@exec $(BIN)/profiles up
@@ -39,6 +41,15 @@ format: $(STAMP) ## Format the code and fix what the linter can fix
 bench: $(STAMP) ## Measure latency and throughput
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+bench-peers: $(STAMP) $(PEERS)/bin/feast ## Measure beside Feast (installed into .venv-peers)
+	@$(BIN)/python -m tests.bench.peers $(PEERS)/bin
+
+# Not of the lock: a peer to be measured, which nothing here depends on.
+$(PEERS)/bin/feast:
+	@echo "Installing Feast $(FEAST) into $(PEERS) ..."
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check "feast[redis]==$(FEAST)"
+
 lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 takes the newest versions)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
 	@$(LOCK) --all-extras --group dev --output-file requirements.lock
@@ -46,7 +57,7 @@ lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 take
 	@$(LOCK) --constraints requirements.lock --output-file docker/requirements.lock
 
 clean: ## Remove .venv, caches and var/ (with the local database)
-	@rm -rf .venv var build dist htmlcov .coverage *.egg-info
+	@rm -rf .venv $(PEERS) var build dist htmlcov .coverage *.egg-info
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find app tests -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

@@ -31,7 +31,8 @@ CHUNK = 1_000
 REBUILT = 1_000
 
 
-async def _load(settings: Settings, now_ms: int) -> None:
+async def load(settings: Settings, now_ms: int) -> None:
+    """The demonstration set."""
     async with open_service(settings, door="bench") as service:
         events = [event for _, event in generate(users=USERS, days=DAYS, seed=1, now_ms=now_ms)]
         for start in range(0, len(events), CHUNK):
@@ -39,7 +40,7 @@ async def _load(settings: Settings, now_ms: int) -> None:
 
 
 async def _measure(settings: Settings, now_ms: int) -> list[Comparison]:
-    await _load(settings, now_ms)
+    await load(settings, now_ms)
     results = [result async for result in statements.measure(settings.database, now_ms)]
     spare = settings.database.with_name("reference.db")
     shutil.copyfile(settings.database, spare)
@@ -76,13 +77,14 @@ def main() -> None:
         finally:
             for server in (cache, queue, bare):
                 server.stop()
-    _show(results)
+    show(results)
     if arguments.json is not None:
         figures = [{**result._asdict(), "ratio": result.ratio} for result in results]
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _show(results: list[Comparison]) -> None:
+def show(results: list[Comparison]) -> None:
+    """Print a table."""
     table = Table("what", "against", title="seconds per unit of work, medians; a ratio below 1: ours is faster")
     for heading in ("reference", "ours", "ratio", "at most"):
         table.add_column(heading, justify="right")

@@ -69,11 +69,13 @@ def service(settings: Settings, port: int) -> Iterator[None]:
 
 
 @contextmanager
-def child(command: list[str], environment: dict[str, str], port: int, path: str) -> Iterator[None]:
+def child(
+    command: list[str], environment: dict[str, str], port: int, path: str, timeout_s: float = 20
+) -> Iterator[None]:
     """A serving process, from when it answers until the block ends."""
     process = subprocess.Popen(command, env={**os.environ, **environment})
     try:
-        eventually_sync(lambda: _answers(f"http://127.0.0.1:{port}{path}"), timeout_s=20)
+        eventually_sync(lambda: _answers(f"http://127.0.0.1:{port}{path}"), timeout_s)
         yield
     finally:
         process.send_signal(signal.SIGTERM)
@@ -89,6 +91,22 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def compare_rates(
+    name: str,
+    reference_name: str,
+    reference: tuple[int, list[bytes]],
+    ours: tuple[int, list[bytes]],
+    connections: int,
+    at_most: float | None,
+) -> Comparison:
+    """Seconds per request, where the two are asked in different words; each is a port and its requests."""
+    figures: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        for (port, requests), taken in zip((reference, ours), figures, strict=True):
+            taken.append(1 / wrk(port, requests, connections).rate)
+    return Comparison(name, reference_name, median(figures[0]), median(figures[1]), at_most)
 
 
 def _compare(

@@ -109,6 +109,7 @@ async def test_no_read_is_stale_when_the_master_fails_over(database_path: Path, 
             receipt = await writer.ingestor.ingest([served("ada", at_ms)])
             reading = (await reader.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]
             assert int(reading.json) == sent, f"stale after {rfc3339(at_ms)}"
+            await reader.reader.close()  # the fill has been answered
             again = (await reader.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]
             return receipt.invalidated, again.cached
 
