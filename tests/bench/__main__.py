@@ -22,7 +22,7 @@ from app.stores.sqlite.migrate import migrate
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 from app.telemetry import configure_logging
-from tests.bench import cold, http, ingest, queue_lag, rebuild, statements
+from tests.bench import cold, http, ingest, queue_lag, rebuild, statements, while_rebuilding
 from tests.bench.timing import Comparison
 
 USERS = 1_000
@@ -73,7 +73,9 @@ def main() -> None:
             results = uvloop.run(_measure(settings, now_ms))
             results += uvloop.run(_measure_queue(settings, bare.url, now_ms))
             results += cold.measure(settings, now_ms)
-            results += http.measure(settings, [f"user-{number:04d}" for number in range(1, USERS + 1)])
+            users = [f"user-{number:04d}" for number in range(1, USERS + 1)]
+            results += http.measure(settings, users)
+            results += while_rebuilding.measure(settings, users)
         finally:
             for server in (cache, queue, bare):
                 server.stop()

@@ -7,12 +7,8 @@ notifications), so nothing is measured by who is measured.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
@@ -25,6 +21,7 @@ from app.features.clock import rfc3339
 from app.features.definitions import REGISTRY
 from app.settings import Settings
 from app.stores.queue import TIP_EVENTS, connect
+from tests.bench.processes import running
 from tests.bench.references import redis_settings
 from tests.bench.timing import Comparison
 
@@ -39,8 +36,8 @@ async def measure(settings: Settings, bare_url: str, now_ms: int) -> AsyncIterat
     ours: list[list[float]] = []
     reference: list[list[float]] = []
     with (
-        _worker([sys.executable, "-m", "app", "worker"], settings),
-        _worker([sys.executable, "-m", "tests.bench.references", "arq", bare_url], settings),
+        running([sys.executable, "-m", "app", "worker"], settings),
+        running([sys.executable, "-m", "tests.bench.references", "arq", bare_url], settings),
     ):
         for number in range(ROUNDS + 1):  # the first warms up
             reference.append(await _bare(bare_url, number))
@@ -125,24 +122,3 @@ async def _lags(
         async with asyncio.timeout(30):
             await listening
     return [gone[name] - sent[name] for name in names]
-
-
-@contextmanager
-def _worker(command: list[str], settings: Settings) -> Iterator[None]:
-    environment = {
-        **os.environ,
-        "PROFILES_DATABASE": str(settings.database),
-        "PROFILES_CACHE_URL": settings.cache_url or "",
-        "PROFILES_QUEUE_URL": settings.queue_url or "",
-        "PROFILES_LOG_LEVEL": "error",
-        "PROFILES_WORKER_METRICS_PORT": "0",
-    }
-    process = subprocess.Popen(command, env=environment)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        process.kill()
-        process.wait()
