@@ -26,6 +26,7 @@ from app.telemetry import REQUEST_ID, Metrics, logger
 
 DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_S = 10.0
+CUT_SHORT = 499  # as nginx counts it: nobody was there to answer, or the process ended; no fault of the service
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # A client may send any word as its method: what is none of these counts as one.
@@ -112,6 +113,9 @@ class Gateway:
                 await self._inner(scope, body.receive, send_marked)
             else:
                 await _refuse(send_marked, *refusal)
+        except asyncio.CancelledError:
+            status = CUT_SHORT
+            raise
         finally:
             elapsed = perf_counter() - started
             route = scope.get("path_template") or "unmatched"
