@@ -52,10 +52,13 @@ async def test_the_lane_closes_and_all_are_told_when_one_command_times_out(lane:
     assert lane.closed
 
 
-async def test_no_command_times_out_when_it_was_this_process_that_was_busy(lane: Lane) -> None:
+async def test_no_command_times_out_when_it_was_this_process_that_was_busy(valkey: EmbeddedServer) -> None:
+    connections = Connections(valkey.url, "db", TIMEOUT_S)  # no proxy: that would be busy with us
+    lane = await connections.lane()
     replies = lane.ask([(b"ECHO", b"patience")])
     time.sleep(TIMEOUT_S * 2)  # noqa: ASYNC251  # what is tested: the loop is held up, and the reply lies in the socket
     assert await replies == [b"patience"]
+    await connections.close()
 
 
 async def test_a_late_reply_goes_to_nobody_when_who_asked_was_cancelled(lane: Lane, line: Proxy) -> None:
