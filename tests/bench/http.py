@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,6 +16,7 @@ import redis
 from app.features.definitions import REGISTRY
 from app.settings import Settings, hash_key
 from tests.bench.load import Load, get, post, wrk
+from tests.bench.processes import running, told_of
 from tests.bench.references import key
 from tests.bench.timing import Comparison
 from tests.support.waiting import eventually_sync
@@ -47,21 +45,19 @@ def measure(settings: Settings, users: list[str]) -> Iterator[Comparison]:
             for start in range(0, len(users) - BATCH, BATCH // 2)
         ]
         wrk(ours, many, 1, 1)  # warm
-        yield _compare("warm read, 32 connections", "bare ASGI constant", (bare, ours), single, 32, _seconds, 2.5)
-        yield _compare("warm read, 32 connections", "Litestar + MGET", (plain, ours), single, 32, _seconds, 1 / 3.5)
-        yield _compare("warm read, 1 connection, p50", "bare ASGI constant", (bare, ours), single, 1, _p50, 3)
-        yield _compare(f"batch of {BATCH}, 8 connections", "Litestar + MGET", (plain, ours), many, 8, _seconds, 1 / 1.5)
+        name, constant, naive = "warm read, 32 connections", "bare ASGI constant", "Litestar + MGET"
+        yield compare_loads(name, constant, (bare, single), (ours, single), 32, 2.5)
+        yield compare_loads(name, naive, (plain, single), (ours, single), 32, 1 / 3.5)
+        yield compare_loads("warm read, 1 connection, p50", constant, (bare, single), (ours, single), 1, 3, _p50)
+        yield compare_loads(f"batch of {BATCH}, 8 connections", naive, (plain, many), (ours, many), 8, 1 / 1.5)
 
 
 @contextmanager
 def service(settings: Settings, port: int) -> Iterator[None]:
     """`profiles serve` as a process of its own, with a key."""
     environment = {
-        "PROFILES_DATABASE": str(settings.database),
-        "PROFILES_CACHE_URL": settings.cache_url or "",
-        "PROFILES_QUEUE_URL": settings.queue_url or "",
+        **told_of(settings),
         "PROFILES_PORT": str(port),
-        "PROFILES_LOG_LEVEL": "error",
         "PROFILES_API_KEYS": f"bench:admin:{hash_key(KEY).hex()}",
     }
     with child([sys.executable, "-m", "app", "serve"], environment, port, "/healthz"):
@@ -73,16 +69,9 @@ def child(
     command: list[str], environment: dict[str, str], port: int, path: str, timeout_s: float = 20
 ) -> Iterator[None]:
     """A serving process, from when it answers until the block ends."""
-    process = subprocess.Popen(command, env={**os.environ, **environment})
-    try:
+    with running(command, environment):
         eventually_sync(lambda: _answers(f"http://127.0.0.1:{port}{path}"), timeout_s)
         yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(15)
-        process.kill()
-        process.wait()
 
 
 def free_port() -> int:
@@ -93,40 +82,26 @@ def free_port() -> int:
         return port
 
 
-def compare_rates(
+def seconds(load: Load) -> float:
+    """Seconds per request, all connections together."""
+    return 1 / load.rate
+
+
+def compare_loads(
     name: str,
     reference_name: str,
     reference: tuple[int, list[bytes]],
     ours: tuple[int, list[bytes]],
     connections: int,
     at_most: float | None,
+    figure: Callable[[Load], float] = seconds,
 ) -> Comparison:
-    """Seconds per request, where the two are asked in different words; each is a port and its requests."""
+    """Load both in turn; each is a port and its requests, which may ask the same in different words."""
     figures: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS):
         for (port, requests), taken in zip((reference, ours), figures, strict=True):
-            taken.append(1 / wrk(port, requests, connections).rate)
-    return Comparison(name, reference_name, median(figures[0]), median(figures[1]), at_most)
-
-
-def _compare(
-    name: str,
-    reference: str,
-    ports: tuple[int, int],
-    requests: list[bytes],
-    connections: int,
-    figure: Callable[[Load], float],
-    at_most: float,
-) -> Comparison:
-    figures: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for port, taken in zip(ports, figures, strict=True):
             taken.append(figure(wrk(port, requests, connections)))
-    return Comparison(name, reference, median(figures[0]), median(figures[1]), at_most)
-
-
-def _seconds(load: Load) -> float:
-    return 1 / load.rate
+    return Comparison(name, reference_name, median(figures[0]), median(figures[1]), at_most)
 
 
 def _p50(load: Load) -> float:

@@ -14,14 +14,8 @@ _SCRIPT = """
 local requests = {}
 local at = 0
 init = function()
-    local file = io.open("%s", "rb")
-    local text = file:read("*a")
-    file:close()
-    for size, rest in text:gmatch("(%%d+) (%%d+)\\n") do
-        requests[#requests + 1] = { tonumber(size), tonumber(rest) }
-    end
     local bodies = io.open("%s", "rb")
-    for place, pair in ipairs(requests) do requests[place] = bodies:read(pair[1]) end
+    for size in io.lines("%s") do requests[#requests + 1] = bodies:read(tonumber(size)) end
     bodies:close()
 end
 request = function()
@@ -57,9 +51,9 @@ def wrk(port: int, requests: Sequence[bytes], connections: int, seconds: int = S
     """Send the requests in turn, over and over. Raises `AssertionError` where one is not answered with a 2xx."""
     with tempfile.TemporaryDirectory(prefix="wrk-") as name:
         sizes, bodies, script = (Path(name) / part for part in ("sizes", "bodies", "script.lua"))
-        sizes.write_text("".join(f"{len(request)} 0\n" for request in requests))
+        sizes.write_text("".join(f"{len(request)}\n" for request in requests))
         bodies.write_bytes(b"".join(requests))
-        script.write_text(_SCRIPT % (sizes, bodies))
+        script.write_text(_SCRIPT % (bodies, sizes))
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
         text = subprocess.run(
             [*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=True, timeout=seconds + 60

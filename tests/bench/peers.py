@@ -23,7 +23,7 @@ from app.stores.system_clock import SystemClock
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 from app.telemetry import configure_logging
 from tests.bench.__main__ import USERS, load, show
-from tests.bench.http import KEY, child, compare_rates, free_port, service
+from tests.bench.http import KEY, child, compare_loads, free_port, service
 from tests.bench.load import get, post
 from tests.bench.timing import Comparison
 
@@ -92,13 +92,13 @@ def measure(settings: Settings, directory: Path, feast: Path) -> Iterator[Compar
 def _compare(ours: int, theirs: int, users: list[str]) -> Iterator[Comparison]:
     single = [get(f"/profiles/{user}", KEY) for user in users]
     asked = [_feast_request([user]) for user in users]
-    yield compare_rates("single read, 32 connections", "Feast", (theirs, asked), (ours, single), 32, 1 / 40)
+    yield compare_loads("single read, 32 connections", "Feast", (theirs, asked), (ours, single), 32, 1 / 40)
     for size, floor in BATCHES:
         groups = [users[start : start + size] for start in range(0, len(users), size)]
         batches = [post("/profiles/batch", json.dumps({"user_ids": group}).encode(), KEY) for group in groups]
         asked = [_feast_request(group) for group in groups]
         name = f"batch of {size}, {CONNECTIONS} connections"
-        yield compare_rates(name, "Feast", (theirs, asked), (ours, batches), CONNECTIONS, floor)
+        yield compare_loads(name, "Feast", (theirs, asked), (ours, batches), CONNECTIONS, floor)
 
 
 def _feast_request(users: list[str]) -> bytes:

@@ -1,33 +1,37 @@
-"""Processes under measurement that have no port to wait for."""
+"""Processes under measurement, gone when their block ends."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from app.settings import Settings
 
+STOP_S = 20
+
 
 @contextmanager
-def running(command: list[str], settings: Settings) -> Iterator[None]:
-    """A process that serves no port, told of the database and the servers, until the block ends."""
-    environment = {
-        **os.environ,
-        "PROFILES_DATABASE": str(settings.database),
-        "PROFILES_CACHE_URL": settings.cache_url or "",
-        "PROFILES_QUEUE_URL": settings.queue_url or "",
-        "PROFILES_LOG_LEVEL": "error",
-        "PROFILES_WORKER_METRICS_PORT": "0",
-    }
-    process = subprocess.Popen(command, env=environment)
+def running(command: list[str], environment: Mapping[str, str]) -> Iterator[None]:
+    """A process with `environment` beside our own; it is told to stop, and killed where it does not."""
+    process = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         yield
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(STOP_S)
         process.kill()
         process.wait()
+
+
+def told_of(settings: Settings) -> dict[str, str]:
+    """What a process of ours must know: the database and the servers."""
+    return {
+        "PROFILES_DATABASE": str(settings.database),
+        "PROFILES_CACHE_URL": settings.cache_url or "",
+        "PROFILES_QUEUE_URL": settings.queue_url or "",
+        "PROFILES_LOG_LEVEL": "error",
+    }

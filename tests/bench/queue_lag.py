@@ -21,7 +21,7 @@ from app.features.clock import rfc3339
 from app.features.definitions import REGISTRY
 from app.settings import Settings
 from app.stores.queue import TIP_EVENTS, connect
-from tests.bench.processes import running
+from tests.bench.processes import running, told_of
 from tests.bench.references import redis_settings
 from tests.bench.timing import Comparison
 
@@ -36,8 +36,8 @@ async def measure(settings: Settings, bare_url: str, now_ms: int) -> AsyncIterat
     ours: list[list[float]] = []
     reference: list[list[float]] = []
     with (
-        running([sys.executable, "-m", "app", "worker"], settings),
-        running([sys.executable, "-m", "tests.bench.references", "arq", bare_url], settings),
+        running([sys.executable, "-m", "app", "worker"], {**told_of(settings), "PROFILES_WORKER_METRICS_PORT": "0"}),
+        running([sys.executable, "-m", "tests.bench.references", "arq", bare_url], {}),
     ):
         for number in range(ROUNDS + 1):  # the first warms up
             reference.append(await _bare(bare_url, number))

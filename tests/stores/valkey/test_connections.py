@@ -11,6 +11,7 @@ from app.profiles.ports import Cell
 from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.caches import valkey_cache
+from tests.support.gates import turn
 from tests.support.proxy import proxy
 from tests.support.servers import VALKEY, StartServer, ask, calls
 
@@ -38,9 +39,9 @@ async def test_one_lane_is_opened_when_many_want_it_at_once(server: EmbeddedServ
 async def test_a_lane_is_opened_for_the_others_when_who_wanted_it_first_is_cancelled(server: EmbeddedServer) -> None:
     connections = Connections(server.url, "db", 5)
     first = asyncio.get_running_loop().create_task(connections.lane())
-    await asyncio.sleep(0)
+    await turn()
     second = asyncio.get_running_loop().create_task(connections.lane())
-    await asyncio.sleep(0)
+    await turn()
     first.cancel()
     assert await (await second).ask([(b"PING",)]) == [b"PONG"]
     assert first.cancelled()
