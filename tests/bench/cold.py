@@ -5,7 +5,6 @@ The cache is emptied before each round, so that every read is a miss; one connec
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -14,68 +13,41 @@ from time import perf_counter
 
 import redis
 
-from app.assembly import open_service
-from app.features.clock import EPOCH, MILLISECOND
 from app.features.definitions import REGISTRY
-from app.features.events import TipEvent, TipFeedback, TipServed
 from app.settings import Settings
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build
-from tests.bench.http import KEY, free_port, service
+from tests.bench.ground import Ground, add_users
 from tests.bench.load import get
-from tests.bench.timing import Comparison
+from tests.bench.serving import KEY, service
+from tests.bench.timing import Comparison, Curve, Result
 
 ROUNDS = 5
-USERS = 50
-CHUNK = 1_000
+USERS = {10: 50, 100: 50, 1_000: 50, 10_000: 10, 100_000: 3}
 FLOORS = {100: 8.0, 1_000: 3.0}
 
 
-def measure(settings: Settings, now_ms: int) -> Iterator[Comparison]:
-    """p50 of a read, for users with 100 and with 1,000 events in the window."""
-    for events in FLOORS:
-        asyncio.run(_load(settings, events, now_ms))
-    port = free_port()
-    with service(settings, port), socket.create_connection(("127.0.0.1", port)) as line:
-        for events, floor in FLOORS.items():
-            users = [_user(events, number) for number in range(USERS)]
+def measure(ground: Ground) -> Iterator[Result]:
+    """p50 of a read over the events that the user has in the window."""
+    users = {
+        events: add_users(ground.settings.database, f"cold-{events}", count, events, ground.now_ms)
+        for events, count in USERS.items()
+    }
+    costs: dict[str, list[float]] = {"the same SQL, sqlite3": [], "profiles": []}
+    with service(ground.settings) as port, socket.create_connection(("127.0.0.1", port)) as line:
+        for events in USERS:
             reference, ours = [], []
             for _ in range(ROUNDS):
-                reference.append(median(_by_sqlite(settings, users, now_ms)))
-                _empty(settings)
-                ours.append(median(_by_service(line, users)))
-            name = f"cold read, {events:,} events in the window, p50"
-            yield Comparison(name, "the same SQL, sqlite3", median(reference), median(ours), floor)
-
-
-def _user(events: int, number: int) -> str:
-    return f"cold-{events}-{number}"
-
-
-async def _load(settings: Settings, events: int, now_ms: int) -> None:
-    async with open_service(settings, door="bench") as opened:
-        made = [event for number in range(USERS) for event in events_of(_user(events, number), events, now_ms)]
-        for start in range(0, len(made), CHUNK):
-            await opened.ingestor.ingest(made[start : start + CHUNK])
-
-
-def events_of(user_id: str, count: int, now_ms: int) -> Iterator[TipEvent]:
-    """A user's events, newest first: half of them served tips, half of them feedback, evenly over 29 days."""
-    step_ms = 29 * 86_400_000 // count
-    for number in range(count):
-        occurred_at = EPOCH + (now_ms - 1_000 - number * step_ms) * MILLISECOND
-        event_id, tip_id = f"{user_id}-{number}", f"tip-{number // 2}"
-        if number % 2:
-            yield TipServed(event_id=event_id, user_id=user_id, tip_id=tip_id, occurred_at=occurred_at)
-        else:
-            yield TipFeedback(
-                event_id=event_id,
-                user_id=user_id,
-                tip_id=tip_id,
-                occurred_at=occurred_at,
-                action="completed" if number % 4 else "dismissed",
-                dwell_ms=number * 10,
-            )
+                reference.append(median(_by_sqlite(ground.settings, users[events], ground.now_ms)))
+                _empty(ground.settings)
+                ours.append(median(_by_service(line, users[events])))
+            for name, taken in zip(costs, (reference, ours), strict=True):
+                costs[name].append(median(taken))
+            if events in FLOORS:
+                name = f"cold read, {events:,} events in the window, p50"
+                against = "the same SQL, sqlite3"
+                yield Comparison(name, against, median(reference), median(ours), FLOORS[events])
+    yield Curve("cold read over events of the user", "events in the window", "seconds", tuple(USERS), costs)
 
 
 def _by_sqlite(settings: Settings, users: list[str], now_ms: int) -> list[float]:

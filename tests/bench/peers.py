@@ -14,21 +14,18 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import uvloop
-
 from app.features.definitions import REGISTRY
-from app.settings import Settings
-from app.stores.sqlite.migrate import migrate
-from app.stores.system_clock import SystemClock
-from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from app.stores.valkey.embedded import EmbeddedServer, queue_options
 from app.telemetry import configure_logging
-from tests.bench.__main__ import USERS, load, show
-from tests.bench.http import KEY, child, compare_loads, free_port, service
-from tests.bench.load import get, post
+from tests.bench.ground import Ground, ground, prepared
+from tests.bench.load import post
+from tests.bench.report import show
+from tests.bench.serving import KEY, Target, alternately, batches, child, free_port, middle, seconds, service, singles
 from tests.bench.timing import Comparison
 
 BATCHES = ((1, None), (10, None), (100, 1 / 12))
 CONNECTIONS = 8
+ROUNDS = 5
 
 _STORE = """
 project: profiles
@@ -70,35 +67,36 @@ store.write_to_online_store("profile", rows)
 _TYPES = {"float": "Float64", "int": "Int64", "str": "String"}
 
 
-def measure(settings: Settings, directory: Path, feast: Path) -> Iterator[Comparison]:
+def measure(ground: Ground, directory: Path, feast: Path) -> Iterator[Comparison]:
     """Throughput of single reads and of batches."""
-    users = [f"user-{number:04d}" for number in range(1, USERS + 1)]
-    ours, theirs, port = free_port(), free_port(), free_port()
+    theirs, port = free_port(), free_port()
     options = (*queue_options(), "--port", str(port), "--bind", "127.0.0.1")
     online = EmbeddedServer(directory / "feast-redis", directory / "f.sock", options)
     online.start()
     try:
-        with service(settings, ours):
-            repo = _repo(directory, port, _profiles(ours, users), feast)
+        with service(ground.settings) as ours:
+            repo = _repo(directory, port, _profiles(ours, ground.users), feast)
             command = [str(feast / "feast"), "--chdir", str(repo), "serve", "-p", str(theirs), "-w", "1"]
             command += ["--max-requests", "1000000000", "--no-access-log", "--keep-alive-timeout", "600"]
             environment = {"FEAST_USAGE": "False", "PYTHONPATH": ""}
             with child(command, environment, theirs, "/health", timeout_s=60):
-                yield from _compare(ours, theirs, users)
+                yield from _compare(ours, theirs, ground.users)
     finally:
         online.stop()
 
 
 def _compare(ours: int, theirs: int, users: list[str]) -> Iterator[Comparison]:
-    single = [get(f"/profiles/{user}", KEY) for user in users]
     asked = [_feast_request([user]) for user in users]
-    yield compare_loads("single read, 32 connections", "Feast", (theirs, asked), (ours, single), 32, 1 / 40)
+    yield _against_feast("single read, 32 connections", Target(theirs, asked), Target(ours, singles(users)), 32, 1 / 40)
     for size, floor in BATCHES:
-        groups = [users[start : start + size] for start in range(0, len(users), size)]
-        batches = [post("/profiles/batch", json.dumps({"user_ids": group}).encode(), KEY) for group in groups]
-        asked = [_feast_request(group) for group in groups]
+        asked = [_feast_request(users[start : start + size]) for start in range(0, len(users), size)]
         name = f"batch of {size}, {CONNECTIONS} connections"
-        yield compare_loads(name, "Feast", (theirs, asked), (ours, batches), CONNECTIONS, floor)
+        yield _against_feast(name, Target(theirs, asked), Target(ours, batches(users, size)), CONNECTIONS, floor)
+
+
+def _against_feast(name: str, theirs: Target, ours: Target, connections: int, at_most: float | None) -> Comparison:
+    loads = alternately((theirs, ours), connections, rounds=ROUNDS, seconds=3)
+    return Comparison(name, "Feast", middle(loads[0], seconds), middle(loads[1], seconds), at_most)
 
 
 def _feast_request(users: list[str]) -> bytes:
@@ -136,20 +134,8 @@ def main() -> None:
     """Measure and print. The argument: the directory of Feast's programs."""
     feast = Path(sys.argv[1]).resolve()
     configure_logging("console", "error")
-    with tempfile.TemporaryDirectory(prefix="peers-") as name:
-        directory = Path(name)
-        migrate(directory / "profiles.db")
-        cache = EmbeddedServer(directory / "cache", directory / "c.sock", cache_options(256))
-        queue = EmbeddedServer(directory / "queue", directory / "q.sock", queue_options())
-        try:
-            cache.start()
-            queue.start()
-            settings = Settings(database=directory / "profiles.db", cache_url=cache.url, queue_url=queue.url)
-            uvloop.run(load(settings, SystemClock().now_ms()))
-            show(list(measure(settings, directory, feast)))
-        finally:
-            cache.stop()
-            queue.stop()
+    with prepared() as template, ground(template) as ours, tempfile.TemporaryDirectory(prefix="peers-") as name:
+        show(list(measure(ours, Path(name), feast)))
 
 
 if __name__ == "__main__":

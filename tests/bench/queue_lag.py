@@ -7,12 +7,14 @@ notifications), so nothing is measured by who is measured.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
+import uvloop
 from arq.connections import ArqRedis, create_pool
 from redis.asyncio import Redis
 
@@ -21,52 +23,69 @@ from app.features.clock import rfc3339
 from app.features.definitions import REGISTRY
 from app.settings import Settings
 from app.stores.queue import TIP_EVENTS, connect
+from tests.bench.ground import Ground
 from tests.bench.processes import running, told_of
 from tests.bench.references import redis_settings
-from tests.bench.timing import Comparison
+from tests.bench.timing import Comparison, Curve, Result
 
-PER_SECOND = 100
+RATES = (50, 100, 200, 400, 800)
 JOBS = 300
 ROUNDS = 3
 MARK = b"tip_volume_30d"
 
 
-async def measure(settings: Settings, bare_url: str, now_ms: int) -> AsyncIterator[Comparison]:
-    """p50 and p99 at 100 jobs a second. `bare_url`: a server for the reference alone, queue and keys in one."""
-    ours: list[list[float]] = []
-    reference: list[list[float]] = []
+def measure(ground: Ground) -> Iterator[Result]:
+    """p50 and p99 at rising rates of jobs."""
+    yield from uvloop.run(_measure(ground.settings, ground.bare_url, ground.now_ms))
+
+
+async def _measure(settings: Settings, bare_url: str, now_ms: int) -> list[Result]:
+    figures: dict[str, list[float]] = {}
     with (
         running([sys.executable, "-m", "app", "worker"], {**told_of(settings), "PROFILES_WORKER_METRICS_PORT": "0"}),
         running([sys.executable, "-m", "tests.bench.references", "arq", bare_url], {}),
     ):
-        for number in range(ROUNDS + 1):  # the first warms up
-            reference.append(await _bare(bare_url, number))
-            ours.append(await _events(settings, now_ms, number))
-    for name, figure, floor in (("p50", median, None), ("p99", _p99, 2.0)):
-        yield Comparison(
-            f"queue event to deleted key, {PER_SECOND}/s, {name}",
+        await _bare(bare_url, "first", RATES[0])
+        await _events(settings, now_ms, "first", RATES[0])
+        for rate in RATES:
+            reference: list[list[float]] = []
+            ours: list[list[float]] = []
+            for number in range(ROUNDS):
+                reference.append(await _bare(bare_url, f"{rate}-{number}", rate))
+                ours.append(await _events(settings, now_ms, f"{rate}-{number}", rate))
+            for name, figure in (("p50", median), ("p99", _p99)):
+                figures.setdefault(f"bare arq job, {name}", []).append(median(figure(taken) for taken in reference))
+                figures.setdefault(f"profiles, {name}", []).append(median(figure(taken) for taken in ours))
+    place = RATES.index(100)
+    results: list[Result] = [
+        Comparison(
+            f"queue event to deleted key, 100/s, {name}",
             "bare arq job",
-            median(figure(taken) for taken in reference[1:]),
-            median(figure(taken) for taken in ours[1:]),
+            figures[f"bare arq job, {name}"][place],
+            figures[f"profiles, {name}"][place],
             floor,
         )
+        for name, floor in (("p50", None), ("p99", 2.0))
+    ]
+    return [*results, Curve("event to deleted key over the rate", "events per second", "seconds", RATES, figures)]
 
 
 def _p99(taken: list[float]) -> float:
     return quantiles(taken, n=100)[98]
 
 
-async def _bare(url: str, run: int) -> list[float]:
+async def _bare(url: str, run: str, rate: int) -> list[float]:
     pool = await create_pool(redis_settings(url))
     names = [f"bare-{run}-{number}" for number in range(JOBS)]
     try:
         await pool.mset(dict.fromkeys(names, "x"))
-        return await _lags(pool, names, lambda name: name.encode(), lambda name: pool.enqueue_job("delete_key", name))
+        enqueue = functools.partial(pool.enqueue_job, "delete_key")
+        return await _lags(pool, names, lambda name: name.encode(), enqueue, rate)
     finally:
         await pool.aclose(close_connection_pool=True)
 
 
-async def _events(settings: Settings, now_ms: int, run: int) -> list[float]:
+async def _events(settings: Settings, now_ms: int, run: str, rate: int) -> list[float]:
     users = [f"lag-{run}-{number}" for number in range(JOBS)]
     assert settings.queue_url is not None
     queue: ArqRedis = connect(settings.queue_url)
@@ -85,14 +104,18 @@ async def _events(settings: Settings, now_ms: int, run: int) -> list[float]:
     try:
         async with open_service(settings, door="bench") as service:
             await service.reader.read(dict.fromkeys(users, REGISTRY.full_mask))
-        return await _lags(cache, users, lambda user: b"{%b}:%b" % (user.encode(), MARK), enqueue)
+        return await _lags(cache, users, lambda user: b"{%b}:%b" % (user.encode(), MARK), enqueue, rate)
     finally:
         await queue.aclose(close_connection_pool=True)
         await cache.aclose()
 
 
 async def _lags(
-    server: Any, names: list[str], ending: Callable[[str], bytes], enqueue: Callable[[str], Awaitable[Any]]
+    server: Any,
+    names: list[str],
+    ending: Callable[[str], bytes],
+    enqueue: Callable[[str], Awaitable[Any]],
+    rate: int,
 ) -> list[float]:
     """Seconds from each enqueueing to the deletion of the key with that ending."""
     await server.config_set("notify-keyspace-events", "Eg")
@@ -116,7 +139,7 @@ async def _lags(
         sent: dict[str, float] = {}
         begun = perf_counter()
         for place, name in enumerate(names):
-            await asyncio.sleep(max(0.0, begun + place / PER_SECOND - perf_counter()))
+            await asyncio.sleep(max(0.0, begun + place / rate - perf_counter()))
             sent[name] = perf_counter()
             await enqueue(name)
         async with asyncio.timeout(30):

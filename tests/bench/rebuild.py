@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+
+import uvloop
 
 from app.assembly import open_service
 from app.features.definitions import REGISTRY
-from app.settings import Settings
+from app.profiles.rebuild_runs import CHUNK
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build
-from tests.bench.cold import events_of
-from tests.bench.timing import Comparison, compare
+from tests.bench.ground import Ground, add_users
+from tests.bench.timing import Comparison, Curve, Result, compare
 
-CHUNK = 100
+COUNTS = (1_000, 3_000, 10_000)
 EVENTS = 300
-BATCH = 1_000
+ROUNDS = 3
 
 
-async def measure(settings: Settings, now_ms: int, users: int) -> AsyncIterator[Comparison]:
-    """Seconds per user, tokens and fills included."""
-    connection = connect(settings.database, read_only=True)
+def measure(ground: Ground) -> Iterator[Result]:
+    """Seconds per user, tokens and fills included; users per second over the users rebuilt."""
+    users = add_users(ground.settings.database, "rebuilt", max(COUNTS), EVENTS, ground.now_ms)
+    results = [uvloop.run(_measure(ground, users[:count])) for count in COUNTS]
+    yield results[-1]
+    series = {
+        "the same SQL, sqlite3": [1 / result.reference for result in results],
+        "profiles": [1 / result.ours for result in results],
+    }
+    yield Curve(f"rebuild, {EVENTS} events each", "users", "users per second", COUNTS, series)
+
+
+async def _measure(ground: Ground, users: list[str]) -> Comparison:
+    connection = connect(ground.settings.database, read_only=True)
     statement = build(REGISTRY)
-    names = [f"rebuilt-{number}" for number in range(users)]
-    pages = [names[start : start + CHUNK] for start in range(0, users, CHUNK)]
+    pages = [users[start : start + CHUNK] for start in range(0, len(users), CHUNK)]
     try:
-        async with open_service(settings, door="bench") as service:
-            for page in pages:
-                events = [event for user in page for event in events_of(user, EVENTS, now_ms)]
-                for start in range(0, len(events), BATCH):
-                    await service.ingestor.ingest(events[start : start + BATCH])
+        async with open_service(ground.settings, door="bench") as service:
 
             async def reference() -> None:
                 for page in pages:
                     asked = json.dumps([[user, REGISTRY.full_mask, None, None] for user in page])
-                    connection.execute(statement, {"clock_ms": now_ms, "asked": asked}).fetchall()
+                    connection.execute(statement, {"clock_ms": ground.now_ms, "asked": asked}).fetchall()
 
             async def ours() -> None:
                 for page in pages:
                     await service.rebuilder.rebuild(page, REGISTRY.full_mask)
 
-            name = f"rebuild, {users:,} users with {EVENTS} events"
-            yield await compare(name, "the same SQL, sqlite3", reference, ours, repeat=1, units=users, at_most=2.5)
+            name = f"rebuild, {len(users):,} users with {EVENTS} events, per user"
+            against = "the same SQL, sqlite3"
+            return await compare(name, against, reference, ours, repeat=1, units=len(users), at_most=2.5, rounds=ROUNDS)
     finally:
         connection.close()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+
+import uvloop
 
 from app.features.definitions import REGISTRY
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import at_moment, build
-from tests.bench.timing import Comparison, compare
+from tests.bench.ground import Ground
+from tests.bench.timing import Comparison, Result, compare
 
 _SET_BASED = """
 WITH views AS NOT MATERIALIZED (
@@ -23,8 +26,16 @@ feedback AS NOT MATERIALIZED (
 """
 
 
-async def measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:
+def measure(ground: Ground) -> Iterator[Result]:
     """For 1, 10, 100 and 256 users: seconds per user."""
+    yield from uvloop.run(_all(ground))
+
+
+async def _all(ground: Ground) -> list[Comparison]:
+    return [result async for result in _measure(ground.settings.database, ground.now_ms)]
+
+
+async def _measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:
     connection = connect(database, read_only=True)
     try:
         users = [user for (user,) in connection.execute("SELECT DISTINCT user_id FROM tip_views LIMIT 256")]
