@@ -111,6 +111,7 @@ def _api(service: Service) -> Api:
         count = await service.users.erase(user_id)
         features = {name for names in (await service.log.stale_features(_subjects(service))).values() for name in names}
         await service.invalidator.invalidate({user_id: features})
+        await service.recall()
         return count
 
     async def start_rebuild(run_id: str) -> None:
@@ -133,6 +134,7 @@ def _api(service: Service) -> Api:
         runner=service.runner,
         freshness=service.freshness,
         erase=erase,
+        recall=service.recall,
         start_rebuild=start_rebuild,
         audit=audit,
         readiness=lambda: readiness(service),

@@ -30,6 +30,7 @@ from app.profiles.computation import Computation
 from app.profiles.filling import Filler
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.invalidate import Invalidator
+from app.profiles.near import NearCache
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildRunner
@@ -39,6 +40,7 @@ from app.stores.queue import Queue
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.event_tail import SqliteEventTail, recall
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.rebuilds import SqliteAuditTrail, SqliteRebuildBook
@@ -87,6 +89,10 @@ class Service:
     runner: RebuildRunner
     freshness: FreshnessMeter
 
+    async def recall(self) -> None:
+        """Let every process forget what it keeps near; to be called once rebuilt or erased values stand."""
+        await recall(self.database)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Foundation:
@@ -100,6 +106,7 @@ class _Foundation:
     cache: ValkeyCache | NoCache
     owed: SqliteOwedInvalidations
     queue: Queue | None
+    near: NearCache | None
 
 
 def check_contract(contract: Contract, settings: Settings) -> None:
@@ -152,6 +159,7 @@ async def open_service(
             cache=cache,
             owed=owed,
             queue=queue,
+            near=_near(stack, settings, contract.registry, clock) if door == "http" else None,
         )
         service = _join(foundation, door, learners)
         stack.push_async_callback(service.reader.close)
@@ -159,6 +167,14 @@ async def open_service(
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(end, [settling])
         yield service
+
+
+def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> NearCache | None:
+    if not settings.near_users:
+        return None
+    tail = SqliteEventTail(settings.database)
+    stack.callback(tail.close)
+    return NearCache(tail, registry, clock, settings.near_users)
 
 
 def _queue(settings: Settings, metrics: Metrics) -> Queue | None:
@@ -222,6 +238,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         filler=filler,
         registry=registry,
         metrics=metrics,
+        near=base.near,
     )
     consumer = Consumer(
         log=log, letters=letters, invalidator=invalidator, learners=learners, clock=clock, metrics=metrics

@@ -146,6 +146,9 @@ class Settings:
         5_000, _whole(50, 600_000), "Milliseconds a reader may take between its token and its fill."
     )
     readers: int = _setting(2, _whole(1, 64), "SQLite read connections, a thread each.")
+    near_users: int = _setting(
+        10_000, _whole(0, 10_000_000), "Users whose profiles an API process keeps in its own memory; 0: none."
+    )
     worker_metrics_port: int = _setting(
         8001, _whole(0, 65535), "Port on which the worker serves its metrics, on PROFILES_HOST; 0 serves none."
     )

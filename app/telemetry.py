@@ -37,6 +37,7 @@ class Metrics:
             "http_request_duration_seconds", "Time to answer, by route and status.", FAST, "method", "route", "status"
         )
         self.cache_hits = self._counter("cache_hits_total", "Feature values answered from the cache.")
+        self.near_hits = self._counter("near_hits_total", "Of these, values from the process's own memory.")
         self.cache_misses = self._counter("cache_misses_total", "Feature values that the cache did not hold.")
         self.fills = self._counter(
             "cache_fills_total", "Fills by outcome: stored; refused (an invalidation came first); failed.", "outcome"

@@ -139,10 +139,19 @@ class Machine(RuleBasedStateMachine):
             self.let_on()
         assert self.run(self._features(process, user_id)) == self.truth(user_id)
 
-    async def _features(self, process: int, user_id: str) -> Features:
-        features = await self.services[process].features(user_id)
+    @rule(process=processes, user_id=users, times=st.integers(1, 4))
+    def plain_reads(self, process: int, user_id: str, times: int) -> None:
+        """What a recommender does; some of these are answered from the process's own memory."""
+        if self.stuck(process, user_id):
+            self.let_on()
+        for _ in range(times):
+            assert self.run(self._features(process, user_id, plain=True)) == self.truth(user_id)
+
+    async def _features(self, process: int, user_id: str, *, plain: bool = False) -> Features:
+        service = self.services[process]
+        features = await (service.plain(user_id) if plain else service.features(user_id))
         if not self.stuck(process, *USERS):
-            await self.services[process].drain()
+            await service.drain()
         return features
 
     @rule(process=processes)

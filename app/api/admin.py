@@ -99,6 +99,7 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[bytes]
     api = api_of(request)
     check_ids([user_id], "user_id")
     profiles = await api.rebuilder.rebuild([user_id], api.registry.full_mask)
+    await api.recall()
     await api.audit(caller(request).name, "rebuild", user_hash(user_id), "done")
     body = renderer(api).profile(user_id, profiles[user_id], api.registry.full_mask, detail=True)
     return Response(body, media_type=MediaType.JSON)

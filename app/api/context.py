@@ -58,6 +58,7 @@ class Api:
     runner: RebuildRunner
     freshness: FreshnessMeter
     erase: Callable[[str], Awaitable[int]]
+    recall: Callable[[], Awaitable[None]]
     start_rebuild: Callable[[str], Awaitable[None]]
     audit: Callable[[str, str, str, str], Awaitable[None]]
     readiness: Callable[[], Awaitable[dict[str, Check]]]

@@ -62,6 +62,7 @@ async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
                 else:
                     page = await service.users.eligible(after, since_ms, REBUILD_CHUNK)
                 if not page:
+                    await service.recall()
                     return done
                 await service.cache.check()  # without it a rebuild would compute, and keep nothing
                 await service.rebuilder.rebuild(page, mask)

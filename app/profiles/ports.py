@@ -7,7 +7,7 @@ not answer in time and `CacheRefused` when it refuses the command; those of the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import NamedTuple, Protocol
 
 Epoch = str
@@ -121,6 +121,18 @@ class OwedInvalidations(Protocol):
 
     async def settled(self, ids: Sequence[int]) -> None:
         """Forget rows whose invalidation has been made."""
+        ...
+
+
+class EventTail(Protocol):
+    """What was committed to the event log lately, by whatever process. Both calls look now, on the caller's thread."""
+
+    def look(self) -> Set[str] | None:
+        """The users of the events committed since the last look; None where everything must be forgotten."""
+        ...
+
+    def newest(self, user_id: str) -> Mapping[str, int]:
+        """Subject to the sequence number of the user's newest event, where there is one."""
         ...
 
 

@@ -23,7 +23,7 @@ from app.features.definitions import REGISTRY
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
-from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, new_user
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -261,6 +261,42 @@ async def test_both_read_ones_own_events_when_they_come_through_either(pair: Pai
         ours, reference = [await told(site, Ask("/profiles/ada", headers=KEY)) for site in pair]
         assert ours == reference
         assert json.loads(str(ours.body, "utf-8"))["features"]["tip_volume_30d"] == before + number  # type: ignore[call-overload]
+
+
+async def near(site: Live, user: str) -> bytes:
+    """Read until the site answers from its own memory; the answer."""
+    metrics = site.service.metrics
+    while True:
+        before = metrics.collectors.get_sample_value("profiles_near_hits_total")
+        answer = await told(site, Ask(f"/profiles/{user}", headers=KEY))
+        await site.filled()
+        if metrics.collectors.get_sample_value("profiles_near_hits_total") != before:
+            assert isinstance(answer.body, bytes)
+            return answer.body
+
+
+@pytest.mark.parametrize("how", ["erased", "rebuilt", "rebuilt by a run"])
+async def test_nothing_old_is_answered_from_memory_when_another_process_changed_it(pair: Pair, how: str) -> None:
+    """What no event tells of: the facts were mended by hand, or the user is gone."""
+    site, admin = pair
+    admin.client.headers.update(as_caller("admin"))
+    user = new_user()
+    await site.send(served(user, site.now_ms))
+    assert b'"tip_volume_30d":1' in await near(site, user)
+    if how == "erased":
+        assert (await admin.client.delete(f"/admin/users/{user}")).status_code == 204
+    else:
+        delete = "DELETE FROM tip_views WHERE user_id = ?"
+        await admin.service.database.write(lambda connection: connection.execute(delete, (user,)))
+        assert b'"tip_volume_30d":1' in await near(site, user)
+    if how == "rebuilt":
+        assert (await admin.client.post(f"/admin/users/{user}/rebuild")).status_code == 200
+    elif how == "rebuilt by a run":
+        run = (await admin.client.post("/admin/rebuilds", json={"user_ids": [user]})).json()
+        assert await admin.service.runner.run(run["id"], 5)
+        assert (await admin.client.get(f"/admin/rebuilds/{run['id']}")).json()["state"] == "completed"
+    answer = await told(site, Ask(f"/profiles/{user}", headers=KEY))
+    assert b'"tip_volume_30d":0' in answer.body  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("trouble", ["paused", "killed"])

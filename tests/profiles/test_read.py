@@ -229,8 +229,9 @@ async def test_bytes_are_a_miss_and_replaced_when_this_service_did_not_write_the
     await service.drain()
     assert service.counted("cache_hits") == 0
     assert decode((await service.held(USER))[Cell(USER, TIP_VOLUME.name)]) is not None
-    await assert_true([service], USER)
+    await service.features(USER)
     assert service.counted("cache_hits") == len(REGISTRY)
+    await assert_true([service], USER)
 
 
 async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_another(service: Service) -> None:

@@ -78,11 +78,12 @@ class GatedSource:
 
 
 class GatedCache:
-    """A cache that can be stopped before each kind of command; counts its commands by name."""
+    """A cache that can be stopped before each kind of command, and after rows were read; counts its commands by name."""
 
     def __init__(self, cache: Cache) -> None:
         self.inner = cache
         self.before_read = Turnstile()
+        self.after_read = Turnstile()
         self.before_lease = Turnstile()
         self.before_fill = Turnstile()
         self.before_drop = Turnstile()
@@ -91,7 +92,13 @@ class GatedCache:
 
     def go(self) -> None:
         """Let whatever is stopped go on."""
-        for turnstile in (self.before_read, self.before_lease, self.before_fill, self.before_drop):
+        for turnstile in (
+            self.before_read,
+            self.after_read,
+            self.before_lease,
+            self.before_fill,
+            self.before_drop,
+        ):
             turnstile.go()
 
     @property
@@ -109,7 +116,9 @@ class GatedCache:
         """As the cache does; counted with `read`, for it is one command like that."""
         self.commands["read"] += 1
         await self.before_read.pass_through()
-        return await self.inner.read_rows(rows)
+        found = await self.inner.read_rows(rows)
+        await self.after_read.pass_through()
+        return found
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
         """As the cache does; a call that asks for nothing does not count."""

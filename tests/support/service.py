@@ -26,12 +26,14 @@ from app.profiles.codec import decode
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Profile, Reading
 from app.profiles.invalidate import Invalidator
+from app.profiles.near import NearCache
 from app.profiles.ports import Asked, Cache, Cell
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.trust import TrustGate
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.event_tail import SqliteEventTail, recall
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.source import SqliteSource
 from app.stores.valkey.cache import ValkeyCache
@@ -42,6 +44,8 @@ from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, GatedCache, GatedSource, turn
 
 READERS = 2
+NEAR_USERS = 100
+NEAR_AFTER = 3  # plain reads after which a profile is kept near, where it may be: computed, seen, kept
 TIMEOUT_MS = 5_000  # an unresponsive server is the subject of few tests; a busy machine must not look like one
 LEASE_MS = 60_000
 _processes = itertools.count(1)
@@ -69,6 +73,7 @@ class Service:
         clock: FakeClock,
         metrics: Metrics,
         registry: Registry,
+        tail: SqliteEventTail,
     ) -> None:
         self.database = database
         self.clock = clock
@@ -85,6 +90,8 @@ class Service:
         self.gate = TrustGate(self.owed.any_owed, clock, self.invalidator.wake)
         self.computation = Computation(self.source, registry, clock, metrics, READERS)
         self.filler = Filler(self.cache, registry, Random(7), metrics)
+        self.tail = tail
+        self.near = NearCache(tail, registry, clock, NEAR_USERS)
         self.reader = ProfileReader(
             cache=self.cache,
             gate=self.gate,
@@ -92,6 +99,7 @@ class Service:
             filler=self.filler,
             registry=registry,
             metrics=metrics,
+            near=self.near,
         )
         self.rebuilder = Rebuilder(
             cache=self.cache, computation=self.computation, filler=self.filler, registry=registry
@@ -119,6 +127,11 @@ class Service:
         """Read one user; name to value."""
         return self.decoded(await self.profile(user_id))
 
+    async def plain(self, user_id: str) -> Features:
+        """Read one user as a recommender does: only the values, from this process's memory where they are there."""
+        values = (await self.reader.read_values({user_id: self.registry.full_mask}))[user_id]
+        return dict(zip(self.registry.names, map(json.loads, values), strict=True))
+
     async def batch(self, user_ids: Iterable[str]) -> dict[str, Features]:
         """Read many users."""
         profiles = await self.reader.read(dict.fromkeys(user_ids, self.registry.full_mask))
@@ -127,6 +140,7 @@ class Service:
     async def rebuild(self, *user_ids: str) -> dict[str, Features]:
         """Rebuild users; what the rebuild answers."""
         profiles = await self.rebuilder.rebuild(user_ids, self.registry.full_mask)
+        await recall(self.database)
         return {user_id: self.decoded(profile) for user_id, profile in profiles.items()}
 
     async def send(self, *events: TipEvent) -> Receipt:
@@ -202,7 +216,11 @@ async def open_service(
         stack.push_async_callback(cache.close)
         await cache.open()
         let_pass(clock, REGISTERED_HOLD_BACK_S)  # so that no DEL has to wait for it
-        service = Service(database=database, owed=owed, cache=cache, clock=clock, metrics=metrics, registry=registry)
+        tail = SqliteEventTail(path)
+        stack.callback(tail.close)
+        service = Service(
+            database=database, owed=owed, cache=cache, clock=clock, metrics=metrics, registry=registry, tail=tail
+        )
         stack.push_async_callback(service.close)
         yield service
 
@@ -249,6 +267,9 @@ async def assert_reads(services: Sequence[Service], *user_ids: str) -> None:
             expected = await service.recomputed(user_id)
             found = await service.features(user_id)
             assert found == expected, f"a read of {user_id!r} is not the truth"
+            await service.drain()
+            for _ in range(NEAR_AFTER):
+                assert await service.plain(user_id) == expected, f"a plain read of {user_id!r} is not the truth"
     for service in services:
         await service.drain()
 

@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from app.profiles.rebuild_runs import RebuildRun, State
+from app.profiles.rebuild_runs import ACTIVE, RebuildRun, State
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_tail import UPSERT_RECALLS
 
 _COLUMNS = (
     "id, scope, user_ids, features, state, done, total, position, requested_by, "
@@ -44,7 +45,10 @@ class AuditEntry(NamedTuple):
 
 
 class SqliteRebuildBook:
-    """Implements `app.profiles.rebuild_runs.RebuildBook`."""
+    """Implements `app.profiles.rebuild_runs.RebuildBook`.
+
+    A run that has ended recalls what processes keep near, in the transaction that says so.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -88,15 +92,21 @@ class SqliteRebuildBook:
         def work(connection: sqlite3.Connection) -> State:
             connection.execute(UPDATE_PROGRESS, {"id": run_id, "done": done, "position": position, "now": now_ms})
             row: tuple[State] | None = connection.execute(SELECT_STATE, (run_id,)).fetchone()
-            return row[0] if row else "cancelled"
+            state: State = row[0] if row else "cancelled"
+            if state not in ACTIVE:  # it was cancelled while a piece was rebuilt
+                connection.execute(UPSERT_RECALLS)
+            return state
 
         return await self._database.write(work)
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
         """End it, unless it has ended."""
-        return await self._database.write(
-            lambda connection: connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
-        )
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute(UPSERT_RECALLS)
+            return connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
+
+        return await self._database.write(work)
 
 
 class SqliteAuditTrail:

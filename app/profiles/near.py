@@ -1,0 +1,119 @@
+"""The near cache: profiles of the users who are asked for most, in this process's own memory.
+
+A hit here asks no server, and is still never stale: each is held against the event log, not against the cache. All
+processes share the log, and a look at its tail costs one PRAGMA while nobody committed.
+Invariant: what `find` returns accounts for every event that was committed before `find` was called, and is no older
+than the last recall. Interleavings this excludes, R a reader, E an event's ingest, A an admin who rebuilds or erases:
+  1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's number: not kept
+  2. E commit, R looks, R reads the cache, R keeps     the same; E's DEL is still to come, the log knows already
+  3. R keeps, E commit, E answer, R finds              the look before each find drops the user
+  4. R reads the cache, A writes, A recalls, R keeps   the look before keeping sees the recall: not kept
+Must not know Redis or SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from app.errors import StoreUnavailable
+from app.features.clock import Clock
+from app.features.registry import Registry, indices
+from app.profiles.codec import decode
+from app.profiles.ports import EventTail
+
+# Bounds what a step of the wall clock can do to an expiry, at the price of one MGET a minute for each user.
+MAX_AGE_S = 60.0
+MASKS_PER_USER = 8
+
+
+class _Kept(NamedTuple):
+    """The JSON of each feature of a mask; until when, by the monotonic clock."""
+
+    values: Sequence[bytes]
+    until: float
+
+
+class NearCache:
+    """One per process. Keeps at most `capacity` users; a user is kept when read from the cache for the second time."""
+
+    def __init__(self, tail: EventTail, registry: Registry, clock: Clock, capacity: int) -> None:
+        self._tail = tail
+        self._registry = registry
+        self._clock = clock
+        self._capacity = capacity
+        self._kept: dict[str, dict[int, _Kept]] = {}
+        self._asked: set[str] = set()
+        self._recalls = 0
+
+    def find(self, wanted: Mapping[str, int]) -> dict[str, Sequence[bytes]]:
+        """Of the users wanted, those that are here with their mask of features: the JSON of each."""
+        found: dict[str, Sequence[bytes]] = {}
+        if not self._kept or not self._look():
+            return found
+        now = self._clock.monotonic()
+        for user_id, mask in wanted.items():
+            of_user = self._kept.get(user_id)
+            if of_user is not None and (kept := of_user.get(mask)) is not None:
+                if now < kept.until:
+                    found[user_id] = kept.values
+                else:
+                    del of_user[mask]
+        return found
+
+    def mark(self) -> int:
+        """Ask before the cache is read; what is read may be offered under this."""
+        return self._recalls
+
+    def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
+        """Keep what the cache held of a user, and the JSON in it, where the log proves it."""
+        if user_id not in self._asked:
+            if len(self._asked) >= self._capacity:
+                self._asked.clear()
+            self._asked.add(user_id)
+            return
+        if not self._look() or mark != self._recalls:
+            return
+        try:
+            left_s = self._proved_for(user_id, mask, held)
+        except StoreUnavailable:
+            return
+        if left_s > 0:
+            self._keep(user_id, mask, _Kept(values, self._clock.monotonic() + left_s))
+
+    def _look(self) -> bool:
+        """Forget what is no longer true; False where nobody can tell."""
+        try:
+            touched = self._tail.look()
+        except StoreUnavailable:
+            return False
+        if touched is None:
+            self._kept.clear()
+            self._recalls += 1
+        else:
+            for user_id in touched:
+                self._kept.pop(user_id, None)
+        return True
+
+    def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
+        """How many seconds the values may be kept; 0 where one is older than an event that makes it untrue."""
+        newest = self._tail.newest(user_id)
+        expires_at_ms: list[int] = []
+        for index, raw in zip(indices(mask), held, strict=True):
+            value = decode(raw)
+            if value is None or any(
+                newest.get(subject, 0) > value.seq for subject in self._registry[index].invalidated_by
+            ):
+                return 0.0
+            expires_at_ms.append(value.expires_at_ms)
+        return min((min(expires_at_ms) - self._clock.now_ms()) / 1000, MAX_AGE_S)
+
+    def _keep(self, user_id: str, mask: int, kept: _Kept) -> None:
+        of_user = self._kept.get(user_id)
+        if of_user is None:
+            if len(self._kept) >= self._capacity:
+                del self._kept[next(iter(self._kept))]
+            of_user = self._kept[user_id] = {}
+        elif len(of_user) >= MASKS_PER_USER:
+            of_user.clear()
+        of_user[mask] = kept
