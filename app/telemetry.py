@@ -17,6 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
 from app.errors import SettingsError
+from app.tallies import SpreadTally, Tally
 
 REQUEST_ID = "request_id"
 SENSITIVE_FIELDS = frozenset({"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url"})
@@ -33,19 +34,19 @@ class Metrics:
 
     def __init__(self) -> None:
         self.collectors = CollectorRegistry()
-        self.request_seconds = self._histogram(
+        self.request_seconds = self._spread(
             "http_request_duration_seconds", "Time to answer, by route and status.", FAST, "method", "route", "status"
         )
-        self.cache_hits = self._counter("cache_hits_total", "Feature values answered from the cache.")
-        self.near_hits = self._counter("near_hits_total", "Of these, values from the process's own memory.")
-        self.cache_misses = self._counter("cache_misses_total", "Feature values that the cache did not hold.")
+        self.cache_hits = self._tally("cache_hits_total", "Feature values answered from the cache.")
+        self.near_hits = self._tally("near_hits_total", "Of these, values from the process's own memory.")
+        self.cache_misses = self._tally("cache_misses_total", "Feature values that the cache did not hold.")
         self.fills = self._counter(
             "cache_fills_total", "Fills by outcome: stored; refused (an invalidation came first); failed.", "outcome"
         )
         self.degraded_reads = self._counter(
             "degraded_reads_total", "Profiles computed because the cache was away or not trusted.", "reason"
         )
-        self.cache_seconds = self._histogram(
+        self.cache_seconds = self._spread(
             "cache_round_trip_seconds", "Round trip to the cache, by command.", FAST, "command"
         )
         self.cache_errors = self._counter("cache_errors_total", "Cache commands that failed, by kind.", "kind")
@@ -98,6 +99,12 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"profiles_{name}", text, labels, buckets=buckets, registry=self.collectors)
+
+    def _tally(self, name: str, text: str) -> Tally:
+        return Tally(f"profiles_{name}", text, self.collectors)
+
+    def _spread(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> SpreadTally:
+        return SpreadTally(f"profiles_{name}", text, buckets, labels, self.collectors)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -42,16 +42,10 @@ class Authenticator:
         Raises:
             Unauthenticated: there is none, or it is not known.
         """
-        if not self._keys:
-            return ANYONE
-        if key is None:
-            raise Unauthenticated("this service needs a key: send it in the header X-API-Key")
-        digest = hash_key(key[:MAX_KEY_LENGTH])
-        found: Caller | None = None
-        for known, caller in self._keys:
-            if hmac.compare_digest(known, digest):
-                found = caller
+        found = self._found(key)
         if found is None:
+            if key is None:
+                raise Unauthenticated("this service needs a key: send it in the header X-API-Key")
             raise Unauthenticated("the key in X-API-Key is not known")
         return found
 
@@ -64,11 +58,20 @@ class Authenticator:
 
     def grants(self, key: str | None, scope: str) -> bool:
         """Whether `require` would return."""
-        try:
-            self.require(key, scope)
-        except (Unauthenticated, Forbidden):
-            return False
-        return True
+        found = self._found(key)
+        return found is not None and scope in found.scopes
+
+    def _found(self, key: str | None) -> Caller | None:
+        if not self._keys:
+            return ANYONE
+        if key is None:
+            return None
+        digest = hash_key(key[:MAX_KEY_LENGTH])
+        found: Caller | None = None
+        for known, caller in self._keys:
+            if hmac.compare_digest(known, digest):
+                found = caller
+        return found
 
 
 def _caller(key: ApiKey) -> Caller:

@@ -26,7 +26,6 @@ from litestar.types import (
     Send,
     WebSocketReceiveMessage,
 )
-from prometheus_client import Histogram
 
 from app.api.auth import Authenticator
 from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
@@ -36,6 +35,7 @@ from app.errors import ProfilesError, UnknownFeature
 from app.features.ids import id_problem
 from app.features.registry import Registry
 from app.profiles.read import ProfileReader
+from app.tallies import Spread
 from app.telemetry import REQUEST_ID, Metrics, logger
 
 ONE, BATCH = ("GET", "/profiles/{user_id}"), ("POST", "/profiles/batch")
@@ -71,7 +71,7 @@ class HitPath:
         self._renderer = Renderer(registry)
         self._grants = authenticator.grants
         # Each made at its first hit: a series that exists claims that something was answered.
-        self._seconds: dict[tuple[str, str], Histogram] = {}
+        self._seconds: dict[tuple[str, str], Spread] = {}
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._tells = logging.getLogger().isEnabledFor(logging.DEBUG)
@@ -101,7 +101,7 @@ class HitPath:
             return False
         user_id = user.decode()
         try:
-            values = (await reader.read_values({user_id: mask}))[user_id]
+            values = reader.near_values(user_id, mask) or (await reader.read_values({user_id: mask}))[user_id]
         except ProfilesError:
             return False  # the documented route meets the same, and tells it properly
         except Exception:  # a defect: known by this line, and no reason not to answer

@@ -2,17 +2,19 @@
 
 A hit here asks no server, and is still never stale: each is held against the event log, not against the cache. All
 processes share the log, and a look at its tail costs one PRAGMA while nobody committed.
-Invariant: what `find` returns accounts for every event that was committed before `find` was called, and is no older
+Invariant: what a read finds here accounts for every event that was committed before the read began, and is no older
 than the last recall. Interleavings this excludes, R a reader, E an event's ingest, A an admin who rebuilds or erases:
   1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's number: not kept
   2. E commit, R looks, R reads the cache, R keeps     the same; E's DEL is still to come, the log knows already
   3. R keeps, E commit, E answer, R finds              the look before each find drops the user
   4. R reads the cache, A writes, A recalls, R keeps   the look before keeping sees the recall: not kept
+  5. R1 looks, E commit, E answer, R2 finds            a look serves one turn of the event loop, and R2 comes after it
 Must not know Redis or SQL.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,21 +47,20 @@ class NearCache:
         self._kept: dict[str, dict[int, _Kept]] = {}
         self._asked: set[str] = set()
         self._recalls = 0
+        self._loop = asyncio.get_running_loop()
+        self._looked = False
 
-    def find(self, wanted: Mapping[str, int]) -> dict[str, Sequence[bytes]]:
-        """Of the users wanted, those that are here with their mask of features: the JSON of each."""
-        found: dict[str, Sequence[bytes]] = {}
+    def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
+        """The JSON of each feature in the mask, where the user is here with this mask."""
         if not self._kept or not self._look():
-            return found
-        now = self._clock.monotonic()
-        for user_id, mask in wanted.items():
-            of_user = self._kept.get(user_id)
-            if of_user is not None and (kept := of_user.get(mask)) is not None:
-                if now < kept.until:
-                    found[user_id] = kept.values
-                else:
-                    del of_user[mask]
-        return found
+            return None
+        of_user = self._kept.get(user_id)
+        kept = of_user.get(mask) if of_user is not None else None
+        return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
+
+    def find_all(self, wanted: Mapping[str, int]) -> dict[str, Sequence[bytes]]:
+        """Of the users wanted, those that are here with their mask."""
+        return {user_id: values for user_id, mask in wanted.items() if (values := self.find(user_id, mask)) is not None}
 
     def mark(self) -> int:
         """Ask before the cache is read; what is read may be offered under this."""
@@ -82,11 +83,19 @@ class NearCache:
             self._keep(user_id, mask, _Kept(values, self._clock.monotonic() + left_s))
 
     def _look(self) -> bool:
-        """Forget what is no longer true; False where nobody can tell."""
+        """Forget what is no longer true; False where nobody can tell.
+
+        Who runs in the same turn of the event loop shares a look. The turn's end is put in line before the look is
+        taken: whoever comes before it stood in line, and so had begun, before the look.
+        """
+        if self._looked:
+            return True
+        self._loop.call_soon(self._turn_over)
         try:
             touched = self._tail.look()
         except StoreUnavailable:
             return False
+        self._looked = True
         if touched is None:
             self._kept.clear()
             self._recalls += 1
@@ -94,6 +103,9 @@ class NearCache:
             for user_id in touched:
                 self._kept.pop(user_id, None)
         return True
+
+    def _turn_over(self) -> None:
+        self._looked = False
 
     def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
         """How many seconds the values may be kept; 0 where one is older than an event that makes it untrue."""

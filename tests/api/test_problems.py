@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.profiles.read import ProfileReader
-from tests.support.live import Live, problem, raw_status
+from tests.support.live import Live, new_user, problem, raw_status
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -106,7 +106,7 @@ async def test_defect_is_told_to_nobody_but_logged_when_a_route_fails(
 
     monkeypatch.setattr(ProfileReader, "read", read)
     monkeypatch.setattr(ProfileReader, "read_values", read)
-    answer = await site.client.get("/profiles/u", headers={"X-Request-Id": "broken-one"})
+    answer = await site.client.get(f"/profiles/{new_user()}", headers={"X-Request-Id": "broken-one"})
     body = problem(answer, 500)
     assert answer.headers["x-request-id"] == "broken-one"
     assert "secret" not in answer.text

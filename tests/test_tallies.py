@@ -1,0 +1,49 @@
+"""Tallies say the same as prometheus-client's own metrics of the same observations."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from app.tallies import SpreadTally, Tally
+from app.telemetry import FAST
+
+NAME, TEXT, LABELS = "profiles_seconds", "Seconds.", ("route", "status")
+observed = st.one_of(st.sampled_from(FAST), st.floats(0, 100, allow_nan=False))
+
+
+def said(registry: CollectorRegistry) -> list[str]:
+    """The exposition, without the moments of creation, which ours leave out."""
+    lines = generate_latest(registry).decode().splitlines()
+    return sorted(line for line in lines if "_created" not in line)
+
+
+@given(st.lists(st.integers(0, 1_000_000)))
+def test_a_tally_says_what_a_counter_says_when_both_count_the_same(counted: list[int]) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    tally = Tally("profiles_things_total", TEXT, ours)
+    counter = Counter("profiles_things_total", TEXT, registry=theirs)
+    for by in counted:
+        tally.inc(by)
+        counter.inc(by)
+    assert said(ours) == said(theirs)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from([200, 404]), observed)))
+def test_a_spread_says_what_a_histogram_says_when_both_observe_the_same(
+    observations: list[tuple[str, int, float]],
+) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    tally = SpreadTally(NAME, TEXT, FAST, LABELS, ours)
+    histogram = Histogram(NAME, TEXT, LABELS, buckets=FAST, registry=theirs)
+    for route, status, value in observations:
+        tally.labels(route, status).observe(value)
+        histogram.labels(route, status).observe(value)
+    assert said(ours) == said(theirs)
+
+
+def test_a_spread_refuses_when_the_labels_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="route, status"):
+        SpreadTally(NAME, TEXT, FAST, LABELS, CollectorRegistry()).labels("/a")
