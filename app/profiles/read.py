@@ -1,57 +1,25 @@
 """Reading profiles: hits from the cache, misses computed once and filled, everything computed where the cache is away.
 
-Plain reads look into the process's own memory first (`app.profiles.near`). Requests of one tick of the event loop share
-one MGET; their misses share one statement, and one flight with whoever misses the same cell under the same token
-(`app.profiles.flights`).
-Invariant: a hit is served only while the trust gate holds, asked when its group begins, which is after the
-request did. Must not know Redis or SQL.
+Plain reads look into the process's own memory first (`app.profiles.near`); the rest is read in groups
+(`app.profiles.groups`). Invariant: a hit, near or not, is served only while the trust gate holds.
+Must not know Redis or SQL.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-from app.errors import CacheUnavailable
-from app.features.registry import Registry, indices
+from app.features.registry import Registry
 from app.profiles.computation import Computation
-from app.profiles.filling import Filler, Missing, Profile, Reading, own_outcomes
-from app.profiles.flights import Boarding, Flights
+from app.profiles.filling import Filler, Profile, Reading
+from app.profiles.groups import GROUP_CAP, Groups, Wanted
 from app.profiles.near import NearCache
-from app.profiles.ports import Asked, Cache, Epoch
+from app.profiles.ports import Asked, Cache
 from app.profiles.shapes import Shapes
 from app.profiles.trust import TrustGate
 from app.telemetry import Metrics
-
-GROUP_CAP = 256
-
-Wanted = Mapping[str, int]
-
-
-class _Request(NamedTuple):
-    """`plain`: answered with each feature's JSON; else with readings."""
-
-    wanted: Wanted
-    plain: bool
-    done: asyncio.Future[dict[str, Any]]
-
-    def answer(self, answer: dict[str, Any]) -> None:
-        if not self.done.done():
-            self.done.set_result(answer)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-class _Group:
-    """Requests that will share one MGET."""
-
-    def __init__(self) -> None:
-        self.requests: list[_Request] = []
-        self.users = 0
 
 
 class ProfileReader:
@@ -73,13 +41,16 @@ class ProfileReader:
         self._gate = gate
         self._near = near
         self._computation = computation
-        self._filler = filler
-        self._shapes = Shapes(registry)
         self._metrics = metrics
-        self._open: _Group | None = None
-        # Kept, for to ask which loop is running costs a system call in Python 3.11.
-        self._loop = asyncio.get_running_loop()
-        self._flights = Flights(computation, filler)
+        self._groups = Groups(
+            cache=cache,
+            gate=gate,
+            computation=computation,
+            filler=filler,
+            shapes=Shapes(registry),
+            metrics=metrics,
+            near=near,
+        )
 
     async def read(self, wanted: Wanted) -> dict[str, Profile]:
         """Read each user's mask of features, as of now or later than the last acknowledged event.
@@ -97,8 +68,17 @@ class ProfileReader:
         if near:
             wanted = {user_id: mask for user_id, mask in wanted.items() if user_id not in near}
         if len(wanted) <= GROUP_CAP:
-            return near | await self._join(wanted, plain=True)
+            return near | await self._groups.join(wanted, plain=True)
         return near | await self._in_pieces(wanted, plain=True)
+
+    def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
+        """What `read_values` would give for one user, where it is at hand without waiting."""
+        if self._near is None or not self._trusted:
+            return None
+        values = self._near.find(user_id, mask)
+        if values is not None:
+            self._count_near(len(values))
+        return values
 
     async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
         """Compute past moments, uncached, in the order asked."""
@@ -113,23 +93,14 @@ class ProfileReader:
 
     async def close(self) -> None:
         """Finish what was begun, background fills included."""
-        await self._flights.close()
+        await self._groups.close()
 
     async def _in_pieces(self, wanted: Wanted, *, plain: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {}
         pairs = iter(wanted.items())
         while piece := dict(islice(pairs, GROUP_CAP)):
-            answer.update(await self._join(piece, plain=plain))
+            answer.update(await self._groups.join(piece, plain=plain))
         return answer
-
-    def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
-        """What `read_values` would give for one user, where it is at hand without waiting."""
-        if self._near is None or not self._trusted:
-            return None
-        values = self._near.find(user_id, mask)
-        if values is not None:
-            self._count_near(len(values))
-        return values
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         if self._near is None or not self._trusted:
@@ -147,143 +118,3 @@ class ProfileReader:
     def _count_near(self, values: int) -> None:
         self._metrics.cache_hits.inc(values)
         self._metrics.near_hits.inc(values)
-
-    def _join(self, wanted: Wanted, *, plain: bool) -> asyncio.Future[dict[str, Any]]:
-        request = _Request(wanted, plain, self._loop.create_future())
-        group = self._open
-        if group is None or group.users + len(wanted) > GROUP_CAP:
-            group = self._open = _Group()
-            # It begins in the next turn of the loop; whoever asks until then is in it.
-            self._flights.spawn(self._serve(group))
-        group.requests.append(request)
-        group.users += len(wanted)
-        return request.done
-
-    async def _serve(self, group: _Group) -> None:
-        if self._open is group:
-            self._open = None
-        waiting = group.requests
-        try:
-            if not self._cache.available:
-                await self._degrade(waiting, "unavailable")
-            elif not self._gate.holds():
-                await self._degrade(waiting, "owed")
-            else:
-                shapes = self._shapes
-                mark = self._near.mark() if self._near is not None else 0
-                epoch, held = await self._cache.read_rows(
-                    [
-                        (user_id, shapes[mask].features)
-                        for request in waiting
-                        for user_id, mask in request.wanted.items()
-                    ]
-                )
-                waiting, profiles, missing = self._answer_hits(waiting, held, mark)
-                if waiting:
-                    await self._fill_in(epoch, missing, profiles)
-                    self._answer(waiting, profiles)
-        except CacheUnavailable:
-            await self._degrade(waiting, "unavailable")
-        except BaseException as error:
-            for request in waiting:
-                request.fail(error)
-            if not isinstance(error, Exception):
-                raise
-
-    def _answer_hits(
-        self, requests: list[_Request], held: list[bytes | None], mark: int
-    ) -> tuple[list[_Request], dict[str, Profile], list[Missing]]:
-        """Step 1: answer what has every value. The rest is returned, with what was found for it and what was not."""
-        near = self._near
-        waiting: list[_Request] = []
-        profiles: dict[str, Profile] = {}
-        missing: dict[tuple[str, int], Missing] = {}
-        start = 0
-        for request in requests:
-            answer: dict[str, Any] = {}
-            first = start
-            for user_id, mask in request.wanted.items():
-                shape = self._shapes[mask]
-                part = held[start : (start := start + shape.width)]
-                values = shape.values(part)
-                if values is None:
-                    break
-                answer[user_id] = values if request.plain else self._found(user_id, mask, part, missing)
-                if near is not None and request.plain:
-                    near.offer(mark, user_id, mask, part, values)
-            else:
-                request.answer(answer)
-                continue
-            waiting.append(request)
-            start = first
-            for user_id, mask in request.wanted.items():
-                part = held[start : (start := start + self._shapes[mask].width)]
-                profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
-        self._metrics.cache_hits.inc(len(held) - len(missing))
-        self._metrics.cache_misses.inc(len(missing))
-        return waiting, profiles, list(missing.values())
-
-    def _found(
-        self, user_id: str, mask: int, held: list[bytes | None], missing: dict[tuple[str, int], Missing]
-    ) -> Profile:
-        """The hits among what a user's cells hold; the others are noted in `missing`."""
-        profile: Profile = {}
-        for index, raw in zip(self._shapes[mask].indices, held, strict=True):
-            reading = self._filler.hit(index, raw)
-            if reading is None:
-                missing[user_id, index] = Missing(user_id, index, raw)
-            else:
-                profile[index] = reading
-        return profile
-
-    def _answer(self, requests: Iterable[_Request], profiles: Mapping[str, Profile]) -> None:
-        for request in requests:
-            request.answer(
-                {
-                    user_id: [profiles[user_id][index].json for index in self._shapes[mask].indices]
-                    if request.plain
-                    else {index: profiles[user_id][index] for index in self._shapes[mask].indices}
-                    for user_id, mask in request.wanted.items()
-                }
-            )
-
-    async def _degrade(self, requests: list[_Request], reason: str) -> None:
-        await asyncio.gather(*(self._compute(request, reason) for request in requests))
-
-    async def _compute(self, request: _Request, reason: str) -> None:
-        """Answer from the database; a failure is told to this request alone."""
-        wanted = request.wanted
-        self._metrics.degraded_reads.labels(reason).inc(len(wanted))
-        try:
-            computed = await self._computation.live(wanted)
-        except Exception as error:
-            request.fail(error)
-            return
-        profiles: dict[str, Profile] = {
-            user_id: {
-                index: Reading(outcomes[index].json, part.at_ms, None, False, outcomes[index].error)
-                for index in indices(wanted[user_id])
-            }
-            for part, user_id, outcomes in own_outcomes(computed, wanted)
-        }
-        self._answer([request], profiles)
-
-    async def _fill_in(self, epoch: Epoch, missing: list[Missing], profiles: dict[str, Profile]) -> None:
-        """Steps 2 to 4 for what the MGET did not give. The fill itself goes on after the answer."""
-        tokens = await self._filler.tokens(epoch, missing)
-        joined: list[tuple[Missing, asyncio.Future[Mapping[str, Profile]]]] = []
-        mine: dict[Boarding, None] = {}
-        for item, token in zip(missing, tokens, strict=True):
-            if item.held is None and (reading := self._filler.hit(item.feature, token)) is not None:
-                profiles[item.user_id][item.feature] = reading  # somebody filled it since the MGET
-                continue
-            boarding = Boarding(epoch, item.user_id, item.feature, token)
-            if (flight := self._flights.aloft(boarding)) is not None:
-                joined.append((item, flight))
-            else:
-                mine[boarding] = None
-        if mine:
-            for user_id, profile in (await self._flights.fly(epoch, mine)).items():
-                profiles[user_id].update(profile)
-        for item, flight in joined:
-            profiles[item.user_id][item.feature] = (await asyncio.shield(flight))[item.user_id][item.feature]

@@ -134,7 +134,7 @@ async def test_an_old_value_is_not_kept_when_the_event_comes_while_it_is_read(wo
 
 
 async def test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read(world: World) -> None:
-    """R reads the old value, A erases, A DEL, A recalls, R keeps; R finds: the log knows nothing of the user any more."""
+    """R reads the old value, A erases, A DEL, A recalls, R keeps, R finds: the log forgot the user."""
     reader, admin = await world.open(), await world.open()
     await reader.send(served(USER))
     await kept(reader, USER)

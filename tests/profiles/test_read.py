@@ -16,8 +16,8 @@ from app.features.registry import Registry
 from app.profiles.codec import Value, decode, encode
 from app.profiles.computation import CAP, Computed, Outcome
 from app.profiles.filling import TTL_JITTER, own_outcomes
+from app.profiles.groups import GROUP_CAP
 from app.profiles.ports import Asked, Cell, Fill
-from app.profiles.read import GROUP_CAP
 from tests.profiles.world import World
 from tests.support.events import feedback, served
 from tests.support.servers import calls, keys

@@ -78,7 +78,7 @@ class GatedSource:
 
 
 class GatedCache:
-    """A cache that can be stopped before each kind of command, and after rows were read; counts its commands by name."""
+    """A cache that can be stopped before each kind of command, and after a read of rows; counts commands by name."""
 
     def __init__(self, cache: Cache) -> None:
         self.inner = cache
