@@ -7,7 +7,7 @@ not answer in time and `CacheRefused` when it refuses the command; those of the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 Epoch = str
@@ -127,7 +127,7 @@ class OwedInvalidations(Protocol):
 class EventTail(Protocol):
     """What was committed to the event log lately, by whatever process. Both calls look now, on the caller's thread."""
 
-    def look(self) -> Set[str] | None:
+    def look(self) -> frozenset[str] | None:
         """The users of the events committed since the last look; None where everything must be forgotten."""
         ...
 

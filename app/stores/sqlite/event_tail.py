@@ -8,7 +8,7 @@ seen. Invariant: a look tells of every event that was committed before it began 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
 
 from app.features.events import KNOWN_SUBJECTS
@@ -45,7 +45,7 @@ class SqliteEventTail:
         self._position = 0
         self.look()  # what was committed before there was anything to forget
 
-    def look(self) -> Set[str] | None:
+    def look(self) -> frozenset[str] | None:
         """Look now. Raises `StoreUnavailable`."""
         try:
             (version,) = self._connection.execute(SELECT_DATA_VERSION).fetchone()
@@ -63,7 +63,7 @@ class SqliteEventTail:
             self._version = -1
             raise unavailable(error) from error
         self._version, self._recalls = version, recalls
-        return None if all_gone else {user_id for _, user_id in tail}
+        return None if all_gone else frozenset(user_id for _, user_id in tail)
 
     def newest(self, user_id: str) -> Mapping[str, int]:
         """By subject. Raises `StoreUnavailable`."""
