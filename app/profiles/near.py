@@ -50,17 +50,17 @@ class NearCache:
         self._loop = asyncio.get_running_loop()
         self._looked = False
 
-    def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
-        """The JSON of each feature in the mask, where the user is here with this mask."""
+    def find(self, wanted: Mapping[str, int]) -> dict[str, Sequence[bytes]]:
+        """Of the users wanted, those that are here with their mask of features: the JSON of each."""
+        found: dict[str, Sequence[bytes]] = {}
         if not self._kept or not self._look():
-            return None
-        of_user = self._kept.get(user_id)
-        kept = of_user.get(mask) if of_user is not None else None
-        return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
-
-    def find_all(self, wanted: Mapping[str, int]) -> dict[str, Sequence[bytes]]:
-        """Of the users wanted, those that are here with their mask."""
-        return {user_id: values for user_id, mask in wanted.items() if (values := self.find(user_id, mask)) is not None}
+            return found
+        now = self._clock.monotonic()
+        for user_id, mask in wanted.items():
+            of_user = self._kept.get(user_id)
+            if of_user is not None and (kept := of_user.get(mask)) is not None and now < kept.until:
+                found[user_id] = kept.values
+        return found
 
     def mark(self) -> int:
         """Ask before the cache is read; what is read may be offered under this."""

@@ -73,12 +73,7 @@ class ProfileReader:
 
     def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """What `read_values` would give for one user, where it is at hand without waiting."""
-        if self._near is None or not self._trusted:
-            return None
-        values = self._near.find(user_id, mask)
-        if values is not None:
-            self._count_near(len(values))
-        return values
+        return self._near_hits({user_id: mask}).get(user_id)
 
     async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
         """Compute past moments, uncached, in the order asked."""
@@ -103,18 +98,12 @@ class ProfileReader:
         return answer
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        if self._near is None or not self._trusted:
-            return {}
-        found = self._near.find_all(wanted)
-        if found:
-            self._count_near(sum(map(len, found.values())))
-        return found
-
-    @property
-    def _trusted(self) -> bool:
         # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
-        return self._cache.available and self._gate.holds()
-
-    def _count_near(self, values: int) -> None:
-        self._metrics.cache_hits.inc(values)
-        self._metrics.near_hits.inc(values)
+        if self._near is None or not self._cache.available or not self._gate.holds():
+            return {}
+        found = self._near.find(wanted)
+        if found:
+            values = sum(map(len, found.values()))
+            self._metrics.cache_hits.inc(values)
+            self._metrics.near_hits.inc(values)
+        return found
