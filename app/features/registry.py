@@ -14,7 +14,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal, cast
+from typing import Literal
+
+import msgspec
 
 from app.errors import Issue, RegistryError, UnknownFeature
 from app.features.events import KNOWN_SUBJECTS
@@ -23,6 +25,7 @@ Dtype = Literal["float", "int", "str"]
 Scalar = float | int | str | None
 DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
 _INT64 = 1 << 63
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,4 +152,4 @@ def encode_value(dtype: Dtype, value: object) -> bytes | None:
     """A value as JSON, or None where it is not of its dtype."""
     if not conforms(dtype, value):
         return None
-    return json.dumps(cast(Scalar, value), ensure_ascii=False).encode()
+    return _encode(value)
