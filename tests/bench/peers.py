@@ -1,5 +1,8 @@
 """`make bench-peers`: Feast's Python feature server with Redis beside ours, same data, one worker each, loaded by wrk.
 
+Feast is asked in two ways. With all features in one feature view, as is quickest there: then they share a TTL and a
+source. And with a view for each TTL and source, as our registry declares them.
+
 Feast lives in an environment of its own (`.venv-peers`), made by the Makefile; nothing of it is a dependency.
 """
 
@@ -11,20 +14,34 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from app.features.definitions import REGISTRY
+from app.features.registry import Feature
 from app.stores.valkey.embedded import EmbeddedServer, queue_options
 from app.telemetry import configure_logging
 from tests.bench.ground import Ground, ground, prepared
 from tests.bench.load import post
 from tests.bench.report import show
-from tests.bench.serving import KEY, Target, alternately, batches, child, free_port, middle, seconds, service, singles
+from tests.bench.serving import (
+    KEY,
+    Target,
+    alternately,
+    batches,
+    child,
+    free_port,
+    middle,
+    seconds,
+    service,
+    singles,
+    warm,
+    without_near,
+)
 from tests.bench.timing import Comparison
 
-BATCHES = ((1, None), (10, None), (100, 1 / 12))
-CONNECTIONS = 8
 ROUNDS = 5
 
 _STORE = """
@@ -39,17 +56,21 @@ entity_key_serialization_version: 3
 _REPO = """
 from datetime import timedelta
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from feast.types import Float64, Int64, String
 
 user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
-profile = FeatureView(
-    name="profile",
-    entities=[user],
-    ttl=timedelta(hours=1),
-    schema=[{fields}],
-    online=True,
-    source=FileSource(path="profiles.parquet", timestamp_field="computed_at"),
-)
+source = FileSource(path="profiles.parquet", timestamp_field="computed_at")
+views = [
+    FeatureView(
+        name=name,
+        entities=[user],
+        ttl=timedelta(seconds=ttl_s),
+        schema=[Field(name=feature, dtype=dtype) for feature, dtype in fields],
+        online=True,
+        source=source,
+    )
+    for name, ttl_s, fields in {views}
+]
 """
 _FILL = """
 import json, sys
@@ -60,48 +81,86 @@ rows = pd.DataFrame(json.load(open(sys.argv[1])))
 rows["computed_at"] = pd.Timestamp.now(tz="UTC")
 rows.to_parquet("profiles.parquet")
 store = FeatureStore(".")
-from repo import profile, user
-store.apply([user, profile])
-store.write_to_online_store("profile", rows)
+from repo import user, views
+store.apply([user, *views])
+for view in views:
+    store.write_to_online_store(view.name, rows[["user_id", "computed_at", *(field.name for field in view.features)]])
 """
 _TYPES = {"float": "Float64", "int": "Int64", "str": "String"}
 
 
+class View(NamedTuple):
+    """A feature view of Feast's: what has a TTL and a source there."""
+
+    name: str
+    ttl_s: int
+    features: tuple[Feature, ...]
+
+
+def _one_view() -> list[View]:
+    return [View("profile", 3_600, tuple(REGISTRY))]
+
+
+def _view_for_each() -> list[View]:
+    """A view for each TTL and source."""
+    found: dict[tuple[int, tuple[str, ...]], list[Feature]] = {}
+    for entry in REGISTRY:
+        found.setdefault((entry.ttl_ms // 1_000, entry.invalidated_by), []).append(entry)
+    return [View(f"view_{number}", ttl_s, tuple(entries)) for number, ((ttl_s, _), entries) in enumerate(found.items())]
+
+
 def measure(ground: Ground, directory: Path, feast: Path) -> Iterator[Comparison]:
     """Throughput of single reads and of batches."""
-    theirs, port = free_port(), free_port()
+    port = free_port()
     options = (*queue_options(), "--port", str(port), "--bind", "127.0.0.1")
     online = EmbeddedServer(directory / "feast-redis", directory / "f.sock", options)
     online.start()
     try:
-        with service(ground.settings) as ours:
-            repo = _repo(directory, port, _profiles(ours, ground.users), feast)
-            command = [str(feast / "feast"), "--chdir", str(repo), "serve", "-p", str(theirs), "-w", "1"]
-            command += ["--max-requests", "1000000000", "--no-access-log", "--keep-alive-timeout", "600"]
-            environment = {"FEAST_USAGE": "False", "PYTHONPATH": ""}
-            with child(command, environment, theirs, "/health", timeout_s=60):
-                yield from _compare(ours, theirs, ground.users)
+        with service(ground.settings) as near, service(without_near(ground.settings)) as far:
+            profiles = _profiles(near, ground.users)
+            warm(near, ground.users)
+            views = _one_view()
+            with _feast(directory / "one", port, views, profiles, feast) as theirs:
+                yield from _compare("Feast", {"": near, " from the server": far}, theirs, views, ground.users)
+            views = _view_for_each()
+            with _feast(directory / "each", port, views, profiles, feast) as theirs:
+                yield from _compare(f"Feast, {len(views)} views", {"": near}, theirs, views, ground.users)
     finally:
         online.stop()
 
 
-def _compare(ours: int, theirs: int, users: list[str]) -> Iterator[Comparison]:
-    asked = [_feast_request([user]) for user in users]
-    yield _against_feast("single read, 32 connections", Target(theirs, asked), Target(ours, singles(users)), 32, 1 / 40)
-    for size, floor in BATCHES:
-        asked = [_feast_request(users[start : start + size]) for start in range(0, len(users), size)]
-        name = f"batch of {size}, {CONNECTIONS} connections"
-        yield _against_feast(name, Target(theirs, asked), Target(ours, batches(users, size)), CONNECTIONS, floor)
+def _compare(
+    against: str, ours: Mapping[str, int], theirs: int, views: Sequence[View], users: list[str]
+) -> Iterator[Comparison]:
+    """Each of ours beside it, in turn."""
+    for size, connections, floor in (1, 32, 1 / 40), (1, 8, None), (10, 8, None), (100, 8, 1 / 12):
+        groups = [users[start : start + size] for start in range(0, len(users), size)]
+        asked = singles(users) if connections == 32 else batches(users, size)
+        targets = [Target(theirs, [_feast_request(group, views) for group in groups])]
+        targets += [Target(port, asked) for port in ours.values()]
+        feast, *loads = alternately(targets, connections, rounds=ROUNDS, seconds=3)
+        for how, load in zip(ours, loads, strict=True):
+            what = "single read" if connections == 32 else f"batch of {size}"
+            name = f"{what}{how}, {connections} connections"
+            yield Comparison(name, against, middle(feast, seconds), middle(load, seconds), floor)
 
 
-def _against_feast(name: str, theirs: Target, ours: Target, connections: int, at_most: float | None) -> Comparison:
-    loads = alternately((theirs, ours), connections, rounds=ROUNDS, seconds=3)
-    return Comparison(name, "Feast", middle(loads[0], seconds), middle(loads[1], seconds), at_most)
-
-
-def _feast_request(users: list[str]) -> bytes:
-    features = [f"profile:{name}" for name in REGISTRY.names]
+def _feast_request(users: list[str], views: Sequence[View]) -> bytes:
+    features = [f"{view.name}:{entry.name}" for view in views for entry in view.features]
     return post("/get-online-features", json.dumps({"features": features, "entities": {"user_id": users}}).encode())
+
+
+@contextmanager
+def _feast(
+    repo: Path, redis_port: int, views: Sequence[View], profiles: list[dict[str, object]], feast: Path
+) -> Iterator[int]:
+    """Feast's server with these views, filled; its port."""
+    _fill(repo, redis_port, views, profiles, feast)
+    port = free_port()
+    command = [str(feast / "feast"), "--chdir", str(repo), "serve", "-p", str(port), "-w", "1"]
+    command += ["--max-requests", "1000000000", "--no-access-log", "--keep-alive-timeout", "600"]
+    with child(command, {"FEAST_USAGE": "False", "PYTHONPATH": ""}, port, "/health", timeout_s=60):
+        yield port
 
 
 def _profiles(port: int, users: list[str]) -> list[dict[str, object]]:
@@ -114,12 +173,14 @@ def _profiles(port: int, users: list[str]) -> list[dict[str, object]]:
         return [{"user_id": row["user_id"], **row["features"]} for row in json.load(answer)["profiles"]]
 
 
-def _repo(directory: Path, port: int, profiles: list[dict[str, object]], feast: Path) -> Path:
-    repo = directory / "repo"
+def _fill(repo: Path, port: int, views: Sequence[View], profiles: list[dict[str, object]], feast: Path) -> None:
     repo.mkdir()
-    fields = ", ".join(f'Field(name="{entry.name}", dtype={_TYPES[entry.dtype]})' for entry in REGISTRY)
+    written = ", ".join(
+        f"({view.name!r}, {view.ttl_s}, [{', '.join(f'({e.name!r}, {_TYPES[e.dtype]})' for e in view.features)}])"
+        for view in views
+    )
     (repo / "feature_store.yaml").write_text(_STORE.format(port=port))
-    (repo / "repo.py").write_text(_REPO.format(fields=fields))
+    (repo / "repo.py").write_text(_REPO.replace("{views}", f"[{written}]"))
     (repo / "profiles.json").write_text(json.dumps(profiles))
     subprocess.run(
         [str(feast / "python"), "-W", "ignore", "-c", _FILL, "profiles.json"],
@@ -127,7 +188,6 @@ def _repo(directory: Path, port: int, profiles: list[dict[str, object]], feast: 
         check=True,
         env={**os.environ, "PYTHONPATH": str(repo)},
     )
-    return repo
 
 
 def main() -> None:

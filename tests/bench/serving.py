@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
 
@@ -83,6 +84,11 @@ def service(settings: Settings) -> Iterator[int]:
     }
     with child([sys.executable, "-m", "app", "serve"], environment, port, "/healthz"):
         yield port
+
+
+def without_near(settings: Settings) -> Settings:
+    """The same, with every hit from the cache's server: what a user gets who is read less often than others."""
+    return replace(settings, near_users=0)
 
 
 @contextmanager

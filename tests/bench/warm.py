@@ -1,4 +1,7 @@
-"""Warm profiles: over the number of connections, and over the size of a batch; keys, metrics and request ids on."""
+"""Warm profiles: over the number of connections, and over the size of a batch; keys, metrics and request ids on.
+
+Twice: as the service is, where users who are read often are near, and with every hit from the cache's server.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from tests.bench.serving import (
     service,
     singles,
     warm,
+    without_near,
 )
 from tests.bench.timing import Comparison, Curve, Result
 
@@ -26,7 +30,8 @@ ROUNDS = 5
 CONNECTIONS = (1, 8, 32, 128)
 SIZES = (1, 10, 100, 300, 1_000)
 BATCH_CONNECTIONS = 8
-OURS, BARE, PLAIN = "profiles", "bare ASGI constant", "Litestar + MGET"
+OURS, FAR, BARE, PLAIN = "profiles", "profiles, from the server", "bare ASGI constant", "Litestar + MGET"
+HOW = {OURS: "", FAR: " from the server"}
 
 
 def concurrency(ground: Ground) -> Iterator[Result]:
@@ -36,19 +41,21 @@ def concurrency(ground: Ground) -> Iterator[Result]:
         constant() as bare,
         plain_route(ground.settings.cache_url or "", ground.users) as plain,
         service(ground.settings) as ours,
+        service(without_near(ground.settings)) as far,
     ):
         warm(ours, ground.users)
-        loads: dict[str, list[list[Load]]] = {BARE: [], PLAIN: [], OURS: []}
+        loads: dict[str, list[list[Load]]] = {BARE: [], PLAIN: [], OURS: [], FAR: []}
         for connections in CONNECTIONS:
-            targets = [Target(port, requests) for port in (bare, plain, ours)]
+            targets = [Target(port, requests) for port in (bare, plain, ours, far)]
             for taken, rounds in zip(loads.values(), alternately(targets, connections, rounds=ROUNDS), strict=True):
                 taken.append(rounds)
     at = {name: dict(zip(CONNECTIONS, taken, strict=True)) for name, taken in loads.items()}
     cost = {name: middle(at[name][32], seconds) for name in at}
-    yield Comparison("warm read, 32 connections", BARE, cost[BARE], cost[OURS], 2.5)
-    yield Comparison("warm read, 32 connections", PLAIN, cost[PLAIN], cost[OURS], 1 / 3.5)
     alone = {name: middle(at[name][1], p50) for name in at}
-    yield Comparison("warm read, 1 connection, p50", BARE, alone[BARE], alone[OURS], 3)
+    for name, how in HOW.items():
+        yield Comparison(f"warm read{how}, 32 connections", BARE, cost[BARE], cost[name], 2.5)
+        yield Comparison(f"warm read{how}, 32 connections", PLAIN, cost[PLAIN], cost[name], 1 / 3.5)
+        yield Comparison(f"warm read{how}, 1 connection, p50", BARE, alone[BARE], alone[name], 3)
     for name, unit, figure in (
         ("throughput", "requests per second", lambda load: load.rate),
         ("latency p50", "seconds", p50),
@@ -60,19 +67,24 @@ def concurrency(ground: Ground) -> Iterator[Result]:
 
 def batch(ground: Ground) -> Iterator[Result]:
     """Batches of 1 to 1,000 users."""
-    with plain_route(ground.settings.cache_url or "", ground.users) as plain, service(ground.settings) as ours:
+    series: dict[str, list[float]] = {}
+    cost: dict[str, float] = {}
+    with (
+        plain_route(ground.settings.cache_url or "", ground.users) as plain,
+        service(ground.settings) as ours,
+        service(without_near(ground.settings)) as far,
+    ):
         warm(ours, ground.users)
-        series: dict[str, list[float]] = {}
         for size in SIZES:
             requests = batches(ground.users, size, max(1, size // 2))
-            targets = [Target(port, requests) for port in (plain, ours)]
-            for name, loads in zip((PLAIN, OURS), alternately(targets, BATCH_CONNECTIONS, rounds=3), strict=True):
+            targets = [Target(port, requests) for port in (plain, ours, far)]
+            for name, loads in zip((PLAIN, *HOW), alternately(targets, BATCH_CONNECTIONS, rounds=3), strict=True):
                 series.setdefault(f"{name}, p50", []).append(middle(loads, p50))
                 series.setdefault(f"{name}, p99", []).append(middle(loads, p99))
                 if size == 100:
-                    series.setdefault(name, []).append(middle(loads, seconds))
-    reference, taken = series.pop(PLAIN)[0], series.pop(OURS)[0]
-    yield Comparison(f"batch of 100, {BATCH_CONNECTIONS} connections", PLAIN, reference, taken, 1 / 1.5)
+                    cost[name] = middle(loads, seconds)
+    for name, how in HOW.items():
+        yield Comparison(f"batch of 100{how}, {BATCH_CONNECTIONS} connections", PLAIN, cost[PLAIN], cost[name], 1 / 1.5)
     yield Curve(
         f"latency over batch size, {BATCH_CONNECTIONS} connections", "users in a batch", "seconds", SIZES, series
     )
