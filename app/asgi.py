@@ -108,10 +108,8 @@ def _api(service: Service) -> Api:
         await service.audit.record(AuditEntry(service.clock.now_ms(), actor, action, subject, outcome))
 
     async def erase(user_id: str) -> int:
-        count = await service.users.erase(user_id)
-        features = {name for names in (await service.log.stale_features(_subjects(service))).values() for name in names}
-        await service.invalidator.invalidate({user_id: features})
-        await service.recall()
+        count = await service.users.erase(user_id, service.clock.now_ms())
+        await service.invalidator.make_good()
         return count
 
     async def start_rebuild(run_id: str) -> None:
@@ -141,10 +139,6 @@ def _api(service: Service) -> Api:
         refresh_gauges=lambda: refresh_gauges(service),
         new_id=lambda: secrets.token_hex(8),
     )
-
-
-def _subjects(service: Service) -> frozenset[str]:
-    return frozenset(subject for entry in service.contract.registry for subject in entry.invalidated_by)
 
 
 async def readiness(service: Service) -> dict[str, Check]:

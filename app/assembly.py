@@ -40,10 +40,11 @@ from app.stores.queue import Queue
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_tail import SqliteEventTail, recall
+from app.stores.sqlite.event_tail import SqliteEventTail
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.rebuilds import SqliteAuditTrail, SqliteRebuildBook
+from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
@@ -90,7 +91,7 @@ class Service:
     freshness: FreshnessMeter
 
     async def recall(self) -> None:
-        """Let every process forget what it keeps near; to be called once rebuilt or erased values stand."""
+        """Let every process forget what it keeps near; to be called once rebuilt values stand."""
         await recall(self.database)
 
 
@@ -218,7 +219,9 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     invalidator = Invalidator(cache=cache, owed=base.owed, clock=clock, metrics=metrics)
     computation = Computation(SqliteSource(database, registry), registry, clock, metrics, settings.readers)
     filler = Filler(cache, registry, Random(), metrics)  # noqa: S311  # jitter, not secrecy
-    rebuilder = Rebuilder(cache=cache, computation=computation, filler=filler, registry=registry)
+    rebuilder = Rebuilder(
+        cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
+    )
     log, letters, users = SqliteEventLog(database), SqliteDeadLetters(database), SqliteUsers(database)
     book = SqliteRebuildBook(database)
     ingestor = Ingestor(

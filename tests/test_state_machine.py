@@ -213,6 +213,13 @@ class Machine(RuleBasedStateMachine):
             self.run(self.services[process].send(fresh, other))
 
     @rule(process=processes, user_id=users)
+    def erase(self, process: int, user_id: str) -> None:
+        """Everything of a user goes."""
+        self.let_on()
+        self.run(self.services[process].erase(user_id))
+        self.facts = [fact for fact in self.facts if fact.event.user_id != user_id]
+
+    @rule(process=processes, user_id=users)
     def rebuild(self, process: int, user_id: str) -> None:
         assert self.run(self.services[process].rebuild(user_id)) == {user_id: self.truth(user_id)}
 

@@ -101,7 +101,7 @@ class HitPath:
             return False
         user_id = user.decode()
         try:
-            values = reader.near_values(user_id, mask) or (await reader.read_values({user_id: mask}))[user_id]
+            values = reader.near_values(user_id, mask) or (await reader.read_far_values({user_id: mask}))[user_id]
         except ProfilesError:
             return False  # the documented route meets the same, and tells it properly
         except Exception:  # a defect: known by this line, and no reason not to answer

@@ -56,18 +56,20 @@ async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
         after, done = "", 0
         with progress("users") as bar:
             task = bar.add_task("rebuilding", total=total)
-            while True:
-                if users:
-                    page = users[done : done + REBUILD_CHUNK]
-                else:
-                    page = await service.users.eligible(after, since_ms, REBUILD_CHUNK)
-                if not page:
-                    await service.recall()
-                    return done
-                await service.cache.check()  # without it a rebuild would compute, and keep nothing
-                await service.rebuilder.rebuild(page, mask)
-                after, done = page[-1], done + len(page)
-                bar.update(task, completed=done)
+            try:
+                while True:
+                    if users:
+                        page = users[done : done + REBUILD_CHUNK]
+                    else:
+                        page = await service.users.eligible(after, since_ms, REBUILD_CHUNK)
+                    if not page:
+                        return done
+                    await service.cache.check()  # without it a rebuild would compute, and keep nothing
+                    await service.rebuilder.rebuild(page, mask)
+                    after, done = page[-1], done + len(page)
+                    bar.update(task, completed=done)
+            finally:
+                await service.recall()
 
 
 @click.command()

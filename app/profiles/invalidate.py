@@ -63,12 +63,27 @@ class Invalidator:
             await self._owed.owe(stale.keys(), self._clock.now_ms())
             self._metrics.invalidations.labels("owed").inc(len(stale))
             log.warning("invalidation_owed", users=len(stale), error=str(error))
-            self._wake.set()
-            # A look that began just before that commit is good for 50 ms; it must not outlive our answer.
-            await self._pause(HOLD_BACK_S)
+            await self._hold_back()
             return False
         self._metrics.invalidations.labels("dropped").inc(len(stale))
         return True
+
+    async def make_good(self) -> bool:
+        """Settle a debt that the caller has recorded itself; as `invalidate` where that cannot be done now."""
+        try:
+            if not self._cache.available:
+                raise CacheUnavailable("the circuit breaker is open")
+            await self.settle()
+        except CacheUnavailable as error:
+            log.warning("invalidation_owed", users=1, error=str(error))
+            await self._hold_back()
+            return False
+        return True
+
+    async def _hold_back(self) -> None:
+        self._wake.set()
+        # A look that began just before the debt was committed is good for 50 ms; it must not outlive our answer.
+        await self._pause(HOLD_BACK_S)
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
         """Drop values that were computed before an event: user to feature to the event's sequence number.

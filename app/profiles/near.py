@@ -9,6 +9,8 @@ than the last recall. Interleavings this excludes, R a reader, E an event's inge
   3. R keeps, E commit, E answer, R finds              the look before each find drops the user
   4. R reads the cache, A writes, A recalls, R keeps   the look before keeping sees the recall: not kept
   5. R1 looks, E commit, E answer, R2 finds            a look serves one turn of the event loop, and R2 comes after it
+  6. E commit, A erases (E is not in the log any more), R reads the cache, R keeps; E DEL, E answer; A settles
+                                                       while a user is owed an invalidation, nothing is kept
 Must not know Redis or SQL.
 """
 
@@ -27,6 +29,8 @@ from app.profiles.ports import EventTail
 # Bounds what a step of the wall clock can do to an expiry, at the price of one MGET a minute for each user.
 MAX_AGE_S = 60.0
 MASKS_PER_USER = 8
+# A proof is a look into the database on the event loop's thread: so many in one turn, and the others another time.
+PROOFS_PER_TURN = 16
 
 
 class _Kept(NamedTuple):
@@ -48,7 +52,8 @@ class NearCache:
         self._asked: set[str] = set()
         self._recalls = 0
         self._loop = asyncio.get_running_loop()
-        self._looked = False
+        self._looked: bool | None = None
+        self._proofs = 0
 
     def find(self, wanted: Mapping[str, int]) -> dict[str, Sequence[bytes]]:
         """Of the users wanted, those that are here with their mask of features: the JSON of each."""
@@ -73,8 +78,9 @@ class NearCache:
                 self._asked.clear()
             self._asked.add(user_id)
             return
-        if not self._look() or mark != self._recalls:
+        if not self._look() or mark != self._recalls or self._proofs >= PROOFS_PER_TURN:
             return
+        self._proofs += 1
         try:
             left_s = self._proved_for(user_id, mask, held)
         except StoreUnavailable:
@@ -88,14 +94,16 @@ class NearCache:
         Who runs in the same turn of the event loop shares a look. The turn's end is put in line before the look is
         taken: whoever comes before it stood in line, and so had begun, before the look.
         """
-        if self._looked:
-            return True
-        self._loop.call_soon(self._turn_over)
+        if self._looked is None:
+            self._loop.call_soon(self._turn_over)
+            self._looked = self._look_now()
+        return self._looked
+
+    def _look_now(self) -> bool:
         try:
             touched = self._tail.look()
         except StoreUnavailable:
             return False
-        self._looked = True
         if touched is None:
             self._kept.clear()
             self._recalls += 1
@@ -105,11 +113,14 @@ class NearCache:
         return True
 
     def _turn_over(self) -> None:
-        self._looked = False
+        self._looked = None
+        self._proofs = 0
 
     def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
         """How many seconds the values may be kept; 0 where one is older than an event that makes it untrue."""
         newest = self._tail.newest(user_id)
+        if newest is None:
+            return 0.0
         expires_at_ms: list[int] = []
         for index, raw in zip(indices(mask), held, strict=True):
             value = decode(raw)
@@ -121,11 +132,10 @@ class NearCache:
         return min((min(expires_at_ms) - self._clock.now_ms()) / 1000, MAX_AGE_S)
 
     def _keep(self, user_id: str, mask: int, kept: _Kept) -> None:
-        of_user = self._kept.get(user_id)
-        if of_user is None:
-            if len(self._kept) >= self._capacity:
-                del self._kept[next(iter(self._kept))]
-            of_user = self._kept[user_id] = {}
-        elif len(of_user) >= MASKS_PER_USER:
+        of_user = self._kept.pop(user_id, {})
+        if len(of_user) >= MASKS_PER_USER:
             of_user.clear()
+        if len(self._kept) >= self._capacity:
+            del self._kept[next(iter(self._kept))]
         of_user[mask] = kept
+        self._kept[user_id] = of_user  # last, for the first is the next to go

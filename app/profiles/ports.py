@@ -134,8 +134,11 @@ class EventTail(Protocol):
         """The users of the events committed since the last look; None where everything must be forgotten."""
         ...
 
-    def newest(self, user_id: str) -> Mapping[str, int]:
-        """Subject to the sequence number of the user's newest event, where there is one."""
+    def newest(self, user_id: str) -> Mapping[str, int] | None:
+        """Subject to the sequence number of the user's newest event, where there is one.
+
+        None while the cache is owed an invalidation of this user: what it holds is no proof of anything.
+        """
         ...
 
 

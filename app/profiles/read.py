@@ -65,11 +65,13 @@ class ProfileReader:
         near = self._near_hits(wanted)
         if len(near) == len(wanted):
             return near
-        if near:
-            wanted = {user_id: mask for user_id, mask in wanted.items() if user_id not in near}
+        return near | await self.read_far_values({user: mask for user, mask in wanted.items() if user not in near})
+
+    async def read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
+        """As `read_values`, for users of whom it is known that they are not near."""
         if len(wanted) <= GROUP_CAP:
-            return near | await self._groups.join(wanted, plain=True)
-        return near | await self._in_pieces(wanted, plain=True)
+            return await self._groups.join(wanted, plain=True)
+        return await self._in_pieces(wanted, plain=True)
 
     def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """What `read_values` would give for one user, where it is at hand without waiting."""

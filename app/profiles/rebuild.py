@@ -2,17 +2,19 @@
 
 The held value is the token (its bytes carry its sequence number), so no reader misses meanwhile, and an event that
 comes in between makes the fill refuse, as everywhere. A refused fill is tried again with a fresh token and a fresh
-snapshot. Invariant: a rebuilt value that landed was computed after the rebuild began.
+snapshot. Invariants: a rebuilt value that landed was computed after the rebuild began; where none landed, because
+events kept coming or the cache takes nothing in, nothing older is left there either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from app.errors import CacheUnavailable
 from app.features.registry import Registry, indices
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Filling, Missing, Profile, own_outcomes
+from app.profiles.invalidate import Stale
 from app.profiles.ports import Cache
 from app.telemetry import logger
 
@@ -23,11 +25,21 @@ log = logger("profiles.rebuild")
 class Rebuilder:
     """Refreshes users' features now."""
 
-    def __init__(self, *, cache: Cache, computation: Computation, filler: Filler, registry: Registry) -> None:
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        computation: Computation,
+        filler: Filler,
+        registry: Registry,
+        invalidate: Callable[[Stale], Awaitable[bool]],
+    ) -> None:
+        """`invalidate`: as `Invalidator.invalidate`."""
         self._cache = cache
         self._computation = computation
         self._filler = filler
         self._registry = registry
+        self._invalidate = invalidate
 
     @property
     def keeps(self) -> bool:
@@ -37,21 +49,25 @@ class Rebuilder:
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute and cache the features in `mask` for each user; returns when the fills have been answered.
 
-        A cache that is away is no error: the values are computed and returned, and nothing old can be served from
-        it. Raises `StoreUnavailable`.
+        A cache that is away is no error: the values are computed and returned, and what it may hold is invalidated.
+        Raises `StoreUnavailable`.
         """
         results: dict[str, Profile] = {}
-        wanted = dict.fromkeys(user_ids, mask)
+        left = dict.fromkeys(user_ids, mask)
         for _ in range(ATTEMPTS):
-            wanted = await self._attempt(wanted, results)
-            if not wanted:
+            left = await self._attempt(left, results)
+            if not left or not self.keeps:
                 break
-        else:
-            log.info("rebuild_outrun", users=len(wanted), detail="events kept coming; the next read computes")
+        if left:
+            log.info("rebuild_not_kept", users=len(left), detail="the next read computes")
+            names = self._registry.names
+            await self._invalidate(
+                {user_id: [names[index] for index in indices(mask)] for user_id, mask in left.items()}
+            )
         return results
 
     async def _attempt(self, wanted: Mapping[str, int], results: dict[str, Profile]) -> dict[str, int]:
-        """One pass; returns what was refused and is worth another."""
+        """One pass; returns what did not land."""
         places = [(user_id, index) for user_id, mask in wanted.items() for index in indices(mask)]
         tokens: list[bytes] = []
         epoch = ""
@@ -73,6 +89,8 @@ class Rebuilder:
                     profile[index] = profile[index]._replace(expires_at_ms=None)  # nothing keeps it
                 else:
                     fillings.append(Filling(user_id, index, token_of[user_id, index], part.seq, profile[index]))
+        if not token_of:
+            return dict(wanted)
         refused: dict[str, int] = {}
         for filling, stored in zip(fillings, await self._filler.store(epoch, fillings), strict=True):
             if not stored and filling.reading.error is None:

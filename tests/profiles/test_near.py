@@ -5,13 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.features.definitions import REGISTRY
-from app.profiles.near import MASKS_PER_USER, MAX_AGE_S, NearCache
-from app.stores.sqlite.event_tail import TAIL_CAP, recall
-from app.stores.sqlite.users import SqliteUsers
+from app.profiles.near import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, NearCache
+from app.stores.sqlite.event_tail import SELECT_TAIL, TAIL_CAP
+from app.stores.sqlite.recalls import SELECT_RECALLS, UPSERT_RECALLS
+from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.profiles.world import World
 from tests.support.events import feedback, served
@@ -140,25 +142,91 @@ async def test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read(wor
     await kept(reader, USER)
     let_pass(world.clock, MAX_AGE_S)
     reading = await world.stopped_at(reader.cache.after_read, reader.plain(USER))
-    await erase(admin, USER)
+    await admin.erase(USER)
     reader.cache.after_read.go()
     await reading
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
-
-
-async def erase(service: Service, user_id: str) -> None:
-    """As the service does, in its order."""
-    await SqliteUsers(service.database).erase(user_id)
-    await service.invalidator.invalidate({user_id: frozenset(REGISTRY.names)})
-    await recall(service.database)
 
 
 async def test_nothing_of_a_user_is_left_when_another_process_erased_them(world: World) -> None:
     reader, admin = await world.open(), await world.open()
     await reader.send(served(USER), feedback(USER))
     await kept(reader, USER)
-    await erase(admin, USER)
+    await admin.erase(USER)
     assert await reader.plain(USER) == await reader.recomputed(USER)
+
+
+async def test_an_event_is_not_forgotten_when_its_user_is_being_erased(world: World) -> None:
+    """R keeps; E commit, E DEL, E answer; A erases and has not settled; R finds. The log does not know E any more."""
+    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    await writer.send(served(USER))
+    await kept(reader, USER)
+    await writer.send(served(USER))
+    erasing = await world.stopped_at(admin.cache.before_drop, admin.erase(USER))
+    assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
+    admin.cache.before_drop.go()
+    await erasing
+    assert (await reader.plain(USER))["tip_volume_30d"] == 0
+
+
+async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_looks_of_one(world: World) -> None:
+    """R keeps; E commit, E answer; R reads the tail; A erases; R reads the recalls."""
+    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    await writer.send(served(USER))
+    await kept(reader, USER)
+    await writer.send(served(USER))
+    tail = reader.tail._connection
+
+    class Between:
+        """Erases before the second statement of a look."""
+
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            self.seen.append(statement)
+            if len(self.seen) == 3:  # the version, one of the two, and now the other
+                with sqlite3.connect(world.path) as hand:
+                    for erasing in (*DELETE_USER, UPDATE_SEQ, UPSERT_RECALLS):
+                        hand.execute(erasing, {"user": USER})
+            return tail.execute(statement, *parameters)
+
+    reader.tail._connection = between = Between()  # type: ignore[assignment]
+    assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
+    assert set(between.seen[1:3]) == {SELECT_TAIL, SELECT_RECALLS}
+    reader.tail._connection = tail
+    await admin.erase(USER)
+
+
+async def test_nothing_is_kept_when_an_erased_user_is_owed_an_invalidation(world: World) -> None:
+    """E commit; A erases; R reads the old value and may not keep it; E DEL, E answer; R finds; A settles."""
+    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    await writer.send(served(USER))
+    await kept(reader, USER, "bob")
+    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    erasing = await world.stopped_at(admin.cache.before_drop, admin.erase(USER))
+    await kept_as_far_as_allowed(reader)
+    writer.cache.before_drop.go()
+    await sending
+    assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
+    admin.cache.before_drop.go()
+    await erasing
+    assert (await reader.plain(USER))["tip_volume_30d"] == 0
+
+
+async def kept_as_far_as_allowed(service: Service) -> None:
+    """More plain reads than it takes; the clock stands still, so a look at what is owed is never too old."""
+    await service.plain("bob")
+    for _ in range(NEAR_AFTER):
+        await service.plain(USER)
+
+
+async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: Service) -> None:
+    users = [f"user {number}" for number in range(PROOFS_PER_TURN * 2)]
+    for round_ in range(NEAR_AFTER + 1):
+        await service.reader.read_values(dict.fromkeys(users, FULL))
+        await service.drain()
+        assert len(service.near._kept) == PROOFS_PER_TURN * max(0, round_ - 1)
 
 
 async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(world: World, database_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 
 from app.errors import StoreUnavailable
@@ -10,6 +12,7 @@ from app.profiles.codec import decode
 from app.profiles.rebuild import ATTEMPTS
 from tests.profiles.world import World
 from tests.support.events import served
+from tests.support.servers import ask
 from tests.support.service import Service, assert_true
 
 USER = "ann"
@@ -68,6 +71,25 @@ async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: World) ->
     rebuilt = await service.rebuilder.rebuild([USER], service.registry.full_mask)
     assert {reading.expires_at_ms for reading in rebuilt[USER].values()} == {None}, "nothing keeps these values"
     fragile_world.restart()
+
+
+@pytest.mark.parametrize("trouble", ["full", "away for this process"])
+async def test_nothing_older_is_left_when_the_cache_does_not_take_the_rebuilt_values(
+    fragile_world: World, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, admin = await fragile_world.open(), await fragile_world.open()
+    await reader.send(served(USER))
+    await assert_true([reader, admin], USER)
+    with sqlite3.connect(fragile_world.path) as hand:
+        hand.execute("DELETE FROM tip_views")
+    if trouble == "full":
+        ask(fragile_world.server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+        ask(fragile_world.server, "CONFIG", "SET", "maxmemory", 1)
+    else:
+        monkeypatch.setattr(type(admin.cache), "available", property(lambda cache: cache is not admin.cache))
+    assert (await admin.rebuild(USER))[USER]["tip_volume_30d"] == 0
+    for read in (reader.plain, reader.features):
+        assert (await read(USER))["tip_volume_30d"] == 0
 
 
 async def test_a_rebuild_raises_when_the_database_fails(service: Service) -> None:

@@ -33,9 +33,11 @@ from app.profiles.rebuild import Rebuilder
 from app.profiles.trust import TrustGate
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_tail import SqliteEventTail, recall
+from app.stores.sqlite.event_tail import SqliteEventTail
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
+from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
 from app.stores.valkey.registration import REGISTER_EVERY_S, Registration
@@ -102,7 +104,11 @@ class Service:
             near=self.near,
         )
         self.rebuilder = Rebuilder(
-            cache=self.cache, computation=self.computation, filler=self.filler, registry=registry
+            cache=self.cache,
+            computation=self.computation,
+            filler=self.filler,
+            registry=registry,
+            invalidate=self.invalidator.invalidate,
         )
         self.ingestor = Ingestor(
             log=SqliteEventLog(database),
@@ -142,6 +148,11 @@ class Service:
         profiles = await self.rebuilder.rebuild(user_ids, self.registry.full_mask)
         await recall(self.database)
         return {user_id: self.decoded(profile) for user_id, profile in profiles.items()}
+
+    async def erase(self, user_id: str) -> None:
+        """Erase a user."""
+        await SqliteUsers(self.database).erase(user_id, self.clock.now_ms())
+        await self.invalidator.make_good()
 
     async def send(self, *events: TipEvent) -> Receipt:
         """Ingest; returns when the events are acknowledged."""

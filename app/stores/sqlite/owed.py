@@ -10,6 +10,7 @@ from app.features.registry import Registry
 from app.profiles.ports import Owed
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.lookout import Lookout
+from app.stores.sqlite.recalls import UPSERT_RECALLS
 
 SELECT_OWED = "SELECT id, user_id FROM owed_invalidations ORDER BY id LIMIT ?"
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
@@ -50,8 +51,13 @@ class SqliteOwedInvalidations:
         return await self._database.read(work)
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Forget these rows."""
-        await self._database.write(lambda connection: connection.execute(DELETE_OWED, (json.dumps(ids),)))
+        """Forget these rows, and recall: with an erased user's debt goes the last sign of what was untrue."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(DELETE_OWED, (json.dumps(ids),))
+            connection.execute(UPSERT_RECALLS)
+
+        await self._database.write(work)
 
     def close(self) -> None:
         """Close the connection kept for looking."""

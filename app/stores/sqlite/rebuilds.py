@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from app.profiles.rebuild_runs import ACTIVE, RebuildRun, State
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.event_tail import UPSERT_RECALLS
+from app.stores.sqlite.recalls import UPSERT_RECALLS
 
 _COLUMNS = (
     "id, scope, user_ids, features, state, done, total, position, requested_by, "

@@ -10,6 +10,8 @@ from app.events.ports import LoggedEvent
 from app.features.events import KNOWN_SUBJECTS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import LOGGED, logged_events
+from app.stores.sqlite.owed import INSERT_OWED
+from app.stores.sqlite.recalls import UPSERT_RECALLS
 
 SELECT_NEWEST = """
 SELECT user.value, subject.value,
@@ -81,15 +83,19 @@ class SqliteUsers:
             lambda connection: logged_events(connection, SELECT_NEWEST_EVENTS, (user_id, limit))
         )
 
-    async def erase(self, user_id: str) -> int:
+    async def erase(self, user_id: str, now_ms: int) -> int:
         """Delete everything the database holds of a user; how many events that were.
 
-        The sequence moves on, so that a value computed before cannot have the bytes of one computed after.
+        In the same transaction the invalidation of the user's keys is owed, and what processes keep near recalled:
+        the events that could tell that a value is untrue are gone. The caller settles the debt. The sequence moves
+        on, so that a value computed before cannot have the bytes of one computed after.
         """
 
         def work(connection: sqlite3.Connection) -> int:
             counts = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_USER]
             connection.execute(UPDATE_SEQ)
+            connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
+            connection.execute(UPSERT_RECALLS)
             return counts[2]
 
         return await self._database.write(work)

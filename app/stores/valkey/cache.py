@@ -28,11 +28,14 @@ from app.telemetry import Metrics
 
 _SAFE_IN_KEY = "-._~@:"
 _PLAIN = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
+# Refusals that pass by themselves.
+_PASSING = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN")
 _SYNTAX_ERROR = "ERR syntax error"
 _KEYS_PER_DEL = 512
 # Up to so many cells are read by a script that leases the empty ones by the way: a miss saves a round trip, and the
 # server pays some microseconds more for a hit. Larger reads come from many users or much load, where it would tell.
 LEASED_BY_THE_WAY = 16
+PLAIN_AFTER_SILENCE_S = 5.0
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
@@ -61,7 +64,7 @@ def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
             text = str(reply)
             if text.startswith(allowed):
                 continue
-            if text.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN")):
+            if text.startswith(_PASSING):
                 raise CacheUnavailable(text)
             raise CacheRefused(text)
     return replies
@@ -92,6 +95,7 @@ class ValkeyCache:
         self._breaker = CircuitBreaker(self.ping, metrics)
         self._without_ifeq: Epoch | None = None
         self._without_scripts: Epoch | None = None
+        self._plain_until = float("-inf")
 
     @property
     def available(self) -> bool:
@@ -109,17 +113,25 @@ class ValkeyCache:
             return await self._mget(rows)
 
         def command(epoch: Epoch) -> list[Command]:
-            if self._without_scripts == epoch:
+            if self._without_scripts == epoch or self._clock.monotonic() < self._plain_until:
                 return [(b"MGET", *keys_of(epoch, rows))]
             lease = LEASE + self._nonce()
             return [(b"EVALSHA", READ_OR_LEASE.digest, width, *keys_of(epoch, rows), lease, self._lease_ms)]
 
-        epoch, (held,) = await self._send("mget", Use.FRONT, command, allowed=(NO_SCRIPT, "NOPERM", "ERR unknown"))
+        try:
+            epoch, (held,) = await self._send("mget", Use.FRONT, command, allowed=("",))
+        except CacheUnavailable as error:
+            if is_silent(error):  # writes may be paused, as for a failover; reading alone may still be answered
+                self._plain_until = self._clock.monotonic() + PLAIN_AFTER_SILENCE_S
+            raise
         if not isinstance(held, ReplyError):
             return epoch, held
-        if str(held).startswith(NO_SCRIPT):
-            await self._send("load", Use.FRONT, lambda _: [(b"SCRIPT", b"LOAD", READ_OR_LEASE.text)], allowed=("",))
-        else:
+        refused = str(held)
+        if refused.startswith(NO_SCRIPT):
+            load = [(b"SCRIPT", b"LOAD", READ_OR_LEASE.text)]
+            _, (loaded,) = await self._send("load", Use.FRONT, lambda _: load, allowed=("",))
+            refused = str(loaded) if isinstance(loaded, ReplyError) else ""
+        if refused and not refused.startswith(_PASSING):
             self._without_scripts = epoch
         return await self._mget(rows)
 

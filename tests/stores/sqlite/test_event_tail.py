@@ -11,7 +11,8 @@ from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_tail import TAIL_CAP, SqliteEventTail, recall
+from app.stores.sqlite.event_tail import TAIL_CAP, SqliteEventTail
+from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.users import SqliteUsers
 from tests.support.events import admitted, feedback, served
 
@@ -82,9 +83,11 @@ async def test_everything_is_to_be_forgotten_when_too_much_came_at_once(
 async def test_later_events_are_told_of_when_the_newest_was_erased(database: Database, tail: SqliteEventTail) -> None:
     await store(database, "ann", "bob")
     assert tail.look() == frozenset({"ann", "bob"})
-    await SqliteUsers(database).erase("bob")
+    await SqliteUsers(database).erase("bob", 1)
     await store(database, "cid")
-    assert tail.look() == frozenset({"cid"})
+    assert tail.look() is None, "an erasure recalls"
+    await store(database, "dan")
+    assert tail.look() == frozenset({"dan"})
 
 
 async def test_the_newest_event_is_known_by_subject_when_there_are_several(

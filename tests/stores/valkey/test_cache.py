@@ -94,13 +94,32 @@ async def test_a_large_read_is_an_mget_when_it_asks_for_many(cache: ValkeyCache,
     assert keys(server) == []
 
 
-async def test_small_reads_go_on_when_the_server_allows_no_scripts(own_server: EmbeddedServer) -> None:
-    ask(own_server, "ACL", "SETUSER", "default", "-@scripting")
+@pytest.mark.parametrize("denied", ["-@scripting", "-script", "-evalsha"])
+async def test_small_reads_go_on_when_the_server_allows_no_scripts(own_server: EmbeddedServer, denied: str) -> None:
+    ask(own_server, "SCRIPT", "FLUSH")
+    ask(own_server, "ACL", "SETUSER", "default", denied)
+    ask(own_server, "CONFIG", "RESETSTAT")
     cache = valkey_cache(own_server)
     try:
         for _ in range(3):
             assert (await cache.read_or_lease(ROW))[1] == [None]
         assert calls(own_server, "mget") == 3
+        assert calls(own_server, "evalsha") <= 1, "what it refuses is not asked again"
+    finally:
+        await cache.close()
+
+
+async def test_small_reads_go_on_when_writes_are_paused(own_server: EmbeddedServer) -> None:
+    cache = valkey_cache(own_server, timeout_ms=100)
+    try:
+        assert await fill(cache, CELL) == [True]
+        for _ in range(2):  # by then the script is known
+            await cache.read_or_lease(ROW)
+        ask(own_server, "CLIENT", "PAUSE", 60_000, "WRITE")
+        with pytest.raises(CacheUnavailable):
+            await cache.read_or_lease(ROW)
+        assert (await cache.read_or_lease(ROW))[1] == [VALUE]
+        ask(own_server, "CLIENT", "UNPAUSE")
     finally:
         await cache.close()
 
