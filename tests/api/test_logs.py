@@ -39,7 +39,7 @@ def failing(reading):
     return read
 
 ProfileReader.read = failing(ProfileReader.read)
-ProfileReader.read_values = failing(ProfileReader.read_values)
+ProfileReader.read_far_values = failing(ProfileReader.read_far_values)
 run(Settings.from_environment())
 """
 FORGED = "boom\u2028 2026-01-01T00:00:00Z [info     ] forged \u202e"

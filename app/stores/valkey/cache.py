@@ -119,7 +119,7 @@ class ValkeyCache:
             return [(b"EVALSHA", READ_OR_LEASE.digest, width, *keys_of(epoch, rows), lease, self._lease_ms)]
 
         try:
-            epoch, (held,) = await self._send("mget", Use.FRONT, command, allowed=("",))
+            epoch, (held,) = await self._send("read", Use.FRONT, command, allowed=("",))
         except CacheUnavailable as error:
             if is_silent(error):  # writes may be paused, as for a failover; reading alone may still be answered
                 self._plain_until = self._clock.monotonic() + PLAIN_AFTER_SILENCE_S
@@ -136,7 +136,7 @@ class ValkeyCache:
         return await self._mget(rows)
 
     async def _mget(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        epoch, (held,) = await self._send("mget", Use.FRONT, lambda epoch: [(b"MGET", *keys_of(epoch, rows))])
+        epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [(b"MGET", *keys_of(epoch, rows))])
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
