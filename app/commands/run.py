@@ -64,9 +64,9 @@ def migrate(as_json: bool) -> None:
     if as_json:
         print_json({"database": str(settings.database), "from": before, "to": after})
     elif before == after:
-        err.print(f"{settings.database} is at revision {after} already")
+        err().print(f"{settings.database} is at revision {after} already")
     else:
-        err.print(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
+        err().print(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
 
 
 def _follow_parent(parent: int | None) -> None:
