@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sqlite3
 import subprocess
@@ -77,6 +78,11 @@ def test_nothing_is_imported_for_no_use_when_a_process_starts(program: str, unus
     command = [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert not unused & {*shown.stdout.split()}
+
+
+def test_cycle_collector_is_on_again_when_serving_was_refused(profiles: Run) -> None:
+    assert profiles("serve").code == 2
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
