@@ -33,7 +33,7 @@ def measure(ground: Ground) -> Iterator[Result]:
             if number > 0:  # the first may have had to compile
                 times.append(seconds)
     ours = median(taken[OURS])
-    yield Comparison("start to first /healthz", LITESTAR, median(taken[LITESTAR]), ours, 1.5)
+    yield Comparison("start to first /healthz", LITESTAR, median(taken[LITESTAR]), ours, 1.75)
     yield Comparison("start to first /healthz", BARE, median(taken[BARE]), ours)
 
 
