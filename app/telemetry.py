@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
 from app.errors import SettingsError
+from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
 
 REQUEST_ID = "request_id"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from litestar import Litestar
 
-from app.asgi import create_app, serve
+from app.asgi import COLLECT_AFTER, create_app, serve
 from app.errors import ProfilesError, SchemaMismatch, SettingsError, StoreUnavailable
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
@@ -107,6 +108,20 @@ async def test_service_does_not_start_when_the_database_is_not_migrated(tmp_path
     path.touch()
     settings = Settings(database=path, **_servers(valkey))
     await _refused(settings, SchemaMismatch, "is not migrated; run `profiles migrate`")
+
+
+async def test_cycle_collector_is_on_when_the_service_is_ready(database_path: Path, valkey: EmbeddedServer) -> None:
+    thresholds = gc.get_threshold()
+    gc.disable()  # as `profiles serve` does
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError):
+            await serve(Settings(database=database_path, port=taken.getsockname()[1], **_servers(valkey)))
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] == COLLECT_AFTER
+    finally:
+        gc.enable()
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 async def test_service_stops_when_the_port_is_taken(database_path: Path, valkey: EmbeddedServer) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 import pytest
-import structlog
 
+from app.plain_structlog import structlog
 from app.telemetry import Metrics, configure_logging, logger
 
 Format = Literal["console", "json"]

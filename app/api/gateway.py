@@ -16,12 +16,12 @@ from random import Random
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
-import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
 
 from app.api.problems import MEDIA_TYPE, encoded
 from app.errors import Undecodable
+from app.plain_structlog import structlog
 from app.telemetry import REQUEST_ID, Metrics, logger
 
 DRAIN_BYTES = 64 * 1024 * 1024

@@ -99,7 +99,7 @@ async def _load(file: Path, size: int | None, skip_bad: bool) -> dict[str, int]:
             while piece := list(islice(lines, LINES_PER_REQUEST)):
                 await _load_piece(service, piece, first, skip_bad, totals)
                 if totals["refused"] and not skip_bad:
-                    err.print(f"stopped; everything up to line {first - 1} is stored")
+                    err().print(f"stopped; everything up to line {first - 1} is stored")
                     break
                 first += len(piece)
                 bar.advance(task, sum(map(len, piece)))

@@ -52,7 +52,7 @@ class Child:
         delay = RESTART_AFTER_S[min(self._deaths, len(RESTART_AFTER_S) - 1)]
         self._deaths += 1
         self._process, self._start_at = None, time.monotonic() + delay
-        err.print(f"[yellow]{self.name} died (exit code {code}); starting it again in {delay:g} s[/]")
+        err().print(f"[yellow]{self.name} died (exit code {code}); starting it again in {delay:g} s[/]")
         return None
 
     def ask_to_stop(self) -> None:

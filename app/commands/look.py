@@ -43,7 +43,7 @@ def features(fmt: str) -> None:
             ", ".join(entry.invalidated_by),
             entry.description,
         )
-    out.print(table)
+    out().print(table)
 
 
 @click.command()
@@ -70,7 +70,7 @@ def profile(user: str, as_of: str | None, as_json: bool) -> None:
         reading = readings[index]
         origin = "cache" if reading.cached else "computed"
         table.add_row(entry.name, shown(values[entry.name]), rfc3339(reading.computed_at_ms), origin)
-    out.print(table)
+    out().print(table)
 
 
 def shown(value: object) -> str:

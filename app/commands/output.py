@@ -6,11 +6,9 @@ import json
 import os
 from collections.abc import Coroutine
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.errors import (
     Conflict,
@@ -25,7 +23,10 @@ from app.errors import (
     Undecodable,
 )
 from app.settings import Settings
-from app.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 T = TypeVar("T")
 SHOWN_ISSUES = 20
@@ -45,8 +46,22 @@ _CODE_OF: tuple[tuple[type[ProfilesError], int], ...] = (
     (Conflict, 5),
     (NotFound, 5),
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+
+@cache
+def out() -> Console:
+    """Standard output. Made when it is first written on: `serve` and `worker` need no rich."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@cache
+def err() -> Console:
+    """Standard error, likewise."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
 
 
 def exit_code(error: ProfilesError) -> int:
@@ -56,17 +71,17 @@ def exit_code(error: ProfilesError) -> int:
 
 def fail(error: ProfilesError) -> None:
     """Say what is wrong, on standard error."""
-    err.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
+    err().print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
     issues = getattr(error, "issues", ())
     for issue in issues[:SHOWN_ISSUES]:
         complain(issue)
     if len(issues) > SHOWN_ISSUES:
-        err.print(f"  … and {len(issues) - SHOWN_ISSUES} more")
+        err().print(f"  … and {len(issues) - SHOWN_ISSUES} more")
 
 
 def complain(issue: Issue) -> None:
     """Say what is wrong with one thing among many, on standard error."""
-    err.print(f"  {_plain(issue.path)}: {_plain(issue.detail)}", soft_wrap=True)
+    err().print(f"  {_plain(issue.path)}: {_plain(issue.detail)}", soft_wrap=True)
 
 
 def _plain(text: str) -> str:
@@ -77,13 +92,15 @@ def _plain(text: str) -> str:
 
 def print_json(value: object) -> None:
     """One JSON document on standard output, for programs."""
-    out.print_json(json.dumps(value)) if out.is_terminal else print(json.dumps(value))
+    out().print_json(json.dumps(value)) if out().is_terminal else print(json.dumps(value))
 
 
 def progress(unit: str) -> Progress:
     """A progress bar on standard error; silent where that is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True)
+    return Progress(*columns, TimeRemainingColumn(), console=err(), disable=not err().is_terminal, transient=True)
 
 
 def running_servers(database: Path) -> Path:
@@ -93,6 +110,8 @@ def running_servers(database: Path) -> Path:
 
 def settings_of_command() -> Settings:
     """Settings for a command that works beside the service: it finds the servers of a running `profiles up`."""
+    from app.telemetry import configure_logging
+
     settings = Settings.from_environment()
     configure_logging(settings.log_format, "warning")
     if settings.cache_url is None or settings.queue_url is None:

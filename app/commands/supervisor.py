@@ -81,13 +81,13 @@ def _keep_running(
             child.ask_to_stop()
         for child in children:
             child.stop()
-    err.print("stopped")
+    err().print("stopped")
     return code
 
 
 def _start_again(server: EmbeddedServer, stop: threading.Event) -> None:
     """Without it the service degrades; so a server that does not start is no reason to stop the rest."""
-    err.print(f"[yellow]the embedded server on {server.socket_path.name} died; starting it again[/]")
+    err().print(f"[yellow]the embedded server on {server.socket_path.name} died; starting it again[/]")
     try:
         server.start()
     except CacheUnavailable as error:
@@ -121,9 +121,9 @@ def _migrate(database: Path) -> bool:
 def _load_demo(stop: threading.Event) -> None:
     from app.commands.change import load_demo
 
-    err.print("loading the demonstration set: 1,000 users, 90 days ...")
+    err().print("loading the demonstration set: 1,000 users, 90 days ...")
     count = run(load_demo(1_000, 90, 1, stop.is_set))
-    err.print(f"{count:,} events stored")
+    err().print(f"{count:,} events stored")
 
 
 @contextmanager

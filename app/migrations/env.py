@@ -1,6 +1,6 @@
 """Alembic's entry: migrates the file named by the configuration, or by PROFILES_DATABASE.
 
-`app.stores.sqlite.migrate` passes the path as the main option `database`; for alembic's own command line the settings
+`app.stores.sqlite.upgrade` passes the path as the main option `database`; for alembic's own command line the settings
 name it.
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.telemetry import configure_logging
-from tests.bench import cold, growth, hit_ratio, ingest, queue_lag, rebuild, statements, warm, while_rebuilding
+from tests.bench import cold, growth, hit_ratio, ingest, queue_lag, rebuild, start, statements, warm, while_rebuilding
 from tests.bench.ground import Ground, ground, prepared
 from tests.bench.plots import draw
 from tests.bench.report import ratios, show, written
@@ -31,6 +31,7 @@ MEASUREMENTS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "ingest": ingest.measure,
     "lag": queue_lag.measure,
     "statements": statements.measure,
+    "start": start.measure,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pygal.style import Style  # type: ignore[import-untyped]
 
 from tests.bench.timing import Curve
 
+X_LABELS = 11  # more could not be read side by side
 _STYLE = Style(
     background="white",
     plot_background="white",
@@ -36,12 +38,14 @@ def _draw(curve: Curve, directory: Path) -> Path:
         y_title=unit,
         legend_at_bottom=True,
         logarithmic=_is_wide(curve),
-        show_x_guides=True,
+        show_x_guides=len(curve.at) <= X_LABELS,
+        truncate_label=-1,
         width=860,
         height=500,
         value_formatter=lambda value: f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}",
     )
-    chart.x_labels = [f"{at:,.0f}" for at in curve.at]
+    every = math.ceil(len(curve.at) / X_LABELS)
+    chart.x_labels = [f"{at:,.0f}" if place % every == 0 else "" for place, at in enumerate(curve.at)]
     for name, values in curve.series.items():
         chart.add(name, [value * scale for value in values])
     file = directory / f"{re.sub(r'[^a-z0-9]+', '-', curve.name.lower()).strip('-')}.svg"

@@ -14,11 +14,11 @@ STOP_S = 20
 
 
 @contextmanager
-def running(command: list[str], environment: Mapping[str, str]) -> Iterator[None]:
-    """A process with `environment` beside our own; it is told to stop, and killed where it does not."""
+def running(command: list[str], environment: Mapping[str, str]) -> Iterator[int]:
+    """A process with `environment` beside our own, and its id; it is told to stop, and killed where it does not."""
     process = subprocess.Popen(command, env={**os.environ, **environment})
     try:
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):

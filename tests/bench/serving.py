@@ -77,13 +77,17 @@ def seconds(load: Load) -> float:
 def service(settings: Settings) -> Iterator[int]:
     """`profiles serve` as a process of its own, with a key; its port."""
     port = free_port()
-    environment = {
+    with child([sys.executable, "-m", "app", "serve"], served_on(settings, port), port, "/healthz"):
+        yield port
+
+
+def served_on(settings: Settings, port: int) -> dict[str, str]:
+    """What `profiles serve` must know beside the servers: its port, and our key."""
+    return {
         **told_of(settings),
         "PROFILES_PORT": str(port),
         "PROFILES_API_KEYS": f"bench:admin:{hash_key(KEY).hex()}",
     }
-    with child([sys.executable, "-m", "app", "serve"], environment, port, "/healthz"):
-        yield port
 
 
 def without_near(settings: Settings) -> Settings:
@@ -113,11 +117,11 @@ def plain_route(url: str, users: Sequence[str]) -> Iterator[int]:
 @contextmanager
 def child(
     command: list[str], environment: dict[str, str], port: int, path: str, timeout_s: float = 20
-) -> Iterator[None]:
-    """A serving process, from when it answers until the block ends."""
-    with running(command, environment):
+) -> Iterator[int]:
+    """A serving process, from when it answers until the block ends; its id."""
+    with running(command, environment) as pid:
         eventually_sync(lambda: _answers(f"http://127.0.0.1:{port}{path}"), timeout_s)
-        yield
+        yield pid
 
 
 def free_port() -> int:

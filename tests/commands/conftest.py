@@ -37,8 +37,8 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     """Runs `profiles …` in an empty directory, as a person does. Settings by keyword: `database=…`."""
     for name in [name for name in os.environ if name.startswith("PROFILES_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(output.out, "_width", 250)
-    monkeypatch.setattr(output.err, "_width", 250)
+    monkeypatch.setattr(output.out(), "_width", 250)
+    monkeypatch.setattr(output.err(), "_width", 250)
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     handlers, level = root.handlers, root.level

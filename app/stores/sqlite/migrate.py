@@ -1,26 +1,12 @@
-"""Bringing the database to this program's revision. Imported only by the command that migrates: alembic is slow."""
+"""Bringing the database to this program's revision; `profiles up` does so each time, and mostly it is there already."""
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
-from sqlalchemy.exc import DatabaseError
-
-import app.migrations
-from app.errors import SchemaMismatch, StoreUnavailable
-from app.stores.sqlite.database import SELECT_REVISION
-
-
-def configuration(path: Path) -> Config:
-    """Alembic's configuration for a database file."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(app.migrations.__file__).parent).replace("%", "%%"))
-    config.set_main_option("database", str(path).replace("%", "%%"))
-    return config
+from app.errors import StoreUnavailable
+from app.stores.sqlite.database import SCHEMA_REVISION, SELECT_REVISION
 
 
 def migrate(path: Path) -> tuple[str | None, str]:
@@ -33,11 +19,14 @@ def migrate(path: Path) -> tuple[str | None, str]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = current(path)
-        command.upgrade(configuration(path), "head")
-    except CommandError as error:
-        raise SchemaMismatch(f"the database at {path} cannot be migrated by this program: {error}") from error
-    except (OSError, sqlite3.Error, DatabaseError) as error:
+    except (OSError, sqlite3.Error) as error:
         raise StoreUnavailable(f"cannot migrate the database at {path}: {error}") from error
+    if before == SCHEMA_REVISION:
+        return before, before
+    # Importing alembic takes longer than everything else of a start: only where there is something to do.
+    from app.stores.sqlite.upgrade import upgrade  # noqa: PLC0415
+
+    upgrade(path)
     return before, current(path) or ""
 
 

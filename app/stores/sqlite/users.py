@@ -18,11 +18,18 @@ SELECT user.value, subject.value,
        (SELECT MAX(seq) FROM event_log WHERE user_id = user.value AND subject = subject.value)
 FROM json_each(?) AS user, json_each(?) AS subject
 """
-# Both halves come sorted from their covering index, so the LIMIT stops the walk.
+# Each half comes sorted from its covering index and stops at the LIMIT. Without limits of their own SQLite would sort
+# all the users that are left, for every page.
 SELECT_ELIGIBLE = """
-SELECT user_id FROM (SELECT DISTINCT user_id FROM tip_views WHERE user_id > :after AND occurred_at_ms >= :since)
+SELECT user_id FROM (
+    SELECT DISTINCT user_id FROM tip_views
+    WHERE user_id > :after AND occurred_at_ms >= :since ORDER BY user_id LIMIT :limit
+)
 UNION
-SELECT user_id FROM (SELECT DISTINCT user_id FROM tip_feedback WHERE user_id > :after AND occurred_at_ms >= :since)
+SELECT user_id FROM (
+    SELECT DISTINCT user_id FROM tip_feedback
+    WHERE user_id > :after AND occurred_at_ms >= :since ORDER BY user_id LIMIT :limit
+)
 ORDER BY user_id LIMIT :limit
 """
 SELECT_COUNT_ELIGIBLE = """

@@ -6,6 +6,8 @@ import importlib
 import pkgutil
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +19,8 @@ from alembic.script import ScriptDirectory
 import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.stores.sqlite.database import SCHEMA_REVISION, Database
-from app.stores.sqlite.migrate import configuration, current, migrate
+from app.stores.sqlite.migrate import current, migrate
+from app.stores.sqlite.upgrade import configuration
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
@@ -64,6 +67,16 @@ def test_database_reaches_the_head_when_there_was_no_file(tmp_path: Path) -> Non
     assert migrate(path) == (SCHEMA_REVISION, SCHEMA_REVISION)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_alembic_is_not_imported_when_there_is_nothing_to_migrate(database_path: Path) -> None:
+    program = (
+        "import pathlib, sys; from app.stores.sqlite.migrate import migrate; "
+        "print(*migrate(pathlib.Path(sys.argv[1])), 'alembic' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(database_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.split() == [SCHEMA_REVISION, SCHEMA_REVISION, "False"]
 
 
 def test_schema_is_the_same_when_it_was_taken_down_and_up_again(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""structlog without rich, which the command line still has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [
+        ("import app.plain_structlog, structlog.dev; print(structlog.dev.rich)", "None"),
+        ("import app.plain_structlog, rich; print(rich.__name__)", "rich"),
+        ("import rich; import app.plain_structlog, sys; print(sys.modules['rich'] is rich)", "True"),
+    ],
+    ids=["structlog has none", "imported after it", "imported before it"],
+)
+def test_rich_is_hidden_from_structlog_alone_when_both_are_imported(program: str, printed: str) -> None:
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.strip() == printed
