@@ -7,16 +7,13 @@ invalidations in the background.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
 import msgspec
 
-from app.errors import SettingsError
 from app.events.admission import Admission
 from app.events.consume import Consumer
 from app.events.ingest import Ingestor
@@ -36,6 +33,7 @@ from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildRunner
 from app.profiles.trust import TrustGate
 from app.settings import Settings
+from app.stores.named import named_cache, named_queue
 from app.stores.queue import Queue
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
@@ -51,10 +49,7 @@ from app.stores.system_clock import SystemClock
 from app.stores.tasks import end
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.no_cache import NoCache
-from app.stores.valkey.registration import Registration
 from app.telemetry import Metrics
-
-NONCE_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +140,10 @@ async def open_service(
         await announce(database, contract.registry, clock.now_ms())
         owed = SqliteOwedInvalidations(database)
         stack.callback(owed.close)
-        queue = _queue(settings, metrics)
+        queue = named_queue(settings, metrics)
         if queue is not None:
             stack.push_async_callback(queue.close)
-        cache = _cache(settings, database, owed, clock, metrics)
+        cache = named_cache(settings, database, owed, clock, metrics)
         stack.push_async_callback(cache.close)
         await cache.open()
         foundation = _Foundation(
@@ -176,41 +171,6 @@ def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: 
     tail = SqliteEventTail(settings.database)
     stack.callback(tail.close)
     return NearCache(tail, registry, clock, settings.near_users)
-
-
-def _queue(settings: Settings, metrics: Metrics) -> Queue | None:
-    if settings.queue_url is None:
-        return None
-    try:
-        return Queue(settings.queue_url, metrics)
-    except ValueError as error:
-        raise SettingsError("PROFILES_QUEUE_URL", str(error)) from error
-
-
-def nonces() -> Callable[[], bytes]:
-    """Draws nonces that no other process draws, and that this one draws once: a random start, and a number."""
-    start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
-    return lambda: b"%b.%x" % (start, next(numbers))
-
-
-def _cache(
-    settings: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
-) -> ValkeyCache | NoCache:
-    if settings.cache_url is None:
-        return NoCache()
-    try:
-        return ValkeyCache(
-            url=settings.cache_url,
-            database_id=database.id,
-            timeout_ms=settings.cache_timeout_ms,
-            lease_ms=settings.lease_ms,
-            nonce=nonces(),
-            clock=clock,
-            metrics=metrics,
-            registration=Registration(owed.registration, clock),
-        )
-    except ValueError as error:
-        raise SettingsError("PROFILES_CACHE_URL", str(error)) from error
 
 
 def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:

@@ -11,8 +11,8 @@ from typing import Literal
 
 import pytest
 
-from app.plain_structlog import structlog
 from app.telemetry import Metrics, configure_logging, logger
+from tests.support.logs import logging_put_back
 
 Format = Literal["console", "json"]
 FORMATS: tuple[Format, ...] = ("console", "json")
@@ -21,16 +21,8 @@ FORMATS: tuple[Format, ...] = ("console", "json")
 @pytest.fixture
 def written() -> Iterator[list[str]]:
     """What is logged after `configure_logging(…, written.append)`; whatever that changes is put back."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in ("arq", "aiosqlite", "asyncio", "alembic")}
-    configuration = structlog.get_config()
-    yield []
-    structlog.configure(**configuration)
-    root.handlers = handlers
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
+    with logging_put_back():
+        yield []
 
 
 @pytest.mark.parametrize("log_format", FORMATS)

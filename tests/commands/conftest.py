@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.commands import main, output
+from tests.support.logs import logging_put_back
 
 
 class Outcome(NamedTuple):
@@ -40,8 +40,6 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     monkeypatch.setattr(output.out(), "_width", 250)
     monkeypatch.setattr(output.err(), "_width", 250)
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: str, **settings: object) -> Outcome:
@@ -59,8 +57,8 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         assert "Traceback" not in captured.err
         return Outcome(code, captured.out, captured.err)
 
-    yield run
-    root.handlers, root.level = handlers, level  # the command wrote its log to a stream that is gone now
+    with logging_put_back():  # the command wrote its log to a stream that is gone then
+        yield run
     for number, handler in signals.items():
         signal.signal(number, handler)
 

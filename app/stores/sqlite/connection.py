@@ -25,7 +25,13 @@ class ThreadConnection(aiosqlite.Connection):
     """An aiosqlite connection that also runs a function on its thread: one hop for many statements."""
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Call `work` with the sqlite3 connection, on the connection's thread."""
+        """Call `work` with the sqlite3 connection, on the connection's thread.
+
+        Raises:
+            StoreUnavailable: it was closed, as at shutdown.
+        """
+        if self._connection is None:
+            raise StoreUnavailable("the database is closed")
         result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]  # as aiosqlite left it
         return result
 

@@ -232,3 +232,11 @@ async def test_events_survive_when_the_database_is_opened_after_a_crash(
         assert [item.event.event_id for item in await SqliteEventLog(reopened).unconsumed(NOW_MS + 1, 9)] == ["a"]
     finally:
         await reopened.close()
+
+
+async def test_a_read_and_a_write_say_that_nothing_can_be_had_when_the_database_was_closed(database_path: Path) -> None:
+    database = await Database.open(database_path, 1)
+    await database.close()
+    for work in (database.read, database.write):
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await work(lambda connection: connection.execute("SELECT 1"))
