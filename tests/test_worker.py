@@ -469,7 +469,7 @@ async def test_the_worker_goes_on_when_the_queue_falls_silent_and_answers_again(
     monkeypatch.setattr(queue_worker, "_worker", beginning)
     async with working(settings) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a")])
-        await eventually_async(lambda: stored_is(service, 1))
+        await eventually_async(lambda: emptied(client))
         own_valkey.signal(signal.SIGSTOP)
         await eventually(lambda: len(begun) > 2, 15)
         own_valkey.signal(signal.SIGCONT)

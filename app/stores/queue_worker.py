@@ -163,7 +163,7 @@ def _worker(
 async def _close(worker: Worker, running: asyncio.Task[None]) -> None:
     """Let jobs finish, then close; those that take too long, or lost the queue, come back by themselves."""
     worker.allow_pick_jobs = False
-    jobs = [task for task in worker.tasks.values() if not task.done()]
+    jobs = list(worker.tasks.values())
     if jobs:
         await asyncio.wait(jobs, timeout=STOP_GRACE_S)
     await end([running, *jobs])
