@@ -367,6 +367,20 @@ async def test_the_worker_goes_on_when_the_queue_goes_away_and_comes_back(
         await returned.aclose(close_connection_pool=True)
 
 
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[queue_worker._Worker]:
+    """arq's workers, one for each time that work was begun."""
+    workers: list[queue_worker._Worker] = []
+    begin = queue_worker._worker
+
+    def beginning(*args: Any) -> queue_worker._Worker:
+        workers.append(begin(*args))
+        return workers[-1]
+
+    monkeypatch.setattr(queue_worker, "_worker", beginning)
+    return workers
+
+
 class Gate:
     """Holds every job up at the queue's door until it is open."""
 
@@ -396,7 +410,7 @@ async def test_a_crashed_job_is_hidden_no_longer_than_the_job_timeout_allows(
 
 
 async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
-    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, client: ArqRedis, begun: list[queue_worker._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pupil = Pupil()
     async with working(settings, pupil) as (service, stop):
@@ -405,6 +419,7 @@ async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
         await eventually(lambda: gate.waiting)
         assert await client.exists(HEALTH_KEY)
         stop.set()
+        await eventually(lambda: not begun[0].allow_pick_jobs)
         await client.enqueue_job(TIP_EVENTS, [event("late")])
         gate.open.set()
     assert pupil.learned == ["a"]
@@ -454,19 +469,15 @@ async def emptied(client: ArqRedis) -> bool:
 
 
 async def test_the_worker_goes_on_when_the_queue_falls_silent_and_answers_again(
-    settings: Settings, own_valkey: EmbeddedServer, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    own_valkey: EmbeddedServer,
+    client: ArqRedis,
+    begun: list[queue_worker._Worker],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Paused, not gone: its connections stay open, and nobody is told."""
     monkeypatch.setattr(queue_worker, "SILENT_S", 0.2)
     monkeypatch.setattr(queue_worker, "BLOCKING_S", 0.2)
-    begun: list[queue_worker._Worker] = []
-    begin = queue_worker._worker
-
-    def beginning(*args: Any) -> queue_worker._Worker:
-        begun.append(begin(*args))
-        return begun[-1]
-
-    monkeypatch.setattr(queue_worker, "_worker", beginning)
     async with working(settings) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually_async(lambda: emptied(client))

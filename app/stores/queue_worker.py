@@ -4,8 +4,8 @@ Invariant: when `keep_working` returns, no job runs in this process. What was cu
 job timeout + `ARQ_EXTRA_S`.
 
 What arq does for a job (some thirty replies to wait for) bounds how many events a second one worker takes in, so its
-connections are lean: commands are packed by hiredis, and no reply has a timer of its own. That a queue has fallen
-silent is seen from the worker as a whole: it does not come round any more.
+connections are lean (`_Lean`), and no reply has a timer of its own. That a queue has fallen silent is seen from the
+worker as a whole: it does not come round any more.
 """
 
 from __future__ import annotations
@@ -117,15 +117,30 @@ async def _silence(worker: _Worker) -> None:
         await asyncio.sleep(SILENT_S)
 
 
-class _Packing:
-    """Packs commands as redis-py's blocking connections do; its asyncio ones do it in Python, argument by argument."""
+class _Lean:
+    """Before a class of redis-py's asyncio connections: the same, for less.
+
+    Commands are packed by hiredis, as redis-py's blocking connections do it; the asyncio ones do it in Python.
+    """
 
     _packer: Any = HiredisRespSerializer()
+    _reader: asyncio.StreamReader | None
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """One command."""
         packed: list[bytes] = self._packer.pack(*args)
         return packed
+
+    async def can_read_destructive(self) -> bool:
+        """Whether something is left to read that nobody asked for; raises where the connection has ended.
+
+        Asked for each connection that leaves the pool. redis-py tries to read, and cancels itself a turn later.
+        """
+        reader = self._reader
+        if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
+            return False
+        left: bool = await super().can_read_destructive()  # type: ignore[misc]  # of the class this stands before
+        return left
 
 
 def _client(url: str) -> ArqRedis:
@@ -133,7 +148,7 @@ def _client(url: str) -> ArqRedis:
     client = connect(url, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
     pool = client.connection_pool
     pool.connection_kwargs["socket_timeout"] = None
-    pool.connection_class = type("Packing", (_Packing, pool.connection_class), {})
+    pool.connection_class = type("Lean", (_Lean, pool.connection_class), {})
     return client
 
 
