@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -174,7 +175,9 @@ async def test_a_payload_is_not_taken_in_again_when_only_its_consumption_fails(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.consumer, "consume", failing(CacheUnavailable("away")))
-    await module.tip_events(job(service), [event("a"), "bad"])
+    ctx = job(service)
+    await module.tip_events(ctx, [event("a"), "bad"])
+    await ctx["handover"].close(5)
     state = await backlog(service.database)
     assert (state.unconsumed, state.dead_letters) == (1, 1)
     assert jobs(service, TIP_EVENTS, "done") == 1
@@ -364,31 +367,61 @@ async def test_the_worker_goes_on_when_the_queue_goes_away_and_comes_back(
         await returned.aclose(close_connection_pool=True)
 
 
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[queue_worker._Worker]:
+    """arq's workers, one for each time that work was begun."""
+    workers: list[queue_worker._Worker] = []
+    begin = queue_worker._worker
+
+    def beginning(*args: Any) -> queue_worker._Worker:
+        workers.append(begin(*args))
+        return workers[-1]
+
+    monkeypatch.setattr(queue_worker, "_worker", beginning)
+    return workers
+
+
+class Gate:
+    """Holds every job up at the queue's door until it is open."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting = 0
+        self.open = asyncio.Event()
+        self._take_in = service.queue_door.take_in
+        monkeypatch.setattr(service.queue_door, "take_in", self._wait)
+
+    async def _wait(self, payload: object) -> list[int]:
+        self.waiting += 1
+        await self.open.wait()
+        return await self._take_in(payload)
+
+
 async def test_a_crashed_job_is_hidden_no_longer_than_the_job_timeout_allows(
-    settings: Settings, client: ArqRedis
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pupil = Pupil()
-    async with working(settings, pupil):
-        job = await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
+    async with working(settings) as (service, _):
+        gate = Gate(service, monkeypatch)
+        job = await client.enqueue_job(TIP_EVENTS, [event("a")])
         assert job is not None
-        await eventually(lambda: pupil.waiting)
+        await eventually(lambda: gate.waiting)
         hidden_ms = await client.pttl(in_progress_key_prefix + job.job_id)
         assert 0 < hidden_ms <= (PACE.job_timeout_s + ARQ_EXTRA_S) * 1000
-        pupil.gate.set()
+        gate.open.set()
 
 
 async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
-    settings: Settings, client: ArqRedis
+    settings: Settings, client: ArqRedis, begun: list[queue_worker._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pupil = Pupil()
     async with working(settings, pupil) as (service, stop):
-        await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
-        await eventually(lambda: pupil.waiting)
+        gate = Gate(service, monkeypatch)
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually(lambda: gate.waiting)
         assert await client.exists(HEALTH_KEY)
         stop.set()
-        await asyncio.wait_for(eventually_async(lambda: stored_is(service, 1)), 5)
+        await eventually(lambda: not begun[0].allow_pick_jobs)
         await client.enqueue_job(TIP_EVENTS, [event("late")])
-        pupil.gate.set()
+        gate.open.set()
     assert pupil.learned == ["a"]
     assert await client.zcard(QUEUE) == 1
     assert not await client.exists(HEALTH_KEY)
@@ -401,16 +434,59 @@ async def test_a_job_comes_back_when_it_takes_longer_than_stopping_may(
 ) -> None:
     monkeypatch.setattr(queue_worker, "STOP_GRACE_S", 0.05)
     pupil = Pupil()
-    async with working(settings, pupil, Pace()):
-        await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
-        await eventually(lambda: pupil.waiting)
+    async with working(settings, pupil, Pace()) as (service, _):
+        gate = Gate(service, monkeypatch)
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually(lambda: gate.waiting)
     assert pupil.learned == []
     assert await client.zcard(QUEUE) == 1
     assert await client.keys(in_progress_key_prefix + "*") == []
-    pupil.gate.set()
     async with working(settings, pupil) as (service, _):
+        await eventually(lambda: pupil.learned == ["a"])
+        await eventually_async(lambda: all_consumed(service))
+
+
+async def test_a_job_is_done_when_its_events_are_stored_though_they_are_not_consumed_yet(
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_GRACE_S", 0.05)
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
+        await eventually(lambda: pupil.waiting)
+        await eventually_async(lambda: emptied(client))
+        assert (await backlog(service.database)).unconsumed == 1
+    assert pupil.learned == []
+    pupil.gate.set()
+    async with working(settings, pupil) as (service, _):  # the sweep takes it up
         await eventually_async(lambda: all_consumed(service))
     assert pupil.learned == ["a"]
+
+
+async def emptied(client: ArqRedis) -> bool:
+    """Whether no job waits or runs."""
+    return bool(await client.zcard(QUEUE) == 0)
+
+
+async def test_the_worker_goes_on_when_the_queue_falls_silent_and_answers_again(
+    settings: Settings,
+    own_valkey: EmbeddedServer,
+    client: ArqRedis,
+    begun: list[queue_worker._Worker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Paused, not gone: its connections stay open, and nobody is told."""
+    monkeypatch.setattr(queue_worker, "SILENT_S", 0.2)
+    monkeypatch.setattr(queue_worker, "BLOCKING_S", 0.2)
+    async with working(settings) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually_async(lambda: emptied(client))
+        own_valkey.signal(signal.SIGSTOP)
+        await eventually(lambda: len(begun) > 2, 15)
+        own_valkey.signal(signal.SIGCONT)
+        await client.enqueue_job(TIP_EVENTS, [event("b")])
+        await eventually_async(lambda: stored_is(service, 2), 15)
+        await eventually_async(lambda: all_consumed(service))
 
 
 async def test_a_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:

@@ -78,10 +78,10 @@ def _burial(payload: object, reason: str) -> dict[str, Any]:
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
-def connect(url: str, *, blocking_s: float = TIMEOUT_S) -> ArqRedis:
+def connect(url: str, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS) -> ArqRedis:
     """A client of the queue; connects when first used."""
     # Without a library name: while redis-py announces that, a cancellation is swallowed, and stopping would hang.
-    pool = blocking_pool(url, blocking_s, MAX_CONNECTIONS, lib_name=None, lib_version=None)
+    pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
     return ArqRedis(connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize)
 
 

@@ -2,18 +2,25 @@
 
 Invariant: when `keep_working` returns, no job runs in this process. What was cut short comes back by itself, after the
 job timeout + `ARQ_EXTRA_S`.
+
+What arq does for a job (some thirty replies to wait for) bounds how many events a second one worker takes in, so its
+connections are lean (`_Lean`), and no reply has a timer of its own. That a queue has fallen silent is seen from the
+worker as a whole: it does not come round any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
+from arq.connections import ArqRedis
 from arq.cron import CronJob
 from arq.worker import Function, Worker
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import RedisError
 
 from app.stores.queue import HEALTH_KEY, QUEUE, connect, deserialize, serialize
@@ -23,8 +30,10 @@ from app.telemetry import logger
 ARQ_EXTRA_S = 10
 POLL_DELAY_S = 0.01
 HEALTH_EVERY_S = 2
-MAX_JOBS = 10
+# Enough to have a burst under way at once. Many more would hurt: each round, arq asks anew for every job that runs.
+MAX_JOBS = 20
 BLOCKING_S = 2.0
+SILENT_S = 2.0
 STOP_GRACE_S = 10.0
 RESTART_AFTER_S = 0.5
 log = logger("stores.queue")
@@ -71,25 +80,85 @@ async def keep_working(
         while not stop.is_set():
             worker = _worker(url, functions, crons, pace, context)
             running = asyncio.create_task(worker.async_run())
+            silent = asyncio.create_task(_silence(worker))
             try:
-                await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if running.done() and not stop.is_set():
-                    (log.debug if lost else log.warning)("queue_lost", error=repr(running.exception()))
+                await asyncio.wait({running, stopping, silent}, return_when=asyncio.FIRST_COMPLETED)
+                if not stop.is_set():
+                    error = repr(running.exception()) if running.done() else f"no answer for {SILENT_S} s"
+                    (log.debug if lost else log.warning)("queue_lost", error=error)
                     lost = worker.jobs_complete == 0
+                    with suppress(RedisError, OSError, TimeoutError):
+                        # Whatever waits for an answer on these connections is told that none will come.
+                        await worker.pool.connection_pool.disconnect()
                     await asyncio.wait({stopping}, timeout=RESTART_AFTER_S)
             finally:
+                silent.cancel()
                 await _close(worker, running)
     finally:
         stopping.cancel()
 
 
+class _Worker(Worker):
+    """arq's, which counts how often it has come round."""
+
+    rounds = 0
+
+    async def heart_beat(self) -> None:
+        """The end of a round."""
+        self.rounds += 1
+        await super().heart_beat()
+
+
+async def _silence(worker: _Worker) -> None:
+    """Return when the worker has not come round for a while: the queue keeps it waiting."""
+    seen = -1
+    while worker.rounds != seen:
+        seen = worker.rounds
+        await asyncio.sleep(SILENT_S)
+
+
+class _Lean:
+    """Before a class of redis-py's asyncio connections: the same, for less.
+
+    Commands are packed by hiredis, as redis-py's blocking connections do it; the asyncio ones do it in Python.
+    """
+
+    _packer: Any = HiredisRespSerializer()
+    _reader: asyncio.StreamReader | None
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """One command."""
+        packed: list[bytes] = self._packer.pack(*args)
+        return packed
+
+    async def can_read_destructive(self) -> bool:
+        """Whether something is left to read that nobody asked for; raises where the connection has ended.
+
+        Asked for each connection that leaves the pool. redis-py tries to read, and cancels itself a turn later.
+        """
+        reader = self._reader
+        if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
+            return False
+        left: bool = await super().can_read_destructive()  # type: ignore[misc]  # of the class this stands before
+        return left
+
+
+def _client(url: str) -> ArqRedis:
+    """The worker's lean client: a timer for each reply, and a task for each write, cost more than the jobs do."""
+    client = connect(url, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
+    pool = client.connection_pool
+    pool.connection_kwargs["socket_timeout"] = None
+    pool.connection_class = type("Lean", (_Lean, pool.connection_class), {})
+    return client
+
+
 def _worker(
     url: str, functions: Sequence[Function], crons: Sequence[CronJob], pace: Pace, context: dict[str, Any]
-) -> Worker:
-    return Worker(
+) -> _Worker:
+    return _Worker(
         functions=functions,
         cron_jobs=crons,
-        redis_pool=connect(url, blocking_s=BLOCKING_S),
+        redis_pool=_client(url),
         queue_name=QUEUE,
         poll_delay=POLL_DELAY_S,
         job_timeout=pace.job_timeout_s,
@@ -109,12 +178,13 @@ def _worker(
 async def _close(worker: Worker, running: asyncio.Task[None]) -> None:
     """Let jobs finish, then close; those that take too long, or lost the queue, come back by themselves."""
     worker.allow_pick_jobs = False
-    jobs = [task for task in worker.tasks.values() if not task.done()]
+    jobs = list(worker.tasks.values())
     if jobs:
         await asyncio.wait(jobs, timeout=STOP_GRACE_S)
     await end([running, *jobs])
     try:
-        await worker.pool.delete(HEALTH_KEY)
+        async with asyncio.timeout(BLOCKING_S):
+            await worker.pool.delete(HEALTH_KEY)
     except (RedisError, OSError, TimeoutError) as error:
         log.debug("health_key_left", error=str(error))  # it expires
     await worker.pool.aclose(close_connection_pool=True)

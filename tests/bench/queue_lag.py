@@ -30,6 +30,7 @@ from tests.bench.timing import Comparison, Curve, Result
 
 RATES = (50, 100, 200, 400, 800)
 JOBS = 300
+SPAN_S = 2  # at least: a lag that grows shows only in time
 ROUNDS = 3
 MARK = b"tip_volume_30d"
 
@@ -76,7 +77,7 @@ def _p99(taken: list[float]) -> float:
 
 async def _bare(url: str, run: str, rate: int) -> list[float]:
     pool = await create_pool(redis_settings(url))
-    names = [f"bare-{run}-{number}" for number in range(JOBS)]
+    names = [f"bare-{run}-{number}" for number in range(max(JOBS, SPAN_S * rate))]
     try:
         await pool.mset(dict.fromkeys(names, "x"))
         enqueue = functools.partial(pool.enqueue_job, "delete_key")
@@ -86,7 +87,7 @@ async def _bare(url: str, run: str, rate: int) -> list[float]:
 
 
 async def _events(settings: Settings, now_ms: int, run: str, rate: int) -> list[float]:
-    users = [f"lag-{run}-{number}" for number in range(JOBS)]
+    users = [f"lag-{run}-{number}" for number in range(max(JOBS, SPAN_S * rate))]
     assert settings.queue_url is not None
     queue: ArqRedis = connect(settings.queue_url)
     cache: Any = Redis.from_url(settings.cache_url or "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from app.events.admission import Admission
 from app.events.ingest import Ingestor, Receipt
@@ -87,8 +87,11 @@ class RecordingPublisher:
 class Stage:
     """An ingestor among recorders."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, door: str = "http", pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self.database = database
+        self.clock = FakeClock()
         self.journal = Journal()
         self.log = RecordingLog(database, self.journal)
         self.invalidator = RecordingInvalidator(self.journal)
@@ -99,9 +102,10 @@ class Stage:
             invalidator=self.invalidator,
             publisher=self.publisher,
             admission=Admission(retention_days=180),
-            clock=FakeClock(),
+            clock=self.clock,
             metrics=self.metrics,
-            door="http",
+            door=door,
+            pause=pause,
         )
 
     async def ingest(self, *events: TipEvent) -> Receipt:

@@ -3,92 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
 
 import pytest
 
 from app.errors import CacheUnavailable, StoreUnavailable
-from app.events.consume import ATTEMPTS, SWEEP_AGE_MS, Consumer
-from app.events.ports import LoggedEvent
+from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.events.retention import STEP, prune
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
-from app.features.events import FEEDBACK, SERVED, TipEvent
+from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
-from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.owed import announce
-from app.telemetry import Metrics
-from tests.support.clock import NOW_MS, FakeClock
+from tests.events.desk import Desk, Drops, Pupil
+from tests.support.clock import NOW_MS
 from tests.support.database import column
-from tests.support.events import admitted, feedback, served
-
-
-class Drops:
-    """Implements `Invalidates`: notes what it is asked, or fails."""
-
-    def __init__(self) -> None:
-        self.older: list[Mapping[str, Mapping[str, int]]] = []
-        self.all: list[dict[str, set[str]]] = []
-        self.failure: Exception | None = None
-
-    async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
-        if self.failure is not None:
-            raise self.failure
-        self.all.append({user: set(names) for user, names in stale.items()})
-        return True
-
-    async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        if self.failure is not None:
-            raise self.failure
-        if stale:
-            self.older.append(stale)
-
-
-class Pupil:
-    """A learner that cannot learn from the tip `poison` until cured; `failure` is raised for every event."""
-
-    def __init__(self) -> None:
-        self.learned: list[str] = []
-        self.cured = False
-        self.failure: Exception | None = None
-
-    async def learn(self, event: LoggedEvent) -> None:
-        if self.failure is not None:
-            raise self.failure
-        if event.event.tip_id == "poison" and not self.cured:
-            raise ValueError("cannot learn from this")
-        self.learned.append(event.event.event_id)
-
-
-class Desk:
-    """A consumer over a real log."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.clock = FakeClock()
-        self.log = SqliteEventLog(database)
-        self.letters = SqliteDeadLetters(database)
-        self.drops = Drops()
-        self.pupil = Pupil()
-        self.metrics = Metrics()
-        self.consumer = Consumer(
-            log=self.log,
-            letters=self.letters,
-            invalidator=self.drops,
-            learners=[self.pupil],
-            clock=self.clock,
-            metrics=self.metrics,
-        )
-
-    async def store(self, *events: TipEvent) -> list[int]:
-        """Sequence numbers of the events, now in the log."""
-        (appended,) = await self.log.append([[admitted(event, self.clock.now_ms()) for event in events]])
-        return list(appended.seqs)  # type: ignore[union-attr]  # nothing clashes here
-
-    async def unconsumed(self) -> list[object]:
-        """Ids of the events no worker has consumed."""
-        return await column(self.database, "SELECT event_id FROM event_log WHERE consumed_at_ms IS NULL ORDER BY seq")
+from tests.support.events import feedback, served
 
 
 @pytest.fixture

@@ -71,6 +71,29 @@ async def test_requests_share_a_commit_and_a_drop_when_they_wait_together(stage:
     assert sorted(seq for receipt in receipts for seq in receipt.seqs) == list(range(1, 51))
 
 
+async def test_requests_share_a_commit_when_they_come_one_by_one_by_the_queue(stage: Stage) -> None:
+    pauses: list[float] = []
+    over = asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await over.wait()
+
+    by_queue = Stage(stage.database, "queue", pause)
+    await by_queue.ingest(served())
+    assert pauses == [], "the first need not wait"
+    sending = [asyncio.create_task(by_queue.ingest(served()))]
+    await eventually(lambda: pauses)
+    sending += [asyncio.create_task(by_queue.ingest(served())) for _ in range(2)]
+    over.set()
+    await asyncio.gather(*sending)
+    assert by_queue.log.commits == [[1], [1, 1, 1]]
+    assert pauses == [pytest.approx(module.COMMITS_APART_S["queue"])]
+    by_queue.clock.advance(1_000)
+    await by_queue.ingest(served())
+    assert len(pauses) == 1, "the last commit is long ago"
+
+
 async def test_next_commit_does_not_wait_for_the_drop_of_the_one_before(stage: Stage) -> None:
     stage.invalidator.open.clear()
     first = asyncio.create_task(stage.ingest(served()))

@@ -18,7 +18,7 @@ from app.stores.sqlite.database import Database
 
 SELECT_KNOWN = "SELECT event_id, digest FROM event_log WHERE event_id IN (SELECT value FROM json_each(?))"
 SELECT_LAST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'event_log'"
-SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"
+SELECT_FEATURE_KEYS = "SELECT subject, json_group_array(feature) FROM feature_keys GROUP BY subject"
 INSERT_LOG = """
 INSERT INTO event_log
     (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms)
@@ -68,13 +68,8 @@ class SqliteEventLog:
     async def append(
         self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
     ) -> list[Appended | ClashingEvent]:
-        """One transaction for all requests, one SAVEPOINT for each. `consumed_at_ms` marks them consumed at once."""
-
-        def work(connection: sqlite3.Connection) -> list[Appended | ClashingEvent]:
-            features = _features_by_subject(connection)
-            return [_append_request(connection, events, features, consumed_at_ms) for events in requests]
-
-        return await self._database.write(work)
+        """One transaction for all requests. `consumed_at_ms` marks them consumed at once."""
+        return await self._database.write(lambda connection: _append_all(connection, requests, consumed_at_ms))
 
     async def unconsumed(self, received_before_ms: int, limit: int) -> list[LoggedEvent]:
         """Oldest first."""
@@ -110,78 +105,75 @@ class SqliteEventLog:
 
 
 def _features_by_subject(connection: sqlite3.Connection) -> dict[str, frozenset[str]]:
-    features: dict[str, frozenset[str]] = {}
-    for subject, feature in connection.execute(SELECT_FEATURE_KEYS):
-        features[subject] = features.get(subject, frozenset()) | {feature}
-    return features
+    rows = connection.execute(SELECT_FEATURE_KEYS).fetchall()
+    return {subject: frozenset(json.loads(features)) for subject, features in rows}
 
 
-def _append_request(
-    connection: sqlite3.Connection,
-    events: Sequence[Admitted],
-    features: Mapping[str, frozenset[str]],
-    consumed_at_ms: int | None,
-) -> Appended | ClashingEvent:
-    known: dict[str, bytes] = dict(
-        connection.execute(SELECT_KNOWN, (json.dumps([item.event.event_id for item in events]),)).fetchall()
-    )
-    fresh: list[Admitted] = []
-    stale: dict[str, frozenset[str]] = {}
-    for index, item in enumerate(events):
-        stored = known.get(item.event.event_id)
-        if stored is None:
-            known[item.event.event_id] = item.digest
-            fresh.append(item)
-        elif stored != item.digest:
-            return ClashingEvent(index, item.event.event_id)
-        user_id = item.event.user_id
-        touched = features.get(subject_of(item.event), frozenset())
-        stale[user_id] = stale[user_id] | touched if user_id in stale else touched
-    seqs = _insert(connection, fresh, consumed_at_ms) if fresh else ()
-    return Appended(len(fresh), len(events) - len(fresh), seqs, stale)
-
-
-def _insert(connection: sqlite3.Connection, fresh: Sequence[Admitted], consumed_at_ms: int | None) -> tuple[int, ...]:
+def _append_all(
+    connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None
+) -> list[Appended | ClashingEvent]:
+    """Decide request by request, then insert everything at once: few statements, because each waits for the GIL."""
+    features = _features_by_subject(connection)
+    ids = [item.event.event_id for events in requests for item in events]
+    known: dict[str, bytes] = dict(connection.execute(SELECT_KNOWN, (json.dumps(ids),)).fetchall())
     # The write lock is held, so the next numbers are ours; AUTOINCREMENT records the highest explicit one.
     row = connection.execute(SELECT_LAST_SEQ).fetchone()
     first = (row[0] if row else 0) + 1
+    fresh: list[Admitted] = []
+    outcomes: list[Appended | ClashingEvent] = []
+    for events in requests:
+        own = _fresh(events, known)
+        if isinstance(own, ClashingEvent):
+            outcomes.append(own)
+            continue
+        known.update((item.event.event_id, item.digest) for item in own)
+        seqs = tuple(range(first + len(fresh), first + len(fresh) + len(own)))
+        outcomes.append(Appended(len(own), len(events) - len(own), seqs, _stale(events, features)))
+        fresh += own
+    if fresh:
+        _insert(connection, first, fresh, consumed_at_ms)
+    return outcomes
+
+
+def _fresh(events: Sequence[Admitted], known: Mapping[str, bytes]) -> list[Admitted] | ClashingEvent:
+    """Those of one request's events that are new, each once."""
+    own: dict[str, Admitted] = {}
+    for index, item in enumerate(events):
+        event_id = item.event.event_id
+        stored = own[event_id].digest if event_id in own else known.get(event_id)
+        if stored is None:
+            own[event_id] = item
+        elif stored != item.digest:
+            return ClashingEvent(index, event_id)
+    return list(own.values())
+
+
+def _stale(events: Sequence[Admitted], features: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    stale: dict[str, frozenset[str]] = {}
+    for item in events:
+        user_id = item.event.user_id
+        touched = features.get(subject_of(item.event), frozenset())
+        stale[user_id] = stale[user_id] | touched if user_id in stale else touched
+    return stale
+
+
+def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted], consumed_at_ms: int | None) -> None:
     log_rows: list[tuple[object, ...]] = []
     views: list[tuple[object, ...]] = []
     feedback: list[tuple[object, ...]] = []
     for seq, item in enumerate(fresh, start=first):
         event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms = item
         subject = subject_of(event)
-        log_rows.append(
-            (
-                seq,
-                event.event_id,
-                subject,
-                event.user_id,
-                digest,
-                occurred_at_ms,
-                claimed_at_ms,
-                received_at_ms,
-                consumed_at_ms,
-            )
-        )
+        times = (occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms)
+        log_rows.append((seq, event.event_id, subject, event.user_id, digest, *times))
         fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
         if isinstance(event, TipFeedback):
             feedback.append((*fact, event.action, event.dwell_ms))
         else:
             views.append(fact)
-    connection.execute("SAVEPOINT request")
-    try:
-        connection.executemany(INSERT_LOG, log_rows)
-        connection.executemany(INSERT_VIEW, views)
-        connection.executemany(INSERT_FEEDBACK, feedback)
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK TO request")
-        raise
-    finally:
-        if connection.in_transaction:
-            connection.execute("RELEASE request")
-    return tuple(range(first, first + len(fresh)))
+    for statement, rows in ((INSERT_LOG, log_rows), (INSERT_VIEW, views), (INSERT_FEEDBACK, feedback)):
+        if rows:
+            connection.executemany(statement, rows)
 
 
 def logged_events(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
