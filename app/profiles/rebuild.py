@@ -19,6 +19,9 @@ from app.profiles.ports import Cache
 from app.telemetry import logger
 
 ATTEMPTS = 3
+# A longer statement holds a core for longer than the system's scheduler lets others wait: with 128 users the p99 of
+# reads beside it was two to four times as long, and the rebuild a tenth faster.
+USERS_AT_ONCE = 16
 log = logger("profiles.rebuild")
 
 
@@ -53,18 +56,22 @@ class Rebuilder:
         Raises `StoreUnavailable`.
         """
         results: dict[str, Profile] = {}
-        left = dict.fromkeys(user_ids, mask)
-        for _ in range(ATTEMPTS):
-            left = await self._attempt(left, results)
-            if not left or not self.keeps:
-                break
+        left: dict[str, int] = {}
+        for start in range(0, len(user_ids), USERS_AT_ONCE):
+            left |= await self._rebuild(dict.fromkeys(user_ids[start : start + USERS_AT_ONCE], mask), results)
         if left:
             log.info("rebuild_not_kept", users=len(left), detail="the next read computes")
             names = self._registry.names
-            await self._invalidate(
-                {user_id: [names[index] for index in indices(mask)] for user_id, mask in left.items()}
-            )
+            await self._invalidate({user: [names[index] for index in indices(mask)] for user, mask in left.items()})
         return results
+
+    async def _rebuild(self, wanted: dict[str, int], results: dict[str, Profile]) -> dict[str, int]:
+        """Try some times; what did not land is returned."""
+        for _ in range(ATTEMPTS):
+            wanted = await self._attempt(wanted, results)
+            if not wanted or not self.keeps:
+                break
+        return wanted
 
     async def _attempt(self, wanted: Mapping[str, int], results: dict[str, Profile]) -> dict[str, int]:
         """One pass; returns what did not land."""
