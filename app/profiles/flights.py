@@ -16,8 +16,9 @@ from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Filling, Profile, own_outcomes
 from app.profiles.ports import Epoch
 
-# Turns of the event loop that a fill gives way, so that the answers that it was computed for are sent before it.
-TURNS_FOR_THE_ANSWER = 3
+# A fill waits for so long: the answers that it was computed for go out first, and the fills of several flights share a
+# write. Whoever asks meanwhile meets the lease, and joins.
+FILL_AFTER_S = 0.002
 
 
 class Boarding(NamedTuple):
@@ -29,6 +30,14 @@ class Boarding(NamedTuple):
     token: bytes
 
 
+class _Landing(NamedTuple):
+    """What a flight has computed, on its way into the cache."""
+
+    epoch: Epoch
+    boardings: list[Boarding]
+    fillings: list[Filling]
+
+
 class Flights:
     """The flights of one process."""
 
@@ -37,6 +46,7 @@ class Flights:
         self._filler = filler
         self._aloft: dict[Boarding, asyncio.Future[Mapping[str, Profile]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._landing: list[_Landing] = []
         self._loop = asyncio.get_running_loop()
 
     def aloft(self, boarding: Boarding) -> asyncio.Future[Mapping[str, Profile]] | None:
@@ -69,7 +79,9 @@ class Flights:
             flight.exception()  # marked as seen: there may be no joiner
             raise
         flight.set_result(profiles)
-        self.spawn(self._store(epoch, boardings, fillings))
+        self._landing.append(_Landing(epoch, boardings, fillings))
+        if len(self._landing) == 1:
+            self.spawn(self._fill())
         return profiles
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -93,13 +105,18 @@ class Flights:
             }
         return profiles, seqs
 
-    async def _store(self, epoch: Epoch, boardings: Iterable[Boarding], fillings: list[Filling]) -> None:
+    async def _fill(self) -> None:
         try:
-            for _ in range(TURNS_FOR_THE_ANSWER):
-                await asyncio.sleep(0)
-            await self._filler.store(epoch, fillings)
+            await asyncio.sleep(FILL_AFTER_S)
         finally:
-            self._land(boardings)
+            landing, self._landing = self._landing, []
+            try:
+                for epoch in {flight.epoch for flight in landing}:
+                    fillings = [filling for flight in landing if flight.epoch == epoch for filling in flight.fillings]
+                    await self._filler.store(epoch, fillings)
+            finally:
+                for flight in landing:
+                    self._land(flight.boardings)
 
     def _land(self, boardings: Iterable[Boarding]) -> None:
         for boarding in boardings:

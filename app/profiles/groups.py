@@ -109,7 +109,7 @@ class Groups:
             else:
                 shapes = self._shapes
                 mark = self._near.mark() if self._near is not None else 0
-                epoch, held = await self._cache.read_or_lease(
+                epoch, held = await self._cache.read_rows(
                     [
                         (user_id, shapes[mask].features)
                         for request in waiting

@@ -45,11 +45,8 @@ class Cache(Protocol):
         """What each cell holds, and the epoch under which that was read."""
         ...
 
-    async def read_or_lease(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """The same for all cells of rows, row after row.
-
-        A cell that held nothing may have been given a lease of ours by the way, and is then said to hold that.
-        """
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+        """The same for all cells of rows, row after row."""
         ...
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:

@@ -83,7 +83,7 @@ async def test_metrics_count_the_traffic(own_site: Live) -> None:
     assert seen.value("computations_total") == 1
     assert seen.value("computed_users_total") == 1
     assert seen.value("computation_seconds_count") == 1
-    for command in ("read", "fill", "del"):
+    for command in ("read", "lease", "fill", "del"):
         assert seen.value("cache_round_trip_seconds_count", command=command) >= 1
         assert 0 < seen.value("cache_round_trip_seconds_sum", command=command) < 5
     assert seen.value("cache_available") == 1

@@ -73,40 +73,6 @@ async def test_read_gives_the_exact_bytes_in_order_when_some_are_held(subject: S
     assert await subject.cache.read([CELL, OTHER, OTHER]) == (epoch, [None, raw, raw])
 
 
-ROWS = [("ann", (b"tip_volume_30d", b"preferred_hour")), ("bob", (b"tip_volume_30d",))]
-
-
-async def test_reading_or_leasing_gives_what_is_held_when_it_is_held(subject: Subject) -> None:
-    epoch, _ = await subject.cache.read([CELL])
-    subject.put(epoch, CELL, VALUE, ttl_ms=90_000)
-    (theirs,) = await subject.process().lease(epoch, [OTHER])
-    _, (value, _, lease) = await subject.cache.read_or_lease(ROWS)
-    assert (value, lease) == (VALUE, theirs)
-    assert subject.pttl(epoch, CELL) > LEASE_MS, "a value keeps its TTL"
-
-
-async def test_reading_or_leasing_leaves_a_lease_or_nothing_when_the_cell_is_empty(subject: Subject) -> None:
-    epoch, _ = await subject.cache.read([CELL])
-    subject.put(epoch, OTHER, VALUE)
-    _, (first, second, _) = await subject.cache.read_or_lease(ROWS)
-    cells = [CELL, Cell("ann", "preferred_hour")]
-    assert await subject.cache.read(cells) == (epoch, [first, second])
-    tokens = await subject.cache.lease(epoch, cells)
-    assert {token[:1] for token in tokens} == {b"L"}
-    assert 0 < subject.pttl(epoch, CELL) <= LEASE_MS
-    fills = [Fill(cell, token, VALUE, 1_000) for cell, token in zip(cells, tokens, strict=True)]
-    assert await subject.cache.fill(epoch, fills) == [True, True]
-
-
-async def test_two_processes_have_two_leases_when_the_first_is_gone(subject: Subject) -> None:
-    epoch, (mine, *_) = await subject.cache.read_or_lease(ROWS)
-    subject.flush()
-    _, (theirs, *_) = await subject.process().read_or_lease(ROWS)
-    assert mine is not None
-    assert mine != theirs
-    assert await subject.cache.fill(epoch, [Fill(CELL, mine, VALUE, 1_000)]) == [False]
-
-
 async def test_lease_is_fresh_and_expires_when_the_cell_is_empty(subject: Subject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     one, two = await subject.cache.lease(epoch, [CELL, OTHER])

@@ -112,11 +112,11 @@ class GatedCache:
         await self.before_read.pass_through()
         return await self.inner.read(cells)
 
-    async def read_or_lease(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
         """As the cache does; counted with `read`, for it is one command like that."""
         self.commands["read"] += 1
         await self.before_read.pass_through()
-        found = await self.inner.read_or_lease(rows)
+        found = await self.inner.read_rows(rows)
         await self.after_read.pass_through()
         return found
 

@@ -67,13 +67,9 @@ class ModelCache:
         self._ask()
         return self._epoch, [self._server.get(self._epoch, cell) for cell in cells]
 
-    async def read_or_lease(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """MGET, and leases where that is allowed."""
-        cells = [Cell(user_id, feature.decode()) for user_id, names in rows for feature in names]
-        epoch, held = await self.read(cells)
-        if self._server.writable and not self._server.full:
-            return epoch, list(await self.lease(epoch, cells))
-        return epoch, held
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+        """MGET."""
+        return await self.read([Cell(user_id, feature.decode()) for user_id, names in rows for feature in names])
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
         """SET NX GET."""

@@ -23,19 +23,13 @@ from app.stores.valkey.breaker import CircuitBreaker
 from app.stores.valkey.connections import Connections, Use, is_silent
 from app.stores.valkey.lane import Command
 from app.stores.valkey.registration import Registration
-from app.stores.valkey.scripts import DELETE_IF_EQUAL, NO_SCRIPT, READ_OR_LEASE, SET_IF_EQUAL, Script
+from app.stores.valkey.scripts import DELETE_IF_EQUAL, NO_SCRIPT, SET_IF_EQUAL, Script
 from app.telemetry import Metrics
 
 _SAFE_IN_KEY = "-._~@:"
 _PLAIN = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
-# Refusals that pass by themselves.
-_PASSING = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN")
 _SYNTAX_ERROR = "ERR syntax error"
 _KEYS_PER_DEL = 512
-# Up to so many cells are read by a script that leases the empty ones by the way: a miss saves a round trip, and the
-# server pays some microseconds more for a hit. Larger reads come from many users or much load, where it would tell.
-LEASED_BY_THE_WAY = 16
-PLAIN_AFTER_SILENCE_S = 5.0
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
@@ -64,7 +58,7 @@ def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
             text = str(reply)
             if text.startswith(allowed):
                 continue
-            if text.startswith(_PASSING):
+            if text.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN")):
                 raise CacheUnavailable(text)
             raise CacheRefused(text)
     return replies
@@ -94,8 +88,6 @@ class ValkeyCache:
         self._metrics = metrics
         self._breaker = CircuitBreaker(self.ping, metrics)
         self._without_ifeq: Epoch | None = None
-        self._without_scripts: Epoch | None = None
-        self._plain_until = float("-inf")
 
     @property
     def available(self) -> bool:
@@ -104,38 +96,10 @@ class ValkeyCache:
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
         """One MGET."""
-        return await self._mget([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
+        return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
-    async def read_or_lease(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """One MGET, or one script that leases by the way."""
-        width = sum(len(features) for _, features in rows)
-        if width > LEASED_BY_THE_WAY:
-            return await self._mget(rows)
-
-        def command(epoch: Epoch) -> list[Command]:
-            if self._without_scripts == epoch or self._clock.monotonic() < self._plain_until:
-                return [(b"MGET", *keys_of(epoch, rows))]
-            lease = LEASE + self._nonce()
-            return [(b"EVALSHA", READ_OR_LEASE.digest, width, *keys_of(epoch, rows), lease, self._lease_ms)]
-
-        try:
-            epoch, (held,) = await self._send("read", Use.FRONT, command, allowed=("",))
-        except CacheUnavailable as error:
-            if is_silent(error):  # writes may be paused, as for a failover; reading alone may still be answered
-                self._plain_until = self._clock.monotonic() + PLAIN_AFTER_SILENCE_S
-            raise
-        if not isinstance(held, ReplyError):
-            return epoch, held
-        refused = str(held)
-        if refused.startswith(NO_SCRIPT):
-            load = [(b"SCRIPT", b"LOAD", READ_OR_LEASE.text)]
-            _, (loaded,) = await self._send("load", Use.FRONT, lambda _: load, allowed=("",))
-            refused = str(loaded) if isinstance(loaded, ReplyError) else ""
-        if refused and not refused.startswith(_PASSING):
-            self._without_scripts = epoch
-        return await self._mget(rows)
-
-    async def _mget(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+        """One MGET."""
         epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [(b"MGET", *keys_of(epoch, rows))])
         return epoch, held
 

@@ -18,7 +18,7 @@ class NoCache:
         """Raises `CacheUnavailable`, as every method here."""
         _refuse()
 
-    async def read_or_lease(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
+    async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
         """Raises."""
         _refuse()
 

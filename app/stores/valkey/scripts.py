@@ -35,13 +35,3 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
 end
 return 0
 """)
-# A server that is full, or a replica, refuses the SET and not the reading: then the key is reported empty.
-READ_OR_LEASE = _script(b"""
-local held = redis.call('MGET', unpack(KEYS))
-for place, value in ipairs(held) do
-    if not value and not redis.pcall('SET', KEYS[place], ARGV[1], 'PX', ARGV[2]).err then
-        held[place] = ARGV[1]
-    end
-end
-return held
-""")

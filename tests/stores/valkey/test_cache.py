@@ -14,12 +14,12 @@ import pytest
 
 from app.errors import CacheRefused, CacheUnavailable
 from app.profiles.ports import Cell, Fill
-from app.stores.valkey.cache import LEASED_BY_THE_WAY, ValkeyCache, key
+from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.caches import valkey_cache
 from tests.support.proxy import Proxy, proxy
-from tests.support.servers import REDIS, VALKEY, StartServer, ask, binary, calls, keys
+from tests.support.servers import REDIS, VALKEY, StartServer, ask, binary, calls
 from tests.support.waiting import eventually
 
 CELL = Cell("ann", "f")
@@ -73,67 +73,6 @@ async def test_fills_land_when_scripts_were_flushed(cache: ValkeyCache, server: 
     epoch, _ = await cache.read([CELL])
     ask(server, "SCRIPT", "FLUSH")
     assert await cache.drop_exactly(epoch, [(CELL, VALUE), (Cell("bob", "f"), VALUE)]) == 2
-
-
-ROW = [("ann", (b"f",))]
-
-
-async def test_a_small_read_leases_when_scripts_were_flushed(cache: ValkeyCache, server: EmbeddedServer) -> None:
-    for _ in range(2):
-        ask(server, "SCRIPT", "FLUSH")
-        ask(server, "FLUSHALL")
-        assert (await cache.read_or_lease(ROW))[1] == [None], "for this once it is an MGET"
-        _, (held,) = await cache.read_or_lease(ROW)
-        assert held is not None
-        assert held[:1] == b"L"
-
-
-async def test_a_large_read_is_an_mget_when_it_asks_for_many(cache: ValkeyCache, server: EmbeddedServer) -> None:
-    rows = [(f"user {number}", (b"f",)) for number in range(LEASED_BY_THE_WAY + 1)]
-    assert (await cache.read_or_lease(rows))[1] == [None] * len(rows)
-    assert keys(server) == []
-
-
-@pytest.mark.parametrize("denied", ["-@scripting", "-script", "-evalsha"])
-async def test_small_reads_go_on_when_the_server_allows_no_scripts(own_server: EmbeddedServer, denied: str) -> None:
-    ask(own_server, "SCRIPT", "FLUSH")
-    ask(own_server, "ACL", "SETUSER", "default", denied)
-    ask(own_server, "CONFIG", "RESETSTAT")
-    cache = valkey_cache(own_server)
-    try:
-        for _ in range(3):
-            assert (await cache.read_or_lease(ROW))[1] == [None]
-        assert calls(own_server, "mget") == 3
-        assert calls(own_server, "evalsha") <= 1, "what it refuses is not asked again"
-    finally:
-        await cache.close()
-
-
-async def test_small_reads_go_on_when_writes_are_paused(own_server: EmbeddedServer) -> None:
-    cache = valkey_cache(own_server, timeout_ms=100)
-    try:
-        assert await fill(cache, CELL) == [True]
-        for _ in range(2):  # by then the script is known
-            await cache.read_or_lease(ROW)
-        ask(own_server, "CLIENT", "PAUSE", 60_000, "WRITE")
-        with pytest.raises(CacheUnavailable):
-            await cache.read_or_lease(ROW)
-        assert (await cache.read_or_lease(ROW))[1] == [VALUE]
-        ask(own_server, "CLIENT", "UNPAUSE")
-    finally:
-        await cache.close()
-
-
-async def test_small_reads_hit_when_the_server_is_full(own_server: EmbeddedServer) -> None:
-    cache = valkey_cache(own_server)
-    try:
-        assert await fill(cache, CELL) == [True]
-        await cache.read_or_lease(ROW)
-        ask(own_server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
-        ask(own_server, "CONFIG", "SET", "maxmemory", 1)
-        assert (await cache.read_or_lease([("ann", (b"f", b"g"))]))[1] == [VALUE, None]
-    finally:
-        await cache.close()
 
 
 async def test_the_fill_path_is_found_out_anew_when_another_server_takes_over(start_server: StartServer) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import app.assembly
+import app.stores.named
 from app.assembly import Service, open_service
 from app.errors import CacheRefused
 from app.events.admission import from_queue
@@ -100,7 +100,7 @@ async def test_read_is_stale_when_the_registration_is_left_out(
     database_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: without the registration the reader hits what the old server still holds."""
-    monkeypatch.setattr(app.assembly, "Registration", lambda *_: None)
+    monkeypatch.setattr(app.stores.named, "Registration", lambda *_: None)
     old, new = start_server(VALKEY), start_server(VALKEY)
     async with world(database_path, old) as two:
         await two.first.ingestor.ingest([two.served()])
