@@ -36,7 +36,7 @@ from tests.support.database import column, copy_database
 from tests.support.events import Action, admitted, feedback, served
 from tests.support.reference import profile
 from tests.support.servers import StartServer, ask, keys
-from tests.support.service import Features, Service, let_pass, open_service, over
+from tests.support.service import NEAR_AFTER, Features, Service, let_pass, open_service, over
 
 T = TypeVar("T")
 USERS = ("ann", "bob")
@@ -133,21 +133,15 @@ class Machine(RuleBasedStateMachine):
 
     # What clients do.
 
-    @rule(process=processes, user_id=users)
-    def read(self, process: int, user_id: str) -> None:
+    @rule(process=processes, user_id=users, plain=st.booleans())
+    def read(self, process: int, user_id: str, plain: bool) -> None:
+        """With details; or as a recommender does, again and again, the last times from the process's own memory."""
         if self.stuck(process, user_id):
             self.let_on()
-        assert self.run(self._features(process, user_id)) == self.truth(user_id)
+        for _ in range(NEAR_AFTER + 1 if plain else 1):
+            assert self.run(self._features(process, user_id, plain=plain)) == self.truth(user_id)
 
-    @rule(process=processes, user_id=users, times=st.integers(1, 4))
-    def plain_reads(self, process: int, user_id: str, times: int) -> None:
-        """What a recommender does; some of these are answered from the process's own memory."""
-        if self.stuck(process, user_id):
-            self.let_on()
-        for _ in range(times):
-            assert self.run(self._features(process, user_id, plain=True)) == self.truth(user_id)
-
-    async def _features(self, process: int, user_id: str, *, plain: bool = False) -> Features:
+    async def _features(self, process: int, user_id: str, *, plain: bool) -> Features:
         service = self.services[process]
         features = await (service.plain(user_id) if plain else service.features(user_id))
         if not self.stuck(process, *USERS):
@@ -212,16 +206,15 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(Conflict):
             self.run(self.services[process].send(fresh, other))
 
-    @rule(process=processes, user_id=users)
-    def erase(self, process: int, user_id: str) -> None:
-        """Everything of a user goes."""
-        self.let_on()
-        self.run(self.services[process].erase(user_id))
-        self.facts = [fact for fact in self.facts if fact.event.user_id != user_id]
-
-    @rule(process=processes, user_id=users)
-    def rebuild(self, process: int, user_id: str) -> None:
-        assert self.run(self.services[process].rebuild(user_id)) == {user_id: self.truth(user_id)}
+    @rule(process=processes, user_id=users, erasing=st.integers(0, 5).map(lambda draw: draw == 5))
+    def rebuild(self, process: int, user_id: str, erasing: bool) -> None:
+        """Or everything of the user goes."""
+        if erasing:
+            self.let_on()
+            self.run(self.services[process].erase(user_id))
+            self.facts = [fact for fact in self.facts if fact.event.user_id != user_id]
+        else:
+            assert self.run(self.services[process].rebuild(user_id)) == {user_id: self.truth(user_id)}
 
     @rule(process=processes, user_id=users, cold=st.booleans())
     def begin_a_read(self, process: int, user_id: str, cold: bool) -> None:
@@ -255,7 +248,7 @@ class Machine(RuleBasedStateMachine):
         allowed = [self.truth(held.user_id, count) for count in range(held.acknowledged, len(self.facts) + 1)]
         assert found in allowed, "it is older than an event that was acknowledged before it began"
         for process in (0, 1):
-            self.read(process, held.user_id)
+            self.read(process, held.user_id, plain=False)
 
     async def _result(self, held: Held) -> Features:
         features = await held.task
@@ -383,4 +376,4 @@ def test_every_read_is_true_when_anything_happens_for_long(examples: Examples) -
 @pytest.mark.parametrize("mutant", [PLAIN_SET, DEAF_TO_RESTARTS], ids=lambda kind: kind.name)
 def test_the_machine_finds_a_stale_read_when_the_cache_is_a_mutant(examples: Examples, mutant: Kind) -> None:
     with pytest.raises((AssertionError, Flaky)):
-        examples(mutant, settings(max_examples=400, stateful_step_count=60, derandomize=True))
+        examples(mutant, settings(max_examples=800, stateful_step_count=60, derandomize=True))
