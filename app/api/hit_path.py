@@ -13,7 +13,6 @@ import logging
 import re
 from collections.abc import Iterable
 from time import perf_counter
-from typing import NamedTuple
 
 import msgspec
 from litestar.enums import ScopeType
@@ -51,11 +50,8 @@ _Received = HTTPReceiveMessage | WebSocketReceiveMessage
 log = logger("api")
 
 
-class _Admitted(NamedTuple):
-    """A request whose key is good. `has_body`: of JSON, and of a length that is known and moderate."""
-
-    request_id: bytes
-    has_body: bool
+# The request's id, and whether it has a body: of JSON, and of a length that is known and moderate.
+_Admitted = tuple[bytes, bool]
 
 
 class HitPath:
@@ -97,7 +93,7 @@ class HitPath:
         started = perf_counter()
         mask = self._mask(scope["query_string"])
         admitted = self._admitted(scope["headers"]) if mask else None
-        if admitted is None or admitted.has_body:
+        if admitted is None or admitted[1]:
             return False
         user_id = user.decode()
         try:
@@ -105,10 +101,10 @@ class HitPath:
         except ProfilesError:
             return False  # the documented route meets the same, and tells it properly
         except Exception:  # a defect: known by this line, and no reason not to answer
-            log.exception("hit_path_failed", **{REQUEST_ID: admitted.request_id.decode()})
+            log.exception("hit_path_failed", **{REQUEST_ID: admitted[0].decode()})
             return False
         body = self._renderer.template(mask) % (b'"%b"' % user, *values)
-        await self._send(send, body, admitted.request_id, ONE, started)
+        await self._send(send, body, admitted[0], ONE, started)
         return True
 
     async def _answered_batch(
@@ -116,7 +112,7 @@ class HitPath:
     ) -> bool:
         started = perf_counter()
         admitted = self._admitted(scope["headers"])
-        if admitted is None or not admitted.has_body:
+        if admitted is None or not admitted[1]:
             return False
         body = await _whole(receive, taken)
         try:
@@ -128,9 +124,9 @@ class HitPath:
         except (ProfilesError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
         except Exception:  # as above
-            log.exception("hit_path_failed", **{REQUEST_ID: admitted.request_id.decode()})
+            log.exception("hit_path_failed", **{REQUEST_ID: admitted[0].decode()})
             return False
-        await self._send(send, self._renderer.batch(asked.user_ids, values, mask), admitted.request_id, BATCH, started)
+        await self._send(send, self._renderer.batch(asked.user_ids, values, mask), admitted[0], BATCH, started)
         return True
 
     def _mask(self, query: bytes) -> int:
@@ -166,7 +162,7 @@ class HitPath:
                 return None
         if of_a_body == 1 or not self._grants(key, "read"):
             return None
-        return _Admitted(request_id or own_request_id(), of_a_body == 2)
+        return request_id or own_request_id(), of_a_body == 2
 
     async def _send(self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str], started: float) -> None:
         length = (b"content-length", b"%d" % len(body))

@@ -17,7 +17,7 @@ Must not know Redis or SQL.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.errors import StoreUnavailable
@@ -55,17 +55,11 @@ class NearCache:
         self._looked: bool | None = None
         self._proofs = 0
 
-    def find(self, wanted: Mapping[str, int]) -> dict[str, Sequence[bytes]]:
-        """Of the users wanted, those that are here with their mask of features: the JSON of each."""
-        found: dict[str, Sequence[bytes]] = {}
-        if not self._kept or not self._look():
-            return found
-        now = self._clock.monotonic()
-        for user_id, mask in wanted.items():
-            of_user = self._kept.get(user_id)
-            if of_user is not None and (kept := of_user.get(mask)) is not None and now < kept.until:
-                found[user_id] = kept.values
-        return found
+    def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
+        """The JSON of each feature of the mask, where the user is here with this mask."""
+        of_user = self._kept.get(user_id) if self._kept and self._look() else None
+        kept = of_user.get(mask) if of_user is not None else None
+        return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
 
     def mark(self) -> int:
         """Ask before the cache is read; what is read may be offered under this."""

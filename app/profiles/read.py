@@ -75,7 +75,12 @@ class ProfileReader:
 
     def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """What `read_values` would give for one user, where it is at hand without waiting."""
-        return self._near_hits({user_id: mask}).get(user_id)
+        if not self._may_look_near():
+            return None
+        values = self._near.find(user_id, mask)  # type: ignore[union-attr]  # then there is one
+        if values is not None:
+            self._count_near(len(values))
+        return values
 
     async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
         """Compute past moments, uncached, in the order asked."""
@@ -100,12 +105,17 @@ class ProfileReader:
         return answer
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
-        if self._near is None or not self._cache.available or not self._gate.holds():
+        if not self._may_look_near():
             return {}
-        found = self._near.find(wanted)
-        if found:
-            values = sum(map(len, found.values()))
-            self._metrics.cache_hits.inc(values)
-            self._metrics.near_hits.inc(values)
+        find = self._near.find  # type: ignore[union-attr]  # then there is one
+        found = {user_id: values for user_id, mask in wanted.items() if (values := find(user_id, mask)) is not None}
+        self._count_near(sum(map(len, found.values())))
         return found
+
+    def _count_near(self, values: int) -> None:
+        self._metrics.cache_hits.inc(values)
+        self._metrics.near_hits.inc(values)
+
+    def _may_look_near(self) -> bool:
+        # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
+        return self._near is not None and self._cache.available and self._gate.holds()

@@ -57,11 +57,11 @@ def show(results: Sequence[Result], earlier: Mapping[tuple[str, str], float] | N
     for result in results:
         if isinstance(result, Comparison):
             at_most, met = result.at_most, result.at_most is None or result.ratio <= result.at_most
-            cells = [_figure(result.reference, result.unit), _figure(result.ours, result.unit), f"{result.ratio:.2f}"]
-            cells.append("" if at_most is None else f"{at_most:.2f} {'✓' if met else '✗'}")
+            cells = [_figure(result.reference, result.unit), _figure(result.ours, result.unit), _ratio(result.ratio)]
+            cells.append("" if at_most is None else f"{_ratio(at_most)} {'✓' if met else '✗'}")
             if earlier:
                 before = earlier.get((result.name, result.against))
-                cells.append("" if before is None else f"{before:.2f}")
+                cells.append("" if before is None else _ratio(before))
             table.add_row(result.name, result.against, *cells)
     console.print(table)
     for result in results:
@@ -79,6 +79,10 @@ def _sweep(curve: Curve) -> Table:
             f"{at:,g}" if at < 1 else f"{at:,.0f}", *(_figure(line[place], unit) for line in curve.series.values())
         )
     return table
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def _figure(value: float, unit: str) -> str:
