@@ -15,7 +15,12 @@ import uvloop
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
-HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+BODY = b'{"user_id":"user-0001","features":{"completion_rate_30d":0.5,"dismiss_rate_30d":0.25,"tip_volume_30d":42}}'
+HEAD = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))],
+}
 
 
 def litestar() -> Any:
@@ -29,7 +34,7 @@ def litestar() -> Any:
     return Litestar([healthz], openapi_config=None, logging_config=None)
 
 
-async def asgi(scope: Any, receive: Any, send: Any) -> None:
+async def constant(scope: Any, receive: Any, send: Any) -> None:
     """Always the same."""
     if scope["type"] == "lifespan":
         while True:
@@ -38,10 +43,11 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
             if message["type"] == "lifespan.shutdown":
                 return
     await send(HEAD)
-    await send({"type": "http.response.body", "body": b"{}", "more_body": False})
+    await send({"type": "http.response.body", "body": BODY, "more_body": False})
 
 
-async def _serve(application: Any, port: int) -> None:
+async def serve(application: Any, port: int) -> None:
+    """On granian, as the service itself, until SIGTERM."""
     server = Server(
         application,
         port=port,
@@ -55,4 +61,4 @@ async def _serve(application: Any, port: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(litestar() if sys.argv[1] == "litestar" else asgi, int(sys.argv[2])))
+    uvloop.run(serve(litestar() if sys.argv[1] == "litestar" else constant, int(sys.argv[2])))

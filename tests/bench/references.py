@@ -16,32 +16,12 @@ import msgspec
 import uvloop
 from arq.connections import RedisSettings, create_pool
 from arq.worker import Worker
-from granian.constants import HTTPModes, Interfaces
-from granian.server.embed import Server
 from litestar import Litestar, get, post
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from app.features.definitions import REGISTRY
 from app.stores.queue_worker import POLL_DELAY_S
-
-BODY = b'{"user_id":"user-0001","features":{"completion_rate_30d":0.5,"dismiss_rate_30d":0.25,"tip_volume_30d":42}}'
-HEAD = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))],
-}
-
-
-async def constant(scope: Any, receive: Any, send: Any) -> None:
-    """Always the same."""
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    await send(HEAD)
-    await send({"type": "http.response.body", "body": BODY, "more_body": False})
+from tests.bench.hello import constant, serve
 
 
 class Users(msgspec.Struct):
@@ -78,19 +58,6 @@ def mget(url: str) -> Litestar:
     return Litestar([one, batch], openapi_config=None, logging_config=None)
 
 
-async def _serve(application: Any, port: int) -> None:
-    server = Server(
-        application,
-        port=port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        log_enabled=False,
-    )
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
-    await server.serve()
-
-
 async def delete_key(context: dict[Any, Any], name: str) -> None:
     """The bare job: what it does can be seen from outside."""
     await context["redis"].delete(name)
@@ -120,4 +87,4 @@ if __name__ == "__main__":
     if which == "arq":
         uvloop.run(_work(place))
     else:
-        uvloop.run(_serve(constant if which == "constant" else mget(*rest), int(place)))
+        uvloop.run(serve(constant if which == "constant" else mget(*rest), int(place)))
