@@ -75,9 +75,8 @@ class ProfileReader:
 
     def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """What `read_values` would give for one user, where it is at hand without waiting."""
-        if not self._may_look_near():
-            return None
-        values = self._near.find(user_id, mask)  # type: ignore[union-attr]  # then there is one
+        near = self._trusted_near()
+        values = near.find(user_id, mask) if near is not None else None
         if values is not None:
             self._count_near(len(values))
         return values
@@ -105,17 +104,20 @@ class ProfileReader:
         return answer
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        if not self._may_look_near():
+        near = self._trusted_near()
+        if near is None:
             return {}
-        find = self._near.find  # type: ignore[union-attr]  # then there is one
-        found = {user_id: values for user_id, mask in wanted.items() if (values := find(user_id, mask)) is not None}
+        found = {
+            user_id: values for user_id, mask in wanted.items() if (values := near.find(user_id, mask)) is not None
+        }
         self._count_near(sum(map(len, found.values())))
         return found
+
+    def _trusted_near(self) -> NearCache | None:
+        # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
+        near = self._near
+        return near if near is not None and self._cache.available and self._gate.holds() else None
 
     def _count_near(self, values: int) -> None:
         self._metrics.cache_hits.inc(values)
         self._metrics.near_hits.inc(values)
-
-    def _may_look_near(self) -> bool:
-        # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
-        return self._near is not None and self._cache.available and self._gate.holds()
