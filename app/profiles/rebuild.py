@@ -20,7 +20,7 @@ from app.telemetry import logger
 
 ATTEMPTS = 3
 # A longer statement holds a core for longer than the system's scheduler lets others wait: with 128 users the p99 of
-# reads beside it was two to four times as long, and the rebuild a tenth faster.
+# reads beside it was about twice as long, and the rebuild a tenth faster.
 USERS_AT_ONCE = 16
 log = logger("profiles.rebuild")
 

@@ -31,7 +31,7 @@ class Users(msgspec.Struct):
 
 
 def key(user_id: str, feature: str) -> str:
-    """Where `fill_reference` puts a value."""
+    """Where a value lies for `mget`."""
     return f"reference:{user_id}:{feature}"
 
 
