@@ -17,6 +17,7 @@ from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import check_schema
 
 UPDATE_DATABASE_ID = "UPDATE service SET value = ? WHERE name = 'database_id'"
+UPDATE_SESSION_SECRET = "UPDATE service SET value = ? WHERE name = 'session_secret'"
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event_log'"
 
 
@@ -59,6 +60,7 @@ def restore(source: Path, database: Path) -> None:
             old.backup(new)
             _check(new, source)
             new.execute(UPDATE_DATABASE_ID, (secrets.token_hex(16),))
+            new.execute(UPDATE_SESSION_SECRET, (secrets.token_hex(32),))  # whoever held the backup has seen the old one
             new.execute(UPDATE_SEQ)
             new.commit()
         with closing(_alone(database)):

@@ -18,7 +18,7 @@ from app.stores.sqlite.connection import BUSY_TIMEOUT_S, ThreadConnection, conne
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
 log = logger("stores.sqlite")
 

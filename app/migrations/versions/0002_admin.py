@@ -1,0 +1,68 @@
+"""What the admins' pages need: samples of every process, states and their beginnings, quality reports, sessions.
+
+Revision ID: 0002
+"""
+
+import secrets
+
+from alembic import op
+from sqlalchemy import text
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+TABLES = (
+    # What a process counted within some seconds, as JSON. Kept for somewhat more than the hour that is shown.
+    """CREATE TABLE samples (
+        id INTEGER PRIMARY KEY,
+        at_ms INTEGER NOT NULL,
+        process TEXT NOT NULL,
+        body TEXT NOT NULL
+    ) STRICT""",
+    "CREATE INDEX samples_by_time ON samples (at_ms)",
+    """CREATE TABLE component_states (
+        component TEXT PRIMARY KEY,
+        state TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        since_ms INTEGER NOT NULL,
+        seen_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE quality_reports (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'completed', 'failed')),
+        requested_by TEXT NOT NULL,
+        requested_at_ms INTEGER NOT NULL,
+        started_at_ms INTEGER,
+        touched_at_ms INTEGER NOT NULL,
+        finished_at_ms INTEGER,
+        done INTEGER NOT NULL DEFAULT 0,
+        total INTEGER,
+        body TEXT,
+        error TEXT
+    ) STRICT""",
+    # One at a time.
+    "CREATE UNIQUE INDEX quality_reports_active ON quality_reports (state IN ('queued', 'running')) "
+    "WHERE state IN ('queued', 'running')",
+    # Sessions that were signed out of before they expired.
+    """CREATE TABLE ended_sessions (
+        session_id TEXT PRIMARY KEY, expires_at_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)
+
+
+def upgrade() -> None:
+    for statement in TABLES:
+        op.execute(text(statement))
+    op.execute(
+        text("INSERT INTO service (name, value) VALUES ('session_secret', :secret)").bindparams(
+            secret=secrets.token_hex(32)
+        )
+    )
+
+
+def downgrade() -> None:
+    op.execute(text("DELETE FROM service WHERE name = 'session_secret'"))
+    for table in ("ended_sessions", "quality_reports", "component_states", "samples"):
+        op.execute(text(f"DROP TABLE {table}"))
