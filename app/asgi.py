@@ -18,7 +18,8 @@ from litestar import Litestar, Router
 from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
-from app.api import admin, events, operations, profiles, rebuilds
+from app.api import events, operations, profiles
+from app.api.admin import dead_letters, quality, rebuilds, users
 from app.api.auth import Authenticator, guard
 from app.api.context import Api, Check
 from app.api.documents import ASSETS, openapi_config
@@ -44,13 +45,13 @@ ROUTES = [
     profiles.post_history,
     profiles.get_features,
     events.post_events,
-    admin.get_user,
-    admin.rebuild_user,
-    admin.erase_user,
-    admin.get_quality,
-    admin.get_letters,
-    admin.replay_letter,
-    admin.discard_letter,
+    users.get_user,
+    users.rebuild_user,
+    users.erase_user,
+    quality.get_quality,
+    dead_letters.get_letters,
+    dead_letters.replay_letter,
+    dead_letters.discard_letter,
     rebuilds.start_rebuild,
     rebuilds.get_rebuilds,
     rebuilds.get_rebuild,

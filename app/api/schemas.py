@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -52,14 +52,6 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ) = None
 
 
-class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to rebuild: everyone eligible (`scope`), or these users."""
-
-    scope: Literal["all"] | None = None
-    user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
-    features: FeatureNames | None = None
-
-
 class EventsReceipt(msgspec.Struct):
     """What became of the events. They are durable; reads reflect them from now on."""
 
@@ -98,131 +90,6 @@ class FeatureList(msgspec.Struct):
     """The registry."""
 
     features: list[FeatureEntry]
-
-
-class RebuildStatus(msgspec.Struct):
-    """A rebuild and how far it is."""
-
-    id: str
-    scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
-    features: list[str]
-    state: Literal["queued", "running", "completed", "cancelled", "failed"]
-    done: int
-    total: int
-    rate_per_s: float | None
-    eta_s: float | None
-    requested_by: str
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    error: str | None
-
-
-class RebuildList(msgspec.Struct):
-    """Newest first."""
-
-    rebuilds: list[RebuildStatus]
-
-
-class Bin(msgspec.Struct, omit_defaults=True):
-    """Part of a distribution: a category (`value`), or a range (`from`, `to`)."""
-
-    count: int
-    value: Value = None
-    start: float | None = msgspec.field(default=None, name="from")
-    end: float | None = msgspec.field(default=None, name="to")
-
-
-class Ages(msgspec.Struct):
-    """Ages of the live values, in milliseconds."""
-
-    p50: int | None
-    p90: int | None
-    p99: int | None
-    max: int | None
-
-
-class FeatureQuality(msgspec.Struct):
-    """One feature over the eligible users; `fresh + missing + stale = eligible`. Null while the cache is away."""
-
-    eligible: int
-    fresh: int | None
-    missing: int | None
-    stale: int | None
-    null_share: Annotated[float | None, Meta(description="Share of the live values that are null.")]
-    ages_ms: Ages | None
-    distribution: list[dict[str, Any]] | None
-
-
-class Quality(msgspec.Struct):
-    """Data quality, measured at `measured_at`; eligible is who had any event in the last 30 days."""
-
-    measured_at: str
-    eligible: int
-    features: dict[str, FeatureQuality]
-
-
-class StoredEvent(msgspec.Struct):
-    """An event as it is stored, with its sequence number."""
-
-    seq: int
-    received_at: str
-    event: dict[str, Any]
-
-
-class CellState(msgspec.Struct):
-    """A feature of a user: what a read gives, and what the cache really holds."""
-
-    value: Value
-    dtype: Literal["float", "int", "str"]
-    computed_at: str
-    expires_at: str | None
-    origin: Literal["cache", "computed"]
-    freshness: Annotated[
-        Literal["fresh", "stale", "missing"] | None,
-        Meta(description="What the cache held before this look; null while it is away."),
-    ]
-    invalidated_by: list[str]
-
-
-class UserView(msgspec.Struct):
-    """A user as an admin sees it."""
-
-    user_id: str
-    features: dict[str, CellState]
-    events: list[StoredEvent]
-
-
-class Letter(msgspec.Struct):
-    """A dead letter: what could not be consumed, and why."""
-
-    id: int
-    source: Annotated[
-        Literal["queue", "consumption"],
-        Meta(description="`queue`: it was no event. `consumption`: an event that failed again and again."),
-    ]
-    payload: str
-    error: str
-    traceback: str
-    attempts: int
-    event_seq: int | None
-    created_at: str
-    last_failed_at: str
-
-
-class LetterList(msgspec.Struct):
-    """By id; go on with `after`."""
-
-    dead_letters: list[Letter]
-    next_after: int | None
-
-
-class Replayed(msgspec.Struct):
-    """What replaying a dead letter did."""
-
-    accepted: int
-    duplicates: int
-    revived: Annotated[bool, Meta(description="The event was stored already and is with the workers again.")]
 
 
 class Health(msgspec.Struct):

@@ -17,7 +17,7 @@ from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import check_schema
 
 UPDATE_DATABASE_ID = "UPDATE service SET value = ? WHERE name = 'database_id'"
-UPDATE_SESSION_SECRET = "UPDATE service SET value = ? WHERE name = 'session_secret'"
+UPDATE_SESSION_SECRET = "UPDATE service SET value = ? WHERE name = 'session_secret'"  # noqa: S105  # no secret
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event_log'"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from litestar import delete, get, post
 from litestar.params import FromPath
 
-from app.api.admin import caller
+from app.api.admin.actors import caller
+from app.api.admin.schemas import RebuildList, RebuildRequest, RebuildStatus
 from app.api.context import Api, HttpRequest, api_of, selected
 from app.api.documents import problems
 from app.api.inputs import body_as, check_ids
-from app.api.schemas import RebuildList, RebuildRequest, RebuildStatus
 from app.errors import Conflict, InvalidInput, Issue, NotFound
 from app.features.clock import rfc3339
 from app.features.registry import indices

@@ -9,8 +9,8 @@ import pytest
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
 from app.stores.valkey.embedded import EmbeddedServer
+from tests.api.admin.test_users import put
 from tests.api.conftest import ServeSite
-from tests.api.test_admin_users import put
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
 from tests.support.servers import VALKEY, StartServer

@@ -51,7 +51,7 @@ async def test_letters_are_listed_with_payload_and_reason(site: Live) -> None:
 
 
 async def test_letters_are_listed_page_by_page(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.admin.LETTERS_PER_PAGE", 2)
+    monkeypatch.setattr("app.api.admin.dead_letters.LETTERS_PER_PAGE", 2)
     letters = [await bury(own_site, number) for number in range(5)]
     seen: list[int] = []
     after: int | None = 0
