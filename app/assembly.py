@@ -28,6 +28,7 @@ from app.profiles.filling import Filler
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
+from app.profiles.quality.parts import Quality, join
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildRunner
@@ -41,6 +42,8 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.event_tail import SqliteEventTail
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
+from app.stores.sqlite.population import SqlitePopulation
+from app.stores.sqlite.quality_runs import SqliteQualityBook
 from app.stores.sqlite.rebuilds import SqliteAuditTrail, SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.source import SqliteSource
@@ -84,6 +87,7 @@ class Service:
     audit: SqliteAuditTrail
     runner: RebuildRunner
     freshness: FreshnessMeter
+    quality: Quality
 
     async def recall(self) -> None:
         """Let every process forget what it keeps near; to be called once rebuilt values stand."""
@@ -160,6 +164,7 @@ async def open_service(
         service = _join(foundation, door, learners)
         stack.push_async_callback(service.reader.close)
         stack.push_async_callback(service.ingestor.close)
+        stack.push_async_callback(service.quality.measurement.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(end, [settling])
         yield service
@@ -177,13 +182,15 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     settings, clock, metrics, database, cache = base.settings, base.clock, base.metrics, base.database, base.cache
     registry = base.contract.registry
     invalidator = Invalidator(cache=cache, owed=base.owed, clock=clock, metrics=metrics)
-    computation = Computation(SqliteSource(database, registry), registry, clock, metrics, settings.readers)
+    source = SqliteSource(database, registry)
+    computation = Computation(source, registry, clock, metrics, settings.readers)
     filler = Filler(cache, registry, Random(), metrics)  # noqa: S311  # jitter, not secrecy
     rebuilder = Rebuilder(
         cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
     )
     log, letters, users = SqliteEventLog(database), SqliteDeadLetters(database), SqliteUsers(database)
     book = SqliteRebuildBook(database)
+    freshness = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
     ingestor = Ingestor(
         log=log,
         invalidator=invalidator,
@@ -226,5 +233,15 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         book=book,
         audit=SqliteAuditTrail(database),
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        freshness=FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock),
+        freshness=freshness,
+        quality=join(
+            meter=freshness,
+            population=SqlitePopulation(database),
+            users=users,
+            source=source,
+            book=SqliteQualityBook(database),
+            start=base.queue.start_quality if base.queue is not None else None,
+            registry=registry,
+            clock=clock,
+        ),
     )

@@ -24,6 +24,7 @@ from app.events import consume, retention
 from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
+from app.jobs import UNEXPECTED_TRIES, Context, back_off, context
 from app.profiles.rebuild_runs import RebuildRun, scope_of
 from app.settings import Settings
 from app.stores import queue, queue_worker
@@ -31,7 +32,7 @@ from app.stores.queue import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
 from app.stores.queue_worker import ARQ_EXTRA_S, Pace
 from app.stores.sqlite.outbox import backlog
 from app.stores.valkey.embedded import EmbeddedServer
-from app.worker import UNEXPECTED_TRIES, Context, back_off, context, work
+from app.worker import work
 from tests.support.events import admitted, payload, served
 from tests.support.processes import free_port
 from tests.support.servers import ask

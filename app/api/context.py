@@ -15,6 +15,7 @@ from app.events.ports import DeadLetters, LoggedEvent
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.freshness import FreshnessMeter
+from app.profiles.quality.parts import Quality
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildBook, RebuildRunner
@@ -57,6 +58,7 @@ class Api:
     book: RebuildBook
     runner: RebuildRunner
     freshness: FreshnessMeter
+    quality: Quality
     erase: Callable[[str], Awaitable[int]]
     recall: Callable[[], Awaitable[None]]
     start_rebuild: Callable[[str], Awaitable[None]]

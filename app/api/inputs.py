@@ -19,6 +19,7 @@ from app.features.clock import to_ms
 from app.features.ids import id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
+W = TypeVar("W", bound=str)
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -103,6 +104,23 @@ def moment_ms(text: str, name: str) -> int:
     except (msgspec.ValidationError, OverflowError) as error:
         reason = "must be RFC 3339 with a UTC offset, as 2026-04-25T08:30:00+02:00 (write + as %2B)"
         raise Undecodable(f"{name} {reason}", [Issue(name, reason)]) from error
+
+
+def whole_number(text: str, name: str, least: int, most: int) -> int:
+    """A number of the query; raises `Undecodable` (400)."""
+    if text.isascii() and text.isdigit() and len(text) < 16 and least <= int(text) <= most:
+        return int(text)
+    reason = f"must be a whole number, {least:,} to {most:,}"
+    raise Undecodable(f"{name} {reason}", [Issue(name, reason)])
+
+
+def one_of(text: str, name: str, allowed: Sequence[W]) -> W:
+    """A word of the query; raises `Undecodable` (400)."""
+    for word in allowed:
+        if text == word:
+            return word
+    reason = f"must be {', '.join(allowed[:-1])} or {allowed[-1]}"
+    raise Undecodable(f"{name} {reason}", [Issue(name, reason)])
 
 
 def known_ms(text: str | None) -> int | None:

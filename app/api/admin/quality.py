@@ -1,14 +1,29 @@
-"""Data quality: how true and how alive what the cache holds is."""
+"""Data quality: how true and how alive what the cache holds is, and whether the values have changed.
+
+An answer as JSON is measured when it is asked for, unless the caller accepts an older one. Invariant: it never shows
+figures older than `max_age_s` allows.
+"""
 
 from __future__ import annotations
 
-from litestar import get
+import msgspec
+from litestar import get, post
 
-from app.api.admin.schemas import Ages, FeatureQuality, Quality
+from app.api.admin.actors import caller
+from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
+from app.api.inputs import one_of, whole_number
+from app.errors import NotFound
 from app.features.clock import rfc3339
-from app.profiles.freshness import FeatureFreshness, distribution, percentiles
+from app.profiles.freshness import Look
+from app.profiles.quality.behind import Behind, Sought
+from app.profiles.quality.report import QualityReport
+from app.profiles.quality.runs import QualityRun, stored_report
+
+SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
+LIMIT, MOST = 50, 500
+YEAR_S = 366 * 86_400
 
 
 @get(
@@ -17,31 +32,137 @@ from app.profiles.freshness import FeatureFreshness, distribution, percentiles
     tags=["Admin"],
     summary="Measure data quality",
     description="Over the users with any event in the last 30 days, per feature: how many values are fresh, missing "
-    "or stale, how old they are and how they are distributed.",
+    "or stale, how old they are, how they are distributed, and whether the values have drifted within 7 days. Measured "
+    "now, which takes some ten seconds at 100,000 users; with `max_age_s` the newest stored report is answered where "
+    "it is no older than that.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_quality(request: HttpRequest) -> Quality:
+async def get_quality(request: HttpRequest, max_age_s: str | None = None) -> Quality:
     """All features."""
     api = api_of(request)
-    report = await api.freshness.measure()
-    features = {
-        entry.name: _quality(api, index, report.features[entry.name], report.eligible, measured=report.measured)
-        for index, entry in enumerate(api.registry)
-    }
-    return Quality(rfc3339(report.at_ms), report.eligible, features)
+    if max_age_s is not None:
+        oldest_ms = api.clock.now_ms() - 1000 * whole_number(max_age_s, "max_age_s", 0, YEAR_S)
+        run = await api.quality.book.newest_completed()
+        if run is not None:
+            stored = stored_report(run)
+            if stored.measured_at_ms >= oldest_ms:
+                return shown(stored)
+    return shown(await api.quality.measurement.measure())
 
 
-def _quality(api: Api, index: int, figures: FeatureFreshness, eligible: int, *, measured: bool) -> FeatureQuality:
-    if not measured:
-        return FeatureQuality(eligible, None, None, None, None, None, None)
-    p50, p90, p99, most = percentiles(figures.ages_ms, (0.5, 0.9, 0.99, 1.0))
-    live = figures.fresh + figures.stale
-    return FeatureQuality(
-        eligible,
-        figures.fresh,
-        figures.missing,
-        figures.stale,
-        figures.values[None] / live if live else None,
-        Ages(p50, p90, p99, most),
-        distribution(api.registry[index], figures.values),
+@post(
+    "/admin/data-quality/refresh",
+    status_code=202,
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Have data quality measured by a worker",
+    description="The report is stored. One is measured at a time: while one is under way, that one is answered.",
+    responses=problems(400, 401, 403, 503),
+)
+async def refresh_quality(request: HttpRequest) -> QualityRefresh:
+    """Start one, unless one is under way."""
+    return await refresh_status(api_of(request), await begin_refresh(request))
+
+
+@get(
+    "/admin/data-quality/refresh",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Watch the newest measurement by a worker",
+    responses=problems(400, 401, 403, 404, 503),
+)
+async def get_refresh(request: HttpRequest) -> QualityRefresh:
+    """The newest."""
+    api = api_of(request)
+    runs = await api.quality.book.newest(1)
+    if not runs:
+        raise NotFound("nobody has asked for a report yet; POST here to have one measured")
+    return await refresh_status(api, runs[0])
+
+
+@get(
+    "/admin/data-quality/users",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="List the users behind a number",
+    description="Looked up now, while a report is as of its own time. Each request looks at a bounded number of "
+    "eligible users; go on with `after`.",
+    responses=problems(400, 401, 403, 503),
+)
+async def get_users_behind(
+    request: HttpRequest, feature: str, state: str, after: str | None = None, limit: str | None = None
+) -> UsersBehindList:
+    """Those of a state."""
+    api = api_of(request)
+    sought = one_of(state, "state", SOUGHT)
+    most = whole_number(limit, "limit", 1, MOST) if limit is not None else LIMIT
+    found = await api.quality.behind.find(feature, sought, after or "", most)
+    return listed(feature, sought, found)
+
+
+async def begin_refresh(request: HttpRequest) -> QualityRun:
+    """Ask a worker for a report, on the caller's behalf; the run that is active then."""
+    api = api_of(request)
+    actor = caller(request).name
+    run, new = await api.quality.book.open(actor, api.clock.now_ms())
+    if new:
+        await api.quality.start(run.id)
+        await api.audit(actor, "refresh data quality", "everyone", str(run.id))
+    return run
+
+
+async def refresh_status(api: Api, run: QualityRun) -> QualityRefresh:
+    """A run as it is shown."""
+    waiting_for = None
+    if run.active:
+        checks = await api.readiness()
+        if not checks["queue"].ok:
+            waiting_for = "queue"
+        elif not checks["worker"].ok:
+            waiting_for = "worker"
+    return QualityRefresh(
+        run.id,
+        run.state,
+        run.done,
+        run.total,
+        run.requested_by,
+        rfc3339(run.requested_at_ms),
+        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
+        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
+        run.error,
+        waiting_for,  # type: ignore[arg-type]  # one of those words
     )
+
+
+def shown(report: QualityReport) -> Quality:
+    """A report with its times as text."""
+    return Quality(
+        rfc3339(report.measured_at_ms),
+        report.took_ms / 1000,
+        report.eligible,
+        rfc3339(report.before_ms),
+        report.eligible_before,
+        report.features,
+    )
+
+
+def listed(feature: str, sought: Sought, found: Behind) -> UsersBehindList:
+    """What a look found."""
+    users = [_user(look) for look in found.looks] if found.looks is not None else None
+    return UsersBehindList(feature, sought, rfc3339(found.at_ms), users, found.scanned, found.next_after)
+
+
+def _user(look: Look) -> UserBehind:
+    value = look.value
+    if value is None:
+        return UserBehind(look.user_id, look.state, None, None, None)
+    return UserBehind(
+        look.user_id,
+        look.state,
+        msgspec.json.decode(value.json),
+        rfc3339(value.computed_at_ms),
+        rfc3339(value.expires_at_ms),
+    )
+
+
+ROUTES = [get_quality, refresh_quality, get_refresh, get_users_behind]

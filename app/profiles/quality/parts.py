@@ -1,0 +1,54 @@
+"""The parts that data quality consists of, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from app.features.clock import Clock
+from app.features.registry import Registry
+from app.profiles.freshness import FreshnessMeter
+from app.profiles.ports import NewestEvents, Population, Source
+from app.profiles.quality.behind import UsersBehind
+from app.profiles.quality.runs import QualityBook, QualityRunner
+from app.profiles.quality.sharing import SharedMeasurement
+from app.profiles.quality.survey import Surveyor
+
+
+class Quality(NamedTuple):
+    """What measures, what keeps reports and carries out their runs, and what finds the users behind a number.
+
+    `start` asks a worker to carry out a run; without an answer, the sweep does.
+    """
+
+    measurement: SharedMeasurement
+    book: QualityBook
+    runner: QualityRunner
+    behind: UsersBehind
+    start: Callable[[int], Awaitable[None]]
+
+
+def join(
+    *,
+    meter: FreshnessMeter,
+    population: Population,
+    users: NewestEvents,
+    source: Source,
+    book: QualityBook,
+    start: Callable[[int], Awaitable[None]] | None,
+    registry: Registry,
+    clock: Clock,
+) -> Quality:
+    """The parts over these. `start` None: there is no queue."""
+    surveyor = Surveyor(meter=meter, population=population, source=source, registry=registry, clock=clock)
+    return Quality(
+        SharedMeasurement(surveyor, registry, clock),
+        book,
+        QualityRunner(book=book, surveyor=surveyor, registry=registry, clock=clock),
+        UsersBehind(meter=meter, users=users, registry=registry, clock=clock),
+        start or _nobody,
+    )
+
+
+async def _nobody(_: int) -> None:
+    """There is nobody to ask."""
