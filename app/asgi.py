@@ -18,7 +18,7 @@ from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
 from app.api import events, operations, profiles
-from app.api.admin import dead_letters, quality, rebuilds, sign_in, users
+from app.api.admin import dead_letters, features, quality, rebuilds, sign_in, users
 from app.api.auth import Authenticator, guard
 from app.api.context import Api
 from app.api.documents import ASSETS, openapi_config
@@ -58,6 +58,7 @@ ROUTES = [
     rebuilds.get_rebuilds,
     rebuilds.get_rebuild,
     rebuilds.cancel_rebuild,
+    features.get_catalogue,
     sign_in.get_sign_in,
     sign_in.post_sign_in,
     sign_in.post_sign_out,

@@ -43,6 +43,7 @@ TABLE = [
     Access("POST", "/admin/rebuilds", "/admin/rebuilds", "admin", 400),
     Access("GET", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
     Access("DELETE", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
+    Access("GET", "/admin/features", "/admin/features", "admin", 200),
     Access("GET", "/admin/sign-in", "/admin/sign-in", None, 200),
     Access("POST", "/admin/sign-in", "/admin/sign-in", None, 415),
     Access("POST", "/admin/sign-out", "/admin/sign-out", "admin", 303),
