@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -55,7 +55,7 @@ def test_duration_is_told_in_its_largest_units(ms: float | None, text: str) -> N
     [(NOW, "just now"), (NOW - 125_000, "2 min 5 s ago"), (NOW + 7_200_000, "in 2 h"), (NOW - 999, "just now")],
 )
 def test_moment_is_told_as_people_do_with_the_exact_time_beside_it(when: int, said: str) -> None:
-    element = ElementTree.fromstring(moment(when, NOW))
+    element = ET.fromstring(moment(when, NOW))
     assert element.text == said
     assert element.get("title") == exact(when)
     assert (element.get("datetime") or "").endswith("Z")
@@ -138,7 +138,7 @@ def test_chart_is_well_formed_and_names_nothing_that_a_page_forbids(
     assert callable(draw)
     size = min(len(values) for values in series.values())
     drawing = draw(title, [f"<{place}>" for place in range(size)], {k: v[:size] for k, v in series.items()})
-    root = ElementTree.fromstring(drawing)
+    root = ET.fromstring(drawing)
     assert root.get("role") == "img"
     assert (root.get("aria-label") or "").startswith(f"{title}. ")
     for element in root.iter():
