@@ -120,7 +120,7 @@ def test_name_that_nobody_gave_is_an_error_and_text_is_escaped() -> None:
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_template_marks_nothing_as_safe_and_has_no_inline_script_or_style(path: Path) -> None:
     text = path.read_text()
-    assert environment().get_template(path.name)
+    environment().get_template(path.name)  # compiles
     assert not re.search(r"\|\s*safe\b|autoescape|<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text)
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
     posts = re.findall(r"<form\b[^>]*method=\"post\".*?</form>", text, re.DOTALL)
