@@ -19,7 +19,6 @@ from app.features.clock import to_ms
 from app.features.ids import id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
-W = TypeVar("W", bound=str)
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -106,23 +105,6 @@ def moment_ms(text: str, name: str) -> int:
         raise Undecodable(f"{name} {reason}", [Issue(name, reason)]) from error
 
 
-def whole_number(text: str, name: str, least: int, most: int) -> int:
-    """A number of the query; raises `Undecodable` (400)."""
-    if text.isascii() and text.isdigit() and len(text) < 16 and least <= int(text) <= most:
-        return int(text)
-    reason = f"must be a whole number, {least:,} to {most:,}"
-    raise Undecodable(f"{name} {reason}", [Issue(name, reason)])
-
-
-def one_of(text: str, name: str, allowed: Sequence[W]) -> W:
-    """A word of the query; raises `Undecodable` (400)."""
-    for word in allowed:
-        if text == word:
-            return word
-    reason = f"must be {', '.join(allowed[:-1])} or {allowed[-1]}"
-    raise Undecodable(f"{name} {reason}", [Issue(name, reason)])
-
-
 def known_ms(text: str | None) -> int | None:
     """`known_at` of a body in milliseconds; None where it is absent or `as_of`; raises `InvalidInput` (422)."""
     if text is None or text == "as_of":
@@ -144,7 +126,12 @@ def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if not connection.scope["query_string"]:
         return
     parameters = handler.parsed_fn_signature.parameters
-    allowed = sorted(name for name in parameters if name not in connection.path_params and name != "request")
+    declared = {
+        getattr(field.kwarg_definition, "query", None) or name
+        for name, field in parameters.items()
+        if name not in connection.path_params and name != "request"
+    }
+    allowed = sorted(declared | set(handler.opt.get("query", ())))  # `query`: what it reads by itself
     seen: set[str] = set()
     issues: list[Issue] = []
     for name, _ in connection.query_params.multi_items():

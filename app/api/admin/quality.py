@@ -6,14 +6,16 @@ figures older than `max_age_s` allows.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 from litestar import get, post
+from litestar.params import QueryParameter
 
 from app.api.admin.actors import caller
 from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
-from app.api.inputs import one_of, whole_number
 from app.errors import NotFound
 from app.features.clock import rfc3339
 from app.profiles.freshness import Look
@@ -21,7 +23,6 @@ from app.profiles.quality.behind import Behind, Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, stored_report
 
-SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
 LIMIT, MOST = 50, 500
 YEAR_S = 366 * 86_400
 
@@ -37,11 +38,16 @@ YEAR_S = 366 * 86_400
     "it is no older than that.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_quality(request: HttpRequest, max_age_s: str | None = None) -> Quality:
+async def get_quality(
+    request: HttpRequest,
+    max_age_s: Annotated[
+        int | None, QueryParameter(ge=0, le=YEAR_S, description="How old a stored report may be that is answered.")
+    ] = None,
+) -> Quality:
     """All features."""
     api = api_of(request)
     if max_age_s is not None:
-        oldest_ms = api.clock.now_ms() - 1000 * whole_number(max_age_s, "max_age_s", 0, YEAR_S)
+        oldest_ms = api.clock.now_ms() - 1000 * max_age_s
         run = await api.quality.book.newest_completed()
         if run is not None:
             stored = stored_report(run)
@@ -90,14 +96,14 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
     responses=problems(400, 401, 403, 503),
 )
 async def get_users_behind(
-    request: HttpRequest, feature: str, state: str, after: str | None = None, limit: str | None = None
+    request: HttpRequest,
+    feature: Annotated[str, QueryParameter(description="The name of a feature.")],
+    sought: Annotated[Sought, QueryParameter(query="state", description="Of the live value; `null` is one that is.")],
+    after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
+    limit: Annotated[int, QueryParameter(ge=1, le=MOST)] = LIMIT,
 ) -> UsersBehindList:
     """Those of a state."""
-    api = api_of(request)
-    sought = one_of(state, "state", SOUGHT)
-    most = whole_number(limit, "limit", 1, MOST) if limit is not None else LIMIT
-    found = await api.quality.behind.find(feature, sought, after or "", most)
-    return listed(feature, sought, found)
+    return listed(feature, sought, await api_of(request).quality.behind.find(feature, sought, after, limit))
 
 
 async def begin_refresh(request: HttpRequest) -> QualityRun:
