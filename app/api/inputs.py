@@ -127,7 +127,7 @@ def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         return
     parameters = handler.parsed_fn_signature.parameters
     declared = {
-        getattr(field.kwarg_definition, "query", None) or name
+        getattr(field.kwarg_definition, "name", None) or name
         for name, field in parameters.items()
         if name not in connection.path_params and name != "request"
     }

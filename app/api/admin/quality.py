@@ -16,13 +16,14 @@ from app.api.admin.actors import caller
 from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
-from app.errors import NotFound
+from app.errors import Issue, NotFound, Undecodable
 from app.features.clock import rfc3339
 from app.profiles.freshness import Look
 from app.profiles.quality.behind import Behind, Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, stored_report
 
+SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
 LIMIT, MOST = 50, 500
 YEAR_S = 366 * 86_400
 
@@ -97,13 +98,25 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
 )
 async def get_users_behind(
     request: HttpRequest,
-    feature: Annotated[str, QueryParameter(description="The name of a feature.")],
-    sought: Annotated[Sought, QueryParameter(query="state", description="Of the live value; `null` is one that is.")],
+    feature: Annotated[str, QueryParameter(description="The name of a feature. Required.")] = "",
+    sought: Annotated[str, QueryParameter(name="state", description=f"One of {', '.join(SOUGHT)}. Required.")] = "",
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
     limit: Annotated[int, QueryParameter(ge=1, le=MOST)] = LIMIT,
 ) -> UsersBehindList:
     """Those of a state."""
-    return listed(feature, sought, await api_of(request).quality.behind.find(feature, sought, after, limit))
+    state = sought_state(feature, sought)  # in a handler, Litestar keeps that name for itself
+    return listed(feature, state, await api_of(request).quality.behind.find(feature, state, after, limit))
+
+
+def sought_state(feature: str, state: str) -> Sought:
+    """The state that is asked for; raises `Undecodable` (400), naming what is missing or unknown."""
+    issues = [] if feature else [Issue("feature", "missing; name a feature")]
+    for known in SOUGHT:
+        if state == known and not issues:
+            return known
+    if state not in SOUGHT:
+        issues.append(Issue("state", f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"))
+    raise Undecodable("the query is not allowed", issues)
 
 
 async def begin_refresh(request: HttpRequest) -> QualityRun:
