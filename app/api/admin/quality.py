@@ -1,21 +1,24 @@
 """Data quality: how true and how alive what the cache holds is, and whether the values have changed.
 
 An answer as JSON is measured when it is asked for, unless the caller accepts an older one. Invariant: it never shows
-figures older than `max_age_s` allows.
+figures older than `max_age_s` allows. A page shows the newest stored report, with its age.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
-from litestar import get, post
+from litestar import Response, get, post
 from litestar.params import QueryParameter
 
 from app.api.admin.actors import caller
+from app.api.admin.quality_page import cards
 from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
+from app.api.forms import is_form
+from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.errors import Issue, NotFound, Undecodable
 from app.features.clock import rfc3339
 from app.profiles.freshness import Look
@@ -26,6 +29,14 @@ from app.profiles.quality.runs import QualityRun, stored_report
 SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
 LIMIT, MOST = 50, 500
 YEAR_S = 366 * 86_400
+RUNS_SHOWN = 5
+PATH = "/admin/data-quality"
+USERS_PAGE = "data_quality_users.html"
+WAITING = {
+    None: "A worker measures now; the page shows the new report when it is there.",
+    "queue": "Asked for, but the queue does not answer: nothing runs until it is back.",
+    "worker": "Asked for, but no worker has shown itself in the last seconds: nothing runs until one is there.",
+}
 
 
 @get(
@@ -44,17 +55,41 @@ async def get_quality(
     max_age_s: Annotated[
         int | None, QueryParameter(ge=0, le=YEAR_S, description="How old a stored report may be that is answered.")
     ] = None,
-) -> Quality:
+) -> Response[Quality]:
     """All features."""
     api = api_of(request)
+    if prefers_page(request):
+        return await _page(request)
     if max_age_s is not None:
         oldest_ms = api.clock.now_ms() - 1000 * max_age_s
         run = await api.quality.book.newest_completed()
         if run is not None:
             stored = stored_report(run)
             if stored.measured_at_ms >= oldest_ms:
-                return shown(stored)
-    return shown(await api.quality.measurement.measure())
+                return as_json(shown(stored))
+    return as_json(shown(await api.quality.measurement.measure()))
+
+
+async def _page(request: HttpRequest) -> Response[Any]:
+    """The newest stored report. Where there is none, one is begun, and the page says so."""
+    api = api_of(request)
+    run, runs = await api.quality.book.newest_completed(), await api.quality.book.newest(RUNS_SHOWN)
+    report = stored_report(run) if run is not None else None
+    begun = report is None and not (runs and runs[0].active)
+    if begun:
+        runs = [await begin_refresh(request), *runs]
+    body = shown(report) if report is not None else None
+    latest = await refresh_status(api, runs[0])
+    return await page(
+        request,
+        "data_quality.html",
+        body=body,
+        cards=cards(body.features, api.registry) if body is not None else [],
+        away=report is not None and not report.measured,
+        latest=latest,
+        begun=begun,
+        runs=runs,
+    )
 
 
 @post(
@@ -66,9 +101,12 @@ async def get_quality(
     description="The report is stored. One is measured at a time: while one is under way, that one is answered.",
     responses=problems(400, 401, 403, 503),
 )
-async def refresh_quality(request: HttpRequest) -> QualityRefresh:
+async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     """Start one, unless one is under way."""
-    return await refresh_status(api_of(request), await begin_refresh(request))
+    status = await refresh_status(api_of(request), await begin_refresh(request))
+    if is_form(request):
+        return await redirect(request, PATH, WAITING[status.waiting_for])
+    return Response(status, status_code=202)
 
 
 @get(
@@ -102,10 +140,14 @@ async def get_users_behind(
     sought: Annotated[str, QueryParameter(name="state", description=f"One of {', '.join(SOUGHT)}. Required.")] = "",
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
     limit: Annotated[int, QueryParameter(ge=1, le=MOST)] = LIMIT,
-) -> UsersBehindList:
-    """Those of a state."""
-    state = sought_state(feature, sought)  # in a handler, Litestar keeps that name for itself
-    return listed(feature, state, await api_of(request).quality.behind.find(feature, state, after, limit))
+) -> Response[UsersBehindList]:
+    """Those of a state. In a handler, Litestar keeps the name `state` for itself."""
+    api = api_of(request)
+    if prefers_page(request) and not feature and not sought:
+        return await page(request, USERS_PAGE, body=None, names=api.registry.names, states=SOUGHT, limit=limit)
+    state = sought_state(feature, sought)
+    body = listed(feature, state, await api.quality.behind.find(feature, state, after, limit))
+    return await answer(request, body, USERS_PAGE, names=api.registry.names, states=SOUGHT, limit=limit)
 
 
 def sought_state(feature: str, state: str) -> Sought:
@@ -151,6 +193,11 @@ async def refresh_status(api: Api, run: QualityRun) -> QualityRefresh:
         run.error,
         waiting_for,  # type: ignore[arg-type]  # one of those words
     )
+
+
+def as_json(body: Quality) -> Response[Quality]:
+    """The answer to a program."""
+    return Response(body, headers={"Vary": "Accept"})
 
 
 def shown(report: QualityReport) -> Quality:

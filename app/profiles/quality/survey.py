@@ -5,7 +5,7 @@ values as of the survey's beginning and as of `BEFORE_DAYS` days before. What ha
 not grow with the users, and can be stored between two pages, and taken up again by another process.
 
 Invariants: a page is counted whole or not at all. Every user that is eligible counts once, for each feature as fresh,
-missing or stale. Once the cache did not answer, nothing is claimed of it, but the walk goes on, for values need none.
+missing or stale. Once the cache is away, nothing is claimed of it, but the walk goes on, for values need none.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ BEFORE_DAYS = 7
 PAGE = 32
 # After a page, so many times what it took: whoever reads meanwhile finds the machine free every other time.
 REST = 1.0
+TRIES = 5
+TRY_AGAIN_S = 0.5
 log = logger("profiles.quality")
 
 
@@ -129,13 +131,18 @@ class Surveyor:
         return True
 
     async def _looks(self, survey: Survey, user_ids: Sequence[str]) -> list[Look] | None:
+        """What the cache holds; None once it is away. One that has answered before may be silent for a moment."""
         if not survey.measured:
             return None
-        try:
-            return await self._meter.look(user_ids)
-        except CacheUnavailable as error:
-            log.warning("survey_without_cache", error=str(error))
-            return None
+        for attempt in range(1, TRIES + 1):
+            try:
+                return await self._meter.look(user_ids)
+            except CacheUnavailable as error:
+                if attempt == TRIES or not survey.walked:
+                    log.warning("survey_without_cache", error=str(error))
+                    return None
+                await self._pause(TRY_AGAIN_S)
+        return None
 
     def _asked(self, survey: Survey, members: Sequence[Member]) -> list[Asked]:
         mask = self._registry.full_mask

@@ -1,0 +1,96 @@
+"""What the pages of data quality show besides the figures: histograms, words for the drift, and the runs so far."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from app.features.registry import Registry
+from app.profiles.quality.drift import CommonBin
+from app.profiles.quality.report import Drift, FeatureQuality
+
+
+class Verdict(NamedTuple):
+    """A drift in words, with the kind of badge that says the same by its colour."""
+
+    words: str
+    kind: str
+
+
+class BinRow(NamedTuple):
+    """A bin with its share of each population."""
+
+    label: str
+    now: int
+    now_share: float | None
+    before: int
+    before_share: float | None
+
+
+class FeatureCard(NamedTuple):
+    """One feature's part of the page. `series` are percentages over `labels`."""
+
+    name: str
+    description: str
+    figures: FeatureQuality
+    verdict: Verdict
+    bins: list[BinRow]
+    labels: list[str]
+    series: dict[str, list[float]]
+
+
+def cards(features: dict[str, FeatureQuality], registry: Registry) -> list[FeatureCard]:
+    """A card a feature, in the order of the registry; one of another release says nothing of itself."""
+    described = {entry.name: entry.description for entry in registry}
+    return [_card(name, described.get(name, ""), figures) for name, figures in features.items()]
+
+
+def _card(name: str, description: str, figures: FeatureQuality) -> FeatureCard:
+    bins = rows(figures.drift.bins)
+    series = {
+        "now": [round(100 * (row.now_share or 0), 2) for row in bins],
+        "7 days before": [round(100 * (row.before_share or 0), 2) for row in bins],
+    }
+    return FeatureCard(
+        name, description, figures, verdict(figures.drift), bins, [row.label for row in bins], series if bins else {}
+    )
+
+
+def verdict(drift: Drift) -> Verdict:
+    """The band in words."""
+    if drift.psi is None:
+        return Verdict("no figure", "none")
+    if drift.band == "stable":
+        return Verdict("stable", "good")
+    return Verdict("moderate drift", "warn") if drift.band == "moderate" else Verdict("major drift", "bad")
+
+
+def rows(bins: list[CommonBin]) -> list[BinRow]:
+    """Bins with shares; None where a population is empty."""
+    now, before = sum(part.now for part in bins), sum(part.before for part in bins)
+    return [
+        BinRow(
+            label(part),
+            part.now,
+            part.now / now if now else None,
+            part.before,
+            part.before / before if before else None,
+        )
+        for part in bins
+    ]
+
+
+def label(part: CommonBin) -> str:
+    """What a bin is called."""
+    if part.kind in ("null", "other"):
+        return part.kind
+    if part.kind == "value":
+        return str(part.value) if isinstance(part.value, str) else _plain(part.value)
+    if part.start is None and part.end is None:
+        return "any"
+    if part.start is None:
+        return f"< {_plain(part.end)}"
+    return f"≥ {_plain(part.start)}" if part.end is None else f"{_plain(part.start)}–{_plain(part.end)}"
+
+
+def _plain(number: float | None) -> str:
+    return f"{number:,.6g}".replace(",", "\u202f") if number is not None else ""
