@@ -93,4 +93,8 @@ def label(part: CommonBin) -> str:
 
 
 def _plain(number: float | None) -> str:
-    return f"{number:,.6g}".replace(",", "\u202f") if number is not None else ""
+    if number is None:
+        return ""
+    if number and abs(number) >= 1_000 and number % 100 == 0:
+        return f"{number / 1_000:.6g}k"
+    return f"{number:.6g}"

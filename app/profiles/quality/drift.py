@@ -110,13 +110,7 @@ def _numbers(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
     if not pooled:
         return []
     if len(pooled) == 1 or (dtype == "int" and exact and len(pooled) <= MAX_CATEGORIES):
-        first, second = dict(sides[0]), dict(sides[1])
-        return [
-            CommonBin(
-                first.get(number, 0), second.get(number, 0), "value", int(number) if number.is_integer() else number
-            )
-            for number in sorted(pooled)
-        ]
+        return _categories(pooled, dict(sides[0]), dict(sides[1]))
     edges = _edges(dtype, pooled)
     counts = [[0] * (len(edges) - 1) for _ in sides]
     for side, filled in zip(sides, counts, strict=True):
@@ -131,6 +125,17 @@ def _numbers(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
     if max(pooled) > edges[-1]:
         bins[-1].end = None
     return bins
+
+
+def _categories(pooled: dict[float, int], now: dict[float, int], before: dict[float, int]) -> list[CommonBin]:
+    """A bin a value; also for whole numbers between them that nobody has, where those are few."""
+    low, high = min(pooled), max(pooled)
+    wide = high - low >= MAX_CATEGORIES or not (low.is_integer() and high.is_integer())
+    values = sorted(pooled) if wide else [low + step for step in range(int(high - low) + 1)]
+    return [
+        CommonBin(now.get(value, 0), before.get(value, 0), "value", int(value) if value.is_integer() else value)
+        for value in values
+    ]
 
 
 def _edges(dtype: Dtype, pooled: dict[float, int]) -> list[float]:

@@ -131,11 +131,12 @@ def test_bins_have_round_edges_and_are_open_where_values_lie_beyond() -> None:
 
 
 def test_integers_have_a_bin_each_when_they_are_few_and_null_has_its_own() -> None:
-    found = common_bins("int", sketch(7, 8, 8, None), sketch(9))
+    found = common_bins("int", sketch(7, 8, 8, None), sketch(10))
     assert msgspec.to_builtins(found) == [
         {"now": 1, "before": 0, "kind": "value", "value": 7},
         {"now": 2, "before": 0, "kind": "value", "value": 8},
-        {"now": 0, "before": 1, "kind": "value", "value": 9},
+        {"now": 0, "before": 0, "kind": "value", "value": 9},
+        {"now": 0, "before": 1, "kind": "value", "value": 10},
         {"now": 1, "before": 0, "kind": "null"},
     ]
     assert all(part.start == round(part.start or 0) for part in common_bins("int", sketch(*range(90)), sketch()))
