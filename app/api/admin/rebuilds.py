@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import delete, get, post
 from litestar.params import FromPath
 
-from app.api.admin.actors import caller
+from app.api.admin.actors import audited, caller
 from app.api.admin.schemas import RebuildList, RebuildRequest, RebuildStatus
 from app.api.context import Api, HttpRequest, api_of, selected
 from app.api.documents import problems
@@ -13,7 +13,7 @@ from app.api.inputs import body_as, check_ids
 from app.errors import Conflict, InvalidInput, Issue, NotFound
 from app.features.clock import rfc3339
 from app.features.registry import indices
-from app.profiles.rebuild_runs import ACTIVE, RebuildRun, scope_of
+from app.profiles.rebuild_runs import RebuildRun, scope_of
 
 SHOWN = 100
 
@@ -54,11 +54,14 @@ async def start_rebuild(request: HttpRequest) -> RebuildStatus:
         finished_at_ms=None,
         error=None,
     )
-    if (active := await api.book.open(run)) is not None:
-        raise Conflict(f"rebuild {active.id} of the same scope is {active.state}, at {active.done} of {active.total}")
-    await api.start_rebuild(run.id)
-    await api.audit(caller(request).name, "start rebuild", run.scope, run.id)
-    return _status(api, run)
+    async with audited(request, "start rebuild", run.scope) as act:
+        if (active := await api.book.open(run)) is not None:
+            raise Conflict(
+                f"rebuild {active.id} of the same scope is {active.state}, at {active.done} of {active.total}"
+            )
+        act.outcome = run.id
+        await api.start_rebuild(run.id)
+    return status_of(api, run)
 
 
 @get(
@@ -71,7 +74,7 @@ async def start_rebuild(request: HttpRequest) -> RebuildStatus:
 async def get_rebuilds(request: HttpRequest) -> RebuildList:
     """Newest first."""
     api = api_of(request)
-    return RebuildList([_status(api, run) for run in await api.book.newest(SHOWN)])
+    return RebuildList([status_of(api, run) for run in await api.book.newest(SHOWN)])
 
 
 @get(
@@ -84,7 +87,7 @@ async def get_rebuilds(request: HttpRequest) -> RebuildList:
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """One."""
     api = api_of(request)
-    return _status(api, await _found(api, run_id))
+    return status_of(api, await found(api, run_id))
 
 
 @delete(
@@ -99,27 +102,32 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildSta
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """Cancel one."""
     api = api_of(request)
-    run = await _found(api, run_id)
-    if not await api.book.finish(run.id, "cancelled", api.clock.now_ms(), None):
-        raise Conflict(f"rebuild {run.id} has ended: it is {(await _found(api, run_id)).state}")
-    await api.audit(caller(request).name, "cancel rebuild", run.scope, run.id)
-    return _status(api, await _found(api, run_id))
+    run = await found(api, run_id)
+    async with audited(request, "cancel rebuild", run.scope) as act:
+        if not await api.book.finish(run.id, "cancelled", api.clock.now_ms(), None):
+            raise Conflict(f"rebuild {run.id} has ended: it is {(await found(api, run_id)).state}")
+        act.outcome = run.id
+    return status_of(api, await found(api, run_id))
 
 
-async def _found(api: Api, run_id: str) -> RebuildRun:
+async def found(api: Api, run_id: str) -> RebuildRun:
+    """One run; raises `NotFound`."""
     run = await api.book.get(run_id)
     if run is None:
         raise NotFound(f"there is no rebuild {run_id}")
     return run
 
 
-def _status(api: Api, run: RebuildRun) -> RebuildStatus:
-    rate, eta = None, None
+def status_of(api: Api, run: RebuildRun) -> RebuildStatus:
+    """A run as it is shown."""
+    rate, eta, took = None, None, None
     if run.started_at_ms is not None:
         until_ms = run.finished_at_ms or api.clock.now_ms()
         rate = run.done / max(0.001, (until_ms - run.started_at_ms) / 1000)
-        if run.state in ACTIVE and rate > 0:
+        if run.active and rate > 0:
             eta = max(0, run.total - run.done) / rate
+        if run.finished_at_ms is not None:
+            took = (run.finished_at_ms - run.started_at_ms) / 1000
     return RebuildStatus(
         run.id,
         run.scope,
@@ -134,4 +142,6 @@ def _status(api: Api, run: RebuildRun) -> RebuildStatus:
         rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
         rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
         run.error,
+        None if run.everyone else run.total,
+        took,
     )

@@ -54,6 +54,8 @@ async def test_rebuild_is_queued_until_a_worker_takes_it_up(site: Live, users: l
         "started_at": None,
         "finished_at": None,
         "error": None,
+        "user_count": 3,
+        "took_s": None,
     }
     assert run["scope"].startswith("users:")
     assert await look(site, run["id"]) == run

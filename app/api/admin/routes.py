@@ -1,0 +1,23 @@
+"""The admins' routes, by module. All need the scope `admin`."""
+
+from __future__ import annotations
+
+from app.api.admin import audit_trail, dead_letters, quality, rebuild_events, rebuilds, users
+
+ADMIN_ROUTES = [
+    users.get_user,
+    users.rebuild_user,
+    users.erase_user,
+    quality.get_quality,
+    rebuilds.start_rebuild,
+    rebuilds.get_rebuilds,
+    rebuilds.get_rebuild,
+    rebuilds.cancel_rebuild,
+    rebuild_events.follow_rebuild,
+    dead_letters.get_letters,
+    dead_letters.get_letter,
+    dead_letters.replay_letters,
+    dead_letters.replay_letter,
+    dead_letters.discard_letter,
+    audit_trail.get_audit,
+]
