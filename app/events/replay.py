@@ -123,5 +123,6 @@ class Replayer:
 
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:
     """Why a payload is no event that can be stored: each place and what is wrong with it."""
-    reason = "; ".join(f"{issue.path}: {issue.detail}" for issue in error.issues) or str(error)
+    places = (issue.detail if issue.path == "$" else f"{issue.path}: {issue.detail}" for issue in error.issues)
+    reason = "; ".join(places) or str(error)
     return reason[:MAX_REASON]
