@@ -1,8 +1,8 @@
-"""The admins' routes, by module. All need the scope `admin`."""
+"""The admins' routes, by module. All but signing in need the scope `admin`."""
 
 from __future__ import annotations
 
-from app.api.admin import audit_trail, dead_letters, quality, rebuild_events, rebuilds, users
+from app.api.admin import audit_trail, dead_letters, features, quality, rebuild_events, rebuilds, sign_in, users
 
 ADMIN_ROUTES = [
     users.get_user,
@@ -20,4 +20,8 @@ ADMIN_ROUTES = [
     dead_letters.replay_letter,
     dead_letters.discard_letter,
     audit_trail.get_audit,
+    features.get_catalogue,
+    sign_in.get_sign_in,
+    sign_in.post_sign_in,
+    sign_in.post_sign_out,
 ]
