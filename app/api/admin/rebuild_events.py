@@ -10,7 +10,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from app.api import event_stream
-from app.api.admin.rebuilds import found, status_of
+from app.api.admin.rebuild_runs import found, status_of
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
 from app.profiles.rebuild_runs import RebuildRun

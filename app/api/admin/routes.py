@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from app.api.admin import audit_trail, dead_letters, features, quality, rebuild_events, rebuilds, sign_in, users
+from app.api.admin import (
+    audit_trail,
+    dead_letters,
+    features,
+    quality,
+    rebuild_events,
+    rebuild_forms,
+    rebuilds,
+    sign_in,
+    users,
+)
 
 ADMIN_ROUTES = [
     users.get_user,
@@ -14,11 +24,13 @@ ADMIN_ROUTES = [
     rebuilds.get_rebuild,
     rebuilds.cancel_rebuild,
     rebuild_events.follow_rebuild,
+    rebuild_forms.cancel_from_page,
     dead_letters.get_letters,
     dead_letters.get_letter,
     dead_letters.replay_letters,
     dead_letters.replay_letter,
     dead_letters.discard_letter,
+    dead_letters.discard_from_page,
     audit_trail.get_audit,
     features.get_catalogue,
     sign_in.get_sign_in,
