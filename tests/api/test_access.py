@@ -38,10 +38,12 @@ TABLE = [
     Access("GET", "/admin/data-quality", "/admin/data-quality", "admin", 200),
     Access("GET", "/admin/dead-letters", "/admin/dead-letters", "admin", 200),
     Access("POST", "/admin/dead-letters/replay", "/admin/dead-letters/replay?after=9223372036854775807", "admin", 200),
-    Access("GET", "/admin/dead-letters/{letter_id:int}", "/admin/dead-letters/9", "admin", 404),
-    Access("POST", "/admin/dead-letters/{letter_id:int}/replay", "/admin/dead-letters/9/replay", "admin", 404),
-    Access("POST", "/admin/dead-letters/{letter_id:int}/discard", "/admin/dead-letters/9/discard", "admin", 415),
-    Access("DELETE", "/admin/dead-letters/{letter_id:int}", "/admin/dead-letters/9", "admin", 404),
+    Access("GET", "/admin/dead-letters/{letter_id:int}", "/admin/dead-letters/999999999", "admin", 404),
+    Access("POST", "/admin/dead-letters/{letter_id:int}/replay", "/admin/dead-letters/999999999/replay", "admin", 404),
+    Access(
+        "POST", "/admin/dead-letters/{letter_id:int}/discard", "/admin/dead-letters/999999999/discard", "admin", 415
+    ),
+    Access("DELETE", "/admin/dead-letters/{letter_id:int}", "/admin/dead-letters/999999999", "admin", 404),
     Access("GET", "/admin/rebuilds", "/admin/rebuilds", "admin", 200),
     Access("POST", "/admin/rebuilds", "/admin/rebuilds", "admin", 400),
     Access("GET", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),

@@ -217,7 +217,7 @@ async def test_refusal_is_audited_without_what_the_payload_says(own_site: Live) 
     problem(await own_site.client.post(f"/admin/dead-letters/{clash}/replay"), 409)
     entries = await own_site.service.audit.newest(10)
     assert [entry.outcome for entry in entries] == [
-        "refused: its event id has other content",
+        "refused: its event id is known with other content",
         "refused: it is still no event",
     ]
     assert "of-a-user" not in repr(entries)
