@@ -12,7 +12,7 @@ import msgspec
 from litestar import Response, get, post
 from litestar.params import QueryParameter
 
-from app.api.admin.actors import caller
+from app.api.admin.actors import audited, caller
 from app.api.admin.quality_page import cards
 from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
 from app.api.context import Api, HttpRequest, api_of
@@ -164,11 +164,11 @@ def sought_state(feature: str, state: str) -> Sought:
 async def begin_refresh(request: HttpRequest) -> QualityRun:
     """Ask a worker for a report, on the caller's behalf; the run that is active then."""
     api = api_of(request)
-    actor = caller(request).name
-    run, new = await api.quality.book.open(actor, api.clock.now_ms())
-    if new:
-        await api.quality.start(run.id)
-        await api.audit(actor, "refresh data quality", "everyone", str(run.id))
+    async with audited(request, "refresh data quality", "everyone") as act:
+        run, new = await api.quality.book.open(caller(request).name, api.clock.now_ms())
+        if new:
+            await api.quality.start(run.id)
+        act.outcome = f"report {run.id}" + ("" if new else ", which was under way already")
     return run
 
 
@@ -229,6 +229,3 @@ def _user(look: Look) -> UserBehind:
         rfc3339(value.computed_at_ms),
         rfc3339(value.expires_at_ms),
     )
-
-
-ROUTES = [get_quality, refresh_quality, get_refresh, get_users_behind]
