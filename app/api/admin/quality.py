@@ -24,7 +24,7 @@ from app.features.clock import rfc3339
 from app.profiles.freshness import Look
 from app.profiles.quality.behind import Behind, Sought
 from app.profiles.quality.report import QualityReport
-from app.profiles.quality.runs import QualityRun, stored_report
+from app.profiles.quality.runs import QualityRun, readable_report
 
 SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
 LIMIT, MOST = 50, 500
@@ -64,8 +64,8 @@ async def get_quality(
         oldest_ms = api.clock.now_ms() - 1000 * max_age_s
         run = await api.quality.book.newest_completed()
         if run is not None:
-            stored = stored_report(run)
-            if stored.measured_at_ms >= oldest_ms:
+            stored = readable_report(run)
+            if stored is not None and stored.measured_at_ms >= oldest_ms:
                 return as_json(shown(stored))
     return as_json(shown(await api.quality.measurement.measure()))
 
@@ -74,7 +74,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
     """The newest stored report. Where there is none, one is begun, and the page says so."""
     api = api_of(request)
     run, runs = await api.quality.book.newest_completed(), await api.quality.book.newest(RUNS_SHOWN)
-    report = stored_report(run) if run is not None else None
+    report = readable_report(run) if run is not None else None
     begun = report is None and not (runs and runs[0].active)
     if begun:
         runs = [await begin_refresh(request), *runs]
@@ -88,6 +88,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         away=report is not None and not report.measured,
         latest=latest,
         begun=begun,
+        unreadable=run is not None and report is None,
         runs=runs,
     )
 

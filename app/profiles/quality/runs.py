@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from app.errors import StoreUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.quality.report import QualityReport, report
@@ -127,13 +126,10 @@ class QualityRunner:
         return survey if survey.fingerprints == self._surveyor.fingerprints else None
 
 
-def stored_report(run: QualityRun) -> QualityReport:
-    """The report of a completed run.
-
-    Raises:
-        StoreUnavailable: another release wrote it, and this one cannot read it.
-    """
+def readable_report(run: QualityRun) -> QualityReport | None:
+    """The report of a completed run; None where another release wrote it, and this one cannot read it."""
     try:
         return msgspec.json.decode(run.body or "", type=QualityReport)
     except msgspec.MsgspecError as error:
-        raise StoreUnavailable(f"the report {run.id} is of another release; refresh it: {error}") from error
+        log.warning("report_unreadable", run=run.id, error=str(error))
+        return None
