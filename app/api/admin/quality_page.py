@@ -27,7 +27,7 @@ class BinRow(NamedTuple):
 
 
 class FeatureCard(NamedTuple):
-    """One feature's part of the page. `series` are percentages over `labels`."""
+    """One feature's part of the page. `series` are percentages over `labels`; `spoken` tells them to whoever listens."""
 
     name: str
     description: str
@@ -36,6 +36,7 @@ class FeatureCard(NamedTuple):
     bins: list[BinRow]
     labels: list[str]
     series: dict[str, list[float]]
+    spoken: str
 
 
 def cards(features: dict[str, FeatureQuality], registry: Registry) -> list[FeatureCard]:
@@ -50,9 +51,21 @@ def _card(name: str, description: str, figures: FeatureQuality) -> FeatureCard:
         "now": [round(100 * (row.now_share or 0), 2) for row in bins],
         "7 days before": [round(100 * (row.before_share or 0), 2) for row in bins],
     }
-    return FeatureCard(
-        name, description, figures, verdict(figures.drift), bins, [row.label for row in bins], series if bins else {}
-    )
+    spoken = f"{name}, share of users by value: {_most(bins)}. The table below has every figure."
+    labels = [row.label for row in bins]
+    return FeatureCard(name, description, figures, verdict(figures.drift), bins, labels, series, spoken)
+
+
+def _most(bins: list[BinRow]) -> str:
+    """The commonest value of each population."""
+    told = []
+    for when, shares in (
+        ("now", [row.now_share for row in bins]),
+        ("7 days before", [row.before_share for row in bins]),
+    ):
+        top = max((share or 0, -place) for place, share in enumerate(shares)) if shares else (0.0, 0)
+        told.append(f"{when} most have {bins[-top[1]].label} ({top[0]:.0%})" if top[0] else f"{when} there is none")
+    return ", ".join(told)
 
 
 def verdict(drift: Drift) -> Verdict:
