@@ -27,7 +27,7 @@ class BinRow(NamedTuple):
 
 
 class FeatureCard(NamedTuple):
-    """One feature's part of the page. `series` are percentages over `labels`; `spoken` tells them to whoever listens."""
+    """One feature's part of the page. `series` are percentages over `labels`; `spoken` says them in words."""
 
     name: str
     description: str
