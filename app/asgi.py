@@ -5,7 +5,6 @@ One process serves one event loop; more processes are more `profiles serve`, beh
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -19,9 +18,9 @@ from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
 from app.api import events, operations, profiles
-from app.api.admin import dead_letters, quality, rebuilds, users
+from app.api.admin import dead_letters, overview, quality, rebuilds, search, users
 from app.api.auth import Authenticator, guard
-from app.api.context import Api, Check
+from app.api.context import Api
 from app.api.documents import ASSETS, openapi_config
 from app.api.gateway import Gateway
 from app.api.hit_path import HitPath
@@ -29,11 +28,11 @@ from app.api.inputs import check_query
 from app.api.listening import listen
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.assembly import Contract, Service, open_service
-from app.errors import CacheRefused, CacheUnavailable, ProfilesError, QueueUnavailable, StoreUnavailable
+from app.errors import ProfilesError
 from app.settings import Settings
-from app.stores.sqlite.outbox import backlog
 from app.stores.sqlite.rebuilds import AuditEntry
 from app.telemetry import Metrics, configure_logging, logger
+from app.watch import readiness, refresh_gauges, sampling
 
 COLLECT_AFTER = 20_000
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -45,6 +44,8 @@ ROUTES = [
     profiles.post_history,
     profiles.get_features,
     events.post_events,
+    overview.get_overview,
+    search.get_users,
     users.get_user,
     users.rebuild_user,
     users.erase_user,
@@ -76,7 +77,10 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             begin(application, service)
             yield
             return
-        async with open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened:
+        async with (
+            open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened,
+            sampling(opened, "api"),
+        ):
             begin(application, opened)
             yield
 
@@ -129,6 +133,8 @@ def _api(service: Service) -> Api:
         ingestor=service.ingestor,
         letters=service.letters,
         users=service.users,
+        samples=service.samples,
+        process=service.process,
         book=service.book,
         runner=service.runner,
         freshness=service.freshness,
@@ -140,72 +146,6 @@ def _api(service: Service) -> Api:
         refresh_gauges=lambda: refresh_gauges(service),
         new_id=lambda: secrets.token_hex(8),
     )
-
-
-async def readiness(service: Service) -> dict[str, Check]:
-    """What the service depends on, each asked now."""
-    database, cache, queue = await asyncio.gather(
-        _check_database(service), _check_cache(service), _check_queue(service)
-    )
-    return {**database, **cache, **queue}
-
-
-async def _check_database(service: Service) -> dict[str, Check]:
-    try:
-        owed = (await backlog(service.database)).owed
-    except StoreUnavailable as error:
-        return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
-    detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
-    return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail)}
-
-
-async def _check_cache(service: Service) -> dict[str, Check]:
-    try:
-        if not service.cache.available:
-            raise CacheUnavailable("the circuit breaker is open")
-        await service.cache.check()
-    except CacheRefused as error:
-        return {"cache": _unanswered("cache", "it refuses writes; what it lacks is computed from the database", error)}
-    except CacheUnavailable as error:
-        return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
-    return {"cache": Check(True, "")}
-
-
-async def _check_queue(service: Service) -> dict[str, Check]:
-    if service.queue is None:
-        return {"queue": Check(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
-    try:
-        alive = await service.queue.worker_alive()
-    except QueueUnavailable as error:
-        queue = _unanswered("queue", "it does not answer; events are kept and wait for a sweep", error)
-        return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer")}
-    return {"queue": Check(True, ""), "worker": Check(alive, "no worker has shown itself in the last seconds")}
-
-
-def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False) -> Check:
-    # Addresses and paths are for the log: anybody may ask for readiness.
-    log.warning("not_answering", what=name, error=str(error))
-    return Check(False, detail, vital)
-
-
-async def refresh_gauges(service: Service) -> None:
-    """Ask for what is counted on demand. What does not answer keeps its last value, the queue's depth is -1."""
-    metrics = service.metrics
-    try:
-        state = await backlog(service.database)
-    except StoreUnavailable as error:
-        log.warning("gauges_not_refreshed", error=str(error))
-    else:
-        oldest = state.oldest_received_at_ms
-        age_s = max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0
-        metrics.oldest_unconsumed.set(age_s)
-        metrics.unconsumed.set(state.unconsumed)
-        metrics.dead_letters.set(state.dead_letters)
-        metrics.owed.set(state.owed)
-    try:
-        metrics.queue_depth.set(await service.queue.depth() if service.queue is not None else -1)
-    except QueueUnavailable:
-        metrics.queue_depth.set(-1)
 
 
 def spare_the_collector() -> None:
@@ -228,7 +168,7 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     """
     settings.require_safe_binding()
     settings.require_servers()
-    async with open_service(settings, door="http") as service:
+    async with open_service(settings, door="http") as service, sampling(service, "api"):
         application = create_app(settings, service=service)
         spare_the_collector()
         if not settings.api_keys:

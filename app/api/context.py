@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 from litestar import Request
@@ -14,6 +14,8 @@ from app.events.ingest import Ingestor
 from app.events.ports import DeadLetters, LoggedEvent
 from app.features.clock import Clock
 from app.features.registry import Registry
+from app.operations.ports import SampleStore
+from app.operations.states import Check
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
@@ -30,13 +32,9 @@ class UserRecords(Protocol):
         """Newest first."""
         ...
 
-
-class Check(NamedTuple):
-    """One line of readiness: `ok` False degrades, `vital` False means reads cannot be right without it."""
-
-    ok: bool
-    detail: str
-    vital: bool = False
+    async def find(self, prefix: str, limit: int) -> list[str]:
+        """Ids that begin with `prefix`, in the order of their UTF-8 bytes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +52,8 @@ class Api:
     ingestor: Ingestor
     letters: DeadLetters
     users: UserRecords
+    samples: SampleStore
+    process: str
     book: RebuildBook
     runner: RebuildRunner
     freshness: FreshnessMeter

@@ -1,0 +1,98 @@
+"""The overview: is everything well? States, figures of the last hour, and where to act."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from litestar import get
+
+from app.api.admin.overview_schemas import Component, FigureView, FindingView, OverviewView, ProcessView
+from app.api.context import Api, HttpRequest, api_of
+from app.api.documents import problems
+from app.errors import StoreUnavailable
+from app.features.clock import rfc3339
+from app.operations.figures import HOUR_MS, SLOT_MS
+from app.operations.overview import Overview, overview
+from app.operations.ports import Record
+from app.operations.states import Look, looks_of
+from app.telemetry import logger
+
+LOOK_S = 1.5
+log = logger("api.overview")
+# Where to act on a finding, by its subject.
+PLACES: Mapping[str, str] = {
+    "dead_letters": "/admin/dead-letters",
+    "stale_dropped": "/admin/data-quality",
+    "feature_errors": "/admin/features",
+}
+
+
+@get(
+    "/admin",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Is everything well?",
+    description="The state of the service and of what it depends on, each with its beginning; figures of the last "
+    "minute, of the last hour and of each minute in it, summed over all processes; and what to do where something is "
+    "not well. Each process stores a sample every ten seconds; null means that nothing is known.",
+    responses=problems(400, 401, 403, 503),
+)
+async def get_overview(request: HttpRequest) -> OverviewView:
+    """Now."""
+    return _view(await look(api_of(request)))
+
+
+async def look(api: Api) -> Overview:
+    """Everything at a glance, whatever is away."""
+    live, record = await asyncio.gather(_live(api), _record(api))
+    return overview(record, live, api.process, api.clock.now_ms())
+
+
+async def _live(api: Api) -> dict[str, Look] | None:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return looks_of(await api.readiness())
+    except TimeoutError:
+        log.warning("readiness_took_too_long")
+        return None
+
+
+async def _record(api: Api) -> Record:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return await api.samples.since(api.clock.now_ms() - HOUR_MS - SLOT_MS)
+    except (StoreUnavailable, TimeoutError) as error:
+        log.warning("samples_not_read", error=str(error))
+        return Record([], {})
+
+
+def _view(found: Overview) -> OverviewView:
+    return OverviewView(
+        measured_at=rfc3339(found.at_ms),
+        state=found.state,
+        verdict=found.verdict,
+        findings=[FindingView(*item, PLACES.get(item.subject)) for item in found.findings],
+        components=[
+            Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
+            for item in found.standings
+        ],
+        processes=[
+            ProcessView(item.role, item.process, rfc3339(item.seen_ms), item.stopped) for item in found.watchers
+        ],
+        sampled=found.sampled,
+        slot_s=SLOT_MS // 1000,
+        slots=[rfc3339(start) for start in found.starts_ms],
+        figures={
+            name: FigureView(
+                item.kind.title,
+                item.kind.explanation,
+                item.kind.unit,
+                item.now,
+                item.hour,
+                item.kind.hour_is,
+                item.series,
+            )
+            for name, item in found.figures.items()
+        },
+    )

@@ -1,0 +1,130 @@
+"""What a process asks of its parts about how they are: readiness, gauges, and the samples made of both.
+
+Composition roots start `sampling`; the routes ask the rest. Addresses and paths are for the log: readiness may be
+asked for by anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.assembly import Service
+from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
+from app.operations.sampler import Sampler
+from app.operations.samples import Gauges, Role
+from app.operations.states import Check, State
+from app.stores.sqlite.outbox import backlog
+from app.stores.tasks import end
+from app.telemetry import logger
+
+log = logger("watch")
+
+
+async def readiness(service: Service) -> dict[str, Check]:
+    """What the service depends on, each asked now."""
+    database, cache, queue = await asyncio.gather(
+        _check_database(service), _check_cache(service), _check_queue(service)
+    )
+    return {**database, **cache, **queue}
+
+
+async def _check_database(service: Service) -> dict[str, Check]:
+    try:
+        owed = (await backlog(service.database)).owed
+    except StoreUnavailable as error:
+        return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
+    detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
+    return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail, state="degraded")}
+
+
+async def _check_cache(service: Service) -> dict[str, Check]:
+    try:
+        if not service.cache.available:
+            raise CacheUnavailable("the circuit breaker is open")
+        await service.cache.check()
+    except CacheRefused as error:
+        detail = "it refuses writes; what it lacks is computed from the database"
+        return {"cache": _unanswered("cache", detail, error, state="degraded")}
+    except CacheUnavailable as error:
+        return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
+    return {"cache": Check(True, "")}
+
+
+async def _check_queue(service: Service) -> dict[str, Check]:
+    if service.queue is None:
+        return {"queue": Check(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
+    try:
+        alive = await service.queue.worker_alive()
+    except QueueUnavailable as error:
+        queue = _unanswered("queue", "it does not answer; events are kept and wait for a sweep", error)
+        return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer", state="unknown")}
+    return {"queue": Check(True, ""), "worker": Check(alive, "no worker has shown itself in the last seconds")}
+
+
+def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False, state: State = "down") -> Check:
+    log.warning("not_answering", what=name, error=str(error))
+    return Check(False, detail, vital, state)
+
+
+async def gauges(service: Service) -> Gauges:
+    """Work not done, asked for now; None for what does not answer."""
+    depth: int | None = None
+    if service.queue is not None:
+        try:
+            depth = await service.queue.depth()
+        except QueueUnavailable as error:
+            log.warning("not_answering", what="queue", error=str(error))
+    try:
+        state = await backlog(service.database)
+    except StoreUnavailable as error:
+        log.warning("gauges_not_refreshed", error=str(error))
+        return Gauges(queue_depth=depth)
+    oldest = state.oldest_received_at_ms
+    return Gauges(
+        queue_depth=depth,
+        outbox=state.unconsumed,
+        outbox_age_s=max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
+        dead_letters=state.dead_letters,
+        owed=state.owed,
+    )
+
+
+async def refresh_gauges(service: Service) -> None:
+    """Bring the metrics up to date. What does not answer keeps its last value, the queue's depth is -1."""
+    metrics, found = service.metrics, await gauges(service)
+    metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)
+    for gauge, value in (
+        (metrics.oldest_unconsumed, found.outbox_age_s),
+        (metrics.unconsumed, found.outbox),
+        (metrics.dead_letters, found.dead_letters),
+        (metrics.owed, found.owed),
+    ):
+        if value is not None:
+            gauge.set(value)
+
+
+def sampler(service: Service, role: Role) -> Sampler:
+    """The sampler of a process."""
+    return Sampler(
+        role=role,
+        process=service.process,
+        metrics=service.metrics,
+        store=service.samples,
+        ask_gauges=lambda: gauges(service),
+        ask_readiness=lambda: readiness(service),
+        clock=service.clock,
+    )
+
+
+@asynccontextmanager
+async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
+    """Take samples in the background, and the last one at the end."""
+    own = sampler(service, role)
+    task = asyncio.get_running_loop().create_task(own.keep_sampling())
+    try:
+        yield
+    finally:
+        await end([task])
+        await own.close()
