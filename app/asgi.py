@@ -18,7 +18,7 @@ from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
 from app.api import events, operations, profiles
-from app.api.admin import dead_letters, overview, quality, rebuilds, search, users
+from app.api.admin import dead_letters, features, overview, quality, rebuilds, search, sign_in, users
 from app.api.auth import Authenticator, guard
 from app.api.context import Api
 from app.api.documents import ASSETS, openapi_config
@@ -26,13 +26,16 @@ from app.api.gateway import Gateway
 from app.api.hit_path import HitPath
 from app.api.inputs import check_query
 from app.api.listening import listen
+from app.api.pages.assets import pages_assets
 from app.api.problems import on_error, on_exception, on_http_exception
+from app.api.sessions import Sessions
 from app.assembly import Contract, Service, open_service
 from app.errors import ProfilesError
+from app.probes import readiness, refresh_gauges, sampling
 from app.settings import Settings
 from app.stores.sqlite.rebuilds import AuditEntry
+from app.stores.sqlite.sessions import SqliteSessions
 from app.telemetry import Metrics, configure_logging, logger
-from app.watch import readiness, refresh_gauges, sampling
 
 COLLECT_AFTER = 20_000
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -57,6 +60,10 @@ ROUTES = [
     rebuilds.get_rebuilds,
     rebuilds.get_rebuild,
     rebuilds.cancel_rebuild,
+    features.get_catalogue,
+    sign_in.get_sign_in,
+    sign_in.post_sign_in,
+    sign_in.post_sign_out,
     operations.healthz,
     operations.readyz,
     operations.metrics,
@@ -85,7 +92,7 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             yield
 
     application = Litestar(
-        route_handlers=[*ROUTES, _assets()],
+        route_handlers=[*ROUTES, _assets(), pages_assets()],
         lifespan=[lifespan],
         guards=[guard, check_query],
         exception_handlers={
@@ -128,6 +135,14 @@ def _api(service: Service) -> Api:
         clock=service.clock,
         metrics=service.metrics,
         authenticator=Authenticator(service.settings.api_keys),
+        sessions=Sessions(
+            keys=service.settings.api_keys,
+            records=SqliteSessions(service.database),
+            clock=service.clock,
+            new_id=lambda: secrets.token_urlsafe(16),
+            lifetime_hours=service.settings.session_hours,
+        ),
+        session_hours=service.settings.session_hours,
         reader=service.reader,
         rebuilder=service.rebuilder,
         ingestor=service.ingestor,

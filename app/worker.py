@@ -25,12 +25,12 @@ from app.errors import Unavailable
 from app.events import retention
 from app.events.handover import Handover
 from app.events.ports import Learner
+from app.probes import sampling
 from app.settings import Settings
 from app.stores import queue
 from app.stores.queue_worker import STOP_GRACE_S, Pace, keep_working
 from app.stores.tasks import end
 from app.telemetry import configure_logging, logger, serve_metrics
-from app.watch import sampling
 
 RETRY_FIRST_S, RETRY_MOST_S = 0.2, 5.0
 UNEXPECTED_TRIES = 5

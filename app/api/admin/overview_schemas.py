@@ -72,5 +72,5 @@ class UsersFound(msgspec.Struct):
     """Ids that begin with `prefix`, in the order of their UTF-8 bytes; `more`: there are others."""
 
     prefix: str
-    users: list[str]
+    user_ids: list[str]
     more: bool

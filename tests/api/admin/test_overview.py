@@ -10,9 +10,9 @@ import pytest
 from app.api.admin import overview
 from app.errors import StoreUnavailable
 from app.operations.states import COMPONENTS
+from app.probes import sampler
 from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
-from app.watch import sampler
 from tests.api.conftest import ServeSite
 from tests.support.events import served
 from tests.support.live import Live, new_user

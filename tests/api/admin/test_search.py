@@ -23,7 +23,7 @@ async def found(site: Live, prefix: str, **query: int) -> tuple[list[str], bool]
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert body["prefix"] == prefix
-    return body["users"], body["more"]
+    return body["user_ids"], body["more"]
 
 
 async def test_users_are_found_by_the_beginning_of_their_ids(site: Live) -> None:

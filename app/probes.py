@@ -1,7 +1,7 @@
 """What a process asks of its parts about how they are: readiness, gauges, and the samples made of both.
 
-Composition roots start `sampling`; the routes ask the rest. Addresses and paths are for the log: readiness may be
-asked for by anybody.
+Must not know HTTP. What does not answer is told as such, within the timeouts of its adapter; readiness and gauges
+raise nothing. Addresses and paths are for the log: readiness may be asked for by anybody.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.stores.sqlite.outbox import backlog
 from app.stores.tasks import end
 from app.telemetry import logger
 
-log = logger("watch")
+log = logger("probes")
 
 
 async def readiness(service: Service) -> dict[str, Check]:

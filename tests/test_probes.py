@@ -9,10 +9,10 @@ import pytest
 
 from app.asgi import create_app
 from app.assembly import open_service
+from app.probes import sampling
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.valkey.embedded import EmbeddedServer
-from app.watch import sampling
 from app.worker import work
 from tests.support.database import column
 from tests.support.waiting import eventually_async
