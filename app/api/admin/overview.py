@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from litestar import get
+from litestar import Response, get
 
 from app.api.admin.overview_schemas import Component, FigureView, FindingView, OverviewView, ProcessView
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
+from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.operations.figures import HOUR_MS, SLOT_MS
@@ -26,6 +27,12 @@ PLACES: Mapping[str, str] = {
     "stale_dropped": "/admin/data-quality",
     "feature_errors": "/admin/features",
 }
+# What stands together on the page.
+GROUPS = (
+    ("Reads", ("request_rate", "hit_ratio", "latency_p50_ms", "latency_p99_ms", "failed_requests", "degraded_reads")),
+    ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed")),
+    ("Events", ("queue_depth", "outbox", "outbox_age_s", "dead_letters")),
+)
 
 
 @get(
@@ -35,12 +42,12 @@ PLACES: Mapping[str, str] = {
     summary="Is everything well?",
     description="The state of the service and of what it depends on, each with its beginning; figures of the last "
     "minute, of the last hour and of each minute in it, summed over all processes; and what to do where something is "
-    "not well. Each process stores a sample every ten seconds; null means that nothing is known.",
+    "not well. Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_overview(request: HttpRequest) -> OverviewView:
+async def get_overview(request: HttpRequest) -> Response[OverviewView]:
     """Now."""
-    return _view(await look(api_of(request)))
+    return await answer(request, _view(await look(api_of(request))), "overview.html", groups=GROUPS, places=PLACES)
 
 
 async def look(api: Api) -> Overview:
