@@ -31,7 +31,7 @@ from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.sessions import Sessions
 from app.assembly import Contract, Service, open_service
 from app.errors import ProfilesError
-from app.probes import readiness, refresh_gauges, sampling
+from app.probes import gauges, readiness, refresh_gauges, sampling
 from app.settings import Settings
 from app.stores.sqlite.rebuilds import AuditEntry
 from app.stores.sqlite.sessions import SqliteSessions
@@ -158,6 +158,7 @@ def _api(service: Service) -> Api:
         start_rebuild=start_rebuild,
         audit=audit,
         readiness=lambda: readiness(service),
+        gauges=lambda: gauges(service),
         refresh_gauges=lambda: refresh_gauges(service),
         new_id=lambda: secrets.token_hex(8),
     )

@@ -122,6 +122,7 @@ def sampler(service: Service, role: Role) -> Sampler:
 async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
     """Take samples in the background, and the last one at the end."""
     own = sampler(service, role)
+    log.info("sampling", role=role, process=service.process)
     task = asyncio.get_running_loop().create_task(own.keep_sampling())
     try:
         yield

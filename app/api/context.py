@@ -16,6 +16,7 @@ from app.events.ports import DeadLetters, LoggedEvent
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.operations.ports import SampleStore
+from app.operations.samples import Gauges
 from app.operations.states import Check
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.read import ProfileReader
@@ -65,6 +66,7 @@ class Api:
     start_rebuild: Callable[[str], Awaitable[None]]
     audit: Callable[[str, str, str, str], Awaitable[None]]
     readiness: Callable[[], Awaitable[dict[str, Check]]]
+    gauges: Callable[[], Awaitable[Gauges]]
     refresh_gauges: Callable[[], Awaitable[None]]
     new_id: Callable[[], str]
     scratch: dict[str, Any] = field(default_factory=dict)

@@ -96,7 +96,7 @@ KINDS = (
     ),
     Kind(
         "lag_p50_ms",
-        "Invalidation lag, median",
+        "Lag, median",
         "ms",
         "over all",
         _lag(0.5),
@@ -104,7 +104,7 @@ KINDS = (
     ),
     Kind(
         "lag_p99_ms",
-        "Invalidation lag, p99",
+        "Lag, p99",
         "ms",
         "over all",
         _lag(0.99),
@@ -133,7 +133,7 @@ KINDS = (
 
 
 def figures(samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int) -> dict[str, Figure]:
-    """Every figure by its name."""
+    """Every figure by its name. `samples` are in the order of time."""
     latest = summed(item for item in samples if item.at_ms > now_ms - NOW_MS)
     hour = summed(item for item in samples if item.at_ms > now_ms - HOUR_MS)
     slots = in_slots(samples, starts_ms, SLOT_MS)

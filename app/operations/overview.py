@@ -12,12 +12,19 @@ from typing import NamedTuple
 from app.operations.figures import Figure, figures, slot_starts, totals
 from app.operations.findings import Finding, findings
 from app.operations.ports import Record
-from app.operations.samples import Role, Sample
+from app.operations.samples import Gauges, Role, Sample
 from app.operations.states import COMPONENTS, Look, Standing, State, standings, together
 
 # One beat of the samples and a little more: after that what a process saw is no news.
 NEWS_MS = 12_000
 ALIVE_MS = 30_000
+
+
+class Sight(NamedTuple):
+    """What this process sees now."""
+
+    looks: Mapping[str, Look]
+    gauges: Gauges
 
 
 class Watcher(NamedTuple):
@@ -43,11 +50,14 @@ class Overview(NamedTuple):
     sampled: bool
 
 
-def overview(record: Record, live: Mapping[str, Look] | None, process: str, now_ms: int) -> Overview:
-    """Put it together. `live` is what this process sees now; None where that took too long."""
-    shown = _standings(record, live, process, now_ms)
+def overview(record: Record, sight: Sight | None, process: str, now_ms: int) -> Overview:
+    """Put it together. `sight` is what this process sees now; None where that took too long."""
+    shown = _standings(record, sight.looks if sight is not None else None, process, now_ms)
     starts_ms = slot_starts(now_ms)
-    found = figures(record.samples, starts_ms, now_ms)
+    samples = [*record.samples]
+    if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
+        samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
+    found = figures(samples, starts_ms, now_ms)
     wrong = findings(shown, found, totals(record.samples, now_ms))
     state = _overall(shown, wrong)
     watchers = [
@@ -58,7 +68,7 @@ def overview(record: Record, live: Mapping[str, Look] | None, process: str, now_
     return Overview(
         now_ms,
         state,
-        _verdict(state, len(wrong)),
+        _verdict(state, len(wrong), sampled=bool(record.samples)),
         wrong,
         shown,
         sorted(watchers),
@@ -102,9 +112,9 @@ def _overall(standings: Iterable[Standing], wrong: Collection[Finding]) -> State
     return "unknown" if "unknown" in states.values() else "ok"
 
 
-def _verdict(state: State, wrong: int) -> str:
+def _verdict(state: State, wrong: int, *, sampled: bool) -> str:
     if state == "ok":
-        return "Everything is well."
+        return "Everything is well." if sampled else "Everything answers; there are no figures yet."
     if state == "unknown":
         return "Not everything could be asked."
     things = "one thing needs" if wrong == 1 else f"{wrong} things need"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
-from app.operations.overview import NEWS_MS, Overview, overview
+from app.operations.overview import NEWS_MS, Overview, Sight, overview
 from app.operations.ports import Record
 from app.operations.samples import Gauges, Sample
 from app.operations.states import COMPONENTS, OK, Look, Standing
@@ -20,14 +20,10 @@ AWAY = {**WELL, "cache": Look("down", "away")}
 
 
 def seen(*samples: Sample, **changes: Any) -> Overview:
-    """The overview of some samples, everything being well; arguments of `overview` by keyword."""
-    arguments = {
-        "record": Record([*samples], STANDINGS),
-        "live": WELL,
-        "process": "one",
-        "now_ms": NOW_MS,
-        **changes,
-    }
+    """The overview of some samples, everything being well; `live` and arguments of `overview` by keyword."""
+    live = changes.pop("live", WELL)
+    sight = Sight(live, changes.pop("gauges", Gauges())) if live is not None else None
+    arguments = {"record": Record([*samples], STANDINGS), "sight": sight, "process": "one", "now_ms": NOW_MS, **changes}
     return overview(**arguments)
 
 
@@ -52,7 +48,18 @@ def test_nothing_is_known_when_there_is_no_sample() -> None:
         assert (figure.now, figure.hour) == (None, None)
         assert figure.series == [None] * SLOTS
     assert state_of(found, "cache") == ("ok", "", 0)
-    assert found.state == "ok"
+    assert (found.state, found.verdict) == ("ok", "Everything answers; there are no figures yet.")
+
+
+def test_gauges_are_those_of_now() -> None:
+    waiting = sample(at_ms=NOW_MS - 5_000, gauges=Gauges(dead_letters=2, owed=1))
+    assert [item.subject for item in seen(waiting).findings] == ["dead_letters"]
+    found = seen(waiting, gauges=Gauges(dead_letters=0))
+    assert found.findings == []
+    assert (found.figures["dead_letters"].now, found.figures["dead_letters"].hour) == (0, 2)
+    assert found.figures["dead_letters"].series[-1] == 0
+    assert found.figures["owed"].now == 1
+    assert [item.seen_ms for item in found.watchers] == [NOW_MS - 5_000]
 
 
 def test_state_is_that_of_now_when_it_differs_from_what_was_stored() -> None:

@@ -14,9 +14,9 @@ from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.operations.figures import HOUR_MS, SLOT_MS
-from app.operations.overview import Overview, overview
+from app.operations.overview import Overview, Sight, overview
 from app.operations.ports import Record
-from app.operations.states import Look, looks_of
+from app.operations.states import looks_of
 from app.telemetry import logger
 
 LOOK_S = 1.5
@@ -47,19 +47,22 @@ GROUPS = (
 )
 async def get_overview(request: HttpRequest) -> Response[OverviewView]:
     """Now."""
-    return await answer(request, _view(await look(api_of(request))), "overview.html", groups=GROUPS, places=PLACES)
+    body = _view(await look(api_of(request)))
+    slot_names = [f"{start[11:16]} UTC" for start in body.slots]
+    return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
 
 
 async def look(api: Api) -> Overview:
     """Everything at a glance, whatever is away."""
-    live, record = await asyncio.gather(_live(api), _record(api))
-    return overview(record, live, api.process, api.clock.now_ms())
+    sight, record = await asyncio.gather(_sight(api), _record(api))
+    return overview(record, sight, api.process, api.clock.now_ms())
 
 
-async def _live(api: Api) -> dict[str, Look] | None:
+async def _sight(api: Api) -> Sight | None:
     try:
         async with asyncio.timeout(LOOK_S):
-            return looks_of(await api.readiness())
+            checks, gauges = await asyncio.gather(api.readiness(), api.gauges())
+            return Sight(looks_of(checks), gauges)
     except TimeoutError:
         log.warning("readiness_took_too_long")
         return None

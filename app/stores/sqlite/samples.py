@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -58,7 +59,7 @@ class SqliteSamples:
             return connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall(), _standings(connection)
 
         rows, found = await self._database.read(work)
-        return Record([_decode(body) for (body,) in rows], found)
+        return Record(_samples(body for (body,) in rows), found)
 
 
 def _standings(connection: sqlite3.Connection) -> dict[str, Standing]:
@@ -68,5 +69,14 @@ def _standings(connection: sqlite3.Connection) -> dict[str, Standing]:
 
 def _views(rows: Sequence[tuple[str, str]]) -> list[dict[str, Look]]:
     """What each process saw last; one that has stopped sees nothing any more."""
-    newest = {process: _decode(body) for process, body in rows}
-    return [sample.looks for sample in newest.values() if not sample.stopped]
+    newest = _samples(dict(rows).values())
+    return [sample.looks for sample in newest if not sample.stopped]
+
+
+def _samples(bodies: Iterable[str]) -> list[Sample]:
+    """Those that this release can read: while a deploy goes on, another one may write them otherwise."""
+    found = []
+    for body in bodies:
+        with suppress(msgspec.MsgspecError):
+            found.append(_decode(body))
+    return found

@@ -103,6 +103,17 @@ async def test_process_that_died_has_no_say_after_a_while(samples: SqliteSamples
     assert await cache(samples) == ("ok", 1 + LATELY_MS / 1000)
 
 
+@pytest.mark.parametrize("body", ["nonsense", "{}", '{"at_ms": 1, "process": "one", "role": "prophet", "seconds": 1}'])
+async def test_sample_of_another_release_is_passed_over_when_it_cannot_be_read(
+    samples: SqliteSamples, database_path: Path, body: str
+) -> None:
+    with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
+        other.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'other', ?)", (NOW_MS, body))
+    await samples.keep(at(1, looks=AWAY))
+    assert [found.process for found in (await samples.since(0)).samples] == ["one"]
+    assert await cache(samples) == ("down", 1)
+
+
 async def test_component_that_no_release_knows_is_passed_over(samples: SqliteSamples, database_path: Path) -> None:
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO component_states VALUES ('bandit', 'ok', '', 0, 0)")
