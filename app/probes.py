@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from app.assembly import Service
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
@@ -72,10 +72,8 @@ async def gauges(service: Service) -> Gauges:
     """Work not done, asked for now; None for what does not answer."""
     depth: int | None = None
     if service.queue is not None:
-        try:
+        with suppress(QueueUnavailable):  # readiness tells the log
             depth = await service.queue.depth()
-        except QueueUnavailable as error:
-            log.warning("not_answering", what="queue", error=str(error))
     try:
         state = await backlog(service.database)
     except StoreUnavailable as error:

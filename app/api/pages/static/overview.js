@@ -25,9 +25,12 @@
     if (!paused) refresh();
   });
 
+  // What an element is, whatever its place: when a finding appears, the fifth link is not the fifth link any more.
+  const identity = (element) => [element.tagName, element.getAttribute("href"), element.textContent.trim()].join(" ");
+
   function swap(fresh) {
     const old = region();
-    const focused = [...old.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
+    const focused = old.contains(document.activeElement) ? identity(document.activeElement) : undefined;
     old.querySelectorAll("details[id][open]").forEach((element) => {
       fresh.querySelector(`#${CSS.escape(element.id)}`)?.setAttribute("open", "");
     });
@@ -36,7 +39,9 @@
       document.getElementById("announcement").textContent = verdict;
     }
     old.replaceWith(fresh);
-    if (focused >= 0) fresh.querySelectorAll(FOCUSABLE)[focused]?.focus({ preventScroll: true });
+    if (focused === undefined) return;
+    const again = [...fresh.querySelectorAll(FOCUSABLE)].find((element) => identity(element) === focused);
+    again?.focus({ preventScroll: true });
   }
 
   async function refresh() {
