@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from app.operations.buckets import percentile
-from app.operations.samples import Sample, Sum, in_slots, summed
+from app.operations.samples import Sample, Sum, in_slots, joined, summed
 
 SLOT_MS = 60_000
 SLOTS = 60
@@ -132,12 +132,19 @@ KINDS = (
 )
 
 
-def figures(samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int) -> dict[str, Figure]:
-    """Every figure by its name. `samples` are in the order of time."""
+class Board(NamedTuple):
+    """Every figure by its name, and everything that was counted within the hour."""
+
+    figures: dict[str, Figure]
+    counted: Mapping[str, int]
+
+
+def board(samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int) -> Board:
+    """The figures of samples, which come in the order of time. The hour is what the slots hold."""
     latest = summed(item for item in samples if item.at_ms > now_ms - NOW_MS)
-    hour = summed(item for item in samples if item.at_ms > now_ms - HOUR_MS)
     slots = in_slots(samples, starts_ms, SLOT_MS)
-    return {
+    hour = joined(slot for slot in slots if slot is not None)
+    found = {
         kind.name: Figure(
             kind,
             kind.of(latest),
@@ -146,14 +153,10 @@ def figures(samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int) ->
         )
         for kind in KINDS
     }
+    return Board(found, hour.counts)
 
 
 def slot_starts(now_ms: int) -> list[int]:
     """The beginnings of the slots of the hour, the last of which is not over."""
     last = now_ms - now_ms % SLOT_MS
     return [last - number * SLOT_MS for number in reversed(range(SLOTS))]
-
-
-def totals(samples: Sequence[Sample], now_ms: int) -> Mapping[str, int]:
-    """Everything that was counted within the hour."""
-    return summed(item for item in samples if item.at_ms > now_ms - HOUR_MS).counts

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from app.operations.figures import Figure, figures, slot_starts, totals
+from app.operations.figures import Figure, board, slot_starts
 from app.operations.findings import Finding, findings
 from app.operations.ports import Record
 from app.operations.samples import Gauges, Role, Sample
@@ -57,8 +57,8 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int) -> 
     samples = [*record.samples]
     if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
         samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
-    found = figures(samples, starts_ms, now_ms)
-    wrong = findings(shown, found, totals(record.samples, now_ms))
+    found = board(samples, starts_ms, now_ms)
+    wrong = findings(shown, found.figures, found.counted)
     state = _overall(shown, wrong)
     watchers = [
         Watcher(item.role, item.process, item.at_ms, item.stopped)
@@ -72,7 +72,7 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int) -> 
         wrong,
         shown,
         sorted(watchers),
-        found,
+        found.figures,
         starts_ms,
         bool(record.samples),
     )

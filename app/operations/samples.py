@@ -110,25 +110,46 @@ class Sum:
 
 
 def summed(samples: Iterable[Sample]) -> Sum:
-    """Add samples up."""
+    """Add samples up; they come in the order of time."""
     total = Sum()
     spans: list[tuple[float, float]] = []
     served: list[tuple[float, float]] = []
-    for sample in sorted(samples, key=lambda item: item.at_ms):
-        total.counts.update(sample.counts)
-        total.latency.update(sample.latency)
-        total.lag.update(sample.lag)
-        for name in Gauges.__struct_fields__:
-            value = getattr(sample.gauges, name)
-            if value is not None:
-                total.newest[name] = value
-                total.highest[name] = max(value, total.highest.get(name, value))
+    for sample in samples:
+        _count(total, sample.counts, sample.latency, sample.lag)
+        gauges = msgspec.structs.asdict(sample.gauges)
+        _note(total, gauges, gauges)
         span = (sample.at_ms / 1000 - sample.seconds, sample.at_ms / 1000)
         spans.append(span)
         if sample.role == "api":
             served.append(span)
     total.covered_s, total.served_s = _union(spans), _union(served)
     return total
+
+
+def joined(parts: Iterable[Sum]) -> Sum:
+    """Sums of one stretch of time after the other, as one."""
+    total = Sum()
+    for part in parts:
+        _count(total, part.counts, part.latency, part.lag)
+        _note(total, part.newest, part.highest)
+        total.covered_s += part.covered_s
+        total.served_s += part.served_s
+    return total
+
+
+def _count(total: Sum, counts: Mapping[str, int], latency: Mapping[str, int], lag: Mapping[str, int]) -> None:
+    for into, more in ((total.counts, counts), (total.latency, latency), (total.lag, lag)):
+        for name, count in more.items():
+            into[name] += count
+
+
+def _note(total: Sum, newest: Mapping[str, float | None], highest: Mapping[str, float | None]) -> None:
+    for name, value in newest.items():
+        if value is not None:
+            total.newest[name] = value
+    for name, value in highest.items():
+        if value is not None:
+            total.highest[name] = max(value, total.highest.get(name, value))
 
 
 def _union(spans: Sequence[tuple[float, float]]) -> float:

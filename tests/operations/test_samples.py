@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.operations.samples import Gauges, in_slots, read, summed
+from app.operations.samples import Gauges, in_slots, joined, read, summed
 from app.telemetry import Metrics
 from tests.operations.samples import sample
 from tests.support.clock import NOW_MS
@@ -86,8 +86,8 @@ def test_pages_and_probes_are_no_requests(route: str) -> None:
 def test_sum_adds_counts_and_takes_the_newest_gauge() -> None:
     found = summed(
         [
-            sample(at_ms=NOW_MS, process="two", counts={"hits": 2}, gauges=Gauges(queue_depth=1), lag={"0.5": 1}),
             sample(at_ms=NOW_MS - 1_000, counts={"hits": 3, "misses": 1}, gauges=Gauges(queue_depth=7, owed=2)),
+            sample(at_ms=NOW_MS, process="two", counts={"hits": 2}, gauges=Gauges(queue_depth=1), lag={"0.5": 1}),
         ]
     )
     assert found.counts == {"hits": 5, "misses": 1}
@@ -110,6 +110,21 @@ def test_time_covered_is_the_union_of_what_the_samples_cover(spans: list[tuple[i
     samples = [sample(at_ms=end * 1000, seconds=float(length)) for end, length in spans]
     seconds = {second for end, length in spans for second in range(end - length, end)}
     assert summed(samples).covered_s == pytest.approx(len(seconds))
+
+
+@given(cut=st.integers(0, 8))
+def test_sums_of_stretches_joined_are_the_sum_of_the_whole(cut: int) -> None:
+    samples = [
+        sample(
+            at_ms=number * 10_000,
+            role="api" if number % 3 else "worker",
+            counts={"hits": number},
+            latency={"0.5": number % 2},
+            gauges=Gauges(queue_depth=(7 * number) % 5, owed=1 if number == 2 else None),
+        )
+        for number in range(8)
+    ]
+    assert joined([summed(samples[:cut]), summed(samples[cut:])]) == summed(samples)
 
 
 def test_slot_without_a_sample_is_unknown_and_not_empty() -> None:

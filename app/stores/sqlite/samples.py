@@ -53,13 +53,13 @@ class SqliteSamples:
         await self._database.write(work)
 
     async def since(self, at_ms: int) -> Record:
-        """Both in one hop."""
+        """Both in one hop; decoded there, because an hour of samples takes some milliseconds."""
 
-        def work(connection: sqlite3.Connection) -> tuple[list[tuple[str]], dict[str, Standing]]:
-            return connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall(), _standings(connection)
+        def work(connection: sqlite3.Connection) -> Record:
+            rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
+            return Record(_samples(body for (body,) in rows), _standings(connection))
 
-        rows, found = await self._database.read(work)
-        return Record(_samples(body for (body,) in rows), found)
+        return await self._database.read(work)
 
 
 def _standings(connection: sqlite3.Connection) -> dict[str, Standing]:
