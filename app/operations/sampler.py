@@ -1,7 +1,7 @@
 """Takes a sample of its own process every ten seconds.
 
 Invariants: nothing that goes wrong here ends the loop or reaches a request; what could not be stored is part of the
-next sample; nothing is counted twice.
+next sample; nothing is counted twice; no state gets worse because of one answer that came late.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from app.telemetry import Metrics, logger
 
 EVERY_S = 10.0
 LAST_S = 0.3
+ASK_AGAIN_S = 1.0
 log = logger("operations.sampler")
 
 
@@ -45,13 +46,14 @@ class Sampler:
         self._ask_readiness = ask_readiness
         self._clock = clock
         self._pause = pause
+        self._troubled: frozenset[str] = frozenset()
         self._last = read(metrics)
         self._last_at = clock.monotonic()
 
     async def sample(self) -> None:
         """Take one and keep it. Raises `StoreUnavailable`."""
-        checks, gauges = await asyncio.gather(self._ask_readiness(), self._ask_gauges())
-        await self._keep(gauges, checks)
+        checks = await self._believed()
+        await self._keep(await self._ask_gauges(), checks)
 
     async def keep_sampling(self) -> None:
         """Sample at once, and every ten seconds. Runs until cancelled."""
@@ -69,6 +71,15 @@ class Sampler:
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)
+
+    async def _believed(self) -> Mapping[str, Check]:
+        """Readiness; asked again before something that was well is believed not to be."""
+        checks = await self._ask_readiness()
+        if not _troubled(checks) <= self._troubled:
+            await self._pause(ASK_AGAIN_S)
+            checks = await self._ask_readiness()
+        self._troubled = _troubled(checks)
+        return checks
 
     async def _keep(self, gauges: Gauges, checks: Mapping[str, Check] | None) -> None:
         reading, at = read(self._metrics), self._clock.monotonic()
@@ -93,3 +104,7 @@ class Sampler:
         except Exception:
             self._last, self._last_at = before
             raise
+
+
+def _troubled(checks: Mapping[str, Check]) -> frozenset[str]:
+    return frozenset(name for name, check in checks.items() if not check.ok)

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.operations.ports import Record
-from app.operations.sampler import EVERY_S, LAST_S, Sampler
+from app.operations.sampler import ASK_AGAIN_S, EVERY_S, LAST_S, Sampler
 from app.operations.samples import Gauges, Sample
 from app.operations.states import Check
 from app.telemetry import Metrics
@@ -43,6 +43,8 @@ class Watched:
         self.metrics = Metrics()
         self.store = Store()
         self.readiness: Exception | None = None
+        self.cache: list[bool] = []
+        self.asked = 0
         self.pauses: list[float] = []
         self.rounds = 0
         self.done = asyncio.Event()
@@ -63,7 +65,9 @@ class Watched:
     async def _readiness(self) -> dict[str, Check]:
         if self.readiness is not None:
             raise self.readiness
-        return {"database": Check(True, "", vital=True)}
+        self.asked += 1
+        ok = self.cache.pop(0) if self.cache else True
+        return {"database": Check(True, "", vital=True), "cache": Check(ok, "away")}
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -121,6 +125,20 @@ async def test_loop_goes_on_and_nothing_is_lost_when_a_sample_cannot_be_kept(fau
     (kept,) = watched.store.kept
     assert kept.counts == {"hits": 3}
     assert kept.seconds == 30.0
+
+
+async def test_state_is_not_worse_when_one_answer_came_late() -> None:
+    watched = Watched()
+    watched.rounds = 9
+    watched.cache = [True, False, True, False, False, False, True]
+    states = []
+    for _ in range(5):
+        await watched.sampler.sample()
+        states.append(watched.store.kept[-1].looks["cache"].state)
+    # Asked again before it was down, and not again while it stayed so.
+    assert states == ["ok", "ok", "down", "down", "ok"]
+    assert watched.asked == 7
+    assert watched.pauses == [ASK_AGAIN_S, ASK_AGAIN_S]
 
 
 async def test_loop_goes_on_when_readiness_has_a_defect() -> None:
