@@ -6,7 +6,7 @@ import msgspec
 from litestar import MediaType, Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.api.admin.actors import caller, user_hash
+from app.api.admin.actors import audited, user_hash
 from app.api.admin.schemas import CellState, StoredEvent, UserView
 from app.api.context import HttpRequest, api_of
 from app.api.documents import ProfileAnswer, UserId, problems
@@ -68,9 +68,9 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[bytes]
     """Compute and cache every feature of one user."""
     api = api_of(request)
     check_ids([user_id], "user_id")
-    profiles = await api.rebuilder.rebuild([user_id], api.registry.full_mask)
-    await api.recall()
-    await api.audit(caller(request).name, "rebuild", user_hash(user_id), "done")
+    async with audited(request, "rebuild", user_hash(user_id)):
+        profiles = await api.rebuilder.rebuild([user_id], api.registry.full_mask)
+        await api.recall()
     body = renderer(api).profile(user_id, profiles[user_id], api.registry.full_mask, detail=True)
     return Response(body, media_type=MediaType.JSON)
 
@@ -87,5 +87,5 @@ async def erase_user(request: HttpRequest, user_id: UserId) -> None:
     """Erase one user."""
     api = api_of(request)
     check_ids([user_id], "user_id")
-    events = await api.erase(user_id)
-    await api.audit(caller(request).name, "erase", user_hash(user_id), f"done, {events} events")
+    async with audited(request, "erase", user_hash(user_id)) as act:
+        act.outcome = f"done, {await api.erase(user_id)} events"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.api.admin import overview
+from app.api.pages.templating import NAVIGATION
 from app.errors import StoreUnavailable
 from app.operations.states import COMPONENTS
 from app.probes import sampler
@@ -149,3 +150,7 @@ async def test_overview_answers_when_nothing_answers(own_site: Live, monkeypatch
     body = await looked(own_site)
     assert body["state"] == "unknown"
     assert set(states(body).values()) == {"unknown"}
+
+
+def test_every_place_to_act_at_is_a_page_in_the_navigation() -> None:
+    assert set(overview.PLACES.values()) <= {address for address, _ in NAVIGATION}

@@ -166,7 +166,8 @@ async def test_overview_can_be_used_when_there_is_no_javascript(well: Live, brow
         await bury(well)
         await visitor.page.get_by_role("link", name="Refresh").click()
         await expect(visitor.page.locator("#verdict")).to_contain_text("one thing needs a look")
-        link = visitor.page.get_by_role("link", name="Go there")
+        findings = visitor.page.get_by_role("list", name="What needs a look")
+        link = findings.get_by_role("link", name="Dead letters")
         await expect(link).to_have_attribute("href", "/admin/dead-letters")
 
 
