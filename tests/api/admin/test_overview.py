@@ -152,5 +152,5 @@ async def test_overview_answers_when_nothing_answers(own_site: Live, monkeypatch
     assert set(states(body).values()) == {"unknown"}
 
 
-def test_every_place_to_act_at_is_a_page_in_the_navigation() -> None:
+async def test_every_place_to_act_at_is_a_page_in_the_navigation() -> None:
     assert set(overview.PLACES.values()) <= {address for address, _ in NAVIGATION}

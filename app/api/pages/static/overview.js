@@ -26,7 +26,8 @@
   });
 
   // What an element is, whatever its place: when a finding appears, the fifth link is not the fifth link any more.
-  const identity = (element) => [element.tagName, element.getAttribute("href"), element.textContent.trim()].join(" ");
+  const identity = (element) =>
+    [element.closest("ul")?.className, element.tagName, element.getAttribute("href"), element.textContent.trim()].join(" ");
 
   function swap(fresh) {
     const old = region();
