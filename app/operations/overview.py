@@ -52,6 +52,8 @@ class Overview(NamedTuple):
 
 def overview(record: Record, sight: Sight | None, process: str, now_ms: int) -> Overview:
     """Put it together. `sight` is what this process sees now; None where that took too long."""
+    # What comes from further ahead was written before the clock was set back; it would look like the newest for long.
+    record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + NEWS_MS])
     shown = _standings(record, sight.looks if sight is not None else None, process, now_ms)
     starts_ms = slot_starts(now_ms)
     samples = [*record.samples]

@@ -178,3 +178,11 @@ def test_processes_are_those_that_took_a_sample_lately() -> None:
         ("api", "one", False),
         ("worker", "w", False),
     ]
+
+
+def test_samples_from_before_the_clock_was_set_back_are_passed_over() -> None:
+    ahead = sample(process="two", at_ms=NOW_MS + 600_000, looks=AWAY, counts={"requests_5xx": 9})
+    found = seen(sample(counts={"requests_2xx": 5}), ahead)
+    assert [item.process for item in found.watchers] == ["one"]
+    assert (found.state, found.figures["failed_requests"].now) == ("ok", 0)
+    assert not seen(ahead).sampled
