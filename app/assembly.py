@@ -7,6 +7,7 @@ invalidations in the background.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from app.profiles.filling import Filler
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
-from app.profiles.quality.parts import Quality, join
+from app.profiles.quality.parts import Facts, Quality, join
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildRunner
@@ -47,6 +48,7 @@ from app.stores.sqlite.population import SqlitePopulation
 from app.stores.sqlite.quality_runs import SqliteQualityBook
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
@@ -66,7 +68,7 @@ class Contract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """The parts of one process, joined."""
+    """The parts of one process, joined. `process` is its name: random, new with every start."""
 
     settings: Settings
     contract: Contract
@@ -86,6 +88,8 @@ class Service:
     users: SqliteUsers
     book: SqliteRebuildBook
     audit: SqliteAuditTrail
+    samples: SqliteSamples
+    process: str
     runner: RebuildRunner
     freshness: FreshnessMeter
     quality: Quality
@@ -192,6 +196,9 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     log, letters, users = SqliteEventLog(database), SqliteDeadLetters(database), SqliteUsers(database)
     book = SqliteRebuildBook(database)
     freshness = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
+    start = base.queue.start_quality if base.queue is not None else None
+    facts = Facts(SqlitePopulation(database), users, source, SqliteQualityBook(database))
+    quality = join(facts, freshness, start, registry, clock)
     ingestor = Ingestor(
         log=log,
         invalidator=invalidator,
@@ -233,16 +240,9 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         users=users,
         book=book,
         audit=SqliteAuditTrail(database),
+        samples=SqliteSamples(database),
+        process=secrets.token_hex(4),
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
         freshness=freshness,
-        quality=join(
-            meter=freshness,
-            population=SqlitePopulation(database),
-            users=users,
-            source=source,
-            book=SqliteQualityBook(database),
-            start=base.queue.start_quality if base.queue is not None else None,
-            registry=registry,
-            clock=clock,
-        ),
+        quality=quality,
     )

@@ -24,6 +24,7 @@ from app.events import retention
 from app.events.handover import Handover
 from app.events.ports import Learner
 from app.jobs import Context, carried_out, come_back, context, pace_of, service_of
+from app.probes import sampling
 from app.settings import Settings
 from app.stores import queue
 from app.stores.queue_worker import STOP_GRACE_S, Pace, keep_working
@@ -179,7 +180,7 @@ async def work(
     settings.require_servers()
     assert settings.queue_url is not None
     pace = pace or Pace()
-    async with open_service(settings, door="queue", learners=learners) as service:
+    async with open_service(settings, door="queue", learners=learners) as service, sampling(service, "worker"):
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
         sweeping = asyncio.create_task(_keep_sweeping(service, pace))
         ctx = context(service, pace)

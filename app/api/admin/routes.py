@@ -6,15 +6,19 @@ from app.api.admin import (
     audit_trail,
     dead_letters,
     features,
+    overview,
     quality,
     rebuild_events,
     rebuild_forms,
     rebuilds,
+    search,
     sign_in,
     users,
 )
 
 ADMIN_ROUTES = [
+    overview.get_overview,
+    search.get_users,
     users.get_user,
     users.rebuild_user,
     users.erase_user,

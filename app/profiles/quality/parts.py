@@ -21,6 +21,7 @@ class Quality(NamedTuple):
     `start` asks a worker to carry out a run; without an answer, the sweep does.
     """
 
+    surveyor: Surveyor
     measurement: SharedMeasurement
     book: QualityBook
     runner: QualityRunner
@@ -28,20 +29,27 @@ class Quality(NamedTuple):
     start: Callable[[int], Awaitable[None]]
 
 
+class Facts(NamedTuple):
+    """Where it comes from, and where reports are kept."""
+
+    population: Population
+    users: NewestEvents
+    source: Source
+    book: QualityBook
+
+
 def join(
-    *,
+    facts: Facts,
     meter: FreshnessMeter,
-    population: Population,
-    users: NewestEvents,
-    source: Source,
-    book: QualityBook,
     start: Callable[[int], Awaitable[None]] | None,
     registry: Registry,
     clock: Clock,
 ) -> Quality:
     """The parts over these. `start` None: there is no queue."""
+    population, users, source, book = facts
     surveyor = Surveyor(meter=meter, population=population, source=source, registry=registry, clock=clock)
     return Quality(
+        surveyor,
         SharedMeasurement(surveyor, registry, clock),
         book,
         QualityRunner(book=book, surveyor=surveyor, registry=registry, clock=clock),
