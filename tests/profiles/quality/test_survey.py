@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import app.profiles.quality.survey as module
-from app.errors import StoreUnavailable
+from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import Value, encode
+from app.profiles.freshness import Look
 from app.profiles.ports import Cell
 from app.profiles.quality.report import QualityReport, report
 from app.profiles.quality.survey import Survey
@@ -181,6 +182,37 @@ async def test_values_need_no_cache_when_it_goes_away_during_the_walk(
     ties_out(found)
     assert (found.eligible, found.measured) == (8, False)
     assert [part.now for part in found.features["tip_volume_30d"].drift.bins] == [8]
+
+
+@pytest.mark.parametrize(("silences", "measured"), [(1, True), (module.TRIES - 1, True), (module.TRIES, False)])
+async def test_the_cache_may_be_silent_for_a_moment_during_the_walk(
+    office: Office, monkeypatch: pytest.MonkeyPatch, silences: int, measured: bool
+) -> None:
+    await office.service.send(*(served(f"user-{number}") for number in range(8)))
+    inner = office.meter.look
+    left = silences
+
+    async def look(user_ids: Sequence[str]) -> list[Look]:
+        nonlocal left
+        if "user-3" in user_ids and left:
+            left -= 1
+            raise CacheUnavailable("silent")
+        return await inner(user_ids)
+
+    monkeypatch.setattr(office.meter, "look", look)
+    survey = await walked(office)
+    assert (survey.measured, survey.eligible) == (measured, 8)
+    ties_out(report(survey, REGISTRY, NOW_MS))
+    assert office.rests.count(module.TRY_AGAIN_S) == min(silences, module.TRIES - 1)
+
+
+async def test_nobody_waits_for_a_cache_that_is_away_from_the_beginning(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await office.service.send(*(served(f"user-{number}") for number in range(8)))
+    monkeypatch.setattr(type(office.service.cache), "available", False)
+    assert (await walked(office)).measured is False
+    assert module.TRY_AGAIN_S not in office.rests
 
 
 async def test_a_walk_goes_on_as_it_was_when_it_is_stored_after_each_page(office: Office) -> None:
