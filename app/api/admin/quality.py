@@ -46,7 +46,7 @@ WAITING = {
     summary="Measure data quality",
     description="Over the users with any event in the last 30 days, per feature: how many values are fresh, missing "
     "or stale, how old they are, how they are distributed, and whether the values have drifted within 7 days. Measured "
-    "now, which takes some ten seconds at 100,000 users; with `max_age_s` the newest stored report is answered where "
+    "now, which takes up to a minute at 100,000 users; with `max_age_s` the newest stored report is answered where "
     "it is no older than that.",
     responses=problems(400, 401, 403, 503),
 )
