@@ -30,6 +30,7 @@ SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
 LIMIT, MOST = 50, 500
 YEAR_S = 366 * 86_400
 RUNS_SHOWN = 5
+OLD_MS = 2 * 3_600_000
 PATH = "/admin/data-quality"
 USERS_PAGE = "data_quality_users.html"
 WAITING = {
@@ -87,6 +88,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         cards=cards(body.features, api.registry) if body is not None else [],
         away=report is not None and not report.measured,
         latest=latest,
+        old=report is not None and api.clock.now_ms() - report.measured_at_ms > OLD_MS,
         begun=begun,
         unreadable=run is not None and report is None,
         runs=runs,

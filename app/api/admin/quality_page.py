@@ -41,12 +41,12 @@ class FeatureCard(NamedTuple):
 
 def cards(features: dict[str, FeatureQuality], registry: Registry) -> list[FeatureCard]:
     """A card a feature, in the order of the registry; one of another release says nothing of itself."""
-    described = {entry.name: entry.description for entry in registry}
-    return [_card(name, described.get(name, ""), figures) for name, figures in features.items()]
+    described = {entry.name: (entry.description, entry.dtype == "int") for entry in registry}
+    return [_card(name, *described.get(name, ("", False)), figures) for name, figures in features.items()]
 
 
-def _card(name: str, description: str, figures: FeatureQuality) -> FeatureCard:
-    bins = rows(figures.drift.bins)
+def _card(name: str, description: str, whole: bool, figures: FeatureQuality) -> FeatureCard:
+    bins = rows(figures.drift.bins, whole=whole)
     series = {
         "now": [round(100 * (row.now_share or 0), 2) for row in bins],
         "7 days before": [round(100 * (row.before_share or 0), 2) for row in bins],
@@ -77,12 +77,12 @@ def verdict(drift: Drift) -> Verdict:
     return Verdict("moderate drift", "warn") if drift.band == "moderate" else Verdict("major drift", "bad")
 
 
-def rows(bins: list[CommonBin]) -> list[BinRow]:
-    """Bins with shares; None where a population is empty."""
+def rows(bins: list[CommonBin], *, whole: bool) -> list[BinRow]:
+    """Bins with shares; None where a population is empty. `whole`: of whole numbers."""
     now, before = sum(part.now for part in bins), sum(part.before for part in bins)
     return [
         BinRow(
-            label(part),
+            label(part, whole=whole),
             part.now,
             part.now / now if now else None,
             part.before,
@@ -92,8 +92,8 @@ def rows(bins: list[CommonBin]) -> list[BinRow]:
     ]
 
 
-def label(part: CommonBin) -> str:
-    """What a bin is called."""
+def label(part: CommonBin, *, whole: bool) -> str:
+    """What a bin is called; one of whole numbers by its first and its last."""
     if part.kind in ("null", "other"):
         return part.kind
     if part.kind == "value":
@@ -102,7 +102,10 @@ def label(part: CommonBin) -> str:
         return "any"
     if part.start is None:
         return f"< {_plain(part.end)}"
-    return f"≥ {_plain(part.start)}" if part.end is None else f"{_plain(part.start)}–{_plain(part.end)}"
+    if part.end is None:
+        return f"≥ {_plain(part.start)}"
+    end = part.end - 1 if whole else part.end
+    return _plain(part.start) if end == part.start else f"{_plain(part.start)}–{_plain(end)}"
 
 
 def _plain(number: float | None) -> str:

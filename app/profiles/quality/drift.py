@@ -40,8 +40,8 @@ Band = Literal["stable", "moderate", "major"]
 class CommonBin(msgspec.Struct, omit_defaults=True):
     """How many users had such a value now and before.
 
-    A category has `value`; a range `from` (within) and `to` (without), the first and the last being open where
-    values lie beyond them; `other` is every further category; the rest is null.
+    A category has `value`; a range `from` (within) and `to` (without, but for the last one of floats), the first and
+    the last being open where values lie beyond them; `other` is every further category; the rest is null.
     """
 
     now: int
@@ -122,7 +122,7 @@ def _numbers(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
     ]
     if min(pooled) < edges[0]:
         bins[0].start = None
-    if max(pooled) > edges[-1]:
+    if max(pooled) > edges[-1] or (dtype == "int" and max(pooled) == edges[-1]):
         bins[-1].end = None
     return bins
 
@@ -148,6 +148,8 @@ def _edges(dtype: Dtype, pooled: dict[float, int]) -> list[float]:
         step = max(1.0, math.ceil(step))
     start = math.floor(low / step)
     count = max(1, math.ceil(high / step - 1e-9) - start)
+    if dtype == "int" and (start + count) * step <= high:
+        count += 1  # a bin of whole numbers never holds its upper edge
     digits = max(0, 3 - math.floor(math.log10(step)))
     return [round((start + place) * step, digits) for place in range(count + 1)]
 

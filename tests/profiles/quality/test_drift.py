@@ -140,3 +140,12 @@ def test_integers_have_a_bin_each_when_they_are_few_and_null_has_its_own() -> No
         {"now": 1, "before": 0, "kind": "null"},
     ]
     assert all(part.start == round(part.start or 0) for part in common_bins("int", sketch(*range(90)), sketch()))
+
+
+@pytest.mark.parametrize("most", [30, 45, 49, 50, 99, 100, 500])
+def test_a_bin_of_whole_numbers_holds_those_below_its_upper_edge(most: int) -> None:
+    found = common_bins("int", sketch(*range(most + 1)), sketch())
+    for part in found:
+        assert part.start is not None
+        last = most if part.end is None else part.end - 1
+        assert part.now == min(most, last) - part.start + 1
