@@ -19,7 +19,7 @@ from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
 from app.api import events, operations, profiles
-from app.api.admin import dead_letters, quality, rebuilds, users
+from app.api.admin import dead_letters, quality, rebuilds, user_development, user_erasure, user_rebuild, users
 from app.api.auth import Authenticator, guard
 from app.api.context import Api, Check
 from app.api.documents import ASSETS, openapi_config
@@ -30,6 +30,7 @@ from app.api.listening import listen
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.assembly import Contract, Service, open_service
 from app.errors import CacheRefused, CacheUnavailable, ProfilesError, QueueUnavailable, StoreUnavailable
+from app.events.ports import Holdings
 from app.settings import Settings
 from app.stores.sqlite.outbox import backlog
 from app.stores.sqlite.rebuilds import AuditEntry
@@ -46,8 +47,10 @@ ROUTES = [
     profiles.get_features,
     events.post_events,
     users.get_user,
-    users.rebuild_user,
-    users.erase_user,
+    user_development.get_development,
+    user_rebuild.rebuild_user,
+    user_erasure.get_erasure,
+    user_erasure.erase_user,
     quality.get_quality,
     dead_letters.get_letters,
     dead_letters.replay_letter,
@@ -108,10 +111,10 @@ def _api(service: Service) -> Api:
     async def audit(actor: str, action: str, subject: str, outcome: str) -> None:
         await service.audit.record(AuditEntry(service.clock.now_ms(), actor, action, subject, outcome))
 
-    async def erase(user_id: str) -> int:
-        count = await service.users.erase(user_id, service.clock.now_ms())
+    async def erase(user_id: str) -> Holdings:
+        erased = await service.users.erase(user_id, service.clock.now_ms())
         await service.invalidator.make_good()
-        return count
+        return erased
 
     async def start_rebuild(run_id: str) -> None:
         if service.queue is not None:
@@ -129,6 +132,8 @@ def _api(service: Service) -> Api:
         ingestor=service.ingestor,
         letters=service.letters,
         users=service.users,
+        user_events=service.user_events,
+        inspector=service.inspector,
         book=service.book,
         runner=service.runner,
         freshness=service.freshness,

@@ -26,6 +26,7 @@ from app.features.schema import ProfileFeatures, check_mirror
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler
 from app.profiles.freshness import FreshnessMeter
+from app.profiles.inspection import Inspector
 from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
 from app.profiles.read import ProfileReader
@@ -44,6 +45,7 @@ from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.rebuilds import SqliteAuditTrail, SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.user_events import SqliteUserEvents
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.stores.tasks import end
@@ -80,6 +82,8 @@ class Service:
     log: SqliteEventLog
     letters: SqliteDeadLetters
     users: SqliteUsers
+    user_events: SqliteUserEvents
+    inspector: Inspector
     book: SqliteRebuildBook
     audit: SqliteAuditTrail
     runner: RebuildRunner
@@ -194,9 +198,10 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         metrics=metrics,
         door=door,
     )
+    gate = TrustGate(base.owed.any_owed, clock, invalidator.wake)
     reader = ProfileReader(
         cache=cache,
-        gate=TrustGate(base.owed.any_owed, clock, invalidator.wake),
+        gate=gate,
         computation=computation,
         filler=filler,
         registry=registry,
@@ -223,6 +228,10 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         log=log,
         letters=letters,
         users=users,
+        user_events=SqliteUserEvents(database),
+        inspector=Inspector(
+            cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
+        ),
         book=book,
         audit=SqliteAuditTrail(database),
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),

@@ -1,0 +1,64 @@
+"""Admins' routes that erase one user, and say before what that would delete."""
+
+from __future__ import annotations
+
+from litestar import delete, get
+
+from app.api.admin.actors import caller, user_hash
+from app.api.admin.user_schemas import UserHoldings
+from app.api.context import Api, HttpRequest, api_of
+from app.api.documents import UserId, problems
+from app.api.inputs import check_ids
+from app.events.ports import Holdings
+
+
+@get(
+    "/admin/users/{user_id:str}/erase",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="See what erasing a user would delete",
+    description="Nothing is deleted by this. `DELETE /admin/users/{user_id}` erases.",
+    responses=problems(400, 401, 403, 422, 503),
+)
+async def get_erasure(request: HttpRequest, user_id: UserId) -> UserHoldings:
+    """What is there of one user."""
+    api = api_of(request)
+    check_ids([user_id], "user_id")
+    return await _holdings(api, user_id)
+
+
+@delete(
+    "/admin/users/{user_id:str}",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Erase a user",
+    description="Deletes the user's events and cached values for good. The audit trail keeps a hash of the id.",
+    responses=problems(400, 401, 403, 422, 503),
+)
+async def erase_user(request: HttpRequest, user_id: UserId) -> None:
+    """Erase one user."""
+    check_ids([user_id], "user_id")
+    await _erase(api_of(request), user_id, caller(request).name)
+
+
+async def _holdings(api: Api, user_id: str) -> UserHoldings:
+    held = await api.inspector.held(user_id)
+    return _counted(user_id, await api.users.holdings(user_id), _live(api, held))
+
+
+async def _erase(api: Api, user_id: str, actor: str) -> Holdings:
+    """Everything goes; the audit keeps a hash of the id, and how much it was."""
+    erased = await api.erase(user_id)
+    await api.audit(actor, "erase", user_hash(user_id), f"done, {erased.events} events")
+    return erased
+
+
+def _live(api: Api, held: list[bytes | None] | None) -> int | None:
+    if held is None:
+        return None
+    return sum(api.inspector.live(index, raw) is not None for index, raw in enumerate(held))
+
+
+def _counted(user_id: str, holdings: Holdings, cached: int | None) -> UserHoldings:
+    views, feedback, dead_letters, rebuilds = holdings
+    return UserHoldings(user_id, views, feedback, dead_letters, rebuilds, cached)
