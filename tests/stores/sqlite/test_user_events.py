@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app.events.ports import ActivityCount, Admitted
 from app.features.clock import DAY_MS, to_ms
-from app.features.events import TipFeedback
+from app.features.events import TipEvent, TipFeedback
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -74,7 +74,7 @@ async def test_newest_cost_the_same_when_the_user_has_many_more(database_path: P
     async def add(count: int) -> None:
         await event_log.append([[admitted(make("ann")) for make in makers for _ in range(count)]])
 
-    makers: list[Callable[[str], object]] = [served, feedback]
+    makers: list[Callable[[str], TipEvent]] = [served, feedback]
     parameters: dict[str, object] = {"user": "ann", "limit": 10}
     with closing(sqlite3.connect(database_path)) as connection:
         await add(20)
