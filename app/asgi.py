@@ -5,7 +5,6 @@ One process serves one event loop; more processes are more `profiles serve`, beh
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -19,21 +18,34 @@ from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
 from app.api import events, operations, profiles
-from app.api.admin import dead_letters, quality, rebuilds, user_development, user_erasure, user_rebuild, users
+from app.api.admin import (
+    dead_letters,
+    features,
+    quality,
+    rebuilds,
+    sign_in,
+    user_development,
+    user_erasure,
+    user_rebuild,
+    users,
+)
 from app.api.auth import Authenticator, guard
-from app.api.context import Api, Check
+from app.api.context import Api
 from app.api.documents import ASSETS, openapi_config
 from app.api.gateway import Gateway
 from app.api.hit_path import HitPath
 from app.api.inputs import check_query
 from app.api.listening import listen
+from app.api.pages.assets import pages_assets
 from app.api.problems import on_error, on_exception, on_http_exception
+from app.api.sessions import Sessions
 from app.assembly import Contract, Service, open_service
-from app.errors import CacheRefused, CacheUnavailable, ProfilesError, QueueUnavailable, StoreUnavailable
+from app.errors import ProfilesError
 from app.events.ports import Holdings
+from app.probes import readiness, refresh_gauges
 from app.settings import Settings
-from app.stores.sqlite.outbox import backlog
 from app.stores.sqlite.rebuilds import AuditEntry
+from app.stores.sqlite.sessions import SqliteSessions
 from app.telemetry import Metrics, configure_logging, logger
 
 COLLECT_AFTER = 20_000
@@ -59,6 +71,10 @@ ROUTES = [
     rebuilds.get_rebuilds,
     rebuilds.get_rebuild,
     rebuilds.cancel_rebuild,
+    features.get_catalogue,
+    sign_in.get_sign_in,
+    sign_in.post_sign_in,
+    sign_in.post_sign_out,
     operations.healthz,
     operations.readyz,
     operations.metrics,
@@ -84,7 +100,7 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             yield
 
     application = Litestar(
-        route_handlers=[*ROUTES, _assets()],
+        route_handlers=[*ROUTES, _assets(), pages_assets()],
         lifespan=[lifespan],
         guards=[guard, check_query],
         exception_handlers={
@@ -127,6 +143,14 @@ def _api(service: Service) -> Api:
         clock=service.clock,
         metrics=service.metrics,
         authenticator=Authenticator(service.settings.api_keys),
+        sessions=Sessions(
+            keys=service.settings.api_keys,
+            records=SqliteSessions(service.database),
+            clock=service.clock,
+            new_id=lambda: secrets.token_urlsafe(16),
+            lifetime_hours=service.settings.session_hours,
+        ),
+        session_hours=service.settings.session_hours,
         reader=service.reader,
         rebuilder=service.rebuilder,
         ingestor=service.ingestor,
@@ -145,72 +169,6 @@ def _api(service: Service) -> Api:
         refresh_gauges=lambda: refresh_gauges(service),
         new_id=lambda: secrets.token_hex(8),
     )
-
-
-async def readiness(service: Service) -> dict[str, Check]:
-    """What the service depends on, each asked now."""
-    database, cache, queue = await asyncio.gather(
-        _check_database(service), _check_cache(service), _check_queue(service)
-    )
-    return {**database, **cache, **queue}
-
-
-async def _check_database(service: Service) -> dict[str, Check]:
-    try:
-        owed = (await backlog(service.database)).owed
-    except StoreUnavailable as error:
-        return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
-    detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
-    return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail)}
-
-
-async def _check_cache(service: Service) -> dict[str, Check]:
-    try:
-        if not service.cache.available:
-            raise CacheUnavailable("the circuit breaker is open")
-        await service.cache.check()
-    except CacheRefused as error:
-        return {"cache": _unanswered("cache", "it refuses writes; what it lacks is computed from the database", error)}
-    except CacheUnavailable as error:
-        return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
-    return {"cache": Check(True, "")}
-
-
-async def _check_queue(service: Service) -> dict[str, Check]:
-    if service.queue is None:
-        return {"queue": Check(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
-    try:
-        alive = await service.queue.worker_alive()
-    except QueueUnavailable as error:
-        queue = _unanswered("queue", "it does not answer; events are kept and wait for a sweep", error)
-        return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer")}
-    return {"queue": Check(True, ""), "worker": Check(alive, "no worker has shown itself in the last seconds")}
-
-
-def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False) -> Check:
-    # Addresses and paths are for the log: anybody may ask for readiness.
-    log.warning("not_answering", what=name, error=str(error))
-    return Check(False, detail, vital)
-
-
-async def refresh_gauges(service: Service) -> None:
-    """Ask for what is counted on demand. What does not answer keeps its last value, the queue's depth is -1."""
-    metrics = service.metrics
-    try:
-        state = await backlog(service.database)
-    except StoreUnavailable as error:
-        log.warning("gauges_not_refreshed", error=str(error))
-    else:
-        oldest = state.oldest_received_at_ms
-        age_s = max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0
-        metrics.oldest_unconsumed.set(age_s)
-        metrics.unconsumed.set(state.unconsumed)
-        metrics.dead_letters.set(state.dead_letters)
-        metrics.owed.set(state.owed)
-    try:
-        metrics.queue_depth.set(await service.queue.depth() if service.queue is not None else -1)
-    except QueueUnavailable:
-        metrics.queue_depth.set(-1)
 
 
 def spare_the_collector() -> None:

@@ -134,6 +134,7 @@ class Settings:
     api_keys: tuple[ApiKey, ...] = _setting(
         (), _api_keys, "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`."
     )
+    session_hours: int = _setting(12, _whole(1, 720), "Hours that an admin stays signed in to the pages under /admin.")
     retention_days: int = _setting(
         180, _whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
     )

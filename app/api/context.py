@@ -10,6 +10,7 @@ import msgspec
 from litestar import Request
 
 from app.api.auth import Authenticator
+from app.api.sessions import Sessions
 from app.events.ingest import Ingestor
 from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.features.clock import Clock
@@ -62,6 +63,8 @@ class Api:
     clock: Clock
     metrics: Metrics
     authenticator: Authenticator
+    sessions: Sessions
+    session_hours: int
     reader: ProfileReader
     rebuilder: Rebuilder
     ingestor: Ingestor

@@ -126,7 +126,8 @@ def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if not connection.scope["query_string"]:
         return
     parameters = handler.parsed_fn_signature.parameters
-    allowed = sorted(name for name in parameters if name not in connection.path_params and name != "request")
+    declared = {name for name in parameters if name not in connection.path_params and name != "request"}
+    allowed = sorted(declared | set(handler.opt.get("query", ())))  # `query`: what it reads by itself
     seen: set[str] = set()
     issues: list[Issue] = []
     for name, _ in connection.query_params.multi_items():

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details: the one place where the tree of errors meets HTTP."""
+"""Errors as RFC 9457 problem details, or as a page: the one place where the tree of errors meets HTTP."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from litestar.exceptions import HTTPException, ValidationException
 
 from app import errors
 from app.api.context import HttpRequest
+from app.api.pages.errors import ErrorPage
+from app.api.pages.negotiation import prefers_page
 from app.errors import Issue
 from app.telemetry import logger
 
@@ -75,44 +77,46 @@ def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:
 
 
 def _respond(
-    status: int, detail: str, issues: Sequence[Issue] = (), headers: Mapping[str, str] | None = None
-) -> Response[bytes]:
-    return Response(
-        encoded(status, detail, issues),
-        status_code=status,
-        media_type=MEDIA_TYPE,
-        headers={**headers_of(status), **(headers or {})},
-    )
+    request: HttpRequest,
+    status: int,
+    detail: str,
+    issues: Sequence[Issue] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response[Any]:
+    headers = {**headers_of(status), **(headers or {})}
+    if prefers_page(request):
+        return ErrorPage(status, problem(status, detail).title, detail, issues[:MAX_ISSUES], headers)
+    return Response(encoded(status, detail, issues), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
-def on_error(_: HttpRequest, error: errors.ProfilesError) -> Response[bytes]:
+def on_error(request: HttpRequest, error: errors.ProfilesError) -> Response[Any]:
     """An error of the tree."""
     for kind, status in STATUSES:
         if isinstance(error, kind):
             if status == 503:
                 log.warning("unavailable", error=str(error))
-            return _respond(status, str(error), getattr(error, "issues", ()))
+            return _respond(request, status, str(error), getattr(error, "issues", ()))
     log.error("unexpected_error", error=repr(error))
-    return _respond(500, "the service failed in a way it should not")
+    return _respond(request, 500, "the service failed in a way it should not")
 
 
-def on_http_exception(_: HttpRequest, error: HTTPException) -> Response[bytes]:
+def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[Any]:
     """An error of the framework: no route, wrong method, a query value of the wrong type, a body too large."""
     status = error.status_code
     if isinstance(error, ValidationException):
         extra: Any = error.extra if isinstance(error.extra, list) else []
         issues = [Issue(str(item.get("key", "query")), str(item.get("message", ""))) for item in extra]
-        return _respond(400, "the request has a parameter that is not allowed", issues)
+        return _respond(request, 400, "the request has a parameter that is not allowed", issues)
     details = {
         404: "there is nothing at this path; see /schema",
         405: "this path does not answer to this method",
         413: "the body is over 8 MB",
     }
     headers = {"Allow": error.headers["allow"]} if error.headers and "allow" in error.headers else {}
-    return _respond(status, details.get(status, error.detail), headers=headers)
+    return _respond(request, status, details.get(status, error.detail), headers=headers)
 
 
-def on_exception(request: HttpRequest, error: Exception) -> Response[bytes]:
+def on_exception(request: HttpRequest, error: Exception) -> Response[Any]:
     """A defect. Logged with its traceback, told to nobody."""
     log.error("unexpected_error", route=request.scope.get("path_template"), exc_info=error)
-    return _respond(500, "the service failed in a way it should not")
+    return _respond(request, 500, "the service failed in a way it should not")

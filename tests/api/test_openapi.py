@@ -73,6 +73,7 @@ async def test_document_covers_every_route_of_the_design(document: Document) -> 
         "GET /admin/rebuilds/{run_id}",
         "DELETE /admin/rebuilds/{run_id}",
         "GET /admin/data-quality",
+        "GET /admin/features",
         "GET /admin/dead-letters",
         "POST /admin/dead-letters/{letter_id}/replay",
         "DELETE /admin/dead-letters/{letter_id}",

@@ -1,0 +1,76 @@
+"""Signing in and out. An admin shows a key once and gets a session; attempts are audited, keys are never kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, get, post
+
+from app.api.admin.actors import caller
+from app.api.context import HttpRequest, api_of
+from app.api.forms import Form, read_form
+from app.api.pages.negotiation import page, redirect
+from app.api.pages.visits import begin_visit, visit_of
+from app.errors import Forbidden, Unauthenticated
+
+HOME = "/admin"
+SIGN_IN = "/admin/sign-in"
+
+
+def safe_next(path: str) -> str:
+    """Where to go after signing in: a page of ours, whatever the address said."""
+    ours = path == HOME or path.startswith((f"{HOME}/", f"{HOME}?"))
+    return path if ours and path.isascii() and path.isprintable() and "\\" not in path else HOME
+
+
+async def _sign_in_page(request: HttpRequest, next_path: str, refusal: str = "", status: int = 200) -> Response[Any]:
+    return await page(
+        request,
+        "sign_in.html",
+        status_code=status,
+        next=next_path,
+        refusal=refusal,
+        hours=api_of(request).session_hours,
+    )
+
+
+@get(SIGN_IN, opt={"query": ["next"]}, include_in_schema=False)
+async def get_sign_in(request: HttpRequest) -> Response[Any]:
+    """The form. Who has signed in already goes on."""
+    next_path = request.query_params.get("next", HOME)
+    if (await visit_of(request)).session.signed_in:
+        return await redirect(request, safe_next(next_path))
+    return await _sign_in_page(request, safe_next(next_path))
+
+
+@post(SIGN_IN, status_code=200, opt={"form": True}, include_in_schema=False)
+async def post_sign_in(request: HttpRequest) -> Response[Any]:
+    """Exchange a key for a session."""
+    api = api_of(request)
+    form: Form = await read_form(request)
+    next_path = safe_next(form.get("next", HOME))
+    if api.authenticator.keyless:
+        return await redirect(request, next_path, "There is nothing to sign in to: no keys are configured.")
+    try:
+        name = api.authenticator.require(form.get("key").strip() or None, "admin").name
+    except (Unauthenticated, Forbidden) as error:
+        known = isinstance(error, Forbidden)
+        refusal = "This key has not the scope admin." if known else "This key is not known."
+        await api.audit("anyone", "sign in", "session", f"refused: {refusal}")
+        return await _sign_in_page(request, next_path, refusal, status=403 if known else 401)
+    visit = await begin_visit(request, name)
+    await api.audit(name, "sign in", "session", "done")
+    return await redirect(request, next_path, visit=visit)
+
+
+@post("/admin/sign-out", status_code=200, opt={"scope": "admin", "form": True}, include_in_schema=False)
+async def post_sign_out(request: HttpRequest) -> Response[Any]:
+    """End the session, in this browser and wherever its cookie was copied to."""
+    api = api_of(request)
+    visit = await visit_of(request)
+    if not visit.session.signed_in:
+        return await redirect(request, HOME)
+    await api.sessions.end(visit.session)
+    await api.audit(caller(request).name, "sign out", "session", "done")
+    anonymous = await begin_visit(request, "")
+    return await redirect(request, SIGN_IN, "You have signed out.", visit=anonymous)

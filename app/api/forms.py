@@ -1,0 +1,69 @@
+"""HTML forms as they come in: `application/x-www-form-urlencoded`, in UTF-8.
+
+That a form was made for the session it comes with is checked by `app.api.auth.guard`, for every route, before its
+handler runs. Must not know what the fields mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+
+from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
+
+MEDIA_TYPE = "application/x-www-form-urlencoded"
+TOKEN_FIELD = "csrf_token"  # noqa: S105  # its name
+MAX_FIELDS = 2_000
+
+
+class Form:
+    """The fields of a form. A field may come more than once (checkboxes)."""
+
+    def __init__(self, fields: Mapping[str, list[str]]) -> None:
+        self._fields = fields
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value of a field."""
+        return self._fields.get(name, [default])[0]
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a field."""
+        return self._fields.get(name, [])
+
+    def require(self, name: str, what: str) -> str:
+        """A value that is not blank; raises `InvalidInput` naming the field."""
+        value = self.get(name).strip()
+        if not value:
+            raise InvalidInput(f"{what} is missing", [Issue(name, "must not be empty")])
+        return value
+
+
+def is_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    """Whether the body says that it is a form."""
+    return connection.headers.get("content-type", "").partition(";")[0].strip().lower() == MEDIA_TYPE
+
+
+async def read_form(request: Request[Any, Any, Any]) -> Form:
+    """The form that a request brings; an empty one where the body is empty.
+
+    Raises:
+        UnsupportedMedia: no form.
+        Undecodable: not UTF-8, or far too many fields.
+    """
+    if not is_form(request):
+        raise UnsupportedMedia(f"a form must come as {MEDIA_TYPE}")
+    body = await request.body()
+    try:
+        pairs = parse_qsl(
+            body.decode(), keep_blank_values=True, encoding="utf-8", errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise Undecodable(f"the form is not decodable: {error}") from error
+    fields: dict[str, list[str]] = {}
+    for name, value in pairs:
+        fields.setdefault(name, []).append(value)
+    return Form(fields)

@@ -1,0 +1,96 @@
+"""One address, two answers: a page for a browser, JSON for every other program.
+
+`answer` gives the struct as JSON or renders a template with it; `page` is for what has no JSON (a form, a question);
+`redirect` follows an action of a form. Invariant: every page carries a policy that lets the browser load nothing from
+elsewhere and run no inline script, and is never kept in any cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Response
+from litestar.datastructures import Cookie
+from litestar.types import Scope
+
+from app.api.auth import ANYONE, Caller
+from app.api.context import HttpRequest, api_of
+from app.api.pages.visits import MESSAGE_COOKIE, Visit, cookies_of, is_secure, message_cookie, take_message, visit_of
+from app.api.sessions import PATH
+
+T = TypeVar("T", bound=msgspec.Struct)
+JSON, HTML = "application/json", "text/html"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+PAGE_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    # Not `no-referrer`: a form's Origin would be `null` then, and could not be told from another site's.
+    "Referrer-Policy": "same-origin",
+    "Vary": "Accept, Cookie",
+}
+
+
+def under_admin(scope: Scope) -> bool:
+    """Whether the path is one that has pages."""
+    path = scope["path"]
+    return path == PATH or path.startswith(PATH + "/")
+
+
+def prefers_page(request: HttpRequest) -> bool:
+    """Whether the answer should be a page: the caller prefers HTML to JSON, and the path has pages."""
+    return under_admin(request.scope) and request.accept.best_match([JSON, HTML]) == HTML
+
+
+async def answer(
+    request: HttpRequest, body: T, template: str, *, status_code: int = 200, **context: Any
+) -> Response[T]:
+    """`body` as JSON, or the page `template`, which sees `body` and `context`."""
+    if prefers_page(request):
+        return await page(request, template, status_code=status_code, body=body, **context)
+    return Response(body, status_code=status_code, headers={"Vary": "Accept"})
+
+
+async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
+    """A page. Templates see `visit`, `caller`, `keyless`, `path` and `now_ms` besides `context`."""
+    api = api_of(request)
+    visit = await visit_of(request)
+    caller: Caller = request.scope.get("user") or ANYONE
+    message = await take_message(request)
+    html = await render(
+        template,
+        visit=visit,
+        caller=caller,
+        keyless=api.authenticator.keyless,
+        path=request.scope["path"],
+        now_ms=api.clock.now_ms(),
+        message=message,
+        **context,
+    )
+    cookies = await cookies_of(request, visit)
+    if message is not None:
+        cookies.append(Cookie(MESSAGE_COOKIE, path=PATH, max_age=0))
+    return Response(html, status_code=status_code, media_type=HTML, headers=PAGE_HEADERS, cookies=cookies)
+
+
+async def redirect(request: HttpRequest, path: str, message: str = "", *, visit: Visit | None = None) -> Response[Any]:
+    """Go on to another page (303), which shows `message` once. `path` is quoted already."""
+    visit = visit or await visit_of(request)
+    cookies = await cookies_of(request, visit)
+    if message:
+        cookies.append(await message_cookie(request, visit, message))
+    return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": path}, cookies=cookies)
+
+
+async def render(template: str, **context: Any) -> str:
+    """A template as text; on a thread, because charts take some milliseconds each."""
+    # The first page pays for importing what no other request needs.
+    from app.api.pages.templating import environment  # noqa: PLC0415
+
+    return await asyncio.to_thread(environment().get_template(template).render, context)
+
+
+__all__ = ["answer", "is_secure", "page", "prefers_page", "redirect", "render", "under_admin"]

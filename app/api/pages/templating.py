@@ -1,0 +1,157 @@
+"""Templates and what they may use: times, numbers with units, paths, charts.
+
+Everything a template prints is escaped, unless a function here made it as markup from escaped parts. A name that a
+template uses and nobody gave is an error, not an empty string.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import app
+from app.api.pages import charts
+from app.features.clock import EPOCH, MILLISECOND, rfc3339, to_ms
+from app.features.registry import Scalar
+
+NAVIGATION = (
+    ("/admin", "Overview"),
+    ("/admin/data-quality", "Data quality"),
+    ("/admin/rebuilds", "Rebuilds"),
+    ("/admin/dead-letters", "Dead letters"),
+    ("/admin/features", "Features"),
+    ("/admin/audit", "Audit trail"),
+)
+_STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
+MISSING = "–"
+_NO_TIME = Markup("–")
+_TIME = Markup('<time datetime="{}" title="{}">{}</time>')  # formatting it escapes what is put in
+
+
+@cache
+def environment() -> Environment:
+    """The environment of this process."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        "segment": segment,
+        "moment": moment,
+        "exact": exact,
+        "duration": duration,
+        "number": number,
+        "percent": percent,
+        "pretty": pretty,
+        "shown": shown,
+    }
+    made.globals |= {
+        "navigation": NAVIGATION,
+        "version": app.__version__,
+        "lines": charts.lines,
+        "bars": charts.bars,
+        "spark": charts.spark,
+    }
+    return made
+
+
+def segment(text: str) -> str:
+    """An id as one segment of a path: `/admin/users/{{ id | segment }}`."""
+    return quote(text, safe="")
+
+
+def in_ms(when: str | int) -> int:
+    """A time in milliseconds, from that or from RFC 3339."""
+    return when if isinstance(when, int) else to_ms(msgspec.convert(when, type=_DATETIME))
+
+
+def exact(when: str | int | None) -> str:
+    """A time to the second, as `2026-04-25 06:30:00 UTC`."""
+    if when is None:
+        return MISSING
+    return (EPOCH + in_ms(when) * MILLISECOND).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def moment(when: str | int | None, now_ms: int) -> Markup:
+    """A time as people say it (`3 min ago`, `in 2 h`), with the exact one on hover and for machines."""
+    if when is None:
+        return _NO_TIME
+    ms = in_ms(when)
+    apart = duration(abs(now_ms - ms))
+    said = f"{apart} ago" if ms <= now_ms else f"in {apart}"
+    if abs(now_ms - ms) < 1_000:
+        said = "just now"
+    # Formatting markup escapes what is put in.
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(rfc3339(ms), exact(ms), said)
+
+
+def duration(ms: float | None) -> str:
+    """A length of time in its largest two units, as `2 h 5 min`; below a second in milliseconds."""
+    if ms is None:
+        return MISSING
+    if ms < 1_000:
+        return f"{ms:.0f} ms" if ms >= 10 or ms == int(ms) else f"{ms:.2g} ms"
+    if ms < 10_000:
+        return f"{ms / 1000:.1f} s".replace(".0 s", " s")
+    for place, (size, unit) in enumerate(_STEPS):
+        if ms >= size:
+            whole, rest = divmod(int(ms), size)
+            if place + 1 < len(_STEPS):
+                smaller, small_unit = _STEPS[place + 1]
+                if rest // smaller and whole < 10:
+                    return f"{whole} {unit} {rest // smaller} {small_unit}"
+            return f"{whole} {unit}"
+    return MISSING
+
+
+def number(value: float | None, unit: str = "", digits: int = 3) -> str:
+    """A number with thousands apart and a unit; not whole: to `digits` significant digits."""
+    if value is None:
+        return MISSING
+    if value == int(value) or abs(value) >= 10**digits:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.{digits}g}"
+        if "e" in text:
+            text = f"{value:.6f}".rstrip("0")
+    return f"{text} {unit}".rstrip().replace(",", "\u202f")
+
+
+def percent(share: float | None) -> str:
+    """A share of 0 to 1 as a percentage: what is not all or nothing never looks like it."""
+    if share is None:
+        return MISSING
+    text = f"{share * 100:.1f}"
+    if text == "100.0" and share < 1:
+        text = "> 99.9"
+    if text == "0.0" and share > 0:
+        text = "< 0.1"
+    return text.removesuffix(".0") + "\u202f%"
+
+
+def pretty(payload: str) -> str:
+    """JSON with indentation; anything else as it is."""
+    try:
+        return json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return payload
+
+
+def shown(value: Scalar) -> str:
+    """A feature's value for people."""
+    if value is None:
+        return "null"
+    return value if isinstance(value, str) else number(value, digits=4)
+
+
+_DATETIME = type(EPOCH)

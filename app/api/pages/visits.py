@@ -1,0 +1,90 @@
+"""Who is looking at a page: the session behind a request, begun where there is none, and the message it is due.
+
+A message is what an action of a form wants to say on the page that follows. It travels in a cookie of one minute,
+signed as the session is, so that no other site can put words there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from litestar.datastructures import Cookie
+
+from app.api.context import HttpRequest, api_of
+from app.api.sessions import COOKIE, PATH, Session
+
+MESSAGE_COOKIE = "profiles_message"
+MESSAGE_LENGTH = 600
+_VISIT = "visit"
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A session and the token of its forms. `fresh`: the browser does not have its cookie yet."""
+
+    session: Session
+    form_token: str
+    fresh: bool
+
+
+async def visit_of(request: HttpRequest) -> Visit:
+    """The visit that a request belongs to."""
+    known: Visit | None = request.state.get(_VISIT)
+    if known is None:
+        sessions = api_of(request).sessions
+        session = await sessions.recognise(request.cookies.get(COOKIE))
+        fresh = session is None
+        session = session or sessions.begin()
+        known = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh)
+    return known
+
+
+async def begin_visit(request: HttpRequest, name: str) -> Visit:
+    """Somebody has shown a key: from here on a new session, with an id that nobody has seen."""
+    sessions = api_of(request).sessions
+    session = sessions.begin(name)
+    visit = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=True)
+    return visit
+
+
+async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
+    """The session's cookie, where the browser lacks it."""
+    if not visit.fresh:
+        return []
+    api = api_of(request)
+    lasts_s = max(0, visit.session.expires_at_ms - api.clock.now_ms()) // 1000
+    return [_cookie(request, COOKIE, await api.sessions.cookie(visit.session), lasts_s)]
+
+
+async def message_cookie(request: HttpRequest, visit: Visit, text: str) -> Cookie:
+    """The message, to be shown by the next page."""
+    signed = await api_of(request).sessions.sign(visit.session, text[:MESSAGE_LENGTH])
+    return _cookie(request, MESSAGE_COOKIE, signed, 60)
+
+
+async def take_message(request: HttpRequest) -> str | None:
+    """The message that the last action left."""
+    cookie = request.cookies.get(MESSAGE_COOKIE)
+    if cookie is None:
+        return None
+    return await api_of(request).sessions.unsign((await visit_of(request)).session, cookie)
+
+
+def is_secure(request: HttpRequest) -> bool:
+    """Whether the browser speaks TLS, to us or to what stands before us.
+
+    A header that says so wrongly does no more than make the browser send its cookie over TLS only.
+    """
+    return request.scope["scheme"] == "https" or request.headers.get("x-forwarded-proto") == "https"
+
+
+def _cookie(request: HttpRequest, name: str, value: str, max_age_s: int) -> Cookie:
+    return Cookie(
+        key=name,
+        value=value,
+        path=PATH,
+        max_age=max_age_s,
+        httponly=True,
+        secure=is_secure(request),
+        samesite="lax",
+    )

@@ -1,0 +1,130 @@
+"""Signing in and out, what is refused, and what every form must carry."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from app.api.admin.sign_in import safe_next
+from app.api.sessions import COOKIE
+from tests.support.browser import visiting
+from tests.support.live import KEYS, Live, as_caller, problem
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+HTML = {"Accept": "text/html"}
+
+
+async def test_page_sends_one_to_sign_in_and_back_when_nobody_has_signed_in(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.page.goto(f"{keyed.url}/admin/users/ada%3Fb?")
+        await expect(visitor.page).to_have_url(f"{keyed.url}/admin/sign-in?next=%2Fadmin%2Fusers%2Fada%253Fb")
+        await visitor.assert_sound()
+        await visitor.page.get_by_label("API key").fill(KEYS["admin"])
+        await visitor.page.keyboard.press("Enter")
+        await expect(visitor.page).to_have_url(f"{keyed.url}/admin/users/ada%3Fb")
+        (cookie,) = await visitor.context.cookies()
+        assert cookie["name"] == COOKIE
+        assert cookie["httpOnly"]
+        assert cookie["sameSite"] == "Lax"
+        assert cookie["path"] == "/admin"
+        assert KEYS["admin"] not in cookie["value"]
+
+
+@pytest.mark.parametrize(("key", "reason"), [("stranger", "not known"), ("reader", "not the scope")])
+async def test_sign_in_is_refused_when_the_key_is_no_admins(
+    keyed: Live, browser: Browser, key: str, reason: str
+) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS[key])
+        await expect(visitor.page.get_by_role("alert")).to_contain_text(reason)
+        await visitor.assert_sound()
+        assert KEYS[key] not in await visitor.page.content()
+        await visitor.page.goto(f"{keyed.url}/admin/users/ada")
+        await expect(visitor.page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+async def test_session_is_worth_nothing_when_it_was_signed_out_of(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        (cookie,) = await visitor.context.cookies()
+        stolen = {"Cookie": f"{COOKIE}={cookie['value']}"}
+        assert (await keyed.client.get("/admin/users/ada", headers=stolen)).status_code == 200
+        await visitor.page.get_by_role("button", name="Sign out").click()
+        await expect(visitor.page.get_by_role("status")).to_have_text("You have signed out.")
+        problem(await keyed.client.get("/admin/users/ada", headers=stolen), 401)
+
+
+async def test_page_says_so_when_there_are_no_keys(site: Live, browser: Browser) -> None:
+    async with visiting(browser, site) as visitor:
+        await visitor.go("/admin/sign-in")
+        assert "nothing to sign in to" in await visitor.text()
+        await visitor.assert_sound()
+
+
+async def test_error_is_a_page_when_a_browser_asks_and_a_problem_otherwise(site: Live, browser: Browser) -> None:
+    async with visiting(browser, site) as visitor:
+        await visitor.go("/admin/nowhere", 404)
+        await visitor.assert_sound()
+        assert "nothing at this path" in await visitor.text()
+    problem(await site.client.get("/admin/nowhere"), 404)
+    problem(await site.client.get("/nowhere", headers=HTML), 404)
+
+
+async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for url in ("/admin/users/ada/rebuild", "/admin/sign-in"):
+        for sent in ("", "csrf_token=", "csrf_token=" + "0" * 64, "csrf_token=%C3%A9"):
+            body = problem(await site.client.post(url, content=sent, headers=form), 403)
+            assert "load its page again" in body["detail"]
+    signed_in = {"Cookie": f"{COOKIE}={await session_cookie(keyed)}"}
+    problem(await keyed.client.post("/admin/users/ada/rebuild", headers=signed_in), 403)
+    problem(await keyed.client.delete("/admin/users/ada", headers=signed_in), 403)
+    assert (await keyed.client.post("/admin/users/ada/rebuild", headers=as_caller("admin"))).status_code == 200
+
+
+async def session_cookie(keyed: Live) -> str:
+    """The cookie of an admin who has just signed in."""
+    first = await keyed.client.get("/admin/sign-in", headers=HTML)
+    token = first.text.partition('name="csrf_token" value="')[2].partition('"')[0]
+    cookies = {"Cookie": f"{COOKIE}={first.cookies[COOKIE]}"}
+    keyed.client.cookies.clear()
+    answer = await keyed.client.post(
+        "/admin/sign-in", data={"csrf_token": token, "key": KEYS["admin"], "next": "/admin"}, headers=cookies
+    )
+    assert answer.status_code == 303
+    keyed.client.cookies.clear()
+    return str(answer.cookies[COOKIE])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://elsewhere.example"},
+        {"Origin": "null"},
+    ],
+)
+async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, headers: dict[str, str]) -> None:
+    for method, url in (("POST", "/admin/users/ada/rebuild"), ("DELETE", "/admin/users/ada"), ("POST", "/events")):
+        body = problem(await site.client.request(method, url, headers=headers), 403)
+        assert "another site" in body["detail"]
+    assert (await site.client.get("/admin/users/ada", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://elsewhere.example",
+        "//elsewhere.example",
+        "/adminx",
+        "/admin\\x",
+        "/admin/é",
+        "/admin/\n",
+        "",
+        "/events",
+    ],
+)
+async def test_next_page_is_the_overview_when_it_would_lead_away(path: str) -> None:
+    assert safe_next(path) == "/admin"
+    assert safe_next("/admin/users/a%20b?x=1") == "/admin/users/a%20b?x=1"

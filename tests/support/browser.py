@@ -1,0 +1,120 @@
+"""A real Chromium for the tests of pages, and what every page must keep.
+
+Debian's package is used, through Playwright; no browser is downloaded. Where it is missing the tests are skipped and
+say so, but in CI they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, async_playwright
+
+from tests.support.live import Live
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+Scheme = Literal["light", "dark"]
+WIDE, NARROW = 1280, 390
+_AXE = Axe()
+
+
+def chromium_path() -> str:
+    """Where Chromium is; skips the test where it is not, fails it in CI."""
+    for name in CHROMIUM:
+        if (path := shutil.which(name)) is not None:
+            return path
+    reason = "Chromium is missing: apt-get install chromium"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """A browser, until the block ends."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium_path(), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+class Visitor:
+    """Somebody in front of one site: a tab whose every request, error and refusal is watched."""
+
+    def __init__(self, site: Live, context: BrowserContext, page: Page) -> None:
+        self.site = site
+        self.context = context
+        self.page = page
+        self.complaints: list[str] = []
+        self.elsewhere: list[str] = []
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self._asked(request.url))
+        page.on("dialog", lambda dialog: self.complaints.append(f"a dialog: {dialog.message}"))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        # A page with an error status is noted by the console, too; that is for the test to expect.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.complaints.append(message.text)
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((self.site.url, "data:", "about:")):
+            self.elsewhere.append(url)
+
+    async def go(self, path: str, status: int = 200) -> Response:
+        """Open a page, which must come with that status."""
+        answer = await self.page.goto(self.site.url + path)
+        assert answer is not None
+        assert answer.status == status, await answer.text()
+        return answer
+
+    async def text(self) -> str:
+        """What the page says."""
+        return await self.page.locator("main").inner_text()
+
+    async def sign_in(self, key: str) -> None:
+        """Show a key on the page of signing in."""
+        await self.page.goto(f"{self.site.url}/admin/sign-in")
+        await self.page.get_by_label("API key").fill(key)
+        await self.page.get_by_role("button", name="Sign in").click()
+
+    async def assert_accessible(self) -> None:
+        """No violation that axe can find."""
+        results = await _AXE.run(self.page)
+        assert results.violations_count == 0, results.generate_report()
+
+    async def assert_sound(self) -> None:
+        """Accessible; no error, no refused script or style, no request elsewhere; nothing wider than the window."""
+        await self.assert_accessible()
+        assert not self.complaints
+        assert not self.elsewhere
+        width, inner = await self.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert width <= inner, f"the page is {width} wide in a window of {inner}"
+
+
+@asynccontextmanager
+async def visiting(
+    browser: Browser, site: Live, *, scheme: Scheme = "light", width: int = WIDE, scripts: bool = True
+) -> AsyncIterator[Visitor]:
+    """A visitor with a clean profile; nothing it saw may have complained when the block ends."""
+    context = await browser.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": 900}, java_script_enabled=scripts, locale="en-GB"
+    )
+    context.set_default_timeout(15_000)
+    try:
+        visitor = Visitor(site, context, await context.new_page())
+        yield visitor
+        assert not visitor.complaints
+        assert not visitor.elsewhere
+    finally:
+        await context.close()
