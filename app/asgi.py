@@ -62,6 +62,7 @@ ROUTES = [
     user_development.get_development,
     user_rebuild.rebuild_user,
     user_erasure.get_erasure,
+    user_erasure.erase_user_by_form,
     user_erasure.erase_user,
     quality.get_quality,
     dead_letters.get_letters,

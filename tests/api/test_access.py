@@ -37,6 +37,7 @@ TABLE = [
     Access("POST", "/admin/users/{user_id:str}/rebuild", "/admin/users/u/rebuild", "admin", 200),
     Access("GET", "/admin/users/{user_id:str}/development", "/admin/users/u/development", "admin", 200),
     Access("GET", "/admin/users/{user_id:str}/erase", "/admin/users/u/erase", "admin", 200),
+    Access("POST", "/admin/users/{user_id:str}/erase", "/admin/users/u/erase", "admin", 415),
     Access("GET", "/admin/data-quality", "/admin/data-quality", "admin", 200),
     Access("GET", "/admin/dead-letters", "/admin/dead-letters", "admin", 200),
     Access("POST", "/admin/dead-letters/{letter_id:int}/replay", "/admin/dead-letters/9/replay", "admin", 404),

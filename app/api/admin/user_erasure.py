@@ -1,14 +1,22 @@
-"""Admins' routes that erase one user, and say before what that would delete."""
+"""Admins' routes that erase one user, and say before what that would delete.
+
+A browser is asked twice: the page of `GET …/erase` says what will go and wants the id typed, and only then does its
+form erase.
+"""
 
 from __future__ import annotations
 
-from litestar import delete, get
+from typing import Any
+
+from litestar import Response, delete, get, post
 
 from app.api.admin.actors import caller, user_hash
 from app.api.admin.user_schemas import UserHoldings
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import UserId, problems
+from app.api.forms import read_form
 from app.api.inputs import check_ids
+from app.api.pages.negotiation import answer, page
 from app.events.ports import Holdings
 
 
@@ -20,11 +28,28 @@ from app.events.ports import Holdings
     description="Nothing is deleted by this. `DELETE /admin/users/{user_id}` erases.",
     responses=problems(400, 401, 403, 422, 503),
 )
-async def get_erasure(request: HttpRequest, user_id: UserId) -> UserHoldings:
+async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHoldings]:
     """What is there of one user."""
+    check_ids([user_id], "user_id")
+    return await answer(request, await _holdings(api_of(request), user_id), "user_erase.html", refusal=None)
+
+
+@post(
+    "/admin/users/{user_id:str}/erase",
+    status_code=200,
+    opt={"scope": "admin"},
+    include_in_schema=False,  # for the form alone
+)
+async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[Any]:
+    """Erase one user whose id was typed."""
     api = api_of(request)
     check_ids([user_id], "user_id")
-    return await _holdings(api, user_id)
+    if (await read_form(request)).get("confirm") != user_id:
+        refusal = "That is not the user's id, so nothing was deleted. Capitals and spaces count."
+        body = await _holdings(api, user_id)
+        return await answer(request, body, "user_erase.html", status_code=422, refusal=refusal)
+    erased = await _erase(api, user_id, caller(request).name)
+    return await page(request, "user_erased.html", user_id=user_id, erased=erased, hashed=user_hash(user_id))
 
 
 @delete(

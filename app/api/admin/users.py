@@ -1,18 +1,23 @@
 """Admins' route that looks at one user.
 
 Invariant: what is told of the cache is what it held before the look. The JSON answer also reads the profile, after
-looking, as a recommender would; that fills the cache, as every read does.
+looking, as a recommender would; that fills the cache, as every read does. The page fills nothing, so that loading it
+again shows what was there and not what the page did.
 """
 
 from __future__ import annotations
 
-import msgspec
-from litestar import get
+import asyncio
 
+import msgspec
+from litestar import Response, get
+
+from app.api.admin.user_development import figures, user_development
 from app.api.admin.user_schemas import CellState, HeldValue, StoredEvent, UserView
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import UserId, problems
 from app.api.inputs import check_ids
+from app.api.pages.negotiation import answer, prefers_page
 from app.events.ports import TracedEvent
 from app.features.clock import rfc3339, to_ms
 from app.features.events import subject_of
@@ -28,15 +33,36 @@ NEWEST_EVENTS = 50
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="Look at a user",
-    description="Each feature with its freshness and what a computation gives now, and the user's newest events.",
+    description="Each feature with its freshness and what a computation gives now, and the user's newest events. "
+    "A page for a browser.",
     responses=problems(400, 401, 403, 422, 503),
 )
-async def get_user(request: HttpRequest, user_id: UserId) -> UserView:
+async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
     """One user."""
     api = api_of(request)
     check_ids([user_id], "user_id")
+    if prefers_page(request):
+        return await _page(request, api, user_id)
     inspection = await api.inspector.inspect(user_id)
-    return await _view(api, user_id, inspection, await _read(api, user_id, inspection))
+    view = await _view(api, user_id, inspection, await _read(api, user_id, inspection))
+    return await answer(request, view, "user.html")
+
+
+async def _page(request: HttpRequest, api: Api, user_id: str) -> Response[UserView]:
+    inspection, holdings, development = await asyncio.gather(
+        api.inspector.inspect(user_id), api.users.holdings(user_id), user_development(api, user_id)
+    )
+    profile = {index: inspection.reading(index) for index in range(len(api.registry))}
+    return await answer(
+        request,
+        await _view(api, user_id, inspection, profile),
+        "user.html",
+        cache=inspection.cache,
+        holdings=holdings,
+        retention_days=api.retention_days,
+        development=development,
+        **figures(development),
+    )
 
 
 async def _read(api: Api, user_id: str, inspection: Inspection) -> Profile:
