@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -63,3 +67,14 @@ def test_public_names_are_documented() -> None:
 
 def test_package_is_typed_for_its_consumers() -> None:
     assert (ROOT / "app" / "py.typed").exists()
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", "wheels", "."]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=100)
+    (wheel,) = (tmp_path / "wheels").glob("profiles-*.whl")
+    tree = {str(path.relative_to(tmp_path)) for path in (tmp_path / "app").rglob("*") if path.is_file()}
+    assert tree <= set(ZipFile(wheel).namelist())

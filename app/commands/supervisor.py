@@ -199,6 +199,7 @@ Up. Try, in another terminal:
     "occurred_at": "'$(date -u +%Y-%m-%dT%H:%M:%SZ)'"}}'
   curl {base}/profiles/user-0001
 
+  {base}/admin    the admins' pages
   {base}/schema   the API        {base}/readyz   its state        Ctrl-C stops everything
 """,
         err=True,

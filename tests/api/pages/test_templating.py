@@ -1,0 +1,153 @@
+"""What templates print: times, lengths of time, numbers; and that nothing they print is markup of somebody else's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+
+import app.api.pages
+from app.api.pages import charts
+from app.api.pages.templating import (
+    duration,
+    environment,
+    exact,
+    moment,
+    number,
+    percent,
+    pretty,
+    segment,
+    shown,
+)
+
+NOW = 1_777_000_000_000
+TEMPLATES = sorted((Path(app.api.pages.__file__).parent / "templates").glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (None, "–"),
+        (0, "0 ms"),
+        (0.25, "0.25 ms"),
+        (999, "999 ms"),
+        (1_000, "1 s"),
+        (1_500, "1.5 s"),
+        (59_999, "59 s"),
+        (60_000, "1 min"),
+        (125_000, "2 min 5 s"),
+        (3_599_999, "59 min"),
+        (7_500_000, "2 h 5 min"),
+        (86_400_000 * 45, "45 d"),
+    ],
+)
+def test_duration_is_told_in_its_largest_units(ms: float | None, text: str) -> None:
+    assert duration(ms) == text
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [(NOW, "just now"), (NOW - 125_000, "2 min 5 s ago"), (NOW + 7_200_000, "in 2 h"), (NOW - 999, "just now")],
+)
+def test_moment_is_told_as_people_do_with_the_exact_time_beside_it(when: int, said: str) -> None:
+    element = ET.fromstring(moment(when, NOW))
+    assert element.text == said
+    assert element.get("title") == exact(when)
+    assert (element.get("datetime") or "").endswith("Z")
+    assert moment(None, NOW) == "–"
+
+
+def test_moment_is_the_same_when_it_comes_as_text() -> None:
+    assert moment("2026-04-25T06:30:00.250Z", NOW) == moment(1_777_098_600_250, NOW)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (1_234_567, "1\u202f234\u202f567"),
+        (1234.5, "1\u202f234"),
+        (0.1234, "0.123"),
+        (0.00001234, "0.000012"),
+        (12.0, "12"),
+    ],
+)
+def test_number_shows_what_matters(value: float | None, text: str) -> None:
+    assert number(value) == text
+    assert number(3, "ms") == "3 ms"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(None, "–"), (0, "0"), (1, "100"), (0.5, "50"), (0.99999, "> 99.9"), (0.00001, "< 0.1"), (0.123, "12.3")],
+)
+def test_percentage_is_never_all_or_nothing_when_the_share_is_not(share: float | None, text: str) -> None:
+    assert percent(share) == (text if share is None else f"{text}\u202f%")
+
+
+@given(st.text(min_size=1))
+def test_segment_holds_no_character_that_means_something_in_an_address(text: str) -> None:
+    try:
+        quoted = segment(text)
+    except UnicodeEncodeError:
+        return  # a lone surrogate, which is in no id
+    assert re.fullmatch(r"[A-Za-z0-9_.\-~%]+", quoted)
+
+
+@given(st.text())
+def test_pretty_never_fails(payload: str) -> None:
+    assert isinstance(pretty(payload), str)
+    assert isinstance(pretty("[" * 100_000), str)
+
+
+def test_value_is_shown_for_people() -> None:
+    assert [shown(value) for value in (None, "<b>", 0.25, 3)] == ["null", "<b>", "0.25", "3"]
+
+
+def test_name_that_nobody_gave_is_an_error_and_text_is_escaped() -> None:
+    made = environment()
+    with pytest.raises(UndefinedError):
+        made.from_string("{{ nobody }}").render()
+    assert made.from_string("{{ text }}").render(text="<b>'\"&") == "&lt;b&gt;&#39;&#34;&amp;"
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_template_marks_nothing_as_safe_and_has_no_inline_script_or_style(path: Path) -> None:
+    text = path.read_text()
+    environment().get_template(path.name)  # compiles
+    assert not re.search(r"\|\s*safe\b|autoescape|<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text)
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
+    posts = re.findall(r"<form\b[^>]*method=\"post\".*?</form>", text, re.DOTALL)
+    assert all("csrf" in form for form in posts)
+
+
+NAMES = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=20)
+VALUES = st.lists(st.one_of(st.none(), st.integers(0, 10**9), st.floats(0, 1e9)), min_size=1, max_size=12)
+
+
+@given(NAMES, st.dictionaries(NAMES, VALUES, min_size=1, max_size=3), st.sampled_from([charts.lines, charts.bars]))
+def test_chart_is_well_formed_and_names_nothing_that_a_page_forbids(
+    title: str, series: dict[str, list[float | None]], draw: object
+) -> None:
+    assert callable(draw)
+    size = min(len(values) for values in series.values())
+    drawing = draw(title, [f"<{place}>" for place in range(size)], {k: v[:size] for k, v in series.items()})
+    root = ET.fromstring(drawing)
+    assert root.get("role") == "img"
+    assert (root.get("aria-label") or "").startswith(f"{title}. ")
+    for element in root.iter():
+        assert element.tag.rpartition("}")[2] not in ("style", "script", "desc", "defs")
+        assert not {"style", "id", "onclick"} & set(element.attrib)
+
+
+def test_chart_has_a_gap_when_a_value_is_missing() -> None:
+    drawing = charts.spark("Reads", list("abcde"), [1, 2, None, 3, 4])
+    assert len(re.findall(r'<path d="[^"]+" class="line', drawing)) == 2
+    assert "<title>a: 1</title>" in drawing
+    assert "<title>c" not in drawing

@@ -1,0 +1,142 @@
+"""Sessions: what a cookie is worth, and when it is worth nothing any more."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from itsdangerous import URLSafeSerializer
+
+from app.api.sessions import HOUR_MS, Session, SessionRecords, Sessions
+from app.settings import ApiKey, hash_key
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.sessions import SqliteSessions
+from tests.support.clock import FakeClock
+
+ADA = ApiKey("ada", frozenset({"admin"}), hash_key("ada's key"))
+READER = ApiKey("reader", frozenset({"read"}), hash_key("reader's key"))
+
+
+class Remembered:
+    """Records in memory; the contract is held against SQLite's below."""
+
+    def __init__(self, secret: str = "s") -> None:
+        self._secret = secret
+        self._ended: set[str] = set()
+
+    async def secret(self) -> str:
+        return self._secret
+
+    async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
+        self._ended.add(session_id)
+
+    async def has_ended(self, session_id: str) -> bool:
+        return session_id in self._ended
+
+
+def sessions(
+    *keys: ApiKey, records: SessionRecords | None = None, clock: FakeClock | None = None, hours: int = 2
+) -> Sessions:
+    numbers = itertools.count()
+    return Sessions(
+        keys=keys,
+        records=records or Remembered(),
+        clock=clock or FakeClock(),
+        new_id=lambda: f"id-{next(numbers)}",
+        lifetime_hours=hours,
+    )
+
+
+async def test_session_is_recognised_until_it_expires() -> None:
+    clock = FakeClock()
+    here = sessions(ADA, clock=clock)
+    session = here.begin("ada")
+    cookie = await here.cookie(session)
+    clock.advance(2 * HOUR_MS - 1)
+    assert await here.recognise(cookie) == session
+    clock.advance(1)
+    assert await here.recognise(cookie) is None
+
+
+async def test_session_is_recognised_by_every_process_of_the_database() -> None:
+    records = Remembered()
+    cookie = await sessions(ADA, records=records).cookie(Session("ada", "x", 10**15))
+    assert await sessions(ADA, READER, records=records).recognise(cookie) is not None
+
+
+@pytest.mark.parametrize(
+    ("keys", "secret"),
+    [
+        ((), "s"),
+        ((READER,), "s"),
+        ((ApiKey("ada", frozenset({"admin"}), hash_key("ada's new key")),), "s"),
+        ((ApiKey("ada", frozenset({"read"}), ADA.sha256),), "s"),
+        ((ADA,), "another database's"),
+    ],
+    ids=["no keys", "key removed", "key renewed", "scope lost", "database restored"],
+)
+async def test_session_ends_when_what_signed_it_is_gone(keys: tuple[ApiKey, ...], secret: str) -> None:
+    cookie = await sessions(ADA).cookie(Session("ada", "x", 10**15))
+    assert await sessions(*keys, records=Remembered(secret)).recognise(cookie) is None
+
+
+async def test_key_does_not_sign_for_another() -> None:
+    grace = ApiKey("grace", frozenset({"admin"}), hash_key("grace's key"))
+    here = sessions(ADA, grace)
+    forged = (await here._signer("ada")).dumps(["grace", "x", 10**15])
+    assert await here.recognise(str(forged)) is None
+    anonymous = (await here._signer("")).dumps(["ada", "x", 10**15])
+    assert await here.recognise(str(anonymous)) is None
+
+
+@given(st.data())
+async def test_cookie_is_nothing_when_a_character_of_it_was_changed(data: st.DataObject) -> None:
+    here = sessions(ADA)
+    cookie = await here.cookie(here.begin("ada"))
+    # A character of base64 in last place may hold bits that count for nothing.
+    place = data.draw(st.integers(0, len(cookie) - 2))
+    other = data.draw(st.characters(codec="latin-1").filter(lambda found: found != cookie[place]))
+    assert await here.recognise(cookie[:place] + other + cookie[place + 1 :]) is None
+
+
+@given(st.one_of(st.none(), st.text(), st.text(alphabet="ABCabc123.-_").map(lambda text: text + ".x")))
+async def test_cookie_is_nothing_when_it_is_any_text(cookie: str | None) -> None:
+    assert await sessions(ADA).recognise(cookie) is None
+
+
+@pytest.mark.parametrize("content", [None, 1, [], ["ada"], ["ada", "x", "soon"], {"name": "ada"}, [["ada"], "x", 1]])
+async def test_cookie_is_nothing_when_its_content_is_of_another_shape(content: object) -> None:
+    here = sessions(ADA)
+    assert await here.recognise(str((await here._signer("ada")).dumps(content))) is None
+    assert await here.recognise(str(URLSafeSerializer("x").dumps(content))) is None
+
+
+async def test_token_and_message_belong_to_one_session() -> None:
+    here = sessions(ADA)
+    one, other = here.begin("ada"), here.begin("ada")
+    assert await here.form_token(one) == await here.form_token(one)
+    assert await here.form_token(one) != await here.form_token(other)
+    signed = await here.sign(one, "done <b>")
+    assert await here.unsign(one, signed) == "done <b>"
+    assert await here.unsign(other, signed) is None
+    assert await here.unsign(one, signed[:-4]) is None
+    assert await here.unsign(one, await here.cookie(one)) is None
+
+
+async def test_ended_session_is_remembered_until_it_would_have_expired(database_path: Path) -> None:
+    database = await Database.open(database_path, readers=1)
+    try:
+        records = SqliteSessions(database)
+        assert len(await records.secret()) == 64
+        await records.end("a", expires_at_ms=100, now_ms=50)
+        await records.end("a", expires_at_ms=100, now_ms=50)
+        assert await records.has_ended("a")
+        assert not await records.has_ended("b")
+        await records.end("b", expires_at_ms=300, now_ms=100)
+        assert not await records.has_ended("a")  # nobody could use it any more
+        assert await records.has_ended("b")
+    finally:
+        await database.close()
