@@ -150,10 +150,12 @@ class Inspector:
     def _is_stale(self, index: int, value: Value, look: _Look) -> bool:
         return any(value.seq < look.newest.get(subject, 0) for subject in self._registry[index].invalidated_by)
 
-    def _differs(self, index: int, value: Value, look: _Look) -> bool:
-        """Whether a computation that knew all that the value's knew gives another one."""
+    def _differs(self, index: int, value: Value, look: _Look) -> bool | None:
+        """Whether a computation gives another value; None where it failed, or knew less than the value's did."""
         outcome = look.outcomes[index]
-        return outcome.error is None and value.seq <= look.seq and value.json != outcome.json
+        if outcome.error is not None or value.seq > look.seq:
+            return None
+        return value.json != outcome.json
 
     def _suspects(self, look: _Look) -> list[int]:
         return [
@@ -194,14 +196,10 @@ class Inspector:
         value = self._value(index, look)
         if value is None:
             return InspectedCell(entry, "missing", _holds(look.held[index]), None, outcome, None)
-        stale = self._is_stale(index, value, look)
-        difference: Difference | None
-        if outcome.error is not None or value.seq > look.seq:
-            difference = None
-        elif not self._differs(index, value, look):
-            difference = "none"
-        else:
-            difference = "stale" if stale else "time" if index in past else "unexplained"
+        stale, differs = self._is_stale(index, value, look), self._differs(index, value, look)
+        difference: Difference | None = None
+        if differs is not None:
+            difference = "none" if not differs else "stale" if stale else "time" if index in past else "unexplained"
         return InspectedCell(entry, "stale" if stale else "fresh", "value", value, outcome, difference)
 
 

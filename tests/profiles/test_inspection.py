@@ -210,6 +210,31 @@ async def test_nothing_is_claimed_of_the_cache_when_it_is_away(fragile_world: Wo
     assert await looking.held("ann") is None
 
 
+async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_second_look(fragile_world: World) -> None:
+    service = await fragile_world.open()
+    await service.send(served("ann"))
+    await put(service, fragile_world, "tip_volume_30d", 0, b"0")
+
+    async def kill(_: float) -> None:
+        fragile_world.server.kill()
+
+    inspection = await inspector(service, kill).inspect("ann")
+    assert (inspection.cache, inspection.cells[VOLUME].state) == ("away", None)
+    assert inspection.reading(VOLUME).json == b"1"
+
+
+async def test_no_second_look_is_needed_when_the_value_knows_more(service: Service, world: World) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    await service.send(served("ann"))
+    await put(service, world, "tip_volume_30d", 99, b"77")
+    cell = (await inspector(service, pause).inspect("ann")).cells[VOLUME]
+    assert (cell.state, cell.difference, pauses) == ("fresh", None, [])
+
+
 async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: Service, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 1, b"77")

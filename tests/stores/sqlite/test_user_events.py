@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.events.ports import ActivityCount, Admitted
@@ -102,6 +102,8 @@ held = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 
 
 @held
+@example(stored=[admitted(served("ann", NOW_MS - 30 * DAY_MS + after)) for after in (-1, 0, 1)])
+@example(stored=[admitted(feedback("ann", NOW_MS + after, offset_min=330)) for after in (-1, 0, 1)])
 @given(stored=st.lists(facts(), max_size=30))
 async def test_activity_counts_every_event_of_the_window_once(
     database: Database, event_log: SqliteEventLog, user_events: SqliteUserEvents, stored: list[Admitted]
