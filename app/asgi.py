@@ -18,17 +18,7 @@ from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
 from app.api import events, operations, profiles
-from app.api.admin import (
-    dead_letters,
-    features,
-    quality,
-    rebuilds,
-    sign_in,
-    user_development,
-    user_erasure,
-    user_rebuild,
-    users,
-)
+from app.api.admin.routes import ADMIN_ROUTES
 from app.api.auth import Authenticator, guard
 from app.api.context import Api
 from app.api.documents import ASSETS, openapi_config
@@ -42,9 +32,10 @@ from app.api.sessions import Sessions
 from app.assembly import Contract, Service, open_service
 from app.errors import ProfilesError
 from app.events.ports import Holdings
+from app.events.replay import Replayer
 from app.probes import readiness, refresh_gauges
+from app.profiles.run_watch import RunWatch
 from app.settings import Settings
-from app.stores.sqlite.rebuilds import AuditEntry
 from app.stores.sqlite.sessions import SqliteSessions
 from app.telemetry import Metrics, configure_logging, logger
 
@@ -58,24 +49,7 @@ ROUTES = [
     profiles.post_history,
     profiles.get_features,
     events.post_events,
-    users.get_user,
-    user_development.get_development,
-    user_rebuild.rebuild_user,
-    user_erasure.get_erasure,
-    user_erasure.erase_user_by_form,
-    user_erasure.erase_user,
-    quality.get_quality,
-    dead_letters.get_letters,
-    dead_letters.replay_letter,
-    dead_letters.discard_letter,
-    rebuilds.start_rebuild,
-    rebuilds.get_rebuilds,
-    rebuilds.get_rebuild,
-    rebuilds.cancel_rebuild,
-    features.get_catalogue,
-    sign_in.get_sign_in,
-    sign_in.post_sign_in,
-    sign_in.post_sign_out,
+    *ADMIN_ROUTES,
     operations.healthz,
     operations.readyz,
     operations.metrics,
@@ -95,10 +69,12 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         if service is not None:
             begin(application, service)
             yield
+            await application.state.api.watch.close()
             return
         async with open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened:
             begin(application, opened)
             yield
+            await application.state.api.watch.close()
 
     application = Litestar(
         route_handlers=[*ROUTES, _assets(), pages_assets()],
@@ -119,6 +95,12 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     return application
 
 
+def end_streams(application: Litestar) -> None:
+    """End what would go on for as long as somebody listens; to be called when the server is told to stop."""
+    if (api := application.state.get("api")) is not None:
+        api.watch.stop()
+
+
 def _assets() -> Router:
     static = Path(litestar_offline_docs.__file__).parent / "static"
     return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False)
@@ -126,7 +108,7 @@ def _assets() -> Router:
 
 def _api(service: Service) -> Api:
     async def audit(actor: str, action: str, subject: str, outcome: str) -> None:
-        await service.audit.record(AuditEntry(service.clock.now_ms(), actor, action, subject, outcome))
+        await service.audit.begin(service.clock.now_ms(), actor, action, subject, outcome)
 
     async def erase(user_id: str) -> Holdings:
         erased = await service.users.erase(user_id, service.clock.now_ms())
@@ -166,6 +148,9 @@ def _api(service: Service) -> Api:
         recall=service.recall,
         start_rebuild=start_rebuild,
         audit=audit,
+        trail=service.audit,
+        watch=RunWatch(service.book),
+        replayer=Replayer(service.ingestor, service.letters, service.clock),
         readiness=lambda: readiness(service),
         refresh_gauges=lambda: refresh_gauges(service),
         new_id=lambda: secrets.token_hex(8),
@@ -199,7 +184,7 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
             log.warning("no_api_keys", detail="everyone on this machine may do everything", host=settings.host)
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
         on_ready()
-        await listen(application, settings.host, settings.port)
+        await listen(application, settings.host, settings.port, on_stop=lambda: end_streams(application))
 
 
 def run(settings: Settings) -> None:

@@ -36,13 +36,14 @@ from app.profiles.trust import TrustGate
 from app.settings import Settings
 from app.stores.named import named_cache, named_queue
 from app.stores.queue import Queue
+from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.event_tail import SqliteEventTail
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
-from app.stores.sqlite.rebuilds import SqliteAuditTrail, SqliteRebuildBook
+from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.user_events import SqliteUserEvents

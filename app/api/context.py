@@ -11,8 +11,10 @@ from litestar import Request
 
 from app.api.auth import Authenticator
 from app.api.sessions import Sessions
+from app.audit import AuditTrail
 from app.events.ingest import Ingestor
 from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
+from app.events.replay import Replayer
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.freshness import FreshnessMeter
@@ -20,6 +22,7 @@ from app.profiles.inspection import Inspector
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildBook, RebuildRunner
+from app.profiles.run_watch import RunWatch
 from app.telemetry import Metrics
 
 HttpRequest = Request[Any, Any, Any]
@@ -79,6 +82,9 @@ class Api:
     recall: Callable[[], Awaitable[None]]
     start_rebuild: Callable[[str], Awaitable[None]]
     audit: Callable[[str, str, str, str], Awaitable[None]]
+    trail: AuditTrail
+    watch: RunWatch
+    replayer: Replayer
     readiness: Callable[[], Awaitable[dict[str, Check]]]
     refresh_gauges: Callable[[], Awaitable[None]]
     new_id: Callable[[], str]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from random import Random
 from time import perf_counter
@@ -19,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
 
+from app.api import event_stream
 from app.api.problems import MEDIA_TYPE, encoded
 from app.errors import Undecodable
 from app.plain_structlog import structlog
@@ -31,6 +33,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # A client may send any word as its method: what is none of these counts as one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_STREAM = event_stream.MEDIA_TYPE.encode()
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 CACHE_CONTROL = (b"cache-control", b"no-store")
 _random = Random()  # noqa: S311  # to tell requests apart, not to keep anybody out
@@ -92,15 +95,17 @@ class Gateway:
         request_id = _request_id(scope)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
-        status = 500
+        status, answered = 500, None
         body = _Body(scope, receive)
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 if body.unread:
                     await body.drain()
                 status = message["status"]
+                if _is_stream(message["headers"]):
+                    answered = perf_counter()
                 headers = [*message["headers"], (b"x-request-id", request_id), NO_SNIFF]
                 if all(name.lower() != b"cache-control" for name, _ in headers):
                     headers.append(CACHE_CONTROL)
@@ -117,12 +122,17 @@ class Gateway:
             status = CUT_SHORT
             raise
         finally:
-            elapsed = perf_counter() - started
+            # A stream lasts as long as somebody listens: what counts is when it began.
+            elapsed = (answered or perf_counter()) - started
             route = scope.get("path_template") or "unmatched"
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
             level = log.error if status >= 500 else log.info if status >= 400 else log.debug
             level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
+
+
+def _is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-type" and value.startswith(_STREAM) for name, value in headers)
 
 
 def request_id_of(value: bytes) -> bytes | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
@@ -20,8 +21,8 @@ STOP_GRACE_S = 5.0
 log = logger("api")
 
 
-async def listen(application: ASGIApp, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT.
+async def listen(application: ASGIApp, host: str, port: int, on_stop: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT; `on_stop` is told of it first, and ends what would never end by itself.
 
     Raises:
         SettingsError: the system refuses the host or the port.
@@ -37,7 +38,7 @@ async def listen(application: ASGIApp, host: str, port: int) -> None:
         log_enabled=False,
     )
     try:
-        await _until_stopped(server)
+        await _until_stopped(server, on_stop)
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         if isinstance(error, RuntimeError) and "os error" not in reason:  # so granian says what the system refused
@@ -45,12 +46,13 @@ async def listen(application: ASGIApp, host: str, port: int) -> None:
         raise SettingsError("PROFILES_PORT", f"cannot serve on {host}:{port}: {reason}") from None
 
 
-async def _until_stopped(server: Server) -> None:
+async def _until_stopped(server: Server, on_stop: Callable[[], None]) -> None:
     """granian waits for the last request however long it takes: for a sender that stalled in its body, for ever."""
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
 
     def stop() -> None:
+        on_stop()
         server.stop()  # type: ignore[no-untyped-call]  # granian's, which has no types
         loop.call_later(STOP_GRACE_S, serving.cancel)
 

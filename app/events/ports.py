@@ -147,12 +147,27 @@ class DeadLetters(Protocol):
         """One of them."""
         ...
 
-    async def discard(self, letter_id: int) -> bool:
-        """Forget one; False where there is none."""
+    async def discard(self, *letter_ids: int) -> int:
+        """Forget these; how many there were."""
         ...
 
-    async def revive(self, letter_id: int) -> None:
-        """Put a logged event back among the unconsumed, with its count at zero, and forget the letter."""
+    async def newest_id(self) -> int:
+        """The highest id; 0 where there is no letter."""
+        ...
+
+    async def count(self) -> int:
+        """How many there are."""
+        ...
+
+    async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
+        """They were tried again and are still no events: count that, and keep the newest reason of each."""
+        ...
+
+    async def revive(self, *letter_ids: int) -> int:
+        """Put logged events back among the unconsumed, their counts at zero, and forget the letters.
+
+        How many letters there were.
+        """
         ...
 
 

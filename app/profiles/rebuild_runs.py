@@ -22,10 +22,14 @@ CHUNK = 128
 log = logger("profiles.rebuild_runs")
 State = Literal["queued", "running", "completed", "cancelled", "failed"]
 ACTIVE = ("queued", "running")
+EVERYONE = "all"
 
 
 class RebuildRun(NamedTuple):
-    """One run. `user_ids` None: every eligible user. `position` is the last user done, or the count of a list."""
+    """One run. `user_ids` None: every eligible user, or a list that was not asked for; `everyone` tells.
+
+    `position` is the last user done, or the count of a list.
+    """
 
     id: str
     scope: str
@@ -42,6 +46,16 @@ class RebuildRun(NamedTuple):
     finished_at_ms: int | None
     error: str | None
 
+    @property
+    def everyone(self) -> bool:
+        """Whether it covers every eligible user."""
+        return self.scope == EVERYONE
+
+    @property
+    def active(self) -> bool:
+        """Whether it is queued or running."""
+        return self.state in ACTIVE
+
 
 class RebuildBook(Protocol):
     """Where runs are kept. Raises `StoreUnavailable`."""
@@ -55,7 +69,11 @@ class RebuildBook(Protocol):
         ...
 
     async def newest(self, limit: int) -> list[RebuildRun]:
-        """Newest first."""
+        """Newest first, without their lists of users."""
+        ...
+
+    async def progress(self, run_ids: Sequence[str]) -> list[RebuildRun]:
+        """These runs, without their lists of users; cheap."""
         ...
 
     async def untouched(self, before_ms: int) -> list[str]:
@@ -74,7 +92,7 @@ class RebuildBook(Protocol):
 def scope_of(user_ids: Sequence[str] | None) -> str:
     """Two runs with the same scope may not be active together."""
     if user_ids is None:
-        return "all"
+        return EVERYONE
     return "users:" + hashlib.sha256("/".join(sorted(set(user_ids))).encode()).hexdigest()[:16]
 
 

@@ -25,7 +25,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp
 
 from app.api.hit_path import HitPath
-from app.asgi import create_app
+from app.asgi import create_app, end_streams
 from app.assembly import Contract, Service, open_service
 from app.features.events import TipEvent
 from app.settings import ApiKey, Settings, hash_key
@@ -158,6 +158,7 @@ async def live(settings: Settings, *, contract: Contract | None = None, hit_path
                 await answering(port)
                 yield Live(url, port, service, application, client)
         finally:
+            end_streams(application)  # as `profiles serve` does
             server.stop()  # type: ignore[no-untyped-call]  # granian types it not
             await serving
 

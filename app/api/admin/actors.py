@@ -1,11 +1,15 @@
-"""Who acts, and what the audit trail keeps of whom they act on."""
+"""Who acts, and how their actions enter the audit trail."""
 
 from __future__ import annotations
 
-import hashlib
+from contextlib import AbstractAsyncContextManager
 
+from app import audit
 from app.api.auth import Caller
-from app.api.context import HttpRequest
+from app.api.context import HttpRequest, api_of
+from app.audit import user_hash
+
+__all__ = ["audited", "caller", "user_hash"]
 
 
 def caller(request: HttpRequest) -> Caller:
@@ -14,6 +18,7 @@ def caller(request: HttpRequest) -> Caller:
     return known
 
 
-def user_hash(user_id: str) -> str:
-    """What the audit trail keeps of a user, who may be erased one day, or was just now."""
-    return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
+def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.Act]:
+    """Around what an admin does: the intent is written before, what came of it after; see `app.audit`."""
+    api = api_of(request)
+    return audit.audited(api.trail, api.clock.now_ms(), caller(request).name, action, subject)

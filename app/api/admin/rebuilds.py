@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from litestar import delete, get, post
+from litestar import Response, delete, get, post
 from litestar.params import FromPath
 
-from app.api.admin.actors import caller
+from app.api.admin.rebuild_forms import SHOWN, blank, obstacles, rebuilds_page, start_from_form
+from app.api.admin.rebuild_runs import cancel, found, start, status_of
 from app.api.admin.schemas import RebuildList, RebuildRequest, RebuildStatus
-from app.api.context import Api, HttpRequest, api_of, selected
+from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
+from app.api.forms import is_form
 from app.api.inputs import body_as, check_ids
-from app.errors import Conflict, InvalidInput, Issue, NotFound
-from app.features.clock import rfc3339
-from app.features.registry import indices
-from app.profiles.rebuild_runs import ACTIVE, RebuildRun, scope_of
-
-SHOWN = 100
+from app.api.pages.negotiation import answer, prefers_page
+from app.errors import Conflict, InvalidInput, Issue
 
 
 @post(
@@ -28,37 +26,18 @@ SHOWN = 100
     "their cached values meanwhile. 409 while one of the same scope runs.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
 )
-async def start_rebuild(request: HttpRequest) -> RebuildStatus:
+async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     """Start one."""
-    api = api_of(request)
+    if is_form(request):
+        return await start_from_form(request)
     wanted = await body_as(request, RebuildRequest)
     if (wanted.scope is None) == (wanted.user_ids is None):
         raise InvalidInput("say who", [Issue("$", 'give either {"scope": "all"} or {"user_ids": […]}')])
-    user_ids = list(dict.fromkeys(wanted.user_ids)) if wanted.user_ids is not None else None
-    check_ids(user_ids or [], "user_ids[{}]")
-    mask = selected(api.registry, wanted.features)
-    now_ms = api.clock.now_ms()
-    run = RebuildRun(
-        id=api.new_id(),
-        scope=scope_of(user_ids),
-        user_ids=user_ids,
-        features=[api.registry.names[index] for index in indices(mask)],
-        state="queued",
-        done=0,
-        total=await api.runner.total(user_ids),
-        position="",
-        requested_by=caller(request).name,
-        created_at_ms=now_ms,
-        started_at_ms=None,
-        touched_at_ms=now_ms,
-        finished_at_ms=None,
-        error=None,
-    )
-    if (active := await api.book.open(run)) is not None:
-        raise Conflict(f"rebuild {active.id} of the same scope is {active.state}, at {active.done} of {active.total}")
-    await api.start_rebuild(run.id)
-    await api.audit(caller(request).name, "start rebuild", run.scope, run.id)
-    return _status(api, run)
+    check_ids(wanted.user_ids or [], "user_ids[{}]")
+    asked = await start(request, wanted.user_ids, wanted.features)
+    if not asked.new:
+        raise Conflict(asked.refusal)
+    return Response(status_of(api_of(request), asked.run), status_code=202)
 
 
 @get(
@@ -66,12 +45,16 @@ async def start_rebuild(request: HttpRequest) -> RebuildStatus:
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="List rebuilds",
+    description=f"The newest {SHOWN}, newest first. A page for a browser.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_rebuilds(request: HttpRequest) -> RebuildList:
+async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
     """Newest first."""
     api = api_of(request)
-    return RebuildList([_status(api, run) for run in await api.book.newest(SHOWN)])
+    if prefers_page(request):
+        return await rebuilds_page(request, blank(api))
+    body = RebuildList([status_of(api, run) for run in await api.book.newest(SHOWN)])
+    return Response(body, headers={"Vary": "Accept"})
 
 
 @get(
@@ -79,12 +62,15 @@ async def get_rebuilds(request: HttpRequest) -> RebuildList:
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="Watch a rebuild",
+    description="A page for a browser, which follows the run.",
     responses=problems(400, 401, 403, 404, 503),
 )
-async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
+async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
     """One."""
     api = api_of(request)
-    return _status(api, await _found(api, run_id))
+    run = await found(api, run_id)
+    hindered = await obstacles(api) if run.active and prefers_page(request) else []
+    return await answer(request, status_of(api, run), "rebuild.html", obstacles=hindered)
 
 
 @delete(
@@ -98,40 +84,4 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildSta
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """Cancel one."""
-    api = api_of(request)
-    run = await _found(api, run_id)
-    if not await api.book.finish(run.id, "cancelled", api.clock.now_ms(), None):
-        raise Conflict(f"rebuild {run.id} has ended: it is {(await _found(api, run_id)).state}")
-    await api.audit(caller(request).name, "cancel rebuild", run.scope, run.id)
-    return _status(api, await _found(api, run_id))
-
-
-async def _found(api: Api, run_id: str) -> RebuildRun:
-    run = await api.book.get(run_id)
-    if run is None:
-        raise NotFound(f"there is no rebuild {run_id}")
-    return run
-
-
-def _status(api: Api, run: RebuildRun) -> RebuildStatus:
-    rate, eta = None, None
-    if run.started_at_ms is not None:
-        until_ms = run.finished_at_ms or api.clock.now_ms()
-        rate = run.done / max(0.001, (until_ms - run.started_at_ms) / 1000)
-        if run.state in ACTIVE and rate > 0:
-            eta = max(0, run.total - run.done) / rate
-    return RebuildStatus(
-        run.id,
-        run.scope,
-        run.features,
-        run.state,
-        run.done,
-        run.total,
-        round(rate, 1) if rate is not None else None,
-        round(eta, 1) if eta is not None else None,
-        run.requested_by,
-        rfc3339(run.created_at_ms),
-        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
-        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
-        run.error,
-    )
+    return status_of(api_of(request), await cancel(request, run_id))

@@ -35,6 +35,8 @@ class RebuildStatus(msgspec.Struct):
     started_at: str | None
     finished_at: str | None
     error: str | None
+    user_count: Annotated[int | None, Meta(description="Length of the list; null where everyone eligible is covered.")]
+    took_s: Annotated[float | None, Meta(description="From its start to its end; null before that.")]
 
 
 class RebuildList(msgspec.Struct):
@@ -111,3 +113,44 @@ class Replayed(msgspec.Struct):
     accepted: int
     duplicates: int
     revived: Annotated[bool, Meta(description="The event was stored already and is with the workers again.")]
+
+
+class LetterFailure(msgspec.Struct):
+    """A dead letter that stays, and why."""
+
+    id: int
+    reason: str
+
+
+class ReplayedAll(msgspec.Struct):
+    """What replaying dead letters did; where `next_after` is not null there are more, above that id."""
+
+    replayed: Annotated[int, Meta(description="Letters that are gone: their events are stored.")]
+    accepted: int
+    duplicates: int
+    revived: Annotated[int, Meta(description="Events that were stored already and are with the workers again.")]
+    failed: int
+    failures: list[LetterFailure]
+    next_after: int | None
+
+
+class AuditLine(msgspec.Struct):
+    """Who did what to whom, when, and what came of it."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    subject: Annotated[str, Meta(description="A user only as a hash.")]
+    state: Annotated[
+        Literal["done", "refused", "failed", "begun"],
+        Meta(description="`begun`: under way, or its end could not be written down."),
+    ]
+    outcome: str
+
+
+class AuditPage(msgspec.Struct):
+    """Newest first; go on with `before`."""
+
+    entries: list[AuditLine]
+    next_before: int | None

@@ -1,4 +1,4 @@
-"""Signing in and out. An admin shows a key once and gets a session; attempts are audited, keys are never kept."""
+"""Signing in and out. An admin shows a key once and gets a session; what a known key does is audited, keys are never kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from app.api.forms import Form, read_form
 from app.api.pages.negotiation import page, redirect
 from app.api.pages.visits import begin_visit, visit_of
 from app.errors import Forbidden, Unauthenticated
+from app.telemetry import logger
 
+log = logger("api.sign_in")
 HOME = "/admin"
 SIGN_IN = "/admin/sign-in"
 
@@ -51,13 +53,16 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
     next_path = safe_next(form.get("next", HOME))
     if api.authenticator.keyless:
         return await redirect(request, next_path, "There is nothing to sign in to: no keys are configured.")
+    key = form.get("key").strip() or None
     try:
-        name = api.authenticator.require(form.get("key").strip() or None, "admin").name
-    except (Unauthenticated, Forbidden) as error:
-        known = isinstance(error, Forbidden)
-        refusal = "This key has not the scope admin." if known else "This key is not known."
-        await api.audit("anyone", "sign in", "session", f"refused: {refusal}")
-        return await _sign_in_page(request, next_path, refusal, status=403 if known else 401)
+        name = api.authenticator.require(key, "admin").name
+    except Unauthenticated:
+        # Not audited: whoever can reach this page could fill the disk with attempts.
+        log.warning("sign_in_refused", reason="the key is not known")
+        return await _sign_in_page(request, next_path, "This key is not known.", status=401)
+    except Forbidden as error:
+        await api.audit(api.authenticator.caller(key).name, "sign in", "session", f"refused: {error}")
+        return await _sign_in_page(request, next_path, "This key has not the scope admin.", status=403)
     visit = await begin_visit(request, name)
     await api.audit(name, "sign in", "session", "done")
     return await redirect(request, next_path, visit=visit)

@@ -10,7 +10,7 @@ from typing import Any
 
 from litestar import Response, delete, get, post
 
-from app.api.admin.actors import caller, user_hash
+from app.api.admin.actors import audited, user_hash
 from app.api.admin.user_schemas import UserHoldings
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import UserId, problems
@@ -48,7 +48,7 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
         refusal = "That is not the user's id, so nothing was deleted. Capitals and spaces count."
         body = await _holdings(api, user_id)
         return await answer(request, body, "user_erase.html", status_code=422, refusal=refusal)
-    erased = await _erase(api, user_id, caller(request).name)
+    erased = await _erase(request, user_id)
     return await page(request, "user_erased.html", user_id=user_id, erased=erased, hashed=user_hash(user_id))
 
 
@@ -63,7 +63,7 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
 async def erase_user(request: HttpRequest, user_id: UserId) -> None:
     """Erase one user."""
     check_ids([user_id], "user_id")
-    await _erase(api_of(request), user_id, caller(request).name)
+    await _erase(request, user_id)
 
 
 async def _holdings(api: Api, user_id: str) -> UserHoldings:
@@ -71,10 +71,11 @@ async def _holdings(api: Api, user_id: str) -> UserHoldings:
     return _counted(user_id, await api.users.holdings(user_id), _live(api, held))
 
 
-async def _erase(api: Api, user_id: str, actor: str) -> Holdings:
+async def _erase(request: HttpRequest, user_id: str) -> Holdings:
     """Everything goes; the audit keeps a hash of the id, and how much it was."""
-    erased = await api.erase(user_id)
-    await api.audit(actor, "erase", user_hash(user_id), f"done, {erased.events} events")
+    async with audited(request, "erase", user_hash(user_id)) as act:
+        erased = await api_of(request).erase(user_id)
+        act.outcome = f"done, {erased.events} events"
     return erased
 
 

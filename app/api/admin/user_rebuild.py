@@ -8,7 +8,7 @@ import msgspec
 from litestar import MediaType, Response, post
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.api.admin.actors import caller, user_hash
+from app.api.admin.actors import audited, user_hash
 from app.api.admin.user_schemas import UserRebuildRequest
 from app.api.context import Api, HttpRequest, api_of, selected
 from app.api.documents import ProfileAnswer, UserId, problems
@@ -39,7 +39,7 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Any]:
     check_ids([user_id], "user_id")
     mask = selected(api.registry, await _wanted(request))
     held = await api.inspector.held(user_id) if prefers_page(request) else None
-    profile = await rebuild(api, user_id, mask, caller(request).name)
+    profile = await _rebuild(request, user_id, mask)
     if not prefers_page(request):
         return Response(renderer(api).profile(user_id, profile, mask, detail=True), media_type=MediaType.JSON)
     rows = [_row(api, index, held, profile[index]) for index in indices(mask)]
@@ -87,12 +87,12 @@ def _row(api: Api, index: int, held: list[bytes | None] | None, after: Reading) 
     )
 
 
-async def rebuild(api: Api, user_id: str, mask: int, actor: str) -> Profile:
-    """Rebuild, let every process forget what it keeps near, and audit with which features."""
-    profiles = await api.rebuilder.rebuild([user_id], mask)
-    await api.recall()
-    names = ", ".join(api.registry.names[index] for index in indices(mask))
-    await api.audit(
-        actor, "rebuild", user_hash(user_id), "done" if mask == api.registry.full_mask else f"done: {names}"
-    )
+async def _rebuild(request: HttpRequest, user_id: str, mask: int) -> Profile:
+    """Rebuild, and let every process forget what it keeps near. The audit says with which features, if not with all."""
+    api = api_of(request)
+    async with audited(request, "rebuild", user_hash(user_id)) as act:
+        profiles = await api.rebuilder.rebuild([user_id], mask)
+        await api.recall()
+        if mask != api.registry.full_mask:
+            act.outcome = "done: " + ", ".join(api.registry.names[index] for index in indices(mask))
     return profiles[user_id]

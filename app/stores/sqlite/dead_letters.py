@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 
 import msgspec
 
@@ -30,6 +31,11 @@ UPDATE_REVIVED = "UPDATE event_log SET consumed_at_ms = NULL, attempts = 0 WHERE
 SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
 SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"
 SELECT_LETTER_SEQ = "SELECT seq FROM dead_letters WHERE id = ?"
+SELECT_NEWEST_ID = "SELECT COALESCE(MAX(id), 0) FROM dead_letters"
+SELECT_COUNT_LETTERS = "SELECT COUNT(*) FROM dead_letters"
+UPDATE_REFUSED = """
+UPDATE dead_letters SET error = ?, attempts = attempts + 1, last_failed_at_ms = ? WHERE id = ? AND seq IS NULL
+"""
 DELETE_LETTER = "DELETE FROM dead_letters WHERE id = ?"
 
 
@@ -77,19 +83,41 @@ class SqliteDeadLetters:
         row = await self._database.read(lambda connection: connection.execute(SELECT_LETTER, (letter_id,)).fetchone())
         return DeadLetter(*row) if row else None
 
-    async def discard(self, letter_id: int) -> bool:
-        """Forget one."""
-        return await self._database.write(
-            lambda connection: connection.execute(DELETE_LETTER, (letter_id,)).rowcount > 0
-        )
+    async def discard(self, *letter_ids: int) -> int:
+        """Forget them."""
 
-    async def revive(self, letter_id: int) -> None:
-        """The event comes back to the unconsumed."""
+        def work(connection: sqlite3.Connection) -> int:
+            return sum(connection.execute(DELETE_LETTER, (letter_id,)).rowcount for letter_id in letter_ids)
 
-        def work(connection: sqlite3.Connection) -> None:
-            row = connection.execute(SELECT_LETTER_SEQ, (letter_id,)).fetchone()
-            if row is not None and row[0] is not None:
-                connection.execute(UPDATE_REVIVED, (row[0],))
-            connection.execute(DELETE_LETTER, (letter_id,))
+        return await self._database.write(work)
 
-        await self._database.write(work)
+    async def newest_id(self) -> int:
+        """Of all."""
+        return await self._number(SELECT_NEWEST_ID)
+
+    async def count(self) -> int:
+        """All of them."""
+        return await self._number(SELECT_COUNT_LETTERS)
+
+    async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
+        """The newest reason is the one to mend."""
+        rows = [(reason, now_ms, letter_id) for letter_id, reason in reasons.items()]
+        await self._database.write(lambda connection: connection.executemany(UPDATE_REFUSED, rows).rowcount)
+
+    async def revive(self, *letter_ids: int) -> int:
+        """The events come back to the unconsumed; once, however many ask for it at once."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            count = 0
+            for letter_id in letter_ids:
+                row = connection.execute(SELECT_LETTER_SEQ, (letter_id,)).fetchone()
+                if row is not None and row[0] is not None:
+                    connection.execute(UPDATE_REVIVED, (row[0],))
+                count += connection.execute(DELETE_LETTER, (letter_id,)).rowcount
+            return count
+
+        return await self._database.write(work)
+
+    async def _number(self, statement: str) -> int:
+        (number,) = await self._database.read(lambda connection: connection.execute(statement).fetchone())
+        return int(number)

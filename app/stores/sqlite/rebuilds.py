@@ -1,11 +1,10 @@
-"""Rebuild runs and the audit trail in SQLite."""
+"""Rebuild runs in SQLite."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from app.profiles.rebuild_runs import ACTIVE, RebuildRun, State
 from app.stores.sqlite.database import Database
@@ -18,7 +17,10 @@ _COLUMNS = (
 INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
 SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
-SELECT_RUNS = f"SELECT {_COLUMNS} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
+# Without the lists, which may hold a thousand ids each.
+_PROGRESS = _COLUMNS.replace("user_ids", "NULL")
+SELECT_RUNS = f"SELECT {_PROGRESS} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
+SELECT_PROGRESS = f"SELECT {_PROGRESS} FROM rebuilds WHERE id IN (SELECT value FROM json_each(?))"
 SELECT_UNTOUCHED = "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND touched_at_ms < ?"
 UPDATE_PROGRESS = """
 UPDATE rebuilds SET state = 'running', done = :done, position = :position, touched_at_ms = :now,
@@ -30,18 +32,6 @@ UPDATE_FINISHED = """
 UPDATE rebuilds SET state = ?, finished_at_ms = ?, touched_at_ms = ?, error = ?
 WHERE id = ? AND state IN ('queued', 'running')
 """
-INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?)"
-SELECT_AUDIT = "SELECT at_ms, actor, action, subject, outcome FROM audit_trail ORDER BY id DESC LIMIT ?"
-
-
-class AuditEntry(NamedTuple):
-    """Who did what to whom, when, and what came of it."""
-
-    at_ms: int
-    actor: str
-    action: str
-    subject: str
-    outcome: str
 
 
 class SqliteRebuildBook:
@@ -79,6 +69,12 @@ class SqliteRebuildBook:
         rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
         return [_run(row) for row in rows]
 
+    async def progress(self, run_ids: Sequence[str]) -> list[RebuildRun]:
+        """By key, in one statement."""
+        parameters = (json.dumps(run_ids),)
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_PROGRESS, parameters).fetchall())
+        return [_run(row) for row in rows]
+
     async def untouched(self, before_ms: int) -> list[str]:
         """Ids of active runs that nobody touched since."""
         rows = await self._database.read(
@@ -107,22 +103,6 @@ class SqliteRebuildBook:
             return connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
 
         return await self._database.write(work)
-
-
-class SqliteAuditTrail:
-    """Every admin action, for good."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def record(self, entry: AuditEntry) -> None:
-        """Keep one."""
-        await self._database.write(lambda connection: connection.execute(INSERT_AUDIT, entry))
-
-    async def newest(self, limit: int) -> list[AuditEntry]:
-        """Newest first."""
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_AUDIT, (limit,)).fetchall())
-        return [AuditEntry(*row) for row in rows]
 
 
 def _run(row: Sequence[object]) -> RebuildRun:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
+from app.audit import user_hash
+from app.errors import StoreUnavailable
 from app.events.ports import DeadLetter
 from tests.support.events import payload, served
 from tests.support.live import Live, new_user, paths, problem
@@ -139,3 +142,97 @@ async def test_change_is_audited_when_a_letter_is_replayed_or_discarded(own_site
         ("anyone", "discard", f"dead-letter:{second}"),
         ("anyone", "replay", f"dead-letter:{first}"),
     ]
+
+
+async def test_letter_is_shown_whole_when_it_is_asked_for(site: Live) -> None:
+    letter = await bury(site, {"any": "thing"})
+    answer = await site.client.get(f"/admin/dead-letters/{letter}")
+    assert answer.status_code == 200
+    assert answer.json() == (await listed(site, letter - 1))[0]
+
+
+async def test_all_letters_are_replayed_and_the_answer_says_which_still_fail(own_site: Live) -> None:
+    user = new_user()
+    fine = await bury(own_site, payload(served(user, own_site.now_ms)))
+    bad = await bury(own_site, {"any": "thing"})
+    answer = await own_site.client.post("/admin/dead-letters/replay")
+    assert answer.status_code == 200
+    body = answer.json()
+    (failure,) = body.pop("failures")
+    assert body == {"replayed": 1, "accepted": 1, "duplicates": 0, "revived": 0, "failed": 1, "next_after": None}
+    assert failure["id"] == bad
+    assert "subject" in failure["reason"]
+    assert (await own_site.features(user))["tip_volume_30d"] == 1
+    assert await kept(own_site, fine) is None
+    assert (await listed(own_site, 0))[0]["error"] == failure["reason"]
+    (entry,) = await own_site.service.audit.newest(1)
+    assert (entry.action, entry.subject) == ("replay all", "dead-letters")
+    assert entry.outcome == "done: 1 replayed, 1 still fail"
+
+
+async def test_only_letters_above_are_replayed_when_a_beginning_is_given(own_site: Live) -> None:
+    letters = [await bury(own_site, payload(served(new_user(), own_site.now_ms))) for _ in range(3)]
+    answer = await own_site.client.post(f"/admin/dead-letters/replay?after={letters[1]}")
+    assert answer.json()["replayed"] == 1
+    assert [item["id"] for item in await listed(own_site, 0)] == letters[:2]
+
+
+async def test_event_is_taken_in_once_when_a_letter_is_replayed_twice_at_once(own_site: Live) -> None:
+    user = new_user()
+    letter = await bury(own_site, payload(served(user, own_site.now_ms)))
+    answers = await asyncio.gather(
+        *(own_site.client.post(f"/admin/dead-letters/{letter}/replay") for _ in range(5)),
+        own_site.client.post("/admin/dead-letters/replay"),
+    )
+    assert {answer.status_code for answer in answers} <= {200, 404}
+    assert sum(answer.json()["accepted"] for answer in answers if answer.status_code == 200) == 1
+    assert (await own_site.features(user))["tip_volume_30d"] == 1
+
+
+async def test_reason_is_kept_and_the_payload_is_not_when_a_letter_is_discarded(own_site: Live) -> None:
+    user = new_user()
+    letter = await bury(own_site, payload(served(user, own_site.now_ms)))
+    reason = f"a test event of {user}, <script>alert(1)</script>"
+    answer = await own_site.client.delete(f"/admin/dead-letters/{letter}", params={"reason": reason})
+    assert answer.status_code == 204
+    (entry,) = await own_site.service.audit.newest(1)
+    assert user not in repr(entry)
+    assert entry.outcome == f"done: a test event of {user_hash(user)}, <script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("reason", ["x" * 401, "a\x00b", "two\nlines"])
+async def test_letter_stays_when_the_reason_is_not_allowed(site: Live, reason: str) -> None:
+    letter = await bury(site, 1)
+    answer = await site.client.delete(f"/admin/dead-letters/{letter}", params={"reason": reason})
+    assert paths(problem(answer, 400)) == ["reason"]
+    assert await kept(site, letter) is not None
+
+
+async def test_refusal_is_audited_without_what_the_payload_says(own_site: Live) -> None:
+    event = served("of-a-user", own_site.now_ms, event_id="of-a-user-1")
+    await own_site.send(event)
+    bad = await bury(own_site, {"user_id": "of-a-user", "subject": "of-a-user"})
+    clash = await bury(own_site, {**payload(event), "tip_id": "another"})
+    problem(await own_site.client.post(f"/admin/dead-letters/{bad}/replay"), 422)
+    problem(await own_site.client.post(f"/admin/dead-letters/{clash}/replay"), 409)
+    entries = await own_site.service.audit.newest(10)
+    assert [entry.outcome for entry in entries] == [
+        "refused: its event id is known with other content",
+        "refused: it is still no event",
+    ]
+    assert "of-a-user" not in repr(entries)
+
+
+async def test_nothing_is_discarded_when_the_audit_trail_cannot_be_written(
+    own_site: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letter = await bury(own_site, 1)
+
+    async def full(*_: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own_site.service.audit, "begin", full)
+        problem(await own_site.client.delete(f"/admin/dead-letters/{letter}"), 503)
+        problem(await own_site.client.post("/admin/dead-letters/replay"), 503)
+    assert await kept(own_site, letter) is not None

@@ -54,6 +54,8 @@ async def test_rebuild_is_queued_until_a_worker_takes_it_up(site: Live, users: l
         "started_at": None,
         "finished_at": None,
         "error": None,
+        "user_count": 3,
+        "took_s": None,
     }
     assert run["scope"].startswith("users:")
     assert await look(site, run["id"]) == run
@@ -155,3 +157,41 @@ async def test_change_is_audited_when_a_rebuild_is_started_or_cancelled(own_site
         ("anyone", "cancel rebuild", run["id"]),
         ("anyone", "start rebuild", run["id"]),
     ]
+
+
+async def test_refusal_is_audited_when_a_rebuild_may_not_be_started_or_cancelled(own_site: Live) -> None:
+    run = await start(own_site, {"user_ids": ["u"]})
+    problem(await own_site.client.post("/admin/rebuilds", json={"user_ids": ["u"]}), 409)
+    await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
+    problem(await own_site.client.delete(f"/admin/rebuilds/{run['id']}"), 409)
+    cancelled_again, _, started_again, _ = await own_site.service.audit.newest(10)
+    assert (started_again.action, started_again.subject) == ("start rebuild", run["scope"])
+    assert started_again.outcome == f"refused: rebuild {run['id']} of the same scope is queued, at 0 of 1"
+    assert cancelled_again.outcome == f"refused: rebuild {run['id']} has ended: it is cancelled"
+
+
+async def test_rebuild_goes_on_where_it_was_when_its_worker_was_restarted(
+    own_site: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.profiles.rebuild_runs.CHUNK", 2)
+    users = sorted(new_user() for _ in range(5))
+    await own_site.send(*(served(user, own_site.now_ms) for user in users))
+    run = await start(own_site, {"scope": "all"})
+    assert await own_site.service.runner.run(run["id"], budget_s=-1) is False  # a piece, then the worker is gone
+    halfway = await look(own_site, run["id"])
+    assert (halfway["state"], halfway["done"], halfway["started_at"] is None) == ("running", 2, False)
+    untouched = await own_site.service.book.untouched(own_site.now_ms + 1)
+    assert untouched == [run["id"]]  # which is what the next worker's sweep takes up
+    assert await own_site.service.runner.run(run["id"], budget_s=30)
+    ended = await look(own_site, run["id"])
+    assert (ended["state"], ended["done"], ended["total"]) == ("completed", 5, 5)
+    assert ended["started_at"] == halfway["started_at"]
+    assert ended["took_s"] >= 0
+
+
+async def test_list_of_users_is_counted_and_not_shown(site: Live, users: list[str]) -> None:
+    run = await start(site, {"user_ids": users})
+    answer = await site.client.get("/admin/rebuilds")
+    (shown,) = (item for item in answer.json()["rebuilds"] if item["id"] == run["id"])
+    assert shown["user_count"] == 3
+    assert not any(user in answer.text for user in users)

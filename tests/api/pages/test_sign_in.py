@@ -128,3 +128,27 @@ async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, he
 async def test_next_page_is_the_overview_when_it_would_lead_away(path: str) -> None:
     assert safe_next(path) == "/admin"
     assert safe_next("/admin/users/a%20b?x=1") == "/admin/users/a%20b?x=1"
+
+
+async def test_sign_in_and_out_are_audited_and_an_unknown_key_is_not(keyed: Live, browser: Browser) -> None:
+    async def entries() -> list[tuple[str, str, str]]:
+        answer = await keyed.client.get("/admin/audit", headers=as_caller("admin"))
+        return [
+            (entry["actor"], entry["action"], entry["outcome"])
+            for entry in answer.json()["entries"]
+            if entry["action"].startswith("sign")
+        ]
+
+    before = len(await entries())
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["stranger"])
+        await visitor.sign_in(KEYS["writer"])
+        await visitor.sign_in(KEYS["admin"])
+        await visitor.page.get_by_role("button", name="Sign out").click()
+        await expect(visitor.page.get_by_role("status")).to_be_visible()
+    found = await entries()
+    assert found[: len(found) - before] == [
+        ("admin", "sign out", "done"),
+        ("admin", "sign in", "done"),
+        ("writer", "sign in", "refused: the key 'writer' has not the scope 'admin'"),
+    ]

@@ -1,0 +1,83 @@
+"""The audit trail: who did what, when, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from litestar import Response, get
+from litestar.params import QueryParameter
+
+from app.api.admin.actors import user_hash
+from app.api.admin.schemas import AuditLine, AuditPage
+from app.api.context import Api, HttpRequest, api_of
+from app.api.documents import problems
+from app.api.inputs import check_ids
+from app.api.pages.negotiation import answer, prefers_page
+from app.audit import AuditEntry, AuditFilter, state_of
+from app.errors import InvalidInput, Issue
+from app.features.clock import rfc3339
+
+ENTRIES_PER_PAGE = 50
+MAX_ROWID = 2**63 - 1
+_OF_RUNS = ("start rebuild", "cancel rebuild")
+
+
+@get(
+    "/admin/audit",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Read the audit trail",
+    description="Every admin action, newest first. Users stand there as hashes only; `user_id` looks for one. A page "
+    "for a browser.",
+    responses=problems(400, 401, 403, 422, 503),
+)
+async def get_audit(
+    request: HttpRequest,
+    before: Annotated[int, QueryParameter(ge=1, le=MAX_ROWID, description="Only entries with a lower id.")] = MAX_ROWID,
+    actor: Annotated[str, QueryParameter(description="Only what this one did.")] = "",
+    action: Annotated[str, QueryParameter(description="Only this action.")] = "",
+    subject: Annotated[str, QueryParameter(description="Only what was done to this subject, as it is stored.")] = "",
+    user_id: Annotated[str, QueryParameter(description="Only what was done to this user; instead of `subject`.")] = "",
+) -> Response[AuditPage]:
+    """A page of it."""
+    api = api_of(request)
+    wanted = AuditFilter(actor or None, action or None, _subject(subject, user_id))
+    entries = await api.trail.page(wanted, before, ENTRIES_PER_PAGE + 1)
+    page = entries[:ENTRIES_PER_PAGE]
+    more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
+    body = AuditPage([_line(entry) for entry in page], more)
+    context = await _choices(api, wanted, before, more) if prefers_page(request) else {}
+    return await answer(request, body, "audit.html", **context)
+
+
+async def _choices(api: Api, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
+    """What the page offers besides: the filters, as they are set, and where to go on."""
+    kept = {name: value for name, value in wanted._asdict().items() if value is not None}
+    actors, actions = await api.trail.actors(), await api.trail.actions()
+    return {
+        "wanted": wanted,
+        "actors": _with(actors, wanted.actor),
+        "actions": _with(actions, wanted.action),
+        "older": f"?{urlencode({**kept, 'before': more})}" if more is not None else None,
+        "newest": f"?{urlencode(kept)}" if before != MAX_ROWID else None,
+        "of_runs": _OF_RUNS,
+    }
+
+
+def _with(names: list[str], chosen: str | None) -> list[str]:
+    return names if chosen is None or chosen in names else sorted([*names, chosen])
+
+
+def _subject(subject: str, user_id: str) -> str | None:
+    if not user_id:
+        return subject or None
+    if subject:
+        raise InvalidInput("say whom", [Issue("user_id", "give either user_id or subject")])
+    check_ids([user_id], "user_id")
+    return user_hash(user_id)
+
+
+def _line(entry: AuditEntry) -> AuditLine:
+    state: Any = state_of(entry.outcome)
+    return AuditLine(entry.id, rfc3339(entry.at_ms), entry.actor, entry.action, entry.subject, state, entry.outcome)

@@ -1,0 +1,98 @@
+"""One dead letter as admins see it, and discarding one: its payload may be about a user, the audit trail never is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from app.api.admin.actors import audited, user_hash
+from app.api.admin.schemas import Letter, Replayed
+from app.api.context import Api, HttpRequest, api_of
+from app.errors import Conflict, NotFound
+from app.events.ports import DeadLetter
+from app.events.replay import REFUSALS
+from app.features.clock import rfc3339
+from app.features.ids import id_problem
+
+MAX_ROWID = 2**63 - 1
+MAX_REASON = 400
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+async def found(api: Api, letter_id: int) -> DeadLetter:
+    """One letter; raises `NotFound`."""
+    letter = await api.letters.get(letter_id) if letter_id <= MAX_ROWID else None
+    if letter is None:
+        raise NotFound(f"there is no dead letter {letter_id}")
+    return letter
+
+
+async def replay(request: HttpRequest, letter_id: int) -> Replayed:
+    """Try one again; raises `NotFound`, or what `Replayer.replay` raises."""
+    api = api_of(request)
+    letter = await found(api, letter_id)
+    async with audited(request, "replay", _subject(letter_id)) as act:
+        try:
+            return Replayed(*await api.replayer.replay(letter))
+        except REFUSALS as error:
+            # What is wrong in detail may quote the payload.
+            clash = isinstance(error, Conflict)
+            act.outcome = f"refused: {'its event id is known with other content' if clash else 'it is still no event'}"
+            raise
+
+
+async def discard(request: HttpRequest, letter_id: int, reason: str) -> None:
+    """Forget a letter, for a reason that is allowed (or none); raises `NotFound`."""
+    api = api_of(request)
+    letter = await found(api, letter_id)
+    async with audited(request, "discard", _subject(letter_id)) as act:
+        if not await api.letters.discard(letter_id):
+            raise NotFound(f"there is no dead letter {letter_id}")
+        act.outcome = f"done: {_without_user(reason.strip(), letter)}" if reason.strip() else "done"
+
+
+def reason_problem(reason: str) -> str | None:
+    """Why a reason is not allowed, or None where it is."""
+    if len(reason) > MAX_REASON:
+        return f"must be at most {MAX_REASON} characters, has {len(reason)}"
+    return "must not contain control characters" if _CONTROL.search(reason) else None
+
+
+def user_of(letter: DeadLetter) -> str | None:
+    """The user that a letter's payload names, where that could be one."""
+    try:
+        payload = msgspec.json.decode(letter.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    user_id = payload.get("user_id") if isinstance(payload, dict) else None
+    return user_id if isinstance(user_id, str) and id_problem(user_id) is None else None
+
+
+def shown(item: DeadLetter) -> Letter:
+    """As it is answered."""
+    source: Any = item.source
+    return Letter(
+        item.id,
+        source,
+        item.payload,
+        item.error,
+        item.traceback,
+        item.attempts,
+        item.seq,
+        rfc3339(item.created_at_ms),
+        rfc3339(item.last_failed_at_ms),
+    )
+
+
+def _without_user(reason: str, letter: DeadLetter) -> str:
+    """The reason with a hash where it names the letter's user."""
+    user_id = user_of(letter)
+    if user_id is None:
+        return reason
+    return re.sub(rf"(?<!\w){re.escape(user_id)}(?!\w)", user_hash(user_id), reason)
+
+
+def _subject(letter_id: int) -> str:
+    return f"dead-letter:{letter_id}"

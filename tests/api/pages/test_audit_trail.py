@@ -1,0 +1,96 @@
+"""The page of the audit trail."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from app.audit import user_hash
+from tests.support.browser import NARROW, WIDE, Scheme, visiting
+from tests.support.live import KEYS, Live, new_user
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+EVIL = "<script>document.title='taken'</script>"
+
+
+async def write(site: Live, actor: str, action: str, subject: str, outcome: str = "done") -> None:
+    """An entry."""
+    await site.service.audit.begin(site.now_ms, actor, action, subject, outcome)
+
+
+async def test_page_says_so_when_nobody_has_done_anything(own_site: Live, browser: Browser) -> None:
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/audit")
+        assert "Nobody has done anything yet" in await visitor.text()
+        await visitor.assert_sound()
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_outcome_is_shown_and_nothing_is_markup(
+    own_site: Live, browser: Browser, scheme: Scheme, width: int
+) -> None:
+    for outcome in ("done", "begun", f"refused: {EVIL}", f"failed: {EVIL}", "done, 3 events", f"done: {EVIL * 10}"):
+        await write(own_site, EVIL, EVIL, user_hash("ann"), outcome)
+    async with visiting(browser, own_site, scheme=scheme, width=width) as visitor:
+        await visitor.go("/admin/audit")
+        await visitor.assert_sound()
+        states = await visitor.page.locator("tbody .badge").all_inner_texts()
+        assert states == ["done", "done", "failed", "refused", "begun", "done"]
+        assert await visitor.page.title() != "taken"
+        assert await visitor.page.locator("main script").count() == 0
+        await expect(visitor.page.locator("tbody tr").nth(1)).to_contain_text("3 events")
+
+
+async def test_entries_are_filtered_and_paged(
+    own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.admin.audit_trail.ENTRIES_PER_PAGE", 2)
+    for number in range(6):
+        await write(own_site, "ann" if number % 2 else "bob", "erase", f"s{number}")
+    async with visiting(browser, own_site, scripts=False) as visitor:
+        page = visitor.page
+        await visitor.go("/admin/audit")
+        await page.get_by_label("Who", exact=True).select_option("ann")
+        await page.get_by_role("button", name="Show").click()
+        subjects = page.locator("tbody td[data-label^=To]")
+        assert await subjects.all_inner_texts() == ["s5", "s3"]
+        await page.get_by_role("link", name="Older").click()
+        assert await subjects.all_inner_texts() == ["s1"]
+        await expect(page.get_by_label("Who", exact=True)).to_have_value("ann")
+        await page.get_by_role("link", name="Newest").click()
+        assert await subjects.all_inner_texts() == ["s5", "s3"]
+        await subjects.last.get_by_role("link").click()
+        assert await subjects.all_inner_texts() == ["s3"]
+        await page.get_by_label("To whom or what").fill("nothing")
+        await page.get_by_role("button", name="Show").click()
+        assert "No entry is like that" in await visitor.text()
+
+
+async def test_user_is_found_by_the_id_which_the_page_does_not_show(own_site: Live, browser: Browser) -> None:
+    user = new_user()
+    await own_site.client.delete(f"/admin/users/{user}")
+    await write(own_site, "ann", "discard", "dead-letter:1")
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/audit")
+        await visitor.page.get_by_label("Or the user's id").fill(user)
+        await visitor.page.get_by_role("button", name="Show").click()
+        await expect(visitor.page.locator("tbody tr")).to_have_count(1)
+        await expect(visitor.page.locator("tbody tr")).to_contain_text("erase")
+        await expect(visitor.page.get_by_label("To whom or what")).to_have_value(user_hash(user))
+        assert user not in await visitor.page.content()
+
+
+async def test_rebuild_is_linked_and_signing_in_is_there(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        await visitor.go("/admin/rebuilds")
+        await visitor.page.get_by_label("The users of this list").check()
+        await visitor.page.get_by_label("User ids").fill(new_user())
+        await visitor.page.get_by_role("button", name="Start the rebuild").click()
+        run = visitor.page.url
+        await visitor.go("/admin/audit")
+        first, second = visitor.page.locator("tbody tr").first, visitor.page.locator("tbody tr").nth(1)
+        await expect(second).to_contain_text("sign in")
+        await first.locator("td[data-label=Outcome] a").click()
+        await expect(visitor.page).to_have_url(run)

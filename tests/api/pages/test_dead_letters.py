@@ -1,0 +1,216 @@
+"""The pages of dead letters: read what was written by others, replay one or all, discard with a reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from tests.support.browser import NARROW, WIDE, Scheme, visiting
+from tests.support.events import payload, served
+from tests.support.live import Live, new_user
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+EVIL = "</pre><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+async def bury(site: Live, content: object, error: str = "no event", traceback: str = "") -> int:
+    """A letter as the queue's door leaves it."""
+    text = content if isinstance(content, str) else json.dumps(content)
+    return await site.service.letters.bury_payload(text, error, traceback, site.now_ms)
+
+
+async def bury_event(site: Live, user: str) -> int:
+    """A letter of an event that workers could not consume."""
+    await site.send(served(user, site.now_ms))
+    (event,) = await site.service.log.unconsumed(site.now_ms + 1, 10)
+    trace = 'Traceback (most recent call last):\n  File "learn.py", line 7\nValueError: cannot learn'
+    await site.service.letters.failed(event.seq, "ValueError: cannot learn", trace, site.now_ms, 1)
+    return await site.service.letters.newest_id()
+
+
+async def test_page_says_so_when_there_is_nothing_to_do(own_site: Live, browser: Browser) -> None:
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/dead-letters")
+        assert "No dead letters" in await visitor.text()
+        await visitor.assert_sound()
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_nothing_that_others_wrote_is_markup(
+    own_site: Live, browser: Browser, scheme: Scheme, width: int
+) -> None:
+    site = own_site
+    await bury(site, EVIL, EVIL, EVIL)
+    await bury(site, {EVIL: EVIL, "user_id": "<b>" + "x" * 100}, EVIL)
+    await bury(site, "x" * 50_000)
+    last = await bury_event(site, new_user())
+    async with visiting(browser, site, scheme=scheme, width=width) as visitor:
+        for path in ("/admin/dead-letters", "/admin/dead-letters/1", "/admin/dead-letters/2", "/admin/dead-letters/3"):
+            await visitor.go(path)
+            for summary in await visitor.page.locator("summary").all():
+                await summary.click()
+            await visitor.assert_sound()
+            assert await visitor.page.title() != "taken"
+            assert await visitor.page.locator("main script, main img, main b").count() == 0
+        await visitor.go("/admin/dead-letters/1")
+        assert (await visitor.text()).count("<script>") == 3
+        await visitor.go(f"/admin/dead-letters/{last}")
+        await expect(visitor.page.get_by_text("ValueError: cannot learn").first).to_be_visible()
+
+
+async def test_payload_is_pretty_and_the_traceback_folded(own_site: Live, browser: Browser) -> None:
+    user = new_user()
+    await bury_event(own_site, user)
+    await bury(own_site, "y" * 5_000)
+    async with visiting(browser, own_site, scripts=False) as visitor:
+        page = visitor.page
+        await visitor.go("/admin/dead-letters")
+        letter = page.get_by_role("article", name="Letter 1")
+        await expect(letter.get_by_label("Payload", exact=True)).to_contain_text(f'  "user_id": "{user}"')
+        await expect(letter.get_by_role("link", name=user)).to_have_attribute("href", f"/admin/users/{user}")
+        await expect(letter.get_by_text("learn.py")).to_be_hidden()
+        await letter.get_by_text("Traceback", exact=True).click()
+        await expect(letter.get_by_text("learn.py")).to_be_visible()
+        long = page.get_by_role("article", name="Letter 2")
+        assert len(await long.get_by_label("Payload, its beginning").inner_text()) < 2_000
+        await long.get_by_role("link", name="The whole payload").click()
+        assert len(await page.get_by_label("Payload", exact=True).inner_text()) == 5_000
+
+
+async def test_letters_are_paged(own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.admin.dead_letters.LETTERS_ON_A_PAGE", 2)
+    for number in range(4):
+        await bury(own_site, number)
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/dead-letters")
+        seen = []
+        for _ in range(2):
+            seen.extend(await visitor.page.locator("article h2").all_inner_texts())
+            await visitor.page.get_by_role("link", name="Next letters").click()
+        assert seen == [f"Letter {number}" for number in range(1, 5)]
+        assert "No letters after this one" in await visitor.text()
+        await visitor.page.get_by_role("link", name="To the first letter").click()
+        await expect(visitor.page.locator("article").first).to_contain_text("Letter 1")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+async def test_letter_is_replayed(own_site: Live, browser: Browser, scripts: bool) -> None:
+    user = new_user()
+    letter = await bury(own_site, payload(served(user, own_site.now_ms)))
+    async with visiting(browser, own_site, scripts=scripts) as visitor:
+        await visitor.go("/admin/dead-letters")
+        await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
+        said = f"Letter {letter} is replayed: its event is taken in."
+        await expect(visitor.page.get_by_role("status")).to_have_text(said)
+    assert (await own_site.features(user))["tip_volume_30d"] == 1
+
+
+async def test_event_is_with_the_workers_again_when_its_letter_is_replayed(own_site: Live, browser: Browser) -> None:
+    letter = await bury_event(own_site, new_user())
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(f"/admin/dead-letters/{letter}")
+        await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
+        await expect(visitor.page.get_by_role("status")).to_contain_text("its event is with the workers again")
+    assert len(await own_site.service.log.unconsumed(own_site.now_ms + 1, 10)) == 1
+
+
+async def test_page_says_why_when_a_letter_still_is_no_event(own_site: Live, browser: Browser) -> None:
+    letter = await bury(own_site, {**payload(served("ann", own_site.now_ms)), "tip_id": "a/b"})
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/dead-letters")
+        await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
+        await expect(visitor.page).to_have_url(f"{own_site.url}/admin/dead-letters/{letter}")
+        await expect(visitor.page.get_by_role("status")).to_contain_text(f"Letter {letter} stays: tip_id: must not")
+        assert "2 times" in await visitor.text()
+        await visitor.assert_sound()
+
+
+async def test_letter_is_gone_when_two_replay_it(own_site: Live, browser: Browser) -> None:
+    letter = await bury(own_site, payload(served(new_user(), own_site.now_ms)))
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/dead-letters")
+        await own_site.client.post(f"/admin/dead-letters/{letter}/replay")
+        await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
+        await expect(visitor.page.get_by_role("status")).to_contain_text(f"There is no letter {letter} any more")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+async def test_all_are_replayed_and_the_page_says_which_still_fail(
+    own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch, scripts: bool
+) -> None:
+    monkeypatch.setattr("app.events.replay.AT_ONCE", 1)
+    monkeypatch.setattr("app.events.replay.MOST", 2)
+    users = [new_user() for _ in range(2)]
+    await bury(own_site, payload(served(users[0], own_site.now_ms)))
+    bad = await bury(own_site, EVIL)
+    await bury(own_site, payload(served(users[1], own_site.now_ms)))
+    async with visiting(browser, own_site, scripts=scripts) as visitor:
+        page = visitor.page
+        await visitor.go("/admin/dead-letters")
+        confirm = page.get_by_role("button", name="Replay all")
+        await expect(confirm).to_be_hidden()
+        await page.locator("summary", has_text="Replay all").click()
+        await confirm.click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Dead letters replayed")
+        row = page.locator("tbody tr")
+        await expect(row).to_contain_text("not valid JSON")
+        await expect(row.get_by_role("link")).to_have_attribute("href", f"/admin/dead-letters/{bad}")
+        if scripts:
+            await visitor.assert_sound()
+        await page.get_by_role("button", name="Replay the next ones").click()
+        await expect(page.locator("tbody")).to_have_count(0)
+        assert "Events taken in: 1." in await visitor.text()
+    assert [letter.id for letter in await own_site.service.letters.list(0, 10)] == [bad]
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+async def test_letter_is_discarded_with_a_reason(own_site: Live, browser: Browser, scripts: bool) -> None:
+    letter = await bury(own_site, EVIL)
+    async with visiting(browser, own_site, scripts=scripts) as visitor:
+        page = visitor.page
+        await visitor.go("/admin/dead-letters")
+        confirm = page.get_by_role("button", name=f"Discard letter {letter}")
+        await expect(confirm).to_be_hidden()
+        await page.locator("summary", has_text="Discard").click()
+        await confirm.click()  # the browser asks for the reason
+        assert await own_site.service.letters.get(letter) is not None
+        await page.get_by_label("Why?").fill(f"a test {EVIL}")
+        await confirm.click()
+        await expect(page.get_by_role("status")).to_have_text(f"Letter {letter} is discarded.")
+        assert await own_site.service.letters.get(letter) is None
+        await visitor.go("/admin/audit")
+        assert f"a test {EVIL}" in (await page.locator("tbody tr").first.inner_text())
+        if scripts:
+            await visitor.assert_sound()
+
+
+@pytest.mark.parametrize("reason", ["", "   ", "x" * 401, "a\tb"])
+async def test_letter_stays_when_the_reason_is_not_allowed(own_site: Live, browser: Browser, reason: str) -> None:
+    letter = await bury(own_site, 1)
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/dead-letters")
+        token = await visitor.page.locator("input[name=csrf_token]").first.get_attribute("value")
+        answer = await visitor.context.request.post(
+            f"{own_site.url}/admin/dead-letters/{letter}/discard", form={"csrf_token": str(token), "reason": reason}
+        )
+        assert answer.status == 422
+        assert "reason" in await answer.text()
+    assert await own_site.service.letters.get(letter) is not None
+
+
+async def test_form_is_refused_when_it_carries_no_token(own_site: Live) -> None:
+    letter = await bury(own_site, payload(served(new_user(), own_site.now_ms)))
+    for path in (f"{letter}/replay", f"{letter}/discard", "replay"):
+        answer = await own_site.client.post(f"/admin/dead-letters/{path}", content="reason=x", headers=FORM)
+        assert answer.status_code == 403
+    assert await own_site.service.letters.get(letter) is not None
+
+
+async def test_letter_is_an_error_page_when_there_is_none(own_site: Live, browser: Browser) -> None:
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin/dead-letters/7", status=404)
+        assert "There is no dead letter 7" in await visitor.text()

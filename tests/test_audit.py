@@ -1,0 +1,176 @@
+"""The order of the audit trail: the intent before the action, the outcome after, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.audit import MAX_OUTCOME, AuditEntry, AuditFilter, audited, state_of, user_hash
+from app.errors import CacheUnavailable, Conflict, NotFound, ProfilesError, StoreUnavailable
+from app.stores.sqlite.audit_trail import NEWEST, SqliteAuditTrail
+from app.stores.sqlite.database import Database
+from tests.support.clock import NOW_MS
+
+
+class Breaking(SqliteAuditTrail):
+    """A trail that cannot be written to any more, from some moment on."""
+
+    broken = False
+
+    async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = "begun") -> int:
+        self._check()
+        return await super().begin(at_ms, actor, action, subject, outcome)
+
+    async def settle(self, entry_id: int, outcome: str) -> None:
+        self._check()
+        await super().settle(entry_id, outcome)
+
+    def _check(self) -> None:
+        if self.broken:
+            raise StoreUnavailable("the disk is full")
+
+
+@pytest.fixture
+def trail(database: Database) -> Breaking:
+    return Breaking(database)
+
+
+async def outcome(trail: SqliteAuditTrail) -> str:
+    """Of the one entry."""
+    (entry,) = await trail.newest(10)
+    assert entry == AuditEntry(1, NOW_MS, "ann", "discard", "dead-letter:7", entry.outcome)
+    return entry.outcome
+
+
+def discarding(trail: SqliteAuditTrail):  # type: ignore[no-untyped-def]  # a context manager
+    """The action of these tests."""
+    return audited(trail, NOW_MS, "ann", "discard", "dead-letter:7")
+
+
+async def test_intent_stands_while_the_action_goes_on_and_the_outcome_after(trail: Breaking) -> None:
+    async with discarding(trail):
+        assert await outcome(trail) == "begun"
+    assert await outcome(trail) == "done"
+
+
+async def test_outcome_is_what_the_action_says_of_it(trail: Breaking) -> None:
+    async with discarding(trail) as act:
+        act.outcome = "done: a test"
+    assert await outcome(trail) == "done: a test"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (Conflict("it has ended"), "refused: it has ended"),
+        (NotFound("no such letter"), "refused: no such letter"),
+        (CacheUnavailable("no answer"), "failed: no answer"),
+        (StoreUnavailable("locked"), "failed: locked"),
+    ],
+)
+async def test_failure_is_written_down_and_raised_when_the_action_fails(
+    trail: Breaking, error: ProfilesError, expected: str
+) -> None:
+    with pytest.raises(type(error)):
+        async with discarding(trail):
+            raise error
+    assert await outcome(trail) == expected
+
+
+async def test_nothing_of_a_defect_but_its_kind_is_written_down(trail: Breaking) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with discarding(trail):
+            raise ZeroDivisionError("of user ann")
+    assert await outcome(trail) == "failed: unexpected, ZeroDivisionError; see the log"
+
+
+async def test_action_does_not_begin_when_its_intent_cannot_be_written(trail: Breaking) -> None:
+    trail.broken = True
+    with pytest.raises(StoreUnavailable):
+        async with discarding(trail):
+            pytest.fail("it began")
+    assert await trail.newest(10) == []
+
+
+@pytest.mark.parametrize("error", [None, Conflict("it has ended")])
+async def test_entry_stays_begun_when_the_outcome_cannot_be_written(trail: Breaking, error: Exception | None) -> None:
+    async def act() -> None:
+        async with discarding(trail):
+            trail.broken = True
+            if error is not None:
+                raise error
+
+    (raised,) = await asyncio.gather(act(), return_exceptions=True)
+    assert raised is error
+    assert await outcome(trail) == "begun"
+
+
+async def test_entry_stays_begun_when_the_action_is_cut_short(trail: Breaking) -> None:
+    reached = asyncio.Event()
+
+    async def act() -> None:
+        async with discarding(trail):
+            reached.set()
+            await asyncio.Event().wait()
+
+    acting = asyncio.create_task(act())
+    await reached.wait()
+    acting.cancel()
+    await asyncio.gather(acting, return_exceptions=True)
+    assert await outcome(trail) == "begun"
+
+
+async def test_outcome_is_cut_when_it_is_long(trail: Breaking) -> None:
+    async with discarding(trail) as act:
+        act.outcome = "x" * 10_000
+    assert await outcome(trail) == "x" * MAX_OUTCOME
+
+
+async def test_settled_entry_stays_as_it_is(trail: Breaking) -> None:
+    entry = await trail.begin(NOW_MS, "ann", "discard", "dead-letter:7")
+    await trail.settle(entry, "done")
+    await trail.settle(entry, "refused: no")
+    assert await outcome(trail) == "done"
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("begun", "begun"),
+        ("done", "done"),
+        ("done: a reason", "done"),
+        ("8a9c", "done"),
+        ("refused: no", "refused"),
+        ("failed: no", "failed"),
+        ("beguns", "done"),
+    ],
+)
+def test_state_is_told_by_the_beginning_of_an_outcome(text: str, state: str) -> None:
+    assert state_of(text) == state
+
+
+@given(user=st.text(min_size=9))
+def test_hash_of_a_user_does_not_hold_the_id(user: str) -> None:
+    assert user not in user_hash(user.encode("utf-8", "replace").decode())
+
+
+async def test_entries_are_found_by_every_part_and_paged_backwards(trail: Breaking) -> None:
+    for number in range(12):
+        await trail.begin(number, "ann" if number % 2 else "bob", "erase" if number % 3 else "replay", f"s{number % 4}")
+
+    async def found(before: int = NEWEST, limit: int = 100, **wanted: str) -> list[int]:
+        return [entry.at_ms for entry in await trail.page(AuditFilter(**wanted), before, limit)]
+
+    assert await found() == list(range(11, -1, -1))
+    assert await found(actor="ann") == [11, 9, 7, 5, 3, 1]
+    assert await found(action="replay") == [9, 6, 3, 0]
+    assert await found(subject="s1") == [9, 5, 1]
+    assert await found(actor="ann", action="replay", subject="s1") == [9]
+    assert await found(actor="nobody") == []
+    assert await found(limit=2) == [11, 10]
+    assert await found(before=11, limit=2) == [9, 8]
+    assert await trail.actors() == ["ann", "bob"]
+    assert await trail.actions() == ["erase", "replay"]
