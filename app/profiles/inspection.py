@@ -62,13 +62,17 @@ class Inspection(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What the cells held (None: the cache is away), and then what was computed and known of the log."""
+    """What the cells held (None: the cache is away), then what was computed, then what the log said.
+
+    `moved`: the features whose held value was right when it was computed.
+    """
 
     held: Sequence[bytes | None] | None
     at_ms: int
     seq: int
     outcomes: Mapping[int, Outcome]
     newest: Mapping[str, int]
+    moved: frozenset[int] = frozenset()
 
 
 class Inspector:
@@ -113,16 +117,15 @@ class Inspector:
     async def inspect(self, user_id: str) -> Inspection:
         """Look at a user. Raises `StoreUnavailable`."""
         look = await self._confirmed(user_id)
-        past = await self._explained_by_time(user_id, look)
         trust: Trust = "away" if look.held is None else "trusted" if self._trusted() else "owed"
-        cells = tuple(self._cell(index, look, past) for index in range(len(self._registry)))
+        cells = tuple(self._cell(index, look) for index in range(len(self._registry)))
         return Inspection(look.at_ms, trust, cells)
 
     async def _confirmed(self, user_id: str) -> _Look:
         """Look until whatever is suspicious is the same at a second look, or for so many times."""
         for left in range(LOOKS, 0, -1):
             look = await self._look(user_id)
-            suspects = self._suspects(look)
+            suspects = [index for index in range(len(self._registry)) if self._is_suspicious(index, look)]
             if not suspects or look.held is None:
                 return look
             await self._pause(SECOND_LOOK_S)
@@ -131,18 +134,19 @@ class Inspector:
                 return look._replace(held=None)
             if all(again[index] == look.held[index] for index in suspects):
                 return look
-            if left == 1:  # events keep coming: what it holds by now is no worse than what it held
-                return look._replace(held=again)
+            if left == 1:  # events keep coming: what is held by now is told, and nothing of how it differs
+                return look._replace(held=again, seq=-1)
         raise AssertionError("the last look returns")
 
     async def _look(self, user_id: str) -> _Look:
-        # The cells first: whatever is invalidated from here on, the computation has seen.
+        # The cells first: whatever is invalidated from here on, the computation has seen. The log last: it tells of
+        # every event that the computation saw, so that a difference which an event made is never put down to time.
         held = await self.held(user_id)
         wanted = {user_id: self._registry.full_mask}
-        parts, newest = await asyncio.gather(self._computation.live(wanted), self._users.newest([user_id]))
-        ((part, _, outcomes),) = own_outcomes(parts, wanted)
-        by_subject = {subject: seq for (_, subject), seq in newest.items()}
-        return _Look(held, part.at_ms, part.seq, outcomes, by_subject)
+        ((part, _, outcomes),) = own_outcomes(await self._computation.live(wanted), wanted)
+        newest = await self._users.newest([user_id])
+        look = _Look(held, part.at_ms, part.seq, outcomes, {subject: seq for (_, subject), seq in newest.items()})
+        return look._replace(moved=await self._moved(user_id, look))
 
     def _value(self, index: int, look: _Look) -> Value | None:
         return self.live(index, look.held[index]) if look.held is not None else None
@@ -157,15 +161,21 @@ class Inspector:
             return None
         return value.json != outcome.json
 
-    def _suspects(self, look: _Look) -> list[int]:
-        return [
-            index
-            for index in range(len(self._registry))
-            if (value := self._value(index, look)) is not None
-            and (self._is_stale(index, value, look) or self._differs(index, value, look))
-        ]
+    def _difference(self, index: int, value: Value, look: _Look) -> Difference | None:
+        differs = self._differs(index, value, look)
+        if not differs:
+            return None if differs is None else "none"
+        if self._is_stale(index, value, look):
+            return "stale"
+        return "time" if index in look.moved else "unexplained"
 
-    async def _explained_by_time(self, user_id: str, look: _Look) -> set[int]:
+    def _is_suspicious(self, index: int, look: _Look) -> bool:
+        value = self._value(index, look)
+        if value is None:
+            return False
+        return self._is_stale(index, value, look) or self._difference(index, value, look) == "unexplained"
+
+    async def _moved(self, user_id: str, look: _Look) -> frozenset[int]:
         """Which of the different values are what was right when they were computed.
 
         No event that bears on such a value came since, or it would be stale. So the same SQL, asked about that moment,
@@ -173,8 +183,8 @@ class Inspector:
         """
         different = [
             (index, value)
-            for index in self._suspects(look)
-            if (value := self._value(index, look)) is not None and not self._is_stale(index, value, look)
+            for index in range(len(self._registry))
+            if (value := self._value(index, look)) is not None and self._difference(index, value, look) == "unexplained"
         ]
         asked = [
             Asked(user_id, 1 << index, value.computed_at_ms + later_ms)
@@ -182,25 +192,22 @@ class Inspector:
             for later_ms in (0, BEGINNING_MS)
         ]
         outcomes = iter(await self._computation.moments(asked) if asked else [])
-        return {
+        return frozenset(
             index
             for index, value in different
             # Both are taken from the iterator, whatever the first says.
             if value.json in [next(outcomes)[index].json, next(outcomes)[index].json]
-        }
+        )
 
-    def _cell(self, index: int, look: _Look, past: set[int]) -> InspectedCell:
+    def _cell(self, index: int, look: _Look) -> InspectedCell:
         entry, outcome = self._registry[index], look.outcomes[index]
         if look.held is None:
             return InspectedCell(entry, None, None, None, outcome, None)
         value = self._value(index, look)
         if value is None:
             return InspectedCell(entry, "missing", _holds(look.held[index]), None, outcome, None)
-        stale, differs = self._is_stale(index, value, look), self._differs(index, value, look)
-        difference: Difference | None = None
-        if differs is not None:
-            difference = "none" if not differs else "stale" if stale else "time" if index in past else "unexplained"
-        return InspectedCell(entry, "stale" if stale else "fresh", "value", value, outcome, difference)
+        state: State = "stale" if self._is_stale(index, value, look) else "fresh"
+        return InspectedCell(entry, state, "value", value, outcome, self._difference(index, value, look))
 
 
 def _holds(raw: bytes | None) -> Holds:

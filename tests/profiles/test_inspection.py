@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import pytest
+
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
 from app.features.registry import Registry
@@ -28,6 +30,11 @@ VOLUME = REGISTRY.names.index("tip_volume_30d")
 
 async def _at_once(_: float) -> None:
     """No pause."""
+
+
+async def _never(_: float) -> None:
+    """For looks that need no second one."""
+    raise AssertionError("a pause")
 
 
 def inspector(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
@@ -121,7 +128,7 @@ async def test_time_alone_explains_a_difference_when_the_window_moved_on(service
     await service.features("ann")
     await service.drain()
     service.clock.advance(120_000)
-    cell = (await inspector(service).inspect("ann")).cells[VOLUME]
+    cell = (await inspector(service, _never).inspect("ann")).cells[VOLUME]
     assert cell.held is not None
     assert (cell.state, cell.held.json, cell.outcome.json, cell.difference) == ("fresh", b"2", b"1", "time")
 
@@ -144,9 +151,12 @@ async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(
     assert (cell.state, cell.difference) == ("fresh", "unexplained")
 
 
-async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(service: Service, world: World) -> None:
+@pytest.mark.parametrize(("seq", "text"), [(0, b"0"), (1, b"77")], ids=["stale", "unexplained"])
+async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
+    service: Service, world: World, seq: int, text: bytes
+) -> None:
     await service.send(served("ann"))
-    await put(service, world, "tip_volume_30d", 0, b"0")
+    await put(service, world, "tip_volume_30d", seq, text)
     pauses: list[float] = []
 
     async def drop(seconds: float) -> None:
@@ -169,7 +179,21 @@ async def test_look_comes_to_an_end_when_events_never_do(service: Service, world
     cell = (await inspector(service, one_more).inspect("ann")).cells[VOLUME]
     assert len(pauses) == LOOKS
     assert cell.held is not None
-    assert (cell.state, cell.held.json) == ("stale", b"%d" % LOOKS)
+    assert (cell.state, cell.held.json, cell.difference) == ("stale", b"%d" % LOOKS, None)
+
+
+async def test_difference_of_an_event_is_not_put_down_to_time_when_it_comes_during_the_look(
+    service: Service, world: World
+) -> None:
+    await service.send(served("ann"))
+    await service.features("ann")
+    await service.drain()
+    # The cells are read; then an event is committed, and its DEL comes before the second look.
+    looking = await world.stopped_at(service.source.before, inspector(service).inspect("ann"))
+    await (await world.open()).send(served("ann"))
+    service.go()
+    cell = (await looking).cells[VOLUME]
+    assert (cell.state, cell.held, cell.outcome.json, cell.difference) == ("missing", None, b"2", None)
 
 
 async def test_nothing_is_said_of_a_difference_when_computing_fails(world: World) -> None:
@@ -224,15 +248,10 @@ async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_seco
 
 
 async def test_no_second_look_is_needed_when_the_value_knows_more(service: Service, world: World) -> None:
-    pauses: list[float] = []
-
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 99, b"77")
-    cell = (await inspector(service, pause).inspect("ann")).cells[VOLUME]
-    assert (cell.state, cell.difference, pauses) == ("fresh", None, [])
+    cell = (await inspector(service, _never).inspect("ann")).cells[VOLUME]
+    assert (cell.state, cell.difference) == ("fresh", None)
 
 
 async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: Service, world: World) -> None:

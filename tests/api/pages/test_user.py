@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 import signal
+from typing import Annotated
 from urllib.parse import quote
 
 import pytest
+from msgspec import UNSET, Meta, UnsetType
 from playwright.async_api import Browser, Locator, expect
 
+from app.assembly import Contract
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
+from app.features.registry import Registry
+from app.features.schema import Int, ProfileFeatures, Str
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_user_look import NASTY
 from tests.api.admin.test_users import put
 from tests.api.conftest import ServeSite
 from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
+from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
 from tests.support.servers import VALKEY, StartServer, ask
@@ -59,14 +65,14 @@ async def test_page_is_sound_when_the_user_is_lively(site: Live, browser: Browse
         await visitor.page.locator("table.events summary").first.click()
         await visitor.assert_sound()
         await expect(visitor.page.get_by_role("heading", level=1)).to_have_text(f"User {user}")
-        for entry in REGISTRY:
-            row = feature(visitor, entry.name)
-            await expect(row).to_contain_text(entry.description)
+        for known in REGISTRY:
+            row = feature(visitor, known.name)
+            await expect(row).to_contain_text(known.description)
             await expect(row).to_contain_text("fresh")
             await expect(row).to_contain_text("the same")
-            await expect(row).to_contain_text(entry.invalidated_by[0])
+            await expect(row).to_contain_text(known.invalidated_by[0])
             left = row.get_by_role("meter")
-            share = float(await left.get_attribute("value") or 0) / entry.ttl.total_seconds()
+            share = float(await left.get_attribute("value") or 0) / known.ttl.total_seconds()
             assert 0.85 < share <= 1
         assert await visitor.page.locator("figure svg").count() == 4 + len(REGISTRY)
         assert await visitor.page.locator("table.events tbody tr").count() == 49
@@ -197,6 +203,32 @@ async def test_page_says_so_when_the_cache_is_not_trusted(own_site: Live, browse
         assert "The cache is not trusted just now." in await visitor.text()
         await expect(feature(visitor, "tip_volume_30d")).to_contain_text("held, but not served")
         await visitor.assert_sound()
+
+
+class Extended(ProfileFeatures, kw_only=True, frozen=True):
+    """The mirror with a text, and with a feature whose SQL gives one where an int is declared."""
+
+    mood: Annotated[Str | UnsetType, Meta(description="A feature of the tests.")] = UNSET
+    broken: Annotated[Int | UnsetType, Meta(description="A feature of the tests.")] = UNSET
+
+
+async def test_texts_are_listed_and_failures_told_when_the_registry_has_them(
+    serve_site: ServeSite, browser: Browser
+) -> None:
+    latest = "SELECT user_id, MAX(action) AS value FROM feedback GROUP BY user_id"
+    added = (entry(name="mood", dtype="str", compute=latest), entry(name="broken", compute=latest))
+    async with serve_site(contract=Contract(registry=Registry([*REGISTRY, *added]), mirror=Extended)) as site:
+        user, now = new_user(), site.now_ms
+        await site.send(feedback(user, now - 9 * DAY_MS), feedback(user, now - 2 * DAY_MS, "snoozed"))
+        async with visiting(browser, site) as visitor:
+            await visitor.go(address(user))
+            await expect(visitor.page.get_by_role("alert")).to_contain_text(
+                "the SQL gave str text where int is declared"
+            )
+            await expect(feature(visitor, "broken")).to_contain_text("failed")
+            course = await visitor.page.locator("ol.course li").all_inner_texts()
+            assert [line.rpartition(": ")[2] for line in course] == ["null", "completed", "snoozed"]
+            await visitor.assert_sound()
 
 
 async def test_page_works_when_there_is_no_javascript(site: Live, browser: Browser) -> None:
