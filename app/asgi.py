@@ -33,7 +33,7 @@ from app.assembly import Contract, Service, open_service
 from app.errors import ProfilesError
 from app.events.ports import Holdings
 from app.events.replay import Replayer
-from app.probes import readiness, refresh_gauges
+from app.probes import gauges, readiness, refresh_gauges, sampling
 from app.profiles.run_watch import RunWatch
 from app.settings import Settings
 from app.stores.sqlite.sessions import SqliteSessions
@@ -71,7 +71,10 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             yield
             await application.state.api.watch.close()
             return
-        async with open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened:
+        async with (
+            open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened,
+            sampling(opened, "api"),
+        ):
             begin(application, opened)
             yield
             await application.state.api.watch.close()
@@ -141,6 +144,8 @@ def _api(service: Service) -> Api:
         users=service.users,
         user_events=service.user_events,
         inspector=service.inspector,
+        samples=service.samples,
+        process=service.process,
         book=service.book,
         runner=service.runner,
         freshness=service.freshness,
@@ -152,6 +157,7 @@ def _api(service: Service) -> Api:
         watch=RunWatch(service.book),
         replayer=Replayer(service.ingestor, service.letters, service.clock),
         readiness=lambda: readiness(service),
+        gauges=lambda: gauges(service),
         refresh_gauges=lambda: refresh_gauges(service),
         new_id=lambda: secrets.token_hex(8),
     )
@@ -177,7 +183,7 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     """
     settings.require_safe_binding()
     settings.require_servers()
-    async with open_service(settings, door="http") as service:
+    async with open_service(settings, door="http") as service, sampling(service, "api"):
         application = create_app(settings, service=service)
         spare_the_collector()
         if not settings.api_keys:

@@ -7,6 +7,7 @@ invalidations in the background.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.user_events import SqliteUserEvents
 from app.stores.sqlite.users import SqliteUsers
@@ -65,7 +67,7 @@ class Contract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """The parts of one process, joined."""
+    """The parts of one process, joined. `process` is its name: random, new with every start."""
 
     settings: Settings
     contract: Contract
@@ -87,6 +89,8 @@ class Service:
     inspector: Inspector
     book: SqliteRebuildBook
     audit: SqliteAuditTrail
+    samples: SqliteSamples
+    process: str
     runner: RebuildRunner
     freshness: FreshnessMeter
 
@@ -235,6 +239,8 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         ),
         book=book,
         audit=SqliteAuditTrail(database),
+        samples=SqliteSamples(database),
+        process=secrets.token_hex(4),
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
         freshness=FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock),
     )

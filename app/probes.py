@@ -1,16 +1,22 @@
-"""What probes and Prometheus are told: whether each thing the service depends on answers now, and what waits in it.
+"""What a process asks of its parts about how they are: readiness, gauges, and the samples made of both.
 
-Must not know HTTP. What does not answer is told as such, within the timeouts of its adapter; nothing here raises.
+Must not know HTTP. What does not answer is told as such, within the timeouts of its adapter; readiness and gauges
+raise nothing. Addresses and paths are for the log: readiness may be asked for by anybody.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
-from app.api.context import Check
 from app.assembly import Service
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
+from app.operations.sampler import Sampler
+from app.operations.samples import Gauges, Role
+from app.operations.states import Check, State
 from app.stores.sqlite.outbox import backlog
+from app.stores.tasks import end
 from app.telemetry import logger
 
 log = logger("probes")
@@ -30,7 +36,7 @@ async def _check_database(service: Service) -> dict[str, Check]:
     except StoreUnavailable as error:
         return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
-    return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail)}
+    return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail, state="degraded")}
 
 
 async def _check_cache(service: Service) -> dict[str, Check]:
@@ -39,7 +45,8 @@ async def _check_cache(service: Service) -> dict[str, Check]:
             raise CacheUnavailable("the circuit breaker is open")
         await service.cache.check()
     except CacheRefused as error:
-        return {"cache": _unanswered("cache", "it refuses writes; what it lacks is computed from the database", error)}
+        detail = "it refuses writes; what it lacks is computed from the database"
+        return {"cache": _unanswered("cache", detail, error, state="degraded")}
     except CacheUnavailable as error:
         return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
     return {"cache": Check(True, "")}
@@ -52,31 +59,71 @@ async def _check_queue(service: Service) -> dict[str, Check]:
         alive = await service.queue.worker_alive()
     except QueueUnavailable as error:
         queue = _unanswered("queue", "it does not answer; events are kept and wait for a sweep", error)
-        return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer")}
+        return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer", state="unknown")}
     return {"queue": Check(True, ""), "worker": Check(alive, "no worker has shown itself in the last seconds")}
 
 
-def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False) -> Check:
-    # Addresses and paths are for the log: anybody may ask for readiness.
+def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False, state: State = "down") -> Check:
     log.warning("not_answering", what=name, error=str(error))
-    return Check(False, detail, vital)
+    return Check(False, detail, vital, state)
 
 
-async def refresh_gauges(service: Service) -> None:
-    """Ask for what is counted on demand. What does not answer keeps its last value, the queue's depth is -1."""
-    metrics = service.metrics
+async def gauges(service: Service) -> Gauges:
+    """Work not done, asked for now; None for what does not answer."""
+    depth: int | None = None
+    if service.queue is not None:
+        with suppress(QueueUnavailable):  # readiness tells the log
+            depth = await service.queue.depth()
     try:
         state = await backlog(service.database)
     except StoreUnavailable as error:
         log.warning("gauges_not_refreshed", error=str(error))
-    else:
-        oldest = state.oldest_received_at_ms
-        age_s = max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0
-        metrics.oldest_unconsumed.set(age_s)
-        metrics.unconsumed.set(state.unconsumed)
-        metrics.dead_letters.set(state.dead_letters)
-        metrics.owed.set(state.owed)
+        return Gauges(queue_depth=depth)
+    oldest = state.oldest_received_at_ms
+    return Gauges(
+        queue_depth=depth,
+        outbox=state.unconsumed,
+        outbox_age_s=max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
+        dead_letters=state.dead_letters,
+        owed=state.owed,
+    )
+
+
+async def refresh_gauges(service: Service) -> None:
+    """Bring the metrics up to date. What does not answer keeps its last value, the queue's depth is -1."""
+    metrics, found = service.metrics, await gauges(service)
+    metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)
+    for gauge, value in (
+        (metrics.oldest_unconsumed, found.outbox_age_s),
+        (metrics.unconsumed, found.outbox),
+        (metrics.dead_letters, found.dead_letters),
+        (metrics.owed, found.owed),
+    ):
+        if value is not None:
+            gauge.set(value)
+
+
+def sampler(service: Service, role: Role) -> Sampler:
+    """The sampler of a process."""
+    return Sampler(
+        role=role,
+        process=service.process,
+        metrics=service.metrics,
+        store=service.samples,
+        ask_gauges=lambda: gauges(service),
+        ask_readiness=lambda: readiness(service),
+        clock=service.clock,
+    )
+
+
+@asynccontextmanager
+async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
+    """Take samples in the background, and the last one at the end."""
+    own = sampler(service, role)
+    log.info("sampling", role=role, process=service.process)
+    task = asyncio.get_running_loop().create_task(own.keep_sampling())
     try:
-        metrics.queue_depth.set(await service.queue.depth() if service.queue is not None else -1)
-    except QueueUnavailable:
-        metrics.queue_depth.set(-1)
+        yield
+    finally:
+        await end([task])
+        await own.close()

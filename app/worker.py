@@ -25,14 +25,14 @@ from app.errors import Unavailable
 from app.events import retention
 from app.events.handover import Handover
 from app.events.ports import Learner
+from app.probes import sampling
 from app.settings import Settings
 from app.stores import queue
 from app.stores.queue_worker import STOP_GRACE_S, Pace, keep_working
 from app.stores.tasks import end
 from app.telemetry import configure_logging, logger, serve_metrics
 
-RETRY_FIRST_S = 0.2
-RETRY_MOST_S = 5.0
+RETRY_FIRST_S, RETRY_MOST_S = 0.2, 5.0
 UNEXPECTED_TRIES = 5
 FOR_EVER = 1_000_000_000
 SWEEP_EVERY_S = 2.0
@@ -214,7 +214,7 @@ async def work(
     settings.require_servers()
     assert settings.queue_url is not None
     pace = pace or Pace()
-    async with open_service(settings, door="queue", learners=learners) as service:
+    async with open_service(settings, door="queue", learners=learners) as service, sampling(service, "worker"):
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
         sweeping = asyncio.create_task(_keep_sweeping(service, pace))
         ctx = context(service, pace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 from litestar import Request
@@ -17,6 +17,9 @@ from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.events.replay import Replayer
 from app.features.clock import Clock
 from app.features.registry import Registry
+from app.operations.ports import SampleStore
+from app.operations.samples import Gauges
+from app.operations.states import Check
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.inspection import Inspector
 from app.profiles.read import ProfileReader
@@ -47,13 +50,9 @@ class UserRecords(Protocol):
         """How much that is."""
         ...
 
-
-class Check(NamedTuple):
-    """One line of readiness: `ok` False degrades, `vital` False means reads cannot be right without it."""
-
-    ok: bool
-    detail: str
-    vital: bool = False
+    async def find(self, prefix: str, limit: int) -> list[str]:
+        """Ids that begin with `prefix`, in the order of their UTF-8 bytes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +74,8 @@ class Api:
     users: UserRecords
     user_events: UserEvents
     inspector: Inspector
+    samples: SampleStore
+    process: str
     book: RebuildBook
     runner: RebuildRunner
     freshness: FreshnessMeter
@@ -86,6 +87,7 @@ class Api:
     watch: RunWatch
     replayer: Replayer
     readiness: Callable[[], Awaitable[dict[str, Check]]]
+    gauges: Callable[[], Awaitable[Gauges]]
     refresh_gauges: Callable[[], Awaitable[None]]
     new_id: Callable[[], str]
     scratch: dict[str, Any] = field(default_factory=dict)

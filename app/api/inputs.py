@@ -95,6 +95,14 @@ def check_ids(ids: Sequence[str], path: str) -> None:
         raise InvalidInput("an id is not allowed", issues)
 
 
+def prefix_of(text: str) -> str:
+    """The beginning of an id, from a query; raises `Undecodable` (400) where no id can begin so."""
+    # `.` and `..` are no ids, and the beginnings of some.
+    if text and text not in (".", "..") and (found := id_problem(text)) is not None:
+        raise Undecodable("no id begins so", [Issue("prefix", found)])
+    return text
+
+
 def moment_ms(text: str, name: str) -> int:
     """A time of the query in milliseconds; raises `Undecodable` (400)."""
     # In a query an unescaped + arrives as a space; a time has no other use for one there.

@@ -32,6 +32,8 @@ TABLE = [
     Access("POST", "/profiles/history", "/profiles/history", "read", 400),
     Access("GET", "/features", "/features", "read", 200),
     Access("POST", "/events", "/events", "write", 400),
+    Access("GET", "/admin", "/admin", "admin", 200),
+    Access("GET", "/admin/users", "/admin/users", "admin", 200),
     Access("GET", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 200),
     Access("DELETE", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 204),
     Access("POST", "/admin/users/{user_id:str}/rebuild", "/admin/users/u/rebuild", "admin", 200),

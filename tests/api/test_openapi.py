@@ -63,6 +63,8 @@ async def test_document_covers_every_route_of_the_design(document: Document) -> 
         "POST /profiles/history",
         "GET /features",
         "POST /events",
+        "GET /admin",
+        "GET /admin/users",
         "GET /admin/users/{user_id}",
         "GET /admin/users/{user_id}/development",
         "POST /admin/users/{user_id}/rebuild",

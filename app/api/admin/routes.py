@@ -6,10 +6,12 @@ from app.api.admin import (
     audit_trail,
     dead_letters,
     features,
+    overview,
     quality,
     rebuild_events,
     rebuild_forms,
     rebuilds,
+    search,
     sign_in,
     user_development,
     user_erasure,
@@ -18,6 +20,8 @@ from app.api.admin import (
 )
 
 ADMIN_ROUTES = [
+    overview.get_overview,
+    search.get_users,
     users.get_user,
     user_development.get_development,
     user_rebuild.rebuild_user,

@@ -1,4 +1,4 @@
-"""Signing in and out. An admin shows a key once and gets a session; what a known key does is audited, keys are never kept."""
+"""Signing in and out: a key shown once becomes a session. What a known key does is audited; keys are never kept."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import app
-from app.api.pages import charts
+from app.api.pages import charts, sparks
 from app.features.clock import EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import Scalar
 
@@ -54,6 +54,7 @@ def environment() -> Environment:
         "percent": percent,
         "pretty": pretty,
         "shown": shown,
+        "measured": measured,
     }
     made.globals |= {
         "navigation": NAVIGATION,
@@ -61,6 +62,7 @@ def environment() -> Environment:
         "lines": charts.lines,
         "bars": charts.bars,
         "spark": charts.spark,
+        "slots": sparks.slots,
     }
     return made
 
@@ -137,6 +139,17 @@ def percent(share: float | None) -> str:
     if text == "0.0" and share > 0:
         text = "< 0.1"
     return text.removesuffix(".0") + "\u202f%"
+
+
+def measured(value: float | None, unit: str) -> str:
+    """A figure of the overview in its unit: `share`, `per_s`, `ms`, `s` or `count`."""
+    if value is None:
+        return MISSING
+    if unit == "share":
+        return percent(value)
+    if unit in ("ms", "s"):
+        return duration(value * (1000 if unit == "s" else 1))
+    return number(value, "/s" if unit == "per_s" else "")
 
 
 def pretty(payload: str) -> str:

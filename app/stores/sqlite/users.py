@@ -49,6 +49,17 @@ SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
        (SELECT COUNT(*) FROM dead_letters WHERE {_THEIR_LETTERS}),
        (SELECT COUNT(*) FROM rebuilds WHERE {_THEIR_REBUILDS})
 """
+# A skip scan: each step seeks the next user in the index, however many events the last one has. Ids with a common
+# prefix stand together in the order of UTF-8 bytes, so the first one without it ends the search.
+SELECT_BY_PREFIX = """
+WITH RECURSIVE found (user_id, number) AS (
+    SELECT MIN(user_id), 1 FROM event_log WHERE user_id >= :prefix
+    UNION ALL
+    SELECT (SELECT MIN(user_id) FROM event_log WHERE user_id > found.user_id), number + 1 FROM found
+    WHERE number < :limit AND substr(found.user_id, 1, length(:prefix)) = :prefix
+)
+SELECT user_id FROM found WHERE substr(user_id, 1, length(:prefix)) = :prefix ORDER BY number
+"""
 DELETE_USER = (
     "DELETE FROM tip_views WHERE user_id = :user",
     "DELETE FROM tip_feedback WHERE user_id = :user",
@@ -88,6 +99,12 @@ class SqliteUsers:
             return int(count)
 
         return await self._database.read(work)
+
+    async def find(self, prefix: str, limit: int) -> list[str]:
+        """Users with any event whose id begins so, in the order of UTF-8 bytes; an index is searched once for each."""
+        parameters = {"prefix": prefix, "limit": limit}
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_BY_PREFIX, parameters).fetchall())
+        return [user_id for (user_id,) in rows]
 
     async def holdings(self, user_id: str) -> Holdings:
         """What `erase` would delete now."""

@@ -17,6 +17,7 @@ from app.api.pages.templating import (
     duration,
     environment,
     exact,
+    measured,
     moment,
     number,
     percent,
@@ -151,3 +152,21 @@ def test_chart_has_a_gap_when_a_value_is_missing() -> None:
     assert len(re.findall(r'<path d="[^"]+" class="line', drawing)) == 2
     assert "<title>a: 1</title>" in drawing
     assert "<title>c" not in drawing
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "share", "–"),
+        (0.9995, "share", "> 99.9\u202f%"),
+        (0.25, "ms", "0.25 ms"),
+        (1_500.0, "ms", "1.5 s"),
+        (0.0, "s", "0 ms"),
+        (61.0, "s", "1 min 1 s"),
+        (97.13, "per_s", "97.1 /s"),
+        (12_345, "count", "12\u202f345"),
+        (0, "count", "0"),
+    ],
+)
+def test_figure_is_shown_in_its_unit(value: float | None, unit: str, text: str) -> None:
+    assert measured(value, unit) == text

@@ -14,7 +14,7 @@ from app.features.definitions import REGISTRY
 from app.features.registry import Registry
 from app.stores.sqlite.event_log import SELECT_LOGGED, SELECT_PRUNABLE, SELECT_UNCONSUMED
 from app.stores.sqlite.profile_statement import build
-from app.stores.sqlite.users import SELECT_NEWEST
+from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_NEWEST
 from tests.support.entries import entry
 
 EVENT_TABLES = re.compile(r"\b(tip_views|tip_feedback|event_log)\b")
@@ -74,3 +74,10 @@ def test_log_is_searched_by_an_index_when_workers_read_it(
     lines = plan(database_path, sql, parameters)
     assert [line for line in lines if re.match(r"SEARCH (log|event_log)\b", line)]
     assert not [line for line in lines if line.startswith("SCAN") and "VIRTUAL TABLE" not in line]
+
+
+def test_users_are_found_by_seeking_in_an_index(database_path: Path) -> None:
+    lines = plan(database_path, SELECT_BY_PREFIX, {"prefix": "a", "limit": 20})
+    searches = [line for line in lines if "event_log" in line]
+    assert searches == ["SEARCH event_log USING COVERING INDEX event_log_by_user (user_id>?)"] * 2
+    assert not [line for line in lines if line.startswith("SCAN") and line != "SCAN found"]

@@ -1,17 +1,20 @@
-"""Pages of eligible users: everybody once, at a cost that does not grow with those who are left."""
+"""Pages of eligible users, and users by prefix: everybody once, at a cost that does not grow with the others."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.events.ports import Holdings
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.users import SELECT_ELIGIBLE, SqliteUsers
+from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_ELIGIBLE, SqliteUsers
 
 VIEW = "INSERT INTO tip_views VALUES (NULL, ?, 'tip', ?, 0, ?, NULL)"
 FEEDBACK = "INSERT INTO tip_feedback VALUES (NULL, ?, 'tip', ?, 0, ?, NULL, 'completed', NULL)"
@@ -29,6 +32,30 @@ def store(connection: sqlite3.Connection, statement: str, users: list[str], at_m
     """A fact of each user."""
     with connection:
         connection.executemany(statement, [(user, at_ms, at_ms) for user in users])
+
+
+def steps_of(connection: sqlite3.Connection, sql: str, parameters: dict[str, object]) -> int:
+    """Hundreds of steps that SQLite takes."""
+    taken = [0]
+
+    def count() -> None:
+        taken[0] += 1
+
+    connection.set_progress_handler(count, 100)
+    connection.execute(sql, parameters).fetchall()
+    connection.set_progress_handler(None, 0)
+    return taken[0]
+
+
+def log(connection: sqlite3.Connection, users: Iterable[str]) -> None:
+    """An event of each user in the log."""
+    rows = [(uuid.uuid4().hex, user) for user in users]
+    with connection:
+        connection.executemany(
+            "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
+            "VALUES (?, 'signals.tip.served', ?, x'', 0, 0)",
+            rows,
+        )
 
 
 async def test_pages_hold_every_user_once_when_some_have_events_of_both_kinds(
@@ -49,16 +76,7 @@ async def test_pages_hold_every_user_once_when_some_have_events_of_both_kinds(
 
 def test_page_costs_the_same_when_there_are_many_more_users(events: sqlite3.Connection) -> None:
     def steps() -> int:
-        """Hundreds of steps that SQLite takes for the first page."""
-        taken = [0]
-
-        def count() -> None:
-            taken[0] += 1
-
-        events.set_progress_handler(count, 100)
-        events.execute(SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "limit": PAGE}).fetchall()
-        events.set_progress_handler(None, 0)
-        return taken[0]
+        return steps_of(events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "limit": PAGE})
 
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100)])
@@ -88,3 +106,46 @@ async def test_holdings_are_what_erasing_then_deletes(database: Database, events
     assert await users.erase("ann", 1) == before
     assert await users.holdings("ann") == (0, 0, 0, 0)
     assert await users.holdings("bob") == (1, 2, 1, 1)
+
+
+# --- By prefix
+
+# Few letters, so that prefixes are met; among them the wildcards of LIKE and GLOB, what case folding would merge,
+# letters whose order differs between UTF-8 and UTF-16, and a mark that combines with the letter before it.
+LETTERS = st.sampled_from(
+    ["a", "A", "b", "%", "_", "*", "?", "[", "\\", "'", "é", "e", "\u0301", "ß", "ﬀ", "\uffff", "🎯"]
+)
+IDS = st.lists(LETTERS, min_size=1, max_size=4).map("".join)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(users=st.lists(IDS, max_size=12), prefix=st.lists(LETTERS, max_size=3).map("".join), limit=st.integers(1, 6))
+def test_users_are_found_as_a_comparison_of_prefixes_would(
+    events: sqlite3.Connection, users: list[str], prefix: str, limit: int
+) -> None:
+    events.execute("DELETE FROM event_log")
+    log(events, users)
+    rows = events.execute(SELECT_BY_PREFIX, {"prefix": prefix, "limit": limit}).fetchall()
+    wanted = sorted({user for user in users if user.startswith(prefix)}, key=str.encode)
+    assert [user for (user,) in rows] == wanted[:limit]
+
+
+async def test_an_id_stands_first_among_those_that_begin_with_it(
+    database: Database, events: sqlite3.Connection
+) -> None:
+    log(events, ["adam", "ada", "ad", "bea", "ada"])
+    users = SqliteUsers(database)
+    assert await users.find("ada", 10) == ["ada", "adam"]
+    assert await users.find("", 2) == ["ad", "ada"]
+    assert await users.find("c", 10) == []
+
+
+def test_search_costs_the_same_when_there_are_many_users_and_one_has_many_events(events: sqlite3.Connection) -> None:
+    def steps() -> int:
+        return steps_of(events, SELECT_BY_PREFIX, {"prefix": "user-00", "limit": 20})
+
+    log(events, [f"user-{number:05d}" for number in range(100)])
+    few = steps()
+    log(events, ["user-00003"] * 20_000)
+    log(events, [f"user-{number:05d}" for number in range(100, 20_000)])
+    assert steps() <= few + 1

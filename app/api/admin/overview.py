@@ -1,0 +1,109 @@
+"""The overview: is everything well? States, figures of the last hour, and where to act."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from litestar import Response, get
+
+from app.api.admin.overview_schemas import Component, FigureView, FindingView, OverviewView, ProcessView
+from app.api.context import Api, HttpRequest, api_of
+from app.api.documents import problems
+from app.api.pages.negotiation import answer
+from app.errors import StoreUnavailable
+from app.features.clock import rfc3339
+from app.operations.figures import HOUR_MS, SLOT_MS
+from app.operations.overview import Overview, Sight, overview
+from app.operations.ports import Record
+from app.operations.states import looks_of
+from app.telemetry import logger
+
+LOOK_S = 1.5
+log = logger("api.overview")
+# Where to act on a finding, by its subject.
+PLACES: Mapping[str, str] = {
+    "dead_letters": "/admin/dead-letters",
+    "stale_dropped": "/admin/data-quality",
+    "feature_errors": "/admin/features",
+}
+# What stands together on the page.
+GROUPS = (
+    ("Reads", ("request_rate", "hit_ratio", "latency_p50_ms", "latency_p99_ms", "failed_requests", "degraded_reads")),
+    ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed")),
+    ("Events", ("queue_depth", "outbox", "outbox_age_s", "dead_letters")),
+)
+
+
+@get(
+    "/admin",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Is everything well?",
+    description="The state of the service and of what it depends on, each with its beginning; figures of the last "
+    "minute, of the last hour and of each minute in it, summed over all processes; and what to do where something is "
+    "not well. Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
+    responses=problems(400, 401, 403, 503),
+)
+async def get_overview(request: HttpRequest) -> Response[OverviewView]:
+    """Now."""
+    body = _view(await look(api_of(request)))
+    slot_names = [f"{start[11:16]} UTC" for start in body.slots]
+    return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
+
+
+async def look(api: Api) -> Overview:
+    """Everything at a glance, whatever is away."""
+    sight, record = await asyncio.gather(_sight(api), _record(api))
+    # An hour of samples takes some milliseconds to add up; reads need not wait for them.
+    return await asyncio.to_thread(overview, record, sight, api.process, api.clock.now_ms())
+
+
+async def _sight(api: Api) -> Sight | None:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            checks, gauges = await asyncio.gather(api.readiness(), api.gauges())
+            return Sight(looks_of(checks), gauges)
+    except TimeoutError:
+        log.warning("readiness_took_too_long")
+        return None
+
+
+async def _record(api: Api) -> Record:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return await api.samples.since(api.clock.now_ms() - HOUR_MS - SLOT_MS)
+    except (StoreUnavailable, TimeoutError) as error:
+        log.warning("samples_not_read", error=str(error))
+        return Record([], {})
+
+
+def _view(found: Overview) -> OverviewView:
+    return OverviewView(
+        measured_at=rfc3339(found.at_ms),
+        state=found.state,
+        verdict=found.verdict,
+        findings=[FindingView(*item, PLACES.get(item.subject)) for item in found.findings],
+        components=[
+            Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
+            for item in found.standings
+        ],
+        processes=[
+            ProcessView(item.role, item.process, rfc3339(item.seen_ms), item.stopped) for item in found.watchers
+        ],
+        sampled=found.sampled,
+        slot_s=SLOT_MS // 1000,
+        slots=[rfc3339(start) for start in found.starts_ms],
+        figures={
+            name: FigureView(
+                item.kind.title,
+                item.kind.explanation,
+                item.kind.unit,
+                item.now,
+                item.hour,
+                item.kind.hour_is,
+                item.series,
+            )
+            for name, item in found.figures.items()
+        },
+    )

@@ -1,0 +1,43 @@
+"""Finding a user by the beginning of the id."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+from litestar import Response, get
+from litestar.params import QueryParameter
+
+from app.api.admin.overview_schemas import UsersFound
+from app.api.context import HttpRequest, api_of
+from app.api.documents import problems
+from app.api.inputs import prefix_of
+from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.features.ids import id_problem
+
+FOUND_BY_DEFAULT, FOUND_MOST = 20, 100
+
+
+@get(
+    "/admin/users",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Find users",
+    description="Users with any event whose id begins with `prefix`, as it stands: no pattern, and a capital is "
+    "another letter. In a browser, a page, or straight to the user whose id was given whole.",
+    responses=problems(400, 401, 403, 503),
+)
+async def get_users(
+    request: HttpRequest,
+    prefix: Annotated[str, QueryParameter(description="How the id begins; empty: any.")] = "",
+    limit: Annotated[
+        int | None, QueryParameter(ge=1, le=FOUND_MOST, description=f"How many at most; {FOUND_BY_DEFAULT} without.")
+    ] = None,
+) -> Response[UsersFound]:
+    """Some; in a browser an id that was typed whole leads to its user."""
+    wanted, most = prefix_of(prefix), limit or FOUND_BY_DEFAULT
+    found = await api_of(request).users.find(wanted, most + 1)
+    body = UsersFound(wanted, found[:most], len(found) > most)
+    if limit is None and found[:1] == [wanted] and prefers_page(request):
+        return await redirect(request, f"/admin/users/{quote(wanted, safe='')}")
+    return await answer(request, body, "users.html", most=FOUND_MOST, id_allowed=id_problem(wanted) is None)

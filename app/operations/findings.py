@@ -1,0 +1,83 @@
+"""What is not well, worst first: of states and figures the ones that somebody should look at, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from app.operations.figures import Figure
+from app.operations.states import SEVERITY, Standing, State
+
+SLOW_MS = 250
+LATE_MS = 1_000
+OLD_S = 60
+
+
+class Finding(NamedTuple):
+    """Something that is not well. `subject` names a component, a figure or a count."""
+
+    state: State
+    subject: str
+    text: str
+    advice: str
+
+
+ADVICE: Mapping[str, str] = {
+    "database": "Look at the disk (full? gone?), and for a process that holds a lock on the file.",
+    "cache": "Bring it back; the service notices. If one process alone cannot reach it, look at that process.",
+    "queue": "Bring it back; events are stored all the same, and the sweep catches up.",
+    "worker": "Start one (profiles worker). Until then events wait, unconsumed; reads are not affected.",
+}
+
+
+def findings(standings: Sequence[Standing], figures: Mapping[str, Figure], counted: Mapping[str, int]) -> list[Finding]:
+    """What should be looked at. `counted` is of the last hour."""
+    found = [
+        Finding(item.state, item.component, f"The {item.component} is {item.state}: {item.detail}.", advice)
+        for item in standings
+        if item.state in ("degraded", "down") and (advice := ADVICE.get(item.component))
+    ]
+    found += [Finding("degraded", *item) for item in (*_of_figures(figures), *_of_counts(counted))]
+    return sorted(found, key=lambda item: -SEVERITY[item.state])
+
+
+def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
+    def now(name: str) -> float:
+        value = figures[name].now
+        return value if value is not None else 0
+
+    found: list[tuple[str, str, str]] = []
+    if count := int(now("failed_requests")):
+        text = f"{_plural(count, 'request')} failed (5xx) in the last minute."
+        found.append(("failed_requests", text, "The log names each, with its route and the cause."))
+    if (took := now("latency_p99_ms")) > SLOW_MS:
+        text = f"One answer in a hundred takes over {took:,.0f} ms."
+        found.append(("latency_p99_ms", text, "Degraded reads or a low hit ratio explain it; otherwise add a process."))
+    if count := int(now("degraded_reads")):
+        text = f"{_plural(count, 'profile')} of the last minute came from the database, past the cache."
+        found.append(("degraded_reads", text, "Right, but slower. It ends when the cache answers and nothing is owed."))
+    if (took := now("lag_p99_ms")) > LATE_MS:
+        text = f"One event in a hundred waits over {took:,.0f} ms until its keys are deleted."
+        found.append(("lag_p99_ms", text, "Its producer waits with it. Look at the disk and at the cache."))
+    if (age := now("outbox_age_s")) > OLD_S:
+        text = f"The oldest event has waited {age:,.0f} s to be consumed."
+        found.append(("outbox_age_s", text, "Reads are not affected. Start a worker, or one more."))
+    if count := int(now("dead_letters")):
+        verb = "waits" if count == 1 else "wait"
+        found.append(("dead_letters", f"{_plural(count, 'dead letter')} {verb}.", "Replay or discard each."))
+    return found
+
+
+def _of_counts(counted: Mapping[str, int]) -> list[tuple[str, str, str]]:
+    found = []
+    if count := counted.get("feature_errors", 0):
+        text = f"{_plural(count, 'value')} of a feature could not be computed within the last hour."
+        found.append(("feature_errors", text, "A feature's definition is broken; the log and /metrics name it."))
+    if count := counted.get("stale_dropped", 0):
+        text = f"{_plural(count, 'value')} older than an event stood in the cache within the last hour."
+        found.append(("stale_dropped", text, "They were dropped, but should not have been there: please report it."))
+    return found
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,123 @@
+"""Is everything well? One look at states, figures and what follows from them.
+
+What this process sees at this moment counts more than what it stored; what other processes saw lately counts too, and
+says who saw it. Without a database there are no figures, and the states are those seen now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from app.operations.figures import Figure, board, slot_starts
+from app.operations.findings import Finding, findings
+from app.operations.ports import Record
+from app.operations.samples import Gauges, Role, Sample
+from app.operations.states import COMPONENTS, Look, Standing, State, standings, together
+
+# One beat of the samples and a little more: after that what a process saw is no news.
+NEWS_MS = 12_000
+ALIVE_MS = 30_000
+
+
+class Sight(NamedTuple):
+    """What this process sees now."""
+
+    looks: Mapping[str, Look]
+    gauges: Gauges
+
+
+class Watcher(NamedTuple):
+    """A process that takes samples."""
+
+    role: Role
+    process: str
+    seen_ms: int
+    stopped: bool
+
+
+class Overview(NamedTuple):
+    """Everything at a glance. `sampled` False: nobody has taken a sample yet."""
+
+    at_ms: int
+    state: State
+    verdict: str
+    findings: list[Finding]
+    standings: list[Standing]
+    watchers: list[Watcher]
+    figures: dict[str, Figure]
+    starts_ms: list[int]
+    sampled: bool
+
+
+def overview(record: Record, sight: Sight | None, process: str, now_ms: int) -> Overview:
+    """Put it together. `sight` is what this process sees now; None where that took too long."""
+    # What comes from further ahead was written before the clock was set back; it would look like the newest for long.
+    record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + NEWS_MS])
+    shown = _standings(record, sight.looks if sight is not None else None, process, now_ms)
+    starts_ms = slot_starts(now_ms)
+    samples = [*record.samples]
+    if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
+        samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
+    found = board(samples, starts_ms, now_ms)
+    wrong = findings(shown, found.figures, found.counted)
+    state = _overall(shown, wrong)
+    watchers = [
+        Watcher(item.role, item.process, item.at_ms, item.stopped)
+        for item in _newest(record.samples)
+        if now_ms - item.at_ms <= ALIVE_MS
+    ]
+    return Overview(
+        now_ms,
+        state,
+        _verdict(state, len(wrong), sampled=bool(record.samples)),
+        wrong,
+        shown,
+        sorted(watchers),
+        found.figures,
+        starts_ms,
+        bool(record.samples),
+    )
+
+
+def _standings(record: Record, live: Mapping[str, Look] | None, process: str, now_ms: int) -> list[Standing]:
+    found = dict(record.standings)
+    if live is not None:
+        others = [
+            {name: Look(look.state, _said_by(look.detail, sample)) for name, look in sample.looks.items()}
+            for sample in _newest(record.samples)
+            if sample.process != process and not sample.stopped and abs(now_ms - sample.at_ms) <= NEWS_MS
+        ]
+        seen = together([live, *others])
+        found |= {item.component: item for item in standings(record.standings, seen, now_ms)}
+    unknown = "nobody has looked yet"
+    return [found.get(name) or Standing(name, "unknown", unknown, now_ms, now_ms) for name in COMPONENTS]
+
+
+def _newest(samples: Iterable[Sample]) -> list[Sample]:
+    """The newest sample of each process."""
+    return list({sample.process: sample for sample in samples}.values())
+
+
+def _said_by(detail: str, sample: Sample) -> str:
+    who = "worker" if sample.role == "worker" else "API process"
+    return f"{detail} (seen by {who} {sample.process})" if detail else ""
+
+
+def _overall(standings: Iterable[Standing], wrong: Collection[Finding]) -> State:
+    """Down only where reads cannot be served: a queue that is down is a reason to act, not an outage."""
+    states = {item.component: item.state for item in standings}
+    if states["service"] == "down":
+        return "down"
+    if wrong:
+        return "degraded"
+    return "unknown" if "unknown" in states.values() else "ok"
+
+
+def _verdict(state: State, wrong: int, *, sampled: bool) -> str:
+    if state == "ok":
+        return "Everything is well." if sampled else "Everything answers; there are no figures yet."
+    if state == "unknown":
+        return "Not everything could be asked."
+    things = "one thing needs" if wrong == 1 else f"{wrong} things need"
+    return f"It cannot serve reads; {things} you." if state == "down" else f"Reads are right; {things} a look."

@@ -1,0 +1,82 @@
+"""Samples of every process, and how the components stand by them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from app.operations.ports import Record
+from app.operations.samples import Sample
+from app.operations.states import COMPONENTS, Look, Standing, standings, together
+from app.stores.sqlite.database import Database
+
+KEPT_MS = 70 * 60_000
+# Two samples of a living process and a little more: who was silent for longer has no say in the states.
+LATELY_MS = 25_000
+
+INSERT_SAMPLE = "INSERT INTO samples (at_ms, process, body) VALUES (?, ?, ?)"
+# A sample from the future was taken before the clock was set back.
+DELETE_OLD_SAMPLES = "DELETE FROM samples WHERE at_ms < :oldest OR at_ms > :newest"
+SELECT_SAMPLES = "SELECT body FROM samples WHERE at_ms >= ? ORDER BY at_ms, id"
+SELECT_LATELY = "SELECT process, body FROM samples WHERE at_ms BETWEEN ? AND ? ORDER BY id"
+SELECT_STANDINGS = "SELECT component, state, detail, since_ms, seen_ms FROM component_states"
+INSERT_STANDING = """
+INSERT INTO component_states (component, state, detail, since_ms, seen_ms) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (component) DO UPDATE SET
+    state = excluded.state, detail = excluded.detail, since_ms = excluded.since_ms, seen_ms = excluded.seen_ms
+"""
+
+_decode = msgspec.json.Decoder(Sample).decode
+
+
+class SqliteSamples:
+    """Implements `app.operations.ports.SampleStore`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def keep(self, sample: Sample) -> None:
+        """All in one transaction, so that no process decides on states by samples that another is about to add to."""
+        body = msgspec.json.encode(sample).decode()
+
+        def work(connection: sqlite3.Connection) -> None:
+            now_ms = sample.at_ms
+            connection.execute(INSERT_SAMPLE, (now_ms, sample.process, body))
+            connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
+            lately = connection.execute(SELECT_LATELY, (now_ms - LATELY_MS, now_ms + LATELY_MS)).fetchall()
+            seen = together(_views(lately))
+            connection.executemany(INSERT_STANDING, standings(_standings(connection), seen, now_ms))
+
+        await self._database.write(work)
+
+    async def since(self, at_ms: int) -> Record:
+        """Both in one hop; decoded there, because an hour of samples takes some milliseconds."""
+
+        def work(connection: sqlite3.Connection) -> Record:
+            rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
+            return Record(_samples(body for (body,) in rows), _standings(connection))
+
+        return await self._database.read(work)
+
+
+def _standings(connection: sqlite3.Connection) -> dict[str, Standing]:
+    rows = map(Standing._make, connection.execute(SELECT_STANDINGS).fetchall())
+    return {row.component: row for row in rows if row.component in COMPONENTS}
+
+
+def _views(rows: Sequence[tuple[str, str]]) -> list[dict[str, Look]]:
+    """What each process saw last; one that has stopped sees nothing any more."""
+    newest = _samples(dict(rows).values())
+    return [sample.looks for sample in newest if not sample.stopped]
+
+
+def _samples(bodies: Iterable[str]) -> list[Sample]:
+    """Those that this release can read: while a deploy goes on, another one may write them otherwise."""
+    found = []
+    for body in bodies:
+        with suppress(msgspec.MsgspecError):
+            found.append(_decode(body))
+    return found

@@ -1,0 +1,184 @@
+"""The sampler: it goes on whatever happens, counts nothing twice and loses nothing it could keep."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.operations.ports import Record
+from app.operations.sampler import ASK_AGAIN_S, EVERY_S, LAST_S, Sampler
+from app.operations.samples import Gauges, Sample
+from app.operations.states import Check
+from app.telemetry import Metrics
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.waiting import eventually
+
+
+class Store:
+    """Keeps samples in memory; `fault` is raised instead, `gate` is waited for after keeping."""
+
+    def __init__(self) -> None:
+        self.kept: list[Sample] = []
+        self.fault: Exception | None = None
+        self.gate: asyncio.Event | None = None
+
+    async def keep(self, sample: Sample) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.kept.append(sample)
+        if self.gate is not None:
+            await self.gate.wait()
+
+    async def since(self, at_ms: int) -> Record:
+        raise NotImplementedError
+
+
+class Watched:
+    """A sampler and what it watches."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.metrics = Metrics()
+        self.store = Store()
+        self.readiness: Exception | None = None
+        self.cache: list[bool] = []
+        self.asked = 0
+        self.pauses: list[float] = []
+        self.rounds = 0
+        self.done = asyncio.Event()
+        self.sampler = Sampler(
+            role="api",
+            process="one",
+            metrics=self.metrics,
+            store=self.store,
+            ask_gauges=self._gauges,
+            ask_readiness=self._readiness,
+            clock=self.clock,
+            pause=self._pause,
+        )
+
+    async def _gauges(self) -> Gauges:
+        return Gauges(queue_depth=3)
+
+    async def _readiness(self) -> dict[str, Check]:
+        if self.readiness is not None:
+            raise self.readiness
+        self.asked += 1
+        ok = self.cache.pop(0) if self.cache else True
+        return {"database": Check(True, "", vital=True), "cache": Check(ok, "away")}
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.clock.advance(round(seconds * 1000))
+        if len(self.pauses) > self.rounds:
+            self.done.set()
+            await asyncio.Event().wait()
+
+    async def run(self, rounds: int) -> None:
+        """Let the loop take some samples, then cancel it."""
+        self.rounds = rounds
+        task = asyncio.create_task(self.sampler.keep_sampling())
+        await self.done.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    def hits(self) -> list[int]:
+        """Of each sample kept."""
+        return [sample.counts.get("hits", 0) for sample in self.store.kept]
+
+
+async def test_sample_holds_what_came_since_the_last_one() -> None:
+    watched = Watched()
+    watched.metrics.cache_hits.inc(2)
+    watched.clock.advance(4_000)
+    await watched.sampler.sample()
+    watched.metrics.cache_hits.inc(5)
+    watched.clock.advance(10_000)
+    await watched.sampler.sample()
+    first, second = watched.store.kept
+    assert (first.counts, first.seconds, first.at_ms) == ({"hits": 2}, 4.0, NOW_MS + 4_000)
+    assert (second.counts, second.seconds, second.at_ms) == ({"hits": 5}, 10.0, NOW_MS + 14_000)
+    assert (second.role, second.process, second.gauges.queue_depth) == ("api", "one", 3)
+    assert second.looks["database"].state == "ok"
+
+
+async def test_samples_are_ten_seconds_apart() -> None:
+    watched = Watched()
+    await watched.run(3)
+    assert set(watched.pauses) == {EVERY_S}
+    assert [sample.seconds for sample in watched.store.kept] == [0.0, 10.0, 10.0, 10.0]
+
+
+@pytest.mark.parametrize("fault", [StoreUnavailable("locked"), ValueError("a defect")])
+async def test_loop_goes_on_and_nothing_is_lost_when_a_sample_cannot_be_kept(fault: Exception) -> None:
+    watched = Watched()
+    watched.metrics.cache_hits.inc(2)
+    watched.store.fault = fault
+    await watched.run(2)
+    assert watched.store.kept == []
+    watched.store.fault = None
+    watched.metrics.cache_hits.inc()
+    await watched.sampler.sample()
+    (kept,) = watched.store.kept
+    assert kept.counts == {"hits": 3}
+    assert kept.seconds == 30.0
+
+
+async def test_state_is_not_worse_when_one_answer_came_late() -> None:
+    watched = Watched()
+    watched.rounds = 9
+    watched.cache = [True, False, True, False, False, False, True]
+    states = []
+    for _ in range(5):
+        await watched.sampler.sample()
+        states.append(watched.store.kept[-1].looks["cache"].state)
+    # Asked again before it was down, and not again while it stayed so.
+    assert states == ["ok", "ok", "down", "down", "ok"]
+    assert watched.asked == 7
+    assert watched.pauses == [ASK_AGAIN_S, ASK_AGAIN_S]
+
+
+async def test_loop_goes_on_when_readiness_has_a_defect() -> None:
+    watched = Watched()
+    watched.readiness = RuntimeError("a defect")
+    await watched.run(2)
+    assert len(watched.pauses) == 3
+
+
+async def test_nothing_counts_twice_when_a_sample_is_cut_short_after_it_was_kept() -> None:
+    watched = Watched()
+    watched.store.gate = asyncio.Event()
+    watched.metrics.cache_hits.inc(2)
+    task = asyncio.create_task(watched.sampler.sample())
+    await eventually(lambda: watched.store.kept)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    watched.store.gate = None
+    watched.metrics.cache_hits.inc(4)
+    await watched.sampler.close()
+    assert watched.hits() == [2, 4]
+
+
+async def test_last_part_is_kept_at_the_end_and_asks_nobody() -> None:
+    watched = Watched()
+    watched.readiness = RuntimeError("must not be asked")
+    watched.metrics.cache_hits.inc()
+    await watched.sampler.close()
+    (kept,) = watched.store.kept
+    assert kept.stopped
+    assert kept.looks == {}
+    assert kept.counts == {"hits": 1}
+
+
+async def test_stop_is_not_held_up_when_the_database_is_locked() -> None:
+    watched = Watched()
+    watched.store.gate = asyncio.Event()
+    began = asyncio.get_running_loop().time()
+    await watched.sampler.close()
+    assert asyncio.get_running_loop().time() - began < LAST_S + 2
+    watched.store.fault = StoreUnavailable("gone")
+    await watched.sampler.close()

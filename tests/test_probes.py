@@ -1,0 +1,66 @@
+"""Sampling beside a running process: it begins at once, and ends with the process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from app.asgi import create_app
+from app.assembly import open_service
+from app.probes import sampling
+from app.settings import Settings
+from app.stores.sqlite.database import Database
+from app.stores.valkey.embedded import EmbeddedServer
+from app.worker import work
+from tests.support.database import column
+from tests.support.waiting import eventually_async
+
+BODIES = "SELECT body ->> 'role' || ' ' || coalesce(body ->> 'stopped', '') FROM samples ORDER BY id"
+
+
+@pytest.fixture
+def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
+    """Real servers."""
+    return Settings(database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0)
+
+
+async def sampled(database: Database) -> None:
+    """Return when a sample is kept."""
+
+    async def kept() -> list[object]:
+        return await column(database, BODIES)
+
+    await eventually_async(kept)
+
+
+async def test_application_takes_samples_while_it_lives(settings: Settings, database: Database) -> None:
+    application = create_app(settings)
+    async with application.lifespan():
+        await sampled(database)
+    assert await column(database, BODIES) == ["api ", "api 1"]
+
+
+async def test_worker_takes_samples_while_it_works(settings: Settings, database: Database) -> None:
+    stop = asyncio.Event()
+    working = asyncio.create_task(work(settings, stop))
+    await sampled(database)
+    stop.set()
+    await working
+    assert await column(database, BODIES) == ["worker ", "worker 1"]
+
+
+async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:
+    async with open_service(settings, door="queue") as service, sampling(service, "worker"):
+        await sampled(database)
+    found = await column(database, "SELECT component || ' ' || state FROM component_states ORDER BY component")
+    assert found == ["cache ok", "database ok", "queue ok", "service degraded", "worker down"]
+
+
+async def test_process_has_another_name_with_every_start(settings: Settings) -> None:
+    names = set()
+    for _ in range(2):
+        async with open_service(settings, door="http") as service:
+            names.add(service.process)
+    assert len(names) == 2
