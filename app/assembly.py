@@ -27,6 +27,7 @@ from app.features.schema import ProfileFeatures, check_mirror
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler
 from app.profiles.freshness import FreshnessMeter
+from app.profiles.inspection import Inspector
 from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
 from app.profiles.read import ProfileReader
@@ -47,6 +48,7 @@ from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.user_events import SqliteUserEvents
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.stores.tasks import end
@@ -83,6 +85,8 @@ class Service:
     log: SqliteEventLog
     letters: SqliteDeadLetters
     users: SqliteUsers
+    user_events: SqliteUserEvents
+    inspector: Inspector
     book: SqliteRebuildBook
     audit: SqliteAuditTrail
     samples: SqliteSamples
@@ -199,9 +203,10 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         metrics=metrics,
         door=door,
     )
+    gate = TrustGate(base.owed.any_owed, clock, invalidator.wake)
     reader = ProfileReader(
         cache=cache,
-        gate=TrustGate(base.owed.any_owed, clock, invalidator.wake),
+        gate=gate,
         computation=computation,
         filler=filler,
         registry=registry,
@@ -228,6 +233,10 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         log=log,
         letters=letters,
         users=users,
+        user_events=SqliteUserEvents(database),
+        inspector=Inspector(
+            cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
+        ),
         book=book,
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),

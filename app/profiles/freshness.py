@@ -12,7 +12,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
@@ -26,7 +25,6 @@ ELIGIBLE_DAYS = 30
 CHUNK = 200
 SECOND_LOOK_S = 0.3
 MAX_CATEGORIES = 24
-State = Literal["fresh", "stale", "missing"]
 
 
 @dataclass(slots=True)
@@ -88,20 +86,6 @@ class FreshnessMeter:
                 except CacheUnavailable:
                     measured = False
         return Report(now_ms, eligible, measured, features)
-
-    async def inspect(self, user_id: str) -> dict[str, State] | None:
-        """The state of each of one user's cells; None while the cache is away. Raises `StoreUnavailable`."""
-        features = {entry.name: FeatureFreshness() for entry in self._registry}
-        try:
-            if not self._cache.available:
-                raise CacheUnavailable("the circuit breaker is open")
-            await self._add([user_id], features, self._clock.now_ms())
-        except CacheUnavailable:
-            return None
-        return {
-            name: "fresh" if figures.fresh else "stale" if figures.stale else "missing"
-            for name, figures in features.items()
-        }
 
     async def _add(self, page: Sequence[str], features: dict[str, FeatureFreshness], now_ms: int) -> None:
         newest = await self._users.newest(page)

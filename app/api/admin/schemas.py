@@ -83,37 +83,6 @@ class Quality(msgspec.Struct):
     features: dict[str, FeatureQuality]
 
 
-class StoredEvent(msgspec.Struct):
-    """An event as it is stored, with its sequence number."""
-
-    seq: int
-    received_at: str
-    event: dict[str, Any]
-
-
-class CellState(msgspec.Struct):
-    """A feature of a user: what a read gives, and what the cache really holds."""
-
-    value: Value
-    dtype: Literal["float", "int", "str"]
-    computed_at: str
-    expires_at: str | None
-    origin: Literal["cache", "computed"]
-    freshness: Annotated[
-        Literal["fresh", "stale", "missing"] | None,
-        Meta(description="What the cache held before this look; null while it is away."),
-    ]
-    invalidated_by: list[str]
-
-
-class UserView(msgspec.Struct):
-    """A user as an admin sees it."""
-
-    user_id: str
-    features: dict[str, CellState]
-    events: list[StoredEvent]
-
-
 class Letter(msgspec.Struct):
     """A dead letter: what could not be consumed, and why."""
 
