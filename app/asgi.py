@@ -31,6 +31,7 @@ from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.sessions import Sessions
 from app.assembly import Contract, Service, open_service
 from app.errors import ProfilesError
+from app.events.ports import Holdings
 from app.events.replay import Replayer
 from app.probes import gauges, readiness, refresh_gauges, sampling
 from app.profiles.run_watch import RunWatch
@@ -112,10 +113,10 @@ def _api(service: Service) -> Api:
     async def audit(actor: str, action: str, subject: str, outcome: str) -> None:
         await service.audit.begin(service.clock.now_ms(), actor, action, subject, outcome)
 
-    async def erase(user_id: str) -> int:
-        count = await service.users.erase(user_id, service.clock.now_ms())
+    async def erase(user_id: str) -> Holdings:
+        erased = await service.users.erase(user_id, service.clock.now_ms())
         await service.invalidator.make_good()
-        return count
+        return erased
 
     async def start_rebuild(run_id: str) -> None:
         if service.queue is not None:
@@ -141,11 +142,12 @@ def _api(service: Service) -> Api:
         ingestor=service.ingestor,
         letters=service.letters,
         users=service.users,
+        user_events=service.user_events,
+        inspector=service.inspector,
         samples=service.samples,
         process=service.process,
         book=service.book,
         runner=service.runner,
-        freshness=service.freshness,
         quality=service.quality,
         erase=erase,
         recall=service.recall,

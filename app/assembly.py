@@ -26,10 +26,10 @@ from app.features.registry import Registry
 from app.features.schema import ProfileFeatures, check_mirror
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler
-from app.profiles.freshness import FreshnessMeter
+from app.profiles.inspection import Inspector
 from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
-from app.profiles.quality.parts import Facts, Quality, join
+from app.profiles.quality.parts import Quality, join
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildRunner
@@ -44,12 +44,12 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.event_tail import SqliteEventTail
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
-from app.stores.sqlite.population import SqlitePopulation
-from app.stores.sqlite.quality_runs import SqliteQualityBook
+from app.stores.sqlite.quality_runs import quality_facts
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.user_events import SqliteUserEvents
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.stores.tasks import end
@@ -86,12 +86,13 @@ class Service:
     log: SqliteEventLog
     letters: SqliteDeadLetters
     users: SqliteUsers
+    user_events: SqliteUserEvents
+    inspector: Inspector
     book: SqliteRebuildBook
     audit: SqliteAuditTrail
     samples: SqliteSamples
     process: str
     runner: RebuildRunner
-    freshness: FreshnessMeter
     quality: Quality
 
     async def recall(self) -> None:
@@ -195,10 +196,6 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     )
     log, letters, users = SqliteEventLog(database), SqliteDeadLetters(database), SqliteUsers(database)
     book = SqliteRebuildBook(database)
-    freshness = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
-    start = base.queue.start_quality if base.queue is not None else None
-    facts = Facts(SqlitePopulation(database), users, source, SqliteQualityBook(database))
-    quality = join(facts, freshness, start, registry, clock)
     ingestor = Ingestor(
         log=log,
         invalidator=invalidator,
@@ -209,9 +206,10 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         metrics=metrics,
         door=door,
     )
+    gate = TrustGate(base.owed.any_owed, clock, invalidator.wake)
     reader = ProfileReader(
         cache=cache,
-        gate=TrustGate(base.owed.any_owed, clock, invalidator.wake),
+        gate=gate,
         computation=computation,
         filler=filler,
         registry=registry,
@@ -238,11 +236,14 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         log=log,
         letters=letters,
         users=users,
+        user_events=SqliteUserEvents(database),
+        inspector=Inspector(
+            cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
+        ),
         book=book,
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),
         process=secrets.token_hex(4),
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        freshness=freshness,
-        quality=quality,
+        quality=join(quality_facts(database, users, source), cache, base.queue, registry, clock),
     )

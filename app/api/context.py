@@ -13,14 +13,14 @@ from app.api.auth import Authenticator
 from app.api.sessions import Sessions
 from app.audit import AuditTrail
 from app.events.ingest import Ingestor
-from app.events.ports import DeadLetters, LoggedEvent
+from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.events.replay import Replayer
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges
 from app.operations.states import Check
-from app.profiles.freshness import FreshnessMeter
+from app.profiles.inspection import Inspector
 from app.profiles.quality.parts import Quality
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
@@ -31,11 +31,23 @@ from app.telemetry import Metrics
 HttpRequest = Request[Any, Any, Any]
 
 
-class UserRecords(Protocol):
-    """What admins do with one user's records. Raises `StoreUnavailable`."""
+class UserEvents(Protocol):
+    """What admins see of one user's events. Raises `StoreUnavailable`."""
 
-    async def newest_events(self, user_id: str, limit: int) -> list[LoggedEvent]:
+    async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
         """Newest first."""
+        ...
+
+    async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
+        """Counts over so many days of 24 hours that end at a moment, in no order; what is absent is 0."""
+        ...
+
+
+class UserRecords(Protocol):
+    """All that the database holds of one user. Raises `StoreUnavailable`."""
+
+    async def holdings(self, user_id: str) -> Holdings:
+        """How much that is."""
         ...
 
     async def find(self, prefix: str, limit: int) -> list[str]:
@@ -60,13 +72,14 @@ class Api:
     ingestor: Ingestor
     letters: DeadLetters
     users: UserRecords
+    user_events: UserEvents
+    inspector: Inspector
     samples: SampleStore
     process: str
     book: RebuildBook
     runner: RebuildRunner
-    freshness: FreshnessMeter
     quality: Quality
-    erase: Callable[[str], Awaitable[int]]
+    erase: Callable[[str], Awaitable[Holdings]]
     recall: Callable[[], Awaitable[None]]
     start_rebuild: Callable[[str], Awaitable[None]]
     audit: Callable[[str, str, str, str], Awaitable[None]]

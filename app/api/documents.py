@@ -152,13 +152,15 @@ def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]
         if "scope" not in opt:
             operation["security"] = []
         if kinds := opt.get("body"):
-            operation["requestBody"] = _events_body() if TipServed in kinds else _body(kinds[0])
+            operation["requestBody"] = (
+                _events_body() if TipServed in kinds else _body(kinds[0], required=opt.get("body_required", True))
+            )
     return {**document, "components": {**document["components"], "schemas": schemas}}
 
 
-def _body(kind: type[msgspec.Struct]) -> dict[str, Any]:
+def _body(kind: type[msgspec.Struct], *, required: bool) -> dict[str, Any]:
     schema = {"$ref": _REF.format(name=kind.__name__)}
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
 class _Json(JsonRenderPlugin):

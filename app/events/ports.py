@@ -49,6 +49,43 @@ class LoggedEvent(NamedTuple):
     attempts: int
 
 
+class TracedEvent(NamedTuple):
+    """A stored event and what became of it. `counted_at_ms` is its event time; `claimed_at_ms` the producer's own
+    where that is another. `letter_id` is set where it is a dead letter, whose consumption ended without success."""
+
+    logged: LoggedEvent
+    counted_at_ms: int
+    claimed_at_ms: int | None
+    consumed_at_ms: int | None
+    letter_id: int | None
+
+
+class Holdings(NamedTuple):
+    """How much the database holds of a user: rows of each kind, and ended rebuilds that name them."""
+
+    views: int
+    feedback: int
+    dead_letters: int
+    rebuilds: int
+
+    @property
+    def events(self) -> int:
+        """Views and feedback together."""
+        return self.views + self.feedback
+
+
+class ActivityCount(NamedTuple):
+    """So many events of a kind (`served`, or the feedback's action) fell on a day and a local hour of the user.
+
+    Days are 24 hours each, counted back from now: 0 is the last 24 hours.
+    """
+
+    days_ago: int
+    local_hour: int
+    kind: str
+    events: int
+
+
 class DeadLetter(NamedTuple):
     """What could not be consumed. `seq` is None where it never became an event; then `payload` is all there is."""
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, indices
 from app.profiles.codec import Value, decode
+from app.profiles.inspection import State
 from app.profiles.ports import Cache, Cell, NewestEvents
 
 ELIGIBLE_DAYS = 30
 SECOND_LOOK_S = 0.3
-State = Literal["fresh", "stale", "missing"]
 
 
 class Look(NamedTuple):
@@ -78,13 +78,6 @@ class FreshnessMeter:
             Look(user_id, index, _state(value, needed[user_id, index]), value)
             for (user_id, index), value in values.items()
         ]
-
-    async def inspect(self, user_id: str) -> dict[str, State] | None:
-        """The state of each of one user's cells; None while the cache is away. Raises `StoreUnavailable`."""
-        try:
-            return {self._registry.names[look.feature]: look.state for look in await self.look([user_id])}
-        except CacheUnavailable:
-            return None
 
     async def _values(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Value | None]:
         names = self._registry.names

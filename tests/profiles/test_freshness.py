@@ -93,20 +93,6 @@ async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(service: 
     assert (await states(meter(service, drop), "ann"))["ann", "tip_volume_30d"] == "missing"
 
 
-async def test_one_user_is_inspected_when_an_admin_looks(service: Service, world: World) -> None:
-    await service.send(served("ann"))
-    await service.features("ann")
-    await service.drain()
-    await put(service, world, "ann", "tip_volume_30d", seq=0)
-    await service.cache.inner.drop([Cell("ann", "preferred_hour")])
-    states = await meter(service).inspect("ann")
-    assert states == {
-        **dict.fromkeys(REGISTRY.names, "fresh"),
-        "tip_volume_30d": "stale",
-        "preferred_hour": "missing",
-    }
-
-
 async def test_nothing_is_claimed_when_the_cache_goes_away(fragile_world: World) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"), served("bob"))
@@ -115,4 +101,3 @@ async def test_nothing_is_claimed_when_the_cache_goes_away(fragile_world: World)
     fragile_world.server.kill()
     with pytest.raises(CacheUnavailable):
         await meter(service).look(["ann"])
-    assert await meter(service).inspect("ann") is None

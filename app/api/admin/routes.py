@@ -13,6 +13,9 @@ from app.api.admin import (
     rebuilds,
     search,
     sign_in,
+    user_development,
+    user_erasure,
+    user_rebuild,
     users,
 )
 
@@ -20,8 +23,11 @@ ADMIN_ROUTES = [
     overview.get_overview,
     search.get_users,
     users.get_user,
-    users.rebuild_user,
-    users.erase_user,
+    user_development.get_development,
+    user_rebuild.rebuild_user,
+    user_erasure.get_erasure,
+    user_erasure.erase_user_by_form,
+    user_erasure.erase_user,
     quality.get_quality,
     quality.refresh_quality,
     quality.get_refresh,

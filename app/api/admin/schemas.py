@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -106,37 +106,6 @@ class UsersBehindList(msgspec.Struct):
     users: Annotated[list[UserBehind] | None, Meta(description="Null while the cache is away.")]
     scanned: Annotated[int, Meta(description="How many eligible users were looked at.")]
     next_after: str | None
-
-
-class StoredEvent(msgspec.Struct):
-    """An event as it is stored, with its sequence number."""
-
-    seq: int
-    received_at: str
-    event: dict[str, Any]
-
-
-class CellState(msgspec.Struct):
-    """A feature of a user: what a read gives, and what the cache really holds."""
-
-    value: Value
-    dtype: Literal["float", "int", "str"]
-    computed_at: str
-    expires_at: str | None
-    origin: Literal["cache", "computed"]
-    freshness: Annotated[
-        Literal["fresh", "stale", "missing"] | None,
-        Meta(description="What the cache held before this look; null while it is away."),
-    ]
-    invalidated_by: list[str]
-
-
-class UserView(msgspec.Struct):
-    """A user as an admin sees it."""
-
-    user_id: str
-    features: dict[str, CellState]
-    events: list[StoredEvent]
 
 
 class Letter(msgspec.Struct):

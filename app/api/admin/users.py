@@ -1,26 +1,31 @@
-"""Admins' routes about one user: look, rebuild, erase."""
+"""Admins' route that looks at one user.
+
+Invariant: what is told of the cache is what it held before the look. The JSON answer also reads the profile, after
+looking, as a recommender would; that fills the cache, as every read does. The page fills nothing, so that loading it
+again shows what was there and not what the page did.
+"""
 
 from __future__ import annotations
 
-import msgspec
-from litestar import MediaType, Response, delete, get, post
-from litestar.openapi.datastructures import ResponseSpec
+import asyncio
 
-from app.api.admin.actors import audited, user_hash
-from app.api.admin.schemas import CellState, StoredEvent, UserView
-from app.api.context import HttpRequest, api_of
-from app.api.documents import ProfileAnswer, UserId, problems
+import msgspec
+from litestar import Response, get
+
+from app.api.admin.user_development import figures, user_development
+from app.api.admin.user_schemas import CellState, HeldValue, StoredEvent, UserView
+from app.api.context import Api, HttpRequest, api_of
+from app.api.documents import UserId, problems
 from app.api.inputs import check_ids
-from app.api.profiles import renderer
-from app.events.ports import LoggedEvent
-from app.features.clock import rfc3339
+from app.api.pages.negotiation import answer, prefers_page
+from app.events.ports import TracedEvent
+from app.features.clock import rfc3339, to_ms
+from app.features.events import subject_of
+from app.features.registry import Registry
+from app.profiles.filling import Profile, Reading
+from app.profiles.inspection import InspectedCell, Inspection
 
 NEWEST_EVENTS = 50
-
-
-def stored(item: LoggedEvent) -> StoredEvent:
-    """An event as admins see it."""
-    return StoredEvent(item.seq, rfc3339(item.received_at_ms), msgspec.to_builtins(item.event))
 
 
 @get(
@@ -28,64 +33,97 @@ def stored(item: LoggedEvent) -> StoredEvent:
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="Look at a user",
-    description="Each feature with its freshness, and the user's newest events.",
+    description="Each feature with its freshness and what a computation gives now, and the user's newest events. "
+    "A page for a browser.",
     responses=problems(400, 401, 403, 422, 503),
 )
-async def get_user(request: HttpRequest, user_id: UserId) -> UserView:
+async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
     """One user."""
     api = api_of(request)
     check_ids([user_id], "user_id")
-    states = await api.freshness.inspect(user_id)
-    profile = (await api.reader.read({user_id: api.registry.full_mask}))[user_id]
-    features = {}
-    for index, entry in enumerate(api.registry):
-        reading = profile[index]
-        features[entry.name] = CellState(
-            msgspec.json.decode(reading.json),
-            entry.dtype,
-            rfc3339(reading.computed_at_ms),
-            rfc3339(reading.expires_at_ms) if reading.expires_at_ms is not None else None,
-            "cache" if reading.cached else "computed",
-            states[entry.name] if states is not None else None,
-            list(entry.invalidated_by),
+    if prefers_page(request):
+        return await _page(request, api, user_id)
+    inspection = await api.inspector.inspect(user_id)
+    view = await _view(api, user_id, inspection, await _read(api, user_id, inspection))
+    return await answer(request, view, "user.html")
+
+
+async def _page(request: HttpRequest, api: Api, user_id: str) -> Response[UserView]:
+    inspection, holdings, development = await asyncio.gather(
+        api.inspector.inspect(user_id), api.users.holdings(user_id), user_development(api, user_id)
+    )
+    profile = {index: inspection.reading(index) for index in range(len(api.registry))}
+    return await answer(
+        request,
+        await _view(api, user_id, inspection, profile),
+        "user.html",
+        cache=inspection.cache,
+        holdings=holdings,
+        retention_days=api.retention_days,
+        development=development,
+        **figures(development),
+    )
+
+
+async def _read(api: Api, user_id: str, inspection: Inspection) -> Profile:
+    """Read the profile, unless the look has just computed what that would compute again."""
+    if inspection.cache == "trusted":
+        return (await api.reader.read({user_id: api.registry.full_mask}))[user_id]
+    return {index: inspection.reading(index) for index in range(len(api.registry))}
+
+
+async def _view(api: Api, user_id: str, inspection: Inspection, profile: Profile) -> UserView:
+    events = await api.user_events.newest_events(user_id, NEWEST_EVENTS)
+    return UserView(
+        user_id,
+        {cell.entry.name: cell_state(cell, profile[index], inspection) for index, cell in enumerate(inspection.cells)},
+        [stored(item, api.registry) for item in events],
+    )
+
+
+def cell_state(cell: InspectedCell, reading: Reading, inspection: Inspection) -> CellState:
+    """A cell as admins see it. `reading`: what a read gives."""
+    entry, held = cell.entry, cell.held
+    return CellState(
+        msgspec.json.decode(reading.json),
+        entry.dtype,
+        rfc3339(reading.computed_at_ms),
+        rfc3339(reading.expires_at_ms) if reading.expires_at_ms is not None else None,
+        "cache" if reading.cached else "computed",
+        cell.state,
+        list(entry.invalidated_by),
+        entry.description,
+        cell.state if inspection.cache == "trusted" and cell.state is not None else "degraded",
+        entry.ttl_ms / 1000,
+        cell.holds,
+        HeldValue(
+            msgspec.json.decode(held.json),
+            rfc3339(held.computed_at_ms),
+            rfc3339(held.expires_at_ms),
+            max(0, held.expires_at_ms - inspection.at_ms) / 1000,
+            held.seq,
         )
-    events = await api.users.newest_events(user_id, NEWEST_EVENTS)
-    return UserView(user_id, features, [stored(item) for item in events])
+        if held is not None
+        else None,
+        msgspec.json.decode(cell.outcome.json),
+        cell.outcome.error,
+        cell.difference,
+    )
 
 
-@post(
-    "/admin/users/{user_id:str}/rebuild",
-    status_code=200,
-    opt={"scope": "admin"},
-    tags=["Admin"],
-    summary="Rebuild a user now",
-    responses={
-        200: ResponseSpec(ProfileAnswer, generate_examples=False, description="The profile, as with `detail=true`."),
-        **problems(400, 401, 403, 422, 503),
-    },
-)
-async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[bytes]:
-    """Compute and cache every feature of one user."""
-    api = api_of(request)
-    check_ids([user_id], "user_id")
-    async with audited(request, "rebuild", user_hash(user_id)):
-        profiles = await api.rebuilder.rebuild([user_id], api.registry.full_mask)
-        await api.recall()
-    body = renderer(api).profile(user_id, profiles[user_id], api.registry.full_mask, detail=True)
-    return Response(body, media_type=MediaType.JSON)
-
-
-@delete(
-    "/admin/users/{user_id:str}",
-    opt={"scope": "admin"},
-    tags=["Admin"],
-    summary="Erase a user",
-    description="Deletes the user's events and cached values for good. The audit trail keeps a hash of the id.",
-    responses=problems(400, 401, 403, 422, 503),
-)
-async def erase_user(request: HttpRequest, user_id: UserId) -> None:
-    """Erase one user."""
-    api = api_of(request)
-    check_ids([user_id], "user_id")
-    async with audited(request, "erase", user_hash(user_id)) as act:
-        act.outcome = f"done, {await api.erase(user_id)} events"
+def stored(item: TracedEvent, registry: Registry) -> StoredEvent:
+    """An event as admins see it."""
+    event, received_at_ms = item.logged.event, item.logged.received_at_ms
+    return StoredEvent(
+        item.logged.seq,
+        rfc3339(received_at_ms),
+        msgspec.to_builtins(event),
+        rfc3339(item.counted_at_ms),
+        item.claimed_at_ms is not None,
+        received_at_ms - to_ms(event.occurred_at),
+        [name for name in registry.names if name in registry.invalidated_by(subject_of(event))],
+        "dead letter" if item.letter_id is not None else "consumed" if item.consumed_at_ms is not None else "waiting",
+        rfc3339(item.consumed_at_ms) if item.consumed_at_ms is not None else None,
+        item.logged.attempts,
+        item.letter_id,
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.freshness import FreshnessMeter
-from app.profiles.ports import NewestEvents, Population, Source
+from app.profiles.ports import Cache, NewestEvents, Population, Source
 from app.profiles.quality.behind import UsersBehind
 from app.profiles.quality.runs import QualityBook, QualityRunner
 from app.profiles.quality.sharing import SharedMeasurement
@@ -29,6 +29,14 @@ class Quality(NamedTuple):
     start: Callable[[int], Awaitable[None]]
 
 
+class Starter(Protocol):
+    """The queue, as far as it is needed here."""
+
+    async def start_quality(self, run_id: int) -> None:
+        """Ask a worker to carry out a run. What is not taken is lost; nothing is raised."""
+        ...
+
+
 class Facts(NamedTuple):
     """Where it comes from, and where reports are kept."""
 
@@ -40,13 +48,14 @@ class Facts(NamedTuple):
 
 def join(
     facts: Facts,
-    meter: FreshnessMeter,
-    start: Callable[[int], Awaitable[None]] | None,
+    cache: Cache,
+    queue: Starter | None,
     registry: Registry,
     clock: Clock,
 ) -> Quality:
-    """The parts over these. `start` None: there is no queue."""
+    """The parts over these."""
     population, users, source, book = facts
+    meter = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
     surveyor = Surveyor(meter=meter, population=population, source=source, registry=registry, clock=clock)
     return Quality(
         surveyor,
@@ -54,7 +63,7 @@ def join(
         book,
         QualityRunner(book=book, surveyor=surveyor, registry=registry, clock=clock),
         UsersBehind(meter=meter, users=users, registry=registry, clock=clock),
-        start or _nobody,
+        queue.start_quality if queue is not None else _nobody,
     )
 
 

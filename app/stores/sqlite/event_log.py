@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta, timezone
+from typing import Any
 
 from app.events.ports import Admitted, Appended, ClashingEvent, LoggedEvent
 from app.features.clock import EPOCH, MILLISECOND
@@ -33,14 +34,16 @@ INSERT INTO tip_feedback
     (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-LOGGED = """
-SELECT log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
+EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
        log.received_at_ms, log.attempts,
        COALESCE(view.tip_id, feedback.tip_id), COALESCE(view.utc_offset_min, feedback.utc_offset_min),
-       COALESCE(view.decision_id, feedback.decision_id), feedback.action, feedback.dwell_ms
+       COALESCE(view.decision_id, feedback.decision_id), feedback.action, feedback.dwell_ms"""
+EVENT_JOINS = """LEFT JOIN tip_views AS view ON view.seq = log.seq
+LEFT JOIN tip_feedback AS feedback ON feedback.seq = log.seq"""
+LOGGED = f"""
+SELECT {EVENT_COLUMNS}
 FROM event_log AS log
-LEFT JOIN tip_views AS view ON view.seq = log.seq
-LEFT JOIN tip_feedback AS feedback ON feedback.seq = log.seq
+{EVENT_JOINS}
 """
 SELECT_UNCONSUMED = (
     LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms < ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
@@ -178,9 +181,12 @@ def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted
 
 def logged_events(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
     """The events a statement over the log selects."""
-    return [
-        LoggedEvent(row[0], _event(row), row[5], row[6]) for row in connection.execute(statement, parameters).fetchall()
-    ]
+    return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
+
+
+def logged_event(row: Sequence[Any]) -> LoggedEvent:
+    """The event in a row of `EVENT_COLUMNS`."""
+    return LoggedEvent(row[0], _event(row), row[5], row[6])
 
 
 def _event(row: Sequence[object]) -> TipEvent:

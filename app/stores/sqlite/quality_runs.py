@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 
+from app.profiles.quality.parts import Facts
 from app.profiles.quality.runs import KEPT, QualityRun, State
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.population import SqlitePopulation
+from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.users import SqliteUsers
 
 _BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, touched_at_ms, finished_at_ms, done, total, "
 _COLUMNS = f"{_BEFORE_BODY}body, error"
@@ -94,3 +98,8 @@ class SqliteQualityBook:
     async def _one(self, statement: str, parameters: tuple[int, ...]) -> QualityRun | None:
         row = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchone())
         return QualityRun(*row) if row else None
+
+
+def quality_facts(database: Database, users: SqliteUsers, source: SqliteSource) -> Facts:
+    """What data quality is measured from, and where its reports are kept."""
+    return Facts(SqlitePopulation(database), users, source, SqliteQualityBook(database))

@@ -6,10 +6,9 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from app.events.ports import LoggedEvent
+from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.event_log import LOGGED, logged_events
 from app.stores.sqlite.owed import INSERT_OWED
 from app.stores.sqlite.recalls import UPSERT_RECALLS
 
@@ -38,6 +37,18 @@ SELECT COUNT(*) FROM (
     UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
 )
 """
+# Without a `user_id` it never became an event; its payload may tell whose it was meant to be.
+_THEIR_LETTERS = "user_id = :user OR (user_id IS NULL AND json_valid(payload) AND payload ->> '$.user_id' = :user)"
+_THEIR_REBUILDS = """
+    state NOT IN ('queued', 'running')
+        AND (position = :user OR EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user))
+"""
+SELECT_HOLDINGS = f"""
+SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
+       (SELECT COUNT(*) FROM tip_feedback WHERE user_id = :user),
+       (SELECT COUNT(*) FROM dead_letters WHERE {_THEIR_LETTERS}),
+       (SELECT COUNT(*) FROM rebuilds WHERE {_THEIR_REBUILDS})
+"""
 # A skip scan: each step seeks the next user in the index, however many events the last one has. Ids with a common
 # prefix stand together in the order of UTF-8 bytes, so the first one without it ends the search.
 SELECT_BY_PREFIX = """
@@ -49,20 +60,14 @@ WITH RECURSIVE found (user_id, number) AS (
 )
 SELECT user_id FROM found WHERE substr(user_id, 1, length(:prefix)) = :prefix ORDER BY number
 """
-SELECT_NEWEST_EVENTS = LOGGED + "WHERE log.user_id = ? ORDER BY log.seq DESC LIMIT ?"
 DELETE_USER = (
     "DELETE FROM tip_views WHERE user_id = :user",
     "DELETE FROM tip_feedback WHERE user_id = :user",
     "DELETE FROM event_log WHERE user_id = :user",
-    # Without a `user_id` it never became an event; its payload may tell whose it was meant to be.
-    """
-    DELETE FROM dead_letters
-    WHERE user_id = :user OR (user_id IS NULL AND json_valid(payload) AND payload ->> '$.user_id' = :user)
-    """,
-    """
+    f"DELETE FROM dead_letters WHERE {_THEIR_LETTERS}",
+    f"""
     UPDATE rebuilds SET position = '', user_ids = CASE WHEN user_ids IS NOT NULL THEN '[]' END
-    WHERE state NOT IN ('queued', 'running')
-        AND (position = :user OR EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user))
+    WHERE {_THEIR_REBUILDS}
     """,
 )
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
@@ -101,25 +106,28 @@ class SqliteUsers:
         rows = await self._database.read(lambda connection: connection.execute(SELECT_BY_PREFIX, parameters).fetchall())
         return [user_id for (user_id,) in rows]
 
-    async def newest_events(self, user_id: str, limit: int) -> list[LoggedEvent]:
-        """A user's newest events, by sequence number, newest first."""
-        return await self._database.read(
-            lambda connection: logged_events(connection, SELECT_NEWEST_EVENTS, (user_id, limit))
-        )
+    async def holdings(self, user_id: str) -> Holdings:
+        """What `erase` would delete now."""
 
-    async def erase(self, user_id: str, now_ms: int) -> int:
-        """Delete everything the database holds of a user; how many events that were.
+        def work(connection: sqlite3.Connection) -> Holdings:
+            return Holdings(*connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone())
+
+        return await self._database.read(work)
+
+    async def erase(self, user_id: str, now_ms: int) -> Holdings:
+        """Delete everything the database holds of a user; what that was.
 
         In the same transaction the invalidation of the user's keys is owed, and what processes keep near recalled:
         the events that could tell that a value is untrue are gone. The caller settles the debt. The sequence moves
         on, so that a value computed before cannot have the bytes of one computed after.
         """
 
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: sqlite3.Connection) -> Holdings:
             counts = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_USER]
             connection.execute(UPDATE_SEQ)
             connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
             connection.execute(UPSERT_RECALLS)
-            return counts[2]
+            views, feedback, _, letters, rebuilds = counts
+            return Holdings(views, feedback, letters, rebuilds)
 
         return await self._database.write(work)

@@ -83,7 +83,8 @@ async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live)
 
 
 async def session_cookie(keyed: Live) -> str:
-    """The cookie of an admin who has just signed in."""
+    """The cookie of an admin who has just signed in. The client is shared: what other tests left in it is not sent."""
+    keyed.client.cookies.clear()
     first = await keyed.client.get("/admin/sign-in", headers=HTML)
     token = first.text.partition('name="csrf_token" value="')[2].partition('"')[0]
     cookies = {"Cookie": f"{COOKIE}={first.cookies[COOKIE]}"}

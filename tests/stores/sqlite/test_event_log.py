@@ -132,7 +132,7 @@ async def test_sequence_numbers_rise_when_the_newest_events_were_erased(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     await append(event_log, served("bob"), served("ann"), feedback("ann"))
-    assert await SqliteUsers(database).erase("ann", 1) == 2
+    assert (await SqliteUsers(database).erase("ann", 1)).events == 2
     (seq,) = (await append(event_log, served("ann"))).seqs
     assert seq > 4  # the erasure itself has a number of its own
 

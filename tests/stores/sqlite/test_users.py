@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.events.ports import Holdings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_ELIGIBLE, SqliteUsers
 
@@ -83,6 +84,28 @@ def test_page_costs_the_same_when_there_are_many_more_users(events: sqlite3.Conn
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100, 10_000)])
     assert steps() <= few + 1
+
+
+async def test_holdings_are_what_erasing_then_deletes(database: Database, events: sqlite3.Connection) -> None:
+    users = SqliteUsers(database)
+    store(events, VIEW, ["ann", "ann", "bob"])
+    store(events, FEEDBACK, ["ann", "bob", "bob"])
+    with events:
+        for payload, user in (('{"user_id": "ann"}', None), ("null", "ann"), ('{"user_id": "bob"}', None), ("x", None)):
+            events.execute(
+                "INSERT INTO dead_letters VALUES (NULL, 'queue', ?, '', '', 1, NULL, ?, 1, 1)", (payload, user)
+            )
+        for run, listed in (("1", '["ann", "bob"]'), ("2", '["bob"]'), ("3", None)):
+            events.execute(
+                "INSERT INTO rebuilds VALUES (?, 'x', ?, '[]', 'completed', 0, 0, '', 'admin', 1, 1, 1, 1, NULL)",
+                (run, listed),
+            )
+    before = await users.holdings("ann")
+    assert before == Holdings(views=2, feedback=1, dead_letters=2, rebuilds=1)
+    assert before.events == 3
+    assert await users.erase("ann", 1) == before
+    assert await users.holdings("ann") == (0, 0, 0, 0)
+    assert await users.holdings("bob") == (1, 2, 1, 1)
 
 
 # --- By prefix

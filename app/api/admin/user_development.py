@@ -1,0 +1,121 @@
+"""Admins' route about the last 30 days of one user. Apart from the look, which must stay quick."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from litestar import Response, get
+
+from app.api.admin.user_schemas import Day, FeaturePoint, Hour, KindCounts, UserDevelopment
+from app.api.context import Api, HttpRequest, api_of
+from app.api.documents import UserId, problems
+from app.api.inputs import check_ids
+from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.events.ports import ActivityCount
+from app.features.clock import DAY_MS, rfc3339
+from app.profiles.development import DAYS, Point, development
+from app.profiles.moments import Moments
+
+
+@get(
+    "/admin/users/{user_id:str}/development",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Look at a user's last 30 days",
+    description="Tips served and reactions by day and by the user's local hour, and each feature as of every day. Days "
+    "are 24 hours that end now, so their sum is what a feature over 30 days counts.",
+    responses=problems(400, 401, 403, 422, 503),
+)
+async def get_development(request: HttpRequest, user_id: UserId) -> Response[UserDevelopment]:
+    """30 days of one user; a browser finds them on the user's page."""
+    check_ids([user_id], "user_id")
+    if prefers_page(request):
+        return await redirect(request, f"/admin/users/{quote(user_id, safe='')}#activity")
+    return await answer(request, await user_development(api_of(request), user_id), "user.html")
+
+
+async def user_development(api: Api, user_id: str) -> UserDevelopment:
+    """Counts and features, as of one moment."""
+    now_ms = api.clock.now_ms()
+    moments = Moments(api.registry, api.retention_days, api.clock)
+    counts, points = await asyncio.gather(
+        api.user_events.activity(user_id, now_ms, DAYS),
+        development(api.reader.read_as_of, moments, user_id, now_ms),
+    )
+    return UserDevelopment(
+        user_id,
+        rfc3339(now_ms),
+        days(counts, now_ms),
+        hours(counts),
+        {name: _course(index, points) for index, name in enumerate(api.registry.names)},
+    )
+
+
+def days(counts: Sequence[ActivityCount], now_ms: int) -> list[Day]:
+    """Counts by day, oldest first."""
+    found = [Day(start=rfc3339(now_ms - (ago + 1) * DAY_MS), end=rfc3339(now_ms - ago * DAY_MS)) for ago in range(DAYS)]
+    for item in counts:
+        _add(found[item.days_ago], item)
+    return found[::-1]
+
+
+def hours(counts: Sequence[ActivityCount]) -> list[Hour]:
+    """Counts by local hour, 0 to 23."""
+    found = [Hour(hour=hour) for hour in range(24)]
+    for item in counts:
+        _add(found[item.local_hour], item)
+    return found
+
+
+def _add(place: Day | Hour, item: ActivityCount) -> None:
+    setattr(place, item.kind, getattr(place, item.kind) + item.events)
+
+
+def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
+    return [
+        FeaturePoint(
+            rfc3339(point.at_ms),
+            msgspec.json.decode(point.profile[index].json) if index in point.profile else None,
+            index in point.profile,
+        )
+        for point in points
+    ]
+
+
+def figures(body: UserDevelopment) -> dict[str, Any]:
+    """What the page's charts are drawn from, by the names that its template uses.
+
+    A text cannot be drawn as a line: `courses` has, of such features, the days on which they changed.
+    """
+    texts = {
+        name: points for name, points in body.features.items() if any(isinstance(point.value, str) for point in points)
+    }
+    return {
+        "day_names": [_day_name(day.end) for day in body.days],
+        "hour_names": [f"{hour.hour:02d}" for hour in body.hours],
+        "day_reactions": _reactions(body.days),
+        "hour_reactions": _reactions(body.hours),
+        "courses": {
+            name: [
+                (point.at, point.value)
+                for before, point in pairwise([None, *points])
+                if point is not None and (before is None or before.value != point.value)
+            ]
+            for name, points in texts.items()
+        },
+    }
+
+
+def _reactions(counts: Sequence[KindCounts]) -> dict[str, list[int]]:
+    return {kind: [getattr(count, kind) for count in counts] for kind in ("completed", "dismissed", "snoozed")}
+
+
+def _day_name(end: str) -> str:
+    """The day on which 24 hours end, short, as `24 Nov`."""
+    return f"{datetime.fromisoformat(end):%d %b}".lstrip("0")

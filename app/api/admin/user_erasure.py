@@ -1,0 +1,90 @@
+"""Admins' routes that erase one user, and say before what that would delete.
+
+A browser is asked twice: the page of `GET …/erase` says what will go and wants the id typed, and only then does its
+form erase.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, delete, get, post
+
+from app.api.admin.actors import audited, user_hash
+from app.api.admin.user_schemas import UserHoldings
+from app.api.context import Api, HttpRequest, api_of
+from app.api.documents import UserId, problems
+from app.api.forms import read_form
+from app.api.inputs import check_ids
+from app.api.pages.negotiation import answer, page
+from app.events.ports import Holdings
+
+
+@get(
+    "/admin/users/{user_id:str}/erase",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="See what erasing a user would delete",
+    description="Nothing is deleted by this. `DELETE /admin/users/{user_id}` erases.",
+    responses=problems(400, 401, 403, 422, 503),
+)
+async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHoldings]:
+    """What is there of one user."""
+    check_ids([user_id], "user_id")
+    return await answer(request, await _holdings(api_of(request), user_id), "user_erase.html", refusal=None)
+
+
+@post(
+    "/admin/users/{user_id:str}/erase",
+    status_code=200,
+    opt={"scope": "admin"},
+    include_in_schema=False,  # for the form alone
+)
+async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[Any]:
+    """Erase one user whose id was typed."""
+    api = api_of(request)
+    check_ids([user_id], "user_id")
+    if (await read_form(request)).get("confirm") != user_id:
+        refusal = "That is not the user's id, so nothing was deleted. Capitals and spaces count."
+        body = await _holdings(api, user_id)
+        return await answer(request, body, "user_erase.html", status_code=422, refusal=refusal)
+    erased = await _erase(request, user_id)
+    return await page(request, "user_erased.html", user_id=user_id, erased=erased, hashed=user_hash(user_id))
+
+
+@delete(
+    "/admin/users/{user_id:str}",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Erase a user",
+    description="Deletes the user's events and cached values for good. The audit trail keeps a hash of the id.",
+    responses=problems(400, 401, 403, 422, 503),
+)
+async def erase_user(request: HttpRequest, user_id: UserId) -> None:
+    """Erase one user."""
+    check_ids([user_id], "user_id")
+    await _erase(request, user_id)
+
+
+async def _holdings(api: Api, user_id: str) -> UserHoldings:
+    held = await api.inspector.held(user_id)
+    return _counted(user_id, await api.users.holdings(user_id), _live(api, held))
+
+
+async def _erase(request: HttpRequest, user_id: str) -> Holdings:
+    """Everything goes; the audit keeps a hash of the id, and how much it was."""
+    async with audited(request, "erase", user_hash(user_id)) as act:
+        erased = await api_of(request).erase(user_id)
+        act.outcome = f"done, {erased.events} events"
+    return erased
+
+
+def _live(api: Api, held: list[bytes | None] | None) -> int | None:
+    if held is None:
+        return None
+    return sum(api.inspector.live(index, raw) is not None for index, raw in enumerate(held))
+
+
+def _counted(user_id: str, holdings: Holdings, cached: int | None) -> UserHoldings:
+    views, feedback, dead_letters, rebuilds = holdings
+    return UserHoldings(user_id, views, feedback, dead_letters, rebuilds, cached)

@@ -1,0 +1,48 @@
+"""Thirty days of a user: a point a day, as the SQL that serves them gives it, and none over half a window."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from app.features.clock import DAY_MS
+from app.features.registry import Registry
+from app.profiles.development import DAYS, MOMENTS_AT_ONCE, daily, development
+from app.profiles.filling import Profile
+from app.profiles.moments import Moments
+from app.profiles.ports import Asked
+from tests.support.clock import NOW_MS
+from tests.support.entries import entry
+from tests.support.events import served
+from tests.support.service import Service
+
+
+async def test_each_point_is_what_was_so_on_that_day(service: Service) -> None:
+    await service.send(*(served("ann", NOW_MS - ago * DAY_MS) for ago in (0, 3, 3, 29, 40)))
+    points = await development(service.reader.read_as_of, Moments(service.registry, 180, service.clock), "ann", NOW_MS)
+    assert [point.at_ms for point in points] == [NOW_MS - ago * DAY_MS for ago in range(DAYS - 1, -1, -1)]
+    volume = service.registry.names.index("tip_volume_30d")
+    values = [json.loads(point.profile[volume].json) for point in points]
+    assert values == [2] * 19 + [1] * 7 + [3] * 3 + [4]
+    live = await service.features("ann")
+    assert values[-1] == live["tip_volume_30d"]
+
+
+async def test_a_feature_has_no_point_where_its_window_reaches_beyond_kept_history(service: Service) -> None:
+    registry = Registry([entry(name="wide", window=timedelta(days=40)), entry(name="narrow")])
+    masks = [mask for _, mask in daily(Moments(registry, 60, service.clock), NOW_MS)]
+    assert masks == [0b10] * 9 + [0b11] * 21
+
+
+@pytest.mark.parametrize("retention_days", [60, 180])
+async def test_few_moments_are_asked_about_at_once(service: Service, retention_days: int) -> None:
+    asked: list[int] = []
+
+    async def read_as_of(rows: list[Asked]) -> list[Profile]:
+        asked.append(len(rows))
+        return [{} for _ in rows]
+
+    points = await development(read_as_of, Moments(service.registry, retention_days, service.clock), "ann", NOW_MS)
+    assert (sum(asked), max(asked), len(points)) == (DAYS, MOMENTS_AT_ONCE, DAYS)
