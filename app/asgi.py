@@ -148,7 +148,7 @@ def _api(service: Service) -> Api:
         process=service.process,
         book=service.book,
         runner=service.runner,
-        freshness=service.freshness,
+        quality=service.quality,
         erase=erase,
         recall=service.recall,
         start_rebuild=start_rebuild,

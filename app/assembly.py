@@ -26,10 +26,10 @@ from app.features.registry import Registry
 from app.features.schema import ProfileFeatures, check_mirror
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler
-from app.profiles.freshness import FreshnessMeter
 from app.profiles.inspection import Inspector
 from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
+from app.profiles.quality.parts import Quality, join
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildRunner
@@ -44,6 +44,7 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.event_tail import SqliteEventTail
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
+from app.stores.sqlite.quality_runs import quality_facts
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.samples import SqliteSamples
@@ -92,7 +93,7 @@ class Service:
     samples: SqliteSamples
     process: str
     runner: RebuildRunner
-    freshness: FreshnessMeter
+    quality: Quality
 
     async def recall(self) -> None:
         """Let every process forget what it keeps near; to be called once rebuilt values stand."""
@@ -169,6 +170,7 @@ async def open_service(
         service = _join(foundation, door, learners)
         stack.push_async_callback(service.reader.close)
         stack.push_async_callback(service.ingestor.close)
+        stack.push_async_callback(service.quality.measurement.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(end, [settling])
         yield service
@@ -186,7 +188,8 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     settings, clock, metrics, database, cache = base.settings, base.clock, base.metrics, base.database, base.cache
     registry = base.contract.registry
     invalidator = Invalidator(cache=cache, owed=base.owed, clock=clock, metrics=metrics)
-    computation = Computation(SqliteSource(database, registry), registry, clock, metrics, settings.readers)
+    source = SqliteSource(database, registry)
+    computation = Computation(source, registry, clock, metrics, settings.readers)
     filler = Filler(cache, registry, Random(), metrics)  # noqa: S311  # jitter, not secrecy
     rebuilder = Rebuilder(
         cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
@@ -242,5 +245,5 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         samples=SqliteSamples(database),
         process=secrets.token_hex(4),
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        freshness=FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock),
+        quality=join(quality_facts(database, users, source), cache, base.queue, registry, clock),
     )

@@ -24,6 +24,7 @@ from app.events import consume, retention
 from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
+from app.jobs import UNEXPECTED_TRIES, Context, back_off, context
 from app.profiles.rebuild_runs import RebuildRun, scope_of
 from app.settings import Settings
 from app.stores import queue, queue_worker
@@ -31,7 +32,7 @@ from app.stores.queue import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
 from app.stores.queue_worker import ARQ_EXTRA_S, Pace
 from app.stores.sqlite.outbox import backlog
 from app.stores.valkey.embedded import EmbeddedServer
-from app.worker import UNEXPECTED_TRIES, Context, back_off, context, work
+from app.worker import work
 from tests.support.events import admitted, payload, served
 from tests.support.processes import free_port
 from tests.support.servers import ask
@@ -226,6 +227,49 @@ async def test_a_job_comes_back_at_once_when_there_is_more_to_rebuild(
     assert (run.state, run.done) == ("completed", 3)
 
 
+async def test_quality_is_measured_piece_by_piece_when_there_are_many_users(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
+    monkeypatch.setattr("app.profiles.quality.survey.PAGE", 2)
+    run, _ = await service.quality.book.open("ann", now_ms())
+    with monkeypatch.context() as patch:
+        patch.setattr(Pace, "budget_s", -1)
+        with pytest.raises(Retry) as caught:
+            await module.measure_quality(job(service), run.id)
+    assert caught.value.defer_score == 0
+    await module.measure_quality(job(service), run.id)
+    ended = await service.quality.book.get(run.id)
+    assert ended is not None
+    assert (ended.state, ended.done) == ("completed", 3)
+
+
+async def test_a_measurement_fails_when_its_job_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = await service.quality.book.open("ann", now_ms())
+    monkeypatch.setattr(type(service.quality.runner), "run", failing(RuntimeError("a defect")))
+    ctx = job(service)
+    for _ in range(UNEXPECTED_TRIES - 1):
+        with pytest.raises(Retry):
+            await module.measure_quality(ctx, run.id)
+    await module.measure_quality(ctx, run.id)
+    ended = await service.quality.book.get(run.id)
+    assert ended is not None
+    assert (ended.state, ended.error) == (
+        "failed",
+        f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')",
+    )
+
+
+async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_under_way(service: Service) -> None:
+    await module.hourly_quality(job(service))
+    await module.hourly_quality(job(service))
+    (run,) = await service.quality.book.newest(10)
+    assert (run.state, run.requested_by) == ("queued", module.HOURLY)
+    assert {entry.name for entry in module.WorkerSettings.crons(PACE)} <= queue.JOBS
+
+
 async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +339,20 @@ async def test_events_are_taken_in_and_consumed_when_they_come_by_the_queue(
         lag = service.metrics.collectors.get_sample_value("profiles_queue_door_lag_seconds_count")
         assert lag == 1
         assert await client.zcard(QUEUE) == 0
+
+
+async def test_quality_is_measured_when_somebody_asks_and_when_a_job_was_lost(settings: Settings) -> None:
+    async with working(settings, pace=Pace(job_timeout_s=3)) as (service, _):
+
+        async def completed(count: int) -> bool:
+            runs = await service.quality.book.newest(10)
+            return [run.state for run in runs] == ["completed"] * count
+
+        run, _ = await service.quality.book.open("ann", now_ms())
+        await service.quality.start(run.id)
+        await eventually_async(lambda: completed(1))
+        await service.quality.book.open("bob", now_ms() - 60_000)  # and nobody was told
+        await eventually_async(lambda: completed(2))
 
 
 async def test_an_event_becomes_a_dead_letter_and_its_neighbours_are_consumed_when_it_is_poison(

@@ -20,8 +20,8 @@ from app.features.registry import Registry
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges
 from app.operations.states import Check
-from app.profiles.freshness import FreshnessMeter
 from app.profiles.inspection import Inspector
+from app.profiles.quality.parts import Quality
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildBook, RebuildRunner
@@ -78,7 +78,7 @@ class Api:
     process: str
     book: RebuildBook
     runner: RebuildRunner
-    freshness: FreshnessMeter
+    quality: Quality
     erase: Callable[[str], Awaitable[Holdings]]
     recall: Callable[[], Awaitable[None]]
     start_rebuild: Callable[[str], Awaitable[None]]

@@ -134,7 +134,11 @@ def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if not connection.scope["query_string"]:
         return
     parameters = handler.parsed_fn_signature.parameters
-    declared = {name for name in parameters if name not in connection.path_params and name != "request"}
+    declared = {
+        getattr(field.kwarg_definition, "name", None) or name
+        for name, field in parameters.items()
+        if name not in connection.path_params and name != "request"
+    }
     allowed = sorted(declared | set(handler.opt.get("query", ())))  # `query`: what it reads by itself
     seen: set[str] = set()
     issues: list[Issue] = []

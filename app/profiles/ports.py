@@ -153,3 +153,35 @@ class NewestEvents(Protocol):
     async def count_eligible(self, since_ms: int) -> int:
         """How many there are in all."""
         ...
+
+
+class Spans(NamedTuple):
+    """When a user counts: an event since `since_ms` now; one in `before_since_ms` to `before_ms` before."""
+
+    since_ms: int
+    before_since_ms: int
+    before_ms: int
+
+
+class Member(NamedTuple):
+    """A user who is eligible now, or was before, or both."""
+
+    user_id: str
+    now: bool
+    before: bool
+
+
+class Population(Protocol):
+    """Who is eligible now, and who was at a moment before. Raises `StoreUnavailable`."""
+
+    async def members(self, after: str, spans: Spans, limit: int) -> list[Member]:
+        """A page of users above `after`, ascending."""
+        ...
+
+    async def count(self, spans: Spans) -> int:
+        """How many there are in all."""
+        ...
+
+    async def history_from_ms(self) -> int | None:
+        """Event time of the oldest event that is kept."""
+        ...

@@ -25,8 +25,10 @@ CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
 REBUILD = "run_rebuild"
 BURY = "bury_job"
+QUALITY = "measure_quality"
 PRUNE = "cron:prune"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, PRUNE})
+HOURLY_QUALITY = "cron:quality"
+JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
 MOST_TRIES = 1_000
 YEAR_3000_MS = 32_503_680_000_000
 TIMEOUT_S = 1.0
@@ -104,11 +106,11 @@ class Queue:
 
     async def start_rebuild(self, run_id: str) -> None:
         """Ask a worker to carry out a run; without an answer, the sweep does."""
-        try:
-            await self._redis.enqueue_job(REBUILD, run_id, _job_id=f"rebuild:{run_id}")
-        except (RedisError, OSError, TimeoutError) as error:
-            self._metrics.publish_failures.inc()
-            log.warning("publish_failed", job=REBUILD, error=str(error))
+        await self._start(REBUILD, run_id, f"rebuild:{run_id}")
+
+    async def start_quality(self, run_id: int) -> None:
+        """Ask a worker to measure data quality; without an answer, the sweep does."""
+        await self._start(QUALITY, run_id, f"quality:{run_id}")
 
     async def depth(self) -> int:
         """Jobs waiting or running. Raises `QueueUnavailable`."""
@@ -123,6 +125,13 @@ class Queue:
         if self._publishing is not None:
             await asyncio.gather(self._publishing, return_exceptions=True)
         await self._redis.aclose(close_connection_pool=True)
+
+    async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
+        try:
+            await self._redis.enqueue_job(job, run_id, _job_id=job_id)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._metrics.publish_failures.inc()
+            log.warning("publish_failed", job=job, error=str(error))
 
     async def _ask(self, *command: str) -> Any:
         try:

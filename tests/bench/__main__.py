@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.telemetry import configure_logging
-from tests.bench import cold, growth, hit_ratio, ingest, queue_lag, rebuild, start, statements, warm, while_rebuilding
+from tests.bench import (
+    cold,
+    growth,
+    hit_ratio,
+    ingest,
+    queue_lag,
+    rebuild,
+    start,
+    statements,
+    warm,
+    while_measuring,
+    while_rebuilding,
+)
 from tests.bench.ground import Ground, ground, prepared
 from tests.bench.plots import draw
 from tests.bench.report import ratios, show, written
@@ -28,6 +40,7 @@ MEASUREMENTS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "size": growth.size,
     "rebuild": rebuild.measure,
     "reads-while-rebuilding": while_rebuilding.measure,
+    "reads-while-measuring": while_measuring.measure,
     "ingest": ingest.measure,
     "lag": queue_lag.measure,
     "statements": statements.measure,

@@ -1,14 +1,43 @@
-"""Data quality: how true and how alive what the cache holds is."""
+"""Data quality: how true and how alive what the cache holds is, and whether the values have changed.
+
+An answer as JSON is measured when it is asked for, unless the caller accepts an older one. Invariant: it never shows
+figures older than `max_age_s` allows. A page shows the newest stored report, with its age.
+"""
 
 from __future__ import annotations
 
-from litestar import get
+from typing import Annotated, Any
 
-from app.api.admin.schemas import Ages, FeatureQuality, Quality
+import msgspec
+from litestar import Response, get, post
+from litestar.params import QueryParameter
+
+from app.api.admin.actors import audited, caller
+from app.api.admin.quality_page import cards
+from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
+from app.api.forms import is_form
+from app.api.pages.negotiation import answer, page, prefers_page, redirect
+from app.errors import Issue, NotFound, Undecodable
 from app.features.clock import rfc3339
-from app.profiles.freshness import FeatureFreshness, distribution, percentiles
+from app.profiles.freshness import Look
+from app.profiles.quality.behind import Behind, Sought
+from app.profiles.quality.report import QualityReport
+from app.profiles.quality.runs import QualityRun, readable_report
+
+SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
+LIMIT, MOST = 50, 500
+YEAR_S = 366 * 86_400
+RUNS_SHOWN = 5
+OLD_MS = 2 * 3_600_000
+PATH = "/admin/data-quality"
+USERS_PAGE = "data_quality_users.html"
+WAITING = {
+    None: "A worker measures now; the page shows the new report when it is there.",
+    "queue": "Asked for, but the queue does not answer: nothing runs until it is back.",
+    "worker": "Asked for, but no worker has shown itself in the last seconds: nothing runs until one is there.",
+}
 
 
 @get(
@@ -17,31 +46,189 @@ from app.profiles.freshness import FeatureFreshness, distribution, percentiles
     tags=["Admin"],
     summary="Measure data quality",
     description="Over the users with any event in the last 30 days, per feature: how many values are fresh, missing "
-    "or stale, how old they are and how they are distributed.",
+    "or stale, how old they are, how they are distributed, and whether the values have drifted within 7 days. Measured "
+    "now, which takes up to a minute at 100,000 users; with `max_age_s` the newest stored report is answered where "
+    "it is no older than that.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_quality(request: HttpRequest) -> Quality:
+async def get_quality(
+    request: HttpRequest,
+    max_age_s: Annotated[
+        int | None, QueryParameter(ge=0, le=YEAR_S, description="How old a stored report may be that is answered.")
+    ] = None,
+) -> Response[Quality]:
     """All features."""
     api = api_of(request)
-    report = await api.freshness.measure()
-    features = {
-        entry.name: _quality(api, index, report.features[entry.name], report.eligible, measured=report.measured)
-        for index, entry in enumerate(api.registry)
-    }
-    return Quality(rfc3339(report.at_ms), report.eligible, features)
+    if prefers_page(request):
+        return await _page(request)
+    if max_age_s is not None:
+        oldest_ms = api.clock.now_ms() - 1000 * max_age_s
+        run = await api.quality.book.newest_completed()
+        if run is not None:
+            stored = readable_report(run)
+            if stored is not None and stored.measured_at_ms >= oldest_ms:
+                return as_json(shown(stored))
+    return as_json(shown(await api.quality.measurement.measure()))
 
 
-def _quality(api: Api, index: int, figures: FeatureFreshness, eligible: int, *, measured: bool) -> FeatureQuality:
-    if not measured:
-        return FeatureQuality(eligible, None, None, None, None, None, None)
-    p50, p90, p99, most = percentiles(figures.ages_ms, (0.5, 0.9, 0.99, 1.0))
-    live = figures.fresh + figures.stale
-    return FeatureQuality(
-        eligible,
-        figures.fresh,
-        figures.missing,
-        figures.stale,
-        figures.values[None] / live if live else None,
-        Ages(p50, p90, p99, most),
-        distribution(api.registry[index], figures.values),
+async def _page(request: HttpRequest) -> Response[Any]:
+    """The newest stored report. Where there is none, one is begun, and the page says so."""
+    api = api_of(request)
+    run, runs = await api.quality.book.newest_completed(), await api.quality.book.newest(RUNS_SHOWN)
+    report = readable_report(run) if run is not None else None
+    begun = report is None and not (runs and runs[0].active)
+    if begun:
+        runs = [await begin_refresh(request), *runs]
+    body = shown(report) if report is not None else None
+    latest = await refresh_status(api, runs[0])
+    return await page(
+        request,
+        "data_quality.html",
+        body=body,
+        cards=cards(body.features, api.registry) if body is not None else [],
+        away=report is not None and not report.measured,
+        latest=latest,
+        old=report is not None and api.clock.now_ms() - report.measured_at_ms > OLD_MS,
+        begun=begun,
+        unreadable=run is not None and report is None,
+        runs=runs,
+    )
+
+
+@post(
+    "/admin/data-quality/refresh",
+    status_code=202,
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Have data quality measured by a worker",
+    description="The report is stored. One is measured at a time: while one is under way, that one is answered.",
+    responses=problems(400, 401, 403, 503),
+)
+async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
+    """Start one, unless one is under way."""
+    status = await refresh_status(api_of(request), await begin_refresh(request))
+    if is_form(request):
+        return await redirect(request, PATH, WAITING[status.waiting_for])
+    return Response(status, status_code=202)
+
+
+@get(
+    "/admin/data-quality/refresh",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="Watch the newest measurement by a worker",
+    responses=problems(400, 401, 403, 404, 503),
+)
+async def get_refresh(request: HttpRequest) -> QualityRefresh:
+    """The newest."""
+    api = api_of(request)
+    runs = await api.quality.book.newest(1)
+    if not runs:
+        raise NotFound("nobody has asked for a report yet; POST here to have one measured")
+    return await refresh_status(api, runs[0])
+
+
+@get(
+    "/admin/data-quality/users",
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="List the users behind a number",
+    description="Looked up now, while a report is as of its own time. Each request looks at a bounded number of "
+    "eligible users; go on with `after`.",
+    responses=problems(400, 401, 403, 503),
+)
+async def get_users_behind(
+    request: HttpRequest,
+    feature: Annotated[str, QueryParameter(description="The name of a feature. Required.")] = "",
+    sought: Annotated[str, QueryParameter(name="state", description=f"One of {', '.join(SOUGHT)}. Required.")] = "",
+    after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
+    limit: Annotated[int, QueryParameter(ge=1, le=MOST)] = LIMIT,
+) -> Response[UsersBehindList]:
+    """Those of a state. In a handler, Litestar keeps the name `state` for itself."""
+    api = api_of(request)
+    if prefers_page(request) and not feature and not sought:
+        return await page(request, USERS_PAGE, body=None, names=api.registry.names, states=SOUGHT, limit=limit)
+    state = sought_state(feature, sought)
+    body = listed(feature, state, await api.quality.behind.find(feature, state, after, limit))
+    return await answer(request, body, USERS_PAGE, names=api.registry.names, states=SOUGHT, limit=limit)
+
+
+def sought_state(feature: str, state: str) -> Sought:
+    """The state that is asked for; raises `Undecodable` (400), naming what is missing or unknown."""
+    issues = [] if feature else [Issue("feature", "missing; name a feature")]
+    for known in SOUGHT:
+        if state == known and not issues:
+            return known
+    if state not in SOUGHT:
+        issues.append(Issue("state", f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"))
+    raise Undecodable("the query is not allowed", issues)
+
+
+async def begin_refresh(request: HttpRequest) -> QualityRun:
+    """Ask a worker for a report, on the caller's behalf; the run that is active then."""
+    api = api_of(request)
+    async with audited(request, "refresh data quality", "everyone") as act:
+        run, new = await api.quality.book.open(caller(request).name, api.clock.now_ms())
+        if new:
+            await api.quality.start(run.id)
+        act.outcome = f"report {run.id}" + ("" if new else ", which was under way already")
+    return run
+
+
+async def refresh_status(api: Api, run: QualityRun) -> QualityRefresh:
+    """A run as it is shown."""
+    waiting_for = None
+    if run.active:
+        checks = await api.readiness()
+        if not checks["queue"].ok:
+            waiting_for = "queue"
+        elif not checks["worker"].ok:
+            waiting_for = "worker"
+    return QualityRefresh(
+        run.id,
+        run.state,
+        run.done,
+        run.total,
+        run.requested_by,
+        rfc3339(run.requested_at_ms),
+        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
+        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
+        run.error,
+        waiting_for,  # type: ignore[arg-type]  # one of those words
+    )
+
+
+def as_json(body: Quality) -> Response[Quality]:
+    """The answer to a program."""
+    return Response(body, headers={"Vary": "Accept"})
+
+
+def shown(report: QualityReport) -> Quality:
+    """A report with its times as text."""
+    return Quality(
+        rfc3339(report.measured_at_ms),
+        report.took_ms / 1000,
+        report.eligible,
+        rfc3339(report.before_ms),
+        report.eligible_before,
+        report.features,
+    )
+
+
+def listed(feature: str, sought: Sought, found: Behind) -> UsersBehindList:
+    """What a look found."""
+    users = [_user(look) for look in found.looks] if found.looks is not None else None
+    return UsersBehindList(feature, sought, rfc3339(found.at_ms), users, found.scanned, found.next_after)
+
+
+def _user(look: Look) -> UserBehind:
+    value = look.value
+    if value is None:
+        return UserBehind(look.user_id, look.state, None, None, None)
+    return UserBehind(
+        look.user_id,
+        look.state,
+        msgspec.json.decode(value.json),
+        rfc3339(value.computed_at_ms),
+        rfc3339(value.expires_at_ms),
     )

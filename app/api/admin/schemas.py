@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from app.api.schemas import MAX_USERS, FeatureNames, Value
 from app.features.ids import Id
+from app.profiles.quality.report import FeatureQuality
 
 
 class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,33 +55,57 @@ class Bin(msgspec.Struct, omit_defaults=True):
     end: float | None = msgspec.field(default=None, name="to")
 
 
-class Ages(msgspec.Struct):
-    """Ages of the live values, in milliseconds."""
-
-    p50: int | None
-    p90: int | None
-    p99: int | None
-    max: int | None
-
-
-class FeatureQuality(msgspec.Struct):
-    """One feature over the eligible users; `fresh + missing + stale = eligible`. Null while the cache is away."""
-
-    eligible: int
-    fresh: int | None
-    missing: int | None
-    stale: int | None
-    null_share: Annotated[float | None, Meta(description="Share of the live values that are null.")]
-    ages_ms: Ages | None
-    distribution: list[dict[str, Any]] | None
-
-
 class Quality(msgspec.Struct):
-    """Data quality, measured at `measured_at`; eligible is who had any event in the last 30 days."""
+    """Data quality, measured at `measured_at`; eligible is who had any event in the last 30 days.
+
+    No figure is older than `measured_at`. `eligible_before` is who was eligible 7 days earlier, at `before_at`.
+    """
 
     measured_at: str
+    took_s: float
     eligible: int
+    before_at: str
+    eligible_before: int
     features: dict[str, FeatureQuality]
+
+
+class QualityRefresh(msgspec.Struct):
+    """A measurement by a worker, and how far it is."""
+
+    id: int
+    state: Literal["queued", "running", "completed", "failed"]
+    done: int
+    total: int | None
+    requested_by: str
+    requested_at: str
+    started_at: str | None
+    finished_at: str | None
+    error: str | None
+    waiting_for: Annotated[
+        Literal["queue", "worker"] | None,
+        Meta(description="What must be back before anything runs: the queue does not answer, or no worker is there."),
+    ]
+
+
+class UserBehind(msgspec.Struct):
+    """A user of the state asked for; value and times are those of the cached value, where there is one."""
+
+    user_id: str
+    state: Literal["fresh", "missing", "stale"]
+    value: Value
+    computed_at: str | None
+    expires_at: str | None
+
+
+class UsersBehindList(msgspec.Struct):
+    """By id, as of `at`; go on with `after=next_after`, also where this piece holds nobody: it is bounded."""
+
+    feature: str
+    state: Literal["fresh", "missing", "stale", "null"]
+    at: str
+    users: Annotated[list[UserBehind] | None, Meta(description="Null while the cache is away.")]
+    scanned: Annotated[int, Meta(description="How many eligible users were looked at.")]
+    next_after: str | None
 
 
 class Letter(msgspec.Struct):

@@ -1,0 +1,165 @@
+"""Drift: two populations of values in common bins, and one figure for how far apart they are.
+
+The population stability index over bins with shares `now_i` and `before_i`:
+
+    PSI = sum over i of (now_i - before_i) * ln(now_i / before_i)
+
+It is the symmetric form of the Kullback-Leibler divergence (Jeffreys); never negative, 0 where the shares are equal.
+Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006).
+Null is a bin of its own. So that a bin that is empty on one side gives no infinity, `SMOOTHING` is added to each share,
+and the shares divided by their new sum: equal shares stay equal.
+
+Chance alone makes it about (bins - 1) * (1/n + 1/m), n and m being the sizes of the populations (B. Yurdakul:
+Statistical properties of the population stability index, 2018). Where that is more than `MOST_NOISE`, or fewer than
+`FEWEST` users are on a side, there is no figure.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from app.features.registry import Dtype, Scalar
+from app.profiles.quality.sketch import Sketch
+
+BINS = 10
+MAX_CATEGORIES = 24
+SMOOTHING = 1e-4
+FEWEST = 100
+MOST_NOISE = 0.06
+MODERATE, MAJOR = 0.1, 0.25
+_TAIL = 0.01
+_NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
+Band = Literal["stable", "moderate", "major"]
+
+
+class CommonBin(msgspec.Struct, omit_defaults=True):
+    """How many users had such a value now and before.
+
+    A category has `value`; a range `from` (within) and `to` (without, but for the last one of floats), the first and
+    the last being open where values lie beyond them; `other` is every further category; the rest is null.
+    """
+
+    now: int
+    before: int
+    kind: Literal["range", "value", "other", "null"] = msgspec.field(default="range")
+    value: Scalar = None
+    start: float | None = msgspec.field(default=None, name="from")
+    end: float | None = msgspec.field(default=None, name="to")
+
+
+def common_bins(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
+    """Both populations in the same bins, every user in one; those for null and for other texts where there are such."""
+    bins = _texts(now, before) if dtype == "str" else _numbers(dtype, now, before)
+    if now.nulls or before.nulls:
+        bins.append(CommonBin(now.nulls, before.nulls, "null"))
+    return bins
+
+
+def psi(bins: Sequence[CommonBin]) -> float:
+    """The population stability index of bins in which there are users on both sides."""
+    total_now, total_before = sum(part.now for part in bins), sum(part.before for part in bins)
+    scale = 1 + len(bins) * SMOOTHING
+    figure = 0.0
+    for part in bins:
+        share_now = (part.now / total_now + SMOOTHING) / scale
+        share_before = (part.before / total_before + SMOOTHING) / scale
+        figure += (share_now - share_before) * math.log(share_now / share_before)
+    return figure
+
+
+def band(figure: float) -> Band:
+    """What a figure is usually taken to mean."""
+    return "stable" if figure < MODERATE else "moderate" if figure <= MAJOR else "major"
+
+
+def too_few(bins: Sequence[CommonBin]) -> str | None:
+    """Why the populations are too small for a figure; None where they are not."""
+    now, before = sum(part.now for part in bins), sum(part.before for part in bins)
+    if min(now, before) < FEWEST:
+        return f"too few users: {now:,} now and {before:,} before; {FEWEST} each are the least"
+    noise = (len([part for part in bins if part.now or part.before]) - 1) * (1 / now + 1 / before)
+    if noise > MOST_NOISE:
+        return f"too few users for so many bins: chance alone would make it about {noise:.2f}"
+    return None
+
+
+def _texts(now: Sketch, before: Sketch) -> list[CommonBin]:
+    names = sorted(
+        now.texts.keys() | before.texts.keys(),
+        key=lambda text: (-now.texts.get(text, 0) - before.texts.get(text, 0), text),
+    )
+    shown, rest = names[:MAX_CATEGORIES], names[MAX_CATEGORIES:]
+    bins = [CommonBin(now.texts.get(text, 0), before.texts.get(text, 0), "value", text) for text in shown]
+    others = [sketch.other_texts + sum(sketch.texts.get(text, 0) for text in rest) for sketch in (now, before)]
+    if any(others):
+        bins.append(CommonBin(others[0], others[1], "other"))
+    return bins
+
+
+def _numbers(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
+    exact = now.exact and before.exact
+    sides = [now.counts(exact=exact), before.counts(exact=exact)]
+    pooled: dict[float, int] = {}
+    for number, count in (item for side in sides for item in side):
+        pooled[number] = pooled.get(number, 0) + count
+    if not pooled:
+        return []
+    if len(pooled) == 1 or (dtype == "int" and exact and len(pooled) <= MAX_CATEGORIES):
+        return _categories(pooled, dict(sides[0]), dict(sides[1]))
+    edges = _edges(dtype, pooled)
+    counts = [[0] * (len(edges) - 1) for _ in sides]
+    for side, filled in zip(sides, counts, strict=True):
+        for number, count in side:
+            filled[min(max(bisect_right(edges, number) - 1, 0), len(edges) - 2)] += count
+    bins = [
+        CommonBin(in_now, in_before, start=start, end=end)
+        for in_now, in_before, start, end in zip(counts[0], counts[1], edges, edges[1:], strict=False)
+    ]
+    if min(pooled) < edges[0]:
+        bins[0].start = None
+    if max(pooled) > edges[-1] or (dtype == "int" and max(pooled) == edges[-1]):
+        bins[-1].end = None
+    return bins
+
+
+def _categories(pooled: dict[float, int], now: dict[float, int], before: dict[float, int]) -> list[CommonBin]:
+    """A bin a value; also for whole numbers between them that nobody has, where those are few."""
+    low, high = min(pooled), max(pooled)
+    wide = high - low >= MAX_CATEGORIES or not (low.is_integer() and high.is_integer())
+    values = sorted(pooled) if wide else [low + step for step in range(int(high - low) + 1)]
+    return [
+        CommonBin(now.get(value, 0), before.get(value, 0), "value", int(value) if value.is_integer() else value)
+        for value in values
+    ]
+
+
+def _edges(dtype: Dtype, pooled: dict[float, int]) -> list[float]:
+    """Edges at round numbers, equally far apart, from the first to the last percentile of both populations together."""
+    low, high = _trimmed(pooled)
+    raw = (high - low) / BINS
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(nice * magnitude for nice in _NICE if nice * magnitude >= raw * (1 - 1e-9))
+    if dtype == "int":
+        step = max(1.0, math.ceil(step))
+    start = math.floor(low / step)
+    count = max(1, math.ceil(high / step - 1e-9) - start)
+    if dtype == "int" and (start + count) * step <= high:
+        count += 1  # a bin of whole numbers never holds its upper edge
+    digits = max(0, 3 - math.floor(math.log10(step)))
+    return [round((start + place) * step, digits) for place in range(count + 1)]
+
+
+def _trimmed(pooled: dict[float, int]) -> tuple[float, float]:
+    """The first and the last percentile, or the extremes where those are equal."""
+    total, passed, ends = sum(pooled.values()), 0, list[float]()
+    for number, count in sorted(pooled.items()):
+        passed += count
+        while len(ends) < 2 and passed >= total * (_TAIL, 1 - _TAIL)[len(ends)]:
+            ends.append(number)
+    low, high = ends
+    return (low, high) if low < high else (min(pooled), max(pooled))

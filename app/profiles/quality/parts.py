@@ -1,0 +1,71 @@
+"""The parts that data quality consists of, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from app.features.clock import Clock
+from app.features.registry import Registry
+from app.profiles.freshness import FreshnessMeter
+from app.profiles.ports import Cache, NewestEvents, Population, Source
+from app.profiles.quality.behind import UsersBehind
+from app.profiles.quality.runs import QualityBook, QualityRunner
+from app.profiles.quality.sharing import SharedMeasurement
+from app.profiles.quality.survey import Surveyor
+
+
+class Quality(NamedTuple):
+    """What measures, what keeps reports and carries out their runs, and what finds the users behind a number.
+
+    `start` asks a worker to carry out a run; without an answer, the sweep does.
+    """
+
+    surveyor: Surveyor
+    measurement: SharedMeasurement
+    book: QualityBook
+    runner: QualityRunner
+    behind: UsersBehind
+    start: Callable[[int], Awaitable[None]]
+
+
+class Starter(Protocol):
+    """The queue, as far as it is needed here."""
+
+    async def start_quality(self, run_id: int) -> None:
+        """Ask a worker to carry out a run. What is not taken is lost; nothing is raised."""
+        ...
+
+
+class Facts(NamedTuple):
+    """Where it comes from, and where reports are kept."""
+
+    population: Population
+    users: NewestEvents
+    source: Source
+    book: QualityBook
+
+
+def join(
+    facts: Facts,
+    cache: Cache,
+    queue: Starter | None,
+    registry: Registry,
+    clock: Clock,
+) -> Quality:
+    """The parts over these."""
+    population, users, source, book = facts
+    meter = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
+    surveyor = Surveyor(meter=meter, population=population, source=source, registry=registry, clock=clock)
+    return Quality(
+        surveyor,
+        SharedMeasurement(surveyor, registry, clock),
+        book,
+        QualityRunner(book=book, surveyor=surveyor, registry=registry, clock=clock),
+        UsersBehind(meter=meter, users=users, registry=registry, clock=clock),
+        queue.start_quality if queue is not None else _nobody,
+    )
+
+
+async def _nobody(_: int) -> None:
+    """There is nobody to ask."""

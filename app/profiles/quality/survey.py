@@ -1,0 +1,178 @@
+"""The survey: a walk over the users, page by page, that counts what the cache holds and what the values are.
+
+One page is one look at its users in the log, one MGET, and one statement, the same that serves reads, which gives the
+values as of the survey's beginning and as of `BEFORE_DAYS` days before. What has been counted is a `Survey`: it does
+not grow with the users, and can be stored between two pages, and taken up again by another process.
+
+Invariants: a page is counted whole or not at all. Every user that is eligible counts once, for each feature as fresh,
+missing or stale. Once the cache is away, nothing is claimed of it, but the walk goes on, for values need none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import msgspec
+
+from app.errors import CacheUnavailable
+from app.features.clock import DAY_MS, Clock
+from app.features.registry import Registry, Scalar, conforms
+from app.profiles.freshness import ELIGIBLE_DAYS, FreshnessMeter, Look
+from app.profiles.ports import Asked, Member, Population, Snapshot, Source, Spans
+from app.profiles.quality.sketch import Sketch
+from app.telemetry import logger
+
+BEFORE_DAYS = 7
+PAGE = 32
+# After a page, so many times what it took: whoever reads meanwhile finds the machine free every other time.
+REST = 1.0
+TRIES = 5
+TRY_AGAIN_S = 0.5
+log = logger("profiles.quality")
+
+
+class Figures(msgspec.Struct):
+    """One feature, as far as the walk has come. `held` are the live values; `now` and `before` are computed."""
+
+    fresh: int = 0
+    missing: int = 0
+    stale: int = 0
+    failed: int = 0
+    ages_ms: Sketch = msgspec.field(default_factory=Sketch)
+    held: Sketch = msgspec.field(default_factory=Sketch)
+    now: Sketch = msgspec.field(default_factory=Sketch)
+    before: Sketch = msgspec.field(default_factory=Sketch)
+
+
+class Survey(msgspec.Struct):
+    """A walk that began at `now_ms`, and has come to `position`, a user id. `fingerprints`: of the definitions."""
+
+    now_ms: int
+    before_ms: int
+    history_from_ms: int | None
+    total: int
+    fingerprints: list[str]
+    features: dict[str, Figures]
+    position: str = ""
+    walked: int = 0
+    eligible: int = 0
+    eligible_before: int = 0
+    measured: bool = True
+
+
+class Surveyor:
+    """Walks."""
+
+    def __init__(
+        self,
+        *,
+        meter: FreshnessMeter,
+        population: Population,
+        source: Source,
+        registry: Registry,
+        clock: Clock,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._meter = meter
+        self._population = population
+        self._source = source
+        self._registry = registry
+        self._clock = clock
+        self._pause = pause
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """What a survey must have been begun with to be continued here."""
+        return [entry.fingerprint for entry in self._registry]
+
+    async def begin(self) -> Survey:
+        """A walk at its beginning. Raises `StoreUnavailable`."""
+        now_ms = self._clock.now_ms()
+        spans = _spans(now_ms)
+        return Survey(
+            now_ms,
+            spans.before_ms,
+            await self._population.history_from_ms(),
+            await self._population.count(spans),
+            self.fingerprints,
+            {entry.name: Figures() for entry in self._registry},
+        )
+
+    async def pages(self, survey: Survey) -> AsyncIterator[None]:
+        """Walk on to the end; yields after each page, and rests before the next.
+
+        Raises:
+            StoreUnavailable: the database does not answer. The page counts for nothing, and may be tried again.
+        """
+        began = self._clock.monotonic()
+        while await self._page(survey):
+            yield
+            await self._pause(REST * max(0.0, self._clock.monotonic() - began))
+            began = self._clock.monotonic()
+
+    async def _page(self, survey: Survey) -> bool:
+        members = await self._population.members(survey.position, _spans(survey.now_ms), PAGE)
+        if not members:
+            return False
+        looks = await self._looks(survey, [member.user_id for member in members if member.now])
+        asked = self._asked(survey, members)
+        snapshot = await self._source.compute(survey.now_ms, asked)
+        # From here on nothing waits, so the page is counted whole.
+        if looks is None:
+            survey.measured = False
+        for look in looks or ():
+            self._count_look(survey, look)
+        self._count_values(survey, asked, snapshot)
+        survey.eligible += sum(member.now for member in members)
+        survey.eligible_before += sum(member.before for member in members)
+        survey.walked += len(members)
+        survey.position = members[-1].user_id
+        return True
+
+    async def _looks(self, survey: Survey, user_ids: Sequence[str]) -> list[Look] | None:
+        """What the cache holds; None once it is away. One that has answered before may be silent for a moment."""
+        if not survey.measured:
+            return None
+        for attempt in range(1, TRIES + 1):
+            try:
+                return await self._meter.look(user_ids)
+            except CacheUnavailable as error:
+                if attempt == TRIES or not survey.walked:
+                    log.warning("survey_without_cache", error=str(error))
+                    return None
+                await self._pause(TRY_AGAIN_S)
+        return None
+
+    def _asked(self, survey: Survey, members: Sequence[Member]) -> list[Asked]:
+        mask = self._registry.full_mask
+        now = [Asked(member.user_id, mask, survey.now_ms) for member in members if member.now]
+        return now + [Asked(member.user_id, mask, survey.before_ms) for member in members if member.before]
+
+    def _count_look(self, survey: Survey, look: Look) -> None:
+        figures = survey.features[self._registry.names[look.feature]]
+        if look.value is None:
+            figures.missing += 1
+            return
+        if look.state == "stale":
+            figures.stale += 1
+        else:
+            figures.fresh += 1
+        figures.ages_ms.add(max(0, survey.now_ms - look.value.computed_at_ms))
+        figures.held.add(msgspec.json.decode(look.value.json))
+
+    def _count_values(self, survey: Survey, asked: Sequence[Asked], snapshot: Snapshot) -> None:
+        for index, entry in enumerate(self._registry):
+            figures = survey.features[entry.name]
+            for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
+                raw = raws[index]
+                value: Scalar = entry.default if raw is None else raw  # type: ignore[assignment]  # made sure of below
+                if (place, index) in snapshot.errors or not (value is None or conforms(entry.dtype, value)):
+                    figures.failed += 1
+                    continue
+                (figures.now if row.now_ms == survey.now_ms else figures.before).add(value)
+
+
+def _spans(now_ms: int) -> Spans:
+    before_ms = now_ms - BEFORE_DAYS * DAY_MS
+    return Spans(now_ms - ELIGIBLE_DAYS * DAY_MS, before_ms - ELIGIBLE_DAYS * DAY_MS, before_ms)

@@ -1,0 +1,105 @@
+"""Runs of the survey of data quality in SQLite. A unique partial index lets one at a time be active."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from app.profiles.quality.parts import Facts
+from app.profiles.quality.runs import KEPT, QualityRun, State
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.population import SqlitePopulation
+from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.users import SqliteUsers
+
+_BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, touched_at_ms, finished_at_ms, done, total, "
+_COLUMNS = f"{_BEFORE_BODY}body, error"
+_ACTIVE = "state IN ('queued', 'running')"
+SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM quality_reports WHERE {_ACTIVE}"
+INSERT_RUN = """
+INSERT INTO quality_reports (state, requested_by, requested_at_ms, touched_at_ms) VALUES ('queued', :by, :now, :now)
+"""
+SELECT_RUN = f"SELECT {_COLUMNS} FROM quality_reports WHERE id = ?"
+SELECT_RUNS = f"SELECT {_BEFORE_BODY}NULL, error FROM quality_reports ORDER BY id DESC LIMIT ?"
+SELECT_COMPLETED = f"SELECT {_COLUMNS} FROM quality_reports WHERE state = 'completed' ORDER BY id DESC LIMIT 1"
+SELECT_UNTOUCHED = f"SELECT id FROM quality_reports WHERE {_ACTIVE} AND touched_at_ms < ?"
+UPDATE_PROGRESS = f"""
+UPDATE quality_reports SET state = 'running', done = :done, total = :total, touched_at_ms = :now,
+    started_at_ms = COALESCE(started_at_ms, :now), body = COALESCE(:body, body)
+WHERE id = :id AND {_ACTIVE}
+"""
+UPDATE_FINISHED = f"""
+UPDATE quality_reports SET state = :state, finished_at_ms = :now, touched_at_ms = :now, body = :body, error = :error,
+    done = CASE WHEN :state = 'completed' THEN COALESCE(total, done) ELSE done END
+WHERE id = :id AND {_ACTIVE}
+"""
+# A report stays as long as there is none newer, however many runs have failed since.
+DELETE_OLD = """
+DELETE FROM quality_reports
+WHERE state IN ('completed', 'failed')
+    AND id NOT IN (SELECT id FROM quality_reports ORDER BY id DESC LIMIT :kept)
+    AND id IS NOT (SELECT MAX(id) FROM quality_reports WHERE state = 'completed')
+"""
+
+
+class SqliteQualityBook:
+    """Implements `app.profiles.quality.runs.QualityBook`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
+        """Look and insert in one transaction."""
+
+        def work(connection: sqlite3.Connection) -> tuple[QualityRun, bool]:
+            active = connection.execute(SELECT_ACTIVE).fetchone()
+            if active is not None:
+                return QualityRun(*active), False
+            made = connection.execute(INSERT_RUN, {"by": requested_by, "now": now_ms}).lastrowid
+            return QualityRun(*connection.execute(SELECT_RUN, (made,)).fetchone()), True
+
+        return await self._database.write(work)
+
+    async def get(self, run_id: int) -> QualityRun | None:
+        """One, or None."""
+        return await self._one(SELECT_RUN, (run_id,))
+
+    async def newest(self, limit: int) -> list[QualityRun]:
+        """Newest first."""
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
+        return [QualityRun(*row) for row in rows]
+
+    async def newest_completed(self) -> QualityRun | None:
+        """The newest with a report."""
+        return await self._one(SELECT_COMPLETED, ())
+
+    async def untouched(self, before_ms: int) -> list[int]:
+        """Ids of active runs that nobody touched since."""
+        rows = await self._database.read(
+            lambda connection: connection.execute(SELECT_UNTOUCHED, (before_ms,)).fetchall()
+        )
+        return [run_id for (run_id,) in rows]
+
+    async def advance(self, run_id: int, done: int, total: int, now_ms: int, body: str | None) -> bool:
+        """Record, unless it has ended."""
+        values = {"id": run_id, "done": done, "total": total, "now": now_ms, "body": body}
+        return await self._database.write(lambda connection: connection.execute(UPDATE_PROGRESS, values).rowcount > 0)
+
+    async def finish(self, run_id: int, state: State, now_ms: int, body: str | None, error: str | None) -> bool:
+        """End it, unless it has ended."""
+        values = {"id": run_id, "state": state, "now": now_ms, "body": body, "error": error}
+
+        def work(connection: sqlite3.Connection) -> bool:
+            ended = connection.execute(UPDATE_FINISHED, values).rowcount > 0
+            connection.execute(DELETE_OLD, {"kept": KEPT})
+            return ended
+
+        return await self._database.write(work)
+
+    async def _one(self, statement: str, parameters: tuple[int, ...]) -> QualityRun | None:
+        row = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchone())
+        return QualityRun(*row) if row else None
+
+
+def quality_facts(database: Database, users: SqliteUsers, source: SqliteSource) -> Facts:
+    """What data quality is measured from, and where its reports are kept."""
+    return Facts(SqlitePopulation(database), users, source, SqliteQualityBook(database))

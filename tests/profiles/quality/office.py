@@ -1,0 +1,44 @@
+"""Whoever measures quality in the tests: the parts over one process of a world, with a pause that takes no time."""
+
+from __future__ import annotations
+
+from app.profiles.freshness import FreshnessMeter
+from app.profiles.quality.behind import UsersBehind
+from app.profiles.quality.runs import QualityRunner
+from app.profiles.quality.sharing import SharedMeasurement
+from app.profiles.quality.survey import Surveyor
+from app.stores.sqlite.population import SqlitePopulation
+from app.stores.sqlite.quality_runs import SqliteQualityBook
+from app.stores.sqlite.users import SqliteUsers
+from tests.support.service import Service
+
+
+class Office:
+    """The parts, and how long they rested."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.rests: list[float] = []
+        users = SqliteUsers(service.database)
+        registry, clock = service.registry, service.clock
+        self.meter = FreshnessMeter(
+            cache=service.cache, users=users, registry=registry, clock=clock, pause=self._at_once
+        )
+        self.surveyor = Surveyor(
+            meter=self.meter,
+            population=SqlitePopulation(service.database),
+            source=service.source,
+            registry=registry,
+            clock=clock,
+            pause=self._rest,
+        )
+        self.measurement = SharedMeasurement(self.surveyor, registry, clock)
+        self.book = SqliteQualityBook(service.database)
+        self.runner = QualityRunner(book=self.book, surveyor=self.surveyor, registry=registry, clock=clock)
+        self.behind = UsersBehind(meter=self.meter, users=users, registry=registry, clock=clock)
+
+    async def _at_once(self, _: float) -> None:
+        """No pause before a second look."""
+
+    async def _rest(self, seconds: float) -> None:
+        self.rests.append(seconds)
