@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help up quick test check format bench bench-peers soak lock clean
+.PHONY: help up quick test check format bench bench-peers soak screenshots lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ $(PEERS)/bin/feast:
 	@echo "Installing Feast $(FEAST) into $(PEERS) ..."
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check "feast[redis]==$(FEAST)"
+
+screenshots: $(STAMP) ## Take pictures of the admins' pages of a running `make up` (needs Chromium)
+	@$(BIN)/python -m tests.api.pages.screenshots $(ARGS)
 
 lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 takes the newest versions)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv

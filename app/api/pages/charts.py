@@ -82,29 +82,6 @@ def bars(
     return _drawn(chart, title, labels, series, spoken=spoken)
 
 
-def spark(title: str, labels: Sequence[str], values: Sequence[float | None], *, unit: str = "") -> Markup:
-    """A small line without axes, from zero to its highest point."""
-    series = {title: values}
-    chart = pygal.Line(
-        **_PLAIN,
-        width=220,
-        height=44,
-        show_legend=False,
-        allow_interruptions=True,
-        show_dots=True,
-        dots_size=3,
-        show_x_labels=False,
-        show_y_labels=False,
-        show_y_guides=False,
-        margin=3,
-        spacing=0,
-        fill=True,
-        range=_from_zero(series),
-        value_formatter=_formatter(unit),
-    )
-    return _drawn(chart, title, labels, series, kind="chart spark")
-
-
 def _from_zero(series: Series) -> tuple[float, float] | None:
     known = [value for values in series.values() for value in values if value is not None]
     if not known:
@@ -120,9 +97,7 @@ def _formatter(unit: str) -> Callable[[float], str]:
     return text
 
 
-def _drawn(
-    chart: Any, title: str, labels: Sequence[str], series: Series, kind: str = "chart", spoken: str | None = None
-) -> Markup:
+def _drawn(chart: Any, title: str, labels: Sequence[str], series: Series, *, spoken: str | None = None) -> Markup:
     if all(value is None or value == int(value) for values in series.values() for value in values):
         chart.config.order_min = 0  # no halves of what is counted
     chart.x_labels = [str(label) for label in labels]
@@ -133,7 +108,7 @@ def _drawn(
     root = chart.render_tree()
     _strip(root)
     _name_points(root)
-    root.set("class", kind)
+    root.set("class", "chart")
     root.set("role", "img")
     root.set("aria-label", spoken or _spoken(title, series))
     root.attrib.pop("id", None)

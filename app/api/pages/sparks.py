@@ -17,9 +17,9 @@ def slots(title: str, labels: Sequence[str], values: Sequence[float | None], sai
     """The bars. `said` is each value as text: it shows on hover, and the chart's name tells the latest and the most."""
     known = [(value, text) for value, text in zip(values, said, strict=True) if value is not None]
     most, most_said = max(known, key=lambda item: item[0], default=(0.0, ""))
-    scale = (HEIGHT - LEAST) / most if most > 0 else 0.0
+    most = most or 1.0
     bars = "".join(
-        f'<rect x="{number * STEP}" y="{HEIGHT - (tall := LEAST + scale * max(0.0, value)):.1f}" '
+        f'<rect x="{number * STEP}" y="{HEIGHT - (tall := LEAST + (HEIGHT - LEAST) * max(0.0, value / most)):.1f}" '
         f'width="{STEP - GAP}" height="{tall:.1f}"><title>{escape(label)}: {escape(text)}</title></rect>'
         for number, (label, value, text) in enumerate(zip(labels, values, said, strict=True))
         if value is not None

@@ -61,7 +61,6 @@ def environment() -> Environment:
         "version": app.__version__,
         "lines": charts.lines,
         "bars": charts.bars,
-        "spark": charts.spark,
         "slots": sparks.slots,
     }
     return made

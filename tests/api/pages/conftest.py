@@ -1,9 +1,10 @@
-"""The browser of the run."""
+"""The browser of the run. Tests that use it take seconds each: they are part of `make test` only."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import Browser
 
@@ -15,3 +16,11 @@ async def browser() -> AsyncIterator[Browser]:
     """One Chromium for all tests of a run; each visitor has a profile of its own."""
     async with chromium() as started:
         yield started
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them, before `-m` chooses."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

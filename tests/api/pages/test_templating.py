@@ -148,7 +148,7 @@ def test_chart_is_well_formed_and_names_nothing_that_a_page_forbids(
 
 
 def test_chart_has_a_gap_when_a_value_is_missing() -> None:
-    drawing = charts.spark("Reads", list("abcde"), [1, 2, None, 3, 4])
+    drawing = charts.lines("Reads", list("abcde"), {"Reads": [1, 2, None, 3, 4]})
     assert len(re.findall(r'<path d="[^"]+" class="line', drawing)) == 2
     assert "<title>a: 1</title>" in drawing
     assert "<title>c" not in drawing
