@@ -41,8 +41,7 @@ STOP_GRACE_S = 5.0
 # After the signal: until no request has begun for so long, but no longer than that.
 QUIET_S = 0.1
 LINGER_S = 1.0
-QUEUE_S = 0.5
-_STEP_S = 0.002
+QUEUE_STEPS, QUEUE_STEP_S = 250, 0.002
 _SO_ATTACH_FILTER = 26
 _TCP_INFO_UNACKED = 24  # the offset of a field that tells, of a listening socket, how many wait to be accepted
 log = logger("api")
@@ -186,10 +185,10 @@ async def _wind_down(application: Litestar, door: socket.socket, server: Server)
     application.asgi_handler = last
     await last.quiet()
     if _let_nobody_in(door):
-        loop = asyncio.get_running_loop()
-        until = loop.time() + QUEUE_S
-        while _queued(door) and loop.time() < until:
-            await asyncio.sleep(_STEP_S)
+        for _ in range(QUEUE_STEPS):
+            if not _queued(door):
+                break
+            await asyncio.sleep(QUEUE_STEP_S)
         await last.quiet()
     door.close()
     server.stop()  # type: ignore[no-untyped-call]  # granian's, which has no types

@@ -10,6 +10,7 @@ from contextlib import closing
 
 import pytest
 
+from app.stores.queue import QUEUE, TIP_EVENTS, connect
 from tests.support.balancer import balancer
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
@@ -21,7 +22,7 @@ CLIENTS = 8
 STOPS = 2
 ROLLS = 1
 ANSWERS_BEFORE = 60
-JOBS = 600
+BACKLOG = 200
 WORKER_STOPS = 3
 
 
@@ -133,3 +134,40 @@ async def test_connections_are_closed_after_their_next_answer_when_the_api_stops
             assert last.startswith(b"HTTP/1.1 200"), last
         assert line.recv(65_536) == b"", "it is closed, not reset"
     assert ended_well(api), api.program.output
+
+
+@pytest.mark.slow
+async def test_no_job_is_lost_or_done_twice_when_workers_are_stopped_under_load(fleet: Fleet) -> None:
+    queue = connect(fleet.queue.url)
+    over = asyncio.Event()
+    sent: list[str] = []
+
+    async def publish() -> None:
+        while not over.is_set():
+            if len(sent) - len(fleet.stored()) < BACKLOG:  # always more than one round of arq takes
+                for number in range(len(sent), len(sent) + BACKLOG):
+                    event = payload(served(f"user-{number % 50}", now_ms()), event_id=f"job-{number}")
+                    assert await queue.enqueue_job(TIP_EVENTS, [event]) is not None
+                    sent.append(f"job-{number}")
+            await asyncio.sleep(0.01)
+
+    publishing = asyncio.create_task(publish())
+    for _ in range(WORKER_STOPS):
+        worker = fleet.worker()
+        enough = len(fleet.stored()) + BACKLOG
+        await eventually(lambda enough=enough: len(fleet.stored()) >= enough, 30)  # type: ignore[misc]  # a number
+        assert await asyncio.to_thread(worker.program.stop) == 0
+        assert await queue.keys("arq:in-progress:*") == [], "a job was taken and neither done nor put back"
+        assert await queue.zcard(QUEUE) > 0, "it was stopped under load"
+    over.set()
+    await publishing
+    worker = fleet.worker()
+    await eventually(lambda: len(fleet.stored()) == len(sent) and fleet.unconsumed() == 0, 30)
+    assert await asyncio.to_thread(worker.program.stop) == 0
+
+    assert fleet.stored() == Counter(sent)
+    assert await queue.zcard(QUEUE) == 0
+    # What each process counted, as it wrote it down when it stopped.
+    assert fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_accepted'), 0) FROM samples") == [(len(sent),)]
+    assert fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_duplicate'), 0) FROM samples") == [(0,)]
+    await queue.aclose(close_connection_pool=True)
