@@ -81,6 +81,7 @@ def read(metrics: Metrics) -> Reading:
         ("feature_errors", metrics.computation_errors, ""),
         ("stale_dropped", metrics.stale_dropped, ""),
         ("publish_failures", metrics.publish_failures, ""),
+        ("shed", metrics.shed, ""),
     ):
         _add(counts, prefix, counter, label)
     return Reading(counts, latency, buckets.of_histogram(metrics.invalidation_lag))

@@ -57,6 +57,7 @@ class ProfileReader:
 
         Raises:
             StoreUnavailable: when values must be computed and the database does not answer.
+            Overloaded: when values must be computed and too much waits for that.
         """
         return await self._in_pieces(wanted, plain=False)
 
@@ -92,6 +93,11 @@ class ProfileReader:
             for row, computed in zip(asked, outcomes, strict=True)
         ]
 
+    @property
+    def history_overloaded(self) -> bool:
+        """Whether `read_as_of` would refuse now."""
+        return self._computation.history_overloaded
+
     async def close(self) -> None:
         """Finish what was begun, background fills included."""
         await self._groups.close()
@@ -100,7 +106,7 @@ class ProfileReader:
         answer: dict[str, Any] = {}
         pairs = iter(wanted.items())
         while piece := dict(islice(pairs, GROUP_CAP)):
-            answer.update(await self._groups.join(piece, plain=plain))
+            answer.update(await self._groups.join(piece, plain=plain, begun=bool(answer)))
         return answer
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:

@@ -27,6 +27,8 @@ def counted(metrics: Metrics) -> Metrics:
     metrics.computation_errors.labels("tip_volume_30d").inc()
     metrics.stale_dropped.inc()
     metrics.publish_failures.inc()
+    metrics.shed.labels("reads").inc()
+    metrics.shed.labels("events").inc(2)
     metrics.request_seconds.labels("GET", "/profiles/{user_id}", 200).observe(0.0004)
     metrics.request_seconds.labels("POST", "/events", 422).observe(0.004)
     metrics.request_seconds.labels("POST", "/events", 503).observe(0.2)
@@ -46,6 +48,7 @@ ONCE = {
     "feature_errors": 1,
     "stale_dropped": 1,
     "publish_failures": 1,
+    "shed": 3,
     "requests_2xx": 1,
     "requests_4xx": 1,
     "requests_5xx": 1,
