@@ -39,7 +39,7 @@ class Metrics:
         )
         self.shed = self._counter(
             "requests_shed_total",
-            "Requests sent away because of too much load, by what there was too much of: reads, history, events, bodies.",
+            "Requests sent away (503), by what there was too much of: reads, history, events, bodies.",
             "kind",
         )
         self.cache_hits = self._tally("cache_hits_total", "Feature values answered from the cache.")

@@ -17,7 +17,6 @@ from itertools import islice
 from typing import NamedTuple
 
 from app.backlog import Backlog
-from app.errors import Overloaded
 from app.features.clock import Clock
 from app.features.registry import Registry, Scalar, encode_value, indices
 from app.profiles.ports import Asked, Snapshot, Source
@@ -95,7 +94,7 @@ class Computation:
 
     @property
     def history_overloaded(self) -> bool:
-        """Whether past moments would be refused now."""
+        """The same of past moments."""
         return self._moments.full
 
     async def live(self, wanted: Mapping[str, int]) -> list[Computed]:
@@ -115,12 +114,9 @@ class Computation:
         """Compute past moments, in the order asked; never shared, never cached.
 
         Raises:
-            Overloaded: too much waits already.
             StoreUnavailable: when the database does not answer.
         """
         backlog = self._moments
-        if self.history_overloaded:
-            raise Overloaded("history")
         results: list[Mapping[int, Outcome]] = []
         left = len(asked)
         backlog.waiting += left

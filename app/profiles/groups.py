@@ -29,11 +29,11 @@ Wanted = Mapping[str, int]
 
 
 class _Request(NamedTuple):
-    """`plain`: answered with each feature's JSON; else with readings. `begun`: it is part of what was let in before."""
+    """`plain`: answered with each feature's JSON; else with readings. `patient`: it is never sent away."""
 
     wanted: Wanted
     plain: bool
-    begun: bool
+    patient: bool
     done: asyncio.Future[dict[str, Any]]
 
     def answer(self, answer: dict[str, Any]) -> None:
@@ -83,13 +83,14 @@ class Groups:
         """Finish what was begun, background fills included."""
         await self._flights.close()
 
-    def join(self, wanted: Wanted, *, plain: bool, begun: bool = False) -> asyncio.Future[dict[str, Any]]:
+    def join(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with whoever asks in this tick.
 
         The future raises `StoreUnavailable`; or `Overloaded` where something must be computed, too much waits for that,
-        and it is not `begun`.
+        and it is not
+        `patient`.
         """
-        request = _Request(wanted, plain, begun, self._loop.create_future())
+        request = _Request(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
@@ -157,7 +158,7 @@ class Groups:
                 request.answer(answer)
                 continue
             start = first
-            if overloaded and not request.begun:
+            if overloaded and not request.patient:
                 request.fail(Overloaded("reads"))
                 width = sum(self._shapes[mask].width for mask in request.wanted.values())
                 start, shed = start + width, shed + width
@@ -197,9 +198,9 @@ class Groups:
     async def _degrade(self, requests: list[_Request], reason: str) -> None:
         if self._computation.overloaded:
             for request in requests:
-                if not request.begun:
+                if not request.patient:
                     request.fail(Overloaded("reads"))
-            requests = [request for request in requests if request.begun]
+            requests = [request for request in requests if request.patient]
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _Request, reason: str) -> None:
