@@ -89,15 +89,17 @@ class Gateway:
         finally:
             body.forget()
             # A stream lasts as long as somebody listens: what counts is when it began.
-            elapsed = (answered or perf_counter()) - started
-            route = scope.get("path_template") or "unmatched"
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
-            shed = mark_of(scope)
-            if shed is not None:
-                self.shedding.note(shed)
-            level = log.debug if status < 400 or shed else log.info if status < 500 else log.error
-            level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
+            self._note(scope, status, (answered or perf_counter()) - started)
+
+    def _note(self, scope: HTTPScope, status: int, elapsed: float) -> None:
+        route = scope.get("path_template") or "unmatched"
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
+        shed = mark_of(scope)
+        if shed is not None:
+            self.shedding.note(shed)
+        level = log.debug if status < 400 or shed else log.info if status < 500 else log.error
+        level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 
 def _is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -33,9 +33,9 @@ BACKLOG = 1024
 # those), so that a probe or an admin gets in while clients hold connections that they do not use.
 CONNECTIONS = 4096
 FILES_LEFT = 128  # for the database, the cache, the log
-# From the first byte of a head, or the end of the last answer, to the head's end: slow senders and idle connections.
+# From the connection's beginning, or the last answer, to the end of a head: slow senders, and idle connections.
 HEAD_S = 30
-HEAD_BYTES = 64 * 1024  # a longer head is answered 431, as are more than 100 headers
+HEAD_BYTES = 64 * 1024  # twice as long a head is answered 431 for certain, as are more than 100 headers
 UNTAKEN_S = 30  # bytes that the peer does not acknowledge, or has no room for
 STOP_GRACE_S = 5.0
 # After the signal: until no request has begun for so long, but no longer than that.

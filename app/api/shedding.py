@@ -1,8 +1,8 @@
 """Requests that are sent away because there is too much to do: which, how, and how often.
 
 Whether there is too much, the core measures (`app.backlog`): for reads that must be computed, for past moments, for
-events. A hit waits for nothing and is never sent away; nor is what probes and admins ask for. Here it costs as little as
-it can: what can be known from method and path is known before a body is read, and the framework is not asked.
+events. A hit waits for nothing and is never sent away; nor is what probes and admins ask for. Here it costs as little
+as it can: what can be known from method and path is known before a body is read, and the framework is not asked.
 Invariant: whoever is sent away is answered 503 with `Retry-After`, and counted by kind.
 """
 

@@ -89,7 +89,7 @@ class Computation:
 
     @property
     def overloaded(self) -> bool:
-        """Whether a live read that began now would wait too long. To be asked before it is begun; nothing is refused."""
+        """Whether a live read that began now would wait too long. To be asked before; nothing is refused here."""
         return self._live.full
 
     @property

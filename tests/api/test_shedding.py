@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -29,9 +28,9 @@ class Overload:
 
 
 @pytest.fixture
-def overload(monkeypatch: pytest.MonkeyPatch) -> Iterator[Overload]:
+def overload(monkeypatch: pytest.MonkeyPatch) -> Overload:
     """Nothing is full."""
-    yield Overload(monkeypatch)
+    return Overload(monkeypatch)
 
 
 def shed(site: Live, kind: str) -> float:
