@@ -89,6 +89,21 @@ class Metrics:
         self.consumption_lag = self._histogram(
             "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
         )
+        self.consistency_checks = self._counter(
+            "consistency_checks_total",
+            "Users whose cached profile was held against a recomputation so long after an event, by outcome.",
+            "after",
+            "outcome",
+        )
+        self.consistency_violations = self._counter(
+            "consistency_violations_total",
+            "Cached values that the audit found untrue: stale, or unexplained. Anything but 0 is a fault.",
+            "feature",
+            "fault",
+        )
+        self.consistency_repairs = self._counter(
+            "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
+        )
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -7,6 +7,7 @@ import sys
 import click
 
 import app
+from app.commands.audit import audit
 from app.commands.backup import backup, restore
 from app.commands.change import demo, events, rebuild
 from app.commands.history import history
@@ -34,7 +35,12 @@ def cli() -> None:
     """
 
 
-for command in (up, serve, worker, migrate, features, profile, history, rebuild, events, demo, backup, restore, keys):
+COMMANDS = (
+    *(up, serve, worker, migrate),
+    *(features, profile, history, rebuild, events, demo),
+    *(audit, backup, restore, keys),
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.assembly import Contract
+from app.contract import Contract
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.live import API_KEYS, Live, fresh_database, live

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from msgspec import UNSET, Meta, UnsetType
 
-from app.assembly import Contract
+from app.contract import Contract
 from app.events.admission import decode_json, decode_lines
 from app.features.definitions import REGISTRY
 from app.features.registry import Registry

@@ -150,6 +150,7 @@ def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
         ("dead_letters", {"gauges": Gauges(dead_letters=2)}, "2 dead letters wait."),
         ("feature_errors", {"counts": {"feature_errors": 3}, "at_ms": NOW_MS - 1_800_000}, "3 values of a feature"),
         ("stale_dropped", {"counts": {"stale_dropped": 1}, "at_ms": NOW_MS - 1_800_000}, "1 value older than"),
+        ("untrue", {"counts": {"untrue": 1}, "at_ms": NOW_MS - 1_800_000}, "The audit found 1 cached value untrue"),
     ],
 )
 def test_what_is_not_well_is_found(subject: str, changes: dict[str, Any], text: str) -> None:
