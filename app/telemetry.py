@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
-from app.errors import SettingsError
+from app.errors import SettingsError, StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
 
@@ -234,6 +234,11 @@ class _Stream:
 
     def flush(self) -> None:
         """Nothing is kept back."""
+
+
+def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:
+    """Tells of what will be tried again; quietly where the disk is full, of which the database tells once."""
+    return log.debug if isinstance(error, StoreFull) else log.warning
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

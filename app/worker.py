@@ -31,7 +31,7 @@ from app.settings import Settings
 from app.stores import queue
 from app.stores.queue_worker import STOP_GRACE_S, Pace, keep_working
 from app.stores.tasks import end
-from app.telemetry import configure_logging, logger, serve_metrics
+from app.telemetry import configure_logging, logger, serve_metrics, warn
 
 FOR_EVER = 1_000_000_000
 SWEEP_EVERY_S = 2.0
@@ -137,7 +137,7 @@ async def _keep_sweeping(service: Service, pace: Pace) -> None:
         try:
             await sweep(service, pace)
         except Unavailable as error:
-            log.warning("sweep_failed", error=str(error))
+            warn(log, error)("sweep_failed", error=str(error))
         except Exception:
             log.exception("sweep_failed")
         await asyncio.sleep(SWEEP_EVERY_S)

@@ -17,7 +17,7 @@ from app.errors import Unavailable
 from app.features.clock import Clock
 from app.profiles.consistency import Auditor, tell
 from app.profiles.ports import Recent
-from app.telemetry import Metrics, logger
+from app.telemetry import Metrics, logger, warn
 
 DELAYS = (("1s", 1.0), ("1min", 60.0), ("5min", 300.0))
 ROUND_S = 1.0
@@ -68,7 +68,7 @@ class ConsistencyWatch:
                 await self.round()
                 self._failing = False
             except Unavailable as error:
-                (log.debug if self._failing else log.warning)("audit_put_off", error=str(error))
+                (log.debug if self._failing else warn(log, error))("audit_put_off", error=str(error))
                 self._failing = True
             except Exception:
                 log.exception("audit_failed")
