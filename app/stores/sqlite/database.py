@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S, ThreadConnection, connect, open_thread, unavailable
+from app.stores.sqlite.soundness import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -50,6 +51,15 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
+def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `StoreUnavailable` where the database is seen to be damaged: what it answers could not be believed."""
+    if findings := quick_findings(connection, path):
+        raise StoreUnavailable(
+            f"the database at {path} is damaged: {findings[0]}; `profiles doctor --full` tells more, and "
+            "`profiles restore` puts a backup in its place"
+        )
+
+
 class Database:
     """Open with `Database.open`, close with `close`. `full`: the last write found no room; reads go on."""
 
@@ -73,12 +83,13 @@ class Database:
         """Open an existing, migrated database.
 
         Raises:
-            StoreUnavailable: when it cannot be opened.
+            StoreUnavailable: when it cannot be opened, or is damaged as far as a look of some milliseconds tells.
             SchemaMismatch: when it is unmigrated or newer than this program.
         """
         first = connect(path, read_only=True)
         try:
             check_schema(first, path)
+            check_soundness(first, path)
             (database_id,) = first.execute(SELECT_DATABASE_ID).fetchone()
         except sqlite3.DatabaseError as error:
             raise unavailable(error) from error
