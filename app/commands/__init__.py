@@ -10,6 +10,7 @@ import app
 from app.commands.audit import audit
 from app.commands.backup import backup, restore
 from app.commands.change import demo, events, rebuild
+from app.commands.doctor import doctor
 from app.commands.history import history
 from app.commands.keys import keys
 from app.commands.look import features, profile
@@ -38,7 +39,7 @@ def cli() -> None:
 COMMANDS = (
     *(up, serve, worker, migrate),
     *(features, profile, history, rebuild, events, demo),
-    *(audit, backup, restore, keys),
+    *(doctor, audit, backup, restore, keys),
 )
 for command in COMMANDS:
     cli.add_command(command)
