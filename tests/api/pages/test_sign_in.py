@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from playwright.async_api import Browser, expect
 
 from app.api.admin.sign_in import safe_next
 from app.api.sessions import COOKIE
+from app.errors import StoreUnavailable
+from tests.api.conftest import ServeSite
 from tests.support.browser import visiting
-from tests.support.live import KEYS, Live, as_caller, problem
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
@@ -86,7 +89,7 @@ async def session_cookie(keyed: Live) -> str:
     """The cookie of an admin who has just signed in. The client is shared: what other tests left in it is not sent."""
     keyed.client.cookies.clear()
     first = await keyed.client.get("/admin/sign-in", headers=HTML)
-    token = first.text.partition('name="csrf_token" value="')[2].partition('"')[0]
+    token = token_in(first)
     cookies = {"Cookie": f"{COOKIE}={first.cookies[COOKIE]}"}
     keyed.client.cookies.clear()
     answer = await keyed.client.post(
@@ -153,3 +156,35 @@ async def test_sign_in_and_out_are_audited_and_an_unknown_key_is_not(keyed: Live
         ("admin", "sign in", "done"),
         ("writer", "sign in", "refused: the key 'writer' has not the scope 'admin'"),
     ]
+
+
+async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
+    serve_site: ServeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> int:
+        raise StoreUnavailable("the disk is full")
+
+    async with serve_site(api_keys=API_KEYS) as site:
+        signed_in = await session_cookie(site)
+        token = await form_token(site, signed_in)
+        fresh = await site.client.get("/admin/sign-in", headers=HTML)
+        form = {"csrf_token": token_in(fresh), "key": KEYS["admin"]}
+        monkeypatch.setattr(site.service.audit, "begin", fails)
+        # The client brings the cookie of the page that it has just seen.
+        refused = await site.client.post("/admin/sign-in", data=form, headers=HTML)
+        assert refused.status_code == 503
+        assert COOKIE not in refused.cookies
+        site.client.cookies.clear()
+        cookie = {"Cookie": f"{COOKIE}={signed_in}"}
+        problem(await site.client.post("/admin/sign-out", data={"csrf_token": token}, headers=cookie), 503)
+        assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
+
+
+def token_in(page: httpx.Response) -> str:
+    """The token in the forms of a page."""
+    return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
+
+
+async def form_token(keyed: Live, cookie: str) -> str:
+    """The token that forms of a session carry."""
+    return token_in(await keyed.client.get("/admin/features", headers={"Cookie": f"{COOKIE}={cookie}", **HTML}))
