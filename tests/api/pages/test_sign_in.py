@@ -73,6 +73,14 @@ async def test_error_is_a_page_when_a_browser_asks_and_a_problem_otherwise(site:
     problem(await site.client.get("/nowhere", headers=HTML), 404)
 
 
+@pytest.mark.parametrize("accept", ["text/html;q=inf", "text/html;q=1e999", "text/html;q=nan", ";,/;=", ""])
+async def test_answer_is_no_failure_when_accept_is_nonsense(site: Live, accept: str) -> None:
+    for path, status in (("/admin/features", 200), ("/admin/nowhere", 404)):
+        answer = await site.client.get(path, headers={"Accept": accept})
+        assert answer.status_code == status
+        assert answer.headers["x-request-id"]
+
+
 async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     for url in ("/admin/users/ada/rebuild", "/admin/sign-in"):
@@ -107,6 +115,9 @@ async def session_cookie(keyed: Live) -> str:
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "http://elsewhere.example"},
         {"Origin": "null"},
+        {"Origin": "null", "Host": ""},
+        {"Origin": "http://["},
+        {"Origin": ""},
     ],
 )
 async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, headers: dict[str, str]) -> None:
