@@ -46,6 +46,13 @@ async def test_sign_in_is_refused_when_the_key_is_no_admins(
         await expect(visitor.page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+async def test_every_page_names_the_key_when_somebody_has_signed_in(keyed: Live) -> None:
+    cookie = {"Cookie": f"{COOKIE}={await session_cookie(keyed)}"}
+    for path in ("/admin/features", "/admin/nowhere"):
+        page = await keyed.client.get(path, headers={**cookie, **HTML})
+        assert 'you signed in with">admin<' in page.text
+
+
 async def test_session_is_worth_nothing_when_it_was_signed_out_of(keyed: Live, browser: Browser) -> None:
     async with visiting(browser, keyed) as visitor:
         await visitor.sign_in(KEYS["admin"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -105,6 +106,12 @@ def test_segment_holds_no_character_that_means_something_in_an_address(text: str
 def test_pretty_never_fails(payload: str) -> None:
     assert isinstance(pretty(payload), str)
     assert isinstance(pretty("[" * 100_000), str)
+    assert pretty('{"a":"\\ud83d"}') == '{"a":"\\ud83d"}'  # half a character could not be sent
+
+
+@given(st.recursive(st.text() | st.characters(categories=["Cs"]) | st.floats() | st.none(), st.lists))
+def test_pretty_can_be_sent(content: object) -> None:
+    assert pretty(json.dumps(content)).encode()
 
 
 def test_value_is_shown_for_people() -> None:
