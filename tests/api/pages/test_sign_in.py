@@ -134,6 +134,21 @@ async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, he
     assert (await site.client.get("/admin/users/ada", headers=headers)).status_code == 200
 
 
+async def test_nobody_is_signed_out_when_another_sites_page_sends_a_form(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        # To the browser `localhost` is another site than 127.0.0.1, and gets none of its cookies.
+        elsewhere = keyed.url.replace("127.0.0.1", "localhost")
+        page = f'<form action="{keyed.url}/admin/users/ada/rebuild" method="post"></form>'
+        await visitor.page.route(f"{elsewhere}/", lambda route: route.fulfill(body=page, content_type="text/html"))
+        await visitor.page.goto(f"{elsewhere}/")
+        await visitor.page.evaluate("document.forms[0].submit()")
+        await expect(visitor.page.get_by_text("A page of another site sent this")).to_be_visible()
+        await visitor.go("/admin/users/ada")
+        await expect(visitor.page.get_by_role("button", name="Sign out")).to_be_visible()
+        visitor.elsewhere.clear()
+
+
 @pytest.mark.parametrize(
     "path",
     [
