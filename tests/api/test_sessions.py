@@ -100,7 +100,9 @@ async def test_cookie_is_nothing_when_a_character_of_it_was_changed(data: st.Dat
     cookie = await here.cookie(here.begin("ada"))
     # A character of base64 in last place may hold bits that count for nothing.
     place = data.draw(st.integers(0, len(cookie) - 2))
-    other = data.draw(st.characters(codec="latin-1").filter(lambda found: found != cookie[place]))
+    # - and + mean the same to the decoder, and _ and /.
+    same = cookie[place] + {"-": "+", "_": "/"}.get(cookie[place], "")
+    other = data.draw(st.characters(codec="latin-1").filter(lambda found: found not in same))
     assert await here.recognise(cookie[:place] + other + cookie[place + 1 :]) is None
 
 

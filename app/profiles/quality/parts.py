@@ -12,7 +12,7 @@ from app.profiles.ports import Cache, NewestEvents, Population, Source
 from app.profiles.quality.behind import UsersBehind
 from app.profiles.quality.runs import QualityBook, QualityRunner
 from app.profiles.quality.sharing import SharedMeasurement
-from app.profiles.quality.survey import Surveyor
+from app.profiles.quality.survey import REST, REST_WHEN_AWAITED, Surveyor
 
 
 class Quality(NamedTuple):
@@ -56,12 +56,16 @@ def join(
     """The parts over these."""
     population, users, source, book = facts
     meter = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
-    surveyor = Surveyor(meter=meter, population=population, source=source, registry=registry, clock=clock)
+
+    def surveyor(rest: float) -> Surveyor:
+        return Surveyor(meter=meter, population=population, source=source, registry=registry, clock=clock, rest=rest)
+
+    unhurried = surveyor(REST)
     return Quality(
-        surveyor,
-        SharedMeasurement(surveyor, registry, clock),
+        unhurried,
+        SharedMeasurement(surveyor(REST_WHEN_AWAITED), registry, clock),
         book,
-        QualityRunner(book=book, surveyor=surveyor, registry=registry, clock=clock),
+        QualityRunner(book=book, surveyor=unhurried, registry=registry, clock=clock),
         UsersBehind(meter=meter, users=users, registry=registry, clock=clock),
         queue.start_quality if queue is not None else _nobody,
     )
