@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
@@ -140,6 +140,8 @@ VALUES = st.lists(st.one_of(st.none(), st.integers(0, 10**9), st.floats(0, 1e9))
 
 
 @given(NAMES, st.dictionaries(NAMES, VALUES, min_size=1, max_size=3), st.sampled_from([charts.lines, charts.bars]))
+@example("least", {"value": [5e-324]}, charts.lines)
+@example("least", {"value": [5e-324]}, charts.bars)
 def test_chart_is_well_formed_and_names_nothing_that_a_page_forbids(
     title: str, series: dict[str, list[float | None]], draw: object
 ) -> None:
