@@ -86,7 +86,12 @@ def _from_zero(series: Series) -> tuple[float, float] | None:
     known = [value for values in series.values() for value in values if value is not None]
     if not known:
         return None
-    return min(0.0, *known), max(known) or 1.0
+    return min(0.0, *map(_drawable, known)), max(map(_drawable, known)) or 1.0
+
+
+def _drawable(value: float) -> float:
+    """The value, or 0 where it is too small for pygal to divide by its power of ten."""
+    return float(value) if abs(value) > sys.float_info.min else 0.0
 
 
 def _formatter(unit: str) -> Callable[[float], str]:
@@ -104,7 +109,7 @@ def _drawn(chart: Any, title: str, labels: Sequence[str], series: Series, *, spo
     every = max(1, -(-len(labels) // 6))
     chart.x_labels_major_every = every
     for name, values in series.items():
-        chart.add(str(name), [None if value is None else float(value) for value in values])
+        chart.add(str(name), [None if value is None else _drawable(value) for value in values])
     root = chart.render_tree()
     _strip(root)
     _name_points(root)
