@@ -187,3 +187,9 @@ def test_samples_from_before_the_clock_was_set_back_are_passed_over() -> None:
     assert [item.process for item in found.watchers] == ["one"]
     assert (found.state, found.figures["failed_requests"].now) == ("ok", 0)
     assert not seen(ahead).sampled
+
+
+def test_share_of_consistent_checks_is_of_those_that_could_tell() -> None:
+    counts = {"checks_consistent": 3, "checks_violation": 1, "checks_empty": 50, "checks_unchecked": 7}
+    assert seen(sample(counts=counts)).figures["consistent"].now == 0.75
+    assert seen(sample(counts={"checks_empty": 50})).figures["consistent"].now is None
