@@ -29,7 +29,8 @@ from app.api.listening import listen
 from app.api.pages.assets import pages_assets, plain_name
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.sessions import Sessions
-from app.assembly import Contract, Service, open_service
+from app.assembly import Service, open_service
+from app.contract import Contract
 from app.errors import ProfilesError
 from app.events.ports import Holdings
 from app.events.replay import Replayer

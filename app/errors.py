@@ -14,7 +14,8 @@
     ├── Unauthenticated         no key, or a key that is not known
     ├── Forbidden               a known key without the scope
     └── Unavailable             something outside does not answer; worth trying again
-        ├── StoreUnavailable    the database is locked, full or broken
+        ├── StoreUnavailable    the database is locked or broken
+        │   └── StoreFull       the database has no room to write; reads go on
         ├── QueueUnavailable    the queue cannot be reached
         └── CacheUnavailable    the cache cannot be reached, or is not to be used now
             └── CacheRefused    the cache answers, but refuses this command (read-only, out of memory)
@@ -114,7 +115,11 @@ class Unavailable(ProfilesError):
 
 
 class StoreUnavailable(Unavailable):
-    """The database is locked, full or broken."""
+    """The database is locked or broken, or has no room."""
+
+
+class StoreFull(StoreUnavailable):
+    """There is no room to write to the database: the disk is full, or a quota or limit is reached. Reads go on."""
 
 
 class QueueUnavailable(Unavailable):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
-from app.errors import SettingsError
+from app.errors import SettingsError, StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
 
@@ -88,6 +88,21 @@ class Metrics:
         )
         self.consumption_lag = self._histogram(
             "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
+        )
+        self.consistency_checks = self._counter(
+            "consistency_checks_total",
+            "Users whose cached profile was held against a recomputation so long after an event, by outcome.",
+            "after",
+            "outcome",
+        )
+        self.consistency_violations = self._counter(
+            "consistency_violations_total",
+            "Cached values that the audit found untrue: stale, or unexplained. Anything but 0 is a fault.",
+            "feature",
+            "fault",
+        )
+        self.consistency_repairs = self._counter(
+            "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
         )
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
 
@@ -219,6 +234,11 @@ class _Stream:
 
     def flush(self) -> None:
         """Nothing is kept back."""
+
+
+def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:
+    """Tells of what will be tried again; quietly where the disk is full, of which the database tells once."""
+    return log.debug if isinstance(error, StoreFull) else log.warning
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

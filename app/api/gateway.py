@@ -127,7 +127,9 @@ class Gateway:
             route = scope.get("path_template") or "unmatched"
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
-            level = log.error if status >= 500 else log.info if status >= 400 else log.debug
+            # Of a full disk the database tells once; the log may lie on the same one.
+            loud = status >= 500 and status != 507
+            level = log.error if loud else log.debug if status == 507 else log.info if status >= 400 else log.debug
             level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 
+from app.errors import StoreFull
 from app.features.registry import Registry
 from app.profiles.ports import Owed
 from app.stores.sqlite.database import Database
@@ -14,6 +15,7 @@ from app.stores.sqlite.recalls import UPSERT_RECALLS
 
 SELECT_OWED = "SELECT id, user_id FROM owed_invalidations ORDER BY id LIMIT ?"
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
+SELECT_ANNOUNCED = "SELECT subject, feature FROM feature_keys"
 INSERT_OWED = "INSERT INTO owed_invalidations (user_id, owed_at_ms) SELECT value, ? FROM json_each(?)"
 DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM json_each(?))"
 UPDATE_REGISTRATION = """
@@ -95,6 +97,12 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
 
     Ingest drops the union over all processes. Without it, during a deploy, a process of the old release would take
     an event and leave alone the keys of a feature that only the new release knows.
+    On a full disk a process starts all the same where its features were announced before. Raises `StoreUnavailable`.
     """
     rows = [(subject, entry.name, now_ms) for entry in registry for subject in entry.invalidated_by]
-    await database.write(lambda connection: connection.executemany(UPSERT_FEATURE, rows))
+    try:
+        await database.write(lambda connection: connection.executemany(UPSERT_FEATURE, rows))
+    except StoreFull:
+        known = await database.read(lambda connection: connection.execute(SELECT_ANNOUNCED).fetchall())
+        if not {row[:2] for row in rows} <= set(known):
+            raise
