@@ -64,6 +64,12 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     def begin(application: Litestar, service: Service) -> None:
         api = application.state.api = _api(service)
         hit_path.open(api.reader, api.registry, api.authenticator, api.metrics)
+        gateway.shedding.open(
+            {
+                ("POST", "/events"): ("events", lambda: api.ingestor.overloaded),
+                ("POST", "/profiles/history"): ("history", lambda: api.reader.history_overloaded),
+            }
+        )
 
     @asynccontextmanager
     async def lifespan(application: Litestar) -> AsyncIterator[None]:
@@ -94,7 +100,8 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         logging_config=None,
     )
     # Around the router: it decodes paths before any of its own middleware runs.
-    hit_path = HitPath(Gateway(application.asgi_handler, shared_metrics))
+    gateway = Gateway(application.asgi_handler, shared_metrics)
+    hit_path = HitPath(gateway, gateway.bodies)
     application.asgi_handler = hit_path
     return application
 
