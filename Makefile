@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help up quick test check format bench bench-peers soak screenshots lock clean
+.PHONY: help up quick test check format bench bench-peers soak fuzz screenshots lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ bench-peers: $(STAMP) $(PEERS)/bin/feast ## Measure beside Feast (installed into
 
 soak: $(STAMP) ## Watch memory under ten minutes of mixed load (shorter: ARGS="--minutes 1")
 	@$(BIN)/python -m tests.bench.soak $(ARGS)
+
+fuzz: $(STAMP) ## Look for faults with thousands of inputs of all kinds
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Not of the lock: a peer to be measured, which nothing here depends on.
 $(PEERS)/bin/feast:

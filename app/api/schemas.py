@@ -46,6 +46,7 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 description="Leave out events that arrived after this time (RFC 3339); "
                 "`as_of`: after each row's own moment.",
                 examples=["as_of"],
+                extra_json_schema={"anyOf": [{"const": "as_of"}, {"format": "date-time"}]},
             ),
         ]
         | None
