@@ -210,8 +210,9 @@ def _events_body() -> dict[str, Any]:
             "mapping": {SERVED: _REF.format(name="TipServed"), FEEDBACK: _REF.format(name="TipFeedback")},
         },
     }
-    many = {"anyOf": [one, {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}]}
-    lines = {"type": "string", "description": "One event a line."}
+    several = {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}
+    many = {"anyOf": [one, several]}
+    lines = {**several, "description": "One event a line."}  # what a line holds; OpenAPI 3.1 has no better words
     examples = {
         "served": {"summary": "A tip was put before a user", "value": SERVED_EXAMPLE},
         "feedback": {"summary": "The user reacted", "value": FEEDBACK_EXAMPLE},

@@ -36,6 +36,9 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"send the body as it is, without Content-Encoding {encoding[:40]!r}")
+    coding = request.headers.get("transfer-encoding", "chunked")
+    if coding.lower() != "chunked":
+        raise UnsupportedMedia(f"send the body as it is, without Transfer-Encoding {coding[:40]!r}")
     header = request.headers.get("content-type")
     if header is None:
         return allowed[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_opti
 from tests.fuzz.contract import populate
 from tests.support.live import API_KEYS
 from tests.support.processes import Programs, free_port
+from tests.support.waiting import eventually_sync
 
 CACHE_MB = 64
 READY = "serving"
@@ -25,6 +27,12 @@ class Ground(NamedTuple):
     url: str
     ids: dict[str, list[Any]]
     log: Callable[[], str]
+
+
+def _listening(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 @contextmanager
@@ -53,6 +61,7 @@ def ground() -> Iterator[Ground]:
         serving = programs.start("serve", **settings)
         programs.start("worker", **settings)
         serving.says(READY)
+        eventually_sync(lambda: _listening(settings["port"]), 10)
         yield Ground(f"http://127.0.0.1:{settings['port']}", ids, lambda: serving.output)
     finally:
         programs.close()

@@ -34,8 +34,10 @@ schemathesis.openapi.format(
 
 @schemathesis.serializer("application/x-ndjson")
 def lines(_: schemathesis.SerializationContext, value: Any) -> bytes:
-    """As the document describes it: text."""
-    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
+    """One item a line. What is no list is sent as it is, or as JSON."""
+    if isinstance(value, str):
+        return value.encode(errors="surrogatepass")
+    return b"\n".join(json.dumps(item).encode() for item in (value if isinstance(value, list) else [value]))
 
 
 @schemathesis.hook
