@@ -27,7 +27,7 @@ from app.api.hit_path import HitPath
 from app.api.inputs import check_query
 from app.api.listening import listen
 from app.api.options import options_of
-from app.api.pages.assets import pages_assets
+from app.api.pages.assets import pages_assets, plain_name
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.sessions import Sessions
 from app.assembly import Contract, Service, open_service
@@ -107,7 +107,7 @@ def end_streams(application: Litestar) -> None:
 
 def _assets() -> Router:
     static = Path(litestar_offline_docs.__file__).parent / "static"
-    return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False)
+    return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False, guards=[plain_name])
 
 
 def _api(service: Service) -> Api:

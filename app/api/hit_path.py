@@ -26,7 +26,7 @@ from litestar.types import (
     WebSocketReceiveMessage,
 )
 
-from app.api.auth import Authenticator
+from app.api.auth import Authenticator, names_this_machine
 from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
@@ -66,6 +66,7 @@ class HitPath:
         self._registry = registry
         self._renderer = Renderer(registry)
         self._grants = authenticator.grants
+        self._keyless = authenticator.keyless
         # Each made at its first hit: a series that exists claims that something was answered.
         self._seconds: dict[tuple[str, str], Spread] = {}
         self._request_seconds = metrics.request_seconds
@@ -158,7 +159,9 @@ class HitPath:
                 if not (_LENGTH(value) if name == b"content-length" else value == b"application/json"):
                     return None
                 of_a_body += 1
-            elif name in _NOT_PLAIN:
+            elif name in _NOT_PLAIN or (
+                name == b"host" and self._keyless and not names_this_machine(value.decode("latin-1"))
+            ):
                 return None
         if of_a_body == 1 or not self._grants(key, "read"):
             return None

@@ -119,6 +119,37 @@ async def test_everything_is_allowed_when_no_key_is_configured(site: Live, acces
     assert (await site.client.request(access.method, access.path, headers=as_caller("stranger"))).status_code < 500
 
 
+FOREIGN = [
+    "rebound.example",
+    "rebound.example:8000",
+    "127.0.0.1.rebound.example",
+    "localhost.example",
+    "[",
+    "192.0.2.1",
+]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+async def test_keyless_site_is_closed_when_another_name_leads_to_it(site: Live, keyed: Live, host: str) -> None:
+    asked = {"Host": host, "Origin": f"http://{host}"}
+    for access in TABLE:
+        if access.scope is not None:
+            body = problem(await site.client.request(access.method, access.path, headers=asked), 403)
+            assert "without keys" in body["detail"] or "another site" in body["detail"]
+    for path in ("/profiles/u", "/profiles/u?features=tip_volume_30d"):  # which the hit path answers otherwise
+        problem(await site.client.get(path, headers={"Host": host}), 403)
+    batch = {"user_ids": ["u"]}
+    problem(await site.client.post("/profiles/batch", json=batch, headers={"Host": host}), 403)
+    answer = await keyed.client.get("/profiles/u", headers={"Host": host, **as_caller("reader")})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000", ""])
+async def test_keyless_site_is_open_when_a_name_can_be_of_this_machine_only(site: Live, host: str) -> None:
+    for path in ("/profiles/u", "/profiles/u?detail=true", "/admin/users"):
+        assert (await site.client.get(path, headers={"Host": host})).status_code == 200
+
+
 async def test_nothing_is_read_from_the_body_when_the_key_is_missing(keyed: Live) -> None:
     problem(await keyed.client.post("/events", content=b"nonsense"), 401)
     problem(await keyed.client.get("/profiles/u?nope=1"), 401)
