@@ -147,7 +147,7 @@ class HitPath:
         """What the headers say; None where the key is not good or something else is out of the ordinary."""
         key: str | None = None
         request_id: bytes | None = None
-        of_a_body = 0
+        hosts = of_a_body = 0
         for name, value in headers:
             if name == b"x-api-key":
                 if key is not None:
@@ -159,11 +159,11 @@ class HitPath:
                 if not (_LENGTH(value) if name == b"content-length" else value == b"application/json"):
                     return None
                 of_a_body += 1
-            elif name in _NOT_PLAIN or (
-                name == b"host" and self._keyless and not names_this_machine(value.decode("latin-1"))
-            ):
+            elif name == b"host":
+                hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
+            elif name in _NOT_PLAIN:
                 return None
-        if of_a_body == 1 or not self._grants(key, "read"):
+        if hosts > 1 or of_a_body == 1 or not self._grants(key, "read"):
             return None
         return request_id or own_request_id(), of_a_body == 2
 

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import httpx
 import pytest
+import pytest_asyncio
 from litestar.routes import HTTPRoute
 
 from app.settings import ApiKey, hash_key
 from tests.api.conftest import ServeSite
 from tests.support.live import KEYS, Live, as_caller, problem
+from tests.support.wire import exchange
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -76,6 +78,13 @@ TABLE = [
 SCOPES = {"reader": {"read"}, "writer": {"write"}, "admin": {"read", "write", "admin"}}
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session", autouse=True)
+async def report_is_asked_for(site: Live, keyed: Live) -> None:
+    """There is something to watch, in whichever order the tests run."""
+    for served in (site, keyed):
+        assert (await served.client.post("/admin/data-quality/refresh", headers=as_caller("admin"))).status_code == 202
+
+
 def name(access: Access) -> str:
     """As tests are named."""
     return f"{access.method} {access.route}"
@@ -124,8 +133,17 @@ FOREIGN = [
     "rebound.example:8000",
     "127.0.0.1.rebound.example",
     "localhost.example",
+    "localhost.",  # what a resolver makes of it is not ours to say
     "[",
+    "[::1",
+    "[::2]:8000",
     "192.0.2.1",
+    "0.0.0.0",  # noqa: S104  # nobody binds to it
+    "0",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "localhost@rebound.example",
 ]
 
 
@@ -144,10 +162,34 @@ async def test_keyless_site_is_closed_when_another_name_leads_to_it(site: Live, 
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000", ""])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:1", "LOCALHOST", "127.0.0.1:8000", "127.9.9.9", "[::1]", "[::1]:8000", ""]
+)
 async def test_keyless_site_is_open_when_a_name_can_be_of_this_machine_only(site: Live, host: str) -> None:
     for path in ("/profiles/u", "/profiles/u?detail=true", "/admin/users"):
         assert (await site.client.get(path, headers={"Host": host})).status_code == 200
+
+
+TARGETS = [
+    (b"http://localhost:8000/profiles/u", b"Host: rebound.example\r\n", [403]),
+    (b"http://rebound.example/profiles/u", b"Host: rebound.example\r\n", [403]),
+    (b"http://rebound.example/profiles/u", b"", [403]),
+    (b"http://localhost/profiles/u", b"", [200]),
+    (b"/profiles/u", b"Host: localhost\r\nHost: rebound.example\r\n", [400]),
+    (b"/profiles/u", b"Host: rebound.example\r\nHost: localhost\r\n", [400]),
+    (b"/profiles/u", b"Host: localhost\\@rebound.example\r\n", [400]),
+    (b"/profiles/u", b"Host: loc\xe4lhost\r\n", [400]),
+    (b"/profiles/u", b"Host: localhost,rebound.example\r\n", [403]),
+    (b"/profiles/u?detail=true", b"Host: localhost\r\nHost: rebound.example\r\n", [400]),
+]
+
+
+@pytest.mark.parametrize(("target", "host", "expected"), TARGETS)
+async def test_keyless_site_is_closed_when_a_whole_address_or_two_hosts_name_another(
+    site: Live, target: bytes, host: bytes, expected: list[int]
+) -> None:
+    sent = b"GET " + target + b" HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n"
+    assert (await exchange(site.port, sent)).statuses == expected
 
 
 async def test_nothing_is_read_from_the_body_when_the_key_is_missing(keyed: Live) -> None:
