@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from litestar.routes import HTTPRoute
 
+from app.api.sessions import ANYONE, COOKIE
 from app.settings import ApiKey, hash_key
 from tests.api.conftest import ServeSite
 from tests.support.live import KEYS, Live, as_caller, problem
@@ -126,6 +127,42 @@ async def test_access_is_as_the_table_says(keyed: Live, access: Access) -> None:
 async def test_everything_is_allowed_when_no_key_is_configured(site: Live, access: Access) -> None:
     assert (await site.client.request(access.method, access.path)).status_code == access.status
     assert (await site.client.request(access.method, access.path, headers=as_caller("stranger"))).status_code < 500
+
+
+async def visit(site: Live, key_name: str) -> tuple[dict[str, str], str]:
+    """The cookie of a session, as a header, and the token of its forms."""
+    sessions = site.app.state.api.sessions
+    session = sessions.begin(key_name)
+    return {"Cookie": f"{COOKIE}={await sessions.cookie(session)}"}, await sessions.form_token(session)
+
+
+@pytest.mark.parametrize("access", TABLE, ids=name)
+async def test_session_opens_the_admins_routes_alone_and_changes_nothing_without_its_token(
+    keyed: Live, access: Access
+) -> None:
+    async def ask(headers: dict[str, str]) -> httpx.Response:
+        keyed.client.cookies.clear()
+        return await keyed.client.request(access.method, access.path, headers=headers)
+
+    cookie, token = await visit(keyed, "admin")
+    answer = await ask(cookie)
+    if access.scope is None:  # who has signed in is sent on, and signs in again with a form of that session only
+        told = {"GET /admin/sign-in": 303, "POST /admin/sign-in": 403}
+        assert answer.status_code == told.get(name(access), access.status)
+    elif access.scope != "admin":
+        problem(answer, 401)
+    elif access.method == "GET":
+        assert answer.status_code == access.status
+    else:
+        assert "load its page again" in problem(answer, 403)["detail"]
+        _, anothers = await visit(keyed, "admin")
+        problem(await ask({**cookie, "X-CSRF-Token": anothers}), 403)
+        assert (await ask({**cookie, "X-CSRF-Token": token})).status_code == access.status
+    if access.scope is not None:
+        problem(await ask((await visit(keyed, ANYONE))[0]), 401)
+        problem(await ask({"Cookie": cookie["Cookie"][:-2]}), 401)
+        if access.scope == "admin":  # a key that is shown decides, and not the session
+            assert (await ask({**cookie, **as_caller("reader")})).status_code == 403
 
 
 FOREIGN = [
