@@ -91,18 +91,18 @@ class HitPath:
         await self._inner(scope, receive, send)
 
     async def _answered(self, scope: HTTPScope, user: bytes, reader: ProfileReader, send: Send) -> bool:
-        started = perf_counter()
-        mask = self._mask(scope["query_string"])
-        admitted = self._admitted(scope["headers"]) if mask else None
-        if admitted is None or admitted[1]:
-            return False
-        user_id = user.decode()
+        started, admitted = perf_counter(), None
         try:
+            mask = self._mask(scope["query_string"])
+            admitted = self._admitted(scope["headers"]) if mask else None
+            if admitted is None or admitted[1]:
+                return False
+            user_id = user.decode()
             values = reader.near_values(user_id, mask) or (await reader.read_far_values({user_id: mask}))[user_id]
         except ProfilesError:
             return False  # the documented route meets the same, and tells it properly
         except Exception:  # a defect: known by this line, and no reason not to answer
-            log.exception("hit_path_failed", **{REQUEST_ID: admitted[0].decode()})
+            log.exception("hit_path_failed", **_id_of(admitted))
             return False
         body = self._renderer.template(mask) % (b'"%b"' % user, *values)
         await self._send(send, body, admitted[0], ONE, started)
@@ -111,12 +111,12 @@ class HitPath:
     async def _answered_batch(
         self, scope: HTTPScope, reader: ProfileReader, receive: Receive, taken: list[_Received], send: Send
     ) -> bool:
-        started = perf_counter()
-        admitted = self._admitted(scope["headers"])
-        if admitted is None or not admitted[1]:
-            return False
-        body = await _whole(receive, taken)
+        started, admitted = perf_counter(), None
         try:
+            admitted = self._admitted(scope["headers"])
+            if admitted is None or not admitted[1]:
+                return False
+            body = await _whole(receive, taken)
             asked = _decode_batch(body)
             if any(map(id_problem, asked.user_ids)):
                 return False
@@ -125,7 +125,7 @@ class HitPath:
         except (ProfilesError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
         except Exception:  # as above
-            log.exception("hit_path_failed", **{REQUEST_ID: admitted[0].decode()})
+            log.exception("hit_path_failed", **_id_of(admitted))
             return False
         await self._send(send, self._renderer.batch(asked.user_ids, values, mask), admitted[0], BATCH, started)
         return True
@@ -180,6 +180,10 @@ class HitPath:
         if self._tells:
             fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": 200}
             log.debug("request", **fields, ms=round(elapsed * 1000, 2))
+
+
+def _id_of(admitted: _Admitted | None) -> dict[str, str]:
+    return {REQUEST_ID: admitted[0].decode()} if admitted is not None else {}
 
 
 async def _whole(receive: Receive, taken: list[_Received]) -> bytes:
