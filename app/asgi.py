@@ -26,6 +26,7 @@ from app.api.gateway import Gateway
 from app.api.hit_path import HitPath
 from app.api.inputs import check_query
 from app.api.listening import listen
+from app.api.options import options_of
 from app.api.pages.assets import pages_assets, plain_name
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.sessions import Sessions
@@ -87,7 +88,7 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             await application.state.api.watch.close()
 
     application = Litestar(
-        route_handlers=[*ROUTES, _assets(), pages_assets()],
+        route_handlers=[*options_of(ROUTES), *ROUTES, _assets(), pages_assets()],
         lifespan=[lifespan],
         guards=[guard, check_query],
         exception_handlers={

@@ -21,6 +21,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.api import event_stream
 from app.api.bodies import Bodies, Body
+from app.api.framing import framing_problem
 from app.api.problems import MEDIA_TYPE, encoded, headers_of
 from app.api.shedding import DETAIL, Shedding, mark_of
 from app.plain_structlog import structlog
@@ -129,6 +130,8 @@ def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
     raw = scope.get("raw_path") or scope["path"].encode()
     path = raw.split(b"?", 1)[0]
     query = scope["query_string"]
+    if (problem := framing_problem(scope)) is not None:
+        return 400, problem
     if b"//" in path:
         return 404, "there is nothing at this path; see /schema"
     if _BROKEN_ESCAPE.search(path) or _BROKEN_ESCAPE.search(query):
