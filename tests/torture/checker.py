@@ -7,9 +7,10 @@ the writes such that
   - a receipt that said "new" or "known" is true where the write stands;
   - the value is that of a prefix of the order which holds every write acknowledged before the read began, and none that
     began after the read was answered.
-So a read is never older than what was acknowledged before it, never newer than what had begun, and all reads of all
-features agree on what happened in which order. Two reads while a write is under way may differ in whether they see it,
-whichever came first: that is the promise, and no more.
+So a read is never older than what was acknowledged before it, never newer than what had begun, and all reads agree on
+what happened in which order. Two reads while a write is under way may differ in whether they see it, whichever came
+first: that is the promise, and no more. For the same reason features with different subjects are judged apart: with a
+feedback event acknowledged, a read may still miss a tip that was stored before it and is not acknowledged yet.
 
 It searches prefixes depth first and remembers where it has been. What is concurrent is little, so that a user's
 history takes time in proportion to its length. The oracle of the tests tries every permutation instead.
@@ -25,6 +26,8 @@ from typing import NamedTuple
 from tests.torture.facts import FEATURES, Fact, Value, Values, values
 
 BUDGET = 100_000
+OF_SERVED = 1 << FEATURES.index("tip_volume_30d")
+OF_FEEDBACK = (1 << len(FEATURES)) - 1 & ~OF_SERVED
 
 
 class Write(NamedTuple):
@@ -95,8 +98,27 @@ class _State(NamedTuple):
 
 
 def check(history: History, budget: int = BUDGET) -> Verdict:
-    """Judge one user's history."""
-    return _Search(history, budget).run()
+    """Judge one user's history, by the subject that changes a feature."""
+    verdicts = [_Search(part, budget).run() for part in by_subject(history)]
+    worst = min(verdicts, key=lambda verdict: {False: 0, None: 1, True: 2}[verdict.explained])
+    return worst._replace(
+        observations=sum(verdict.observations for verdict in verdicts),
+        states=sum(verdict.states for verdict in verdicts),
+    )
+
+
+def by_subject(history: History) -> list[History]:
+    """What a history says of the features of each subject. Writes that do not touch them are empty."""
+    views = sum(1 << place for place, fact in enumerate(history.facts) if fact.action is None)
+    everything = (1 << len(history.facts)) - 1
+    return [
+        History(
+            history.facts,
+            [write._replace(facts=write.facts & facts) for write in history.writes],
+            [read._replace(asked=read.asked & features) for read in history.reads],
+        )
+        for facts, features in ((views, OF_SERVED), (everything & ~views, OF_FEEDBACK))
+    ]
 
 
 class _Search:
@@ -105,14 +127,20 @@ class _Search:
         self._writes = history.writes
         self._budget = budget
         self._values: dict[int, Values] = {}
-        self._before = _predecessors(history.writes)
-        self._known = sum(1 << index for index, write in enumerate(history.writes) if write.end is not None)
+        # What does not touch these features has no place in their order.
+        touching = [bool(write.facts) or write.erases for write in history.writes]
+        self._touching = sum(1 << index for index, touches in enumerate(touching) if touches)
+        self._before = [mask & self._touching for mask in _predecessors(history.writes)]
+        self._twins = _twins(history.writes)
+        self._known = self._touching & sum(
+            1 << index for index, write in enumerate(history.writes) if write.end is not None
+        )
         # What is acknowledged first is tried first; what nobody knows of, only where that explains nothing.
         self._order = sorted(
-            range(len(history.writes)),
+            (index for index, touches in enumerate(touching) if touches),
             key=lambda index: (history.writes[index].end is None, history.writes[index].end or 0),
         )
-        self._windows = _windows(history)
+        self._windows = _windows(history, self._touching)
         self._all = sum(window.bits for window in self._windows)
         self._deepest = (-1, -1)
         self._culprit: Culprit | None = None
@@ -158,7 +186,7 @@ class _Search:
         """The next prefix, with one more write; None where that write cannot come next."""
         write = self._writes[index]
         bit = 1 << index
-        if state.applied & bit or self._before[index] & ~state.applied:
+        if state.applied & bit or (self._before[index] | self._twins[index]) & ~state.applied:
             return None
         if write.new is not None and write.facts & (state.alive if write.new else ~state.alive):
             return None
@@ -197,6 +225,23 @@ def _predecessors(writes: Sequence[Write]) -> list[int]:
     return [bounds.ended_before(write.start) for write in writes]
 
 
+def _twins(writes: Sequence[Write]) -> list[int]:
+    """Of each unknown write the mask of earlier ones that would do the same.
+
+    An order that has the later one and not the earlier is no worse with the two exchanged, so it need not be tried.
+    """
+    order = sorted(range(len(writes)), key=lambda index: (writes[index].start, index))
+    seen: dict[tuple[int, bool], int] = {}
+    of: dict[int, int] = {}
+    for index in order:
+        write = writes[index]
+        if write.end is None:
+            same = (write.facts, write.erases)
+            of[index] = seen.get(same, 0)
+            seen[same] = of[index] | 1 << index
+    return [of.get(index, 0) for index in range(len(writes))]
+
+
 class _Bounds:
     """Masks of the writes that had ended, or begun, at a moment."""
 
@@ -220,12 +265,13 @@ def _running(indices: Iterable[int]) -> list[int]:
     return masks
 
 
-def _windows(history: History) -> list[_Window]:
+def _windows(history: History, touching: int) -> list[_Window]:
     """What was observed, each once. Most reads of a user saw what another one saw already."""
     bounds = _Bounds(history.writes)
     found: dict[tuple[int, int], set[tuple[int, Value]]] = {}
     for read in history.reads:
-        window = found.setdefault((bounds.ended_before(read.call), bounds.begun_by(read.answer)), set())
+        between = (bounds.ended_before(read.call) & touching, bounds.begun_by(read.answer) & touching)
+        window = found.setdefault(between, set())
         window.update((index, read.seen[index]) for index in range(len(FEATURES)) if read.asked >> index & 1)
     windows: list[_Window] = []
     number = 0
