@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import NamedTuple
 
-from tests.torture.checker import History, Read, Verdict, Write, check
+from tests.torture.checker import Culprit, History, Verdict, Write, check
 from tests.torture.facts import FEATURES, Fact
 
 MAX_WRITES = 40
@@ -98,10 +98,8 @@ def explain(book: Book, verdict: Verdict, spans: list[Span]) -> str:
     """What somebody needs who wants to know how it came to that."""
     history, culprit = book.history, verdict.culprit
     if culprit is None:
-        return f"{book.user_id}: no order of its writes is possible\n" + "\n".join(map(repr, history.writes))
-    feature = FEATURES.index(culprit.feature)
-    at = _first_answer(history, culprit.feature, culprit.value, culprit.required)
-    zero = at.call if at is not None else book.opened
+        return f"{book.user_id}: no order of its writes is possible\n  " + "\n  ".join(map(repr, history.writes))
+    zero = culprit.read.call
     lines = [
         f"{book.user_id}: {culprit.feature} was answered as {culprit.value!r}, and no order explains it.",
         f"Acknowledged before the read began: {_named(culprit.required)}; begun before it was answered: "
@@ -109,31 +107,34 @@ def explain(book: Book, verdict: Verdict, spans: list[Span]) -> str:
         f"which makes {culprit.expected!r}.",
         "Times in ms from the read's call.",
     ]
-    events: list[tuple[int, str]] = []
-    for number, write in enumerate(history.writes):
-        events.append(
-            (write.start, f"write {number:2d}  {_span(write.start, write.end, zero)}  {_told(history, write)}")
+    rows = [*_writes_about(history, zero), *_reads_about(history, culprit)]
+    rows += [
+        (span.start, f"fault     {_span(span.start, span.end, zero)}  {span.name}")
+        for span in spans
+        if span.end > zero - 3_000_000_000 and span.start < zero + 1_000_000_000
+    ]
+    return "\n  ".join([*lines, *(text for _, text in sorted(rows))])
+
+
+def _writes_about(history: History, zero: int) -> list[tuple[int, str]]:
+    rows = [
+        (write.start, f"write {number:2d}  {_span(write.start, write.end, zero)}  {_told(history, write)}")
+        for number, write in enumerate(history.writes)
+    ]
+    return sorted(rows, key=lambda row: abs(row[0] - zero))[:CONTEXT_WRITES]
+
+
+def _reads_about(history: History, culprit: Culprit) -> list[tuple[int, str]]:
+    feature, zero = FEATURES.index(culprit.feature), culprit.read.call
+    asked = [read for read in history.reads if read.asked >> feature & 1]
+    return [
+        (
+            read.call,
+            f"read      {_span(read.call, read.answer, zero)}  {read.seen[feature]!r}"
+            + ("  <- this" if (read.call, read.answer) == culprit.read[:2] else ""),
         )
-    events = sorted(events)[-CONTEXT_WRITES:]
-    near = sorted(history.reads, key=lambda read: abs(read.call - zero))[:CONTEXT_READS]
-    for read in near:
-        if read.asked >> feature & 1:
-            mark = "  <— this" if read is at else ""
-            events.append((read.call, f"read      {_span(read.call, read.answer, zero)}  {read.seen[feature]!r}{mark}"))
-    for span in spans:
-        if span.end > zero - 3_000_000_000 and span.start < zero + 1_000_000_000:
-            events.append((span.start, f"fault     {_span(span.start, span.end, zero)}  {span.name}"))
-    return "\n  ".join([*lines, *(text for _, text in sorted(events))])
-
-
-def _first_answer(history: History, feature: str, value: object, required: int) -> Read | None:
-    index = FEATURES.index(feature)
-    for read in sorted(history.reads, key=lambda read: read.call):
-        if read.asked >> index & 1 and read.seen[index] == value:
-            before = sum(1 << n for n, w in enumerate(history.writes) if w.end is not None and w.end < read.call)
-            if before == required:
-                return read
-    return None
+        for read in sorted(asked, key=lambda read: abs(read.call - zero))[:CONTEXT_READS]
+    ]
 
 
 def _told(history: History, write: Write) -> str:

@@ -65,6 +65,7 @@ class History:
 class Culprit(NamedTuple):
     """An answer that no order explains, given those that came before; the state of the best attempt at that point."""
 
+    read: Read
     feature: str
     value: Value
     required: int
@@ -83,12 +84,12 @@ class Verdict(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """Reads that had the same writes before and after them: bit of the observation to (feature, value)."""
+    """Reads that had the same writes before and after them: (bit of the observation, feature, value, first read)."""
 
     required: int
     allowed: int
     bits: int
-    observed: Sequence[tuple[int, int, Value]]
+    observed: Sequence[tuple[int, int, Value, Read]]
 
 
 class _State(NamedTuple):
@@ -177,7 +178,7 @@ class _Search:
                 return None
             if not window.required & ~state.applied:
                 now = self._of(state.alive)
-                for bit, feature, value in window.observed:
+                for bit, feature, value, _ in window.observed:
                     if now[feature] == value:
                         pending &= ~bit
         return state._replace(pending=pending)
@@ -213,9 +214,15 @@ class _Search:
         if depth <= self._deepest:
             return
         self._deepest = depth
-        feature, value = next((feature, value) for bit, feature, value in window.observed if bit & pending)
+        feature, value, read = next(item[1:] for item in window.observed if item[0] & pending)
         self._culprit = Culprit(
-            FEATURES[feature], value, window.required, window.allowed, state.applied, self._of(state.alive)[feature]
+            read,
+            FEATURES[feature],
+            value,
+            window.required,
+            window.allowed,
+            state.applied,
+            self._of(state.alive)[feature],
         )
 
 
@@ -268,17 +275,20 @@ def _running(indices: Iterable[int]) -> list[int]:
 def _windows(history: History, touching: int) -> list[_Window]:
     """What was observed, each once. Most reads of a user saw what another one saw already."""
     bounds = _Bounds(history.writes)
-    found: dict[tuple[int, int], set[tuple[int, Value]]] = {}
+    found: dict[tuple[int, int], dict[tuple[int, Value], Read]] = {}
     for read in history.reads:
         between = (bounds.ended_before(read.call) & touching, bounds.begun_by(read.answer) & touching)
-        window = found.setdefault(between, set())
-        window.update((index, read.seen[index]) for index in range(len(FEATURES)) if read.asked >> index & 1)
+        window = found.setdefault(between, {})
+        for feature in range(len(FEATURES)):
+            if read.asked >> feature & 1:
+                window.setdefault((feature, read.seen[feature]), read)
     windows: list[_Window] = []
     number = 0
     for (required, allowed), observed in sorted(found.items(), key=lambda item: item[0][1].bit_count()):
-        bits = [
-            (1 << number + place, feature, value) for place, (feature, value) in enumerate(sorted(observed, key=repr))
+        items = [
+            (1 << number + place, feature, value, read)
+            for place, ((feature, value), read) in enumerate(observed.items())
         ]
-        number += len(bits)
-        windows.append(_Window(required, allowed, sum(bit for bit, _, _ in bits), bits))
+        number += len(items)
+        windows.append(_Window(required, allowed, sum(item[0] for item in items), items))
     return windows

@@ -9,6 +9,7 @@ import asyncio
 import shutil
 import sqlite3
 import tempfile
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,19 @@ class Site:
         """What the database says, read past the service."""
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(sql, parameters).fetchall()
+
+    def state(self) -> str:
+        """How things stand, for whoever wonders why they do not come to rest."""
+        (counts,) = self.rows(
+            """SELECT (SELECT COUNT(*) FROM event_log), (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),
+                      (SELECT MAX(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL),
+                      (SELECT COUNT(*) FROM owed_invalidations)"""
+        )
+        lines = [f"events, unconsumed, newest of these, owed: {counts}; the clock says {time.time() * 1000:.0f}"]
+        for slot in [*self.apis, *self.workers]:
+            output = slot.program.output[-1500:] if slot.program is not None else ""
+            lines.append(f"{slot.role} at {slot.port}:\n{output}")
+        return "\n".join(lines)
 
     def defects(self) -> list[str]:
         """Tracebacks in what the processes printed."""

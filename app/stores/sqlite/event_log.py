@@ -46,8 +46,11 @@ FROM event_log AS log
 {EVENT_JOINS}
 """
 SELECT_UNCONSUMED = (
-    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms < ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
+    LOGGED
+    + """WHERE log.consumed_at_ms IS NULL AND (log.received_at_ms < ? OR log.received_at_ms > ?)
+ORDER BY log.received_at_ms, log.seq LIMIT ?"""
 )
+FOR_EVER_MS = 2**63 - 1
 SELECT_LOGGED = (
     LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.seq IN (SELECT value FROM json_each(?)) ORDER BY log.seq"
 )
@@ -74,11 +77,12 @@ class SqliteEventLog:
         """One transaction for all requests. `consumed_at_ms` marks them consumed at once."""
         return await self._database.write(lambda connection: _append_all(connection, requests, consumed_at_ms))
 
-    async def unconsumed(self, received_before_ms: int, limit: int) -> list[LoggedEvent]:
+    async def unconsumed(
+        self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
+    ) -> list[LoggedEvent]:
         """Oldest first."""
-        return await self._database.read(
-            lambda connection: logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
-        )
+        parameters = (received_before_ms, FOR_EVER_MS if or_after_ms is None else or_after_ms, limit)
+        return await self._database.read(lambda connection: logged_events(connection, SELECT_UNCONSUMED, parameters))
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """Those not consumed yet, by sequence number."""
