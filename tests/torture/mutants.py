@@ -13,6 +13,7 @@ from typing import Any
 from app.events.ingest import Ingestor
 from app.features.events import KNOWN_SUBJECTS, subject_of
 from app.profiles.filling import Filler, Filling
+from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
 from app.profiles.ports import Epoch, Fill
 from app.profiles.trust import TrustGate
@@ -108,6 +109,15 @@ def open_gate() -> None:
     _replace(TrustGate, "holds", lambda self: True)
 
 
+def no_hold_back() -> None:
+    """An answer that could not invalidate does not wait until every older look has expired."""
+
+    async def hold_back(self: Any) -> None:
+        self.wake()
+
+    _replace(Invalidator, "_hold_back", hold_back)
+
+
 def near_blind() -> None:
     """What is kept near is believed without a look at the log."""
     _replace(NearCache, "_look", lambda self: True)
@@ -124,5 +134,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "late_token": late_token,
     "constant_epoch": constant_epoch,
     "open_gate": open_gate,
+    "no_hold_back": no_hold_back,
     "near_blind": near_blind,
 }

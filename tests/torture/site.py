@@ -58,8 +58,8 @@ class Way(Proxy):
                     return
                 sink.write(piece)
                 await sink.drain()
-        except OSError:
-            pass  # cut
+        except (OSError, RuntimeError):
+            pass  # cut; uvloop says of a closed transport that it is one
         finally:
             sink.close()
             self._writers.discard(sink)
