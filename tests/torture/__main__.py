@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def main() -> int:
     print(f"{config}\n{told(config.plan())}", flush=True)
     if chosen.plan:
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     ledger = uvloop.run(torture(config, lambda text: print(text, flush=True)))
     print(told_of(ledger))
     return 1 if ledger.violations or ledger.undecided else 0

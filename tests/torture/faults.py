@@ -7,6 +7,7 @@ turns, because a server cannot be killed twice at once; a paused one may be kill
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
 from random import Random
 
 from tests.torture.launcher import set_clock
@@ -308,11 +310,14 @@ async def disk_full(site: Site, random: Random) -> AsyncIterator[None]:
             _limit(pid, resource.RLIM_INFINITY)
 
 
-def _blow_up(balloon: object, free: int) -> None:
-    with open(str(balloon), "wb") as file, suppress(OSError):  # noqa: PTH123  # until nothing is left
-        for _ in range(free // 65_536 + 16):
-            file.write(bytes(65_536))
-            file.flush()
+def _blow_up(balloon: Path, free: int) -> None:
+    with balloon.open("wb") as file:
+        piece = free
+        while piece >= 4_096:  # until nothing is left
+            try:
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)
+            except OSError:
+                piece //= 2
 
 
 def _limit(pid: int, size: int) -> None:

@@ -18,17 +18,17 @@ from redis.asyncio import Redis
 
 from app.stores.sqlite.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.http import serving
 from tests.support.processes import Program, environment_of, free_port
 from tests.support.proxy import Proxy
 from tests.support.servers import OPTIONS
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually_async
 from tests.torture.launcher import set_clock
 
 LAUNCHER = "tests.torture.launcher"
 TIMEOUT_MS = 100
 LEASE_MS = 400
 START_S = 60.0
+RESTART_AFTER_S = 0.2
 
 
 class Way(Proxy):
@@ -118,7 +118,14 @@ class Site:
         await asyncio.gather(*(self.start(slot) for slot in [*self.apis, self.workers[0]]))
 
     async def start(self, slot: Slot) -> None:
-        """Start a process in its slot, and return when it serves or works."""
+        """Start a process in its slot, and return when it serves or works.
+
+        Where it refuses to start (the disk is full, the database locked), it is started again, as whoever supervises
+        it would.
+        """
+        await eventually_async(lambda: self._try_to_start(slot), START_S, RESTART_AFTER_S)
+
+    async def _try_to_start(self, slot: Slot) -> bool:
         port = free_port()
         settings: dict[str, Any] = {
             "database": self.database,
@@ -133,11 +140,18 @@ class Site:
         program = Program((LAUNCHER, slot.role), {**environment_of(**settings), **self._torture}, self.directory)
         self._programs.append(program)
         slot.program = program
-        if slot.role == "serve":
-            await serving(port, START_S)
-        else:
-            await eventually(lambda: "worker_started" in program.output or not program.running, START_S)
+
+        async def stands() -> bool:
+            ready = await _listening(port) if slot.role == "serve" else "worker_started" in program.output
+            return ready or not program.running
+
+        await eventually_async(stands, START_S)
+        if not program.running:
+            slot.program = None
+            self._note(program)
+            return False
         slot.port = port
+        return True
 
     async def kill(self, slot: Slot) -> None:
         """Kill -9."""
@@ -245,6 +259,15 @@ class Site:
             place = text.index("Traceback")
             self.ended.append(f"{program.name} printed:\n{text[max(0, place - 500) : place + 2500]}")
         self._programs.remove(program)
+
+
+async def _listening(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def set_new(clock: Path) -> None:
