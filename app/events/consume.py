@@ -59,11 +59,12 @@ class Consumer:
         made again, or owed.
         """
         swept = 0
-        now_ms = self._clock.now_ms()
-        before_ms = now_ms - SWEEP_AGE_MS
-        # What arrived later than now arrived before the clock was set back: it would wait until the clock has come so
-        # far again. That it may have arrived just now is no harm.
-        while events := await self._log.unconsumed(before_ms, SWEEP_CHUNK, or_after_ms=now_ms):
+        before_ms = self._clock.now_ms() - SWEEP_AGE_MS
+        # What arrived in the future arrived before the clock was set back: it would wait until the clock has come so
+        # far again.
+        while events := await self._log.unconsumed(
+            before_ms, SWEEP_CHUNK, or_after_ms=self._clock.now_ms() + SWEEP_AGE_MS
+        ):
             stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
             await self._invalidator.invalidate(stale)
             consumed = await self._learn(events)

@@ -46,11 +46,11 @@ FROM event_log AS log
 {EVENT_JOINS}
 """
 SELECT_UNCONSUMED = (
-    LOGGED
-    + """WHERE log.consumed_at_ms IS NULL AND (log.received_at_ms < ? OR log.received_at_ms > ?)
-ORDER BY log.received_at_ms, log.seq LIMIT ?"""
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms < ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
 )
-FOR_EVER_MS = 2**63 - 1
+SELECT_UNCONSUMED_AHEAD = (
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms > ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
+)
 SELECT_LOGGED = (
     LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.seq IN (SELECT value FROM json_each(?)) ORDER BY log.seq"
 )
@@ -81,8 +81,14 @@ class SqliteEventLog:
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
         """Oldest first."""
-        parameters = (received_before_ms, FOR_EVER_MS if or_after_ms is None else or_after_ms, limit)
-        return await self._database.read(lambda connection: logged_events(connection, SELECT_UNCONSUMED, parameters))
+
+        def work(connection: sqlite3.Connection) -> list[LoggedEvent]:
+            events = logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
+            if or_after_ms is not None and len(events) < limit:
+                events += logged_events(connection, SELECT_UNCONSUMED_AHEAD, (or_after_ms, limit - len(events)))
+            return events
+
+        return await self._database.read(work)
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """Those not consumed yet, by sequence number."""
