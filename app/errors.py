@@ -15,7 +15,8 @@
     ├── Unauthenticated         no key, or a key that is not known
     ├── Forbidden               a known key without the scope
     └── Unavailable             something outside does not answer; worth trying again
-        ├── StoreUnavailable    the database is locked, full or broken
+        ├── StoreUnavailable    the database is locked or broken
+        │   └── StoreFull       the database has no room to write; reads go on
         ├── Overloaded          more is asked for than can be done in good time; says of what
         ├── QueueUnavailable    the queue cannot be reached
         └── CacheUnavailable    the cache cannot be reached, or is not to be used now
@@ -120,7 +121,11 @@ class Unavailable(ProfilesError):
 
 
 class StoreUnavailable(Unavailable):
-    """The database is locked, full or broken."""
+    """The database is locked or broken, or has no room."""
+
+
+class StoreFull(StoreUnavailable):
+    """There is no room to write to the database: the disk is full, or a quota or limit is reached. Reads go on."""
 
 
 class Overloaded(Unavailable):

@@ -21,6 +21,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.api import event_stream
 from app.api.bodies import Bodies, Body
+from app.api.framing import framing_problem
 from app.api.problems import MEDIA_TYPE, encoded, headers_of
 from app.api.rate_limit import is_limited
 from app.api.shedding import DETAIL, Shedding, mark_of
@@ -104,7 +105,9 @@ class Gateway:
         shed = mark_of(scope)
         if shed is not None:
             self.shedding.note(shed)
-        level = log.debug if status < 400 or shed else log.info if status < 500 else log.error
+        # Of a full disk the database tells once, of load the shedding; the log may lie on the same disk.
+        quiet = status < 400 or status == 507 or shed
+        level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 
@@ -133,6 +136,8 @@ def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
     raw = scope.get("raw_path") or scope["path"].encode()
     path = raw.split(b"?", 1)[0]
     query = scope["query_string"]
+    if (problem := framing_problem(scope)) is not None:
+        return 400, problem
     if b"//" in path:
         return 404, "there is nothing at this path; see /schema"
     if _BROKEN_ESCAPE.search(path) or _BROKEN_ESCAPE.search(query):

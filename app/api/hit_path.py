@@ -27,7 +27,7 @@ from litestar.types import (
     WebSocketReceiveMessage,
 )
 
-from app.api.auth import Authenticator
+from app.api.auth import Authenticator, names_this_machine
 from app.api.bodies import BODY_S, Bodies, Timer
 from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
 from app.api.rendering import Renderer
@@ -70,6 +70,7 @@ class HitPath:
         self._registry = registry
         self._renderer = Renderer(registry)
         self._grants = authenticator.grants
+        self._keyless = authenticator.keyless
         # Each made at its first hit: a series that exists claims that something was answered.
         self._seconds: dict[tuple[str, str], Spread] = {}
         self._request_seconds = metrics.request_seconds
@@ -99,20 +100,20 @@ class HitPath:
         await self._inner(scope, receive, send)
 
     async def _answered(self, scope: HTTPScope, user: bytes, reader: ProfileReader, send: Send) -> bool:
-        started = perf_counter()
-        mask = self._mask(scope["query_string"])
-        admitted = self._admitted(scope["headers"]) if mask else None
-        if admitted is None or admitted[1]:
-            return False
-        user_id = user.decode()
+        started, admitted = perf_counter(), None
         try:
+            mask = self._mask(scope["query_string"])
+            admitted = self._admitted(scope["headers"]) if mask else None
+            if admitted is None or admitted[1]:
+                return False
+            user_id = user.decode()
             values = reader.near_values(user_id, mask) or (await reader.read_far_values({user_id: mask}))[user_id]
         except Overloaded as error:
             return _sent_away(scope, ONE, error)
         except ProfilesError:
             return False  # the documented route meets the same, and tells it properly
         except Exception:  # a defect: known by this line, and no reason not to answer
-            log.exception("hit_path_failed", **{REQUEST_ID: admitted[0].decode()})
+            log.exception("hit_path_failed", **_id_of(admitted))
             return False
         body = self._renderer.template(mask) % (b'"%b"' % user, *values)
         await self._send(send, body, admitted[0], ONE, started)
@@ -121,12 +122,12 @@ class HitPath:
     async def _answered_batch(
         self, scope: HTTPScope, reader: ProfileReader, receive: Receive, taken: list[_Received | Exception], send: Send
     ) -> bool:
-        started = perf_counter()
-        admitted = self._admitted(scope["headers"])
-        if admitted is None or not admitted[1]:
-            return False
-        body = await self._whole(receive, taken)
+        started, admitted = perf_counter(), None
         try:
+            admitted = self._admitted(scope["headers"])
+            if admitted is None or not admitted[1]:
+                return False
+            body = await self._whole(receive, taken)
             asked = _decode_batch(body)
             if any(map(id_problem, asked.user_ids)):
                 return False
@@ -137,7 +138,7 @@ class HitPath:
         except (ProfilesError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
         except Exception:  # as above
-            log.exception("hit_path_failed", **{REQUEST_ID: admitted[0].decode()})
+            log.exception("hit_path_failed", **_id_of(admitted))
             return False
         await self._send(send, self._renderer.batch(asked.user_ids, values, mask), admitted[0], BATCH, started)
         return True
@@ -159,7 +160,7 @@ class HitPath:
         """What the headers say; None where the key is not good or something else is out of the ordinary."""
         key: str | None = None
         request_id: bytes | None = None
-        of_a_body = 0
+        hosts = of_a_body = 0
         for name, value in headers:
             if name == b"x-api-key":
                 if key is not None:
@@ -171,9 +172,11 @@ class HitPath:
                 if not (_LENGTH(value) if name == b"content-length" else value == b"application/json"):
                     return None
                 of_a_body += 1
+            elif name == b"host":
+                hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
             elif name in _NOT_PLAIN:
                 return None
-        if of_a_body == 1 or not self._grants(key, "read"):
+        if hosts > 1 or of_a_body == 1 or not self._grants(key, "read"):
             return None
         return request_id or own_request_id(), of_a_body == 2
 
@@ -219,6 +222,10 @@ def _sent_away(scope: HTTPScope, route: tuple[str, str], error: Overloaded) -> b
     mark(scope, error.kind)
     scope["path_template"] = route[1]
     return False
+
+
+def _id_of(admitted: _Admitted | None) -> dict[str, str]:
+    return {REQUEST_ID: admitted[0].decode()} if admitted is not None else {}
 
 
 def _size(taken: Iterable[_Received | Exception]) -> int:

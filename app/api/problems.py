@@ -20,6 +20,7 @@ from app.telemetry import logger
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+RETRY_AFTER_FULL_S = 10  # somebody has to make room
 MAX_ISSUES = 100
 log = logger("api")
 # The names of RFC 9110: those of `http` differ between versions of Python, and a problem's type must not.
@@ -36,6 +37,7 @@ STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
     (errors.TooSlow, 408),
     (errors.TooLarge, 413),
     (errors.UnsupportedMedia, 415),
+    (errors.StoreFull, 507),
     (errors.Unavailable, 503),
 )
 
@@ -70,6 +72,8 @@ def headers_of(status: int) -> dict[str, str]:
     """What a status wants in its headers."""
     if status == 401:
         return {"WWW-Authenticate": 'ApiKey realm="profiles"'}
+    if status == 507:
+        return {"Retry-After": str(RETRY_AFTER_FULL_S)}
     if status == 408:
         return {"Connection": "close"}
     return {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}

@@ -45,6 +45,11 @@ def _hit_ratio(found: Sum) -> float | None:
     return found.counts["hits"] / asked if asked else None
 
 
+def _consistent(found: Sum) -> float | None:
+    checked = found.counts["checks_consistent"] + found.counts["checks_violation"]
+    return found.counts["checks_consistent"] / checked if checked else None
+
+
 def _request_rate(found: Sum) -> float | None:
     requests = sum(count for name, count in found.counts.items() if name.startswith("requests_"))
     return requests / found.served_s if found.served_s else None
@@ -119,6 +124,14 @@ KINDS = (
         "over all",
         _lag(0.99),
         "From an event's arrival to its keys deleted or owed, for 99 of 100 at most.",
+    ),
+    Kind(
+        "consistent",
+        "Consistent",
+        "share",
+        "over all",
+        _consistent,
+        "Of the cached profiles that the audit checked 1 s, 1 min and 5 min after an event, those that were the truth.",
     ),
     Kind("queue_depth", "Queue depth", "count", "highest", _newest("queue_depth"), "Jobs that wait for a worker."),
     Kind(

@@ -81,6 +81,10 @@ def _of_counts(counted: Mapping[str, int]) -> list[tuple[str, str, str]]:
     if count := counted.get("stale_dropped", 0):
         text = f"{_plural(count, 'value')} older than an event stood in the cache within the last hour."
         found.append(("stale_dropped", text, "They were dropped, but should not have been there: please report it."))
+    if count := counted.get("untrue", 0):
+        text = f"The audit found {_plural(count, 'cached value')} untrue within the last hour."
+        advice = "They were dropped. The workers' logs tell of each (consistency_violation): please report it."
+        found.append(("untrue", text, advice))
     return found
 
 

@@ -80,6 +80,8 @@ def read(metrics: Metrics) -> Reading:
         ("invalidations", metrics.invalidations, "outcome"),
         ("feature_errors", metrics.computation_errors, ""),
         ("stale_dropped", metrics.stale_dropped, ""),
+        ("checks", metrics.consistency_checks, "outcome"),
+        ("untrue", metrics.consistency_violations, ""),
         ("publish_failures", metrics.publish_failures, ""),
         ("shed", metrics.shed, ""),
     ):

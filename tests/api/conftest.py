@@ -10,11 +10,12 @@ import pytest
 import pytest_asyncio
 
 from app.api.listening import HEAD_S
-from app.assembly import Contract
+from app.contract import Contract
 from app.settings import Settings
+from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.live import API_KEYS, Live, fresh_database, live
-from tests.support.servers import VALKEY, StartServer
+from tests.support.servers import VALKEY, StartServer, ask
 
 ServeSite = Callable[..., AbstractAsyncContextManager[Live]]
 
@@ -70,3 +71,17 @@ async def own_site(serve_site: ServeSite) -> AsyncIterator[Live]:
     """A site of this test's own, without keys, over an empty database and the shared servers."""
     async with serve_site() as served:
         yield served
+
+
+@pytest.fixture
+def cache(start_server: StartServer) -> EmbeddedServer:
+    """A cache to stop."""
+    return start_server(VALKEY)
+
+
+@pytest.fixture
+def queue(start_server: StartServer) -> EmbeddedServer:
+    """A queue to stop, in which a worker has shown itself."""
+    server = start_server(VALKEY)
+    ask(server, "SET", HEALTH_KEY, "alive")
+    return server

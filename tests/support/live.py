@@ -24,7 +24,8 @@ from litestar.types import ASGIApp
 from app.api.hit_path import HitPath
 from app.api.listening import HEAD_S, EmbeddedServer, listening_socket
 from app.asgi import create_app, end_streams
-from app.assembly import Contract, Service, open_service
+from app.assembly import Service, open_service
+from app.contract import Contract
 from app.features.events import TipEvent
 from app.settings import ApiKey, Settings, hash_key
 from tests.support.database import copy_database
