@@ -125,10 +125,11 @@ async def sweep(service: Service, pace: Pace) -> None:
     await service.consumer.sweep()
     if service.queue is None:
         return
-    before_ms = service.clock.now_ms() - pace.untouched_ms
-    for run_id in await service.book.untouched(before_ms):
+    now_ms = service.clock.now_ms()
+    before_ms, after_ms = now_ms - pace.untouched_ms, now_ms + pace.untouched_ms
+    for run_id in await service.book.untouched(before_ms, after_ms):
         await service.queue.start_rebuild(run_id)
-    for quality_id in await service.quality.book.untouched(before_ms):
+    for quality_id in await service.quality.book.untouched(before_ms, after_ms):
         await service.quality.start(quality_id)
 
 

@@ -14,6 +14,7 @@ from app import errors
 from app.api.context import HttpRequest
 from app.api.pages.errors import ErrorPage
 from app.api.pages.negotiation import prefers_page
+from app.api.shedding import mark
 from app.errors import Issue
 from app.telemetry import logger
 
@@ -33,6 +34,7 @@ STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
+    (errors.TooSlow, 408),
     (errors.TooLarge, 413),
     (errors.UnsupportedMedia, 415),
     (errors.StoreFull, 507),
@@ -72,6 +74,8 @@ def headers_of(status: int) -> dict[str, str]:
         return {"WWW-Authenticate": 'ApiKey realm="profiles"'}
     if status == 507:
         return {"Retry-After": str(RETRY_AFTER_FULL_S)}
+    if status == 408:
+        return {"Connection": "close"}
     return {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
 
 
@@ -97,7 +101,9 @@ def on_error(request: HttpRequest, error: errors.ProfilesError) -> Response[Any]
     """An error of the tree."""
     for kind, status in STATUSES:
         if isinstance(error, kind):
-            if status == 503:
+            if isinstance(error, errors.Overloaded):
+                mark(request.scope, error.kind)
+            elif status == 503:
                 log.warning("unavailable", error=str(error))
             return _respond(request, status, str(error), getattr(error, "issues", ()))
     log.error("unexpected_error", error=repr(error))

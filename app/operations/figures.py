@@ -71,6 +71,11 @@ def _count(name: str) -> Callable[[Sum], float | None]:
     return lambda found: found.counts[name] if found.covered_s else None
 
 
+def _failed(found: Sum) -> float | None:
+    # What was shed is a 503, too; it has a figure of its own, and nothing is broken.
+    return max(0, found.counts["requests_5xx"] - found.counts["shed"]) if found.covered_s else None
+
+
 def _newest(name: str) -> Callable[[Sum], float | None]:
     return lambda found: found.newest.get(name)
 
@@ -82,7 +87,12 @@ KINDS = (
         "latency_p50_ms", "Latency, median", "ms", "over all", _latency(0.5), "Half of the answers took at most this."
     ),
     Kind("latency_p99_ms", "Latency, p99", "ms", "over all", _latency(0.99), "99 of 100 answers took at most this."),
-    Kind("failed_requests", "Failed requests", "count", "total", _count("requests_5xx"), "Answers with a 5xx status."),
+    Kind(
+        "failed_requests", "Failed requests", "count", "total", _failed, "Answers with a 5xx status, but for shed ones."
+    ),
+    Kind(
+        "shed", "Shed requests", "count", "total", _count("shed"), "Sent away with a 503: more load than can be taken."
+    ),
     Kind(
         "degraded_reads",
         "Degraded reads",

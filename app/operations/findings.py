@@ -50,6 +50,11 @@ def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
     if count := int(now("failed_requests")):
         text = f"{_plural(count, 'request')} failed (5xx) in the last minute."
         found.append(("failed_requests", text, "The log names each, with its route and the cause."))
+    if count := int(now("shed")):
+        verb = "was" if count == 1 else "were"
+        text = f"{_plural(count, 'request')} of the last minute {verb} sent away: too much load."
+        advice = "What was let in is answered in time. If it goes on, add a process, or a limit for each key."
+        found.append(("shed", text, advice))
     if (took := now("latency_p99_ms")) > SLOW_MS:
         text = f"One answer in a hundred takes over {took:,.0f} ms."
         found.append(("latency_p99_ms", text, "Degraded reads or a low hit ratio explain it; otherwise add a process."))

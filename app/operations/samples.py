@@ -83,6 +83,7 @@ def read(metrics: Metrics) -> Reading:
         ("checks", metrics.consistency_checks, "outcome"),
         ("untrue", metrics.consistency_violations, ""),
         ("publish_failures", metrics.publish_failures, ""),
+        ("shed", metrics.shed, ""),
     ):
         _add(counts, prefix, counter, label)
     return Reading(counts, latency, buckets.of_histogram(metrics.invalidation_lag))

@@ -143,6 +143,7 @@ def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
     ("subject", "changes", "text"),
     [
         ("failed_requests", {"counts": {"requests_5xx": 1}}, "1 request failed (5xx) in the last minute."),
+        ("shed", {"counts": {"requests_5xx": 7, "shed": 7}}, "7 requests of the last minute were sent away"),
         ("degraded_reads", {"counts": {"degraded_reads": 1234}}, "1,234 profiles of the last minute"),
         ("latency_p99_ms", {"latency": {"0.5": 100}}, "over 498 ms"),
         ("lag_p99_ms", {"lag": {"2.5": 100}}, "over 2,485 ms"),

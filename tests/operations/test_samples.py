@@ -31,6 +31,8 @@ def counted(metrics: Metrics) -> Metrics:
     metrics.consistency_violations.labels("a", "stale").inc(2)
     metrics.consistency_violations.labels("b", "unexplained").inc()
     metrics.publish_failures.inc()
+    metrics.shed.labels("reads").inc()
+    metrics.shed.labels("events").inc(2)
     metrics.request_seconds.labels("GET", "/profiles/{user_id}", 200).observe(0.0004)
     metrics.request_seconds.labels("POST", "/events", 422).observe(0.004)
     metrics.request_seconds.labels("POST", "/events", 503).observe(0.2)
@@ -52,6 +54,7 @@ ONCE = {
     "checks_consistent": 5,
     "untrue": 3,
     "publish_failures": 1,
+    "shed": 3,
     "requests_2xx": 1,
     "requests_4xx": 1,
     "requests_5xx": 1,

@@ -10,20 +10,21 @@ import msgspec
 from app.api.admin.actors import audited, user_hash
 from app.api.admin.schemas import Letter, Replayed
 from app.api.context import Api, HttpRequest, api_of
+from app.api.parameters import MAX_ROWID
 from app.errors import Conflict, NotFound
 from app.events.ports import DeadLetter
 from app.events.replay import REFUSALS
 from app.features.clock import rfc3339
 from app.features.ids import id_problem
 
-MAX_ROWID = 2**63 - 1
 MAX_REASON = 400
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+REASON_SCHEMA = {"type": "string", "maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 
 
 async def found(api: Api, letter_id: int) -> DeadLetter:
     """One letter; raises `NotFound`."""
-    letter = await api.letters.get(letter_id) if letter_id <= MAX_ROWID else None
+    letter = await api.letters.get(letter_id) if 0 <= letter_id <= MAX_ROWID else None
     if letter is None:
         raise NotFound(f"there is no dead letter {letter_id}")
     return letter

@@ -7,7 +7,7 @@ from litestar.params import FromPath
 
 from app.api.admin.rebuild_forms import SHOWN, blank, obstacles, rebuilds_page, start_from_form
 from app.api.admin.rebuild_runs import cancel, found, start, status_of
-from app.api.admin.schemas import RebuildList, RebuildRequest, RebuildStatus
+from app.api.admin.schemas import RebuildList, RebuildOfAll, RebuildOfUsers, RebuildRequest, RebuildStatus
 from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form
@@ -19,7 +19,7 @@ from app.errors import Conflict, InvalidInput, Issue
 @post(
     "/admin/rebuilds",
     status_code=202,
-    opt={"scope": "admin", "body": [RebuildRequest]},
+    opt={"scope": "admin", "body": [RebuildOfAll, RebuildOfUsers]},
     tags=["Admin"],
     summary="Start a rebuild",
     description="Everyone eligible (`scope: all`), or up to 1,000 users. A worker carries it out; readers stay on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ import pytest
 
 from app.errors import StoreFull, StoreUnavailable
 from app.features.definitions import REGISTRY
+from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
@@ -102,6 +104,14 @@ async def test_look_raises_when_it_cannot_be_made_and_looks_anew_afterwards(owed
     owed.close()
     with pytest.raises(StoreUnavailable):
         owed.any_owed()
+
+
+async def test_announcing_waits_for_nobody_when_nothing_is_new(database: Database) -> None:
+    await announce(database, REGISTRY, NOW_MS)
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # as one that may not write, on a full disk
+        async with asyncio.timeout(BUSY_TIMEOUT_S / 2):
+            await announce(database, REGISTRY, NOW_MS)
 
 
 async def test_announcing_is_harmless_when_it_is_repeated(database: Database, owed: SqliteOwedInvalidations) -> None:
