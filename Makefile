@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help up quick test check format bench bench-peers torture soak screenshots lock clean
+.PHONY: help up quick test check format bench bench-peers torture soak durability fuzz screenshots lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,12 @@ torture: $(STAMP) ## Faults at random moments, every answer checked (longer: ARG
 
 soak: $(STAMP) ## Watch memory under ten minutes of mixed load (shorter: ARGS="--minutes 1")
 	@$(BIN)/python -m tests.bench.soak $(ARGS)
+
+durability: $(STAMP) ## Kill the API 500 times in the middle of ingest (fewer: ARGS="--kills 50")
+	@$(BIN)/python -m tests.end_to_end.durability $(ARGS)
+
+fuzz: $(STAMP) ## Look for faults with thousands of inputs of all kinds
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Not of the lock: a peer to be measured, which nothing here depends on.
 $(PEERS)/bin/feast:

@@ -26,10 +26,12 @@ from app.api.gateway import Gateway
 from app.api.hit_path import HitPath
 from app.api.inputs import check_query
 from app.api.listening import listen
-from app.api.pages.assets import pages_assets
+from app.api.options import options_of
+from app.api.pages.assets import pages_assets, plain_name
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.sessions import Sessions
-from app.assembly import Contract, Service, open_service
+from app.assembly import Service, open_service
+from app.contract import Contract
 from app.errors import ProfilesError
 from app.events.ports import Holdings
 from app.events.replay import Replayer
@@ -63,6 +65,12 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     def begin(application: Litestar, service: Service) -> None:
         api = application.state.api = _api(service)
         hit_path.open(api.reader, api.registry, api.authenticator, api.metrics)
+        gateway.shedding.open(
+            {
+                ("POST", "/events"): ("events", lambda: api.ingestor.overloaded),
+                ("POST", "/profiles/history"): ("history", lambda: api.reader.history_overloaded),
+            }
+        )
 
     @asynccontextmanager
     async def lifespan(application: Litestar) -> AsyncIterator[None]:
@@ -80,7 +88,7 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             await application.state.api.watch.close()
 
     application = Litestar(
-        route_handlers=[*ROUTES, _assets(), pages_assets()],
+        route_handlers=[*options_of(ROUTES), *ROUTES, _assets(), pages_assets()],
         lifespan=[lifespan],
         guards=[guard, check_query],
         exception_handlers={
@@ -93,7 +101,8 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         logging_config=None,
     )
     # Around the router: it decodes paths before any of its own middleware runs.
-    hit_path = HitPath(Gateway(application.asgi_handler, shared_metrics))
+    gateway = Gateway(application.asgi_handler, shared_metrics)
+    hit_path = HitPath(gateway, gateway.bodies)
     application.asgi_handler = hit_path
     return application
 
@@ -106,7 +115,7 @@ def end_streams(application: Litestar) -> None:
 
 def _assets() -> Router:
     static = Path(litestar_offline_docs.__file__).parent / "static"
-    return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False)
+    return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False, guards=[plain_name])
 
 
 def _api(service: Service) -> Api:

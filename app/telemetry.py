@@ -15,14 +15,12 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
-from app.errors import SettingsError
+from app.errors import SettingsError, StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
 
 REQUEST_ID = "request_id"
 SENSITIVE_FIELDS = frozenset({"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url"})
-# Controls, and what Unicode has for breaking lines and turning their direction.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _PASSWORD_IN_URL = re.compile(r"(\w+://[^\s:/@]*:)[^\s/]+@")
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -36,6 +34,11 @@ class Metrics:
         self.collectors = CollectorRegistry()
         self.request_seconds = self._spread(
             "http_request_duration_seconds", "Time to answer, by route and status.", FAST, "method", "route", "status"
+        )
+        self.shed = self._counter(
+            "requests_shed_total",
+            "Requests sent away (503), by what there was too much of: reads, history, events, bodies.",
+            "kind",
         )
         self.cache_hits = self._tally("cache_hits_total", "Feature values answered from the cache.")
         self.near_hits = self._tally("near_hits_total", "Of these, values from the process's own memory.")
@@ -88,6 +91,21 @@ class Metrics:
         )
         self.consumption_lag = self._histogram(
             "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
+        )
+        self.consistency_checks = self._counter(
+            "consistency_checks_total",
+            "Users whose cached profile was held against a recomputation so long after an event, by outcome.",
+            "after",
+            "outcome",
+        )
+        self.consistency_violations = self._counter(
+            "consistency_violations_total",
+            "Cached values that the audit found untrue: stale, or unexplained. Anything but 0 is a fault.",
+            "feature",
+            "fault",
+        )
+        self.consistency_repairs = self._counter(
+            "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
         )
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
 
@@ -142,16 +160,17 @@ def _censor(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
 
 
 def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape what would move the cursor or begin a line: what a request brings must not look like a line of ours."""
+    """Escape what would move the cursor, begin a line, turn the direction or hide: a line is what it looks like."""
     for name, value in event.items():
-        if isinstance(value, str):
+        if isinstance(value, str) and not value.isprintable():
             lines = value.split("\n") if name == "exception" else [value]
-            event[name] = "\n    ".join(_UNPRINTABLE.sub(_escaped, line) for line in lines)
+            event[name] = "\n    ".join("".join(map(_shown, line)) for line in lines)
     return event
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+def _shown(character: str) -> str:
+    plain = character.isprintable() or character == "\t"
+    return character if plain else character.encode("unicode_escape").decode()
 
 
 # Until `configure_logging` is called: what structlog does by itself prints local variables, keys among them.
@@ -219,6 +238,11 @@ class _Stream:
 
     def flush(self) -> None:
         """Nothing is kept back."""
+
+
+def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:
+    """Tells of what will be tried again; quietly where the disk is full, of which the database tells once."""
+    return log.debug if isinstance(error, StoreFull) else log.warning
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -26,7 +26,7 @@ def _servers(valkey: EmbeddedServer) -> dict[str, Any]:
 def _client(application: Litestar) -> httpx.AsyncClient:
     # The same protocol, typed otherwise.
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(cast(Any, application)), base_url="http://here", verify=NO_TLS
+        transport=httpx.ASGITransport(cast(Any, application)), base_url="http://localhost", verify=NO_TLS
     )
 
 

@@ -4,13 +4,15 @@ A key is known only by its SHA-256. Every configured digest is compared, in cons
 nothing about which one was near. Without any key everyone may do everything; settings allow that on loopback only.
 An admin in a browser comes with a session instead of a key (`app.api.sessions`). Invariant: nothing is changed on the
 word of a cookie alone, or of the mere fact that a browser stands on this machine: a form carries its session's token,
-any other request of a session carries it in a header, and what a browser sends from another site is refused.
+any other request of a session carries it in a header, and what a browser sends from another site is refused. Nor is a
+site believed to be this machine because its name leads here.
 """
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,7 +22,7 @@ from litestar.handlers import BaseRouteHandler
 from app.api.forms import TOKEN_FIELD, is_form, read_form
 from app.api.sessions import COOKIE, Session
 from app.errors import Forbidden, Unauthenticated
-from app.settings import ApiKey, hash_key
+from app.settings import ApiKey, hash_key, is_loopback
 
 HEADER = "x-api-key"
 TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # its name
@@ -104,6 +106,8 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if changes:
         _refuse_other_sites(connection)
     authenticator: Authenticator = connection.app.state.api.authenticator
+    if authenticator.keyless and not names_this_machine(connection.headers.get("host")):
+        raise Forbidden("without keys this service answers as localhost, 127.0.0.1 or [::1] only")
     key = connection.headers.get(HEADER)
     for_admins = scope is None or scope == "admin"
     session: Session | None = None
@@ -120,6 +124,19 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         await _require_token(connection, session)
 
 
+@lru_cache(maxsize=64)
+def names_this_machine(host: str | None) -> bool:
+    """Whether a `Host` is a name for this machine that nobody else can give it.
+
+    Any site may let its own name lead to 127.0.0.1 once its page is loaded; to the browser that page is ours then, and
+    reads what we answer. Where no key is asked for, the name is what gives it away. Browsers always send one.
+    """
+    try:
+        return not host or is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
 def _refuse_other_sites(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
     """Browsers say where a request comes from; other programs do not say.
 
@@ -130,7 +147,8 @@ def _refuse_other_sites(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
         foreign = site not in ("same-origin", "none")
     else:
         origin = connection.headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != connection.headers.get("host")
+        # What stands behind `://` is what the same browser sends as Host; `null` has nothing there.
+        foreign = origin is not None and origin.partition("://")[2] != (connection.headers.get("host") or None)
     if foreign:
         raise Forbidden("a page of another site sent this; nothing was done")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +15,7 @@ from litestar.router import Router
 
 import app
 from app.api.context import HttpRequest, api_of
+from app.api.parameters import describe, name_features
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.schemas import FeatureDetail
 from app.features.events import FEEDBACK, SERVED, TipServed
@@ -32,6 +34,7 @@ DESCRIPTIONS = {
     415: "The body is of another kind.",
     422: "Decodable, but invalid; `errors` names each place.",
     503: "It cannot be served now; try again after `Retry-After` seconds.",
+    507: "The disk is full; nothing was stored. Try again after `Retry-After` seconds.",
 }
 
 
@@ -130,7 +133,7 @@ def openapi_config(*, keys_required: bool) -> OpenAPIConfig:
 
 def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
     """The generated document with what is decoded by hand: request bodies, and the mirror as the profile's type."""
-    mirror = api_of(request).mirror
+    mirror, registry = api_of(request).mirror, api_of(request).registry
     operations = [
         (document["paths"][route.path_format][method.lower()], handler.opt)
         for route in request.app.routes
@@ -140,6 +143,7 @@ def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]
     kinds = [kind for _, opt in operations for kind in opt.get("body", ())]
     _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail], ref_template=_REF)
     schemas = {**document["components"]["schemas"], **components}
+    _tell_numbers_apart(schemas)
     reference = {"$ref": _REF.format(name=mirror.__name__)}
     for name, schema in schemas.items():
         if name.endswith("ProfileAnswer"):
@@ -148,18 +152,34 @@ def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]
             schema["properties"]["features"] = {"anyOf": [reference, detailed]}
         elif name.endswith("HistoryRow"):
             schema["properties"]["features"] = reference
+    for kind in kinds:
+        name_features(schemas[kind.__name__], registry)
     for operation, opt in operations:
+        describe(operation, opt, registry)
         if "scope" not in opt:
             operation["security"] = []
         if kinds := opt.get("body"):
             operation["requestBody"] = (
-                _events_body() if TipServed in kinds else _body(kinds[0], required=opt.get("body_required", True))
+                _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
             )
     return {**document, "components": {**document["components"], "schemas": schemas}}
 
 
-def _body(kind: type[msgspec.Struct], *, required: bool) -> dict[str, Any]:
-    schema = {"$ref": _REF.format(name=kind.__name__)}
+def _tell_numbers_apart(node: Any) -> None:
+    """Where a value may be a float or an int, it matched two branches of a `oneOf`, which none may."""
+    if isinstance(node, dict):
+        branches = node.get("oneOf")
+        if isinstance(branches, list) and {"type": "number"} in branches and {"type": "integer"} in branches:
+            branches.remove({"type": "integer"})
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            _tell_numbers_apart(item)
+
+
+def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str, Any]:
+    either = [{"$ref": _REF.format(name=kind.__name__)} for kind in kinds]
+    schema = either[0] if len(either) == 1 else {"oneOf": either}
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
@@ -191,8 +211,9 @@ def _events_body() -> dict[str, Any]:
             "mapping": {SERVED: _REF.format(name="TipServed"), FEEDBACK: _REF.format(name="TipFeedback")},
         },
     }
-    many = {"anyOf": [one, {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}]}
-    lines = {"type": "string", "description": "One event a line."}
+    several = {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}
+    many = {"anyOf": [one, several]}
+    lines = {**several, "description": "One event a line."}  # what a line holds; OpenAPI 3.1 has no better words
     examples = {
         "served": {"summary": "A tip was put before a user", "value": SERVED_EXAMPLE},
         "feedback": {"summary": "The user reacted", "value": FEEDBACK_EXAMPLE},

@@ -36,6 +36,9 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"send the body as it is, without Content-Encoding {encoding[:40]!r}")
+    coding = request.headers.get("transfer-encoding", "chunked")
+    if coding.lower() != "chunked":
+        raise UnsupportedMedia(f"send the body as it is, without Transfer-Encoding {coding[:40]!r}")
     header = request.headers.get("content-type")
     if header is None:
         return allowed[0]
@@ -135,19 +138,23 @@ def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         return
     parameters = handler.parsed_fn_signature.parameters
     declared = {
-        getattr(field.kwarg_definition, "name", None) or name
+        getattr(field.kwarg_definition, "name", None) or name: field.is_optional
+        and not field.has_inner_subclass_of(str)
         for name, field in parameters.items()
         if name not in connection.path_params and name != "request"
     }
-    allowed = sorted(declared | set(handler.opt.get("query", ())))  # `query`: what it reads by itself
+    allowed = sorted(declared.keys() | set(handler.opt.get("query", ())))  # `query`: what it reads by itself
     seen: set[str] = set()
     issues: list[Issue] = []
-    for name, _ in connection.query_params.multi_items():
+    for name, value in connection.query_params.multi_items():
         if name not in allowed:
             known = f"known are {', '.join(allowed)}" if allowed else "this route has none"
             issues.append(Issue(name, f"unknown query parameter; {known}"))
         elif name in seen:
             issues.append(Issue(name, "given more than once"))
+        elif value.lower() == "null" and declared.get(name):
+            # Where a number may be missing, the decoder takes the word for none.
+            issues.append(Issue(name, "must be a number; leave it out for none"))
         seen.add(name)
     if issues:
         raise Undecodable("the query is not allowed", issues)

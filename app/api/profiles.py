@@ -12,6 +12,8 @@ from litestar.params import QueryParameter
 from app.api.context import Api, HttpRequest, api_of, selected
 from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
 from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_ms
+from app.api.parameters import MOMENT
+from app.api.parameters import feature_names as feature_names_schema
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest, FeatureList, HistoryRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
@@ -38,7 +40,7 @@ def renderer(api: Api) -> Renderer:
 
 @get(
     "/profiles/{user_id:str}",
-    opt={"scope": "read"},
+    opt={"scope": "read", "schemas": {"features": feature_names_schema, "as_of": MOMENT, "known_at": MOMENT}},
     tags=["Profiles"],
     summary="Read one profile",
     description="The user's features, as of now: never older than the last event that was acknowledged. "

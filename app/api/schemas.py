@@ -11,13 +11,17 @@ from msgspec import UNSET, Meta, UnsetType
 from app.features.ids import Id
 
 MAX_USERS = 1_000
+MAX_NAMES = 1_000
 MAX_MOMENTS = 10_000
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with UTC offset.", examples=["2026-04-25T08:30:00+02:00"])
 ]
 # An int is a number, too: named beside float it would match both branches of the schema's `oneOf`.
 Value = float | str | None
-FeatureNames = Annotated[list[str], Meta(min_length=1, description="Feature names; all where it is not given.")]
+# Each name that is none has a refusal of its own: a body full of them would be a hundred times as large in memory.
+FeatureNames = Annotated[
+    list[str], Meta(min_length=1, max_length=MAX_NAMES, description="Feature names; all where it is not given.")
+]
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +50,7 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 description="Leave out events that arrived after this time (RFC 3339); "
                 "`as_of`: after each row's own moment.",
                 examples=["as_of"],
+                extra_json_schema={"anyOf": [{"const": "as_of"}, {"format": "date-time"}]},
             ),
         ]
         | None

@@ -12,6 +12,7 @@ from typing import Annotated
 from msgspec import Meta
 
 MAX_ID_LENGTH = 128
+ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"  # as JSON Schema writes it; `id_problem` decides
 _FORBIDDEN = re.compile("[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 Id = Annotated[
@@ -20,7 +21,7 @@ Id = Annotated[
         min_length=1,
         max_length=MAX_ID_LENGTH,
         description="1 to 128 characters without control characters or `/`, and not `.` or `..`.",
-        extra_json_schema={"pattern": r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"},
+        extra_json_schema={"pattern": ID_PATTERN},
     ),
 ]
 

@@ -23,6 +23,7 @@ from app.features.events import KNOWN_SUBJECTS
 
 Dtype = Literal["float", "int", "str"]
 Scalar = float | int | str | None
+SHOWN = 80  # of a name that is none, in a refusal
 DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
 _INT64 = 1 << 63
 _encode = msgspec.json.Encoder().encode
@@ -126,7 +127,8 @@ class Registry(Sequence[Feature]):
         for name in names:
             index = self._index.get(name)
             if index is None:
-                unknown.append(Issue("features", f"unknown feature {name!r}; known are {', '.join(self.names)}"))
+                shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
+                unknown.append(Issue("features", f"unknown feature {shown!r}; known are {', '.join(self.names)}"))
             else:
                 mask |= 1 << index
         if unknown:

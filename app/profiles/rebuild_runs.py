@@ -131,7 +131,7 @@ class RebuildRunner:
         while page := await self._page(run, position):
             if await self._book.advance(run_id, done, position, self._clock.now_ms()) not in ACTIVE:
                 return True
-            await self._rebuilder.rebuild(page, mask)
+            await self._rebuilder.rebuild([user for user in page if user], mask)  # an erased one left an empty place
             if not self._rebuilder.keeps:
                 raise CacheUnavailable("the cache is away; nothing that is rebuilt would be kept")
             done += len(page)

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import httpx
 import pytest
+import pytest_asyncio
 from litestar.routes import HTTPRoute
 
+from app.api.sessions import ANYONE, COOKIE
 from app.settings import ApiKey, hash_key
 from tests.api.conftest import ServeSite
 from tests.support.live import KEYS, Live, as_caller, problem
+from tests.support.wire import exchange
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -76,6 +79,13 @@ TABLE = [
 SCOPES = {"reader": {"read"}, "writer": {"write"}, "admin": {"read", "write", "admin"}}
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session", autouse=True)
+async def report_is_asked_for(site: Live, keyed: Live) -> None:
+    """There is something to watch, in whichever order the tests run."""
+    for served in (site, keyed):
+        assert (await served.client.post("/admin/data-quality/refresh", headers=as_caller("admin"))).status_code == 202
+
+
 def name(access: Access) -> str:
     """As tests are named."""
     return f"{access.method} {access.route}"
@@ -117,6 +127,106 @@ async def test_access_is_as_the_table_says(keyed: Live, access: Access) -> None:
 async def test_everything_is_allowed_when_no_key_is_configured(site: Live, access: Access) -> None:
     assert (await site.client.request(access.method, access.path)).status_code == access.status
     assert (await site.client.request(access.method, access.path, headers=as_caller("stranger"))).status_code < 500
+
+
+async def visit(site: Live, key_name: str) -> tuple[dict[str, str], str]:
+    """The cookie of a session, as a header, and the token of its forms."""
+    sessions = site.app.state.api.sessions
+    session = sessions.begin(key_name)
+    return {"Cookie": f"{COOKIE}={await sessions.cookie(session)}"}, await sessions.form_token(session)
+
+
+@pytest.mark.parametrize("access", TABLE, ids=name)
+async def test_session_opens_the_admins_routes_alone_and_changes_nothing_without_its_token(
+    keyed: Live, access: Access
+) -> None:
+    async def ask(headers: dict[str, str]) -> httpx.Response:
+        keyed.client.cookies.clear()
+        return await keyed.client.request(access.method, access.path, headers=headers)
+
+    cookie, token = await visit(keyed, "admin")
+    answer = await ask(cookie)
+    if access.scope is None:  # who has signed in is sent on, and signs in again with a form of that session only
+        told = {"GET /admin/sign-in": 303, "POST /admin/sign-in": 403}
+        assert answer.status_code == told.get(name(access), access.status)
+    elif access.scope != "admin":
+        problem(answer, 401)
+    elif access.method == "GET":
+        assert answer.status_code == access.status
+    else:
+        assert "load its page again" in problem(answer, 403)["detail"]
+        _, anothers = await visit(keyed, "admin")
+        problem(await ask({**cookie, "X-CSRF-Token": anothers}), 403)
+        assert (await ask({**cookie, "X-CSRF-Token": token})).status_code == access.status
+    if access.scope is not None:
+        problem(await ask((await visit(keyed, ANYONE))[0]), 401)
+        problem(await ask({"Cookie": cookie["Cookie"][:-2]}), 401)
+        if access.scope == "admin":  # a key that is shown decides, and not the session
+            assert (await ask({**cookie, **as_caller("reader")})).status_code == 403
+
+
+FOREIGN = [
+    "rebound.example",
+    "rebound.example:8000",
+    "127.0.0.1.rebound.example",
+    "localhost.example",
+    "localhost.",  # what a resolver makes of it is not ours to say
+    "[",
+    "[::1",
+    "[::2]:8000",
+    "192.0.2.1",
+    "0.0.0.0",  # noqa: S104  # nobody binds to it
+    "0",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "localhost@rebound.example",
+]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+async def test_keyless_site_is_closed_when_another_name_leads_to_it(site: Live, keyed: Live, host: str) -> None:
+    asked = {"Host": host, "Origin": f"http://{host}"}
+    for access in TABLE:
+        if access.scope is not None:
+            body = problem(await site.client.request(access.method, access.path, headers=asked), 403)
+            assert "without keys" in body["detail"] or "another site" in body["detail"]
+    for path in ("/profiles/u", "/profiles/u?features=tip_volume_30d"):  # which the hit path answers otherwise
+        problem(await site.client.get(path, headers={"Host": host}), 403)
+    batch = {"user_ids": ["u"]}
+    problem(await site.client.post("/profiles/batch", json=batch, headers={"Host": host}), 403)
+    answer = await keyed.client.get("/profiles/u", headers={"Host": host, **as_caller("reader")})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:1", "LOCALHOST", "127.0.0.1:8000", "127.9.9.9", "[::1]", "[::1]:8000", ""]
+)
+async def test_keyless_site_is_open_when_a_name_can_be_of_this_machine_only(site: Live, host: str) -> None:
+    for path in ("/profiles/u", "/profiles/u?detail=true", "/admin/users"):
+        assert (await site.client.get(path, headers={"Host": host})).status_code == 200
+
+
+TARGETS = [
+    (b"http://localhost:8000/profiles/u", b"Host: rebound.example\r\n", [403]),
+    (b"http://rebound.example/profiles/u", b"Host: rebound.example\r\n", [403]),
+    (b"http://rebound.example/profiles/u", b"", [403]),
+    (b"http://localhost/profiles/u", b"", [200]),
+    (b"/profiles/u", b"Host: localhost\r\nHost: rebound.example\r\n", [400]),
+    (b"/profiles/u", b"Host: rebound.example\r\nHost: localhost\r\n", [400]),
+    (b"/profiles/u", b"Host: localhost\\@rebound.example\r\n", [400]),
+    (b"/profiles/u", b"Host: loc\xe4lhost\r\n", [400]),
+    (b"/profiles/u", b"Host: localhost,rebound.example\r\n", [403]),
+    (b"/profiles/u?detail=true", b"Host: localhost\r\nHost: rebound.example\r\n", [400]),
+]
+
+
+@pytest.mark.parametrize(("target", "host", "expected"), TARGETS)
+async def test_keyless_site_is_closed_when_a_whole_address_or_two_hosts_name_another(
+    site: Live, target: bytes, host: bytes, expected: list[int]
+) -> None:
+    sent = b"GET " + target + b" HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n"
+    assert (await exchange(site.port, sent)).statuses == expected
 
 
 async def test_nothing_is_read_from_the_body_when_the_key_is_missing(keyed: Live) -> None:

@@ -6,9 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
+from app.api.forms import MAX_BYTES, MAX_BYTES_OF_ANYBODY, MEDIA_TYPE
+from app.api.schemas import MAX_USERS
+from app.features.definitions import REGISTRY
+from app.features.ids import MAX_ID_LENGTH
 from tests.support.live import JSON, Live, problem
 from tests.support.waiting import eventually
 
@@ -41,6 +46,23 @@ async def test_form_is_refused_when_a_route_takes_none(site: Live) -> None:
     for path in ("/profiles/batch", "/profiles/history"):
         answer = await site.client.post(path, data={"user_ids": "u"})
         assert "application/json" in problem(answer, 415)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "most"), [("/admin/sign-in", MAX_BYTES_OF_ANYBODY), ("/admin/users/u/rebuild", MAX_BYTES)]
+)
+async def test_form_is_refused_when_decoding_it_would_take_long(site: Live, path: str, most: int) -> None:
+    headers = {"Content-Type": MEDIA_TYPE}
+    refused = await site.client.post(path, content=b"key=".ljust(most + 1, b"a"), headers=headers)
+    assert f"{most:,} bytes" in problem(refused, 413)["detail"]
+    allowed = await site.client.post(path, content=b"key=".ljust(most, b"a"), headers=headers)
+    problem(allowed, 403)  # it carries no token
+
+
+async def test_form_may_name_as_many_users_as_a_rebuild_takes() -> None:
+    ids = "\r\n".join([chr(0x1F600) * MAX_ID_LENGTH] * MAX_USERS)
+    rest = {"csrf_token": "0" * 64, "scope": "users", "features": list(REGISTRY.names)}
+    assert len(urlencode({"user_ids": ids, **rest}, doseq=True)) <= MAX_BYTES
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ header = st.one_of(
     st.sampled_from(
         [("Accept", "text/html"), ("Accept-Encoding", "gzip"), ("Expect", "100-continue"), ("X-A", "\xff")]
     ),
+    st.sampled_from([("Host", "localhost"), ("host", "elsewhere.example")]),
 )
 good_key = st.just((("x-api-key", KEYS["reader"]),))
 

@@ -21,11 +21,13 @@ import pytest
 
 from app.settings import hash_key
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.live import KEYS, NO_TLS, answering, as_caller, free_port, fresh_database
+from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_database
+from tests.support.processes import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 CHILD = r"""
+import app.api.auth
 from app.asgi import run
 from app.profiles.read import ProfileReader
 from app.settings import Settings
@@ -38,10 +40,17 @@ def failing(reading):
         return await reading(self, wanted)
     return read
 
+def hash_key(key):
+    if key.startswith("break"):
+        raise RuntimeError("cannot hash")
+    return app.settings.hash_key(key)
+
+app.api.auth.hash_key = hash_key
 ProfileReader.read = failing(ProfileReader.read)
 ProfileReader.read_far_values = failing(ProfileReader.read_far_values)
 run(Settings.from_environment())
 """
+BREAKING = "break-while-this-key-is-in-scope"
 FORGED = "boom\u2028 2026-01-01T00:00:00Z [info     ] forged \u202e"
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[\w+ *\] \w+")
 
@@ -118,6 +127,10 @@ async def _traffic(url: str) -> dict[str, int]:
             asked.append(ask(f"{caller}-query", "GET", f"/features?api_key={key}", mine))
             asked.append(ask(f"{caller}-path", "GET", f"/nothing/{key}", mine))
             asked.append(ask(f"{caller}-bearer", "GET", "/features", {"Authorization": f"Bearer {key}"}))
+        breaking = {"X-API-Key": BREAKING}
+        asked.append(ask("broken-hit", "GET", "/profiles/u", breaking))
+        asked.append(ask("broken-features", "GET", "/features", breaking))
+        asked.append(ask("broken-write", "POST", "/events", breaking, content=BREAKING.encode()))
         asked.append(ask("forger", "GET", f"/profiles/{FORGED}", as_caller("reader")))
         asked.append(ask("newline", "GET", "/profiles/a%0Ab%1B%5B2J", as_caller("reader")))
         await asyncio.gather(*asked)
@@ -132,7 +145,7 @@ def database(migrated_template: Path, tmp_path: Path) -> Path:
 
 def assert_no_key(written: str) -> None:
     """Neither a key nor its hash."""
-    for key in KEYS.values():
+    for key in (*KEYS.values(), BREAKING):
         for secret in (key, hash_key(key).hex(), repr(hash_key(key))[2:-1]):
             assert secret not in written
 
@@ -154,7 +167,7 @@ async def test_json_lines_carry_request_ids_and_no_key(
     assert {statuses["reader-boom"], statuses["forger"]} == {500}
     failed = [line for line in lines if line["event"] == "unexpected_error"]
     assert {line["request_id"] for line in failed} == {name for name, status in statuses.items() if status == 500}
-    assert all("RuntimeError: cannot read" in line["exception"] for line in failed)
+    assert all("RuntimeError: cannot " in line["exception"] for line in failed)
     assert "\x1b" not in written
     assert [line["event"] for line in lines].count("serving") == 1
 

@@ -98,6 +98,12 @@ async def test_allowed_methods_are_told_when_asked_for(site: Live) -> None:
     assert {word.strip() for word in answer.headers["allow"].split(",")} == {"POST", "OPTIONS"}
 
 
+async def test_all_allowed_methods_are_told_when_several_handlers_share_a_path(site: Live) -> None:
+    answer = await site.client.options("/admin/dead-letters/1")
+    assert answer.status_code == 204
+    assert answer.headers["allow"] == "DELETE, GET, OPTIONS"
+
+
 async def test_defect_is_told_to_nobody_but_logged_when_a_route_fails(
     site: Live, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.events import served
 from tests.support.live import Live, new_user
-from tests.support.servers import VALKEY, StartServer, ask
+from tests.support.servers import ask
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -31,20 +31,6 @@ async def ready(site: Live, status: int = 200) -> dict[str, Any]:
     assert body.keys() == {"status", "checks"}
     assert body["checks"].keys() >= {"database", "cache", "queue"}
     return body
-
-
-@pytest.fixture
-def cache(start_server: StartServer) -> EmbeddedServer:
-    """A cache to stop."""
-    return start_server(VALKEY)
-
-
-@pytest.fixture
-def queue(start_server: StartServer) -> EmbeddedServer:
-    """A queue to stop, in which a worker has shown itself."""
-    server = start_server(VALKEY)
-    ask(server, "SET", HEALTH_KEY, "alive")
-    return server
 
 
 async def test_site_is_ready_when_everything_answers(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 
-from app.api.sessions import HOUR_MS, Session, SessionRecords, Sessions
+from app.api.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
 from app.settings import ApiKey, hash_key
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.sessions import SqliteSessions
@@ -114,6 +116,24 @@ async def test_cookie_is_nothing_when_its_content_is_of_another_shape(content: o
     here = sessions(ADA)
     assert await here.recognise(str((await here._signer("ada")).dumps(content))) is None
     assert await here.recognise(str(URLSafeSerializer("x").dumps(content))) is None
+
+
+async def test_nothing_is_unpacked_when_a_cookie_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked: list[bytes] = []
+    unpack_really = zlib.decompress
+
+    def unpack(packed: bytes) -> bytes:
+        unpacked.append(packed)
+        return unpack_really(packed)
+
+    monkeypatch.setattr("itsdangerous.url_safe.zlib.decompress", unpack)
+    packed = zlib.compress(b"[" + b"{}," * 200_000 + b"{}]", 9)  # 18 ms of work in less than a kilobyte
+    cookie = "." + base64.urlsafe_b64encode(packed).decode().rstrip("=") + ".signature"
+    assert len(cookie) <= MAX_COOKIE
+    assert await sessions(ADA).recognise(cookie) is None
+    assert not unpacked
+    ours = sessions(ApiKey("a" * 64, frozenset({"admin"}), hash_key("a")))  # a name that is packed
+    assert await ours.recognise(await ours.cookie(ours.begin("a" * 64))) is not None
 
 
 async def test_token_and_message_belong_to_one_session() -> None:

@@ -20,14 +20,10 @@ from app.profiles.ports import Cell
 from app.settings import Settings
 from app.stores.valkey.cache import key
 from tests.bench.ground import Ground, add_users
-from tests.bench.load import Load, wrk
-from tests.bench.serving import middle, p99, service, singles, warm, without_near
+from tests.bench.reads_beside import reads_beside
 from tests.bench.timing import Comparison, Result
 
 USERS, EVENTS = 100_000, 12
-ROUNDS = 5
-CONNECTIONS = 8
-SECONDS = 3
 PER_WRITE = 2_000
 
 
@@ -42,21 +38,9 @@ def measure(ground: Ground) -> Iterator[Result]:
     """p99 of a read while the survey goes round, and what a user of it costs."""
     users = add_users(ground.settings.database, "measured", USERS, EVENTS, ground.now_ms)
     uvloop.run(_fill(ground, users))
-    reads = singles(ground.users)
     walks: list[Walked] = []
-    with service(ground.settings) as near, service(without_near(ground.settings)) as far:
-        warm(near, ground.users)
-        ports = {"": near, " from the server": far}
-        quiet: dict[str, list[Load]] = {how: [] for how in ports}
-        busy: dict[str, list[Load]] = {how: [] for how in ports}
-        for _ in range(ROUNDS):
-            for how, port in ports.items():
-                quiet[how].append(wrk(port, reads, CONNECTIONS, SECONDS))
-                with _measuring(ground.settings, walks):
-                    busy[how].append(wrk(port, reads, CONNECTIONS, SECONDS))
-    for how in ports:
-        name = f"warm read{how}, {CONNECTIONS} connections, p99, quality of {USERS:,} users being measured"
-        yield Comparison(name, "the same without", middle(quiet[how], p99), middle(busy[how], p99), 2)
+    what = f"quality of {USERS:,} users being measured"
+    yield from reads_beside(ground, lambda: _measuring(ground.settings, walks), what, 2)
     beside = sum(walk.seconds for walk in walks) / sum(walk.users for walk in walks)
     alone = uvloop.run(_walk(ground.settings, None, None))
     name = f"survey of data quality, per user of {USERS:,}, rests included, beside full load"

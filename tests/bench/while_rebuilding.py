@@ -15,31 +15,13 @@ from app.features.definitions import REGISTRY
 from app.profiles.rebuild_runs import CHUNK
 from app.settings import Settings
 from tests.bench.ground import Ground
-from tests.bench.load import Load, wrk
-from tests.bench.serving import middle, p99, service, singles, warm, without_near
-from tests.bench.timing import Comparison, Result
-
-ROUNDS = 5
-CONNECTIONS = 8
-SECONDS = 3
+from tests.bench.reads_beside import reads_beside
+from tests.bench.timing import Result
 
 
 def measure(ground: Ground) -> Iterator[Result]:
     """p99 of a read while everything is rebuilt."""
-    reads = singles(ground.users)
-    with service(ground.settings) as near, service(without_near(ground.settings)) as far:
-        warm(near, ground.users)
-        ports = {"": near, " from the server": far}
-        quiet: dict[str, list[Load]] = {how: [] for how in ports}
-        busy: dict[str, list[Load]] = {how: [] for how in ports}
-        for _ in range(ROUNDS):
-            for how, port in ports.items():
-                quiet[how].append(wrk(port, reads, CONNECTIONS, SECONDS))
-                with _rebuilding(ground.settings, ground.users):
-                    busy[how].append(wrk(port, reads, CONNECTIONS, SECONDS))
-    for how in ports:
-        name = f"warm read{how}, {CONNECTIONS} connections, p99, everyone being rebuilt"
-        yield Comparison(name, "the same without the rebuild", middle(quiet[how], p99), middle(busy[how], p99), 3)
+    yield from reads_beside(ground, lambda: _rebuilding(ground.settings, ground.users), "everyone being rebuilt", 3)
 
 
 def _rebuild(begun: Event, over: Event, settings: Settings, users: list[str]) -> int:

@@ -243,7 +243,7 @@ class Client:
         self._ledger.operations[what] += 1
         self._ledger.statuses[f"{what} {answer.status}"] += 1
         self._ledger.slowest_s = max(self._ledger.slowest_s, answer.seconds)
-        if answer.status not in (200, 202, 204, 503):
+        if answer.status not in (200, 202, 204, 503, 507):  # 507: the disk is full
             self._ledger.violated(f"{method} {path} was answered with {answer.status}: {answer.body[:500]!r}")
         return answer, start, end
 

@@ -14,18 +14,18 @@ from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
 from app.api.inputs import check_ids
 from app.api.pages.negotiation import answer, prefers_page
+from app.api.parameters import MAX_ROWID, USER_ID_OR_NONE, rowid
 from app.audit import AuditEntry, AuditFilter, state_of
 from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
 
 ENTRIES_PER_PAGE = 50
-MAX_ROWID = 2**63 - 1
 _OF_RUNS = ("start rebuild", "cancel rebuild")
 
 
 @get(
     "/admin/audit",
-    opt={"scope": "admin"},
+    opt={"scope": "admin", "schemas": {"before": rowid(1), "user_id": USER_ID_OR_NONE}},
     tags=["Admin"],
     summary="Read the audit trail",
     description="Every admin action, newest first. Users stand there as hashes only; `user_id` looks for one. A page "

@@ -8,12 +8,13 @@ from litestar import Response, delete, get, post
 from litestar.params import FromPath, QueryParameter
 
 from app.api.admin.actors import audited
-from app.api.admin.letters import MAX_REASON, MAX_ROWID, discard, found, reason_problem, replay, shown, user_of
+from app.api.admin.letters import MAX_REASON, REASON_SCHEMA, discard, found, reason_problem, replay, shown, user_of
 from app.api.admin.schemas import Letter, LetterFailure, LetterList, Replayed, ReplayedAll
 from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form, read_form
 from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.api.parameters import MAX_ROWID, rowid
 from app.errors import InvalidInput, Issue, NotFound, Undecodable
 from app.events.replay import MOST, REFUSALS, reason_of
 
@@ -28,7 +29,7 @@ Reason = Annotated[
 
 @get(
     HOME,
-    opt={"scope": "admin"},
+    opt={"scope": "admin", "schemas": {"after": rowid(0)}},
     tags=["Admin"],
     summary="List dead letters",
     description="By id, so the oldest come first. A page for a browser.",
@@ -66,12 +67,12 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
 @post(
     "/admin/dead-letters/replay",
     status_code=200,
-    opt={"scope": "admin"},
+    opt={"scope": "admin", "schemas": {"after": rowid(0)}},
     tags=["Admin"],
     summary="Replay dead letters",
     description=f"All above `after`, up to {MOST:,} at a time; go on with `next_after`. A letter that is still no "
     "event stays where it is, and `failures` says why.",
-    responses=problems(400, 401, 403, 503),
+    responses=problems(400, 401, 403, 503, 507),
 )
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:
     """Try all again."""
@@ -93,7 +94,7 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
     summary="Replay a dead letter",
     description="Takes the payload in as an event, or gives a stored event to the workers again. "
     "A payload that is still no event stays where it is, and the answer says why.",
-    responses=problems(400, 401, 403, 404, 409, 422, 503),
+    responses=problems(400, 401, 403, 404, 409, 422, 503, 507),
 )
 async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Replayed]:
     """Try one again."""
@@ -115,11 +116,11 @@ async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Respo
 
 @delete(
     "/admin/dead-letters/{letter_id:int}",
-    opt={"scope": "admin"},
+    opt={"scope": "admin", "schemas": {"reason": REASON_SCHEMA}},
     tags=["Admin"],
     summary="Discard a dead letter",
     description="The audit trail keeps the reason, and not the payload.",
-    responses=problems(400, 401, 403, 404, 503),
+    responses=problems(400, 401, 403, 404, 503, 507),
 )
 async def discard_letter(request: HttpRequest, letter_id: FromPath[int], reason: Reason = "") -> None:
     """Forget one."""

@@ -10,20 +10,21 @@ import msgspec
 from app.api.admin.actors import audited, user_hash
 from app.api.admin.schemas import Letter, Replayed
 from app.api.context import Api, HttpRequest, api_of
+from app.api.parameters import MAX_ROWID
 from app.errors import Conflict, NotFound
 from app.events.ports import DeadLetter
 from app.events.replay import REFUSALS
 from app.features.clock import rfc3339
 from app.features.ids import id_problem
 
-MAX_ROWID = 2**63 - 1
 MAX_REASON = 400
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+REASON_SCHEMA = {"type": "string", "maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 
 
 async def found(api: Api, letter_id: int) -> DeadLetter:
     """One letter; raises `NotFound`."""
-    letter = await api.letters.get(letter_id) if letter_id <= MAX_ROWID else None
+    letter = await api.letters.get(letter_id) if 0 <= letter_id <= MAX_ROWID else None
     if letter is None:
         raise NotFound(f"there is no dead letter {letter_id}")
     return letter
@@ -50,7 +51,7 @@ async def discard(request: HttpRequest, letter_id: int, reason: str) -> None:
     async with audited(request, "discard", _subject(letter_id)) as act:
         if not await api.letters.discard(letter_id):
             raise NotFound(f"there is no dead letter {letter_id}")
-        act.outcome = f"done: {_without_user(reason.strip(), letter)}" if reason.strip() else "done"
+        act.outcome = f"done: {_without_users(reason.strip(), letter)}" if reason.strip() else "done"
 
 
 def reason_problem(reason: str) -> str | None:
@@ -62,12 +63,16 @@ def reason_problem(reason: str) -> str | None:
 
 def user_of(letter: DeadLetter) -> str | None:
     """The user that a letter's payload names, where that could be one."""
-    try:
-        payload = msgspec.json.decode(letter.payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    payload = _decoded(letter)
     user_id = payload.get("user_id") if isinstance(payload, dict) else None
     return user_id if isinstance(user_id, str) and id_problem(user_id) is None else None
+
+
+def _decoded(letter: DeadLetter) -> Any:
+    try:
+        return msgspec.json.decode(letter.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def shown(item: DeadLetter) -> Letter:
@@ -86,12 +91,29 @@ def shown(item: DeadLetter) -> Letter:
     )
 
 
-def _without_user(reason: str, letter: DeadLetter) -> str:
-    """The reason with a hash where it names the letter's user."""
-    user_id = user_of(letter)
-    if user_id is None:
+def _without_users(reason: str, letter: DeadLetter) -> str:
+    """The reason with hashes where it names users of the payload, under whatever spelling of the field."""
+    named = [name for name in _users_in(_decoded(letter)) if name in reason]
+    if not named:
         return reason
-    return re.sub(rf"(?<!\w){re.escape(user_id)}(?!\w)", user_hash(user_id), reason)
+    # The longest first: one id may begin another. Only ASCII letters go on: not every script puts spaces between words.
+    either = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{either})(?!\w)", lambda found: user_hash(found[0]), reason, flags=re.ASCII)
+
+
+def _users_in(payload: Any) -> set[str]:
+    """Whatever stands in a field that is called after users; a payload that is no event may be of any shape."""
+    found: set[str] = set()
+    waiting = [(payload, False)]
+    while waiting:
+        item, of_users = waiting.pop()
+        if isinstance(item, dict):
+            waiting.extend((value, "user" in name.lower()) for name, value in item.items())
+        elif isinstance(item, list):
+            waiting.extend((value, of_users) for value in item)
+        elif of_users and item not in ("", None):
+            found.add(str(item))
+    return found
 
 
 def _subject(letter_id: int) -> str:

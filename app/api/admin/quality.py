@@ -19,7 +19,8 @@ from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
-from app.errors import Issue, NotFound, Undecodable
+from app.api.parameters import feature_name
+from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
 from app.profiles.freshness import Look
 from app.profiles.quality.behind import Behind, Sought
@@ -42,7 +43,7 @@ WAITING = {
 
 @get(
     "/admin/data-quality",
-    opt={"scope": "admin"},
+    opt={"scope": "admin", "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
     tags=["Admin"],
     summary="Measure data quality",
     description="Over the users with any event in the last 30 days, per feature: how many values are fresh, missing "
@@ -102,7 +103,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
     tags=["Admin"],
     summary="Have data quality measured by a worker",
     description="The report is stored. One is measured at a time: while one is under way, that one is answered.",
-    responses=problems(400, 401, 403, 503),
+    responses=problems(400, 401, 403, 503, 507),
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     """Start one, unless one is under way."""
@@ -130,7 +131,11 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
 
 @get(
     "/admin/data-quality/users",
-    opt={"scope": "admin"},
+    opt={
+        "scope": "admin",
+        "schemas": {"feature": feature_name, "state": {"type": "string", "enum": list(SOUGHT)}},
+        "required": ["feature", "state"],
+    },
     tags=["Admin"],
     summary="List the users behind a number",
     description="Looked up now, while a report is as of its own time. Each request looks at a bounded number of "
@@ -139,8 +144,8 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
 )
 async def get_users_behind(
     request: HttpRequest,
-    feature: Annotated[str, QueryParameter(description="The name of a feature. Required.")] = "",
-    sought: Annotated[str, QueryParameter(name="state", description=f"One of {', '.join(SOUGHT)}. Required.")] = "",
+    feature: Annotated[str, QueryParameter(description="The name of a feature.")] = "",
+    sought: Annotated[str, QueryParameter(name="state", description="Which users.")] = "",
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
     limit: Annotated[int, QueryParameter(ge=1, le=MOST)] = LIMIT,
 ) -> Response[UsersBehindList]:
@@ -149,6 +154,10 @@ async def get_users_behind(
     if prefers_page(request) and not feature and not sought:
         return await page(request, USERS_PAGE, body=None, names=api.registry.names, states=SOUGHT, limit=limit)
     state = sought_state(feature, sought)
+    try:
+        api.registry.mask([feature])
+    except UnknownFeature as error:
+        raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
     body = listed(feature, state, await api.quality.behind.find(feature, state, after, limit))
     return await answer(request, body, USERS_PAGE, names=api.registry.names, states=SOUGHT, limit=limit)
 

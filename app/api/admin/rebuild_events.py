@@ -11,6 +11,7 @@ from litestar.response import Stream
 
 from app.api import event_stream
 from app.api.admin.rebuild_runs import found, status_of
+from app.api.admin.schemas import RebuildProgress
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
 from app.profiles.rebuild_runs import RebuildRun
@@ -27,7 +28,9 @@ COME_BACK_MS = 1_000
     "it: at once, and whenever it has changed. The stream ends with the rebuild, and after a minute; a browser comes "
     "back by itself. 204 tells one that has seen the end not to.",
     responses={
-        200: ResponseSpec(str, description="The events.", media_type=event_stream.MEDIA_TYPE, generate_examples=False),
+        200: ResponseSpec(
+            RebuildProgress, description="Each event.", media_type=event_stream.MEDIA_TYPE, generate_examples=False
+        ),
         204: ResponseSpec(None, description="It has ended, and `Last-Event-ID` says that this is known."),
         **problems(400, 401, 403, 404, 503),
     },

@@ -7,7 +7,7 @@ from litestar.params import FromPath
 
 from app.api.admin.rebuild_forms import SHOWN, blank, obstacles, rebuilds_page, start_from_form
 from app.api.admin.rebuild_runs import cancel, found, start, status_of
-from app.api.admin.schemas import RebuildList, RebuildRequest, RebuildStatus
+from app.api.admin.schemas import RebuildList, RebuildOfAll, RebuildOfUsers, RebuildRequest, RebuildStatus
 from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form
@@ -19,12 +19,12 @@ from app.errors import Conflict, InvalidInput, Issue
 @post(
     "/admin/rebuilds",
     status_code=202,
-    opt={"scope": "admin", "body": [RebuildRequest]},
+    opt={"scope": "admin", "body": [RebuildOfAll, RebuildOfUsers]},
     tags=["Admin"],
     summary="Start a rebuild",
     description="Everyone eligible (`scope: all`), or up to 1,000 users. A worker carries it out; readers stay on "
     "their cached values meanwhile. 409 while one of the same scope runs.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     """Start one."""
@@ -80,7 +80,7 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[R
     tags=["Admin"],
     summary="Cancel a rebuild",
     description="It stops after the chunk it is at. One that has ended stays as it is: 409.",
-    responses=problems(400, 401, 403, 404, 409, 503),
+    responses=problems(400, 401, 403, 404, 409, 503, 507),
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """Cancel one."""

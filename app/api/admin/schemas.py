@@ -20,6 +20,22 @@ class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     features: FeatureNames | None = None
 
 
+class RebuildOfAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A rebuild of everyone eligible, as the document shows it."""
+
+    scope: Literal["all"]
+    user_ids: None = None
+    features: FeatureNames | None = None
+
+
+class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A rebuild of these users, as the document shows it."""
+
+    user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
+    scope: None = None
+    features: FeatureNames | None = None
+
+
 class RebuildStatus(msgspec.Struct):
     """A rebuild and how far it is."""
 
@@ -38,6 +54,14 @@ class RebuildStatus(msgspec.Struct):
     error: str | None
     user_count: Annotated[int | None, Meta(description="Length of the list; null where everyone eligible is covered.")]
     took_s: Annotated[float | None, Meta(description="From its start to its end; null before that.")]
+
+
+class RebuildProgress(msgspec.Struct):
+    """One event of the stream that follows a rebuild."""
+
+    event: Literal["progress"]
+    id: Annotated[str, Meta(description="State and count: what `Last-Event-ID` says.")]
+    data: Annotated[str, Meta(description="The rebuild, as JSON.")]
 
 
 class RebuildList(msgspec.Struct):

@@ -13,6 +13,7 @@ from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.inputs import prefix_of
 from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.api.parameters import ID_PREFIX
 from app.features.ids import id_problem
 
 FOUND_BY_DEFAULT, FOUND_MOST = 20, 100
@@ -20,7 +21,10 @@ FOUND_BY_DEFAULT, FOUND_MOST = 20, 100
 
 @get(
     "/admin/users",
-    opt={"scope": "admin"},
+    opt={
+        "scope": "admin",
+        "schemas": {"prefix": ID_PREFIX, "limit": {"type": "integer", "minimum": 1, "maximum": FOUND_MOST}},
+    },
     tags=["Admin"],
     summary="Find users",
     description="Users with any event whose id begins with `prefix`, as it stands: no pattern, and a capital is "

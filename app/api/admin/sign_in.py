@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Response, get, post
 
-from app.api.admin.actors import caller
+from app.api.admin.actors import audited
 from app.api.context import HttpRequest, api_of
 from app.api.forms import Form, read_form
 from app.api.pages.negotiation import page, redirect
@@ -63,19 +63,19 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
     except Forbidden as error:
         await api.audit(api.authenticator.caller(key).name, "sign in", "session", f"refused: {error}")
         return await _sign_in_page(request, next_path, "This key has not the scope admin.", status=403)
-    visit = await begin_visit(request, name)
+    # Written down first: where that fails, the page of the error must not bring the session's cookie.
     await api.audit(name, "sign in", "session", "done")
+    visit = await begin_visit(request, name)
     return await redirect(request, next_path, visit=visit)
 
 
 @post("/admin/sign-out", status_code=200, opt={"scope": "admin", "form": True}, include_in_schema=False)
 async def post_sign_out(request: HttpRequest) -> Response[Any]:
     """End the session, in this browser and wherever its cookie was copied to."""
-    api = api_of(request)
     visit = await visit_of(request)
     if not visit.session.signed_in:
         return await redirect(request, HOME)
-    await api.sessions.end(visit.session)
-    await api.audit(caller(request).name, "sign out", "session", "done")
+    async with audited(request, "sign out", "session"):
+        await api_of(request).sessions.end(visit.session)
     anonymous = await begin_visit(request, "")
     return await redirect(request, SIGN_IN, "You have signed out.", visit=anonymous)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from litestar import Router
+from litestar.connection import ASGIConnection
 from litestar.datastructures import CacheControlHeader
+from litestar.exceptions import NotFoundException
+from litestar.handlers import BaseRouteHandler
 from litestar.static_files import create_static_files_router
 
 ASSETS = "/admin/static"
+_NAME = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}")
+
+
+def plain_name(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Litestar's guard for files of one folder: a name that no file can have would be a failure (500) of its router."""
+    if not _NAME.fullmatch(str(connection.path_params["file_path"])):
+        raise NotFoundException
 
 
 def pages_assets() -> Router:
@@ -17,5 +29,6 @@ def pages_assets() -> Router:
         path=ASSETS,
         directories=[Path(__file__).parent / "static"],
         include_in_schema=False,
+        guards=[plain_name],
         cache_control=CacheControlHeader(no_cache=True),
     )

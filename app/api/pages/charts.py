@@ -25,7 +25,6 @@ Series = Mapping[str, Sequence[float | None]]
 _STYLE = Style(
     font_family="inherit", label_font_size=11, major_label_font_size=11, legend_font_size=12, no_data_font_size=14
 )
-_PLAIN: dict[str, Any] = {"style": _STYLE, "js": (), "css": (), "no_data_text": "nothing yet", "truncate_label": -1}
 
 
 def lines(
@@ -33,22 +32,11 @@ def lines(
 ) -> Markup:
     """Lines over time. A None is a gap. About six of the labels are written."""
     chart = pygal.Line(
-        **_PLAIN,
-        width=width,
-        height=height,
-        show_legend=len(series) > 1,
-        legend_at_bottom=True,
-        legend_at_bottom_columns=max(1, len(series)),
-        legend_box_size=10,
+        **_frame(series, unit, width, height),
         allow_interruptions=True,
         show_dots=True,
         dots_size=2,
-        show_minor_x_labels=False,
-        margin=6,
-        spacing=8,
-        max_scale=5,
         range=_from_zero(series),
-        value_formatter=_formatter(unit),
     )
     return _drawn(chart, title, labels, series)
 
@@ -65,28 +53,42 @@ def bars(
     height: int = 190,
 ) -> Markup:
     """Bars side by side, or one on the other. `spoken` is the drawing's name where the order of bars is not time."""
-    chart = (pygal.StackedBar if stacked else pygal.Bar)(
-        **_PLAIN,
-        width=width,
-        height=height,
-        show_legend=len(series) > 1,
-        legend_at_bottom=True,
-        legend_at_bottom_columns=max(1, len(series)),
-        legend_box_size=10,
-        show_minor_x_labels=False,
-        margin=6,
-        spacing=8,
-        max_scale=5,
-        value_formatter=_formatter(unit),
-    )
+    chart = (pygal.StackedBar if stacked else pygal.Bar)(**_frame(series, unit, width, height))
     return _drawn(chart, title, labels, series, spoken=spoken)
+
+
+def _frame(series: Series, unit: str, width: int, height: int) -> dict[str, Any]:
+    """What every chart has: axes with few labels, and a legend in one line where there is more than one series."""
+    return {
+        "style": _STYLE,
+        "js": (),
+        "css": (),
+        "no_data_text": "nothing yet",
+        "truncate_label": -1,
+        "width": width,
+        "height": height,
+        "show_legend": len(series) > 1,
+        "legend_at_bottom": True,
+        "legend_at_bottom_columns": max(1, len(series)),
+        "legend_box_size": 10,
+        "show_minor_x_labels": False,
+        "margin": 6,
+        "spacing": 8,
+        "max_scale": 5,
+        "value_formatter": _formatter(unit),
+    }
 
 
 def _from_zero(series: Series) -> tuple[float, float] | None:
     known = [value for values in series.values() for value in values if value is not None]
     if not known:
         return None
-    return min(0.0, *known), max(known) or 1.0
+    return min(0.0, *map(_drawable, known)), max(map(_drawable, known)) or 1.0
+
+
+def _drawable(value: float) -> float:
+    """The value, or 0 where it is too small for pygal to divide by its power of ten."""
+    return float(value) if abs(value) > sys.float_info.min else 0.0
 
 
 def _formatter(unit: str) -> Callable[[float], str]:
@@ -104,7 +106,7 @@ def _drawn(chart: Any, title: str, labels: Sequence[str], series: Series, *, spo
     every = max(1, -(-len(labels) // 6))
     chart.x_labels_major_every = every
     for name, values in series.items():
-        chart.add(str(name), [None if value is None else float(value) for value in values])
+        chart.add(str(name), [None if value is None else _drawable(value) for value in values])
     root = chart.render_tree()
     _strip(root)
     _name_points(root)

@@ -7,13 +7,12 @@ from typing import Any
 from urllib.parse import quote
 
 from litestar import Litestar, Response
-from litestar.datastructures import Cookie
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.api.auth import ANYONE
 from app.api.context import HttpRequest, api_of
 from app.api.pages.negotiation import HTML, PAGE_HEADERS, render
-from app.api.pages.visits import Visit, cookies_of, visit_of
+from app.api.pages.visits import Visit, visit_of
 from app.api.sessions import Session
 from app.errors import Issue, StoreUnavailable
 
@@ -23,6 +22,8 @@ _NOBODY = Visit(Session("", "", 0), "", fresh=False)
 class ErrorPage(Response[Any]):
     """An error as a page; needs neither cache nor database.
 
+    It begins no session. A form that another site sends comes without the cookie that a browser holds for us: a new one
+    in the refusal would sign its visitor out.
     Litestar's handlers of errors may not wait, but rendering must: it is done when the answer is sent.
     """
 
@@ -51,10 +52,8 @@ class ErrorPage(Response[Any]):
         if self.status_code == 401:
             return _to_sign_in(request)
         api = api_of(request)
-        cookies: list[Cookie] = []
         try:
             visit = await visit_of(request)
-            cookies = await cookies_of(request, visit)
         except StoreUnavailable:
             visit = _NOBODY
         html = await render(
@@ -68,7 +67,7 @@ class ErrorPage(Response[Any]):
             **self._error,
         )
         headers = {**self._more_headers, **PAGE_HEADERS}
-        return Response(html, status_code=self.status_code, media_type=HTML, headers=headers, cookies=cookies)
+        return Response(html, status_code=self.status_code, media_type=HTML, headers=headers)
 
 
 def _to_sign_in(request: HttpRequest) -> Response[Any]:

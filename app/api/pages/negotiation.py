@@ -42,7 +42,12 @@ def under_admin(scope: Scope) -> bool:
 
 def prefers_page(request: HttpRequest) -> bool:
     """Whether the answer should be a page: the caller prefers HTML to JSON, and the path has pages."""
-    return under_admin(request.scope) and request.accept.best_match([JSON, HTML]) == HTML
+    if not under_admin(request.scope):
+        return False
+    try:
+        return request.accept.best_match([JSON, HTML]) == HTML
+    except OverflowError:  # `q=inf`, which Litestar takes for a number
+        return False
 
 
 async def answer(

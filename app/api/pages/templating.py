@@ -154,9 +154,11 @@ def measured(value: float | None, unit: str) -> str:
 def pretty(payload: str) -> str:
     """JSON with indentation; anything else as it is."""
     try:
-        return json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
+        text = json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
+        text.encode()  # an escaped half of a character is JSON, and cannot be written as it is
     except (ValueError, RecursionError):
         return payload
+    return text
 
 
 def shown(value: Scalar) -> str:

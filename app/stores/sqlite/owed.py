@@ -94,6 +94,7 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
     Ingest drops the union over all processes. Without it, during a deploy, a process of the old release would take
     an event and leave alone the keys of a feature that only the new release knows. What is recorded stays; where
     nothing is new nothing is written, so that a process can start while the disk is full or the database locked.
+    Raises `StoreUnavailable`.
     """
     known = await database.read(lambda connection: set(connection.execute(SELECT_ANNOUNCED).fetchall()))
     pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]

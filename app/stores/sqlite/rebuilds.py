@@ -30,8 +30,9 @@ UPDATE rebuilds SET state = 'running', done = :done, position = :position, touch
 WHERE id = :id AND state IN ('queued', 'running')
 """
 SELECT_STATE = "SELECT state FROM rebuilds WHERE id = ?"
+# The position is a user's id, and of no use any more.
 UPDATE_FINISHED = """
-UPDATE rebuilds SET state = ?, finished_at_ms = ?, touched_at_ms = ?, error = ?
+UPDATE rebuilds SET position = '', state = ?, finished_at_ms = ?, touched_at_ms = ?, error = ?
 WHERE id = ? AND state IN ('queued', 'running')
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.dead_letters import THEIR_LETTERS, erase_letters
 from app.stores.sqlite.owed import INSERT_OWED
 from app.stores.sqlite.recalls import UPSERT_RECALLS
 
@@ -37,17 +38,12 @@ SELECT COUNT(*) FROM (
     UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
 )
 """
-# Without a `user_id` it never became an event; its payload may tell whose it was meant to be.
-_THEIR_LETTERS = "user_id = :user OR (user_id IS NULL AND json_valid(payload) AND payload ->> '$.user_id' = :user)"
-_THEIR_REBUILDS = """
-    state NOT IN ('queued', 'running')
-        AND (position = :user OR EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user))
-"""
+_NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
 SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
        (SELECT COUNT(*) FROM tip_feedback WHERE user_id = :user),
-       (SELECT COUNT(*) FROM dead_letters WHERE {_THEIR_LETTERS}),
-       (SELECT COUNT(*) FROM rebuilds WHERE {_THEIR_REBUILDS})
+       (SELECT COUNT(*) FROM dead_letters WHERE {THEIR_LETTERS}),
+       (SELECT COUNT(*) FROM rebuilds WHERE {_NAMED_IN_LIST})
 """
 # A skip scan: each step seeks the next user in the index, however many events the last one has. Ids with a common
 # prefix stand together in the order of UTF-8 bytes, so the first one without it ends the search.
@@ -64,12 +60,18 @@ DELETE_USER = (
     "DELETE FROM tip_views WHERE user_id = :user",
     "DELETE FROM tip_feedback WHERE user_id = :user",
     "DELETE FROM event_log WHERE user_id = :user",
-    f"DELETE FROM dead_letters WHERE {_THEIR_LETTERS}",
     f"""
-    UPDATE rebuilds SET position = '', user_ids = CASE WHEN user_ids IS NOT NULL THEN '[]' END
-    WHERE {_THEIR_REBUILDS}
+    UPDATE rebuilds SET user_ids = '[]' WHERE state NOT IN ('queued', 'running') AND {_NAMED_IN_LIST}
     """,
 )
+# An active run goes by the places of its list: an erased user leaves an empty one.
+UPDATE_ACTIVE_RUNS = f"""
+UPDATE rebuilds SET user_ids = (
+    SELECT json_group_array(CASE WHEN item.value = :user THEN '' ELSE item.value END)
+    FROM json_each(rebuilds.user_ids) AS item
+)
+WHERE state IN ('queued', 'running') AND {_NAMED_IN_LIST}
+"""
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 
 
@@ -124,10 +126,12 @@ class SqliteUsers:
 
         def work(connection: sqlite3.Connection) -> Holdings:
             counts = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_USER]
+            active = connection.execute(UPDATE_ACTIVE_RUNS, {"user": user_id}).rowcount
+            letters = erase_letters(connection, user_id)
             connection.execute(UPDATE_SEQ)
             connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
             connection.execute(UPSERT_RECALLS)
-            views, feedback, _, letters, rebuilds = counts
-            return Holdings(views, feedback, letters, rebuilds)
+            views, feedback, _, ended = counts
+            return Holdings(views, feedback, letters, ended + active)
 
         return await self._database.write(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -22,6 +23,14 @@ async def bury(site: Live, text: object) -> int:
     letter = await site.service.letters.bury_payload(json.dumps(text), "no event", "Traceback", site.now_ms)
     assert letter is not None
     return int(letter)
+
+
+def nested(name: str, depth: int) -> object:
+    """An object in an object in an object."""
+    content: object = ""
+    for _ in range(depth):
+        content = {name: content}
+    return content
 
 
 async def listed(site: Live, after: int) -> list[dict[str, Any]]:
@@ -198,6 +207,28 @@ async def test_reason_is_kept_and_the_payload_is_not_when_a_letter_is_discarded(
     (entry,) = await own_site.service.audit.newest(1)
     assert user not in repr(entry)
     assert entry.outcome == f"done: a test event of {user_hash(user)}, <script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "outcome"),
+    [
+        ({"userId": "ada"}, "ada's phone spells it userId", "{ada}'s phone spells it userId"),
+        ([{"user_id": "ada"}, {"user_id": "ada-2"}], "ada and ada-2 in a list", "{ada} and {ada-2} in a list"),
+        ({"event": {"user": {"user_ids": ["ada"]}}}, "nested: ada", "nested: {ada}"),
+        ({"user_id": "a/da"}, "a/da is no id", "{a/da} is no id"),
+        ({"user_id": 12}, "12 is a number", "{12} is a number"),
+        ({"user_id": "ada"}, "用户ada坏了", "用户{ada}坏了"),
+        ({"user_id": "", "tip_id": "ada"}, "canada, ada", "canada, ada"),
+        (nested("user_id", 500), "deep", "deep"),
+    ],
+)
+async def test_reason_is_kept_without_users_when_the_payload_names_them(
+    own_site: Live, content: object, reason: str, outcome: str
+) -> None:
+    letter = await bury(own_site, content)
+    await own_site.client.delete(f"/admin/dead-letters/{letter}", params={"reason": reason})
+    (entry,) = await own_site.service.audit.newest(1)
+    assert entry.outcome == "done: " + re.sub(r"\{(.+?)\}", lambda found: user_hash(found[1]), outcome)
 
 
 @pytest.mark.parametrize("reason", ["x" * 401, "a\x00b", "two\nlines"])

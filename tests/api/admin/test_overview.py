@@ -12,28 +12,12 @@ from app.api.pages.templating import NAVIGATION
 from app.errors import StoreUnavailable
 from app.operations.states import COMPONENTS
 from app.probes import sampler
-from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.events import served
 from tests.support.live import Live, new_user
-from tests.support.servers import VALKEY, StartServer, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-@pytest.fixture
-def cache(start_server: StartServer) -> EmbeddedServer:
-    """A cache to stop."""
-    return start_server(VALKEY)
-
-
-@pytest.fixture
-def queue(start_server: StartServer) -> EmbeddedServer:
-    """A queue to stop, in which a worker has shown itself."""
-    server = start_server(VALKEY)
-    ask(server, "SET", HEALTH_KEY, "alive")
-    return server
 
 
 async def looked(site: Live) -> dict[str, Any]:

@@ -130,7 +130,7 @@ async def test_a_report_is_measured_when_none_is_stored(own_site: Live) -> None:
     assert (await quality(own_site, "?max_age_s=3600"))["eligible"] == 0
 
 
-@pytest.mark.parametrize("value", ["-1", "x", "", "1.5", "99999999999999999999"])
+@pytest.mark.parametrize("value", ["-1", "x", "", "1.5", "null", "NULL", "99999999999999999999"])
 async def test_max_age_is_refused_when_it_is_no_number_of_seconds(site: Live, value: str) -> None:
     body = problem(await site.client.get(f"/admin/data-quality?max_age_s={value}"), 400)
     assert paths(body) == ["max_age_s"]
@@ -217,7 +217,7 @@ async def test_users_are_refused_when_the_question_is_unclear(site: Live, query:
 
 async def test_users_are_refused_when_there_is_no_such_feature(site: Live) -> None:
     answer = await site.client.get("/admin/data-quality/users?feature=nope&state=fresh")
-    assert "known are" in problem(answer, 422)["errors"][0]["detail"]
+    assert "known are" in problem(answer, 400)["errors"][0]["detail"]
 
 
 async def test_no_users_are_claimed_when_the_cache_is_away(serve_site: ServeSite, start_server: StartServer) -> None:

@@ -52,7 +52,9 @@ async def test_twenty_are_shown_when_no_limit_is_given(own_site: Live) -> None:
     assert await found(own_site, "user-", limit=100) == ([f"user-{number:02d}" for number in range(21)], False)
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "prefix=%00", "prefix=a/b", "nope=1"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=101", "limit=x", "limit=null", "prefix=%00", "prefix=a/b", "nope=1"]
+)
 async def test_query_is_refused_when_it_is_not_allowed(site: Live, query: str) -> None:
     assert paths(problem(await site.client.get(f"/admin/users?{query}"), 400)) == [query.partition("=")[0]]
 

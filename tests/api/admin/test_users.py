@@ -164,11 +164,15 @@ async def test_nothing_in_the_database_names_a_user_who_was_erased(own_site: Liv
     await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
     (event, _) = await site.service.log.unconsumed(site.now_ms + 1, 10)
     await site.service.letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
-    for text in (json.dumps({"user_id": user}), json.dumps({"user_id": "another"}), "[1]", "nonsense"):
+    several = [{"user_id": "another", "n": 1.50, "ok": True}, {"user_id": user}, {"events": [{"user_id": user}]}, 7]
+    for sent in ({"user_id": user}, {"user_id": "another"}, {"deep": [{"user_id": user}]}, several, [several[1]]):
+        await site.service.letters.bury_payload(json.dumps(sent), "no event", "", site.now_ms)
+    for text in ("[1]", "nonsense"):
         await site.service.letters.bury_payload(text, "no event", "", site.now_ms)
     for body in ({"user_ids": [user]}, {"scope": "all"}):
         run = (await site.client.post("/admin/rebuilds", json=body)).json()["id"]
         await site.service.runner.run(run, budget_s=30)
+    active = (await site.client.post("/admin/rebuilds", json={"user_ids": ["a", user, "b"]})).json()["id"]
     assert (await site.client.delete(f"/admin/users/{user}")).status_code == 204
 
     def dump(connection: sqlite3.Connection) -> str:
@@ -176,7 +180,15 @@ async def test_nothing_in_the_database_names_a_user_who_was_erased(own_site: Liv
 
     assert user not in await site.service.database.read(dump)
     letters = (await site.client.get("/admin/dead-letters")).json()["dead_letters"]
-    assert [item["payload"] for item in letters] == ['{"user_id": "another"}', "[1]", "nonsense"]
+    assert [item["payload"] for item in letters] == [
+        '{"user_id": "another"}',
+        '[{"user_id": "another", "n": 1.5, "ok": true},7]',
+        "[1]",
+        "nonsense",
+    ]
+    await site.service.runner.run(active, budget_s=30)
+    status = (await site.client.get(f"/admin/rebuilds/{active}")).json()
+    assert (status["state"], status["done"]) == ("completed", 3)
 
 
 @pytest.mark.parametrize(

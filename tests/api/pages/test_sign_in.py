@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from playwright.async_api import Browser, expect
 
 from app.api.admin.sign_in import safe_next
 from app.api.sessions import COOKIE
+from app.errors import StoreUnavailable
+from tests.api.conftest import ServeSite
 from tests.support.browser import visiting
-from tests.support.live import KEYS, Live, as_caller, problem
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
@@ -43,6 +46,13 @@ async def test_sign_in_is_refused_when_the_key_is_no_admins(
         await expect(visitor.page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+async def test_every_page_names_the_key_when_somebody_has_signed_in(keyed: Live) -> None:
+    cookie = {"Cookie": f"{COOKIE}={await session_cookie(keyed)}"}
+    for path in ("/admin/features", "/admin/nowhere"):
+        page = await keyed.client.get(path, headers={**cookie, **HTML})
+        assert 'you signed in with">admin<' in page.text
+
+
 async def test_session_is_worth_nothing_when_it_was_signed_out_of(keyed: Live, browser: Browser) -> None:
     async with visiting(browser, keyed) as visitor:
         await visitor.sign_in(KEYS["admin"])
@@ -70,6 +80,14 @@ async def test_error_is_a_page_when_a_browser_asks_and_a_problem_otherwise(site:
     problem(await site.client.get("/nowhere", headers=HTML), 404)
 
 
+@pytest.mark.parametrize("accept", ["text/html;q=inf", "text/html;q=1e999", "text/html;q=nan", ";,/;=", ""])
+async def test_answer_is_no_failure_when_accept_is_nonsense(site: Live, accept: str) -> None:
+    for path, status in (("/admin/features", 200), ("/admin/nowhere", 404)):
+        answer = await site.client.get(path, headers={"Accept": accept})
+        assert answer.status_code == status
+        assert answer.headers["x-request-id"]
+
+
 async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     for url in ("/admin/users/ada/rebuild", "/admin/sign-in"):
@@ -86,7 +104,7 @@ async def session_cookie(keyed: Live) -> str:
     """The cookie of an admin who has just signed in. The client is shared: what other tests left in it is not sent."""
     keyed.client.cookies.clear()
     first = await keyed.client.get("/admin/sign-in", headers=HTML)
-    token = first.text.partition('name="csrf_token" value="')[2].partition('"')[0]
+    token = token_in(first)
     cookies = {"Cookie": f"{COOKIE}={first.cookies[COOKIE]}"}
     keyed.client.cookies.clear()
     answer = await keyed.client.post(
@@ -104,6 +122,9 @@ async def session_cookie(keyed: Live) -> str:
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "http://elsewhere.example"},
         {"Origin": "null"},
+        {"Origin": "null", "Host": ""},
+        {"Origin": "http://["},
+        {"Origin": ""},
     ],
 )
 async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, headers: dict[str, str]) -> None:
@@ -111,6 +132,21 @@ async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, he
         body = problem(await site.client.request(method, url, headers=headers), 403)
         assert "another site" in body["detail"]
     assert (await site.client.get("/admin/users/ada", headers=headers)).status_code == 200
+
+
+async def test_nobody_is_signed_out_when_another_sites_page_sends_a_form(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        # To the browser `localhost` is another site than 127.0.0.1, and gets none of its cookies.
+        elsewhere = keyed.url.replace("127.0.0.1", "localhost")
+        page = f'<form action="{keyed.url}/admin/users/ada/rebuild" method="post"></form>'
+        await visitor.page.route(f"{elsewhere}/", lambda route: route.fulfill(body=page, content_type="text/html"))
+        await visitor.page.goto(f"{elsewhere}/")
+        await visitor.page.evaluate("document.forms[0].submit()")
+        await expect(visitor.page.get_by_text("A page of another site sent this")).to_be_visible()
+        await visitor.go("/admin/users/ada")
+        await expect(visitor.page.get_by_role("button", name="Sign out")).to_be_visible()
+        visitor.elsewhere.clear()
 
 
 @pytest.mark.parametrize(
@@ -153,3 +189,35 @@ async def test_sign_in_and_out_are_audited_and_an_unknown_key_is_not(keyed: Live
         ("admin", "sign in", "done"),
         ("writer", "sign in", "refused: the key 'writer' has not the scope 'admin'"),
     ]
+
+
+async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
+    serve_site: ServeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> int:
+        raise StoreUnavailable("the disk is full")
+
+    async with serve_site(api_keys=API_KEYS) as site:
+        signed_in = await session_cookie(site)
+        token = await form_token(site, signed_in)
+        fresh = await site.client.get("/admin/sign-in", headers=HTML)
+        form = {"csrf_token": token_in(fresh), "key": KEYS["admin"]}
+        monkeypatch.setattr(site.service.audit, "begin", fails)
+        # The client brings the cookie of the page that it has just seen.
+        refused = await site.client.post("/admin/sign-in", data=form, headers=HTML)
+        assert refused.status_code == 503
+        assert COOKIE not in refused.cookies
+        site.client.cookies.clear()
+        cookie = {"Cookie": f"{COOKIE}={signed_in}"}
+        problem(await site.client.post("/admin/sign-out", data={"csrf_token": token}, headers=cookie), 503)
+        assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
+
+
+def token_in(page: httpx.Response) -> str:
+    """The token in the forms of a page."""
+    return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
+
+
+async def form_token(keyed: Live, cookie: str) -> str:
+    """The token that forms of a session carry."""
+    return token_in(await keyed.client.get("/admin/features", headers={"Cookie": f"{COOKIE}={cookie}", **HTML}))

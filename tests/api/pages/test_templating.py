@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
@@ -105,6 +106,12 @@ def test_segment_holds_no_character_that_means_something_in_an_address(text: str
 def test_pretty_never_fails(payload: str) -> None:
     assert isinstance(pretty(payload), str)
     assert isinstance(pretty("[" * 100_000), str)
+    assert pretty('{"a":"\\ud83d"}') == '{"a":"\\ud83d"}'  # half a character could not be sent
+
+
+@given(st.recursive(st.text() | st.characters(categories=["Cs"]) | st.floats() | st.none(), st.lists))
+def test_pretty_can_be_sent(content: object) -> None:
+    assert pretty(json.dumps(content)).encode()
 
 
 def test_value_is_shown_for_people() -> None:
@@ -133,6 +140,8 @@ VALUES = st.lists(st.one_of(st.none(), st.integers(0, 10**9), st.floats(0, 1e9))
 
 
 @given(NAMES, st.dictionaries(NAMES, VALUES, min_size=1, max_size=3), st.sampled_from([charts.lines, charts.bars]))
+@example("least", {"value": [5e-324]}, charts.lines)
+@example("least", {"value": [5e-324]}, charts.bars)
 def test_chart_is_well_formed_and_names_nothing_that_a_page_forbids(
     title: str, series: dict[str, list[float | None]], draw: object
 ) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from app.errors import StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 from app.features.definitions import REGISTRY
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import Database
@@ -119,3 +119,18 @@ async def test_announcing_is_harmless_when_it_is_repeated(database: Database, ow
         await announce(database, REGISTRY, moment_ms)
     _, features = await owed.pending(1)
     assert features == set(REGISTRY.names)
+
+
+async def test_announcing_needs_no_room_when_everything_was_announced_before(
+    database: Database, owed: SqliteOwedInvalidations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_: object) -> None:
+        raise StoreFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "write", full)
+        with pytest.raises(StoreFull):  # nobody would delete its keys
+            await announce(database, REGISTRY, NOW_MS)
+    await announce(database, REGISTRY, NOW_MS)
+    monkeypatch.setattr(database, "write", full)
+    await announce(database, REGISTRY, NOW_MS + 1)

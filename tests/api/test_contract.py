@@ -1,0 +1,36 @@
+"""The OpenAPI document holds: schemathesis asks what it allows, and what it does not, under every key and none.
+
+A short, repeatable run; `make fuzz` asks thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fuzz.contract import CALLERS, ask
+from tests.fuzz.ground import Ground, ground
+from tests.support.live import KEYS
+
+pytestmark = pytest.mark.slow
+# What who may do everything sends counts most; others are refused whatever they send.
+LEAST = {"admin": 1_000, "reader": 200, "writer": 200, "nobody": 200}
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Ground]:
+    """A site of its own: what is asked erases users and rebuilds everyone."""
+    with ground() as served:
+        yield served
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_answers_are_as_the_document_says(site: Ground, caller: str) -> None:
+    if caller == "admin":
+        asked = ask(site.url, KEYS[caller], phases=("examples", "coverage"), ids=site.ids)
+    else:
+        asked = ask(site.url, KEYS.get(caller), phases=("coverage",), mode="positive", ids=site.ids)
+    assert not asked.findings, asked.output
+    assert asked.cases >= LEAST[caller]
+    assert "unexpected_error" not in site.log()

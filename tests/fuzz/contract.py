@@ -1,0 +1,96 @@
+"""The OpenAPI document against the service: whatever schemathesis thinks of, under one caller's key.
+
+A finding is an answer that the document does not foresee: a 5xx, an undocumented status or header, a body of another
+shape, valid input refused, invalid input taken, a method or a key that is not checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tests.fuzz.hooks import IDS_VARIABLE
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+MOST_S = 3_600
+LETTERS = 200
+RUNS = 20
+CALLERS = ("nobody", "reader", "writer", "admin")
+INSERT_LETTER = """
+INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
+VALUES ('queue', ?, 'no event', '', 1, 0, 0)
+"""
+INSERT_RUN = """
+INSERT INTO rebuilds
+    (id, scope, features, state, done, total, requested_by, created_at_ms, started_at_ms, touched_at_ms, finished_at_ms)
+VALUES (?, 'all', '[]', 'completed', 1, 1, 'admin', 0, 0, 0, 1)
+"""
+ALL_PHASES = ("examples", "coverage", "fuzzing", "stateful")
+
+
+Mode = Literal["positive", "all"]
+
+
+class Asked(NamedTuple):
+    """What a run asked, and what it found, one line each. `output` is what schemathesis says of it."""
+
+    cases: int
+    findings: list[str]
+    output: str
+
+
+def ask(
+    url: str,
+    key: str | None,
+    *,
+    phases: Sequence[str] = ALL_PHASES,
+    mode: Mode = "all",
+    examples: int = 1,
+    seed: int = 1,
+    ids: Mapping[str, Sequence[Any]] | None = None,
+) -> Asked:
+    """Ask a site everything, with a key or none.
+
+    `mode`: valid input (`positive`), or the other kind too. `examples`: how many for each operation while fuzzing.
+    """
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
+        report = Path(directory) / "report.json"
+        command = [
+            str(Path(sys.executable).with_name("schemathesis")),
+            *("--config-file", str(CONFIGURATION), "run", f"{url}/schema/openapi.json", "--no-color"),
+            *("--phases", ",".join(phases), "--mode", mode, "--max-examples", str(examples), "--seed", str(seed)),
+            *("--report", "json", "--report-json-path", str(report)),
+            *(("--header", f"X-API-Key: {key}") if key is not None else ()),
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), IDS_VARIABLE: json.dumps(ids or {})}
+        done = subprocess.run(
+            command, env=environment, cwd=directory, capture_output=True, text=True, check=False, timeout=MOST_S
+        )
+        output = done.stdout + done.stderr
+        if not report.exists():
+            return Asked(0, [f"schemathesis ended with {done.returncode}"], output)
+        told = json.loads(report.read_text())
+    findings = [f"{item['title']}: {', '.join(item['operations'])}" for item in told["failures"]]
+    findings += [f"not asked: {item}" for item in told["errors"]]
+    if not told["complete"] or told["operations"]["tested"] != told["operations"]["total"]:
+        findings.append(f"not all was asked: {told['operations']}")
+    return Asked(told["test_cases"]["generated"], findings, output)
+
+
+def populate(database: Path) -> dict[str, list[Any]]:
+    """Put things that paths may name into a migrated database; their ids by the name of the path's parameter."""
+    runs = [f"run-{number}" for number in range(RUNS)]
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.executemany(INSERT_LETTER, [(json.dumps({"user_id": f"u-{number}"}),) for number in range(LETTERS)])
+        connection.executemany(INSERT_RUN, [(run,) for run in runs])
+        letters = [row[0] for row in connection.execute("SELECT id FROM dead_letters")]
+    return {"run_id": runs, "letter_id": letters, "user_id": ["ada", "grace"]}

@@ -1,0 +1,70 @@
+"""Where the service is asked: a database, a cache, a queue, an API process and a worker of their own."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from app.stores.sqlite.migrate import migrate
+from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from tests.fuzz.contract import populate
+from tests.support.live import API_KEYS
+from tests.support.processes import Programs, free_port
+from tests.support.waiting import eventually_sync
+
+CACHE_MB = 64
+READY = "serving"
+
+
+class Ground(NamedTuple):
+    """A service with keys. `ids`: what exists in it. `log`: what its API process has written."""
+
+    url: str
+    ids: dict[str, list[Any]]
+    log: Callable[[], str]
+
+
+def _listening(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """Open until the block ends; everything is gone then."""
+    directory = Path(tempfile.mkdtemp(prefix="pf-"))
+    servers = {
+        name: EmbeddedServer(directory / name, directory / f"{name}.sock", options)
+        for name, options in (("cache", cache_options(CACHE_MB)), ("queue", queue_options()))
+    }
+    programs = Programs(directory)
+    database = directory / "profiles.db"
+    try:
+        for server in servers.values():
+            server.start()
+        migrate(database)
+        ids = populate(database)
+        settings: dict[str, Any] = {
+            "database": database,
+            "port": free_port(),
+            "worker_metrics_port": 0,
+            "cache_url": servers["cache"].url,
+            "queue_url": servers["queue"].url,
+            "api_keys": ",".join(f"{key.name}:{'+'.join(key.scopes)}:{key.sha256.hex()}" for key in API_KEYS),
+        }
+        serving = programs.start("serve", **settings)
+        programs.start("worker", **settings)
+        serving.says(READY)
+        eventually_sync(lambda: _listening(settings["port"]), 10)
+        yield Ground(f"http://127.0.0.1:{settings['port']}", ids, lambda: serving.output)
+    finally:
+        programs.close()
+        for server in servers.values():
+            server.kill()
+        shutil.rmtree(directory, ignore_errors=True)
