@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.servers import VALKEY, binary
 from tests.torture.faults import FAULTS
 from tests.torture.mutants import MUTANTS
 from tests.torture.plan import draw_plan
@@ -22,6 +23,11 @@ def test_plan_is_the_same_when_the_seed_is() -> None:
 def test_every_fault_has_its_turn_when_there_are_as_many_steps() -> None:
     plan = draw_plan(3, 600, list(FAULTS), 1.0)
     assert {step.fault for step in plan[: len(FAULTS)]} == set(FAULTS)
+
+
+@pytest.fixture(autouse=True)
+def _server() -> None:
+    binary(VALKEY)  # without it these tests are skipped, and fail on CI
 
 
 @pytest.mark.slow
