@@ -16,7 +16,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help up quick test check format bench bench-peers soak fuzz screenshots lock clean
+.PHONY: help up quick test check format bench bench-peers torture soak durability fuzz screenshots lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -46,8 +46,14 @@ bench: $(STAMP) ## Measure latency and throughput
 bench-peers: $(STAMP) $(PEERS)/bin/feast ## Measure beside Feast (installed into .venv-peers)
 	@$(BIN)/python -m tests.bench.peers $(PEERS)/bin
 
+torture: $(STAMP) ## Faults at random moments, every answer checked (longer: ARGS="--minutes 30 --seed 2")
+	@$(BIN)/python -m tests.torture $(ARGS)
+
 soak: $(STAMP) ## Watch memory under ten minutes of mixed load (shorter: ARGS="--minutes 1")
 	@$(BIN)/python -m tests.bench.soak $(ARGS)
+
+durability: $(STAMP) ## Kill the API 500 times in the middle of ingest (fewer: ARGS="--kills 50")
+	@$(BIN)/python -m tests.end_to_end.durability $(ARGS)
 
 fuzz: $(STAMP) $(FUZZER)/atheris ## Look for faults with input of all kinds, for a quarter of an hour
 	@$(BIN)/python -m tests.fuzz $(FUZZER) $(ARGS)

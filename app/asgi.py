@@ -30,7 +30,8 @@ from app.api.options import options_of
 from app.api.pages.assets import pages_assets, plain_name
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.sessions import Sessions
-from app.assembly import Contract, Service, open_service
+from app.assembly import Service, open_service
+from app.contract import Contract
 from app.errors import ProfilesError
 from app.events.ports import Holdings
 from app.events.replay import Replayer
@@ -64,6 +65,12 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     def begin(application: Litestar, service: Service) -> None:
         api = application.state.api = _api(service)
         hit_path.open(api.reader, api.registry, api.authenticator, api.metrics)
+        gateway.shedding.open(
+            {
+                ("POST", "/events"): ("events", lambda: api.ingestor.overloaded),
+                ("POST", "/profiles/history"): ("history", lambda: api.reader.history_overloaded),
+            }
+        )
 
     @asynccontextmanager
     async def lifespan(application: Litestar) -> AsyncIterator[None]:
@@ -94,7 +101,8 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         logging_config=None,
     )
     # Around the router: it decodes paths before any of its own middleware runs.
-    hit_path = HitPath(Gateway(application.asgi_handler, shared_metrics))
+    gateway = Gateway(application.asgi_handler, shared_metrics)
+    hit_path = HitPath(gateway, gateway.bodies)
     application.asgi_handler = hit_path
     return application
 

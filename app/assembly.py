@@ -13,21 +13,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
-import msgspec
-
+from app.contract import Contract, check_contract
 from app.events.admission import Admission
 from app.events.consume import Consumer
 from app.events.ingest import Ingestor
 from app.events.ports import Learner
 from app.events.queue_door import QueueDoor
 from app.features.clock import Clock
-from app.features.definitions import REGISTRY
 from app.features.registry import Registry
-from app.features.schema import ProfileFeatures, check_mirror
 from app.profiles.computation import Computation
+from app.profiles.consistency import Auditor
 from app.profiles.filling import Filler
 from app.profiles.inspection import Inspector
-from app.profiles.invalidate import Invalidator
+from app.profiles.invalidate import Invalidator, Stale
 from app.profiles.near import NearCache
 from app.profiles.quality.parts import Quality, join
 from app.profiles.read import ProfileReader
@@ -47,6 +45,7 @@ from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.quality_runs import quality_facts
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.recent_events import SqliteRecentEvents
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.user_events import SqliteUserEvents
@@ -56,14 +55,6 @@ from app.stores.tasks import end
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.no_cache import NoCache
 from app.telemetry import Metrics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contract:
-    """What this deployment serves: the registry, and the mirror that consumers type against."""
-
-    registry: Registry = REGISTRY
-    mirror: type[msgspec.Struct] = ProfileFeatures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +79,7 @@ class Service:
     users: SqliteUsers
     user_events: SqliteUserEvents
     inspector: Inspector
+    auditor: Auditor
     book: SqliteRebuildBook
     audit: SqliteAuditTrail
     samples: SqliteSamples
@@ -113,12 +105,6 @@ class _Foundation:
     owed: SqliteOwedInvalidations
     queue: Queue | None
     near: NearCache | None
-
-
-def check_contract(contract: Contract, settings: Settings) -> None:
-    """Raise `RegistryError` or `SettingsError` where registry, mirror and settings do not fit together."""
-    check_mirror(contract.registry, contract.mirror)
-    settings.require_retention(contract.registry.longest_window.days)
 
 
 @asynccontextmanager
@@ -179,8 +165,7 @@ async def open_service(
 def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> NearCache | None:
     if not settings.near_users:
         return None
-    tail = SqliteEventTail(settings.database)
-    stack.callback(tail.close)
+    stack.callback((tail := SqliteEventTail(settings.database)).close)
     return NearCache(tail, registry, clock, settings.near_users)
 
 
@@ -216,9 +201,17 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         metrics=metrics,
         near=base.near,
     )
+    inspector = Inspector(
+        cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
+    )
     consumer = Consumer(
         log=log, letters=letters, invalidator=invalidator, learners=learners, clock=clock, metrics=metrics
     )
+
+    async def drop(stale: Stale) -> None:
+        await invalidator.invalidate(stale)
+        await recall(database)
+
     return Service(
         settings=settings,
         contract=base.contract,
@@ -237,8 +230,16 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         letters=letters,
         users=users,
         user_events=SqliteUserEvents(database),
-        inspector=Inspector(
-            cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
+        inspector=inspector,
+        auditor=Auditor(
+            cache=cache,
+            trusted=gate.holds,
+            users=users,
+            events=SqliteRecentEvents(database),
+            computation=computation,
+            inspector=inspector,
+            drop=drop,
+            registry=registry,
         ),
         book=book,
         audit=SqliteAuditTrail(database),

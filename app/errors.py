@@ -8,13 +8,17 @@
     ├── InvalidInput            input that decodes and is still wrong; says where and why
     │   └── UnknownFeature      a feature name that the registry does not have
     ├── TooLarge                a body over the limit
+    ├── TooSlow                 a body that does not come in
+    ├── RateLimited             more requests from one caller than it may send; says when the next may come
     ├── UnsupportedMedia        a body of another kind than the route reads
     ├── NotFound                the thing named does not exist
     ├── Conflict                the request contradicts what is stored or running
     ├── Unauthenticated         no key, or a key that is not known
     ├── Forbidden               a known key without the scope
     └── Unavailable             something outside does not answer; worth trying again
-        ├── StoreUnavailable    the database is locked, full or broken
+        ├── StoreUnavailable    the database is locked or broken
+        │   └── StoreFull       the database has no room to write; reads go on
+        ├── Overloaded          more is asked for than can be done in good time; says of what
         ├── QueueUnavailable    the queue cannot be reached
         └── CacheUnavailable    the cache cannot be reached, or is not to be used now
             └── CacheRefused    the cache answers, but refuses this command (read-only, out of memory)
@@ -85,6 +89,14 @@ class TooLarge(ProfilesError):
     """The body is over the limit."""
 
 
+class TooSlow(ProfilesError):
+    """The body does not come in within its time."""
+
+
+class RateLimited(ProfilesError):
+    """One caller sends more requests than it may."""
+
+
 class UnsupportedMedia(ProfilesError):
     """The body is of a kind that the route does not read."""
 
@@ -114,7 +126,19 @@ class Unavailable(ProfilesError):
 
 
 class StoreUnavailable(Unavailable):
-    """The database is locked, full or broken."""
+    """The database is locked or broken, or has no room."""
+
+
+class StoreFull(StoreUnavailable):
+    """There is no room to write to the database: the disk is full, or a quota or limit is reached. Reads go on."""
+
+
+class Overloaded(Unavailable):
+    """More is asked for than can be done in good time. `kind` is what there is too much of, of a small closed set."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"too much load ({kind}); nothing was done, try again shortly")
+        self.kind = kind
 
 
 class QueueUnavailable(Unavailable):

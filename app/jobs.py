@@ -17,7 +17,7 @@ from app.assembly import Service
 from app.errors import Unavailable
 from app.events.handover import Handover
 from app.stores.queue_worker import Pace
-from app.telemetry import logger
+from app.telemetry import logger, warn
 
 RETRY_FIRST_S = 0.2
 RETRY_MOST_S = 5.0
@@ -83,7 +83,7 @@ async def carried_out(
         failures.pop(job_id, None)
     except (Unavailable, TimeoutError) as error:
         metrics.jobs.labels(name, "retried").inc()
-        log.warning("job_retried", job=name, tries=tries, error=str(error) or type(error).__name__)
+        warn(log, error)("job_retried", job=name, tries=tries, error=str(error) or type(error).__name__)
         raise Retry(defer=back_off(tries)) from error
 
 

@@ -36,7 +36,12 @@ async def _check_database(service: Service) -> dict[str, Check]:
     except StoreUnavailable as error:
         return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
-    return {"database": Check(True, "", vital=True), "invalidations": Check(owed == 0, detail, state="degraded")}
+    room = not service.database.full
+    full = "the disk is full: events are refused, reads go on"
+    return {
+        "database": Check(room, full, vital=room, state="degraded"),
+        "invalidations": Check(owed == 0, detail, state="degraded"),
+    }
 
 
 async def _check_cache(service: Service) -> dict[str, Check]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
-from app.errors import SettingsError
+from app.errors import SettingsError, StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
 
@@ -34,6 +34,11 @@ class Metrics:
         self.collectors = CollectorRegistry()
         self.request_seconds = self._spread(
             "http_request_duration_seconds", "Time to answer, by route and status.", FAST, "method", "route", "status"
+        )
+        self.shed = self._counter(
+            "requests_shed_total",
+            "Requests sent away (503), by what there was too much of: reads, history, events, bodies.",
+            "kind",
         )
         self.cache_hits = self._tally("cache_hits_total", "Feature values answered from the cache.")
         self.near_hits = self._tally("near_hits_total", "Of these, values from the process's own memory.")
@@ -86,6 +91,21 @@ class Metrics:
         )
         self.consumption_lag = self._histogram(
             "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
+        )
+        self.consistency_checks = self._counter(
+            "consistency_checks_total",
+            "Users whose cached profile was held against a recomputation so long after an event, by outcome.",
+            "after",
+            "outcome",
+        )
+        self.consistency_violations = self._counter(
+            "consistency_violations_total",
+            "Cached values that the audit found untrue: stale, or unexplained. Anything but 0 is a fault.",
+            "feature",
+            "fault",
+        )
+        self.consistency_repairs = self._counter(
+            "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
         )
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
 
@@ -218,6 +238,11 @@ class _Stream:
 
     def flush(self) -> None:
         """Nothing is kept back."""
+
+
+def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:
+    """Tells of what will be tried again; quietly where the disk is full, of which the database tells once."""
+    return log.debug if isinstance(error, StoreFull) else log.warning
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from random import Random
 from typing import Any, cast
 
 import uvloop
@@ -25,11 +26,12 @@ from app.events.handover import Handover
 from app.events.ports import Learner
 from app.jobs import Context, carried_out, come_back, context, pace_of, service_of
 from app.probes import sampling
+from app.profiles.consistency_watch import ConsistencyWatch
 from app.settings import Settings
 from app.stores import queue
 from app.stores.queue_worker import STOP_GRACE_S, Pace, keep_working
 from app.stores.tasks import end
-from app.telemetry import configure_logging, logger, serve_metrics
+from app.telemetry import configure_logging, logger, serve_metrics, warn
 
 FOR_EVER = 1_000_000_000
 SWEEP_EVERY_S = 2.0
@@ -123,10 +125,11 @@ async def sweep(service: Service, pace: Pace) -> None:
     await service.consumer.sweep()
     if service.queue is None:
         return
-    before_ms = service.clock.now_ms() - pace.untouched_ms
-    for run_id in await service.book.untouched(before_ms):
+    now_ms = service.clock.now_ms()
+    before_ms, after_ms = now_ms - pace.untouched_ms, now_ms + pace.untouched_ms
+    for run_id in await service.book.untouched(before_ms, after_ms):
         await service.queue.start_rebuild(run_id)
-    for quality_id in await service.quality.book.untouched(before_ms):
+    for quality_id in await service.quality.book.untouched(before_ms, after_ms):
         await service.quality.start(quality_id)
 
 
@@ -135,10 +138,21 @@ async def _keep_sweeping(service: Service, pace: Pace) -> None:
         try:
             await sweep(service, pace)
         except Unavailable as error:
-            log.warning("sweep_failed", error=str(error))
+            warn(log, error)("sweep_failed", error=str(error))
         except Exception:
             log.exception("sweep_failed")
         await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def watch(service: Service) -> ConsistencyWatch:
+    """The running audit of this worker."""
+    return ConsistencyWatch(
+        auditor=service.auditor,
+        users_per_s=service.settings.audit_users,
+        random=Random(),  # noqa: S311  # a sample, no secret
+        clock=service.clock,
+        metrics=service.metrics,
+    )
 
 
 class WorkerSettings:
@@ -182,7 +196,10 @@ async def work(
     pace = pace or Pace()
     async with open_service(settings, door="queue", learners=learners) as service, sampling(service, "worker"):
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
-        sweeping = asyncio.create_task(_keep_sweeping(service, pace))
+        background = [
+            asyncio.create_task(_keep_sweeping(service, pace)),
+            asyncio.create_task(watch(service).keep_watching()),
+        ]
         ctx = context(service, pace)
         try:
             log.info("worker_started", database=str(settings.database))
@@ -197,7 +214,7 @@ async def work(
             )
         finally:
             await ctx["handover"].close(STOP_GRACE_S)
-            await end([sweeping])
+            await end(background)
             await asyncio.to_thread(stop_metrics)
     log.info("worker_stopped")
 

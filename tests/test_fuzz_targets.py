@@ -57,7 +57,7 @@ def broken_problem(value: str) -> None:
         ("codec", "decode", broken_decode, b"Vf:1:2:3:4"),
         ("ids", "key", broken_key, b"a b\na%20b"),
         ("ids", "id_problem", broken_problem, b"a/b\n"),
-        ("events", "decode_json", lambda raw: [][1], b"[]"),
+        ("events", "decode_json", lambda raw: {}[raw], b"[]"),
         ("events", "digest", lambda event: next(TURNS), msgspec.json.encode(served("ada"))),
         ("paths", "_refusal", lambda scope: (500, "x"), b"ada"),
         ("moments", "moment_ms", lambda text, name: next(TURNS), b"x"),
@@ -68,5 +68,5 @@ def test_target_notices_when_the_code_is_broken(
 ) -> None:
     TARGETS[target](raw)
     monkeypatch.setattr(targets, name, broken)
-    with pytest.raises((AssertionError, IndexError, UnicodeError)):
+    with pytest.raises((AssertionError, KeyError, UnicodeError)):
         TARGETS[target](raw)

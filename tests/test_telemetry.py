@@ -11,7 +11,8 @@ from typing import Literal
 
 import pytest
 
-from app.telemetry import Metrics, configure_logging, logger
+from app.errors import StoreFull, StoreUnavailable
+from app.telemetry import Metrics, configure_logging, logger, warn
 from tests.support.logs import logging_put_back
 
 Format = Literal["console", "json"]
@@ -144,3 +145,12 @@ def test_metrics_are_named_with_base_units_and_explained() -> None:
         assert family.documentation.endswith(".")
         if family.type == "histogram" and family.name != "profiles_commit_events":
             assert family.name.endswith("_seconds")
+
+
+def test_what_comes_again_and_again_on_a_full_disk_is_told_quietly(written: list[str]) -> None:
+    with logging_put_back():
+        configure_logging("json", "info", written.append)
+        log = logger("part")
+        for error in (StoreFull("no room"), StoreUnavailable("locked")):
+            warn(log, error)("tried_in_vain", error=str(error))
+    assert [json.loads(line)["error"] for line in written] == ["locked"]

@@ -625,3 +625,16 @@ async def test_it_refuses_to_start_when_a_server_is_not_named(settings: Settings
     ):
         with pytest.raises(SettingsError, match=f"{name}: must be set"):
             await work(missing, asyncio.Event())
+
+
+@pytest.mark.slow
+async def test_users_of_new_events_are_checked_when_a_worker_works(settings: Settings) -> None:
+    async with working(settings) as (service, _):
+        labels = {"after": "1s", "outcome": "empty"}  # nobody has read them
+
+        async def checked() -> bool:
+            await service.ingestor.ingest([served("ann", now_ms())])
+            count = service.metrics.collectors.get_sample_value("profiles_consistency_checks_total", labels)
+            return bool(count)
+
+        await eventually_async(checked, 20, 0.3)

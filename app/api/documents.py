@@ -34,6 +34,7 @@ DESCRIPTIONS = {
     415: "The body is of another kind.",
     422: "Decodable, but invalid; `errors` names each place.",
     503: "It cannot be served now; try again after `Retry-After` seconds.",
+    507: "The disk is full; nothing was stored. Try again after `Retry-After` seconds.",
 }
 
 

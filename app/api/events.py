@@ -22,7 +22,7 @@ from app.features.events import TipFeedback, TipServed
     "refuses the request and names its index or line. When this answers 202 the events are durable, and the next read "
     "of these users' profiles, in any process, reflects them. Sending again is safe: `event_id` tells duplicates.",
     response_description="Stored for good, and reflected by every later read.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def post_events(request: HttpRequest) -> EventsReceipt:
     """Take events in."""

@@ -12,23 +12,21 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from random import Random
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.api import event_stream
+from app.api.bodies import Bodies, Body
 from app.api.framing import framing_problem
-from app.api.problems import MEDIA_TYPE, encoded
-from app.errors import Undecodable
+from app.api.problems import MEDIA_TYPE, encoded, headers_of
+from app.api.shedding import DETAIL, Shedding, mark_of
 from app.plain_structlog import structlog
 from app.telemetry import REQUEST_ID, Metrics, logger
 
-DRAIN_BYTES = 64 * 1024 * 1024
-DRAIN_S = 10.0
 CUT_SHORT = 499  # as nginx counts it: nobody was there to answer, or the process ended; no fault of the service
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -41,48 +39,14 @@ _random = Random()  # noqa: S311  # to tell requests apart, not to keep anybody 
 log = logger("api")
 
 
-class _Body:
-    """A request's body on its way in."""
-
-    def __init__(self, scope: HTTPScope, receive: Receive) -> None:
-        headers = dict(scope["headers"])
-        self._receive = receive
-        self._more = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        # Until somebody asks for its body, such a sender sends none.
-        self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
-
-    @property
-    def unread(self) -> bool:
-        """Whether more is on its way."""
-        return self._more and not self._waits
-
-    async def receive(self) -> HTTPReceiveMessage:
-        """The next part; raises `Undecodable` where the sender broke off."""
-        self._waits = False
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._more = message.get("more_body", False)
-        elif self._more:
-            self._more = False
-            raise Undecodable("the body ended before it was complete")
-        return message  # type: ignore[return-value]  # no websocket comes here
-
-    async def drain(self) -> None:
-        """Take in what nobody read, and forget it."""
-        left = DRAIN_BYTES
-        with suppress(TimeoutError, Undecodable):
-            async with asyncio.timeout(DRAIN_S):
-                while self.unread and left > 0:
-                    message = await self.receive()
-                    left -= len(message["body"]) if message["type"] == "http.request" else 0
-
-
 class Gateway:
     """ASGI, around Litestar's own handler."""
 
     def __init__(self, inner: ASGIApp, metrics: Metrics) -> None:
         self._inner = inner
         self._metrics = metrics
+        self.bodies = Bodies()
+        self.shedding = Shedding(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -97,7 +61,7 @@ class Gateway:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
         status, answered = 500, None
-        body = _Body(scope, receive)
+        body = Body(scope, receive, self.bodies)
 
         async def send_marked(message: Message) -> None:
             nonlocal status, answered
@@ -114,7 +78,8 @@ class Gateway:
             await send(message)
 
         try:
-            refusal = _refusal(scope)
+            overload = self.shedding.look(scope)
+            refusal = _refusal(scope) if overload is None else (503, DETAIL.format(overload))
             if refusal is None:
                 await self._inner(scope, body.receive, send_marked)
             else:
@@ -123,13 +88,21 @@ class Gateway:
             status = CUT_SHORT
             raise
         finally:
+            body.forget()
             # A stream lasts as long as somebody listens: what counts is when it began.
-            elapsed = (answered or perf_counter()) - started
-            route = scope.get("path_template") or "unmatched"
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
-            level = log.error if status >= 500 else log.info if status >= 400 else log.debug
-            level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
+            self._note(scope, status, (answered or perf_counter()) - started)
+
+    def _note(self, scope: HTTPScope, status: int, elapsed: float) -> None:
+        route = scope.get("path_template") or "unmatched"
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
+        shed = mark_of(scope)
+        if shed is not None:
+            self.shedding.note(shed)
+        # Of a full disk the database tells once, of load the shedding; the log may lie on the same disk.
+        quiet = status < 400 or status == 507 or shed
+        level = log.debug if quiet else log.info if status < 500 else log.error
+        level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 
 def _is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -181,5 +154,6 @@ def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
 async def _refuse(send: Send, status: int, detail: str) -> None:
     body = encoded(status, detail)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(status).items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

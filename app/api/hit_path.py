@@ -2,17 +2,19 @@
 
 It answers 200 or nothing: whatever it does not recognise at a glance (an escape, an odd id, another query than
 `features=`, a body where none belongs, a key that is not good, trouble while reading) goes on to the documented route,
-which is the reference, with what was read of its body. `tests/api/test_hit_path.py` drives both with the same requests
-and demands the same answers.
+which is the reference, with what was read of its body; where there is too much load, no further than to the gateway.
+`tests/api/test_hit_path.py` drives both with the same requests and demands the same answers.
 Invariant: what it answers is what the documented route would have answered, request id and metrics included.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterable
 from time import perf_counter
+from typing import Literal
 
 import msgspec
 from litestar.enums import ScopeType
@@ -27,10 +29,12 @@ from litestar.types import (
 )
 
 from app.api.auth import Authenticator, names_this_machine
+from app.api.bodies import BODY_S, Bodies, Timer
 from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
-from app.errors import ProfilesError, UnknownFeature
+from app.api.shedding import mark
+from app.errors import Overloaded, ProfilesError, UnknownFeature
 from app.features.ids import id_problem
 from app.features.registry import Registry
 from app.profiles.read import ProfileReader
@@ -43,6 +47,7 @@ _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmat
 _LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # of a body that may be taken in whole: under a megabyte
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"content-encoding"})
 _OF_A_BODY = frozenset({b"content-length", b"content-type"})
+_PART: Literal["http.request"] = "http.request"
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
@@ -57,8 +62,9 @@ _Admitted = tuple[bytes, bool]
 class HitPath:
     """ASGI, around the gateway."""
 
-    def __init__(self, inner: ASGIApp) -> None:
+    def __init__(self, inner: ASGIApp, bodies: Bodies) -> None:
         self._inner = inner
+        self._bodies = bodies
         self._reader: ProfileReader | None = None
 
     def open(self, reader: ProfileReader, registry: Registry, authenticator: Authenticator, metrics: Metrics) -> None:
@@ -83,9 +89,12 @@ class HitPath:
                 if found is not None and await self._answered(scope, found[1], self._reader, send):
                     return
             elif scope["method"] == "POST" and path == b"/profiles/batch" and not scope["query_string"]:
-                taken: list[_Received] = []
-                if await self._answered_batch(scope, self._reader, receive, taken, send):
-                    return
+                taken: list[_Received | Exception] = []
+                try:
+                    if await self._answered_batch(scope, self._reader, receive, taken, send):
+                        return
+                finally:
+                    self._bodies.held -= _size(taken)
                 if taken:
                     receive = _again(taken, receive)
         await self._inner(scope, receive, send)
@@ -99,6 +108,8 @@ class HitPath:
                 return False
             user_id = user.decode()
             values = reader.near_values(user_id, mask) or (await reader.read_far_values({user_id: mask}))[user_id]
+        except Overloaded as error:
+            return _sent_away(scope, ONE, error)
         except ProfilesError:
             return False  # the documented route meets the same, and tells it properly
         except Exception:  # a defect: known by this line, and no reason not to answer
@@ -109,19 +120,21 @@ class HitPath:
         return True
 
     async def _answered_batch(
-        self, scope: HTTPScope, reader: ProfileReader, receive: Receive, taken: list[_Received], send: Send
+        self, scope: HTTPScope, reader: ProfileReader, receive: Receive, taken: list[_Received | Exception], send: Send
     ) -> bool:
         started, admitted = perf_counter(), None
         try:
             admitted = self._admitted(scope["headers"])
             if admitted is None or not admitted[1]:
                 return False
-            body = await _whole(receive, taken)
+            body = await self._whole(receive, taken)
             asked = _decode_batch(body)
             if any(map(id_problem, asked.user_ids)):
                 return False
             mask = self._registry.full_mask if asked.features is None else self._registry.mask(asked.features)
             values = await reader.read_values(dict.fromkeys(asked.user_ids, mask))
+        except Overloaded as error:
+            return _sent_away(scope, BATCH, error)
         except (ProfilesError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
         except Exception:  # as above
@@ -167,6 +180,28 @@ class HitPath:
             return None
         return request_id or own_request_id(), of_a_body == 2
 
+    async def _whole(self, receive: Receive, taken: list[_Received | Exception]) -> bytes:
+        """A body; what came of it, or instead of it, is left in `taken`, and counts as held."""
+        body = b""
+        timer = Timer(BODY_S)
+        try:
+            while True:
+                message = await receive()
+                taken.append(message)
+                if message["type"] != "http.request":
+                    return b""
+                body += message["body"]
+                self._bodies.held += len(message["body"])
+                if self._bodies.full:
+                    return b""
+                if not message.get("more_body", False):
+                    return body
+        except asyncio.CancelledError as error:
+            taken.append(timer.explain(error))
+            return b""
+        finally:
+            timer.stop()
+
     async def _send(self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str], started: float) -> None:
         length = (b"content-length", b"%d" % len(body))
         headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
@@ -182,28 +217,29 @@ class HitPath:
             log.debug("request", **fields, ms=round(elapsed * 1000, 2))
 
 
+def _sent_away(scope: HTTPScope, route: tuple[str, str], error: Overloaded) -> bool:
+    """Nothing is answered here, and the documented route need not try the same again."""
+    mark(scope, error.kind)
+    scope["path_template"] = route[1]
+    return False
+
+
 def _id_of(admitted: _Admitted | None) -> dict[str, str]:
     return {REQUEST_ID: admitted[0].decode()} if admitted is not None else {}
 
 
-async def _whole(receive: Receive, taken: list[_Received]) -> bytes:
-    """A body; what came of it, or instead of it, is left in `taken`."""
-    body = b""
-    while True:
-        message = await receive()
-        taken.append(message)
-        if message["type"] != "http.request":
-            return b""
-        body += message["body"]
-        if not message.get("more_body", False):
-            return body
+def _size(taken: Iterable[_Received | Exception]) -> int:
+    return sum(len(part["body"]) for part in taken if not isinstance(part, Exception) and part["type"] == _PART)
 
 
-def _again(taken: list[_Received], receive: Receive) -> Receive:
+def _again(taken: list[_Received | Exception], receive: Receive) -> Receive:
     """Gives what was taken already, then what comes."""
     waiting = iter(taken)
 
     async def give() -> _Received:
-        return next(waiting, None) or await receive()
+        part = next(waiting, None)
+        if isinstance(part, Exception):
+            raise part
+        return part or await receive()
 
     return give

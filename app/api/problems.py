@@ -14,11 +14,13 @@ from app import errors
 from app.api.context import HttpRequest
 from app.api.pages.errors import ErrorPage
 from app.api.pages.negotiation import prefers_page
+from app.api.shedding import mark
 from app.errors import Issue
 from app.telemetry import logger
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+RETRY_AFTER_FULL_S = 10  # somebody has to make room
 MAX_ISSUES = 100
 log = logger("api")
 # The names of RFC 9110: those of `http` differ between versions of Python, and a problem's type must not.
@@ -32,8 +34,10 @@ STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
+    (errors.TooSlow, 408),
     (errors.TooLarge, 413),
     (errors.UnsupportedMedia, 415),
+    (errors.StoreFull, 507),
     (errors.Unavailable, 503),
 )
 
@@ -68,6 +72,10 @@ def headers_of(status: int) -> dict[str, str]:
     """What a status wants in its headers."""
     if status == 401:
         return {"WWW-Authenticate": 'ApiKey realm="profiles"'}
+    if status == 507:
+        return {"Retry-After": str(RETRY_AFTER_FULL_S)}
+    if status == 408:
+        return {"Connection": "close"}
     return {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
 
 
@@ -93,7 +101,9 @@ def on_error(request: HttpRequest, error: errors.ProfilesError) -> Response[Any]
     """An error of the tree."""
     for kind, status in STATUSES:
         if isinstance(error, kind):
-            if status == 503:
+            if isinstance(error, errors.Overloaded):
+                mark(request.scope, error.kind)
+            elif status == 503:
                 log.warning("unavailable", error=str(error))
             return _respond(request, status, str(error), getattr(error, "issues", ()))
     log.error("unexpected_error", error=repr(error))

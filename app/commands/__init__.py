@@ -7,8 +7,10 @@ import sys
 import click
 
 import app
+from app.commands.audit import audit
 from app.commands.backup import backup, restore
 from app.commands.change import demo, events, rebuild
+from app.commands.doctor import doctor
 from app.commands.history import history
 from app.commands.keys import keys
 from app.commands.look import features, profile
@@ -34,7 +36,12 @@ def cli() -> None:
     """
 
 
-for command in (up, serve, worker, migrate, features, profile, history, rebuild, events, demo, backup, restore, keys):
+COMMANDS = (
+    *(up, serve, worker, migrate),
+    *(features, profile, history, rebuild, events, demo),
+    *(doctor, audit, backup, restore, keys),
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

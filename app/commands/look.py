@@ -86,7 +86,7 @@ async def _read(user: str, as_of_ms: int | None) -> tuple[dict[int, Any], Any]:
     async with open_service(settings_of_command(), door="command") as service:
         registry = service.contract.registry
         if as_of_ms is None:
-            return (await service.reader.read({user: registry.full_mask}))[user], registry
+            return (await service.reader.read({user: registry.full_mask}, patient=True))[user], registry
         problem = Moments(registry, service.settings.retention_days, service.clock).problem
         if issue := problem(as_of_ms, None, registry.full_mask):
             raise InvalidInput("the moment is not allowed", [Issue("--as-of", issue.detail)])

@@ -71,7 +71,7 @@ def exit_code(error: ProfilesError) -> int:
 
 def fail(error: ProfilesError) -> None:
     """Say what is wrong, on standard error."""
-    err().print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
+    err().print(f"[bold red]error:[/] {plain(str(error))}", soft_wrap=True)
     issues = getattr(error, "issues", ())
     for issue in issues[:SHOWN_ISSUES]:
         complain(issue)
@@ -81,10 +81,10 @@ def fail(error: ProfilesError) -> None:
 
 def complain(issue: Issue) -> None:
     """Say what is wrong with one thing among many, on standard error."""
-    err().print(f"  {_plain(issue.path)}: {_plain(issue.detail)}", soft_wrap=True)
+    err().print(f"  {plain(issue.path)}: {plain(issue.detail)}", soft_wrap=True)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from outside: no markup, no control characters."""
     shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
     return shown.replace("[", r"\[")

@@ -60,7 +60,11 @@ class Consumer:
         """
         swept = 0
         before_ms = self._clock.now_ms() - SWEEP_AGE_MS
-        while events := await self._log.unconsumed(before_ms, SWEEP_CHUNK):
+        # What arrived in the future arrived before the clock was set back: it would wait until the clock has come so
+        # far again.
+        while events := await self._log.unconsumed(
+            before_ms, SWEEP_CHUNK, or_after_ms=self._clock.now_ms() + SWEEP_AGE_MS
+        ):
             stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
             await self._invalidator.invalidate(stale)
             consumed = await self._learn(events)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from app.errors import Unavailable
 from app.events.consume import Consumer
-from app.telemetry import logger
+from app.telemetry import logger, warn
 
 LINGER_S = 0.2
 EVENTS_AT_ONCE = 500
@@ -63,6 +63,6 @@ class Handover:
             async with asyncio.timeout(self._within_s):
                 await self._consumer.consume(seqs)
         except (Unavailable, TimeoutError) as error:
-            log.warning("left_to_the_sweep", events=len(seqs), error=str(error) or type(error).__name__)
+            warn(log, error)("left_to_the_sweep", events=len(seqs), error=str(error) or type(error).__name__)
         except Exception:
             log.exception("left_to_the_sweep", events=len(seqs))

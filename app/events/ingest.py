@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from app.errors import Conflict, Issue, StoreUnavailable
+from app.backlog import Backlog
+from app.errors import Conflict, Issue, Overloaded
 from app.events.admission import Admission, path_to
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
 from app.features.clock import Clock
@@ -27,6 +28,9 @@ from app.telemetry import Metrics
 
 COMMIT_CAP = 2_000
 WAITING_CAP = 50_000
+# How long events may wait for their commit at the door where somebody waits for the answer, and how many may in any
+# case. What comes by the queue is not sent away: its jobs wait there as well as here.
+PATIENCE_S, ALWAYS = {"http": 2.0}, COMMIT_CAP
 # By door; at the others commits follow one another. arq starts a job every half millisecond at best, and looks for new
 # ones every ten: only under load is a commit put off.
 COMMITS_APART_S = {"queue": 0.004}
@@ -73,9 +77,14 @@ class Ingestor:
         self._pause = pause
         self._next_commit_at = float("-inf")
         self._waiting: deque[_Request] = deque()
-        self._waiting_events = 0
+        self._backlog = Backlog(lanes=1, patience_s=PATIENCE_S.get(door, float("inf")), always=ALWAYS)
         self._committing: asyncio.Task[None] | None = None
         self._finishing: set[asyncio.Task[None]] = set()
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether events that came now would wait too long; nobody need decode them then."""
+        return self._backlog.full
 
     async def ingest(self, events: Sequence[TipEvent]) -> Receipt:
         """Store all of these events, or none.
@@ -83,19 +92,20 @@ class Ingestor:
         Raises:
             InvalidInput: a time is refused.
             Conflict: an event id is known with other content.
-            StoreUnavailable: the database does not answer, or too much waits for it. The events may or may not be
-                stored; sending them again is safe.
+            Overloaded: too much waits for the database already; nothing is stored.
+            StoreUnavailable: the database does not answer. The events may or may not be stored; sending them again is
+                safe.
         """
         try:
             admitted = self._admission.admit(events, self._clock.now_ms())
         except Exception:
             self._metrics.events.labels(self._door, "refused").inc(len(events))
             raise
-        if self._waiting_events + len(admitted) > WAITING_CAP:
-            raise StoreUnavailable("too many events wait to be stored; try again shortly")
+        if self.overloaded or self._backlog.waiting + len(admitted) > WAITING_CAP:
+            raise Overloaded("events")
         request = _Request(events, admitted, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
-        self._waiting_events += len(admitted)
+        self._backlog.waiting += len(admitted)
         if self._committing is None:
             self._committing = asyncio.get_running_loop().create_task(self._commit_all())
         # Shielded: a sender that hangs up must not undo what shares its commit.
@@ -124,7 +134,7 @@ class Ingestor:
             request = self._waiting.popleft()
             group.append(request)
             size += len(request.events)
-        self._waiting_events -= size
+        self._backlog.waiting -= size
         return group
 
     async def _commit(self, group: list[_Request]) -> None:
@@ -134,8 +144,10 @@ class Ingestor:
         except Exception as error:
             _fail(group, error)
             return
-        self._metrics.commit_seconds.observe(self._clock.monotonic() - started)
-        self._metrics.commit_events.observe(sum(len(request.events) for request in group))
+        took, size = self._clock.monotonic() - started, sum(len(request.events) for request in group)
+        self._backlog.worked(size, took)
+        self._metrics.commit_seconds.observe(took)
+        self._metrics.commit_events.observe(size)
         # The next commit need not wait for this one's DEL.
         task = asyncio.get_running_loop().create_task(self._finish(group, outcomes))
         self._finishing.add(task)

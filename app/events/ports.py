@@ -107,8 +107,10 @@ class EventLog(Protocol):
         """Store each request's events whole or not at all, all in one durable commit."""
         ...
 
-    async def unconsumed(self, received_before_ms: int, limit: int) -> list[LoggedEvent]:
-        """The oldest events that no worker has consumed and that arrived before a moment."""
+    async def unconsumed(
+        self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
+    ) -> list[LoggedEvent]:
+        """The oldest events that no worker has consumed and that arrived before a moment, or after another."""
         ...
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:

@@ -45,6 +45,11 @@ def _hit_ratio(found: Sum) -> float | None:
     return found.counts["hits"] / asked if asked else None
 
 
+def _consistent(found: Sum) -> float | None:
+    checked = found.counts["checks_consistent"] + found.counts["checks_violation"]
+    return found.counts["checks_consistent"] / checked if checked else None
+
+
 def _request_rate(found: Sum) -> float | None:
     requests = sum(count for name, count in found.counts.items() if name.startswith("requests_"))
     return requests / found.served_s if found.served_s else None
@@ -66,6 +71,11 @@ def _count(name: str) -> Callable[[Sum], float | None]:
     return lambda found: found.counts[name] if found.covered_s else None
 
 
+def _failed(found: Sum) -> float | None:
+    # What was shed is a 503, too; it has a figure of its own, and nothing is broken.
+    return max(0, found.counts["requests_5xx"] - found.counts["shed"]) if found.covered_s else None
+
+
 def _newest(name: str) -> Callable[[Sum], float | None]:
     return lambda found: found.newest.get(name)
 
@@ -77,7 +87,12 @@ KINDS = (
         "latency_p50_ms", "Latency, median", "ms", "over all", _latency(0.5), "Half of the answers took at most this."
     ),
     Kind("latency_p99_ms", "Latency, p99", "ms", "over all", _latency(0.99), "99 of 100 answers took at most this."),
-    Kind("failed_requests", "Failed requests", "count", "total", _count("requests_5xx"), "Answers with a 5xx status."),
+    Kind(
+        "failed_requests", "Failed requests", "count", "total", _failed, "Answers with a 5xx status, but for shed ones."
+    ),
+    Kind(
+        "shed", "Shed requests", "count", "total", _count("shed"), "Sent away with a 503: more load than can be taken."
+    ),
     Kind(
         "degraded_reads",
         "Degraded reads",
@@ -109,6 +124,14 @@ KINDS = (
         "over all",
         _lag(0.99),
         "From an event's arrival to its keys deleted or owed, for 99 of 100 at most.",
+    ),
+    Kind(
+        "consistent",
+        "Consistent",
+        "share",
+        "over all",
+        _consistent,
+        "Of the cached profiles that the audit checked 1 s, 1 min and 5 min after an event, those that were the truth.",
     ),
     Kind("queue_depth", "Queue depth", "count", "highest", _newest("queue_depth"), "Jobs that wait for a worker."),
     Kind(

@@ -50,6 +50,11 @@ def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
     if count := int(now("failed_requests")):
         text = f"{_plural(count, 'request')} failed (5xx) in the last minute."
         found.append(("failed_requests", text, "The log names each, with its route and the cause."))
+    if count := int(now("shed")):
+        verb = "was" if count == 1 else "were"
+        text = f"{_plural(count, 'request')} of the last minute {verb} sent away: too much load."
+        advice = "What was let in is answered in time. If it goes on, add a process, or a limit for each key."
+        found.append(("shed", text, advice))
     if (took := now("latency_p99_ms")) > SLOW_MS:
         text = f"One answer in a hundred takes over {took:,.0f} ms."
         found.append(("latency_p99_ms", text, "Degraded reads or a low hit ratio explain it; otherwise add a process."))
@@ -76,6 +81,10 @@ def _of_counts(counted: Mapping[str, int]) -> list[tuple[str, str, str]]:
     if count := counted.get("stale_dropped", 0):
         text = f"{_plural(count, 'value')} older than an event stood in the cache within the last hour."
         found.append(("stale_dropped", text, "They were dropped, but should not have been there: please report it."))
+    if count := counted.get("untrue", 0):
+        text = f"The audit found {_plural(count, 'cached value')} untrue within the last hour."
+        advice = "They were dropped. The workers' logs tell of each (consistency_violation): please report it."
+        found.append(("untrue", text, advice))
     return found
 
 

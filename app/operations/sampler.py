@@ -15,7 +15,7 @@ from app.features.clock import Clock
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges, Role, Sample, read
 from app.operations.states import Check, looks_of
-from app.telemetry import Metrics, logger
+from app.telemetry import Metrics, logger, warn
 
 EVERY_S = 10.0
 LAST_S = 0.3
@@ -61,7 +61,7 @@ class Sampler:
             try:
                 await self.sample()
             except Unavailable as error:
-                log.warning("sample_not_kept", error=str(error))
+                warn(log, error)("sample_not_kept", error=str(error))
             except Exception:
                 log.exception("sample_failed")
             await self._pause(EVERY_S)

@@ -80,7 +80,10 @@ def read(metrics: Metrics) -> Reading:
         ("invalidations", metrics.invalidations, "outcome"),
         ("feature_errors", metrics.computation_errors, ""),
         ("stale_dropped", metrics.stale_dropped, ""),
+        ("checks", metrics.consistency_checks, "outcome"),
+        ("untrue", metrics.consistency_violations, ""),
         ("publish_failures", metrics.publish_failures, ""),
+        ("shed", metrics.shed, ""),
     ):
         _add(counts, prefix, counter, label)
     return Reading(counts, latency, buckets.of_histogram(metrics.invalidation_lag))

@@ -16,12 +16,17 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from app.backlog import Backlog
 from app.features.clock import Clock
 from app.features.registry import Registry, Scalar, encode_value, indices
 from app.profiles.ports import Asked, Snapshot, Source
 from app.telemetry import Metrics, logger
 
 CAP = 128
+# How long a read may wait for its statement to begin, and how many users may do so in any case.
+LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 32
+# A training set is no matter of milliseconds, and one of 10,000 rows makes its neighbour wait for seconds.
+MOMENTS_PATIENCE_S, MOMENTS_ALWAYS = 10.0, 10_000
 log = logger("profiles.computation")
 
 
@@ -50,9 +55,12 @@ class _Statement:
     def takes(self, wanted: Mapping[str, int]) -> bool:
         return len(self.wanted) + len(wanted) <= CAP
 
-    def add(self, wanted: Mapping[str, int]) -> None:
+    def add(self, wanted: Mapping[str, int]) -> int:
+        """How many more users it has now."""
+        before = len(self.wanted)
         for user_id, mask in wanted.items():
             self.wanted[user_id] = self.wanted.get(user_id, 0) | mask
+        return len(self.wanted) - before
 
 
 class Computation:
@@ -69,10 +77,25 @@ class Computation:
         self._waiting: deque[_Statement] = deque()
         self._beginning = 0
         self._running: set[asyncio.Task[None]] = set()
+        self._live = Backlog(lanes=width, patience_s=LIVE_PATIENCE_S, always=LIVE_ALWAYS)
+        # Past moments take turns with one another, piece by piece, and leave a reader to those who read now.
+        self._moments_at_once = max(1, width - 1)
+        self._moments = Backlog(lanes=self._moments_at_once, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
+        self._moments_turn = asyncio.Semaphore(self._moments_at_once)
         self._defaults = [
             encode_value(entry.dtype, entry.default) or b"null" if entry.default is not None else b"null"
             for entry in registry
         ]
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether a live read that began now would wait too long. To be asked before; nothing is refused here."""
+        return self._live.full
+
+    @property
+    def history_overloaded(self) -> bool:
+        """The same of past moments."""
+        return self._moments.full
 
     async def live(self, wanted: Mapping[str, int]) -> list[Computed]:
         """Compute each user's mask of features as of now, in slices of at most `CAP` users.
@@ -88,19 +111,34 @@ class Computation:
         return results
 
     async def moments(self, asked: Sequence[Asked]) -> list[Mapping[int, Outcome]]:
-        """Compute past moments, in the order asked; never shared, never cached."""
+        """Compute past moments, in the order asked; never shared, never cached.
+
+        Raises:
+            StoreUnavailable: when the database does not answer.
+        """
+        backlog = self._moments
         results: list[Mapping[int, Outcome]] = []
-        for start in range(0, len(asked), CAP):
-            piece = asked[start : start + CAP]
-            snapshot = await self._compute(piece)
-            results.extend(self._outcomes(row, asked_for, snapshot) for row, asked_for in enumerate(piece))
+        left = len(asked)
+        backlog.waiting += left
+        try:
+            for start in range(0, len(asked), CAP):
+                piece = asked[start : start + CAP]
+                async with self._moments_turn:
+                    started = self._clock.monotonic()
+                    snapshot = await self._compute(piece)
+                    backlog.worked(len(piece), self._clock.monotonic() - started)
+                backlog.waiting -= len(piece)
+                left -= len(piece)
+                results.extend(self._outcomes(row, asked_for, snapshot) for row, asked_for in enumerate(piece))
+        finally:
+            backlog.waiting -= left
         return results
 
     def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[Computed]:
         if not self._waiting or not self._waiting[-1].takes(wanted):
             self._waiting.append(_Statement(self._loop))
             self._pump()
-        self._waiting[-1].add(wanted)
+        self._live.waiting += self._waiting[-1].add(wanted)
         return self._waiting[-1].done
 
     def _pump(self) -> None:
@@ -118,6 +156,8 @@ class Computation:
     async def _run(self) -> None:
         self._beginning -= 1
         statement = self._waiting.popleft()
+        self._live.waiting -= len(statement.wanted)
+        started = self._clock.monotonic()
         asked = [Asked(user_id, mask) for user_id, mask in statement.wanted.items()]
         try:
             at_ms = self._clock.now_ms()
@@ -131,6 +171,7 @@ class Computation:
             if not isinstance(error, Exception):
                 raise
         else:
+            self._live.worked(len(asked), self._clock.monotonic() - started)
             if not statement.done.done():
                 statement.done.set_result(result)
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from app.errors import CacheUnavailable
+from app.errors import CacheUnavailable, Overloaded
 from app.features.registry import indices
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Missing, Profile, Reading, own_outcomes
@@ -29,10 +29,11 @@ Wanted = Mapping[str, int]
 
 
 class _Request(NamedTuple):
-    """`plain`: answered with each feature's JSON; else with readings."""
+    """`plain`: answered with each feature's JSON; else with readings. `patient`: it is never sent away."""
 
     wanted: Wanted
     plain: bool
+    patient: bool
     done: asyncio.Future[dict[str, Any]]
 
     def answer(self, answer: dict[str, Any]) -> None:
@@ -82,12 +83,14 @@ class Groups:
         """Finish what was begun, background fills included."""
         await self._flights.close()
 
-    def join(self, wanted: Wanted, *, plain: bool) -> asyncio.Future[dict[str, Any]]:
+    def join(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with whoever asks in this tick.
 
-        The future raises `StoreUnavailable`.
+        The future raises `StoreUnavailable`; or `Overloaded` where something must be computed, too much waits for that,
+        and it is not
+        `patient`.
         """
-        request = _Request(wanted, plain, self._loop.create_future())
+        request = _Request(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
@@ -133,6 +136,8 @@ class Groups:
     ) -> tuple[list[_Request], dict[str, Profile], list[Missing]]:
         """Step 1: answer what has every value. The rest is returned, with what was found for it and what was not."""
         near = self._near
+        overloaded = self._computation.overloaded
+        shed = 0
         waiting: list[_Request] = []
         profiles: dict[str, Profile] = {}
         missing: dict[tuple[str, int], Missing] = {}
@@ -152,12 +157,17 @@ class Groups:
             else:
                 request.answer(answer)
                 continue
-            waiting.append(request)
             start = first
+            if overloaded and not request.patient:
+                request.fail(Overloaded("reads"))
+                width = sum(self._shapes[mask].width for mask in request.wanted.values())
+                start, shed = start + width, shed + width
+                continue
+            waiting.append(request)
             for user_id, mask in request.wanted.items():
                 part = held[start : (start := start + self._shapes[mask].width)]
                 profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
-        self._metrics.cache_hits.inc(len(held) - len(missing))
+        self._metrics.cache_hits.inc(len(held) - len(missing) - shed)
         self._metrics.cache_misses.inc(len(missing))
         return waiting, profiles, list(missing.values())
 
@@ -186,6 +196,11 @@ class Groups:
             )
 
     async def _degrade(self, requests: list[_Request], reason: str) -> None:
+        if self._computation.overloaded:
+            for request in requests:
+                if not request.patient:
+                    request.fail(Overloaded("reads"))
+            requests = [request for request in requests if request.patient]
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _Request, reason: str) -> None:

@@ -155,6 +155,30 @@ class NewestEvents(Protocol):
         ...
 
 
+class Recent(NamedTuple):
+    """An event lately committed: its sequence number, its user, and when it arrived."""
+
+    seq: int
+    user_id: str
+    received_at_ms: int
+
+
+class RecentEvents(Protocol):
+    """What an audit asks of the log. Raises `StoreUnavailable`."""
+
+    async def since(self, seq: int, limit: int) -> list[Recent]:
+        """The newest events above a sequence number, newest first."""
+        ...
+
+    async def newest_seq(self) -> int:
+        """The highest sequence number; 0 where there is no event."""
+        ...
+
+    async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
+        """Whether some event of the user above a sequence number has not been consumed yet."""
+        ...
+
+
 class Spans(NamedTuple):
     """When a user counts: an event since `since_ms` now; one in `before_since_ms` to `before_ms` before."""
 

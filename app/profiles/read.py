@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from app.errors import Overloaded
 from app.features.registry import Registry
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Profile, Reading
@@ -52,13 +53,16 @@ class ProfileReader:
             near=near,
         )
 
-    async def read(self, wanted: Wanted) -> dict[str, Profile]:
+    async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
         """Read each user's mask of features, as of now or later than the last acknowledged event.
+
+        Who is `patient` is never sent away.
 
         Raises:
             StoreUnavailable: when values must be computed and the database does not answer.
+            Overloaded: when values must be computed and too much waits for that.
         """
-        return await self._in_pieces(wanted, plain=False)
+        return await self._in_pieces(wanted, plain=False, patient=patient)
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """As `read`, but of each feature only the value, as JSON, in the order of the registry."""
@@ -82,7 +86,14 @@ class ProfileReader:
         return values
 
     async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
-        """Compute past moments, uncached, in the order asked."""
+        """Compute past moments, uncached, in the order asked.
+
+        Raises:
+            Overloaded: too much waits already.
+            StoreUnavailable: when the database does not answer.
+        """
+        if self.history_overloaded:
+            raise Overloaded("history")
         outcomes = await self._computation.moments(asked)
         return [
             {
@@ -92,15 +103,20 @@ class ProfileReader:
             for row, computed in zip(asked, outcomes, strict=True)
         ]
 
+    @property
+    def history_overloaded(self) -> bool:
+        """Whether `read_as_of` would refuse now."""
+        return self._computation.history_overloaded
+
     async def close(self) -> None:
         """Finish what was begun, background fills included."""
         await self._groups.close()
 
-    async def _in_pieces(self, wanted: Wanted, *, plain: bool) -> dict[str, Any]:
+    async def _in_pieces(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
         answer: dict[str, Any] = {}
         pairs = iter(wanted.items())
         while piece := dict(islice(pairs, GROUP_CAP)):
-            answer.update(await self._groups.join(piece, plain=plain))
+            answer.update(await self._groups.join(piece, plain=plain, patient=patient or bool(answer)))
         return answer
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:

@@ -76,8 +76,8 @@ class RebuildBook(Protocol):
         """These runs, without their lists of users; cheap."""
         ...
 
-    async def untouched(self, before_ms: int) -> list[str]:
-        """Active runs that nobody has touched since."""
+    async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
+        """Active runs that were touched last before a moment, or, as the clock has it, after another in the future."""
         ...
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:

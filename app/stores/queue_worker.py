@@ -99,13 +99,25 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's, which counts how often it has come round."""
+    """arq's, which counts how often it has come round, and takes no job more once it may not."""
 
     rounds = 0
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.came_round = asyncio.Event()
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """As arq's, which once begun would take the whole list, however long it waits for places."""
+        for job_id in job_ids:
+            if not self.allow_pick_jobs:
+                return
+            await super().start_jobs([job_id])
 
     async def heart_beat(self) -> None:
         """The end of a round."""
         self.rounds += 1
+        self.came_round.set()
         await super().heart_beat()
 
 
@@ -175,9 +187,17 @@ def _worker(
     )
 
 
-async def _close(worker: Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish, then close; those that take too long, or lost the queue, come back by themselves."""
+async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
+    """Let jobs finish, then close; those that take too long, or lost the queue, come back by themselves.
+
+    First let a round end that is under way. Otherwise: 1. arq marks a job as taken; 2. it is cancelled before it has
+    begun the job, which then stays hidden for `ARQ_EXTRA_S` and its timeout, though nothing has crashed.
+    """
     worker.allow_pick_jobs = False
+    worker.came_round.clear()
+    round_over = asyncio.create_task(worker.came_round.wait())
+    await asyncio.wait({running, round_over}, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
+    round_over.cancel()
     jobs = list(worker.tasks.values())
     if jobs:
         await asyncio.wait(jobs, timeout=STOP_GRACE_S)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.assembly import Contract
+from app.api.listening import HEAD_S
+from app.contract import Contract
 from app.settings import Settings
 from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
@@ -38,12 +39,15 @@ def serve_site(
     cache_server: EmbeddedServer,
     queue_server: EmbeddedServer,
 ) -> ServeSite:
-    """Serves a site over an empty database; settings and contract by keyword."""
+    """Serves a site over an empty database; settings, contract and patience by keyword."""
 
-    def serve(*, contract: Contract | None = None, **settings: object) -> AbstractAsyncContextManager[Live]:
+    def serve(
+        *, contract: Contract | None = None, head_s: float = HEAD_S, **settings: object
+    ) -> AbstractAsyncContextManager[Live]:
         database = fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
         chosen = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000, **settings}
-        return live(Settings(database=database, **chosen), contract=contract)  # type: ignore[arg-type]  # by name
+        chosen_settings = Settings(database=database, **chosen)  # type: ignore[arg-type]  # by name
+        return live(chosen_settings, contract=contract, head_s=head_s)
 
     return serve
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.events import body, feedback, local_time, payload, served
@@ -212,3 +212,15 @@ async def test_events_are_refused_for_now_when_the_database_does_not_answer(
     answer = await site.client.post("/events", content=body(served(new_user(), site.now_ms)), headers=JSON)
     problem(answer, 503)
     assert answer.headers["retry-after"] == "1"
+
+
+async def test_events_are_refused_as_too_much_to_store_when_the_disk_is_full(
+    site: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def append(*_: object) -> None:
+        raise StoreFull("the database has no room to write: database or disk is full")
+
+    monkeypatch.setattr(SqliteEventLog, "append", append)
+    answer = await site.client.post("/events", content=body(served(new_user(), site.now_ms)), headers=JSON)
+    assert "no room" in problem(answer, 507)["detail"]
+    assert answer.headers["retry-after"] == "10"

@@ -21,7 +21,8 @@ import pytest
 
 from app.settings import hash_key
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.live import KEYS, NO_TLS, answering, as_caller, free_port, fresh_database
+from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_database
+from tests.support.processes import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import app
-from app import assembly
+from app import contract
 from app.commands import cli
 from app.commands.supervisor import _socket_directory
 from app.features.definitions import REGISTRY
@@ -158,8 +158,8 @@ def test_nothing_starts_when_a_feature_breaks_a_rule(
     migrated: Run, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     broken = Registry([*REGISTRY, entry(compute="SELECT user_id, x AS value FROM views")])
-    monkeypatch.setattr(assembly, "check_mirror", lambda *_: None)
-    monkeypatch.setattr(assembly.Contract.__init__, "__kwdefaults__", {"registry": broken, "mirror": object})
+    monkeypatch.setattr(contract, "check_mirror", lambda *_: None)
+    monkeypatch.setattr(contract.Contract.__init__, "__kwdefaults__", {"registry": broken, "mirror": object})
     shown = migrated(command, worker_metrics_port=0, port=free_port(), **SERVERS)
     assert shown.code == 2
     assert shown.err.startswith("error: feature 'probe': ")

@@ -117,6 +117,13 @@ async def test_the_sweep_drops_every_key_when_it_takes_up_what_stayed(desk: Desk
     assert await desk.unconsumed() == ["c"]
 
 
+async def test_the_sweep_takes_up_what_stayed_when_the_clock_was_set_back(desk: Desk) -> None:
+    await desk.store(served("ann", event_id="a"))
+    desk.clock.step_to(desk.clock.now_ms() - DAY_MS)
+    assert await desk.consumer.sweep() == 1
+    assert await desk.unconsumed() == []
+
+
 async def test_the_sweep_goes_on_to_the_end_when_very_many_events_stayed(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import app.events.ingest as module
-from app.errors import Conflict, InvalidInput, StoreUnavailable
+from app.errors import Conflict, InvalidInput, Overloaded, StoreUnavailable
 from app.events.admission import Batch, decode_json, decode_lines
 from app.events.ingest import Receipt
 from app.features.clock import DAY_MS
@@ -121,7 +121,7 @@ async def test_request_is_turned_away_when_too_many_events_wait(stage: Stage, mo
         return_exceptions=True,
     )
     assert isinstance(outcomes[0], Receipt)
-    assert isinstance(outcomes[1], StoreUnavailable)
+    assert isinstance(outcomes[1], Overloaded)
     assert (await stage.ingest(served(event_id="c"))).accepted == 1
     assert await stage.stored() == ["0-a", "0-b", "c"]
 

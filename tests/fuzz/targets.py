@@ -57,7 +57,7 @@ def _check_events(events: list[TipEvent]) -> None:
     try:
         admitted = _ADMISSION.admit(events, NOW_MS)
     except InvalidInput as error:
-        assert error.issues
+        _short(error)
         return
     for item in admitted:
         assert NOW_MS - 180 * 86_400_000 <= item.occurred_at_ms <= NOW_MS

@@ -143,6 +143,7 @@ def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
     ("subject", "changes", "text"),
     [
         ("failed_requests", {"counts": {"requests_5xx": 1}}, "1 request failed (5xx) in the last minute."),
+        ("shed", {"counts": {"requests_5xx": 7, "shed": 7}}, "7 requests of the last minute were sent away"),
         ("degraded_reads", {"counts": {"degraded_reads": 1234}}, "1,234 profiles of the last minute"),
         ("latency_p99_ms", {"latency": {"0.5": 100}}, "over 498 ms"),
         ("lag_p99_ms", {"lag": {"2.5": 100}}, "over 2,485 ms"),
@@ -150,6 +151,7 @@ def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
         ("dead_letters", {"gauges": Gauges(dead_letters=2)}, "2 dead letters wait."),
         ("feature_errors", {"counts": {"feature_errors": 3}, "at_ms": NOW_MS - 1_800_000}, "3 values of a feature"),
         ("stale_dropped", {"counts": {"stale_dropped": 1}, "at_ms": NOW_MS - 1_800_000}, "1 value older than"),
+        ("untrue", {"counts": {"untrue": 1}, "at_ms": NOW_MS - 1_800_000}, "The audit found 1 cached value untrue"),
     ],
 )
 def test_what_is_not_well_is_found(subject: str, changes: dict[str, Any], text: str) -> None:
@@ -186,3 +188,9 @@ def test_samples_from_before_the_clock_was_set_back_are_passed_over() -> None:
     assert [item.process for item in found.watchers] == ["one"]
     assert (found.state, found.figures["failed_requests"].now) == ("ok", 0)
     assert not seen(ahead).sampled
+
+
+def test_share_of_consistent_checks_is_of_those_that_could_tell() -> None:
+    counts = {"checks_consistent": 3, "checks_violation": 1, "checks_empty": 50, "checks_unchecked": 7}
+    assert seen(sample(counts=counts)).figures["consistent"].now == 0.75
+    assert seen(sample(counts={"checks_empty": 50})).figures["consistent"].now is None

@@ -26,7 +26,13 @@ def counted(metrics: Metrics) -> Metrics:
     metrics.invalidations.labels("dropped").inc(2)
     metrics.computation_errors.labels("tip_volume_30d").inc()
     metrics.stale_dropped.inc()
+    metrics.consistency_checks.labels("1s", "consistent").inc(4)
+    metrics.consistency_checks.labels("5min", "consistent").inc()
+    metrics.consistency_violations.labels("a", "stale").inc(2)
+    metrics.consistency_violations.labels("b", "unexplained").inc()
     metrics.publish_failures.inc()
+    metrics.shed.labels("reads").inc()
+    metrics.shed.labels("events").inc(2)
     metrics.request_seconds.labels("GET", "/profiles/{user_id}", 200).observe(0.0004)
     metrics.request_seconds.labels("POST", "/events", 422).observe(0.004)
     metrics.request_seconds.labels("POST", "/events", 503).observe(0.2)
@@ -45,7 +51,10 @@ ONCE = {
     "invalidations_dropped": 2,
     "feature_errors": 1,
     "stale_dropped": 1,
+    "checks_consistent": 5,
+    "untrue": 3,
     "publish_failures": 1,
+    "shed": 3,
     "requests_2xx": 1,
     "requests_4xx": 1,
     "requests_5xx": 1,

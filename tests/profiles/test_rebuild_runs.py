@@ -221,5 +221,6 @@ async def test_active_runs_are_found_when_nobody_touched_them(office: Office) ->
     await office.opened("queued")
     await office.opened("ended", users=["a"])
     await office.runner.run("ended", FOR_EVER)
-    assert await office.book.untouched(NOW_MS) == []
-    assert await office.book.untouched(NOW_MS + 1) == ["queued"]
+    assert await office.book.untouched(NOW_MS, NOW_MS) == []
+    assert await office.book.untouched(NOW_MS + 1, NOW_MS + 1) == ["queued"]
+    assert await office.book.untouched(NOW_MS - 2, NOW_MS - 1) == ["queued"], "the clock was set back"

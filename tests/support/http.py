@@ -16,6 +16,10 @@ class Broken(Exception):
     """No answer: whoever should have given it is gone, and what became of the request is not known."""
 
 
+class Refused(Broken):
+    """Nobody listens: the request was not sent, and may be sent to another."""
+
+
 class Answer(NamedTuple):
     """One response, and how long it took."""
 
@@ -68,10 +72,12 @@ class Connection:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 if self._streams is None:
-                    self._streams = await asyncio.open_connection("127.0.0.1", self.port)
+                    self._streams = await self._connected()
                 reader, writer = self._streams
                 writer.write(request)
-                status, answer = await _response(reader)
+                status, answer, last = await _response(reader)
+            if last:
+                await self.close()
         except (OSError, EOFError) as error:
             await self.close()
             raise Broken(f"{request.splitlines()[0]!r}: {error!r}") from error
@@ -80,15 +86,23 @@ class Connection:
             raise
         return Answer(status, answer, monotonic() - started)
 
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            return await asyncio.open_connection("127.0.0.1", self.port)
+        except ConnectionRefusedError as error:
+            raise Refused(f"nobody listens on {self.port}") from error
 
-async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+
+async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    """Status and body, and whether the connection is to be closed after it."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = int(head[9:12])
+    last = b"\r\nconnection: close\r\n" in head
     _, found, rest = head.partition(b"\r\ncontent-length:")
     if not found:
         assert status == 204, head
-        return status, b""
-    return status, await reader.readexactly(int(rest[: rest.index(b"\r\n")]))
+        return status, b"", last
+    return status, await reader.readexactly(int(rest[: rest.index(b"\r\n")])), last
 
 
 async def serving(port: int, timeout_s: float = 30.0) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -19,14 +18,14 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-from granian.constants import HTTPModes, Interfaces
-from granian.server.embed import Server
 from litestar import Litestar
 from litestar.types import ASGIApp
 
 from app.api.hit_path import HitPath
+from app.api.listening import HEAD_S, EmbeddedServer, listening_socket
 from app.asgi import create_app, end_streams
-from app.assembly import Contract, Service, open_service
+from app.assembly import Service, open_service
+from app.contract import Contract
 from app.features.events import TipEvent
 from app.settings import ApiKey, Settings, hash_key
 from tests.support.database import copy_database
@@ -83,14 +82,6 @@ def new_user(prefix: str = "user") -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def as_caller(name: str) -> dict[str, str]:
     """The header of one of `KEYS`."""
     return {"X-API-Key": KEYS[name]}
@@ -135,22 +126,17 @@ async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple
 
 
 @asynccontextmanager
-async def live(settings: Settings, *, contract: Contract | None = None, hit_path: bool = True) -> AsyncIterator[Live]:
+async def live(
+    settings: Settings, *, contract: Contract | None = None, hit_path: bool = True, head_s: float = HEAD_S
+) -> AsyncIterator[Live]:
     """Serve until the block ends. Without the hit path, every request goes to its documented route."""
     async with open_service(settings, door="http", contract=contract) as service:
         application = create_app(settings, service=service)
         if not hit_path:
             application.asgi_handler = behind_the_hit_path(application)
-        port = free_port()
-        server = Server(
-            application,
-            address="127.0.0.1",
-            port=port,
-            interface=Interfaces.ASGI,
-            http=HTTPModes.http1,
-            websockets=False,
-            log_enabled=False,
-        )
+        door = listening_socket("127.0.0.1", 0)
+        port = door.getsockname()[1]
+        server = EmbeddedServer(application, door, head_s=head_s)
         serving = asyncio.get_running_loop().create_task(server.serve())
         url = f"http://127.0.0.1:{port}"
         try:
@@ -159,6 +145,7 @@ async def live(settings: Settings, *, contract: Contract | None = None, hit_path
                 yield Live(url, port, service, application, client)
         finally:
             end_streams(application)  # as `profiles serve` does
+            door.close()
             server.stop()  # type: ignore[no-untyped-call]  # granian types it not
             await serving
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from app.plain_structlog import structlog
 
@@ -24,3 +25,20 @@ def logging_put_back() -> Iterator[None]:
         root.setLevel(level)
         for name, before in levels.items():
             logging.getLogger(name).setLevel(before)
+
+
+class Recorder:
+    """Stands in for a module's logger, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        def keep(event: str, **fields: Any) -> None:
+            self.lines.append({"level": level, "event": event, **fields})
+
+        return keep
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """The lines of one kind."""
+        return [line for line in self.lines if line["event"] == event]

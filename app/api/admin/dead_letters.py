@@ -72,7 +72,7 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
     summary="Replay dead letters",
     description=f"All above `after`, up to {MOST:,} at a time; go on with `next_after`. A letter that is still no "
     "event stays where it is, and `failures` says why.",
-    responses=problems(400, 401, 403, 503),
+    responses=problems(400, 401, 403, 503, 507),
 )
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:
     """Try all again."""
@@ -94,7 +94,7 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
     summary="Replay a dead letter",
     description="Takes the payload in as an event, or gives a stored event to the workers again. "
     "A payload that is still no event stays where it is, and the answer says why.",
-    responses=problems(400, 401, 403, 404, 409, 422, 503),
+    responses=problems(400, 401, 403, 404, 409, 422, 503, 507),
 )
 async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Replayed]:
     """Try one again."""
@@ -120,7 +120,7 @@ async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Respo
     tags=["Admin"],
     summary="Discard a dead letter",
     description="The audit trail keeps the reason, and not the payload.",
-    responses=problems(400, 401, 403, 404, 503),
+    responses=problems(400, 401, 403, 404, 503, 507),
 )
 async def discard_letter(request: HttpRequest, letter_id: FromPath[int], reason: Reason = "") -> None:
     """Forget one."""

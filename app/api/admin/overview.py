@@ -29,8 +29,11 @@ PLACES: Mapping[str, str] = {
 }
 # What stands together on the page.
 GROUPS = (
-    ("Reads", ("request_rate", "hit_ratio", "latency_p50_ms", "latency_p99_ms", "failed_requests", "degraded_reads")),
-    ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed")),
+    (
+        "Reads",
+        ("request_rate", "hit_ratio", "latency_p50_ms", "latency_p99_ms", "failed_requests", "shed", "degraded_reads"),
+    ),
+    ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed", "consistent")),
     ("Events", ("queue_depth", "outbox", "outbox_age_s", "dead_letters")),
 )
 

@@ -103,7 +103,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
     tags=["Admin"],
     summary="Have data quality measured by a worker",
     description="The report is stored. One is measured at a time: while one is under way, that one is answered.",
-    responses=problems(400, 401, 403, 503),
+    responses=problems(400, 401, 403, 503, 507),
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     """Start one, unless one is under way."""

@@ -24,7 +24,7 @@ from app.errors import Conflict, InvalidInput, Issue
     summary="Start a rebuild",
     description="Everyone eligible (`scope: all`), or up to 1,000 users. A worker carries it out; readers stay on "
     "their cached values meanwhile. 409 while one of the same scope runs.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     """Start one."""
@@ -80,7 +80,7 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[R
     tags=["Admin"],
     summary="Cancel a rebuild",
     description="It stops after the chunk it is at. One that has ended stays as it is: 409.",
-    responses=problems(400, 401, 403, 404, 409, 503),
+    responses=problems(400, 401, 403, 404, 409, 503, 507),
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """Cancel one."""

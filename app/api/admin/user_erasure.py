@@ -58,7 +58,7 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
     tags=["Admin"],
     summary="Erase a user",
     description="Deletes the user's events and cached values for good. The audit trail keeps a hash of the id.",
-    responses=problems(400, 401, 403, 422, 503),
+    responses=problems(400, 401, 403, 422, 503, 507),
 )
 async def erase_user(request: HttpRequest, user_id: UserId) -> None:
     """Erase one user."""

@@ -30,7 +30,7 @@ from app.profiles.filling import Profile, Reading
     description="Every feature, or those the body names. Readers stay on the held values meanwhile.",
     responses={
         200: ResponseSpec(ProfileAnswer, generate_examples=False, description="The profile, as with `detail=true`."),
-        **problems(400, 401, 403, 413, 415, 422, 503),
+        **problems(400, 401, 403, 413, 415, 422, 503, 507),
     },
 )
 async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Any]:

@@ -68,7 +68,7 @@ async def _page(request: HttpRequest, api: Api, user_id: str) -> Response[UserVi
 async def _read(api: Api, user_id: str, inspection: Inspection) -> Profile:
     """Read the profile, unless the look has just computed what that would compute again."""
     if inspection.cache == "trusted":
-        return (await api.reader.read({user_id: api.registry.full_mask}))[user_id]
+        return (await api.reader.read({user_id: api.registry.full_mask}, patient=True))[user_id]
     return {index: inspection.reading(index) for index in range(len(api.registry))}
 
 

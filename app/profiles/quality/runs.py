@@ -65,8 +65,8 @@ class QualityBook(Protocol):
         """The newest one that has a report."""
         ...
 
-    async def untouched(self, before_ms: int) -> list[int]:
-        """Active runs that nobody has touched since."""
+    async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
+        """Active runs that were touched last before a moment, or, as the clock has it, after another in the future."""
         ...
 
     async def advance(self, run_id: int, done: int, total: int, now_ms: int, body: str | None) -> bool:

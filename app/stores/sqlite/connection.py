@@ -14,11 +14,13 @@ from typing import TypeVar
 
 import aiosqlite
 
-from app.errors import StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 
 T = TypeVar("T")
 MIN_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_S = 5.0
+# A full disk; a quota or a limit of file sizes; no room for the index of the WAL.
+NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
 
 class ThreadConnection(aiosqlite.Connection):
@@ -77,4 +79,6 @@ async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
 
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:
     """The error of the tree for a database that is locked, full, broken or gone."""
+    if getattr(error, "sqlite_errorname", None) in NO_ROOM:
+        return StoreFull(f"the database has no room to write: {error}")
     return StoreUnavailable(f"the database does not answer: {error}")

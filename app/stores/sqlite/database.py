@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from app.errors import SchemaMismatch, StoreUnavailable
+from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S, ThreadConnection, connect, open_thread, unavailable
+from app.stores.sqlite.soundness import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
 SCHEMA_REVISION = "0002"
 CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
+TELL_FULL_EVERY_S = 60.0
 log = logger("stores.sqlite")
 
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
@@ -48,12 +51,25 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-class Database:
-    """Open with `Database.open`, close with `close`."""
+def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `StoreUnavailable` where the database is seen to be damaged: what it answers could not be believed."""
+    if findings := quick_findings(connection, path):
+        raise StoreUnavailable(
+            f"the database at {path} is damaged: {findings[0]}; `profiles doctor --full` tells more, and "
+            "`profiles restore` puts a backup in its place"
+        )
 
-    def __init__(self, path: Path, database_id: str) -> None:
+
+class Database:
+    """Open with `Database.open`, close with `close`. `full`: the last write found no room; reads go on."""
+
+    def __init__(self, path: Path, database_id: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self.id = database_id
+        self.full = False
+        self._monotonic = monotonic
+        self._told_full_at = float("-inf")
+        self._told_full = False
         self._idle: asyncio.Queue[ThreadConnection] = asyncio.Queue()
         self._readers: list[ThreadConnection] = []
         self._writer: ThreadConnection | None = None
@@ -67,12 +83,13 @@ class Database:
         """Open an existing, migrated database.
 
         Raises:
-            StoreUnavailable: when it cannot be opened.
+            StoreUnavailable: when it cannot be opened, or is damaged as far as a look of some milliseconds tells.
             SchemaMismatch: when it is unmigrated or newer than this program.
         """
         first = connect(path, read_only=True)
         try:
             check_schema(first, path)
+            check_soundness(first, path)
             (database_id,) = first.execute(SELECT_DATABASE_ID).fetchone()
         except sqlite3.DatabaseError as error:
             raise unavailable(error) from error
@@ -110,16 +127,21 @@ class Database:
 
         Raises:
             StoreUnavailable: when SQLite fails; nothing was written.
+            StoreFull: likewise, since there is no room. The log tells of the first of them, and of the end of it.
         """
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
         async with self._write_turn:
             try:
-                return await self._writer.run(lambda connection: self._transact(connection, work))
+                result = await self._writer.run(lambda connection: self._transact(connection, work))
             except sqlite3.IntegrityError:
                 raise
             except sqlite3.DatabaseError as error:
-                raise unavailable(error) from error
+                refused = unavailable(error)
+                self._note(full=isinstance(refused, StoreFull), detail=str(error))
+                raise refused from error
+            self._note(full=False, detail="")
+            return result
 
     async def close(self) -> None:
         """Close every connection and its thread."""
@@ -132,6 +154,16 @@ class Database:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
+
+    def _note(self, *, full: bool, detail: str) -> None:
+        """Tell of the beginning and the end, and seldom: a small write may find room where a larger one does not."""
+        if full and not self.full and self._monotonic() - self._told_full_at >= TELL_FULL_EVERY_S:
+            self._told_full, self._told_full_at = True, self._monotonic()
+            log.error("database_full", database=str(self.path), error=detail, reads="go on")
+        elif self._told_full and not full:
+            self._told_full = False
+            log.warning("database_has_room_again", database=str(self.path))
+        self.full = full
 
     def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         connection.execute("BEGIN IMMEDIATE")

@@ -48,6 +48,9 @@ FROM event_log AS log
 SELECT_UNCONSUMED = (
     LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms < ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
 )
+SELECT_UNCONSUMED_AHEAD = (
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms > ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
+)
 SELECT_LOGGED = (
     LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.seq IN (SELECT value FROM json_each(?)) ORDER BY log.seq"
 )
@@ -74,11 +77,18 @@ class SqliteEventLog:
         """One transaction for all requests. `consumed_at_ms` marks them consumed at once."""
         return await self._database.write(lambda connection: _append_all(connection, requests, consumed_at_ms))
 
-    async def unconsumed(self, received_before_ms: int, limit: int) -> list[LoggedEvent]:
+    async def unconsumed(
+        self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
+    ) -> list[LoggedEvent]:
         """Oldest first."""
-        return await self._database.read(
-            lambda connection: logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
-        )
+
+        def work(connection: sqlite3.Connection) -> list[LoggedEvent]:
+            events = logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
+            if or_after_ms is not None and len(events) < limit:
+                events += logged_events(connection, SELECT_UNCONSUMED_AHEAD, (or_after_ms, limit - len(events)))
+            return events
+
+        return await self._database.read(work)
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """Those not consumed yet, by sequence number."""

@@ -19,10 +19,8 @@ DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM jso
 UPDATE_REGISTRATION = """
 UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
 """
-UPSERT_FEATURE = """
-INSERT INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?)
-ON CONFLICT (subject, feature) DO UPDATE SET announced_at_ms = excluded.announced_at_ms
-"""
+SELECT_ANNOUNCED = "SELECT subject, feature FROM feature_keys"
+INSERT_FEATURE = "INSERT OR IGNORE INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?)"
 
 
 class SqliteOwedInvalidations:
@@ -94,7 +92,12 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
     """Record which features this process will cache, before it caches any.
 
     Ingest drops the union over all processes. Without it, during a deploy, a process of the old release would take
-    an event and leave alone the keys of a feature that only the new release knows.
+    an event and leave alone the keys of a feature that only the new release knows. What is recorded stays; where
+    nothing is new nothing is written, so that a process can start while the disk is full or the database locked.
+    Raises `StoreUnavailable`.
     """
-    rows = [(subject, entry.name, now_ms) for entry in registry for subject in entry.invalidated_by]
-    await database.write(lambda connection: connection.executemany(UPSERT_FEATURE, rows))
+    known = await database.read(lambda connection: set(connection.execute(SELECT_ANNOUNCED).fetchall()))
+    pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
+    rows = [(*pair, now_ms) for pair in pairs if pair not in known]
+    if rows:
+        await database.write(lambda connection: connection.executemany(INSERT_FEATURE, rows))

@@ -21,7 +21,7 @@ INSERT INTO quality_reports (state, requested_by, requested_at_ms, touched_at_ms
 SELECT_RUN = f"SELECT {_COLUMNS} FROM quality_reports WHERE id = ?"
 SELECT_RUNS = f"SELECT {_BEFORE_BODY}NULL, error FROM quality_reports ORDER BY id DESC LIMIT ?"
 SELECT_COMPLETED = f"SELECT {_COLUMNS} FROM quality_reports WHERE state = 'completed' ORDER BY id DESC LIMIT 1"
-SELECT_UNTOUCHED = f"SELECT id FROM quality_reports WHERE {_ACTIVE} AND touched_at_ms < ?"
+SELECT_UNTOUCHED = f"SELECT id FROM quality_reports WHERE {_ACTIVE} AND (touched_at_ms < ? OR touched_at_ms > ?)"
 UPDATE_PROGRESS = f"""
 UPDATE quality_reports SET state = 'running', done = :done, total = :total, touched_at_ms = :now,
     started_at_ms = COALESCE(started_at_ms, :now), body = COALESCE(:body, body)
@@ -72,11 +72,10 @@ class SqliteQualityBook:
         """The newest with a report."""
         return await self._one(SELECT_COMPLETED, ())
 
-    async def untouched(self, before_ms: int) -> list[int]:
-        """Ids of active runs that nobody touched since."""
-        rows = await self._database.read(
-            lambda connection: connection.execute(SELECT_UNTOUCHED, (before_ms,)).fetchall()
-        )
+    async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
+        """Ids of active runs touched last before a moment; or after another: before the clock was set back."""
+        parameters = (before_ms, after_ms)
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_UNTOUCHED, parameters).fetchall())
         return [run_id for (run_id,) in rows]
 
     async def advance(self, run_id: int, done: int, total: int, now_ms: int, body: str | None) -> bool:

@@ -21,7 +21,9 @@ SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
 _PROGRESS = _COLUMNS.replace("user_ids", "NULL")
 SELECT_RUNS = f"SELECT {_PROGRESS} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
 SELECT_PROGRESS = f"SELECT {_PROGRESS} FROM rebuilds WHERE id IN (SELECT value FROM json_each(?))"
-SELECT_UNTOUCHED = "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND touched_at_ms < ?"
+SELECT_UNTOUCHED = (
+    "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND (touched_at_ms < ? OR touched_at_ms > ?)"
+)
 UPDATE_PROGRESS = """
 UPDATE rebuilds SET state = 'running', done = :done, position = :position, touched_at_ms = :now,
     started_at_ms = COALESCE(started_at_ms, :now)
@@ -76,11 +78,10 @@ class SqliteRebuildBook:
         rows = await self._database.read(lambda connection: connection.execute(SELECT_PROGRESS, parameters).fetchall())
         return [_run(row) for row in rows]
 
-    async def untouched(self, before_ms: int) -> list[str]:
-        """Ids of active runs that nobody touched since."""
-        rows = await self._database.read(
-            lambda connection: connection.execute(SELECT_UNTOUCHED, (before_ms,)).fetchall()
-        )
+    async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
+        """Ids of active runs touched last before a moment; or after another: before the clock was set back."""
+        parameters = (before_ms, after_ms)
+        rows = await self._database.read(lambda connection: connection.execute(SELECT_UNTOUCHED, parameters).fetchall())
         return [run_id for (run_id,) in rows]
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from app.errors import CacheRefused, StoreUnavailable
 from app.features.clock import Clock
-from app.telemetry import logger
+from app.telemetry import logger, warn
 
 HOLD_BACK_S = 0.100
 REGISTER_EVERY_S = 1.0
@@ -118,4 +118,4 @@ class Registration:
         try:
             await self.register(server)
         except StoreUnavailable as error:
-            log.warning("cache_not_registered", error=str(error))
+            warn(log, error)("cache_not_registered", error=str(error))

@@ -180,7 +180,7 @@ async def test_rebuild_goes_on_where_it_was_when_its_worker_was_restarted(
     assert await own_site.service.runner.run(run["id"], budget_s=-1) is False  # a piece, then the worker is gone
     halfway = await look(own_site, run["id"])
     assert (halfway["state"], halfway["done"], halfway["started_at"] is None) == ("running", 2, False)
-    untouched = await own_site.service.book.untouched(own_site.now_ms + 1)
+    untouched = await own_site.service.book.untouched(own_site.now_ms + 1, own_site.now_ms + 1)
     assert untouched == [run["id"]]  # which is what the next worker's sweep takes up
     assert await own_site.service.runner.run(run["id"], budget_s=30)
     ended = await look(own_site, run["id"])

@@ -11,7 +11,7 @@ import pytest
 from msgspec import UNSET, Meta, UnsetType
 from playwright.async_api import Browser, Locator, expect
 
-from app.assembly import Contract
+from app.contract import Contract
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
 from app.features.registry import Registry

@@ -131,10 +131,11 @@ async def test_only_the_last_reports_are_kept_and_always_the_newest_good_one(off
 
 async def test_active_runs_are_found_when_nobody_touched_them(office: Office) -> None:
     run, _ = await office.book.open("ann", NOW_MS)
-    assert await office.book.untouched(NOW_MS) == []
-    assert await office.book.untouched(NOW_MS + 1) == [run.id]
+    assert await office.book.untouched(NOW_MS, NOW_MS) == []
+    assert await office.book.untouched(NOW_MS + 1, NOW_MS + 1) == [run.id]
+    assert await office.book.untouched(NOW_MS - 2, NOW_MS - 1) == [run.id], "the clock was set back"
     await office.runner.run(run.id, FOR_EVER)
-    assert await office.book.untouched(NOW_MS + 1_000_000) == []
+    assert await office.book.untouched(NOW_MS + 1_000_000, NOW_MS + 1_000_000) == []
 
 
 async def test_a_report_is_none_when_another_release_wrote_it(office: Office) -> None:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from app.assembly import open_service
-from app.errors import Conflict, InvalidInput, SchemaMismatch
+from app.errors import Conflict, InvalidInput, SchemaMismatch, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite.backup import backup, restore
-from app.stores.sqlite.database import SELECT_DATABASE_ID
+from app.stores.sqlite.database import SELECT_DATABASE_ID, Database
+from app.stores.sqlite.soundness import full_findings
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.events import served
+from tests.support.events import feedback, served
+from tests.support.small_disk import small_file_system
+from tests.support.waiting import eventually
 
 VOLUME = 4
+
+
+def damage(path: Path) -> list[str]:
+    """What is unsound in it, or half written."""
+    with closing(sqlite3.connect(path)) as connection:
+        return full_findings(connection, path)
 
 
 def ask(path: Path, statement: str) -> list[tuple[object, ...]]:
@@ -50,7 +63,7 @@ async def test_backup_is_one_moment_when_events_keep_coming(database_path: Path,
     assert log == views
     assert 500 <= int(str(log[0])) <= sent + 100
     assert int(str(log[0])) % 100 == 0, "a commit was cut in two"
-    assert ask(copy, "PRAGMA integrity_check") == [("ok",)]
+    assert damage(copy) == []
 
 
 async def test_nothing_cached_before_is_read_when_a_backup_is_restored(
@@ -130,3 +143,144 @@ def test_restore_is_refused_when_the_source_is_of_another_revision(database_path
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(SchemaMismatch, match="newer"):
         restore(source, database_path)
+
+
+async def test_backup_holds_what_was_acknowledged_before_it_when_writers_of_every_kind_go_on(
+    database_path: Path, tmp_path: Path
+) -> None:
+    async with open_service(Settings(database=database_path), door="http") as service:
+        now_ms = service.clock.now_ms() - 1_000
+        stop = asyncio.Event()
+        acknowledged: list[str] = []
+
+        async def produce(user: str) -> None:
+            while not stop.is_set():
+                events = [(served if len(acknowledged) % 2 else feedback)(user, now_ms) for _ in range(7)]
+                await service.log.append([service.ingestor._admission.admit(events, now_ms + 1_000)])
+                acknowledged.extend(event.event_id for event in events)
+
+        async def others() -> None:
+            while not stop.is_set():
+                await service.log.append([service.ingestor._admission.admit([served("gone", now_ms)], now_ms)])
+                await service.users.erase("gone", now_ms)
+                await service.log.mark_consumed(range_of(acknowledged), now_ms)
+
+        writing = [asyncio.create_task(work) for work in (produce("ann"), produce("bob"), others())]
+        for number in range(5):
+            enough = len(acknowledged) + 100
+            await eventually(lambda enough=enough: len(acknowledged) > enough, 20)  # type: ignore[misc]
+            before = set(acknowledged)
+            copy = tmp_path / f"copy-{number}.db"
+            await asyncio.to_thread(backup, database_path, copy)
+            held = {event_id for (event_id,) in ask(copy, "SELECT event_id FROM event_log WHERE user_id != 'gone'")}
+            assert before <= held
+            assert damage(copy) == []
+            restore(copy, tmp_path / "restored.db")
+            assert damage(tmp_path / "restored.db") == []
+        stop.set()
+        await asyncio.gather(*writing)
+
+
+def range_of(events: list[str]) -> list[int]:
+    """Their sequence numbers, more or less."""
+    return list(range(1, len(events) + 1))
+
+
+@pytest.mark.parametrize("damaged", ["header", "schema", "half"])
+async def test_restore_mends_a_database_that_is_damaged_itself(
+    database_path: Path, tmp_path: Path, damaged: str
+) -> None:
+    copy = tmp_path / "copy.db"
+    backup(database_path, copy)
+    content = bytearray(copy.read_bytes())
+    if damaged == "header":
+        content[:200] = b"x" * 200
+    elif damaged == "schema":
+        content[4096 : 4 * 4096] = b"x" * 3 * 4096
+    else:
+        del content[len(content) // 2 :]
+    overwrite(database_path, bytes(content))
+    restore(copy, database_path)
+    await (await Database.open(database_path, readers=1)).close()
+    assert damage(database_path) == []
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """The file, and a log that belongs to what it was."""
+    path.write_bytes(content)
+    path.with_name(path.name + "-wal").write_bytes(b"some frames")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from app.stores.sqlite.connection import connect
+connection = connect(Path(sys.argv[1]), read_only=True)
+connection.execute("SELECT * FROM service").fetchall()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_restore_is_refused_when_the_database_is_damaged_but_still_in_use(database_path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    backup(database_path, copy)
+    command = [sys.executable, "-c", HOLD, str(database_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with database_path.open("r+b") as file:
+            file.write(b"x" * 200)
+        with pytest.raises(Conflict, match="in use"):
+            restore(copy, database_path)
+        holder.stdin.close()
+    restore(copy, database_path)
+    assert damage(database_path) == []
+
+
+DIE_IN_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from app.stores.sqlite import backup
+replace = Path.replace
+def dying(self, target):
+    replace(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = dying
+backup.restore(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+async def test_old_log_is_not_played_back_when_restoring_dies_in_between(database_path: Path, tmp_path: Path) -> None:
+    copy, crashed = tmp_path / "copy.db", tmp_path / "crashed.db"
+    backup(database_path, copy)
+    async with open_service(Settings(database=database_path), door="http") as service:
+        await service.ingestor.ingest([served("ada", service.clock.now_ms() - 1_000) for _ in range(50)])
+        for suffix in ("", "-wal"):  # as a crash leaves it: the events are in the log alone
+            shutil.copyfile(f"{database_path}{suffix}", f"{crashed}{suffix}")
+    command = [sys.executable, "-c", DIE_IN_BETWEEN, str(copy), str(crashed)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL  # noqa: ASYNC221
+    assert ask(crashed, "SELECT COUNT(*) FROM event_log") == [(0,)]
+    assert damage(crashed) == []
+
+
+def test_nothing_is_left_of_a_backup_or_a_restore_when_there_is_no_room(database_path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    backup(database_path, copy)
+    with small_file_system(tmp_path / "small") as small:
+        if small is None:
+            pytest.skip("only root may mount a file system")
+        restore(copy, small.directory / "profiles.db")
+        small.fill()
+        with pytest.raises(StoreUnavailable):
+            backup(small.directory / "profiles.db", small.directory / "again.db")
+        with pytest.raises(StoreUnavailable):
+            restore(copy, small.directory / "profiles.db")
+        assert {path.name for path in small.directory.iterdir()} <= {
+            "profiles.db",
+            "filler",
+            "profiles.db-wal",
+            "profiles.db-shm",
+        }
+        assert damage(small.directory / "profiles.db") == []

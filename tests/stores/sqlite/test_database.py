@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 import app.stores.sqlite.database as module
-from app.errors import StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.events import admitted, served
+from tests.support.logs import Recorder
 
 HOLD_THE_WRITE_LOCK = """
 import sqlite3, sys
@@ -240,3 +241,55 @@ async def test_a_read_and_a_write_say_that_nothing_can_be_had_when_the_database_
     for work in (database.read, database.write):
         with pytest.raises(StoreUnavailable, match="closed"):
             await work(lambda connection: connection.execute("SELECT 1"))
+
+
+async def _no_more_room(database: Database, room: bool) -> None:
+    """The file may not grow any more, or may."""
+    pages = 2**30 if room else 1  # fewer than there are: no more than there are
+    assert database._writer is not None
+    await database._writer.run(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+
+
+async def _write_until_full(database: Database) -> int:
+    """How many writes of some pages each found room."""
+    for number in range(1_000):
+        try:
+            await database.write(lambda connection: audit(connection, "x" * 20_000))
+        except StoreFull:
+            return number
+    raise AssertionError("it is never full")
+
+
+async def test_reads_go_on_and_writes_are_undone_whole_when_there_is_no_room(database: Database) -> None:
+    await _no_more_room(database, False)
+    stored = await _write_until_full(database)
+    assert [database.full] == [True]
+    assert len(await audited(database)) == stored
+
+    def two(connection: sqlite3.Connection) -> None:
+        audit(connection, "small")
+        audit(connection, "x" * 200_000)
+
+    with pytest.raises(StoreFull, match="no room to write"):
+        await database.write(two)
+    assert len(await audited(database)) == stored
+    await _no_more_room(database, True)
+    await database.write(two)
+    assert [database.full] == [False]
+    assert len(await audited(database)) == stored + 2
+
+
+async def test_log_tells_once_when_there_is_no_room_for_long(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, now = Recorder(), [1_000.0]
+    monkeypatch.setattr(module, "log", recorder)
+    database._monotonic = lambda: now[0]
+    await _no_more_room(database, False)
+    for _ in range(10):
+        await _write_until_full(database)  # and a small write may find room in between
+        await database.write(lambda _: None)
+    assert [line["event"] for line in recorder.lines] == ["database_full", "database_has_room_again"]
+    now[0] += module.TELL_FULL_EVERY_S
+    await _write_until_full(database)
+    assert len(recorder.of("database_full")) == 2

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
-from app.errors import StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 from app.features.definitions import REGISTRY
+from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
@@ -104,8 +106,31 @@ async def test_look_raises_when_it_cannot_be_made_and_looks_anew_afterwards(owed
         owed.any_owed()
 
 
+async def test_announcing_waits_for_nobody_when_nothing_is_new(database: Database) -> None:
+    await announce(database, REGISTRY, NOW_MS)
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # as one that may not write, on a full disk
+        async with asyncio.timeout(BUSY_TIMEOUT_S / 2):
+            await announce(database, REGISTRY, NOW_MS)
+
+
 async def test_announcing_is_harmless_when_it_is_repeated(database: Database, owed: SqliteOwedInvalidations) -> None:
     for moment_ms in (NOW_MS, NOW_MS + 1):
         await announce(database, REGISTRY, moment_ms)
     _, features = await owed.pending(1)
     assert features == set(REGISTRY.names)
+
+
+async def test_announcing_needs_no_room_when_everything_was_announced_before(
+    database: Database, owed: SqliteOwedInvalidations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_: object) -> None:
+        raise StoreFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "write", full)
+        with pytest.raises(StoreFull):  # nobody would delete its keys
+            await announce(database, REGISTRY, NOW_MS)
+    await announce(database, REGISTRY, NOW_MS)
+    monkeypatch.setattr(database, "write", full)
+    await announce(database, REGISTRY, NOW_MS + 1)

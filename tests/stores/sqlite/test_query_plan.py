@@ -12,7 +12,12 @@ import pytest
 
 from app.features.definitions import REGISTRY
 from app.features.registry import Registry
-from app.stores.sqlite.event_log import SELECT_LOGGED, SELECT_PRUNABLE, SELECT_UNCONSUMED
+from app.stores.sqlite.event_log import (
+    SELECT_LOGGED,
+    SELECT_PRUNABLE,
+    SELECT_UNCONSUMED,
+    SELECT_UNCONSUMED_AHEAD,
+)
 from app.stores.sqlite.profile_statement import build
 from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_NEWEST
 from tests.support.entries import entry
@@ -62,11 +67,12 @@ def test_profile_statement_searches_covering_indexes_when_it_reads_facts(
     ("sql", "parameters"),
     [
         (SELECT_UNCONSUMED, (0, 1)),
+        (SELECT_UNCONSUMED_AHEAD, (0, 1)),
         (SELECT_LOGGED, ("[1]",)),
         (SELECT_PRUNABLE, (0, 1)),
         (SELECT_NEWEST, ("[]", "[]")),
     ],
-    ids=["unconsumed", "logged", "prunable", "newest"],
+    ids=["unconsumed", "unconsumed ahead", "logged", "prunable", "newest"],
 )
 def test_log_is_searched_by_an_index_when_workers_read_it(
     database_path: Path, sql: str, parameters: tuple[object, ...]

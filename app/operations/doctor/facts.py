@@ -1,0 +1,72 @@
+"""What a diagnosis is made of. `app.stores` finds the facts, `app.operations.doctor` judges them."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+State = Literal["ok", "warn", "bad"]
+
+
+class Line(NamedTuple):
+    """One line of a diagnosis. `check` is a stable name for scripts; `remedy` is empty where nothing is to be done."""
+
+    check: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+class ServerFacts(NamedTuple):
+    """A Redis or Valkey. `snapshots` None: it does not say. `ahead_ms`: of our clock; known to `unsure_ms`.
+
+    `refuses` is what it says to a write, `write_error` what it says of its own persistence; None where all is well.
+    """
+
+    flavour: str
+    version: tuple[int, ...]
+    run_id: str
+    role: str
+    maxmemory: int
+    policy: str
+    appends: bool
+    snapshots: bool | None
+    write_error: str | None
+    refuses: str | None
+    ahead_ms: int
+    unsure_ms: int
+    worker_alive: bool
+
+
+class Unreached(NamedTuple):
+    """A server that could not be asked, and why."""
+
+    reason: str
+
+
+class DatabaseFacts(NamedTuple):
+    """The file and what is in it. `findings`: what is damaged; `whole`: whether everything was looked at.
+
+    Ages are in seconds, None where there is nothing that could have one.
+    """
+
+    bytes: int
+    wal_bytes: int
+    world_writable: bool
+    findings: tuple[str, ...]
+    whole: bool
+    unconsumed: int
+    oldest_unconsumed_s: float | None
+    dead_letters: int
+    owed: int
+    newest_sample_s: float | None
+
+
+class MachineFacts(NamedTuple):
+    """Where the database lies, and what this process may do. `file_system` is empty where it is not known."""
+
+    file_system: str
+    mounted_at: str
+    free_bytes: int
+    disk_bytes: int
+    open_files: int
+    sqlite: tuple[int, ...]

@@ -1,0 +1,92 @@
+"""Looks at the database and what it lies on, for `profiles doctor`. It changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+from app.operations.doctor.facts import DatabaseFacts, MachineFacts
+from app.stores.sqlite.connection import connect, unavailable
+from app.stores.sqlite.database import check_schema
+from app.stores.sqlite.outbox import SELECT_LETTER_COUNT, SELECT_OWED_COUNT, SELECT_UNCONSUMED_COUNT
+from app.stores.sqlite.soundness import full_findings, quick_findings
+
+MOUNTS = Path("/proc/self/mountinfo")
+SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
+    """What is in the file; `whole` reads all of it.
+
+    Raises:
+        StoreUnavailable: it cannot be opened.
+        SchemaMismatch: it is unmigrated, behind, or newer than this program.
+    """
+    with closing(connect(path, read_only=True)) as connection:
+        check_schema(connection, path)
+        findings = (full_findings if whole else quick_findings)(connection, path)
+        try:
+            unconsumed, oldest_ms = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()
+            (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
+            (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
+            (sample_ms,) = connection.execute(SELECT_NEWEST_SAMPLE).fetchone()
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+    wal = path.with_name(path.name + "-wal")
+    return DatabaseFacts(
+        bytes=path.stat().st_size,
+        wal_bytes=wal.stat().st_size if wal.exists() else 0,
+        world_writable=bool(path.stat().st_mode & stat.S_IWOTH),
+        findings=tuple(findings),
+        whole=whole,
+        unconsumed=unconsumed,
+        oldest_unconsumed_s=(now_ms - oldest_ms) / 1000 if oldest_ms is not None else None,
+        dead_letters=letters,
+        owed=owed,
+        newest_sample_s=(now_ms - sample_ms) / 1000 if sample_ms is not None else None,
+    )
+
+
+def machine_facts(path: Path, mounts: Path = MOUNTS) -> MachineFacts:
+    """What the file lies on, or would; and what this process may do."""
+    place = path.resolve()
+    while not place.exists():
+        place = place.parent
+    kind, mounted_at = file_system(place, mounts)
+    usage = shutil.disk_usage(place)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MachineFacts(
+        file_system=kind,
+        mounted_at=mounted_at,
+        free_bytes=usage.free,
+        disk_bytes=usage.total,
+        open_files=soft if soft != resource.RLIM_INFINITY else 2**31,
+        sqlite=sqlite3.sqlite_version_info,
+    )
+
+
+def file_system(place: Path, mounts: Path = MOUNTS) -> tuple[str, str]:
+    """The kind of file system a place is on, and where that is mounted; empty where the system does not tell."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return "", ""
+    found = ("", "")
+    for line in lines:  # of two on the same point, the later one hides the earlier
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4]) if len(fields) > 4 else ""
+        if point and len(point) >= len(found[1]) and _is_below(place, point):
+            found = (after.split(" ")[0], point)
+    return found
+
+
+def _is_below(place: Path, point: str) -> bool:
+    return os.path.commonpath([place, point]) == point

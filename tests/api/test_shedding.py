@@ -1,0 +1,137 @@
+"""Too much load, seen over HTTP: 503 with `Retry-After`, counted by kind; hits, probes and admins as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from app.api import bodies
+from app.backlog import Backlog
+from tests.support.events import body, served
+from tests.support.live import JSON, Live, new_user, problem
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+class Overload:
+    """Makes a site's backlogs look full, or not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def begin(self, backlog: Backlog) -> None:
+        """From now on this one is full, and no other."""
+        self._monkeypatch.setattr(Backlog, "full", property(lambda other: other is backlog))
+
+
+@pytest.fixture
+def overload(monkeypatch: pytest.MonkeyPatch) -> Overload:
+    """Nothing is full."""
+    return Overload(monkeypatch)
+
+
+def shed(site: Live, kind: str) -> float:
+    """How many requests were sent away."""
+    value = site.service.metrics.collectors.get_sample_value("profiles_requests_shed_total", {"kind": kind})
+    return value or 0.0
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much_to_compute(
+    own_site: Live, overload: Overload, plain: bool
+) -> None:
+    site, query = own_site, "" if plain else "?detail=true"
+    warm, cold = new_user(), new_user()
+    for _ in range(2):
+        await site.features(warm)
+        await site.filled()
+    overload.begin(site.service.reader._computation._live)
+
+    answer = await site.client.get(f"/profiles/{cold}{query}", headers={"X-Request-Id": "mine"})
+    assert "too much load (reads)" in problem(answer, 503)["detail"]
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["cache-control"] == "no-store"
+    assert shed(site, "reads") == 1
+    batch = await site.client.post("/profiles/batch", content=json.dumps({"user_ids": [warm, cold]}), headers=JSON)
+    problem(batch, 503)
+    assert shed(site, "reads") == 2
+
+    assert (await site.client.get(f"/profiles/{warm}{query}")).status_code == 200
+    both = json.dumps({"user_ids": [warm, warm]})
+    assert (await site.client.post("/profiles/batch", content=both, headers=JSON)).status_code == 200
+    for path in ("/healthz", "/readyz", "/metrics", "/admin", f"/admin/users/{cold}", "/features"):
+        assert (await site.client.get(path)).status_code == 200, path
+    assert (await site.client.post(f"/admin/users/{cold}/rebuild")).status_code == 200
+    counted = site.service.metrics.request_seconds.labels("GET", "/profiles/{user_id}", 503)
+    assert sum(counted.counts) == 1
+
+
+async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, overload: Overload) -> None:
+    site, user = own_site, new_user()
+    overload.begin(site.service.ingestor._backlog)
+    answer = await site.client.post("/events", content=body(served(user, site.now_ms)), headers=JSON)
+    assert "too much load (events)" in problem(answer, 503)["detail"]
+    assert answer.headers["retry-after"] == "1"
+    assert shed(site, "events") == 1
+    problem(await site.client.post("/events", content=b"{" * 1_000_000, headers=JSON), 503)
+    assert (await site.features(user))["tip_volume_30d"] == 0
+    overload.begin(Backlog(lanes=1, patience_s=1, always=1))
+    await site.send(served(user, site.now_ms))
+    assert (await site.features(user))["tip_volume_30d"] == 1
+
+
+async def test_a_training_set_is_sent_away_when_too_many_wait(own_site: Live, overload: Overload) -> None:
+    site = own_site
+    overload.begin(site.service.reader._computation._moments)
+    rows = json.dumps({"rows": [{"user_id": "u", "as_of": "2026-11-01T00:00:00Z"}]})
+    problem(await site.client.post("/profiles/history", content=rows, headers=JSON), 503)
+    problem(await site.client.get("/profiles/u?as_of=2026-11-01T00:00:00Z"), 503)
+    assert shed(site, "history") == 2
+    assert (await site.client.get("/profiles/u")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/profiles/batch", "/events"])
+async def test_a_body_is_refused_when_too_many_are_held_already(
+    own_site: Live, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Three senders bring most of their bodies and stop; a fourth is one too many, until they have gone."""
+    site = own_site
+    size, part = 900_000, 300_000
+    monkeypatch.setattr(bodies, "BODIES_BYTES", 3 * part + 100_000)
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    writers = []
+    for _ in range(3):
+        _, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        writer.write(head.encode() + b" " * part)
+        await writer.drain()
+        writers.append(writer)
+    gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the hit path's
+    await _held(gateway.bodies, 3 * part)
+
+    answer = await site.client.post(path, content=b" " * part, headers=JSON)
+    assert "too much load (bodies)" in problem(answer, 503)["detail"]
+    assert shed(site, "bodies") == 1
+    small = json.dumps({"user_ids": ["u"]}) if path == "/profiles/batch" else body(served("u", site.now_ms))
+    assert (await site.client.post(path, content=small, headers=JSON)).status_code in (200, 202)
+
+    for writer in writers:
+        writer.close()
+    await _held(gateway.bodies, 0)
+
+
+async def _held(held: bodies.Bodies, size: int) -> None:
+    await eventually(lambda: held.held == size)
+
+
+async def test_the_log_tells_of_many_at_once_when_requests_are_sent_away(
+    own_site: Live, overload: Overload, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overload.begin(own_site.service.reader._computation._live)
+    for _ in range(20):
+        await own_site.client.get(f"/profiles/{new_user()}")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "requests_shed" in line or " 503" in line]
+    assert len(lines) <= 1, lines

@@ -1,0 +1,173 @@
+"""SIGTERM under load: what was sent is answered, who comes later is refused, and no job is lost or done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections import Counter
+from contextlib import closing
+
+import pytest
+
+from app.stores.queue import QUEUE, TIP_EVENTS, connect
+from tests.support.balancer import balancer
+from tests.support.events import payload, served
+from tests.support.fleet import Fleet, Member
+from tests.support.http import Broken, Connection, Refused, serving
+from tests.support.traffic import now_ms
+from tests.support.waiting import eventually
+
+CLIENTS = 8
+STOPS = 2
+ROLLS = 1
+ANSWERS_BEFORE = 60
+BACKLOG = 200
+WORKER_STOPS = 3
+
+
+class Senders:
+    """Clients that send an event and read its user, over and over. They try again where they were refused.
+
+    Half of them keep their connection; the others connect for each request, so that some wait to be let in whenever a
+    socket is closed. `lost` holds what was sent and not answered.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.answers = 0
+        self.refused = 0
+        self.acknowledged: Counter[str] = Counter()
+        self.lost: list[str] = []
+        self.over = False
+
+    async def run(self, number: int) -> None:
+        """One client, until it is over."""
+        connection = Connection(self.port)
+        user, sent = f"client-{number}", 0
+        while not self.over:
+            if connection.port != self.port or number % 2:
+                await connection.close()
+                connection = Connection(self.port)
+            event = payload(served(user, now_ms()), event_id=f"{number}-{sent}")
+            try:
+                if (await connection.post("/events", event)).status == 202:
+                    self.acknowledged[event["event_id"]] += 1
+                    sent += 1
+                shown = (await connection.get(f"/profiles/{user}")).json["features"]["tip_volume_30d"]
+                if shown != sent:
+                    self.lost.append(f"{user}: {shown} shown, {sent} sent")
+                self.answers += 2
+            except Refused:
+                self.refused += 1
+                await asyncio.sleep(0)
+            except Broken as error:
+                self.lost.append(str(error))
+        await connection.close()
+
+    async def answered(self, count: int) -> None:
+        """Return when so many more requests have been answered."""
+        enough = self.answers + count
+        await eventually(lambda: self.answers >= enough, 60)
+
+
+def ended_well(member: Member) -> bool:
+    """Whether it stopped by itself, with nothing cut short."""
+    return member.program.wait() == 0 and "requests_cut_short" not in member.program.output
+
+
+@pytest.mark.slow
+async def test_no_request_is_lost_when_the_api_is_stopped_under_load(fleet: Fleet) -> None:
+    (api,) = await fleet.apis(1)
+    senders = Senders(api.port)
+    running = [asyncio.create_task(senders.run(number)) for number in range(CLIENTS)]
+    for _ in range(STOPS):
+        await senders.answered(ANSWERS_BEFORE)
+        successor = fleet.api()
+        await serving(successor.port)
+        api.program.send(signal.SIGTERM)
+        refused = senders.refused
+        await eventually(lambda before=refused: senders.refused >= before + CLIENTS, 20)  # type: ignore[misc]  # a number
+        senders.port = successor.port
+        assert ended_well(api), api.program.output
+        api = successor
+    senders.over = True
+    await asyncio.gather(*running)
+    assert senders.lost == []
+    assert fleet.stored() == senders.acknowledged
+
+
+@pytest.mark.slow
+async def test_nothing_is_dropped_when_two_api_processes_are_replaced_behind_a_balancer(fleet: Fleet) -> None:
+    members = await fleet.apis(2)
+    async with balancer([member.port for member in members]) as front:
+        senders = Senders(front.port)
+        running = [asyncio.create_task(senders.run(number)) for number in range(CLIENTS)]
+        for _ in range(ROLLS):
+            for place, old in enumerate(members):
+                await senders.answered(ANSWERS_BEFORE)
+                members[place] = fleet.api()
+                await serving(members[place].port)
+                front.ports.append(members[place].port)
+                old.program.send(signal.SIGTERM)
+                assert await asyncio.to_thread(ended_well, old), old.program.output
+                front.ports.remove(old.port)
+        await senders.answered(ANSWERS_BEFORE)
+        senders.over = True
+        await asyncio.gather(*running)
+    assert senders.lost == []
+    assert senders.refused == 0
+    assert fleet.stored() == senders.acknowledged
+
+
+async def test_connections_are_closed_after_their_next_answer_when_the_api_stops(fleet: Fleet) -> None:
+    (api,) = await fleet.apis(1)
+    request = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+    with closing(socket.create_connection(("127.0.0.1", api.port), 10)) as line:
+        line.sendall(request)
+        assert b"connection: close" not in line.recv(65_536)
+        api.program.send(signal.SIGTERM)
+        last = b""
+        while b"connection: close" not in last:
+            line.sendall(request)
+            last = line.recv(65_536)
+            assert last.startswith(b"HTTP/1.1 200"), last
+        assert line.recv(65_536) == b"", "it is closed, not reset"
+    assert ended_well(api), api.program.output
+
+
+@pytest.mark.slow
+async def test_no_job_is_lost_or_done_twice_when_workers_are_stopped_under_load(fleet: Fleet) -> None:
+    queue = connect(fleet.queue.url)
+    over = asyncio.Event()
+    sent: list[str] = []
+
+    async def publish() -> None:
+        while not over.is_set():
+            if len(sent) - len(fleet.stored()) < BACKLOG:  # always more than one round of arq takes
+                for number in range(len(sent), len(sent) + BACKLOG):
+                    event = payload(served(f"user-{number % 50}", now_ms()), event_id=f"job-{number}")
+                    assert await queue.enqueue_job(TIP_EVENTS, [event]) is not None
+                    sent.append(f"job-{number}")
+            await asyncio.sleep(0.01)
+
+    publishing = asyncio.create_task(publish())
+    for _ in range(WORKER_STOPS):
+        worker = fleet.worker()
+        enough = len(fleet.stored()) + BACKLOG
+        await eventually(lambda enough=enough: len(fleet.stored()) >= enough, 30)  # type: ignore[misc]  # a number
+        assert await asyncio.to_thread(worker.program.stop) == 0
+        assert await queue.keys("arq:in-progress:*") == [], "a job was taken and neither done nor put back"
+        assert await queue.zcard(QUEUE) > 0, "it was stopped under load"
+    over.set()
+    await publishing
+    worker = fleet.worker()
+    await eventually(lambda: len(fleet.stored()) == len(sent) and fleet.unconsumed() == 0, 30)
+    assert await asyncio.to_thread(worker.program.stop) == 0
+
+    assert fleet.stored() == Counter(sent)
+    assert await queue.zcard(QUEUE) == 0
+    # What each process counted, as it wrote it down when it stopped.
+    assert fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_accepted'), 0) FROM samples") == [(len(sent),)]
+    assert fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_duplicate'), 0) FROM samples") == [(0,)]
+    await queue.aclose(close_connection_pool=True)

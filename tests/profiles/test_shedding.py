@@ -1,0 +1,125 @@
+"""Too much to compute: whoever would wait too long is told so at once, whoever is let in is answered, hits as ever."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from app.errors import Overloaded
+from app.profiles import computation as module
+from app.profiles.computation import CAP, MOMENTS_ALWAYS
+from app.profiles.filling import Profile
+from app.profiles.groups import GROUP_CAP
+from app.profiles.ports import Asked
+from tests.profiles.world import World
+from tests.support.clock import NOW_MS
+from tests.support.events import served
+from tests.support.service import READERS, Service
+from tests.support.waiting import eventually
+
+SLOW_S = 5  # what a statement takes where a test says that it is slow
+
+
+async def overwhelmed(service: Service, world: World) -> list[asyncio.Task[dict[str, Profile]]]:
+    """Statements are slow, and so many users wait for one that another one would wait too long."""
+    slow = await world.stopped_at(service.source.before, service.features("first"))
+    service.clock.advance(SLOW_S * 1000)
+    service.source.before.go()
+    await slow
+    await service.drain()
+    service.source.before.stop()
+    waiting: list[asyncio.Task[dict[str, Profile]]] = []
+    begun = len(service.source.statements)
+    for number in range(READERS + 1):  # a statement for each reader, and one that has not begun
+        users = {f"waits {number} {user}": service.registry.full_mask for user in range(CAP)}
+        waiting.append(await world.started(service.reader.read(users)))
+        if number < READERS:
+            await eventually(partial(_begun, service, begun + number + 1))
+    await eventually(lambda: service.computation.overloaded)
+    return waiting
+
+
+def _begun(service: Service, statements: int) -> bool:
+    return len(service.source.statements) == statements
+
+
+async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(service: Service, world: World) -> None:
+    await service.send(served("ann"))
+    expected = await service.features("ann")
+    await service.drain()
+    waiting = await overwhelmed(service, world)
+    statements, misses = len(service.source.statements), service.counted("cache_misses")
+
+    with pytest.raises(Overloaded) as caught:
+        await service.features("cold")
+    assert caught.value.kind == "reads"
+    hit, cold = await asyncio.gather(service.features("ann"), service.features("cold"), return_exceptions=True)
+    assert hit == expected
+    assert isinstance(cold, Overloaded), "it shared the group of the hit"
+    assert len(service.source.statements) == statements
+    assert service.counted("cache_misses") == misses, "what was not looked up any further was not missed"
+
+    service.go()
+    assert all(isinstance(answer, dict) for answer in await asyncio.gather(*waiting))
+    assert (await service.features("cold"))["tip_volume_30d"] == 0, "when nobody waits any more"
+
+
+async def test_a_read_is_sent_away_when_the_cache_is_away_and_too_many_wait(
+    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = await overwhelmed(service, world)
+    monkeypatch.setattr(type(service.cache), "available", property(lambda _: False))
+    degraded = service.counted("degraded_reads", reason="unavailable")
+    with pytest.raises(Overloaded):
+        await service.features("cold")
+    assert service.counted("degraded_reads", reason="unavailable") == degraded
+    monkeypatch.undo()
+    service.go()
+    await asyncio.gather(*waiting)
+
+
+async def test_a_batch_is_finished_when_too_many_wait_after_it_was_let_in(
+    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = [f"batch {number}" for number in range(2 * GROUP_CAP)]
+    first = await world.stopped_at(service.source.before, service.batch(users))
+    monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
+    service.source.before.go()
+    assert len(await first) == len(users)
+    with pytest.raises(Overloaded):
+        await service.batch(["another"])
+
+
+async def test_a_rebuild_is_not_sent_away_when_too_many_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
+    assert (await service.rebuild("ann"))["ann"]["tip_volume_30d"] == 0
+
+
+async def test_past_moments_are_sent_away_when_too_many_wait_and_leave_a_reader_to_others(
+    service: Service, world: World
+) -> None:
+    mask = service.registry.full_mask
+    rows = [Asked("ann", mask, NOW_MS, None)] * MOMENTS_ALWAYS
+    first = await world.stopped_at(service.source.before, service.reader.read_as_of(rows[:CAP]))
+    service.clock.advance(int(1000 * module.MOMENTS_PATIENCE_S * CAP))
+    service.source.before.go()
+    await first
+
+    held = await world.stopped_at(service.source.before, service.reader.read_as_of(rows))
+    second = await world.started(service.reader.read_as_of(rows[:1]))
+    await eventually(lambda: service.reader.history_overloaded)
+    with pytest.raises(Overloaded) as caught:
+        await service.reader.read_as_of(rows[:1])
+    assert caught.value.kind == "history"
+    begun = len(service.source.statements)
+    live = await world.started(service.features("cold"))
+    await eventually(lambda: len(service.source.statements) == begun + 1)
+    assert [asked.user_id for asked in service.source.statements[-1]] == ["cold"]
+
+    service.go()
+    assert len(await held) == MOMENTS_ALWAYS
+    assert len(await second) == 1
+    await live
+    assert not service.reader.history_overloaded

@@ -1,0 +1,133 @@
+"""A damaged database is noticed at start, within milliseconds, and looked through whole on demand."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.stores.sqlite.connection import connect
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.soundness import TAIL, full_findings, length_problem, quick_findings
+from tests.support.events import admitted, feedback, served
+
+EVENTS = 2 * TAIL
+NEWEST, OLD = EVENTS, 5
+
+
+@pytest.fixture
+async def filled(database_path: Path) -> Path:
+    """A database with some events, closed, its log moved into the file."""
+    database = await Database.open(database_path, readers=1)
+    made = [admitted((served if number % 2 else feedback)(f"user-{number % 9}")) for number in range(EVENTS)]
+    await SqliteEventLog(database).append([made])
+    await database.close()
+    execute(database_path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    return database_path
+
+
+def cut(path: Path, pages: int) -> None:
+    """Take pages from the end of the file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - pages * 4096])
+
+
+def overwrite_root(path: Path, table: str) -> None:
+    """Put something else where a table begins."""
+    with closing(sqlite3.connect(path)) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    content = bytearray(path.read_bytes())
+    content[(root - 1) * 4096 : root * 4096] = b"\x17" * 4096
+    path.write_bytes(content)
+
+
+def execute(path: Path, *statements: str) -> None:
+    """Past the service."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement).fetchall()
+
+
+def quick(path: Path) -> list[str]:
+    with closing(connect(path, read_only=True)) as connection:
+        return quick_findings(connection, path)
+
+
+def full(path: Path) -> list[str]:
+    with closing(connect(path, read_only=True)) as connection:
+        return full_findings(connection, path)
+
+
+def lose_index_entry(path: Path, index: str) -> None:
+    """The row of the newest event changes while SQLite knows nothing of that index."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        row = connection.execute("SELECT * FROM sqlite_schema WHERE name = ?", (index,)).fetchone()
+        connection.execute("DELETE FROM sqlite_schema WHERE name = ?", (index,))
+        connection.execute("PRAGMA writable_schema = RESET")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE event_log SET user_id = 'somebody else' WHERE seq = ?", (NEWEST,))
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", row)
+        connection.execute("PRAGMA writable_schema = RESET")
+
+
+async def test_nothing_is_found_in_a_sound_database(filled: Path, database_path: Path) -> None:
+    assert quick(filled) == full(filled) == []
+    await (await Database.open(filled, readers=1)).close()
+
+
+Damage = Callable[[Path], None]
+HALVES: list[tuple[str, Damage, str]] = [
+    ("no fact", lambda path: execute(path, f"DELETE FROM tip_views WHERE seq >= {NEWEST - 1}"), "has no fact"),
+    ("no log row", lambda path: execute(path, f"DELETE FROM event_log WHERE seq = {NEWEST}"), "has no row in the log"),
+    ("index", lambda path: lose_index_entry(path, "event_log_by_user"), "is missing from the index of users"),
+]
+
+
+@pytest.mark.parametrize(("damage", "said"), [row[1:] for row in HALVES], ids=[row[0] for row in HALVES])
+async def test_process_does_not_start_when_the_newest_events_are_damaged(
+    filled: Path, damage: Damage, said: str
+) -> None:
+    damage(filled)
+    assert said in quick(filled)[0]
+    with pytest.raises(StoreUnavailable, match=f"is damaged: event .* {said}; `profiles doctor --full`"):
+        await Database.open(filled, readers=1)
+
+
+async def test_process_does_not_start_when_the_file_is_cut_short(filled: Path) -> None:
+    cut(filled, 2)
+    assert "cut short" in (length_problem(filled) or "")
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        await Database.open(filled, readers=1)
+
+
+async def test_process_does_not_start_when_a_page_of_the_newest_events_is_not_what_it_was(filled: Path) -> None:
+    overwrite_root(filled, "event_log")
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        await Database.open(filled, readers=1)
+
+
+def test_only_the_full_look_finds_damage_among_old_events(filled: Path) -> None:
+    execute(filled, f"DELETE FROM tip_feedback WHERE seq = {OLD}")
+    assert quick(filled) == []
+    assert full(filled) == [f"event {OLD} has no fact"]
+
+
+def test_length_is_no_fault_when_the_log_may_hold_the_rest(filled: Path) -> None:
+    cut(filled, 1)
+    filled.with_name(filled.name + "-wal").write_bytes(b"some frames")
+    assert length_problem(filled) is None
+
+
+def test_length_is_that_of_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(b"")
+    assert length_problem(path) is None
+    path.write_bytes(b"\xff\xd8" * 500)
+    assert length_problem(path) == "it is no SQLite database"

@@ -1,0 +1,42 @@
+"""What a server says of itself, each kind of them."""
+
+from __future__ import annotations
+
+import time
+
+from app.operations.doctor.facts import ServerFacts, Unreached
+from app.stores.valkey.condition import server_facts
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.servers import VALKEY, ask
+
+
+async def test_server_tells_its_kind_and_setup(server: EmbeddedServer, flavour: str) -> None:
+    found = await server_facts(server.url)
+    assert isinstance(found, ServerFacts)
+    assert found.flavour == ("Valkey" if flavour == VALKEY else "Redis")
+    assert found.version >= (7, 0)
+    assert (found.role, found.refuses, found.appends, found.snapshots) == ("master", None, False, False)
+    assert abs(found.ahead_ms) <= found.unsure_ms + 1
+    assert ask(server, "DBSIZE") == 0
+
+
+async def test_clocks_are_compared(server: EmbeddedServer) -> None:
+    found = await server_facts(server.url, lambda: time.time() - 100)
+    assert isinstance(found, ServerFacts)
+    assert abs(found.ahead_ms - 100_000) <= found.unsure_ms + 1
+
+
+async def test_settings_that_may_not_be_asked_for_are_not_known(own_server: EmbeddedServer) -> None:
+    ask(own_server, "ACL", "SETUSER", "default", "-config")
+    found = await server_facts(own_server.url)
+    assert isinstance(found, ServerFacts)
+    assert found.snapshots is None
+
+
+async def test_server_that_refuses_to_be_asked_is_no_defect_of_ours(own_server: EmbeddedServer) -> None:
+    ask(own_server, "ACL", "SETUSER", "default", "-info")
+    assert isinstance(await server_facts(own_server.url), Unreached)
+    own_server.kill()
+    found = await server_facts(own_server.url)
+    assert isinstance(found, Unreached)
+    assert "Error" in found.reason

@@ -1,0 +1,82 @@
+"""What a user's events make of the five features: the checker's own arithmetic, which the SQL is held against.
+
+Values are chosen so that they tell apart which events were seen: every dwell time occurs once in a run, so the mean
+names the set of feedback events, and each of the others differs for most sets. Event times lie a day or more in the
+past and far inside the window, so that no step of a clock moves an event across an edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from typing import Any, NamedTuple
+
+from app.features.clock import DAY_MS
+from tests.support.events import local_time
+
+FEATURES = ("completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d", "preferred_hour", "tip_volume_30d")
+Value = float | int | None
+Values = tuple[Value, Value, Value, Value, Value]
+ACTIONS = (None, None, "completed", "completed", "dismissed", "snoozed")
+OFFSETS_MIN = (-570, -180, 0, 120, 345)
+
+
+class Fact(NamedTuple):
+    """One event. `action` None: a tip was served."""
+
+    event_id: str
+    action: str | None
+    dwell_ms: int | None
+    at_ms: int
+    offset_min: int
+
+    @property
+    def hour(self) -> int:
+        """The user's local hour."""
+        return (self.at_ms + self.offset_min * 60_000) // 3_600_000 % 24
+
+    def payload(self, user_id: str) -> dict[str, Any]:
+        """As a producer sends it."""
+        common = {
+            "event_id": self.event_id,
+            "user_id": user_id,
+            "tip_id": "tip",
+            "occurred_at": local_time(self.at_ms, self.offset_min).isoformat(),
+            "decision_id": None,
+        }
+        if self.action is None:
+            return {"subject": "signals.tip.served", **common}
+        return {"subject": "signals.tip.feedback", **common, "action": self.action, "dwell_ms": self.dwell_ms}
+
+
+def draw(random: Random, event_id: str, number: int, now_ms: int) -> Fact:
+    """A fact by the seed. `number` is different for every fact of a run; it makes the dwell time."""
+    action = random.choice(ACTIONS)
+    at_ms = now_ms - DAY_MS - random.randrange(9 * DAY_MS)
+    dwell_ms = None if action is None or random.random() < 0.1 else number % 86_000_000
+    return Fact(event_id, action, dwell_ms, at_ms, random.choice(OFFSETS_MIN))
+
+
+def values(facts: Iterable[Fact]) -> Values:
+    """The five features, in the order of `FEATURES`."""
+    views = 0
+    actions: list[str] = []
+    dwells: list[int] = []
+    hours: dict[int, tuple[int, int, int]] = {}
+    for fact in facts:
+        if fact.action is None:
+            views += 1
+            continue
+        actions.append(fact.action)
+        if fact.dwell_ms is not None:
+            dwells.append(fact.dwell_ms)
+        if fact.action == "completed":
+            count, last, rank = hours.get(fact.hour, (0, 0, -fact.hour))
+            hours[fact.hour] = (count + 1, max(last, fact.at_ms), rank)
+    return (
+        actions.count("completed") / len(actions) if actions else None,
+        actions.count("dismissed") / len(actions) if actions else None,
+        sum(dwells) / len(dwells) if dwells else None,
+        -max(hours.values())[2] if hours else None,
+        views,
+    )

@@ -1,0 +1,244 @@
+"""The checker against an oracle that tries every permutation, and against histories whose verdict is plain."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from random import Random
+from time import perf_counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.features.clock import DAY_MS
+from app.features.events import TipEvent
+from tests.support.clock import NOW_MS
+from tests.support.events import Action, admitted, feedback, served
+from tests.support.reference import profile
+from tests.torture.checker import History, Read, Write, check
+from tests.torture.facts import FEATURES, Fact, draw, values
+
+ALL = (1 << len(FEATURES)) - 1
+VOLUME = 1 << FEATURES.index("tip_volume_30d")
+
+
+def view(name: str = "one") -> Fact:
+    return Fact(name, None, None, NOW_MS, 0)
+
+
+def volume(call: int, answer: int, count: int) -> Read:
+    return Read(call, answer, VOLUME, (None, None, None, None, count))
+
+
+def explains(history: History, order: Sequence[Write]) -> bool:
+    """The rule, word by word."""
+    prefixes = [frozenset[Write]()]
+    alive: set[int] = set()
+    states = [values([])]
+    for place, write in enumerate(order):
+        if any(later.end is not None and later.end < write.start for later in order[place + 1 :]):
+            return False
+        own = {index for index in range(len(history.facts)) if write.facts >> index & 1}
+        if (write.new is True and own & alive) or (write.new is False and own - alive):
+            return False
+        alive = set() if write.erases else alive | own
+        prefixes.append(prefixes[-1] | {write})
+        states.append(values([history.facts[index] for index in alive]))
+    for read in history.reads:
+        for feature in range(len(FEATURES)):
+            if read.asked >> feature & 1 and not any(
+                all(write in prefix for write in order if write.end is not None and write.end < read.call)
+                and all(write.start <= read.answer for write in prefix)
+                and state[feature] == read.seen[feature]
+                for prefix, state in zip(prefixes, states, strict=True)
+            ):
+                return False
+    return True
+
+
+def oracle(history: History) -> bool:
+    """Every subject by itself: every subset of the unknown writes, in every order."""
+    views = sum(1 << place for place, fact in enumerate(history.facts) if fact.action is None)
+    for facts, features in ((views, VOLUME), (15 & ~views, ALL & ~VOLUME)):
+        writes = [write._replace(facts=write.facts & facts) for write in history.writes]
+        part = History(
+            history.facts,
+            [write for write in writes if write.facts or write.erases],
+            [read._replace(asked=read.asked & features) for read in history.reads],
+        )
+        if not ordered(part):
+            return False
+    return True
+
+
+def ordered(history: History) -> bool:
+    """Whether some order explains a history."""
+    known = [write for write in history.writes if write.end is not None]
+    unknown = [write for write in history.writes if write.end is None]
+    for count in range(len(unknown) + 1):
+        for happened in itertools.combinations(unknown, count):
+            for order in itertools.permutations([*known, *happened]):
+                if explains(history, order):
+                    return True
+    return False
+
+
+FACTS = [
+    view("a"),
+    view("b"),
+    Fact("c", "completed", 7, NOW_MS, 0),
+    Fact("d", "dismissed", 11, NOW_MS - 3_600_000, 0),
+]
+moments = st.integers(0, 12)
+
+
+@st.composite
+def histories(draw_from: st.DrawFn) -> History:
+    """Small ones, most of them nearly right: reads take their values from some set of facts."""
+    writes = []
+    for number in range(draw_from(st.integers(0, 4))):
+        start = draw_from(moments) * 10 + number  # different, so that no two writes are equal
+        length = draw_from(st.none() | st.integers(1, 61))
+        end = None if length is None else start + length
+        erases = draw_from(st.integers(0, 4)) == 0
+        facts = 0 if erases else draw_from(st.sampled_from([1, 1, 2, 3, 4, 8, 12]))
+        new = None if erases or end is None else draw_from(st.sampled_from([None, None, None, True, False]))
+        writes.append(Write(start, end, facts, erases, new))
+    reads = []
+    for _ in range(draw_from(st.integers(0, 4))):
+        call = draw_from(moments) * 10 + 5
+        answer = call + draw_from(st.integers(0, 40))
+        if draw_from(st.booleans()):  # what all writes that had begun make
+            mask = 0
+            for write in writes:
+                mask |= write.facts if write.start <= answer else 0
+        else:
+            mask = draw_from(st.integers(0, 15))
+        seen = values(fact for index, fact in enumerate(FACTS) if mask >> index & 1)
+        reads.append(Read(call, answer, draw_from(st.integers(0, ALL)), seen))
+    return History(list(FACTS), writes, reads)
+
+
+@settings(max_examples=500, deadline=None)
+@given(histories())
+def test_checker_says_what_the_oracle_says_when_histories_are_small(history: History) -> None:
+    assert check(history).explained is oracle(history)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 10_000), max_size=12), st.integers())
+def test_values_are_those_of_the_reference_when_events_are_drawn(numbers: list[int], seed: int) -> None:
+    random = Random(seed)
+    facts = [draw(random, f"event-{place}", number, NOW_MS) for place, number in enumerate(numbers)]
+    stored = [admitted(_event(fact)) for fact in facts]
+    expected = profile(stored, "ann", NOW_MS + DAY_MS)
+    assert dict(zip(FEATURES, values(facts), strict=True)) == expected
+
+
+def _event(fact: Fact) -> TipEvent:
+    if fact.action is None:
+        return served("ann", fact.at_ms, offset_min=fact.offset_min, event_id=fact.event_id)
+    action: Action = fact.action  # type: ignore[assignment]
+    return feedback(
+        "ann", fact.at_ms, action, dwell_ms=fact.dwell_ms, offset_min=fact.offset_min, event_id=fact.event_id
+    )
+
+
+@pytest.mark.parametrize(
+    ("reads", "explained"),
+    [
+        ([volume(0, 5, 0), volume(25, 30, 1)], True),
+        ([volume(12, 13, 1), volume(14, 15, 0)], True),  # while it is under way, each may see it or not
+        ([volume(21, 25, 0)], False),  # older than what was acknowledged
+        ([volume(0, 9, 1)], False),  # newer than what had begun
+        ([volume(21, 25, 2)], False),  # it counts twice
+    ],
+)
+def test_verdict_is_plain_when_there_is_one_event(reads: list[Read], explained: bool) -> None:
+    assert check(History([view()], [Write(10, 20, 1)], reads)).explained is explained
+
+
+def test_an_unknown_outcome_may_show_at_any_time_when_nobody_sent_it_again() -> None:
+    lost = Write(10, None, 1)
+    for reads in ([volume(100, 101, 0)], [volume(100, 101, 1)], [volume(50, 51, 0), volume(100, 101, 1)]):
+        assert check(History([view()], [lost], reads)).explained
+
+
+def test_an_unknown_outcome_is_settled_when_it_is_sent_again() -> None:
+    writes = [Write(10, None, 1), Write(20, 30, 1, new=False)]
+    assert check(History([view()], writes, [volume(15, 16, 1)])).explained
+    assert not check(History([view()], writes, [volume(31, 32, 0)])).explained
+    assert not check(History([view()], [Write(20, 30, 1, new=False)], [])).explained, "known, though never sent"
+
+
+def test_an_erased_event_is_seen_as_a_fault_when_a_read_shows_it() -> None:
+    writes = [Write(10, 20, 1, new=True), Write(30, 40, 0, erases=True)]
+    assert check(History([view()], writes, [volume(35, 36, 1)])).explained
+    assert not check(History([view()], writes, [volume(41, 42, 1)])).explained
+    again = [*writes, Write(50, 60, 1, new=True)]
+    assert check(History([view()], again, [volume(45, 46, 0), volume(61, 62, 1)])).explained
+
+
+def test_features_of_one_answer_may_stem_from_different_moments_when_two_events_were_under_way() -> None:
+    facts = [view(), Fact("done", "completed", 7, NOW_MS, 0)]
+    writes = [Write(10, 100, 1), Write(11, 100, 2)]
+    only_view = Read(20, 21, ALL, values(facts[:1]))
+    only_done = Read(30, 31, ALL, values(facts[1:]))
+    assert check(History(facts, writes, [only_view])).explained
+    assert check(History(facts, writes, [only_done])).explained
+    # A cell is filled by itself, so the second answer is no prefix as a whole, and right all the same.
+    assert check(History(facts, writes, [only_view, only_done])).explained
+
+
+def test_culprit_names_the_answer_when_nothing_explains_it() -> None:
+    verdict = check(History([view()], [Write(10, 20, 1)], [volume(1, 2, 0), volume(21, 25, 0), volume(26, 27, 1)]))
+    assert verdict.explained is False
+    assert verdict.culprit is not None
+    assert (verdict.culprit.feature, verdict.culprit.value, verdict.culprit.expected) == ("tip_volume_30d", 0, 1)
+
+
+def busy(random: Random, writes: int, reads: int) -> History:
+    """A long true history: writes overlap a little, some outcomes are unknown, each read shows a true state."""
+    history = History()
+    states = [values([])]
+    commits: list[int] = []
+    now = 0
+    for number in range(writes):
+        now += random.randrange(1, 100)
+        start, commit, end = now, now + random.randrange(1, 60), now + 60 + random.randrange(1, 100)
+        commit = max(commit, commits[-1] + 1 if commits else 0)
+        history.facts.append(draw(random, f"event-{number}", number, NOW_MS))
+        commits.append(commit)
+        states.append(values(history.facts))
+        history.writes.append(
+            Write(start, None if random.random() < 0.05 else max(end, commit + 1), 1 << number, new=None)
+        )
+    for call in sorted(random.randrange(now + 300) for _ in range(reads)):
+        at = call + random.randrange(20)
+        count = sum(commit <= at for commit in commits)
+        history.reads.append(Read(call, at + random.randrange(20), ALL, states[count]))
+    return history
+
+
+def _histories(count: int, writes: int, reads: int) -> Iterator[History]:
+    for seed in range(count):
+        yield busy(Random(seed), writes, reads)
+
+
+def test_checker_is_fast_when_histories_are_long() -> None:
+    long = list(_histories(20, writes=60, reads=5_000))
+    started = perf_counter()
+    assert all(check(history).explained for history in long)
+    assert perf_counter() - started < 10, "a hundred thousand operations; a second or two is usual"
+
+
+def test_one_stale_answer_among_thousands_is_found() -> None:
+    for seed, history in enumerate(_histories(10, writes=40, reads=2_000)):
+        random = Random(seed)
+        late = [read for read in history.reads if read.call > history.writes[20].start + 300]
+        chosen = random.choice(late)
+        stale = values(history.facts[:5])
+        assert stale != chosen.seen
+        history.reads[history.reads.index(chosen)] = chosen._replace(seen=stale)
+        assert check(history).explained is False
