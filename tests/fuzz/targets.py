@@ -101,13 +101,13 @@ def ids(raw: bytes) -> None:
     """Two ids never share a key, and a path leads to the id it was made from."""
     one, _, other = raw.decode("utf-8", "surrogateescape").partition("\n")
     sound = [user for user in (one, other) if id_problem(user) is None]
-    made = [key("0123abcd", Cell(user, "tip_volume_30d")) for user in sound]  # type: ignore[arg-type]  # an epoch
+    made = [key("0123abcd", Cell(user, "tip_volume_30d")) for user in sound]
     for user, found in zip(sound, made, strict=True):
         assert found.isascii()
         assert found.decode().isprintable()
         assert " " not in found.decode()
         assert (found.count(b"{"), found.count(b"}")) == (1, 1)
-        assert keys_of("0123abcd", [(user, [b"tip_volume_30d"])]) == [found]  # type: ignore[arg-type]
+        assert keys_of("0123abcd", [(user, [b"tip_volume_30d"])]) == [found]
         _check_path(user)
     if len(sound) == 2:
         assert (made[0] == made[1]) == (one == other)
