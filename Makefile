@@ -6,6 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv-peers
 FEAST := 0.67.0
+FUZZER := .venv-fuzz
+ATHERIS := 3.0.0
 # More arguments for pytest, e.g. `make quick ARGS="-k registry"`.
 ARGS ?=
 # `make lock UPGRADE=1` takes the newest versions; otherwise only what pyproject.toml asks for changes.
@@ -53,8 +55,13 @@ soak: $(STAMP) ## Watch memory under ten minutes of mixed load (shorter: ARGS="-
 durability: $(STAMP) ## Kill the API 500 times in the middle of ingest (fewer: ARGS="--kills 50")
 	@$(BIN)/python -m tests.end_to_end.durability $(ARGS)
 
-fuzz: $(STAMP) ## Look for faults with thousands of inputs of all kinds
-	@$(BIN)/python -m tests.fuzz $(ARGS)
+fuzz: $(STAMP) $(FUZZER)/atheris ## Look for faults with input of all kinds, for a quarter of an hour
+	@$(BIN)/python -m tests.fuzz $(FUZZER) $(ARGS)
+
+# Its wheels are for Linux on x86-64 and few versions of Python, and nothing else needs it.
+$(FUZZER)/atheris:
+	@echo "Installing atheris $(ATHERIS) into $(FUZZER) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --target $(FUZZER) "atheris==$(ATHERIS)"
 
 # Not of the lock: a peer to be measured, which nothing here depends on.
 $(PEERS)/bin/feast:
@@ -72,7 +79,7 @@ lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 take
 	@$(LOCK) --constraints requirements.lock --output-file docker/requirements.lock
 
 clean: ## Remove .venv, caches and var/ (with the local database)
-	@rm -rf .venv $(PEERS) var build dist htmlcov .coverage *.egg-info
+	@rm -rf .venv $(PEERS) $(FUZZER) var build dist htmlcov .coverage *.egg-info
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find app tests -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

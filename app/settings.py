@@ -153,9 +153,7 @@ class Settings:
         10_000, _whole(0, 10_000_000), "Users whose profiles an API process keeps in its own memory; 0: none."
     )
     audit_users: int = _setting(
-        5,
-        _whole(0, 1_000),
-        "Users a second whose cached profile a worker checks, 1 s, 1 min and 5 min after an event; 0: none.",
+        5, _whole(0, 1_000), "Users a second whose cached profile a worker checks after an event, thrice; 0: none."
     )
     worker_metrics_port: int = _setting(
         8001, _whole(0, 65535), "Port on which the worker serves its metrics, on PROFILES_HOST; 0 serves none."

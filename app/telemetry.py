@@ -90,16 +90,10 @@ class Metrics:
             "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
         )
         self.consistency_checks = self._counter(
-            "consistency_checks_total",
-            "Users whose cached profile was held against a recomputation so long after an event, by outcome.",
-            "after",
-            "outcome",
+            "consistency_checks_total", "Users checked so long after an event, by outcome.", "after", "outcome"
         )
         self.consistency_violations = self._counter(
-            "consistency_violations_total",
-            "Cached values that the audit found untrue: stale, or unexplained. Anything but 0 is a fault.",
-            "feature",
-            "fault",
+            "consistency_violations_total", "Cached values that the audit found untrue.", "feature", "fault"
         )
         self.consistency_repairs = self._counter(
             "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."

@@ -161,12 +161,12 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
     for kind in kinds:
         name_features(schemas[kind.__name__], registry)
     for operation, opt in operations:
+        describe(operation, opt, registry)
         problem = operation["responses"]["400"]
         if limited and "scope" in opt:
             operation["responses"]["429"] = {**problem, "description": DESCRIPTIONS[429]}
         if "body" in opt:
             operation["responses"]["408"] = {**problem, "description": DESCRIPTIONS[408]}
-        describe(operation, opt, registry)
         if "scope" not in opt:
             operation["security"] = []
         if kinds := opt.get("body"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -132,6 +134,58 @@ def test_array_is_refused_when_it_holds_more_events_than_allowed() -> None:
         decode_json(b"[" + b",".join([one] * 1_001) + b"]")
     with pytest.raises(InvalidInput, match="at most 1000 events at once, not 1001"):
         decode_lines(b"\n".join([one] * 1_001))
+
+
+BODY_BYTES = 8 * 1024 * 1024
+WHOLE = 48 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("decode", "item"),
+    [
+        (decode_json, b"1,"),
+        (decode_json, b"{},"),
+        (decode_json, b"[[]],"),
+        (decode_json, b'"",'),
+        (decode_lines, b"1\n"),
+        (decode_lines, b"[]\n"),
+        (decode_lines, b"\n"),
+        (decode_lines, b" \n"),
+    ],
+)
+def test_body_takes_little_memory_when_it_holds_millions_of_nothing(
+    decode: Callable[[bytes], object], item: bytes
+) -> None:
+    raw = item * (BODY_BYTES // len(item))
+    if decode is decode_json:
+        raw = b"[" + raw.removesuffix(b",") + b"]"
+    tracemalloc.start()
+    try:
+        with pytest.raises((InvalidInput, Undecodable)):
+            decode(raw)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < WHOLE
+
+
+@pytest.mark.parametrize("shape", [b'{"mood":[%b]}', b'{"mood":{"a":[%b]}}'])
+def test_unknown_field_takes_little_memory_when_it_holds_millions_of_nothing(shape: bytes) -> None:
+    raw = shape % b",".join([b"[]"] * 2_000_000)
+    tracemalloc.start()
+    try:
+        assert "missing" in invalid(raw)[0].detail or "unknown" in invalid(raw)[0].detail
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < WHOLE
+
+
+def test_longest_events_are_decoded_when_their_ids_are_full_of_commas() -> None:
+    one = json.dumps(
+        payload(FEEDBACK_EVENT, **dict.fromkeys(("user_id", "tip_id", "event_id", "decision_id"), "," * 128))
+    )
+    assert len(decode_json(b"[" + b",".join([one.encode()] * MAX_EVENTS) + b"]")) == MAX_EVENTS
 
 
 def test_every_event_at_fault_is_named_when_an_array_holds_several() -> None:

@@ -1,0 +1,54 @@
+"""Runs the targets under atheris, each in a process of its own, for a bounded time."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.fuzz.corpus import store, unpack
+
+ROOT = Path(__file__).parents[2]
+GRACE_S = 60
+LONGEST_INPUT = 4_096
+
+
+class Driven(NamedTuple):
+    """How many inputs a target was given, and what the fuzzer says of one that broke it."""
+
+    inputs: int
+    finding: str | None
+
+
+def drive(target: str, atheris: Path, seconds: int, seed: int, *, keep: bool = False) -> Driven:
+    """Fuzz one target. `keep`: what led to new places in the code goes to the corpus."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
+        corpus = Path(directory) / "corpus"
+        unpack(target, corpus)
+        limits = [f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={LONGEST_INPUT}", "-print_final_stats=1"]
+        done = _run(target, atheris, [*limits, f"-artifact_prefix={directory}/", str(corpus)], seconds)
+        output = done.stdout + done.stderr
+        found = re.search(r"stat::number_of_executed_units: (\d+)", output)
+        inputs = int(found[1]) if found else 0
+        if done.returncode == 0 and keep:
+            store(target, (path.read_bytes() for path in corpus.iterdir()))
+    return Driven(inputs, None if done.returncode == 0 and inputs else output[-4_000:])
+
+
+def _run(target: str, atheris: Path, arguments: list[str], seconds: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{atheris}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "tests.fuzz.guided", target, *arguments]
+    return subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=seconds + GRACE_S,
+    )
