@@ -134,12 +134,8 @@ class Settings:
     api_keys: tuple[ApiKey, ...] = _setting(
         (), _api_keys, "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`."
     )
-    rate_limit: int = _setting(
-        0, _whole(0, 1_000_000), "Requests a second that each key may send to one API process; 0: no limit."
-    )
-    rate_burst: int = _setting(
-        0, _whole(0, 1_000_000), "Requests that a key may send at once, after a pause; 0: those of one second."
-    )
+    rate_limit: int = _setting(0, _whole(0, 1_000_000), "Requests a second of each key, for a process; 0: no limit.")
+    rate_burst: int = _setting(0, _whole(0, 1_000_000), "Requests of a key at once, after a pause; 0: as in a second.")
     session_hours: int = _setting(12, _whole(1, 720), "Hours that an admin stays signed in to the pages under /admin.")
     retention_days: int = _setting(
         180, _whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."

@@ -35,14 +35,8 @@ class Metrics:
         self.request_seconds = self._spread(
             "http_request_duration_seconds", "Time to answer, by route and status.", FAST, "method", "route", "status"
         )
-        self.shed = self._counter(
-            "requests_shed_total",
-            "Requests sent away (503), by what there was too much of: reads, history, events, bodies.",
-            "kind",
-        )
-        self.rate_limited = self._counter(
-            "rate_limited_total", "Requests refused (429) because one caller sent too many, by the key's name.", "key"
-        )
+        self.shed = self._counter("requests_shed_total", "Requests sent away (503), by kind of load.", "kind")
+        self.rate_limited = self._counter("rate_limited_total", "Requests refused (429), by the key's name.", "key")
         self.cache_hits = self._tally("cache_hits_total", "Feature values answered from the cache.")
         self.near_hits = self._tally("near_hits_total", "Of these, values from the process's own memory.")
         self.cache_misses = self._tally("cache_misses_total", "Feature values that the cache did not hold.")

@@ -92,6 +92,10 @@ class Computation:
         """Whether a live read that began now would wait too long. To be asked before; nothing is refused here."""
         return self._live.full
 
+    def coming(self, users: int) -> None:
+        """Count users that will soon wait for a statement, or (negative) that do so now and are counted otherwise."""
+        self._live.waiting += users
+
     @property
     def history_overloaded(self) -> bool:
         """The same of past moments."""
@@ -105,9 +109,15 @@ class Computation:
         """
         pairs = iter(wanted.items())
         results: list[Computed] = []
-        while piece := dict(islice(pairs, CAP)):
-            # Shielded: a caller that goes away must not take the others' statement with it.
-            results.append(await asyncio.shield(self._join(piece)))
+        self._live.waiting += (later := len(wanted))
+        try:
+            while piece := dict(islice(pairs, CAP)):
+                self._live.waiting -= len(piece)
+                later -= len(piece)
+                # Shielded: a caller that goes away must not take the others' statement with it.
+                results.append(await asyncio.shield(self._join(piece)))
+        finally:
+            self._live.waiting -= later
         return results
 
     async def moments(self, asked: Sequence[Asked]) -> list[Mapping[int, Outcome]]:

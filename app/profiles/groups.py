@@ -223,7 +223,14 @@ class Groups:
 
     async def _fill_in(self, epoch: Epoch, missing: list[Missing], profiles: dict[str, Profile]) -> None:
         """Steps 2 to 4 for what the MGET did not give. The fill itself goes on after the answer."""
-        tokens = await self._filler.tokens(epoch, missing)
+        # Counted until they wait for a statement. Otherwise: 1. many groups ask whether there is too much; 2. all are
+        # let in, for none waits yet; 3. all get their tokens, and wait at once.
+        users = len({item.user_id for item in missing})
+        self._computation.coming(users)
+        try:
+            tokens = await self._filler.tokens(epoch, missing)
+        finally:
+            self._computation.coming(-users)
         joined: list[tuple[Missing, asyncio.Future[Mapping[str, Profile]]]] = []
         mine: dict[Boarding, None] = {}
         for item, token in zip(missing, tokens, strict=True):

@@ -102,7 +102,9 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
     site = own_site
     size, part = 900_000, 300_000
     monkeypatch.setattr(bodies, "BODIES_BYTES", 3 * part + 100_000)
-    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    )
     writers = []
     for _ in range(3):
         _, writer = await asyncio.open_connection("127.0.0.1", site.port)

@@ -15,6 +15,7 @@ import pytest_asyncio
 from app.api import bodies, hit_path, listening
 from app.api.listening import HEAD_BYTES
 from tests.api.conftest import ServeSite
+from tests.support.gates import turn
 from tests.support.live import Live
 from tests.support.waiting import eventually
 
@@ -22,10 +23,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 HEAD_S = 0.5
 BODY_S = 0.4
 SLACK_S = 6.0  # a busy machine
-HEAD = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
-BATCH = b"POST /profiles/batch HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
-EVENTS = b"POST /events HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
-CHUNKED = b"POST /events HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+BATCH = (
+    b"POST /profiles/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+)
+EVENTS = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+CHUNKED = (
+    b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -50,12 +55,9 @@ async def line(site: Live) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.
 
 async def drip(writer: asyncio.StreamWriter, text: bytes) -> None:
     """A byte at a time, for as long as somebody takes it."""
-    loop = asyncio.get_running_loop()
     for place in range(len(text)):
         writer.write(text[place : place + 1])
-        step: asyncio.Future[None] = loop.create_future()
-        loop.call_later(0.05, step.set_result, None)
-        await step
+        await turn(0.05)
 
 
 async def until_closed(reader: asyncio.StreamReader, least_s: float) -> bytes:
@@ -146,7 +148,7 @@ async def test_a_reader_is_dropped_when_it_takes_nothing(
     serve_site: ServeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listening, "UNTAKEN_S", 1)
-    target = b"GET /schema/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: here\r\n\r\n"
+    target = b"GET /schema/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with serve_site() as site:
         size = len((await site.client.get("/schema/assets/swagger-ui-bundle.js")).content)
         with socket.socket() as connection:

@@ -122,7 +122,7 @@ async def test_nothing_is_dropped_when_two_api_processes_are_replaced_behind_a_b
 
 async def test_connections_are_closed_after_their_next_answer_when_the_api_stops(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
-    request = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with closing(socket.create_connection(("127.0.0.1", api.port), 10)) as line:
         line.sendall(request)
         assert b"connection: close" not in line.recv(65_536)

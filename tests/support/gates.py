@@ -15,8 +15,11 @@ async def turn(seconds: float = 0) -> None:
     """Let everybody else run once; never a wait for something to happen."""
     loop = asyncio.get_running_loop()
     over = loop.create_future()
-    loop.call_later(seconds, over.set_result, None)
-    await over
+    timer = loop.call_later(seconds, over.set_result, None)
+    try:
+        await over
+    finally:
+        timer.cancel()
 
 
 class Turnstile:
