@@ -53,11 +53,14 @@ class Timer:
         """Let it go."""
         self._handle.cancel()
 
-    def explain(self, error: asyncio.CancelledError) -> Exception:
-        """What to raise instead of a cancellation, where that was ours; otherwise it is raised again."""
-        if not self.over or self._task is None or self._task.uncancel() > 0:
-            raise error
-        return TooSlow(f"the body did not come in within {BODY_S:g} seconds")
+    def caused(self) -> bool:
+        """Whether a cancellation is this timer's alone; it is taken back then."""
+        return self.over and self._task is not None and self._task.uncancel() == 0
+
+
+def too_slow() -> TooSlow:
+    """What a sender is told."""
+    return TooSlow(f"the body did not come in within {BODY_S:g} seconds")
 
 
 class Body:
@@ -122,9 +125,11 @@ class Body:
         timer = Timer(loop, self._until - loop.time())
         try:
             return await self._receive()  # type: ignore[return-value]  # as above
-        except asyncio.CancelledError as error:
-            problem = timer.explain(error)
+        except asyncio.CancelledError:
+            if not timer.caused():
+                raise
             self._more = False  # what still comes is waited for by nobody
-            raise problem from None
+            # No name for it in this frame: the two would keep each other, and the connection, until somebody collects.
+            raise too_slow() from None
         finally:
             timer.stop()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import deque
 from collections.abc import Iterable
 from time import perf_counter
 
@@ -28,7 +29,7 @@ from litestar.types import (
 )
 
 from app.api.auth import Authenticator, names_this_machine
-from app.api.bodies import BODY_S, Bodies, Timer
+from app.api.bodies import BODY_S, Bodies, Timer, too_slow
 from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
@@ -89,7 +90,7 @@ class HitPath:
                 if found is not None and await self._answered(scope, found[1], self._reader, send):
                     return
             elif scope["method"] == "POST" and path == b"/profiles/batch" and not scope["query_string"]:
-                taken: list[_Received | Exception] = []
+                taken: list[_Received | None] = []
                 try:
                     if await self._answered_batch(scope, self._reader, receive, taken, send):
                         return
@@ -120,7 +121,7 @@ class HitPath:
         return True
 
     async def _answered_batch(
-        self, scope: HTTPScope, reader: ProfileReader, receive: Receive, taken: list[_Received | Exception], send: Send
+        self, scope: HTTPScope, reader: ProfileReader, receive: Receive, taken: list[_Received | None], send: Send
     ) -> bool:
         started, admitted = perf_counter(), None
         try:
@@ -180,7 +181,7 @@ class HitPath:
             return None
         return request_id or own_request_id(), of_a_body == 2
 
-    async def _whole(self, receive: Receive, taken: list[_Received | Exception]) -> bytes:
+    async def _whole(self, receive: Receive, taken: list[_Received | None]) -> bytes:
         """A body; what came of it, or instead of it, is left in `taken`, and counts as held."""
         body = b""
         timer = Timer(self._loop, BODY_S)
@@ -196,8 +197,10 @@ class HitPath:
                     return b""
                 if not message.get("more_body", False):
                     return body
-        except asyncio.CancelledError as error:
-            taken.append(timer.explain(error))
+        except asyncio.CancelledError:
+            if not timer.caused():
+                raise
+            taken.append(None)
             return b""
         finally:
             timer.stop()
@@ -228,22 +231,20 @@ def _id_of(admitted: _Admitted | None) -> dict[str, str]:
     return {REQUEST_ID: admitted[0].decode()} if admitted is not None else {}
 
 
-def _size(taken: Iterable[_Received | Exception]) -> int:
-    size = 0
-    for part in taken:
-        if not isinstance(part, Exception) and part["type"] == "http.request":
-            size += len(part["body"])
-    return size
+def _size(taken: Iterable[_Received | None]) -> int:
+    return sum(len(part["body"]) for part in taken if part is not None and part["type"] == "http.request")
 
 
-def _again(taken: list[_Received | Exception], receive: Receive) -> Receive:
-    """Gives what was taken already, then what comes."""
-    waiting = iter(taken)
+def _again(taken: list[_Received | None], receive: Receive) -> Receive:
+    """Gives what was taken already, then what comes; None stands for a body that did not come in time."""
+    waiting = deque(taken)
 
     async def give() -> _Received:
-        part = next(waiting, None)
-        if isinstance(part, Exception):
-            raise part
-        return part or await receive()
+        if not waiting:
+            return await receive()
+        part = waiting.popleft()
+        if part is None:
+            raise too_slow()
+        return part
 
     return give
