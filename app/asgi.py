@@ -29,6 +29,7 @@ from app.api.listening import listen
 from app.api.options import options_of
 from app.api.pages.assets import pages_assets, plain_name
 from app.api.problems import on_error, on_exception, on_http_exception
+from app.api.rate_limit import RateLimit
 from app.api.sessions import Sessions
 from app.assembly import Service, open_service
 from app.contract import Contract
@@ -65,6 +66,8 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     def begin(application: Litestar, service: Service) -> None:
         api = application.state.api = _api(service)
         hit_path.open(api.reader, api.registry, api.authenticator, api.metrics)
+        if limit is not None:
+            limit.open(api.authenticator, service.clock.monotonic)
         gateway.shedding.open(
             {
                 ("POST", "/events"): ("events", lambda: api.ingestor.overloaded),
@@ -96,14 +99,19 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             HTTPException: on_http_exception,
             Exception: on_exception,
         },
-        openapi_config=openapi_config(keys_required=bool(settings.api_keys)),
+        openapi_config=openapi_config(keys_required=bool(settings.api_keys), limited=bool(settings.rate_limit)),
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
     # Around the router: it decodes paths before any of its own middleware runs.
     gateway = Gateway(application.asgi_handler, shared_metrics)
     hit_path = HitPath(gateway, gateway.bodies)
-    application.asgi_handler = hit_path
+    limit = (
+        RateLimit(hit_path, gateway, settings.rate_limit, settings.rate_burst, shared_metrics)
+        if settings.rate_limit
+        else None
+    )
+    application.asgi_handler = limit or hit_path
     return application
 
 

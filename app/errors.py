@@ -9,7 +9,6 @@
     │   └── UnknownFeature      a feature name that the registry does not have
     ├── TooLarge                a body over the limit
     ├── TooSlow                 a body that does not come in
-    ├── RateLimited             more requests from one caller than it may send; says when the next may come
     ├── UnsupportedMedia        a body of another kind than the route reads
     ├── NotFound                the thing named does not exist
     ├── Conflict                the request contradicts what is stored or running
@@ -91,10 +90,6 @@ class TooLarge(ProfilesError):
 
 class TooSlow(ProfilesError):
     """The body does not come in within its time."""
-
-
-class RateLimited(ProfilesError):
-    """One caller sends more requests than it may."""
 
 
 class UnsupportedMedia(ProfilesError):

@@ -134,6 +134,12 @@ class Settings:
     api_keys: tuple[ApiKey, ...] = _setting(
         (), _api_keys, "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`."
     )
+    rate_limit: int = _setting(
+        0, _whole(0, 1_000_000), "Requests a second that each key may send to one API process; 0: no limit."
+    )
+    rate_burst: int = _setting(
+        0, _whole(0, 1_000_000), "Requests that a key may send at once, after a pause; 0: those of one second."
+    )
     session_hours: int = _setting(12, _whole(1, 720), "Hours that an admin stays signed in to the pages under /admin.")
     retention_days: int = _setting(
         180, _whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
@@ -151,9 +157,7 @@ class Settings:
         10_000, _whole(0, 10_000_000), "Users whose profiles an API process keeps in its own memory; 0: none."
     )
     audit_users: int = _setting(
-        5,
-        _whole(0, 1_000),
-        "Users a second whose cached profile a worker checks, 1 s, 1 min and 5 min after an event; 0: none.",
+        5, _whole(0, 1_000), "Users a second whose cached profile a worker checks after an event, thrice; 0: none."
     )
     worker_metrics_port: int = _setting(
         8001, _whole(0, 65535), "Port on which the worker serves its metrics, on PROFILES_HOST; 0 serves none."

@@ -40,6 +40,9 @@ class Metrics:
             "Requests sent away (503), by what there was too much of: reads, history, events, bodies.",
             "kind",
         )
+        self.rate_limited = self._counter(
+            "rate_limited_total", "Requests refused (429) because one caller sent too many, by the key's name.", "key"
+        )
         self.cache_hits = self._tally("cache_hits_total", "Feature values answered from the cache.")
         self.near_hits = self._tally("near_hits_total", "Of these, values from the process's own memory.")
         self.cache_misses = self._tally("cache_misses_total", "Feature values that the cache did not hold.")
@@ -93,16 +96,10 @@ class Metrics:
             "consumption_lag_seconds", "From an event's arrival to its consumption by a worker.", SLOW
         )
         self.consistency_checks = self._counter(
-            "consistency_checks_total",
-            "Users whose cached profile was held against a recomputation so long after an event, by outcome.",
-            "after",
-            "outcome",
+            "consistency_checks_total", "Users checked so long after an event, by outcome.", "after", "outcome"
         )
         self.consistency_violations = self._counter(
-            "consistency_violations_total",
-            "Cached values that the audit found untrue: stale, or unexplained. Anything but 0 is a fault.",
-            "feature",
-            "fault",
+            "consistency_violations_total", "Cached values that the audit found untrue.", "feature", "fault"
         )
         self.consistency_repairs = self._counter(
             "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."

@@ -80,6 +80,11 @@ class Authenticator:
         """The caller whose key has that name; for sessions, which have shown it already."""
         return next((caller for _, caller in self._keys if caller.name == name), None)
 
+    def name_of(self, key: str) -> str | None:
+        """The name of the key, where it is one that is known."""
+        found = self._found(key)
+        return found.name if found is not None and found is not ANYONE else None
+
     def _found(self, key: str | None) -> Caller | None:
         if not self._keys:
             return ANYONE

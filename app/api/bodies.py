@@ -39,10 +39,10 @@ class Timer:
 
     __slots__ = ("_handle", "_task", "over")
 
-    def __init__(self, seconds: float) -> None:
-        self._task = asyncio.current_task()
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._task = asyncio.current_task(loop)
         self.over = False
-        self._handle = asyncio.get_running_loop().call_later(seconds, self._end)
+        self._handle = loop.call_later(seconds, self._end)
 
     def _end(self) -> None:
         self.over = True
@@ -116,10 +116,10 @@ class Body:
         self._held = 0
 
     async def _in_time(self) -> HTTPReceiveMessage:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
         if self._until is None:
-            self._until = now + BODY_S
-        timer = Timer(self._until - now)
+            self._until = loop.time() + BODY_S
+        timer = Timer(loop, self._until - loop.time())
         try:
             return await self._receive()  # type: ignore[return-value]  # as above
         except asyncio.CancelledError as error:

@@ -29,10 +29,12 @@ DESCRIPTIONS = {
     401: "No key, or one that is not known.",
     403: "The key lacks the scope.",
     404: "There is no such thing.",
+    408: "The body did not come in within 30 seconds.",
     409: "It contradicts what is stored or running.",
     413: "The body is over 8 MB.",
     415: "The body is of another kind.",
     422: "Decodable, but invalid; `errors` names each place.",
+    429: "More requests with this key than it may send; try again after `Retry-After` seconds.",
     503: "It cannot be served now; try again after `Retry-After` seconds.",
     507: "The disk is full; nothing was stored. Try again after `Retry-After` seconds.",
 }
@@ -96,7 +98,7 @@ def problems(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-def openapi_config(*, keys_required: bool) -> OpenAPIConfig:
+def openapi_config(*, keys_required: bool, limited: bool) -> OpenAPIConfig:
     """The document's frame, and its page, which loads nothing from outside."""
     return OpenAPIConfig(
         title="User profiles, served fresh",
@@ -110,13 +112,14 @@ def openapi_config(*, keys_required: bool) -> OpenAPIConfig:
         operation_id_creator=lambda handler, _method, _path: handler.handler_name,
         render_plugins=[
             _Page(
+                limited=limited,
                 path="/",
                 favicon='<link rel="icon" href="data:,">',
                 js_url=f"{ASSETS}/swagger-ui-bundle.js",
                 css_url=f"{ASSETS}/swagger-ui.css",
                 standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
             ),
-            _Json(path="/openapi.json"),
+            _Json(path="/openapi.json", limited=limited),
         ],
         tags=[
             Tag(name="Profiles", description="For the recommender. Scope `read`."),
@@ -131,8 +134,11 @@ def openapi_config(*, keys_required: bool) -> OpenAPIConfig:
     )
 
 
-def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
-    """The generated document with what is decoded by hand: request bodies, and the mirror as the profile's type."""
+def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool) -> dict[str, Any]:
+    """The generated document with what is decoded by hand: request bodies, and the mirror as the profile's type.
+
+    And with the problems that no route makes: whatever has a body may be given up, and all may be `limited`.
+    """
     mirror, registry = api_of(request).mirror, api_of(request).registry
     operations = [
         (document["paths"][route.path_format][method.lower()], handler.opt)
@@ -156,6 +162,11 @@ def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]
         name_features(schemas[kind.__name__], registry)
     for operation, opt in operations:
         describe(operation, opt, registry)
+        problem = operation["responses"]["400"]
+        if limited and "scope" in opt:
+            operation["responses"]["429"] = {**problem, "description": DESCRIPTIONS[429]}
+        if "body" in opt:
+            operation["responses"]["408"] = {**problem, "description": DESCRIPTIONS[408]}
         if "scope" not in opt:
             operation["security"] = []
         if kinds := opt.get("body"):
@@ -186,17 +197,25 @@ def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str,
 class _Json(JsonRenderPlugin):
     """The document."""
 
+    def __init__(self, *, limited: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._limited = limited
+
     def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
         """As JSON."""
-        return msgspec.json.encode(_completed(request, openapi_schema))
+        return msgspec.json.encode(_completed(request, openapi_schema, limited=self._limited))
 
 
 class _Page(SwaggerRenderPlugin):
     """The document, for people."""
 
+    def __init__(self, *, limited: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._limited = limited
+
     def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
         """As a page."""
-        return super().render(request, _completed(request, openapi_schema))
+        return super().render(request, _completed(request, openapi_schema, limited=self._limited))
 
     def receive_router(self, router: Router) -> None:
         """Instead of a redirection page for OAuth, which is not used: what is not there is a problem, not a page."""

@@ -23,6 +23,7 @@ from app.api import event_stream
 from app.api.bodies import Bodies, Body
 from app.api.framing import framing_problem
 from app.api.problems import MEDIA_TYPE, encoded, headers_of
+from app.api.rate_limit import is_limited
 from app.api.shedding import DETAIL, Shedding, mark_of
 from app.plain_structlog import structlog
 from app.telemetry import REQUEST_ID, Metrics, logger
@@ -78,8 +79,7 @@ class Gateway:
             await send(message)
 
         try:
-            overload = self.shedding.look(scope)
-            refusal = _refusal(scope) if overload is None else (503, DETAIL.format(overload))
+            refusal = self._turned_away(scope) or _refusal(scope)
             if refusal is None:
                 await self._inner(scope, body.receive, send_marked)
             else:
@@ -91,6 +91,12 @@ class Gateway:
             body.forget()
             # A stream lasts as long as somebody listens: what counts is when it began.
             self._note(scope, status, (answered or perf_counter()) - started)
+
+    def _turned_away(self, scope: HTTPScope) -> tuple[int, str] | None:
+        if is_limited(scope):
+            return 429, "too many requests with this key, or from this address; the next one may follow Retry-After"
+        kind = self.shedding.look(scope)
+        return (503, DETAIL.format(kind)) if kind is not None else None
 
     def _note(self, scope: HTTPScope, status: int, elapsed: float) -> None:
         route = scope.get("path_template") or "unmatched"

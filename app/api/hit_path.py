@@ -14,7 +14,6 @@ import logging
 import re
 from collections.abc import Iterable
 from time import perf_counter
-from typing import Literal
 
 import msgspec
 from litestar.enums import ScopeType
@@ -47,7 +46,6 @@ _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmat
 _LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # of a body that may be taken in whole: under a megabyte
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"content-encoding"})
 _OF_A_BODY = frozenset({b"content-length", b"content-type"})
-_PART: Literal["http.request"] = "http.request"
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
@@ -78,6 +76,8 @@ class HitPath:
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._tells = logging.getLogger().isEnabledFor(logging.DEBUG)
+        # Kept, for to ask which loop is running costs a system call in Python 3.11.
+        self._loop = asyncio.get_running_loop()
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -183,7 +183,7 @@ class HitPath:
     async def _whole(self, receive: Receive, taken: list[_Received | Exception]) -> bytes:
         """A body; what came of it, or instead of it, is left in `taken`, and counts as held."""
         body = b""
-        timer = Timer(BODY_S)
+        timer = Timer(self._loop, BODY_S)
         try:
             while True:
                 message = await receive()
@@ -229,7 +229,11 @@ def _id_of(admitted: _Admitted | None) -> dict[str, str]:
 
 
 def _size(taken: Iterable[_Received | Exception]) -> int:
-    return sum(len(part["body"]) for part in taken if not isinstance(part, Exception) and part["type"] == _PART)
+    size = 0
+    for part in taken:
+        if not isinstance(part, Exception) and part["type"] == "http.request":
+            size += len(part["body"])
+    return size
 
 
 def _again(taken: list[_Received | Exception], receive: Receive) -> Receive:

@@ -76,7 +76,7 @@ def headers_of(status: int) -> dict[str, str]:
         return {"Retry-After": str(RETRY_AFTER_FULL_S)}
     if status == 408:
         return {"Connection": "close"}
-    return {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
+    return {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
 
 
 def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:

@@ -24,7 +24,7 @@ from app.telemetry import Metrics, logger
 
 CAP = 128
 # How long a read may wait for its statement to begin, and how many users may do so in any case.
-LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 32
+LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 64
 # A training set is no matter of milliseconds, and one of 10,000 rows makes its neighbour wait for seconds.
 MOMENTS_PATIENCE_S, MOMENTS_ALWAYS = 10.0, 10_000
 log = logger("profiles.computation")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECONDS = 3
-_SCRIPT = """
+# Takes the requests from a file, and the size of each from another.
+PREPARED = """
 local requests = {}
 local at = 0
 init = function()
@@ -53,7 +54,7 @@ def wrk(port: int, requests: Sequence[bytes], connections: int, seconds: int = S
         sizes, bodies, script = (Path(name) / part for part in ("sizes", "bodies", "script.lua"))
         sizes.write_text("".join(f"{len(request)}\n" for request in requests))
         bodies.write_bytes(b"".join(requests))
-        script.write_text(_SCRIPT % (bodies, sizes))
+        script.write_text(PREPARED % (bodies, sizes))
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
         text = subprocess.run(
             [*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=True, timeout=seconds + 60

@@ -76,9 +76,16 @@ def seconds(load: Load) -> float:
 @contextmanager
 def service(settings: Settings) -> Iterator[int]:
     """`profiles serve` as a process of its own, with a key; its port."""
-    port = free_port()
-    with child([sys.executable, "-m", "app", "serve"], served_on(settings, port), port, "/healthz"):
+    with service_and_pid(settings) as (port, _):
         yield port
+
+
+@contextmanager
+def service_and_pid(settings: Settings) -> Iterator[tuple[int, int]]:
+    """The same, and its process id."""
+    port = free_port()
+    with child([sys.executable, "-m", "app", "serve"], served_on(settings, port), port, "/healthz") as pid:
+        yield port, pid
 
 
 def served_on(settings: Settings, port: int) -> dict[str, str]:

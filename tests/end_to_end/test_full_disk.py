@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from app.stores.queue import TIP_EVENTS, connect
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Connection
@@ -134,9 +135,11 @@ async def test_events_are_refused_whole_and_reads_go_on_when_the_disk_is_full(
     assert sum(volumes) == len(producer.acknowledged)
     cold = await producer.connection.get("/profiles/nobody-knows-me?detail=true")
     assert (cold.status, cold.json["features"]["tip_volume_30d"]["value"]) == (200, 0)
+    assert await producer.send() == 507
     assert await ready(producer.connection) == (200, "the disk is full: events are refused, reads go on")
     refused_rebuild = await producer.connection.post("/admin/users/user-1/rebuild", {})
     assert refused_rebuild.status == 507  # an action whose entry in the trail cannot be written is not done
+    await publish(small_fleet, "by-the-queue")
 
     disk.make_room(*pids)
 
@@ -146,7 +149,8 @@ async def test_events_are_refused_whole_and_reads_go_on_when_the_disk_is_full(
     await eventually_async(taken, RETURN_S)
     for events in [*producer.refused]:
         assert await producer.send_again(events) == 202
-    assert small_fleet.stored().keys() == producer.acknowledged
+    await eventually_async(lambda: _is_stored(small_fleet, "by-the-queue"), RETURN_S, 0.1)
+    assert small_fleet.stored().keys() == {*producer.acknowledged, "by-the-queue"}
     assert set(small_fleet.stored().values()) == {1}
     await eventually_async(lambda: _well(producer.connection), RETURN_S, 0.1)
     await eventually_async(lambda: _all_consumed(small_fleet), RETURN_S, 0.2)
@@ -160,6 +164,19 @@ async def test_events_are_refused_whole_and_reads_go_on_when_the_disk_is_full(
 
 async def _well(connection: Connection) -> bool:
     return await ready(connection) == (200, "ok")
+
+
+async def publish(fleet: Fleet, event_id: str) -> None:
+    """As a program that publishes on the queue itself."""
+    queue = connect(fleet.queue.url)
+    try:
+        await queue.enqueue_job(TIP_EVENTS, [payload(served("user-q", now_ms()), event_id=event_id)])
+    finally:
+        await queue.aclose(close_connection_pool=True)
+
+
+async def _is_stored(fleet: Fleet, event_id: str) -> bool:
+    return event_id in fleet.stored()
 
 
 async def _so_many(fleet: Fleet, events: int) -> bool:

@@ -30,6 +30,8 @@ def told_of(ledger: Ledger) -> str:
         f"  {ledger.faults[name]:6d}  {name}" + (f"  ({ledger.missed[name]} missed)" if ledger.missed[name] else "")
         for name in FAULTS
     ]
+    lines += ["of the API processes that live at the end"]
+    lines += [f"  {count:9,d}  {name}" for name, count in ledger.metrics.items()]
     lines += [f"slowest answer {ledger.slowest_s:.1f} s", f"{ledger.undecided} users undecided"]
     lines += [f"{len(ledger.violations)} violations", *(f"\n{text}" for text in ledger.violations[:20])]
     return "\n".join(lines)

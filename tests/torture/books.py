@@ -72,6 +72,7 @@ class Ledger:
     acknowledged: set[str] = field(default_factory=set)
     sent: set[str] = field(default_factory=set)
     slowest_s: float = 0.0
+    metrics: Counter[str] = field(default_factory=Counter)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stop_at_first: bool = False
 

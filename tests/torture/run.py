@@ -14,6 +14,7 @@ from time import monotonic, monotonic_ns
 from redis.exceptions import RedisError
 
 from app.stores.queue import connect
+from tests.support.fleet import counted
 from tests.support.waiting import eventually_async
 from tests.torture.books import Book, Ledger, Span
 from tests.torture.clients import LATE_NS, Client, Crowd
@@ -24,6 +25,7 @@ from tests.torture.site import Site
 SAVE_EVERY_S = 0.7
 LOOK_EVERY_S = 0.1
 SETTLE_S = 60.0
+SHOWN = ("cache_hits_total", "near_hits_total", "cache_misses_total", "degraded_reads_total", "cache_fills_total")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +205,9 @@ class _Run:
         for book in books:
             self._ledger.judge(book)
         self._crowd.books, self._crowd.leaving = [], []
+        for slot in self._site.apis:
+            for name in SHOWN:
+                self._ledger.metrics[name] += int(await counted(slot.port, name))
         self._count_events()
 
     async def _eventually(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:

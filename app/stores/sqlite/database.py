@@ -23,6 +23,7 @@ T = TypeVar("T")
 SCHEMA_REVISION = "0002"
 CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
 TELL_FULL_EVERY_S = 60.0
+STILL_FULL_S = 5.0
 log = logger("stores.sqlite")
 
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
@@ -70,6 +71,7 @@ class Database:
         self._monotonic = monotonic
         self._told_full_at = float("-inf")
         self._told_full = False
+        self._refused_at = float("-inf")
         self._idle: asyncio.Queue[ThreadConnection] = asyncio.Queue()
         self._readers: list[ThreadConnection] = []
         self._writer: ThreadConnection | None = None
@@ -156,9 +158,16 @@ class Database:
             self._checkpointer = None
 
     def _note(self, *, full: bool, detail: str) -> None:
-        """Tell of the beginning and the end, and seldom: a small write may find room where a larger one does not."""
-        if full and not self.full and self._monotonic() - self._told_full_at >= TELL_FULL_EVERY_S:
-            self._told_full, self._told_full_at = True, self._monotonic()
+        """Tell of the beginning and the end, and seldom."""
+        if not (full or self.full):
+            return
+        now = self._monotonic()
+        if full:
+            self._refused_at = now
+        elif now - self._refused_at < STILL_FULL_S:
+            return  # a small write may find room where a larger one does not, for instance where that one left off
+        if full and not self.full and now - self._told_full_at >= TELL_FULL_EVERY_S:
+            self._told_full, self._told_full_at = True, now
             log.error("database_full", database=str(self.path), error=detail, reads="go on")
         elif self._told_full and not full:
             self._told_full = False

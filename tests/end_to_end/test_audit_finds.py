@@ -1,0 +1,73 @@
+"""A value that should not be in the cache: a running worker finds it, repairs it, and the overview tells of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from app.features.definitions import REGISTRY
+from app.profiles.codec import Value, decode, encode
+from tests.support.events import payload, served
+from tests.support.fleet import Fleet, counted
+from tests.support.http import Connection
+from tests.support.servers import ask, keys
+from tests.support.traffic import now_ms
+from tests.support.waiting import eventually_async
+
+VOLUME = b"tip_volume_30d"
+WRONG = b"4711"
+
+
+def spoil(fleet: Fleet) -> None:
+    """Put another value where the right one stands, as a defect of the protocol would."""
+    (name,) = (key for key in keys(fleet.cache) if key.endswith(VOLUME))
+    held = decode(ask(fleet.cache, "GET", name))
+    assert isinstance(held, Value)
+    assert held.fingerprint == REGISTRY.named(VOLUME.decode()).fingerprint.encode()
+    ask(fleet.cache, "SET", name, encode(held._replace(json=WRONG)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_untrue_value_is_found_repaired_and_told_of_when_a_worker_runs(fleet: Fleet) -> None:
+    (api,) = await fleet.apis(1, near_users=0)
+    worker = fleet.worker(log_format="json")
+    connection = Connection(api.port)
+
+    async def watching() -> bool:
+        """What came before the worker's first look is not watched."""
+        await connection.post("/events", payload(served("bob", now_ms())))
+        return await counted(worker.port, "consistency_checks_total", after="1s") > 0
+
+    await eventually_async(watching, 20, 0.2)
+    assert (await connection.post("/events", payload(served("ada", now_ms())))).status == 202
+
+    async def volume() -> int:
+        shown: int = (await connection.get("/profiles/ada")).json["features"][VOLUME.decode()]
+        return shown
+
+    async def cached() -> bool:
+        return await volume() == 1 and any(key.endswith(VOLUME) for key in keys(fleet.cache))
+
+    await eventually_async(cached)
+    spoil(fleet)
+    assert await volume() == int(WRONG)
+
+    async def right_again() -> bool:
+        return await volume() == 1
+
+    await eventually_async(right_again, 20, 0.1)
+    # Were the worker's other work what has repaired it, nothing would have been counted here.
+    assert await counted(worker.port, "consistency_violations_total", fault="unexplained") == 1
+    assert await counted(worker.port, "consistency_repairs_total") == 1
+    (line,) = [json.loads(line) for line in worker.program.output.splitlines() if "consistency_violation" in line]
+    assert (line["feature"], line["held"], line["computed"]) == (VOLUME.decode(), WRONG.decode(), "1")
+    assert "ada" not in json.dumps(line)
+
+    async def told() -> bool:
+        found = json.loads((await connection.get("/admin")).body)["findings"]
+        return any(item["subject"] == "untrue" for item in found)
+
+    await eventually_async(told, 30, 0.2)
+    await connection.close()
