@@ -48,7 +48,10 @@ async def test_untrue_value_is_found_repaired_and_told_of_when_a_worker_runs(fle
         return shown
 
     async def cached() -> bool:
-        return await volume() == 1 and any(key.endswith(VOLUME) for key in keys(fleet.cache))
+        """The fill follows the answer: until it has landed the key holds a lease."""
+        if await volume() != 1:
+            return False
+        return any(key.endswith(VOLUME) and decode(ask(fleet.cache, "GET", key)) for key in keys(fleet.cache))
 
     await eventually_async(cached)
     spoil(fleet)
