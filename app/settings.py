@@ -11,107 +11,17 @@ import difflib
 import hashlib
 import ipaddress
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
 
+from app import setting_values
 from app.errors import SettingsError
+from app.setting_values import ApiKey
 
 PREFIX = "PROFILES_"
-SCOPES = ("read", "write", "admin")
 MIN_RETENTION_MARGIN_DAYS = 30
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key as the service knows it: never the key itself, only its SHA-256 (32 bytes)."""
-
-    name: str
-    scopes: frozenset[str]
-    sha256: bytes
-
-
-def _text(value: str) -> str:
-    return value
-
-
-def _path(value: str) -> Path:
-    if not value or "\0" in value:
-        raise ValueError("must be a file path")
-    return Path(value)
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(value)
-
-    return parse
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
-        return value
-
-    return parse
-
-
-def _switch(value: str) -> bool:
-    if value not in ("0", "1"):
-        raise ValueError("must be 0 or 1")
-    return value == "1"
-
-
-def _redis_url(value: str) -> str | None:
-    if value == "":
-        return None
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        raise ValueError("must be a URL with a port from 1 to 65535, as redis://host:6379/0") from None
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must start with redis://, rediss:// or unix://")
-    if parts.scheme == "unix":
-        if not parts.path:
-            raise ValueError("must name a socket: unix:///path/to/socket")
-    elif not parts.hostname or port == 0 or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
-        raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
-    return value
-
-
-def _host(value: str) -> str:
-    if not re.fullmatch(r"[0-9A-Za-z.:\-]{1,253}", value):
-        raise ValueError("must be an address or a host name")
-    return value
-
-
-def _api_keys(value: str) -> tuple[ApiKey, ...]:
-    keys: list[ApiKey] = []
-    for number, item in enumerate(filter(None, (part.strip() for part in value.split(","))), start=1):
-        parts = item.split(":")
-        if len(parts) != 3:
-            raise ValueError(f"key {number} must be name:scope+scope:sha256hex")
-        name, scopes, digest = parts
-        if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", name):
-            raise ValueError(f"key {number}: the name must be 1 to 64 of A-Z a-z 0-9 _ . -")
-        if not set(scopes.split("+")) <= set(SCOPES):
-            # Not shown: it may be the key itself, in the wrong place.
-            raise ValueError(f"key {name}: unknown scope; allowed are {', '.join(SCOPES)}, joined by +")
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ValueError(f"key {name}: the last part must be a SHA-256 in 64 lower-case hex digits")
-        if any(key.name == name for key in keys):
-            raise ValueError(f"key {name}: the name repeats")
-        if any(key.sha256.hex() == digest for key in keys):
-            raise ValueError(f"key {name}: the same key under another name; give each its own")
-        keys.append(ApiKey(name, frozenset(scopes.split("+")), bytes.fromhex(digest)))
-    return tuple(keys)
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str) -> Any:
@@ -122,46 +32,70 @@ def _setting(default: Any, parse: Callable[[str], Any], text: str) -> Any:
 class Settings:
     """All settings. Build one with `Settings.from_environment`, or by keyword in a test."""
 
-    database: Path = _setting(Path("var/profiles.db"), _path, "The SQLite file with the events.")
+    database: Path = _setting(Path("var/profiles.db"), setting_values.path, "The SQLite file with the events.")
     cache_url: str | None = _setting(
-        None, _redis_url, "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://."
+        None,
+        setting_values.redis_url,
+        "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://.",
     )
     queue_url: str | None = _setting(
-        None, _redis_url, "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://."
+        None,
+        setting_values.redis_url,
+        "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
     )
-    host: str = _setting("127.0.0.1", _host, "Address to serve on. Anything but loopback needs API keys.")
-    port: int = _setting(8000, _whole(1, 65535), "Port to serve on.")
+    host: str = _setting("127.0.0.1", setting_values.host, "Address to serve on. Anything but loopback needs API keys.")
+    port: int = _setting(8000, setting_values.whole(1, 65535), "Port to serve on.")
     api_keys: tuple[ApiKey, ...] = _setting(
-        (), _api_keys, "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`."
+        (), setting_values.api_keys, "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`."
     )
-    rate_limit: int = _setting(0, _whole(0, 1_000_000), "Requests a second of each key, for a process; 0: no limit.")
-    rate_burst: int = _setting(0, _whole(0, 1_000_000), "Requests of a key at once, after a pause; 0: as in a second.")
-    session_hours: int = _setting(12, _whole(1, 720), "Hours that an admin stays signed in to the pages under /admin.")
+    rate_limit: int = _setting(
+        0, setting_values.whole(0, 1_000_000), "Requests a second of each key, for a process; 0: no limit."
+    )
+    rate_burst: int = _setting(
+        0, setting_values.whole(0, 1_000_000), "Requests of a key at once, after a pause; 0: as in a second."
+    )
+    session_hours: int = _setting(
+        12, setting_values.whole(1, 720), "Hours that an admin stays signed in to the pages under /admin."
+    )
     retention_days: int = _setting(
-        180, _whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
+        180, setting_values.whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
     )
-    log_format: Literal["console", "json"] = _setting("console", _choice("console", "json"), "console or json.")
-    log_level: str = _setting("info", _choice("debug", "info", "warning", "error"), "debug, info, warning or error.")
+    log_format: Literal["console", "json"] = _setting(
+        "console", setting_values.choice("console", "json"), "console or json."
+    )
+    log_level: str = _setting(
+        "info", setting_values.choice("debug", "info", "warning", "error"), "debug, info, warning or error."
+    )
     cache_timeout_ms: int = _setting(
-        100, _whole(5, 60_000), "Milliseconds before a cache command counts as failed and a read goes on without."
+        100,
+        setting_values.whole(5, 60_000),
+        "Milliseconds before a cache command counts as failed and a read goes on without.",
     )
     lease_ms: int = _setting(
-        5_000, _whole(50, 600_000), "Milliseconds a reader may take between its token and its fill."
+        5_000, setting_values.whole(50, 600_000), "Milliseconds a reader may take between its token and its fill."
     )
-    readers: int = _setting(2, _whole(1, 64), "SQLite read connections, a thread each.")
+    readers: int = _setting(2, setting_values.whole(1, 64), "SQLite read connections, a thread each.")
     near_users: int = _setting(
-        10_000, _whole(0, 10_000_000), "Users whose profiles an API process keeps in its own memory; 0: none."
+        10_000,
+        setting_values.whole(0, 10_000_000),
+        "Users whose profiles an API process keeps in its own memory; 0: none.",
     )
     audit_users: int = _setting(
-        5, _whole(0, 1_000), "Users a second whose cached profile a worker checks after an event, thrice; 0: none."
+        5,
+        setting_values.whole(0, 1_000),
+        "Users a second whose cached profile a worker checks after an event, thrice; 0: none.",
     )
     worker_metrics_port: int = _setting(
-        8001, _whole(0, 65535), "Port on which the worker serves its metrics, on PROFILES_HOST; 0 serves none."
+        8001,
+        setting_values.whole(0, 65535),
+        "Port on which the worker serves its metrics, on PROFILES_HOST; 0 serves none.",
     )
     embedded_cache_mb: int = _setting(
-        256, _whole(1, 1_000_000), "Memory limit of the embedded cache that `profiles up` starts, in MiB."
+        256, setting_values.whole(1, 1_000_000), "Memory limit of the embedded cache that `profiles up` starts, in MiB."
     )
-    demo: bool = _setting(True, _switch, "1 lets `profiles up` load the demonstration set into a new database; 0 not.")
+    demo: bool = _setting(
+        True, setting_values.switch, "1 lets `profiles up` load the demonstration set into a new database; 0 not."
+    )
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:

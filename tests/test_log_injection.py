@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.api.auth import Authenticator
-from app.settings import ApiKey, hash_key
+from app.setting_values import ApiKey
+from app.settings import hash_key
 from app.telemetry import configure_logging, logger
 from tests.support.logs import logging_put_back
 

@@ -9,7 +9,8 @@ import pytest
 
 from app.errors import SettingsError
 from app.features.definitions import REGISTRY
-from app.settings import ApiKey, Settings, described, hash_key, is_loopback, variable
+from app.setting_values import ApiKey
+from app.settings import Settings, described, hash_key, is_loopback, variable
 
 DIGEST = hash_key("key").hex()
 OTHER = hash_key("other").hex()

@@ -22,7 +22,8 @@ from litestar.handlers import BaseRouteHandler
 from app.api.forms import TOKEN_FIELD, is_form, read_form
 from app.api.sessions import COOKIE, Session
 from app.errors import Forbidden, Unauthenticated
-from app.settings import ApiKey, hash_key, is_loopback
+from app.setting_values import ApiKey
+from app.settings import hash_key, is_loopback
 
 HEADER = "x-api-key"
 TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # its name

@@ -18,7 +18,7 @@ import msgspec
 from itsdangerous import BadData, URLSafeSerializer
 
 from app.features.clock import Clock
-from app.settings import ApiKey
+from app.setting_values import ApiKey
 
 COOKIE = "profiles_session"
 PATH = "/admin"

@@ -8,7 +8,8 @@ import secrets
 import click
 
 from app.commands.output import print_json
-from app.settings import SCOPES, hash_key
+from app.setting_values import SCOPES
+from app.settings import hash_key
 
 
 @click.group()

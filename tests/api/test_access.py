@@ -10,7 +10,8 @@ import pytest_asyncio
 from litestar.routes import HTTPRoute
 
 from app.api.sessions import ANYONE, COOKIE
-from app.settings import ApiKey, hash_key
+from app.setting_values import ApiKey
+from app.settings import hash_key
 from tests.api.conftest import ServeSite
 from tests.support.live import KEYS, Live, as_caller, problem
 from tests.support.wire import exchange

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 
 from app.api.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
-from app.settings import ApiKey, hash_key
+from app.setting_values import ApiKey
+from app.settings import hash_key
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.sessions import SqliteSessions
 from tests.support.clock import FakeClock

@@ -27,7 +27,8 @@ from app.asgi import create_app, end_streams
 from app.assembly import Service, open_service
 from app.contract import Contract
 from app.features.events import TipEvent
-from app.settings import ApiKey, Settings, hash_key
+from app.setting_values import ApiKey
+from app.settings import Settings, hash_key
 from tests.support.database import copy_database
 from tests.support.events import body
 

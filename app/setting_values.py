@@ -1,0 +1,108 @@
+"""What a setting's text may be: parsers from the environment's strings to values.
+
+Each raises `ValueError` with what is allowed, and never with what was given where that may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+SCOPES = ("read", "write", "admin")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as the service knows it: never the key itself, only its SHA-256 (32 bytes)."""
+
+    name: str
+    scopes: frozenset[str]
+    sha256: bytes
+
+
+def path(value: str) -> Path:
+    """A file path."""
+    if not value or "\0" in value:
+        raise ValueError("must be a file path")
+    return Path(value)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A whole number within these bounds."""
+
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """One of these words."""
+
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return value
+
+    return parse
+
+
+def switch(value: str) -> bool:
+    """0 or 1."""
+    if value not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return value == "1"
+
+
+def redis_url(value: str) -> str | None:
+    """An address of a Redis or Valkey; empty is none."""
+    if value == "":
+        return None
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be a URL with a port from 1 to 65535, as redis://host:6379/0") from None
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise ValueError("must name a socket: unix:///path/to/socket")
+    elif not parts.hostname or port == 0 or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
+        raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
+    return value
+
+
+def host(value: str) -> str:
+    """An address or a host name, as a socket takes it."""
+    if not re.fullmatch(r"[0-9A-Za-z.:\-]{1,253}", value):
+        raise ValueError("must be an address or a host name")
+    return value
+
+
+def api_keys(value: str) -> tuple[ApiKey, ...]:
+    """Comma-separated `name:scope+scope:sha256hex`. Messages show no more of a key than its name."""
+    keys: list[ApiKey] = []
+    for number, item in enumerate(filter(None, (part.strip() for part in value.split(","))), start=1):
+        parts = item.split(":")
+        if len(parts) != 3:
+            raise ValueError(f"key {number} must be name:scope+scope:sha256hex")
+        name, scopes, digest = parts
+        if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", name):
+            raise ValueError(f"key {number}: the name must be 1 to 64 of A-Z a-z 0-9 _ . -")
+        if not set(scopes.split("+")) <= set(SCOPES):
+            # Not shown: it may be the key itself, in the wrong place.
+            raise ValueError(f"key {name}: unknown scope; allowed are {', '.join(SCOPES)}, joined by +")
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ValueError(f"key {name}: the last part must be a SHA-256 in 64 lower-case hex digits")
+        if any(key.name == name for key in keys):
+            raise ValueError(f"key {name}: the name repeats")
+        if any(key.sha256.hex() == digest for key in keys):
+            raise ValueError(f"key {name}: the same key under another name; give each its own")
+        keys.append(ApiKey(name, frozenset(scopes.split("+")), bytes.fromhex(digest)))
+    return tuple(keys)
