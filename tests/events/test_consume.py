@@ -139,11 +139,11 @@ async def test_an_event_is_learned_once_when_the_sweep_and_a_job_take_it_up_at_o
     monkeypatch.setattr(desk.pupil, "learn", gated.learn)
     seqs = await desk.store(served(event_id="a"))
     desk.clock.advance(SWEEP_AGE_MS + 1)
-    works = [desk.consumer.sweep, lambda: desk.consumer.consume(seqs)]
+    works = [desk.consumer.sweep(), desk.consumer.consume(seqs)]
     first, second = works if sweep_first else reversed(works)
-    taking = asyncio.create_task(first())
+    taking = asyncio.create_task(first)
     await eventually(lambda: gated.begun)
-    assert await second() == 0
+    assert await second == 0
     gated.open.set()
     assert (await taking, gated.begun) == (1, ["a"])
     assert await desk.unconsumed() == []
