@@ -19,7 +19,7 @@ from time import monotonic
 AT_ONCE = 32
 # Of the loop, from when some are taken to when they have been answered, as far as that takes no work of others.
 LOOP_TURNS = 4
-RESTS = 3
+RESTS = 9
 REST_MOST_S = 0.1
 
 
