@@ -49,9 +49,11 @@ def traits_of(features: Mapping[str, Scalar] | None) -> Traits:
     """What the features say; any may be missing, null or out of its range, and then says nothing. None: no profile."""
     found = {name: _number(features.get(name)) for name in ALLOWED} if features else dict.fromkeys(ALLOWED)
     volume, hour, dwell = found[VOLUME], found[HOUR], found[DWELL]
-    few = volume is not None and volume < FEW_TIPS
-    completion = None if few else _rate(found[COMPLETION])
-    dismissal = None if few else _rate(found[DISMISSAL])
+    completion, dismissal = _rate(found[COMPLETION]), _rate(found[DISMISSAL])
+    if volume == 0 and (completion, dismissal) != (None, None):
+        volume = None  # there was feedback: whoever sends it does not tell of tips that were served
+    if volume is not None and volume < FEW_TIPS:
+        completion = dismissal = None
     return Traits(
         completes=_completes(completion),
         dismisses=_dismisses(dismissal),

@@ -114,7 +114,7 @@ def test_place_of_a_try_is_free_when_nobody_waits_for_it_any_more(breaker: Break
 
 
 class Calls(RuleBasedStateMachine):
-    """Calls in any order: at most one tries, and an endpoint that is well again is found out within the longest pause."""
+    """Calls in any order: at most one tries, and an endpoint that is well again is found out in bounded time."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -45,6 +45,7 @@ def test_every_allowed_feature_is_one_that_is_served() -> None:
         ({"preferred_hour": 23}, "most active around 23:00"),
         ({"tip_volume_30d": 0}, "new to tips"),
         ({"tip_volume_30d": 100}, "has seen many tips"),
+        ({"tip_volume_30d": 0, "completion_rate_30d": 0.9}, "usually completes tips"),
         ({"tip_volume_30d": 2, "completion_rate_30d": 1.0, "dismiss_rate_30d": 0.0}, "new to tips"),
     ],
 )
