@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -13,7 +15,7 @@ import pytest_asyncio
 
 from app.api import generation
 from app.backlog import Backlog
-from app.errors import StoreUnavailable
+from app.errors import FallbackReason, StoreUnavailable
 from app.generation.breaker import TRIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
 from tests.api.conftest import ServeSite
@@ -82,6 +84,18 @@ async def test_template_words_a_tip_when_no_model_is_set(site: Live) -> None:
         "prompt_version": PROMPT_VERSION,
     }
     assert (await worded(site, locale="de-AT"))["text"].startswith("„Renew the passport“ wartet auf dich.")
+
+
+async def test_tip_is_as_the_readme_shows_it(site: Live) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    asked, shown = re.search(r"/generate -d '(.*?)'\n.*?```json\n(.*?)```", readme, re.DOTALL).groups()  # type: ignore[union-attr]  # it is there
+    answer = await site.client.post("/generate", content=asked, headers=JSON)
+    assert answer.json() == json.loads(shown)
+
+
+async def test_every_reason_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert set(re.findall(r"^\| `([a-z ]+)` \| ", readme, re.MULTILINE)) >= set(get_args(FallbackReason))
 
 
 async def test_tip_fits_the_profile_that_is_sent(site: Live) -> None:
