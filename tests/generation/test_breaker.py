@@ -88,6 +88,13 @@ def test_it_opens_at_once_when_the_endpoint_asks_for_a_long_pause(
     assert call(breaker, well=True)
 
 
+def test_it_opens_again_when_a_try_fails_though_few_calls_have(breaker: Breaker, clock: FakeClock) -> None:
+    call(breaker, well=False, pause_s=6.0)
+    clock.advance(6_000)
+    assert call(breaker, well=False)
+    assert not call(breaker, well=True)
+
+
 @pytest.mark.parametrize("asked_s", [0.0, 1.0, PAUSE_S])
 def test_it_stays_closed_when_the_pause_is_short(breaker: Breaker, asked_s: float) -> None:
     call(breaker, well=False, pause_s=asked_s)

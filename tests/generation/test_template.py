@@ -100,6 +100,14 @@ def test_day_is_that_of_the_time_s_own_offset() -> None:
     late = datetime(2026, 11, 25, 23, 30, tzinfo=timezone(timedelta(hours=-8)))  # 26 November in Berlin
     assert "is due today at 23:30" in worded(order(due_at=late))
     assert "is due tomorrow at 8:30" in worded(order(due_at=late.astimezone(BERLIN)))
+    yesterday_here = datetime(
+        2026, 11, 24, 23, 30, tzinfo=timezone(timedelta(hours=-11))
+    )  # where it is the 24th, 22:30
+    assert "is due today at 23:30" in worded(order(due_at=yesterday_here))
+
+
+def test_long_title_is_cut_between_words() -> None:
+    assert worded(order("word " * 60)).startswith("“" + "word " * 18 + "word…” is waiting")
 
 
 @pytest.mark.parametrize("days", [-1, 0, 1])

@@ -79,4 +79,6 @@ def test_text_is_never_longer_than_asked_for(text: str, most: int) -> None:
 def test_text_is_cut_between_words_when_it_is_too_long() -> None:
     assert shortened("one two three four", 12) == "one two…"
     assert shortened("one, two three", 9) == "one, two…"
+    assert shortened("one two, three four", 10) == "one two…"
+    assert shortened("👩\u200d👧👩\u200d👧", 3) == "👩…"
     assert shortened("incomprehensibility", 8) == "incompr…"
