@@ -124,6 +124,7 @@ def end_streams(application: Litestar) -> None:
     """End what would go on for as long as somebody listens; to be called when the server is told to stop."""
     if (api := application.state.get("api")) is not None:
         api.watch.stop()
+        api.writing.stop()
 
 
 def _assets() -> Router:

@@ -42,6 +42,7 @@ FallbackReason = Literal[
     "invalid answer",
     "circuit open",
     "busy",
+    "stopping",
     "internal error",
 ]
 

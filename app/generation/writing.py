@@ -1,11 +1,13 @@
 """Wording a tip: the model is asked where there is one, and the template stands in for whatever goes wrong.
 
 Invariants: an order gets a text that keeps the rules of `app.generation.texts`, whatever a model does; at most so many
-calls are under way at once, the next ones do not wait; a call is counted once. Must not know HTTP.
+calls are under way at once, the next ones do not wait; once told to stop, none lasts longer than `STOPPING_S`. Must not
+know HTTP.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 from app.errors import FallbackReason, ModelFailed
@@ -17,6 +19,7 @@ from app.generation.template import worded
 from app.generation.texts import links, problem_of, tidied
 from app.telemetry import Metrics, logger
 
+STOPPING_S = 1.5  # of the five seconds that a process takes to stop at most
 log = logger("generation")
 
 
@@ -46,7 +49,8 @@ class Writing:
         self._clock = clock
         self._metrics = metrics
         self._breaker = Breaker(clock)
-        self._under_way = 0
+        self._under_way: set[asyncio.Timeout] = set()
+        self._stopping = False
 
     async def write(self, order: Order) -> Written:
         """Word a tip; never fails."""
@@ -64,8 +68,18 @@ class Writing:
         self._metrics.generations.labels(written.reason or "model").inc()
         return written
 
+    def stop(self) -> None:
+        """The process is about to end: ask no model any more, and wait shortly for the answers under way."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for timer in self._under_way:
+            timer.reschedule(asyncio.get_running_loop().time() + STOPPING_S)
+
     async def _asked(self, model: Model, order: Order) -> str:
-        if self._under_way >= model.at_once:
+        if self._stopping:
+            raise ModelFailed("stopping", "the process is about to end", well=True)
+        if len(self._under_way) >= model.at_once:
             raise ModelFailed("busy", f"{model.at_once} calls are under way", well=True)
         entry = self._breaker.enter()
         if entry is None:
@@ -73,9 +87,8 @@ class Writing:
         well: bool | None = None
         pause_s: float | None = None
         started = self._clock.monotonic()
-        self._under_way += 1
         try:
-            text = tidied(await model.writer.write(order))
+            text = tidied(await self._until_stopped(model, order))
             well = True
         except ModelFailed as failed:
             well, pause_s = failed.well, failed.pause_s
@@ -84,10 +97,22 @@ class Writing:
             well = False
             raise
         finally:
-            self._under_way -= 1
             self._breaker.leave(entry, well=well, pause_s=pause_s)
             if well is not None:
                 self._metrics.model_seconds.observe(self._clock.monotonic() - started)
         if (problem := problem_of(text, may_link=links(order.task.title))) is not None:
             raise ModelFailed("invalid answer", f"the text is no tip: {problem}", well=True)
         return text
+
+    async def _until_stopped(self, model: Model, order: Order) -> str:
+        timer = asyncio.timeout(None)
+        try:
+            async with timer:
+                self._under_way.add(timer)
+                return await model.writer.write(order)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise ModelFailed("stopping", "the process is about to end", well=True) from None
+        finally:
+            self._under_way.discard(timer)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import FallbackReason, ModelFailed
+from app.generation import writing
 from app.generation.breaker import PAUSE_S, TRIP_AFTER
 from app.generation.ports import Order
 from app.generation.prompt import PROMPT_VERSION
@@ -130,6 +131,33 @@ async def test_calls_do_not_pile_up_when_the_model_is_slow() -> None:
     assert [written.model for written in await asyncio.gather(*waiting)] == ["m-1", "m-1"]
     assert (await bench.writing.write(ORDER)).model == "m-1"
     assert bench.writer.calls == 3
+
+
+async def test_answers_under_way_are_given_up_when_the_process_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "STOPPING_S", 0.02)
+    bench = Bench()
+    bench.writer.gate.clear()
+    waiting = asyncio.get_running_loop().create_task(bench.writing.write(ORDER))
+    await eventually(lambda: bench.writer.calls == 1)
+    bench.writing.stop()
+    assert await bench.writing.write(ORDER) == Written(TEMPLATE, None, "stopping")
+    assert not waiting.done()
+    assert await waiting == Written(TEMPLATE, None, "stopping")
+    assert bench.writer.calls == 1
+
+
+async def test_answer_that_comes_while_the_process_stops_is_taken() -> None:
+    bench = Bench()
+    bench.writer.gate.clear()
+    waiting = asyncio.get_running_loop().create_task(bench.writing.write(ORDER))
+    await eventually(lambda: bench.writer.calls == 1)
+    bench.writing.stop()
+    bench.writer.gate.set()
+    assert (await waiting).model == "m-1"
+
+
+async def test_time_that_is_over_in_a_writer_is_its_defect_while_nothing_stops() -> None:
+    assert (await Bench(TimeoutError()).writing.write(ORDER)).reason == "internal error"
 
 
 async def test_place_is_free_when_somebody_goes_away() -> None:
