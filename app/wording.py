@@ -9,8 +9,6 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from app.chat.exchange import Endpoint, Exchange
-from app.chat.writer import ChatWriter
 from app.features.clock import Clock
 from app.generation.writing import Model, Writing
 from app.settings import Settings
@@ -30,6 +28,10 @@ async def open_writing(settings: Settings, clock: Clock, metrics: Metrics) -> As
     if settings.model_url is None or settings.model is None:
         yield Writing(None, clock, metrics)
         return
+    # Only now: httpx takes a seventh of the start, and most services have no model.
+    from app.chat.exchange import Endpoint, Exchange  # noqa: PLC0415
+    from app.chat.writer import ChatWriter  # noqa: PLC0415
+
     exchange = Exchange(Endpoint(settings.model_url, settings.model_key))
     try:
         writer = ChatWriter(exchange, settings.model, clock, lambda: secrets.token_hex(8))
