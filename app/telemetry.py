@@ -101,9 +101,7 @@ class Metrics:
             "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
         )
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
-        self.generations = self._counter(
-            "generations_total", "Tips worded, by who did, or why no model did.", "outcome"
-        )
+        self.generations = self._counter("generations_total", "Tips worded: who did, or why no model.", "outcome")
         self.model_seconds = self._histogram("model_seconds", "Time of asking the model, tries included.", SLOW)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
