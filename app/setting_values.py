@@ -79,7 +79,7 @@ def redis_url(value: str) -> str | None:
 
 
 def model_url(value: str) -> str | None:
-    """The base address of a chat-completions endpoint, without a slash at its end; empty is none."""
+    """The base address of a chat-completions endpoint, without a slash at its end, or the whole one; empty is none."""
     if value == "":
         return None
     try:
@@ -93,7 +93,7 @@ def model_url(value: str) -> str | None:
         raise ValueError("must hold no user and no password; the key belongs into PROFILES_MODEL_KEY")
     if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ValueError("must end with its path, as https://host/v1; no query, no fragment, nothing but ASCII")
-    return value.rstrip("/")
+    return value.rstrip("/").removesuffix("/chat/completions")
 
 
 def model_name(value: str) -> str | None:

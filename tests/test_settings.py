@@ -63,6 +63,7 @@ GOOD: list[tuple[str, str, object]] = [
     ("EMBEDDED_CACHE_MB", "1", 1),
     ("MODEL_URL", "https://models.example/v1/", "https://models.example/v1"),
     ("MODEL_URL", "http://[::1]:8080", "http://[::1]:8080"),
+    ("MODEL_URL", "https://models.example/v1/chat/completions", "https://models.example/v1"),
     ("MODEL_URL", "", None),
     ("MODEL", "meta-llama/Llama-3.1-8B:free", "meta-llama/Llama-3.1-8B:free"),
     ("MODEL", "", None),

@@ -19,6 +19,7 @@ from app.generation.template import worded
 from app.generation.texts import links, problem_of, tidied
 from app.telemetry import Metrics, logger
 
+NOT_ASKED = frozenset({"circuit open", "busy", "stopping"})
 STOPPING_S = 1.5  # of the five seconds that a process takes to stop at most
 log = logger("generation")
 
@@ -60,7 +61,8 @@ class Writing:
         try:
             written = Written(await self._asked(self._model, order), self._model.name, None)
         except ModelFailed as failed:
-            log.info("model_failed", reason=failed.reason, detail=str(failed))
+            tell = log.debug if failed.reason in NOT_ASKED else log.info  # a line for each would add to the load
+            tell("model_failed", reason=failed.reason, detail=str(failed))
             written = Written(worded(order), None, failed.reason)
         except Exception:  # a defect; the tip is worded all the same
             log.exception("model_failed")
