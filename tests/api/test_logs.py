@@ -24,6 +24,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.chat_server import answers, chat_server
 from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_database
 from tests.support.processes import free_port
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -149,6 +150,17 @@ async def _traffic(url: str) -> dict[str, int]:
     return statuses
 
 
+async def _written(serving: Process, statuses: dict[str, int]) -> str:
+    """The log, once it has a line of each request: that is written after the answer."""
+
+    def told() -> bool:
+        lines = [line for line in serving.written.splitlines() if "status" in line]
+        return all(any(name in line for line in lines) for name in statuses)
+
+    await eventually(told)
+    return serving.written
+
+
 @pytest.fixture
 def database(migrated_template: Path, tmp_path: Path) -> Path:
     """An empty one."""
@@ -168,7 +180,7 @@ async def test_json_lines_carry_request_ids_and_no_key(
     servers = (cache_server.url, queue_server.url)
     async with process("json", database, tmp_path / "log", servers) as serving:
         statuses = await _traffic(serving.url)
-        written = serving.written
+        written = await _written(serving, statuses)
     assert_no_key(written)
     lines = [json.loads(line) for line in written.splitlines()]
     assert all({"timestamp", "level", "event"} <= line.keys() for line in lines)
@@ -194,7 +206,7 @@ async def test_console_lines_cannot_be_forged_and_carry_no_key(
     servers = (cache_server.url, queue_server.url)
     async with process("console", database, tmp_path / "log", servers) as serving:
         statuses = await _traffic(serving.url)
-        written = serving.written
+        written = await _written(serving, statuses)
     assert_no_key(written)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", written)
     lines = written.splitlines()
