@@ -48,7 +48,7 @@ class Posterior:
     def variances(self, phi: Array) -> Array:
         """φᵀA⁻¹φ of each row, without the factor v²."""
         roots = self.roots(phi)
-        return np.einsum("dk,dk->k", roots, roots)
+        return np.asarray(np.einsum("dk,dk->k", roots, roots), np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
