@@ -224,8 +224,7 @@ V2 = Arm(SPEC_V2, SPEC_V2.precisions)
 
 def features(at: World, spec: Spec) -> Array:
     """φ of every candidate there will be, (N, R, K, D)."""
-    by_candidate, by_shared = spec._places
-    return np.ascontiguousarray(at.terms[..., by_candidate] * at.shared[:, :, None, by_shared])
+    return spec.joined(at.terms, at.shared)
 
 
 def run(arm: Arm, at: World, phi: Array, expected: Array, refresh: int) -> Array:
