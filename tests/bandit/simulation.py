@@ -29,6 +29,7 @@ from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.terms import Array, Candidate, Context, Profile, candidate_terms, shared_terms
 
 COLD = 20  # a user's first decisions
+FEW = -0.84  # a fifth of the normal distribution lies below
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def opposite(at: World) -> Array:
 
 def minority(at: World) -> Array:
     """As `opposite`, but only every fifth user is of the other opinion."""
-    sign = np.where(at.own[:, 0] > -0.84, 1.0, -1.0)[:, None, None]
+    sign = np.where(at.own[:, 0] > FEW, 1.0, -1.0)[:, None, None]
     return _logistic(sign * _common(at))
 
 
@@ -227,38 +228,59 @@ def features(at: World, spec: Spec) -> Array:
     return spec.joined(at.terms, at.shared)
 
 
+class Learners:
+    """What N users have taught one arm, all at once: A⁻¹ and y of each, and the sums of each population."""
+
+    def __init__(self, arm: Arm, population: NDArray[np.intp]) -> None:
+        self._arm = arm
+        self._population = population
+        n, d, populations = len(population), arm.spec.size, int(population.max()) + 1
+        self.inverse = np.tile(np.diag(1 / arm.precisions), (n, 1, 1))
+        self.y = np.zeros((n, d))
+        self.mu: Array = np.zeros((populations, d))
+        self._pool_s, self._pool_y = np.zeros((populations, d, d)), np.zeros((populations, d))
+
+    def refresh(self) -> None:
+        """Makes a new prior of each population, if the arm has any use for one."""
+        if self._arm.spec.pooled:
+            a = self._pool_s + self._arm.shrinkage * np.eye(self.y.shape[1])
+            self.mu = np.asarray(np.linalg.solve(a, self._pool_y[..., None])[..., 0], np.float64)
+
+    def scores(self, users: NDArray[np.intp], phi: Array) -> tuple[Array, Array]:
+        """Means (n, K) and A⁻¹'s covariances (n, K, K) of some users' candidates φ (n, K, D)."""
+        inverse = self.inverse[users]
+        towards = self._arm.precisions * self.mu[self._population[users]] + self.y[users]
+        theta = np.einsum("nde,ne->nd", inverse, towards)
+        return np.einsum("nkd,nd->nk", phi, theta), phi @ inverse @ phi.transpose(0, 2, 1)
+
+    def learn(self, users: NDArray[np.intp], phi: Array, reward: Array) -> None:
+        """One decision of each of some users: φ (n, D) of the chosen, and its reward (n,)."""
+        seen = np.einsum("nde,ne->nd", self.inverse[users], phi)
+        # Sherman and Morrison's update of A⁻¹.
+        self.inverse[users] -= seen[:, :, None] * seen[:, None, :] / (1 + (seen * phi).sum(axis=1))[:, None, None]
+        self.y[users] += reward[:, None] * phi
+        np.add.at(self._pool_s, self._population[users], phi[:, :, None] * phi[:, None, :])
+        np.add.at(self._pool_y, self._population[users], reward[:, None] * phi)
+
+
 def run(arm: Arm, at: World, phi: Array, expected: Array, refresh: int) -> Array:
     """The expected reward of what was chosen, (N, R); NaN before a user's first decision."""
-    n, rounds, k, d = phi.shape
-    inverse = np.tile(np.diag(1 / arm.precisions), (n, 1, 1))
-    y = np.zeros((n, d))
-    populations = at.population[-1] + 1
-    pool_s, pool_y = np.zeros((populations, d, d)), np.zeros((populations, d))
-    mu = np.zeros((populations, d))
-    got = np.full((n, rounds), np.nan)
+    users, rounds, candidates, _ = phi.shape
+    learners = Learners(arm, at.population)
+    got = np.full((users, rounds), np.nan)
     for turn in range(rounds):
-        if arm.spec.pooled and turn % refresh == 0:
-            mu = np.linalg.solve(pool_s + arm.shrinkage * np.eye(d), pool_y[..., None])[..., 0]
+        if turn % refresh == 0:
+            learners.refresh()
         here = np.flatnonzero(at.start <= turn)
-        x, b = phi[here, turn], inverse[here]
-        theta = np.einsum("nde,ne->nd", b, arm.precisions * mu[at.population[here]] + y[here])
-        spread = x @ b @ x.transpose(0, 2, 1) + 1e-9 * np.eye(k)
-        scores = np.einsum("nkd,nd->nk", x, theta)
-        scores += arm.v * np.einsum("nkj,nj->nk", np.linalg.cholesky(spread), at.noise[here, turn])
+        means, spread = learners.scores(here, phi[here, turn])
+        root = np.linalg.cholesky(spread + 1e-9 * np.eye(candidates))
+        drawn = means + arm.v * np.einsum("nkj,nj->nk", root, at.noise[here, turn])
         whim = at.whim[here, turn]
-        chosen = np.where(whim[:, 0] < EPSILON, (whim[:, 1] * k).astype(int), scores.argmax(axis=1))
-        every = np.arange(len(here))
-        taken = x[every, chosen]
-        worth = expected[here, turn, chosen]
-        luck = at.luck[here, turn, chosen]
+        chosen = np.where(whim[:, 0] < EPSILON, (whim[:, 1] * candidates).astype(int), drawn.argmax(axis=1))
+        worth, luck = expected[here, turn, chosen], at.luck[here, turn, chosen]
         reward = np.where(luck < worth, 1.0, np.where(luck < worth + 0.2 * (1 - worth), 0.3, 0.0))
+        learners.learn(here, phi[here, turn, chosen], reward)
         got[here, turn] = worth
-        # Sherman and Morrison's update of A⁻¹ by one decision.
-        b_taken = np.einsum("nde,ne->nd", b, taken)
-        inverse[here] -= b_taken[:, :, None] * b_taken[:, None, :] / (1 + (b_taken * taken).sum(axis=1))[:, None, None]
-        y[here] += reward[:, None] * taken
-        np.add.at(pool_s, at.population[here], taken[:, :, None] * taken[:, None, :])
-        np.add.at(pool_y, at.population[here], reward[:, None] * taken)
     return got
 
 
@@ -271,18 +293,20 @@ class Lift(NamedTuple):
     v2: float
 
 
-def lift(at: World, first: Array, second: Array, decisions: slice) -> Lift:
-    """Compares users' decisions of the numbers `decisions`, population by population."""
+def lift(at: World, first: Array, second: Array, decisions: slice, users: NDArray[np.bool_] | None = None) -> Lift:
+    """Compares decisions of the numbers `decisions`, of all users or some, population by population."""
     number = np.arange(first.shape[1]) - at.start[:, None]
     counted = (number >= (decisions.start or 0)) & (number < (decisions.stop or first.shape[1]))
-    populations = at.population[-1] + 1
-    means = [
-        [np.nanmean(np.where(counted, got, np.nan)[at.population == p]) for p in range(populations)]
-        for got in (first, second)
-    ]
-    gaps = np.subtract(means[1], means[0])
-    error = float(gaps.std(ddof=1) / np.sqrt(populations))
-    return Lift(float(gaps.mean()), error, float(np.mean(means[0])), float(np.mean(means[1])))
+    if users is not None:
+        counted &= users[:, None]
+    populations = at.population[:, None] == np.arange(at.population[-1] + 1)[:, None, None]
+    means = np.array([[got[mine & counted].mean() for mine in populations] for got in (first, second)])
+    gaps = means[1] - means[0]
+    error = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    return Lift(float(gaps.mean()), error, float(means[0].mean()), float(means[1].mean()))
+
+
+PARTS = {"first 20": slice(0, COLD), "later": slice(COLD, None), "all": slice(None)}
 
 
 def main() -> None:
@@ -299,12 +323,18 @@ def main() -> None:
     print("lift of v2 over v1 (± standard error), expected reward a decision")
     for name, rewards in SCENARIOS.items():
         expected = rewards(at)
-        first, second = run(V1, at, one, expected, size.refresh), run(V2, at, two, expected, size.refresh)
+        first = run(V1, at, one, expected, size.refresh)
+        second = run(V2, at, two, expected, size.refresh)
         blind, best = float(expected.mean()), float(expected.max(axis=2).mean())
         print(f"{name:15} blind {blind:.4f}, best {best:.4f}")
-        for label, part in (("first 20", slice(0, COLD)), ("later", slice(COLD, None)), ("all", slice(None))):
-            found = lift(at, first, second, part)
-            print(f"    {label:9} v1 {found.v1:.4f}, v2 {found.v2:.4f}: {found.mean:+.4f} ± {found.error:.4f}")
+        for label, part in PARTS.items():
+            print(f"    {label:9} {_told(lift(at, first, second, part))}")
+        if rewards is minority:
+            print(f"    of the few {_told(lift(at, first, second, slice(None), at.own[:, 0] <= FEW))}")
+
+
+def _told(found: Lift) -> str:
+    return f"v1 {found.v1:.4f}, v2 {found.v2:.4f}: {found.mean:+.4f} ± {found.error:.4f}"
 
 
 if __name__ == "__main__":
