@@ -38,7 +38,7 @@ odd_profiles = st.dictionaries(
     st.sampled_from(
         ["completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d", "preferred_hour", "tip_volume_30d", "other"]
     ),
-    st.one_of(values, st.sampled_from([float("nan"), float("inf"), float("-inf"), 10**400])),
+    st.one_of(values, st.sampled_from([float("nan"), float("inf"), float("-inf"), 10**400, 1.7e308])),
 )
 profiles = st.one_of(st.none(), likely_profiles, odd_profiles)
 seeds = st.integers(0, 2**32 - 1)

@@ -227,6 +227,11 @@ def test_actions_are_taken_as_often_as_pi_says_when_pi_is_drawn_from_the_same_id
     assert np.mean(weights) == pytest.approx(1, abs=4 * np.std(weights) / np.sqrt(len(weights)))
 
 
+def test_action_is_drawn_from_a_stream_of_its_own() -> None:
+    tenths = [int(10 * streams.uniform(f"d-{n}", streams.ACTION)) for n in range(50)]
+    assert [sample(np.full(10, 0.1), f"d-{n}") for n in range(50)] == tenths
+
+
 def test_last_candidate_is_taken_when_rounding_left_a_gap_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "uniform", lambda *_: 1 - 2**-53)
     assert sample(np.array([0.5, 0.5 - 2**-52]), "d") == 1
