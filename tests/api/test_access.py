@@ -36,6 +36,7 @@ TABLE = [
     Access("POST", "/profiles/history", "/profiles/history", "read", 400),
     Access("GET", "/features", "/features", "read", 200),
     Access("POST", "/events", "/events", "write", 400),
+    Access("POST", "/generate", "/generate", "read", 400),
     Access("GET", "/admin", "/admin", "admin", 200),
     Access("GET", "/admin/users", "/admin/users", "admin", 200),
     Access("GET", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 200),
