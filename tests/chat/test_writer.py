@@ -6,11 +6,12 @@ import asyncio
 import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from time import monotonic
+from time import monotonic, process_time
 
 import pytest
 
 from app.chat import writer as writers
+from app.chat.answers import text_in
 from app.chat.writer import ChatWriter
 from app.errors import ModelFailed
 from app.generation.prompt import SYSTEM, prompt_for, tip_schema
@@ -164,13 +165,30 @@ async def test_answer_is_invalid_when_it_is_not_what_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    "content", [f"```json\n{tip('A tip.')}\n```", f"```\n{tip('A tip.')}```", f"\n {tip('A tip.')} \n"]
+    "content",
+    [
+        f"```json\n{tip('A tip.')}\n```",
+        f"```\n{tip('A tip.')}```",
+        f"\n ```JSON{tip('A tip.')}\n\n``` ",
+        f"\n {tip('A tip.')} \n",
+    ],
 )
 async def test_json_is_found_when_a_model_puts_a_fence_around_it(
     endpoint: ChatServer, writer: ChatWriter, content: str
 ) -> None:
     endpoint.will(answers(200, completion(content, finish_reason=None)))
     assert await writer.write(ORDER) == "A tip."
+
+
+@pytest.mark.parametrize("content", ["```", "```json\n{", "```json\n```"], ids=["open", "brace", "empty"])
+@pytest.mark.parametrize("filler", [" ", "\n", "`"], ids=["space", "line", "tick"])
+def test_answer_without_end_holds_nobody_up(content: str, filler: str) -> None:
+    # Models that are not held to a schema at times go on with spaces until they are cut off.
+    body = completion(content + 3_000 * filler + "x")
+    started = process_time()
+    with pytest.raises(ModelFailed, match="not the JSON"):
+        text_in(body)
+    assert process_time() - started < 1
 
 
 @pytest.mark.parametrize("plan", [floods, answers(200, b" " * 70_000)], ids=["without end", "announced"])
