@@ -55,6 +55,7 @@ class Exchange:
             timeout=httpx.Timeout(None, connect=connect_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
             follow_redirects=False,
+            event_hooks={"response": [_stay_here]},
             trust_env=False,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # kept, they would pile up
             verify=_tls(endpoint.url),
@@ -89,6 +90,11 @@ class Exchange:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+async def _stay_here(response: httpx.Response) -> None:
+    """Forget where a redirect leads: the client would look at it all the same, and fail at what is no address."""
+    response.headers.pop("location", None)
 
 
 def _tls(url: str) -> ssl.SSLContext:

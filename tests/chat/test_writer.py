@@ -237,10 +237,13 @@ async def test_it_is_sent_once_more_when_that_may_help(
         (answers(413), "refused", True),
         (answers(301, location="/elsewhere"), "refused", False),
         (answers(307, location="http://127.0.0.1:1/v1"), "refused", False),
+        (answers(301, location="mailto:somebody@example.org"), "refused", False),
+        (answers(302, location="http://[::1/"), "refused", False),
+        (answers(303, location="http://" + "a." * 300), "refused", False),
         (answers(204), "invalid answer", False),
         (is_cut_short, "connection failed", False),
     ],
-    ids=["401", "403", "404", "413", "301", "307", "204", "cut"],
+    ids=["401", "403", "404", "413", "301", "307", "mail", "half", "long", "204", "cut"],
 )
 async def test_it_is_not_sent_again_when_that_would_not_help(
     endpoint: ChatServer, writer: ChatWriter, plan: Plan, reason: str, well: bool
