@@ -10,9 +10,11 @@ import re
 
 MAX_TEXT = 500
 # Control characters, overrides and isolates of direction, halves of pairs, and what is drawn nowhere (tag characters
-# spell words that a model sees and a reader does not). Joiners and marks of direction stay: languages need them.
+# and selectors of variants spell words that a model sees and a reader does not; fillers are letters that look like
+# none). Joiners, marks of direction and the two selectors of emoji stay: languages need them.
 _HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x1f\x7f-\x9f\u00ad\u115f\u1160\u180e\u200b\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0"
+    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
 )
 _LINK = re.compile(r"[a-z][a-z0-9+.-]*://|\bwww\.|\]\(", re.IGNORECASE)
 _MARKS = "-*#>•·–— \t"

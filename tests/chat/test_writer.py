@@ -120,6 +120,21 @@ async def test_no_cookie_is_kept(endpoint: ChatServer, writer: ChatWriter) -> No
     assert "cookie" not in endpoint.asked[1].headers
 
 
+async def test_no_tip_holds_the_key(endpoint: ChatServer, open_writer: OpenWriter) -> None:
+    key = "sk-" + "0123456789" * 2
+    endpoint.will(says(f"Your key is {key}."))
+    async with open_writer(endpoint.url, key=key) as writer:
+        failed = await failure(writer)
+    assert (failed.reason, failed.well) == ("invalid answer", True)
+    assert key not in str(failed)
+
+
+async def test_a_key_that_is_no_secret_may_be_a_word_of_a_tip(endpoint: ChatServer, open_writer: OpenWriter) -> None:
+    endpoint.will(says("None is like it."))
+    async with open_writer(endpoint.url, key="None") as writer:
+        assert await writer.write(ORDER) == "None is like it."
+
+
 LIES = [
     b"",
     b"null",
