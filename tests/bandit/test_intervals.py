@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bandit import intervals
+from app.bandit.evaluation import Floats
 from app.bandit.intervals import Interval, bootstrap, due_look, look_level, look_size, standard_error
 from app.bandit.sums import Sums
 from tests.bandit.logs import logged, part, town
@@ -70,6 +71,24 @@ def test_interval_is_that_of_students_t_when_users_are_alike_and_normal() -> Non
     for width in (found.value - found.low, found.high - found.value):
         assert width == pytest.approx(half, rel=0.1)
     assert standard_error(parts, np.ones(400)) == pytest.approx(parts.std(ddof=1) / math.sqrt(400))
+
+
+def test_interval_is_the_one_that_its_definition_gives_replicate_by_replicate() -> None:
+    chance = np.random.default_rng(4)
+    wholes = chance.integers(1, 9, 25).astype(float)
+    parts = wholes * chance.random(25) + chance.exponential(1, 25)
+    value, chance = parts.sum() / wholes.sum(), np.random.default_rng(1)
+
+    def error(part: Floats, whole: Floats) -> float:
+        return math.sqrt(sum((a - part.sum() / whole.sum() * b) ** 2 for a, b in zip(part, whole, strict=True)))
+
+    distances = []
+    for _ in range(intervals.REPLICATES):
+        drawn = chance.integers(0, 25, 25, dtype=np.uint32)
+        part, whole = parts[drawn], wholes[drawn]
+        distances.append((part.sum() / whole.sum() - value) * whole.sum() / error(part, whole))
+    low, high = np.quantile(distances, [0.05, 0.95]) * error(parts, wholes) / wholes.sum()
+    assert figure(list(parts), list(wholes), level=0.1) == pytest.approx((value, value - high, value - low))
 
 
 def test_interval_is_as_wide_as_users_differ_when_their_decisions_do_not() -> None:
