@@ -194,8 +194,12 @@ class Publisher(Protocol):
 
 
 class Learner(Protocol):
-    """Learns from an event once; raises where this event cannot be learned from."""
+    """Learns from events once."""
 
-    async def learn(self, event: LoggedEvent) -> None:
-        """Learn. Called at least once per event: an implementation tells repeats by `event.seq`."""
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        """Learn from all of these, or from none where one of them cannot be learned from: then it raises.
+
+        Called at least once per event: an implementation tells repeats by `seq`. Most events concern no learner; they
+        must cost next to nothing.
+        """
         ...

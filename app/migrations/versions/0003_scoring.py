@@ -47,6 +47,7 @@ TABLES = (
         user_id TEXT NOT NULL,
         created_at_ms INTEGER NOT NULL,
         explore INTEGER NOT NULL CHECK (explore IN (0, 1)),
+        role TEXT NOT NULL CHECK (role IN ('champion', 'challenger')),
         served_by TEXT NOT NULL,
         policy_hash TEXT NOT NULL,
         spec_hash TEXT NOT NULL,
