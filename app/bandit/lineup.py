@@ -29,6 +29,10 @@ class Lineup(NamedTuple):
         """The spec that all decisions are logged under, and to which evidence grows."""
         return (self.challenger or self.champion).spec
 
+    def shorter(self) -> list[Spec]:
+        """The specs whose evidence is yet to grow."""
+        return [spec for spec in SPECS.values() if spec != self.longest and spec.prefix_of(self.longest)]
+
     def policy(self, role: Role) -> Policy:
         """Who has a role; the champion has that of an absent challenger."""
         return self.challenger or self.champion if role == "challenger" else self.champion

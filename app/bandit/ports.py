@@ -124,6 +124,10 @@ class StateBook(Protocol):
         """Bring up to `limit` users' evidence to the longest spec, in one transaction; how many that were."""
         ...
 
+    async def prior_version(self) -> int:
+        """Of the newest prior; 0 where there is none."""
+        ...
+
     async def counts(self) -> Mapping[str, int]:
         """Users by the hash of their evidence's spec."""
         ...

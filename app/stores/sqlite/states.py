@@ -116,6 +116,11 @@ class SqliteStates:
 
         return await self._database.write(work)
 
+    async def prior_version(self) -> int:
+        """By the table's end."""
+        row = await self._database.read(lambda c: c.execute(SELECT_NEWEST_VERSION, (self._spec.hash,)).fetchone())
+        return 0 if row is None else int(row[0])
+
     async def counts(self) -> Mapping[str, int]:
         """By an index alone."""
         return dict(await self._database.read(lambda connection: connection.execute(SELECT_COUNTS).fetchall()))
