@@ -61,12 +61,17 @@ class TracedEvent(NamedTuple):
 
 
 class Holdings(NamedTuple):
-    """How much the database holds of a user: rows of each kind, and ended rebuilds that name them."""
+    """How much the database holds of a user: rows of each kind, and ended rebuilds that name them.
+
+    `learned`: how many decisions the evidence was learned from that the bandit keeps of the user.
+    """
 
     views: int
     feedback: int
     dead_letters: int
     rebuilds: int
+    decisions: int
+    learned: int
 
     @property
     def events(self) -> int:
