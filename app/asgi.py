@@ -17,7 +17,7 @@ from litestar import Litestar, Router
 from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
-from app.api import events, operations, profiles
+from app.api import events, operations, profiles, scoring
 from app.api.admin.routes import ADMIN_ROUTES
 from app.api.auth import Authenticator, guard
 from app.api.context import Api
@@ -52,6 +52,8 @@ ROUTES = [
     profiles.post_history,
     profiles.get_features,
     events.post_events,
+    scoring.post_score,
+    scoring.get_decision,
     *ADMIN_ROUTES,
     operations.healthz,
     operations.readyz,
@@ -72,6 +74,7 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             {
                 ("POST", "/events"): ("events", lambda: api.ingestor.overloaded),
                 ("POST", "/profiles/history"): ("history", lambda: api.reader.history_overloaded),
+                ("POST", "/score"): ("scores", lambda: api.scorer.overloaded),
             }
         )
 
@@ -133,6 +136,7 @@ def _api(service: Service) -> Api:
     async def erase(user_id: str) -> Holdings:
         erased = await service.users.erase(user_id, service.clock.now_ms())
         await service.invalidator.make_good()
+        await service.users.erase_decisions(user_id)
         return erased
 
     async def start_rebuild(run_id: str) -> None:
@@ -172,6 +176,7 @@ def _api(service: Service) -> Api:
         audit=audit,
         trail=service.audit,
         watch=RunWatch(service.book),
+        scorer=service.bandit.scorer,
         replayer=Replayer(service.ingestor, service.letters, service.clock),
         readiness=lambda: readiness(service),
         gauges=lambda: gauges(service),

@@ -4,6 +4,7 @@
     ├── SettingsError           a setting is missing, malformed or unsafe
     ├── RegistryError           a feature entry breaks a rule of the registry
     ├── SchemaMismatch          the database is unmigrated, or newer than this program
+    ├── SpecMismatch            learned evidence of another feature spec than is asked of it
     ├── Undecodable             input that is not JSON, not UTF-8, or not a value the query allows
     ├── InvalidInput            input that decodes and is still wrong; says where and why
     │   └── UnknownFeature      a feature name that the registry does not have
@@ -62,6 +63,10 @@ class RegistryError(ProfilesError):
 
 class SchemaMismatch(ProfilesError):
     """The database and this program disagree about the schema."""
+
+
+class SpecMismatch(ProfilesError):
+    """Evidence, or a vector, is of another feature spec: refused, never mixed."""
 
 
 class Undecodable(ProfilesError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +21,23 @@ class ApiKey:
     name: str
     scopes: frozenset[str]
     sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """What each outcome of a decision is worth, 0 to 1; `none`: served, and no feedback within the window."""
+
+    completed: float = 1.0
+    snoozed: float = 0.3
+    dismissed: float = 0.0
+    none: float = 0.0
+
+    def of(self, action: str | None) -> float:
+        """The reward of a feedback's action; None: of no feedback."""
+        return float(getattr(self, action or "none"))
+
+    def __str__(self) -> str:
+        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
 
 
 def path(value: str) -> Path:
@@ -106,3 +123,19 @@ def api_keys(value: str) -> tuple[ApiKey, ...]:
             raise ValueError(f"key {name}: the same key under another name; give each its own")
         keys.append(ApiKey(name, frozenset(scopes.split("+")), bytes.fromhex(digest)))
     return tuple(keys)
+
+
+def rewards(value: str) -> Rewards:
+    """Comma-separated `outcome=reward`; what is not named keeps its default."""
+    names = [item.name for item in fields(Rewards)]
+    given: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, _, text = part.partition("=")
+        if name not in names:
+            raise ValueError(f"must be outcome=reward, comma-separated; outcomes are {', '.join(names)}")
+        if name in given:
+            raise ValueError(f"{name} is named twice")
+        if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", text) or not float(text) <= 1:
+            raise ValueError(f"the reward of {name} must be a number from 0 to 1")
+        given[name] = float(text)
+    return Rewards(**given)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
+from app.bandit_metrics import BanditMetrics
 from app.errors import SettingsError, StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
@@ -98,6 +99,7 @@ class Metrics:
         self.consistency_repairs = self._counter(
             "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
         )
+        self.bandit = BanditMetrics(self.collectors)
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -84,15 +84,19 @@ async def bury_job(ctx: Context, payload: object, reason: str) -> None:
 
 
 async def prune(ctx: Context) -> None:
-    """Nightly: events older than the retention go, piece by piece."""
+    """Nightly: events and decisions older than their retention go, piece by piece."""
     await carried_out(ctx, queue.PRUNE, _prune(ctx))
 
 
 async def _prune(ctx: Context) -> None:
     service = service_of(ctx)
-    days = service.settings.retention_days
-    if not await retention.prune(service.log, service.clock, days, asyncio.sleep, pace_of(ctx).budget_s):
-        come_back(ctx, queue.PRUNE)
+    budget_s = pace_of(ctx).budget_s
+    for what, kept, days in (
+        ("events", service.log, service.settings.retention_days),
+        ("decisions", service.bandit.decisions, service.settings.decision_retention_days),
+    ):
+        if not await retention.prune(kept, service.clock, days, asyncio.sleep, budget_s, what=what):
+            come_back(ctx, queue.PRUNE)
 
 
 async def measure_quality(ctx: Context, run_id: int) -> None:
@@ -199,6 +203,7 @@ async def work(
         background = [
             asyncio.create_task(_keep_sweeping(service, pace)),
             asyncio.create_task(watch(service).keep_watching()),
+            asyncio.create_task(service.bandit.upkeep.keep_going()),
         ]
         ctx = context(service, pace)
         try:

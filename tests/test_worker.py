@@ -6,7 +6,7 @@ import asyncio
 import os
 import pickle
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,14 @@ class Pupil:
         self.waiting = 0
         self.gate = asyncio.Event()
 
-    async def learn(self, event: LoggedEvent) -> None:
-        if event.event.tip_id == "poison" and not self.cured:
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        tips = {event.event.tip_id for event in events}
+        if "poison" in tips and not self.cured:
             raise ValueError("cannot learn from this")
-        if event.event.tip_id == "gate":
+        if "gate" in tips:
             self.waiting += 1
             await self.gate.wait()
-        self.learned.append(event.event.event_id)
+        self.learned += [event.event.event_id for event in events]
 
 
 @pytest.fixture

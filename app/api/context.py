@@ -12,6 +12,7 @@ from litestar import Request
 from app.api.auth import Authenticator
 from app.api.sessions import Sessions
 from app.audit import AuditTrail
+from app.bandit.scoring import Scorer
 from app.events.ingest import Ingestor
 from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.events.replay import Replayer
@@ -85,6 +86,7 @@ class Api:
     audit: Callable[[str, str, str, str], Awaitable[None]]
     trail: AuditTrail
     watch: RunWatch
+    scorer: Scorer
     replayer: Replayer
     readiness: Callable[[], Awaitable[dict[str, Check]]]
     gauges: Callable[[], Awaitable[Gauges]]

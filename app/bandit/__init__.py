@@ -1,1 +1,1 @@
-"""The bandit: what it scores with, how it learns, and how a new policy is rolled out."""
+"""Scoring, learning and the shadow roll-out, and the ports they need."""
