@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from app.bandit.evaluation import Floats
@@ -43,7 +44,7 @@ class Page(NamedTuple):
     agreed: Floats
 
 
-class Estimates(NamedTuple):
+class Estimates(msgspec.Struct, frozen=True):
     """What a look found. Values are rewards a decision; `mean_weight` and `ess` are of the challenger's weights.
 
     `dismissed_more` is how much more often the challenger's choices are dismissed, as a share of all decisions.

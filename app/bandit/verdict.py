@@ -3,8 +3,8 @@
 Invariant: no word but `roll back` and `hold` is said where the figures cannot be believed, and `promote` only where the
 lift's whole interval lies above -margin. Rules are tried in this order:
 
-1. fewer decisions than the first look needs, or fewer users than an interval needs: `insufficient data`
-2. a guardrail is broken: `roll back`; it is the safe thing, so nothing has to be believed for it
+1. a guardrail is broken: `roll back`; it is the safe thing, so nothing else has to be known for it
+2. there are fewer decisions than the first look needs, or fewer users than an interval needs: `insufficient data`
 3. the mean weight is further from 1 than 3 standard errors: `hold`. Under right propensities it is 1 on average, so
    these are wrong, or decisions got lost depending on what was chosen
 4. the effective sample size is below max(1000, n/10): `insufficient data`
@@ -22,6 +22,7 @@ from typing import Literal
 import msgspec
 
 from app.bandit.intervals import FIRST_LOOK, Interval
+from app.bandit.sums import Estimates
 
 FEWEST_USERS = 30
 FEWEST_EFFECTIVE = 1_000
@@ -39,30 +40,16 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Guardrails(msgspec.Struct, frozen=True):
-    """What must not break, whatever the reward. `p99_ms` is None where nothing was timed."""
+    """What must not break, whatever the reward, of late. None: there were too few decisions to say.
 
-    dismissed_champion: float
-    dismissed_challenger: float
-    dismissed_more: Interval
-    p99_ms: float | None
-    no_profile: float
+    `dismissed_more`: how much more often the challenger's choices are dismissed, as a share of all decisions.
+    """
 
-
-class Figures(msgspec.Struct, frozen=True):
-    """All that a verdict is based on. Values and lift are rewards a decision; see `sums.Estimates`."""
-
-    n: int
-    users: int
-    agreement: float
-    ips: Interval
-    snips: Interval
-    dr: Interval
-    champion: Interval
-    lift: Interval
-    mean_weight: float
-    mean_weight_error: float
-    ess: float
-    guardrails: Guardrails
+    dismissed_champion: float | None = None
+    dismissed_challenger: float | None = None
+    dismissed_more: Interval | None = None
+    p99_ms: float | None = None
+    no_profile: float | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -73,11 +60,11 @@ class Verdict(msgspec.Struct, frozen=True):
     improved: bool = False
 
 
-def too_little(n: int, users: int) -> Verdict | None:
+def too_little(n: int, users: int | None = None) -> Verdict | None:
     """`insufficient data`, where no look can be made of so few; None where one can."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
-    if users < FEWEST_USERS:
+    if users is not None and users < FEWEST_USERS:
         count = f"{users} user" + ("" if users == 1 else "s")
         reason = f"The decisions are those of {count}; an interval over users needs {FEWEST_USERS}."
         return Verdict("insufficient data", reason)
@@ -87,16 +74,15 @@ def too_little(n: int, users: int) -> Verdict | None:
 def broken(rails: Guardrails, limits: Limits) -> list[str]:
     """A sentence for each guardrail that does not hold."""
     found = []
-    more = rails.dismissed_more
-    if more.low > limits.dismissed:
+    more, challenger, champion = rails.dismissed_more, rails.dismissed_challenger, rails.dismissed_champion
+    if more is not None and challenger is not None and champion is not None and more.low > limits.dismissed:
         found.append(
-            f"The challenger's tips are dismissed more often, {rails.dismissed_challenger:.1%} against "
-            f"{rails.dismissed_champion:.1%}: {more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), "
-            f"where {limits.dismissed:.1%} is allowed."
+            f"The challenger's tips are dismissed more often, {challenger:.1%} against {champion:.1%}: "
+            f"{more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where {limits.dismissed:.1%} is allowed."
         )
     if rails.p99_ms is not None and rails.p99_ms > limits.p99_ms:
         found.append(f"One answer in a hundred takes over {rails.p99_ms:,.0f} ms; {limits.p99_ms:,.0f} ms is allowed.")
-    if rails.no_profile > limits.no_profile:
+    if rails.no_profile is not None and rails.no_profile > limits.no_profile:
         found.append(
             f"{rails.no_profile:.1%} of the decisions were made without a profile, where {limits.no_profile:.1%} is "
             "allowed; so the challenger does not get what it is there for."
@@ -104,17 +90,14 @@ def broken(rails: Guardrails, limits: Limits) -> list[str]:
     return found
 
 
-def verdict(figures: Figures, limits: Limits) -> Verdict:
-    """The verdict on a look's figures."""
-    few = too_little(figures.n, figures.users)
-    if few is not None:
-        return few
-    if found := broken(figures.guardrails, limits):
+def verdict(figures: Estimates, rails: Guardrails, limits: Limits) -> Verdict:
+    """The verdict on a look's figures, and on the guardrails as they are now."""
+    if found := broken(rails, limits):
         return Verdict("roll back", " ".join(found))
-    return _unbelievable(figures) or _on_the_lift(figures, limits)
+    return too_little(figures.n, figures.users) or _unbelievable(figures) or _on_the_lift(figures, limits)
 
 
-def _unbelievable(figures: Figures) -> Verdict | None:
+def _unbelievable(figures: Estimates) -> Verdict | None:
     away = abs(figures.mean_weight - 1)
     if away > WEIGHT_ERRORS * figures.mean_weight_error + 1e-9:
         reason = (
@@ -132,7 +115,7 @@ def _unbelievable(figures: Figures) -> Verdict | None:
     return None
 
 
-def _on_the_lift(figures: Figures, limits: Limits) -> Verdict:
+def _on_the_lift(figures: Estimates, limits: Limits) -> Verdict:
     lift, margin = figures.lift, limits.margin
     figure = (
         f"Over {_decisions(figures.n)} of {figures.users:,} users the challenger earns {lift.value:+.4f} a decision "

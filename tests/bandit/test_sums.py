@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from app.bandit.evaluation import dr, ess, ips, snips
-from app.bandit.intervals import Interval
 from app.bandit.sums import Estimates, Page, Sums
-from app.bandit.verdict import Figures, Guardrails, Limits, Verdict, verdict
+from app.bandit.verdict import Guardrails, Limits, Verdict, verdict
 from tests.bandit.logs import logged, part, town
 
-QUIET = Guardrails(0.2, 0.2, Interval(0.0, -0.01, 0.01), None, 0.0)
+NO_RAILS = Guardrails()
 NO_PAGE = Page([], *[np.empty(0)] * 9)
 
 
@@ -25,8 +25,7 @@ def summed(page: Page, step: int = 500) -> Sums:
 
 def judged(found: Estimates) -> Verdict:
     """The verdict on the value alone."""
-    figures = {name: value for name, value in found._asdict().items() if not name.startswith("dismissed")}
-    return verdict(Figures(**figures, guardrails=QUIET), Limits(margin=0.02))
+    return verdict(found, NO_RAILS, Limits(margin=0.02))
 
 
 def test_figures_are_those_of_the_estimators() -> None:
@@ -54,7 +53,7 @@ def test_sums_are_the_same_however_the_decisions_are_paged() -> None:
     chance = np.random.default_rng(2)
     page = logged(chance, town(chance, 1_500, 4_000))
     found = [summed(page, step).estimates(0.05, np.random.default_rng(3), replicates=50) for step in (4_000, 7)]
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*map(msgspec.structs.astuple, found), strict=True):
         assert one == pytest.approx(other)
     sums = Sums()
     sums.add(NO_PAGE)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bandit.intervals import Interval
-from app.bandit.verdict import Figures, Guardrails, Limits, broken, too_little, verdict
+from app.bandit.sums import Estimates
+from app.bandit.verdict import Guardrails, Limits, Verdict, broken, too_little, verdict
 
 LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
 RAILS = Guardrails(
@@ -21,7 +22,7 @@ RAILS = Guardrails(
     no_profile=0.2,
 )
 VALUE = Interval(0.4, 0.38, 0.42)
-FIGURES = Figures(
+FIGURES = Estimates(
     n=8_000,
     users=900,
     agreement=0.7,
@@ -33,16 +34,18 @@ FIGURES = Figures(
     mean_weight=1.01,
     mean_weight_error=0.01,
     ess=3_000,
-    guardrails=RAILS,
+    dismissed_champion=0.2,
+    dismissed_challenger=0.2,
+    dismissed_more=Interval(0.0, -0.01, 0.01),
 )
 
 
-def changed(**fields: Any) -> Figures:
-    """The figures of a good challenger, but for some; guardrails by their own names."""
+def judged(**fields: Any) -> Verdict:
+    """The verdict on a good challenger, but for some figures; those of guardrails by their own names."""
     rails = {name: value for name, value in fields.items() if hasattr(RAILS, name)}
     others = {name: value for name, value in fields.items() if name not in rails}
-    replaced: Figures = msgspec.structs.replace(FIGURES, **others)
-    return msgspec.structs.replace(replaced, guardrails=msgspec.structs.replace(RAILS, **rails))
+    figures = msgspec.structs.replace(FIGURES, **others)
+    return verdict(figures, msgspec.structs.replace(RAILS, **rails), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +74,11 @@ def changed(**fields: Any) -> Figures:
         ),
         ({"dismissed_more": Interval(0.05, 0.03, 0.07)}, "promote", "improvement"),
         ({"p99_ms": 250.0}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
-        ({"p99_ms": None}, "promote", "improvement"),
+        ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
         ({"no_profile": 0.61}, "roll back", "61.0% of the decisions were made without a profile"),
         # What is tried first.
-        ({"n": 10, "p99_ms": 250.0}, "insufficient data", "10 decisions"),
+        ({"n": 10, "p99_ms": 250.0}, "roll back", "250 ms"),
+        ({"n": 10, "mean_weight": 2.0}, "insufficient data", "10 decisions"),
         ({"n": 1}, "insufficient data", "1 decision can"),
         ({"mean_weight": 2.0, "p99_ms": 250.0}, "roll back", "250 ms"),
         ({"mean_weight": 2.0, "ess": 10}, "hold", "cannot be believed"),
@@ -83,7 +87,7 @@ def changed(**fields: Any) -> Figures:
     ],
 )
 def test_verdict_follows_the_rules_in_their_order(fields: dict[str, Any], word: str, reason: str) -> None:
-    found = verdict(changed(**fields), LIMITS)
+    found = judged(**fields)
     assert (found.word, found.improved) == (word, word == "promote" and FIGURES.lift.low > 0 and "lift" not in fields)
     assert reason in found.reason
     assert found.reason.endswith(".")
@@ -91,9 +95,9 @@ def test_verdict_follows_the_rules_in_their_order(fields: dict[str, Any], word: 
 
 
 def test_reason_names_every_guardrail_that_is_broken() -> None:
-    bad = changed(dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, no_profile=0.9)
-    assert len(broken(bad.guardrails, LIMITS)) == 3
-    reason = verdict(bad, LIMITS).reason
+    bad = msgspec.structs.replace(RAILS, dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, no_profile=0.9)
+    assert len(broken(bad, LIMITS)) == 3
+    reason = verdict(FIGURES, bad, LIMITS).reason
     assert all(part in reason for part in ("dismissed more often", "101 ms", "90.0%"))
     assert broken(RAILS, LIMITS) == []
 
@@ -121,7 +125,7 @@ bounds = st.tuples(*[st.floats(-1, 1)] * 3).map(sorted).map(lambda three: Interv
 def test_nothing_is_promoted_unless_everything_the_gate_asks_for_holds(
     n: int, users: int, lift: Interval, more: Interval, weight: float, error: float, ess: float, p99: float | None
 ) -> None:
-    figures = changed(
+    found = judged(
         n=n,
         users=users,
         lift=lift,
@@ -131,7 +135,6 @@ def test_nothing_is_promoted_unless_everything_the_gate_asks_for_holds(
         ess=ess,
         p99_ms=p99,
     )
-    found = verdict(figures, LIMITS)
     gate = (
         n >= 1_000
         and users >= 30
