@@ -1,17 +1,22 @@
-"""Joins of what consists of many parts, for `app.assembly`: the bandit, and the audit of the cache."""
+"""Joins of what consists of many parts, for `app.assembly`: the bandit, its roll-out, and the audit of the cache."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
 
 import msgspec
 
+from app.audit import Act, audited
 from app.bandit.assignment import serves_challenger
 from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
 from app.bandit.parts import Bandit, Books, join
 from app.bandit.ports import ReadProfile
+from app.bandit.rollout import Rollout
+from app.bandit.verdict import Limits
 from app.features.clock import Clock
 from app.features.registry import Registry, Scalar
 from app.profiles.computation import Computation
@@ -21,11 +26,13 @@ from app.profiles.invalidate import Invalidator, Stale
 from app.profiles.read import ProfileReader
 from app.profiles.trust import TrustGate
 from app.settings import Settings
+from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decisions import SqliteDecisions
 from app.stores.sqlite.learning import SqliteLearning
 from app.stores.sqlite.recalls import recall
 from app.stores.sqlite.recent_events import SqliteRecentEvents
+from app.stores.sqlite.rollout import SqliteRollout
 from app.stores.sqlite.states import SqliteStates
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import ValkeyCache
@@ -56,9 +63,27 @@ def bandit(
         lineup,
         read_profile=profiles(reader, registry),
         serves_challenger=serves_challenger,
+        rollout=rollout(settings, database, clock, rules, challenged=lineup.challenger is not None),
         new_id=new_id,
         clock=clock,
         metrics=metrics,
+    )
+
+
+def rollout(settings: Settings, database: Database, clock: Clock, rules: Rules, *, challenged: bool) -> Rollout:
+    """The challenger's roll-out. All that is done to it stands in the audit trail, whoever does it."""
+    trail = SqliteAuditTrail(database)
+
+    def in_the_trail(actor: str, action: str) -> AbstractAsyncContextManager[Act]:
+        return audited(trail, clock.now_ms(), actor, action, "rollout")
+
+    return Rollout(
+        book=SqliteRollout(database),
+        limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
+        window_ms=rules.window_ms,
+        challenged=challenged,
+        audited=in_the_trail,
+        clock=clock,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from app import setting_values
 from app.errors import SettingsError
-from app.setting_values import ApiKey, Rewards
+from app.setting_values import ApiKey, Rewards, RolloutRails
 
 PREFIX = "PROFILES_"
 MIN_RETENTION_MARGIN_DAYS = 30
@@ -74,6 +74,14 @@ class Settings:
     )
     shadow: bool = _setting(
         True, setting_values.switch, "1: the challenger scores every decision in the shadow; 0: there is none."
+    )
+    rollout_margin: float = _setting(
+        0.02, setting_values.share, "Reward a decision, 0 to 1, that the challenger may cost and still be ramped."
+    )
+    rollout_guardrails: RolloutRails = _setting(
+        RolloutRails(),
+        setting_values.rollout_rails,
+        "What rolls a ramped challenger back: dismissed more, p99 of answers in ms, share without a profile.",
     )
     log_format: Literal["console", "json"] = _setting(
         "console", setting_values.choice("console", "json"), "console or json."

@@ -20,6 +20,7 @@ from arq.cron import CronJob, cron
 from arq.worker import func
 
 from app.assembly import Service, open_service
+from app.bandit.rollout_watch import RolloutWatch
 from app.errors import Unavailable
 from app.events import retention
 from app.events.handover import Handover
@@ -204,6 +205,7 @@ async def work(
             asyncio.create_task(_keep_sweeping(service, pace)),
             asyncio.create_task(watch(service).keep_watching()),
             asyncio.create_task(service.bandit.upkeep.keep_going()),
+            asyncio.create_task(RolloutWatch(service.bandit.rollout, service.clock).keep_watching()),
         ]
         ctx = context(service, pace)
         try:

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import SettingsError
 from app.features.definitions import REGISTRY
-from app.setting_values import ApiKey, Rewards
+from app.setting_values import ApiKey, Rewards, RolloutRails
 from app.settings import Settings, described, hash_key, is_loopback, variable
 
 DIGEST = hash_key("key").hex()
@@ -68,6 +68,10 @@ GOOD: list[tuple[str, str, object]] = [
     ("AUDIT_USERS", "1000", 1_000),
     ("WORKER_METRICS_PORT", "0", 0),
     ("EMBEDDED_CACHE_MB", "1", 1),
+    ("ROLLOUT_MARGIN", "0", 0.0),
+    ("ROLLOUT_MARGIN", ".005", 0.005),
+    ("ROLLOUT_GUARDRAILS", "", RolloutRails()),
+    ("ROLLOUT_GUARDRAILS", "no_profile=1, p99_ms=250", RolloutRails(p99_ms=250, no_profile=1)),
     ("DEMO", "0", False),
     ("DEMO", "1", True),
 ]
@@ -124,6 +128,14 @@ BAD: list[tuple[str, str, str]] = [
     ("REWARDS", "none=0,none=1", "none is named twice"),
     ("REWARD_WINDOW_HOURS", "0", "from 1 to 720"),
     ("SHADOW", "on", "must be 0 or 1"),
+    ("ROLLOUT_MARGIN", "-0.1", "must be a number from 0 to 1"),
+    ("ROLLOUT_MARGIN", "2", "must be a number from 0 to 1"),
+    ("ROLLOUT_MARGIN", "5%", "must be a number from 0 to 1"),
+    ("ROLLOUT_GUARDRAILS", "latency=1", "guardrails are dismissed, p99_ms, no_profile"),
+    ("ROLLOUT_GUARDRAILS", "dismissed", "dismissed must be a number from 0 to 1"),
+    ("ROLLOUT_GUARDRAILS", "no_profile=nan", "no_profile must be a number from 0 to 1"),
+    ("ROLLOUT_GUARDRAILS", "p99_ms=0", "p99_ms must be a whole number of milliseconds"),
+    ("ROLLOUT_GUARDRAILS", "p99_ms=1,p99_ms=2", "p99_ms is named twice"),
     ("LOG_FORMAT", "xml", "must be one of console, json"),
     ("LOG_LEVEL", "INFO", "must be one of debug, info, warning, error"),
     ("CACHE_TIMEOUT_MS", "4", "from 5 to 60000"),

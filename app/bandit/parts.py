@@ -8,6 +8,7 @@ from typing import NamedTuple
 from app.bandit.learning import DecisionLearner
 from app.bandit.lineup import Lineup
 from app.bandit.ports import DecisionBook, LearningBook, ReadProfile, StateBook
+from app.bandit.rollout import Rollout
 from app.bandit.scoring import Scorer
 from app.bandit.shadowing import BackgroundShadower, NoShadow
 from app.bandit.upkeep import Upkeep
@@ -16,7 +17,7 @@ from app.telemetry import Metrics
 
 
 class Bandit(NamedTuple):
-    """Who serves, what scores, what learns, what a worker does in the background, and where decisions are kept."""
+    """What scores, what learns, what a worker does in the background, where it is kept, and the roll-out."""
 
     lineup: Lineup
     scorer: Scorer
@@ -24,6 +25,7 @@ class Bandit(NamedTuple):
     upkeep: Upkeep
     decisions: DecisionBook
     states: StateBook
+    rollout: Rollout
 
 
 class Books(NamedTuple):
@@ -40,6 +42,7 @@ def join(
     *,
     read_profile: ReadProfile,
     serves_challenger: Callable[[str, float], bool],
+    rollout: Rollout,
     new_id: Callable[[], str],
     clock: Clock,
     metrics: Metrics,
@@ -62,4 +65,5 @@ def join(
         upkeep=Upkeep(learner=learner, states=books.states, lineup=lineup, clock=clock, metrics=metrics),
         decisions=books.decisions,
         states=books.states,
+        rollout=rollout,
     )

@@ -86,8 +86,10 @@ TABLES = (
     # What the sweep settles.
     "CREATE INDEX tip_scores_open ON tip_scores (created_at_ms) WHERE state = 'open'",
     "CREATE INDEX tip_scores_served ON tip_scores (served_at_ms) WHERE state = 'served'",
+    # The oldest of these: what is newer waits to be evaluated.
+    "CREATE INDEX tip_scores_pending ON tip_scores (number) WHERE state IN ('open', 'served')",
     # What is evaluated, in the order made. It holds all that counting needs.
-    """CREATE INDEX tip_scores_evaluated ON tip_scores (number, champion_p, role)
+    """CREATE INDEX tip_scores_evaluated ON tip_scores (number, champion_p, role, state, explore)
         WHERE state = 'learned' AND explore = 1""",
     # Events that concerned a decision, once each, and what came of them. One that is delivered again is found here;
     # otherwise, where it names no decision, it would be joined to the next older one.
