@@ -88,4 +88,4 @@ def some(
 ) -> Page:
     """Decisions of users with habits; the challenger is as much better as `skill` makes it."""
     chance = np.random.default_rng(seed)
-    return logged(chance, town(chance, users, decisions, skill=skill), share=share, model=model)
+    return logged(chance, town(chance, users, decisions, skill=skill, spread=0.7), share=share, model=model)
