@@ -177,6 +177,8 @@ def _api(service: Service) -> Api:
         trail=service.audit,
         watch=RunWatch(service.book),
         scorer=service.bandit.scorer,
+        lineup=service.bandit.lineup,
+        rollout=service.bandit.rollout,
         replayer=Replayer(service.ingestor, service.letters, service.clock),
         readiness=lambda: readiness(service),
         gauges=lambda: gauges(service),

@@ -15,7 +15,7 @@ from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
 from app.bandit.parts import Bandit, Books, join
 from app.bandit.ports import ReadProfile
-from app.bandit.rollout import Rollout
+from app.bandit.rollout import Growth, Rollout
 from app.bandit.verdict import Limits
 from app.features.clock import Clock
 from app.features.registry import Registry, Scalar
@@ -63,16 +63,20 @@ def bandit(
         lineup,
         read_profile=profiles(reader, registry),
         serves_challenger=serves_challenger,
-        rollout=rollout(settings, database, clock, rules, challenged=lineup.challenger is not None),
+        rollout=rollout(settings, database, clock, lineup, rules),
         new_id=new_id,
         clock=clock,
         metrics=metrics,
     )
 
 
-def rollout(settings: Settings, database: Database, clock: Clock, rules: Rules, *, challenged: bool) -> Rollout:
+def rollout(settings: Settings, database: Database, clock: Clock, lineup: Lineup, rules: Rules) -> Rollout:
     """The challenger's roll-out. All that is done to it stands in the audit trail, whoever does it."""
-    trail = SqliteAuditTrail(database)
+    trail, states = SqliteAuditTrail(database), SqliteStates(database, lineup.longest)
+
+    async def growth() -> Growth:
+        counts = await states.counts()
+        return Growth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in lineup.shorter()))
 
     def in_the_trail(actor: str, action: str) -> AbstractAsyncContextManager[Act]:
         return audited(trail, clock.now_ms(), actor, action, "rollout")
@@ -81,7 +85,8 @@ def rollout(settings: Settings, database: Database, clock: Clock, rules: Rules, 
         book=SqliteRollout(database),
         limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
         window_ms=rules.window_ms,
-        challenged=challenged,
+        challenged=lineup.challenger is not None,
+        growth=growth,
         audited=in_the_trail,
         clock=clock,
     )

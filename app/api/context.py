@@ -12,6 +12,8 @@ from litestar import Request
 from app.api.auth import Authenticator
 from app.api.sessions import Sessions
 from app.audit import AuditTrail
+from app.bandit.lineup import Lineup
+from app.bandit.rollout import Rollout
 from app.bandit.scoring import Scorer
 from app.events.ingest import Ingestor
 from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
@@ -87,6 +89,8 @@ class Api:
     trail: AuditTrail
     watch: RunWatch
     scorer: Scorer
+    lineup: Lineup
+    rollout: Rollout
     replayer: Replayer
     readiness: Callable[[], Awaitable[dict[str, Check]]]
     gauges: Callable[[], Awaitable[Gauges]]

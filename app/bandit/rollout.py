@@ -7,7 +7,7 @@ else has changed meanwhile. Looks are made elsewhere (`rollout_watch`); reading 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from app.bandit.stages import MOVES, Move, RolloutState, Standing, refusal, targ
 from app.bandit.sums import Page, Sums
 from app.bandit.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken, too_little, verdict
 from app.errors import Conflict
-from app.features.clock import Clock
+from app.features.clock import DAY_MS, Clock
 
 # What guardrails are watched on: the settled decisions for dismissals, and those of the last hour for the rest.
 NEWEST_SETTLED = 4_000
@@ -30,6 +30,9 @@ FEWEST_RECENT = 200
 RAIL_LEVEL = 0.001
 RAIL_REPLICATES = 1_000
 _SEED = 20_251
+# Who moves it when nobody does, and how long the overview tells of that.
+WORKER = "the worker"
+TOLD_FOR_MS = 7 * DAY_MS
 # As the audit trail names them.
 ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challenger", "rollback": "roll back roll-out"}
 
@@ -48,6 +51,20 @@ class Audited(Protocol):
         ...
 
 
+class Growth(NamedTuple):
+    """Users with learned evidence, and of these, how many are yet to grow to the challenger's spec."""
+
+    states: int
+    to_grow: int
+
+
+class Alarm(NamedTuple):
+    """Something about the roll-out that somebody should look at, and what to do."""
+
+    text: str
+    advice: str
+
+
 class Status(NamedTuple):
     """The roll-out at a moment. `refusals` say of each move why it is not allowed; None where it is."""
 
@@ -59,6 +76,7 @@ class Status(NamedTuple):
     verdict: Verdict
     next_look_at: int
     challenged: bool
+    growth: Growth
     refusals: dict[Move, str | None]
 
 
@@ -72,6 +90,7 @@ class Rollout:
         limits: Limits,
         window_ms: int,
         challenged: bool,
+        growth: Callable[[], Awaitable[Growth]],
         audited: Audited,
         clock: Clock,
         chance: Callable[[int], np.random.Generator] = np.random.default_rng,
@@ -81,6 +100,7 @@ class Rollout:
         self.limits = limits
         self._window_ms = window_ms
         self._challenged = challenged
+        self._growth = growth
         self._audited = audited
         self._clock = clock
         self.chance = chance
@@ -103,6 +123,7 @@ class Rollout:
             said,
             look_size((newest.number if newest else 0) + 1),
             self._challenged,
+            await self._growth(),
             {move: refusal(move, standing) for move in MOVES},
         )
 
@@ -147,6 +168,19 @@ class Rollout:
                 raise Conflict("the roll-out was changed by somebody else just now; look again")
             act.outcome = f"done: {state.words} to {to.words}: {why}"
             return moved
+
+    async def alarm(self) -> Alarm | None:
+        """What should be looked at, without working anything out."""
+        state = await self.book.state()
+        age_ms = self._clock.now_ms() - state.changed_at_ms
+        if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < TOLD_FOR_MS:
+            advice = "The champion serves everybody again. Mend what is behind it; ramping begins anew in the shadow."
+            return Alarm(f"The roll-out was rolled back by itself. {state.reason}", advice)
+        looks = await self.book.looks() if state.stage == "ramp" else []
+        if looks and looks[-1].verdict.word == "roll back":
+            said = looks[-1].verdict.reason
+            return Alarm(f"The challenger serves {state.share:.0%} of the users. {said}", "Roll it back.")
+        return None
 
     def broken(self, rails: Guardrails) -> list[str]:
         """A sentence for each guardrail that does not hold."""

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from app.bandit.intervals import due_look, look_level
-from app.bandit.rollout import Rollout
+from app.bandit.rollout import WORKER, Rollout
 from app.bandit.rollout_ports import Counts, Look
 from app.bandit.stages import RolloutState
 from app.bandit.sums import Sums
@@ -22,7 +22,6 @@ from app.features.clock import Clock
 from app.telemetry import logger, warn
 
 EVERY_S = 20.0
-WORKER = "the worker"
 log = logger("bandit.rollout")
 
 

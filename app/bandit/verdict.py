@@ -90,6 +90,11 @@ def broken(rails: Guardrails, limits: Limits) -> list[str]:
     return found
 
 
+def effective_needed(n: int) -> float:
+    """The effective sample size that so many decisions must have."""
+    return max(FEWEST_EFFECTIVE, n / 10)
+
+
 def verdict(figures: Estimates, rails: Guardrails, limits: Limits) -> Verdict:
     """The verdict on a look's figures, and on the guardrails as they are now."""
     if found := broken(rails, limits):
@@ -105,7 +110,7 @@ def _unbelievable(figures: Estimates) -> Verdict | None:
             "the figures cannot be believed: logged probabilities are wrong, or decisions got lost."
         )
         return Verdict("hold", reason)
-    needed = max(FEWEST_EFFECTIVE, figures.n / 10)
+    needed = effective_needed(figures.n)
     if figures.ess < needed:
         reason = (
             f"{_decisions(figures.n)} say as much of the challenger as {figures.ess:,.0f} of its own would; "

@@ -11,6 +11,7 @@ from app import joins
 from app.bandit import rollout as rollout_module
 from app.bandit import rollout_watch
 from app.bandit.learning import Rules
+from app.bandit.lineup import Lineup
 from app.bandit.rollout import FEWEST_RECENT, Rollout
 from app.bandit.rollout_watch import EVERY_S, RolloutWatch
 from app.bandit.sums import Page
@@ -34,7 +35,7 @@ def clock() -> FakeClock:
 def rollout(database: Database, clock: FakeClock) -> Rollout:
     settings = Settings()
     rules = Rules.of(settings.rewards, settings.reward_window_hours)
-    return joins.rollout(settings, database, clock, rules, challenged=True)
+    return joins.rollout(settings, database, clock, Lineup.of(shadow=True), rules)
 
 
 @pytest.fixture
@@ -285,9 +286,8 @@ async def test_watch_goes_on_when_the_database_does_not_answer_or_anything_fails
 
 
 async def test_without_a_challenger_nothing_can_be_ramped(database: Database, clock: FakeClock) -> None:
-    settings = Settings(shadow=False)
-    rules = Rules.of(settings.rewards, settings.reward_window_hours)
-    rollout = joins.rollout(settings, database, clock, rules, challenged=False)
+    rules = Rules.of(Settings().rewards, 24)
+    rollout = joins.rollout(Settings(), database, clock, Lineup.of(shadow=False), rules)
     assert "PROFILES_SHADOW" in ((await rollout.status()).refusals["ramp"] or "")
 
 
