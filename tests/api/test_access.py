@@ -62,6 +62,11 @@ TABLE = [
     Access("DELETE", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
     Access("POST", "/admin/rebuilds/{run_id:str}/cancel", "/admin/rebuilds/nope/cancel", "admin", 415),
     Access("GET", "/admin/rebuilds/{run_id:str}/events", "/admin/rebuilds/nope/events", "admin", 404),
+    Access("GET", "/admin/rollout", "/admin/rollout", "admin", 200),
+    Access("POST", "/admin/rollout/ramp", "/admin/rollout/ramp", "admin", 409),
+    Access("POST", "/admin/rollout/promote", "/admin/rollout/promote", "admin", 409),
+    # Whoever asks for the first time would roll it back: with a reason that is not allowed, nobody does.
+    Access("POST", "/admin/rollout/rollback", "/admin/rollout/rollback?reason=%0A", "admin", 400),
     Access("GET", "/admin/audit", "/admin/audit", "admin", 200),
     Access("GET", "/admin/features", "/admin/features", "admin", 200),
     Access("GET", "/admin/sign-in", "/admin/sign-in", None, 200),
