@@ -90,6 +90,7 @@ class Sums:
         if not page.users:
             return
         places = np.array([self._places.setdefault(user, len(self._places)) for user in page.users])
+        here, row = np.unique(places, return_inverse=True)
         while len(self._places) > len(self._rows):
             self._rows = np.vstack([self._rows, np.zeros_like(self._rows)])
         champion, challenger = page.pi_champion / page.pi_b, page.pi_challenger / page.pi_b
@@ -107,8 +108,7 @@ class Sums:
             challenger * page.dismissed,
             (challenger - champion) * page.dismissed,
         ]
-        for place, column in enumerate(columns):
-            self._rows[: self.users, place] += np.bincount(places, column, minlength=self.users)
+        self._rows[here] += np.stack([np.bincount(row, column) for column in columns], axis=1)
         self._squares += float(challenger @ challenger)
         self._agreed += float(page.agreed.sum())
 
