@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -100,17 +100,16 @@ class BackgroundShadower:
             while self._waiting:
                 if len(self._waiting) < AT_ONCE:
                     await self._linger(LINGER_S)
-                shadows: list[Shadow] = []
-                while self._waiting and len(shadows) < AT_ONCE:
-                    unshadowed, elapsed_us = self._waiting.popleft()
-                    shadows.append(shadow_of(unshadowed, self._lineup, elapsed_us))
-                    await asyncio.sleep(0)  # a request that came meanwhile goes first
-                await self._store(shadows)
+                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
+                await self._store(await asyncio.to_thread(self._shadows, group))
         except Exception:
             self._metrics.bandit.shadows.labels("lost").inc()
             log.exception("shadow_failed")
         finally:
             self._working = None
+
+    def _shadows(self, group: Sequence[tuple[Unshadowed, int]]) -> list[Shadow]:
+        return [shadow_of(unshadowed, self._lineup, elapsed_us) for unshadowed, elapsed_us in group]
 
     async def _store(self, shadows: list[Shadow]) -> None:
         for _ in range(GIVE_UP_AFTER):
