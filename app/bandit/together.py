@@ -1,8 +1,7 @@
 """Many decisions of one policy, scored together: the same arithmetic as `Policy.decide`, a fraction of the time.
 
-Invariant: each result is that of `Policy.decide`, whatever it is scored together with; a test compares them. What can be
-done for many at once is done by NumPy outside of Python's lock, so that a thread which does it leaves the event loop
-alone.
+Invariant: each result is that of `Policy.decide` but for rounding, whatever it is scored together with. What is done
+for many at once, NumPy does outside of Python's lock, so that a thread which does it leaves the event loop alone.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 
 from app.bandit import streams
 from app.bandit.evidence import Evidence
-from app.bandit.policy import DRAWS, EPSILON, SCALE, Policy, Scored
+from app.bandit.policy import DRAWS, SCALE, Policy, Scored, propensities
 from app.bandit.specs import SPEC_V1
 from app.bandit.terms import Array
 
@@ -41,21 +40,19 @@ def decide_together(policy: Policy, cases: Sequence[Case]) -> list[Scored]:
     theta = np.linalg.solve(s, y[..., None])[..., 0]
     means = np.matmul(phi, theta[..., None])[..., 0]
     roots = np.linalg.solve(np.linalg.cholesky(s), phi.swapaxes(1, 2))
-    scores = np.matmul(_noise(cases, size), roots)
-    scores *= SCALE
-    scores += means[:, None, :]
-    best = scores == scores.max(axis=2, keepdims=True)
-    shares = (best / best.sum(axis=2, keepdims=True)).sum(axis=1) / DRAWS
-    pi = (1 - EPSILON) * shares + EPSILON / phi.shape[1]
+    drawn = np.matmul(roots.swapaxes(1, 2), _noise(cases, size))
+    drawn *= SCALE
+    drawn += means[:, :, None]
+    pi = [propensities(scores) for scores in drawn]
     variances = np.einsum("bdk,bdk->bk", roots, roots)
     return [Scored(*rows) for rows in zip(means, variances, pi, theta, strict=True)]
 
 
 def _noise(cases: Sequence[Case], size: int) -> Array:
-    noise = np.empty((len(cases), DRAWS, size))
+    drawn = np.empty((len(cases), size, DRAWS))
     old = min(size, SPEC_V1.size)
     for place, case in enumerate(cases):
-        noise[place, :, :old] = streams.normals(case.decision_id, streams.OLD, (DRAWS, old))
+        streams.fill_normal(drawn[place, :old], case.decision_id, streams.OLD)
         if size > old:
-            noise[place, :, old:] = streams.normals(case.decision_id, streams.NEW, (DRAWS, size - old))
-    return noise
+            streams.fill_normal(drawn[place, old:], case.decision_id, streams.NEW)
+    return drawn
