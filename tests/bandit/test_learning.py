@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -126,7 +128,7 @@ async def test_events_without_a_decisions_id_are_joined_to_the_newest_open_one_o
 
 
 async def test_an_event_teaches_no_older_decision_when_it_is_delivered_again(school: School) -> None:
-    """1. It is learned for the newest decision; 2. the worker dies; 3. it is delivered again: the next older is open."""
+    """1. It is learned for the newest decision; 2. the worker dies; 3. it comes again, and the next older is open."""
     older, newer = await school.decide(explore=False), await school.decide(explore=False)
     assert older.chosen_id == newer.chosen_id
     seqs = await school.store(feedback("ann", school.clock.now_ms(), tip_id=newer.chosen_id))
@@ -156,7 +158,7 @@ async def test_an_event_that_names_a_decision_of_somebody_else_or_none_is_of_no_
 
 async def test_feedback_is_counted_and_not_learned_when_it_is_late_or_on_another_tip(school: School) -> None:
     decision = await school.decide()
-    name = {"tip_id": decision.chosen_id, "decision_id": decision.id}
+    name: dict[str, Any] = {"tip_id": decision.chosen_id, "decision_id": decision.id}
     await school.tell(served("ann", school.clock.now_ms(), **name))
     await school.tell(feedback("ann", school.clock.now_ms(), tip_id="another", decision_id=decision.id))
     school.clock.advance(WINDOW_MS + 1)

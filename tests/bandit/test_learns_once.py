@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -77,15 +77,14 @@ async def begin(workers: Sequence[School], history: Sequence[Told]) -> tuple[lis
     """The decisions, all made at one moment, and the events about them, in the log."""
     school = workers[0]
     await wipe(school.database)
-    for table in TABLES:
-        await school.database.write(lambda connection, table=table: connection.execute(f"DELETE FROM {table}"))
+    await school.database.write(lambda connection: [connection.execute(f"DELETE FROM {table}") for table in TABLES])
     school.clock.step_to(NOW_MS)
     decisions = [await workers[number % 2].decide(USERS[number % 2]) for number in range(5)]
     school.clock.step_to(NOW_MS + 31 * HOUR_MS)
     seqs: list[int] = []
     for item in history:
         decision = decisions[item.decision]
-        about = {
+        about: dict[str, Any] = {
             "tip_id": decision.chosen_id if item.right_tip else "another",
             "decision_id": decision.id if item.named else None,
         }
