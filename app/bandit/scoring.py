@@ -13,12 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from app.bandit.decisions import Asked, Decision, Known, Outcome, Ranking, Role
+from app.bandit.decisions import Asked, Decision, Known, Outcome, Role
 from app.bandit.lineup import Lineup
-from app.bandit.policy import greedy, sample
 from app.bandit.ports import DecisionBook, Proposed, Question, ReadProfile, Recorded
+from app.bandit.ranking import chosen, ranking_of
 from app.bandit.shadowing import Shadower, Unshadowed
 from app.bandit.terms import PROFILE_FEATURES, Profile
 from app.bandit.turns import Bounds, Turns
@@ -111,7 +109,7 @@ class Scorer:
         if recorded.decision is not decision:
             return _repeated(recorded.decision, asked)
         self._metrics.bandit.decisions.labels(decision.served_by, decision.origin).inc()
-        self._shadower.add(unshadowed, self._elapsed_us(started))
+        self._shadower.add(unshadowed._replace(elapsed_us=self._elapsed_us(started)))
         return decision
 
     def _decide(self, asked: Asked, profile: Profile, known: Known, started: float) -> tuple[Decision, Unshadowed]:
@@ -121,12 +119,8 @@ class Scorer:
         phi = spec.phi(asked.candidates, asked.context, profile)
         decision_id = self._new_id()
         scored = policy.decide(decision_id, evidence, known.prior.mu, phi)
-        if asked.explore:
-            chosen, pi = sample(scored.pi, decision_id), scored.pi
-        else:
-            chosen = greedy(scored.means)
-            pi = np.eye(len(phi))[chosen]
-        ranking = Ranking(scored.means, pi)
+        ranking = ranking_of(scored, asked.explore)
+        shown = chosen(ranking, decision_id, asked.explore)
         decision = Decision(
             id=decision_id,
             request_id=asked.request_id,
@@ -144,10 +138,10 @@ class Scorer:
             profile_present=_present(profile),
             candidates=asked.candidates,
             context=asked.context,
-            chosen=chosen,
+            chosen=shown,
             elapsed_us=self._elapsed_us(started),
             theta=scored.theta,
-            phi=phi[chosen],
+            phi=phi[shown],
             champion=ranking if role == "champion" else None,
             challenger=ranking if role == "challenger" else None,
         )

@@ -19,10 +19,10 @@ NEW: Final = "new"
 ACTION: Final = "action"
 
 
-def normals(decision_id: str, stream: str, shape: tuple[int, int]) -> Array:
-    """Independent standard normals."""
+def fill_normal(place: Array, decision_id: str, stream: str) -> None:
+    """Fills `place`, contiguous in memory, with independent standard normals."""
     bits = np.random.PCG64DXSM(_Digest(decision_id, stream))  # type: ignore[arg-type]  # the stubs want a SeedSequence
-    return np.random.Generator(bits).standard_normal(shape)
+    np.random.Generator(bits).standard_normal(out=place)
 
 
 def uniform(decision_id: str, stream: str) -> float:

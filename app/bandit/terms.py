@@ -44,8 +44,8 @@ SHARED_TERMS: Final[Mapping[str, str]] = {
     "; 0 without r",
     "dismissal": f"(n r + 1) / (n + 3) - 1/3, r = dismiss_rate_30d in [0, 1], n = tip_volume_30d or {USUAL_VOLUME}"
     "; 0 without r",
-    "dwell": f"min(1, log1p(max(0, mean_dwell_ms_30d)) / log1p({DAY_MS})); 0 without",
-    "volume": f"min(1, log1p(max(0, tip_volume_30d)) / log1p({MANY_TIPS})); 0 without",
+    "dwell": f"min(1, log1p(max(0, mean_dwell_ms_30d)) / log1p({DAY_MS})) - 1/2; 0 without",
+    "volume": f"min(1, log1p(max(0, tip_volume_30d)) / log1p({MANY_TIPS})) - 1/2; 0 without",
     "hour_distance_cos": "cos(2 pi (h - preferred_hour) / 24); 0 without either",
     "hour_distance_sin": "sin(2 pi (h - preferred_hour) / 24); 0 without either",
 }
@@ -100,8 +100,8 @@ def shared_terms(context: Context, profile: Profile) -> Array:
             float(any(value is not None for value in known.values())),
             _smoothed(known.get("completion_rate_30d"), volume),
             _smoothed(known.get("dismiss_rate_30d"), volume),
-            0.0 if dwell is None else _log_share(dwell, DAY_MS),
-            0.0 if volume is None else _log_share(volume, MANY_TIPS),
+            0.0 if dwell is None else _log_share(dwell, DAY_MS) - 0.5,
+            0.0 if volume is None else _log_share(volume, MANY_TIPS) - 0.5,
             *_on_the_clock(away),
         ]
     )

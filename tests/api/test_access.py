@@ -36,6 +36,8 @@ TABLE = [
     Access("POST", "/profiles/history", "/profiles/history", "read", 400),
     Access("GET", "/features", "/features", "read", 200),
     Access("POST", "/events", "/events", "write", 400),
+    Access("POST", "/score", "/score", "read", 400),
+    Access("GET", "/decisions/{decision_id:str}", "/decisions/nope", "read", 404),
     Access("GET", "/admin", "/admin", "admin", 200),
     Access("GET", "/admin/users", "/admin/users", "admin", 200),
     Access("GET", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 200),

@@ -13,8 +13,27 @@ from tests.support.live import JSON, NDJSON, Live, new_user, problem
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 MB = 1_000_000
 SLOW_S = 5.0  # what a bomb may take at most, on a busy machine; each takes some tens of milliseconds
-ROUTES = ("/events", "/profiles/batch", "/profiles/history", "/admin/rebuilds", "/admin/users/ada/rebuild")
-FIELDS = ("user_ids", "features", "rows", "scope", "subject", "event_id", "dwell_ms", "known_at", "occurred_at")
+ROUTES = (
+    "/events",
+    "/profiles/batch",
+    "/profiles/history",
+    "/score",
+    "/admin/rebuilds",
+    "/admin/users/ada/rebuild",
+)
+FIELDS = (
+    "user_ids",
+    "candidates",
+    "profile_features",
+    "features",
+    "rows",
+    "scope",
+    "subject",
+    "event_id",
+    "dwell_ms",
+    "known_at",
+    "occurred_at",
+)
 
 
 def nested(opening: bytes, closing: bytes, depth: int) -> bytes:

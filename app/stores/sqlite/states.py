@@ -8,9 +8,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 
 from app.bandit.evidence import Evidence
 from app.bandit.pooling import Pool, Prior
@@ -77,7 +74,9 @@ class SqliteStates:
         """`spec`: the longest, to which evidence grows and under which it is pooled."""
         self._database = database
         self._spec = spec
-        self._shorter = json.dumps([item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)])
+        shorter = [item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)]
+        self._shorter = json.dumps(shorter)
+        self._pooled_specs = {spec.hash, *shorter}
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
         """One snapshot, on one reader."""
@@ -130,33 +129,16 @@ class SqliteStates:
         (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
         if changes == (seen or 0):
             return None
-        pool, users, decisions = Pool(self._spec), 0, 0
-        for spec_hash, (total, count, learned) in _sums(connection).items():
-            spec = SPECS.get(spec_hash)
-            if spec is None or not spec.prefix_of(self._spec):
-                continue
-            pool.add(Evidence.unpack(spec, total.tobytes(), learned))
-            users, decisions = users + count, decisions + learned
-        return Prior(0, self._spec.hash, pool.mean(), users, decisions, now_ms), changes
-
-
-def _sums(connection: sqlite3.Connection) -> dict[str, tuple[Any, int, int]]:
-    """By spec: the sum of all evidence as it is packed, users, decisions. A page at a time, never taken apart."""
-    sums: dict[str, tuple[Any, int, int]] = {}
-    cursor = connection.execute(SELECT_STATES)
-    while page := cursor.fetchmany(PAGE):
-        by_spec: dict[str, list[tuple[bytes, int]]] = {}
-        for spec_hash, evidence, decisions in page:
-            by_spec.setdefault(spec_hash, []).append((evidence, decisions))
-        for spec_hash, rows in by_spec.items():
-            packed = np.frombuffer(b"".join(evidence for evidence, _ in rows), "<f8").reshape(len(rows), -1)
-            total, users, learned = sums.get(spec_hash, (0.0, 0, 0))
-            sums[spec_hash] = (
-                total + packed.sum(axis=0),
-                users + len(rows),
-                learned + sum(decisions for _, decisions in rows),
-            )
-    return sums
+        pool = Pool(self._spec)
+        cursor = connection.execute(SELECT_STATES)
+        while page := cursor.fetchmany(PAGE):
+            by_spec: dict[str, list[tuple[bytes, int]]] = {}
+            for spec_hash, evidence, decisions in page:
+                by_spec.setdefault(spec_hash, []).append((evidence, decisions))
+            for spec_hash in by_spec.keys() & self._pooled_specs:
+                blobs, learned = zip(*by_spec[spec_hash], strict=True)
+                pool.add_packed(spec_hash, blobs, sum(learned))
+        return pool.prior(0, now_ms), changes
 
 
 def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> Evidence:
