@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from app import joins
 from app.bandit.assignment import serves_challenger
 from app.bandit.decisions import Asked, Decision, Outcome
 from app.bandit.evidence import Evidence
@@ -20,6 +21,7 @@ from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
 from app.features.registry import Scalar
 from app.setting_values import Rewards
+from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.decision_rows import array
@@ -62,6 +64,7 @@ class School:
             self.lineup,
             read_profile=self._profile,
             serves_challenger=serves_challenger,
+            rollout=joins.rollout(Settings(), database, self.clock, self.lineup, self.rules),
             new_id=lambda: f"decision-{next(_numbers)}",
             clock=self.clock,
             metrics=self.metrics,

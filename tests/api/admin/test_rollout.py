@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
+from app.bandit.assignment import serves_challenger
 from app.bandit.rollout_watch import RolloutWatch
 from app.bandit.stages import Target
+from tests.support.database import column
 from tests.support.decisions import HOUR_MS, rows_of, some, write
+from tests.support.events import feedback
 from tests.support.live import Live, as_caller, paths, problem
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -177,3 +181,43 @@ async def test_without_a_challenger_the_answer_says_so(serve_site: Any) -> None:
         assert "PROFILES_SHADOW" in problem(await site.client.post("/admin/rollout/ramp"), 409)["detail"]
         page = await site.client.get("/admin/rollout", headers={"Accept": "text/html"})
         assert "There is no challenger" in page.text
+
+
+async def test_decisions_that_were_scored_shown_and_answered_are_evaluated_and_the_share_decides_who_serves(
+    own_site: Live,
+) -> None:
+    candidates = [
+        {"id": f"t-{place}", "features": {"is_overdue": place == 1, "task_age_days": 3.0 * place, "priority": place}}
+        for place in range(4)
+    ]
+
+    async def score(user: str) -> dict[str, Any]:
+        answer = await own_site.client.post("/score", json={"user_id": user, "candidates": candidates})
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    async def shadowed() -> bool:
+        counted = "SELECT COUNT(*) FROM tip_scores WHERE champion_p IS NULL"
+        return await column(own_site.service.database, counted) == [0]
+
+    made = [(user, await score(user)) for user in [f"user-{number}" for number in range(10)] * 3]
+    assert {body["policy"]["id"] for _, body in made} == {"lints-v1"}
+    await eventually_async(shadowed)
+    for number, (user, body) in enumerate(made[:-1]):
+        told = feedback(
+            user, own_site.now_ms, tip_id=body["chosen_id"], event_id=f"e-{number}", decision_id=body["decision_id"]
+        )
+        await own_site.send(told)
+    waiting = await own_site.service.log.unconsumed(own_site.now_ms + 1, 100)
+    await own_site.service.consumer.consume([item.seq for item in waiting])
+    decisions = (await seen(own_site))["decisions"]
+    assert (decisions["evaluated"], decisions["waiting"], decisions["unshadowed"]) == (29, 0, 0)
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("ramp", 0.25), "", "ann", own_site.now_ms)
+    for number in range(20):
+        body = await score(f"user-{number}")
+        expected = "lints-v2" if serves_challenger(f"user-{number}", 0.25) else "lints-v1"
+        assert body["policy"]["id"] == expected
+    await own_site.client.post("/admin/rollout/rollback")
+    assert {(await score(f"user-{number}"))["policy"]["id"] for number in range(20)} == {"lints-v1"}

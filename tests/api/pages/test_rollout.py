@@ -72,7 +72,9 @@ async def test_challenger_is_ramped_rolled_back_and_begun_anew_from_the_page(
         await press("Ramp to 5", "Ramp", "looks good", "The roll-out is at: 5%.")
         assert "serves 5\u202f% of the users" in await visitor.text()
         assert ": looks good" in await visitor.text()
-        assert "It cannot be ramped now: of the decisions that the challenger served at 5%, 0 are" in await visitor.text()
+        assert (
+            "It cannot be ramped now: of the decisions that the challenger served at 5%, 0 are" in await visitor.text()
+        )
         await press("Roll back", "Roll back", "complaints", "The roll-out is at: rolled back.")
         await press("Begin anew", "Begin anew", "", "The roll-out is at: shadow.")
         assert "No look has been made yet" in await visitor.text()
