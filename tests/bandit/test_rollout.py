@@ -115,6 +115,22 @@ async def test_the_same_look_is_the_same_whoever_makes_it(rollout: Rollout, data
     assert await watches[0].look(state, counts) == kept[0]
 
 
+async def test_no_look_is_made_when_decisions_were_erased_meanwhile(rollout: Rollout, database: Database) -> None:
+    await write(database, rows_of(some(999)))
+    state = await rollout.book.state()
+    counts = (await rollout.counts(state))._replace(evaluated=1_000)
+    assert await RolloutWatch(rollout, FakeClock()).look(state, counts) is None
+    assert await rollout.book.looks() == []
+
+
+async def test_time_that_counts_is_that_of_the_slowest_in_a_hundred(rollout: Rollout, database: Database) -> None:
+    rows = rows_of(some(1_000), made_ms=LATELY)
+    await write(database, [{**row, "elapsed_us": 700_000 if place < 12 else 4_000} for place, row in enumerate(rows)])
+    assert (await rollout.status()).rails.p99_ms == pytest.approx(700)
+    await database.write(lambda c: c.execute("UPDATE tip_scores SET elapsed_us = 4000 WHERE number <= 4"))
+    assert (await rollout.status()).rails.p99_ms == pytest.approx(4)
+
+
 async def test_reader_is_told_what_waits_when_older_decisions_are_unsettled(
     rollout: Rollout, watch: RolloutWatch, database: Database
 ) -> None:
@@ -150,17 +166,19 @@ async def test_challenger_goes_from_the_shadow_to_everybody_step_by_step_audited
     await rollout.move("rollback", "bob", "customers complain")
     again = await rollout.move("ramp", "bob")
     assert (again.stage, again.evaluated_after) == ("shadow", 4_900)
+    assert (await rollout.move("rollback", "bob")).evaluated_after == 4_900
     said = await trail(database)
     assert [entry[:2] for entry in said] == [
         *[("ann", "ramp roll-out")] * 5,
         *[("ann", "promote challenger")] * 3,
         ("bob", "roll back roll-out"),
         ("bob", "ramp roll-out"),
+        ("bob", "roll back roll-out"),
     ]
     assert said[0][2] == "done: shadow to 5%: looks good"
     assert said[1][2].startswith("refused: of the decisions that the challenger served at 5%, 0 are settled")
-    assert said[-2][2] == "done: promoted to rolled back: customers complain"
-    assert said[-1][2] == "done: rolled back to shadow: the shadow begins anew"
+    assert said[-3][2] == "done: promoted to rolled back: customers complain"
+    assert said[-2][2] == "done: rolled back to shadow: the shadow begins anew"
 
 
 async def test_one_of_two_that_move_at_once_is_refused(rollout: Rollout, database: Database) -> None:

@@ -68,6 +68,9 @@ async def test_figures_are_those_of_the_newest_look_and_say_all_that_the_verdict
     assert figures["level"] == pytest.approx(0.05 / 12)
     for name in ("ips", "snips", "doubly_robust", "champion", "lift"):
         assert figures[name]["low"] < figures[name]["value"] < figures[name]["high"]
+    (kept,) = await own_site.service.bandit.rollout.book.looks()
+    for name, estimate in (("ips", kept.estimates.ips), ("snips", kept.estimates.snips), ("lift", kept.estimates.lift)):
+        assert list(figures[name].values()) == list(estimate)
     lift = figures["doubly_robust"]["value"] - figures["champion"]["value"]
     assert figures["lift"]["value"] == pytest.approx(lift)
     assert abs(figures["mean_weight"] - 1) < 3 * figures["mean_weight_error"]
@@ -159,6 +162,8 @@ async def test_overview_says_so_when_it_was_rolled_back_by_itself(own_site: Live
     assert "begins anew" in told["advice"]
     await own_site.client.post("/admin/rollout/ramp")
     assert await found() == []
+    await own_site.client.post("/admin/rollout/rollback")
+    assert await found() == []  # whoever did it knows
 
 
 async def test_overview_says_so_when_the_challenger_that_serves_loses(own_site: Live) -> None:
