@@ -19,8 +19,25 @@ JSON_VALUES = st.recursive(
 )
 FIELDS = st.sampled_from(
     [
-        *("user_ids", "features", "rows", "user_id", "as_of", "known_at", "scope", "subject", "event_id"),
-        *("occurred_at", "candidates", "context", "at", "profile_features", "explore", "request_id", "id"),
+        "user_ids",
+        "features",
+        "rows",
+        "user_id",
+        "as_of",
+        "known_at",
+        "scope",
+        "subject",
+        "event_id",
+        "occurred_at",
+        "task",
+        "id",
+        "title",
+        "candidates",
+        "context",
+        "at",
+        "profile_features",
+        "explore",
+        "request_id",
     ]
 )
 WORDS = st.sampled_from(
@@ -49,6 +66,7 @@ async def test_random_body_is_answered_soundly(site: Live, content: bytes) -> No
         ("/profiles/history", "application/json"),
         ("/score", "application/json"),
         ("/admin/rebuilds", "application/json"),
+        ("/generate", "application/json"),
     ):
         answer = await site.client.post(path, content=content, headers={"Content-Type": kind})
         assert answer.status_code < 500, (path, content)
