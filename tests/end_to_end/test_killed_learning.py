@@ -20,7 +20,7 @@ from tests.support.http import Broken, Connection, serving
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually
 
-CLIENTS, ROUNDS = 5, 30
+CLIENTS, ROUNDS = 5, 16
 CANDIDATES = [
     {"id": f"tip-{n}", "features": {"is_overdue": n % 2 == 0, "task_age_days": 2 * n, "priority": n}} for n in range(4)
 ]
