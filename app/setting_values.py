@@ -108,6 +108,38 @@ def redis_url(value: str) -> str | None:
     return value
 
 
+def model_url(value: str) -> str | None:
+    """The base address of a chat-completions endpoint, without a slash at its end, or the whole one; empty is none."""
+    if value == "":
+        return None
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be a URL with a port from 1 to 65535, as https://host/v1") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("must start with http:// or https:// and name a host, as https://host/v1")
+    if "@" in parts.netloc:
+        raise ValueError("must hold no user and no password; the key belongs into PROFILES_MODEL_KEY")
+    if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise ValueError("must end with its path, as https://host/v1; no query, no fragment, nothing but ASCII")
+    return value.rstrip("/").removesuffix("/chat/completions")
+
+
+def model_name(value: str) -> str | None:
+    """A model's name, as its endpoint knows it; empty is none."""
+    if value and not re.fullmatch(r"[\x21-\x7e]{1,200}", value):
+        raise ValueError("must be 1 to 200 ASCII characters without spaces")
+    return value or None
+
+
+def secret(value: str) -> str | None:
+    """What may stand in a header; empty is none. The message does not show it."""
+    if value and not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
+        raise ValueError("must be ASCII without spaces, as a header holds it")
+    return value or None
+
+
 def host(value: str) -> str:
     """An address or a host name, as a socket takes it."""
     if not re.fullmatch(r"[0-9A-Za-z.:\-]{1,253}", value):

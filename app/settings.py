@@ -25,8 +25,8 @@ MIN_RETENTION_MARGIN_DAYS = 30
 MIN_DECISION_MARGIN_DAYS = 3
 
 
-def _setting(default: Any, parse: Callable[[str], Any], text: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "text": text})
+def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,18 @@ class Settings:
     embedded_cache_mb: int = _setting(
         256, setting_values.whole(1, 1_000_000), "Memory limit of the embedded cache that `profiles up` starts, in MiB."
     )
+    model_url: str | None = _setting(
+        None,
+        setting_values.model_url,
+        "Base URL of an OpenAI-compatible endpoint that words tips, as https://host/v1; without one templates do.",
+    )
+    model: str | None = _setting(None, setting_values.model_name, "The model that is asked for there.")
+    model_key: str | None = _setting(
+        None, setting_values.secret, "The key that is sent there, where it wants one.", secret=True
+    )
+    model_calls: int = _setting(
+        16, setting_values.whole(1, 1_000), "Calls of the model under way at once, for a process."
+    )
     demo: bool = _setting(
         True, setting_values.switch, "1 lets `profiles up` load the demonstration set into a new database; 0 not."
     )
@@ -172,6 +184,13 @@ class Settings:
                     name,
                     "must be set, for instance redis://127.0.0.1:6379/0; only `profiles up` starts its own servers",
                 )
+
+    def require_whole_model(self) -> None:
+        """Raise `SettingsError` where of the model's address, name and key something is set that needs another."""
+        if self.model_url is None and (self.model is not None or self.model_key is not None):
+            raise SettingsError("PROFILES_MODEL_URL", "must be set where PROFILES_MODEL or PROFILES_MODEL_KEY is")
+        if self.model_url is not None and self.model is None:
+            raise SettingsError("PROFILES_MODEL", "must name a model where PROFILES_MODEL_URL is set")
 
     def require_safe_binding(self) -> None:
         """Raise `SettingsError` where the service would be open to others without any key."""

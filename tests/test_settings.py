@@ -72,6 +72,15 @@ GOOD: list[tuple[str, str, object]] = [
     ("ROLLOUT_MARGIN", ".005", 0.005),
     ("ROLLOUT_GUARDRAILS", "", RolloutRails()),
     ("ROLLOUT_GUARDRAILS", "no_profile=1, p99_ms=250", RolloutRails(p99_ms=250, no_profile=1)),
+    ("MODEL_URL", "https://models.example/v1/", "https://models.example/v1"),
+    ("MODEL_URL", "http://[::1]:8080", "http://[::1]:8080"),
+    ("MODEL_URL", "https://models.example/v1/chat/completions", "https://models.example/v1"),
+    ("MODEL_URL", "", None),
+    ("MODEL", "meta-llama/Llama-3.1-8B:free", "meta-llama/Llama-3.1-8B:free"),
+    ("MODEL", "", None),
+    ("MODEL_KEY", "sk-1_2.3", "sk-1_2.3"),
+    ("MODEL_KEY", "", None),
+    ("MODEL_CALLS", "1", 1),
     ("DEMO", "0", False),
     ("DEMO", "1", True),
 ]
@@ -146,6 +155,20 @@ BAD: list[tuple[str, str, str]] = [
     ("AUDIT_USERS", "1001", "from 0 to 1000"),
     ("WORKER_METRICS_PORT", "65536", "from 0 to 65535"),
     ("EMBEDDED_CACHE_MB", "0", "from 1 to 1000000"),
+    ("MODEL_URL", "models.example/v1", "must start with http:// or https://"),
+    ("MODEL_URL", "ftp://models.example", "must start with http:// or https://"),
+    ("MODEL_URL", "https://", "name a host"),
+    ("MODEL_URL", "https://models.example:0/v1", "name a host"),
+    ("MODEL_URL", "https://models.example:port/v1", "port from 1 to 65535"),
+    ("MODEL_URL", "https://me:secret@models.example/v1", "belongs into PROFILES_MODEL_KEY"),
+    ("MODEL_URL", "https://models.example/v1?key=secret", "no query"),
+    ("MODEL_URL", "https://models.example/v1#x", "no fragment"),
+    ("MODEL_URL", "https://models.example/a b", "nothing but ASCII"),
+    ("MODEL", "a model", "ASCII characters without spaces"),
+    ("MODEL", "m" * 201, "1 to 200"),
+    ("MODEL_KEY", "sk secret", "ASCII without spaces"),
+    ("MODEL_KEY", "sk\nsecret", "ASCII without spaces"),
+    ("MODEL_CALLS", "0", "from 1 to 1000"),
     ("DEMO", "yes", "must be 0 or 1"),
     ("DEMO", "", "must be 0 or 1"),
 ]
@@ -221,6 +244,43 @@ def test_message_never_shows_a_password_when_a_url_is_wrong(text: str) -> None:
         read(CACHE_URL=text)
     assert "top-secret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MODEL_URL", "https://me:top-secret@host"),
+        ("MODEL_URL", "https://host/?key=top-secret"),
+        ("MODEL_URL", "top-secret"),
+        ("MODEL", "top-secret of a model"),
+        ("MODEL_KEY", "top-secret \n"),
+    ],
+)
+def test_message_never_shows_the_key_of_a_model(name: str, text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(**{name: text})
+    assert "top-secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_settings_do_not_show_the_key_of_a_model() -> None:
+    assert "top-secret" not in repr(read(MODEL_KEY="top-secret"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        (Settings(model="m"), "PROFILES_MODEL_URL"),
+        (Settings(model_key="k"), "PROFILES_MODEL_URL"),
+        (Settings(model_url="https://host/v1", model_key="k"), "PROFILES_MODEL"),
+    ],
+)
+def test_start_is_refused_when_the_model_is_set_by_half(settings: Settings, missing: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.require_whole_model()
+    assert caught.value.setting == missing
+    Settings().require_whole_model()
+    Settings(model_url="https://host/v1", model="m").require_whole_model()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])

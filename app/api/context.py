@@ -20,6 +20,7 @@ from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.events.replay import Replayer
 from app.features.clock import Clock
 from app.features.registry import Registry
+from app.generation.writing import Writing
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges
 from app.operations.states import Check
@@ -92,6 +93,7 @@ class Api:
     lineup: Lineup
     rollout: Rollout
     replayer: Replayer
+    writing: Writing
     readiness: Callable[[], Awaitable[dict[str, Check]]]
     gauges: Callable[[], Awaitable[Gauges]]
     refresh_gauges: Callable[[], Awaitable[None]]

@@ -132,8 +132,11 @@ def feature_names(text: str | None) -> list[str] | None:
     return None if text is None else text.split(",")
 
 
-def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar's guard: a query parameter that the route does not declare, or that comes twice, is refused (400)."""
+async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Litestar's guard: a query parameter that the route does not declare, or that comes twice, is refused (400).
+
+    It waits for nothing; a guard that is no coroutine would be run in a thread, for each request.
+    """
     if not connection.scope["query_string"]:
         return
     parameters = handler.parsed_fn_signature.parameters

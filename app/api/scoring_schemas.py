@@ -13,6 +13,11 @@ from app.features.ids import Id
 from app.features.schema import ProfileFeatures
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
+CANDIDATES_EXAMPLE = [
+    {"id": "t-1", "features": {"is_overdue": True, "task_age_days": 3.5, "priority": 2}},
+    {"id": "t-2", "features": {"is_overdue": False, "task_age_days": 12, "priority": 1}},
+]
+PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_30d": 24}
 
 
 class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -39,9 +44,15 @@ class ScoreContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Candidates to rank for a user."""
 
-    user_id: Id
+    user_id: Annotated[Id, Meta(examples=["ada"])]
     candidates: Annotated[
-        list[ScoreCandidate], Meta(min_length=1, max_length=MAX_CANDIDATES, description="Their ids are unique.")
+        list[ScoreCandidate],
+        Meta(
+            min_length=1,
+            max_length=MAX_CANDIDATES,
+            description="Their ids are unique.",
+            examples=[CANDIDATES_EXAMPLE],
+        ),
     ]
     request_id: Annotated[
         Id | None, Meta(description="Again with the same id: the stored decision, whatever else is sent.")
@@ -49,7 +60,10 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     context: ScoreContext | None = None
     profile_features: Annotated[
         ProfileFeatures | UnsetType | None,
-        Meta(description="Who the user is. Not given: the service reads the profile. Null: nothing is known."),
+        Meta(
+            description="Who the user is. Not given: the service reads the profile. Null: nothing is known.",
+            examples=[PROFILE_EXAMPLE],
+        ),
     ] = UNSET
     explore: Annotated[
         bool, Meta(description="False: the best by what is known, nothing left to chance; no part of any evaluation.")

@@ -3,7 +3,8 @@
     μ = (Λ₀ + Σ S)⁻¹ Σ y        over the evidence of all users
 
 A user's own profile hardly varies, so one user's decisions cannot tell what a profile is worth; those of all users can.
-A prior has a version, and a decision names the one it used. Knows nothing of where evidence is kept.
+A prior has a version, and a decision names the one it used. A user's own evidence is in the pool as well, so among very
+few users it counts twice. Knows nothing of where evidence is kept.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.bandit.evidence import Evidence
 from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
 from app.errors import SpecMismatch
-from tests.bandit.requests import history_of, seeds, taught
+from tests.bandit.requests import history_of, same_bits, seeds, taught
 
 OLD = SPEC_V1.size
 PAIR = Spec("pair", 1, SPEC_V1.inputs[:2])
@@ -23,8 +23,8 @@ def same(one: Evidence, other: Evidence) -> bool:
     """To the last bit."""
     return (
         (one.spec_hash, one.decisions) == (other.spec_hash, other.decisions)
-        and one.s.tobytes() == other.s.tobytes()
-        and one.y.tobytes() == other.y.tobytes()
+        and same_bits(one.s, other.s)
+        and same_bits(one.y, other.y)
     )
 
 
@@ -80,7 +80,8 @@ def test_leading_block_is_bit_for_bit_that_of_evidence_which_never_grew(seed: in
     assert not grown.y[OLD:].any()
     grown = taught(phi[before:], rewards[before:], grown)
     s, y = grown.leading(OLD)
-    assert (s.tobytes(), y.tobytes()) == (never.s.tobytes(), never.y.tobytes())
+    assert same_bits(s, never.s)
+    assert same_bits(y, never.y)
     assert (grown.spec_hash, grown.decisions) == (SPEC_V2.hash, never.decisions)
 
 

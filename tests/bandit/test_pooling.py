@@ -72,6 +72,8 @@ def test_evidence_is_refused_when_the_pool_cannot_be_of_its_spec() -> None:
         Pool(SPEC_V2).add_packed(strange.hash, [], 0)
     with pytest.raises(SpecMismatch, match="does not belong to this pool"):
         Pool(SPEC_V1).add(Evidence.none(SPEC_V2))
+    with pytest.raises(SpecMismatch, match="does not belong to this pool"):
+        Pool(SPEC_V1).add_packed(SPEC_V2.hash, [], 0)
 
 
 def test_pool_finds_what_a_profile_is_worth_when_no_user_could() -> None:

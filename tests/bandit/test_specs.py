@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.bandit import specs
@@ -148,10 +148,13 @@ def test_a_user_who_was_served_nothing_is_known_to_be_new() -> None:
     assert named["volume_x_is_overdue"] == -0.5
 
 
-def test_every_feature_that_is_served_has_its_place_in_v2() -> None:
-    assert {entry.name for entry in REGISTRY} == set(PROFILE_FEATURES)
+def test_features_that_v2_reads_are_numbers_that_the_service_serves() -> None:
+    dtypes = {entry.name: entry.dtype for entry in REGISTRY}
+    assert {dtypes[name] for name in PROFILE_FEATURES} == {"float", "int"}
 
 
+@example([TIP], MORNING, {**KEEN, "preferred_hour": -1.7e308, "mean_dwell_ms_30d": -5.0, "tip_volume_30d": -3})
+@example([TIP], MORNING, {**KEEN, "completion_rate_30d": 1e6, "dismiss_rate_30d": -1e6})
 @given(st.lists(candidates, min_size=1, max_size=4), contexts, profiles)
 def test_phi_is_bounded_and_begins_with_v1_whatever_comes(
     tips: list[Candidate], context: Context, profile: Profile

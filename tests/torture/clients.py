@@ -14,9 +14,9 @@ from time import monotonic_ns, time
 from typing import Any
 
 from arq.connections import ArqRedis
-from redis.exceptions import RedisError
 
 from app.stores.queue import TIP_EVENTS
+from app.stores.valkey.pool import AWAY
 from tests.support.http import Answer, Broken, Connection
 from tests.torture.books import Book, Ledger
 from tests.torture.checker import Read, Write
@@ -202,7 +202,7 @@ class Client:
         book.history.writes.append(Write(monotonic_ns(), None, book.place(fact)))
         try:
             await self._queue.enqueue_job(TIP_EVENTS, [fact.payload(book.user_id)])
-        except (RedisError, OSError, TimeoutError):
+        except AWAY:
             self._ledger.unanswered["publish"] += 1
 
     async def send_late(self, book: Book, event_id: str) -> None:

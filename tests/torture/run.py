@@ -50,22 +50,26 @@ class Config:
         return draw_plan(self.seed, self.seconds, self.faults, self.rate_per_s) if self.faults else []
 
 
-async def torture(config: Config, say: Callable[[str], object] = lambda _: None) -> Ledger:
-    """Run; whatever was found is in the ledger."""
+async def torture(
+    config: Config, say: Callable[[str], object] = lambda _: None, ledger: Ledger | None = None
+) -> Ledger:
+    """Run; whatever was found is in the ledger, in the one given also where the run itself fails."""
+    ledger = ledger or Ledger()
+    ledger.stop_at_first = config.stop_at_first
     site = Site(apis=config.apis, mutant=config.mutant, hesitate=config.hesitate, disk=config.disk)
     try:
         await site.open()
-        return await _Run(config, site, say).run()
+        return await _Run(config, site, ledger, say).run()
     finally:
         await site.close()
 
 
 class _Run:
-    def __init__(self, config: Config, site: Site, say: Callable[[str], object]) -> None:
+    def __init__(self, config: Config, site: Site, ledger: Ledger, say: Callable[[str], object]) -> None:
         self._config = config
         self._site = site
         self._say = say
-        self._ledger = Ledger(stop_at_first=config.stop_at_first)
+        self._ledger = ledger
         self._crowd = Crowd(site, self._ledger, config.seed, config.users)
         self._queue = connect(site.queue.url)
         self._clients = [Client(number, self._crowd, self._queue) for number in range(config.clients)]
