@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from app import joins
 from app.bandit.assignment import serves_challenger
 from app.bandit.decisions import Asked, Decision, Outcome
@@ -15,7 +13,6 @@ from app.bandit.evidence import Evidence
 from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
 from app.bandit.parts import Bandit, Books, join
-from app.bandit.specs import SPECS
 from app.bandit.terms import Candidate, Context
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
@@ -24,7 +21,6 @@ from app.setting_values import Rewards
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
-from app.stores.sqlite.decision_rows import array
 from app.stores.sqlite.decisions import SqliteDecisions
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.learning import SqliteLearning
@@ -34,6 +30,7 @@ from app.telemetry import Metrics
 from tests.events.desk import Drops
 from tests.support.clock import FakeClock
 from tests.support.events import admitted
+from tests.support.learned import SELECT_LEARNED, SELECT_STATES, learning_faults
 
 WINDOW_H = 24
 HOUR_MS = 3_600_000
@@ -125,18 +122,5 @@ class School:
 
     async def assert_learned_once(self) -> None:
         """Every user's evidence is the sum over the decisions that were learned, each from its logged vector."""
-        learned = await self.rows("SELECT user_id, spec_hash, phi, reward FROM tip_scores WHERE state = 'learned'")
-        users = {user_id for user_id, *_ in learned}
-        assert {user_id for (user_id,) in await self.rows("SELECT user_id FROM bandit_states")} == users
-        for user_id in users:
-            evidence = await self.evidence(user_id)
-            assert evidence is not None
-            own = [(array(phi), reward) for user, _, phi, reward in learned if user == user_id]
-            assert evidence.decisions == len(own)
-            s, y = np.zeros_like(evidence.s), np.zeros_like(evidence.y)
-            for phi, reward in own:
-                s[: len(phi), : len(phi)] += np.outer(phi, phi)
-                y[: len(phi)] += reward * phi
-            np.testing.assert_allclose(evidence.s, s, atol=1e-12)
-            np.testing.assert_allclose(evidence.y, y, atol=1e-12)
-            assert evidence.spec_hash in SPECS
+        faults = learning_faults(await self.rows(SELECT_LEARNED), await self.rows(SELECT_STATES))
+        assert not faults, faults

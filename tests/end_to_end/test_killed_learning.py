@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sqlite3
-from contextlib import closing
 from typing import Any
 
-import numpy as np
 import pytest
 
-from app.bandit.evidence import Evidence
-from app.bandit.specs import SPECS
 from tests.support.events import feedback, payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Broken, Connection, serving
+from tests.support.learned import SELECT_LEARNED, SELECT_STATES, learning_faults
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually
 
@@ -24,8 +20,6 @@ CLIENTS, ROUNDS = 5, 16
 CANDIDATES = [
     {"id": f"tip-{n}", "features": {"is_overdue": n % 2 == 0, "task_age_days": 2 * n, "priority": n}} for n in range(4)
 ]
-SELECT_LEARNED = "SELECT user_id, phi, reward FROM tip_scores WHERE state = 'learned'"
-SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
 
 
 class Classroom:
@@ -109,13 +103,6 @@ async def test_each_decision_is_kept_and_learned_once_when_processes_are_killed(
         assert again == body, "another answer for the same request"
     assert fleet.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state") == [("learned", total)]
     assert dict(fleet.rows("SELECT outcome, COUNT(*) FROM decision_events GROUP BY outcome"))["learned"] == total
-    with closing(sqlite3.connect(f"file:{fleet.database}?mode=ro", uri=True)) as connection:
-        learned = connection.execute(SELECT_LEARNED).fetchall()
-        states = connection.execute(SELECT_STATES).fetchall()
-    assert len(states) == CLIENTS
-    for user_id, spec_hash, blob, decisions in states:
-        evidence = Evidence.unpack(SPECS[spec_hash], blob, decisions)
-        own = [(np.frombuffer(phi), reward) for user, phi, reward in learned if user == user_id]
-        assert len(own) == decisions == ROUNDS
-        np.testing.assert_allclose(evidence.s, sum(np.outer(phi, phi) for phi, _ in own), atol=1e-9)
-        np.testing.assert_allclose(evidence.y, sum(reward * phi for phi, reward in own), atol=1e-9)
+    states = fleet.rows(SELECT_STATES)
+    assert [decisions for *_, decisions in states] == [ROUNDS] * CLIENTS
+    assert learning_faults(fleet.rows(SELECT_LEARNED), states) == []
