@@ -231,6 +231,32 @@ async def test_erasing_takes_decisions_states_and_what_is_known_of_events(school
     await school.assert_learned_once()
 
 
+async def test_what_was_decided_by_the_old_profile_while_the_keys_were_still_there_goes_too(school: School) -> None:
+    """1. The erasure commits; 2. two decisions read the old profile from the cache; 3. the keys are gone.
+
+    One of the decisions is stored by then, and goes. The other one is stored later, made anew.
+    """
+    reading, gone = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        reading.set()
+        await gone.wait()
+
+    await school.users.erase("ann", school.clock.now_ms())
+    early = await school.decide()
+    school.meanwhile = hold
+    deciding = asyncio.create_task(school.decide())
+    await reading.wait()
+    await school.users.erase_decisions("ann")
+    school.meanwhile, school.profiles["ann"] = None, {}
+    with pytest.raises(NotFound):
+        await school.bandit.scorer.explain(early.id)
+    gone.set()
+    late = await deciding
+    assert (await school.rows("SELECT decision_id FROM tip_scores")) == [(late.id,)]
+    assert late.profile == {}
+
+
 # --- The shadow
 
 
