@@ -25,7 +25,7 @@ Profile: TypeAlias = Mapping[str, float | int | str | None] | None
 YEAR_DAYS: Final = 365
 DAY_MS: Final = 86_400_000
 MANY_TIPS: Final = 1000  # served in 30 days: where the volume's transform reaches 1
-USUAL_VOLUME: Final = 10  # stands for `tip_volume_30d` where a rate was sent without it
+USUAL_VOLUME: Final = 10  # stands for `tip_volume_30d` where there is a rate without it
 
 ONE: Final = "one"
 
@@ -40,10 +40,10 @@ SHARED_TERMS: Final[Mapping[str, str]] = {
     "hour_cos": "cos(2 pi h / 24), h the local hour with its fraction; 0 without a time",
     "hour_sin": "sin(2 pi h / 24); 0 without a time",
     "profile_present": "1 where a known profile feature has a value, else 0",
-    "completion": f"(n r + 1) / (n + 3) - 1/3, r = completion_rate_30d in [0, 1], n = tip_volume_30d or {USUAL_VOLUME}"
-    "; 0 without r",
-    "dismissal": f"(n r + 1) / (n + 3) - 1/3, r = dismiss_rate_30d in [0, 1], n = tip_volume_30d or {USUAL_VOLUME}"
-    "; 0 without r",
+    "completion": "(n r + 1) / (n + 3) - 1/3, r = completion_rate_30d in [0, 1], n = tip_volume_30d, "
+    f"{USUAL_VOLUME} where that is absent or 0; 0 without r",
+    "dismissal": "(n r + 1) / (n + 3) - 1/3, r = dismiss_rate_30d in [0, 1], n = tip_volume_30d, "
+    f"{USUAL_VOLUME} where that is absent or 0; 0 without r",
     "dwell": f"min(1, log1p(max(0, mean_dwell_ms_30d)) / log1p({DAY_MS})) - 1/2; 0 without",
     "volume": f"min(1, log1p(max(0, tip_volume_30d)) / log1p({MANY_TIPS})) - 1/2; 0 without",
     "hour_distance_cos": "cos(2 pi (h - preferred_hour) / 24); 0 without either",
@@ -138,11 +138,12 @@ def _log_share(amount: float, full: float) -> float:
 def _smoothed(rate: float | None, volume: float | None) -> float:
     """A rate drawn towards 1/3 by one pseudo-count for each of the three actions, minus 1/3: within [-1/3, 2/3].
 
-    The number of feedbacks is not in the profile; the number of tips served stands in for it.
+    The number of feedbacks is not in the profile; the number of tips served stands in for it. Where none was served
+    there is a rate all the same if a producer tells of feedback alone.
     """
     if rate is None:
         return 0.0
-    n = float(USUAL_VOLUME) if volume is None else max(0.0, volume)
+    n = volume if volume is not None and volume > 0 else float(USUAL_VOLUME)
     share = min(1.0, max(0.0, rate))
     # Written so that no n overflows: n / (n + 3) is within [0, 1].
     return (share - 1 / 3) * (n / (n + 3))

