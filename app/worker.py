@@ -91,12 +91,14 @@ async def prune(ctx: Context) -> None:
 
 async def _prune(ctx: Context) -> None:
     service = service_of(ctx)
-    budget_s = pace_of(ctx).budget_s
+    clock = service.clock
+    deadline = clock.monotonic() + pace_of(ctx).budget_s
     for what, kept, days in (
         ("events", service.log, service.settings.retention_days),
         ("decisions", service.bandit.decisions, service.settings.decision_retention_days),
     ):
-        if not await retention.prune(kept, service.clock, days, asyncio.sleep, budget_s, what=what):
+        left_s = deadline - clock.monotonic()
+        if not await retention.prune(kept, clock, days, asyncio.sleep, left_s, what=what):
             come_back(ctx, queue.PRUNE)
 
 

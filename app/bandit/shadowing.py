@@ -107,15 +107,17 @@ class BackgroundShadower:
                 if len(self._waiting) < AT_ONCE:
                     await self._linger(LINGER_S)
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
-                # NumPy does most of it outside of Python's lock: requests go on meanwhile.
-                await self._store(await asyncio.to_thread(shadows_of, group, self._lineup))
-        except Exception:
-            self._metrics.bandit.shadows.labels("lost").inc()
-            log.exception("shadow_failed")
+                try:
+                    # NumPy does most of it outside of Python's lock: requests go on meanwhile.
+                    stored = await self._stored(await asyncio.to_thread(shadows_of, group, self._lineup))
+                except Exception:
+                    log.exception("shadow_failed")
+                    stored = False
+                self._metrics.bandit.shadows.labels("stored" if stored else "lost").inc(len(group))
         finally:
             self._working = None
 
-    async def _store(self, shadows: list[Shadow]) -> None:
+    async def _stored(self, shadows: list[Shadow]) -> bool:
         for _ in range(GIVE_UP_AFTER):
             try:
                 await self._book.add_shadows(shadows)
@@ -125,9 +127,8 @@ class BackgroundShadower:
                     break
                 await self._linger(RETRY_S)
             else:
-                self._metrics.bandit.shadows.labels("stored").inc(len(shadows))
-                return
-        self._metrics.bandit.shadows.labels("lost").inc(len(shadows))
+                return True
+        return False
 
     async def _linger(self, seconds: float) -> None:
         """Wait so long, or until the process is about to stop."""

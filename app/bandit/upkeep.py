@@ -77,7 +77,9 @@ class Upkeep:
         return total
 
     async def pool(self) -> bool:
-        """Pool the prior, where anything was learned since; whether there is a new one."""
+        """Pool the prior, where somebody uses it and anything was learned since; whether there is a new one."""
+        if not self._lineup.longest.pooled:
+            return False
         made = await self._states.pooled(self._clock.now_ms())
         if made is None:
             return False

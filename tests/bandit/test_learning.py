@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from app.events.consume import ATTEMPTS
 from app.events.ports import LoggedEvent
 from app.features.events import TipEvent
 from app.setting_values import Rewards
+from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import Database
 from tests.bandit.school import TIPS, WINDOW_MS, School
 from tests.support.clock import NOW_MS
@@ -253,6 +255,28 @@ async def test_evidence_of_an_unknown_spec_is_never_added_to(school: School) -> 
     assert await school.bandit.learner.settle() == 1, "the one that was never served"
     assert (await school.outcome(decision)).state == "served"
     assert await school.rows("SELECT evidence, decisions FROM bandit_states") == [(b"\0", 5)]
+
+
+async def test_learning_goes_on_after_a_backup_was_restored(school: School, tmp_path: Path) -> None:
+    for _ in range(3):
+        decision = await school.decide()
+        await school.tell(feedback("ann", tip_id=decision.chosen_id, decision_id=decision.id))
+    waiting = await school.decide()
+    backup(school.database.path, tmp_path / "copy.db")
+    about: dict[str, Any] = {"tip_id": waiting.chosen_id, "decision_id": waiting.id}
+    await school.tell(feedback("ann", **about, action="dismissed"))
+    restore(tmp_path / "copy.db", tmp_path / "restored.db")
+
+    database = await Database.open(tmp_path / "restored.db", readers=1)
+    try:
+        back = School(database, clock=school.clock)
+        assert (await back.outcome(waiting)).state == "open"
+        await back.tell(feedback("ann", **about))
+        assert (await back.outcome(waiting)).action == "completed"
+        assert (await back.decide()).state_version == 4
+        await back.assert_learned_once()
+    finally:
+        await database.close()
 
 
 async def test_a_decision_of_before_growth_is_learned_with_zeros_after_it(database: Database) -> None:

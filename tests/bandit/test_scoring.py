@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.bandit import shadowing
 from app.bandit.decisions import Decision
 from app.bandit.explaining import explained
 from app.bandit.policy import CHALLENGER, CHAMPION, EPSILON, sample
@@ -231,6 +232,32 @@ async def test_erasing_takes_decisions_states_and_what_is_known_of_events(school
     await school.assert_learned_once()
 
 
+async def test_what_was_decided_by_the_old_profile_while_the_keys_were_still_there_goes_too(school: School) -> None:
+    """1. The erasure commits; 2. two decisions read the old profile from the cache; 3. the keys are gone.
+
+    One of the decisions is stored by then, and goes. The other one is stored later, made anew.
+    """
+    reading, gone = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        reading.set()
+        await gone.wait()
+
+    await school.users.erase("ann", school.clock.now_ms())
+    early = await school.decide()
+    school.meanwhile = hold
+    deciding = asyncio.create_task(school.decide())
+    await reading.wait()
+    await school.users.erase_decisions("ann")
+    school.meanwhile, school.profiles["ann"] = None, {}
+    with pytest.raises(NotFound):
+        await school.bandit.scorer.explain(early.id)
+    gone.set()
+    late = await deciding
+    assert (await school.rows("SELECT decision_id FROM tip_scores")) == [(late.id,)]
+    assert late.profile == {}
+
+
 # --- The shadow
 
 
@@ -320,6 +347,24 @@ async def test_shadows_are_written_later_when_the_database_does_not_answer(
         return await school.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL") == [(1,)]
 
     await eventually_async(there)
+
+
+async def test_a_defect_costs_the_shadows_it_strikes_and_no_others(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = shadowing.shadows_of, iter([ValueError("a defect")])
+
+    def shadows_of(group: Any, lineup: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return real(group, lineup)
+
+    monkeypatch.setattr(shadowing, "shadows_of", shadows_of)
+    monkeypatch.setattr(shadowing, "AT_ONCE", 2)
+    await asyncio.gather(*(school.decide(f"user-{number}") for number in range(6)))
+    await school.bandit.scorer.close()
+    assert await school.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL") == [(4,)]
+    assert school.metrics.collectors.get_sample_value("profiles_shadows_total", {"outcome": "lost"}) == 2
 
 
 async def test_closing_does_not_hang_when_the_database_does_not_answer(

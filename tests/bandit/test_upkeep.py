@@ -135,6 +135,7 @@ async def test_nothing_grows_without_a_challenger(database: Database) -> None:
     await enroll(school, 4)
     assert await school.bandit.upkeep.grow() == 0
     assert await school.bandit.states.counts() == {SPEC_V1.hash: 2, SPEC_V2.hash: 2}
+    assert not await school.bandit.upkeep.pool(), "the champion has no use for it"
 
 
 async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
