@@ -17,7 +17,7 @@ from litestar import Litestar, Router
 from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
-from app.api import events, generation, operations, profiles
+from app.api import events, generation, operations, profiles, scoring
 from app.api.admin.routes import ADMIN_ROUTES
 from app.api.auth import Authenticator, guard
 from app.api.context import Api
@@ -54,6 +54,8 @@ ROUTES = [
     profiles.post_history,
     profiles.get_features,
     events.post_events,
+    scoring.post_score,
+    scoring.get_decision,
     generation.post_generate,
     *ADMIN_ROUTES,
     operations.healthz,
@@ -75,6 +77,7 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             {
                 ("POST", "/events"): ("events", lambda: api.ingestor.overloaded),
                 ("POST", "/profiles/history"): ("history", lambda: api.reader.history_overloaded),
+                ("POST", "/score"): ("scores", lambda: api.scorer.overloaded),
             }
         )
 
@@ -139,6 +142,7 @@ def _api(service: Service, writing: Writing) -> Api:
     async def erase(user_id: str) -> Holdings:
         erased = await service.users.erase(user_id, service.clock.now_ms())
         await service.invalidator.make_good()
+        await service.users.erase_decisions(user_id)
         return erased
 
     async def start_rebuild(run_id: str) -> None:
@@ -178,6 +182,9 @@ def _api(service: Service, writing: Writing) -> Api:
         audit=audit,
         trail=service.audit,
         watch=RunWatch(service.book),
+        scorer=service.bandit.scorer,
+        lineup=service.bandit.lineup,
+        rollout=service.bandit.rollout,
         replayer=Replayer(service.ingestor, service.letters, service.clock),
         writing=writing,
         readiness=lambda: readiness(service),

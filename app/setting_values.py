@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +21,36 @@ class ApiKey:
     name: str
     scopes: frozenset[str]
     sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """What each outcome of a decision is worth, 0 to 1; `none`: served, and no feedback within the window."""
+
+    completed: float = 1.0
+    snoozed: float = 0.3
+    dismissed: float = 0.0
+    none: float = 0.0
+
+    def of(self, action: str | None) -> float:
+        """The reward of a feedback's action; None: of no feedback."""
+        return float(getattr(self, action or "none"))
+
+    def __str__(self) -> str:
+        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRails:
+    """What a roll-out tolerates: `dismissed` more, as a share of all decisions; the time of 99 in 100 answers; a share
+    of decisions without a profile."""
+
+    dismissed: float = 0.03
+    p99_ms: float = 100.0
+    no_profile: float = 0.5
+
+    def __str__(self) -> str:
+        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
 
 
 def path(value: str) -> Path:
@@ -138,3 +168,48 @@ def api_keys(value: str) -> tuple[ApiKey, ...]:
             raise ValueError(f"key {name}: the same key under another name; give each its own")
         keys.append(ApiKey(name, frozenset(scopes.split("+")), bytes.fromhex(digest)))
     return tuple(keys)
+
+
+def rewards(value: str) -> Rewards:
+    """Comma-separated `outcome=reward`; what is not named keeps its default."""
+    names = [item.name for item in fields(Rewards)]
+    given: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, _, text = part.partition("=")
+        if name not in names:
+            raise ValueError(f"must be outcome=reward, comma-separated; outcomes are {', '.join(names)}")
+        if name in given:
+            raise ValueError(f"{name} is named twice")
+        if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", text) or not float(text) <= 1:
+            raise ValueError(f"the reward of {name} must be a number from 0 to 1")
+        given[name] = float(text)
+    return Rewards(**given)
+
+
+def share(value: str) -> float:
+    """A number from 0 to 1."""
+    if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", value) or not float(value) <= 1:
+        raise ValueError("must be a number from 0 to 1")
+    return float(value)
+
+
+def rollout_rails(value: str) -> RolloutRails:
+    """Comma-separated `guardrail=limit`; what is not named keeps its default."""
+    names = [item.name for item in fields(RolloutRails)]
+    given: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, _, text = part.partition("=")
+        if name not in names:
+            raise ValueError(f"must be guardrail=limit, comma-separated; guardrails are {', '.join(names)}")
+        if name in given:
+            raise ValueError(f"{name} is named twice")
+        if name == "p99_ms":
+            if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+                raise ValueError(f"{name} must be a whole number of milliseconds from 1 to 999999")
+            given[name] = float(text)
+        else:
+            try:
+                given[name] = share(text)
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
+    return RolloutRails(**given)

@@ -18,10 +18,11 @@ from typing import Any, Literal, cast
 
 from app import setting_values
 from app.errors import SettingsError
-from app.setting_values import ApiKey
+from app.setting_values import ApiKey, Rewards, RolloutRails
 
 PREFIX = "PROFILES_"
 MIN_RETENTION_MARGIN_DAYS = 30
+MIN_DECISION_MARGIN_DAYS = 3
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
@@ -59,6 +60,28 @@ class Settings:
     )
     retention_days: int = _setting(
         180, setting_values.whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
+    )
+    decision_retention_days: int = _setting(
+        180,
+        setting_values.whole(1, 36500),
+        "Days that decisions of /score are kept; at least the reward window + 3.",
+    )
+    rewards: Rewards = _setting(
+        Rewards(), setting_values.rewards, "What the bandit learns from each outcome, 0 to 1; none: no feedback."
+    )
+    reward_window_hours: int = _setting(
+        24, setting_values.whole(1, 720), "Hours after a tip was served in which its feedback is learned."
+    )
+    shadow: bool = _setting(
+        True, setting_values.switch, "1: the challenger scores every decision in the shadow; 0: there is none."
+    )
+    rollout_margin: float = _setting(
+        0.02, setting_values.share, "Reward a decision, 0 to 1, that the challenger may cost and still be ramped."
+    )
+    rollout_guardrails: RolloutRails = _setting(
+        RolloutRails(),
+        setting_values.rollout_rails,
+        "What rolls a ramped challenger back: dismissed more, p99 of answers in ms, share without a profile.",
     )
     log_format: Literal["console", "json"] = _setting(
         "console", setting_values.choice("console", "json"), "console or json."
@@ -141,6 +164,16 @@ class Settings:
                 "PROFILES_RETENTION_DAYS",
                 f"must be at least {least}: the longest feature window is {longest_window_days} days, "
                 f"and {MIN_RETENTION_MARGIN_DAYS} more are kept",
+            )
+
+    def require_decision_retention(self) -> None:
+        """Raise `SettingsError` where a decision could be pruned before its reward is known."""
+        least = -(-self.reward_window_hours // 24) + MIN_DECISION_MARGIN_DAYS
+        if self.decision_retention_days < least:
+            raise SettingsError(
+                "PROFILES_DECISION_RETENTION_DAYS",
+                f"must be at least {least}: the reward window is {self.reward_window_hours} hours, and "
+                f"{MIN_DECISION_MARGIN_DAYS} days more are kept",
             )
 
     def require_servers(self) -> None:

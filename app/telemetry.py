@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
+from app.bandit_metrics import BanditMetrics
 from app.errors import SettingsError, StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
@@ -100,6 +101,7 @@ class Metrics:
         self.consistency_repairs = self._counter(
             "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
         )
+        self.bandit = BanditMetrics(self.collectors)
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
         self.generations = self._counter("generations_total", "Tips worded: who did, or why no model.", "outcome")
         self.model_seconds = self._histogram("model_seconds", "Time of asking the model, tries included.", SLOW)

@@ -12,6 +12,9 @@ from litestar import Request
 from app.api.auth import Authenticator
 from app.api.sessions import Sessions
 from app.audit import AuditTrail
+from app.bandit.lineup import Lineup
+from app.bandit.rollout import Rollout
+from app.bandit.scoring import Scorer
 from app.events.ingest import Ingestor
 from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.events.replay import Replayer
@@ -86,6 +89,9 @@ class Api:
     audit: Callable[[str, str, str, str], Awaitable[None]]
     trail: AuditTrail
     watch: RunWatch
+    scorer: Scorer
+    lineup: Lineup
+    rollout: Rollout
     replayer: Replayer
     writing: Writing
     readiness: Callable[[], Awaitable[dict[str, Check]]]

@@ -32,6 +32,12 @@ FIELDS = st.sampled_from(
         "task",
         "id",
         "title",
+        "candidates",
+        "context",
+        "at",
+        "profile_features",
+        "explore",
+        "request_id",
     ]
 )
 WORDS = st.sampled_from(
@@ -58,6 +64,7 @@ async def test_random_body_is_answered_soundly(site: Live, content: bytes) -> No
         ("/events", "application/x-ndjson"),
         ("/profiles/batch", "application/json"),
         ("/profiles/history", "application/json"),
+        ("/score", "application/json"),
         ("/admin/rebuilds", "application/json"),
         ("/generate", "application/json"),
     ):

@@ -86,9 +86,10 @@ class Client:
             self._rebuild,
             self._rebuild_many,
             self._erase,
+            self._score,
         ]
         while not self._ledger.stop.is_set():
-            (action,) = self._random.choices(actions, weights=[62, 6, 22, 4, 3, 0.5, 1.5])
+            (action,) = self._random.choices(actions, weights=[62, 6, 22, 4, 3, 0.5, 1.5, 3])
             await action()
 
     async def close(self) -> None:
@@ -220,6 +221,23 @@ class Client:
             done = answer is not None and answer.status == 204
             book.history.writes.append(Write(start, end if done else None, 0, erases=True))
             await self.read(book)
+
+    # Decisions. What is sent of the tip `tip` is learned for whoever was last scored with it.
+
+    async def _score(self) -> None:
+        book = self._crowd.pick(self._random)
+        features = {"is_overdue": True, "task_age_days": self._random.randint(0, 9), "priority": 1}
+        body = {
+            "user_id": book.user_id,
+            "request_id": f"{self._name}-{self._crowd.number()}",
+            "candidates": [{"id": name, "features": features} for name in self._random.choice([["tip"], ["tip", "b"]])],
+        }
+        answers = [(await self._ask("score", None, "POST", "/score", [book], body))[0] for _ in range(2)]
+        found = {answer.body for answer in answers if answer is not None and answer.status == 200}
+        if len(found) > 1 and not book.erasable:
+            self._ledger.violated(f"one request was answered with two decisions: {found}")
+        if found and not book.erasable:
+            self._ledger.decisions.update(json.loads(each)["decision_id"] for each in found)
 
     # The wire.
 
