@@ -81,7 +81,7 @@ class SchemaMismatch(ProfilesError):
 
 
 class SpecMismatch(ProfilesError):
-    """Evidence, or a vector, is of another feature spec: refused, never mixed."""
+    """Evidence, or a vector, is of another feature spec, or cannot be of any: refused, never mixed."""
 
 
 class Undecodable(ProfilesError):

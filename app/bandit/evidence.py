@@ -8,6 +8,7 @@ leading block stays bit for bit what it would be, had the evidence never grown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,9 +43,14 @@ class Evidence:
         return len(self.y)
 
     def learned(self, phi: Array, reward: float) -> Evidence:
-        """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros."""
+        """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
+
+        Raises SpecMismatch for a longer one, and for what is no number: it would stay in the sums for ever.
+        """
         if len(phi) > self.size:
             raise SpecMismatch(f"a vector of {len(phi)} inputs, evidence of {self.size}")
+        if not math.isfinite(reward * float(phi.sum())):
+            raise SpecMismatch("a decision to be learned holds what is no number")
         s, y = self.s.copy(), self.y.copy()
         known = len(phi)
         s[:known, :known] += phi[:, None] * phi
@@ -76,7 +82,7 @@ class Evidence:
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
-        """What `pack` gave, of a known spec. Raises SpecMismatch where the length is not that spec's."""
+        """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's."""
         return cls.summed(spec, [blob], decisions)
 
     @classmethod
@@ -89,6 +95,8 @@ class Evidence:
                 wanted = length * _STORED.itemsize
                 raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
         numbers = np.frombuffer(b"".join(blobs), _STORED).reshape(-1, length).sum(axis=0, dtype=np.float64)
+        if not math.isfinite(numbers.sum()):
+            raise SpecMismatch(f"evidence of spec {spec.id} {spec.version} holds what is no number")
         s = np.empty((size, size))
         rows, columns = _triangle(size)
         s[rows, columns] = numbers[:-size]

@@ -3,7 +3,8 @@
 Invariants: an answer is read up to `MOST_BYTES` and as it was sent (a small compressed body may be a large one); a
 redirect is not followed, for it would take prompt and key elsewhere; nothing of the environment is used. A proxy's
 variable or a `.netrc` made for other programs must not decide who sees the prompt and which key is sent; whoever needs
-a proxy names it as the endpoint. The key stands in one header and nowhere else.
+a proxy names it as the endpoint. The key stands in one header and nowhere else; whether an endpoint repeats it,
+`holds_key` tells.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from app.errors import ModelFailed
 
 CONNECT_S = 2.0
 MOST_BYTES = 64 * 1024
+SECRET_CHARS = 16  # servers of one's own take any key, and are given a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Exchange:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if endpoint.key is not None:
             headers["Authorization"] = f"Bearer {endpoint.key}"
+        self._secret = endpoint.key if endpoint.key is not None and len(endpoint.key) >= SECRET_CHARS else None
         self._url = f"{endpoint.url}/chat/completions"
         self._client = httpx.AsyncClient(
             headers=headers,
@@ -55,6 +58,7 @@ class Exchange:
             timeout=httpx.Timeout(None, connect=connect_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
             follow_redirects=False,
+            event_hooks={"response": [_stay_here]},
             trust_env=False,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # kept, they would pile up
             verify=_tls(endpoint.url),
@@ -86,9 +90,18 @@ class Exchange:
                 raise ModelFailed("connection failed", f"the connection broke within the answer ({kind})") from None
             raise NotConnected("connection failed", f"no answer began ({kind})") from None
 
+    def holds_key(self, text: str) -> bool:
+        """Whether a text repeats the key that is sent along."""
+        return self._secret is not None and self._secret in text
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+async def _stay_here(response: httpx.Response) -> None:
+    """Forget where a redirect leads: the client would look at it all the same, and fail at what is no address."""
+    response.headers.pop("location", None)
 
 
 def _tls(url: str) -> ssl.SSLContext:

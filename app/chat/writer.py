@@ -69,7 +69,7 @@ class ChatWriter:
                 if 200 <= reply.status < 300:
                     if refused:
                         self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
-                    return text_in(reply.body)
+                    return self._checked(text_in(reply.body))
                 if held and reply.status in (400, 422):
                     held, refused = False, True
                     continue
@@ -81,6 +81,11 @@ class ChatWriter:
                 raise failed
             left -= 1
             await asyncio.sleep(pause_s)
+
+    def _checked(self, text: str) -> str:
+        if self._exchange.holds_key(text):
+            raise ModelFailed("invalid answer", "it repeats the key", well=True)
+        return text
 
     async def _post(self, request: dict[str, Any]) -> Reply | ModelFailed:
         """The answer, or why none began."""

@@ -10,15 +10,22 @@ import re
 
 MAX_TEXT = 500
 # Control characters, overrides and isolates of direction, halves of pairs, and what is drawn nowhere (tag characters
-# spell words that a model sees and a reader does not). Joiners and marks of direction stay: languages need them.
+# and selectors of variants spell words that a model sees and a reader does not; fillers are letters that look like
+# none). Joiners, marks of direction and the two selectors of emoji stay: languages need them.
 _HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x1f\x7f-\x9f\u00ad\u115f\u1160\u180e\u200b\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0"
+    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
 )
 _LINK = re.compile(r"[a-z][a-z0-9+.-]*://|\bwww\.|\]\(", re.IGNORECASE)
 _MARKS = "-*#>•·–— \t"
 _STOPS = ".,;:"
 _ENDS = "!?…"
-_SENTENCE = re.compile(r"(?<=[.!?…])\s")
+_BOLD = re.compile(r"\*\*([^*]+)\*\*")
+_CHECKBOX = re.compile(r"^\[[ xX]?\]\s*")
+# A stop after a number or a short word ends a date or an abbreviation more often than a sentence.
+_END = re.compile(
+    r"(?:[!?…]|(?<=[^\W\d_]{4})(?<!\bprof)(?<!\binkl)(?<!\bevtl)(?<!\bdept)(?<!\bsept)(?<!\bapprox)\.)\s", re.IGNORECASE
+)
 
 
 def tidied(text: str) -> str:
@@ -45,10 +52,26 @@ def shortened(text: str, most: int) -> str:
 def gist(notes: str, most: int) -> str:
     """The first sentence of the first line that says something, to be quoted; empty where there is none."""
     for line in notes.splitlines():
-        text = cleaned(line).lstrip(_MARKS)
-        if any(map(str.isalnum, text)):
-            return shortened(_SENTENCE.split(text, 1)[0].rstrip(f"{_STOPS} "), most)
+        text = _CHECKBOX.sub("", cleaned(_BOLD.sub(r"\1", line)).lstrip(_MARKS))
+        if _says_something(text):
+            return shortened(_first_sentence(text).rstrip(f"{_STOPS} "), most)
     return ""
+
+
+def _first_sentence(text: str) -> str:
+    """The first that says something, with what ends it."""
+    begin = 0
+    for end in _END.finditer(text):
+        goes_on = end[0][0] == "." and text[end.end() : end.end() + 1].islower()
+        if not goes_on and _says_something(text[begin : end.start()]):
+            return text[begin : end.start() + 1]
+        if not goes_on:
+            begin = end.end()
+    return text[begin:]
+
+
+def _says_something(text: str) -> bool:
+    return any(map(str.isalnum, text))
 
 
 def ended(quoted: str) -> str:
@@ -58,7 +81,7 @@ def ended(quoted: str) -> str:
 
 def problem_of(text: str, *, may_link: bool = False) -> str | None:
     """Why a text is no tip, or None where it is one. A link is none, unless the task has one itself."""
-    if not any(map(str.isalnum, text)):
+    if not _says_something(text):
         return "it says nothing"
     if len(text) > MAX_TEXT:
         return f"it has more than {MAX_TEXT} characters"

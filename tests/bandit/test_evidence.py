@@ -62,6 +62,21 @@ def test_bytes_are_refused_when_they_are_not_of_the_specs_length(length: int) ->
         Evidence.unpack(PAIR, bytes(length), 1)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", range(5))
+def test_evidence_is_refused_when_it_holds_what_is_no_number(place: int, number: float) -> None:
+    numbers = [1.0, 2.0, 3.0, 4.0, 5.0]
+    numbers[place] = number
+    with pytest.raises(SpecMismatch, match="no number"):
+        Evidence.summed(PAIR, [struct.pack("<5d", 1, 2, 3, 4, 5), struct.pack("<5d", *numbers)], 7)
+
+
+@pytest.mark.parametrize(("first", "reward"), [(float("nan"), 1.0), (float("inf"), 0.0), (1.0, float("nan"))])
+def test_decision_is_not_learned_when_it_holds_what_is_no_number(first: float, reward: float) -> None:
+    with pytest.raises(SpecMismatch, match="no number"):
+        Evidence.none(PAIR).learned(np.array([first, 1.0]), reward)
+
+
 def test_packed_evidence_of_many_users_sums_to_what_all_of_them_taught() -> None:
     each = [taught(*history_of(seed, 5), Evidence.none(SPEC_V2)) for seed in range(4)]
     total = Evidence.summed(SPEC_V2, [one.pack() for one in each], 20)

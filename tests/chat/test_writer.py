@@ -6,11 +6,12 @@ import asyncio
 import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from time import monotonic
+from time import monotonic, process_time
 
 import pytest
 
 from app.chat import writer as writers
+from app.chat.answers import text_in
 from app.chat.writer import ChatWriter
 from app.errors import ModelFailed
 from app.generation.prompt import SYSTEM, prompt_for, tip_schema
@@ -119,6 +120,21 @@ async def test_no_cookie_is_kept(endpoint: ChatServer, writer: ChatWriter) -> No
     assert "cookie" not in endpoint.asked[1].headers
 
 
+async def test_no_tip_holds_the_key(endpoint: ChatServer, open_writer: OpenWriter) -> None:
+    key = "sk-" + "0123456789" * 2
+    endpoint.will(says(f"Your key is {key}."))
+    async with open_writer(endpoint.url, key=key) as writer:
+        failed = await failure(writer)
+    assert (failed.reason, failed.well) == ("invalid answer", True)
+    assert key not in str(failed)
+
+
+async def test_a_key_that_is_no_secret_may_be_a_word_of_a_tip(endpoint: ChatServer, open_writer: OpenWriter) -> None:
+    endpoint.will(says("None is like it."))
+    async with open_writer(endpoint.url, key="None") as writer:
+        assert await writer.write(ORDER) == "None is like it."
+
+
 LIES = [
     b"",
     b"null",
@@ -164,13 +180,30 @@ async def test_answer_is_invalid_when_it_is_not_what_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    "content", [f"```json\n{tip('A tip.')}\n```", f"```\n{tip('A tip.')}```", f"\n {tip('A tip.')} \n"]
+    "content",
+    [
+        f"```json\n{tip('A tip.')}\n```",
+        f"```\n{tip('A tip.')}```",
+        f"\n ```JSON{tip('A tip.')}\n\n``` ",
+        f"\n {tip('A tip.')} \n",
+    ],
 )
 async def test_json_is_found_when_a_model_puts_a_fence_around_it(
     endpoint: ChatServer, writer: ChatWriter, content: str
 ) -> None:
     endpoint.will(answers(200, completion(content, finish_reason=None)))
     assert await writer.write(ORDER) == "A tip."
+
+
+@pytest.mark.parametrize("content", ["```", "```json\n{", "```json\n```"], ids=["open", "brace", "empty"])
+@pytest.mark.parametrize("filler", [" ", "\n", "`"], ids=["space", "line", "tick"])
+def test_answer_without_end_holds_nobody_up(content: str, filler: str) -> None:
+    # Models that are not held to a schema at times go on with spaces until they are cut off.
+    body = completion(content + 3_000 * filler + "x")
+    started = process_time()
+    with pytest.raises(ModelFailed, match="not the JSON"):
+        text_in(body)
+    assert process_time() - started < 1
 
 
 @pytest.mark.parametrize("plan", [floods, answers(200, b" " * 70_000)], ids=["without end", "announced"])
@@ -219,10 +252,13 @@ async def test_it_is_sent_once_more_when_that_may_help(
         (answers(413), "refused", True),
         (answers(301, location="/elsewhere"), "refused", False),
         (answers(307, location="http://127.0.0.1:1/v1"), "refused", False),
+        (answers(301, location="mailto:somebody@example.org"), "refused", False),
+        (answers(302, location="http://[::1/"), "refused", False),
+        (answers(303, location="http://" + "a." * 300), "refused", False),
         (answers(204), "invalid answer", False),
         (is_cut_short, "connection failed", False),
     ],
-    ids=["401", "403", "404", "413", "301", "307", "204", "cut"],
+    ids=["401", "403", "404", "413", "301", "307", "mail", "half", "long", "204", "cut"],
 )
 async def test_it_is_not_sent_again_when_that_would_not_help(
     endpoint: ChatServer, writer: ChatWriter, plan: Plan, reason: str, well: bool

@@ -28,7 +28,23 @@ TEXTS = st.one_of(
     st.text(st.characters(categories=["Cc", "Cf", "Zs", "Zl", "Zp"]), max_size=40),
     st.text("<>/task-\\u003c\"'`\n{}[]: abc", max_size=300),
     st.lists(
-        st.sampled_from(["word", "«mot»", "„Wort“", "“", '"', "…", "!", "https://x.example", "\u202e", "👩\u200d👧"]),
+        st.sampled_from(
+            [
+                "word",
+                "«mot»",
+                "„Wort“",
+                "“",
+                '"',
+                "…",
+                "!",
+                "https://x.example",
+                "a.m.",
+                "**",
+                "[ ]",
+                "\u202e",
+                "👩\u200d👧",
+            ]
+        ),
         max_size=60,
     ).map(" ".join),
 )

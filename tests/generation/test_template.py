@@ -40,7 +40,7 @@ GOOD = [
     ),
     (
         order("Read “Dune”", due_at=at(8, 5, days=1), traits=Traits(completes="sometimes", hour=20)),
-        "“Read 'Dune'” is due tomorrow at 8:05. This is a good moment to get it off your list.",
+        "“Read 'Dune'” is due tomorrow at 8:05. It will feel good to cross it off your list.",
     ),
     (
         order("Tax", priority=3, traits=Traits(completes="seldom"), notes="Really?"),

@@ -39,7 +39,7 @@ ENGLISH = Phrases(
         "unknown": "Start with one small step: two minutes are enough.",
         "wary": "No pressure: even one small step counts.",
         "finisher": "You usually see things through, so this one is within reach.",
-        "mixed": "This is a good moment to get it off your list.",
+        "mixed": "It will feel good to cross it off your list.",
         "hesitant": "Just start with the smallest part of it.",
     },
     good_hour="Around {}:00 is usually a good time for you.",

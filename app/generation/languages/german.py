@@ -39,7 +39,7 @@ GERMAN = Phrases(
         "unknown": "Fang mit einem kleinen Schritt an: Zwei Minuten genügen.",
         "wary": "Ganz ohne Druck: Schon ein kleiner Schritt zählt.",
         "finisher": "Du bringst die Dinge meistens zu Ende, also schaffst du auch das.",
-        "mixed": "Jetzt ist ein guter Moment, um das von deiner Liste zu streichen.",
+        "mixed": "Es wird guttun, das von deiner Liste zu streichen.",
         "hesitant": "Fang einfach mit dem kleinsten Teil an.",
     },
     good_hour="Gegen {} Uhr passt es dir meistens gut.",
