@@ -8,6 +8,7 @@ import pickle
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from app.stores import queue, queue_worker
 from app.stores.queue import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
 from app.stores.queue_worker import ARQ_EXTRA_S, Pace
 from app.stores.sqlite.outbox import backlog
+from app.stores.tasks import end
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.bandit.school import TIPS
@@ -43,6 +45,7 @@ from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 
 PACE = Pace(job_timeout_s=3)
+START_S, STOP_S = 20.0, 30.0
 
 
 class Pupil:
@@ -313,14 +316,25 @@ async def working(
     stop = asyncio.Event()
     ready: list[Service] = []
     running = asyncio.create_task(work(settings, stop, pace=pace, learners=[pupil or Pupil()], on_ready=ready.append))
-    await eventually(lambda: ready or running.done())
-    if running.done():
-        await running
     try:
+        await eventually(lambda: ready or running.done(), START_S)
+        if running.done():
+            await running
         yield ready[0], stop
     finally:
         stop.set()
-        await asyncio.wait_for(running, 15)
+        await ended(running)
+
+
+async def ended(running: asyncio.Task[None]) -> None:
+    """Return when a worker that was told to stop has ended; one that does not is ended, and fails the test alone."""
+    await asyncio.wait({running}, timeout=STOP_S)
+    if not running.done():
+        stack = StringIO()
+        running.print_stack(file=stack)
+        await end([running])
+        pytest.fail(f"the worker did not stop within {STOP_S} s:\n{stack.getvalue()}")
+    await running
 
 
 @pytest.fixture(autouse=True)
@@ -340,6 +354,25 @@ async def stored(service: Service) -> int:
     """How many events there are."""
     count = await service.database.read(lambda c: c.execute("SELECT COUNT(*) FROM event_log").fetchone())
     return int(count[0])
+
+
+async def test_no_worker_is_left_behind_when_a_test_fails_while_it_starts(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would work on in the event loop, and take what is meant for the next one of the same test."""
+    monkeypatch.setattr(f"{__name__}.START_S", 0.0)
+    with pytest.raises(AssertionError, match="not true within"):
+        async with working(settings):
+            pytest.fail("it cannot have started")
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_worker_is_ended_and_its_test_fails_when_it_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.STOP_S", 0.01)
+    running = asyncio.create_task(asyncio.Event().wait())
+    with pytest.raises(pytest.fail.Exception, match="did not stop within"):
+        await ended(running)  # type: ignore[arg-type]  # whatever it would have returned
+    assert running.cancelled()
 
 
 async def test_events_are_taken_in_and_consumed_when_they_come_by_the_queue(

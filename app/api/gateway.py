@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from random import Random
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
@@ -79,7 +80,7 @@ class Gateway:
             await send(message)
 
         try:
-            refusal = self._turned_away(scope) or _refusal(scope)
+            refusal = await self._turned_away(scope) or _refusal(scope)
             if refusal is None:
                 await self._inner(scope, body.receive, send_marked)
             else:
@@ -92,10 +93,10 @@ class Gateway:
             # A stream lasts as long as somebody listens: what counts is when it began.
             self._note(scope, status, (answered or perf_counter()) - started)
 
-    def _turned_away(self, scope: HTTPScope) -> tuple[int, str] | None:
+    async def _turned_away(self, scope: HTTPScope) -> tuple[int, str] | None:
         if is_limited(scope):
             return 429, "too many requests with this key, or from this address; the next one may follow Retry-After"
-        kind = self.shedding.look(scope)
+        kind = await self.shedding.look(scope)
         return (503, DETAIL.format(kind)) if kind is not None else None
 
     def _note(self, scope: HTTPScope, status: int, elapsed: float) -> None:
@@ -157,9 +158,15 @@ def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
     return None
 
 
-async def _refuse(send: Send, status: int, detail: str) -> None:
+@lru_cache(64)  # where there is too much to do, the same is said thousands of times
+def _said(status: int, detail: str) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     body = encoded(status, detail)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(status).items()]
+    return body, tuple(headers)
+
+
+async def _refuse(send: Send, status: int, detail: str) -> None:
+    body, headers = _said(status, detail)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

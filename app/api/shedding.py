@@ -15,8 +15,10 @@ from typing import Any, cast
 from litestar.types import HTTPScope
 
 from app.telemetry import Metrics, logger
+from app.turns import Turns
 
 DETAIL = "too much load ({}); nothing was done, try again shortly"
+WAIT_S = 2.0  # at most, to be sent away after all: as long as events may wait for their commit
 TELL_EVERY_S = 5.0
 _MARK = "overloaded"
 log = logger("api")
@@ -40,6 +42,7 @@ class Shedding:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._checks: Checks = {}
+        self._turns = Turns(WAIT_S)
         self._told_at = float("-inf")
         self._untold = 0
 
@@ -47,11 +50,13 @@ class Shedding:
         """By method and path: of what there may be too much, and whether there is."""
         self._checks = checks
 
-    def look(self, scope: HTTPScope) -> str | None:
-        """Why this request must be sent away, if it must."""
+    async def look(self, scope: HTTPScope) -> str | None:
+        """Why this request must be sent away, if it must. Where it seems so, it takes some time until that is known."""
         if (kind := mark_of(scope)) is None:
             check = self._checks.get((scope["method"], scope["path"]))
             if check is not None and check[1]():
+                if await self._turns.wait() and not check[1]():
+                    return None
                 kind = check[0]
                 mark(scope, kind)
                 scope["path_template"] = scope["path"]

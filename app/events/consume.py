@@ -4,12 +4,14 @@ For each event: make sure that no older value is cached, let the learners learn,
 crash at any point leaves it unconsumed, and the sweep takes it up again. Learners are given many events at once; where
 they fail, one by one. An event that fails by itself is counted and at `ATTEMPTS` becomes a dead letter; trouble with
 cache, queue or database (`Unavailable`) counts against no event.
+In one process an event is in one hand at a time, the sweep's or a job's, so nobody learns it twice at once.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from app.errors import Unavailable
 from app.events.ports import DeadLetters, EventLog, Invalidates, Learner, LoggedEvent
@@ -42,16 +44,20 @@ class Consumer:
         self._learners = learners
         self._clock = clock
         self._metrics = metrics
+        self._in_hand: set[int] = set()
 
     async def consume(self, seqs: Sequence[int]) -> int:
         """Consume events whose DEL has been made or is owed; how many were consumed.
 
+        Those that the sweep has in hand are left to it.
+
         Raises:
             Unavailable: cache or database do not answer; nothing is lost, try again.
         """
-        events = await self._log.logged(seqs)
-        await self._invalidator.drop_older(await self._newest_per_cell(events))
-        return await self._learn(events)
+        with self._taken(seqs) as mine:
+            events = await self._log.logged(mine)
+            await self._invalidator.drop_older(await self._newest_per_cell(events))
+            return await self._learn(events)
 
     async def sweep(self) -> int:
         """Consume whatever stayed unconsumed for a while; how many events that were.
@@ -66,15 +72,33 @@ class Consumer:
         while events := await self._log.unconsumed(
             before_ms, SWEEP_CHUNK, or_after_ms=self._clock.now_ms() + SWEEP_AGE_MS
         ):
-            stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
-            await self._invalidator.invalidate(stale)
-            consumed = await self._learn(events)
+            consumed = await self._sweep([item.seq for item in events])
             swept += consumed
             if consumed < len(events):
-                break  # those that failed come up again with the next sweep, not at once
+                break  # those that failed, or are in hand, come up again with the next sweep, not at once
         if swept:
             log.info("swept", events=swept)
         return swept
+
+    async def _sweep(self, seqs: Sequence[int]) -> int:
+        with self._taken(seqs) as mine:
+            # 1. The sweep sees an event unconsumed; 2. a job that had it in hand marks it; 3. the sweep takes it, and
+            # learns it again. So it looks once more, now that nobody else here can mark it.
+            if not (events := await self._log.logged(mine)):
+                return 0
+            stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
+            await self._invalidator.invalidate(stale)
+            return await self._learn(events)
+
+    @contextmanager
+    def _taken(self, seqs: Sequence[int]) -> Iterator[list[int]]:
+        """Those of these events that nobody in this process has in hand; they are in ours until the block ends."""
+        mine = [seq for seq in seqs if seq not in self._in_hand]
+        self._in_hand.update(mine)
+        try:
+            yield mine
+        finally:
+            self._in_hand.difference_update(mine)
 
     async def _newest_per_cell(self, events: Sequence[LoggedEvent]) -> dict[str, dict[str, int]]:
         features = await self._log.stale_features(KNOWN_SUBJECTS)

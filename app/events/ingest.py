@@ -113,8 +113,9 @@ class Ingestor:
 
     async def close(self) -> None:
         """Finish what was begun."""
-        while self._committing is not None or self._finishing:
-            await asyncio.gather(*filter(None, [self._committing, *self._finishing]), return_exceptions=True)
+        # Looked at by `done`: a task that is cancelled before it has begun clears nothing behind it.
+        while begun := [task for task in (self._committing, *self._finishing) if task is not None and not task.done()]:
+            await asyncio.wait(begun)
 
     async def _commit_all(self) -> None:
         try:

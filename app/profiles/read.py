@@ -21,6 +21,9 @@ from app.profiles.ports import Asked, Cache
 from app.profiles.shapes import Shapes
 from app.profiles.trust import TrustGate
 from app.telemetry import Metrics
+from app.turns import Turns
+
+WAIT_S = 1.0  # where too much is to be computed: for the look into the cache's server
 
 
 class ProfileReader:
@@ -41,6 +44,7 @@ class ProfileReader:
         self._cache = cache
         self._gate = gate
         self._near = near
+        self._turns = Turns(WAIT_S)
         self._computation = computation
         self._metrics = metrics
         self._groups = Groups(
@@ -74,6 +78,8 @@ class ProfileReader:
     async def read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """As `read_values`, for users of whom it is known that they are not near."""
         if len(wanted) <= GROUP_CAP:
+            if self._computation.overloaded:
+                await self._turn()
             return await self._groups.join(wanted, plain=True)
         return await self._in_pieces(wanted, plain=True)
 
@@ -92,7 +98,7 @@ class ProfileReader:
             Overloaded: too much waits already.
             StoreUnavailable: when the database does not answer.
         """
-        if self.history_overloaded:
+        if self.history_overloaded and (not await self._turns.wait() or self.history_overloaded):
             raise Overloaded("history")
         outcomes = await self._computation.moments(asked)
         return [
@@ -110,14 +116,22 @@ class ProfileReader:
 
     async def close(self) -> None:
         """Finish what was begun, background fills included."""
+        await self._turns.close()
         await self._groups.close()
 
     async def _in_pieces(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
         answer: dict[str, Any] = {}
         pairs = iter(wanted.items())
+        if self._computation.overloaded and not patient:
+            await self._turn()
         while piece := dict(islice(pairs, GROUP_CAP)):
             answer.update(await self._groups.join(piece, plain=plain, patient=patient or bool(answer)))
         return answer
+
+    async def _turn(self) -> None:
+        """Wait for a turn: one that the cache's server holds is answered then, and others if there is room by now."""
+        if not await self._turns.wait():
+            raise Overloaded("reads")
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         near = self._trusted_near()

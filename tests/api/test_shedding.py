@@ -84,6 +84,23 @@ async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, ov
     assert (await site.features(user))["tip_volume_30d"] == 1
 
 
+async def test_events_are_taken_in_when_there_is_room_by_their_turn(
+    own_site: Live, overload: Overload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, user = own_site, new_user()
+
+    async def relieved() -> bool:
+        overload.begin(Backlog(lanes=1, patience_s=1, always=1))
+        return True
+
+    overload.begin(site.service.ingestor._backlog)
+    gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the hit path's
+    monkeypatch.setattr(gateway.shedding._turns, "wait", relieved)
+    await site.send(served(user, site.now_ms))
+    assert shed(site, "events") == 0
+    assert (await site.features(user))["tip_volume_30d"] == 1
+
+
 async def test_a_training_set_is_sent_away_when_too_many_wait(own_site: Live, overload: Overload) -> None:
     site = own_site
     overload.begin(site.service.reader._computation._moments)

@@ -1,13 +1,17 @@
 """Once, twice and ten times what the service can take: what is answered well, what is sent away, and how long it takes.
 
-Load comes from many connections that pause between requests, so that the rate does not fall as answers get slower. Of
-what is let in, of hits and of /healthz, probes measure the latency at the side, through connections of their own.
+Load comes from many connections that pause between requests, so that the rate does not fall as answers get slower, as
+far as they do not all wait for one: what came in fact is shown beside what was meant to. Of what is let in, of hits and
+of /healthz, probes measure the latency at the side, through connections of their own. The load shares the machine with
+the service; it has the lowest priority, so that it takes what the service leaves. Measured is what comes once the
+connections stand: to open thousands takes seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import subprocess
 import tempfile
 from collections import Counter
@@ -18,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import quantiles
 from threading import Event, Thread
+from time import monotonic
 
 import redis
 
@@ -26,14 +31,14 @@ from tests.bench.load import PREPARED, get, post, wrk
 from tests.bench.serving import KEY, service_and_pid, singles, warm
 from tests.bench.soak import resident_mib
 from tests.bench.timing import Comparison, Curve, Result
-from tests.support.fleet import counted
 from tests.support.http import Broken, Connection
 
 TIMES = (1, 2, 10)
 CONNECTIONS = 3_000
-SECONDS = 5
+OPENING_S, SECONDS, MORE_S = 4, 6, 2
 COLD_USERS, COLD_EVENTS = 20_000, 20
 EVENTS_AT_ONCE, REQUESTS = 20, 12_000
+AFTER_ALL = ("nice", "-n", "19")
 PROBE_EVERY_S = 0.02
 FLUSH_EVERY_S = 0.05
 
@@ -74,24 +79,34 @@ def measure(ground: Ground) -> Iterator[Result]:
     with service_and_pid(ground.settings) as (port, pid):
         for kind in kinds:
             warm(port, ground.users[:100])
-            with _flushing(ground):
-                capacity = max(wrk(port, kind.make(), connections, 3).rate for connections in (16, 48))
-            seen = [asyncio.run(_run(ground, port, pid, kind, times * capacity)) for times in TIMES]
+            capacities: list[float] = []
+            seen: list[Seen] = []
+            for times in TIMES:
+                # Measured anew: the more events are stored, the longer the next ones take.
+                capacities.append(_capacity(ground, port, kind))
+                seen.append(asyncio.run(_run(ground, port, pid, kind, times * capacities[-1])))
             for times, one in zip(TIMES, seen, strict=True):
                 hits, refused = one.probes["hit answered"], one.probes["hit refused"]
                 # A few are computed, and may be refused: where the circuit to the cache was open for a moment.
                 if one.other or refused > hits / 5 or one.probes["health refused"]:
                     raise AssertionError(f"{kind.name} × {times}: {one.other} other answers, {one.probes}")
             name = f"overload, {kind.name}: time for each answered well at 10 times the capacity"
-            yield Comparison(name, "at the capacity", 1 / capacity, 1 / seen[-1].good, 2)
-            yield from _curves(kind.name, capacity, seen)
+            yield Comparison(name, "at the capacity", 1 / capacities[-1], 1 / seen[-1].good, 1.33)
+            yield from _curves(kind.name, capacities, seen)
 
 
-def _curves(name: str, capacity: float, seen: Sequence[Seen]) -> Iterator[Result]:
+def _capacity(ground: Ground, port: int, kind: Kind) -> float:
+    """Good answers a second to clients that are as many as it takes, and no more."""
+    with _flushing(ground):
+        return max(wrk(port, kind.make(), connections, 3).rate for connections in (16, 48))
+
+
+def _curves(name: str, capacities: Sequence[float], seen: Sequence[Seen]) -> Iterator[Result]:
     rates = {
         "answered well": [one.good for one in seen],
         "sent away": [one.shed for one in seen],
-        "capacity": [capacity] * len(seen),
+        "came": [one.good + one.shed for one in seen],
+        "capacity": list(capacities),
     }
     yield Curve(f"overload, {name}: answers", "times the capacity", "per second", TIMES, rates)
     latencies = {
@@ -106,9 +121,11 @@ def _curves(name: str, capacity: float, seen: Sequence[Seen]) -> Iterator[Result
 async def _run(ground: Ground, port: int, pid: int, kind: Kind, rate: float) -> Seen:
     seen = Seen()
     requests = kind.make()
-    before = await _answers(port, kind)
     over = asyncio.Event()
     with _flushing(ground):
+        load = asyncio.create_task(_load(port, requests, rate))
+        await asyncio.sleep(OPENING_S)
+        before, began = await _answers(port, kind), monotonic()
         probes = [
             asyncio.create_task(_probe(port, pid, request, label, times, seen, over))
             for label, request, times in (
@@ -117,11 +134,11 @@ async def _run(ground: Ground, port: int, pid: int, kind: Kind, rate: float) -> 
                 ("health", get("/healthz"), seen.health_s),
             )
         ]
-        await _load(port, requests, rate)
-        over.set()
-        await asyncio.gather(*probes)
-    after = await _answers(port, kind)
-    by_status = {status: (after[status] - before[status]) / SECONDS for status in after}
+        await asyncio.sleep(SECONDS)
+        over.set()  # first: to answer how many there have been takes some time of the service
+        after, took = await _answers(port, kind), monotonic() - began
+        await asyncio.gather(load, *probes)
+    by_status = {status: (after[status] - before[status]) / took for status in after}
     seen.good = by_status.pop(kind.status, 0.0)
     seen.shed = by_status.pop("503", 0.0)
     seen.other = sum(by_status.values())
@@ -137,8 +154,9 @@ async def _load(port: int, requests: Sequence[bytes], rate: float) -> None:
         pause_ms = max(1, round(1000 * CONNECTIONS / rate))
         delay = f"delay = function() return math.random(0, {2 * pause_ms}) end\n"
         script.write_text(PREPARED % (bodies, sizes) + delay)
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), f"http://127.0.0.1:{port}"]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
+        lasts = f"-d{OPENING_S + SECONDS + MORE_S}s"
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", lasts, "-s", str(script), f"http://127.0.0.1:{port}"]
+        process = await asyncio.create_subprocess_exec(*AFTER_ALL, *command, stdout=subprocess.DEVNULL)
         await process.wait()
 
 
@@ -163,10 +181,12 @@ async def _probe(
 
 async def _answers(port: int, kind: Kind) -> Counter[str]:
     """How many of each status there have been."""
-    statuses = (kind.status, "400", "409", "422", "500", "503")
-    name = "http_request_duration_seconds_count"
-    labels = {"method": kind.method, "route": kind.route}
-    return Counter({status: int(await counted(port, name, **labels, status=status)) for status in statuses})
+    connection = Connection(port)
+    text = (await connection.get("/metrics")).body.decode()
+    await connection.close()
+    labels = rf'method="{kind.method}",route="{re.escape(kind.route)}",status="(\d+)"'
+    found = re.findall(rf"^profiles_http_request_duration_seconds_count\{{{labels}\}} (\S+)$", text, re.MULTILINE)
+    return Counter({status: int(float(count)) for status, count in found})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
+from app.events.ports import LoggedEvent
 from app.events.retention import STEP, prune
 from app.features.clock import DAY_MS
 from app.features.definitions import REGISTRY
@@ -18,6 +19,7 @@ from tests.events.desk import Desk, Drops, Pupil
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.events import feedback, served
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -117,6 +119,64 @@ async def test_the_sweep_drops_every_key_when_it_takes_up_what_stayed(desk: Desk
         {"ann": set(REGISTRY.invalidated_by(SERVED)), "bob": set(REGISTRY.invalidated_by(FEEDBACK))}
     ]
     assert await desk.unconsumed() == ["c"]
+
+
+class Gated:
+    """A learner that waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.open = asyncio.Event()
+
+    async def learn(self, event: LoggedEvent) -> None:
+        self.begun.append(event.event.event_id)
+        await self.open.wait()
+
+
+@pytest.mark.parametrize("sweep_first", [True, False])
+async def test_an_event_is_learned_once_when_the_sweep_and_a_job_take_it_up_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, sweep_first: bool
+) -> None:
+    gated = Gated()
+    monkeypatch.setattr(desk.pupil, "learn", gated.learn)
+    seqs = await desk.store(served(event_id="a"))
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    works = [desk.consumer.sweep(), desk.consumer.consume(seqs)]
+    first, second = works if sweep_first else reversed(works)
+    taking = asyncio.create_task(first)
+    await eventually(lambda: gated.begun)
+    assert await second == 0
+    gated.open.set()
+    assert (await taking, gated.begun) == (1, ["a"])
+    assert await desk.unconsumed() == []
+    assert (len(desk.drops.all), len(desk.drops.older)) == ((1, 0) if sweep_first else (0, 1))
+
+
+async def test_an_event_is_learned_once_when_a_job_marks_it_after_the_sweep_has_seen_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seqs = await desk.store(served(event_id="a"))
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    look = desk.log.unconsumed
+
+    async def overtaken(before_ms: int, limit: int, *, or_after_ms: int | None = None) -> list[LoggedEvent]:
+        seen = await look(before_ms, limit, or_after_ms=or_after_ms)
+        await desk.consumer.consume(seqs)
+        return seen
+
+    monkeypatch.setattr(desk.log, "unconsumed", overtaken)
+    assert await desk.consumer.sweep() == 0
+    assert (desk.pupil.learned, desk.drops.all) == (["a"], [])
+
+
+async def test_an_event_is_taken_up_again_when_whoever_had_it_in_hand_failed(desk: Desk) -> None:
+    seqs = await desk.store(served(event_id="a"))
+    desk.drops.failure = CacheUnavailable("away")
+    with pytest.raises(CacheUnavailable):
+        await desk.consumer.consume(seqs)
+    desk.drops.failure = None
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    assert await desk.consumer.sweep() == 1
 
 
 async def test_the_sweep_takes_up_what_stayed_when_the_clock_was_set_back(desk: Desk) -> None:

@@ -18,6 +18,7 @@ from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed import announce
 from tests.events.recorders import Stage
 from tests.support.clock import NOW_MS
+from tests.support.database import column
 from tests.support.events import body, feedback, served
 from tests.support.waiting import eventually
 
@@ -46,6 +47,18 @@ async def test_nobody_is_answered_while_keys_are_being_dropped(stage: Stage) -> 
     stage.invalidator.open.set()
     await sending
     assert stage.journal == ["commit", "invalidate", "publish", "answer"]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 341, 599])
+async def test_every_event_is_stored_under_its_number_when_many_share_a_statement(stage: Stage, count: int) -> None:
+    """They go in by the hundred, by the dozen and one by one."""
+    events = [feedback(f"u{place}", dwell_ms=place, event_id=f"e{place}") for place in range(count)]
+    receipt = await stage.ingest(*events, served("ann", event_id="last"))
+    assert receipt.seqs == tuple(range(1, count + 2))
+    assert await stage.stored() == [*(f"e{place}" for place in range(count)), "last"]
+    sql = """SELECT log.event_id || ' ' || log.user_id || ' ' || fact.user_id || ' ' || fact.dwell_ms
+             FROM event_log AS log JOIN tip_feedback AS fact USING (seq) ORDER BY seq"""
+    assert await column(stage.database, sql) == [f"e{place} u{place} u{place} {place}" for place in range(count)]
 
 
 async def test_answer_says_so_when_keys_are_only_owed(stage: Stage) -> None:

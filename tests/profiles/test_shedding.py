@@ -13,10 +13,11 @@ from app.profiles.computation import CAP, MOMENTS_ALWAYS
 from app.profiles.filling import Profile
 from app.profiles.groups import GROUP_CAP
 from app.profiles.ports import Asked
+from app.turns import Turns
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
 from tests.support.events import served
-from tests.support.service import READERS, Service
+from tests.support.service import NEAR_AFTER, READERS, Service
 from tests.support.waiting import eventually
 
 SLOW_S = 5  # what a statement takes where a test says that it is slow
@@ -90,6 +91,49 @@ async def test_a_batch_is_finished_when_too_many_wait_after_it_was_let_in(
     assert len(await first) == len(users)
     with pytest.raises(Overloaded):
         await service.batch(["another"])
+
+
+class Late(Turns):
+    """Turns that come too late."""
+
+    asked = 0
+
+    async def wait(self) -> bool:
+        self.asked += 1
+        return False
+
+
+async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turns_come_too_late(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(NEAR_AFTER):
+        await service.plain("near")
+        await service.drain()
+    await service.features("held by the cache")
+    await service.drain()
+    late = Late(1.0)
+    monkeypatch.setattr(service.reader, "_turns", late)
+    monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
+    assert (await service.plain("near"))["tip_volume_30d"] == 0
+    assert late.asked == 0
+    hits = service.counted("cache_hits")
+    for read in (service.plain, service.features):
+        with pytest.raises(Overloaded):
+            await read("held by the cache")
+    assert (late.asked, service.counted("cache_hits")) == (2, hits)
+
+
+async def test_a_read_is_answered_when_there_is_room_by_its_turn(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Relief(Turns):
+        async def wait(self) -> bool:
+            monkeypatch.undo()
+            return await super().wait()
+
+    monkeypatch.setattr(service.reader, "_turns", Relief(1.0))
+    monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
+    assert (await service.features("cold"))["tip_volume_30d"] == 0
 
 
 async def test_a_rebuild_is_not_sent_away_when_too_many_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 
 _STEP_S = 0.002
+# Reached only where a test fails. Generous, since a machine may have ten times more to do than it can.
+PATIENCE_S = 20.0
 
 
-async def eventually(predicate: Callable[[], object], timeout_s: float = 5.0) -> None:
+async def eventually(predicate: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """Return as soon as `predicate` is true; fail when it is not within `timeout_s`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -22,7 +24,7 @@ async def eventually(predicate: Callable[[], object], timeout_s: float = 5.0) ->
         await step
 
 
-def eventually_sync(predicate: Callable[[], object], timeout_s: float = 5.0, step_s: float = 0.02) -> None:
+def eventually_sync(predicate: Callable[[], object], timeout_s: float = PATIENCE_S, step_s: float = 0.02) -> None:
     """The same, where no event loop runs."""
     deadline = monotonic() + timeout_s
     never = threading.Event()
@@ -32,7 +34,9 @@ def eventually_sync(predicate: Callable[[], object], timeout_s: float = 5.0, ste
         never.wait(step_s)
 
 
-async def eventually_async(ask: Callable[[], Awaitable[object]], timeout_s: float = 5.0, step_s: float = 0.02) -> None:
+async def eventually_async(
+    ask: Callable[[], Awaitable[object]], timeout_s: float = PATIENCE_S, step_s: float = 0.02
+) -> None:
     """The same, where the condition has to be awaited."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s

@@ -91,7 +91,9 @@ class _Run:
             if self._befalling:
                 await asyncio.wait(self._befalling, timeout=SETTLE_S)
             beside[0].cancel()
-            if not (self._config.stop_at_first and self._ledger.violations):
+            if self._config.stop_at_first:
+                self._judge_all()  # who looks for one violation need not wait until all is well, which may never come
+            else:
                 await self._settle()
         finally:
             for task in [*beside, *clients, *self._befalling]:
@@ -207,13 +209,17 @@ class _Run:
                     # Twice: a connection that nobody used for a while may have been closed.
                     if not (await self._judge.read(book, slot) or await self._judge.read(book, slot)):
                         self._ledger.violated(f"a read of {book.user_id} failed though all is well")
-        for book in books:
-            self._ledger.judge(book)
-        self._crowd.books, self._crowd.leaving = [], []
+        self._judge_all()
         for slot in self._site.apis:
             for name in SHOWN:
                 self._ledger.metrics[name] += int(await counted(slot.port, name))
         self._count_events()
+
+    def _judge_all(self) -> None:
+        """Nobody asks anything any more: what is not known to have been done may have been, or not."""
+        for book in self._all_books():
+            self._ledger.judge(book)
+        self._crowd.books, self._crowd.leaving = [], []
 
     async def _eventually(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
         try:
