@@ -67,8 +67,9 @@ class Turns(Generic[Item, Result]):
 
     async def close(self) -> None:
         """Finish what was begun."""
-        while (working := self._working) is not None:
-            await asyncio.gather(working, return_exceptions=True)
+        # Looked at by `done`: a task that is cancelled before it has begun clears nothing behind it.
+        while (working := self._working) is not None and not working.done():
+            await asyncio.wait({working})
 
     async def _take_turns(self) -> None:
         try:

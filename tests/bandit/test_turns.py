@@ -96,3 +96,13 @@ async def test_closing_finishes_what_was_begun(work: Work) -> None:
     work.open.set()
     await work.turns.close()
     assert all(item.done() for item in done)
+
+
+async def test_closing_ends_when_the_work_was_cancelled_before_it_began(work: Work) -> None:
+    before = asyncio.all_tasks()
+    waiting = work.turns.join(1)
+    (working,) = asyncio.all_tasks() - before
+    working.cancel()
+    async with asyncio.timeout(5):
+        await work.turns.close()
+    waiting.cancel()
