@@ -17,7 +17,7 @@ from litestar import Litestar, Router
 from litestar.exceptions import HTTPException
 from litestar.static_files import create_static_files_router
 
-from app.api import events, operations, profiles
+from app.api import events, generation, operations, profiles, scoring
 from app.api.admin.routes import ADMIN_ROUTES
 from app.api.auth import Authenticator, guard
 from app.api.context import Api
@@ -36,11 +36,13 @@ from app.contract import Contract
 from app.errors import ProfilesError
 from app.events.ports import Holdings
 from app.events.replay import Replayer
+from app.generation.writing import Writing
 from app.probes import gauges, readiness, refresh_gauges, sampling
 from app.profiles.run_watch import RunWatch
 from app.settings import Settings
 from app.stores.sqlite.sessions import SqliteSessions
 from app.telemetry import Metrics, configure_logging, logger
+from app.wording import open_writing
 
 COLLECT_AFTER = 20_000
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -52,6 +54,9 @@ ROUTES = [
     profiles.post_history,
     profiles.get_features,
     events.post_events,
+    scoring.post_score,
+    scoring.get_decision,
+    generation.post_generate,
     *ADMIN_ROUTES,
     operations.healthz,
     operations.readyz,
@@ -63,8 +68,8 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     """The application. It opens a service for its lifespan, or uses the one given, which stays open."""
     shared_metrics = service.metrics if service is not None else Metrics()
 
-    def begin(application: Litestar, service: Service) -> None:
-        api = application.state.api = _api(service)
+    def begin(application: Litestar, service: Service, writing: Writing) -> None:
+        api = application.state.api = _api(service, writing)
         hit_path.open(api.reader, api.registry, api.authenticator, api.metrics)
         if limit is not None:
             limit.open(api.authenticator, service.clock.monotonic)
@@ -72,21 +77,24 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             {
                 ("POST", "/events"): ("events", lambda: api.ingestor.overloaded),
                 ("POST", "/profiles/history"): ("history", lambda: api.reader.history_overloaded),
+                ("POST", "/score"): ("scores", lambda: api.scorer.overloaded),
             }
         )
 
     @asynccontextmanager
     async def lifespan(application: Litestar) -> AsyncIterator[None]:
         if service is not None:
-            begin(application, service)
-            yield
-            await application.state.api.watch.close()
+            async with open_writing(settings, service.clock, service.metrics) as writing:
+                begin(application, service, writing)
+                yield
+                await application.state.api.watch.close()
             return
         async with (
             open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened,
             sampling(opened, "api"),
+            open_writing(settings, opened.clock, opened.metrics) as writing,
         ):
-            begin(application, opened)
+            begin(application, opened, writing)
             yield
             await application.state.api.watch.close()
 
@@ -119,6 +127,7 @@ def end_streams(application: Litestar) -> None:
     """End what would go on for as long as somebody listens; to be called when the server is told to stop."""
     if (api := application.state.get("api")) is not None:
         api.watch.stop()
+        api.writing.stop()
 
 
 def _assets() -> Router:
@@ -126,13 +135,14 @@ def _assets() -> Router:
     return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False, guards=[plain_name])
 
 
-def _api(service: Service) -> Api:
+def _api(service: Service, writing: Writing) -> Api:
     async def audit(actor: str, action: str, subject: str, outcome: str) -> None:
         await service.audit.begin(service.clock.now_ms(), actor, action, subject, outcome)
 
     async def erase(user_id: str) -> Holdings:
         erased = await service.users.erase(user_id, service.clock.now_ms())
         await service.invalidator.make_good()
+        await service.users.erase_decisions(user_id)
         return erased
 
     async def start_rebuild(run_id: str) -> None:
@@ -172,7 +182,11 @@ def _api(service: Service) -> Api:
         audit=audit,
         trail=service.audit,
         watch=RunWatch(service.book),
+        scorer=service.bandit.scorer,
+        lineup=service.bandit.lineup,
+        rollout=service.bandit.rollout,
         replayer=Replayer(service.ingestor, service.letters, service.clock),
+        writing=writing,
         readiness=lambda: readiness(service),
         gauges=lambda: gauges(service),
         refresh_gauges=lambda: refresh_gauges(service),
@@ -200,6 +214,7 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     """
     settings.require_safe_binding()
     settings.require_servers()
+    settings.require_whole_model()
     async with open_service(settings, door="http") as service, sampling(service, "api"):
         application = create_app(settings, service=service)
         spare_the_collector()

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
+from app.bandit.parts import Bandit
 from app.contract import Contract, check_contract
 from app.events.admission import Admission
 from app.events.consume import Consumer
@@ -21,11 +22,12 @@ from app.events.ports import Learner
 from app.events.queue_door import QueueDoor
 from app.features.clock import Clock
 from app.features.registry import Registry
+from app.joins import auditor, bandit
 from app.profiles.computation import Computation
 from app.profiles.consistency import Auditor
 from app.profiles.filling import Filler
 from app.profiles.inspection import Inspector
-from app.profiles.invalidate import Invalidator, Stale
+from app.profiles.invalidate import Invalidator
 from app.profiles.near import NearCache
 from app.profiles.quality.parts import Quality, join
 from app.profiles.read import ProfileReader
@@ -45,7 +47,6 @@ from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.quality_runs import quality_facts
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
-from app.stores.sqlite.recent_events import SqliteRecentEvents
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.user_events import SqliteUserEvents
@@ -86,6 +87,7 @@ class Service:
     process: str
     runner: RebuildRunner
     quality: Quality
+    bandit: Bandit
 
     async def recall(self) -> None:
         """Let every process forget what it keeps near; to be called once rebuilt values stand."""
@@ -155,6 +157,7 @@ async def open_service(
         )
         service = _join(foundation, door, learners)
         stack.push_async_callback(service.reader.close)
+        stack.push_async_callback(service.bandit.scorer.close)
         stack.push_async_callback(service.ingestor.close)
         stack.push_async_callback(service.quality.measurement.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
@@ -204,13 +207,15 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     inspector = Inspector(
         cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
     )
+    own = bandit(settings, database, reader, registry, clock, metrics)
     consumer = Consumer(
-        log=log, letters=letters, invalidator=invalidator, learners=learners, clock=clock, metrics=metrics
+        log=log,
+        letters=letters,
+        invalidator=invalidator,
+        learners=[own.learner, *learners],
+        clock=clock,
+        metrics=metrics,
     )
-
-    async def drop(stale: Stale) -> None:
-        await invalidator.invalidate(stale)
-        await recall(database)
 
     return Service(
         settings=settings,
@@ -231,20 +236,12 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         users=users,
         user_events=SqliteUserEvents(database),
         inspector=inspector,
-        auditor=Auditor(
-            cache=cache,
-            trusted=gate.holds,
-            users=users,
-            events=SqliteRecentEvents(database),
-            computation=computation,
-            inspector=inspector,
-            drop=drop,
-            registry=registry,
-        ),
+        auditor=auditor(database, cache, invalidator, gate, computation, inspector, registry),
         book=book,
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),
         process=secrets.token_hex(4),
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
         quality=join(quality_facts(database, users, source), cache, base.queue, registry, clock),
+        bandit=own,
     )

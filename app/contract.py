@@ -24,3 +24,4 @@ def check_contract(contract: Contract, settings: Settings) -> None:
     """Raise `RegistryError` or `SettingsError` where registry, mirror and settings do not fit together."""
     check_mirror(contract.registry, contract.mirror)
     settings.require_retention(contract.registry.longest_window.days)
+    settings.require_decision_retention()

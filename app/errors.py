@@ -4,6 +4,7 @@
     ├── SettingsError           a setting is missing, malformed or unsafe
     ├── RegistryError           a feature entry breaks a rule of the registry
     ├── SchemaMismatch          the database is unmigrated, or newer than this program
+    ├── SpecMismatch            learned evidence of another feature spec than is asked of it
     ├── Undecodable             input that is not JSON, not UTF-8, or not a value the query allows
     ├── InvalidInput            input that decodes and is still wrong; says where and why
     │   └── UnknownFeature      a feature name that the registry does not have
@@ -18,6 +19,7 @@
         ├── StoreUnavailable    the database is locked or broken
         │   └── StoreFull       the database has no room to write; reads go on
         ├── Overloaded          more is asked for than can be done in good time; says of what
+        ├── ModelFailed         the language model gave nothing that can be used; never leaves the core
         ├── QueueUnavailable    the queue cannot be reached
         └── CacheUnavailable    the cache cannot be reached, or is not to be used now
             └── CacheRefused    the cache answers, but refuses this command (read-only, out of memory)
@@ -30,6 +32,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+FallbackReason = Literal[
+    "timeout",
+    "connection failed",
+    "rate limited",
+    "server error",
+    "refused",
+    "invalid answer",
+    "circuit open",
+    "busy",
+    "stopping",
+    "internal error",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,10 @@ class RegistryError(ProfilesError):
 
 class SchemaMismatch(ProfilesError):
     """The database and this program disagree about the schema."""
+
+
+class SpecMismatch(ProfilesError):
+    """Evidence, or a vector, is of another feature spec, or cannot be of any: refused, never mixed."""
 
 
 class Undecodable(ProfilesError):
@@ -134,6 +154,19 @@ class Overloaded(Unavailable):
     def __init__(self, kind: str) -> None:
         super().__init__(f"too much load ({kind}); nothing was done, try again shortly")
         self.kind = kind
+
+
+class ModelFailed(Unavailable):
+    """The language model gave nothing that can be used. The message is for the log: no key, nothing of the answer."""
+
+    def __init__(
+        self, reason: FallbackReason, detail: str, *, well: bool = False, pause_s: float | None = None
+    ) -> None:
+        """`well`: its endpoint works, and this call was at fault. `pause_s`: how long it asks to be left alone."""
+        super().__init__(detail)
+        self.reason = reason
+        self.well = well
+        self.pause_s = pause_s
 
 
 class QueueUnavailable(Unavailable):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +21,36 @@ class ApiKey:
     name: str
     scopes: frozenset[str]
     sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """What each outcome of a decision is worth, 0 to 1; `none`: served, and no feedback within the window."""
+
+    completed: float = 1.0
+    snoozed: float = 0.3
+    dismissed: float = 0.0
+    none: float = 0.0
+
+    def of(self, action: str | None) -> float:
+        """The reward of a feedback's action; None: of no feedback."""
+        return float(getattr(self, action or "none"))
+
+    def __str__(self) -> str:
+        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRails:
+    """What a roll-out tolerates: `dismissed` more, as a share of all decisions; the time of 99 in 100 answers; a share
+    of decisions without a profile."""
+
+    dismissed: float = 0.03
+    p99_ms: float = 100.0
+    no_profile: float = 0.5
+
+    def __str__(self) -> str:
+        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
 
 
 def path(value: str) -> Path:
@@ -78,6 +108,38 @@ def redis_url(value: str) -> str | None:
     return value
 
 
+def model_url(value: str) -> str | None:
+    """The base address of a chat-completions endpoint, without a slash at its end, or the whole one; empty is none."""
+    if value == "":
+        return None
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be a URL with a port from 1 to 65535, as https://host/v1") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("must start with http:// or https:// and name a host, as https://host/v1")
+    if "@" in parts.netloc:
+        raise ValueError("must hold no user and no password; the key belongs into PROFILES_MODEL_KEY")
+    if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise ValueError("must end with its path, as https://host/v1; no query, no fragment, nothing but ASCII")
+    return value.rstrip("/").removesuffix("/chat/completions")
+
+
+def model_name(value: str) -> str | None:
+    """A model's name, as its endpoint knows it; empty is none."""
+    if value and not re.fullmatch(r"[\x21-\x7e]{1,200}", value):
+        raise ValueError("must be 1 to 200 ASCII characters without spaces")
+    return value or None
+
+
+def secret(value: str) -> str | None:
+    """What may stand in a header; empty is none. The message does not show it."""
+    if value and not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
+        raise ValueError("must be ASCII without spaces, as a header holds it")
+    return value or None
+
+
 def host(value: str) -> str:
     """An address or a host name, as a socket takes it."""
     if not re.fullmatch(r"[0-9A-Za-z.:\-]{1,253}", value):
@@ -106,3 +168,48 @@ def api_keys(value: str) -> tuple[ApiKey, ...]:
             raise ValueError(f"key {name}: the same key under another name; give each its own")
         keys.append(ApiKey(name, frozenset(scopes.split("+")), bytes.fromhex(digest)))
     return tuple(keys)
+
+
+def rewards(value: str) -> Rewards:
+    """Comma-separated `outcome=reward`; what is not named keeps its default."""
+    names = [item.name for item in fields(Rewards)]
+    given: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, _, text = part.partition("=")
+        if name not in names:
+            raise ValueError(f"must be outcome=reward, comma-separated; outcomes are {', '.join(names)}")
+        if name in given:
+            raise ValueError(f"{name} is named twice")
+        if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", text) or not float(text) <= 1:
+            raise ValueError(f"the reward of {name} must be a number from 0 to 1")
+        given[name] = float(text)
+    return Rewards(**given)
+
+
+def share(value: str) -> float:
+    """A number from 0 to 1."""
+    if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", value) or not float(value) <= 1:
+        raise ValueError("must be a number from 0 to 1")
+    return float(value)
+
+
+def rollout_rails(value: str) -> RolloutRails:
+    """Comma-separated `guardrail=limit`; what is not named keeps its default."""
+    names = [item.name for item in fields(RolloutRails)]
+    given: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, _, text = part.partition("=")
+        if name not in names:
+            raise ValueError(f"must be guardrail=limit, comma-separated; guardrails are {', '.join(names)}")
+        if name in given:
+            raise ValueError(f"{name} is named twice")
+        if name == "p99_ms":
+            if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+                raise ValueError(f"{name} must be a whole number of milliseconds from 1 to 999999")
+            given[name] = float(text)
+        else:
+            try:
+                given[name] = share(text)
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
+    return RolloutRails(**given)

@@ -18,14 +18,15 @@ from typing import Any, Literal, cast
 
 from app import setting_values
 from app.errors import SettingsError
-from app.setting_values import ApiKey
+from app.setting_values import ApiKey, Rewards, RolloutRails
 
 PREFIX = "PROFILES_"
 MIN_RETENTION_MARGIN_DAYS = 30
+MIN_DECISION_MARGIN_DAYS = 3
 
 
-def _setting(default: Any, parse: Callable[[str], Any], text: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "text": text})
+def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,28 @@ class Settings:
     retention_days: int = _setting(
         180, setting_values.whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
     )
+    decision_retention_days: int = _setting(
+        180,
+        setting_values.whole(1, 36500),
+        "Days that decisions of /score are kept; at least the reward window + 3.",
+    )
+    rewards: Rewards = _setting(
+        Rewards(), setting_values.rewards, "What the bandit learns from each outcome, 0 to 1; none: no feedback."
+    )
+    reward_window_hours: int = _setting(
+        24, setting_values.whole(1, 720), "Hours after a tip was served in which its feedback is learned."
+    )
+    shadow: bool = _setting(
+        True, setting_values.switch, "1: the challenger scores every decision in the shadow; 0: there is none."
+    )
+    rollout_margin: float = _setting(
+        0.02, setting_values.share, "Reward a decision, 0 to 1, that the challenger may cost and still be ramped."
+    )
+    rollout_guardrails: RolloutRails = _setting(
+        RolloutRails(),
+        setting_values.rollout_rails,
+        "What rolls a ramped challenger back: dismissed more, p99 of answers in ms, share without a profile.",
+    )
     log_format: Literal["console", "json"] = _setting(
         "console", setting_values.choice("console", "json"), "console or json."
     )
@@ -92,6 +115,18 @@ class Settings:
     )
     embedded_cache_mb: int = _setting(
         256, setting_values.whole(1, 1_000_000), "Memory limit of the embedded cache that `profiles up` starts, in MiB."
+    )
+    model_url: str | None = _setting(
+        None,
+        setting_values.model_url,
+        "Base URL of an OpenAI-compatible endpoint that words tips, as https://host/v1; without one templates do.",
+    )
+    model: str | None = _setting(None, setting_values.model_name, "The model that is asked for there.")
+    model_key: str | None = _setting(
+        None, setting_values.secret, "The key that is sent there, where it wants one.", secret=True
+    )
+    model_calls: int = _setting(
+        16, setting_values.whole(1, 1_000), "Calls of the model under way at once, for a process."
     )
     demo: bool = _setting(
         True, setting_values.switch, "1 lets `profiles up` load the demonstration set into a new database; 0 not."
@@ -131,6 +166,16 @@ class Settings:
                 f"and {MIN_RETENTION_MARGIN_DAYS} more are kept",
             )
 
+    def require_decision_retention(self) -> None:
+        """Raise `SettingsError` where a decision could be pruned before its reward is known."""
+        least = -(-self.reward_window_hours // 24) + MIN_DECISION_MARGIN_DAYS
+        if self.decision_retention_days < least:
+            raise SettingsError(
+                "PROFILES_DECISION_RETENTION_DAYS",
+                f"must be at least {least}: the reward window is {self.reward_window_hours} hours, and "
+                f"{MIN_DECISION_MARGIN_DAYS} days more are kept",
+            )
+
     def require_servers(self) -> None:
         """Raise `SettingsError` where cache or queue is not named (only `profiles up` can do without)."""
         for name, url in (("PROFILES_CACHE_URL", self.cache_url), ("PROFILES_QUEUE_URL", self.queue_url)):
@@ -139,6 +184,13 @@ class Settings:
                     name,
                     "must be set, for instance redis://127.0.0.1:6379/0; only `profiles up` starts its own servers",
                 )
+
+    def require_whole_model(self) -> None:
+        """Raise `SettingsError` where of the model's address, name and key something is set that needs another."""
+        if self.model_url is None and (self.model is not None or self.model_key is not None):
+            raise SettingsError("PROFILES_MODEL_URL", "must be set where PROFILES_MODEL or PROFILES_MODEL_KEY is")
+        if self.model_url is not None and self.model is None:
+            raise SettingsError("PROFILES_MODEL", "must name a model where PROFILES_MODEL_URL is set")
 
     def require_safe_binding(self) -> None:
         """Raise `SettingsError` where the service would be open to others without any key."""

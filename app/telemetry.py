@@ -15,12 +15,15 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
+from app.bandit_metrics import BanditMetrics
 from app.errors import SettingsError, StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
 
 REQUEST_ID = "request_id"
-SENSITIVE_FIELDS = frozenset({"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url"})
+SENSITIVE_FIELDS = frozenset(
+    {"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url", "model_key"}
+)
 _PASSWORD_IN_URL = re.compile(r"(\w+://[^\s:/@]*:)[^\s/]+@")
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -98,7 +101,10 @@ class Metrics:
         self.consistency_repairs = self._counter(
             "consistency_repairs_total", "Cached values that the audit dropped since they were untrue."
         )
+        self.bandit = BanditMetrics(self.collectors)
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
+        self.generations = self._counter("generations_total", "Tips worded: who did, or why no model.", "outcome")
+        self.model_seconds = self._histogram("model_seconds", "Time of asking the model, tries included.", SLOW)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"profiles_{name}", text, labels, registry=self.collectors)
@@ -216,8 +222,8 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # Noise below warning: arq logs every job, aiosqlite every statement.
-    for name in ("arq", "aiosqlite", "asyncio", "alembic"):
+    # Noise below warning: arq logs every job, aiosqlite every statement, httpx every request.
+    for name in ("arq", "aiosqlite", "asyncio", "alembic", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 

@@ -20,6 +20,7 @@ from arq.cron import CronJob, cron
 from arq.worker import func
 
 from app.assembly import Service, open_service
+from app.bandit.rollout_watch import RolloutWatch
 from app.errors import Unavailable
 from app.events import retention
 from app.events.handover import Handover
@@ -84,15 +85,21 @@ async def bury_job(ctx: Context, payload: object, reason: str) -> None:
 
 
 async def prune(ctx: Context) -> None:
-    """Nightly: events older than the retention go, piece by piece."""
+    """Nightly: events and decisions older than their retention go, piece by piece."""
     await carried_out(ctx, queue.PRUNE, _prune(ctx))
 
 
 async def _prune(ctx: Context) -> None:
     service = service_of(ctx)
-    days = service.settings.retention_days
-    if not await retention.prune(service.log, service.clock, days, asyncio.sleep, pace_of(ctx).budget_s):
-        come_back(ctx, queue.PRUNE)
+    clock = service.clock
+    deadline = clock.monotonic() + pace_of(ctx).budget_s
+    for what, kept, days in (
+        ("events", service.log, service.settings.retention_days),
+        ("decisions", service.bandit.decisions, service.settings.decision_retention_days),
+    ):
+        left_s = deadline - clock.monotonic()
+        if not await retention.prune(kept, clock, days, asyncio.sleep, left_s, what=what):
+            come_back(ctx, queue.PRUNE)
 
 
 async def measure_quality(ctx: Context, run_id: int) -> None:
@@ -199,6 +206,8 @@ async def work(
         background = [
             asyncio.create_task(_keep_sweeping(service, pace)),
             asyncio.create_task(watch(service).keep_watching()),
+            asyncio.create_task(service.bandit.upkeep.keep_going()),
+            asyncio.create_task(RolloutWatch(service.bandit.rollout, service.clock).keep_watching()),
         ]
         ctx = context(service, pace)
         try:

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import SettingsError
 from app.features.definitions import REGISTRY
-from app.setting_values import ApiKey
+from app.setting_values import ApiKey, Rewards, RolloutRails
 from app.settings import Settings, described, hash_key, is_loopback, variable
 
 DIGEST = hash_key("key").hex()
@@ -45,6 +45,13 @@ GOOD: list[tuple[str, str, object]] = [
     ("RATE_LIMIT", "200", 200),
     ("RATE_BURST", "1000000", 1_000_000),
     ("RETENTION_DAYS", "60", 60),
+    ("DECISION_RETENTION_DAYS", "30", 30),
+    ("REWARDS", "", Rewards()),
+    ("REWARDS", "completed=1,snoozed=0.3,dismissed=0,none=0", Rewards(1.0, 0.3, 0.0, 0.0)),
+    ("REWARDS", " dismissed=0.05 , none=.1,completed=1.0", Rewards(1.0, 0.3, 0.05, 0.1)),
+    ("REWARD_WINDOW_HOURS", "1", 1),
+    ("REWARD_WINDOW_HOURS", "720", 720),
+    ("SHADOW", "0", False),
     ("LOG_FORMAT", "json", "json"),
     ("LOG_FORMAT", "console", "console"),
     ("LOG_LEVEL", "debug", "debug"),
@@ -61,6 +68,19 @@ GOOD: list[tuple[str, str, object]] = [
     ("AUDIT_USERS", "1000", 1_000),
     ("WORKER_METRICS_PORT", "0", 0),
     ("EMBEDDED_CACHE_MB", "1", 1),
+    ("ROLLOUT_MARGIN", "0", 0.0),
+    ("ROLLOUT_MARGIN", ".005", 0.005),
+    ("ROLLOUT_GUARDRAILS", "", RolloutRails()),
+    ("ROLLOUT_GUARDRAILS", "no_profile=1, p99_ms=250", RolloutRails(p99_ms=250, no_profile=1)),
+    ("MODEL_URL", "https://models.example/v1/", "https://models.example/v1"),
+    ("MODEL_URL", "http://[::1]:8080", "http://[::1]:8080"),
+    ("MODEL_URL", "https://models.example/v1/chat/completions", "https://models.example/v1"),
+    ("MODEL_URL", "", None),
+    ("MODEL", "meta-llama/Llama-3.1-8B:free", "meta-llama/Llama-3.1-8B:free"),
+    ("MODEL", "", None),
+    ("MODEL_KEY", "sk-1_2.3", "sk-1_2.3"),
+    ("MODEL_KEY", "", None),
+    ("MODEL_CALLS", "1", 1),
     ("DEMO", "0", False),
     ("DEMO", "1", True),
 ]
@@ -107,6 +127,24 @@ BAD: list[tuple[str, str, str]] = [
     ("RATE_BURST", "1000001", "from 0 to 1000000"),
     ("RETENTION_DAYS", "0", "from 1 to 36500"),
     ("RETENTION_DAYS", "half a year", "whole number"),
+    ("DECISION_RETENTION_DAYS", "0", "from 1 to 36500"),
+    ("REWARDS", "completed", "the reward of completed must be a number from 0 to 1"),
+    ("REWARDS", "completed=1.1", "the reward of completed must be a number from 0 to 1"),
+    ("REWARDS", "snoozed=-0.1", "the reward of snoozed must be a number from 0 to 1"),
+    ("REWARDS", "none=nan", "the reward of none must be a number from 0 to 1"),
+    ("REWARDS", "none=1e-1", "the reward of none must be a number from 0 to 1"),
+    ("REWARDS", "ignored=1", "outcomes are completed, snoozed, dismissed, none"),
+    ("REWARDS", "none=0,none=1", "none is named twice"),
+    ("REWARD_WINDOW_HOURS", "0", "from 1 to 720"),
+    ("SHADOW", "on", "must be 0 or 1"),
+    ("ROLLOUT_MARGIN", "-0.1", "must be a number from 0 to 1"),
+    ("ROLLOUT_MARGIN", "2", "must be a number from 0 to 1"),
+    ("ROLLOUT_MARGIN", "5%", "must be a number from 0 to 1"),
+    ("ROLLOUT_GUARDRAILS", "latency=1", "guardrails are dismissed, p99_ms, no_profile"),
+    ("ROLLOUT_GUARDRAILS", "dismissed", "dismissed must be a number from 0 to 1"),
+    ("ROLLOUT_GUARDRAILS", "no_profile=nan", "no_profile must be a number from 0 to 1"),
+    ("ROLLOUT_GUARDRAILS", "p99_ms=0", "p99_ms must be a whole number of milliseconds"),
+    ("ROLLOUT_GUARDRAILS", "p99_ms=1,p99_ms=2", "p99_ms is named twice"),
     ("LOG_FORMAT", "xml", "must be one of console, json"),
     ("LOG_LEVEL", "INFO", "must be one of debug, info, warning, error"),
     ("CACHE_TIMEOUT_MS", "4", "from 5 to 60000"),
@@ -117,6 +155,20 @@ BAD: list[tuple[str, str, str]] = [
     ("AUDIT_USERS", "1001", "from 0 to 1000"),
     ("WORKER_METRICS_PORT", "65536", "from 0 to 65535"),
     ("EMBEDDED_CACHE_MB", "0", "from 1 to 1000000"),
+    ("MODEL_URL", "models.example/v1", "must start with http:// or https://"),
+    ("MODEL_URL", "ftp://models.example", "must start with http:// or https://"),
+    ("MODEL_URL", "https://", "name a host"),
+    ("MODEL_URL", "https://models.example:0/v1", "name a host"),
+    ("MODEL_URL", "https://models.example:port/v1", "port from 1 to 65535"),
+    ("MODEL_URL", "https://me:secret@models.example/v1", "belongs into PROFILES_MODEL_KEY"),
+    ("MODEL_URL", "https://models.example/v1?key=secret", "no query"),
+    ("MODEL_URL", "https://models.example/v1#x", "no fragment"),
+    ("MODEL_URL", "https://models.example/a b", "nothing but ASCII"),
+    ("MODEL", "a model", "ASCII characters without spaces"),
+    ("MODEL", "m" * 201, "1 to 200"),
+    ("MODEL_KEY", "sk secret", "ASCII without spaces"),
+    ("MODEL_KEY", "sk\nsecret", "ASCII without spaces"),
+    ("MODEL_CALLS", "0", "from 1 to 1000"),
     ("DEMO", "yes", "must be 0 or 1"),
     ("DEMO", "", "must be 0 or 1"),
 ]
@@ -194,6 +246,43 @@ def test_message_never_shows_a_password_when_a_url_is_wrong(text: str) -> None:
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MODEL_URL", "https://me:top-secret@host"),
+        ("MODEL_URL", "https://host/?key=top-secret"),
+        ("MODEL_URL", "top-secret"),
+        ("MODEL", "top-secret of a model"),
+        ("MODEL_KEY", "top-secret \n"),
+    ],
+)
+def test_message_never_shows_the_key_of_a_model(name: str, text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(**{name: text})
+    assert "top-secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_settings_do_not_show_the_key_of_a_model() -> None:
+    assert "top-secret" not in repr(read(MODEL_KEY="top-secret"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        (Settings(model="m"), "PROFILES_MODEL_URL"),
+        (Settings(model_key="k"), "PROFILES_MODEL_URL"),
+        (Settings(model_url="https://host/v1", model_key="k"), "PROFILES_MODEL"),
+    ],
+)
+def test_start_is_refused_when_the_model_is_set_by_half(settings: Settings, missing: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.require_whole_model()
+    assert caught.value.setting == missing
+    Settings().require_whole_model()
+    Settings(model_url="https://host/v1", model="m").require_whole_model()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_no_keys_are_needed_when_only_this_machine_can_reach_the_service(host: str) -> None:
     assert is_loopback(host)
@@ -220,6 +309,20 @@ def test_retention_is_refused_when_a_window_could_reach_into_pruned_history() ->
     Settings(retention_days=longest + 30).require_retention(longest)
     with pytest.raises(SettingsError, match=f"PROFILES_RETENTION_DAYS: must be at least {longest + 30}"):
         Settings(retention_days=longest + 29).require_retention(longest)
+
+
+def test_retention_of_decisions_must_leave_time_for_their_rewards() -> None:
+    Settings(decision_retention_days=4).require_decision_retention()
+    Settings(decision_retention_days=33, reward_window_hours=720).require_decision_retention()
+    for days, hours in ((3, 24), (4, 25), (32, 720)):
+        with pytest.raises(SettingsError, match=f"PROFILES_DECISION_RETENTION_DAYS: must be at least {days + 1}"):
+            Settings(decision_retention_days=days, reward_window_hours=hours).require_decision_retention()
+
+
+def test_rewards_are_read_back_when_they_are_shown() -> None:
+    rewards = Rewards(1.0, 0.25, 0.125, 0.0)
+    assert read(REWARDS=str(rewards)).rewards == rewards
+    assert [rewards.of(action) for action in ("completed", "snoozed", "dismissed", None)] == [1.0, 0.25, 0.125, 0.0]
 
 
 def test_settings_never_change() -> None:

@@ -61,12 +61,14 @@ def test_noise_of_libraries_is_left_out_when_everything_else_is_shown(written: l
     configure_logging("json", "debug", written.append)
     logging.getLogger("arq.worker").info("a job")
     logging.getLogger("aiosqlite").debug("a statement")
+    logging.getLogger("httpx").info("HTTP Request: POST https://models.example")
+    logging.getLogger("httpcore.http11").debug("send_request_headers.started")
     logger("part").debug("this")
     assert [json.loads(line)["event"] for line in written if line.strip()] == ["this"]
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-@pytest.mark.parametrize("field", ["api_key", "password", "X-API-Key", "authorization", "cache_url"])
+@pytest.mark.parametrize("field", ["api_key", "password", "X-API-Key", "authorization", "cache_url", "model_key"])
 def test_sensitive_field_is_hidden(written: list[str], log_format: Format, field: str) -> None:
     configure_logging(log_format, "info", written.append)
     logger("part").info("asked", **{field: "top-secret"})

@@ -12,11 +12,15 @@ from litestar import Request
 from app.api.auth import Authenticator
 from app.api.sessions import Sessions
 from app.audit import AuditTrail
+from app.bandit.lineup import Lineup
+from app.bandit.rollout import Rollout
+from app.bandit.scoring import Scorer
 from app.events.ingest import Ingestor
 from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.events.replay import Replayer
 from app.features.clock import Clock
 from app.features.registry import Registry
+from app.generation.writing import Writing
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges
 from app.operations.states import Check
@@ -85,7 +89,11 @@ class Api:
     audit: Callable[[str, str, str, str], Awaitable[None]]
     trail: AuditTrail
     watch: RunWatch
+    scorer: Scorer
+    lineup: Lineup
+    rollout: Rollout
     replayer: Replayer
+    writing: Writing
     readiness: Callable[[], Awaitable[dict[str, Check]]]
     gauges: Callable[[], Awaitable[Gauges]]
     refresh_gauges: Callable[[], Awaitable[None]]

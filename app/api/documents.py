@@ -124,6 +124,7 @@ def openapi_config(*, keys_required: bool, limited: bool) -> OpenAPIConfig:
         tags=[
             Tag(name="Profiles", description="For the recommender. Scope `read`."),
             Tag(name="Events", description="For producers. Scope `write`."),
+            Tag(name="Tips", description="Rank them, word one, explain a decision. Scope `read`."),
             Tag(name="Admin", description="Look, rebuild, erase, watch. Scope `admin`."),
             Tag(name="Operations", description="For probes and Prometheus. No key."),
         ],

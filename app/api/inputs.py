@@ -61,7 +61,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     try:
         return _decode(body, kind)
     except msgspec.ValidationError as error:
-        raise InvalidInput("the body is invalid", [_issue(str(error))]) from error
+        raise InvalidInput("the body is invalid", [issue_of(str(error))]) from error
     except UnicodeDecodeError as error:
         raise Undecodable("the body is not valid UTF-8") from error
     except RecursionError as error:
@@ -81,7 +81,7 @@ def _decode(body: bytes, kind: type[T]) -> T:
         raise
 
 
-def _issue(message: str) -> Issue:
+def issue_of(message: str) -> Issue:
     """What msgspec found, at the field that it is about."""
     found = _AT.search(message)
     path, detail = found["path"] if found else "", _AT.sub("", message)
@@ -132,8 +132,11 @@ def feature_names(text: str | None) -> list[str] | None:
     return None if text is None else text.split(",")
 
 
-def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar's guard: a query parameter that the route does not declare, or that comes twice, is refused (400)."""
+async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Litestar's guard: a query parameter that the route does not declare, or that comes twice, is refused (400).
+
+    It waits for nothing; a guard that is no coroutine would be run in a thread, for each request.
+    """
     if not connection.scope["query_string"]:
         return
     parameters = handler.parsed_fn_signature.parameters

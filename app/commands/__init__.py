@@ -15,6 +15,7 @@ from app.commands.history import history
 from app.commands.keys import keys
 from app.commands.look import features, profile
 from app.commands.output import EXIT_CODES, exit_code, fail
+from app.commands.rollout import rollout
 from app.commands.run import migrate, serve, up, worker
 from app.errors import ProfilesError
 
@@ -39,7 +40,7 @@ def cli() -> None:
 COMMANDS = (
     *(up, serve, worker, migrate),
     *(features, profile, history, rebuild, events, demo),
-    *(doctor, audit, backup, restore, keys),
+    *(rollout, doctor, audit, backup, restore, keys),
 )
 for command in COMMANDS:
     cli.add_command(command)

@@ -43,6 +43,7 @@ def serve(with_parent: int | None) -> None:
         settings = Settings.from_environment()
         settings.require_safe_binding()
         settings.require_servers()
+        settings.require_whole_model()
         require_free_port(settings)
         run(settings)
 

@@ -36,6 +36,7 @@ CHILDREN = ("serve", "worker")
 def supervise(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM; the exit code."""
     settings.require_safe_binding()
+    settings.require_whole_model()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -1,8 +1,9 @@
 """Consumption: what a worker does with stored events, once each as far as anyone can tell.
 
 For each event: make sure that no older value is cached, let the learners learn, mark it consumed, in this order; a
-crash at any point leaves it unconsumed, and the sweep takes it up again. An event that fails by itself is counted and
-at `ATTEMPTS` becomes a dead letter; trouble with cache, queue or database (`Unavailable`) counts against no event.
+crash at any point leaves it unconsumed, and the sweep takes it up again. Learners are given many events at once; where
+they fail, one by one. An event that fails by itself is counted and at `ATTEMPTS` becomes a dead letter; trouble with
+cache, queue or database (`Unavailable`) counts against no event.
 In one process an event is in one hand at a time, the sweep's or a job's, so nobody learns it twice at once.
 """
 
@@ -108,7 +109,7 @@ class Consumer:
         return newest
 
     async def _learn(self, events: Sequence[LoggedEvent]) -> int:
-        consumed = [item for item in events if await self._learned(item)]
+        consumed = await self._learned(events)
         if consumed:
             now_ms = self._clock.now_ms()
             await self._log.mark_consumed([item.seq for item in consumed], now_ms)
@@ -116,17 +117,26 @@ class Consumer:
                 self._metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
         return len(consumed)
 
-    async def _learned(self, item: LoggedEvent) -> bool:
+    async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
+        """Those that were learned from: all at once, or one by one where that fails, to find out which it is."""
+        if not events:
+            return events
         try:
-            for learner in self._learners:
-                await learner.learn(item)
+            await self._teach(events)
         except Unavailable:
             raise
         except Exception as error:
+            if len(events) > 1:
+                return [item for event in events for item in await self._learned([event])]
+            (item,) = events
             reason = f"{type(error).__name__}: {error}"
             buried = await self._letters.failed(
                 item.seq, reason, traceback.format_exc(), self._clock.now_ms(), ATTEMPTS
             )
             log.warning("event_failed", event_id=item.event.event_id, error=reason, buried=buried)
-            return False
-        return True
+            return []
+        return events
+
+    async def _teach(self, events: Sequence[LoggedEvent]) -> None:
+        for learner in self._learners:
+            await learner.learn(events)

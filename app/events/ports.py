@@ -61,12 +61,17 @@ class TracedEvent(NamedTuple):
 
 
 class Holdings(NamedTuple):
-    """How much the database holds of a user: rows of each kind, and ended rebuilds that name them."""
+    """How much the database holds of a user: rows of each kind, and ended rebuilds that name them.
+
+    `learned`: how many decisions the evidence was learned from that the bandit keeps of the user.
+    """
 
     views: int
     feedback: int
     dead_letters: int
     rebuilds: int
+    decisions: int
+    learned: int
 
     @property
     def events(self) -> int:
@@ -194,8 +199,12 @@ class Publisher(Protocol):
 
 
 class Learner(Protocol):
-    """Learns from an event once; raises where this event cannot be learned from."""
+    """Learns from events once."""
 
-    async def learn(self, event: LoggedEvent) -> None:
-        """Learn. Called at least once per event: an implementation tells repeats by `event.seq`."""
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        """Learn from all of these, or from none where one of them cannot be learned from: then it raises.
+
+        Called at least once per event: an implementation tells repeats by `seq`. Most events concern no learner; they
+        must cost next to nothing.
+        """
         ...

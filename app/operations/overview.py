@@ -6,7 +6,7 @@ says who saw it. Without a database there are no figures, and the states are tho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from app.operations.figures import Figure, board, slot_starts
@@ -50,8 +50,8 @@ class Overview(NamedTuple):
     sampled: bool
 
 
-def overview(record: Record, sight: Sight | None, process: str, now_ms: int) -> Overview:
-    """Put it together. `sight` is what this process sees now; None where that took too long."""
+def overview(record: Record, sight: Sight | None, process: str, now_ms: int, told: Sequence[Finding] = ()) -> Overview:
+    """Put it together. `sight` is what this process sees now; None where that took too long. `told`: more findings."""
     # What comes from further ahead was written before the clock was set back; it would look like the newest for long.
     record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + NEWS_MS])
     shown = _standings(record, sight.looks if sight is not None else None, process, now_ms)
@@ -60,7 +60,7 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int) -> 
     if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
         samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
     found = board(samples, starts_ms, now_ms)
-    wrong = findings(shown, found.figures, found.counted)
+    wrong = [*findings(shown, found.figures, found.counted), *told]
     state = _overall(shown, wrong)
     watchers = [
         Watcher(item.role, item.process, item.at_ms, item.stopped)

@@ -23,6 +23,8 @@ Role = Literal["api", "worker"]
 # Routes of people and probes: an admin's page of many seconds is not what the recommender waits for.
 LEFT_OUT = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
 UNMATCHED = ("unmatched", "/")
+# What waits for a machine of somebody else's says nothing of this service's own speed.
+WAITS_ELSEWHERE = ("/generate",)
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -72,7 +74,8 @@ def read(metrics: Metrics) -> Reading:
         if route.startswith(LEFT_OUT) or route in UNMATCHED:
             continue
         counts[f"requests_{status[0]}xx"] += sum(spread.counts)
-        latency += buckets.of_spread(spread)
+        if route not in WAITS_ELSEWHERE:
+            latency += buckets.of_spread(spread)
     for prefix, counter, label in (
         ("fills", metrics.fills, "outcome"),
         ("degraded_reads", metrics.degraded_reads, ""),

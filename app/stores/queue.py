@@ -13,10 +13,9 @@ from typing import Any
 import msgspec
 from arq.connections import ArqRedis
 from arq.constants import default_queue_name, health_check_key_suffix
-from redis.exceptions import RedisError
 
 from app.errors import QueueUnavailable
-from app.stores.valkey.pool import blocking_pool
+from app.stores.valkey.pool import AWAY, blocking_pool
 from app.telemetry import Metrics, logger
 
 QUEUE = default_queue_name
@@ -129,14 +128,14 @@ class Queue:
     async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
         try:
             await self._redis.enqueue_job(job, run_id, _job_id=job_id)
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=job, error=str(error))
 
     async def _ask(self, *command: str) -> Any:
         try:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             raise QueueUnavailable(f"{type(error).__name__}: {error}") from error
 
     async def _publish_all(self) -> None:
@@ -148,7 +147,7 @@ class Queue:
                 seqs, self._pending = self._pending[:SEQS_PER_JOB], self._pending[SEQS_PER_JOB:]
                 try:
                     await self._redis.enqueue_job(CONSUME, seqs)
-                except (RedisError, OSError, TimeoutError) as error:
+                except AWAY as error:
                     self._pending.clear()
                     self._metrics.publish_failures.inc()
                     log.warning("publish_failed", job=CONSUME, error=str(error))

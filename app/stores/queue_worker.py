@@ -21,10 +21,10 @@ from arq.connections import ArqRedis
 from arq.cron import CronJob
 from arq.worker import Function, Worker
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import RedisError
 
 from app.stores.queue import HEALTH_KEY, QUEUE, connect, deserialize, serialize
 from app.stores.tasks import end
+from app.stores.valkey.pool import AWAY
 from app.telemetry import logger
 
 ARQ_EXTRA_S = 10
@@ -87,7 +87,7 @@ async def keep_working(
                     error = repr(running.exception()) if running.done() else f"no answer for {SILENT_S} s"
                     (log.debug if lost else log.warning)("queue_lost", error=error)
                     lost = worker.jobs_complete == 0
-                    with suppress(RedisError, OSError, TimeoutError):
+                    with suppress(*AWAY):
                         # Whatever waits for an answer on these connections is told that none will come.
                         await worker.pool.connection_pool.disconnect()
                     await asyncio.wait({stopping}, timeout=RESTART_AFTER_S)
@@ -205,6 +205,6 @@ async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
     try:
         async with asyncio.timeout(BLOCKING_S):
             await worker.pool.delete(HEALTH_KEY)
-    except (RedisError, OSError, TimeoutError) as error:
+    except AWAY as error:
         log.debug("health_key_left", error=str(error))  # it expires
     await worker.pool.aclose(close_connection_pool=True)

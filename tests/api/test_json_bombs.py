@@ -13,8 +13,28 @@ from tests.support.live import JSON, NDJSON, Live, new_user, problem
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 MB = 1_000_000
 SLOW_S = 5.0  # what a bomb may take at most, on a busy machine; each takes some tens of milliseconds
-ROUTES = ("/events", "/profiles/batch", "/profiles/history", "/admin/rebuilds", "/admin/users/ada/rebuild")
-FIELDS = ("user_ids", "features", "rows", "scope", "subject", "event_id", "dwell_ms", "known_at", "occurred_at")
+ROUTES = (
+    "/events",
+    "/profiles/batch",
+    "/profiles/history",
+    "/score",
+    "/admin/rebuilds",
+    "/admin/users/ada/rebuild",
+)
+WITH_FEATURES = tuple(route for route in ROUTES if route not in ("/events", "/score"))
+FIELDS = (
+    "user_ids",
+    "candidates",
+    "profile_features",
+    "features",
+    "rows",
+    "scope",
+    "subject",
+    "event_id",
+    "dwell_ms",
+    "known_at",
+    "occurred_at",
+)
 
 
 def nested(opening: bytes, closing: bytes, depth: int) -> bytes:
@@ -87,7 +107,7 @@ async def test_many_names_are_refused_soon(site: Live) -> None:
 
 async def test_names_of_features_are_refused_when_they_are_too_many(site: Live) -> None:
     names = b'{"features":[%b]}' % b",".join([b'""'] * 1_001)
-    for route in ROUTES[1:]:
+    for route in WITH_FEATURES:
         (issue,) = problem(await site.client.post(route, content=names, headers=JSON), 422)["errors"]
         assert issue == {"path": "features", "detail": "Expected `array` of length <= 1000"}
 

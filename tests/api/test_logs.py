@@ -21,8 +21,10 @@ import pytest
 
 from app.settings import hash_key
 from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.chat_server import answers, chat_server
 from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_database
 from tests.support.processes import free_port
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -50,7 +52,9 @@ ProfileReader.read = failing(ProfileReader.read)
 ProfileReader.read_far_values = failing(ProfileReader.read_far_values)
 run(Settings.from_environment())
 """
+MODEL_KEY = "not-for-the-log"
 BREAKING = "break-while-this-key-is-in-scope"
+TO_WORD = {"task": {"id": "t", "title": "Call Anna\n2026-01-01T00:00:00Z [info     ] forged"}}
 FORGED = "boom\u2028 2026-01-01T00:00:00Z [info     ] forged \u202e"
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[\w+ *\] \w+")
 
@@ -71,12 +75,11 @@ class Process:
 @asynccontextmanager
 async def process(log_format: str, database: Path, log: Path, servers: tuple[str, str]) -> AsyncIterator[Process]:
     """Start one with keys; at the end it is asked to stop, and must stop cleanly."""
-    port = free_port()
     settings = {
         "DATABASE": str(database),
         "CACHE_URL": servers[0],
         "QUEUE_URL": servers[1],
-        "PORT": str(port),
+        "PORT": str(free_port()),
         "LOG_FORMAT": log_format,
         "LOG_LEVEL": "debug",
         "API_KEYS": ",".join(
@@ -84,6 +87,15 @@ async def process(log_format: str, database: Path, log: Path, servers: tuple[str
             for name, scope in (("reader", "read"), ("writer", "write"), ("admin", "admin"))
         ),
     }
+    async with chat_server() as endpoint:
+        endpoint.will(answers(401, f"your key {MODEL_KEY} is wrong".encode()))
+        settings |= {"MODEL_URL": endpoint.url, "MODEL": "m", "MODEL_KEY": MODEL_KEY}
+        async with _started(settings, log) as output:
+            yield output
+
+
+@asynccontextmanager
+async def _started(settings: dict[str, str], log: Path) -> AsyncIterator[Process]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
     with log.open("wb") as file:
         child = await asyncio.create_subprocess_exec(
@@ -93,9 +105,9 @@ async def process(log_format: str, database: Path, log: Path, servers: tuple[str
             stdout=file,
             stderr=file,
         )
-    output = Process(f"http://127.0.0.1:{port}", log)
+    output = Process(f"http://127.0.0.1:{settings['PORT']}", log)
     try:
-        await answering(port)
+        await answering(int(settings["PORT"]))
         yield output
         child.send_signal(signal.SIGTERM)
         async with asyncio.timeout(15):
@@ -123,6 +135,7 @@ async def _traffic(url: str) -> dict[str, int]:
             asked.append(ask(f"{caller}-write", "POST", "/events", mine, content=b"nonsense"))
             asked.append(ask(f"{caller}-body", "POST", "/events", mine, json={"user_id": key, "subject": key}))
             asked.append(ask(f"{caller}-admin", "GET", "/admin/rebuilds", mine))
+            asked.append(ask(f"{caller}-generate", "POST", "/generate", mine, json=TO_WORD))
             asked.append(ask(f"{caller}-boom", "GET", "/profiles/boom", mine))
             asked.append(ask(f"{caller}-query", "GET", f"/features?api_key={key}", mine))
             asked.append(ask(f"{caller}-path", "GET", f"/nothing/{key}", mine))
@@ -137,6 +150,17 @@ async def _traffic(url: str) -> dict[str, int]:
     return statuses
 
 
+async def _written(serving: Process, statuses: dict[str, int]) -> str:
+    """The log, once it has a line of each request: that is written after the answer."""
+
+    def told() -> bool:
+        lines = [line for line in serving.written.splitlines() if "status" in line]
+        return all(any(name in line for line in lines) for name in statuses)
+
+    await eventually(told)
+    return serving.written
+
+
 @pytest.fixture
 def database(migrated_template: Path, tmp_path: Path) -> Path:
     """An empty one."""
@@ -145,7 +169,7 @@ def database(migrated_template: Path, tmp_path: Path) -> Path:
 
 def assert_no_key(written: str) -> None:
     """Neither a key nor its hash."""
-    for key in (*KEYS.values(), BREAKING):
+    for key in (*KEYS.values(), BREAKING, MODEL_KEY):
         for secret in (key, hash_key(key).hex(), repr(hash_key(key))[2:-1]):
             assert secret not in written
 
@@ -156,7 +180,7 @@ async def test_json_lines_carry_request_ids_and_no_key(
     servers = (cache_server.url, queue_server.url)
     async with process("json", database, tmp_path / "log", servers) as serving:
         statuses = await _traffic(serving.url)
-        written = serving.written
+        written = await _written(serving, statuses)
     assert_no_key(written)
     lines = [json.loads(line) for line in written.splitlines()]
     assert all({"timestamp", "level", "event"} <= line.keys() for line in lines)
@@ -165,6 +189,9 @@ async def test_json_lines_carry_request_ids_and_no_key(
     assert {line["route"] for name, line in requests.items() if name.endswith("-read")} == {"/profiles/{user_id}"}
     assert {line["route"] for name, line in requests.items() if name.endswith("-write")} == {"/events"}
     assert {statuses["reader-boom"], statuses["forger"]} == {500}
+    assert statuses["reader-generate"] == 200
+    assert {line["reason"] for line in lines if line["event"] == "model_failed"} <= {"refused", "circuit open"}
+    assert [line["event"] for line in lines].count("model_failed") == 2  # the reader's and the admin's
     failed = [line for line in lines if line["event"] == "unexpected_error"]
     assert {line["request_id"] for line in failed} == {name for name, status in statuses.items() if status == 500}
     assert all("RuntimeError: cannot " in line["exception"] for line in failed)
@@ -179,7 +206,7 @@ async def test_console_lines_cannot_be_forged_and_carry_no_key(
     servers = (cache_server.url, queue_server.url)
     async with process("console", database, tmp_path / "log", servers) as serving:
         statuses = await _traffic(serving.url)
-        written = serving.written
+        written = await _written(serving, statuses)
     assert_no_key(written)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", written)
     lines = written.splitlines()

@@ -63,6 +63,9 @@ async def test_document_covers_every_route_of_the_design(document: Document) -> 
         "POST /profiles/history",
         "GET /features",
         "POST /events",
+        "POST /score",
+        "GET /decisions/{decision_id}",
+        "POST /generate",
         "GET /admin",
         "GET /admin/users",
         "GET /admin/users/{user_id}",
@@ -75,6 +78,10 @@ async def test_document_covers_every_route_of_the_design(document: Document) -> 
         "GET /admin/rebuilds/{run_id}",
         "DELETE /admin/rebuilds/{run_id}",
         "GET /admin/rebuilds/{run_id}/events",
+        "GET /admin/rollout",
+        "POST /admin/rollout/ramp",
+        "POST /admin/rollout/promote",
+        "POST /admin/rollout/rollback",
         "GET /admin/audit",
         "GET /admin/data-quality",
         "POST /admin/data-quality/refresh",
@@ -127,7 +134,15 @@ async def test_every_operation_is_described(document: Document) -> None:
 async def test_every_operation_with_a_body_describes_it(document: Document) -> None:
     with_body = {path for path, _, operation in operations(document) if "requestBody" in operation}
     optional = {"/admin/users/{user_id}/rebuild"}
-    assert with_body == {"/profiles/batch", "/profiles/history", "/events", "/admin/rebuilds", *optional}
+    assert with_body == {
+        "/profiles/batch",
+        "/profiles/history",
+        "/events",
+        "/score",
+        "/generate",
+        "/admin/rebuilds",
+        *optional,
+    }
     for path in with_body:
         operation = document["paths"][path]["post"]
         assert operation["requestBody"]["required"] is (path not in optional)

@@ -18,7 +18,27 @@ JSON_VALUES = st.recursive(
     max_leaves=12,
 )
 FIELDS = st.sampled_from(
-    ["user_ids", "features", "rows", "user_id", "as_of", "known_at", "scope", "subject", "event_id", "occurred_at"]
+    [
+        "user_ids",
+        "features",
+        "rows",
+        "user_id",
+        "as_of",
+        "known_at",
+        "scope",
+        "subject",
+        "event_id",
+        "occurred_at",
+        "task",
+        "id",
+        "title",
+        "candidates",
+        "context",
+        "at",
+        "profile_features",
+        "explore",
+        "request_id",
+    ]
 )
 WORDS = st.sampled_from(
     ["all", "as_of", "signals.tip.served", "2026-04-25T08:30:00+02:00", "9999-12-31T23:59:59-14:00", "tip_volume_30d"]
@@ -44,7 +64,9 @@ async def test_random_body_is_answered_soundly(site: Live, content: bytes) -> No
         ("/events", "application/x-ndjson"),
         ("/profiles/batch", "application/json"),
         ("/profiles/history", "application/json"),
+        ("/score", "application/json"),
         ("/admin/rebuilds", "application/json"),
+        ("/generate", "application/json"),
     ):
         answer = await site.client.post(path, content=content, headers={"Content-Type": kind})
         assert answer.status_code < 500, (path, content)

@@ -20,6 +20,7 @@ from tests.bench import (
     overload,
     queue_lag,
     rebuild,
+    scoring,
     start,
     statements,
     warm,
@@ -46,6 +47,7 @@ MEASUREMENTS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "overload": overload.measure,
     "lag": queue_lag.measure,
     "statements": statements.measure,
+    "scoring": scoring.measure,
     "start": start.measure,
 }
 

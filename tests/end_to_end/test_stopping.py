@@ -12,6 +12,7 @@ import pytest
 
 from app.stores.queue import QUEUE, TIP_EVENTS, connect
 from tests.support.balancer import balancer
+from tests.support.chat_server import chat_server, is_silent
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Broken, Connection, Refused, serving
@@ -134,6 +135,21 @@ async def test_connections_are_closed_after_their_next_answer_when_the_api_stops
             assert last.startswith(b"HTTP/1.1 200"), last
         assert line.recv(65_536) == b"", "it is closed, not reset"
     assert ended_well(api), api.program.output
+
+
+@pytest.mark.slow
+async def test_tip_is_worded_when_the_api_stops_while_a_model_is_silent(fleet: Fleet) -> None:
+    async with chat_server() as endpoint:
+        endpoint.will(is_silent)
+        (api,) = await fleet.apis(1, model_url=endpoint.url, model="m")
+        connection = Connection(api.port)
+        asking = asyncio.create_task(connection.post("/generate", {"task": {"id": "t", "title": "Call Anna"}}))
+        await eventually(lambda: endpoint.asked)
+        api.program.send(signal.SIGTERM)
+        answer = await asking
+        assert (answer.status, answer.json["fallback_reason"]) == (200, "stopping")
+        assert await asyncio.to_thread(ended_well, api), api.program.output
+        await connection.close()
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from app.events.consume import Consumer
 from app.events.ports import LoggedEvent
@@ -42,15 +42,17 @@ class Pupil:
 
     def __init__(self) -> None:
         self.learned: list[str] = []
+        self.lessons: list[int] = []
         self.cured = False
         self.failure: Exception | None = None
 
-    async def learn(self, event: LoggedEvent) -> None:
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        self.lessons.append(len(events))
         if self.failure is not None:
             raise self.failure
-        if event.event.tip_id == "poison" and not self.cured:
+        if not self.cured and any(item.event.tip_id == "poison" for item in events):
             raise ValueError("cannot learn from this")
-        self.learned.append(event.event.event_id)
+        self.learned += [item.event.event_id for item in events]
 
 
 class Desk:

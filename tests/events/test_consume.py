@@ -32,6 +32,7 @@ async def test_events_are_learned_and_marked_when_they_are_consumed(desk: Desk) 
     seqs = await desk.store(served("ann", event_id="a"), feedback("ann", event_id="b"), served("bob", event_id="c"))
     assert await desk.consumer.consume(seqs) == 3
     assert desk.pupil.learned == ["a", "b", "c"]
+    assert desk.pupil.lessons == [3], "they were not learned from together"
     assert await desk.unconsumed() == []
     served_cells, feedback_cells = REGISTRY.invalidated_by(SERVED), REGISTRY.invalidated_by(FEEDBACK)
     assert desk.drops.older == [
@@ -59,6 +60,7 @@ async def test_an_event_is_buried_after_its_attempts_and_its_neighbours_are_cons
         served(event_id="a"), served(event_id="bad", tip_id="poison"), served(event_id="c"), served(event_id="d")
     )
     assert await desk.consumer.consume(seqs) == 3
+    assert desk.pupil.lessons == [4, 1, 1, 1, 1], "the one that fails is not found one by one"
     assert await desk.unconsumed() == ["bad"]
     for attempt in range(2, ATTEMPTS + 1):
         assert await desk.letters.list(0, 10) == []

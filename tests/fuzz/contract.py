@@ -86,11 +86,22 @@ def ask(
     return Asked(told["test_cases"]["generated"], findings, output)
 
 
+INSERT_DECISION = """
+INSERT INTO tip_scores (decision_id, user_id, created_at_ms, explore, role, served_by, policy_hash, spec_hash,
+    state_version, prior_version, profile_origin, profile_present, chosen, chosen_id, elapsed_us, theta, phi,
+    champion_scores, champion_pi, request)
+VALUES ('decision-1', 'ada', 1, 1, 'champion', 'lints-v1', 'of another release', 'of another release', 0, 0, 'absent',
+    0, 0, 'tip', 1, zeroblob(8), zeroblob(8), zeroblob(8), zeroblob(8),
+    '{"candidates":[{"id":"tip","features":{"is_overdue":true,"task_age_days":1,"priority":0}}],"at":null,"profile":null}')
+"""
+
+
 def populate(database: Path) -> dict[str, list[Any]]:
     """Put things that paths may name into a migrated database; their ids by the name of the path's parameter."""
     runs = [f"run-{number}" for number in range(RUNS)]
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.executemany(INSERT_LETTER, [(json.dumps({"user_id": f"u-{number}"}),) for number in range(LETTERS)])
         connection.executemany(INSERT_RUN, [(run,) for run in runs])
+        connection.execute(INSERT_DECISION)
         letters = [row[0] for row in connection.execute("SELECT id FROM dead_letters")]
-    return {"run_id": runs, "letter_id": letters, "user_id": ["ada", "grace"]}
+    return {"run_id": runs, "letter_id": letters, "user_id": ["ada", "grace"], "decision_id": ["decision-1"]}

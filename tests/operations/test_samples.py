@@ -92,6 +92,12 @@ def test_pages_and_probes_are_no_requests(route: str) -> None:
     assert not found.latency
 
 
+def test_request_that_waits_for_a_model_counts_but_not_its_time() -> None:
+    metrics = Metrics()
+    metrics.request_seconds.labels("POST", "/generate", 200).observe(7)
+    assert (read(metrics).counts["requests_2xx"], sum(read(metrics).latency.values())) == (1, 0)
+
+
 def test_sum_adds_counts_and_takes_the_newest_gauge() -> None:
     found = summed(
         [

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 from arq.jobs import deserialize_job_raw
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio.connection import BlockingConnectionPool
 
 from app.errors import QueueUnavailable
 from app.stores import queue
@@ -185,6 +188,33 @@ async def test_publishing_only_counts_a_failure_when_the_queue_is_away() -> None
     with pytest.raises(QueueUnavailable):
         await away.worker_alive()
     await away.close()
+
+
+def test_publishing_only_counts_a_failure_when_the_connection_ends_as_it_is_written_to(
+    valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop's transport then raises a RuntimeError, which redis-py passes on. Found by the torture run."""
+    ensure = BlockingConnectionPool.ensure_connection
+
+    async def ended(pool: BlockingConnectionPool, connection: Any) -> None:
+        await ensure(pool, connection)
+        connection._writer.transport.abort()
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        metrics = Metrics()
+        opened = Queue(valkey.url, metrics)
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockingConnectionPool, "ensure_connection", ended)
+            await opened.start_rebuild("run")
+            opened.publish([1])
+            await eventually(lambda: metrics.collectors.get_sample_value("profiles_publish_failures_total") == 2)
+            with pytest.raises(QueueUnavailable):
+                await opened.depth()
+        assert await opened.depth() == 0
+        await opened.close()
+
+    uvloop.run(main())
 
 
 async def test_publishing_goes_on_when_the_queue_comes_back(own_valkey: EmbeddedServer) -> None:

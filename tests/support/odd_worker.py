@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from app.commands.output import exit_code, fail
 from app.errors import ProfilesError
@@ -26,11 +27,12 @@ class OddLearner:
         self._directory = settings.database.parent
         self._oddities = oddities
 
-    async def learn(self, event: LoggedEvent) -> None:
-        """Raise, or wait, where the event asks for it."""
-        if event.event.tip_id == "poison" and not (self._directory / "cured").exists():
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        """Raise, or wait, where an event asks for it."""
+        tips = {item.event.tip_id for item in events}
+        if "poison" in tips and not (self._directory / "cured").exists():
             raise ValueError("this event cannot be learned from")
-        if event.event.tip_id == "stuck" and "stuck" in self._oddities:
+        if "stuck" in tips and "stuck" in self._oddities:
             await eventually((self._directory / "go").exists, timeout_s=60)
 
 

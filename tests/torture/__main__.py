@@ -71,8 +71,11 @@ def main() -> int:
     if chosen.plan:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
-    ledger = uvloop.run(torture(config, lambda text: print(text, flush=True)))
-    print(told_of(ledger))
+    ledger = Ledger()
+    try:
+        uvloop.run(torture(config, lambda text: print(text, flush=True), ledger))
+    finally:
+        print(told_of(ledger))
     return 1 if ledger.violations or ledger.undecided else 0
 
 

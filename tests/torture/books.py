@@ -70,6 +70,7 @@ class Ledger:
     observations: int = 0
     states: int = 0
     acknowledged: set[str] = field(default_factory=set)
+    decisions: set[str] = field(default_factory=set)
     sent: set[str] = field(default_factory=set)
     slowest_s: float = 0.0
     metrics: Counter[str] = field(default_factory=Counter)

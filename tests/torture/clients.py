@@ -14,9 +14,9 @@ from time import monotonic_ns, time
 from typing import Any
 
 from arq.connections import ArqRedis
-from redis.exceptions import RedisError
 
 from app.stores.queue import TIP_EVENTS
+from app.stores.valkey.pool import AWAY
 from tests.support.http import Answer, Broken, Connection
 from tests.torture.books import Book, Ledger
 from tests.torture.checker import Read, Write
@@ -86,9 +86,10 @@ class Client:
             self._rebuild,
             self._rebuild_many,
             self._erase,
+            self._score,
         ]
         while not self._ledger.stop.is_set():
-            (action,) = self._random.choices(actions, weights=[62, 6, 22, 4, 3, 0.5, 1.5])
+            (action,) = self._random.choices(actions, weights=[62, 6, 22, 4, 3, 0.5, 1.5, 3])
             await action()
 
     async def close(self) -> None:
@@ -202,7 +203,7 @@ class Client:
         book.history.writes.append(Write(monotonic_ns(), None, book.place(fact)))
         try:
             await self._queue.enqueue_job(TIP_EVENTS, [fact.payload(book.user_id)])
-        except (RedisError, OSError, TimeoutError):
+        except AWAY:
             self._ledger.unanswered["publish"] += 1
 
     async def send_late(self, book: Book, event_id: str) -> None:
@@ -220,6 +221,23 @@ class Client:
             done = answer is not None and answer.status == 204
             book.history.writes.append(Write(start, end if done else None, 0, erases=True))
             await self.read(book)
+
+    # Decisions. What is sent of the tip `tip` is learned for whoever was last scored with it.
+
+    async def _score(self) -> None:
+        book = self._crowd.pick(self._random)
+        features = {"is_overdue": True, "task_age_days": self._random.randint(0, 9), "priority": 1}
+        body = {
+            "user_id": book.user_id,
+            "request_id": f"{self._name}-{self._crowd.number()}",
+            "candidates": [{"id": name, "features": features} for name in self._random.choice([["tip"], ["tip", "b"]])],
+        }
+        answers = [(await self._ask("score", None, "POST", "/score", [book], body))[0] for _ in range(2)]
+        found = {answer.body for answer in answers if answer is not None and answer.status == 200}
+        if len(found) > 1 and not book.erasable:
+            self._ledger.violated(f"one request was answered with two decisions: {found}")
+        if found and not book.erasable:
+            self._ledger.decisions.update(json.loads(each)["decision_id"] for each in found)
 
     # The wire.
 

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from app.stores.queue import connect
 from tests.support.fleet import counted
+from tests.support.learned import SELECT_LEARNED, SELECT_STATES, learning_faults
 from tests.support.waiting import eventually_async
 from tests.torture.books import Book, Ledger, Span
 from tests.torture.clients import LATE_NS, Client, Crowd
@@ -50,22 +51,26 @@ class Config:
         return draw_plan(self.seed, self.seconds, self.faults, self.rate_per_s) if self.faults else []
 
 
-async def torture(config: Config, say: Callable[[str], object] = lambda _: None) -> Ledger:
-    """Run; whatever was found is in the ledger."""
+async def torture(
+    config: Config, say: Callable[[str], object] = lambda _: None, ledger: Ledger | None = None
+) -> Ledger:
+    """Run; whatever was found is in the ledger, in the one given also where the run itself fails."""
+    ledger = ledger or Ledger()
+    ledger.stop_at_first = config.stop_at_first
     site = Site(apis=config.apis, mutant=config.mutant, hesitate=config.hesitate, disk=config.disk)
     try:
         await site.open()
-        return await _Run(config, site, say).run()
+        return await _Run(config, site, ledger, say).run()
     finally:
         await site.close()
 
 
 class _Run:
-    def __init__(self, config: Config, site: Site, say: Callable[[str], object]) -> None:
+    def __init__(self, config: Config, site: Site, ledger: Ledger, say: Callable[[str], object]) -> None:
         self._config = config
         self._site = site
         self._say = say
-        self._ledger = Ledger(stop_at_first=config.stop_at_first)
+        self._ledger = ledger
         self._crowd = Crowd(site, self._ledger, config.seed, config.users)
         self._queue = connect(site.queue.url)
         self._clients = [Client(number, self._crowd, self._queue) for number in range(config.clients)]
@@ -234,7 +239,10 @@ class _Run:
         return not any(book.by_queue for book in self._all_books())
 
     def _count_events(self) -> None:
-        """Durability: each acknowledged event is there once, and nothing is there that nobody sent."""
+        """Durability: each acknowledged event is there once, and nothing is there that nobody sent.
+
+        So is each decision that was answered, and each was learned once.
+        """
         stored = [event_id for (event_id,) in self._site.rows("SELECT event_id FROM event_log")]
         held = set(stored)
         facts = self._site.rows("SELECT (SELECT COUNT(*) FROM tip_views) + (SELECT COUNT(*) FROM tip_feedback)")[0][0]
@@ -244,6 +252,11 @@ class _Run:
             self._ledger.violated(f"{len(strange)} events are stored that nobody sent: {sorted(strange)[:5]}")
         if len(stored) != len(held) or facts != len(held):
             self._ledger.violated(f"{len(held)} events have {len(stored)} log rows and {facts} facts")
+        decisions = {name for (name,) in self._site.rows("SELECT decision_id FROM tip_scores")}
+        if lost := self._ledger.decisions - decisions:
+            self._ledger.violated(f"{len(lost)} decisions that were answered are gone: {sorted(lost)[:5]}")
+        for fault in learning_faults(self._site.rows(SELECT_LEARNED), self._site.rows(SELECT_STATES)):
+            self._ledger.violated(fault)
         letters = self._site.rows("SELECT * FROM dead_letters LIMIT 3")
         if letters:
             self._ledger.violated(f"good events were buried: {letters}")

@@ -14,6 +14,7 @@ from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.operations.figures import HOUR_MS, SLOT_MS
+from app.operations.findings import Finding
 from app.operations.overview import Overview, Sight, overview
 from app.operations.ports import Record
 from app.operations.states import looks_of
@@ -26,6 +27,7 @@ PLACES: Mapping[str, str] = {
     "dead_letters": "/admin/dead-letters",
     "stale_dropped": "/admin/data-quality",
     "feature_errors": "/admin/features",
+    "rollout": "/admin/rollout",
 }
 # What stands together on the page.
 GROUPS = (
@@ -57,9 +59,9 @@ async def get_overview(request: HttpRequest) -> Response[OverviewView]:
 
 async def look(api: Api) -> Overview:
     """Everything at a glance, whatever is away."""
-    sight, record = await asyncio.gather(_sight(api), _record(api))
+    sight, record, told = await asyncio.gather(_sight(api), _record(api), _told(api))
     # An hour of samples takes some milliseconds to add up; reads need not wait for them.
-    return await asyncio.to_thread(overview, record, sight, api.process, api.clock.now_ms())
+    return await asyncio.to_thread(overview, record, sight, api.process, api.clock.now_ms(), told)
 
 
 async def _sight(api: Api) -> Sight | None:
@@ -79,6 +81,16 @@ async def _record(api: Api) -> Record:
     except (StoreUnavailable, TimeoutError) as error:
         log.warning("samples_not_read", error=str(error))
         return Record([], {})
+
+
+async def _told(api: Api) -> list[Finding]:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            alarm = await api.rollout.alarm()
+    except (StoreUnavailable, TimeoutError) as error:
+        log.warning("rollout_not_read", error=str(error))
+        return []
+    return [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
 
 
 def _view(found: Overview) -> OverviewView:

@@ -57,7 +57,8 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="Erase a user",
-    description="Deletes the user's events and cached values for good. The audit trail keeps a hash of the id.",
+    description="Deletes the user's events, decisions, learned state and cached values for good. The audit trail "
+    "keeps a hash of the id.",
     responses=problems(400, 401, 403, 422, 503, 507),
 )
 async def erase_user(request: HttpRequest, user_id: UserId) -> None:
@@ -86,5 +87,4 @@ def _live(api: Api, held: list[bytes | None] | None) -> int | None:
 
 
 def _counted(user_id: str, holdings: Holdings, cached: int | None) -> UserHoldings:
-    views, feedback, dead_letters, rebuilds = holdings
-    return UserHoldings(user_id, views, feedback, dead_letters, rebuilds, cached)
+    return UserHoldings(user_id, *holdings, cached)

@@ -138,4 +138,6 @@ class UserHoldings(msgspec.Struct):
     feedback: int
     dead_letters: int
     rebuilds: Annotated[int, Meta(description="Ended rebuilds that name the user; they forget the name.")]
+    decisions: Annotated[int, Meta(description="Decisions of /score that are kept.")]
+    learned: Annotated[int, Meta(description="Decisions that the learned state was made of; it goes as a whole.")]
     cached: Annotated[int | None, Meta(description="Live values in the cache; null while it is away.")]

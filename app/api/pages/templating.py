@@ -24,6 +24,7 @@ NAVIGATION = (
     ("/admin", "Overview"),
     ("/admin/data-quality", "Data quality"),
     ("/admin/rebuilds", "Rebuilds"),
+    ("/admin/rollout", "Roll-out"),
     ("/admin/dead-letters", "Dead letters"),
     ("/admin/features", "Features"),
     ("/admin/audit", "Audit trail"),

@@ -43,7 +43,9 @@ SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
        (SELECT COUNT(*) FROM tip_feedback WHERE user_id = :user),
        (SELECT COUNT(*) FROM dead_letters WHERE {THEIR_LETTERS}),
-       (SELECT COUNT(*) FROM rebuilds WHERE {_NAMED_IN_LIST})
+       (SELECT COUNT(*) FROM rebuilds WHERE {_NAMED_IN_LIST}),
+       (SELECT COUNT(*) FROM tip_scores WHERE user_id = :user),
+       COALESCE((SELECT decisions FROM bandit_states WHERE user_id = :user), 0)
 """
 # A skip scan: each step seeks the next user in the index, however many events the last one has. Ids with a common
 # prefix stand together in the order of UTF-8 bytes, so the first one without it ends the search.
@@ -72,6 +74,14 @@ UPDATE rebuilds SET user_ids = (
 )
 WHERE state IN ('queued', 'running') AND {_NAMED_IN_LIST}
 """
+SELECT_LEARNED = "SELECT COALESCE(SUM(decisions), 0) FROM bandit_states WHERE user_id = ?"
+DELETE_DECISIONS = (
+    "DELETE FROM decision_events WHERE number IN (SELECT number FROM tip_scores WHERE user_id = :user)",
+    "DELETE FROM bandit_states WHERE user_id = :user",
+    "DELETE FROM tip_scores WHERE user_id = :user",
+)
+# Whoever has read something of the user stores nothing made of it any more; and the pooled prior is made anew.
+UPDATE_LEDGER = "UPDATE bandit_ledger SET changes = changes + 1, erasures = erasures + 1"
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 
 
@@ -128,10 +138,27 @@ class SqliteUsers:
             counts = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_USER]
             active = connection.execute(UPDATE_ACTIVE_RUNS, {"user": user_id}).rowcount
             letters = erase_letters(connection, user_id)
+            decisions, learned = _erase_decisions(connection, user_id)
             connection.execute(UPDATE_SEQ)
             connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
             connection.execute(UPSERT_RECALLS)
             views, feedback, _, ended = counts
-            return Holdings(views, feedback, letters, ended + active)
+            return Holdings(views, feedback, letters, ended + active, decisions, learned)
 
         return await self._database.write(work)
+
+    async def erase_decisions(self, user_id: str) -> None:
+        """Delete what was decided while the user's cached values were still there; to be called once they are gone.
+
+        1. `erase` commits; 2. a decision begins, and is told the old profile by the cache; 3. the keys are deleted;
+        4. the decision is stored. It goes here, or where it comes later, is refused.
+        """
+        await self._database.write(lambda connection: _erase_decisions(connection, user_id))
+
+
+def _erase_decisions(connection: sqlite3.Connection, user_id: str) -> tuple[int, int]:
+    """How many decisions, and how many of them the evidence was made of."""
+    (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
+    deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
+    connection.execute(UPDATE_LEDGER)
+    return deleted[-1], learned

@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from app.operations.doctor.facts import ServerFacts, Unreached
 from app.stores.queue import HEALTH_KEY
-from app.stores.valkey.pool import blocking_pool
+from app.stores.valkey.pool import AWAY, blocking_pool
 
 TIMEOUT_S = 3.0
 PROBE_KEY = "profiles:doctor"
@@ -23,7 +23,7 @@ async def server_facts(url: str, now_s: Callable[[], float] = time.time) -> Serv
     client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
     try:
         return await _asked(client, now_s)
-    except (RedisError, OSError, TimeoutError) as error:
+    except AWAY as error:
         return Unreached(f"{type(error).__name__}: {error}")
     finally:
         await client.aclose(close_connection_pool=True)

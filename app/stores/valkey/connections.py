@@ -20,12 +20,11 @@ from weakref import WeakKeyDictionary
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.stores.tasks import end
 from app.stores.valkey.lane import Lane
-from app.stores.valkey.pool import blocking_pool
+from app.stores.valkey.pool import AWAY, blocking_pool
 from app.stores.valkey.registration import Registration
 
 _MOVES = 3
@@ -114,7 +113,7 @@ class Connections:
         connection: AbstractConnection = self._pool.make_connection()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
-        except (RedisError, OSError, TimeoutError, EOFError) as error:
+        except (*AWAY, EOFError) as error:
             await connection.disconnect(nowait=True)
             raise CacheUnavailable(f"{type(error).__name__}: {error}") from error
         except BaseException:

@@ -9,13 +9,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import BlockingConnectionPool
 from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.exceptions import RedisError
 
 SENTINEL_PORT = 26379
+# What redis-py raises where a server cannot be reached. RuntimeError is uvloop's, for a write to a connection that was
+# lost between redis-py's look at it and the write.
+AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 class _Master:

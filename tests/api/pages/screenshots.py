@@ -23,6 +23,7 @@ PAGES = {
     "find": "/admin/users?prefix=user-00",
     "data-quality": "/admin/data-quality",
     "rebuilds": "/admin/rebuilds",
+    "rollout": "/admin/rollout",
     "dead-letters": "/admin/dead-letters",
     "features": "/admin/features",
     "audit": "/admin/audit",

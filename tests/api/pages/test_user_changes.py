@@ -69,11 +69,13 @@ async def test_user_is_erased_when_the_id_is_typed(
     await site.send(*sent)
     await site.features(user)
     await site.filled()
+    tip = {"id": "tip", "features": {"is_overdue": True, "task_age_days": 1, "priority": 1}}
+    assert (await site.client.post("/score", json={"user_id": user, "candidates": [tip]})).status_code == 200
     async with visiting(browser, site) as visitor:
         await visitor.go(address(user))
         await visitor.page.get_by_role("link", name="Erase this user").click()
         facts = visitor.page.locator("dl")
-        for said in ("Tips served\n2", "Reactions\n1", "Cached values\n5"):
+        for said in ("Tips served\n2", "Reactions\n1", "Decisions\n1", "Learned state\nnone", "Cached values\n5"):
             assert said in (await facts.inner_text()).replace("\n\n", "\n")
         await visitor.assert_sound()
         confirm = visitor.page.get_by_label("type the user's id")
@@ -91,6 +93,7 @@ async def test_user_is_erased_when_the_id_is_typed(
         await expect(visitor.page.get_by_role("status")).to_contain_text("3 events are gone")
         hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
         assert hashed in await visitor.text()
+        assert "Decisions\n1 deleted" in (await visitor.page.locator("dl").inner_text()).replace("\n\n", "\n")
         await visitor.assert_sound()
         for name in ("Go to the overview", "See the audit trail"):
             await expect(visitor.page.get_by_role("link", name=name)).to_be_visible()

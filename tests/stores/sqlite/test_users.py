@@ -105,11 +105,11 @@ async def test_holdings_are_what_erasing_then_deletes(database: Database, events
             ('["ann", "bob"]',),
         )
     before = await users.holdings("ann")
-    assert before == Holdings(views=2, feedback=1, dead_letters=2, rebuilds=2)
+    assert before == Holdings(views=2, feedback=1, dead_letters=2, rebuilds=2, decisions=0, learned=0)
     assert before.events == 3
     assert await users.erase("ann", 1) == before
-    assert await users.holdings("ann") == (0, 0, 0, 0)
-    assert await users.holdings("bob") == (1, 2, 1, 2)
+    assert await users.holdings("ann") == (0, 0, 0, 0, 0, 0)
+    assert await users.holdings("bob") == (1, 2, 1, 2, 0, 0)
     assert events.execute("SELECT user_ids FROM rebuilds WHERE id = '4'").fetchone() == ('["","bob"]',)
 
 

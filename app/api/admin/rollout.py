@@ -1,0 +1,117 @@
+"""Admins' routes about the roll-out of the challenger: how it does, and moving it from stage to stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from litestar import Response, get, post
+from litestar.params import QueryParameter
+
+from app.api.admin.actors import caller
+from app.api.admin.letters import MAX_REASON, REASON_SCHEMA, reason_problem
+from app.api.admin.rollout_schemas import RolloutView
+from app.api.admin.rollout_views import view
+from app.api.context import HttpRequest, api_of
+from app.api.documents import problems
+from app.api.forms import is_form, read_form
+from app.api.pages.negotiation import answer, redirect
+from app.bandit.stages import STEPS, Move
+from app.errors import Conflict, InvalidInput, Issue, Undecodable
+
+HOME = "/admin/rollout"
+Reason = Annotated[
+    str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user's id.")
+]
+
+
+@get(
+    HOME,
+    opt={"scope": "admin"},
+    tags=["Admin"],
+    summary="How the challenger does",
+    description="Off-policy estimates of the newest look with their intervals, guardrails as they are now, the "
+    "verdict with its reason, all looks so far, and which moves are allowed. Reading makes no look, however often. "
+    "A page for a browser.",
+    responses=problems(400, 401, 403, 503),
+)
+async def get_rollout(request: HttpRequest) -> Response[RolloutView]:
+    """Now."""
+    body = await _seen(request)
+    return await answer(request, body, "rollout.html", chart=_chart(body), steps=STEPS)
+
+
+@post(
+    f"{HOME}/ramp",
+    status_code=200,
+    opt={"scope": "admin", "schemas": {"reason": REASON_SCHEMA}},
+    tags=["Admin"],
+    summary="Let the challenger serve more users",
+    description="One step: 5 %, 25 %, 100 % of the users. Once rolled back, it begins anew in the shadow. 409 where "
+    "the verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
+    responses=problems(400, 401, 403, 409, 503, 507),
+)
+async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
+    """One step."""
+    return await _move(request, "ramp", reason)
+
+
+@post(
+    f"{HOME}/promote",
+    status_code=200,
+    opt={"scope": "admin", "schemas": {"reason": REASON_SCHEMA}},
+    tags=["Admin"],
+    summary="Let the challenger serve for good",
+    description="Where it serves everybody, and an improvement is shown; else 409.",
+    responses=problems(400, 401, 403, 409, 503, 507),
+)
+async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
+    """For good."""
+    return await _move(request, "promote", reason)
+
+
+@post(
+    f"{HOME}/rollback",
+    status_code=200,
+    opt={"scope": "admin", "schemas": {"reason": REASON_SCHEMA}},
+    tags=["Admin"],
+    summary="Let the champion serve everybody again",
+    description="At any stage, whatever the verdict; nothing that was learned is lost. 409 where it is so already.",
+    responses=problems(400, 401, 403, 409, 503, 507),
+)
+async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
+    """Back."""
+    return await _move(request, "rollback", reason)
+
+
+async def _seen(request: HttpRequest) -> RolloutView:
+    api = api_of(request)
+    return view(await api.rollout.status(), api.lineup)
+
+
+async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
+    by_form = is_form(request)
+    if by_form:
+        reason = (await read_form(request)).get("reason")
+    if (wrong := reason_problem(reason)) is not None:
+        refused = InvalidInput if by_form else Undecodable
+        raise refused("the reason is not allowed", [Issue("reason", wrong)])
+    try:
+        state = await api_of(request).rollout.move(move, caller(request).name, reason)
+    except Conflict as error:
+        if not by_form:
+            raise
+        return await redirect(request, HOME, f"Nothing was changed: {error}.")
+    if not by_form:
+        return Response(await _seen(request))
+    return await redirect(request, HOME, f"The roll-out is at: {state.words}.")
+
+
+def _chart(body: RolloutView) -> dict[str, Any]:
+    """The lift by look, with its bounds."""
+    bounds = {
+        "at most": [look.lift.high for look in body.looks],
+        "lift": [look.lift.value for look in body.looks],
+        "at least": [look.lift.low for look in body.looks],
+        "margin": [-body.margin for _ in body.looks],
+    }
+    return {"labels": [f"{look.decisions:,}" for look in body.looks], "series": bounds}

@@ -1,0 +1,107 @@
+"""Reading a request to rank candidates; every refusal names the candidate or the feature that is at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import cast
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from app.api.context import Api, HttpRequest
+from app.api.inputs import body_as, check_ids, issue_of
+from app.api.scoring_schemas import ScoreCandidate, ScoreRequest
+from app.bandit.decisions import MAX_CANDIDATES, Asked, Origin
+from app.bandit.terms import Candidate, Context, Profile
+from app.errors import InvalidInput, Issue
+
+_SOME_ITEM = "candidates["
+# Of the longest list of candidates that can be right, ids without commas.
+_MOST_COMMAS = MAX_CANDIDATES * 5
+_decode_candidate = msgspec.json.Decoder(ScoreCandidate).decode
+
+
+class _Loose(msgspec.Struct):
+    candidates: list[msgspec.Raw]
+
+
+_decode_loose = msgspec.json.Decoder(_Loose).decode
+
+
+@lru_cache(maxsize=4)
+def request_type(mirror: type[msgspec.Struct]) -> type[ScoreRequest]:
+    """The request whose profile features are those of this mirror; features that it does not have are not read."""
+    declared = [("profile_features", mirror | None | UnsetType, UNSET)]
+    made = msgspec.defstruct(
+        ScoreRequest.__name__, declared, bases=(ScoreRequest,), kw_only=True, forbid_unknown_fields=True
+    )
+    return cast(type[ScoreRequest], made)
+
+
+async def asked_of(request: HttpRequest, api: Api) -> Asked:
+    """What is asked.
+
+    Raises:
+        UnsupportedMedia, Undecodable, InvalidInput: as `body_as`, naming every candidate that is at fault.
+    """
+    try:
+        sent = await body_as(request, request_type(api.mirror))
+    except InvalidInput as error:
+        if error.issues[0].path.startswith(_SOME_ITEM):  # the decoder stops at the first
+            raise InvalidInput(str(error), _broken(await request.body()) or error.issues) from error
+        raise
+    check_ids([sent.user_id], "user_id")
+    if sent.request_id is not None:
+        check_ids([sent.request_id], "request_id")
+    ids = [candidate.id for candidate in sent.candidates]
+    check_ids(ids, "candidates[{}].id")
+    if len(set(ids)) != len(ids):
+        raise InvalidInput("candidates have the same id", _repeated(ids))
+    origin, profile = _profile(api, sent)
+    return Asked(
+        user_id=sent.user_id,
+        candidates=tuple(
+            Candidate(item.id, item.features.is_overdue, item.features.task_age_days, item.features.priority)
+            for item in sent.candidates
+        ),
+        context=Context(sent.context.at if sent.context is not None else None),
+        origin=origin,
+        profile=profile,
+        explore=sent.explore,
+        request_id=sent.request_id,
+    )
+
+
+def _profile(api: Api, sent: ScoreRequest) -> tuple[Origin, Profile]:
+    features = sent.profile_features
+    if features is UNSET:
+        return "service", None
+    if features is None:
+        return "absent", None
+    given = {name: getattr(features, name) for name in api.registry.names}
+    return "request", {name: value for name, value in given.items() if value is not UNSET}
+
+
+def _broken(body: bytes) -> list[Issue]:
+    """Every candidate at fault, by its index; nothing where there are too many to look at each."""
+    if body.count(b",") > _MOST_COMMAS:
+        return []
+    issues: list[Issue] = []
+    for index, raw in enumerate(_decode_loose(body).candidates):
+        try:
+            _decode_candidate(raw)
+        except msgspec.ValidationError as error:
+            found = issue_of(str(error))
+            path = f"candidates[{index}]" + ("" if found.path == "$" else f".{found.path}")
+            issues.append(Issue(path, found.detail))
+    return issues
+
+
+def _repeated(ids: Sequence[str]) -> list[Issue]:
+    first: dict[str, int] = {}
+    return [
+        Issue(f"candidates[{index}].id", f"is that of candidates[{first[value]}] too")
+        for index, value in enumerate(ids)
+        if first.setdefault(value, index) != index
+    ]

@@ -1,0 +1,1 @@
+"""Scoring, learning and the shadow roll-out, and the ports they need."""

@@ -1,0 +1,110 @@
+"""What a user has taught: the sums S = Σφφᵀ and y = Σrφ over the decisions learned, and nothing else.
+
+The prior is no part of it, it belongs to the spec. So one state serves every policy whose spec begins with the same
+inputs: the champion reads the leading block, the challenger all of it. Owns two invariants. Evidence is of exactly one
+spec, and what is of another is refused. Growing pads with zeros, and learning adds element by element, so that the
+leading block stays bit for bit what it would be, had the evidence never grown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.bandit.specs import Spec
+from app.bandit.terms import Array
+from app.errors import SpecMismatch
+
+_STORED = np.dtype("<f8")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """S (D, D), symmetric, and y (D,) of the spec with `spec_hash`, from `decisions` decisions. Never written to."""
+
+    spec_hash: str
+    s: Array
+    y: Array
+    decisions: int
+
+    @classmethod
+    def none(cls, spec: Spec) -> Evidence:
+        """What is known of somebody who was never heard of."""
+        return cls(spec.hash, np.zeros((spec.size, spec.size)), np.zeros(spec.size), 0)
+
+    @property
+    def size(self) -> int:
+        """D, the number of inputs."""
+        return len(self.y)
+
+    def learned(self, phi: Array, reward: float) -> Evidence:
+        """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
+
+        Raises SpecMismatch for a longer one, and for what is no number: it would stay in the sums for ever.
+        """
+        if len(phi) > self.size:
+            raise SpecMismatch(f"a vector of {len(phi)} inputs, evidence of {self.size}")
+        if not math.isfinite(reward * float(phi.sum())):
+            raise SpecMismatch("a decision to be learned holds what is no number")
+        s, y = self.s.copy(), self.y.copy()
+        known = len(phi)
+        s[:known, :known] += phi[:, None] * phi
+        y[:known] += reward * phi
+        return Evidence(self.spec_hash, s, y, self.decisions + 1)
+
+    def grown(self, spec_from: Spec, spec_to: Spec) -> Evidence:
+        """The same evidence under a longer spec. Raises SpecMismatch where `spec_from` is not its own, or no prefix."""
+        if self.spec_hash != spec_from.hash:
+            raise SpecMismatch(f"evidence is of spec {self.spec_hash[:12]}, not {spec_from.hash[:12]}")
+        if not spec_from.prefix_of(spec_to):
+            raise SpecMismatch(
+                f"spec {spec_to.id} {spec_to.version} does not begin with {spec_from.id} {spec_from.version}"
+            )
+        old = spec_from.size
+        grown = Evidence.none(spec_to)
+        grown.s[:old, :old] = self.s
+        grown.y[:old] = self.y
+        return Evidence(spec_to.hash, grown.s, grown.y, self.decisions)
+
+    def leading(self, size: int) -> tuple[Array, Array]:
+        """S and y of the first `size` inputs, as a policy that never saw the others would hold them."""
+        # Copied, so that they lie in memory as evidence that never grew, and give the same results to the last bit.
+        return self.s[:size, :size].copy(), self.y[:size].copy()
+
+    def pack(self) -> bytes:
+        """The lower triangle of S row by row, then y, as little-endian float64."""
+        return np.concatenate([self.s[_triangle(self.size)], self.y]).astype(_STORED, copy=False).tobytes()
+
+    @classmethod
+    def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
+        """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's."""
+        return cls.summed(spec, [blob], decisions)
+
+    @classmethod
+    def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> Evidence:
+        """The sum of what `pack` gave for several users, who learned from so many decisions together."""
+        size = spec.size
+        length = size * (size + 1) // 2 + size
+        for blob in blobs:
+            if len(blob) != length * _STORED.itemsize:
+                wanted = length * _STORED.itemsize
+                raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
+        numbers = np.frombuffer(b"".join(blobs), _STORED).reshape(-1, length).sum(axis=0, dtype=np.float64)
+        if not math.isfinite(numbers.sum()):
+            raise SpecMismatch(f"evidence of spec {spec.id} {spec.version} holds what is no number")
+        s = np.empty((size, size))
+        rows, columns = _triangle(size)
+        s[rows, columns] = numbers[:-size]
+        s[columns, rows] = numbers[:-size]
+        return cls(spec.hash, s, numbers[-size:], decisions)
+
+
+@lru_cache(maxsize=8)
+def _triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    rows, columns = np.tril_indices(size)
+    return rows, columns

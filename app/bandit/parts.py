@@ -1,0 +1,69 @@
+"""The parts that the bandit consists of, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from app.bandit.learning import DecisionLearner
+from app.bandit.lineup import Lineup
+from app.bandit.ports import DecisionBook, LearningBook, ReadProfile, StateBook
+from app.bandit.rollout import Rollout
+from app.bandit.scoring import Scorer
+from app.bandit.shadowing import BackgroundShadower, NoShadow
+from app.bandit.upkeep import Upkeep
+from app.features.clock import Clock
+from app.telemetry import Metrics
+
+
+class Bandit(NamedTuple):
+    """What scores, what learns, what a worker does in the background, where it is kept, and the roll-out."""
+
+    lineup: Lineup
+    scorer: Scorer
+    learner: DecisionLearner
+    upkeep: Upkeep
+    decisions: DecisionBook
+    states: StateBook
+    rollout: Rollout
+
+
+class Books(NamedTuple):
+    """Where all of it is kept."""
+
+    decisions: DecisionBook
+    learning: LearningBook
+    states: StateBook
+
+
+def join(
+    books: Books,
+    lineup: Lineup,
+    *,
+    read_profile: ReadProfile,
+    serves_challenger: Callable[[str, float], bool],
+    rollout: Rollout,
+    new_id: Callable[[], str],
+    clock: Clock,
+    metrics: Metrics,
+) -> Bandit:
+    """The parts over these."""
+    learner = DecisionLearner(books.learning, clock, metrics)
+    return Bandit(
+        lineup=lineup,
+        scorer=Scorer(
+            book=books.decisions,
+            read_profile=read_profile,
+            lineup=lineup,
+            serves_challenger=serves_challenger,
+            shadower=NoShadow() if lineup.challenger is None else BackgroundShadower(books.decisions, lineup, metrics),
+            new_id=new_id,
+            clock=clock,
+            metrics=metrics,
+        ),
+        learner=learner,
+        upkeep=Upkeep(learner=learner, states=books.states, lineup=lineup, clock=clock, metrics=metrics),
+        decisions=books.decisions,
+        states=books.states,
+        rollout=rollout,
+    )

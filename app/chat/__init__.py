@@ -1,0 +1,1 @@
+"""Outbound adapter: the only code that speaks to a language model."""

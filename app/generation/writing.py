@@ -1,0 +1,120 @@
+"""Wording a tip: the model is asked where there is one, and the template stands in for whatever goes wrong.
+
+Invariants: an order gets a text that keeps the rules of `app.generation.texts`, whatever a model does; at most so many
+calls are under way at once, the next ones do not wait; once told to stop, none lasts longer than `STOPPING_S`. Must not
+know HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from app.errors import FallbackReason, ModelFailed
+from app.features.clock import Clock
+from app.generation.breaker import Breaker
+from app.generation.ports import Order, Writer
+from app.generation.prompt import PROMPT_VERSION
+from app.generation.template import worded
+from app.generation.texts import links, problem_of, tidied
+from app.telemetry import Metrics, logger
+
+NOT_ASKED = frozenset({"circuit open", "busy", "stopping"})
+STOPPING_S = 1.5  # of the five seconds that a process takes to stop at most
+log = logger("generation")
+
+
+class Written(NamedTuple):
+    """A tip. Without a `model` the template wrote it; `reason` says why, where a model should have."""
+
+    text: str
+    model: str | None
+    reason: FallbackReason | None
+    prompt_version: str = PROMPT_VERSION
+
+
+class Model(NamedTuple):
+    """A writer that may fail, its name, and how many calls it takes at once."""
+
+    writer: Writer
+    name: str
+    at_once: int
+
+
+class Writing:
+    """One per process."""
+
+    def __init__(self, model: Model | None, clock: Clock, metrics: Metrics) -> None:
+        """Without a model every tip is worded by the template, and that is no failure."""
+        self._model = model
+        self._clock = clock
+        self._metrics = metrics
+        self._breaker = Breaker(clock)
+        self._under_way: set[asyncio.Timeout] = set()
+        self._stopping = False
+
+    async def write(self, order: Order) -> Written:
+        """Word a tip; never fails."""
+        if self._model is None:
+            self._metrics.generations.labels("template").inc()
+            return Written(worded(order), None, None)
+        try:
+            written = Written(await self._asked(self._model, order), self._model.name, None)
+        except ModelFailed as failed:
+            tell = log.debug if failed.reason in NOT_ASKED else log.info  # a line for each would add to the load
+            tell("model_failed", reason=failed.reason, detail=str(failed))
+            written = Written(worded(order), None, failed.reason)
+        except Exception:  # a defect; the tip is worded all the same
+            log.exception("model_failed")
+            written = Written(worded(order), None, "internal error")
+        self._metrics.generations.labels(written.reason or "model").inc()
+        return written
+
+    def stop(self) -> None:
+        """The process is about to end: ask no model any more, and wait shortly for the answers under way."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for timer in self._under_way:
+            timer.reschedule(asyncio.get_running_loop().time() + STOPPING_S)
+
+    async def _asked(self, model: Model, order: Order) -> str:
+        if self._stopping:
+            raise ModelFailed("stopping", "the process is about to end", well=True)
+        if len(self._under_way) >= model.at_once:
+            raise ModelFailed("busy", f"{model.at_once} calls are under way", well=True)
+        entry = self._breaker.enter()
+        if entry is None:
+            raise ModelFailed("circuit open", "it failed several times in a row")
+        well: bool | None = None
+        pause_s: float | None = None
+        started = self._clock.monotonic()
+        try:
+            text = tidied(await self._until_stopped(model, order))
+            well = True
+        except ModelFailed as failed:
+            well, pause_s = failed.well, failed.pause_s
+            raise
+        except Exception:
+            well = False
+            raise
+        finally:
+            self._breaker.leave(entry, well=well, pause_s=pause_s)
+            if well is not None:
+                self._metrics.model_seconds.observe(self._clock.monotonic() - started)
+        if (problem := problem_of(text, may_link=links(order.task.title))) is not None:
+            raise ModelFailed("invalid answer", f"the text is no tip: {problem}", well=True)
+        return text
+
+    async def _until_stopped(self, model: Model, order: Order) -> str:
+        timer = asyncio.timeout(None)
+        try:
+            async with timer:
+                self._under_way.add(timer)
+                return await model.writer.write(order)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise ModelFailed("stopping", "the process is about to end", well=True) from None
+        finally:
+            self._under_way.discard(timer)

@@ -1,0 +1,169 @@
+"""Decisions in SQLite, and what a decision must know of a user."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from app.bandit.decisions import Decision, Known, Outcome, Shadow
+from app.bandit.evidence import Evidence
+from app.bandit.pooling import Prior
+from app.bandit.ports import Proposed, Question, Recorded
+from app.bandit.specs import Spec
+from app.errors import SpecMismatch
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, blob, decision_of, outcome_of, row_of
+from app.stores.sqlite.states import newest_prior, read_evidence
+from app.telemetry import logger
+
+HOUR_MS = 3_600_000
+log = logger("stores.decisions")
+
+SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
+SELECT_SHARE = "SELECT share FROM rollout"
+INSERT_DECISION = (
+    f"INSERT INTO tip_scores ({', '.join(WRITTEN)}) VALUES ({', '.join('?' * len(WRITTEN))})"  # placeholders
+)
+_COLUMNS = ", ".join((*WRITTEN, *SETTLED))
+SELECT_BY_REQUEST = f"SELECT {_COLUMNS} FROM tip_scores WHERE request_id = ?"
+SELECT_BY_ID = f"SELECT {_COLUMNS}, number FROM tip_scores WHERE decision_id = ?"
+SELECT_EVENTS = "SELECT outcome, COUNT(*) FROM decision_events WHERE number = ? GROUP BY outcome"
+UPDATE_SHADOW = """
+UPDATE tip_scores SET
+    champion_scores = ?, champion_pi = ?, challenger_scores = ?, challenger_pi = ?, champion_p = ?, challenger_p = ?,
+    agree = ?, q_logged = ?, v_champion = ?, v_challenger = ?, elapsed_us = ?
+WHERE decision_id = ?
+"""
+SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
+DELETE_DECISIONS = tuple(
+    f"DELETE FROM {table} WHERE number IN (SELECT value FROM json_each(?))"
+    for table in ("decision_events", "tip_scores")
+)
+# A process goes on for a moment with a prior that another has replaced; so what was in force an hour before the oldest
+# decision stays, and all that came after.
+DELETE_PRIORS = """
+DELETE FROM bandit_priors WHERE version < (
+    SELECT MAX(version) FROM bandit_priors
+    WHERE created_at_ms <= COALESCE((SELECT MIN(created_at_ms) FROM tip_scores), :before) - :hour
+)
+"""
+
+
+class SqliteDecisions:
+    """Implements `app.bandit.ports.DecisionBook`."""
+
+    def __init__(self, database: Database, spec: Spec) -> None:
+        """`spec`: the one that priors are pooled under."""
+        self._database = database
+        self._spec = spec
+        self._prior = Prior.none(spec)
+
+    async def look(self, questions: Sequence[Question]) -> list[Known]:
+        """One hop. The erasures are read first: what is read after them is no older."""
+
+        def work(connection: sqlite3.Connection) -> list[Known]:
+            (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
+            (share,) = connection.execute(SELECT_SHARE).fetchone()
+            # Kept, for it is the same for everybody until there is a newer one.
+            prior = self._prior = newest_prior(connection, self._spec, self._prior)
+            return [
+                Known(
+                    erasures,
+                    prior,
+                    share,
+                    _evidence_or_none(connection, question.user_id),
+                    _by_request(connection, question.request_id),
+                )
+                for question in questions
+            ]
+
+        return await self._database.read(work)
+
+    async def record(self, proposed: Sequence[Proposed]) -> list[Recorded]:
+        """In the order proposed."""
+
+        def work(connection: sqlite3.Connection) -> list[Recorded]:
+            (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
+            return [Recorded(_record(connection, item, erasures), erasures) for item in proposed]
+
+        return await self._database.write(work)
+
+    async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
+        """A decision that is gone, erased or pruned, stays gone."""
+        rows = [
+            (
+                blob(shadow.champion.scores),
+                blob(shadow.champion.pi),
+                blob(shadow.challenger.scores),
+                blob(shadow.challenger.pi),
+                float(shadow.champion.pi[shadow.chosen]),
+                float(shadow.challenger.pi[shadow.chosen]),
+                int(shadow.agree),
+                shadow.q_logged,
+                shadow.v_champion,
+                shadow.v_challenger,
+                shadow.elapsed_us,
+                shadow.decision_id,
+            )
+            for shadow in shadows
+        ]
+        await self._database.write(lambda connection: connection.executemany(UPDATE_SHADOW, rows))
+
+    async def find(self, decision_id: str) -> tuple[Decision, Outcome] | None:
+        """One hop."""
+
+        def work(connection: sqlite3.Connection) -> tuple[Decision, Outcome] | None:
+            row = _named(connection, SELECT_BY_ID, decision_id)
+            if row is None:
+                return None
+            return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, (row["number"],))))
+
+        return await self._database.read(work)
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        """One small transaction."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
+            for statement in DELETE_DECISIONS:
+                connection.execute(statement, (json.dumps(numbers),))
+            connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
+            return len(numbers)
+
+        return await self._database.write(work)
+
+
+def _record(connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:
+    decision = proposed.decision
+    if proposed.erasures != erasures:
+        return None
+    # 1. Two requests with one id look, and find nothing; 2. both decide; 3. the second to come here finds the first.
+    stored = _by_request(connection, decision.request_id)
+    if stored is not None:
+        return stored
+    connection.execute(INSERT_DECISION, row_of(decision))
+    return decision
+
+
+def _by_request(connection: sqlite3.Connection, request_id: str | None) -> Decision | None:
+    if request_id is None:
+        return None
+    row = _named(connection, SELECT_BY_REQUEST, request_id)
+    return None if row is None else decision_of(row)
+
+
+def _named(connection: sqlite3.Connection, statement: str, value: str) -> dict[str, Any] | None:
+    with closing(connection.execute(statement, (value,))) as cursor:
+        row = cursor.fetchone()
+        return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))
+
+
+def _evidence_or_none(connection: sqlite3.Connection, user_id: str) -> Evidence | None:
+    try:
+        return read_evidence(connection, user_id)
+    except SpecMismatch as error:
+        log.warning("evidence_refused", error=str(error))
+        return None

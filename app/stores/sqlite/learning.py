@@ -1,0 +1,196 @@
+"""Learning in SQLite: events are joined to decisions, and decisions settled, in one transaction with the evidence.
+
+Invariants: an event stands in `decision_events` once it has counted, and counts no second time; a decision's state
+becomes `learned` in the transaction that adds its vector to the evidence, and only from `open` or `served`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from app.bandit.decisions import EventOutcome
+from app.bandit.evidence import Evidence
+from app.bandit.learning import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
+from app.bandit.lineup import Lineup
+from app.bandit.ports import Told, ToldEvent
+from app.bandit.specs import SPECS
+from app.errors import SpecMismatch
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.decision_rows import array
+from app.stores.sqlite.states import UPDATE_CHANGES, read_evidence, write_evidence
+
+# A search of an index each, of a microsecond or two: for many events together that is less than one statement whose
+# JSON SQLite would have to take apart.
+SELECT_IS_UNSETTLED = """
+SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open', 'served') LIMIT 1
+"""
+SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ? AND user_id = ?"
+SELECT_COUNTED = "SELECT 1 FROM decision_events WHERE seq = ?"
+_DECISION = """
+SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source FROM tip_scores
+"""
+SELECT_NAMED = _DECISION + "WHERE decision_id = ? AND user_id = ?"
+SELECT_NEWEST = (
+    _DECISION
+    + """
+WHERE user_id = :user AND chosen_id = :tip AND state IN ('open', 'served') AND created_at_ms <= :latest
+ORDER BY number DESC LIMIT 1
+"""
+)
+INSERT_COUNTED = "INSERT INTO decision_events (seq, number, outcome) VALUES (?, ?, ?)"
+UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE number = ?"
+UPDATE_LEARNED = """
+UPDATE tip_scores SET state = 'learned', served_at_ms = ?, reward = ?, reward_source = ?, action = ?, settled_at_ms = ?
+WHERE number = ? AND state IN ('open', 'served')
+"""
+# Users of whom an event waits to be consumed: it may be the feedback.
+_AWAITED = "SELECT user_id FROM event_log INDEXED BY event_log_unconsumed WHERE consumed_at_ms IS NULL"
+SELECT_ANY_CLOSED = """
+SELECT EXISTS (SELECT 1 FROM tip_scores WHERE state = 'served' AND served_at_ms < :closed)
+    OR EXISTS (SELECT 1 FROM tip_scores WHERE state = 'open' AND created_at_ms < :closed)
+"""
+SELECT_CLOSED = f"""
+SELECT number, spec_hash, phi, user_id, served_at_ms FROM tip_scores AS decision
+WHERE state = 'served' AND served_at_ms < :closed AND user_id NOT IN ({_AWAITED})
+    AND spec_hash IN (SELECT value FROM json_each(:known))
+    AND NOT EXISTS (
+        SELECT 1 FROM bandit_states AS learned WHERE learned.user_id = decision.user_id
+            AND learned.spec_hash NOT IN (SELECT value FROM json_each(:known))
+    )
+ORDER BY served_at_ms LIMIT :limit
+"""
+UPDATE_EXPIRED = f"""
+UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
+    SELECT number FROM tip_scores
+    WHERE state = 'open' AND created_at_ms < :closed AND user_id NOT IN ({_AWAITED})
+    ORDER BY created_at_ms LIMIT :limit
+)
+"""
+
+
+class SqliteLearning:
+    """Implements `app.bandit.ports.LearningBook`."""
+
+    def __init__(self, database: Database, lineup: Lineup, rules: Rules) -> None:
+        self._database = database
+        self._lineup = lineup
+        self._rules = rules
+
+    async def concerned(self, events: Sequence[ToldEvent]) -> list[ToldEvent]:
+        """One hop; each question once."""
+        asked = [_question(item) for item in events]
+
+        def work(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+            return {item for item in set(asked) if connection.execute(item[0], item[1:]).fetchone() is not None}
+
+        found = await self._database.read(work)
+        return [item for item, question in zip(events, asked, strict=True) if question in found]
+
+    async def learn(self, events: Sequence[Told], now_ms: int) -> Mapping[EventOutcome, int]:
+        """In the order given."""
+
+        def work(connection: sqlite3.Connection) -> Mapping[EventOutcome, int]:
+            lesson = _Lesson(connection, self._lineup, now_ms)
+            outcomes = [lesson.take(event, self._rules) for event in events]
+            lesson.end()
+            return Counter(outcome for outcome in outcomes if outcome is not None)
+
+        return await self._database.write(work)
+
+    async def settle(self, now_ms: int, limit: int) -> tuple[int, int]:
+        """A look first: a sweep that finds nothing takes no lock."""
+        closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
+        (any_closed,) = await self._database.read(lambda c: c.execute(SELECT_ANY_CLOSED, closed).fetchone())
+        if not any_closed:
+            return 0, 0
+        asked = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int]:
+            lesson = _Lesson(connection, self._lineup, now_ms)
+            rows = connection.execute(SELECT_CLOSED, asked).fetchall()
+            for row in rows:
+                lesson.default(_Vector(*row[:4]), row[4], self._rules.rewards.none)
+            lesson.end()
+            return len(rows), connection.execute(UPDATE_EXPIRED, asked).rowcount
+
+        return await self._database.write(work)
+
+
+def _question(told: Told) -> tuple[str, str, str]:
+    """The statement that asks whether an event may concern a decision, and its parameters."""
+    event = told.event
+    if event.decision_id is not None:
+        return SELECT_IS_DECISION, event.decision_id, event.user_id
+    return SELECT_IS_UNSETTLED, event.user_id, event.tip_id
+
+
+class _Vector(NamedTuple):
+    """The vector that was logged with a decision, and whose."""
+
+    number: int
+    spec_hash: str
+    phi: bytes
+    user_id: str
+
+
+class _Lesson:
+    """One transaction: what was read of users' evidence is kept until its end, and written once."""
+
+    def __init__(self, connection: sqlite3.Connection, lineup: Lineup, now_ms: int) -> None:
+        self._connection = connection
+        self._lineup = lineup
+        self._now_ms = now_ms
+        self._evidence: dict[str, Evidence] = {}
+
+    def take(self, logged: Told, rules: Rules) -> EventOutcome | None:
+        """One event; None where it concerns no decision, or has counted before."""
+        if self._connection.execute(SELECT_COUNTED, (logged.seq,)).fetchone() is not None:
+            return None
+        row = self._decision(logged)
+        if row is None:
+            return None
+        vector = _Vector(*row[:4])
+        judgement = judge(Unsettled(*row[4:]), logged, rules)
+        if judgement.outcome == "served":
+            self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.number))
+        elif judgement.outcome == "learned":
+            self._learn(vector, judgement)
+        self._connection.execute(INSERT_COUNTED, (logged.seq, vector.number, judgement.outcome))
+        return judgement.outcome
+
+    def default(self, logged: _Vector, served_at_ms: int, reward: float) -> None:
+        """Nothing was heard in time."""
+        self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
+
+    def end(self) -> None:
+        """Write what was learned."""
+        for user_id, evidence in self._evidence.items():
+            write_evidence(self._connection, user_id, evidence, self._now_ms)
+        if self._evidence:
+            self._connection.execute(UPDATE_CHANGES)
+
+    def _decision(self, logged: Told) -> tuple[Any, ...] | None:
+        event = logged.event
+        if event.decision_id is not None:
+            cursor = self._connection.execute(SELECT_NAMED, (event.decision_id, event.user_id))
+        else:
+            newest = {"user": event.user_id, "tip": event.tip_id, "latest": latest_made(logged)}
+            cursor = self._connection.execute(SELECT_NEWEST, newest)
+        row: tuple[Any, ...] | None = cursor.fetchone()
+        return row
+
+    def _learn(self, logged: _Vector, judgement: Judgement) -> None:
+        spec = SPECS.get(logged.spec_hash)
+        if spec is None:
+            raise SpecMismatch(f"the decision's vector is of spec {logged.spec_hash[:12]}, which is not known here")
+        assert judgement.reward is not None
+        known = self._evidence.get(logged.user_id) or read_evidence(self._connection, logged.user_id)
+        evidence, _ = self._lineup.brought_up(known, spec)
+        self._evidence[logged.user_id] = evidence.learned(array(logged.phi), judgement.reward)
+        source = "feedback" if judgement.action is not None else "default"
+        values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self._now_ms, logged.number)
+        self._connection.execute(UPDATE_LEARNED, values)

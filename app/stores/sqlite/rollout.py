@@ -1,0 +1,182 @@
+"""The roll-out in SQLite: its state, its looks, and the decisions it is judged by, a page at a time.
+
+Numbers of decisions follow the order in which they were made. Columns that are read here stand before all arrays in
+their row, so a page of decisions never follows an overflow page.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from app.bandit.rollout_ports import Counts, Look, Recent
+from app.bandit.stages import RolloutState, Target
+from app.bandit.sums import Page
+from app.stores.sqlite.database import Database
+from app.telemetry import logger
+
+PAGE = 2_000
+NEWEST = 2**63 - 1
+log = logger("stores.rollout")
+
+SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after FROM rollout"
+# Only where nobody has changed it since it was seen.
+UPDATE_STATE = """
+UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
+    evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END
+WHERE stage = :seen_stage AND share = :seen_share AND changed_at_ms = :seen_at
+"""
+DELETE_LOOKS = "DELETE FROM rollout_looks"
+SELECT_LOOKS = "SELECT number, body FROM rollout_looks ORDER BY number"
+INSERT_LOOK = """
+INSERT INTO rollout_looks (number, at_ms, n, body) SELECT :number, :at, :n, :body
+WHERE EXISTS (SELECT 1 FROM rollout WHERE evaluated_after = :after) ON CONFLICT DO NOTHING
+"""
+# What is unsettled and older than this is stuck: the first number that is not.
+SELECT_FIRST_SINCE = "SELECT number FROM tip_scores WHERE created_at_ms >= ? ORDER BY created_at_ms LIMIT 1"
+SELECT_OLDEST_UNSETTLED = """
+SELECT number FROM tip_scores INDEXED BY tip_scores_pending
+WHERE state IN ('open', 'served') AND number >= ? ORDER BY number LIMIT 1
+"""
+_SETTLED = "FROM tip_scores INDEXED BY tip_scores_evaluated WHERE state = 'learned' AND explore = 1 AND number > :after"
+SELECT_COUNTS = f"""
+SELECT TOTAL(champion_p IS NOT NULL AND number < :until), TOTAL(champion_p IS NOT NULL AND number >= :until),
+    TOTAL(champion_p IS NULL), TOTAL(champion_p IS NOT NULL AND role = 'challenger' AND number >= :stage)
+{_SETTLED}
+"""
+_EVALUATED = f"""
+SELECT number, user_id, reward, role = 'challenger', champion_p, challenger_p, q_logged, v_champion, v_challenger,
+    action IS 'dismissed', agree
+{_SETTLED} AND number < :until AND champion_p IS NOT NULL
+"""
+SELECT_PAGE = _EVALUATED + "ORDER BY number LIMIT :limit"
+SELECT_NEWEST = _EVALUATED + "ORDER BY number DESC LIMIT :limit"
+SELECT_RECENT = """
+SELECT elapsed_us / 1000.0, profile_present = 0, role = 'challenger' FROM tip_scores
+WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
+"""
+
+
+class SqliteRollout:
+    """Implements `app.bandit.rollout_ports.RolloutBook`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def state(self) -> RolloutState:
+        """The one row."""
+        return RolloutState(*await self._database.read(lambda c: c.execute(SELECT_STATE).fetchone()))
+
+    async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
+        """Looks are forgotten where it begins anew."""
+        values = {
+            "stage": to.stage,
+            "share": to.share,
+            "reason": reason,
+            "actor": actor,
+            "now": now_ms,
+            "anew": to.anew,
+            "seen_stage": seen.stage,
+            "seen_share": seen.share,
+            "seen_at": seen.changed_at_ms,
+        }
+
+        def work(connection: sqlite3.Connection) -> RolloutState | None:
+            if connection.execute(UPDATE_STATE, values).rowcount == 0:
+                return None
+            if to.anew:
+                connection.execute(DELETE_LOOKS)
+            return RolloutState(*connection.execute(SELECT_STATE).fetchone())
+
+        return await self._database.write(work)
+
+    async def looks(self) -> list[Look]:
+        """By number."""
+        rows = await self._rows(SELECT_LOOKS, {})
+        return [look for number, body in rows if (look := _look(number, body)) is not None]
+
+    async def add_look(self, look: Look, seen: RolloutState) -> bool:
+        """The first of a number stays."""
+        values = {
+            "number": look.number,
+            "at": look.at_ms,
+            "n": look.estimates.n,
+            "body": msgspec.json.encode(look).decode(),
+            "after": seen.evaluated_after,
+        }
+        return await self._database.write(lambda connection: connection.execute(INSERT_LOOK, values).rowcount > 0)
+
+    async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
+        """One hop, over indexes alone."""
+
+        def work(connection: sqlite3.Connection) -> Counts:
+            after = state.evaluated_after
+            fresh = max(after, _first_since(connection, overdue_ms))
+            oldest = connection.execute(SELECT_OLDEST_UNSETTLED, (fresh,)).fetchone()
+            until = NEWEST if oldest is None else int(oldest[0])
+            stage = _first_since(connection, state.changed_at_ms)
+            values = {"after": after, "until": until, "stage": stage}
+            return Counts(until, *map(int, connection.execute(SELECT_COUNTS, values).fetchone()))
+
+        return await self._database.read(work)
+
+    async def pages(self, state: RolloutState, until: int) -> AsyncIterator[Page]:
+        """By number, each page one hop."""
+        after = state.evaluated_after
+        while True:
+            values = {"after": after, "until": until, "limit": PAGE}
+            rows = await self._rows(SELECT_PAGE, values)
+            if not rows:
+                return
+            after = rows[-1][0]
+            yield _page(rows)
+
+    async def newest(self, state: RolloutState, until: int, limit: int) -> Page:
+        """From the end of the index."""
+        values = {"after": state.evaluated_after, "until": until, "limit": limit}
+        return _page(await self._rows(SELECT_NEWEST, values))
+
+    async def recent(self, since_ms: int, limit: int) -> Recent:
+        """By time."""
+        rows = await self._rows(SELECT_RECENT, {"since": since_ms, "limit": limit})
+        elapsed, absent, challenger = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+        return Recent(elapsed, absent, challenger)
+
+    async def _rows(self, statement: str, values: Mapping[str, object]) -> list[Any]:
+        return await self._database.read(lambda connection: connection.execute(statement, values).fetchall())
+
+
+def _first_since(connection: sqlite3.Connection, moment_ms: int) -> int:
+    row = connection.execute(SELECT_FIRST_SINCE, (moment_ms,)).fetchone()
+    return NEWEST if row is None else int(row[0])
+
+
+def _look(number: int, body: str) -> Look | None:
+    try:
+        return msgspec.json.decode(body, type=Look)
+    except msgspec.MsgspecError as error:
+        log.warning("look_unreadable", number=number, error=str(error))
+        return None
+
+
+def _page(rows: Sequence[Sequence[Any]]) -> Page:
+    users = [row[1] for row in rows]
+    reward, challenger, champion_p, challenger_p, q, v_champion, v_challenger, dismissed, agreed = (
+        np.array([row[2:] for row in rows], dtype=np.float64).reshape(-1, 9).T
+    )
+    return Page(
+        users=users,
+        rewards=reward,
+        pi_b=np.where(challenger > 0, challenger_p, champion_p),
+        pi_champion=champion_p,
+        pi_challenger=challenger_p,
+        q_logged=q,
+        v_champion=v_champion,
+        v_challenger=v_challenger,
+        dismissed=dismissed,
+        agreed=agreed,
+    )

@@ -1,0 +1,228 @@
+"""`GET /admin/rollout` and its moves: figures, refusals that say why, and an audit trail that knows who it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.bandit.assignment import serves_challenger
+from app.bandit.rollout_watch import RolloutWatch
+from app.bandit.stages import Target
+from tests.support.database import column
+from tests.support.decisions import HOUR_MS, rows_of, some, write
+from tests.support.events import feedback
+from tests.support.live import Live, as_caller, paths, problem
+from tests.support.waiting import eventually_async
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def seen(site: Live) -> dict[str, Any]:
+    """The roll-out."""
+    answer = await site.client.get("/admin/rollout")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["vary"] == "Accept"
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+async def decide(site: Live, decisions: int, *, share: float = 0.0, seed: int = 1, late_ms: int = 0) -> None:
+    """Settled decisions of days ago (or of so long ago), and whatever a worker makes of them."""
+    made_ms = site.now_ms - (late_ms or 100 * HOUR_MS)
+    await write(site.service.database, rows_of(some(decisions, share=share, seed=seed), made_ms=made_ms))
+    await RolloutWatch(site.service.bandit.rollout, site.service.clock).once()
+
+
+async def test_rollout_begins_in_the_shadow_and_says_what_it_waits_for(own_site: Live) -> None:
+    body = await seen(own_site)
+    assert (body["stage"], body["share"], body["changed_at"]) == ("shadow", 0.0, None)
+    assert (body["champion"], body["challenger"], body["margin"]) == ("lints-v1", "lints-v2", 0.02)
+    assert body["verdict"] == {
+        "verdict": "insufficient data",
+        "reason": "0 decisions can be evaluated; the first look is at 1,000.",
+        "improved": False,
+    }
+    assert (body["figures"], body["looks"]) == (None, [])
+    assert body["decisions"] == {
+        "evaluated": 0,
+        "waiting": 0,
+        "unshadowed": 0,
+        "served_by_challenger": 0,
+        "next_look_at": 1_000,
+    }
+    assert body["guardrails"]["p99_ms"] == {"value": None, "limit": 100.0}
+    assert {item["move"]: item["allowed"] for item in body["moves"]} == {
+        "ramp": False,
+        "promote": False,
+        "rollback": True,
+    }
+    assert body["states"] == {"users": 0, "to_grow": 0}
+
+
+async def test_figures_are_those_of_the_newest_look_and_say_all_that_the_verdict_rests_on(own_site: Live) -> None:
+    await decide(own_site, 4_000)
+    body = await seen(own_site)
+    figures = body["figures"]
+    assert (figures["look"], figures["decisions"], figures["users"]) == (3, 4_000, 400)
+    assert figures["level"] == pytest.approx(0.05 / 12)
+    for name in ("ips", "snips", "doubly_robust", "champion", "lift"):
+        assert figures[name]["low"] < figures[name]["value"] < figures[name]["high"]
+    (kept,) = await own_site.service.bandit.rollout.book.looks()
+    for name, estimate in (("ips", kept.estimates.ips), ("snips", kept.estimates.snips), ("lift", kept.estimates.lift)):
+        assert list(figures[name].values()) == list(estimate)
+    lift = figures["doubly_robust"]["value"] - figures["champion"]["value"]
+    assert figures["lift"]["value"] == pytest.approx(lift)
+    assert abs(figures["mean_weight"] - 1) < 3 * figures["mean_weight_error"]
+    assert figures["effective_sample_size"] > figures["effective_sample_size_needed"] == 1_000
+    assert (body["verdict"]["verdict"], body["verdict"]["improved"]) == ("promote", True)
+    assert 0 < body["guardrails"]["dismissals"]["challenger"] < 1
+    (look,) = body["looks"]
+    assert (look["look"], look["stage"], look["verdict"]) == (3, "shadow", body["verdict"])
+
+
+async def test_challenger_is_ramped_one_step_and_the_trail_says_by_whom(own_site: Live) -> None:
+    await decide(own_site, 4_000)
+    answer = await own_site.client.post("/admin/rollout/ramp?reason=looks+good")
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["stage"], body["share"], body["reason"]) == ("ramp", 0.05, "looks good")
+    assert body == await seen(own_site)
+    again = problem(await own_site.client.post("/admin/rollout/ramp"), 409)
+    assert "0 are settled; 200 are needed" in again["detail"]
+    problem(await own_site.client.post("/admin/rollout/promote"), 409)
+    back = await own_site.client.post("/admin/rollout/rollback")
+    assert (back.json()["stage"], back.json()["reason"]) == ("rolled back", "no reason was given")
+    problem(await own_site.client.post("/admin/rollout/rollback"), 409)
+    anew = await own_site.client.post("/admin/rollout/ramp")
+    assert (anew.json()["stage"], anew.json()["looks"], anew.json()["decisions"]["evaluated"]) == ("shadow", [], 0)
+    entries = (await own_site.client.get("/admin/audit")).json()["entries"]
+    assert [(entry["action"], entry["subject"]) for entry in reversed(entries)] == [
+        *[("ramp roll-out", "rollout")] * 2,
+        ("promote challenger", "rollout"),
+        *[("roll back roll-out", "rollout")] * 2,
+        ("ramp roll-out", "rollout"),
+    ]
+    assert entries[-1]["outcome"] == "done: shadow to 5%: looks good"
+
+
+async def test_challenger_that_serves_everybody_and_is_better_is_promoted(own_site: Live) -> None:
+    await decide(own_site, 4_000)
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("ramp", 1.0), "", "ann", own_site.now_ms - 2_000)
+    await decide(own_site, 250, share=1.0, seed=2, late_ms=1_000)
+    answer = await own_site.client.post("/admin/rollout/promote")
+    assert answer.json()["stage"] == "promoted", answer.text
+
+
+async def test_key_that_moves_it_is_named(keyed: Live) -> None:
+    answer = await keyed.client.post("/admin/rollout/ramp", headers=as_caller("admin"))
+    problem(answer, 409)
+    (entry,) = await keyed.service.audit.newest(1)
+    assert (entry.actor, entry.action) == ("admin", "ramp roll-out")
+    assert entry.outcome.startswith("refused: insufficient data: 0 decisions")
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"), [("x" * 400, 409), ("x" * 401, 400), ("a%00b", 400), ("a%0Ab", 400), ("", 409)]
+)
+async def test_reason_is_bounded_text(site: Live, reason: str, status: int) -> None:
+    answer = problem(await site.client.post(f"/admin/rollout/ramp?reason={reason}"), status)
+    assert paths(answer) == (["reason"] if status == 400 else [])
+
+
+async def test_form_comes_back_to_the_page_with_what_happened(own_site: Live) -> None:
+    page = await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})
+    token = page.text.split('name="csrf_token" value="')[1].split('"')[0]
+    for path, said in (("ramp", "Nothing was changed"), ("rollback", "rolled back")):
+        sent = {"csrf_token": token, "reason": "because"}
+        answer = await own_site.client.post(f"/admin/rollout/{path}", data=sent)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/admin/rollout")
+        shown = await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})
+        assert said in shown.text
+    wrong = await own_site.client.post("/admin/rollout/ramp", data={"csrf_token": token, "reason": "x" * 401})
+    assert paths(problem(wrong, 422)) == ["reason"]
+    problem(await own_site.client.post("/admin/rollout/ramp", data={"reason": "because"}), 403)
+
+
+async def test_overview_says_so_when_it_was_rolled_back_by_itself(own_site: Live) -> None:
+    async def found() -> list[dict[str, Any]]:
+        findings = (await own_site.client.get("/admin")).json()["findings"]
+        return [item for item in findings if item["subject"] == "rollout"]
+
+    assert await found() == []
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("ramp", 0.25), "", "ann", own_site.now_ms - 60_000)
+    slow = [{**row, "elapsed_us": 400_000} for row in rows_of(some(200, share=1.0), made_ms=own_site.now_ms - 5_000)]
+    await write(own_site.service.database, slow)
+    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
+    (told,) = await found()
+    assert told["text"].startswith("The roll-out was rolled back by itself. One answer in a hundred takes over 400 ms")
+    assert (told["state"], told["path"]) == ("degraded", "/admin/rollout")
+    assert "begins anew" in told["advice"]
+    await own_site.client.post("/admin/rollout/ramp")
+    assert await found() == []
+    await own_site.client.post("/admin/rollout/rollback")
+    assert await found() == []  # whoever did it knows
+
+
+async def test_overview_says_so_when_the_challenger_that_serves_loses(own_site: Live) -> None:
+    worse = some(4_000, skill=-1.5)
+    await write(own_site.service.database, rows_of(worse))
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("ramp", 0.05), "", "ann", own_site.now_ms - 60_000)
+    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
+    assert (await seen(own_site))["verdict"]["verdict"] == "roll back"
+    findings = (await own_site.client.get("/admin")).json()["findings"]
+    (told,) = [item for item in findings if item["subject"] == "rollout"]
+    assert "The challenger serves 5% of the users." in told["text"]
+    assert "a loss of more than 0.02 for certain" in told["text"]
+
+
+async def test_without_a_challenger_the_answer_says_so(serve_site: Any) -> None:
+    async with serve_site(shadow=False) as site:
+        body = await seen(site)
+        assert body["challenger"] is None
+        assert "PROFILES_SHADOW" in problem(await site.client.post("/admin/rollout/ramp"), 409)["detail"]
+        page = await site.client.get("/admin/rollout", headers={"Accept": "text/html"})
+        assert "There is no challenger" in page.text
+
+
+async def test_decisions_that_were_scored_shown_and_answered_are_evaluated_and_the_share_decides_who_serves(
+    own_site: Live,
+) -> None:
+    candidates = [
+        {"id": f"t-{place}", "features": {"is_overdue": place == 1, "task_age_days": 3.0 * place, "priority": place}}
+        for place in range(4)
+    ]
+
+    async def score(user: str) -> dict[str, Any]:
+        answer = await own_site.client.post("/score", json={"user_id": user, "candidates": candidates})
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    async def shadowed() -> bool:
+        counted = "SELECT COUNT(*) FROM tip_scores WHERE champion_p IS NULL"
+        return await column(own_site.service.database, counted) == [0]
+
+    made = [(user, await score(user)) for user in [f"user-{number}" for number in range(10)] * 3]
+    assert {body["policy"]["id"] for _, body in made} == {"lints-v1"}
+    await eventually_async(shadowed)
+    for number, (user, body) in enumerate(made[:-1]):
+        told = feedback(
+            user, own_site.now_ms, tip_id=body["chosen_id"], event_id=f"e-{number}", decision_id=body["decision_id"]
+        )
+        await own_site.send(told)
+    waiting = await own_site.service.log.unconsumed(own_site.now_ms + 1, 100)
+    await own_site.service.consumer.consume([item.seq for item in waiting])
+    decisions = (await seen(own_site))["decisions"]
+    assert (decisions["evaluated"], decisions["waiting"], decisions["unshadowed"]) == (29, 0, 0)
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("ramp", 0.25), "", "ann", own_site.now_ms)
+    for number in range(20):
+        body = await score(f"user-{number}")
+        expected = "lints-v2" if serves_challenger(f"user-{number}", 0.25) else "lints-v1"
+        assert body["policy"]["id"] == expected
+    await own_site.client.post("/admin/rollout/rollback")
+    assert {(await score(f"user-{number}"))["policy"]["id"] for number in range(20)} == {"lints-v1"}

@@ -1,0 +1,316 @@
+"""Ranking over HTTP: what is answered, what is refused and how, and what one finds of a decision later."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from app.api.scoring_inputs import request_type
+from app.api.scoring_schemas import ScoreRequest
+from app.bandit.specs import SPEC_V1
+from app.features.definitions import REGISTRY
+from app.features.schema import ProfileFeatures
+from tests.support.events import feedback, served
+from tests.support.live import JSON, Live, new_user, paths, problem
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+AT = "2026-04-25T08:30:00+02:00"
+
+
+def candidates(count: int = 3) -> list[dict[str, Any]]:
+    """Different ones."""
+    return [
+        {
+            "id": f"tip-{number}",
+            "features": {"is_overdue": number % 2 == 0, "task_age_days": number, "priority": -number},
+        }
+        for number in range(count)
+    ]
+
+
+async def post(site: Live, **fields: Any) -> httpx.Response:
+    """A request to rank; a field set to `...` is left out."""
+    asked = {"user_id": "ann", "candidates": candidates(), **fields}
+    sent = {name: value for name, value in asked.items() if value is not ...}
+    return await site.client.post("/score", content=json.dumps(sent), headers=JSON)
+
+
+async def score(site: Live, **fields: Any) -> dict[str, Any]:
+    """A decision."""
+    answer = await post(site, **fields)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def decision(site: Live, decision_id: str) -> dict[str, Any]:
+    """What explains it."""
+    answer = await site.client.get(f"/decisions/{decision_id}")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def consume(site: Live) -> None:
+    """As a worker does."""
+    rows = await site.service.database.read(
+        lambda c: c.execute("SELECT seq FROM event_log WHERE consumed_at_ms IS NULL").fetchall()
+    )
+    await site.service.consumer.consume([seq for (seq,) in rows])
+
+
+async def test_candidates_are_ranked_by_score_and_one_is_chosen(site: Live) -> None:
+    user = new_user()
+    found = await score(site, user_id=user, candidates=candidates(7), context={"at": AT})
+    assert found.keys() == {"decision_id", "chosen_id", "ranking", "policy", "profile"}
+    assert {item["id"] for item in found["ranking"]} == {f"tip-{number}" for number in range(7)}
+    assert found["chosen_id"] in {item["id"] for item in found["ranking"]}
+    scores = [item["score"] for item in found["ranking"]]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(item["probability"] for item in found["ranking"]) == pytest.approx(1)
+    assert min(item["probability"] for item in found["ranking"]) >= 0.1 / 7
+    assert found["policy"] == {"id": "lints-v1", "spec_hash": SPEC_V1.hash, "state_version": 0}
+    assert found["profile"] == {"origin": "service"}
+
+
+async def test_the_user_is_learned_about_from_events_that_name_the_decision(own_site: Live) -> None:
+    site, user = own_site, new_user()
+    found: dict[str, Any] = {}
+    for number in range(12):
+        found = await score(site, user_id=user)
+        good = found["chosen_id"] == "tip-1"
+        name: dict[str, Any] = {
+            "tip_id": found["chosen_id"],
+            "decision_id": found["decision_id"] if number % 2 else None,
+        }
+        await site.send(
+            served(user, site.now_ms, **name),
+            feedback(user, site.now_ms, "completed" if good else "dismissed", **name),
+        )
+        await consume(site)
+    assert found["policy"]["state_version"] == 11
+    last = await score(site, user_id=user, explore=False)
+    assert last["policy"]["state_version"] == 12
+    assert last["chosen_id"] == last["ranking"][0]["id"] == "tip-1"
+    assert [item["probability"] for item in last["ranking"]] == [1.0, 0.0, 0.0]
+    told = await decision(site, found["decision_id"])
+    assert told["outcome"]["state"] == "learned"
+    assert told["outcome"]["reward"] in (0.0, 1.0)
+    assert told["outcome"]["source"] == "feedback"
+    erased = await site.client.get(f"/admin/users/{user}/erase", headers={"Accept": "application/json"})
+    assert (erased.json()["decisions"], erased.json()["learned"]) == (13, 12)
+    await site.client.delete(f"/admin/users/{user}")
+    problem(await site.client.get(f"/decisions/{found['decision_id']}"), 404)
+    assert (await score(site, user_id=user))["policy"]["state_version"] == 0
+
+
+async def test_a_decision_is_explained(own_site: Live) -> None:
+    site, user = own_site, new_user()
+    await site.send(*(served(user, site.now_ms) for _ in range(3)))
+    request_id = new_user("request")
+    found = await score(site, user_id=user, request_id=request_id, context={"at": AT})
+    await site.service.bandit.scorer.close()
+    told = await decision(site, found["decision_id"])
+    assert (told["user_id"], told["request_id"], told["explore"], told["chosen_id"]) == (
+        user,
+        request_id,
+        True,
+        found["chosen_id"],
+    )
+    assert told["policy"] == {**found["policy"], "role": "champion", "prior_version": 0}
+    assert told["profile"]["origin"] == "service"
+    assert told["profile"]["features"] == await site.features(user)
+    assert told["profile"]["features"]["tip_volume_30d"] == 3
+    assert told["context"] == {"at": AT}
+    assert [{"id": item["id"], "features": item["features"]} for item in told["candidates"]] == candidates()
+    ranked = {item["id"]: item for item in found["ranking"]}
+    for item in told["candidates"]:
+        assert (item["score"], item["probability"]) == (ranked[item["id"]]["score"], ranked[item["id"]]["probability"])
+        assert list(item["contributions"]) == list(SPEC_V1.names)
+        assert sum(item["contributions"].values()) == pytest.approx(item["score"], abs=1e-12)
+    assert told["shadow"]["role"] == "challenger"
+    assert [item["id"] for item in told["shadow"]["candidates"]] == ["tip-0", "tip-1", "tip-2"]
+    assert sum(item["probability"] for item in told["shadow"]["candidates"]) == pytest.approx(1)
+    assert told["outcome"] == {
+        "state": "open",
+        "served_at": None,
+        "reward": None,
+        "source": None,
+        "action": None,
+        "settled_at": None,
+        "late": 0,
+        "repeated": 0,
+        "other_tip": 0,
+    }
+
+
+async def test_a_repeated_request_is_answered_byte_for_byte(site: Live) -> None:
+    user, request_id = new_user(), new_user("request")
+    first = await post(site, user_id=user, request_id=request_id, candidates=candidates(9))
+    again = await post(site, user_id=user, request_id=request_id, candidates=candidates(2), explore=False)
+    assert (first.status_code, again.content) == (200, first.content)
+    at_once = await asyncio.gather(*(post(site, user_id=user, request_id=f"{request_id}-2") for _ in range(10)))
+    assert len({answer.content for answer in at_once}) == 1
+    refused = problem(await post(site, user_id=new_user(), request_id=request_id), 409)
+    assert paths(refused) == ["request_id"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "origin", "used"),
+    [
+        ({"completion_rate_30d": 0.5, "mood": "fine"}, "request", {"completion_rate_30d": 0.5}),
+        ({"mood": [{"deep": 1}]}, "request", {}),
+        ({}, "request", {}),
+        ({"preferred_hour": None, "tip_volume_30d": 3}, "request", {"preferred_hour": None, "tip_volume_30d": 3}),
+        ({"completion_rate_30d": 1}, "request", {"completion_rate_30d": 1}),
+        ({"tip_volume_30d": 10**30, "preferred_hour": -5}, "request", {"tip_volume_30d": 10**30, "preferred_hour": -5}),
+        ({"mean_dwell_ms_30d": 1e308}, "request", {"mean_dwell_ms_30d": 1e308}),
+        (None, "absent", None),
+    ],
+)
+async def test_profile_features_sent_are_used_and_missing_null_and_unknown_ones_never_fail(
+    site: Live, sent: object, origin: str, used: object
+) -> None:
+    found = await score(site, profile_features=sent)
+    assert found["profile"] == {"origin": origin}
+    assert (await decision(site, found["decision_id"]))["profile"] == {"origin": origin, "features": used}
+
+
+@pytest.mark.parametrize(
+    ("features", "path"),
+    [
+        ({"completion_rate_30d": "half"}, "profile_features.completion_rate_30d"),
+        ({"dismiss_rate_30d": True}, "profile_features.dismiss_rate_30d"),
+        ({"preferred_hour": 8.5}, "profile_features.preferred_hour"),
+        ({"preferred_hour": "8"}, "profile_features.preferred_hour"),
+        ({"tip_volume_30d": [3]}, "profile_features.tip_volume_30d"),
+        ([], "profile_features"),
+        ("keen", "profile_features"),
+    ],
+)
+async def test_a_profile_feature_of_the_wrong_type_is_refused_by_name(site: Live, features: object, path: str) -> None:
+    assert paths(problem(await post(site, profile_features=features), 422)) == [path]
+
+
+def one(**features: Any) -> dict[str, Any]:
+    """A candidate with these features in the place of good ones; `...` leaves one out."""
+    good = {"is_overdue": False, "task_age_days": 1.0, "priority": 1.0, **features}
+    return {"id": "x", "features": {name: value for name, value in good.items() if value is not ...}}
+
+
+@pytest.mark.parametrize(
+    ("bad", "path"),
+    [
+        (one(is_overdue=1), "features.is_overdue"),
+        (one(is_overdue=...), "features.is_overdue"),
+        (one(task_age_days=-0.5), "features.task_age_days"),
+        (one(task_age_days="old"), "features.task_age_days"),
+        (one(priority=None), "features.priority"),
+        (one(priority=[1]), "features.priority"),
+        (one(mood=1), "features.mood"),
+        ({"id": "x"}, "features"),
+        ({"features": one()["features"]}, "id"),
+        ({**one(), "id": ""}, "id"),
+        ({**one(), "id": "a/b"}, "id"),
+        ({**one(), "id": "x" * 129}, "id"),
+        ({**one(), "id": "tip-1"}, "id"),
+        ({**one(), "extra": 1}, "extra"),
+        (7, ""),
+    ],
+)
+async def test_a_bad_candidate_is_refused_by_its_place(site: Live, bad: object, path: str) -> None:
+    answer = problem(await post(site, candidates=[*candidates(3), bad]), 422)
+    assert paths(answer) == [f"candidates[3].{path}".removesuffix(".")]
+    assert all(issue["detail"] for issue in answer["errors"])
+
+
+async def test_every_bad_candidate_is_named(site: Live) -> None:
+    sent = [one(priority="x"), *candidates(1), one(is_overdue=None), {"id": 3}]
+    assert paths(problem(await post(site, candidates=sent), 422)) == [
+        "candidates[0].features.priority",
+        "candidates[2].features.is_overdue",
+        "candidates[3].id",
+    ]
+    huge = b'{"user_id":"u","candidates":[%b]}' % b",".join([b'{"id":"a","features":{"is_overdue":1}}'] * 10_000)
+    answer = await site.client.post("/score", content=huge, headers=JSON)
+    assert paths(problem(answer, 422)) == ["candidates[0].features.is_overdue"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"candidates": []}, "candidates"),
+        ({"candidates": candidates(101)}, "candidates"),
+        ({"candidates": ...}, "candidates"),
+        ({"candidates": {}}, "candidates"),
+        ({"user_id": ...}, "user_id"),
+        ({"user_id": "a/b"}, "user_id"),
+        ({"request_id": ""}, "request_id"),
+        ({"request_id": "\x85"}, "request_id"),
+        ({"context": {"at": "2026-04-25T08:30:00"}}, "context.at"),
+        ({"context": {"at": 7}}, "context.at"),
+        ({"context": {"weather": "fine"}}, "context.weather"),
+        ({"explore": 1}, "explore"),
+        ({"mood": 1}, "mood"),
+    ],
+)
+async def test_a_bad_field_is_refused_by_name(site: Live, fields: dict[str, Any], path: str) -> None:
+    assert paths(problem(await post(site, **fields), 422)) == [path]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 400, "NaN"])
+async def test_a_number_that_is_none_is_refused(site: Live, number: str) -> None:
+    body = json.dumps({"user_id": "u", "candidates": [one(priority=0.5)]}).replace("0.5", number)
+    answer = await site.client.post("/score", content=body, headers=JSON)
+    assert answer.status_code == (400 if number == "NaN" else 422)
+    assert paths(answer.json()) == ([] if number == "NaN" else ["candidates[0].features.priority"])
+
+
+async def test_numbers_at_the_ends_of_their_range_are_taken(site: Live) -> None:
+    sent = [
+        {"id": str(place), "features": {"is_overdue": False, "task_age_days": age, "priority": priority}}
+        for place, (age, priority) in enumerate([(0, 0), (1.7e308, -1.7e308), (5e-324, 1.7e308)])
+    ]
+    found = await score(site, candidates=sent, context={"at": "0001-01-01T00:00:00+14:00"})
+    assert all(0 <= item["probability"] <= 1 for item in found["ranking"])
+    assert (await decision(site, found["decision_id"]))["context"] == {"at": "0001-01-01T00:00:00+14:00"}
+
+
+async def test_one_candidate_and_a_hundred_are_ranked(site: Live) -> None:
+    assert (await score(site, candidates=candidates(1)))["ranking"][0]["probability"] == pytest.approx(1)
+    assert len((await score(site, candidates=candidates(100)))["ranking"]) == 100
+
+
+async def test_a_decision_that_is_none_is_not_found(site: Live) -> None:
+    for name in ("nope", "%00", "a%2Fb", "x" * 129):
+        answer = await site.client.get(f"/decisions/{name}")
+        problem(answer, 404 if name == "nope" else 422)
+
+
+async def test_it_is_sent_away_unread_when_too_many_wait(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = own_site.service.bandit.scorer
+    with monkeypatch.context() as patch:
+        patch.setattr(type(scorer), "overloaded", property(lambda _: True))
+        answer = await own_site.client.post("/score", content=b"{" * 1_000_000, headers=JSON)
+        assert "too much load (scores)" in problem(answer, 503)["detail"]
+        assert answer.headers["retry-after"] == "1"
+    counted = own_site.service.metrics.collectors.get_sample_value
+    assert counted("profiles_requests_shed_total", {"kind": "scores"}) == 1
+    assert (await post(own_site)).status_code == 200
+    assert counted("profiles_decisions_total", {"policy": "lints-v1", "profile": "service"}) == 1
+
+
+async def test_the_request_that_is_read_is_the_one_that_is_documented() -> None:
+    read = request_type(ProfileFeatures)
+    assert issubclass(read, ScoreRequest)
+    assert {item.name for item in msgspec.structs.fields(read)} == {
+        item.name for item in msgspec.structs.fields(ScoreRequest)
+    }
+    assert set(REGISTRY.names) == {item.name for item in msgspec.structs.fields(ProfileFeatures)}

@@ -1,0 +1,133 @@
+"""What a user has taught: sums that grow by zeros, are kept to the last bit, and are never mixed."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.bandit.evidence import Evidence
+from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
+from app.errors import SpecMismatch
+from tests.bandit.requests import history_of, same_bits, seeds, taught
+
+OLD = SPEC_V1.size
+PAIR = Spec("pair", 1, SPEC_V1.inputs[:2])
+
+
+def same(one: Evidence, other: Evidence) -> bool:
+    """To the last bit."""
+    return (
+        (one.spec_hash, one.decisions) == (other.spec_hash, other.decisions)
+        and same_bits(one.s, other.s)
+        and same_bits(one.y, other.y)
+    )
+
+
+def test_evidence_is_the_sums_over_what_was_learned() -> None:
+    phi, rewards = history_of(1, 30)
+    evidence = taught(phi, rewards, Evidence.none(SPEC_V2))
+    np.testing.assert_allclose(evidence.s, phi.T @ phi, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(evidence.y, rewards @ phi, rtol=1e-12, atol=1e-12)
+    assert (evidence.spec_hash, evidence.decisions) == (SPEC_V2.hash, 30)
+    assert (evidence.s == evidence.s.T).all()
+
+
+def test_evidence_in_hand_stays_what_it_was_when_more_is_learned() -> None:
+    before = Evidence.none(SPEC_V1)
+    after = before.learned(np.ones(6), 1.0)
+    assert same(before, Evidence.none(SPEC_V1))
+    assert after.s.sum() == 36
+
+
+@given(seeds, st.integers(0, 8), st.sampled_from([SPEC_V1, SPEC_V2]))
+def test_evidence_is_the_same_to_the_last_bit_when_it_was_stored(seed: int, decisions: int, spec: Spec) -> None:
+    evidence = taught(*history_of(seed, decisions, spec), Evidence.none(spec))
+    assert same(Evidence.unpack(spec, evidence.pack(), decisions), evidence)
+
+
+def test_bytes_are_the_lower_triangle_and_then_y() -> None:
+    evidence = Evidence(PAIR.hash, np.array([[1.0, 2.0], [2.0, 3.0]]), np.array([4.0, 5.0]), 7)
+    assert evidence.pack() == struct.pack("<5d", 1, 2, 3, 4, 5)
+    assert same(Evidence.unpack(PAIR, struct.pack("<5d", 1, 2, 3, 4, 5), 7), evidence)
+
+
+@pytest.mark.parametrize("length", [0, 1, 39, 41, 48])
+def test_bytes_are_refused_when_they_are_not_of_the_specs_length(length: int) -> None:
+    with pytest.raises(SpecMismatch, match="pair 1 has 40"):
+        Evidence.unpack(PAIR, bytes(length), 1)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", range(5))
+def test_evidence_is_refused_when_it_holds_what_is_no_number(place: int, number: float) -> None:
+    numbers = [1.0, 2.0, 3.0, 4.0, 5.0]
+    numbers[place] = number
+    with pytest.raises(SpecMismatch, match="no number"):
+        Evidence.summed(PAIR, [struct.pack("<5d", 1, 2, 3, 4, 5), struct.pack("<5d", *numbers)], 7)
+
+
+@pytest.mark.parametrize(("first", "reward"), [(float("nan"), 1.0), (float("inf"), 0.0), (1.0, float("nan"))])
+def test_decision_is_not_learned_when_it_holds_what_is_no_number(first: float, reward: float) -> None:
+    with pytest.raises(SpecMismatch, match="no number"):
+        Evidence.none(PAIR).learned(np.array([first, 1.0]), reward)
+
+
+def test_packed_evidence_of_many_users_sums_to_what_all_of_them_taught() -> None:
+    each = [taught(*history_of(seed, 5), Evidence.none(SPEC_V2)) for seed in range(4)]
+    total = Evidence.summed(SPEC_V2, [one.pack() for one in each], 20)
+    np.testing.assert_allclose(total.s, sum(one.s for one in each), rtol=1e-13)
+    np.testing.assert_allclose(total.y, sum(one.y for one in each), rtol=1e-13)
+    assert same(Evidence.summed(SPEC_V2, [], 0), Evidence.none(SPEC_V2))
+
+
+@given(seeds, st.integers(0, 6), st.integers(0, 6))
+def test_leading_block_is_bit_for_bit_that_of_evidence_which_never_grew(seed: int, before: int, after: int) -> None:
+    phi, rewards = history_of(seed, before + after)
+    never = taught(phi[:, :OLD], rewards, Evidence.none(SPEC_V1))
+    grown = taught(phi[:before, :OLD], rewards[:before], Evidence.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
+    assert not grown.s[OLD:].any()
+    assert not grown.s[:, OLD:].any()
+    assert not grown.y[OLD:].any()
+    grown = taught(phi[before:], rewards[before:], grown)
+    s, y = grown.leading(OLD)
+    assert same_bits(s, never.s)
+    assert same_bits(y, never.y)
+    assert (grown.spec_hash, grown.decisions) == (SPEC_V2.hash, never.decisions)
+
+
+@given(seeds, st.integers(1, 6))
+def test_a_decision_from_before_growth_is_learned_as_without_a_profile(seed: int, decisions: int) -> None:
+    phi, rewards = history_of(seed, decisions)
+    phi[:, OLD:] = 0
+    short = taught(phi[:, :OLD], rewards, Evidence.none(SPEC_V1).grown(SPEC_V1, SPEC_V2))
+    assert same(short, taught(phi, rewards, Evidence.none(SPEC_V2)))
+
+
+def test_vector_is_refused_when_it_is_longer_than_the_evidence() -> None:
+    with pytest.raises(SpecMismatch, match="25 inputs, evidence of 6"):
+        Evidence.none(SPEC_V1).learned(np.ones(25), 1.0)
+
+
+def test_growth_is_refused_when_the_evidence_is_of_another_spec() -> None:
+    with pytest.raises(SpecMismatch, match="evidence is of spec"):
+        Evidence.none(SPEC_V2).grown(SPEC_V1, SPEC_V2)
+    with pytest.raises(SpecMismatch, match="evidence is of spec"):
+        Evidence.none(replace(SPEC_V1, version=9)).grown(SPEC_V1, SPEC_V2)
+
+
+@pytest.mark.parametrize(
+    ("spec_from", "spec_to"),
+    [
+        (SPEC_V2, SPEC_V1),
+        (SPEC_V1, replace(SPEC_V2, inputs=SPEC_V2.inputs[1:])),
+        (replace(SPEC_V1, inputs=SPEC_V1.inputs[::-1]), SPEC_V2),
+    ],
+)
+def test_growth_is_refused_when_the_new_spec_does_not_begin_with_the_old(spec_from: Spec, spec_to: Spec) -> None:
+    with pytest.raises(SpecMismatch, match="does not begin with"):
+        Evidence.none(spec_from).grown(spec_from, spec_to)

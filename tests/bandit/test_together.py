@@ -1,0 +1,98 @@
+"""What is scored together is what each decision would be by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.bandit.decisions import Decision
+from app.bandit.evidence import Evidence
+from app.bandit.lineup import Lineup
+from app.bandit.policy import CHALLENGER, CHAMPION, Policy
+from app.bandit.ranking import best, chosen, ranking_of
+from app.bandit.shadowing import Unshadowed, shadows_of
+from app.bandit.specs import SPEC_V2
+from app.bandit.terms import Candidate, Context
+from app.bandit.together import Case, decide_together
+from tests.bandit.requests import request_of
+
+
+def case(seed: int, candidates: int) -> Case:
+    """A user who has taught something, and a request."""
+    random = np.random.default_rng(seed)
+    evidence = Evidence.none(SPEC_V2)
+    for number in range(seed % 7):
+        phi = request_of(seed + number, 3)
+        evidence = evidence.learned(phi[0], float(random.random()))
+    return Case(f"decision-{seed}", evidence, random.normal(0, 0.1, SPEC_V2.size), request_of(seed, candidates))
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=9),
+    st.integers(1, 25),
+    st.sampled_from([CHAMPION, CHALLENGER]),
+)
+def test_each_result_is_that_of_the_decision_by_itself(seeds: list[int], candidates: int, policy: Policy) -> None:
+    cases = [case(seed, candidates) for seed in seeds]
+    for item, found in zip(cases, decide_together(policy, cases), strict=True):
+        expected = policy.decide(item.decision_id, item.evidence, item.mu, item.phi)
+        np.testing.assert_allclose(found.means, expected.means, atol=1e-12)
+        np.testing.assert_allclose(found.variances, expected.variances, atol=1e-12)
+        np.testing.assert_allclose(found.theta, expected.theta, atol=1e-12)
+        np.testing.assert_allclose(found.pi, expected.pi, atol=1e-12)
+
+
+def decided(seed: int, candidates: int, *, challenger: bool, explore: bool) -> Unshadowed:
+    """A decision, and the snapshot it was made of."""
+    made = case(seed, candidates)
+    policy = CHALLENGER if challenger else CHAMPION
+    ranking = ranking_of(policy.decide(*made), explore)
+    shown = chosen(ranking, made.decision_id, explore)
+    decision = Decision(
+        id=made.decision_id,
+        request_id=None,
+        user_id="ann",
+        created_at_ms=1,
+        explore=explore,
+        role="challenger" if challenger else "champion",
+        served_by=policy.id,
+        policy_hash=policy.spec.hash,
+        spec_hash=SPEC_V2.hash,
+        state_version=0,
+        prior_version=0,
+        origin="absent",
+        profile=None,
+        profile_present=False,
+        candidates=tuple(Candidate(str(number), False, 0.0, 0.0) for number in range(candidates)),
+        context=Context(),
+        chosen=shown,
+        elapsed_us=1,
+        theta=np.zeros(1),
+        phi=made.phi[shown],
+        champion=None if challenger else ranking,
+        challenger=ranking if challenger else None,
+    )
+    return Unshadowed(decision, made.evidence, made.mu, made.phi, elapsed_us=seed)
+
+
+def test_shadows_of_unlike_decisions_are_worked_out_together() -> None:
+    group = [decided(seed, 1 + seed % 3, challenger=seed % 2 == 0, explore=seed % 5 > 0) for seed in range(40)]
+    shadows = {shadow.decision_id: shadow for shadow in shadows_of(group, Lineup.of(shadow=True))}
+    assert len(shadows) == len(group)
+    for item in group:
+        shadow, decision = shadows[item.decision.id], item.decision
+        assert (shadow.champion if decision.role == "champion" else shadow.challenger) is decision.ranking
+        other = shadow.challenger if decision.role == "champion" else shadow.champion
+        policy = CHALLENGER if decision.role == "champion" else CHAMPION
+        expected = ranking_of(policy.decide(decision.id, item.evidence, item.mu, item.phi), decision.explore)
+        np.testing.assert_allclose(other.scores, expected.scores, atol=1e-11)
+        np.testing.assert_allclose(other.pi, expected.pi, atol=1e-12)
+        assert other.pi.sum() == np.float64(1) or abs(other.pi.sum() - 1) < 1e-12
+        q = np.clip(item.phi @ item.mu, 0, 1)
+        np.testing.assert_allclose(shadow.q_logged, q[decision.chosen])
+        np.testing.assert_allclose(shadow.v_champion, shadow.champion.pi @ q)
+        np.testing.assert_allclose(shadow.v_challenger, shadow.challenger.pi @ q)
+        assert shadow.agree == (best(shadow.champion.scores) == best(shadow.challenger.scores))
+        assert shadow.elapsed_us == item.elapsed_us

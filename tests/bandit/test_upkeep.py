@@ -1,0 +1,161 @@
+"""Upkeep on a real database: the prior is pooled when something was learned, and evidence grows page by page."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from app.bandit.evidence import Evidence
+from app.bandit.pooling import Pool
+from app.bandit.specs import SPEC_V1, SPEC_V2
+from app.bandit.upkeep import POOL_EVERY_S
+from app.errors import StoreUnavailable
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.states import SqliteStates, write_evidence
+from tests.bandit.school import School
+from tests.support.events import feedback
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+async def school(database: Database) -> School:
+    """A process with a challenger."""
+    return School(database)
+
+
+def evidence_of(seed: int, *, grown: bool) -> Evidence:
+    """Some decisions' worth."""
+    random = np.random.default_rng(seed)
+    spec = SPEC_V2 if grown else SPEC_V1
+    evidence = Evidence.none(spec)
+    for _ in range(1 + seed % 3):
+        evidence = evidence.learned(random.normal(size=spec.size), float(random.random()))
+    return evidence
+
+
+async def enroll(school: School, users: int) -> list[Evidence]:
+    """Users with evidence; every second has not grown."""
+    states = [evidence_of(number, grown=number % 2 == 1) for number in range(users)]
+
+    def work(connection: object) -> None:
+        for number, evidence in enumerate(states):
+            write_evidence(connection, f"user-{number:04d}", evidence, 1)  # type: ignore[arg-type]
+        connection.execute("UPDATE bandit_ledger SET changes = changes + 1")  # type: ignore[attr-defined]
+
+    await school.database.write(work)
+    return states
+
+
+async def learn_one(school: School, user_id: str = "ann") -> None:
+    """One decision and its reward."""
+    decision = await school.decide(user_id)
+    await school.tell(feedback(user_id, tip_id=decision.chosen_id, decision_id=decision.id))
+
+
+async def test_prior_is_pooled_over_all_users_grown_or_not(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.stores.sqlite.states.PAGE", 7)
+    states = await enroll(school, 40)
+    assert await school.bandit.upkeep.pool()
+    pool = Pool(SPEC_V2)
+    for evidence in states:
+        pool.add(evidence)
+    ((version, spec_hash, mu, users, decisions),) = await school.rows(
+        "SELECT version, spec_hash, mu, users, decisions FROM bandit_priors"
+    )
+    assert (version, spec_hash, users, decisions) == (1, SPEC_V2.hash, 40, sum(item.decisions for item in states))
+    np.testing.assert_allclose(np.frombuffer(mu), pool.mean(), atol=1e-12)
+    decision = await school.decide("new")
+    assert decision.prior_version == 1
+
+
+async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(school: School) -> None:
+    pool = school.bandit.upkeep.pool
+    assert not await pool(), "there is nothing to pool"
+    await learn_one(school)
+    assert [await pool(), await pool()] == [True, False]
+    await school.decide()
+    assert not await pool(), "a decision alone teaches nothing"
+    await learn_one(school, "bob")
+    assert [await pool(), await pool()] == [True, False]
+    await school.users.erase("ann", school.clock.now_ms())
+    assert [await pool(), await pool()] == [True, False]
+    assert await school.rows("SELECT users, decisions FROM bandit_priors ORDER BY version") == [(1, 1), (2, 2), (1, 1)]
+
+
+async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Database) -> None:
+    workers = [School(database), School(database)]
+    await learn_one(workers[0])
+    assert sorted(await asyncio.gather(*(worker.bandit.upkeep.pool() for worker in workers))) == [False, True]
+
+
+async def test_evidence_of_another_release_is_left_out_of_the_prior(school: School) -> None:
+    await learn_one(school)
+    await school.database.write(
+        lambda c: c.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', x'00', 5, 1)")
+    )
+    assert await school.bandit.upkeep.pool()
+    assert await school.rows("SELECT users FROM bandit_priors") == [(1,)]
+
+
+async def test_evidence_grows_page_by_page_and_goes_on_where_it_was_cut_short(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bandit.upkeep.GROWN_AT_ONCE", 3)
+    monkeypatch.setattr("app.bandit.upkeep.REST_S", 0.0)
+    states = await enroll(school, 20)
+    real, pages = SqliteStates.grow, iter([None, None, StoreUnavailable("locked")])
+
+    async def grow(book: SqliteStates, limit: int, now_ms: int) -> int:
+        if (failure := next(pages, None)) is not None:
+            raise failure
+        return await real(book, limit, now_ms)
+
+    monkeypatch.setattr(SqliteStates, "grow", grow)
+    with pytest.raises(StoreUnavailable):
+        await school.bandit.upkeep.grow()
+    assert await school.bandit.states.counts() == {SPEC_V1.hash: 4, SPEC_V2.hash: 16}
+    assert await school.bandit.upkeep.grow() == 4
+    assert await school.bandit.states.counts() == {SPEC_V2.hash: 20}
+    for number, before in enumerate(states):
+        after = await school.evidence(f"user-{number:04d}")
+        assert after is not None
+        assert after.decisions == before.decisions
+        size = before.size
+        np.testing.assert_array_equal(after.s[:size, :size], before.s)
+        np.testing.assert_array_equal(after.y[:size], before.y)
+        assert not after.s[size:].any()
+        assert not after.y[size:].any()
+    assert await school.bandit.upkeep.grow() == 0
+
+
+async def test_nothing_grows_without_a_challenger(database: Database) -> None:
+    school = School(database, shadow=False)
+    await enroll(school, 4)
+    assert await school.bandit.upkeep.grow() == 0
+    assert await school.bandit.states.counts() == {SPEC_V1.hash: 2, SPEC_V2.hash: 2}
+    assert not await school.bandit.upkeep.pool(), "the champion has no use for it"
+
+
+async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bandit.upkeep.EVERY_S", 0.0)
+    await enroll(school, 4)
+    real, failures = SqliteStates.grow, iter([StoreUnavailable("locked"), ValueError("a defect")])
+
+    async def grow(book: SqliteStates, limit: int, now_ms: int) -> int:
+        for failure in failures:
+            raise failure
+        return await real(book, limit, now_ms)
+
+    monkeypatch.setattr(SqliteStates, "grow", grow)
+    task = asyncio.create_task(school.bandit.upkeep.keep_going())
+    sample = school.metrics.collectors.get_sample_value
+    await eventually(lambda: sample("profiles_prior_version") == 1)
+    assert (sample("profiles_learned_states"), sample("profiles_states_to_grow")) == (4, 0)
+    await learn_one(school)
+    school.clock.advance(int(POOL_EVERY_S * 1000))
+    await eventually(lambda: sample("profiles_prior_version") == 2)
+    task.cancel()

@@ -1,0 +1,148 @@
+"""The verdict: every word, each for its reason, with the figures in whole sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.bandit.intervals import Interval
+from app.bandit.sums import Estimates
+from app.bandit.verdict import Guardrails, Limits, Verdict, broken, too_little, verdict
+
+LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
+RAILS = Guardrails(
+    dismissed_champion=0.2,
+    dismissed_challenger=0.21,
+    dismissed_more=Interval(0.01, -0.01, 0.03),
+    p99_ms=12,
+    no_profile=0.2,
+)
+VALUE = Interval(0.4, 0.38, 0.42)
+FIGURES = Estimates(
+    n=8_000,
+    users=900,
+    agreement=0.7,
+    ips=VALUE,
+    snips=VALUE,
+    dr=VALUE,
+    champion=VALUE,
+    lift=Interval(0.01, 0.002, 0.018),
+    mean_weight=1.01,
+    mean_weight_error=0.01,
+    ess=3_000,
+    dismissed_champion=0.2,
+    dismissed_challenger=0.2,
+    dismissed_more=Interval(0.0, -0.01, 0.01),
+)
+
+
+def judged(**fields: Any) -> Verdict:
+    """The verdict on a good challenger, but for some figures; those of guardrails by their own names."""
+    rails = {name: value for name, value in fields.items() if hasattr(RAILS, name)}
+    others = {name: value for name, value in fields.items() if name not in rails}
+    figures = msgspec.structs.replace(FIGURES, **others)
+    return verdict(figures, msgspec.structs.replace(RAILS, **rails), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word", "reason"),
+    [
+        ({}, "promote", "That is an improvement."),
+        ({"n": 999}, "insufficient data", "999 decisions can be evaluated; the first look is at 1,000."),
+        ({"users": 29}, "insufficient data", "those of 29 users; an interval over users needs 30."),
+        ({"n": 1_000, "users": 30, "ess": 1_000}, "promote", "Over 1,000 decisions of 30 users"),
+        ({"mean_weight": 1.0301}, "hold", "mean weight is 1.030 ± 0.010 where it should be 1"),
+        ({"mean_weight": 0.9699}, "hold", "cannot be believed"),
+        ({"mean_weight": 1.03}, "promote", "improvement"),
+        ({"mean_weight": 1 + 1e-12, "mean_weight_error": 0.0}, "promote", "improvement"),
+        ({"ess": 999}, "insufficient data", "8,000 decisions say as much of the challenger as 999"),
+        ({"n": 20_000, "ess": 1_999}, "insufficient data", "2,000 are needed"),
+        ({"n": 20_000, "ess": 2_000}, "promote", "improvement"),
+        ({"lift": Interval(0.01, 0.0, 0.02)}, "promote", "an improvement is not shown"),
+        ({"lift": Interval(0.0, -0.0199, 0.02)}, "promote", "A loss of more than 0.02 is ruled out"),
+        ({"lift": Interval(0.0, -0.02, 0.02)}, "hold", "A loss of more than 0.02 is not ruled out."),
+        ({"lift": Interval(-0.03, -0.05, -0.02)}, "hold", "not ruled out"),
+        ({"lift": Interval(-0.04, -0.06, -0.021)}, "roll back", "a loss of more than 0.02 for certain"),
+        (
+            {"dismissed_more": Interval(0.05, 0.031, 0.07)},
+            "roll back",
+            "5.0% more (3.1% to 7.0%), where 3.0% is allowed",
+        ),
+        ({"dismissed_more": Interval(0.05, 0.03, 0.07)}, "promote", "improvement"),
+        ({"p99_ms": 250.0}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
+        ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
+        ({"no_profile": 0.61}, "roll back", "61.0% of the decisions were made without a profile"),
+        # What is tried first.
+        ({"n": 10, "p99_ms": 250.0}, "roll back", "250 ms"),
+        ({"n": 10, "mean_weight": 2.0}, "insufficient data", "10 decisions"),
+        ({"n": 1}, "insufficient data", "1 decision can"),
+        ({"mean_weight": 2.0, "p99_ms": 250.0}, "roll back", "250 ms"),
+        ({"mean_weight": 2.0, "ess": 10}, "hold", "cannot be believed"),
+        ({"mean_weight": 2.0, "lift": Interval(-0.4, -0.6, -0.2)}, "hold", "cannot be believed"),
+        ({"ess": 10, "lift": Interval(-0.4, -0.6, -0.2)}, "insufficient data", "needed"),
+    ],
+)
+def test_verdict_follows_the_rules_in_their_order(fields: dict[str, Any], word: str, reason: str) -> None:
+    found = judged(**fields)
+    assert (found.word, found.improved) == (word, word == "promote" and FIGURES.lift.low > 0 and "lift" not in fields)
+    assert reason in found.reason
+    assert found.reason.endswith(".")
+    assert found.reason[0].isupper() or found.reason[0].isdigit()
+
+
+def test_reason_names_every_guardrail_that_is_broken() -> None:
+    bad = msgspec.structs.replace(RAILS, dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, no_profile=0.9)
+    assert len(broken(bad, LIMITS)) == 3
+    reason = verdict(FIGURES, bad, LIMITS).reason
+    assert all(part in reason for part in ("dismissed more often", "101 ms", "90.0%"))
+    assert broken(RAILS, LIMITS) == []
+
+
+def test_one_user_is_not_many() -> None:
+    found = too_little(5_000, 1)
+    assert found is not None
+    assert "those of 1 user;" in found.reason
+    assert too_little(1_000, 30) is None
+
+
+bounds = st.tuples(*[st.floats(-1, 1)] * 3).map(sorted).map(lambda three: Interval(three[1], three[0], three[2]))
+
+
+@given(
+    n=st.integers(0, 10**7),
+    users=st.integers(0, 10**6),
+    lift=bounds,
+    more=bounds,
+    weight=st.floats(0, 10),
+    error=st.floats(0, 1),
+    ess=st.floats(0, 10**7),
+    p99=st.one_of(st.none(), st.floats(0, 1_000)),
+)
+def test_nothing_is_promoted_unless_everything_the_gate_asks_for_holds(
+    n: int, users: int, lift: Interval, more: Interval, weight: float, error: float, ess: float, p99: float | None
+) -> None:
+    found = judged(
+        n=n,
+        users=users,
+        lift=lift,
+        dismissed_more=more,
+        mean_weight=weight,
+        mean_weight_error=error,
+        ess=ess,
+        p99_ms=p99,
+    )
+    gate = (
+        n >= 1_000
+        and users >= 30
+        and abs(weight - 1) <= 3 * error + 1e-9
+        and ess >= max(1_000, n / 10)
+        and lift.low > -0.02
+        and more.low <= 0.03
+        and (p99 is None or p99 <= 100)
+    )
+    assert (found.word == "promote") == gate
+    assert found.improved == (gate and lift.low > 0)

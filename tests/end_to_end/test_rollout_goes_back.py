@@ -1,0 +1,45 @@
+"""A worker makes the look that is due, and rolls back a challenger whose answers take too long; nobody asks it to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from app.bandit.stages import Target
+from app.settings import Settings
+from app.stores.queue_worker import Pace
+from app.stores.sqlite.audit_trail import SqliteAuditTrail
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.rollout import SqliteRollout
+from app.stores.valkey.embedded import EmbeddedServer
+from app.worker import work
+from tests.support.decisions import HOUR_MS, rows_of, some, write
+from tests.support.waiting import eventually_async
+
+
+async def test_worker_looks_and_goes_back_by_itself(
+    database: Database, database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer
+) -> None:
+    now_ms, book = time.time_ns() // 1_000_000, SqliteRollout(database)
+    await write(database, rows_of(some(1_000), made_ms=now_ms - 100 * HOUR_MS))
+    slow = [{**row, "elapsed_us": 800_000} for row in rows_of(some(200, share=1.0), made_ms=now_ms - 60_000)]
+    await write(database, slow)
+    await book.move(await book.state(), Target("ramp", 0.05), "it looked good", "ann", now_ms - 120_000)
+
+    async def went_back() -> bool:
+        return (await book.state()).stage == "rolled back"
+
+    settings = Settings(database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0)
+    stop = asyncio.Event()
+    working = asyncio.create_task(work(settings, stop, pace=Pace(job_timeout_s=3)))
+    try:
+        await eventually_async(went_back, timeout_s=15)
+    finally:
+        stop.set()
+        await working
+    (look,) = await book.looks()
+    assert (look.number, look.estimates.n) == (1, 1_200)
+    (entry,) = await SqliteAuditTrail(database).newest(10)
+    assert (entry.actor, entry.action) == ("the worker", "roll back roll-out")
+    assert "takes over 800 ms" in entry.outcome

@@ -1,0 +1,91 @@
+"""Decisions written straight into a database: what scoring would have left, without the hours in between."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from app.bandit.sums import Page
+from app.stores.sqlite.database import Database
+from tests.bandit.logs import logged, town
+from tests.support.clock import NOW_MS
+
+HOUR_MS = 3_600_000
+BLANK: Mapping[str, object] = {
+    "explore": 1,
+    "role": "champion",
+    "served_by": "lints-v1",
+    "policy_hash": "p",
+    "spec_hash": "s",
+    "state_version": 0,
+    "prior_version": 0,
+    "profile_origin": "service",
+    "profile_present": 1,
+    "chosen": 0,
+    "chosen_id": "t-0",
+    "elapsed_us": 4_000,
+    "state": "learned",
+    "theta": b"",
+    "phi": b"",
+    "request": "{}",
+}
+
+
+def rows_of(
+    page: Page, *, made_ms: int = NOW_MS - 100 * HOUR_MS, every_ms: int = 1, **changed: object
+) -> list[dict[str, object]]:
+    """The settled decisions of a page, in its order; some columns otherwise."""
+    return [
+        {
+            **BLANK,
+            "user_id": user,
+            "created_at_ms": made_ms + place * every_ms,
+            "role": "challenger" if served_by_challenger else "champion",
+            "reward": reward,
+            "reward_source": "feedback",
+            "action": "completed" if reward else "dismissed" if dismissed else "snoozed",
+            "champion_p": champion,
+            "challenger_p": challenger,
+            "agree": int(agreed),
+            "q_logged": q,
+            "v_champion": v_champion,
+            "v_challenger": v_challenger,
+            **changed,
+        }
+        for place, (
+            user,
+            reward,
+            pi_b,
+            champion,
+            challenger,
+            q,
+            v_champion,
+            v_challenger,
+            dismissed,
+            agreed,
+        ) in enumerate(zip(page.users, *(map(float, column) for column in page[1:]), strict=True))
+        for served_by_challenger in (pi_b == challenger != champion,)
+    ]
+
+
+async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add them, the first one first."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        (made,) = connection.execute("SELECT COUNT(*) FROM tip_scores").fetchone()
+        for number, row in enumerate(rows, start=made):
+            named = {"decision_id": f"d-{number}", **row}
+            columns = ", ".join(named)
+            connection.execute(f"INSERT INTO tip_scores ({columns}) VALUES (:{', :'.join(named)})", named)
+
+    await database.write(work)
+
+
+def some(
+    decisions: int, *, users: int = 400, skill: float = 1.0, share: float = 0.0, model: float = 0.5, seed: int = 1
+) -> Page:
+    """Decisions of users with habits; the challenger is as much better as `skill` makes it."""
+    chance = np.random.default_rng(seed)
+    return logged(chance, town(chance, users, decisions, skill=skill, spread=0.7), share=share, model=model)

@@ -1,0 +1,37 @@
+"""Was each decision learned once? The evidence of every user, held against the sum over the decisions that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from app.bandit.evidence import Evidence
+from app.bandit.specs import SPECS
+
+SELECT_LEARNED = "SELECT user_id, phi, reward FROM tip_scores WHERE state = 'learned'"
+SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
+
+
+def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[Any, ...]]) -> list[str]:
+    """What is wrong, given the rows of both statements; nothing where every sum is right."""
+    decisions: dict[str, list[tuple[Any, float]]] = {}
+    for user_id, phi, reward in learned:
+        decisions.setdefault(user_id, []).append((np.frombuffer(phi), reward))
+    faults: list[str] = []
+    for user_id, spec_hash, blob, count in states:
+        own = decisions.pop(user_id, [])
+        evidence = Evidence.unpack(SPECS[spec_hash], blob, count)
+        s, y = np.zeros_like(evidence.s), np.zeros_like(evidence.y)
+        for phi, reward in own:
+            s[: len(phi), : len(phi)] += np.outer(phi, phi)
+            y[: len(phi)] += reward * phi
+        if count != len(own):
+            faults.append(f"{user_id}: evidence of {count} decisions, {len(own)} are learned")
+        elif not (np.allclose(evidence.s, s, atol=1e-9) and np.allclose(evidence.y, y, atol=1e-9)):
+            faults.append(f"{user_id}: the evidence is not the sum over its {count} decisions")
+    faults += [
+        f"{user_id}: {len(own)} decisions are learned, and there is no evidence" for user_id, own in decisions.items()
+    ]
+    return faults
