@@ -123,8 +123,9 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
     return application
 
 
-def end_streams(application: Litestar) -> None:
-    """End what would go on for as long as somebody listens; to be called when the server is told to stop."""
+def about_to_stop(application: Litestar) -> None:
+    """Be no longer ready, and end what would go on for as long as somebody listens; when the server is told to stop."""
+    application.state[operations.STOPPING] = True
     if (api := application.state.get("api")) is not None:
         api.watch.stop()
         api.writing.stop()
@@ -222,7 +223,13 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
             log.warning("no_api_keys", detail="everyone on this machine may do everything", host=settings.host)
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
         on_ready()
-        await listen(application, settings.host, settings.port, on_stop=lambda: end_streams(application))
+        await listen(
+            application,
+            settings.host,
+            settings.port,
+            on_stop=lambda: about_to_stop(application),
+            drain_s=settings.drain_s,
+        )
 
 
 def run(settings: Settings) -> None:

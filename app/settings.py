@@ -55,6 +55,9 @@ class Settings:
     rate_burst: int = _setting(
         0, setting_values.whole(0, 1_000_000), "Requests of a key at once, after a pause; 0: as in a second."
     )
+    drain_s: int = _setting(
+        0, setting_values.whole(0, 300), "Seconds for which /readyz says `stopping` before an API process stops."
+    )
     session_hours: int = _setting(
         12, setting_values.whole(1, 720), "Hours that an admin stays signed in to the pages under /admin."
     )

@@ -26,6 +26,14 @@ def test_it_is_full_when_the_wait_would_be_too_long(waiting: int, full: bool) ->
     assert backlog.full is full
 
 
+@pytest.mark.parametrize(("waiting", "full"), [(ALWAYS, False), (ALWAYS + 1, True)])
+def test_a_few_may_wait_in_any_case_when_work_is_slow(waiting: int, full: bool) -> None:
+    backlog = Backlog(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
+    backlog.worked(1, 60.0)
+    backlog.waiting = waiting
+    assert backlog.full is full
+
+
 def test_one_slow_piece_of_work_is_forgotten_when_the_next_ones_are_quick() -> None:
     backlog = Backlog(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.worked(1, 60.0)

@@ -1,6 +1,6 @@
 """Serving an ASGI application with granian, in this process and event loop, until a signal comes.
 
-Invariants: `listen` returns within `STOP_GRACE_S` of the signal, whatever clients do. A client that was let in is
+Invariants: `listen` returns within the drain and `STOP_GRACE_S`, whatever clients do. A client that was let in is
 answered: the socket is closed only when nobody waits in its queue and nobody new gets in, and until then each answer
 tells its connection to close, so that no client sends its next request to a process that is gone.
 What granian cannot end, the system does: a peer that takes nothing, or is gone, is dropped after `UNTAKEN_S`.
@@ -47,15 +47,19 @@ _TCP_INFO_UNACKED = 24  # the offset of a field that tells, of a listening socke
 log = logger("api")
 
 
-async def listen(application: Litestar, host: str, port: int, on_stop: Callable[[], None] = lambda: None) -> None:
+async def listen(
+    application: Litestar, host: str, port: int, on_stop: Callable[[], None] = lambda: None, drain_s: float = 0
+) -> None:
     """Serve until SIGTERM or SIGINT; `on_stop` is told of it first, and ends what would never end by itself.
+
+    For `drain_s` after the signal everything is served as before: until balancers have seen that we are not ready.
 
     Raises:
         SettingsError: the system refuses the host or the port.
     """
     try:
         with listening_socket(host, port) as door:
-            await _until_stopped(application, door, on_stop)
+            await _until_stopped(application, door, on_stop, drain_s)
     except OSError as error:
         raise SettingsError("PROFILES_PORT", f"cannot serve on {host}:{port}: {error.strerror or error}") from None
 
@@ -147,7 +151,9 @@ class LastAnswers:
             await asyncio.sleep(QUIET_S)
 
 
-async def _until_stopped(application: Litestar, door: socket.socket, on_stop: Callable[[], None]) -> None:
+async def _until_stopped(
+    application: Litestar, door: socket.socket, on_stop: Callable[[], None], drain_s: float
+) -> None:
     """granian waits for the last request however long it takes: for a sender that stalled in its body, for ever."""
     loop = asyncio.get_running_loop()
     server = EmbeddedServer(application, door)
@@ -157,8 +163,8 @@ async def _until_stopped(application: Litestar, door: socket.socket, on_stop: Ca
     def stop() -> None:
         if not stopping:
             on_stop()
-            loop.call_later(STOP_GRACE_S, serving.cancel)
-            stopping.append(loop.create_task(_wind_down(application, door, server)))
+            loop.call_later(drain_s + STOP_GRACE_S, serving.cancel)
+            stopping.append(loop.create_task(_wind_down(application, door, server, drain_s)))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -171,8 +177,8 @@ async def _until_stopped(application: Litestar, door: socket.socket, on_stop: Ca
         serving.result()
 
 
-async def _wind_down(application: Litestar, door: socket.socket, server: Server) -> None:
-    """Stop in three steps, so that no request that was sent is lost.
+async def _wind_down(application: Litestar, door: socket.socket, server: Server, drain_s: float) -> None:
+    """Stop in three steps after the drain, so that no request that was sent is lost.
 
     1. Serve on, and have every connection close after its next answer. Otherwise: the client sends its next request;
        we close the connection; the client sees a reset and cannot know whether it was carried out.
@@ -181,6 +187,7 @@ async def _wind_down(application: Litestar, door: socket.socket, server: Server)
        read yet; the client sees a reset.
     3. Close the socket: clients are refused, and turn elsewhere. Those dropped in step 2 try again after a second.
     """
+    await asyncio.sleep(drain_s)
     last = LastAnswers(application.asgi_handler)
     application.asgi_handler = last
     await last.quiet()

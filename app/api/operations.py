@@ -9,6 +9,8 @@ from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.schemas import Health, Readiness
 
+STOPPING = "stopping"  # in the application's state, once the process was told so
+
 
 @get("/healthz", tags=["Operations"], summary="Is the process alive?", responses=problems(400))
 async def healthz(request: HttpRequest) -> Health:
@@ -20,16 +22,20 @@ async def healthz(request: HttpRequest) -> Health:
     "/readyz",
     tags=["Operations"],
     summary="Can it serve?",
-    description="200 `ready` or `degraded` while reads are right; 503 only when it cannot serve.",
+    description="200 `ready` or `degraded` while reads are right; 503 when it cannot serve, or was told to stop.",
     responses={
         **problems(400),
-        503: ResponseSpec(Readiness, description="It cannot serve; `checks` says why.", generate_examples=False),
+        503: ResponseSpec(
+            Readiness, description="It cannot serve (`checks` says why), or stops.", generate_examples=False
+        ),
     },
 )
 async def readyz(request: HttpRequest) -> Response[Readiness]:
     """Ask everything it depends on."""
     checks = await api_of(request).readiness()
     shown = {name: "ok" if check.ok else check.detail for name, check in checks.items()}
+    if request.app.state.get(STOPPING):
+        return Response(Readiness("stopping", shown), status_code=503)
     if any(check.vital and not check.ok for check in checks.values()):
         return Response(Readiness("unavailable", shown), status_code=503, headers={"Retry-After": "1"})
     return Response(Readiness("ready" if all(check.ok for check in checks.values()) else "degraded", shown))

@@ -104,7 +104,8 @@ class Health(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
-    """`ready`; `degraded`: reads are right, but something is away; `unavailable`: it cannot serve."""
+    """`ready`; `degraded`: reads are right, but something is away; `unavailable`: it cannot serve; `stopping`: it was
+    told to stop, and still serves whoever comes."""
 
-    status: Literal["ready", "degraded", "unavailable"]
+    status: Literal["ready", "degraded", "unavailable", "stopping"]
     checks: dict[str, str]

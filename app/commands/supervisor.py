@@ -51,6 +51,7 @@ def supervise(settings: Settings) -> int:
                 PREFIX + "DATABASE": str(settings.database),
                 PREFIX + "CACHE_URL": cache_url,
                 PREFIX + "QUEUE_URL": queue_url,
+                PREFIX + "DRAIN_S": "0",  # nobody stands in front, and Ctrl-C is not to take minutes
             }
             with _announced(settings.database, cache_url, queue_url):
                 if fresh and settings.demo and not stop.is_set():

@@ -6,10 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from app.api import bodies
 from app.api.forms import MAX_BYTES, MAX_BYTES_OF_ANYBODY, MEDIA_TYPE
 from app.api.schemas import MAX_USERS
 from app.features.definitions import REGISTRY
@@ -173,3 +175,59 @@ async def test_request_is_refused_when_its_chunks_are_broken(site: Live) -> None
     writer.close()
     await writer.wait_closed()
     assert line.startswith(b"HTTP/1.1 400 ")
+
+
+async def _opened(site: Live, size: int, sent: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request that is refused without its body, of which so much has been sent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.write(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+    writer.write(b"x" * sent)
+    await writer.drain()
+    return reader, writer
+
+
+async def _is_told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async with asyncio.timeout(5):  # far less than a sender may take for its body
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_answer_is_read_when_the_rest_of_a_refused_body_does_not_come(
+    site: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "DRAIN_S", 0.2)
+    await _is_told(*await _opened(site, size=MB, sent=10))
+
+
+async def test_answer_is_read_when_more_would_come_than_is_taken_in(
+    site: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "DRAIN_BYTES", 100_000)
+    await _is_told(*await _opened(site, size=3 * MB, sent=MB))
+
+
+async def test_a_refused_body_is_not_held_when_it_is_taken_in(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would soon be too much, and be left where it is."""
+    monkeypatch.setattr(bodies, "BODIES_BYTES", MB)
+    reader, writer = await _opened(site, size=6 * MB, sent=5 * MB)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await reader.readline()
+    writer.write(b"x" * MB)
+    await _is_told(reader, writer)
+
+
+async def test_a_request_that_is_cancelled_is_not_taken_for_a_slow_one() -> None:
+    asked, never = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Any:
+        asked.set()
+        await never.wait()
+
+    scope: Any = {"headers": [(b"content-length", b"5")]}
+    waiting = asyncio.create_task(bodies.Body(scope, receive, bodies.Bodies()).receive())
+    await asked.wait()
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()

@@ -74,8 +74,10 @@ def test_the_clock_may_not_give_anything_when_it_stands_still_or_goes_back() -> 
     now = Now()
     buckets = Buckets(5, 2, now)
     assert [buckets.take("one").allowed for _ in range(3)] == [True, True, False]
+    assert buckets.take("two").left == 1
     now.s -= 100
     assert not buckets.take("one").allowed
+    assert buckets.take("two").allowed, "nor may it take anything"
 
 
 def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +94,7 @@ def left(answer: httpx.Response) -> int:
     assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=3'
     found = re.fullmatch(r'"requests";r=(\d+);t=([0-3])', answer.headers["ratelimit"])
     assert found is not None, answer.headers["ratelimit"]
+    assert int(found[2]) == 3 - int(found[1]), "one comes in each second; `t` is until all are there"
     return int(found[1])
 
 
@@ -129,6 +132,16 @@ async def test_guesses_count_by_their_address_and_take_nothing_from_keys(serve_s
         )
         problem(next(answer for answer in floods if answer.status_code != 401), 429)
         assert _limited(site, "without a key") >= 2
+
+
+@session
+async def test_who_has_no_key_is_answered_when_another_address_sends_too_many(serve_site: ServeSite) -> None:
+    async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
+        answers = await asyncio.gather(*(site.client.get("/profiles/u") for _ in range(12)))
+        assert {answer.status_code for answer in answers} == {401, 429}
+        elsewhere = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+        async with httpx.AsyncClient(base_url=site.url, transport=elsewhere) as another:
+            assert (await another.get("/profiles/u")).status_code == 401
 
 
 @session

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from unittest.mock import AsyncMock
 
 import pytest
 
-from app.api import bodies
+from app.api import bodies, shedding
+from app.api.shedding import TELL_EVERY_S, Shedding
 from app.backlog import Backlog
+from app.telemetry import Metrics
+from app.turns import Turns
 from tests.support.events import body, served
 from tests.support.live import JSON, Live, new_user, problem
 from tests.support.waiting import eventually
@@ -41,7 +46,7 @@ def shed(site: Live, kind: str) -> float:
 
 @pytest.mark.parametrize("plain", [True, False])
 async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much_to_compute(
-    own_site: Live, overload: Overload, plain: bool
+    own_site: Live, overload: Overload, monkeypatch: pytest.MonkeyPatch, plain: bool
 ) -> None:
     site, query = own_site, "" if plain else "?detail=true"
     warm, cold = new_user(), new_user()
@@ -50,7 +55,12 @@ async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much
         await site.filled()
     overload.begin(site.service.reader._computation._live)
 
-    answer = await site.client.get(f"/profiles/{cold}{query}", headers={"X-Request-Id": "mine"})
+    turns = Turns(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(site.service.reader, "_turns", turns)
+        patch.setattr(turns, "wait", AsyncMock(return_value=True))
+        answer = await site.client.get(f"/profiles/{cold}{query}", headers={"X-Request-Id": "mine"})
+        assert turns.wait.await_count == 1, "whoever is sent away has waited once"  # type: ignore[attr-defined]
     assert "too much load (reads)" in problem(answer, 503)["detail"]
     assert answer.headers["retry-after"] == "1"
     assert answer.headers["x-request-id"] == "mine"
@@ -77,6 +87,7 @@ async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, ov
     assert "too much load (events)" in problem(answer, 503)["detail"]
     assert answer.headers["retry-after"] == "1"
     assert shed(site, "events") == 1
+    assert sum(site.service.metrics.request_seconds.labels("POST", "/events", 503).counts) == 1
     problem(await site.client.post("/events", content=b"{" * 1_000_000, headers=JSON), 503)
     assert (await site.features(user))["tip_volume_30d"] == 0
     overload.begin(Backlog(lanes=1, patience_s=1, always=1))
@@ -154,3 +165,20 @@ async def test_the_log_tells_of_many_at_once_when_requests_are_sent_away(
         await own_site.client.get(f"/profiles/{new_user()}")
     lines = [line for line in capsys.readouterr().err.splitlines() if "requests_shed" in line or " 503" in line]
     assert len(lines) <= 1, lines
+
+
+async def test_the_log_tells_how_many_were_sent_away_since_it_last_did(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(shedding, "monotonic", lambda: now)
+    keeper = Shedding(Metrics())
+    for _ in range(3):
+        keeper.note("reads")
+    now += TELL_EVERY_S + 1
+    keeper.note("reads")
+    keeper.note("reads")
+    now += TELL_EVERY_S + 1
+    keeper.note("reads")
+    told = re.findall(r"requests=(\d+)", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err))
+    assert told == ["1", "3", "2"]

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections import Counter
 from contextlib import closing
+from time import monotonic
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Broken, Connection, Refused, serving
 from tests.support.traffic import now_ms
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 CLIENTS = 8
 STOPS = 2
@@ -119,6 +120,26 @@ async def test_nothing_is_dropped_when_two_api_processes_are_replaced_behind_a_b
     assert senders.lost == []
     assert senders.refused == 0
     assert fleet.stored() == senders.acknowledged
+
+
+async def test_everything_is_served_but_not_ready_when_a_drain_is_set(fleet: Fleet) -> None:
+    (api,) = await fleet.apis(1, drain_s=1)
+    kept, told = Connection(api.port), monotonic()
+    assert (await kept.get("/readyz")).status == 200
+    api.program.send(signal.SIGTERM)
+
+    async def stopping() -> bool:
+        answer = await kept.get("/readyz")
+        return answer.status == 503 and answer.json["status"] == "stopping"
+
+    await eventually_async(stopping, 0.9, 0.01)
+    event = payload(served("ann", now_ms()))
+    another = Connection(api.port)  # whoever still comes is let in
+    assert (await another.post("/events", event)).status == 202
+    assert (await kept.get("/profiles/ann")).json["features"]["tip_volume_30d"] == 1
+    assert ended_well(api), api.program.output
+    assert monotonic() - told >= 1
+    await asyncio.gather(kept.close(), another.close())
 
 
 async def test_connections_are_closed_after_their_next_answer_when_the_api_stops(fleet: Fleet) -> None:

@@ -13,7 +13,7 @@ from app.profiles.computation import CAP, MOMENTS_ALWAYS
 from app.profiles.filling import Profile
 from app.profiles.groups import GROUP_CAP
 from app.profiles.ports import Asked
-from app.turns import Turns
+from app.turns import AT_ONCE, Turns
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
 from tests.support.events import served
@@ -121,6 +121,32 @@ async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turn
         with pytest.raises(Overloaded):
             await read("held by the cache")
     assert (late.asked, service.counted("cache_hits")) == (2, hits)
+
+
+async def test_who_is_patient_takes_no_turn_when_too_many_wait(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.reader, "_turns", Late(1.0))
+    monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
+    profiles = await service.reader.read({"cold": service.registry.full_mask}, patient=True)
+    assert service.decoded(profiles["cold"])["tip_volume_30d"] == 0
+
+
+async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
+    never = asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        await (never.wait() if seconds else asyncio.sleep(0))
+
+    monkeypatch.setattr(service.reader, "_turns", Turns(1.0, pause=pause))
+    reads = [asyncio.create_task(service.features(f"cold {number}")) for number in range(AT_ONCE + 1)]
+    await eventually(lambda: sum(read.done() for read in reads) == AT_ONCE)
+    await service.reader.close()
+    answers = await asyncio.gather(*reads, return_exceptions=True)
+    assert all(isinstance(answer, Overloaded) for answer in answers)
 
 
 async def test_a_read_is_answered_when_there_is_room_by_its_turn(

@@ -23,7 +23,7 @@ from litestar.types import ASGIApp
 
 from app.api.hit_path import HitPath
 from app.api.listening import HEAD_S, EmbeddedServer, listening_socket
-from app.asgi import create_app, end_streams
+from app.asgi import about_to_stop, create_app
 from app.assembly import Service, open_service
 from app.contract import Contract
 from app.features.events import TipEvent
@@ -145,7 +145,7 @@ async def live(
                 await answering(port)
                 yield Live(url, port, service, application, client)
         finally:
-            end_streams(application)  # as `profiles serve` does
+            about_to_stop(application)  # as `profiles serve` does
             door.close()
             server.stop()  # type: ignore[no-untyped-call]  # granian types it not
             await serving

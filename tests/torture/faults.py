@@ -198,10 +198,8 @@ async def queue_paused(site: Site, random: Random) -> AsyncIterator[None]:
 # Processes.
 
 
-@fault
-async def api_killed(site: Site, random: Random) -> AsyncIterator[None]:
-    """With -9, and started again."""
-    slot = random.choice(site.apis)
+@asynccontextmanager
+async def _killed(site: Site, slot: Slot) -> AsyncIterator[None]:
     async with slot.turn:
         if not slot.up:
             raise Missed
@@ -210,20 +208,20 @@ async def api_killed(site: Site, random: Random) -> AsyncIterator[None]:
             yield
         finally:
             await site.start(slot)
+
+
+@fault
+async def api_killed(site: Site, random: Random) -> AsyncIterator[None]:
+    """With -9, and started again."""
+    async with _killed(site, random.choice(site.apis)):
+        yield
 
 
 @fault
 async def worker_killed(site: Site, random: Random) -> AsyncIterator[None]:
     """With -9, and started again."""
-    slot = site.workers[0]
-    async with slot.turn:
-        if not slot.up:
-            raise Missed
-        await site.kill(slot)
-        try:
-            yield
-        finally:
-            await site.start(slot)
+    async with _killed(site, site.workers[0]):
+        yield
 
 
 @fault

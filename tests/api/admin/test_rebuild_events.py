@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from app.asgi import end_streams
+from app.asgi import about_to_stop
 from app.profiles.run_watch import RunWatch
 from tests.api.admin.test_rebuilds import look, start
 from tests.api.test_metrics import scrape
@@ -121,7 +121,7 @@ async def test_every_stream_ends_at_once_when_the_process_stops(own_site: Live) 
     run = await start(own_site, {"user_ids": ["u"]})
     async with following(own_site, run["id"]) as one, following(own_site, run["id"]) as other:
         assert (await anext(one)).id == (await anext(other)).id == "queued-0"
-        end_streams(own_site.app)
+        about_to_stop(own_site.app)
         async with asyncio.timeout(2):
             assert [event async for event in one] == [event async for event in other] == []
     assert (await look(own_site, run["id"]))["state"] == "queued"
