@@ -91,19 +91,6 @@ class SqliteDecisions:
 
         return await self._database.write(work)
 
-    def _record(self, connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:
-        decision = proposed.decision
-        if proposed.erasures != erasures:
-            return None
-        # 1. Two requests with one id look, and find nothing; 2. both decide; 3. the second to come here finds the first.
-        stored = _by_request(connection, decision.request_id)
-        if stored is not None:
-            return stored
-        connection.execute(INSERT_DECISION, row_of(decision))
-        # What was grown to decide stays grown.
-        grow_evidence(connection, decision.user_id, self._spec, decision.created_at_ms)
-        return decision
-
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
         """A decision that is gone, erased or pruned, stays gone."""
         rows = [
@@ -147,6 +134,19 @@ class SqliteDecisions:
             return len(numbers)
 
         return await self._database.write(work)
+
+    def _record(self, connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:
+        decision = proposed.decision
+        if proposed.erasures != erasures:
+            return None
+        # 1. Two requests with one id look, and find nothing; 2. both decide; 3. the later one finds the other's here.
+        stored = _by_request(connection, decision.request_id)
+        if stored is not None:
+            return stored
+        connection.execute(INSERT_DECISION, row_of(decision))
+        # What was grown to decide stays grown.
+        grow_evidence(connection, decision.user_id, self._spec, decision.created_at_ms)
+        return decision
 
 
 def _by_request(connection: sqlite3.Connection, request_id: str | None) -> Decision | None:
