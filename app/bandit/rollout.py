@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from app.bandit.evaluation import Floats
 from app.bandit.intervals import Interval, look_size
 from app.bandit.rollout_ports import Counts, Look, RolloutBook
 from app.bandit.stages import MOVES, Move, RolloutState, Standing, refusal, target
@@ -138,13 +139,15 @@ class Rollout:
     async def rails(self, state: RolloutState, counts: Counts) -> Guardrails:
         """The guardrails, on decisions of late."""
         found = await self.book.recent(self._clock.now_ms() - RECENT_MS, RECENT)
-        # While the challenger serves, what counts is how long its own answers take.
-        timed = found.elapsed_ms[found.by_challenger > 0] if state.share else found.elapsed_ms
+        # While the challenger serves, what counts is how long its own answers take, beside the champion's.
+        own = found.by_challenger > 0
+        timed, usual = (found.elapsed_ms[own], found.elapsed_ms[~own]) if state.share else (found.elapsed_ms, None)
         settled = await self.book.newest(state, counts.until, NEWEST_SETTLED)
         dismissed = await asyncio.to_thread(self._dismissed, settled)
         return Guardrails(
             *dismissed,
-            p99_ms=float(np.quantile(timed, 0.99)) if len(timed) >= FEWEST_RECENT else None,
+            p99_ms=_p99(timed),
+            champion_p99_ms=None if usual is None else _p99(usual),
             no_profile=float(found.without_profile.mean()) if len(found.without_profile) >= FEWEST_RECENT else None,
         )
 
@@ -207,3 +210,7 @@ class Rollout:
             return None, None, None
         found = sums.estimates(RAIL_LEVEL, self.chance(_SEED), RAIL_REPLICATES)
         return found.dismissed_champion, found.dismissed_challenger, found.dismissed_more
+
+
+def _p99(elapsed_ms: Floats) -> float | None:
+    return float(np.quantile(elapsed_ms, 0.99)) if len(elapsed_ms) >= FEWEST_RECENT else None

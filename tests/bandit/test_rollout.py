@@ -270,6 +270,20 @@ async def test_answers_of_the_champion_do_not_count_when_the_challenger_serves(
     assert found.rails.p99_ms == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("champion_ms", "stage"), [(700, "ramp"), (4, "rolled back")])
+async def test_machine_that_is_slow_for_everybody_rolls_nothing_back(
+    rollout: Rollout, watch: RolloutWatch, database: Database, champion_ms: int, stage: str
+) -> None:
+    usual = rows_of(some(FEWEST_RECENT), made_ms=LATELY, elapsed_us=champion_ms * 1_000, role="champion")
+    slow = rows_of(some(FEWEST_RECENT), made_ms=LATELY + 1_000, elapsed_us=900_000, role="challenger")
+    await write(database, [*usual, *slow])
+    await set_stage(database, 0.05)
+    await watch.once()
+    found = await rollout.status()
+    assert found.state.stage == stage
+    assert found.verdict.word == ("roll back" if stage == "rolled back" else "insufficient data")
+
+
 async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: RolloutWatch, database: Database) -> None:
     page = some(2_000)
     wrong = page._replace(pi_challenger=page.pi_challenger * 1.3)
