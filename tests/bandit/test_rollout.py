@@ -194,7 +194,7 @@ async def test_rollback_waits_for_no_figures(rollout: Rollout, monkeypatch: pyte
     async def away(*_: object) -> None:
         raise StoreUnavailable("no figures now")
 
-    monkeypatch.setattr(rollout.book, "newest", away)
+    monkeypatch.setattr(rollout.book, "shown", away)
     monkeypatch.setattr(rollout.book, "recent", away)
     assert (await rollout.move("rollback", "ann", "now")).stage == "rolled back"
 
@@ -242,6 +242,18 @@ async def test_challenger_whose_tips_are_dismissed_is_rolled_back(
     state = await rollout.book.state()
     assert state.stage == "rolled back"
     assert "The challenger's tips are dismissed more often" in state.reason
+
+
+async def test_dismissals_count_at_once_when_an_older_decision_is_not_settled(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """Otherwise the harm would show only when that one's reward window has closed."""
+    (first, *rows) = rows_of(dismissing(some(3_000, share=0.25)), made_ms=NOW_MS - HOUR_MS)
+    await write(database, [{**first, "state": "served", "reward": None, "action": None}, *rows])
+    await set_stage(database, 0.25)
+    assert (await rollout.status()).counts.evaluated == 0
+    await watch.once()
+    assert (await rollout.book.state()).stage == "rolled back"
 
 
 async def test_broken_guardrail_is_only_said_in_the_shadow_and_undoes_no_promotion(
