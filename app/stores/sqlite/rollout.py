@@ -57,7 +57,8 @@ SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL ORDE
 AMONG = 20_000
 SELECT_SHOWN = f"""
 SELECT {_COLUMNS} FROM tip_scores
-WHERE number > MAX(:after, (SELECT MAX(number) FROM tip_scores) - {AMONG}) AND explore = 1 AND state IN ('served', 'learned') AND champion_p IS NOT NULL
+WHERE number > MAX(:after, (SELECT MAX(number) FROM tip_scores) - {AMONG})
+    AND explore = 1 AND state IN ('served', 'learned') AND champion_p IS NOT NULL
 ORDER BY number DESC LIMIT :limit
 """
 SELECT_RECENT = """
