@@ -28,7 +28,7 @@ quick: $(STAMP) ## Run the fast tests
 	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal $(ARGS)
 
 test: $(STAMP) ## Run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types and the direction of imports
 	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted: run 'make format', or see '$(BIN)/ruff format --diff .'." >&2; exit 1; }

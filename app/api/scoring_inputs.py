@@ -87,8 +87,12 @@ def _broken(body: bytes) -> list[Issue]:
     """Every candidate at fault, by its index; nothing where there are too many to look at each."""
     if body.count(b",") > _MOST_COMMAS:
         return []
+    try:
+        sent = _decode_loose(body).candidates
+    except msgspec.ValidationError:  # the field is there twice, and the decoder had not come to the second
+        return []
     issues: list[Issue] = []
-    for index, raw in enumerate(_decode_loose(body).candidates):
+    for index, raw in enumerate(sent):
         try:
             _decode_candidate(raw)
         except msgspec.ValidationError as error:

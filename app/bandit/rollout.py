@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from app.bandit.evaluation import Floats
 from app.bandit.intervals import Interval, look_size
 from app.bandit.rollout_ports import Counts, Look, RolloutBook
 from app.bandit.stages import MOVES, Move, RolloutState, Standing, refusal, target
@@ -21,8 +22,10 @@ from app.bandit.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock
 
-# What guardrails are watched on: the settled decisions for dismissals, and those of the last hour for the rest.
-NEWEST_SETTLED = 4_000
+# What guardrails are watched on: the newest tips shown for dismissals, and the decisions of the last hour for the rest.
+# A tip that nobody has answered yet counts as not dismissed: for both policies alike, so harm shows as soon as it is
+# done, and at worst as less than it is.
+NEWEST_SHOWN = 4_000
 RECENT = 20_000
 RECENT_MS = 3_600_000
 FEWEST_RECENT = 200
@@ -110,7 +113,7 @@ class Rollout:
         state = await self.book.state()
         counts = await self.counts(state)
         looks = await self.book.looks()
-        rails = await self.rails(state, counts)
+        rails = await self.rails(state)
         newest = looks[-1] if looks else None
         said = self._verdict(newest, rails, counts)
         standing = Standing(state, said, counts.served, self._challenged)
@@ -135,16 +138,18 @@ class Rollout:
         """
         return await self.book.counts(state, self._clock.now_ms() - 3 * self._window_ms)
 
-    async def rails(self, state: RolloutState, counts: Counts) -> Guardrails:
+    async def rails(self, state: RolloutState) -> Guardrails:
         """The guardrails, on decisions of late."""
         found = await self.book.recent(self._clock.now_ms() - RECENT_MS, RECENT)
-        # While the challenger serves, what counts is how long its own answers take.
-        timed = found.elapsed_ms[found.by_challenger > 0] if state.share else found.elapsed_ms
-        settled = await self.book.newest(state, counts.until, NEWEST_SETTLED)
-        dismissed = await asyncio.to_thread(self._dismissed, settled)
+        # While the challenger serves, what counts is how long its own answers take, beside the champion's.
+        own = found.by_challenger > 0
+        timed, usual = (found.elapsed_ms[own], found.elapsed_ms[~own]) if state.share else (found.elapsed_ms, None)
+        shown = await self.book.shown(state, NEWEST_SHOWN)
+        dismissed = await asyncio.to_thread(self._dismissed, shown)
         return Guardrails(
             *dismissed,
-            p99_ms=float(np.quantile(timed, 0.99)) if len(timed) >= FEWEST_RECENT else None,
+            p99_ms=_p99(timed),
+            champion_p99_ms=None if usual is None else _p99(usual),
             no_profile=float(found.without_profile.mean()) if len(found.without_profile) >= FEWEST_RECENT else None,
         )
 
@@ -207,3 +212,7 @@ class Rollout:
             return None, None, None
         found = sums.estimates(RAIL_LEVEL, self.chance(_SEED), RAIL_REPLICATES)
         return found.dismissed_champion, found.dismissed_challenger, found.dismissed_more
+
+
+def _p99(elapsed_ms: Floats) -> float | None:
+    return float(np.quantile(elapsed_ms, 0.99)) if len(elapsed_ms) >= FEWEST_RECENT else None

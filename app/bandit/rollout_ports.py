@@ -85,8 +85,8 @@ class RolloutBook(Protocol):
         """All evaluated decisions, in the order made; one page at a time is in memory."""
         ...
 
-    async def newest(self, state: RolloutState, until: int, limit: int) -> Page:
-        """The newest evaluated decisions."""
+    async def shown(self, state: RolloutState, limit: int) -> Page:
+        """Those of the newest whose tip was shown, settled or not; the reward of one that is not stands as 0."""
         ...
 
     async def recent(self, since_ms: int, limit: int) -> Recent:

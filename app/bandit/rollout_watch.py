@@ -69,7 +69,7 @@ class RolloutWatch:
             return None
         level = look_level(number)
         estimates = await asyncio.to_thread(sums.estimates, level, self._rollout.chance(number))
-        said = verdict(estimates, await self._rollout.rails(state, counts), self._rollout.limits)
+        said = verdict(estimates, await self._rollout.rails(state), self._rollout.limits)
         made = Look(number, self._clock.now_ms(), level, state.words, estimates, said)
         if not await self._rollout.book.add_look(made, state):
             return None
@@ -79,7 +79,7 @@ class RolloutWatch:
     async def _guard(self, state: RolloutState, counts: Counts) -> None:
         if not state.share:
             return
-        if found := self._rollout.broken(await self._rollout.rails(state, counts)):
+        if found := self._rollout.broken(await self._rollout.rails(state)):
             reason = " ".join(found)
             try:
                 await self._rollout.move("rollback", WORKER, reason)

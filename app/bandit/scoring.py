@@ -17,14 +17,14 @@ from app.bandit.decisions import Asked, Decision, Known, Outcome, Role
 from app.bandit.lineup import Lineup
 from app.bandit.ports import DecisionBook, Proposed, Question, ReadProfile, Recorded
 from app.bandit.ranking import chosen, ranking_of
+from app.bandit.rounds import Bounds, Rounds
 from app.bandit.shadowing import Shadower, Unshadowed
 from app.bandit.terms import PROFILE_FEATURES, Profile
-from app.bandit.turns import Bounds, Turns
 from app.errors import Conflict, Issue, NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
 from app.telemetry import Metrics
 
-# Who would wait longer for one of the two turns is sent away.
+# Who would wait longer for one of the two rounds is sent away.
 BOUNDS = Bounds(kind="scores", at_once=64, patience_s=1.0, most=2_000)
 TRIES = 5
 
@@ -54,8 +54,8 @@ class Scorer:
         self._clock = clock
         self._metrics = metrics
         self._erasures: int | None = None
-        self._looks: Turns[Question, Known] = Turns(book.look, clock, BOUNDS)
-        self._records: Turns[Proposed, Recorded] = Turns(book.record, clock, BOUNDS)
+        self._looks: Rounds[Question, Known] = Rounds(book.look, clock, BOUNDS)
+        self._records: Rounds[Proposed, Recorded] = Rounds(book.record, clock, BOUNDS)
 
     @property
     def overloaded(self) -> bool:

@@ -265,6 +265,13 @@ async def test_a_bad_field_is_refused_by_name(site: Live, fields: dict[str, Any]
     assert paths(problem(await post(site, **fields), 422)) == [path]
 
 
+@pytest.mark.parametrize("again", ["5", "null", "[]"])
+async def test_a_bad_candidate_is_refused_when_candidates_are_sent_twice(site: Live, again: str) -> None:
+    body = '{"user_id": "ada", "candidates": [{"id": 5}], "candidates": ' + again + "}"
+    answer = await site.client.post("/score", content=body, headers={"Content-Type": "application/json"})
+    assert paths(problem(answer, 422)) == ["candidates[0].id"]
+
+
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 400, "NaN"])
 async def test_a_number_that_is_none_is_refused(site: Live, number: str) -> None:
     body = json.dumps({"user_id": "u", "candidates": [one(priority=0.5)]}).replace("0.5", number)

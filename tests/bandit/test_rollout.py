@@ -194,7 +194,7 @@ async def test_rollback_waits_for_no_figures(rollout: Rollout, monkeypatch: pyte
     async def away(*_: object) -> None:
         raise StoreUnavailable("no figures now")
 
-    monkeypatch.setattr(rollout.book, "newest", away)
+    monkeypatch.setattr(rollout.book, "shown", away)
     monkeypatch.setattr(rollout.book, "recent", away)
     assert (await rollout.move("rollback", "ann", "now")).stage == "rolled back"
 
@@ -244,6 +244,18 @@ async def test_challenger_whose_tips_are_dismissed_is_rolled_back(
     assert "The challenger's tips are dismissed more often" in state.reason
 
 
+async def test_dismissals_count_at_once_when_an_older_decision_is_not_settled(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """Otherwise the harm would show only when that one's reward window has closed."""
+    (first, *rows) = rows_of(dismissing(some(3_000, share=0.25)), made_ms=NOW_MS - HOUR_MS)
+    await write(database, [{**first, "state": "served", "reward": None, "action": None}, *rows])
+    await set_stage(database, 0.25)
+    assert (await rollout.status()).counts.evaluated == 0
+    await watch.once()
+    assert (await rollout.book.state()).stage == "rolled back"
+
+
 async def test_broken_guardrail_is_only_said_in_the_shadow_and_undoes_no_promotion(
     rollout: Rollout, watch: RolloutWatch, database: Database
 ) -> None:
@@ -268,6 +280,20 @@ async def test_answers_of_the_champion_do_not_count_when_the_challenger_serves(
     found = await rollout.status()
     assert found.state.share == 0.05
     assert found.rails.p99_ms == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("champion_ms", "stage"), [(700, "ramp"), (4, "rolled back")])
+async def test_machine_that_is_slow_for_everybody_rolls_nothing_back(
+    rollout: Rollout, watch: RolloutWatch, database: Database, champion_ms: int, stage: str
+) -> None:
+    usual = rows_of(some(FEWEST_RECENT), made_ms=LATELY, elapsed_us=champion_ms * 1_000, role="champion")
+    slow = rows_of(some(FEWEST_RECENT), made_ms=LATELY + 1_000, elapsed_us=900_000, role="challenger")
+    await write(database, [*usual, *slow])
+    await set_stage(database, 0.05)
+    await watch.once()
+    found = await rollout.status()
+    assert found.state.stage == stage
+    assert found.verdict.word == ("roll back" if stage == "rolled back" else "insufficient data")
 
 
 async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: RolloutWatch, database: Database) -> None:

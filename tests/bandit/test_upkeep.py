@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from app.bandit.evidence import Evidence
-from app.bandit.pooling import Pool
+from app.bandit.pooling import Pool, Prior
 from app.bandit.specs import SPEC_V1, SPEC_V2
 from app.bandit.upkeep import POOL_EVERY_S
 from app.errors import StoreUnavailable
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.states import SqliteStates, write_evidence
+from app.stores.sqlite.states import SqliteStates, newest_prior, write_evidence
 from tests.bandit.school import School
 from tests.support.events import feedback
 from tests.support.waiting import eventually
@@ -128,6 +130,36 @@ async def test_evidence_grows_page_by_page_and_goes_on_where_it_was_cut_short(
         assert not after.s[size:].any()
         assert not after.y[size:].any()
     assert await school.bandit.upkeep.grow() == 0
+
+
+async def test_evidence_grows_when_it_is_read_for_a_decision(database: Database) -> None:
+    plain, school = School(database, shadow=False), School(database)
+    await learn_one(plain)
+    before = await plain.evidence()
+    await plain.decide()
+    assert await school.bandit.states.counts() == {SPEC_V1.hash: 1}, "there is nothing to grow to"
+    decision = await school.decide()
+    after = await school.evidence()
+    assert before is not None
+    assert after is not None
+    assert (after.spec_hash, after.decisions) == (SPEC_V2.hash, 1) == (decision.spec_hash, decision.state_version)
+    assert after.pack() == before.grown(SPEC_V1, SPEC_V2).pack()
+    await plain.decide()
+    assert await school.bandit.states.counts() == {SPEC_V2.hash: 1}, "what has grown stays so"
+
+
+async def test_evidence_that_cannot_be_read_stays_as_it_is_and_fails_no_decision(school: School) -> None:
+    await enroll(school, 1)
+    await school.database.write(lambda c: c.execute("UPDATE bandit_states SET evidence = x'00'"))
+    decisions = await asyncio.gather(school.decide("user-0000"), school.decide("ann"))
+    assert [item.state_version for item in decisions] == [0, 0]
+    assert await school.rows("SELECT spec_hash, evidence FROM bandit_states") == [(SPEC_V1.hash, b"\0")]
+
+
+async def test_a_champion_alone_looks_for_no_prior() -> None:
+    with closing(sqlite3.connect(":memory:")) as nothing:
+        known = Prior.none(SPEC_V1)
+        assert newest_prior(nothing, SPEC_V1, known) is known
 
 
 async def test_nothing_grows_without_a_challenger(database: Database) -> None:

@@ -74,6 +74,9 @@ def judged(**fields: Any) -> Verdict:
         ),
         ({"dismissed_more": Interval(0.05, 0.03, 0.07)}, "promote", "improvement"),
         ({"p99_ms": 250.0}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
+        ({"p99_ms": 250.0, "champion_p99_ms": 3.0}, "roll back", "250 ms; 100 ms is allowed."),
+        ({"p99_ms": 250.0, "champion_p99_ms": 240.0}, "promote", "improvement"),
+        ({"p99_ms": 361.0, "champion_p99_ms": 240.0}, "roll back", "361 ms; 360 ms is allowed."),
         ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
         ({"no_profile": 0.61}, "roll back", "61.0% of the decisions were made without a profile"),
         # What is tried first.

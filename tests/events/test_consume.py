@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -128,8 +129,8 @@ class Gated:
         self.begun: list[str] = []
         self.open = asyncio.Event()
 
-    async def learn(self, event: LoggedEvent) -> None:
-        self.begun.append(event.event.event_id)
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        self.begun += [item.event.event_id for item in events]
         await self.open.wait()
 
 

@@ -19,7 +19,7 @@ from app.bandit.intervals import Interval
 from app.bandit.lineup import Lineup
 from app.bandit.rollout import Status
 from app.bandit.rollout_ports import Look
-from app.bandit.verdict import Guardrails, Limits, Verdict, broken, effective_needed
+from app.bandit.verdict import Guardrails, Limits, Verdict, broken, effective_needed, longest_allowed
 from app.features.clock import rfc3339
 
 
@@ -83,7 +83,7 @@ def _guardrails(rails: Guardrails, limits: Limits) -> GuardrailsView:
             _interval(more) if more is not None else None,
             limits.dismissed,
         ),
-        GuardrailView(rails.p99_ms, limits.p99_ms),
+        GuardrailView(rails.p99_ms, longest_allowed(rails, limits)),
         GuardrailView(rails.no_profile, limits.no_profile),
         broken(rails, limits),
     )

@@ -16,7 +16,7 @@ from app.bandit.specs import Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, blob, decision_of, outcome_of, row_of
-from app.stores.sqlite.states import newest_prior, read_evidence
+from app.stores.sqlite.states import grow_evidence, newest_prior, read_evidence
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
@@ -83,11 +83,11 @@ class SqliteDecisions:
         return await self._database.read(work)
 
     async def record(self, proposed: Sequence[Proposed]) -> list[Recorded]:
-        """In the order proposed."""
+        """In the order proposed; the evidence that was read grows along."""
 
         def work(connection: sqlite3.Connection) -> list[Recorded]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            return [Recorded(_record(connection, item, erasures), erasures) for item in proposed]
+            return [Recorded(self._record(connection, item, erasures), erasures) for item in proposed]
 
         return await self._database.write(work)
 
@@ -135,17 +135,18 @@ class SqliteDecisions:
 
         return await self._database.write(work)
 
-
-def _record(connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:
-    decision = proposed.decision
-    if proposed.erasures != erasures:
-        return None
-    # 1. Two requests with one id look, and find nothing; 2. both decide; 3. the second to come here finds the first.
-    stored = _by_request(connection, decision.request_id)
-    if stored is not None:
-        return stored
-    connection.execute(INSERT_DECISION, row_of(decision))
-    return decision
+    def _record(self, connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:
+        decision = proposed.decision
+        if proposed.erasures != erasures:
+            return None
+        # 1. Two requests with one id look, and find nothing; 2. both decide; 3. the later one finds the other's here.
+        stored = _by_request(connection, decision.request_id)
+        if stored is not None:
+            return stored
+        connection.execute(INSERT_DECISION, row_of(decision))
+        # What was grown to decide stays grown.
+        grow_evidence(connection, decision.user_id, self._spec, decision.created_at_ms)
+        return decision
 
 
 def _by_request(connection: sqlite3.Connection, request_id: str | None) -> Decision | None:

@@ -48,13 +48,19 @@ SELECT TOTAL(champion_p IS NOT NULL AND number < :until), TOTAL(champion_p IS NO
     TOTAL(champion_p IS NULL), TOTAL(champion_p IS NOT NULL AND role = 'challenger' AND number >= :stage)
 {_SETTLED}
 """
-_EVALUATED = f"""
-SELECT number, user_id, reward, role = 'challenger', champion_p, challenger_p, q_logged, v_champion, v_challenger,
-    action IS 'dismissed', agree
-{_SETTLED} AND number < :until AND champion_p IS NOT NULL
+_COLUMNS = """number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged, v_champion,
+    v_challenger, action IS 'dismissed', agree"""
+SELECT_PAGE = f"""
+SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL ORDER BY number LIMIT :limit
 """
-SELECT_PAGE = _EVALUATED + "ORDER BY number LIMIT :limit"
-SELECT_NEWEST = _EVALUATED + "ORDER BY number DESC LIMIT :limit"
+# Backwards from the end of the table; not far, where few of the newest were shown.
+AMONG = 20_000
+SELECT_SHOWN = f"""
+SELECT {_COLUMNS} FROM tip_scores
+WHERE number > MAX(:after, (SELECT MAX(number) FROM tip_scores) - {AMONG})
+    AND explore = 1 AND state IN ('served', 'learned') AND champion_p IS NOT NULL
+ORDER BY number DESC LIMIT :limit
+"""
 SELECT_RECENT = """
 SELECT elapsed_us / 1000.0, profile_present = 0, role = 'challenger' FROM tip_scores
 WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
@@ -135,10 +141,9 @@ class SqliteRollout:
             after = rows[-1][0]
             yield _page(rows)
 
-    async def newest(self, state: RolloutState, until: int, limit: int) -> Page:
-        """From the end of the index."""
-        values = {"after": state.evaluated_after, "until": until, "limit": limit}
-        return _page(await self._rows(SELECT_NEWEST, values))
+    async def shown(self, state: RolloutState, limit: int) -> Page:
+        """From the end of the table."""
+        return _page(await self._rows(SELECT_SHOWN, {"after": state.evaluated_after, "limit": limit}))
 
     async def recent(self, since_ms: int, limit: int) -> Recent:
         """By time."""

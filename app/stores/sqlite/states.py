@@ -56,8 +56,22 @@ def write_evidence(connection: sqlite3.Connection, user_id: str, evidence: Evide
     connection.execute(UPSERT_STATE, row)
 
 
+def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
+    """Bring a user's to a longer spec; where there is none that is shorter and can be read, nothing is done."""
+    row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
+    if row is None or row[0] == spec.hash or (own := SPECS.get(row[0])) is None or not own.prefix_of(spec):
+        return
+    try:
+        grown = _evidence(*row).grown(own, spec)
+    except SpecMismatch:
+        return  # whoever decides by it is told; one user's must not fail the decisions of others
+    write_evidence(connection, user_id, grown, now_ms)
+
+
 def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior) -> Prior:
     """The newest, which may be the one that is known already."""
+    if not spec.pooled:
+        return known  # there is none; to look for it would be to go through all those of other specs
     row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
     if row is None or row[0] == known.version:
         return known

@@ -79,6 +79,9 @@ async def test_figures_are_those_of_the_newest_look_and_say_all_that_the_verdict
     assert 0 < body["guardrails"]["dismissals"]["challenger"] < 1
     (look,) = body["looks"]
     assert (look["look"], look["stage"], look["verdict"]) == (3, "shadow", body["verdict"])
+    page = (await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})).text
+    assert "Looks so far" in page
+    assert "<svg" not in page, "one look makes no line"
 
 
 async def test_challenger_is_ramped_one_step_and_the_trail_says_by_whom(own_site: Live) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,10 +19,10 @@ from app.stores.sqlite.rollout import (
     NEWEST,
     SELECT_COUNTS,
     SELECT_FIRST_SINCE,
-    SELECT_NEWEST,
     SELECT_OLDEST_UNSETTLED,
     SELECT_PAGE,
     SELECT_RECENT,
+    SELECT_SHOWN,
     SqliteRollout,
 )
 from tests.support.clock import NOW_MS
@@ -53,7 +54,7 @@ async def test_rollout_begins_in_the_shadow_with_nobody(book: SqliteRollout) -> 
     assert (state.stage, state.share, state.evaluated_after) == ("shadow", 0.0, 0)
     assert await book.counts(state, LONG_AGO) == Counts(NEWEST, 0, 0, 0, 0)
     assert await all_of(book, state) == []
-    assert len((await book.newest(state, NEWEST, 10)).users) == 0
+    assert len((await book.shown(state, 10)).users) == 0
     assert len((await book.recent(0, 10)).elapsed_ms) == 0
 
 
@@ -73,8 +74,23 @@ async def test_decisions_come_back_as_they_were_in_pages_in_order(
             assert np.array_equal(together, getattr(page, name)), name
     dismissed = np.concatenate([item.dismissed for item in pages])
     assert np.array_equal(dismissed, page.dismissed)
-    newest = await book.newest(state, NEWEST, 7)
-    assert newest.users == page.users[:-8:-1]
+    assert (await book.shown(state, 7)).users == page.users[:-8:-1]
+
+
+async def test_what_was_shown_and_not_answered_stands_among_what_was_shown_as_not_dismissed(
+    book: SqliteRollout, database: Database
+) -> None:
+    settled, waiting = some(20), some(5)
+    await write(database, rows_of(settled))
+    unanswered: dict[str, Any] = {"reward": None, "reward_source": None, "action": None}
+    await write(database, rows_of(waiting, state="served", **unanswered))
+    left_out: list[dict[str, Any]] = [{"state": "open"}, {"state": "expired"}, {"state": "served", "explore": 0}]
+    for kept_out in left_out:
+        await write(database, rows_of(some(3), **unanswered, **kept_out))
+    shown = await book.shown(await book.state(), 22)
+    assert shown.users == [*waiting.users[::-1], *settled.users[:-18:-1]]
+    assert (shown.rewards[:5].tolist(), shown.dismissed[:5].tolist()) == ([0.0] * 5, [0.0] * 5)
+    assert np.array_equal(shown.dismissed[5:], settled.dismissed[:-18:-1])
 
 
 async def test_only_what_explored_is_settled_and_known_of_both_policies_is_evaluated(
@@ -176,7 +192,7 @@ async def test_recent_are_the_newest_since_a_moment(book: SqliteRollout, databas
     [
         (SELECT_COUNTS, "USING COVERING INDEX tip_scores_evaluated"),
         (SELECT_PAGE, "USING INDEX tip_scores_evaluated (number>? AND number<?)"),
-        (SELECT_NEWEST, "USING INDEX tip_scores_evaluated (number>? AND number<?)"),
+        (SELECT_SHOWN, "SEARCH tip_scores USING INTEGER PRIMARY KEY (rowid>?)"),
         (SELECT_OLDEST_UNSETTLED, "USING INDEX tip_scores_pending (number>?)"),
         (SELECT_FIRST_SINCE, "USING COVERING INDEX tip_scores_by_time (created_at_ms>?)"),
         (SELECT_RECENT, "USING INDEX tip_scores_by_time (created_at_ms>?)"),

@@ -1,4 +1,4 @@
-"""Taking turns: what waits at the same time is done together, one group after the other.
+"""Rounds: what waits at the same time is done together, one group after the other.
 
 A hop to the database's thread, or a durable commit, costs about the same for one as for many. Memory is bounded: who
 would wait too long is told so at once (`app.backlog`), and so is who would be one too many.
@@ -28,7 +28,7 @@ class Bounds(NamedTuple):
     most: int
 
 
-class Turns(Generic[Item, Result]):
+class Rounds(Generic[Item, Result]):
     """Hands groups of items to `work`, which gives one result an item, or raises for all of them."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Turns(Generic[Item, Result]):
         return self._backlog.full or len(self._waiting) >= self._bounds.most
 
     def join(self, item: Item) -> asyncio.Future[Result]:
-        """Have an item's turn come. Who stops waiting for it does not undo it.
+        """Have an item done in the next round that has room for it. Who stops waiting for it does not undo it.
 
         Raises:
             Overloaded: too much waits already; nothing is done.
@@ -62,7 +62,7 @@ class Turns(Generic[Item, Result]):
         self._waiting.append((item, done))
         self._backlog.waiting += 1
         if self._working is None:
-            self._working = self._loop.create_task(self._take_turns())
+            self._working = self._loop.create_task(self._take_rounds())
         return done
 
     async def close(self) -> None:
@@ -71,16 +71,16 @@ class Turns(Generic[Item, Result]):
         while (working := self._working) is not None and not working.done():
             await asyncio.wait({working})
 
-    async def _take_turns(self) -> None:
+    async def _take_rounds(self) -> None:
         try:
             while self._waiting:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._bounds.at_once))]
                 self._backlog.waiting -= len(group)
-                await self._take_turn(group)
+                await self._take_round(group)
         finally:
             self._working = None
 
-    async def _take_turn(self, group: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _take_round(self, group: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         started = self._clock.monotonic()
         try:
             results = await self._work([item for item, _ in group])
