@@ -1,0 +1,51 @@
+"""How many connections a process takes at once: as many as are good for it, or as the system lets it have files."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from app.api.listening import CONNECTIONS, FILES_LEFT, connections
+
+FOR_EVER = resource.RLIM_INFINITY
+ENOUGH = CONNECTIONS + FILES_LEFT
+
+
+class System:
+    """One that knows limits of files, and lets a process change its own, or not."""
+
+    def __init__(self, soft: int, hard: int, *, lets: bool = True) -> None:
+        self.limits = (soft, hard)
+        self._lets = lets
+
+    def get(self, _: int) -> tuple[int, int]:
+        """As `resource.getrlimit`."""
+        return self.limits
+
+    def set(self, _: int, limits: tuple[int, int]) -> None:
+        """As `resource.setrlimit`."""
+        if not self._lets:
+            raise OSError("not permitted")
+        self.limits = limits
+
+
+@pytest.mark.parametrize(
+    ("system", "taken", "soft"),
+    [
+        (System(1_024, 100_000), CONNECTIONS, ENOUGH),
+        (System(1_024, FOR_EVER), CONNECTIONS, ENOUGH),
+        (System(1_024, 2_048), 2_048 - FILES_LEFT, 2_048),
+        (System(1_024, 2_048, lets=False), 1_024 - FILES_LEFT, 1_024),
+        (System(200, 200), FILES_LEFT, 200),
+        (System(100_000, 100_000), CONNECTIONS, 100_000),
+        (System(FOR_EVER, FOR_EVER), CONNECTIONS, FOR_EVER),
+    ],
+)
+def test_connections_are_as_many_as_the_limit_of_files_allows(
+    monkeypatch: pytest.MonkeyPatch, system: System, taken: int, soft: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", system.get)
+    monkeypatch.setattr(resource, "setrlimit", system.set)
+    assert connections() == taken
+    assert system.limits[0] == soft, "it is raised as far as needed, and no further"
