@@ -34,5 +34,6 @@ def told_of(settings: Settings) -> dict[str, str]:
         "PROFILES_CACHE_URL": settings.cache_url or "",
         "PROFILES_QUEUE_URL": settings.queue_url or "",
         "PROFILES_NEAR_USERS": str(settings.near_users),
+        "PROFILES_SHADOW": str(int(settings.shadow)),
         "PROFILES_LOG_LEVEL": "error",
     }

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 import uvloop
@@ -24,13 +24,15 @@ from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipFeedback
 from app.stores.sqlite.states import UPSERT_STATE
 from tests.bench.ground import Ground
-from tests.bench.load import Load, post
-from tests.bench.serving import KEY, Target, alternately, middle, p50, p99, seconds, service
+from tests.bench.load import Load, post, wrk
+from tests.bench.serving import KEY, middle, p50, p99, seconds, service
 from tests.bench.timing import Comparison, Curve, Result
 
 CANDIDATES = 20
 CONNECTIONS = (1, 8, 32)
 ROUNDS = 7
+SECONDS = 2
+DRAIN_S = 1.0
 REQUESTS = 1_000
 DECISIONS = 2_000
 EVENTS_AT_ONCE = 500
@@ -51,9 +53,12 @@ def _decisions(ground: Ground) -> Iterator[Result]:
     with service(ground.settings) as shadowed, service(replace(ground.settings, shadow=False)) as alone:
         loads: dict[str, list[list[Load]]] = {SHADOW: [], ALONE: []}
         for connections in CONNECTIONS:
-            targets = [Target(port, requests) for port in (shadowed, alone)]
-            for taken, rounds in zip(loads.values(), alternately(targets, connections, rounds=ROUNDS), strict=True):
-                taken.append(rounds)
+            for taken in loads.values():
+                taken.append([])
+            for _ in range(ROUNDS):
+                for port, taken in zip((shadowed, alone), loads.values(), strict=True):
+                    taken[-1].append(wrk(port, requests, connections, SECONDS))
+                    sleep(DRAIN_S)  # what waits for its shadow would be on the other one's account
     at = {name: dict(zip(CONNECTIONS, taken, strict=True)) for name, taken in loads.items()}
     arithmetic = _arithmetic()
     name = f"score, {CANDIDATES} candidates"
@@ -126,15 +131,20 @@ async def _consumed(
         )
         for number, (user_id, tip_id, decision_id) in enumerate(feedback)
     ]
+    before = await _last_seq(opened)  # the demonstration set waits to be consumed, too
     for start in range(0, len(events), EVENTS_AT_ONCE):
         await opened.ingestor.ingest(events[start : start + EVENTS_AT_ONCE])
-    waiting = await opened.log.unconsumed(opened.clock.now_ms() + 60_000, len(events))
-    seqs = [item.seq for item in waiting]
+    seqs = range(before + 1, await _last_seq(opened) + 1)
     assert len(seqs) == len(events)
     started = perf_counter()
     for start in range(0, len(seqs), EVENTS_AT_ONCE):
         await opened.consumer.consume(seqs[start : start + EVENTS_AT_ONCE])
     return (perf_counter() - started) / len(seqs)
+
+
+async def _last_seq(opened: Service) -> int:
+    (seq,) = await opened.database.read(lambda c: c.execute("SELECT MAX(seq) FROM event_log").fetchone())
+    return int(seq)
 
 
 async def _growing(ground: Ground) -> Comparison:
