@@ -40,7 +40,9 @@ b commit --quiet --rm "$container" "$base" >/dev/null
 
 echo "== build"
 secrets=()
-python3 -m pip config list | sed -nE "s/^(global|:env:)\.([a-z-]+)='(.*)'$/\2 = \3/p" | sort -u -t= -k1,1 >"$work/pip.options"
+# Of this machine's pip configuration, what says where packages are: constraints and the like name files of this machine.
+where='index-url|extra-index-url|trusted-host|proxy|cert|timeout|default-timeout|retries'
+python3 -m pip config list | sed -nE "s/^(global|:env:)\.($where)='(.*)'$/\2 = \3/p" | sort -u -t= -k1,1 >"$work/pip.options"
 if [ -s "$work/pip.options" ]; then
     { echo '[global]'; cat "$work/pip.options"; } >"$work/pip.conf"
     secrets+=(--secret "id=pip,src=$work/pip.conf")
