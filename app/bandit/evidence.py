@@ -25,37 +25,48 @@ _STORED = np.dtype("<f8")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """S (D, D), symmetric, and y (D,) of the spec with `spec_hash`, from `decisions` decisions. Never written to."""
+    """S and y of the spec with `spec_hash`, which has `size` inputs, from `decisions` decisions. Never written to.
+
+    `numbers` holds both as they are stored: the lower triangle of S row by row, then y. So S of the first inputs stands
+    at the beginning, and to learn, to grow and to store take no matrix.
+    """
 
     spec_hash: str
-    s: Array
-    y: Array
+    size: int
+    numbers: Array
     decisions: int
 
     @classmethod
     def none(cls, spec: Spec) -> Evidence:
         """What is known of somebody who was never heard of."""
-        return cls(spec.hash, np.zeros((spec.size, spec.size)), np.zeros(spec.size), 0)
+        return cls(spec.hash, spec.size, np.zeros(_triangle(spec.size) + spec.size), 0)
 
     @property
-    def size(self) -> int:
-        """D, the number of inputs."""
-        return len(self.y)
+    def s(self) -> Array:
+        """S (D, D), symmetric; a copy."""
+        return self.leading(self.size)[0]
+
+    @property
+    def y(self) -> Array:
+        """y (D,); a copy."""
+        return self.leading(self.size)[1]
 
     def learned(self, phi: Array, reward: float) -> Evidence:
         """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
 
         Raises SpecMismatch for a longer one, and for what is no number: it would stay in the sums for ever.
         """
-        if len(phi) > self.size:
-            raise SpecMismatch(f"a vector of {len(phi)} inputs, evidence of {self.size}")
+        known = len(phi)
+        if known > self.size:
+            raise SpecMismatch(f"a vector of {known} inputs, evidence of {self.size}")
         if not math.isfinite(reward * float(phi.sum())):
             raise SpecMismatch("a decision to be learned holds what is no number")
-        s, y = self.s.copy(), self.y.copy()
-        known = len(phi)
-        s[:known, :known] += phi[:, None] * phi
-        y[:known] += reward * phi
-        return Evidence(self.spec_hash, s, y, self.decisions + 1)
+        rows, columns = _places(known)
+        numbers = self.numbers.copy()
+        numbers[: len(rows)] += phi[rows] * phi[columns]
+        y = _triangle(self.size)
+        numbers[y : y + known] += reward * phi
+        return Evidence(self.spec_hash, self.size, numbers, self.decisions + 1)
 
     def grown(self, spec_from: Spec, spec_to: Spec) -> Evidence:
         """The same evidence under a longer spec. Raises SpecMismatch where `spec_from` is not its own, or no prefix."""
@@ -65,46 +76,66 @@ class Evidence:
             raise SpecMismatch(
                 f"spec {spec_to.id} {spec_to.version} does not begin with {spec_from.id} {spec_from.version}"
             )
-        old = spec_from.size
         grown = Evidence.none(spec_to)
-        grown.s[:old, :old] = self.s
-        grown.y[:old] = self.y
-        return Evidence(spec_to.hash, grown.s, grown.y, self.decisions)
+        y, y_grown = _triangle(self.size), _triangle(grown.size)
+        grown.numbers[:y] = self.numbers[:y]
+        grown.numbers[y_grown : y_grown + self.size] = self.numbers[y:]
+        return Evidence(spec_to.hash, grown.size, grown.numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
-        """S and y of the first `size` inputs, as a policy that never saw the others would hold them."""
-        # Copied, so that they lie in memory as evidence that never grew, and give the same results to the last bit.
-        return self.s[:size, :size].copy(), self.y[:size].copy()
+        """S and y of the first `size` inputs, as a policy that never saw the others would hold them; copies."""
+        # They lie in memory as those of evidence that never grew, and give the same results to the last bit.
+        y = _triangle(self.size)
+        return self.numbers[_square(size)], self.numbers[y : y + size].copy()
 
     def pack(self) -> bytes:
         """The lower triangle of S row by row, then y, as little-endian float64."""
-        return np.concatenate([self.s[_triangle(self.size)], self.y]).astype(_STORED, copy=False).tobytes()
+        return self.numbers.astype(_STORED, copy=False).tobytes()
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
         """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's."""
-        return cls.summed(spec, [blob], decisions)
+        (numbers,) = _stored(spec, [blob])
+        return cls._checked(spec, numbers.astype(np.float64, copy=False), decisions)
 
     @classmethod
     def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> Evidence:
         """The sum of what `pack` gave for several users, who learned from so many decisions together."""
-        size = spec.size
-        length = size * (size + 1) // 2 + size
-        for blob in blobs:
-            if len(blob) != length * _STORED.itemsize:
-                wanted = length * _STORED.itemsize
-                raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
-        numbers = np.frombuffer(b"".join(blobs), _STORED).reshape(-1, length).sum(axis=0, dtype=np.float64)
+        return cls._checked(spec, _stored(spec, blobs).sum(axis=0, dtype=np.float64), decisions)
+
+    @classmethod
+    def _checked(cls, spec: Spec, numbers: Array, decisions: int) -> Evidence:
         if not math.isfinite(numbers.sum()):
             raise SpecMismatch(f"evidence of spec {spec.id} {spec.version} holds what is no number")
-        s = np.empty((size, size))
-        rows, columns = _triangle(size)
-        s[rows, columns] = numbers[:-size]
-        s[columns, rows] = numbers[:-size]
-        return cls(spec.hash, s, numbers[-size:], decisions)
+        return cls(spec.hash, spec.size, numbers, decisions)
+
+
+def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
+    """What `pack` gave, a row for each; it may be read only."""
+    length = _triangle(spec.size) + spec.size
+    wanted = length * _STORED.itemsize
+    for blob in blobs:
+        if len(blob) != wanted:
+            raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
+    return np.frombuffer(b"".join(blobs), _STORED).reshape(-1, length)
+
+
+def _triangle(size: int) -> int:
+    """How many numbers a lower triangle has."""
+    return size * (size + 1) // 2
 
 
 @lru_cache(maxsize=8)
-def _triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _places(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row and column of each number of a lower triangle."""
     rows, columns = np.tril_indices(size)
     return rows, columns
+
+
+@lru_cache(maxsize=8)
+def _square(size: int) -> NDArray[np.intp]:
+    """Where in a lower triangle each number of the symmetric matrix stands, (size, size)."""
+    rows, columns = _places(size)
+    square = np.empty((size, size), np.intp)
+    square[rows, columns] = square[columns, rows] = np.arange(len(rows))
+    return square

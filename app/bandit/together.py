@@ -30,8 +30,7 @@ class Case(NamedTuple):
 def decide_together(policy: Policy, cases: Sequence[Case]) -> list[Scored]:
     """As `Policy.decide` of each, for cases with the same number of candidates. Evidence is of specs that it reads."""
     size = policy.spec.size
-    s = np.stack([case.evidence.s[:size, :size] for case in cases])
-    y = np.stack([case.evidence.y[:size] for case in cases])
+    s, y = (np.stack(each) for each in zip(*(case.evidence.leading(size) for case in cases), strict=True))
     phi = np.stack([case.phi[:, :size] for case in cases])
     precisions = policy.spec.precisions
     s[:, np.arange(size), np.arange(size)] += precisions

@@ -42,8 +42,8 @@ async def enroll(school: School, users: int) -> list[Evidence]:
     states = [evidence_of(number, grown=number % 2 == 1) for number in range(users)]
 
     def work(connection: object) -> None:
-        for number, evidence in enumerate(states):
-            write_evidence(connection, f"user-{number:04d}", evidence, 1)  # type: ignore[arg-type]
+        named = {f"user-{number:04d}": evidence for number, evidence in enumerate(states)}
+        write_evidence(connection, named, 1)  # type: ignore[arg-type]
         connection.execute("UPDATE bandit_ledger SET changes = changes + 1")  # type: ignore[attr-defined]
 
     await school.database.write(work)

@@ -28,16 +28,18 @@ from app.stores.sqlite.states import UPDATE_CHANGES, read_evidence, write_eviden
 SELECT_IS_UNSETTLED = """
 SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open', 'served') LIMIT 1
 """
-SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ? AND user_id = ?"
-SELECT_COUNTED = "SELECT 1 FROM decision_events WHERE seq = ?"
+# Whoever's it is: by the index alone, without the row. `SELECT_NAMED` asks for its user.
+SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ?"
+# The decision that an event is about, if it has not counted before.
 _DECISION = """
 SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source FROM tip_scores
 """
-SELECT_NAMED = _DECISION + "WHERE decision_id = ? AND user_id = ?"
+_NEW = "NOT EXISTS (SELECT 1 FROM decision_events WHERE seq = :seq)"
+SELECT_NAMED = _DECISION + f"WHERE decision_id = :decision AND user_id = :user AND {_NEW}"
 SELECT_NEWEST = (
     _DECISION
-    + """
-WHERE user_id = :user AND chosen_id = :tip AND state IN ('open', 'served') AND created_at_ms <= :latest
+    + f"""
+WHERE user_id = :user AND chosen_id = :tip AND state IN ('open', 'served') AND created_at_ms <= :latest AND {_NEW}
 ORDER BY number DESC LIMIT 1
 """
 )
@@ -84,7 +86,7 @@ class SqliteLearning:
         """One hop; each question once."""
         asked = [_question(item) for item in events]
 
-        def work(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+        def work(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
             return {item for item in set(asked) if connection.execute(item[0], item[1:]).fetchone() is not None}
 
         found = await self._database.read(work)
@@ -120,11 +122,11 @@ class SqliteLearning:
         return await self._database.write(work)
 
 
-def _question(told: Told) -> tuple[str, str, str]:
+def _question(told: Told) -> tuple[str, ...]:
     """The statement that asks whether an event may concern a decision, and its parameters."""
     event = told.event
     if event.decision_id is not None:
-        return SELECT_IS_DECISION, event.decision_id, event.user_id
+        return SELECT_IS_DECISION, event.decision_id
     return SELECT_IS_UNSETTLED, event.user_id, event.tip_id
 
 
@@ -138,19 +140,18 @@ class _Vector(NamedTuple):
 
 
 class _Lesson:
-    """One transaction: what was read of users' evidence is kept until its end, and written once."""
+    """One transaction: users' evidence is read once and written once, at the end, with the events that counted."""
 
     def __init__(self, connection: sqlite3.Connection, lineup: Lineup, now_ms: int) -> None:
         self._connection = connection
         self._lineup = lineup
         self._now_ms = now_ms
         self._evidence: dict[str, Evidence] = {}
+        self._counted: dict[int, tuple[int, int, EventOutcome]] = {}
 
     def take(self, logged: Told, rules: Rules) -> EventOutcome | None:
         """One event; None where it concerns no decision, or has counted before."""
-        if self._connection.execute(SELECT_COUNTED, (logged.seq,)).fetchone() is not None:
-            return None
-        row = self._decision(logged)
+        row = None if logged.seq in self._counted else self._decision(logged)
         if row is None:
             return None
         vector = _Vector(*row[:4])
@@ -159,7 +160,7 @@ class _Lesson:
             self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.number))
         elif judgement.outcome == "learned":
             self._learn(vector, judgement)
-        self._connection.execute(INSERT_COUNTED, (logged.seq, vector.number, judgement.outcome))
+        self._counted[logged.seq] = (logged.seq, vector.number, judgement.outcome)
         return judgement.outcome
 
     def default(self, logged: _Vector, served_at_ms: int, reward: float) -> None:
@@ -167,18 +168,19 @@ class _Lesson:
         self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
 
     def end(self) -> None:
-        """Write what was learned."""
-        for user_id, evidence in self._evidence.items():
-            write_evidence(self._connection, user_id, evidence, self._now_ms)
+        """Write what was learned and what counted."""
+        self._connection.executemany(INSERT_COUNTED, self._counted.values())
+        write_evidence(self._connection, self._evidence, self._now_ms)
         if self._evidence:
             self._connection.execute(UPDATE_CHANGES)
 
     def _decision(self, logged: Told) -> tuple[Any, ...] | None:
         event = logged.event
         if event.decision_id is not None:
-            cursor = self._connection.execute(SELECT_NAMED, (event.decision_id, event.user_id))
+            named = {"decision": event.decision_id, "user": event.user_id, "seq": logged.seq}
+            cursor = self._connection.execute(SELECT_NAMED, named)
         else:
-            newest = {"user": event.user_id, "tip": event.tip_id, "latest": latest_made(logged)}
+            newest = {"user": event.user_id, "tip": event.tip_id, "latest": latest_made(logged), "seq": logged.seq}
             cursor = self._connection.execute(SELECT_NEWEST, newest)
         row: tuple[Any, ...] | None = cursor.fetchone()
         return row

@@ -50,10 +50,10 @@ def read_evidence(connection: sqlite3.Connection, user_id: str) -> Evidence | No
     return None if row is None else _evidence(*row)
 
 
-def write_evidence(connection: sqlite3.Connection, user_id: str, evidence: Evidence, now_ms: int) -> None:
-    """In the place of what was there."""
-    row = (user_id, evidence.spec_hash, evidence.pack(), evidence.decisions, now_ms)
-    connection.execute(UPSERT_STATE, row)
+def write_evidence(connection: sqlite3.Connection, evidence: Mapping[str, Evidence], now_ms: int) -> None:
+    """Each user's, in the place of what was there."""
+    rows = [(user_id, item.spec_hash, item.pack(), item.decisions, now_ms) for user_id, item in evidence.items()]
+    connection.executemany(UPSERT_STATE, rows)
 
 
 def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
@@ -65,7 +65,7 @@ def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_
         grown = _evidence(*row).grown(own, spec)
     except SpecMismatch:
         return  # whoever decides by it is told; one user's must not fail the decisions of others
-    write_evidence(connection, user_id, grown, now_ms)
+    write_evidence(connection, {user_id: grown}, now_ms)
 
 
 def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior) -> Prior:
@@ -122,9 +122,11 @@ class SqliteStates:
 
         def work(connection: sqlite3.Connection) -> int:
             rows = connection.execute(SELECT_TO_GROW, (self._shorter, limit)).fetchall()
-            for user_id, spec_hash, evidence, decisions in rows:
-                grown = _evidence(spec_hash, evidence, decisions).grown(SPECS[spec_hash], self._spec)
-                write_evidence(connection, user_id, grown, now_ms)
+            grown = {
+                user_id: _evidence(spec_hash, evidence, decisions).grown(SPECS[spec_hash], self._spec)
+                for user_id, spec_hash, evidence, decisions in rows
+            }
+            write_evidence(connection, grown, now_ms)
             return len(rows)
 
         return await self._database.write(work)
