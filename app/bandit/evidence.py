@@ -49,7 +49,7 @@ class Evidence:
     @property
     def y(self) -> Array:
         """y (D,); a copy."""
-        return self.leading(self.size)[1]
+        return self.numbers[_triangle(self.size) :].copy()
 
     def learned(self, phi: Array, reward: float) -> Evidence:
         """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
@@ -76,14 +76,19 @@ class Evidence:
             raise SpecMismatch(
                 f"spec {spec_to.id} {spec_to.version} does not begin with {spec_from.id} {spec_from.version}"
             )
-        grown = Evidence.none(spec_to)
-        y, y_grown = _triangle(self.size), _triangle(grown.size)
-        grown.numbers[:y] = self.numbers[:y]
-        grown.numbers[y_grown : y_grown + self.size] = self.numbers[y:]
-        return Evidence(spec_to.hash, grown.size, grown.numbers, self.decisions)
+        y, y_grown, size = _triangle(self.size), _triangle(spec_to.size), spec_to.size
+        numbers = np.zeros(y_grown + size)
+        numbers[:y] = self.numbers[:y]
+        numbers[y_grown : y_grown + self.size] = self.numbers[y:]
+        return Evidence(spec_to.hash, size, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
-        """S and y of the first `size` inputs, as a policy that never saw the others would hold them; copies."""
+        """S and y of the first `size` inputs, as a policy that never saw the others would hold them; copies.
+
+        Raises SpecMismatch where there are fewer.
+        """
+        if size > self.size:
+            raise SpecMismatch(f"{size} inputs are wanted, evidence of {self.size}")
         # They lie in memory as those of evidence that never grew, and give the same results to the last bit.
         y = _triangle(self.size)
         return self.numbers[_square(size)], self.numbers[y : y + size].copy()

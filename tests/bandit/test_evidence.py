@@ -116,6 +116,11 @@ def test_vector_is_refused_when_it_is_longer_than_the_evidence() -> None:
         Evidence.none(SPEC_V1).learned(np.ones(25), 1.0)
 
 
+def test_leading_block_is_refused_when_it_is_longer_than_the_evidence() -> None:
+    with pytest.raises(SpecMismatch, match="25 inputs are wanted, evidence of 6"):
+        Evidence.none(SPEC_V1).leading(25)
+
+
 def test_growth_is_refused_when_the_evidence_is_of_another_spec() -> None:
     with pytest.raises(SpecMismatch, match="evidence is of spec"):
         Evidence.none(SPEC_V2).grown(SPEC_V1, SPEC_V2)

@@ -141,6 +141,15 @@ async def test_an_event_teaches_no_older_decision_when_it_is_delivered_again(sch
     await school.assert_learned_once()
 
 
+async def test_an_event_teaches_once_when_it_comes_twice_in_one_transaction(school: School) -> None:
+    older, newer = await school.decide(candidates=TIPS[:1]), await school.decide(candidates=TIPS[:1])
+    seqs = await school.store(feedback("ann", school.clock.now_ms(), tip_id=newer.chosen_id))
+    events = await school.log.logged(seqs)
+    await school.bandit.learner.learn([*events, *events])
+    assert [(await school.outcome(item)).state for item in (older, newer)] == ["open", "learned"]
+    await school.assert_learned_once()
+
+
 async def test_an_event_of_before_a_decision_is_not_joined_to_it_unless_it_names_it(school: School) -> None:
     decision = await school.decide()
     long_ago = school.clock.now_ms() - SKEW_MS - 1
