@@ -7,7 +7,8 @@
 # 1. makes a base image from Debian's own packages (no image registry is asked; a base left in the directory is reused),
 # 2. builds the image with buildah, in a chroot; this machine's pip configuration enters as a build secret, so not the image,
 # 3. looks inside: the configuration, the user, what must not be there, what may be written,
-# 4. migrates a database, starts the API on loopback, asks it with the image's own health check, and stops it.
+# 4. migrates a database, starts the API on loopback, asks it with the image's own health check, has it rank tips and
+#    word one, and stops it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -93,8 +94,43 @@ inside sh -eu -c '
     [ -n "$(find /opt/profiles/lib -path "*/app/__pycache__/*" -name "*.pyc" | head -n 1)" ]
 ' || fail "wrong contents"
 
-echo "== migrate, serve, health check, stop"
+echo "== migrate, serve, health check, rank, word, stop"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# A decision is made, stored and explained, with what the challenger made of it; its tip is served, and one is worded.
+ask=$(cat <<'PY'
+import http.client, json, os, time
+
+connection = http.client.HTTPConnection("127.0.0.1", int(os.environ["PROFILES_PORT"]), timeout=10)
+
+def answer(method, path, status, body=None):
+    connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    text = response.read().decode()
+    assert response.status == status, (method, path, response.status, text)
+    return json.loads(text)
+
+tips = [{"id": f"tip-{n}", "features": {"is_overdue": n % 2 == 0, "task_age_days": n, "priority": n}} for n in range(20)]
+asked = {"request_id": "check", "user_id": "ann", "candidates": tips, "context": {"at": "2026-04-25T08:30:00+02:00"}}
+decision = answer("POST", "/score", 200, asked)
+assert abs(sum(tip["probability"] for tip in decision["ranking"]) - 1) < 1e-9, decision
+assert answer("POST", "/score", 200, asked) == decision
+named = {"tip_id": decision["chosen_id"], "decision_id": decision["decision_id"]}
+for attempt in range(100):
+    explained = answer("GET", f"/decisions/{named['decision_id']}", 200)
+    if explained["shadow"] is not None:
+        break
+    time.sleep(0.1)
+assert len(explained["shadow"]["candidates"]) == 20, explained
+now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+served = {"subject": "signals.tip.served", "event_id": "check", "user_id": "ann", "occurred_at": now, **named}
+assert answer("POST", "/events", 202, served)["accepted"] == 1
+assert answer("GET", "/profiles/ann", 200)["features"]["tip_volume_30d"] == 1
+task = {"id": "task-1", "title": "Den Keller aufräumen"}
+tip = answer("POST", "/generate", 200, {"user_id": "ann", "task": task, "locale": "de"})
+assert tip["source"] == "template" and task["title"] in tip["text"], tip
+print("ranked and worded:", tip["text"])
+PY
+)
 # Neither cache nor queue is there: the service must be alive all the same.
 timeout 120 buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs run --isolation chroot \
     --env PROFILES_HOST=127.0.0.1 --env "PROFILES_PORT=$port" \
@@ -105,6 +141,7 @@ timeout 120 buildah --root "$work/storage" --runroot "$work/run" --storage-drive
         profiles serve & api=$!
         for attempt in $(seq 100); do
             if '"$(cat "$work/health.sh")"' 2>/dev/null; then
+                python -c "$1" || { kill -KILL "$api"; exit 1; }
                 kill -TERM "$api"
                 if wait "$api"; then exit 0; else echo "stopped with status $?" >&2; exit 1; fi
             fi
@@ -113,6 +150,6 @@ timeout 120 buildah --root "$work/storage" --runroot "$work/run" --storage-drive
         done
         kill -KILL "$api"
         echo "never healthy" >&2
-        exit 1' >"$work/serve.log" 2>&1 || { tail -n 30 "$work/serve.log" >&2; fail "the service does not run"; }
+        exit 1' sh "$ask" >"$work/serve.log" 2>&1 || { tail -n 30 "$work/serve.log" >&2; fail "the service does not run"; }
 
 echo "ok: $image, $(b images --format '{{.Size}}' "$image") (base: $(b images --format '{{.Size}}' "$base"))"
