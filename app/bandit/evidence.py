@@ -39,7 +39,7 @@ class Evidence:
     @classmethod
     def none(cls, spec: Spec) -> Evidence:
         """What is known of somebody who was never heard of."""
-        return cls(spec.hash, spec.size, np.zeros(_triangle(spec.size) + spec.size), 0)
+        return cls(spec.hash, spec.size, np.zeros(_length(spec.size)), 0)
 
     @property
     def s(self) -> Array:
@@ -49,7 +49,7 @@ class Evidence:
     @property
     def y(self) -> Array:
         """y (D,); a copy."""
-        return self.numbers[_triangle(self.size) :].copy()
+        return self.numbers[-self.size :].copy()
 
     def learned(self, phi: Array, reward: float) -> Evidence:
         """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
@@ -61,10 +61,10 @@ class Evidence:
             raise SpecMismatch(f"a vector of {known} inputs, evidence of {self.size}")
         if not math.isfinite(reward * float(phi.sum())):
             raise SpecMismatch("a decision to be learned holds what is no number")
-        rows, columns = _places(known)
+        rows, columns = _triangle(known)
         numbers = self.numbers.copy()
         numbers[: len(rows)] += phi[rows] * phi[columns]
-        y = _triangle(self.size)
+        y = len(numbers) - self.size
         numbers[y : y + known] += reward * phi
         return Evidence(self.spec_hash, self.size, numbers, self.decisions + 1)
 
@@ -76,11 +76,11 @@ class Evidence:
             raise SpecMismatch(
                 f"spec {spec_to.id} {spec_to.version} does not begin with {spec_from.id} {spec_from.version}"
             )
-        y, y_grown, size = _triangle(self.size), _triangle(spec_to.size), spec_to.size
-        numbers = np.zeros(y_grown + size)
+        numbers = np.zeros(_length(spec_to.size))
+        y, y_grown = len(self.numbers) - self.size, len(numbers) - spec_to.size
         numbers[:y] = self.numbers[:y]
         numbers[y_grown : y_grown + self.size] = self.numbers[y:]
-        return Evidence(spec_to.hash, size, numbers, self.decisions)
+        return Evidence(spec_to.hash, spec_to.size, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
         """S and y of the first `size` inputs, as a policy that never saw the others would hold them; copies.
@@ -90,7 +90,7 @@ class Evidence:
         if size > self.size:
             raise SpecMismatch(f"{size} inputs are wanted, evidence of {self.size}")
         # They lie in memory as those of evidence that never grew, and give the same results to the last bit.
-        y = _triangle(self.size)
+        y = len(self.numbers) - self.size
         return self.numbers[_square(size)], self.numbers[y : y + size].copy()
 
     def pack(self) -> bytes:
@@ -117,7 +117,7 @@ class Evidence:
 
 def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
     """What `pack` gave, a row for each; it may be read only."""
-    length = _triangle(spec.size) + spec.size
+    length = _length(spec.size)
     wanted = length * _STORED.itemsize
     for blob in blobs:
         if len(blob) != wanted:
@@ -125,14 +125,12 @@ def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
     return np.frombuffer(b"".join(blobs), _STORED).reshape(-1, length)
 
 
-def _triangle(size: int) -> int:
-    """How many numbers a lower triangle has."""
-    return size * (size + 1) // 2
+def _length(size: int) -> int:
+    return size * (size + 1) // 2 + size
 
 
 @lru_cache(maxsize=8)
-def _places(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row and column of each number of a lower triangle."""
+def _triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     rows, columns = np.tril_indices(size)
     return rows, columns
 
@@ -140,7 +138,7 @@ def _places(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 @lru_cache(maxsize=8)
 def _square(size: int) -> NDArray[np.intp]:
     """Where in a lower triangle each number of the symmetric matrix stands, (size, size)."""
-    rows, columns = _places(size)
+    rows, columns = _triangle(size)
     square = np.empty((size, size), np.intp)
     square[rows, columns] = square[columns, rows] = np.arange(len(rows))
     return square

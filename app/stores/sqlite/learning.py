@@ -140,18 +140,17 @@ class _Vector(NamedTuple):
 
 
 class _Lesson:
-    """One transaction: users' evidence is read once and written once, at the end, with the events that counted."""
+    """One transaction: what was read of users' evidence is kept until its end, and written once."""
 
     def __init__(self, connection: sqlite3.Connection, lineup: Lineup, now_ms: int) -> None:
         self._connection = connection
         self._lineup = lineup
         self._now_ms = now_ms
         self._evidence: dict[str, Evidence] = {}
-        self._counted: dict[int, tuple[int, int, EventOutcome]] = {}
 
     def take(self, logged: Told, rules: Rules) -> EventOutcome | None:
         """One event; None where it concerns no decision, or has counted before."""
-        row = None if logged.seq in self._counted else self._decision(logged)
+        row = self._decision(logged)
         if row is None:
             return None
         vector = _Vector(*row[:4])
@@ -160,7 +159,7 @@ class _Lesson:
             self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.number))
         elif judgement.outcome == "learned":
             self._learn(vector, judgement)
-        self._counted[logged.seq] = (logged.seq, vector.number, judgement.outcome)
+        self._connection.execute(INSERT_COUNTED, (logged.seq, vector.number, judgement.outcome))
         return judgement.outcome
 
     def default(self, logged: _Vector, served_at_ms: int, reward: float) -> None:
@@ -168,8 +167,7 @@ class _Lesson:
         self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
 
     def end(self) -> None:
-        """Write what was learned and what counted."""
-        self._connection.executemany(INSERT_COUNTED, self._counted.values())
+        """Write what was learned."""
         write_evidence(self._connection, self._evidence, self._now_ms)
         if self._evidence:
             self._connection.execute(UPDATE_CHANGES)
