@@ -29,13 +29,16 @@ class BanditMetrics:
         )
         self.settled = Counter(
             "profiles_decisions_settled_total",
-            "Decisions settled by the sweep: default (no feedback in time) or expired.",
+            "Decisions settled by the sweep: default (no feedback in time), expired; set aside: damaged.",
             ("outcome",),
             registry=collectors,
         )
         self.states = Gauge("profiles_learned_states", "Users with learned evidence.", registry=collectors)
         self.to_grow = Gauge(
             "profiles_states_to_grow", "Of these, users whose evidence is yet to grow.", registry=collectors
+        )
+        self.unreadable = Gauge(
+            "profiles_unreadable_states", "Users whose evidence is damaged and was set aside.", registry=collectors
         )
         self.prior = Gauge(
             "profiles_prior_version", "Version of the newest pooled prior; 0 before the first.", registry=collectors

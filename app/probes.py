@@ -91,6 +91,7 @@ async def gauges(service: Service) -> Gauges:
         outbox_age_s=max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
         dead_letters=state.dead_letters,
         owed=state.owed,
+        unreadable=state.unreadable,
     )
 
 
@@ -103,6 +104,7 @@ async def refresh_gauges(service: Service) -> None:
         (metrics.unconsumed, found.outbox),
         (metrics.dead_letters, found.dead_letters),
         (metrics.owed, found.owed),
+        (metrics.bandit.unreadable, found.unreadable),
     ):
         if value is not None:
             gauge.set(value)

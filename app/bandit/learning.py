@@ -114,9 +114,10 @@ class DecisionLearner:
         """Settle every decision whose window has closed, in small steps; how many that were."""
         total = 0
         while True:
-            learned, expired = await self._book.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
-            self._metrics.bandit.settled.labels("default").inc(learned)
-            self._metrics.bandit.settled.labels("expired").inc(expired)
-            total += learned + expired
-            if learned + expired < SETTLED_AT_ONCE:
+            swept = await self._book.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
+            self._metrics.bandit.settled.labels("default").inc(swept.learned)
+            self._metrics.bandit.settled.labels("expired").inc(swept.expired)
+            self._metrics.bandit.settled.labels("set aside").inc(swept.aside)
+            total += swept.learned + swept.expired
+            if sum(swept) < SETTLED_AT_ONCE:
                 return total
