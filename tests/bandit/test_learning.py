@@ -36,9 +36,11 @@ def logged(event: TipEvent, received_at_ms: int = NOW_MS + 100 * WINDOW_MS) -> L
     return LoggedEvent(1, event, received_at_ms, 0)
 
 
-def unsettled(state: State, served_at_ms: int | None = None, source: str | None = None) -> Unsettled:
-    """A decision made at `NOW_MS`."""
-    return Unsettled("tip", NOW_MS, state, served_at_ms, source)  # type: ignore[arg-type]  # of a table
+def unsettled(
+    state: State, served_at_ms: int | None = None, source: str | None = None, *, told: bool = False
+) -> Unsettled:
+    """A decision made at `NOW_MS`; `told`: an event has said that it was served."""
+    return Unsettled("tip", NOW_MS, state, served_at_ms, source, told)  # type: ignore[arg-type]  # of a table
 
 
 ONE_DAY = NOW_MS + WINDOW_MS
@@ -61,9 +63,10 @@ ONE_DAY = NOW_MS + WINDOW_MS
         (unsettled("served", NOW_MS + 7), feedback(at_ms=NOW_MS), "learned", "learned", NOW_MS + 7),
         (unsettled("served", NOW_MS + 7), feedback(tip_id="other"), "other tip", "served", NOW_MS + 7),
         (unsettled("learned", 7, "feedback"), feedback(), "repeated", "learned", 7),
-        (unsettled("learned", 7, "feedback"), served(), "repeated", "learned", 7),
+        (unsettled("learned", 7, "feedback"), served(), "served", "learned", 7),
+        (unsettled("learned", 7, "feedback", told=True), served(), "repeated", "learned", 7),
         (unsettled("learned", 7, "default"), feedback(), "late", "learned", 7),
-        (unsettled("learned", 7, "default"), served(), "repeated", "learned", 7),
+        (unsettled("learned", 7, "default", told=True), served(), "repeated", "learned", 7),
         (unsettled("expired"), served(), "late", "expired", None),
         (unsettled("expired"), feedback(), "late", "expired", None),
     ],
@@ -116,6 +119,24 @@ async def test_feedback_is_learned_from_the_logged_vector(school: School) -> Non
     np.testing.assert_array_equal(evidence.y, 0.3 * decision.phi)
     again = await school.decide()
     assert again.state_version == evidence.decisions == 1
+
+
+async def test_serving_that_is_told_after_its_feedback_counts_as_served_and_teaches_nothing_more(
+    school: School,
+) -> None:
+    decision = await school.decide()
+    at_ms = school.clock.now_ms()
+    tip, named = decision.chosen_id, decision.id
+    await school.tell(feedback("ann", at_ms + 7, tip_id=tip, decision_id=named))
+    learned = await school.outcome(decision)
+    await school.tell(served("ann", at_ms, tip_id=tip, decision_id=named))
+    assert await school.outcome(decision) == learned._replace(events={"learned": 1, "served": 1})
+    await school.tell(served("ann", at_ms, tip_id=tip, decision_id=named))
+    await school.tell(feedback("ann", at_ms + 9, tip_id=tip, decision_id=named))
+    assert await school.outcome(decision) == learned._replace(events={"learned": 1, "served": 1, "repeated": 2})
+    counted = school.metrics.collectors.get_sample_value
+    assert counted("profiles_decision_events_total", {"outcome": "served"}) == 1
+    await school.assert_learned_once()
 
 
 async def test_events_without_a_decisions_id_are_joined_to_the_newest_open_one_of_that_tip(school: School) -> None:

@@ -34,7 +34,9 @@ SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open
 SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ? AND user_id = ?"
 SELECT_COUNTED = "SELECT 1 FROM decision_events WHERE seq = ?"
 _DECISION = """
-SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source FROM tip_scores
+SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source,
+    EXISTS (SELECT 1 FROM decision_events WHERE number = tip_scores.number AND outcome = 'served')
+FROM tip_scores
 """
 SELECT_NAMED = _DECISION + "WHERE decision_id = ? AND user_id = ?"
 SELECT_NEWEST = (
@@ -166,7 +168,7 @@ class _Lesson:
             return None
         vector = _Vector(*row[:4])
         judgement = judge(Unsettled(*row[4:]), logged, rules)
-        if judgement.outcome == "served":
+        if judgement.outcome == "served" and judgement.state == "served":
             self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.number))
         elif judgement.outcome == "learned":
             self._learn(vector, judgement)
