@@ -88,6 +88,7 @@ def read(metrics: Metrics) -> Reading:
         ("untrue", metrics.consistency_violations, ""),
         ("publish_failures", metrics.publish_failures, ""),
         ("shed", metrics.shed, ""),
+        ("generations", metrics.generations, "outcome"),
     ):
         _add(counts, prefix, counter, label)
     return Reading(counts, latency, buckets.of_histogram(metrics.invalidation_lag))
