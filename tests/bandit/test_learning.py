@@ -10,7 +10,7 @@ import pytest
 
 from app.bandit.decisions import EventOutcome, State
 from app.bandit.learning import GRACE_MS, SKEW_MS, Judgement, Rules, Unsettled, judge
-from app.bandit.specs import SPEC_V1, SPEC_V2
+from app.bandit.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.events.ports import LoggedEvent
@@ -322,3 +322,31 @@ async def test_a_decision_of_before_growth_is_learned_with_zeros_after_it(databa
     assert third.phi[SPEC_V1.size :].any()
     await plain.tell(feedback("ann", tip_id=third.chosen_id, decision_id=third.id))
     await school.assert_learned_once()
+
+
+@pytest.mark.parametrize("other", [SPEC_V2.inputs[::-1], SPEC_V2.inputs[1:], SPEC_V1.inputs[::-1]])
+@pytest.mark.parametrize("taught", [True, False], ids=["taught before", "taught nothing yet"])
+async def test_vector_of_another_spec_is_refused_when_only_its_length_would_fit(
+    school: School, other: tuple[Input, ...], taught: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of equal length, or shorter: what the numbers mean is what counts."""
+    strange = Spec("strange", 2, other)
+    monkeypatch.setitem(SPECS, strange.hash, strange)
+    if taught:
+        first = await school.decide()
+        await school.tell(feedback("ann", tip_id=first.chosen_id, decision_id=first.id))
+    before = await school.rows("SELECT spec_hash, evidence, decisions FROM bandit_states")
+    decision = await school.decide()
+    await school.database.write(
+        lambda c: c.execute(
+            "UPDATE tip_scores SET spec_hash = ?, phi = ? WHERE decision_id = ?",
+            (strange.hash, bytes(8 * strange.size), decision.id),
+        )
+    )
+    await school.store(feedback("ann", tip_id=decision.chosen_id, decision_id=decision.id))
+    for _ in range(ATTEMPTS):
+        await school.sweep()
+    assert (await school.outcome(decision)).state == "open"
+    ((error,),) = await school.rows("SELECT error FROM dead_letters")
+    assert "SpecMismatch" in error
+    assert await school.rows("SELECT spec_hash, evidence, decisions FROM bandit_states") == before
