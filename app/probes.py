@@ -38,7 +38,7 @@ async def _check_database(service: Service) -> dict[str, Check]:
         return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
     room = not service.database.full
-    full = "the disk is full: events are refused, reads go on"
+    full = "the disk is full: events and decisions are refused, reads go on"
     return {
         "database": Check(room, full, vital=room, state="degraded"),
         "invalidations": Check(owed == 0, detail, state="degraded"),
