@@ -25,12 +25,12 @@ class _Question(msgspec.Struct, array_like=True, gc=False):
     elapsed_us: int
     spec_hash: str
     decisions: int
-    scores: memoryview
-    pi: memoryview
-    s: memoryview
-    y: memoryview
-    mu: memoryview
-    phi: memoryview
+    scores: bytes
+    pi: bytes
+    s: bytes
+    y: bytes
+    mu: bytes
+    phi: bytes
 
 
 class _Answer(msgspec.Struct, array_like=True, gc=False):
@@ -41,10 +41,10 @@ class _Answer(msgspec.Struct, array_like=True, gc=False):
     v_champion: float
     v_challenger: float
     elapsed_us: int
-    champion_scores: memoryview
-    champion_pi: memoryview
-    challenger_scores: memoryview
-    challenger_pi: memoryview
+    champion_scores: bytes
+    champion_pi: bytes
+    challenger_scores: bytes
+    challenger_pi: bytes
 
 
 class Failure(msgspec.Struct, array_like=True, tag=True):
@@ -154,13 +154,13 @@ def decode_answer(message: bytes) -> list[Shadow] | Failure:
     ]
 
 
-def _bytes(array: Array) -> memoryview:
-    return np.ascontiguousarray(array).data.cast("B")
+def _bytes(array: Array) -> bytes:
+    return array.tobytes()
 
 
-def _array(place: memoryview) -> Array:
+def _array(place: bytes) -> Array:
     return np.frombuffer(place)
 
 
-def _matrix(place: memoryview, row: Array) -> Array:
+def _matrix(place: bytes, row: Array) -> Array:
     return np.frombuffer(place).reshape(-1, len(row))

@@ -106,6 +106,8 @@ class BackgroundShadower:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
                 stored = await self._worked_out(group)
                 self._metrics.bandit.shadows.labels("stored" if stored else "lost").inc(len(group))
+                if not stored:
+                    await self._linger(RETRY_S)  # so that what fails at every try does not fill the log
         finally:
             self._working = None
 

@@ -361,6 +361,7 @@ async def test_a_defect_costs_the_shadows_it_strikes_and_no_others(
 
     monkeypatch.setattr(Here, "shadows", shadows)
     monkeypatch.setattr("app.bandit.shadowing.AT_ONCE", 2)
+    monkeypatch.setattr("app.bandit.shadowing.RETRY_S", 0.01)
     await asyncio.gather(*(school.decide(f"user-{number}") for number in range(6)))
     await school.bandit.scorer.close()
     assert await school.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL") == [(2,)]
