@@ -1,8 +1,27 @@
-"""The bandit's metrics: a part of `app.telemetry.Metrics`, under the same rules."""
+"""The bandit's metrics: a part of `app.telemetry.Metrics`, under the same rules.
+
+Must not tell what nobody has looked at: a gauge that this process does not know is no series of it, rather than a 0.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class LateGauge:
+    """A gauge that is a series only once it was set."""
+
+    def __init__(self, name: str, text: str, collectors: CollectorRegistry) -> None:
+        self._gauge = Gauge(name, text, registry=None)
+        self._collectors = collectors
+        self._told = False
+
+    def set(self, value: float) -> None:
+        """From now on it is told."""
+        self._gauge.set(value)
+        if not self._told:
+            self._told = True
+            self._collectors.register(self._gauge)
 
 
 class BanditMetrics:
@@ -29,14 +48,27 @@ class BanditMetrics:
         )
         self.settled = Counter(
             "profiles_decisions_settled_total",
-            "Decisions settled by the sweep: default (no feedback in time) or expired.",
+            "Decisions settled by the sweep: default (no feedback in time), expired; set aside: damaged.",
             ("outcome",),
             registry=collectors,
         )
-        self.states = Gauge("profiles_learned_states", "Users with learned evidence.", registry=collectors)
-        self.to_grow = Gauge(
-            "profiles_states_to_grow", "Of these, users whose evidence is yet to grow.", registry=collectors
+        self.states = LateGauge("profiles_learned_states", "Users with learned evidence.", collectors)
+        self.to_grow = LateGauge(
+            "profiles_states_to_grow", "Of these, users whose evidence is yet to grow.", collectors
         )
-        self.prior = Gauge(
-            "profiles_prior_version", "Version of the newest pooled prior; 0 before the first.", registry=collectors
+        self.prior = LateGauge(
+            "profiles_prior_version", "Version of the newest pooled prior; 0 before the first.", collectors
+        )
+        self.unreadable = LateGauge(
+            "profiles_unreadable_states", "Users whose evidence is damaged and was set aside.", collectors
+        )
+        self.share = LateGauge(
+            "profiles_rollout_share_ratio", "Share of the users whom the challenger serves, 0 to 1.", collectors
+        )
+        self.late = (self.states, self.to_grow, self.prior, self.unreadable, self.share)
+        self.stage = Gauge(
+            "profiles_rollout_stage",
+            "1 for the stage that the roll-out is at, 0 for the others.",
+            ("stage",),
+            registry=collectors,
         )

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from app.assembly import Service
+from app.bandit.stages import STAGES
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
 from app.operations.sampler import Sampler
 from app.operations.samples import Gauges, Role
@@ -37,7 +38,7 @@ async def _check_database(service: Service) -> dict[str, Check]:
         return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
     room = not service.database.full
-    full = "the disk is full: events are refused, reads go on"
+    full = "the disk is full: events and decisions are refused, reads go on"
     return {
         "database": Check(room, full, vital=room, state="degraded"),
         "invalidations": Check(owed == 0, detail, state="degraded"),
@@ -91,21 +92,39 @@ async def gauges(service: Service) -> Gauges:
         outbox_age_s=max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
         dead_letters=state.dead_letters,
         owed=state.owed,
+        unreadable=state.unreadable,
     )
 
 
 async def refresh_gauges(service: Service) -> None:
     """Bring the metrics up to date. What does not answer keeps its last value, the queue's depth is -1."""
+    await _refreshed(service)
+
+
+async def _refreshed(service: Service) -> Gauges:
     metrics, found = service.metrics, await gauges(service)
+    await _tell_of_the_rollout(service)
     metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)
     for gauge, value in (
         (metrics.oldest_unconsumed, found.outbox_age_s),
         (metrics.unconsumed, found.outbox),
         (metrics.dead_letters, found.dead_letters),
         (metrics.owed, found.owed),
+        (metrics.bandit.unreadable, found.unreadable),
     ):
         if value is not None:
             gauge.set(value)
+    return found
+
+
+async def _tell_of_the_rollout(service: Service) -> None:
+    try:
+        state = await service.bandit.rollout.book.state()
+    except StoreUnavailable:  # `gauges` tells the log
+        return
+    service.metrics.bandit.share.set(state.share)
+    for stage in STAGES:
+        service.metrics.bandit.stage.labels(stage).set(stage == state.stage)
 
 
 def sampler(service: Service, role: Role) -> Sampler:
@@ -115,7 +134,7 @@ def sampler(service: Service, role: Role) -> Sampler:
         process=service.process,
         metrics=service.metrics,
         store=service.samples,
-        ask_gauges=lambda: gauges(service),
+        ask_gauges=lambda: _refreshed(service),  # nobody scrapes a worker through its event loop
         ask_readiness=lambda: readiness(service),
         clock=service.clock,
     )

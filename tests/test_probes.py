@@ -12,6 +12,7 @@ from app.assembly import open_service
 from app.probes import sampling
 from app.settings import Settings
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.database import column
@@ -49,6 +50,18 @@ async def test_worker_takes_samples_while_it_works(settings: Settings, database:
     stop.set()
     await working
     assert await column(database, BODIES) == ["worker ", "worker 1"]
+
+
+async def test_gauges_of_a_worker_are_the_truth_once_it_has_taken_a_sample(
+    settings: Settings, database: Database
+) -> None:
+    """Nobody asks its process for them, as scraping does an API's."""
+    await SqliteDeadLetters(database).bury_payload("1", "no event", "", 1)
+    async with open_service(settings, door="queue") as service, sampling(service, "worker"):
+        await sampled(database)
+        seen = service.metrics.collectors.get_sample_value
+        assert seen("profiles_dead_letters") == 1
+        assert seen("profiles_rollout_stage", {"stage": "shadow"}) == 1
 
 
 async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:

@@ -1,9 +1,10 @@
 """What a user has taught: the sums S = Σφφᵀ and y = Σrφ over the decisions learned, and nothing else.
 
 The prior is no part of it, it belongs to the spec. So one state serves every policy whose spec begins with the same
-inputs: the champion reads the leading block, the challenger all of it. Owns two invariants. Evidence is of exactly one
-spec, and what is of another is refused. Growing pads with zeros, and learning adds element by element, so that the
-leading block stays bit for bit what it would be, had the evidence never grown.
+inputs: the champion reads the leading block, the challenger all of it. Owns three invariants. Evidence is of one spec,
+and what is of another is refused. Growing pads with zeros, and learning adds element by element, so that the
+leading block stays bit for bit what it would be, had the evidence never grown. What no decisions can have taught is not
+read as evidence (`sound`): a file may be damaged, and one user's numbers are in everybody's prior.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from app.bandit.terms import Array
 from app.errors import SpecMismatch
 
 _STORED = np.dtype("<f8")
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,14 +84,22 @@ class Evidence:
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
-        """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's."""
-        return cls.summed(spec, [blob], decisions)
+        """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's, or not `sound`."""
+        found = cls.summed(spec, [blob], decisions)
+        # As in `sound`, in half its time: this is done for each decision.
+        bordered = np.zeros((1, spec.size + 1, spec.size + 1))
+        bordered[0, :-1, :-1], bordered[0, -1, :-1], bordered[0, -1, -1] = found.s, found.y, decisions
+        within = np.abs(bordered).max() <= (1 + _ROUNDING) * decisions
+        bordered.reshape(-1)[:: spec.size + 2] += _ROUNDING * (1 + decisions)
+        if not within or not _semidefinite(bordered)[0]:
+            raise SpecMismatch(f"no {decisions} decisions can have taught this evidence of {spec.id} {spec.version}")
+        return found
 
     @classmethod
     def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> Evidence:
         """The sum of what `pack` gave for several users, who learned from so many decisions together."""
         size = spec.size
-        length = size * (size + 1) // 2 + size
+        length = _length(size)
         for blob in blobs:
             if len(blob) != length * _STORED.itemsize:
                 wanted = length * _STORED.itemsize
@@ -102,6 +112,52 @@ class Evidence:
         s[rows, columns] = numbers[:-size]
         s[columns, rows] = numbers[:-size]
         return cls(spec.hash, s, numbers[-size:], decisions)
+
+
+def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[bool]:
+    """Whether decisions can have taught what `pack` gave for each of several users, who learned from so many each.
+
+    Inputs are within [-1, 1] and rewards within [0, 1]: no sum over n decisions exceeds n. And [[S, y], [yᵀ, n]] is the
+    sum of the outer products of (φ, r), with n in the place of Σr², which is no more: so it is positive semidefinite.
+    """
+    size = spec.size
+    length = _length(size)
+    whole = [place for place, blob in enumerate(blobs) if len(blob) == length * _STORED.itemsize]
+    numbers = np.frombuffer(b"".join([blobs[place] for place in whole]), _STORED).reshape(-1, length)
+    counts = np.array([decisions[place] for place in whole], np.float64)
+    within = np.maximum(numbers.max(axis=1, initial=0), -numbers.min(axis=1, initial=0)) <= (1 + _ROUNDING) * counts
+    found = [False] * len(blobs)
+    if within.any():  # what is no number is not
+        # What is packed is the lower triangle of that matrix, but for its corner; the upper one is not looked at.
+        matrices = np.zeros((np.count_nonzero(within), (size + 1) ** 2))
+        matrices[:, _places(size + 1)[:-1]] = numbers[within]
+        matrices[:, -1] = counts[within]
+        matrices[:, :: size + 2] += _ROUNDING * (1 + counts[within, None])
+        judged = iter(_semidefinite(matrices.reshape(-1, size + 1, size + 1)))
+        for place, fits in zip(whole, within, strict=True):
+            found[place] = bool(fits) and next(judged)
+    return found
+
+
+def _semidefinite(matrices: Array) -> list[bool]:
+    try:
+        np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        if len(matrices) == 1:
+            return [False]
+        return [one for matrix in matrices for one in _semidefinite(matrix[None])]  # one of them is not: which?
+    return [True] * len(matrices)
+
+
+def _length(size: int) -> int:
+    return size * (size + 1) // 2 + size
+
+
+@lru_cache(maxsize=8)
+def _places(size: int) -> NDArray[np.intp]:
+    """Of the lower triangle, row by row, in a matrix that is one row of numbers."""
+    rows, columns = _triangle(size)
+    return rows * size + columns
 
 
 @lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ is delivered. The book (`app.bandit.ports.LearningBook`) finds decisions and kee
 event means for a decision is judged here. Rules, in event time:
   - the window of a decision opens when its tip was served, and a feedback without that counts as served just then;
   - the first feedback within the window wins; one that is late, or on another tip than the chosen, is only counted;
+  - word of the serving that comes after the feedback counts as served, once, and changes nothing;
   - a tip must be served within one window of the decision, or the decision expires unlearned.
 """
 
@@ -43,13 +44,14 @@ class Rules:
 
 
 class Unsettled(NamedTuple):
-    """As much of a decision as an event is judged by."""
+    """As much of a decision as an event is judged by. `told_served`: an event has said that it was served."""
 
     chosen_id: str
     created_at_ms: int
     state: State
     served_at_ms: int | None
     source: RewardSource | None
+    told_served: bool
 
 
 class Judgement(NamedTuple):
@@ -82,8 +84,9 @@ def judge(decision: Unsettled, logged: Told, rules: Rules) -> Judgement:
     if state == "expired":
         return Judgement("late", state, served)
     if state == "learned":
-        again = not isinstance(event, TipFeedback) or decision.source == "feedback"
-        return Judgement("repeated" if again else "late", state, served)
+        if isinstance(event, TipFeedback):
+            return Judgement("repeated" if decision.source == "feedback" else "late", state, served)
+        return Judgement("repeated" if decision.told_served else "served", state, served)
     if state == "open" and at_ms > decision.created_at_ms + rules.window_ms:
         return Judgement("late", state, served)
     served_at = at_ms if served is None else served
@@ -114,9 +117,10 @@ class DecisionLearner:
         """Settle every decision whose window has closed, in small steps; how many that were."""
         total = 0
         while True:
-            learned, expired = await self._book.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
-            self._metrics.bandit.settled.labels("default").inc(learned)
-            self._metrics.bandit.settled.labels("expired").inc(expired)
-            total += learned + expired
-            if learned + expired < SETTLED_AT_ONCE:
+            swept = await self._book.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
+            self._metrics.bandit.settled.labels("default").inc(swept.learned)
+            self._metrics.bandit.settled.labels("expired").inc(swept.expired)
+            self._metrics.bandit.settled.labels("set aside").inc(swept.aside)
+            total += swept.learned + swept.expired
+            if sum(swept) < SETTLED_AT_ONCE:
                 return total

@@ -11,6 +11,7 @@ from app.bandit.decisions import Role
 from app.bandit.evidence import Evidence
 from app.bandit.policy import CHALLENGER, CHAMPION, Policy
 from app.bandit.specs import SPECS, Spec
+from app.errors import SpecMismatch
 
 
 class Lineup(NamedTuple):
@@ -46,9 +47,13 @@ class Lineup(NamedTuple):
         wanted = self.longest
         if phi_spec is not None and phi_spec.size > wanted.size:
             wanted = phi_spec
+        own = wanted if evidence is None else SPECS[evidence.spec_hash]
+        reached = own if own.size >= wanted.size else wanted
+        # By length alone a vector could be added to sums of other inputs.
+        if phi_spec is not None and not phi_spec.prefix_of(reached):
+            raise SpecMismatch(
+                f"evidence of {reached.id} {reached.version} takes no vector of {phi_spec.id} {phi_spec.version}"
+            )
         if evidence is None:
             return Evidence.none(wanted), wanted
-        own = SPECS[evidence.spec_hash]
-        if own.size >= wanted.size:
-            return evidence, own
-        return evidence.grown(own, wanted), wanted
+        return (evidence if reached is own else evidence.grown(own, reached)), reached

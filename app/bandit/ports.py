@@ -62,6 +62,14 @@ class Recorded(NamedTuple):
     erasures: int
 
 
+class Swept(NamedTuple):
+    """What a sweep made of decisions whose window has closed. What cannot be read is `aside`: kept, and unsettled."""
+
+    learned: int
+    expired: int
+    aside: int
+
+
 class DecisionBook(Protocol):
     """Where decisions are kept."""
 
@@ -97,12 +105,12 @@ class LearningBook(Protocol):
         """Learn from events in the order given, each once however often it comes; all in one transaction, or nothing.
 
         Raises:
-            SpecMismatch: evidence of a spec that this release does not know would have to be added to.
+            SpecMismatch: evidence that is damaged, or of an unknown spec, would have to be added to.
         """
         ...
 
-    async def settle(self, now_ms: int, limit: int) -> tuple[int, int]:
-        """Settle up to `limit` decisions whose window has closed: how many learned the default, how many expired."""
+    async def settle(self, now_ms: int, limit: int) -> Swept:
+        """Settle up to `limit` decisions whose window has closed: they learn the default, or expire."""
         ...
 
 
@@ -112,7 +120,7 @@ class StateBook(Protocol):
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
         """A prior of all users' evidence as of one moment, and the count of changes it has seen.
 
-        None where nothing has changed since the newest that is stored.
+        None where nothing has changed since the newest that is stored. Evidence that is damaged is left out.
         """
         ...
 
@@ -121,7 +129,10 @@ class StateBook(Protocol):
         ...
 
     async def grow(self, limit: int, now_ms: int) -> int:
-        """Bring up to `limit` users' evidence to the longest spec, in one transaction; how many that were."""
+        """Bring up to `limit` users' evidence to the longest spec, in one transaction; how many that were.
+
+        Evidence that is damaged is set aside, and counts.
+        """
         ...
 
     async def prior_version(self) -> int:

@@ -74,7 +74,7 @@ class RolloutBook(Protocol):
         ...
 
     async def add_look(self, look: Look, seen: RolloutState) -> bool:
-        """Keep it, unless there is one of that number, or the roll-out was begun anew; whether it was kept."""
+        """Keep it, unless one of that number can be read, or the roll-out was begun anew; whether it was kept."""
         ...
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:

@@ -15,6 +15,7 @@ from app.bandit.verdict import Verdict
 from app.errors import Conflict
 
 Stage = Literal["shadow", "ramp", "promoted", "rolled back"]
+STAGES: tuple[Stage, ...] = ("shadow", "ramp", "promoted", "rolled back")
 Move = Literal["ramp", "promote", "rollback"]
 MOVES: tuple[Move, ...] = ("ramp", "promote", "rollback")
 STEPS = (0.05, 0.25, 1.0)

@@ -18,8 +18,8 @@ import numpy as np
 from app.bandit.evaluation import Floats
 from app.bandit.intervals import REPLICATES, Interval, bootstrap, standard_error
 
-(_N, _W, _IPS, _DR, _CHAMPION, _LIFT, _DISMISSED_CHAMPION, _DISMISSED, _MORE_DISMISSED) = range(9)
-_COLUMNS = 9
+(_N, _W_CHAMPION, _W, _IPS, _DR, _CHAMPION, _LIFT, _DISMISSED_CHAMPION, _DISMISSED, _MORE_DISMISSED) = range(10)
+_COLUMNS = 10
 _GROWTH = 1024
 
 
@@ -47,6 +47,8 @@ class Page(NamedTuple):
 class Estimates(msgspec.Struct, frozen=True):
     """What a look found. Values are rewards a decision; `mean_weight` and `ess` are of the challenger's weights.
 
+    The champion's stand beside them, for the lift rests on both: while one policy serves everybody its own weights are
+    exactly 1, and only the other's say how much the decisions are worth.
     `dismissed_more` is how much more often the challenger's choices are dismissed, as a share of all decisions.
     """
 
@@ -61,6 +63,9 @@ class Estimates(msgspec.Struct, frozen=True):
     mean_weight: float
     mean_weight_error: float
     ess: float
+    champion_mean_weight: float
+    champion_mean_weight_error: float
+    champion_ess: float
     dismissed_champion: float
     dismissed_challenger: float
     dismissed_more: Interval
@@ -72,7 +77,7 @@ class Sums:
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
         self._rows = np.zeros((_GROWTH, _COLUMNS))
-        self._squares = 0.0
+        self._squares = self._squares_champion = 0.0
         self._agreed = 0.0
 
     @property
@@ -99,6 +104,7 @@ class Sums:
         of_challenger = page.v_challenger + challenger * surprise
         columns = [
             np.ones_like(challenger),
+            champion,
             challenger,
             challenger * page.rewards,
             of_challenger,
@@ -110,19 +116,21 @@ class Sums:
         ]
         self._rows[here] += np.stack([np.bincount(row, column) for column in columns], axis=1)
         self._squares += float(challenger @ challenger)
+        self._squares_champion += float(champion @ champion)
         self._agreed += float(page.agreed.sum())
 
     def estimates(self, level: float, chance: np.random.Generator, replicates: int = REPLICATES) -> Estimates:
         """The figures, with intervals of that level (see `intervals.bootstrap`).
 
         Raises:
-            ValueError: there are fewer than two users, or every weight is 0.
+            ValueError: there are fewer than two users, or every weight of a policy is 0.
         """
         rows = self._rows[: self.users]
-        n, weight = rows[:, _N], rows[:, _W]
-        total = float(weight.sum())
-        if total == 0:
-            raise ValueError("no decision has a weight: the challenger would have made none of these choices")
+        n, weight, of_champion = rows[:, _N], rows[:, _W], rows[:, _W_CHAMPION]
+        total, total_champion = float(weight.sum()), float(of_champion.sum())
+        if total == 0 or total_champion == 0:
+            who = "champion" if total else "challenger"
+            raise ValueError(f"no decision has a weight: the {who} would have made none of these choices")
         wanted = [_IPS, _IPS, _DR, _CHAMPION, _LIFT, _MORE_DISMISSED]
         wholes = np.stack([n, weight, n, n, n, n], axis=1)
         ips, snips, dr, champion, lift, more = bootstrap(rows[:, wanted], wholes, level, chance, replicates)
@@ -139,6 +147,9 @@ class Sums:
             mean_weight=total / count,
             mean_weight_error=standard_error(weight, n),
             ess=total**2 / self._squares,
+            champion_mean_weight=total_champion / count,
+            champion_mean_weight_error=standard_error(of_champion, n),
+            champion_ess=total_champion**2 / self._squares_champion,
             dismissed_champion=float(rows[:, _DISMISSED_CHAMPION].sum()) / count,
             dismissed_challenger=float(rows[:, _DISMISSED].sum()) / count,
             dismissed_more=more,

@@ -5,12 +5,15 @@ lift's whole interval lies above -margin. Rules are tried in this order:
 
 1. a guardrail is broken: `roll back`; it is the safe thing, so nothing else has to be known for it
 2. there are fewer decisions than the first look needs, or fewer users than an interval needs: `insufficient data`
-3. the mean weight is further from 1 than 3 standard errors: `hold`. Under right propensities it is 1 on average, so
-   these are wrong, or decisions got lost depending on what was chosen
-4. the effective sample size is below max(1000, n/10): `insufficient data`
+3. a policy's mean weight is further from 1 than 3 standard errors: `hold`. Under right propensities it is 1 on average,
+   so these are wrong, or decisions got lost depending on what was chosen
+4. a policy's effective sample size is below max(1000, n/10): `insufficient data`
 5. the lift is below -margin for certain: `roll back`
 6. it is above -margin for certain: `promote`, one step; an improvement may be claimed where it is above 0 for certain
 7. else: `hold`
+
+Both policies have to pass 3 and 4, for the lift is the difference of two estimates. Whoever served a decision has the
+weight 1 there: in the shadow the champion passes as it is, at 100 % the challenger does.
 
 Pure: it knows neither where figures come from nor what is done about a verdict.
 """
@@ -115,17 +118,21 @@ def verdict(figures: Estimates, rails: Guardrails, limits: Limits) -> Verdict:
 
 
 def _unbelievable(figures: Estimates) -> Verdict | None:
-    away = abs(figures.mean_weight - 1)
-    if away > WEIGHT_ERRORS * figures.mean_weight_error + 1e-9:
-        reason = (
-            f"The mean weight is {figures.mean_weight:.3f} ± {figures.mean_weight_error:.3f} where it should be 1, so "
-            "the figures cannot be believed: logged probabilities are wrong, or decisions got lost."
-        )
-        return Verdict("hold", reason)
+    for who, mean, error in (
+        ("challenger", figures.mean_weight, figures.mean_weight_error),
+        ("champion", figures.champion_mean_weight, figures.champion_mean_weight_error),
+    ):
+        if abs(mean - 1) > WEIGHT_ERRORS * error + 1e-9:
+            reason = (
+                f"The {who}'s mean weight is {mean:.3f} ± {error:.3f} where it should be 1, so the figures cannot be "
+                "believed: logged probabilities are wrong, or decisions got lost."
+            )
+            return Verdict("hold", reason)
     needed = effective_needed(figures.n)
-    if figures.ess < needed:
+    least, who = min((figures.ess, "challenger"), (figures.champion_ess, "champion"))
+    if least < needed:
         reason = (
-            f"{_decisions(figures.n)} say as much of the challenger as {figures.ess:,.0f} of its own would; "
+            f"{_decisions(figures.n)} say as much of the {who} as {least:,.0f} of its own would; "
             f"{needed:,.0f} are needed."
         )
         return Verdict("insufficient data", reason)

@@ -106,10 +106,15 @@ def _rows(found: RolloutView) -> list[tuple[str, str]]:
             ("doubly robust", _interval(figures.doubly_robust)),
             ("champion", _interval(figures.champion)),
             ("lift", _interval(figures.lift)),
-            ("mean weight", f"{figures.mean_weight:.3f} ± {figures.mean_weight_error:.3f}"),
+            (
+                "mean weight",
+                f"{figures.mean_weight:.3f} ± {figures.mean_weight_error:.3f}; the champion's "
+                f"{figures.champion_mean_weight:.3f} ± {figures.champion_mean_weight_error:.3f}",
+            ),
             (
                 "effective size",
-                f"{figures.effective_sample_size:,.0f}, {figures.effective_sample_size_needed:,.0f} needed",
+                f"{figures.effective_sample_size:,.0f}; the champion's {figures.champion_effective_sample_size:,.0f}; "
+                f"{figures.effective_sample_size_needed:,.0f} needed of both",
             ),
         ]
     rows += [("guardrail", sentence) for sentence in rails.broken] or [("guardrails", "none is broken")]

@@ -151,6 +151,14 @@ KINDS = (
         _newest("dead_letters"),
         "What could not be consumed and waits for an admin.",
     ),
+    Kind(
+        "unreadable",
+        "Unreadable evidence",
+        "count",
+        "highest",
+        _newest("unreadable"),
+        "Users whose learned evidence is damaged and was set aside.",
+    ),
     Kind("owed", "Owed invalidations", "count", "highest", _newest("owed"), "Deletions that the cache did not take."),
 )
 

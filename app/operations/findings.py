@@ -29,6 +29,11 @@ ADVICE: Mapping[str, str] = {
     "worker": "Start one (profiles worker). Until then events wait, unconsumed; reads are not affected.",
 }
 
+UNREADABLE = (
+    "Such a user is scored as a new one and teaches nothing; everybody else is not affected. The workers' logs tell of "
+    "each (evidence_set_aside). Put the rows back from a backup, or erase the users. Look at the disk, too."
+)
+
 
 def findings(standings: Sequence[Standing], figures: Mapping[str, Figure], counted: Mapping[str, int]) -> list[Finding]:
     """What should be looked at. `counted` is of the last hour."""
@@ -70,6 +75,9 @@ def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
     if count := int(now("dead_letters")):
         verb = "waits" if count == 1 else "wait"
         found.append(("dead_letters", f"{_plural(count, 'dead letter')} {verb}.", "Replay or discard each."))
+    if count := int(now("unreadable")):
+        text = f"The learned evidence of {_plural(count, 'user')} is damaged, and was set aside."
+        found.append(("unreadable", text, UNREADABLE))
     return found
 
 

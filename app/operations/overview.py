@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from app.operations.figures import Figure, board, slot_starts
 from app.operations.findings import Finding, findings
+from app.operations.model_watch import failing_model
 from app.operations.ports import Record
 from app.operations.samples import Gauges, Role, Sample
 from app.operations.states import COMPONENTS, Look, Standing, State, standings, together
@@ -60,7 +61,7 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int, tol
     if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
         samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
     found = board(samples, starts_ms, now_ms)
-    wrong = [*findings(shown, found.figures, found.counted), *told]
+    wrong = [*findings(shown, found.figures, found.counted), *failing_model(record.samples, now_ms), *told]
     state = _overall(shown, wrong)
     watchers = [
         Watcher(item.role, item.process, item.at_ms, item.stopped)

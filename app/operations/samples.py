@@ -35,6 +35,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outbox_age_s: float | None = None
     dead_letters: int | None = None
     owed: int | None = None
+    unreadable: int | None = None
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,6 +88,7 @@ def read(metrics: Metrics) -> Reading:
         ("untrue", metrics.consistency_violations, ""),
         ("publish_failures", metrics.publish_failures, ""),
         ("shed", metrics.shed, ""),
+        ("generations", metrics.generations, "outcome"),
     ):
         _add(counts, prefix, counter, label)
     return Reading(counts, latency, buckets.of_histogram(metrics.invalidation_lag))

@@ -18,6 +18,7 @@ from app.backlog import Backlog
 from app.errors import FallbackReason, StoreUnavailable
 from app.generation.breaker import TRIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
+from app.probes import sampler
 from tests.api.conftest import ServeSite
 from tests.support.chat_server import (
     ChatServer,
@@ -253,3 +254,26 @@ async def test_nobody_waits_for_others_calls(modelled: Live, endpoint: ChatServe
     assert (await worded(modelled))["fallback_reason"] == "busy"
     gate.set()
     assert [answer["source"] for answer in await asyncio.gather(*first)] == ["model", "model"]
+
+
+async def test_model_that_keeps_failing_is_found_on_the_overview_and_readiness_does_not_mind(
+    modelled: Live, endpoint: ChatServer
+) -> None:
+    own = sampler(modelled.service, "api")
+
+    async def findings() -> list[dict[str, Any]]:
+        await own.sample()
+        answer = await modelled.client.get("/admin", headers={**as_caller("admin"), "Accept": "application/json"})
+        return [item for item in answer.json()["findings"] if item["subject"] == "model"]
+
+    assert (await worded(modelled))["source"] == "model"
+    ready = (await modelled.client.get("/readyz")).json()
+    assert await findings() == []
+    endpoint.will(answers(401))
+    for _ in range(TRIP_AFTER + 2):
+        assert (await worded(modelled))["source"] == "template"
+    (found,) = await findings()
+    assert re.search(r"since \d\d:\d\d UTC: refused \(3\), circuit open \(2\)\.$", found["text"])
+    assert "circuit open" in found["text"]
+    answer = await modelled.client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, ready)

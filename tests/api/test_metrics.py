@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from app.bandit.stages import Target
 from app.features.definitions import REGISTRY
 from tests.api.conftest import ServeSite
 from tests.support.events import feedback, payload, served
@@ -100,6 +101,34 @@ async def test_metrics_count_the_traffic(own_site: Live) -> None:
     assert seen.value("queue_depth") >= 0
     assert (await site.client.post("/events", json=payload(conflict))).status_code == 409
     assert (await scrape(site)).value("events_total", door="http", outcome="conflict") == 1
+
+
+async def test_what_only_a_worker_knows_is_no_series_of_an_api_process(own_site: Live) -> None:
+    seen = await scrape(own_site)
+    names = {"learned_states", "states_to_grow", "prior_version"}
+    assert not {f"profiles_{name}" for name in names} & seen.documented().keys()
+    await own_site.service.bandit.upkeep.once()  # as a worker does
+    seen = await scrape(own_site)
+    assert {f"profiles_{name}" for name in names} <= seen.documented().keys()
+    assert seen.value("unreadable_states") == 0
+
+
+async def test_metrics_tell_of_the_roll_out_so_that_one_that_is_rolled_back_can_wake_somebody(own_site: Live) -> None:
+    def stage(found: Scrape) -> dict[str, float]:
+        return {item.labels["stage"]: item.value for item in found.samples() if item.name == "profiles_rollout_stage"}
+
+    before = await scrape(own_site)
+    assert stage(before) == {"shadow": 1, "ramp": 0, "promoted": 0, "rolled back": 0}
+    assert before.value("rollout_share_ratio") == 0
+    book = own_site.service.bandit.rollout.book
+    ramped = await book.move(await book.state(), Target("ramp", 0.25), "good", "ann", own_site.now_ms)
+    assert ramped is not None
+    at_25 = await scrape(own_site)
+    assert (stage(at_25)["ramp"], at_25.value("rollout_share_ratio")) == (1, 0.25)
+    await own_site.service.bandit.rollout.move("rollback", "the worker", "bad")
+    back = await scrape(own_site)
+    assert stage(back) == {"shadow": 0, "ramp": 0, "promoted": 0, "rolled back": 1}
+    assert back.value("rollout_share_ratio") == 0
 
 
 async def test_every_metric_is_ours_and_explained(site: Live) -> None:

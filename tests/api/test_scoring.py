@@ -13,8 +13,10 @@ import pytest
 from app.api.scoring_inputs import request_type
 from app.api.scoring_schemas import ScoreRequest
 from app.bandit.specs import SPEC_V1
+from app.errors import StoreFull
 from app.features.definitions import REGISTRY
 from app.features.schema import ProfileFeatures
+from tests.support.database import column
 from tests.support.events import feedback, served
 from tests.support.live import JSON, Live, new_user, paths, problem
 
@@ -321,3 +323,21 @@ async def test_the_request_that_is_read_is_the_one_that_is_documented() -> None:
         item.name for item in msgspec.structs.fields(ScoreRequest)
     }
     assert set(REGISTRY.names) == {item.name for item in msgspec.structs.fields(ProfileFeatures)}
+
+
+async def test_decisions_are_refused_as_too_much_to_store_when_the_disk_is_full_and_made_once_there_is_room(
+    own_site: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = "SELECT request_id FROM tip_scores"
+    with monkeypatch.context() as full:
+
+        async def write(*_: object) -> None:
+            raise StoreFull("the database has no room to write: database or disk is full")
+
+        full.setattr(own_site.service.database, "write", write)
+        answer = await post(own_site, request_id="again")
+        assert "no room" in problem(answer, 507)["detail"]
+        assert answer.headers["retry-after"] == "10"
+        assert await column(own_site.service.database, stored) == []
+    assert (await score(own_site, request_id="again"))["chosen_id"].startswith("tip-")
+    assert await column(own_site.service.database, stored) == ["again"]

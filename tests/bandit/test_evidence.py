@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.evidence import Evidence
+from app.bandit.evidence import Evidence, sound
 from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.terms import Candidate, Context, Profile
 from app.errors import SpecMismatch
-from tests.bandit.requests import history_of, same_bits, seeds, taught
+from tests.bandit.requests import candidates, contexts, history_of, profiles, same_bits, seeds, taught
 
 OLD = SPEC_V1.size
 PAIR = Spec("pair", 1, SPEC_V1.inputs[:2])
@@ -51,9 +52,9 @@ def test_evidence_is_the_same_to_the_last_bit_when_it_was_stored(seed: int, deci
 
 
 def test_bytes_are_the_lower_triangle_and_then_y() -> None:
-    evidence = Evidence(PAIR.hash, np.array([[1.0, 2.0], [2.0, 3.0]]), np.array([4.0, 5.0]), 7)
-    assert evidence.pack() == struct.pack("<5d", 1, 2, 3, 4, 5)
-    assert same(Evidence.unpack(PAIR, struct.pack("<5d", 1, 2, 3, 4, 5), 7), evidence)
+    evidence = Evidence(PAIR.hash, np.array([[6.0, 1.0], [1.0, 5.0]]), np.array([4.0, 2.0]), 7)
+    assert evidence.pack() == struct.pack("<5d", 6, 1, 5, 4, 2)
+    assert same(Evidence.unpack(PAIR, struct.pack("<5d", 6, 1, 5, 4, 2), 7), evidence)
 
 
 @pytest.mark.parametrize("length", [0, 1, 39, 41, 48])
@@ -69,6 +70,57 @@ def test_evidence_is_refused_when_it_holds_what_is_no_number(place: int, number:
     numbers[place] = number
     with pytest.raises(SpecMismatch, match="no number"):
         Evidence.summed(PAIR, [struct.pack("<5d", 1, 2, 3, 4, 5), struct.pack("<5d", *numbers)], 7)
+
+
+@given(seeds, st.integers(0, 8), st.sampled_from([SPEC_V1, SPEC_V2]))
+def test_what_decisions_taught_is_sound_and_nothing_that_is_damaged(seed: int, decisions: int, spec: Spec) -> None:
+    packed = taught(*history_of(seed, decisions, spec), Evidence.none(spec)).pack()
+    numbers = np.frombuffer(packed)
+    damaged = [packed[:-8], packed + bytes(8), b"", packed[1:]]
+    for place in (0, len(numbers) // 2, len(numbers) - spec.size, len(numbers) - 1):
+        for number in (float("nan"), float("inf"), -float("inf"), decisions + 0.5, -decisions - 0.5, 1e300):
+            wrong = numbers.copy()
+            wrong[place] = number
+            damaged.append(wrong.tobytes())
+    assert sound(spec, [packed, *damaged, packed], [decisions] * (len(damaged) + 2)) == [
+        True,
+        *[False] * len(damaged),
+        True,
+    ]
+    for blob in damaged:
+        with pytest.raises(SpecMismatch):
+            Evidence.unpack(spec, blob, decisions)
+    assert sound(spec, [], []) == []
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (6, 1, -1e-3, 4, 2),  # a sum of squares is not negative
+        (1, 2, 1, 0, 0),  # nor is a product of two inputs more than their squares allow
+        (1, 0, 5, 4, 0),  # nor one of an input and the reward
+    ],
+)
+def test_numbers_that_no_decisions_can_have_taught_are_not_read(numbers: tuple[float, ...]) -> None:
+    packed, right = struct.pack("<5d", *numbers), struct.pack("<5d", 6, 1, 5, 4, 2)
+    assert sound(PAIR, [right, packed, right], [7, 7, 7]) == [True, False, True]
+    with pytest.raises(SpecMismatch, match="no 7 decisions can have taught"):
+        Evidence.unpack(PAIR, packed, 7)
+    assert sound(PAIR, [right], [5]) == [False], "six is more than five decisions can add up to"
+
+
+@given(st.lists(candidates, min_size=1, max_size=4), contexts, profiles, st.sampled_from([SPEC_V1, SPEC_V2]))
+def test_inputs_are_within_one(tips: list[Candidate], context: Context, profile: Profile, spec: Spec) -> None:
+    """What `sound` rests on."""
+    assert np.abs(spec.phi(tips, context, profile)).max() <= 1
+
+
+def test_much_that_was_learned_of_one_tip_is_sound_for_all_its_rounding() -> None:
+    phi, _ = history_of(3, 1)
+    evidence = Evidence.none(SPEC_V2)
+    for _ in range(5_000):
+        evidence = evidence.learned(phi[0], 1.0)
+    assert Evidence.unpack(SPEC_V2, evidence.pack(), 5_000).decisions == 5_000
 
 
 @pytest.mark.parametrize(("first", "reward"), [(float("nan"), 1.0), (float("inf"), 0.0), (1.0, float("nan"))])

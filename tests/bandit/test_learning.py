@@ -10,7 +10,7 @@ import pytest
 
 from app.bandit.decisions import EventOutcome, State
 from app.bandit.learning import GRACE_MS, SKEW_MS, Judgement, Rules, Unsettled, judge
-from app.bandit.specs import SPEC_V1, SPEC_V2
+from app.bandit.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.events.ports import LoggedEvent
@@ -36,9 +36,11 @@ def logged(event: TipEvent, received_at_ms: int = NOW_MS + 100 * WINDOW_MS) -> L
     return LoggedEvent(1, event, received_at_ms, 0)
 
 
-def unsettled(state: State, served_at_ms: int | None = None, source: str | None = None) -> Unsettled:
-    """A decision made at `NOW_MS`."""
-    return Unsettled("tip", NOW_MS, state, served_at_ms, source)  # type: ignore[arg-type]  # of a table
+def unsettled(
+    state: State, served_at_ms: int | None = None, source: str | None = None, *, told: bool = False
+) -> Unsettled:
+    """A decision made at `NOW_MS`; `told`: an event has said that it was served."""
+    return Unsettled("tip", NOW_MS, state, served_at_ms, source, told)  # type: ignore[arg-type]  # of a table
 
 
 ONE_DAY = NOW_MS + WINDOW_MS
@@ -61,9 +63,10 @@ ONE_DAY = NOW_MS + WINDOW_MS
         (unsettled("served", NOW_MS + 7), feedback(at_ms=NOW_MS), "learned", "learned", NOW_MS + 7),
         (unsettled("served", NOW_MS + 7), feedback(tip_id="other"), "other tip", "served", NOW_MS + 7),
         (unsettled("learned", 7, "feedback"), feedback(), "repeated", "learned", 7),
-        (unsettled("learned", 7, "feedback"), served(), "repeated", "learned", 7),
+        (unsettled("learned", 7, "feedback"), served(), "served", "learned", 7),
+        (unsettled("learned", 7, "feedback", told=True), served(), "repeated", "learned", 7),
         (unsettled("learned", 7, "default"), feedback(), "late", "learned", 7),
-        (unsettled("learned", 7, "default"), served(), "repeated", "learned", 7),
+        (unsettled("learned", 7, "default", told=True), served(), "repeated", "learned", 7),
         (unsettled("expired"), served(), "late", "expired", None),
         (unsettled("expired"), feedback(), "late", "expired", None),
     ],
@@ -116,6 +119,24 @@ async def test_feedback_is_learned_from_the_logged_vector(school: School) -> Non
     np.testing.assert_array_equal(evidence.y, 0.3 * decision.phi)
     again = await school.decide()
     assert again.state_version == evidence.decisions == 1
+
+
+async def test_serving_that_is_told_after_its_feedback_counts_as_served_and_teaches_nothing_more(
+    school: School,
+) -> None:
+    decision = await school.decide()
+    at_ms = school.clock.now_ms()
+    tip, named = decision.chosen_id, decision.id
+    await school.tell(feedback("ann", at_ms + 7, tip_id=tip, decision_id=named))
+    learned = await school.outcome(decision)
+    await school.tell(served("ann", at_ms, tip_id=tip, decision_id=named))
+    assert await school.outcome(decision) == learned._replace(events={"learned": 1, "served": 1})
+    await school.tell(served("ann", at_ms, tip_id=tip, decision_id=named))
+    await school.tell(feedback("ann", at_ms + 9, tip_id=tip, decision_id=named))
+    assert await school.outcome(decision) == learned._replace(events={"learned": 1, "served": 1, "repeated": 2})
+    counted = school.metrics.collectors.get_sample_value
+    assert counted("profiles_decision_events_total", {"outcome": "served"}) == 1
+    await school.assert_learned_once()
 
 
 async def test_events_without_a_decisions_id_are_joined_to_the_newest_open_one_of_that_tip(school: School) -> None:
@@ -301,3 +322,31 @@ async def test_a_decision_of_before_growth_is_learned_with_zeros_after_it(databa
     assert third.phi[SPEC_V1.size :].any()
     await plain.tell(feedback("ann", tip_id=third.chosen_id, decision_id=third.id))
     await school.assert_learned_once()
+
+
+@pytest.mark.parametrize("other", [SPEC_V2.inputs[::-1], SPEC_V2.inputs[1:], SPEC_V1.inputs[::-1]])
+@pytest.mark.parametrize("taught", [True, False], ids=["taught before", "taught nothing yet"])
+async def test_vector_of_another_spec_is_refused_when_only_its_length_would_fit(
+    school: School, other: tuple[Input, ...], taught: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of equal length, or shorter: what the numbers mean is what counts."""
+    strange = Spec("strange", 2, other)
+    monkeypatch.setitem(SPECS, strange.hash, strange)
+    if taught:
+        first = await school.decide()
+        await school.tell(feedback("ann", tip_id=first.chosen_id, decision_id=first.id))
+    before = await school.rows("SELECT spec_hash, evidence, decisions FROM bandit_states")
+    decision = await school.decide()
+    await school.database.write(
+        lambda c: c.execute(
+            "UPDATE tip_scores SET spec_hash = ?, phi = ? WHERE decision_id = ?",
+            (strange.hash, bytes(8 * strange.size), decision.id),
+        )
+    )
+    await school.store(feedback("ann", tip_id=decision.chosen_id, decision_id=decision.id))
+    for _ in range(ATTEMPTS):
+        await school.sweep()
+    assert (await school.outcome(decision)).state == "open"
+    ((error,),) = await school.rows("SELECT error FROM dead_letters")
+    assert "SpecMismatch" in error
+    assert await school.rows("SELECT spec_hash, evidence, decisions FROM bandit_states") == before

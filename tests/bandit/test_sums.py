@@ -43,6 +43,10 @@ def test_figures_are_those_of_the_estimators() -> None:
     assert found.lift.value == pytest.approx(of_challenger - of_champion)
     assert found.ess == pytest.approx(ess(weights))
     assert found.mean_weight == pytest.approx(weights.mean())
+    of_the_champion = page.pi_champion / page.pi_b
+    assert found.champion_ess == pytest.approx(ess(of_the_champion))
+    assert found.champion_mean_weight == pytest.approx(of_the_champion.mean())
+    assert 0 < found.champion_mean_weight_error < found.mean_weight_error, "three quarters of its weights are 1"
     assert found.agreement == pytest.approx(page.agreed.mean())
     assert found.dismissed_challenger == pytest.approx(ips(page.dismissed, page.pi_challenger, page.pi_b))
     assert found.dismissed_champion == pytest.approx(ips(page.dismissed, page.pi_champion, page.pi_b))
@@ -67,11 +71,12 @@ def test_pairing_makes_the_lift_narrower_than_the_values_it_is_the_difference_of
     assert found.lift.high - found.lift.low < 0.6 * (found.dr.high - found.dr.low)
 
 
-def test_there_are_no_figures_when_the_challenger_would_have_chosen_nothing_of_it() -> None:
+def test_there_are_no_figures_when_one_policy_would_have_chosen_nothing_of_it() -> None:
     chance = np.random.default_rng(5)
     page = logged(chance, town(chance, 50, 100))
-    with pytest.raises(ValueError, match="no decision has a weight"):
-        summed(page._replace(pi_challenger=np.zeros(100))).estimates(0.05, chance)
+    for nothing in (page._replace(pi_challenger=np.zeros(100)), page._replace(pi_champion=np.zeros(100))):
+        with pytest.raises(ValueError, match="no decision has a weight"):
+            summed(nothing).estimates(0.05, chance)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 1.0])
@@ -119,3 +124,38 @@ def test_decisions_lost_by_what_was_chosen_are_caught_by_the_mean_weight() -> No
     kept = np.flatnonzero((page.pi_challenger > page.pi_b) | (chance.random(16_000) < 0.8))
     lost = Page([page.users[row] for row in kept], *(column[kept] for column in page[1:]))
     assert "decisions got lost" in judged(summed(lost).estimates(0.01, chance, replicates=100)).reason
+
+
+def test_who_serves_everybody_has_weights_of_exactly_one_and_loses_no_decision() -> None:
+    chance = np.random.default_rng(9)
+    found = town(chance, 500, 4_000)
+    shadow, everybody = (
+        summed(logged(chance, found, share=share)).estimates(0.05, chance, replicates=50) for share in (0.0, 1.0)
+    )
+    assert (shadow.champion_mean_weight, shadow.champion_mean_weight_error, shadow.champion_ess) == (1, 0, 4_000)
+    assert (everybody.mean_weight, everybody.mean_weight_error, everybody.ess) == (1, 0, 4_000)
+    assert everybody.champion_ess < 4_000 > shadow.ess
+
+
+def test_lift_is_not_believed_when_what_the_challenger_served_says_little_of_the_champion() -> None:
+    """At 100 % it is the champion whose earnings are only estimated, from rare choices of great weight."""
+    chance = np.random.default_rng(10)
+    page = logged(chance, town(chance, 1_000, 16_000, skill=4.0, spread=2.5), share=1.0, model=0.5)
+    estimates = summed(page).estimates(0.01, chance, replicates=100)
+    assert estimates.ess == 16_000
+    found = judged(estimates)
+    assert found.word == "insufficient data"
+    assert "16,000 decisions say as much of the champion as" in found.reason
+
+
+def test_decisions_lost_while_the_challenger_serves_everybody_are_caught_by_the_champions_mean_weight() -> None:
+    chance = np.random.default_rng(11)
+    page = logged(chance, town(chance, 1_000, 16_000), share=1.0)
+    kept = np.flatnonzero((page.pi_champion > page.pi_b) | (chance.random(16_000) < 0.8))
+    lost = Page([page.users[row] for row in kept], *(column[kept] for column in page[1:]))
+    estimates = summed(lost).estimates(0.01, chance, replicates=100)
+    assert estimates.mean_weight == 1
+    found = judged(estimates)
+    assert found.word == "hold"
+    assert "The champion's mean weight is" in found.reason
+    assert "decisions got lost" in found.reason

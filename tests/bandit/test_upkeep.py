@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
@@ -14,10 +15,13 @@ from app.bandit.pooling import Pool, Prior
 from app.bandit.specs import SPEC_V1, SPEC_V2
 from app.bandit.upkeep import POOL_EVERY_S
 from app.errors import StoreUnavailable
+from app.events.consume import ATTEMPTS
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.outbox import backlog
 from app.stores.sqlite.states import SqliteStates, newest_prior, write_evidence
-from tests.bandit.school import School
-from tests.support.events import feedback
+from tests.bandit.school import HOUR_MS, WINDOW_MS, School
+from tests.support.events import feedback, served
+from tests.support.logs import Recorder
 from tests.support.waiting import eventually
 
 
@@ -33,7 +37,7 @@ def evidence_of(seed: int, *, grown: bool) -> Evidence:
     spec = SPEC_V2 if grown else SPEC_V1
     evidence = Evidence.none(spec)
     for _ in range(1 + seed % 3):
-        evidence = evidence.learned(random.normal(size=spec.size), float(random.random()))
+        evidence = evidence.learned(random.uniform(-1, 1, spec.size), float(random.random()))
     return evidence
 
 
@@ -154,6 +158,119 @@ async def test_evidence_that_cannot_be_read_stays_as_it_is_and_fails_no_decision
     decisions = await asyncio.gather(school.decide("user-0000"), school.decide("ann"))
     assert [item.state_version for item in decisions] == [0, 0]
     assert await school.rows("SELECT spec_hash, evidence FROM bandit_states") == [(SPEC_V1.hash, b"\0")]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """What is logged of evidence."""
+    recorder = Recorder()
+    for module in ("states", "learning", "decisions"):
+        monkeypatch.setattr(f"app.stores.sqlite.{module}.log", recorder)
+    return recorder
+
+
+DAMAGE = {
+    "too short": lambda blob: blob[:-8],
+    "no number": lambda blob: blob[:-8] + np.float64(np.nan).tobytes(),
+    "not semidefinite": lambda blob: np.float64(-1.0).tobytes() + blob[8:],
+}
+
+
+async def damage(school: School, user_id: str, how: Callable[[bytes], bytes]) -> bytes:
+    """Spoil a user's evidence; as it is now."""
+    ((blob,),) = await school.rows("SELECT evidence FROM bandit_states WHERE user_id = ?", user_id)
+    bad = how(blob)
+    await school.database.write(
+        lambda c: c.execute("UPDATE bandit_states SET evidence = ? WHERE user_id = ?", (bad, user_id))
+    )
+    return bad
+
+
+@pytest.mark.parametrize("how", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("user_id", ["user-0000", "user-0001"], ids=["short", "grown"])
+async def test_damaged_evidence_is_set_aside_and_everybody_elses_goes_on(
+    school: School, user_id: str, how: Callable[[bytes], bytes], said: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bandit.upkeep.GROWN_AT_ONCE", 1)
+    monkeypatch.setattr("app.bandit.upkeep.REST_S", 0.0)
+    states = await enroll(school, 8)
+    bad = await damage(school, user_id, how)
+    await school.bandit.upkeep.once()
+    school.clock.advance(int(POOL_EVERY_S * 1000))
+    await learn_one(school)
+    await school.bandit.upkeep.once()
+    ((spec_hash, kept),) = await school.rows("SELECT spec_hash, evidence FROM bandit_states WHERE user_id = ?", user_id)
+    assert (spec_hash[:11], kept) == ("unreadable ", bad), "it stays as it is, under no spec"
+    assert (await backlog(school.database)).unreadable == 1
+    assert (await school.bandit.states.counts())[SPEC_V2.hash] == 8, "the seven others have grown, and there is ann"
+    rows = await school.rows("SELECT users, decisions FROM bandit_priors ORDER BY version")
+    others = sum(item.decisions for item in states) - states[int(user_id[-1])].decisions
+    assert rows == [(7, others), (8, others + 1)]
+    (told,) = said.lines
+    assert told["event"] == "evidence_set_aside"
+    assert (told["level"], told["user"][:12]) == ("warning", "user-sha256:")
+    assert user_id not in str(told)
+
+
+async def test_user_whose_evidence_is_damaged_is_scored_as_a_new_one_and_loses_no_feedback(
+    school: School, said: Recorder
+) -> None:
+    await learn_one(school)
+    await learn_one(school, "bob")
+    ((blob, spec_hash),) = await school.rows("SELECT evidence, spec_hash FROM bandit_states WHERE user_id = 'ann'")
+    await damage(school, "ann", DAMAGE["not semidefinite"])
+    decisions = [await school.decide() for _ in range(3)]
+    assert [item.state_version for item in decisions] == [0, 0, 0]
+    assert [line["event"] for line in said.lines] == ["evidence_refused"], "said once"
+    told = feedback("ann", tip_id=decisions[0].chosen_id, decision_id=decisions[0].id)
+    other = await school.decide("bob")
+    seqs = await school.store(told, feedback("bob", tip_id=other.chosen_id, decision_id=other.id))
+    await school.consumer.consume(seqs)
+    for _ in range(ATTEMPTS):
+        await school.sweep()
+    assert (await school.outcome(other)).state == "learned"
+    assert (await school.outcome(decisions[0])).state == "open"
+    (letter,) = await school.rows("SELECT error FROM dead_letters")
+    assert "SpecMismatch" in letter[0]
+    ((aside,),) = await school.rows("SELECT spec_hash FROM bandit_states WHERE user_id = 'ann'")
+    assert aside == f"unreadable {spec_hash}", "by the feedback already"
+    # Put back, it goes on where it was.
+    await school.database.write(
+        lambda c: c.execute(
+            "UPDATE bandit_states SET evidence = ?, spec_hash = ? WHERE user_id = 'ann'", (blob, spec_hash)
+        )
+    )
+    assert (await school.decide()).state_version == 1
+
+
+async def test_sweep_settles_everybody_else_when_evidence_or_a_vector_is_damaged(
+    school: School, said: Recorder
+) -> None:
+    decisions = {user: [await school.decide(user), await school.decide(user)] for user in ("ann", "bob", "cid")}
+    for user, (first, _) in decisions.items():
+        await school.tell(feedback(user, tip_id=first.chosen_id, decision_id=first.id))
+        second = decisions[user][1]
+        await school.tell(served(user, tip_id=second.chosen_id, decision_id=second.id))
+        third = await school.decide(user)
+        await school.tell(served(user, tip_id=third.chosen_id, decision_id=third.id))
+    await damage(school, "ann", DAMAGE["too short"])
+    spoiled = decisions["bob"][1].id
+    await school.database.write(
+        lambda c: c.execute("UPDATE tip_scores SET phi = x'00' WHERE decision_id = ?", (spoiled,))
+    )
+    school.clock.advance(WINDOW_MS + HOUR_MS)
+    for _ in range(2):
+        await school.bandit.learner.settle()
+    settled = "SELECT user_id, COUNT(*) FROM tip_scores WHERE state = 'learned' GROUP BY user_id ORDER BY user_id"
+    assert await school.rows(settled) == [("ann", 1), ("bob", 2), ("cid", 3)]
+    ((vector, state),) = await school.rows("SELECT spec_hash, state FROM tip_scores WHERE decision_id = ?", spoiled)
+    assert (vector, state) == (f"unreadable {SPEC_V2.hash}", "served")
+    assert sorted(line["event"] for line in said.lines) == ["decision_set_aside", "evidence_set_aside"]
+    counted = school.metrics.collectors.get_sample_value
+    assert counted("profiles_decisions_settled_total", {"outcome": "default"}) == 3
+    assert counted("profiles_decisions_settled_total", {"outcome": "set aside"}) == 3
+    ((learned,),) = await school.rows("SELECT decisions FROM bandit_states WHERE user_id = 'bob'")
+    assert learned == 2
 
 
 async def test_a_champion_alone_looks_for_no_prior() -> None:

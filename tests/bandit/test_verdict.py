@@ -34,6 +34,9 @@ FIGURES = Estimates(
     mean_weight=1.01,
     mean_weight_error=0.01,
     ess=3_000,
+    champion_mean_weight=0.99,
+    champion_mean_weight_error=0.01,
+    champion_ess=4_000,
     dismissed_champion=0.2,
     dismissed_challenger=0.2,
     dismissed_more=Interval(0.0, -0.01, 0.01),
@@ -54,14 +57,21 @@ def judged(**fields: Any) -> Verdict:
         ({}, "promote", "That is an improvement."),
         ({"n": 999}, "insufficient data", "999 decisions can be evaluated; the first look is at 1,000."),
         ({"users": 29}, "insufficient data", "those of 29 users; an interval over users needs 30."),
-        ({"n": 1_000, "users": 30, "ess": 1_000}, "promote", "Over 1,000 decisions of 30 users"),
-        ({"mean_weight": 1.0301}, "hold", "mean weight is 1.030 ± 0.010 where it should be 1"),
+        ({"n": 1_000, "users": 30, "ess": 1_000, "champion_ess": 1_000}, "promote", "Over 1,000 decisions of 30 users"),
+        ({"mean_weight": 1.0301}, "hold", "The challenger's mean weight is 1.030 ± 0.010 where it should be 1"),
+        ({"champion_mean_weight": 1.0301}, "hold", "The champion's mean weight is 1.030 ± 0.010 where it should be 1"),
+        ({"champion_mean_weight": 1.03}, "promote", "improvement"),
+        ({"champion_mean_weight": 1.0, "champion_mean_weight_error": 0.0}, "promote", "improvement"),
         ({"mean_weight": 0.9699}, "hold", "cannot be believed"),
         ({"mean_weight": 1.03}, "promote", "improvement"),
         ({"mean_weight": 1 + 1e-12, "mean_weight_error": 0.0}, "promote", "improvement"),
         ({"ess": 999}, "insufficient data", "8,000 decisions say as much of the challenger as 999"),
         ({"n": 20_000, "ess": 1_999}, "insufficient data", "2,000 are needed"),
         ({"n": 20_000, "ess": 2_000}, "promote", "improvement"),
+        ({"champion_ess": 999}, "insufficient data", "8,000 decisions say as much of the champion as 999 of its own"),
+        ({"n": 50_000, "ess": 50_000, "champion_ess": 4_999}, "insufficient data", "5,000 are needed"),
+        ({"ess": 998, "champion_ess": 999}, "insufficient data", "of the challenger as 998"),
+        ({"ess": 999, "champion_ess": 998}, "insufficient data", "of the champion as 998"),
         ({"lift": Interval(0.01, 0.0, 0.02)}, "promote", "an improvement is not shown"),
         ({"lift": Interval(0.0, -0.0199, 0.02)}, "promote", "A loss of more than 0.02 is ruled out"),
         ({"lift": Interval(0.0, -0.02, 0.02)}, "hold", "A loss of more than 0.02 is not ruled out."),
@@ -85,6 +95,7 @@ def judged(**fields: Any) -> Verdict:
         ({"n": 1}, "insufficient data", "1 decision can"),
         ({"mean_weight": 2.0, "p99_ms": 250.0}, "roll back", "250 ms"),
         ({"mean_weight": 2.0, "ess": 10}, "hold", "cannot be believed"),
+        ({"champion_mean_weight": 2.0, "ess": 10}, "hold", "The champion's mean weight"),
         ({"mean_weight": 2.0, "lift": Interval(-0.4, -0.6, -0.2)}, "hold", "cannot be believed"),
         ({"ess": 10, "lift": Interval(-0.4, -0.6, -0.2)}, "insufficient data", "needed"),
     ],
@@ -113,6 +124,7 @@ def test_one_user_is_not_many() -> None:
 
 
 bounds = st.tuples(*[st.floats(-1, 1)] * 3).map(sorted).map(lambda three: Interval(three[1], three[0], three[2]))
+weights = st.tuples(st.floats(0, 10), st.floats(0, 1), st.floats(0, 10**7))  # their mean, its error, effective size
 
 
 @given(
@@ -120,14 +132,21 @@ bounds = st.tuples(*[st.floats(-1, 1)] * 3).map(sorted).map(lambda three: Interv
     users=st.integers(0, 10**6),
     lift=bounds,
     more=bounds,
-    weight=st.floats(0, 10),
-    error=st.floats(0, 1),
-    ess=st.floats(0, 10**7),
+    of_challenger=weights,
+    of_champion=weights,
     p99=st.one_of(st.none(), st.floats(0, 1_000)),
 )
 def test_nothing_is_promoted_unless_everything_the_gate_asks_for_holds(
-    n: int, users: int, lift: Interval, more: Interval, weight: float, error: float, ess: float, p99: float | None
+    n: int,
+    users: int,
+    lift: Interval,
+    more: Interval,
+    of_challenger: tuple[float, float, float],
+    of_champion: tuple[float, float, float],
+    p99: float | None,
 ) -> None:
+    weight, error, ess = of_challenger
+    champion_weight, champion_error, champion_ess = of_champion
     found = judged(
         n=n,
         users=users,
@@ -136,13 +155,17 @@ def test_nothing_is_promoted_unless_everything_the_gate_asks_for_holds(
         mean_weight=weight,
         mean_weight_error=error,
         ess=ess,
+        champion_mean_weight=champion_weight,
+        champion_mean_weight_error=champion_error,
+        champion_ess=champion_ess,
         p99_ms=p99,
     )
     gate = (
         n >= 1_000
         and users >= 30
         and abs(weight - 1) <= 3 * error + 1e-9
-        and ess >= max(1_000, n / 10)
+        and abs(champion_weight - 1) <= 3 * champion_error + 1e-9
+        and min(ess, champion_ess) >= max(1_000, n / 10)
         and lift.low > -0.02
         and more.low <= 0.03
         and (p99 is None or p99 <= 100)

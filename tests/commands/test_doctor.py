@@ -7,6 +7,7 @@ import resource
 import signal
 import sqlite3
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import NamedTuple
 
 import pytest
 
+from app.bandit.evidence import Evidence
+from app.bandit.specs import SPEC_V1, SPEC_V2
 from app.settings import hash_key
 from app.stores.queue import HEALTH_KEY
 from app.stores.sqlite import condition
+from app.stores.sqlite.states import ASIDE
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.commands.conftest import Outcome, Run
 from tests.support.servers import VALKEY, StartServer, ask
@@ -69,7 +73,7 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
     lines = deployment.lines()
     assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in OF_THE_MACHINE} == {}
     assert lines.keys() == {
-        *("database", "integrity", "wal", "rights", "outbox", "invalidations", "dead letters", "samples"),
+        *("database", "integrity", "wal", "rights", "outbox", "invalidations", "dead letters", "evidence", "samples"),
         *("file system", "disk space", "sqlite", "open files"),
         *("cache", "cache writes", "cache clock", "cache memory"),
         *("queue", "queue writes", "queue clock", "queue eviction", "queue persistence", "worker", "separate"),
@@ -187,6 +191,11 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
         "VALUES ('queue', '{}', 'e', '', 1, 0, 0)",
         *("dead letters", "warn", "1 wait"),
     ),
+    (
+        "evidence",
+        f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0)",
+        *("evidence", "bad", "the learned evidence of 1 user is damaged"),
+    ),
     ("old sample", f"UPDATE samples SET at_ms = {now_ms() - OLD_MS}", "samples", "warn", "the newest figures are"),
     ("no sample", "DELETE FROM samples", "samples", "warn", "no process has ever"),
     ("behind", "UPDATE alembic_version SET version_num = '0001'", "database", "bad", "is at revision 0001"),
@@ -205,6 +214,20 @@ def test_fault_in_the_database_is_named(
     found = deployment.lines()[check]
     assert found[0] == state
     assert text in found[1]
+
+
+def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_looked_at(
+    deployment: Deployment,
+) -> None:
+    for user_id, spec, packed, decisions in (
+        ("well", SPEC_V1, Evidence.none(SPEC_V1).pack(), 0),
+        ("grown", SPEC_V2, Evidence.none(SPEC_V2).pack(), 0),
+        ("cut short", SPEC_V1, b"", 1),
+        ("minus", SPEC_V2, struct.pack("<d", -1) + Evidence.none(SPEC_V2).pack()[8:], 1),
+    ):
+        deployment.execute("INSERT INTO bandit_states VALUES (?, ?, ?, ?, 0)", user_id, spec.hash, packed, decisions)
+    assert deployment.lines()["evidence"][0] == "ok"
+    assert deployment.lines("--full")["evidence"] == ("bad", "the learned evidence of 2 users is damaged")
 
 
 def test_database_that_is_not_there_or_something_else_is_named(deployment: Deployment, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
@@ -136,7 +137,7 @@ async def test_events_are_refused_whole_and_reads_go_on_when_the_disk_is_full(
     cold = await producer.connection.get("/profiles/nobody-knows-me?detail=true")
     assert (cold.status, cold.json["features"]["tip_volume_30d"]["value"]) == (200, 0)
     assert await producer.send() == 507
-    assert await ready(producer.connection) == (200, "the disk is full: events are refused, reads go on")
+    assert await ready(producer.connection) == (200, "the disk is full: events and decisions are refused, reads go on")
     refused_rebuild = await producer.connection.post("/admin/users/user-1/rebuild", {})
     assert refused_rebuild.status == 507  # an action whose entry in the trail cannot be written is not done
     await publish(small_fleet, "by-the-queue")
@@ -222,3 +223,59 @@ async def test_process_starts_and_serves_reads_when_the_disk_is_full(
     (second,) = await small_fleet.apis(1)
     shown = await producer_of(second.port).connection.get("/profiles/user-1")
     assert (shown.status, shown.json["features"]["tip_volume_30d"]) == (200, PIECE)
+
+
+def scored(database: Path) -> dict[str, str]:
+    """Decisions by their requests; each of them whole, as SQLite and what is decided by see it."""
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = connection.execute("SELECT request_id, decision_id, length(phi), request FROM tip_scores").fetchall()
+    assert all(length and json.loads(request)["candidates"] for _, _, length, request in rows)
+    assert len({decision_id for _, decision_id, _, _ in rows}) == len(rows)
+    return {request_id: decision_id for request_id, decision_id, _, _ in rows}
+
+
+async def test_decisions_are_refused_whole_when_the_disk_is_full_and_made_once_when_there_is_room(
+    small_fleet: Fleet, disk: Disk
+) -> None:
+    (api,) = await small_fleet.apis(1)
+    connection = Connection(api.port)
+    candidates = [
+        {"id": f"t-{number}", "features": {"is_overdue": False, "task_age_days": number, "priority": 1}}
+        for number in range(20)
+    ]
+    answered: dict[str, str] = {}
+
+    async def score(number: int) -> int:
+        asked = {"request_id": f"r-{number}", "user_id": f"user-{number % 7}", "candidates": candidates}
+        answer = await connection.post("/score", asked)
+        if answer.status == 200:
+            answered[f"r-{number}"] = answer.json["decision_id"]
+        else:
+            assert answer.status == 507, answer
+            assert answer.json["type"] == "urn:profiles:problem:insufficient-storage"
+            assert "no room to write" in answer.json["detail"]
+        return answer.status
+
+    for number in range(20):
+        assert await score(number) == 200
+    disk.fill(api.program.pid)
+    statuses = [await score(number) for number in range(20, 120)]
+    assert statuses[-20:] == [507] * 20  # what room was left in the log's file is used up first
+    assert scored(small_fleet.database) == answered
+    assert await score(0) == 200, "it is stored already, and reads go on"
+    explained = await connection.get(f"/decisions/{answered['r-0']}")
+    assert (explained.status, explained.json["decision_id"]) == (200, answered["r-0"])
+
+    disk.make_room(api.program.pid)
+
+    async def decided() -> bool:
+        return await score(119) == 200
+
+    await eventually_async(decided, RETURN_S)
+    before = dict(answered)
+    assert [await score(number) for number in range(120)] == [200] * 120
+    assert before.items() <= answered.items(), "who asks again gets the same"
+    assert api.program.stop() == 0
+    assert scored(small_fleet.database) == answered
+    await connection.close()

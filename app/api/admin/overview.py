@@ -36,7 +36,7 @@ GROUPS = (
         ("request_rate", "hit_ratio", "latency_p50_ms", "latency_p99_ms", "failed_requests", "shed", "degraded_reads"),
     ),
     ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed", "consistent")),
-    ("Events", ("queue_depth", "outbox", "outbox_age_s", "dead_letters")),
+    ("Events", ("queue_depth", "outbox", "outbox_age_s", "dead_letters", "unreadable")),
 )
 
 

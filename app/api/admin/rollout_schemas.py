@@ -43,8 +43,11 @@ class FiguresView(msgspec.Struct, kw_only=True):
     lift: Annotated[IntervalView, Meta(description="Challenger less champion, on the same decisions.")]
     mean_weight: float
     mean_weight_error: float
-    effective_sample_size: float
-    effective_sample_size_needed: float
+    effective_sample_size: Annotated[float, Meta(description="Of the challenger's weights, as is the mean weight.")]
+    champion_mean_weight: float
+    champion_mean_weight_error: float
+    champion_effective_sample_size: float
+    effective_sample_size_needed: Annotated[float, Meta(description="Of both, for the lift rests on both.")]
 
 
 class DismissalsView(msgspec.Struct):
@@ -99,7 +102,7 @@ class LookView(msgspec.Struct):
     stage: str
     lift: IntervalView
     mean_weight: float
-    effective_sample_size: float
+    effective_sample_size: Annotated[float, Meta(description="The lesser of both policies'.")]
     verdict: VerdictView
 
 

@@ -70,6 +70,9 @@ def _figures(look: Look) -> FiguresView:
         mean_weight=found.mean_weight,
         mean_weight_error=found.mean_weight_error,
         effective_sample_size=found.ess,
+        champion_mean_weight=found.champion_mean_weight,
+        champion_mean_weight_error=found.champion_mean_weight_error,
+        champion_effective_sample_size=found.champion_ess,
         effective_sample_size_needed=effective_needed(found.n),
     )
 
@@ -99,6 +102,6 @@ def _look(look: Look) -> LookView:
         look.words,
         _interval(found.lift),
         found.mean_weight,
-        found.ess,
+        min(found.ess, found.champion_ess),
         _verdict(look.verdict),
     )

@@ -34,6 +34,7 @@ def diagnose_database(found: DatabaseFacts) -> list[Line]:
         _outbox(found),
         _owed(found),
         _letters(found),
+        _evidence(found),
         _samples(found),
     ]
 
@@ -102,6 +103,14 @@ def _letters(found: DatabaseFacts) -> Line:
     if not found.dead_letters:
         return Line("dead letters", "ok", "there are none")
     return Line("dead letters", "warn", f"{found.dead_letters:,} wait", "Replay or discard each: /admin/dead-letters.")
+
+
+def _evidence(found: DatabaseFacts) -> Line:
+    if not found.unreadable:
+        return Line("evidence", "ok", "nobody's learned evidence is known to be damaged")
+    users = f"{found.unreadable:,} user{'' if found.unreadable == 1 else 's'}"
+    remedy = "They are scored as new ones. Put their rows of bandit_states back from a backup, or erase the users."
+    return Line("evidence", "bad", f"the learned evidence of {users} is damaged", remedy)
 
 
 def _samples(found: DatabaseFacts) -> Line:

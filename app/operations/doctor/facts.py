@@ -46,6 +46,8 @@ class Unreached(NamedTuple):
 class DatabaseFacts(NamedTuple):
     """The file and what is in it. `findings`: what is damaged; `whole`: whether everything was looked at.
 
+    `unreadable`: users whose learned evidence is damaged.
+
     Ages are in seconds, None where there is nothing that could have one.
     """
 
@@ -58,6 +60,7 @@ class DatabaseFacts(NamedTuple):
     oldest_unconsumed_s: float | None
     dead_letters: int
     owed: int
+    unreadable: int
     newest_sample_s: float | None
 
 

@@ -16,6 +16,7 @@ from app.stores.sqlite.connection import connect, unavailable
 from app.stores.sqlite.database import check_schema
 from app.stores.sqlite.outbox import SELECT_LETTER_COUNT, SELECT_OWED_COUNT, SELECT_UNCONSUMED_COUNT
 from app.stores.sqlite.soundness import full_findings, quick_findings
+from app.stores.sqlite.states import damaged
 
 MOUNTS = Path("/proc/self/mountinfo")
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
@@ -36,6 +37,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
             unconsumed, oldest_ms = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()
             (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
             (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
+            unreadable = damaged(connection, whole=whole)
             (sample_ms,) = connection.execute(SELECT_NEWEST_SAMPLE).fetchone()
         except sqlite3.Error as error:
             raise unavailable(error) from error
@@ -50,6 +52,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
         oldest_unconsumed_s=(now_ms - oldest_ms) / 1000 if oldest_ms is not None else None,
         dead_letters=letters,
         owed=owed,
+        unreadable=unreadable,
         newest_sample_s=(now_ms - sample_ms) / 1000 if sample_ms is not None else None,
     )
 

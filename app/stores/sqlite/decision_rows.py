@@ -16,6 +16,7 @@ from app.bandit.decisions import Decision, Outcome, Ranking
 from app.bandit.terms import Array, Candidate, Context
 
 _STORED = np.dtype("<f8")
+NUMBER_BYTES = _STORED.itemsize
 WRITTEN = (
     "decision_id",
     "request_id",

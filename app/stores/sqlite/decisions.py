@@ -16,10 +16,11 @@ from app.bandit.specs import Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, blob, decision_of, outcome_of, row_of
-from app.stores.sqlite.states import grow_evidence, newest_prior, read_evidence
+from app.stores.sqlite.states import grow_evidence, newest_prior, pseudonym, read_evidence
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
+TOLD_OF = 1_000  # users whose evidence cannot be read are told of once each, and no more than so many
 log = logger("stores.decisions")
 
 SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
@@ -60,6 +61,7 @@ class SqliteDecisions:
         self._database = database
         self._spec = spec
         self._prior = Prior.none(spec)
+        self._told: set[str] = set()
 
     async def look(self, questions: Sequence[Question]) -> list[Known]:
         """One hop. The erasures are read first: what is read after them is no older."""
@@ -74,7 +76,7 @@ class SqliteDecisions:
                     erasures,
                     prior,
                     share,
-                    _evidence_or_none(connection, question.user_id),
+                    self._evidence_or_none(connection, question.user_id),
                     _by_request(connection, question.request_id),
                 )
                 for question in questions
@@ -135,6 +137,15 @@ class SqliteDecisions:
 
         return await self._database.write(work)
 
+    def _evidence_or_none(self, connection: sqlite3.Connection, user_id: str) -> Evidence | None:
+        try:
+            return read_evidence(connection, user_id)
+        except SpecMismatch as error:
+            if user_id not in self._told and len(self._told) < TOLD_OF:
+                self._told.add(user_id)
+                log.warning("evidence_refused", user=pseudonym(user_id), error=str(error))
+            return None
+
     def _record(self, connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:
         decision = proposed.decision
         if proposed.erasures != erasures:
@@ -160,11 +171,3 @@ def _named(connection: sqlite3.Connection, statement: str, value: str) -> dict[s
     with closing(connection.execute(statement, (value,))) as cursor:
         row = cursor.fetchone()
         return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))
-
-
-def _evidence_or_none(connection: sqlite3.Connection, user_id: str) -> Evidence | None:
-    try:
-        return read_evidence(connection, user_id)
-    except SpecMismatch as error:
-        log.warning("evidence_refused", error=str(error))
-        return None

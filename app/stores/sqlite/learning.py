@@ -16,12 +16,15 @@ from app.bandit.decisions import EventOutcome
 from app.bandit.evidence import Evidence
 from app.bandit.learning import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
 from app.bandit.lineup import Lineup
-from app.bandit.ports import Told, ToldEvent
+from app.bandit.ports import Swept, Told, ToldEvent
 from app.bandit.specs import SPECS
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import array
-from app.stores.sqlite.states import UPDATE_CHANGES, read_evidence, write_evidence
+from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
+from app.stores.sqlite.states import ASIDE, UPDATE_CHANGES, read_evidence, set_aside, write_evidence
+from app.telemetry import logger
+
+log = logger("stores.learning")
 
 # A search of an index each, of a microsecond or two: for many events together that is less than one statement whose
 # JSON SQLite would have to take apart.
@@ -31,7 +34,9 @@ SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open
 SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ? AND user_id = ?"
 SELECT_COUNTED = "SELECT 1 FROM decision_events WHERE seq = ?"
 _DECISION = """
-SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source FROM tip_scores
+SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source,
+    EXISTS (SELECT 1 FROM decision_events WHERE number = tip_scores.number AND outcome = 'served')
+FROM tip_scores
 """
 SELECT_NAMED = _DECISION + "WHERE decision_id = ? AND user_id = ?"
 SELECT_NEWEST = (
@@ -63,6 +68,8 @@ WHERE state = 'served' AND served_at_ms < :closed AND user_id NOT IN ({_AWAITED}
     )
 ORDER BY served_at_ms LIMIT :limit
 """
+# Under the name of no spec it is not taken up again.
+UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE number = ?"
 UPDATE_EXPIRED = f"""
 UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
     SELECT number FROM tip_scores
@@ -99,23 +106,29 @@ class SqliteLearning:
             lesson.end()
             return Counter(outcome for outcome in outcomes if outcome is not None)
 
-        return await self._database.write(work)
+        try:
+            return await self._database.write(work)
+        except SpecMismatch:
+            # Nothing is written of it; but what is damaged is said, and set aside for all who come after.
+            users = {told.event.user_id for told in events}
+            await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in users])
+            raise
 
-    async def settle(self, now_ms: int, limit: int) -> tuple[int, int]:
+    async def settle(self, now_ms: int, limit: int) -> Swept:
         """A look first: a sweep that finds nothing takes no lock."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.read(lambda c: c.execute(SELECT_ANY_CLOSED, closed).fetchone())
         if not any_closed:
-            return 0, 0
+            return Swept(0, 0, 0)
         asked = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
 
-        def work(connection: sqlite3.Connection) -> tuple[int, int]:
+        def work(connection: sqlite3.Connection) -> Swept:
             lesson = _Lesson(connection, self._lineup, now_ms)
             rows = connection.execute(SELECT_CLOSED, asked).fetchall()
-            for row in rows:
-                lesson.default(_Vector(*row[:4]), row[4], self._rules.rewards.none)
+            learned = [lesson.default(_Vector(*row[:4]), row[4], self._rules.rewards.none) for row in rows]
             lesson.end()
-            return len(rows), connection.execute(UPDATE_EXPIRED, asked).rowcount
+            expired = connection.execute(UPDATE_EXPIRED, asked).rowcount
+            return Swept(learned.count(True), expired, learned.count(False))
 
         return await self._database.write(work)
 
@@ -155,16 +168,23 @@ class _Lesson:
             return None
         vector = _Vector(*row[:4])
         judgement = judge(Unsettled(*row[4:]), logged, rules)
-        if judgement.outcome == "served":
+        if judgement.outcome == "served" and judgement.state == "served":
             self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.number))
         elif judgement.outcome == "learned":
             self._learn(vector, judgement)
         self._connection.execute(INSERT_COUNTED, (logged.seq, vector.number, judgement.outcome))
         return judgement.outcome
 
-    def default(self, logged: _Vector, served_at_ms: int, reward: float) -> None:
-        """Nothing was heard in time."""
-        self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
+    def default(self, logged: _Vector, served_at_ms: int, reward: float) -> bool:
+        """Nothing was heard in time; False where it cannot be learned, which is then set aside."""
+        try:
+            self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
+        except SpecMismatch as error:
+            if not set_aside(self._connection, logged.user_id):  # it is not the evidence
+                self._connection.execute(UPDATE_ASIDE, (logged.number,))
+                log.warning("decision_set_aside", number=logged.number, error=str(error))
+            return False
+        return True
 
     def end(self) -> None:
         """Write what was learned."""
@@ -187,6 +207,10 @@ class _Lesson:
         spec = SPECS.get(logged.spec_hash)
         if spec is None:
             raise SpecMismatch(f"the decision's vector is of spec {logged.spec_hash[:12]}, which is not known here")
+        if len(logged.phi) != (wanted := spec.size * NUMBER_BYTES):
+            raise SpecMismatch(
+                f"the decision's vector has {len(logged.phi)} bytes, {spec.id} {spec.version} has {wanted}"
+            )
         assert judgement.reward is not None
         known = self._evidence.get(logged.user_id) or read_evidence(self._connection, logged.user_id)
         evidence, _ = self._lineup.brought_up(known, spec)

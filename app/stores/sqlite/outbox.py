@@ -1,4 +1,7 @@
-"""What the database says of work not done: the outbox, dead letters, owed invalidations. For metrics and readiness."""
+"""What the database says of work not done: the outbox, dead letters, owed invalidations, evidence set aside.
+
+For metrics and readiness.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import sqlite3
 from typing import NamedTuple
 
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.states import SELECT_ASIDE_COUNT
 
 SELECT_UNCONSUMED_COUNT = "SELECT COUNT(*), MIN(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL"
 SELECT_LETTER_COUNT = "SELECT COUNT(*) FROM dead_letters"
@@ -19,6 +23,7 @@ class Backlog(NamedTuple):
     oldest_received_at_ms: int | None
     dead_letters: int
     owed: int
+    unreadable: int
 
 
 async def backlog(database: Database) -> Backlog:
@@ -28,6 +33,7 @@ async def backlog(database: Database) -> Backlog:
         unconsumed, oldest = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()
         (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
         (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
-        return Backlog(unconsumed, oldest, letters, owed)
+        (unreadable,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
+        return Backlog(unconsumed, oldest, letters, owed, unreadable)
 
     return await database.read(work)

@@ -36,6 +36,8 @@ INSERT_LOOK = """
 INSERT INTO rollout_looks (number, at_ms, n, body) SELECT :number, :at, :n, :body
 WHERE EXISTS (SELECT 1 FROM rollout WHERE evaluated_after = :after) ON CONFLICT DO NOTHING
 """
+SELECT_LOOK = "SELECT number, body FROM rollout_looks WHERE number = :number"
+DELETE_LOOK = "DELETE FROM rollout_looks WHERE number = :number"
 # What is unsettled and older than this is stuck: the first number that is not.
 SELECT_FIRST_SINCE = "SELECT number FROM tip_scores WHERE created_at_ms >= ? ORDER BY created_at_ms LIMIT 1"
 SELECT_OLDEST_UNSETTLED = """
@@ -106,7 +108,7 @@ class SqliteRollout:
         return [look for number, body in rows if (look := _look(number, body)) is not None]
 
     async def add_look(self, look: Look, seen: RolloutState) -> bool:
-        """The first of a number stays."""
+        """The first of a number stays, unless it cannot be read: it would be made again and again, and never kept."""
         values = {
             "number": look.number,
             "at": look.at_ms,
@@ -114,7 +116,14 @@ class SqliteRollout:
             "body": msgspec.json.encode(look).decode(),
             "after": seen.evaluated_after,
         }
-        return await self._database.write(lambda connection: connection.execute(INSERT_LOOK, values).rowcount > 0)
+
+        def work(connection: sqlite3.Connection) -> bool:
+            stored = connection.execute(SELECT_LOOK, values).fetchone()
+            if stored is not None and _look(*stored) is None:
+                connection.execute(DELETE_LOOK, values)
+            return connection.execute(INSERT_LOOK, values).rowcount > 0
+
+        return await self._database.write(work)
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
         """One hop, over indexes alone."""

@@ -1,22 +1,29 @@
 """Every user's learned evidence, and the priors pooled from it.
 
-Invariant: what is of a spec that this release does not know is never read, added to or overwritten.
+Invariant: what is of a spec that this release does not know is never read, added to or overwritten. Evidence that is
+damaged is set aside: the row stays, its numbers as they are, under the name of no spec, so everything goes on without
+it. Whoever finds it does that, in a write transaction, and says so; it concerns its user alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from app.bandit.evidence import Evidence
+from app.bandit.evidence import Evidence, sound
 from app.bandit.pooling import Pool, Prior
 from app.bandit.specs import SPECS, Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import array, blob
+from app.telemetry import logger
 
 PAGE = 256
+# Before the hash of its spec, the mark of what was set aside.
+ASIDE = "unreadable "
+log = logger("stores.states")
 
 SELECT_STATE = "SELECT spec_hash, evidence, decisions FROM bandit_states WHERE user_id = ?"
 UPSERT_STATE = """
@@ -25,12 +32,15 @@ ON CONFLICT (user_id) DO UPDATE SET
     spec_hash = excluded.spec_hash, evidence = excluded.evidence, decisions = excluded.decisions,
     updated_at_ms = excluded.updated_at_ms
 """
-SELECT_STATES = "SELECT spec_hash, evidence, decisions FROM bandit_states"
+SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
+UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
 SELECT_TO_GROW = """
 SELECT user_id, spec_hash, evidence, decisions FROM bandit_states
 WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?
 """
 SELECT_COUNTS = "SELECT spec_hash, COUNT(*) FROM bandit_states GROUP BY spec_hash"
+# A search of the index by spec: it holds no more than there are.
+SELECT_ASIDE_COUNT = f"SELECT COUNT(*) FROM bandit_states WHERE spec_hash >= '{ASIDE}' AND spec_hash < '{ASIDE[:-1]}!'"
 SELECT_CHANGES = "SELECT changes FROM bandit_ledger"
 UPDATE_CHANGES = "UPDATE bandit_ledger SET changes = changes + 1"
 SELECT_NEWEST_PRIOR = """
@@ -54,6 +64,37 @@ def write_evidence(connection: sqlite3.Connection, user_id: str, evidence: Evide
     """In the place of what was there."""
     row = (user_id, evidence.spec_hash, evidence.pack(), evidence.decisions, now_ms)
     connection.execute(UPSERT_STATE, row)
+
+
+def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
+    """Set a user's evidence aside where it is damaged; whether there is any that cannot be read."""
+    row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
+    if row is None:
+        return False
+    try:
+        _evidence(*row)
+    except SpecMismatch as error:
+        if row[0] in SPECS:
+            connection.execute(UPDATE_ASIDE, (ASIDE + row[0], user_id))
+            log.warning("evidence_set_aside", user=pseudonym(user_id), error=str(error))
+        return True
+    return False
+
+
+def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
+    """Users whose evidence was set aside; `whole` reads everybody's, and counts what nobody has come across yet."""
+    (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
+    cursor = connection.execute(SELECT_STATES)
+    while whole and (page := cursor.fetchmany(PAGE)):
+        for spec_hash in SPECS:
+            states = [(evidence, decisions) for _, own, evidence, decisions in page if own == spec_hash]
+            count += sound(SPECS[spec_hash], *zip(*states, strict=True)).count(False) if states else 0
+    return int(count)
+
+
+def pseudonym(user_id: str) -> str:
+    """A user in the log, to be found by whoever has the id."""
+    return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
@@ -93,16 +134,20 @@ class SqliteStates:
         self._pooled_specs = {spec.hash, *shorter}
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """One snapshot, on one reader."""
+        """One snapshot, on one reader; what was found damaged there is set aside after it."""
+        damaged: list[str] = []
 
         def work(connection: sqlite3.Connection) -> tuple[Prior, int] | None:
             connection.execute("BEGIN")
             try:
-                return self._pooled(connection, now_ms)
+                return self._pooled(connection, now_ms, damaged)
             finally:
                 connection.execute("ROLLBACK")
 
-        return await self._database.read(work)
+        found = await self._database.read(work)
+        if damaged:
+            await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in damaged])
+        return found
 
     async def add_prior(self, prior: Prior, changes: int) -> bool:
         """The version is the row's number."""
@@ -123,8 +168,12 @@ class SqliteStates:
         def work(connection: sqlite3.Connection) -> int:
             rows = connection.execute(SELECT_TO_GROW, (self._shorter, limit)).fetchall()
             for user_id, spec_hash, evidence, decisions in rows:
-                grown = _evidence(spec_hash, evidence, decisions).grown(SPECS[spec_hash], self._spec)
-                write_evidence(connection, user_id, grown, now_ms)
+                try:
+                    grown = _evidence(spec_hash, evidence, decisions).grown(SPECS[spec_hash], self._spec)
+                except SpecMismatch:
+                    set_aside(connection, user_id)
+                else:
+                    write_evidence(connection, user_id, grown, now_ms)
             return len(rows)
 
         return await self._database.write(work)
@@ -138,7 +187,7 @@ class SqliteStates:
         """By an index alone."""
         return dict(await self._database.read(lambda connection: connection.execute(SELECT_COUNTS).fetchall()))
 
-    def _pooled(self, connection: sqlite3.Connection, now_ms: int) -> tuple[Prior, int] | None:
+    def _pooled(self, connection: sqlite3.Connection, now_ms: int, damaged: list[str]) -> tuple[Prior, int] | None:
         (changes,) = connection.execute(SELECT_CHANGES).fetchone()
         (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
         if changes == (seen or 0):
@@ -146,17 +195,27 @@ class SqliteStates:
         pool = Pool(self._spec)
         cursor = connection.execute(SELECT_STATES)
         while page := cursor.fetchmany(PAGE):
-            by_spec: dict[str, list[tuple[bytes, int]]] = {}
-            for spec_hash, evidence, decisions in page:
-                by_spec.setdefault(spec_hash, []).append((evidence, decisions))
+            by_spec: dict[str, list[tuple[str, bytes, int]]] = {}
+            for user_id, spec_hash, evidence, decisions in page:
+                by_spec.setdefault(spec_hash, []).append((user_id, evidence, decisions))
             for spec_hash in by_spec.keys() & self._pooled_specs:
-                blobs, learned = zip(*by_spec[spec_hash], strict=True)
-                pool.add_packed(spec_hash, blobs, sum(learned))
+                damaged += _add(pool, spec_hash, by_spec[spec_hash])
         return pool.prior(0, now_ms), changes
+
+
+def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -> list[str]:
+    """Add what is sound to the pool; the users whose evidence is not."""
+    users, blobs, decisions = zip(*states, strict=True)
+    fits = sound(SPECS[spec_hash], blobs, decisions)
+    learned = sum(count for count, well in zip(decisions, fits, strict=True) if well)
+    pool.add_packed(spec_hash, [packed for packed, well in zip(blobs, fits, strict=True) if well], learned)
+    return [user_id for user_id, well in zip(users, fits, strict=True) if not well]
 
 
 def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> Evidence:
     spec = SPECS.get(spec_hash)
+    if spec_hash.startswith(ASIDE):
+        raise SpecMismatch("the user's evidence is damaged, and was set aside")
     if spec is None:
         raise SpecMismatch(f"the user's evidence is of spec {spec_hash[:12]}, which this release does not know")
     return Evidence.unpack(spec, evidence, decisions)

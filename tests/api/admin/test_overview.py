@@ -74,6 +74,7 @@ async def test_overview_says_so_when_there_is_no_sample_yet(own_site: Live) -> N
         "outbox",
         "outbox_age_s",
         "dead_letters",
+        "unreadable",
         "owed",
     }
     assert figures["hit_ratio"]["series"] == [None] * 60

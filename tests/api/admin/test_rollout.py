@@ -75,6 +75,8 @@ async def test_figures_are_those_of_the_newest_look_and_say_all_that_the_verdict
     assert figures["lift"]["value"] == pytest.approx(lift)
     assert abs(figures["mean_weight"] - 1) < 3 * figures["mean_weight_error"]
     assert figures["effective_sample_size"] > figures["effective_sample_size_needed"] == 1_000
+    weights = [figures[f"champion_{name}"] for name in ("mean_weight", "mean_weight_error", "effective_sample_size")]
+    assert weights == [1.0, 0.0, 4_000.0], "it served everybody"
     assert (body["verdict"]["verdict"], body["verdict"]["improved"]) == ("promote", True)
     assert 0 < body["guardrails"]["dismissals"]["challenger"] < 1
     (look,) = body["looks"]

@@ -176,6 +176,18 @@ async def test_looks_are_kept_once_each_and_another_releases_are_left_out(
     assert await book.looks() == [first]
 
 
+async def test_look_that_this_release_cannot_read_is_made_anew_instead_of_again_and_again(
+    book: SqliteRollout, database: Database
+) -> None:
+    state = await book.state()
+    assert await book.add_look(look(1), state)
+    await database.write(lambda c: c.execute("UPDATE rollout_looks SET body = '{\"n\": 1}'"))
+    assert await book.looks() == []
+    assert await book.add_look(look(1), state)
+    assert [item.number for item in await book.looks()] == [1]
+    assert not await book.add_look(look(1), state)
+
+
 async def test_recent_are_the_newest_since_a_moment(book: SqliteRollout, database: Database) -> None:
     rows = rows_of(some(4), made_ms=NOW_MS - 3_000, every_ms=1_000)
     rows[3] = {**rows[3], "state": "open", "elapsed_us": 7_500, "profile_present": 0, "role": "challenger"}
