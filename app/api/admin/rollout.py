@@ -136,7 +136,7 @@ async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> Non
         return
     async with audited(request, ACTIONS[move], "rollout"):
         at = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
-        raise Conflict(f"{state.changed_by} has changed it since this page was made; it is at: {at}")
+        raise Conflict(f"since this page was made it has moved, to {at}, by {state.changed_by}")
 
 
 def _told(state: RolloutState) -> str:

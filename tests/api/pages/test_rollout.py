@@ -116,7 +116,7 @@ async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
         await stale.get_by_role("button", name="Ramp", exact=True).click()
         await expect(stale.get_by_role("status")).to_contain_text("Nothing was changed: ")
         await expect(stale.get_by_role("status")).to_contain_text(
-            "since this page was made; it is at: 5% of the users."
+            "since this page was made it has moved, to 5% of the users, by "
         )
         assert (await own_site.service.bandit.rollout.book.state()).share == 0.05
         (newest,) = await own_site.service.audit.newest(1)
