@@ -83,7 +83,7 @@ async def test_challenger_is_ramped_rolled_back_and_begun_anew_from_the_page(
         )
         said = "Done. The challenger is rolled back: the champion serves everybody from now on."
         await press("Roll back", "Roll back", "complaints", said)
-        assert "The roll-out is over: no more looks are made." in await visitor.text()
+        assert "No more looks are made." in await visitor.text()
         assert await page.get_by_text("Verdict:").count() == 0
         await press("Begin anew", "Begin anew", "", "Done. The roll-out begins anew, in the shadow.")
         assert "No look has been made yet" in await visitor.text()
