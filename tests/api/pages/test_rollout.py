@@ -11,7 +11,7 @@ from app.bandit.rollout_watch import RolloutWatch
 from app.bandit.stages import Target
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.decisions import HOUR_MS, rows_of, some, write
-from tests.support.live import Live
+from tests.support.live import API_KEYS, KEYS, Live
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -216,6 +216,20 @@ async def test_page_promises_no_look_when_there_will_be_none(
         assert "Without a challenger there is nothing to look at." in await visitor.text()
         assert await visitor.page.locator("main summary.button").count() == 0
         await visitor.assert_sound()
+
+
+async def test_who_has_signed_in_is_named_as_who_did_it(serve_site: Any, browser: Browser) -> None:
+    async with serve_site(api_keys=API_KEYS) as site, visiting(browser, site) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        await visitor.go("/admin/rollout")
+        await visitor.page.locator("main summary.button", has_text="Roll back").click()
+        await visitor.page.get_by_role("textbox", name="Why?").fill("<b>complaints</b>")
+        await visitor.page.get_by_role("button", name="Roll back", exact=True).click()
+        await expect(visitor.page.get_by_role("status")).to_contain_text("is rolled back")
+        assert "by admin: <b>complaints</b>" in await visitor.text()
+        await visitor.page.get_by_role("link", name="All changes").click()
+        row = visitor.page.get_by_role("row", name="roll back roll-out")
+        await expect(row).to_contain_text("done shadow to rolled back: <b>complaints</b>")
 
 
 async def test_what_a_look_said_can_be_read_without_a_mouse(own_site: Live, browser: Browser) -> None:
