@@ -130,8 +130,9 @@ def _figures(found: RolloutView) -> list[tuple[str, str]]:
         ),
         (
             "effective size",
-            f"{figures.effective_sample_size:,.0f} decisions; the champion's "
-            f"{figures.champion_effective_sample_size:,.0f}; {figures.effective_sample_size_needed:,.0f} needed of both",
+            f"{figures.effective_sample_size:,.0f} decisions; "
+            f"the champion's {figures.champion_effective_sample_size:,.0f}; "
+            f"{figures.effective_sample_size_needed:,.0f} needed of both",
         ),
     ]
 
