@@ -9,11 +9,12 @@ from dataclasses import asdict
 
 import msgspec
 
+from app.aside.process import ProcessBeside
 from app.audit import Act, audited
 from app.bandit.assignment import serves_challenger
 from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
-from app.bandit.parts import Bandit, Books, join
+from app.bandit.parts import Bandit, Outside, join
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout import Growth, Rollout
 from app.bandit.verdict import Limits
@@ -48,10 +49,12 @@ def bandit(
     """The bandit of one process."""
     lineup = Lineup.of(shadow=settings.shadow)
     rules = Rules.of(settings.rewards, settings.reward_window_hours)
-    books = Books(
+    outside = Outside(
         SqliteDecisions(database, lineup.longest),
         SqliteLearning(database, lineup, rules),
         SqliteStates(database, lineup.longest),
+        profiles(reader, registry),
+        ProcessBeside(),
     )
 
     def new_id() -> str:
@@ -59,9 +62,8 @@ def bandit(
         return f"{clock.now_ms():012x}{secrets.token_hex(10)}"
 
     return join(
-        books,
+        outside,
         lineup,
-        read_profile=profiles(reader, registry),
         serves_challenger=serves_challenger,
         rollout=rollout(settings, database, clock, lineup, rules),
         new_id=new_id,

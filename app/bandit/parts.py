@@ -10,7 +10,7 @@ from app.bandit.lineup import Lineup
 from app.bandit.ports import DecisionBook, LearningBook, ReadProfile, StateBook
 from app.bandit.rollout import Rollout
 from app.bandit.scoring import Scorer
-from app.bandit.shadowing import BackgroundShadower, NoShadow
+from app.bandit.shadowing import BackgroundShadower, NoShadow, ShadowWork
 from app.bandit.upkeep import Upkeep
 from app.features.clock import Clock
 from app.telemetry import Metrics
@@ -28,19 +28,20 @@ class Bandit(NamedTuple):
     rollout: Rollout
 
 
-class Books(NamedTuple):
-    """Where all of it is kept."""
+class Outside(NamedTuple):
+    """What the bandit needs from outside: where all of it is kept, profiles, and where shadows are worked out."""
 
     decisions: DecisionBook
     learning: LearningBook
     states: StateBook
+    read_profile: ReadProfile
+    shadow_work: ShadowWork
 
 
 def join(
-    books: Books,
+    outside: Outside,
     lineup: Lineup,
     *,
-    read_profile: ReadProfile,
     serves_challenger: Callable[[str, float], bool],
     rollout: Rollout,
     new_id: Callable[[], str],
@@ -48,22 +49,26 @@ def join(
     metrics: Metrics,
 ) -> Bandit:
     """The parts over these."""
-    learner = DecisionLearner(books.learning, clock, metrics)
+    learner = DecisionLearner(outside.learning, clock, metrics)
     return Bandit(
         lineup=lineup,
         scorer=Scorer(
-            book=books.decisions,
-            read_profile=read_profile,
+            book=outside.decisions,
+            read_profile=outside.read_profile,
             lineup=lineup,
             serves_challenger=serves_challenger,
-            shadower=NoShadow() if lineup.challenger is None else BackgroundShadower(books.decisions, lineup, metrics),
+            shadower=(
+                NoShadow()
+                if lineup.challenger is None
+                else BackgroundShadower(outside.decisions, outside.shadow_work, metrics)
+            ),
             new_id=new_id,
             clock=clock,
             metrics=metrics,
         ),
         learner=learner,
-        upkeep=Upkeep(learner=learner, states=books.states, lineup=lineup, clock=clock, metrics=metrics),
-        decisions=books.decisions,
-        states=books.states,
+        upkeep=Upkeep(learner=learner, states=outside.states, lineup=lineup, clock=clock, metrics=metrics),
+        decisions=outside.decisions,
+        states=outside.states,
         rollout=rollout,
     )

@@ -18,7 +18,8 @@ from app.bandit.lineup import Lineup
 from app.bandit.ports import DecisionBook, Proposed, Question, ReadProfile, Recorded
 from app.bandit.ranking import chosen, ranking_of
 from app.bandit.rounds import Bounds, Rounds
-from app.bandit.shadowing import Shadower, Unshadowed
+from app.bandit.shadowing import Shadower
+from app.bandit.shadows import Unshadowed
 from app.bandit.terms import PROFILE_FEATURES, Profile
 from app.errors import Conflict, Issue, NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
@@ -145,7 +146,10 @@ class Scorer:
             champion=ranking if role == "champion" else None,
             challenger=ranking if role == "challenger" else None,
         )
-        return decision, Unshadowed(decision, evidence, known.prior.mu, phi)
+        unshadowed = Unshadowed(
+            decision_id, role, asked.explore, shown, decision.elapsed_us, ranking, evidence, known.prior.mu, phi
+        )
+        return decision, unshadowed
 
     def _role(self, user_id: str, share: float) -> Role:
         served = self._lineup.challenger is not None and self._serves_challenger(user_id, share)

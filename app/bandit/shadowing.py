@@ -1,8 +1,8 @@
 """The shadow: what the policy that did not serve makes of each decision, worked out after the answer.
 
-It is computed from the very snapshot that the decision was made of, in small pieces between which requests go on, and
-stored for many decisions at once. Memory is bounded: where too many wait, the newcomer's shadow is dropped and counted.
-A decision without one, whether dropped or lost with the process, is no part of any evaluation.
+It is stored for many decisions at once. Memory is bounded: where too many wait, the newcomer's shadow is dropped and
+counted. A decision without one, whether dropped or lost with the process, is no part of any evaluation. How and where
+it is worked out is another's business (`ShadowWork`).
 """
 
 from __future__ import annotations
@@ -10,40 +10,33 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
-
-from app.bandit.decisions import Decision, Ranking, Role, Shadow
-from app.bandit.evidence import Evidence
-from app.bandit.lineup import Lineup
+from app.bandit.decisions import Shadow
 from app.bandit.ports import DecisionBook
-from app.bandit.ranking import best, ranking_of
-from app.bandit.terms import Array
-from app.bandit.together import Case, decide_together
+from app.bandit.shadows import Unshadowed
 from app.errors import Unavailable
 from app.telemetry import Metrics, logger, warn
 
 MOST_WAITING = 2_000
 LINGER_S = 0.1
-AT_ONCE = 200
-SCORED_AT_ONCE = 8  # what is worked on then stays in a core's cache
+AT_ONCE = 32
 RETRY_S = 1.0
 GIVE_UP_AFTER = 30
+FINISH_S = 5.0
 log = logger("bandit.shadowing")
 
 
-class Unshadowed(NamedTuple):
-    """A decision and the snapshot it was made of: evidence, the pooled prior's mean, and φ of all candidates (K, D).
+class ShadowWork(Protocol):
+    """Works out shadows, away from the event loop."""
 
-    `elapsed_us`: how long the answer took, its commit included.
-    """
+    async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
+        """In no order. One group at a time. Raises `Unavailable` where there are none, now or ever."""
+        ...
 
-    decision: Decision
-    evidence: Evidence
-    mu: Array
-    phi: Array
-    elapsed_us: int = 0
+    async def close(self) -> None:
+        """Whoever waits for shadows is told that there are none; so is who asks afterwards."""
+        ...
 
 
 class Shadower(Protocol):
@@ -74,12 +67,12 @@ class BackgroundShadower:
     def __init__(
         self,
         book: DecisionBook,
-        lineup: Lineup,
+        work: ShadowWork,
         metrics: Metrics,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._book = book
-        self._lineup = lineup
+        self._work = work
         self._metrics = metrics
         self._pause = pause
         self._waiting: deque[Unshadowed] = deque()
@@ -93,29 +86,39 @@ class BackgroundShadower:
             return
         self._waiting.append(unshadowed)
         if self._working is None:
-            self._working = asyncio.get_running_loop().create_task(self._work())
+            self._working = asyncio.get_running_loop().create_task(self._work_off())
 
     async def close(self) -> None:
-        """Work out and store what waits; what the database does not take now is lost, and counted."""
+        """Work out and store what waits. What is not done in time, or not stored at once, is lost, and counted."""
         self._closing.set()
         if (working := self._working) is not None:
-            await asyncio.gather(working, return_exceptions=True)
+            await asyncio.wait({working}, timeout=FINISH_S)
+            await self._work.close()
+            await asyncio.wait({working})
+        else:
+            await self._work.close()
 
-    async def _work(self) -> None:
+    async def _work_off(self) -> None:
         try:
             while self._waiting:
                 if len(self._waiting) < AT_ONCE:
                     await self._linger(LINGER_S)
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
-                try:
-                    # NumPy does most of it outside of Python's lock: requests go on meanwhile.
-                    stored = await self._stored(await asyncio.to_thread(shadows_of, group, self._lineup))
-                except Exception:
-                    log.exception("shadow_failed")
-                    stored = False
+                stored = await self._worked_out(group)
                 self._metrics.bandit.shadows.labels("stored" if stored else "lost").inc(len(group))
+                if not stored:
+                    await self._linger(RETRY_S)  # so that what fails at every try does not fill the log
         finally:
             self._working = None
+
+    async def _worked_out(self, group: Sequence[Unshadowed]) -> bool:
+        try:
+            return await self._stored(await self._work.shadows(group))
+        except Unavailable as error:
+            log.warning("shadows_lost", shadows=len(group), error=str(error))
+        except Exception:
+            log.exception("shadow_failed")
+        return False
 
     async def _stored(self, shadows: list[Shadow]) -> bool:
         for _ in range(GIVE_UP_AFTER):
@@ -141,41 +144,3 @@ class BackgroundShadower:
         finally:
             pause.cancel()
             closing.cancel()
-
-
-def shadows_of(group: Sequence[Unshadowed], lineup: Lineup) -> list[Shadow]:
-    """Both rankings of each, and the terms of a doubly robust estimate; in no order.
-
-    The reward model is the pooled prior that the decision names: q(φ) = φᵀμ, within [0, 1]. It was made of rewards
-    known before the decision.
-    """
-    alike: dict[tuple[Role, int], list[Unshadowed]] = {}
-    for item in group:
-        alike.setdefault((item.decision.role, len(item.phi)), []).append(item)
-    shadows: list[Shadow] = []
-    for (role, _), items in alike.items():
-        policy = lineup.policy("challenger" if role == "champion" else "champion")
-        for start in range(0, len(items), SCORED_AT_ONCE):
-            part = items[start : start + SCORED_AT_ONCE]
-            cases = [Case(item.decision.id, item.evidence, item.mu, item.phi) for item in part]
-            for item, scored in zip(part, decide_together(policy, cases), strict=True):
-                shadows.append(_shadow(item, ranking_of(scored, item.decision.explore)))
-    return shadows
-
-
-def _shadow(unshadowed: Unshadowed, other: Ranking) -> Shadow:
-    decision, _, mu, phi, elapsed_us = unshadowed
-    own = decision.ranking
-    champion, challenger = (own, other) if decision.role == "champion" else (other, own)
-    q = np.clip(phi @ mu, 0.0, 1.0)
-    return Shadow(
-        decision_id=decision.id,
-        champion=champion,
-        challenger=challenger,
-        chosen=decision.chosen,
-        agree=best(champion.scores) == best(challenger.scores),
-        q_logged=float(q[decision.chosen]),
-        v_champion=float(champion.pi @ q),
-        v_challenger=float(challenger.pi @ q),
-        elapsed_us=elapsed_us,
-    )

@@ -19,7 +19,10 @@ _json = click.option("--json", "as_json", is_flag=True, help="For a program.")
 
 @click.group()
 def rollout() -> None:
-    """How the challenger does, and who is served by it."""
+    """How the challenger does, and who is served by it.
+
+    Limits, and whether there is a challenger, are taken from this command's settings: give it those of the service.
+    """
 
 
 @rollout.command()
@@ -85,42 +88,77 @@ def _show(found: RolloutView, as_json: bool) -> None:
 
 
 def _rows(found: RolloutView) -> list[tuple[str, str]]:
-    decisions, figures, rails = found.decisions, found.figures, found.guardrails
-    rows = [
-        ("stage", f"{found.stage}, {found.share:.0%} of the users"),
+    return [*_standing(found), *_figures(found), *_guardrails(found), *_moves(found)]
+
+
+def _standing(found: RolloutView) -> list[tuple[str, str]]:
+    decisions = found.decisions
+    over = found.stage in ("promoted", "rolled back")
+    looks = "no more looks" if over or found.challenger is None else f"next look at {decisions.next_look_at:,}"
+    verdict = f"{found.verdict.verdict}: {found.verdict.reason}"
+    return [
+        ("champion", found.champion),
+        ("challenger", found.challenger or "none: PROFILES_SHADOW is 0"),
+        ("stage", f"{found.stage}, the challenger serves {found.share if found.challenger else 0:.0%} of the users"),
         ("since", f"{found.changed_at or 'the beginning'}, by {found.changed_by}: {found.reason}"),
-        ("verdict", f"{found.verdict.verdict}: {found.verdict.reason}"),
+        ("verdict", "none, the roll-out is over" if over else verdict),
         (
             "decisions",
-            f"{decisions.evaluated:,} evaluated, next look at {decisions.next_look_at:,}; {decisions.waiting:,} wait; "
-            f"{decisions.unshadowed:,} without a shadow; {decisions.served_by_challenger:,} served by the challenger",
+            f"{decisions.evaluated:,} evaluated, {looks}; {decisions.waiting:,} wait; {decisions.unshadowed:,} without "
+            f"a shadow; {decisions.served_by_challenger:,} served by the challenger since the stage began",
         ),
-        ("states", f"{found.states.users:,} learned, {found.states.to_grow:,} yet to grow"),
+        ("learned about", f"{found.states.users:,} users, {found.states.to_grow:,} yet to grow"),
     ]
-    if figures is not None:
-        rows += [
-            ("look", f"{figures.look}, {figures.made_at}: {figures.decisions:,} decisions of {figures.users:,} users"),
-            ("agreement", f"{figures.agreement:.1%}"),
-            ("IPS", _interval(figures.ips)),
-            ("SNIPS", _interval(figures.snips)),
-            ("doubly robust", _interval(figures.doubly_robust)),
-            ("champion", _interval(figures.champion)),
-            ("lift", _interval(figures.lift)),
-            (
-                "mean weight",
-                f"{figures.mean_weight:.3f} ± {figures.mean_weight_error:.3f}; the champion's "
-                f"{figures.champion_mean_weight:.3f} ± {figures.champion_mean_weight_error:.3f}",
-            ),
-            (
-                "effective size",
-                f"{figures.effective_sample_size:,.0f}; the champion's {figures.champion_effective_sample_size:,.0f}; "
-                f"{figures.effective_sample_size_needed:,.0f} needed of both",
-            ),
-        ]
-    rows += [("guardrail", sentence) for sentence in rails.broken] or [("guardrails", "none is broken")]
-    rows += [(f"no {item.move}", item.why_not) for item in found.moves if item.why_not is not None]
-    return rows
 
 
-def _interval(found: IntervalView) -> str:
-    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+def _figures(found: RolloutView) -> list[tuple[str, str]]:
+    figures = found.figures
+    if figures is None:
+        return [("look", "none yet")]
+    return [
+        ("look", f"{figures.look}, {figures.made_at}: {figures.decisions:,} decisions of {figures.users:,} users"),
+        ("agreement", f"{figures.agreement:.1%} have the same first candidate under both"),
+        ("IPS", f"{_interval(figures.ips)} reward per decision"),
+        ("SNIPS", _interval(figures.snips)),
+        ("doubly robust", _interval(figures.doubly_robust)),
+        ("champion", _interval(figures.champion)),
+        ("lift", f"{_interval(figures.lift, '+')}; a loss of {found.margin:g} is accepted"),
+        (
+            "mean weight",
+            f"{figures.mean_weight:.4f} ± {figures.mean_weight_error:.4f}; the champion's "
+            f"{figures.champion_mean_weight:.4f} ± {figures.champion_mean_weight_error:.4f}; 1 where all is right",
+        ),
+        (
+            "effective size",
+            f"{figures.effective_sample_size:,.0f} decisions; "
+            f"the champion's {figures.champion_effective_sample_size:,.0f}; "
+            f"{figures.effective_sample_size_needed:,.0f} needed of both",
+        ),
+    ]
+
+
+def _guardrails(found: RolloutView) -> list[tuple[str, str]]:
+    rails, few = found.guardrails, "too few to say"
+    shown = rails.dismissals
+    dismissed, longest, without = few, few, few
+    if shown.more is not None:
+        more, low, high = (f"{100 * share:+.1f}" for share in (shown.more.value, shown.more.low, shown.more.high))
+        dismissed = f"challenger {shown.challenger:.1%}, champion {shown.champion:.1%}: {more} points ({low} to {high})"
+    if rails.p99_ms.value is not None:
+        longest = f"{rails.p99_ms.value:,.0f} ms"
+    if rails.no_profile.value is not None:
+        without = f"{rails.no_profile.value:.1%}"
+    return [
+        ("dismissed", f"{dismissed}; {100 * shown.limit:g} points more are allowed"),
+        ("99 in 100", f"answers within: {longest}; {rails.p99_ms.limit:,.0f} ms are allowed"),
+        ("no profile", f"{without}; {rails.no_profile.limit:.1%} are allowed"),
+        *(("broken", sentence) for sentence in rails.broken),
+    ]
+
+
+def _moves(found: RolloutView) -> list[tuple[str, str]]:
+    return [(item.move, "allowed" if item.why_not is None else f"not now: {item.why_not}") for item in found.moves]
+
+
+def _interval(found: IntervalView, sign: str = "") -> str:
+    return f"{found.value:{sign}.4f} ({found.low:{sign}.4f} to {found.high:{sign}.4f})"

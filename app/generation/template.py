@@ -12,7 +12,7 @@ from datetime import datetime
 from app.generation.languages import phrases_of
 from app.generation.languages.phrases import Phrases
 from app.generation.ports import Order, Task
-from app.generation.texts import cleaned, ended, gist, shortened
+from app.generation.texts import cleaned, ended, gist, shortened, shows_something
 from app.generation.words import Traits
 
 TITLE_CHARS, NOTE_CHARS = 100, 80
@@ -38,7 +38,7 @@ def worded(order: Order) -> str:
     sentences = [_opening(phrases, task, order.now), phrases.encouragement[traits.mood]]
     if traits.reads != "briefly":
         if (hour := _hour(traits, task, order.now)) is not None:
-            sentences.append(phrases.good_hour.format(hour))
+            sentences.append(phrases.good_hour.format(hour) if hour else phrases.good_midnight)
         if note := gist(task.notes or "", NOTE_CHARS):
             sentences.append(phrases.note.format(_quoted(phrases, note), ended(note)))
     return " ".join(sentences)
@@ -46,7 +46,7 @@ def worded(order: Order) -> str:
 
 def _opening(phrases: Phrases, task: Task, now: datetime) -> str:
     title = shortened(cleaned(task.title), TITLE_CHARS)
-    subject = _quoted(phrases, title) if title else phrases.unnamed
+    subject = _quoted(phrases, title) if shows_something(title) else phrases.unnamed
     important = task.priority is not None and task.priority >= IMPORTANT
     if task.due_at is None:
         return (phrases.waiting_important if important else phrases.waiting).format(subject)

@@ -7,6 +7,7 @@ like what it is: nothing in it moves a cursor, turns the direction, or hides.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 MAX_TEXT = 500
 # Control characters, overrides and isolates of direction, halves of pairs, and what is drawn nowhere (tag characters
@@ -72,6 +73,11 @@ def _first_sentence(text: str) -> str:
 
 def _says_something(text: str) -> bool:
     return any(map(str.isalnum, text))
+
+
+def shows_something(title: str) -> bool:
+    """Whether there is more than marks and spaces: a letter, a number, or a sign that stands for a word (emoji)."""
+    return any(unicodedata.category(character)[0] not in "PZCM" for character in title)
 
 
 def ended(quoted: str) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app import joins
 from app.bandit.assignment import serves_challenger
-from app.bandit.decisions import Asked, Decision, Outcome
+from app.bandit.decisions import Asked, Decision, Outcome, Shadow
 from app.bandit.evidence import Evidence
 from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
-from app.bandit.parts import Bandit, Books, join
+from app.bandit.parts import Bandit, Outside, join
+from app.bandit.shadows import Unshadowed, shadows_of
 from app.bandit.terms import Candidate, Context
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
@@ -40,6 +41,17 @@ TIPS = tuple(Candidate(f"tip-{number}", number % 2 == 0, 3.0 * number, float(num
 _numbers = itertools.count(1)
 
 
+class Here:
+    """Works shadows out on the spot; `tests/aside/test_process.py` holds the real thing to the same results."""
+
+    async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
+        """Those of `shadows_of`."""
+        return shadows_of(group, Lineup.of(shadow=True))
+
+    async def close(self) -> None:
+        """Nothing runs."""
+
+
 class School:
     """One process. `meanwhile` runs whenever a profile is read."""
 
@@ -51,15 +63,16 @@ class School:
         self.meanwhile: Callable[[], Any] | None = None
         self.rules = Rules.of(Rewards(), WINDOW_H)
         self.lineup = Lineup.of(shadow=shadow)
-        self.books = Books(
+        self.outside = Outside(
             SqliteDecisions(database, self.lineup.longest),
             SqliteLearning(database, self.lineup, self.rules),
             SqliteStates(database, self.lineup.longest),
+            self._profile,
+            Here(),
         )
         self.bandit: Bandit = join(
-            self.books,
+            self.outside,
             self.lineup,
-            read_profile=self._profile,
             serves_challenger=serves_challenger,
             rollout=joins.rollout(Settings(), database, self.clock, self.lineup, self.rules),
             new_id=lambda: f"decision-{next(_numbers)}",

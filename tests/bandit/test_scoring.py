@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.bandit import shadowing
 from app.bandit.decisions import Decision
 from app.bandit.explaining import explained
 from app.bandit.policy import CHALLENGER, CHAMPION, EPSILON, sample
 from app.bandit.scoring import BOUNDS
-from app.bandit.shadowing import BackgroundShadower, Unshadowed
+from app.bandit.shadowing import BackgroundShadower
+from app.bandit.shadows import Unshadowed
 from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.terms import Candidate
-from app.errors import Conflict, NotFound, Overloaded, StoreUnavailable
+from app.errors import Conflict, NotFound, Overloaded, StoreUnavailable, Unavailable
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decisions import SqliteDecisions
-from tests.bandit.school import KEEN, TIPS, School
+from tests.bandit.school import KEEN, TIPS, Here, School
 from tests.support.events import feedback, served
 from tests.support.waiting import eventually_async
 
@@ -352,18 +352,41 @@ async def test_shadows_are_written_later_when_the_database_does_not_answer(
 async def test_a_defect_costs_the_shadows_it_strikes_and_no_others(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failures = shadowing.shadows_of, iter([ValueError("a defect")])
+    real, failures = Here.shadows, iter([ValueError("a defect"), Unavailable("it died")])
 
-    def shadows_of(group: Any, lineup: Any) -> Any:
+    async def shadows(work: Here, group: Any) -> Any:
         for failure in failures:
             raise failure
-        return real(group, lineup)
+        return await real(work, group)
 
-    monkeypatch.setattr(shadowing, "shadows_of", shadows_of)
-    monkeypatch.setattr(shadowing, "AT_ONCE", 2)
+    monkeypatch.setattr(Here, "shadows", shadows)
+    monkeypatch.setattr("app.bandit.shadowing.AT_ONCE", 2)
+    monkeypatch.setattr("app.bandit.shadowing.RETRY_S", 0.01)
     await asyncio.gather(*(school.decide(f"user-{number}") for number in range(6)))
     await school.bandit.scorer.close()
-    assert await school.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL") == [(4,)]
+    assert await school.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL") == [(2,)]
+    assert school.metrics.collectors.get_sample_value("profiles_shadows_total", {"outcome": "lost"}) == 4
+
+
+async def test_closing_does_not_hang_when_shadows_are_not_worked_out_in_time(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = asyncio.Event()
+
+    async def shadows(*_: object) -> Any:
+        await closed.wait()
+        raise Unavailable("about to stop")
+
+    async def close(_: Here) -> None:
+        closed.set()
+
+    monkeypatch.setattr(Here, "shadows", shadows)
+    monkeypatch.setattr(Here, "close", close)
+    monkeypatch.setattr("app.bandit.shadowing.FINISH_S", 0.01)
+    monkeypatch.setattr("app.bandit.shadowing.AT_ONCE", 1)
+    await school.decide()
+    await school.decide()
+    await asyncio.wait_for(school.bandit.scorer.close(), 5)
     assert school.metrics.collectors.get_sample_value("profiles_shadows_total", {"outcome": "lost"}) == 2
 
 

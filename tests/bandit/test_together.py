@@ -6,14 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.bandit.decisions import Decision
 from app.bandit.evidence import Evidence
 from app.bandit.lineup import Lineup
 from app.bandit.policy import CHALLENGER, CHAMPION, Policy
 from app.bandit.ranking import best, chosen, ranking_of
-from app.bandit.shadowing import Unshadowed, shadows_of
+from app.bandit.shadows import Unshadowed, shadows_of
 from app.bandit.specs import SPEC_V2
-from app.bandit.terms import Candidate, Context
 from app.bandit.together import Case, decide_together
 from tests.bandit.requests import request_of
 
@@ -49,32 +47,17 @@ def decided(seed: int, candidates: int, *, challenger: bool, explore: bool) -> U
     made = case(seed, candidates)
     policy = CHALLENGER if challenger else CHAMPION
     ranking = ranking_of(policy.decide(*made), explore)
-    shown = chosen(ranking, made.decision_id, explore)
-    decision = Decision(
-        id=made.decision_id,
-        request_id=None,
-        user_id="ann",
-        created_at_ms=1,
-        explore=explore,
-        role="challenger" if challenger else "champion",
-        served_by=policy.id,
-        policy_hash=policy.spec.hash,
-        spec_hash=SPEC_V2.hash,
-        state_version=0,
-        prior_version=0,
-        origin="absent",
-        profile=None,
-        profile_present=False,
-        candidates=tuple(Candidate(str(number), False, 0.0, 0.0) for number in range(candidates)),
-        context=Context(),
-        chosen=shown,
-        elapsed_us=1,
-        theta=np.zeros(1),
-        phi=made.phi[shown],
-        champion=None if challenger else ranking,
-        challenger=ranking if challenger else None,
+    return Unshadowed(
+        made.decision_id,
+        "challenger" if challenger else "champion",
+        explore,
+        chosen(ranking, made.decision_id, explore),
+        seed,
+        ranking,
+        made.evidence,
+        made.mu,
+        made.phi,
     )
-    return Unshadowed(decision, made.evidence, made.mu, made.phi, elapsed_us=seed)
 
 
 def test_shadows_of_unlike_decisions_are_worked_out_together() -> None:
@@ -82,17 +65,18 @@ def test_shadows_of_unlike_decisions_are_worked_out_together() -> None:
     shadows = {shadow.decision_id: shadow for shadow in shadows_of(group, Lineup.of(shadow=True))}
     assert len(shadows) == len(group)
     for item in group:
-        shadow, decision = shadows[item.decision.id], item.decision
-        assert (shadow.champion if decision.role == "champion" else shadow.challenger) is decision.ranking
-        other = shadow.challenger if decision.role == "champion" else shadow.champion
-        policy = CHALLENGER if decision.role == "champion" else CHAMPION
-        expected = ranking_of(policy.decide(decision.id, item.evidence, item.mu, item.phi), decision.explore)
+        shadow = shadows[item.decision_id]
+        assert (shadow.champion if item.role == "champion" else shadow.challenger) is item.own
+        other = shadow.challenger if item.role == "champion" else shadow.champion
+        policy = CHALLENGER if item.role == "champion" else CHAMPION
+        expected = ranking_of(policy.decide(item.decision_id, item.evidence, item.mu, item.phi), item.explore)
         np.testing.assert_allclose(other.scores, expected.scores, atol=1e-11)
         np.testing.assert_allclose(other.pi, expected.pi, atol=1e-12)
         assert other.pi.sum() == np.float64(1) or abs(other.pi.sum() - 1) < 1e-12
         q = np.clip(item.phi @ item.mu, 0, 1)
-        np.testing.assert_allclose(shadow.q_logged, q[decision.chosen])
+        np.testing.assert_allclose(shadow.q_logged, q[item.chosen])
         np.testing.assert_allclose(shadow.v_champion, shadow.champion.pi @ q)
         np.testing.assert_allclose(shadow.v_challenger, shadow.challenger.pi @ q)
+        assert shadow.chosen == item.chosen
         assert shadow.agree == (best(shadow.champion.scores) == best(shadow.challenger.scores))
         assert shadow.elapsed_us == item.elapsed_us

@@ -41,7 +41,8 @@ async def outcomes(path: Path) -> list[tuple[str, str, str]]:
 def test_status_says_where_it_stands_when_nothing_was_decided(profiles: Run, database_path: Path) -> None:
     shown = profiles("rollout", "status", database=database_path)
     assert shown.code == 0
-    assert "shadow, 0% of the users" in shown.out
+    assert "shadow, the challenger serves 0% of the users" in shown.out
+    assert "too few to say" in shown.out
     assert "insufficient data: 0 decisions can be evaluated" in shown.out
     found = profiles("rollout", "status", "--json", database=database_path).json
     assert (found["stage"], found["figures"]) == ("shadow", None)
@@ -54,12 +55,23 @@ def test_challenger_is_ramped_and_rolled_back_audited(profiles: Run, database_pa
     asyncio.run(look(database_path, rows_of(some(4_000))))
     shown = profiles("rollout", "ramp", "--reason", "looks [good]", database=database_path)
     assert shown.code == 0
-    for text in ("ramp, 5% of the users", "by the command line: looks [good]", "lift", "no ramp", "200 are needed"):
+    for text in (
+        "ramp, the challenger serves 5%",
+        "by the command line: looks [good]",
+        "lift",
+        "not now",
+        "200 are needed",
+    ):
         assert text in shown.out
+    rails = profiles("rollout", "status", "--json", database=database_path).json["guardrails"]
+    assert f"challenger {rails['dismissals']['challenger']:.1%}, champion" in shown.out
     promoted = profiles("rollout", "promote", database=database_path)
     assert (promoted.code, "ramp it first" in promoted.err) == (5, True)
     back = profiles("rollout", "rollback", "--json", database=database_path)
     assert (back.code, back.json["stage"]) == (0, "rolled back")
+    over = profiles("rollout", "status", database=database_path).out
+    assert "none, the roll-out is over" in over
+    assert "no more looks" in over
     assert [entry[:2] for entry in asyncio.run(outcomes(database_path))] == [
         *[("the command line", "ramp roll-out")] * 2,
         ("the command line", "promote challenger"),

@@ -49,8 +49,15 @@ GOOD = [
     (
         order("Tax", due_at=at(12, days=3), traits=Traits(hour=0), locale="en-GB"),
         "“Tax” is due on Saturday. Start with one small step: two minutes are enough. "
-        "Around 0:00 is usually a good time for you.",
+        "Around midnight is usually a good time for you.",
     ),
+    (
+        order("Steuer", traits=Traits(hour=0), locale="de"),
+        "„Steuer“ wartet auf dich. Fang mit einem kleinen Schritt an: Zwei Minuten genügen. "
+        "Gegen Mitternacht passt es dir meistens gut.",
+    ),
+    (order("... -"), "Your task is waiting for you. Start with one small step: two minutes are enough."),
+    (order("✅"), "“✅” is waiting for you. Start with one small step: two minutes are enough."),
     (
         order("Steuer", due_at=at(17), priority=5, traits=FINISHER, locale="de-AT"),
         "Wichtig: „Steuer“ ist heute um 17:00 Uhr fällig. Du bringst die Dinge meistens zu Ende, also schaffst du "
@@ -146,7 +153,7 @@ def test_phrases_have_their_places_and_no_more(language: str) -> None:
     places = {
         "waiting": 1, "waiting_important": 1, "due": 2, "was_due": 2, "important": 1, "today": 0, "today_at": 1,
         "tomorrow": 0, "tomorrow_at": 1, "yesterday": 0, "on_weekday": 1, "on_date": 2, "on_date_of_year": 3,
-        "good_hour": 1, "note": 2, "unnamed": 0,
+        "good_hour": 1, "good_midnight": 0, "note": 2, "unnamed": 0,
     }  # fmt: skip
     assert {name: getattr(phrases, name).count("{}") for name in places} == places
     assert len(phrases.weekdays) == len(set(phrases.weekdays)) == 7

@@ -251,6 +251,25 @@ async def process_paused(site: Site, random: Random) -> AsyncIterator[None]:
             program.send(signal.SIGCONT)
 
 
+@fault
+async def beside_killed(site: Site, random: Random) -> AsyncIterator[None]:
+    """The process beside an API process stands still for a while, and dies with -9."""
+    slot = random.choice(site.apis)
+    async with slot.turn:
+        program = slot.program
+        if not slot.up or program is None or not (pid := await asyncio.to_thread(program.child, "app.aside")):
+            raise Missed
+        _signal(pid, signal.SIGSTOP)
+        await _wait(random.uniform(0.0, 0.5))
+        yield
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
 # The database and the clock.
 
 

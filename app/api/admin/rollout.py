@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from litestar import Response, get, post
 from litestar.params import QueryParameter
 
-from app.api.admin.actors import caller
+from app.api.admin.actors import audited, caller
 from app.api.admin.letters import MAX_REASON, REASON_SCHEMA, reason_problem
 from app.api.admin.rollout_schemas import RolloutView
 from app.api.admin.rollout_views import view
@@ -15,10 +15,14 @@ from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form, read_form
 from app.api.pages.negotiation import answer, redirect
-from app.bandit.stages import STEPS, Move
+from app.bandit.rollout import ACTIONS, NEWEST_SHOWN
+from app.bandit.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
+from app.features.clock import rfc3339
 
 HOME = "/admin/rollout"
+# What a form says it has seen where nobody has changed anything yet.
+UNCHANGED = "unchanged"
 Reason = Annotated[
     str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user's id.")
 ]
@@ -37,7 +41,17 @@ Reason = Annotated[
 async def get_rollout(request: HttpRequest) -> Response[RolloutView]:
     """Now."""
     body = await _seen(request)
-    return await answer(request, body, "rollout.html", chart=_chart(body), steps=STEPS)
+    return await answer(
+        request,
+        body,
+        "rollout.html",
+        chart=_chart(body),
+        steps=STEPS,
+        unchanged=UNCHANGED,
+        max_reason=MAX_REASON,
+        newest_shown=NEWEST_SHOWN,
+        served_needed=SERVED_BEFORE_MORE,
+    )
 
 
 @post(
@@ -89,29 +103,59 @@ async def _seen(request: HttpRequest) -> RolloutView:
 
 
 async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
-    by_form = is_form(request)
-    if by_form:
-        reason = (await read_form(request)).get("reason")
+    if is_form(request):
+        return await _pressed(request, move)
     if (wrong := reason_problem(reason)) is not None:
-        refused = InvalidInput if by_form else Undecodable
-        raise refused("the reason is not allowed", [Issue("reason", wrong)])
+        raise Undecodable("the reason is not allowed", [Issue("reason", wrong)])
+    await api_of(request).rollout.move(move, caller(request).name, reason)
+    return Response(await _seen(request))
+
+
+async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
+    """What a button of the page does; the page then says what came of it."""
+    form = await read_form(request)
+    reason = form.get("reason")
+    if (wrong := reason_problem(reason)) is not None:
+        raise InvalidInput("the reason is not allowed", [Issue("reason", wrong)])
     try:
+        if move != "rollback":  # going back is right, whatever somebody else has done
+            await _refuse_if_changed(request, move, form.get("seen"))
         state = await api_of(request).rollout.move(move, caller(request).name, reason)
     except Conflict as error:
-        if not by_form:
-            raise
-        return await redirect(request, HOME, f"Nothing was changed: {error}.")
-    if not by_form:
-        return Response(await _seen(request))
-    return await redirect(request, HOME, f"The roll-out is at: {state.words}.")
+        return await redirect(request, HOME, f"Nothing was changed: {str(error).rstrip('.')}.")
+    return await redirect(request, HOME, _told(state))
+
+
+async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
+    """A button pressed twice, or on a page that is out of date, would go a step that nobody asked for.
+
+    Of two that come at the same moment both may pass; then the second is refused for want of decisions at its stage.
+    """
+    state = await api_of(request).rollout.book.state()
+    if seen in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
+        return
+    async with audited(request, ACTIONS[move], "rollout"):
+        at = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
+        raise Conflict(f"since this page was made it has moved, to {at}, by {state.changed_by}")
+
+
+def _told(state: RolloutState) -> str:
+    """What a move has brought."""
+    if state.stage == "ramp":
+        return f"Done. The challenger serves {state.share:.0%} of the users from now on."
+    if state.stage == "shadow":
+        return "Done. The roll-out begins anew, in the shadow."
+    if state.stage == "promoted":
+        return "Done. The challenger is promoted."
+    return "Done. The challenger is rolled back: the champion serves everybody from now on."
 
 
 def _chart(body: RolloutView) -> dict[str, Any]:
     """The lift by look, with its bounds."""
     bounds = {
-        "at most": [look.lift.high for look in body.looks],
+        "upper bound": [look.lift.high for look in body.looks],
         "lift": [look.lift.value for look in body.looks],
-        "at least": [look.lift.low for look in body.looks],
+        "lower bound": [look.lift.low for look in body.looks],
         "margin": [-body.margin for _ in body.looks],
     }
-    return {"labels": [f"{look.decisions:,}" for look in body.looks], "series": bounds}
+    return {"labels": [f"{look.decisions:,}".replace(",", "\u202f") for look in body.looks], "series": bounds}

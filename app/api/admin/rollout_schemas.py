@@ -118,7 +118,7 @@ class RolloutView(msgspec.Struct, kw_only=True):
     """How the challenger does, and who is served by it."""
 
     stage: Stage
-    share: Annotated[float, Meta(description="Of the users, who are served by the challenger.")]
+    share: Annotated[float, Meta(description="Of the users, who are served by the challenger where there is one.")]
     reason: str
     changed_by: str
     changed_at: str | None

@@ -43,5 +43,6 @@ ENGLISH = Phrases(
         "hesitant": "Just start with the smallest part of it.",
     },
     good_hour="Around {}:00 is usually a good time for you.",
+    good_midnight="Around midnight is usually a good time for you.",
     note="Your note: {}{}",
 )

@@ -43,5 +43,6 @@ GERMAN = Phrases(
         "hesitant": "Fang einfach mit dem kleinsten Teil an.",
     },
     good_hour="Gegen {} Uhr passt es dir meistens gut.",
+    good_midnight="Gegen Mitternacht passt es dir meistens gut.",
     note="Deine Notiz: {}{}",
 )

@@ -36,5 +36,6 @@ class Phrases:
     months: tuple[str, ...]
 
     encouragement: Mapping[Mood, str]
-    good_hour: str  # {}: hour, 0 to 23
+    good_hour: str  # {}: hour, 1 to 23
+    good_midnight: str
     note: str  # {}: quotation, and the sentence's end after it

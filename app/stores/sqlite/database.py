@@ -1,8 +1,9 @@
 """The database of one process: a few readers, one writer, one checkpointer.
 
-Invariants: a write is one transaction on the writer's thread, committed durably (`synchronous=FULL`) when `write`
-returns, or wholly undone when it raises. A checkpoint runs only on the writer's thread, on a second connection, while
-the writer holds the write lock of the file, so that in no process anybody writes meanwhile.
+Invariants: a write is one transaction on the writer's thread, committed when `write` returns, and durably
+(`synchronous=FULL`) unless the caller says that it need not be, or wholly undone when it raises. A checkpoint runs only
+on the writer's thread, on a second connection, while the writer holds the write lock of the file, so that in no process
+anybody writes meanwhile.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Database:
         self._readers: list[ThreadConnection] = []
         self._writer: ThreadConnection | None = None
         self._write_turn = asyncio.Lock()
+        self._durable = True  # as the writer's connection is set
         self._checkpointer: sqlite3.Connection | None = None
         self._checkpoint_at = CHECKPOINT_AT_BYTES
         self._wal = path.with_name(path.name + "-wal")
@@ -124,8 +126,11 @@ class Database:
         finally:
             self._idle.put_nowait(reader)
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """Run `work` in one write transaction, one hop.
+
+        What is not `durable` is committed without waiting for the disk: a machine that stops may lose it, wholly, until
+        the next durable write. No process that stops or is killed does.
 
         Raises:
             StoreUnavailable: when SQLite fails; nothing was written.
@@ -135,7 +140,7 @@ class Database:
             raise StoreUnavailable("the database is closed")
         async with self._write_turn:
             try:
-                result = await self._writer.run(lambda connection: self._transact(connection, work))
+                result = await self._writer.run(lambda connection: self._transact(connection, work, durable))
             except sqlite3.IntegrityError:
                 raise
             except sqlite3.DatabaseError as error:
@@ -174,7 +179,11 @@ class Database:
             log.warning("database_has_room_again", database=str(self.path))
         self.full = full
 
-    def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
+        if durable is not self._durable:
+            # Before the transaction: within one, SQLite refuses.
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
         connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(connection)

@@ -94,7 +94,7 @@ class SqliteDecisions:
         return await self._database.write(work)
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """A decision that is gone, erased or pruned, stays gone."""
+        """A decision that is gone, erased or pruned, stays gone. One whose shadow is lost is not evaluated: no more."""
         rows = [
             (
                 blob(shadow.champion.scores),
@@ -112,7 +112,7 @@ class SqliteDecisions:
             )
             for shadow in shadows
         ]
-        await self._database.write(lambda connection: connection.executemany(UPDATE_SHADOW, rows))
+        await self._database.write(lambda connection: connection.executemany(UPDATE_SHADOW, rows), durable=False)
 
     async def find(self, decision_id: str) -> tuple[Decision, Outcome] | None:
         """One hop."""

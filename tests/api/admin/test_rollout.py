@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -145,9 +146,32 @@ async def test_form_comes_back_to_the_page_with_what_happened(own_site: Live) ->
         assert (answer.status_code, answer.headers["location"]) == (303, "/admin/rollout")
         shown = await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})
         assert said in shown.text
+    sent = {"csrf_token": token, "seen": "unchanged"}
+    await own_site.client.post("/admin/rollout/ramp", data=sent)
+    (entry, *_) = (await own_site.client.get("/admin/audit")).json()["entries"]
+    assert entry["outcome"] == "refused: since this page was made it has moved, to rolled back, by anyone"
     wrong = await own_site.client.post("/admin/rollout/ramp", data={"csrf_token": token, "reason": "x" * 401})
     assert paths(problem(wrong, 422)) == ["reason"]
     problem(await own_site.client.post("/admin/rollout/ramp", data={"reason": "because"}), 403)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+async def test_one_step_is_made_when_the_same_button_is_pressed_many_times_at_once(
+    own_site: Live, share: float
+) -> None:
+    await decide(own_site, 4_000)
+    book = own_site.service.bandit.rollout.book
+    if share:
+        await book.move(await book.state(), Target("ramp", share), "", "ann", own_site.now_ms - 2_000)
+        await decide(own_site, 250, share=1.0, seed=2, late_ms=1_000)
+    page = (await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})).text
+    token, seen_at = (page.split(f'name="{name}" value="')[1].split('"')[0] for name in ("csrf_token", "seen"))
+    move, expected = ("promote", ("promoted", 1.0)) if share == 1 else ("ramp", ("ramp", 0.25 if share else 0.05))
+    sent = {"csrf_token": token, "seen": seen_at}
+    await asyncio.gather(*(own_site.client.post(f"/admin/rollout/{move}", data=sent) for _ in range(6)))
+    assert (await book.state())[:2] == expected
+    outcomes = [entry.outcome.partition(":")[0] for entry in await own_site.service.audit.newest(6)]
+    assert sorted(outcomes) == ["done"] + ["refused"] * 5
 
 
 async def test_overview_says_so_when_it_was_rolled_back_by_itself(own_site: Live) -> None:

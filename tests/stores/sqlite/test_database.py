@@ -91,6 +91,28 @@ async def test_constraint_is_told_apart_when_a_write_breaks_it(database: Databas
     assert await audited(database) == []
 
 
+async def test_only_a_write_that_may_be_lost_does_not_wait_for_the_disk(database: Database) -> None:
+    full, normal = 2, 1
+
+    def level(connection: sqlite3.Connection) -> int:
+        audit(connection, "written")
+        (found,) = connection.execute("PRAGMA synchronous").fetchone()
+        return int(found)
+
+    def fails(connection: sqlite3.Connection) -> int:
+        level(connection)
+        raise ValueError("undone")
+
+    assert await database.write(level) == full
+    assert await database.write(level, durable=False) == normal
+    assert await database.write(level, durable=False) == normal
+    assert await database.write(level) == full
+    with pytest.raises(ValueError, match="undone"):
+        await database.write(fails, durable=False)
+    assert await database.write(level) == full
+    assert await audited(database) == ["written"] * 5
+
+
 async def test_read_cannot_write(database: Database) -> None:
     with pytest.raises(StoreUnavailable, match="readonly"):
         await database.read(lambda connection: audit(connection, "by a reader"))

@@ -1,0 +1,162 @@
+"""Decisions on their way to the process beside, and shadows on their way back.
+
+Invariant: what is decoded is what was encoded, to the last bit. Arrays travel as the bytes that they are in memory,
+for both ends are on one machine, and are read in place: all this is done on the event loop, in some microseconds each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from app.bandit.decisions import Ranking, Role, Shadow
+from app.bandit.evidence import Evidence
+from app.bandit.shadows import Unshadowed
+from app.bandit.terms import Array
+
+
+class _Question(msgspec.Struct, array_like=True, gc=False):
+    decision_id: str
+    role: Role
+    explore: bool
+    chosen: int
+    elapsed_us: int
+    spec_hash: str
+    decisions: int
+    scores: bytes
+    pi: bytes
+    size: int
+    numbers: bytes
+    mu: bytes
+    phi: bytes
+
+
+class _Answer(msgspec.Struct, array_like=True, gc=False):
+    decision_id: str
+    chosen: int
+    agree: bool
+    q_logged: float
+    v_champion: float
+    v_challenger: float
+    elapsed_us: int
+    champion_scores: bytes
+    champion_pi: bytes
+    challenger_scores: bytes
+    challenger_pi: bytes
+
+
+class Failure(msgspec.Struct, array_like=True, tag=True):
+    """Instead of shadows: why there are none."""
+
+    reason: str
+
+
+class _Answers(msgspec.Struct, array_like=True, tag=True):
+    shadows: list[_Answer]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_questions = msgspec.msgpack.Decoder(list[_Question]).decode
+_answers = msgspec.msgpack.Decoder(_Answers | Failure).decode
+
+
+def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
+    """To the process beside."""
+    return _encode(
+        [
+            _Question(
+                item.decision_id,
+                item.role,
+                item.explore,
+                item.chosen,
+                item.elapsed_us,
+                item.evidence.spec_hash,
+                item.evidence.decisions,
+                _bytes(item.own.scores),
+                _bytes(item.own.pi),
+                item.evidence.size,
+                _bytes(item.evidence.numbers),
+                _bytes(item.mu),
+                _bytes(item.phi),
+            )
+            for item in group
+        ]
+    )
+
+
+def decode_decisions(message: bytes) -> list[Unshadowed]:
+    """There. Raises `msgspec.DecodeError`, or ValueError where arrays do not fit each other."""
+    return [
+        Unshadowed(
+            item.decision_id,
+            item.role,
+            item.explore,
+            item.chosen,
+            item.elapsed_us,
+            Ranking(_array(item.scores), _array(item.pi)),
+            Evidence(item.spec_hash, item.size, _array(item.numbers), item.decisions),
+            _array(item.mu),
+            _array(item.phi).reshape(-1, item.size),
+        )
+        for item in _questions(message)
+    ]
+
+
+def encode_shadows(shadows: Sequence[Shadow]) -> bytes:
+    """Back."""
+    return _encode(
+        _Answers(
+            [
+                _Answer(
+                    item.decision_id,
+                    item.chosen,
+                    item.agree,
+                    item.q_logged,
+                    item.v_champion,
+                    item.v_challenger,
+                    item.elapsed_us,
+                    _bytes(item.champion.scores),
+                    _bytes(item.champion.pi),
+                    _bytes(item.challenger.scores),
+                    _bytes(item.challenger.pi),
+                )
+                for item in shadows
+            ]
+        )
+    )
+
+
+def encode_failure(reason: str) -> bytes:
+    """Back, where it failed."""
+    return _encode(Failure(reason))
+
+
+def decode_answer(message: bytes) -> list[Shadow] | Failure:
+    """Here. Raises `msgspec.DecodeError`."""
+    answer = _answers(message)
+    if isinstance(answer, Failure):
+        return answer
+    return [
+        Shadow(
+            item.decision_id,
+            Ranking(_array(item.champion_scores), _array(item.champion_pi)),
+            Ranking(_array(item.challenger_scores), _array(item.challenger_pi)),
+            item.chosen,
+            item.agree,
+            item.q_logged,
+            item.v_champion,
+            item.v_challenger,
+            item.elapsed_us,
+        )
+        for item in answer.shadows
+    ]
+
+
+def _bytes(array: Array) -> bytes:
+    return array.tobytes()
+
+
+def _array(place: bytes) -> Array:
+    return np.frombuffer(place)

@@ -1,0 +1,78 @@
+"""What comes out is what went in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.aside.wire import (
+    Failure,
+    decode_answer,
+    decode_decisions,
+    encode_decisions,
+    encode_failure,
+    encode_shadows,
+)
+from app.bandit.evidence import Evidence
+from app.bandit.lineup import Lineup
+from app.bandit.shadows import shadows_of
+from app.bandit.specs import SPEC_V1
+from tests.bandit.test_together import decided
+
+
+def flat(value: object) -> list[object]:
+    """All that a decision or a shadow is made of, arrays with their shapes."""
+    if isinstance(value, np.ndarray):
+        return [value.shape, value.tobytes()]
+    if isinstance(value, Evidence):
+        return flat((value.spec_hash, value.size, value.numbers, value.decisions))
+    if isinstance(value, tuple):
+        return [part for item in value for part in flat(item)]
+    return [value]
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 25), st.booleans(), st.booleans()), max_size=5),
+)
+def test_decisions_and_shadows_are_the_same_after_the_way(asked: list[tuple[int, int, bool, bool]]) -> None:
+    group = [
+        decided(seed, candidates, challenger=challenger, explore=explore)
+        for seed, candidates, challenger, explore in asked
+    ]
+    there = decode_decisions(encode_decisions(group))
+    assert [flat(item) for item in there] == [flat(item) for item in group]
+    shadows = shadows_of(there, Lineup.of(shadow=True))
+    back = decode_answer(encode_shadows(shadows))
+    assert not isinstance(back, Failure)
+    assert [flat(item) for item in back] == [flat(item) for item in shadows]
+
+
+def test_vectors_that_do_not_lie_in_one_piece_are_the_same_after_the_way() -> None:
+    item = decided(7, 5, challenger=False, explore=True)
+    wide = np.hstack([item.phi, item.phi])
+    (found,) = decode_decisions(encode_decisions([item._replace(phi=wide[:, : item.phi.shape[1]])]))
+    assert flat(found) == flat(item)
+
+
+def test_a_failure_is_told_with_its_reason() -> None:
+    assert decode_answer(encode_failure("ValueError: broken")) == Failure("ValueError: broken")
+
+
+def test_arrays_that_do_not_fit_each_other_are_refused() -> None:
+    item = decided(7, 5, challenger=False, explore=True)
+    short = replace(item.evidence, size=SPEC_V1.size)
+    with pytest.raises(ValueError, match="reshape"):
+        decode_decisions(encode_decisions([item._replace(evidence=short)]))
+
+
+@pytest.mark.parametrize("message", [b"", b"\x93", b"\xc0", encode_failure("x") + b"\x00"])
+def test_nonsense_is_refused(message: bytes) -> None:
+    for decode in (decode_decisions, decode_answer):
+        with pytest.raises(msgspec.DecodeError):
+            decode(message)
