@@ -141,14 +141,16 @@ class Rollout:
     async def rails(self, state: RolloutState) -> Guardrails:
         """The guardrails, on decisions of late."""
         found = await self.book.recent(self._clock.now_ms() - RECENT_MS, RECENT)
-        # While the challenger serves, what counts is how long its own answers take, beside the champion's.
-        own = found.by_challenger > 0
-        timed, usual = (found.elapsed_ms[own], found.elapsed_ms[~own]) if state.share else (found.elapsed_ms, None)
+        # What counts is how long the challenger's own answers take, beside the champion's. In the shadow all are the
+        # champion's: a machine that is busy says nothing about who answers nobody.
+        own, known = found.by_challenger > 0, self._challenged and state.stage != "shadow"
+        timed, usual = (found.elapsed_ms[own], found.elapsed_ms[~own]) if known else (found.elapsed_ms, None)
         shown = await self.book.shown(state, NEWEST_SHOWN)
         dismissed = await asyncio.to_thread(self._dismissed, shown)
         return Guardrails(
             *dismissed,
             p99_ms=_p99(timed),
+            p99_judged=known,
             champion_p99_ms=None if usual is None else _p99(usual),
             no_profile=float(found.without_profile.mean()) if len(found.without_profile) >= FEWEST_RECENT else None,
         )

@@ -148,9 +148,10 @@ def _guardrails(found: RolloutView) -> list[tuple[str, str]]:
         longest = f"{rails.p99_ms.value:,.0f} ms"
     if rails.no_profile.value is not None:
         without = f"{rails.no_profile.value:.1%}"
+    whose = "" if rails.p99_ms.judged else "; they are the champion's, so not judged"
     return [
         ("dismissed", f"{dismissed}; {100 * shown.limit:g} points more are allowed"),
-        ("99 in 100", f"answers within: {longest}; {rails.p99_ms.limit:,.0f} ms are allowed"),
+        ("99 in 100", f"answers within: {longest}; {rails.p99_ms.limit:,.0f} ms are allowed{whose}"),
         ("no profile", f"{without}; {rails.no_profile.limit:.1%} are allowed"),
         *(("broken", sentence) for sentence in rails.broken),
     ]

@@ -269,6 +269,20 @@ async def test_broken_guardrail_is_only_said_in_the_shadow_and_undoes_no_promoti
     assert (await rollout.book.state()).stage == "promoted"
 
 
+async def test_slow_answers_break_nothing_when_the_challenger_serves_nobody(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """They are the champion's; how long the challenger takes is worked out beside, after the answer."""
+    await write(database, rows_of(some(4_000)))
+    await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, elapsed_us=900_000))
+    await watch.once()
+    found = await rollout.status()
+    assert found.rails.p99_ms == pytest.approx(900), "it is shown all the same"
+    assert rollout.broken(found.rails) == []
+    assert (found.verdict.word, found.looks[-1].verdict.word) == ("promote", "promote")
+    assert found.refusals["ramp"] is None
+
+
 async def test_answers_of_the_champion_do_not_count_when_the_challenger_serves(
     rollout: Rollout, watch: RolloutWatch, database: Database
 ) -> None:

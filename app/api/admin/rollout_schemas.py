@@ -64,6 +64,9 @@ class GuardrailView(msgspec.Struct):
 
     value: float | None
     limit: float
+    judged: Annotated[
+        bool, Meta(description="False: it is only shown, as the time is in the shadow; it is the champion's.")
+    ] = True
 
 
 class GuardrailsView(msgspec.Struct):

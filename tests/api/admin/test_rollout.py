@@ -52,7 +52,8 @@ async def test_rollout_begins_in_the_shadow_and_says_what_it_waits_for(own_site:
         "served_by_challenger": 0,
         "next_look_at": 1_000,
     }
-    assert body["guardrails"]["p99_ms"] == {"value": None, "limit": 100.0}
+    assert body["guardrails"]["p99_ms"] == {"value": None, "limit": 100.0, "judged": False}
+    assert body["guardrails"]["no_profile"] == {"value": None, "limit": 0.5, "judged": True}
     assert {item["move"]: item["allowed"] for item in body["moves"]} == {
         "ramp": False,
         "promote": False,
@@ -85,6 +86,25 @@ async def test_figures_are_those_of_the_newest_look_and_say_all_that_the_verdict
     page = (await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})).text
     assert "Looks so far" in page
     assert "<svg" not in page, "one look makes no line"
+
+
+async def test_time_of_answers_is_shown_and_not_judged_when_the_challenger_serves_nobody(own_site: Live) -> None:
+    slow = rows_of(some(200), made_ms=own_site.now_ms - 60_000, elapsed_us=400_000)
+    await write(own_site.service.database, slow)
+    rails = (await seen(own_site))["guardrails"]
+    assert (rails["p99_ms"], rails["broken"]) == ({"value": 400.0, "limit": 100.0, "judged": False}, [])
+    as_page = {"Accept": "text/html"}
+    row = (await own_site.client.get("/admin/rollout", headers=as_page)).text.split("Time of 99 in 100 answers")[1]
+    said = row.partition("</tr>")[0]
+    for text in ("400 ms", "all answers of the last hour, which are the champion&#39;s", "not judged"):
+        assert text in said
+    assert "broken" not in said
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("ramp", 0.05), "", "ann", own_site.now_ms - 2_000)
+    await write(own_site.service.database, [{**row, "role": "challenger", "elapsed_us": 900_000} for row in slow])
+    rails = (await seen(own_site))["guardrails"]
+    assert rails["p99_ms"]["judged"]
+    assert rails["broken"] == ["One answer in a hundred takes over 900 ms; 600 ms is allowed."]
 
 
 async def test_challenger_is_ramped_one_step_and_the_trail_says_by_whom(own_site: Live) -> None:
