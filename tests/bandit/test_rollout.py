@@ -13,6 +13,7 @@ from app.bandit import rollout_watch
 from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
 from app.bandit.rollout import FEWEST_RECENT, Rollout
+from app.bandit.rollout_ports import Recent
 from app.bandit.rollout_watch import EVERY_S, RolloutWatch
 from app.bandit.sums import Page
 from app.errors import Conflict, StoreUnavailable
@@ -347,6 +348,60 @@ async def test_without_a_challenger_nothing_can_be_ramped(database: Database, cl
     rules = Rules.of(Settings().rewards, 24)
     rollout = joins.rollout(Settings(), database, clock, Lineup.of(shadow=False), rules)
     assert "PROFILES_SHADOW" in ((await rollout.status()).refusals["ramp"] or "")
+
+
+async def test_nobody_is_alarmed_when_there_is_no_challenger_that_could_serve(
+    rollout: Rollout, watch: RolloutWatch, database: Database, clock: FakeClock
+) -> None:
+    await write(database, rows_of(some(4_000, skill=-1.5)))
+    await set_stage(database, 0.25)
+    await watch.once()
+    told = await rollout.alarm()
+    assert told is not None
+    assert told.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
+    alone = joins.rollout(Settings(), database, clock, Lineup.of(shadow=False), Rules.of(Settings().rewards, 24))
+    assert await alone.alarm() is None
+
+
+async def test_alarm_is_about_the_lift_and_not_about_a_guardrail_that_was_broken_when_the_look_was_made(
+    rollout: Rollout, watch: RolloutWatch, database: Database, clock: FakeClock
+) -> None:
+    await write(database, rows_of(some(4_000)))
+    await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, profile_present=0))
+    await watch.once()
+    assert (await rollout.status()).verdict.word == "roll back"
+    clock.advance(2 * HOUR_MS)
+    await rollout.move("ramp", "ann")
+    assert await rollout.alarm() is None
+
+
+async def test_broken_guardrail_alarms_when_the_challenger_is_promoted(
+    rollout: Rollout, database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = rollout.book.recent
+
+    async def recent(since_ms: int, limit: int) -> Recent:
+        asked.append(since_ms)
+        return await real(since_ms, limit)
+
+    monkeypatch.setattr(rollout.book, "recent", recent)
+    slow = rows_of(some(FEWEST_RECENT, share=1.0), made_ms=LATELY, elapsed_us=900_000, role="challenger")
+    await write(database, slow)
+    await set_stage(database, 1.0)
+    await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'promoted'"))
+    told = await rollout.alarm()
+    assert told is not None
+    assert told.text == (
+        "The challenger is promoted, and a guardrail is broken. "
+        "One answer in a hundred takes over 900 ms; 100 ms is allowed."
+    )
+    assert "Nothing rolls it back by itself" in told.advice
+    assert await rollout.alarm() == told
+    assert len(asked) == 1, "the overview is drawn again and again"
+    clock.advance(2 * HOUR_MS)
+    assert await rollout.alarm() is None
+    assert len(asked) == 2
 
 
 def test_guardrails_are_looked_at_often_and_seldom_wrong() -> None:

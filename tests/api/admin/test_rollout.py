@@ -228,6 +228,19 @@ async def test_overview_says_so_when_the_challenger_that_serves_loses(own_site: 
     assert "a loss of more than 0.02 for certain" in told["text"]
 
 
+async def test_overview_says_so_when_a_guardrail_breaks_after_promotion(own_site: Live) -> None:
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("promoted", 1.0), "", "ann", own_site.now_ms - 60_000)
+    rows = rows_of(some(200, share=1.0), made_ms=own_site.now_ms - 5_000, profile_present=0)
+    await write(own_site.service.database, rows)
+    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
+    assert (await seen(own_site))["stage"] == "promoted", "nothing is done by itself"
+    findings = (await own_site.client.get("/admin")).json()["findings"]
+    (told,) = [item for item in findings if item["subject"] == "rollout"]
+    assert told["text"].startswith("The challenger is promoted, and a guardrail is broken. 100.0% of the decisions")
+    assert (told["state"], told["path"]) == ("degraded", "/admin/rollout")
+
+
 async def test_without_a_challenger_the_answer_says_so(serve_site: Any) -> None:
     async with serve_site(shadow=False) as site:
         body = await seen(site)
