@@ -145,8 +145,8 @@ def _unbelievable(figures: Estimates) -> Verdict | None:
 def _on_the_lift(figures: Estimates, limits: Limits) -> Verdict:
     lift, margin = figures.lift, limits.margin
     figure = (
-        f"Over {_decisions(figures.n)} of {figures.users:,} users the challenger earns {lift.value:+.4f} a decision "
-        f"compared with the champion ({lift.low:+.4f} to {lift.high:+.4f})."
+        f"Over {_decisions(figures.n)} of {figures.users:,} users the challenger earns {lift.value:+z.4f} a decision "
+        f"compared with the champion ({lift.low:+z.4f} to {lift.high:+z.4f})."
     )
     if lift.high < -margin:
         return Verdict("roll back", f"{figure} That is a loss of more than {margin:g} for certain.")

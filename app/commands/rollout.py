@@ -142,7 +142,7 @@ def _guardrails(found: RolloutView) -> list[tuple[str, str]]:
     shown = rails.dismissals
     dismissed, longest, without = few, few, few
     if shown.more is not None:
-        more, low, high = (f"{100 * share:+.1f}" for share in (shown.more.value, shown.more.low, shown.more.high))
+        more, low, high = (f"{100 * share:+z.1f}" for share in (shown.more.value, shown.more.low, shown.more.high))
         dismissed = f"challenger {shown.challenger:.1%}, champion {shown.champion:.1%}: {more} points ({low} to {high})"
     if rails.p99_ms.value is not None:
         longest = f"{rails.p99_ms.value:,.0f} ms"
@@ -162,4 +162,4 @@ def _moves(found: RolloutView) -> list[tuple[str, str]]:
 
 
 def _interval(found: IntervalView, sign: str = "") -> str:
-    return f"{found.value:{sign}.4f} ({found.low:{sign}.4f} to {found.high:{sign}.4f})"
+    return f"{found.value:{sign}z.4f} ({found.low:{sign}z.4f} to {found.high:{sign}z.4f})"

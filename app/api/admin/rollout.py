@@ -15,7 +15,7 @@ from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form, read_form
 from app.api.pages.negotiation import answer, redirect
-from app.bandit.rollout import ACTIONS, NEWEST_SHOWN
+from app.bandit.rollout import ACTIONS, NEWEST_SHOWN, WORKER
 from app.bandit.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.features.clock import rfc3339
@@ -51,6 +51,7 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutView]:
         max_reason=MAX_REASON,
         newest_shown=NEWEST_SHOWN,
         served_needed=SERVED_BEFORE_MORE,
+        own_words=_own_words(body),
     )
 
 
@@ -122,8 +123,14 @@ async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
             await _refuse_if_changed(request, move, form.get("seen"))
         state = await api_of(request).rollout.move(move, caller(request).name, reason)
     except Conflict as error:
-        return await redirect(request, HOME, f"Nothing was changed: {str(error).rstrip('.')}.")
-    return await redirect(request, HOME, _told(state))
+        return await _back(request, f"Nothing was changed: {str(error).rstrip('.')}.")
+    return await _back(request, _told(state))
+
+
+async def _back(request: HttpRequest, said: str) -> Response[Any]:
+    from app.api.pages.templating import spelled  # noqa: PLC0415  # as pages are: what no other request needs
+
+    return await redirect(request, HOME, spelled(said))
 
 
 async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
@@ -148,6 +155,11 @@ def _told(state: RolloutState) -> str:
     if state.stage == "promoted":
         return "Done. The challenger is promoted."
     return "Done. The challenger is rolled back: the champion serves everybody from now on."
+
+
+def _own_words(body: RolloutView) -> bool:
+    """Whether nobody gave a reason for the newest change: it is in the service's own words."""
+    return body.changed_by == WORKER or body.reason in [look.verdict.reason for look in body.looks]
 
 
 def _chart(body: RolloutView) -> dict[str, Any]:
