@@ -214,7 +214,10 @@ class Rollout:
             return Verdict("roll back", " ".join(found))
         few = too_little(counts.evaluated)
         if few is None:
-            due = "The first look is due: a worker makes it within a minute, where there are two users or more."
+            due = (
+                "The first look is due: a worker makes it within a minute, where there are two users or more "
+                "and a prior has been pooled."
+            )
             return Verdict("insufficient data", due)
         if not counts.waiting:
             return few

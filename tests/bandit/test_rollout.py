@@ -12,14 +12,17 @@ from app.bandit import rollout as rollout_module
 from app.bandit import rollout_watch
 from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
+from app.bandit.pooling import Prior
 from app.bandit.rollout import FEWEST_RECENT, Rollout
 from app.bandit.rollout_ports import Recent
 from app.bandit.rollout_watch import EVERY_S, RolloutWatch
+from app.bandit.specs import SPEC_V2
 from app.bandit.sums import Page
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.states import SqliteStates
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.logs import Recorder
@@ -102,6 +105,53 @@ async def test_looks_are_made_when_they_are_due_and_once(
     found = await rollout.status()
     assert (found.looks[-1].estimates.n, found.next_look_at) == (4_500, 8_000)
     assert (found.verdict.word, found.verdict.improved) == ("promote", True)
+
+
+async def test_no_look_is_made_when_everything_was_decided_without_a_pooled_prior(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """The challenger is all but the champion then, and would be found to be no worse."""
+    await write(database, rows_of(some(4_000, skill=0.0), prior_version=0))
+    await watch.once()
+    found = await rollout.status()
+    assert (list(found.looks), found.verdict.word) == ([], "insufficient data")
+    assert "a prior has been pooled" in found.verdict.reason
+
+
+async def test_evidence_begins_with_the_first_prior_and_goes_on_with_those_that_follow(
+    rollout: Rollout, database: Database
+) -> None:
+    states = SqliteStates(database, SPEC_V2)
+    first = Prior.none(SPEC_V2)
+    await write(database, rows_of(some(30), prior_version=0))
+    assert await states.add_prior(first, 1)
+    assert (await rollout.book.state()).evaluated_after == 30
+    await write(database, rows_of(some(20)))
+    assert await states.add_prior(first, 2)
+    assert not await states.add_prior(first, 2)
+    assert (await rollout.book.state()).evaluated_after == 30
+    assert (await rollout.status()).counts.evaluated == 20
+
+
+async def test_first_prior_forgets_looks_at_a_challenger_that_knew_none(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """Of another spec, or of a release that counted what was decided without one."""
+    await write(database, rows_of(some(1_000)))
+    await watch.once()
+    assert len(await rollout.book.looks()) == 1
+    assert await SqliteStates(database, SPEC_V2).add_prior(Prior.none(SPEC_V2), 1)
+    assert await rollout.book.looks() == []
+
+
+@pytest.mark.parametrize("stage", ["ramp", "promoted", "rolled back"])
+async def test_first_prior_moves_nothing_when_the_roll_out_has_left_the_shadow(
+    rollout: Rollout, database: Database, stage: str
+) -> None:
+    await write(database, rows_of(some(30)))
+    await database.write(lambda c: c.execute("UPDATE rollout SET stage = ?", (stage,)))
+    assert await SqliteStates(database, SPEC_V2).add_prior(Prior.none(SPEC_V2), 1)
+    assert (await rollout.book.state()).evaluated_after == 0
 
 
 async def test_the_same_look_is_the_same_whoever_makes_it(rollout: Rollout, database: Database) -> None:

@@ -18,6 +18,7 @@ from app.bandit.specs import SPECS, Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import array, blob
+from app.stores.sqlite.rollout import begin_evidence
 from app.telemetry import logger
 
 PAGE = 256
@@ -158,6 +159,8 @@ class SqliteStates:
                 return False
             row = (prior.spec_hash, blob(prior.mu), prior.users, prior.decisions, changes, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
+            if seen is None:
+                begin_evidence(connection)
             return True
 
         return await self._database.write(work)
