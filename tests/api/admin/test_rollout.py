@@ -157,6 +157,42 @@ async def test_reason_is_bounded_text(site: Live, reason: str, status: int) -> N
     assert paths(answer) == (["reason"] if status == 400 else [])
 
 
+@pytest.mark.parametrize("query", ["", "?reason=complaints"])
+async def test_reason_may_come_in_a_body(own_site: Live, query: str) -> None:
+    answer = await own_site.client.post(f"/admin/rollout/rollback{query}", json={"reason": "complaints"})
+    assert (answer.status_code, answer.json()["reason"]) == (200, "complaints")
+    (entry,) = await own_site.service.audit.newest(1)
+    assert entry.outcome == "done: shadow to rolled back: complaints"
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "at"),
+    [
+        ("", {"reason": "x" * 401}, 422, ["reason"]),
+        ("", {"reason": "a\nb"}, 422, ["reason"]),
+        ("", {"reason": 5}, 422, ["reason"]),
+        ("", {"reason": None}, 422, ["reason"]),
+        ("", {"why": "complaints"}, 422, ["why"]),
+        ("", ["complaints"], 422, ["$"]),
+        ("?reason=complaints", {"reason": "a whim"}, 422, ["reason"]),
+    ],
+)
+@pytest.mark.parametrize("move", ["ramp", "promote", "rollback"])
+async def test_nothing_is_moved_when_the_body_is_not_allowed(
+    site: Live, move: str, query: str, body: object, status: int, at: list[str]
+) -> None:
+    answer = problem(await site.client.post(f"/admin/rollout/{move}{query}", json=body), status)
+    assert paths(answer) == at
+    assert (await seen(site))["stage"] == "shadow"
+
+
+async def test_body_that_is_no_json_is_refused(site: Live) -> None:
+    post = site.client.post
+    problem(await post("/admin/rollout/rollback", content=b"{", headers={"Content-Type": "application/json"}), 400)
+    problem(await post("/admin/rollout/rollback", content=b"whim", headers={"Content-Type": "text/plain"}), 415)
+    assert (await seen(site))["stage"] == "shadow"
+
+
 async def test_form_comes_back_to_the_page_with_what_happened(own_site: Live) -> None:
     page = await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})
     token = page.text.split('name="csrf_token" value="')[1].split('"')[0]
