@@ -9,7 +9,7 @@ import pytest
 
 from app.asgi import create_app
 from app.assembly import open_service
-from app.probes import sampling
+from app.probes import refresh_gauges, sampling
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
@@ -62,6 +62,24 @@ async def test_gauges_of_a_worker_are_the_truth_once_it_has_taken_a_sample(
         seen = service.metrics.collectors.get_sample_value
         assert seen("profiles_dead_letters") == 1
         assert seen("profiles_rollout_stage", {"stage": "shadow"}) == 1
+
+
+async def test_gauges_of_the_rollout_keep_their_values_when_the_database_does_not_answer(
+    settings: Settings, database: Database
+) -> None:
+    async with open_service(settings, door="queue") as service:
+        await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"))
+        await refresh_gauges(service)
+        await database.write(lambda c: c.execute("ALTER TABLE rollout RENAME TO rollout_away"))
+        await refresh_gauges(service)
+        seen = service.metrics.collectors.get_sample_value
+        assert seen("profiles_rollout_share_ratio") == 0.25
+        assert [seen("profiles_rollout_stage", {"stage": stage}) for stage in ("shadow", "ramp")] == [0, 1]
+        assert seen("profiles_dead_letters") == 0, "the others are told of all the same"
+        await database.write(lambda c: c.execute("ALTER TABLE rollout_away RENAME TO rollout"))
+        await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'rolled back', share = 0"))
+        await refresh_gauges(service)
+        assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
 
 
 async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:

@@ -40,6 +40,15 @@ class Prior:
         return cls(0, spec.hash, np.zeros(spec.size), 0, 0, 0)
 
 
+def can_be_pooled(mu: Array, decisions: int) -> bool:
+    """Whether so many decisions can have taught this mean.
+
+    Rewards are within [0, 1], so yᵀS⁻¹y is at most n; and s / (s + λ)² is at most 1 / 4λ, whatever s. Hence |μ|² is at
+    most n / 4λ. What is no number is no mean either.
+    """
+    return bool((np.abs(mu) <= (1 + 1e-9) * np.sqrt(decisions / (4 * SHRINKAGE))).all())
+
+
 class Pool:
     """Sums evidence user by user, in memory that does not grow with their number."""
 

@@ -36,6 +36,8 @@ _SEED = 20_251
 # Who moves it when nobody does, and how long the overview tells of that.
 WORKER = "the worker"
 TOLD_FOR_MS = 7 * DAY_MS
+# What is broken after promotion is found out for the overview, which is drawn anew every ten seconds, but not so often.
+KEPT_S = 20.0
 # As the audit trail names them.
 ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challenger", "rollback": "roll back roll-out"}
 
@@ -107,6 +109,7 @@ class Rollout:
         self._audited = audited
         self._clock = clock
         self.chance = chance
+        self._kept: tuple[float, list[str]] | None = None
 
     async def status(self) -> Status:
         """How it stands now."""
@@ -141,14 +144,16 @@ class Rollout:
     async def rails(self, state: RolloutState) -> Guardrails:
         """The guardrails, on decisions of late."""
         found = await self.book.recent(self._clock.now_ms() - RECENT_MS, RECENT)
-        # While the challenger serves, what counts is how long its own answers take, beside the champion's.
-        own = found.by_challenger > 0
-        timed, usual = (found.elapsed_ms[own], found.elapsed_ms[~own]) if state.share else (found.elapsed_ms, None)
+        # What counts is how long the challenger's own answers take, beside the champion's. In the shadow all are the
+        # champion's: a machine that is busy says nothing about who answers nobody.
+        own, known = found.by_challenger > 0, self._challenged and state.stage != "shadow"
+        timed, usual = (found.elapsed_ms[own], found.elapsed_ms[~own]) if known else (found.elapsed_ms, None)
         shown = await self.book.shown(state, NEWEST_SHOWN)
         dismissed = await asyncio.to_thread(self._dismissed, shown)
         return Guardrails(
             *dismissed,
             p99_ms=_p99(timed),
+            p99_judged=known,
             champion_p99_ms=None if usual is None else _p99(usual),
             no_profile=float(found.without_profile.mean()) if len(found.without_profile) >= FEWEST_RECENT else None,
         )
@@ -175,21 +180,32 @@ class Rollout:
             return moved
 
     async def alarm(self) -> Alarm | None:
-        """What should be looked at, without working anything out."""
+        """What should be looked at; little is worked out for it, for it is asked often."""
         state = await self.book.state()
         age_ms = self._clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < TOLD_FOR_MS:
             advice = "The champion serves everybody again. Mend what is behind it; ramping begins anew in the shadow."
             return Alarm(f"The roll-out was rolled back by itself. {state.reason}", advice)
+        if not self._challenged:  # the champion serves everybody, whatever the stage
+            return None
+        if state.stage == "promoted" and (found := await self._broken_of_late(state)):
+            advice = "Nothing rolls it back by itself after promotion. Mend what is behind it, or roll it back."
+            return Alarm(f"The challenger is promoted, and a guardrail is broken. {' '.join(found)}", advice)
         looks = await self.book.looks() if state.stage == "ramp" else []
-        if looks and looks[-1].verdict.word == "roll back":
-            said = looks[-1].verdict.reason
-            return Alarm(f"The challenger serves {state.share:.0%} of the users. {said}", "Roll it back.")
+        # A guardrail that was broken when the look was made may have been mended; one that is now rolls back by itself.
+        said = verdict(looks[-1].estimates, Guardrails(), self.limits) if looks else None
+        if said is not None and said.word == "roll back":
+            return Alarm(f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back.")
         return None
 
     def broken(self, rails: Guardrails) -> list[str]:
         """A sentence for each guardrail that does not hold."""
         return broken(rails, self.limits)
+
+    async def _broken_of_late(self, state: RolloutState) -> list[str]:
+        if (kept := self._kept) is None or self._clock.monotonic() - kept[0] > KEPT_S:
+            kept = self._kept = self._clock.monotonic(), self.broken(await self.rails(state))
+        return kept[1]
 
     def _verdict(self, look: Look | None, rails: Guardrails, counts: Counts) -> Verdict:
         if look is not None:
@@ -198,7 +214,10 @@ class Rollout:
             return Verdict("roll back", " ".join(found))
         few = too_little(counts.evaluated)
         if few is None:
-            due = "The first look is due: a worker makes it within a minute, where there are two users or more."
+            due = (
+                "The first look is due: a worker makes it within a minute, where there are two users or more "
+                "and a prior has been pooled."
+            )
             return Verdict("insufficient data", due)
         if not counts.waiting:
             return few

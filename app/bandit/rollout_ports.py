@@ -5,6 +5,7 @@ Evaluated are decisions that explored, whose reward is settled, and of which bot
     being shown does not depend on what was chosen; if it does, the mean weight of the rest moves away from 1, and the
     gate holds.
   - One whose shadow was dropped or lost has no probability under the other policy. That depends on load alone.
+  - One that was decided without a pooled prior says nothing of a challenger that is there for what the prior knows.
   - One that is newer than the oldest unsettled decision waits. A reward that comes by feedback is settled at once, one
     that does not come only when the window closes; whoever counted all that is settled would count the quick ones
     first, and they are not like the others.

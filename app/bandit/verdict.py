@@ -48,7 +48,8 @@ class Guardrails(msgspec.Struct, frozen=True):
     """What must not break, whatever the reward, of late. None: there were too few decisions to say.
 
     `dismissed_more`: how much more often the challenger's choices are dismissed, as a share of all decisions.
-    `p99_ms` is of the challenger's answers once it serves; then `champion_p99_ms` is of the champion's meanwhile.
+    `p99_ms` is of the challenger's answers once it serves; then `champion_p99_ms` is of the champion's meanwhile. In
+    the shadow it is of all answers, to be looked at and not judged: how long the challenger takes is not known.
     """
 
     dismissed_champion: float | None = None
@@ -57,6 +58,7 @@ class Guardrails(msgspec.Struct, frozen=True):
     p99_ms: float | None = None
     no_profile: float | None = None
     champion_p99_ms: float | None = None
+    p99_judged: bool = True
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -87,8 +89,9 @@ def broken(rails: Guardrails, limits: Limits) -> list[str]:
             f"The challenger's tips are dismissed more often, {challenger:.1%} against {champion:.1%}: "
             f"{more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where {limits.dismissed:.1%} is allowed."
         )
-    if rails.p99_ms is not None and rails.p99_ms > (allowed := longest_allowed(rails, limits)):
-        found.append(f"One answer in a hundred takes over {rails.p99_ms:,.0f} ms; {allowed:,.0f} ms is allowed.")
+    slowest = rails.p99_ms if rails.p99_judged else None
+    if slowest is not None and slowest > (allowed := longest_allowed(rails, limits)):
+        found.append(f"One answer in a hundred takes over {slowest:,.0f} ms; {allowed:,.0f} ms is allowed.")
     if rails.no_profile is not None and rails.no_profile > limits.no_profile:
         found.append(
             f"{rails.no_profile:.1%} of the decisions were made without a profile, where {limits.no_profile:.1%} is "
@@ -142,8 +145,8 @@ def _unbelievable(figures: Estimates) -> Verdict | None:
 def _on_the_lift(figures: Estimates, limits: Limits) -> Verdict:
     lift, margin = figures.lift, limits.margin
     figure = (
-        f"Over {_decisions(figures.n)} of {figures.users:,} users the challenger earns {lift.value:+.4f} a decision "
-        f"compared with the champion ({lift.low:+.4f} to {lift.high:+.4f})."
+        f"Over {_decisions(figures.n)} of {figures.users:,} users the challenger earns {lift.value:+z.4f} a decision "
+        f"compared with the champion ({lift.low:+z.4f} to {lift.high:+z.4f})."
     )
     if lift.high < -margin:
         return Verdict("roll back", f"{figure} That is a loss of more than {margin:g} for certain.")

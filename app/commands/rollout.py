@@ -142,15 +142,16 @@ def _guardrails(found: RolloutView) -> list[tuple[str, str]]:
     shown = rails.dismissals
     dismissed, longest, without = few, few, few
     if shown.more is not None:
-        more, low, high = (f"{100 * share:+.1f}" for share in (shown.more.value, shown.more.low, shown.more.high))
+        more, low, high = (f"{100 * share:+z.1f}" for share in (shown.more.value, shown.more.low, shown.more.high))
         dismissed = f"challenger {shown.challenger:.1%}, champion {shown.champion:.1%}: {more} points ({low} to {high})"
     if rails.p99_ms.value is not None:
         longest = f"{rails.p99_ms.value:,.0f} ms"
     if rails.no_profile.value is not None:
         without = f"{rails.no_profile.value:.1%}"
+    whose = "" if rails.p99_ms.judged else "; they are the champion's, so not judged"
     return [
         ("dismissed", f"{dismissed}; {100 * shown.limit:g} points more are allowed"),
-        ("99 in 100", f"answers within: {longest}; {rails.p99_ms.limit:,.0f} ms are allowed"),
+        ("99 in 100", f"answers within: {longest}; {rails.p99_ms.limit:,.0f} ms are allowed{whose}"),
         ("no profile", f"{without}; {rails.no_profile.limit:.1%} are allowed"),
         *(("broken", sentence) for sentence in rails.broken),
     ]
@@ -161,4 +162,4 @@ def _moves(found: RolloutView) -> list[tuple[str, str]]:
 
 
 def _interval(found: IntervalView, sign: str = "") -> str:
-    return f"{found.value:{sign}.4f} ({found.low:{sign}.4f} to {found.high:{sign}.4f})"
+    return f"{found.value:{sign}z.4f} ({found.low:{sign}z.4f} to {found.high:{sign}z.4f})"

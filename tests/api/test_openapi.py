@@ -133,7 +133,8 @@ async def test_every_operation_is_described(document: Document) -> None:
 
 async def test_every_operation_with_a_body_describes_it(document: Document) -> None:
     with_body = {path for path, _, operation in operations(document) if "requestBody" in operation}
-    optional = {"/admin/users/{user_id}/rebuild"}
+    moves = {f"/admin/rollout/{move}" for move in ("ramp", "promote", "rollback")}
+    optional = {"/admin/users/{user_id}/rebuild", *moves}
     assert with_body == {
         "/profiles/batch",
         "/profiles/history",

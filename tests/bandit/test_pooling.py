@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.bandit.evidence import Evidence
-from app.bandit.pooling import SHRINKAGE, Pool, Prior
+from app.bandit.pooling import SHRINKAGE, Pool, Prior, can_be_pooled
 from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.terms import Candidate
 from app.errors import SpecMismatch
@@ -38,6 +38,19 @@ def test_mean_is_the_ridge_regression_over_everybodys_decisions() -> None:
         77,
     )
     assert prior.mu.tolist() == pool.mean().tolist()
+
+
+@pytest.mark.parametrize("decisions", [1, 9, 10, 11, 400])
+def test_no_decisions_teach_more_than_what_can_be_pooled(decisions: int) -> None:
+    """All alike, with the greatest reward: at 10, which is Λ₀'s diagonal, they reach the bound."""
+    phi = np.zeros((decisions, SPEC_V2.size))
+    phi[:, 0] = 1
+    pool = Pool(SPEC_V2)
+    pool.add(taught(phi, np.ones(decisions), Evidence.none(SPEC_V2)))
+    assert can_be_pooled(pool.mean(), decisions)
+    assert can_be_pooled(pool.mean() * 1.001, decisions) is (decisions != 10)
+    for wrong in (np.nan, np.inf, -np.inf, 1e300, decisions):
+        assert not can_be_pooled(np.array([0.0, wrong]), decisions)
 
 
 def test_evidence_that_has_not_grown_counts_as_grown() -> None:

@@ -12,13 +12,17 @@ from app.bandit import rollout as rollout_module
 from app.bandit import rollout_watch
 from app.bandit.learning import Rules
 from app.bandit.lineup import Lineup
+from app.bandit.pooling import Prior
 from app.bandit.rollout import FEWEST_RECENT, Rollout
+from app.bandit.rollout_ports import Recent
 from app.bandit.rollout_watch import EVERY_S, RolloutWatch
+from app.bandit.specs import SPEC_V2
 from app.bandit.sums import Page
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.states import SqliteStates
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.logs import Recorder
@@ -101,6 +105,53 @@ async def test_looks_are_made_when_they_are_due_and_once(
     found = await rollout.status()
     assert (found.looks[-1].estimates.n, found.next_look_at) == (4_500, 8_000)
     assert (found.verdict.word, found.verdict.improved) == ("promote", True)
+
+
+async def test_no_look_is_made_when_everything_was_decided_without_a_pooled_prior(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """The challenger is all but the champion then, and would be found to be no worse."""
+    await write(database, rows_of(some(4_000, skill=0.0), prior_version=0))
+    await watch.once()
+    found = await rollout.status()
+    assert (list(found.looks), found.verdict.word) == ([], "insufficient data")
+    assert "a prior has been pooled" in found.verdict.reason
+
+
+async def test_evidence_begins_with_the_first_prior_and_goes_on_with_those_that_follow(
+    rollout: Rollout, database: Database
+) -> None:
+    states = SqliteStates(database, SPEC_V2)
+    first = Prior.none(SPEC_V2)
+    await write(database, rows_of(some(30), prior_version=0))
+    assert await states.add_prior(first, 1)
+    assert (await rollout.book.state()).evaluated_after == 30
+    await write(database, rows_of(some(20)))
+    assert await states.add_prior(first, 2)
+    assert not await states.add_prior(first, 2)
+    assert (await rollout.book.state()).evaluated_after == 30
+    assert (await rollout.status()).counts.evaluated == 20
+
+
+async def test_first_prior_forgets_looks_at_a_challenger_that_knew_none(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """Of another spec, or of a release that counted what was decided without one."""
+    await write(database, rows_of(some(1_000)))
+    await watch.once()
+    assert len(await rollout.book.looks()) == 1
+    assert await SqliteStates(database, SPEC_V2).add_prior(Prior.none(SPEC_V2), 1)
+    assert await rollout.book.looks() == []
+
+
+@pytest.mark.parametrize("stage", ["ramp", "promoted", "rolled back"])
+async def test_first_prior_moves_nothing_when_the_roll_out_has_left_the_shadow(
+    rollout: Rollout, database: Database, stage: str
+) -> None:
+    await write(database, rows_of(some(30)))
+    await database.write(lambda c: c.execute("UPDATE rollout SET stage = ?", (stage,)))
+    assert await SqliteStates(database, SPEC_V2).add_prior(Prior.none(SPEC_V2), 1)
+    assert (await rollout.book.state()).evaluated_after == 0
 
 
 async def test_the_same_look_is_the_same_whoever_makes_it(rollout: Rollout, database: Database) -> None:
@@ -269,6 +320,20 @@ async def test_broken_guardrail_is_only_said_in_the_shadow_and_undoes_no_promoti
     assert (await rollout.book.state()).stage == "promoted"
 
 
+async def test_slow_answers_break_nothing_when_the_challenger_serves_nobody(
+    rollout: Rollout, watch: RolloutWatch, database: Database
+) -> None:
+    """They are the champion's; how long the challenger takes is worked out beside, after the answer."""
+    await write(database, rows_of(some(4_000)))
+    await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, elapsed_us=900_000))
+    await watch.once()
+    found = await rollout.status()
+    assert found.rails.p99_ms == pytest.approx(900), "it is shown all the same"
+    assert rollout.broken(found.rails) == []
+    assert (found.verdict.word, found.looks[-1].verdict.word) == ("promote", "promote")
+    assert found.refusals["ramp"] is None
+
+
 async def test_answers_of_the_champion_do_not_count_when_the_challenger_serves(
     rollout: Rollout, watch: RolloutWatch, database: Database
 ) -> None:
@@ -333,6 +398,60 @@ async def test_without_a_challenger_nothing_can_be_ramped(database: Database, cl
     rules = Rules.of(Settings().rewards, 24)
     rollout = joins.rollout(Settings(), database, clock, Lineup.of(shadow=False), rules)
     assert "PROFILES_SHADOW" in ((await rollout.status()).refusals["ramp"] or "")
+
+
+async def test_nobody_is_alarmed_when_there_is_no_challenger_that_could_serve(
+    rollout: Rollout, watch: RolloutWatch, database: Database, clock: FakeClock
+) -> None:
+    await write(database, rows_of(some(4_000, skill=-1.5)))
+    await set_stage(database, 0.25)
+    await watch.once()
+    told = await rollout.alarm()
+    assert told is not None
+    assert told.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
+    alone = joins.rollout(Settings(), database, clock, Lineup.of(shadow=False), Rules.of(Settings().rewards, 24))
+    assert await alone.alarm() is None
+
+
+async def test_alarm_is_about_the_lift_and_not_about_a_guardrail_that_was_broken_when_the_look_was_made(
+    rollout: Rollout, watch: RolloutWatch, database: Database, clock: FakeClock
+) -> None:
+    await write(database, rows_of(some(4_000)))
+    await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, profile_present=0))
+    await watch.once()
+    assert (await rollout.status()).verdict.word == "roll back"
+    clock.advance(2 * HOUR_MS)
+    await rollout.move("ramp", "ann")
+    assert await rollout.alarm() is None
+
+
+async def test_broken_guardrail_alarms_when_the_challenger_is_promoted(
+    rollout: Rollout, database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = rollout.book.recent
+
+    async def recent(since_ms: int, limit: int) -> Recent:
+        asked.append(since_ms)
+        return await real(since_ms, limit)
+
+    monkeypatch.setattr(rollout.book, "recent", recent)
+    slow = rows_of(some(FEWEST_RECENT, share=1.0), made_ms=LATELY, elapsed_us=900_000, role="challenger")
+    await write(database, slow)
+    await set_stage(database, 1.0)
+    await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'promoted'"))
+    told = await rollout.alarm()
+    assert told is not None
+    assert told.text == (
+        "The challenger is promoted, and a guardrail is broken. "
+        "One answer in a hundred takes over 900 ms; 100 ms is allowed."
+    )
+    assert "Nothing rolls it back by itself" in told.advice
+    assert await rollout.alarm() == told
+    assert len(asked) == 1, "the overview is drawn again and again"
+    clock.advance(2 * HOUR_MS)
+    assert await rollout.alarm() is None
+    assert len(asked) == 2
 
 
 def test_guardrails_are_looked_at_often_and_seldom_wrong() -> None:

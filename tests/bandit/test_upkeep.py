@@ -18,7 +18,8 @@ from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.outbox import backlog
-from app.stores.sqlite.states import SqliteStates, newest_prior, write_evidence
+from app.stores.sqlite.priors import newest_prior
+from app.stores.sqlite.states import SqliteStates, write_evidence
 from tests.bandit.school import HOUR_MS, WINDOW_MS, School
 from tests.support.events import feedback, served
 from tests.support.logs import Recorder
@@ -164,7 +165,7 @@ async def test_evidence_that_cannot_be_read_stays_as_it_is_and_fails_no_decision
 def said(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """What is logged of evidence."""
     recorder = Recorder()
-    for module in ("states", "learning", "decisions"):
+    for module in ("states", "learning", "decisions", "priors"):
         monkeypatch.setattr(f"app.stores.sqlite.{module}.log", recorder)
     return recorder
 
@@ -273,10 +274,70 @@ async def test_sweep_settles_everybody_else_when_evidence_or_a_vector_is_damaged
     assert learned == 2
 
 
+PRIOR_DAMAGE = {
+    "too short": lambda mu: mu[:-8],
+    "cut in a number": lambda mu: mu[:-3],
+    "no number": lambda mu: mu[:-8] + np.float64(np.nan).tobytes(),
+    "infinite": lambda mu: np.float64(-np.inf).tobytes() + mu[8:],
+    "more than any decisions teach": lambda mu: np.float64(1e3).tobytes() + mu[8:],
+}
+
+
+async def damage_prior(school: School, version: int, how: Callable[[bytes], bytes]) -> bytes:
+    """Spoil one; as it was."""
+    ((mu,),) = await school.rows("SELECT mu FROM bandit_priors WHERE version = ?", version)
+    await school.database.write(
+        lambda c: c.execute("UPDATE bandit_priors SET mu = ? WHERE version = ?", (how(mu), version))
+    )
+    return bytes(mu)
+
+
+@pytest.mark.parametrize("how", PRIOR_DAMAGE.values(), ids=PRIOR_DAMAGE.keys())
+async def test_decisions_go_on_with_the_newest_sound_prior_when_the_newest_is_damaged(
+    school: School, how: Callable[[bytes], bytes], said: Recorder
+) -> None:
+    for user_id in ("ann", "bob", "cid"):
+        await learn_one(school, user_id)
+        assert await school.bandit.upkeep.pool()
+    for version in (2, 3):
+        await damage_prior(school, version, how)
+    other = School(school.database)  # a process that knows none of them
+    decisions = [await other.decide() for _ in range(3)]
+    assert [item.prior_version for item in decisions] == [1, 1, 1]
+    assert np.isfinite(decisions[0].theta).all()
+    assert [(line["event"], line["level"], line["version"]) for line in said.lines] == [
+        ("prior_refused", "warning", 3),
+        ("prior_refused", "warning", 2),
+    ], "each is said once"
+    await learn_one(school, "dan")
+    assert await school.bandit.upkeep.pool()
+    assert (await other.decide()).prior_version == 4
+
+
+async def test_decisions_go_on_without_a_prior_when_the_only_one_is_damaged(school: School, said: Recorder) -> None:
+    await learn_one(school)
+    assert await school.bandit.upkeep.pool()
+    await damage_prior(school, 1, PRIOR_DAMAGE["too short"])
+    assert (await school.decide()).prior_version == 0
+    assert len(said.lines) == 1
+
+
+async def test_prior_that_is_known_stays_known_when_a_newer_one_is_damaged(school: School, said: Recorder) -> None:
+    await learn_one(school)
+    assert await school.bandit.upkeep.pool()
+    assert (await school.decide()).prior_version == 1
+    await learn_one(school, "bob")
+    assert await school.bandit.upkeep.pool()
+    await damage_prior(school, 2, PRIOR_DAMAGE["no number"])
+    await damage_prior(school, 1, PRIOR_DAMAGE["no number"])
+    assert (await school.decide()).prior_version == 1
+    assert [line["version"] for line in said.lines] == [2]
+
+
 async def test_a_champion_alone_looks_for_no_prior() -> None:
     with closing(sqlite3.connect(":memory:")) as nothing:
         known = Prior.none(SPEC_V1)
-        assert newest_prior(nothing, SPEC_V1, known) is known
+        assert newest_prior(nothing, SPEC_V1, known, set()) is known
 
 
 async def test_nothing_grows_without_a_challenger(database: Database) -> None:

@@ -73,6 +73,8 @@ def judged(**fields: Any) -> Verdict:
         ({"ess": 998, "champion_ess": 999}, "insufficient data", "of the challenger as 998"),
         ({"ess": 999, "champion_ess": 998}, "insufficient data", "of the champion as 998"),
         ({"lift": Interval(0.01, 0.0, 0.02)}, "promote", "an improvement is not shown"),
+        ({"lift": Interval(-0.00001, -0.01, 0.00001)}, "promote", "earns +0.0000 a decision"),
+        ({"lift": Interval(0.01, -0.00001, 0.02)}, "promote", "(+0.0000 to +0.0200)"),
         ({"lift": Interval(0.0, -0.0199, 0.02)}, "promote", "A loss of more than 0.02 is ruled out"),
         ({"lift": Interval(0.0, -0.02, 0.02)}, "hold", "A loss of more than 0.02 is not ruled out."),
         ({"lift": Interval(-0.03, -0.05, -0.02)}, "hold", "not ruled out"),

@@ -73,7 +73,8 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
     lines = deployment.lines()
     assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in OF_THE_MACHINE} == {}
     assert lines.keys() == {
-        *("database", "integrity", "wal", "rights", "outbox", "invalidations", "dead letters", "evidence", "samples"),
+        *("database", "integrity", "wal", "rights", "outbox", "invalidations", "dead letters", "evidence"),
+        *("priors", "samples"),
         *("file system", "disk space", "sqlite", "open files"),
         *("cache", "cache writes", "cache clock", "cache memory"),
         *("queue", "queue writes", "queue clock", "queue eviction", "queue persistence", "worker", "separate"),
@@ -195,6 +196,12 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
         "evidence",
         f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0)",
         *("evidence", "bad", "the learned evidence of 1 user is damaged"),
+    ),
+    (
+        "prior",
+        "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) "
+        f"VALUES ('{SPEC_V2.hash}', x'00', 1, 1, 1, 0), ('of another release', x'00', 1, 1, 1, 0)",
+        *("priors", "bad", "1 pooled prior is damaged"),
     ),
     ("old sample", f"UPDATE samples SET at_ms = {now_ms() - OLD_MS}", "samples", "warn", "the newest figures are"),
     ("no sample", "DELETE FROM samples", "samples", "warn", "no process has ever"),

@@ -43,6 +43,7 @@ def test_status_says_where_it_stands_when_nothing_was_decided(profiles: Run, dat
     assert shown.code == 0
     assert "shadow, the challenger serves 0% of the users" in shown.out
     assert "too few to say" in shown.out
+    assert "they are the champion's, so not judged" in shown.out
     assert "insufficient data: 0 decisions can be evaluated" in shown.out
     found = profiles("rollout", "status", "--json", database=database_path).json
     assert (found["stage"], found["figures"]) == ("shadow", None)

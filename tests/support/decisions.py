@@ -20,7 +20,7 @@ BLANK: Mapping[str, object] = {
     "policy_hash": "p",
     "spec_hash": "s",
     "state_version": 0,
-    "prior_version": 0,
+    "prior_version": 1,
     "profile_origin": "service",
     "profile_present": 1,
     "chosen": 0,

@@ -9,13 +9,14 @@ from litestar.params import QueryParameter
 
 from app.api.admin.actors import audited, caller
 from app.api.admin.letters import MAX_REASON, REASON_SCHEMA, reason_problem
-from app.api.admin.rollout_schemas import RolloutView
+from app.api.admin.rollout_schemas import MoveRequest, RolloutView
 from app.api.admin.rollout_views import view
 from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form, read_form
+from app.api.inputs import body_as
 from app.api.pages.negotiation import answer, redirect
-from app.bandit.rollout import ACTIONS, NEWEST_SHOWN
+from app.bandit.rollout import ACTIONS, NEWEST_SHOWN, WORKER
 from app.bandit.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.features.clock import rfc3339
@@ -23,6 +24,7 @@ from app.features.clock import rfc3339
 HOME = "/admin/rollout"
 # What a form says it has seen where nobody has changed anything yet.
 UNCHANGED = "unchanged"
+MOVED = {"scope": "admin", "schemas": {"reason": REASON_SCHEMA}, "body": [MoveRequest], "body_required": False}
 Reason = Annotated[
     str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user's id.")
 ]
@@ -51,18 +53,19 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutView]:
         max_reason=MAX_REASON,
         newest_shown=NEWEST_SHOWN,
         served_needed=SERVED_BEFORE_MORE,
+        own_words=_own_words(body),
     )
 
 
 @post(
     f"{HOME}/ramp",
     status_code=200,
-    opt={"scope": "admin", "schemas": {"reason": REASON_SCHEMA}},
+    opt=MOVED,
     tags=["Admin"],
     summary="Let the challenger serve more users",
     description="One step: 5 %, 25 %, 100 % of the users. Once rolled back, it begins anew in the shadow. 409 where "
     "the verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
-    responses=problems(400, 401, 403, 409, 503, 507),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
     """One step."""
@@ -72,11 +75,11 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
 @post(
     f"{HOME}/promote",
     status_code=200,
-    opt={"scope": "admin", "schemas": {"reason": REASON_SCHEMA}},
+    opt=MOVED,
     tags=["Admin"],
     summary="Let the challenger serve for good",
     description="Where it serves everybody, and an improvement is shown; else 409.",
-    responses=problems(400, 401, 403, 409, 503, 507),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
     """For good."""
@@ -86,11 +89,11 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
 @post(
     f"{HOME}/rollback",
     status_code=200,
-    opt={"scope": "admin", "schemas": {"reason": REASON_SCHEMA}},
+    opt=MOVED,
     tags=["Admin"],
     summary="Let the champion serve everybody again",
     description="At any stage, whatever the verdict; nothing that was learned is lost. 409 where it is so already.",
-    responses=problems(400, 401, 403, 409, 503, 507),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
     """Back."""
@@ -107,8 +110,20 @@ async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
         return await _pressed(request, move)
     if (wrong := reason_problem(reason)) is not None:
         raise Undecodable("the reason is not allowed", [Issue("reason", wrong)])
+    if await request.body():
+        reason = await _reason_of_body(request, reason)
     await api_of(request).rollout.move(move, caller(request).name, reason)
     return Response(await _seen(request))
+
+
+async def _reason_of_body(request: HttpRequest, of_query: str) -> str:
+    reason = (await body_as(request, MoveRequest)).reason
+    wrong = reason_problem(reason)
+    if reason and of_query not in ("", reason):
+        wrong = "must be the one in the query, where both are given"
+    if wrong is not None:
+        raise InvalidInput("the reason is not allowed", [Issue("reason", wrong)])
+    return reason or of_query
 
 
 async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
@@ -122,8 +137,14 @@ async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
             await _refuse_if_changed(request, move, form.get("seen"))
         state = await api_of(request).rollout.move(move, caller(request).name, reason)
     except Conflict as error:
-        return await redirect(request, HOME, f"Nothing was changed: {str(error).rstrip('.')}.")
-    return await redirect(request, HOME, _told(state))
+        return await _back(request, f"Nothing was changed: {str(error).rstrip('.')}.")
+    return await _back(request, _told(state))
+
+
+async def _back(request: HttpRequest, said: str) -> Response[Any]:
+    from app.api.pages.templating import spelled  # noqa: PLC0415  # as pages are: what no other request needs
+
+    return await redirect(request, HOME, spelled(said))
 
 
 async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
@@ -148,6 +169,11 @@ def _told(state: RolloutState) -> str:
     if state.stage == "promoted":
         return "Done. The challenger is promoted."
     return "Done. The challenger is rolled back: the champion serves everybody from now on."
+
+
+def _own_words(body: RolloutView) -> bool:
+    """Whether nobody gave a reason for the newest change: it is in the service's own words."""
+    return body.changed_by == WORKER or body.reason in [look.verdict.reason for look in body.looks]
 
 
 def _chart(body: RolloutView) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _guardrails(rails: Guardrails, limits: Limits) -> GuardrailsView:
             _interval(more) if more is not None else None,
             limits.dismissed,
         ),
-        GuardrailView(rails.p99_ms, longest_allowed(rails, limits)),
+        GuardrailView(rails.p99_ms, longest_allowed(rails, limits), rails.p99_judged),
         GuardrailView(rails.no_profile, limits.no_profile),
         broken(rails, limits),
     )

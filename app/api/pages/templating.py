@@ -7,6 +7,7 @@ template uses and nobody gave is an error, not an empty string.
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -31,6 +32,8 @@ NAVIGATION = (
 )
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
 MISSING = "–"
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_PERCENT = re.compile(r"(?<=\d)(\.0)?%")
 _NO_TIME = Markup("–")
 _TIME = Markup('<time datetime="{}" title="{}">{}</time>')  # formatting it escapes what is put in
 
@@ -53,6 +56,8 @@ def environment() -> Environment:
         "duration": duration,
         "number": number,
         "percent": percent,
+        "fixed": fixed,
+        "spelled": spelled,
         "pretty": pretty,
         "shown": shown,
         "measured": measured,
@@ -139,6 +144,16 @@ def percent(share: float | None) -> str:
     if text == "0.0" and share > 0:
         text = "< 0.1"
     return text.removesuffix(".0") + "\u202f%"
+
+
+def fixed(value: float, digits: int, *, sign: bool = False) -> str:
+    """A number with so many digits; what rounds to nothing is not less than nothing."""
+    return f"{value:{'+' if sign else ''}z.{digits}f}"
+
+
+def spelled(sentence: str) -> str:
+    """A sentence of the service with its numbers as `number` and `percent` write them."""
+    return _PERCENT.sub("\u202f%", _THOUSANDS.sub("\u202f", sentence))
 
 
 def measured(value: float | None, unit: str) -> str:

@@ -35,6 +35,7 @@ def diagnose_database(found: DatabaseFacts) -> list[Line]:
         _owed(found),
         _letters(found),
         _evidence(found),
+        _priors(found),
         _samples(found),
     ]
 
@@ -111,6 +112,14 @@ def _evidence(found: DatabaseFacts) -> Line:
     users = f"{found.unreadable:,} user{'' if found.unreadable == 1 else 's'}"
     remedy = "They are scored as new ones. Put their rows of bandit_states back from a backup, or erase the users."
     return Line("evidence", "bad", f"the learned evidence of {users} is damaged", remedy)
+
+
+def _priors(found: DatabaseFacts) -> Line:
+    if not (count := found.damaged_priors):
+        return Line("priors", "ok", "no pooled prior is damaged")
+    text = f"{count:,} pooled prior is damaged" if count == 1 else f"{count:,} pooled priors are damaged"
+    remedy = "Decisions use the newest that is sound; a new one is pooled once anything is learned. Look at the disk."
+    return Line("priors", "bad", text, remedy)
 
 
 def _samples(found: DatabaseFacts) -> Line:

@@ -46,7 +46,7 @@ class Unreached(NamedTuple):
 class DatabaseFacts(NamedTuple):
     """The file and what is in it. `findings`: what is damaged; `whole`: whether everything was looked at.
 
-    `unreadable`: users whose learned evidence is damaged.
+    `unreadable`: users whose learned evidence is damaged; `damaged_priors`: pooled priors that are.
 
     Ages are in seconds, None where there is nothing that could have one.
     """
@@ -61,6 +61,7 @@ class DatabaseFacts(NamedTuple):
     dead_letters: int
     owed: int
     unreadable: int
+    damaged_priors: int
     newest_sample_s: float | None
 
 

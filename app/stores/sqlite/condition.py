@@ -15,6 +15,7 @@ from app.operations.doctor.facts import DatabaseFacts, MachineFacts
 from app.stores.sqlite.connection import connect, unavailable
 from app.stores.sqlite.database import check_schema
 from app.stores.sqlite.outbox import SELECT_LETTER_COUNT, SELECT_OWED_COUNT, SELECT_UNCONSUMED_COUNT
+from app.stores.sqlite.priors import damaged_priors
 from app.stores.sqlite.soundness import full_findings, quick_findings
 from app.stores.sqlite.states import damaged
 
@@ -38,6 +39,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
             (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
             (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
             unreadable = damaged(connection, whole=whole)
+            priors = damaged_priors(connection)
             (sample_ms,) = connection.execute(SELECT_NEWEST_SAMPLE).fetchone()
         except sqlite3.Error as error:
             raise unavailable(error) from error
@@ -53,6 +55,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
         dead_letters=letters,
         owed=owed,
         unreadable=unreadable,
+        damaged_priors=priors,
         newest_sample_s=(now_ms - sample_ms) / 1000 if sample_ms is not None else None,
     )
 

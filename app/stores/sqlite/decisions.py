@@ -16,7 +16,8 @@ from app.bandit.specs import Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, blob, decision_of, outcome_of, row_of
-from app.stores.sqlite.states import grow_evidence, newest_prior, pseudonym, read_evidence
+from app.stores.sqlite.priors import newest_prior
+from app.stores.sqlite.states import grow_evidence, pseudonym, read_evidence
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
@@ -61,6 +62,7 @@ class SqliteDecisions:
         self._database = database
         self._spec = spec
         self._prior = Prior.none(spec)
+        self._refused: set[int] = set()
         self._told: set[str] = set()
 
     async def look(self, questions: Sequence[Question]) -> list[Known]:
@@ -70,7 +72,7 @@ class SqliteDecisions:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             (share,) = connection.execute(SELECT_SHARE).fetchone()
             # Kept, for it is the same for everybody until there is a newer one.
-            prior = self._prior = newest_prior(connection, self._spec, self._prior)
+            prior = self._prior = newest_prior(connection, self._spec, self._prior, self._refused)
             return [
                 Known(
                     erasures,

@@ -30,6 +30,9 @@ UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by 
     evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END
 WHERE stage = :seen_stage AND share = :seen_share AND changed_at_ms = :seen_at
 """
+UPDATE_FIRST_PRIOR = """
+UPDATE rollout SET evaluated_after = (SELECT COALESCE(MAX(number), 0) FROM tip_scores) WHERE stage = 'shadow'
+"""
 DELETE_LOOKS = "DELETE FROM rollout_looks"
 SELECT_LOOKS = "SELECT number, body FROM rollout_looks ORDER BY number"
 INSERT_LOOK = """
@@ -52,8 +55,10 @@ SELECT TOTAL(champion_p IS NOT NULL AND number < :until), TOTAL(champion_p IS NO
 """
 _COLUMNS = """number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged, v_champion,
     v_challenger, action IS 'dismissed', agree"""
+# Without a pooled prior the challenger is all but the champion. Few are left out here (see `begin_evidence`).
 SELECT_PAGE = f"""
-SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL ORDER BY number LIMIT :limit
+SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
+ORDER BY number LIMIT :limit
 """
 # Backwards from the end of the table; not far, where few of the newest were shown.
 AMONG = 20_000
@@ -67,6 +72,16 @@ SELECT_RECENT = """
 SELECT elapsed_us / 1000.0, profile_present = 0, role = 'challenger' FROM tip_scores
 WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 """
+
+
+def begin_evidence(connection: sqlite3.Connection) -> None:
+    """When the first prior of a spec is stored: in the shadow nothing decided before it counts, nor any look at it.
+
+    1. A process looks for a prior, and finds none; 2. the first is stored, and this is done; 3. the process stores its
+    decision, which counts as made after it. What is read of decisions leaves those out.
+    """
+    if connection.execute(UPDATE_FIRST_PRIOR).rowcount:
+        connection.execute(DELETE_LOOKS)
 
 
 class SqliteRollout:

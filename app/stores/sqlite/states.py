@@ -17,7 +17,9 @@ from app.bandit.pooling import Pool, Prior
 from app.bandit.specs import SPECS, Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import array, blob
+from app.stores.sqlite.decision_rows import blob
+from app.stores.sqlite.priors import SELECT_NEWEST_VERSION
+from app.stores.sqlite.rollout import begin_evidence
 from app.telemetry import logger
 
 PAGE = 256
@@ -43,11 +45,6 @@ SELECT_COUNTS = "SELECT spec_hash, COUNT(*) FROM bandit_states GROUP BY spec_has
 SELECT_ASIDE_COUNT = f"SELECT COUNT(*) FROM bandit_states WHERE spec_hash >= '{ASIDE}' AND spec_hash < '{ASIDE[:-1]}!'"
 SELECT_CHANGES = "SELECT changes FROM bandit_ledger"
 UPDATE_CHANGES = "UPDATE bandit_ledger SET changes = changes + 1"
-SELECT_NEWEST_PRIOR = """
-SELECT version, spec_hash, mu, users, decisions, created_at_ms FROM bandit_priors
-WHERE spec_hash = ? ORDER BY version DESC LIMIT 1
-"""
-SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
 SELECT_CHANGES_SEEN = "SELECT MAX(changes) FROM bandit_priors WHERE spec_hash = ?"
 INSERT_PRIOR = """
 INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)
@@ -109,19 +106,6 @@ def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_
     write_evidence(connection, {user_id: grown}, now_ms)
 
 
-def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior) -> Prior:
-    """The newest, which may be the one that is known already."""
-    if not spec.pooled:
-        return known  # there is none; to look for it would be to go through all those of other specs
-    row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
-    if row is None or row[0] == known.version:
-        return known
-    version, spec_hash, mu, users, decisions, created_at_ms = connection.execute(
-        SELECT_NEWEST_PRIOR, (spec.hash,)
-    ).fetchone()
-    return Prior(version, spec_hash, array(mu), users, decisions, created_at_ms)
-
-
 class SqliteStates:
     """Implements `app.bandit.ports.StateBook`."""
 
@@ -158,6 +142,8 @@ class SqliteStates:
                 return False
             row = (prior.spec_hash, blob(prior.mu), prior.users, prior.decisions, changes, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
+            if seen is None:
+                begin_evidence(connection)
             return True
 
         return await self._database.write(work)

@@ -52,7 +52,8 @@ async def test_rollout_begins_in_the_shadow_and_says_what_it_waits_for(own_site:
         "served_by_challenger": 0,
         "next_look_at": 1_000,
     }
-    assert body["guardrails"]["p99_ms"] == {"value": None, "limit": 100.0}
+    assert body["guardrails"]["p99_ms"] == {"value": None, "limit": 100.0, "judged": False}
+    assert body["guardrails"]["no_profile"] == {"value": None, "limit": 0.5, "judged": True}
     assert {item["move"]: item["allowed"] for item in body["moves"]} == {
         "ramp": False,
         "promote": False,
@@ -85,6 +86,25 @@ async def test_figures_are_those_of_the_newest_look_and_say_all_that_the_verdict
     page = (await own_site.client.get("/admin/rollout", headers={"Accept": "text/html"})).text
     assert "Looks so far" in page
     assert "<svg" not in page, "one look makes no line"
+
+
+async def test_time_of_answers_is_shown_and_not_judged_when_the_challenger_serves_nobody(own_site: Live) -> None:
+    slow = rows_of(some(200), made_ms=own_site.now_ms - 60_000, elapsed_us=400_000)
+    await write(own_site.service.database, slow)
+    rails = (await seen(own_site))["guardrails"]
+    assert (rails["p99_ms"], rails["broken"]) == ({"value": 400.0, "limit": 100.0, "judged": False}, [])
+    as_page = {"Accept": "text/html"}
+    row = (await own_site.client.get("/admin/rollout", headers=as_page)).text.split("Time of 99 in 100 answers")[1]
+    said = row.partition("</tr>")[0]
+    for text in ("400 ms", "all answers of the last hour, which are the champion&#39;s", "not judged"):
+        assert text in said
+    assert "broken" not in said
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("ramp", 0.05), "", "ann", own_site.now_ms - 2_000)
+    await write(own_site.service.database, [{**row, "role": "challenger", "elapsed_us": 900_000} for row in slow])
+    rails = (await seen(own_site))["guardrails"]
+    assert rails["p99_ms"]["judged"]
+    assert rails["broken"] == ["One answer in a hundred takes over 900 ms; 600 ms is allowed."]
 
 
 async def test_challenger_is_ramped_one_step_and_the_trail_says_by_whom(own_site: Live) -> None:
@@ -135,6 +155,42 @@ async def test_key_that_moves_it_is_named(keyed: Live) -> None:
 async def test_reason_is_bounded_text(site: Live, reason: str, status: int) -> None:
     answer = problem(await site.client.post(f"/admin/rollout/ramp?reason={reason}"), status)
     assert paths(answer) == (["reason"] if status == 400 else [])
+
+
+@pytest.mark.parametrize("query", ["", "?reason=complaints"])
+async def test_reason_may_come_in_a_body(own_site: Live, query: str) -> None:
+    answer = await own_site.client.post(f"/admin/rollout/rollback{query}", json={"reason": "complaints"})
+    assert (answer.status_code, answer.json()["reason"]) == (200, "complaints")
+    (entry,) = await own_site.service.audit.newest(1)
+    assert entry.outcome == "done: shadow to rolled back: complaints"
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "at"),
+    [
+        ("", {"reason": "x" * 401}, 422, ["reason"]),
+        ("", {"reason": "a\nb"}, 422, ["reason"]),
+        ("", {"reason": 5}, 422, ["reason"]),
+        ("", {"reason": None}, 422, ["reason"]),
+        ("", {"why": "complaints"}, 422, ["why"]),
+        ("", ["complaints"], 422, ["$"]),
+        ("?reason=complaints", {"reason": "a whim"}, 422, ["reason"]),
+    ],
+)
+@pytest.mark.parametrize("move", ["ramp", "promote", "rollback"])
+async def test_nothing_is_moved_when_the_body_is_not_allowed(
+    site: Live, move: str, query: str, body: object, status: int, at: list[str]
+) -> None:
+    answer = problem(await site.client.post(f"/admin/rollout/{move}{query}", json=body), status)
+    assert paths(answer) == at
+    assert (await seen(site))["stage"] == "shadow"
+
+
+async def test_body_that_is_no_json_is_refused(site: Live) -> None:
+    post = site.client.post
+    problem(await post("/admin/rollout/rollback", content=b"{", headers={"Content-Type": "application/json"}), 400)
+    problem(await post("/admin/rollout/rollback", content=b"whim", headers={"Content-Type": "text/plain"}), 415)
+    assert (await seen(site))["stage"] == "shadow"
 
 
 async def test_form_comes_back_to_the_page_with_what_happened(own_site: Live) -> None:
@@ -206,6 +262,19 @@ async def test_overview_says_so_when_the_challenger_that_serves_loses(own_site: 
     (told,) = [item for item in findings if item["subject"] == "rollout"]
     assert "The challenger serves 5% of the users." in told["text"]
     assert "a loss of more than 0.02 for certain" in told["text"]
+
+
+async def test_overview_says_so_when_a_guardrail_breaks_after_promotion(own_site: Live) -> None:
+    book = own_site.service.bandit.rollout.book
+    await book.move(await book.state(), Target("promoted", 1.0), "", "ann", own_site.now_ms - 60_000)
+    rows = rows_of(some(200, share=1.0), made_ms=own_site.now_ms - 5_000, profile_present=0)
+    await write(own_site.service.database, rows)
+    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
+    assert (await seen(own_site))["stage"] == "promoted", "nothing is done by itself"
+    findings = (await own_site.client.get("/admin")).json()["findings"]
+    (told,) = [item for item in findings if item["subject"] == "rollout"]
+    assert told["text"].startswith("The challenger is promoted, and a guardrail is broken. 100.0% of the decisions")
+    assert (told["state"], told["path"]) == ("degraded", "/admin/rollout")
 
 
 async def test_without_a_challenger_the_answer_says_so(serve_site: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, expect
 
+from app.api.pages.templating import spelled
 from app.bandit.rollout_watch import RolloutWatch
 from app.bandit.stages import Target
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
@@ -53,8 +55,9 @@ async def test_page_is_sound_when_there_are_looks_and_a_guardrail_is_broken(
             await summary.click()
         chart = visitor.page.get_by_role("img", name="Lift by look")
         await expect(chart).to_be_visible()
-        await expect(visitor.page.get_by_role("alert")).to_contain_text("100.0% of the decisions were made without")
+        await expect(visitor.page.get_by_role("alert")).to_contain_text("100\u202f% of the decisions were made without")
         await expect(visitor.page.get_by_role("row", name="Decisions without a profile")).to_contain_text("broken")
+        assert re.findall(r"\d%|\d,\d{3}|-0\.0+\b", await visitor.text()) == [], "numbers are spelled in one way"
         await visitor.assert_sound()
 
 
@@ -75,11 +78,12 @@ async def test_challenger_is_ramped_rolled_back_and_begun_anew_from_the_page(
 
         await visitor.go("/admin/rollout")
         await expect(page.get_by_role("heading", name="Verdict: promote an improvement")).to_be_visible()
-        await press("Ramp to 5", "Ramp", "looks good", "Done. The challenger serves 5% of the users from now on.")
+        await press("Ramp to 5", "Ramp", "looks good", "Done. The challenger serves 5\u202f% of the users from now on.")
         assert "serves 5\u202f% of the users" in await visitor.text()
         assert ": looks good" in await visitor.text()
         assert (
-            "It cannot be ramped now: of the decisions that the challenger served at 5%, 0 are" in await visitor.text()
+            "It cannot be ramped now: of the decisions that the challenger served at 5\u202f%, 0 are"
+            in await visitor.text()
         )
         said = "Done. The challenger is rolled back: the champion serves everybody from now on."
         await press("Roll back", "Roll back", "complaints", said)
@@ -87,6 +91,19 @@ async def test_challenger_is_ramped_rolled_back_and_begun_anew_from_the_page(
         assert await page.get_by_text("Verdict:").count() == 0
         await press("Begin anew", "Begin anew", "", "Done. The roll-out begins anew, in the shadow.")
         assert "No look has been made yet" in await visitor.text()
+
+
+async def test_reason_of_a_step_is_spelled_as_the_page_when_it_is_the_verdicts_and_kept_when_it_is_somebodys(
+    own_site: Live, browser: Browser
+) -> None:
+    await decide(own_site, 4_000)
+    async with visiting(browser, own_site) as visitor:
+        await own_site.client.post("/admin/rollout/ramp")
+        await visitor.go("/admin/rollout")
+        assert "by anyone: Over 4\u202f000 decisions of 400 users" in await visitor.text()
+        await own_site.client.post("/admin/rollout/rollback?reason=1,250+complaints,+9%25")
+        await visitor.go("/admin/rollout")
+        assert "by anyone: 1,250 complaints, 9%" in await visitor.text()
 
 
 async def on_trial(site: Live, share: float, served: int = 250) -> None:
@@ -109,14 +126,14 @@ async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
         for page in (visitor.page, stale):
             await page.locator("main summary.button", has_text="Ramp to 5").click()
         await visitor.page.get_by_role("button", name="Ramp", exact=True).click()
-        await expect(visitor.page.get_by_role("status")).to_contain_text("serves 5% of the users")
+        await expect(visitor.page.get_by_role("status")).to_contain_text("serves 5\u202f% of the users")
         # By now another step would be allowed, but it is not what the other tab's button says.
         served = rows_of(some(250, share=1.0, seed=2), made_ms=own_site.now_ms)
         await write(own_site.service.database, served)
         await stale.get_by_role("button", name="Ramp", exact=True).click()
         await expect(stale.get_by_role("status")).to_contain_text("Nothing was changed: ")
         await expect(stale.get_by_role("status")).to_contain_text(
-            "since this page was made it has moved, to 5% of the users, by "
+            "since this page was made it has moved, to 5\u202f% of the users, by "
         )
         assert (await own_site.service.bandit.rollout.book.state()).share == 0.05
         (newest,) = await own_site.service.audit.newest(1)
@@ -124,7 +141,7 @@ async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
         # Having looked again, one may.
         await stale.locator("main summary.button", has_text="Ramp to 25").click()
         await stale.get_by_role("button", name="Ramp", exact=True).click()
-        await expect(stale.get_by_role("status")).to_contain_text("serves 25% of the users")
+        await expect(stale.get_by_role("status")).to_contain_text("serves 25\u202f% of the users")
 
 
 async def test_button_that_is_pressed_twice_goes_one_step(own_site: Live, browser: Browser) -> None:
@@ -158,7 +175,7 @@ async def test_every_step_can_be_made_by_keyboard_alone(own_site: Live, browser:
         await page.get_by_role("link", name="All changes").focus()
         for keys in ("Tab", "Enter", "Tab", "looks good", "Tab", "Enter"):
             await (page.keyboard.press(keys) if keys in ("Tab", "Enter") else page.keyboard.type(keys))
-        await expect(page.get_by_role("status")).to_contain_text("serves 25% of the users")
+        await expect(page.get_by_role("status")).to_contain_text("serves 25\u202f% of the users")
         # Going back needs a word of why: without one the browser keeps the form.
         await page.get_by_role("link", name="All changes").focus()
         for keys in ("Tab", "Space", "Tab", "Enter"):
@@ -180,7 +197,9 @@ async def test_refusal_is_said_in_one_sentence_when_the_verdict_changed_meanwhil
         await write(own_site.service.database, lately)
         await visitor.page.get_by_role("button", name="Ramp", exact=True).click()
         said = await visitor.page.get_by_role("status").inner_text()
-        assert said.startswith("Nothing was changed: roll back: 100.0% of the decisions were made without a profile")
+        assert said.startswith(
+            "Nothing was changed: roll back: 100\u202f% of the decisions were made without a profile"
+        )
         assert not said.endswith("..")
 
 
@@ -239,7 +258,7 @@ async def test_what_a_look_said_can_be_read_without_a_mouse(own_site: Live, brow
         await visitor.go("/admin/rollout")
         await visitor.page.locator("details.said summary").focus()
         await visitor.page.keyboard.press("Enter")
-        await expect(visitor.page.locator("details.said")).to_contain_text(look.verdict.reason)
+        await expect(visitor.page.locator("details.said")).to_contain_text(spelled(look.verdict.reason))
         await visitor.assert_sound()
 
 

@@ -18,6 +18,7 @@ from app.api.pages.templating import (
     duration,
     environment,
     exact,
+    fixed,
     measured,
     moment,
     number,
@@ -25,6 +26,7 @@ from app.api.pages.templating import (
     pretty,
     segment,
     shown,
+    spelled,
 )
 
 NOW = 1_777_000_000_000
@@ -91,6 +93,26 @@ def test_number_shows_what_matters(value: float | None, text: str) -> None:
 )
 def test_percentage_is_never_all_or_nothing_when_the_share_is_not(share: float | None, text: str) -> None:
     assert percent(share) == (text if share is None else f"{text}\u202f%")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "text"),
+    [
+        ("Over 1,234,567 decisions 5% of 12.3%", "Over 1 234 567 decisions 5 % of 12.3 %"),
+        ("100.0% and 50.05%", "100 % and 50.05 %"),
+        ("1, 2,5, 1,0000 and % stay; so does -0.02", "1, 2,5, 1,0000 and % stay; so does -0.02"),
+    ],
+)
+def test_sentence_has_its_numbers_as_pages_write_them(sentence: str, text: str) -> None:
+    assert spelled(sentence) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [(0.12345, False, "0.1235"), (0.1, True, "+0.1000"), (-0.00001, True, "+0.0000"), (-0.00001, False, "0.0000")],
+)
+def test_nothing_is_less_than_nothing(value: float, sign: bool, text: str) -> None:
+    assert fixed(value, 4, sign=sign) == text
 
 
 @given(st.text(min_size=1))

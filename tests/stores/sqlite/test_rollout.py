@@ -114,6 +114,14 @@ async def test_only_what_explored_is_settled_and_known_of_both_policies_is_evalu
     assert (page.pi_b == [row["champion_p"], row["challenger_p"]]).all()
 
 
+async def test_what_was_decided_without_a_pooled_prior_is_no_evidence(book: SqliteRollout, database: Database) -> None:
+    """A process may have looked for a prior just before the first one was stored."""
+    rows = rows_of(some(6))
+    await write(database, [{**row, "prior_version": 0 if place < 2 else 1} for place, row in enumerate(rows)])
+    (page,) = await all_of(book, await book.state())
+    assert page.users == some(6).users[2:]
+
+
 @pytest.mark.parametrize("unsettled", ["open", "served"])
 async def test_what_is_newer_than_the_oldest_unsettled_waits(
     book: SqliteRollout, database: Database, unsettled: str
