@@ -116,7 +116,7 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
         stdin=theirs.fileno(),
         stdout=theirs.fileno(),
         env={**kept, "OPENBLAS_NUM_THREADS": "1"},
-        start_new_session=True,
+        process_group=0,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from functools import lru_cache
 from typing import Any
 
 from app.bandit.decisions import Decision, Known, Outcome, Shadow
@@ -33,11 +34,15 @@ _COLUMNS = ", ".join((*WRITTEN, *SETTLED))
 SELECT_BY_REQUEST = f"SELECT {_COLUMNS} FROM tip_scores WHERE request_id = ?"
 SELECT_BY_ID = f"SELECT {_COLUMNS}, number FROM tip_scores WHERE decision_id = ?"
 SELECT_EVENTS = "SELECT outcome, COUNT(*) FROM decision_events WHERE number = ? GROUP BY outcome"
-UPDATE_SHADOW = """
-UPDATE tip_scores SET
-    champion_scores = ?, champion_pi = ?, challenger_scores = ?, challenger_pi = ?, champion_p = ?, challenger_p = ?,
-    agree = ?, q_logged = ?, v_champion = ?, v_challenger = ?, elapsed_us = ?
-WHERE decision_id = ?
+# Of many decisions in one statement, so in one step: between two, the thread would wait for Python's lock, which the
+# event loop gives away every 5 ms at most while it is busy, and other writers wait for this one.
+_SHADOW = (
+    *("champion_scores", "champion_pi", "challenger_scores", "challenger_pi", "champion_p", "challenger_p"),
+    *("agree", "q_logged", "v_champion", "v_challenger", "elapsed_us"),
+)
+_UPDATE_SHADOWS = """
+WITH shadows (decision_id, {columns}) AS (VALUES {rows})
+UPDATE tip_scores SET {changes} FROM shadows WHERE tip_scores.decision_id = shadows.decision_id
 """
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
 DELETE_DECISIONS = tuple(
@@ -52,6 +57,17 @@ DELETE FROM bandit_priors WHERE version < (
     WHERE created_at_ms <= COALESCE((SELECT MIN(created_at_ms) FROM tip_scores), :before) - :hour
 )
 """
+
+
+@lru_cache(maxsize=64)
+def update_shadows(count: int) -> str:
+    """The statement that adds so many shadows."""
+    row = f"({', '.join('?' * (1 + len(_SHADOW)))})"
+    return _UPDATE_SHADOWS.format(
+        columns=", ".join(_SHADOW),
+        rows=", ".join([row] * count),
+        changes=", ".join(f"{column} = shadows.{column}" for column in _SHADOW),
+    )
 
 
 class SqliteDecisions:
@@ -97,8 +113,10 @@ class SqliteDecisions:
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
         """A decision that is gone, erased or pruned, stays gone. One whose shadow is lost is not evaluated: no more."""
-        rows = [
-            (
+        values: list[object] = []
+        for shadow in shadows:
+            values += (
+                shadow.decision_id,
                 blob(shadow.champion.scores),
                 blob(shadow.champion.pi),
                 blob(shadow.challenger.scores),
@@ -110,11 +128,9 @@ class SqliteDecisions:
                 shadow.v_champion,
                 shadow.v_challenger,
                 shadow.elapsed_us,
-                shadow.decision_id,
             )
-            for shadow in shadows
-        ]
-        await self._database.write(lambda connection: connection.executemany(UPDATE_SHADOW, rows), durable=False)
+        statement = update_shadows(len(shadows))
+        await self._database.write(lambda connection: connection.execute(statement, values), durable=False)
 
     async def find(self, decision_id: str) -> tuple[Decision, Outcome] | None:
         """One hop."""

@@ -112,7 +112,7 @@ STATEMENTS = {
     "a look": (states.SELECT_STATE, ("u",)),
     "by request": (decisions.SELECT_BY_REQUEST, ("r",)),
     "by id": (decisions.SELECT_BY_ID, ("d",)),
-    "the shadow": (decisions.UPDATE_SHADOW, (None,) * 12),
+    "the shadow": (decisions.update_shadows(3), (None,) * 36),
     "prunable": (decisions.SELECT_PRUNABLE, (1, 1)),
     "unsettled": (learning.SELECT_IS_UNSETTLED, ("u", "t")),
     "a decision": (learning.SELECT_IS_DECISION, ("d",)),
