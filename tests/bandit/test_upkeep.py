@@ -310,3 +310,28 @@ async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
     school.clock.advance(int(POOL_EVERY_S * 1000))
     await eventually(lambda: sample("profiles_prior_version") == 2)
     task.cancel()
+
+
+@pytest.mark.parametrize("mu", [b"\0", bytes(48), np.full(SPEC_V2.size, np.nan).tobytes()])
+async def test_users_are_scored_by_the_prior_before_when_the_newest_is_damaged(
+    school: School, said: Recorder, mu: bytes
+) -> None:
+    await learn_one(school)
+    await school.bandit.upkeep.once()
+    await school.decide()
+    await school.database.write(
+        lambda c: c.execute(
+            "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) "
+            "SELECT spec_hash, ?, users, decisions, changes, created_at_ms FROM bandit_priors",
+            (mu,),
+        )
+    )
+    fresh = School(school.database, clock=school.clock)
+    versions = [(await one.decide()).prior_version for one in (school, fresh, school, fresh)]
+    assert versions == [1, 0, 1, 0]
+    assert [line["event"] for line in said.lines] == ["prior_refused"] * 2, "each process says it once"
+    school.clock.advance(int(POOL_EVERY_S * 1000))
+    await learn_one(school)
+    await school.bandit.upkeep.once()
+    assert [(await one.decide()).prior_version for one in (school, fresh)] == [3, 3]
+    await fresh.bandit.scorer.close()

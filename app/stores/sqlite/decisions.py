@@ -62,6 +62,7 @@ class SqliteDecisions:
         self._spec = spec
         self._prior = Prior.none(spec)
         self._told: set[str] = set()
+        self._told_of_prior = ""
 
     async def look(self, questions: Sequence[Question]) -> list[Known]:
         """One hop. The erasures are read first: what is read after them is no older."""
@@ -69,8 +70,7 @@ class SqliteDecisions:
         def work(connection: sqlite3.Connection) -> list[Known]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             (share,) = connection.execute(SELECT_SHARE).fetchone()
-            # Kept, for it is the same for everybody until there is a newer one.
-            prior = self._prior = newest_prior(connection, self._spec, self._prior)
+            prior = self._newest_prior(connection)
             return [
                 Known(
                     erasures,
@@ -136,6 +136,16 @@ class SqliteDecisions:
             return len(numbers)
 
         return await self._database.write(work)
+
+    def _newest_prior(self, connection: sqlite3.Connection) -> Prior:
+        """Kept, for it is the same for everybody until there is a newer one; so is one that a damaged one follows."""
+        try:
+            self._prior = newest_prior(connection, self._spec, self._prior)
+        except SpecMismatch as error:
+            if str(error) != self._told_of_prior:
+                self._told_of_prior = str(error)
+                log.warning("prior_refused", error=str(error))
+        return self._prior
 
     def _evidence_or_none(self, connection: sqlite3.Connection, user_id: str) -> Evidence | None:
         try:

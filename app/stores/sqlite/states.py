@@ -12,12 +12,14 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from app.bandit.evidence import Evidence, sound
 from app.bandit.pooling import Pool, Prior
 from app.bandit.specs import SPECS, Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import array, blob
+from app.stores.sqlite.decision_rows import NUMBER_BYTES, array, blob
 from app.telemetry import logger
 
 PAGE = 256
@@ -110,7 +112,7 @@ def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_
 
 
 def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior) -> Prior:
-    """The newest, which may be the one that is known already."""
+    """The newest, which may be the one that is known already. Raises `SpecMismatch` where it is damaged."""
     if not spec.pooled:
         return known  # there is none; to look for it would be to go through all those of other specs
     row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
@@ -119,7 +121,9 @@ def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior) -> Pr
     version, spec_hash, mu, users, decisions, created_at_ms = connection.execute(
         SELECT_NEWEST_PRIOR, (spec.hash,)
     ).fetchone()
-    return Prior(version, spec_hash, array(mu), users, decisions, created_at_ms)
+    if len(mu) != spec.size * NUMBER_BYTES or not np.isfinite(mean := array(mu)).all():
+        raise SpecMismatch(f"the pooled prior of version {version} is damaged")
+    return Prior(version, spec_hash, mean, users, decisions, created_at_ms)
 
 
 class SqliteStates:
