@@ -195,11 +195,12 @@ def configure_logging(
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    on_screen = sys.stderr is not None and sys.stderr.isatty()
     plain = structlog.dev.plain_traceback  # the richer ones print local variables, and keys may be among them
     rendering: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else [_printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        else [_printable, structlog.dev.ConsoleRenderer(colors=on_screen, exception_formatter=plain)]
     )
     structlog.configure(
         processors=[*shared[:2], shared[3], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -133,6 +133,19 @@ except RuntimeError as error:
     assert "top-secret" not in shown.stderr + shown.stdout
 
 
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_nothing_fails_when_there_is_no_standard_error(log_format: Format) -> None:
+    program = f"""
+from app.telemetry import configure_logging, logger
+configure_logging("{log_format}", "info")
+logger("part").info("nobody reads this")
+print("done")
+"""
+    closed = ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, program]
+    shown = subprocess.run(closed, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (shown.returncode, shown.stdout) == (0, "done\n")
+
+
 def test_processes_do_not_share_metrics() -> None:
     one, other = Metrics(), Metrics()
     one.cache_hits.inc()

@@ -58,9 +58,19 @@ class ProcessBeside:
         """
         question = framed(encode_decisions(group))
         for _ in range(TRIES):
-            answer = await self._answer(question)
-            if answer is not None:
-                return _shadows(answer)
+            running = self._running or await self._start()
+            found = None
+            try:
+                if (answer := await self._answer(running, question)) is not None:
+                    found = _read(answer, group)
+            finally:
+                # Also where we are cancelled: a late answer would be taken for that of the next question.
+                if found is None:
+                    await self._end()
+            if isinstance(found, Failure):
+                raise Unavailable(f"shadows cannot be worked out: {found.reason}")
+            if found is not None:
+                return found
         raise Unavailable("the process that works shadows out died")
 
     async def close(self) -> None:
@@ -68,37 +78,33 @@ class ProcessBeside:
         self._closed = True
         await self._end()
 
-    async def _answer(self, question: bytes) -> bytes | None:
+    async def _answer(self, running: _Running, question: bytes) -> bytes | None:
         """None where the process died."""
-        running = self._running or await self._start()
-        answer = None
         try:
             async with asyncio.timeout(self._answer_s):
                 running.writer.write(question)
-                answer = await next_frame(running.reader)
+                return await next_frame(running.reader)
         except TimeoutError as error:
             raise Unavailable(f"no shadows for {self._answer_s:g} s") from error
         except (OSError, RuntimeError):
             return None  # uvloop says RuntimeError where the connection closed meanwhile
-        finally:
-            # Also where we are cancelled: a late answer would be taken for that of the next question.
-            if answer is None:
-                await self._end()
-        return answer
 
     async def _start(self) -> _Running:
-        if self._closed:
-            raise Unavailable("about to stop")
-        ours, theirs = socket.socketpair()
         try:
+            ours, theirs = socket.socketpair()
             with theirs:
-                process = _spawn(theirs)
+                # First, for here we may be cancelled, or closed: a process that was started would be lost.
+                reader, writer = await asyncio.open_connection(sock=ours)
+                try:
+                    if self._closed:
+                        raise Unavailable("about to stop")
+                    self._running = _Running(_spawn(theirs), reader, writer)
+                except BaseException:
+                    writer.transport.abort()
+                    raise
         except OSError as error:
-            ours.close()
             raise Unavailable(f"the process that works shadows out does not start: {error}") from error
-        reader, writer = await asyncio.open_connection(sock=ours)
-        log.info("process_beside_started", pid=process.pid)
-        self._running = _Running(process, reader, writer)
+        log.info("process_beside_started", pid=self._running.process.pid)
         return self._running
 
     async def _end(self) -> None:
@@ -109,13 +115,15 @@ class ProcessBeside:
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    # It asks nothing of the settings, so it need not know the keys; and it works on one small matrix at a time.
+    # It asks nothing of the settings, so it need not know the keys; and it works on one small matrix at a time. It
+    # imports from where we do, and not first (-P) from the working directory, which may hold another `app`.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
     return subprocess.Popen(
-        [sys.executable, "-m", "app.aside"],
+        [sys.executable, "-P", "-m", "app.aside"],
         stdin=theirs.fileno(),
-        stdout=theirs.fileno(),
-        env={**kept, "OPENBLAS_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        env={**kept, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path},
         process_group=0,
     )
 
@@ -128,11 +136,11 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _shadows(answer: bytes) -> list[Shadow]:
+def _read(answer: bytes, group: Sequence[Unshadowed]) -> list[Shadow] | Failure:
     try:
         found = decode_answer(answer)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise Unavailable(f"the process that works shadows out answers nonsense: {error}") from error
-    if isinstance(found, Failure):
-        raise Unavailable(f"shadows cannot be worked out: {found.reason}")
+    if not isinstance(found, Failure) and {item.decision_id for item in found} != {item.decision_id for item in group}:
+        raise Unavailable("the process that works shadows out answers nonsense: shadows of other decisions")
     return found

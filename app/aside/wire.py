@@ -134,7 +134,7 @@ def encode_failure(reason: str) -> bytes:
 
 
 def decode_answer(message: bytes) -> list[Shadow] | Failure:
-    """Here. Raises `msgspec.DecodeError`."""
+    """Here. Raises `msgspec.DecodeError`, or ValueError where an array is none."""
     answer = _answers(message)
     if isinstance(answer, Failure):
         return answer

@@ -9,7 +9,6 @@ read as evidence (`sound`): a file may be damaged, and one user's numbers are in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,13 +55,13 @@ class Evidence:
     def learned(self, phi: Array, reward: float) -> Evidence:
         """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
 
-        Raises SpecMismatch for a longer one, and for what is no number: it would stay in the sums for ever.
+        Raises SpecMismatch for a longer one, and for what `sound` would refuse: it would stay in the sums for ever.
         """
         known = len(phi)
         if known > self.size:
             raise SpecMismatch(f"a vector of {known} inputs, evidence of {self.size}")
-        if not math.isfinite(reward * float(phi.sum())):
-            raise SpecMismatch("a decision to be learned holds what is no number")
+        if not (max(phi.max(), -phi.min()) <= 1 + _ROUNDING and 0 <= reward <= 1):  # nor is it what is no number
+            raise SpecMismatch("a decision to be learned holds what is no input or no reward")
         rows, columns = _triangle(known)
         numbers = self.numbers.copy()
         numbers[: len(rows)] += phi[rows] * phi[columns]
@@ -103,23 +102,21 @@ class Evidence:
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
         """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's, or not `sound`."""
         (stored,) = _stored(spec, [blob])
-        found = cls._checked(spec, stored.astype(np.float64, copy=False), decisions)
+        numbers = stored.astype(np.float64, copy=False)
         # As in `sound`, in half its time: this is done for each decision.
-        bordered = np.append(found.numbers, decisions)[_square(spec.size + 1)]
-        within = np.abs(bordered).max() <= (1 + _ROUNDING) * decisions
+        bordered = np.append(numbers, decisions)[_square(spec.size + 1)]
+        within = np.abs(bordered).max() <= (1 + _ROUNDING) * decisions  # what is no number is not
         bordered.reshape(-1)[:: spec.size + 2] += _ROUNDING * (1 + decisions)
         if not within or not _semidefinite(bordered[None])[0]:
             raise SpecMismatch(f"no {decisions} decisions can have taught this evidence of {spec.id} {spec.version}")
-        return found
+        return cls(spec.hash, spec.size, numbers, decisions)
 
     @classmethod
     def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> Evidence:
         """The sum of what `pack` gave for several users, who learned from so many decisions together."""
-        return cls._checked(spec, _stored(spec, blobs).sum(axis=0, dtype=np.float64), decisions)
-
-    @classmethod
-    def _checked(cls, spec: Spec, numbers: Array, decisions: int) -> Evidence:
-        if not math.isfinite(numbers.sum()):
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers: Array = _stored(spec, blobs).sum(axis=0, dtype=np.float64)
+        if not np.isfinite(numbers).all():
             raise SpecMismatch(f"evidence of spec {spec.id} {spec.version} holds what is no number")
         return cls(spec.hash, spec.size, numbers, decisions)
 

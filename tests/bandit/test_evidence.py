@@ -17,6 +17,7 @@ from app.errors import SpecMismatch
 from tests.bandit.requests import candidates, contexts, history_of, profiles, same_bits, seeds, taught
 
 OLD = SPEC_V1.size
+NAN, INF = float("nan"), float("inf")
 PAIR = Spec("pair", 1, SPEC_V1.inputs[:2])
 
 
@@ -75,6 +76,16 @@ def test_evidence_is_refused_when_it_holds_what_is_no_number(place: int, number:
         Evidence.summed(PAIR, [struct.pack("<5d", 1, 2, 3, 4, 5), struct.pack("<5d", *numbers)], 7)
 
 
+@pytest.mark.parametrize("wrong", [(1.7e308, 1.7e308), (INF, -INF), (NAN, 1.0)])
+def test_damage_is_told_in_silence_however_large_the_numbers_are(wrong: tuple[float, float]) -> None:
+    packed = struct.pack("<5d", *wrong, 1, 1, 1)
+    with pytest.raises(SpecMismatch):
+        Evidence.unpack(PAIR, packed, 7)
+    with pytest.raises(SpecMismatch):
+        Evidence.summed(PAIR, [packed, packed], 7)
+    assert sound(PAIR, [packed, packed], [7, 7]) == [False, False]
+
+
 @given(seeds, st.integers(0, 8), st.sampled_from([SPEC_V1, SPEC_V2]))
 def test_what_decisions_taught_is_sound_and_nothing_that_is_damaged(seed: int, decisions: int, spec: Spec) -> None:
     packed = taught(*history_of(seed, decisions, spec), Evidence.none(spec)).pack()
@@ -119,17 +130,33 @@ def test_inputs_are_within_one(tips: list[Candidate], context: Context, profile:
 
 
 def test_much_that_was_learned_of_one_tip_is_sound_for_all_its_rounding() -> None:
+    """Errors of the same number added again and again all go one way."""
     phi, _ = history_of(3, 1)
     evidence = Evidence.none(SPEC_V2)
-    for _ in range(5_000):
-        evidence = evidence.learned(phi[0], 1.0)
-    assert Evidence.unpack(SPEC_V2, evidence.pack(), 5_000).decisions == 5_000
+    for _ in range(100_000):
+        evidence = evidence.learned(phi[0], 0.999999999)
+    assert sound(SPEC_V2, [evidence.pack()], [100_000]) == [True]
+    assert Evidence.unpack(SPEC_V2, evidence.pack(), 100_000).decisions == 100_000
 
 
-@pytest.mark.parametrize(("first", "reward"), [(float("nan"), 1.0), (float("inf"), 0.0), (1.0, float("nan"))])
-def test_decision_is_not_learned_when_it_holds_what_is_no_number(first: float, reward: float) -> None:
-    with pytest.raises(SpecMismatch, match="no number"):
-        Evidence.none(PAIR).learned(np.array([first, 1.0]), reward)
+@pytest.mark.parametrize(
+    ("phi", "reward"),
+    [
+        ((NAN, 1.0), 1.0),
+        ((INF, 1.0), 0.0),
+        ((INF, -INF), 1.0),
+        ((1.5, 1.0), 1.0),
+        ((1.0, -1.5), 1.0),
+        ((1e308, 1e308), 1.0),
+        ((1.0, 1.0), NAN),
+        ((1.0, 1.0), 1.5),
+        ((1.0, 1.0), -0.5),
+    ],
+)
+def test_decision_is_not_learned_when_it_holds_what_no_decision_does(phi: tuple[float, ...], reward: float) -> None:
+    """One damaged vector would make all that the user ever taught unsound."""
+    with pytest.raises(SpecMismatch, match="no input or no reward"):
+        Evidence.none(PAIR).learned(np.array(phi), reward)
 
 
 def test_packed_evidence_of_many_users_sums_to_what_all_of_them_taught() -> None:

@@ -99,8 +99,9 @@ def test_pool_finds_what_a_profile_is_worth_when_no_user_could() -> None:
         profile = {"completion_rate_30d": completes, "tip_volume_30d": 50}
         tips = [Candidate("", False, 3.0, float(p)) for p in random.integers(0, 5, 20)]
         phi = SPEC_V2.phi(tips, MORNING, profile)
-        rewards = 0.3 + phi[:, place] + own * phi[:, 3] + random.normal(0, 0.3, 20)
+        expected = 0.4 + phi[:, place] / 2 + own * phi[:, 3]
+        rewards = (random.random(20) < expected).astype(float)
         pool.add(taught(phi, rewards, Evidence.none(SPEC_V2)))
     mean = pool.mean()
-    assert mean[place] == pytest.approx(1, abs=0.25)
-    assert np.abs(np.delete(mean, [0, place])).max() < 0.25
+    assert mean[place] == pytest.approx(0.5, abs=0.15)
+    assert np.abs(np.delete(mean, [0, place])).max() < 0.15

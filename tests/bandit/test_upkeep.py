@@ -19,7 +19,7 @@ from app.events.consume import ATTEMPTS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.outbox import backlog
 from app.stores.sqlite.priors import newest_prior
-from app.stores.sqlite.states import SqliteStates, write_evidence
+from app.stores.sqlite.states import SqliteStates, damaged, write_evidence
 from tests.bandit.school import HOUR_MS, WINDOW_MS, School
 from tests.support.events import feedback, served
 from tests.support.logs import Recorder
@@ -244,8 +244,9 @@ async def test_user_whose_evidence_is_damaged_is_scored_as_a_new_one_and_loses_n
     assert (await school.decide()).state_version == 1
 
 
+@pytest.mark.parametrize("vector", [b"\0", np.full(SPEC_V2.size, 40.0).tobytes()], ids=["too short", "too large"])
 async def test_sweep_settles_everybody_else_when_evidence_or_a_vector_is_damaged(
-    school: School, said: Recorder
+    school: School, said: Recorder, vector: bytes
 ) -> None:
     decisions = {user: [await school.decide(user), await school.decide(user)] for user in ("ann", "bob", "cid")}
     for user, (first, _) in decisions.items():
@@ -257,21 +258,22 @@ async def test_sweep_settles_everybody_else_when_evidence_or_a_vector_is_damaged
     await damage(school, "ann", DAMAGE["too short"])
     spoiled = decisions["bob"][1].id
     await school.database.write(
-        lambda c: c.execute("UPDATE tip_scores SET phi = x'00' WHERE decision_id = ?", (spoiled,))
+        lambda c: c.execute("UPDATE tip_scores SET phi = ? WHERE decision_id = ?", (vector, spoiled))
     )
     school.clock.advance(WINDOW_MS + HOUR_MS)
     for _ in range(2):
         await school.bandit.learner.settle()
     settled = "SELECT user_id, COUNT(*) FROM tip_scores WHERE state = 'learned' GROUP BY user_id ORDER BY user_id"
     assert await school.rows(settled) == [("ann", 1), ("bob", 2), ("cid", 3)]
-    ((vector, state),) = await school.rows("SELECT spec_hash, state FROM tip_scores WHERE decision_id = ?", spoiled)
-    assert (vector, state) == (f"unreadable {SPEC_V2.hash}", "served")
+    ((spec, state),) = await school.rows("SELECT spec_hash, state FROM tip_scores WHERE decision_id = ?", spoiled)
+    assert (spec, state) == (f"unreadable {SPEC_V2.hash}", "served")
     assert sorted(line["event"] for line in said.lines) == ["decision_set_aside", "evidence_set_aside"]
     counted = school.metrics.collectors.get_sample_value
     assert counted("profiles_decisions_settled_total", {"outcome": "default"}) == 3
     assert counted("profiles_decisions_settled_total", {"outcome": "set aside"}) == 3
     ((learned,),) = await school.rows("SELECT decisions FROM bandit_states WHERE user_id = 'bob'")
     assert learned == 2
+    assert await school.database.read(lambda c: damaged(c, whole=True)) == 1, "one vector spoils nobody's evidence"
 
 
 PRIOR_DAMAGE = {

@@ -84,7 +84,7 @@ def _arithmetic() -> float:
     random = np.random.default_rng(6)
     evidence = Evidence.none(SPEC_V2)
     for _ in range(20):
-        evidence = evidence.learned(random.normal(size=SPEC_V2.size), 0.5)
+        evidence = evidence.learned(random.uniform(-1, 1, SPEC_V2.size), 0.5)
     candidates, context = _candidates(), Context()
     profile = {"completion_rate_30d": 0.5, "tip_volume_30d": 12, "preferred_hour": 9}
     times: list[float] = []

@@ -10,10 +10,9 @@ import sqlite3
 
 from app.bandit.pooling import Prior, can_be_pooled
 from app.bandit.specs import SPECS, Spec
-from app.stores.sqlite.decision_rows import array
+from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
 from app.telemetry import logger
 
-NUMBER_BYTES = 8
 log = logger("stores.priors")
 
 SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
