@@ -14,7 +14,7 @@ import numpy as np
 from app.bandit.decisions import Ranking, Role, Shadow
 from app.bandit.evidence import Evidence
 from app.bandit.shadows import Unshadowed
-from app.bandit.terms import Array
+from app.bandit.terms import CANDIDATE_TERMS, Array, Terms
 
 
 class _Question(msgspec.Struct, array_like=True, gc=False):
@@ -30,21 +30,8 @@ class _Question(msgspec.Struct, array_like=True, gc=False):
     size: int
     numbers: bytes
     mu: bytes
-    phi: bytes
-
-
-class _Answer(msgspec.Struct, array_like=True, gc=False):
-    decision_id: str
-    chosen: int
-    agree: bool
-    q_logged: float
-    v_champion: float
-    v_challenger: float
-    elapsed_us: int
-    champion_scores: bytes
-    champion_pi: bytes
-    challenger_scores: bytes
-    challenger_pi: bytes
+    by_candidate: bytes
+    shared: bytes
 
 
 class Failure(msgspec.Struct, array_like=True, tag=True):
@@ -54,7 +41,7 @@ class Failure(msgspec.Struct, array_like=True, tag=True):
 
 
 class _Answers(msgspec.Struct, array_like=True, tag=True):
-    shadows: list[_Answer]
+    shadows: list[Shadow]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -79,7 +66,8 @@ def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
                 item.evidence.size,
                 _bytes(item.evidence.numbers),
                 _bytes(item.mu),
-                _bytes(item.phi),
+                _bytes(item.terms.by_candidate),
+                _bytes(item.terms.shared),
             )
             for item in group
         ]
@@ -98,7 +86,7 @@ def decode_decisions(message: bytes) -> list[Unshadowed]:
             Ranking(_array(item.scores), _array(item.pi)),
             Evidence(item.spec_hash, item.size, _array(item.numbers), item.decisions),
             _array(item.mu),
-            _array(item.phi).reshape(-1, item.size),
+            Terms(_array(item.by_candidate).reshape(-1, len(CANDIDATE_TERMS)), _array(item.shared)),
         )
         for item in _questions(message)
     ]
@@ -106,26 +94,7 @@ def decode_decisions(message: bytes) -> list[Unshadowed]:
 
 def encode_shadows(shadows: Sequence[Shadow]) -> bytes:
     """Back."""
-    return _encode(
-        _Answers(
-            [
-                _Answer(
-                    item.decision_id,
-                    item.chosen,
-                    item.agree,
-                    item.q_logged,
-                    item.v_champion,
-                    item.v_challenger,
-                    item.elapsed_us,
-                    _bytes(item.champion.scores),
-                    _bytes(item.champion.pi),
-                    _bytes(item.challenger.scores),
-                    _bytes(item.challenger.pi),
-                )
-                for item in shadows
-            ]
-        )
-    )
+    return _encode(_Answers(list(shadows)))
 
 
 def encode_failure(reason: str) -> bytes:
@@ -134,24 +103,9 @@ def encode_failure(reason: str) -> bytes:
 
 
 def decode_answer(message: bytes) -> list[Shadow] | Failure:
-    """Here. Raises `msgspec.DecodeError`, or ValueError where an array is none."""
+    """Here. Raises `msgspec.DecodeError`."""
     answer = _answers(message)
-    if isinstance(answer, Failure):
-        return answer
-    return [
-        Shadow(
-            item.decision_id,
-            Ranking(_array(item.champion_scores), _array(item.champion_pi)),
-            Ranking(_array(item.challenger_scores), _array(item.challenger_pi)),
-            item.chosen,
-            item.agree,
-            item.q_logged,
-            item.v_champion,
-            item.v_challenger,
-            item.elapsed_us,
-        )
-        for item in answer.shadows
-    ]
+    return answer if isinstance(answer, Failure) else answer.shadows
 
 
 def _bytes(array: Array) -> bytes:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
 
 from app.bandit.evidence import Evidence
 from app.bandit.pooling import Prior
@@ -48,6 +50,14 @@ class Known(NamedTuple):
     share: float
     evidence: Evidence | None
     stored: Decision | None
+
+
+STORED: Final = np.dtype("<f8")
+
+
+def packed(array: Array) -> bytes:
+    """An array as it is stored."""
+    return array.astype(STORED, copy=False).tobytes()
 
 
 class Ranking(NamedTuple):
@@ -114,17 +124,21 @@ class Outcome(NamedTuple):
 
 
 class Shadow(NamedTuple):
-    """What the policy that did not serve made of a decision, and what evaluation needs of both.
+    """What the policy that did not serve made of a decision, and what evaluation needs of both, as it is stored.
 
-    `q_logged` is the reward expected of the chosen candidate by the pooled prior that the decision names, and
-    `v_champion` and `v_challenger` what it expects of each policy (the terms of a doubly robust estimate). `agree`:
-    both rank the same candidate first. `elapsed_us`: how long the answer took, its commit included.
+    Scores and probabilities of all candidates are little-endian float64; `champion_p` and `challenger_p` are the
+    probabilities of the chosen one. `q_logged` is the reward expected of it by the pooled prior that the decision
+    names, and `v_champion` and `v_challenger` what that prior expects of each policy (the terms of a doubly robust
+    estimate). `agree`: both rank the same candidate first. `elapsed_us`: how long the answer took, its commit included.
     """
 
     decision_id: str
-    champion: Ranking
-    challenger: Ranking
-    chosen: int
+    champion_scores: bytes
+    champion_pi: bytes
+    challenger_scores: bytes
+    challenger_pi: bytes
+    champion_p: float
+    challenger_p: float
     agree: bool
     q_logged: float
     v_champion: float

@@ -20,7 +20,8 @@ from app.bandit.ranking import chosen, ranking_of
 from app.bandit.rounds import Bounds, Rounds
 from app.bandit.shadowing import Shadower
 from app.bandit.shadows import Unshadowed
-from app.bandit.terms import PROFILE_FEATURES, Profile
+from app.bandit.specs import Spec
+from app.bandit.terms import PROFILE_FEATURES, Array, Profile, Terms, terms_of
 from app.errors import Conflict, Issue, NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
 from app.telemetry import Metrics
@@ -117,7 +118,8 @@ class Scorer:
         evidence, spec = self._lineup.brought_up(known.evidence)
         role = self._role(asked.user_id, known.share)
         policy = self._lineup.policy(role)
-        phi = spec.phi(asked.candidates, asked.context, profile)
+        terms = terms_of(asked.candidates, asked.context, profile)
+        phi = policy.spec.joined(*terms)
         decision_id = self._new_id()
         scored = policy.decide(decision_id, evidence, known.prior.mu, phi)
         ranking = ranking_of(scored, asked.explore)
@@ -142,12 +144,12 @@ class Scorer:
             chosen=shown,
             elapsed_us=self._elapsed_us(started),
             theta=scored.theta,
-            phi=phi[shown],
+            phi=_logged(spec, terms, shown),
             champion=ranking if role == "champion" else None,
             challenger=ranking if role == "challenger" else None,
         )
         unshadowed = Unshadowed(
-            decision_id, role, asked.explore, shown, decision.elapsed_us, ranking, evidence, known.prior.mu, phi
+            decision_id, role, asked.explore, shown, decision.elapsed_us, ranking, evidence, known.prior.mu, terms
         )
         return decision, unshadowed
 
@@ -157,6 +159,11 @@ class Scorer:
 
     def _elapsed_us(self, started: float) -> int:
         return round((self._clock.monotonic() - started) * 1e6)
+
+
+def _logged(spec: Spec, terms: Terms, shown: int) -> Array:
+    """The vector of what is shown, with the inputs that only the other policy looks at; nobody else's is needed now."""
+    return spec.joined(terms.by_candidate[shown : shown + 1], terms.shared).reshape(-1)
 
 
 def _repeated(stored: Decision, asked: Asked) -> Decision:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.bandit.decisions import Ranking, Role, Shadow
+from app.bandit.decisions import Ranking, Role, Shadow, packed
 from app.bandit.evidence import Evidence
 from app.bandit.lineup import Lineup
 from app.bandit.ranking import best, ranking_of
-from app.bandit.terms import Array
+from app.bandit.specs import SPECS
+from app.bandit.terms import Array, Terms
 from app.bandit.together import Case, decide_together
 
 SCORED_AT_ONCE = 8  # what is worked on then stays in a core's cache
@@ -24,8 +25,8 @@ SCORED_AT_ONCE = 8  # what is worked on then stays in a core's cache
 class Unshadowed(NamedTuple):
     """A decision whose shadow is to be worked out, and the snapshot it was made of.
 
-    `own` is the ranking by the policy that served, `mu` the pooled prior's mean, `phi` the vectors of all candidates
-    (K, D). `elapsed_us`: how long the answer took, its commit included.
+    `own` is the ranking by the policy that served, `mu` the pooled prior's mean, `terms` what the vectors of
+    the evidence's spec are made of. `elapsed_us`: how long the answer took, its commit included.
     """
 
     decision_id: str
@@ -36,7 +37,7 @@ class Unshadowed(NamedTuple):
     own: Ranking
     evidence: Evidence
     mu: Array
-    phi: Array
+    terms: Terms
 
 
 def shadows_of(group: Sequence[Unshadowed], lineup: Lineup) -> list[Shadow]:
@@ -45,28 +46,32 @@ def shadows_of(group: Sequence[Unshadowed], lineup: Lineup) -> list[Shadow]:
     The reward model is the pooled prior that the decision names: q(φ) = φᵀμ, within [0, 1]. It was made of rewards
     known before the decision.
     """
-    alike: dict[tuple[Role, int], list[Unshadowed]] = {}
+    alike: dict[tuple[Role, int], list[tuple[Unshadowed, Array]]] = {}
     for item in group:
-        alike.setdefault((item.role, len(item.phi)), []).append(item)
+        phi = SPECS[item.evidence.spec_hash].joined(*item.terms)
+        alike.setdefault((item.role, len(phi)), []).append((item, phi))
     shadows: list[Shadow] = []
     for (role, _), items in alike.items():
         policy = lineup.policy("challenger" if role == "champion" else "champion")
         for start in range(0, len(items), SCORED_AT_ONCE):
             part = items[start : start + SCORED_AT_ONCE]
-            cases = [Case(item.decision_id, item.evidence, item.mu, item.phi) for item in part]
-            for item, scored in zip(part, decide_together(policy, cases), strict=True):
-                shadows.append(_shadow(item, ranking_of(scored, item.explore)))
+            cases = [Case(item.decision_id, item.evidence, item.mu, phi) for item, phi in part]
+            for (item, phi), scored in zip(part, decide_together(policy, cases), strict=True):
+                shadows.append(_shadow(item, phi, ranking_of(scored, item.explore)))
     return shadows
 
 
-def _shadow(item: Unshadowed, other: Ranking) -> Shadow:
+def _shadow(item: Unshadowed, phi: Array, other: Ranking) -> Shadow:
     champion, challenger = (item.own, other) if item.role == "champion" else (other, item.own)
-    q = np.clip(item.phi @ item.mu, 0.0, 1.0)
+    q = np.clip(phi @ item.mu, 0.0, 1.0)
     return Shadow(
         decision_id=item.decision_id,
-        champion=champion,
-        challenger=challenger,
-        chosen=item.chosen,
+        champion_scores=packed(champion.scores),
+        champion_pi=packed(champion.pi),
+        challenger_scores=packed(challenger.scores),
+        challenger_pi=packed(challenger.pi),
+        champion_p=float(champion.pi[item.chosen]),
+        challenger_p=float(challenger.pi[item.chosen]),
         agree=best(champion.scores) == best(challenger.scores),
         q_logged=float(q[item.chosen]),
         v_champion=float(champion.pi @ q),

@@ -28,8 +28,7 @@ from app.bandit.terms import (
     Candidate,
     Context,
     Profile,
-    candidate_terms,
-    shared_terms,
+    terms_of,
 )
 
 _CANDIDATE_PLACE: Final = {name: place for place, name in enumerate(CANDIDATE_TERMS)}
@@ -84,7 +83,7 @@ class Spec:
 
     def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile) -> Array:
         """φ of every candidate, (K, size): bounded, finite, and the same for the same request for ever."""
-        return self.joined(candidate_terms(candidates), shared_terms(context, profile))
+        return self.joined(*terms_of(candidates, context, profile))
 
     def joined(self, by_candidate: Array, shared: Array) -> Array:
         """φ from the terms of candidates (…, K, terms) and of their requests (…, terms)."""

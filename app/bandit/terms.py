@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,18 @@ class Context:
     """When the tip would be shown, with the user's own UTC offset; None where nobody said."""
 
     at: datetime | None = None
+
+
+class Terms(NamedTuple):
+    """All that the vectors of a request are made of: `by_candidate` (K, terms) and `shared` (terms,)."""
+
+    by_candidate: Array
+    shared: Array
+
+
+def terms_of(candidates: Sequence[Candidate], context: Context, profile: Profile) -> Terms:
+    """Both, of one request."""
+    return Terms(candidate_terms(candidates), shared_terms(context, profile))
 
 
 def candidate_terms(candidates: Sequence[Candidate]) -> Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from app.aside.wire import (
 from app.bandit.evidence import Evidence
 from app.bandit.lineup import Lineup
 from app.bandit.shadows import shadows_of
-from app.bandit.specs import SPEC_V1
 from tests.bandit.test_together import decided
 
 
@@ -55,8 +52,9 @@ def test_decisions_and_shadows_are_the_same_after_the_way(asked: list[tuple[int,
 
 def test_vectors_that_do_not_lie_in_one_piece_are_the_same_after_the_way() -> None:
     item = decided(7, 5, challenger=False, explore=True)
-    wide = np.hstack([item.phi, item.phi])
-    (found,) = decode_decisions(encode_decisions([item._replace(phi=wide[:, : item.phi.shape[1]])]))
+    terms = item.terms.by_candidate
+    wide = np.hstack([terms, terms])[:, : terms.shape[1]]
+    (found,) = decode_decisions(encode_decisions([item._replace(terms=item.terms._replace(by_candidate=wide))]))
     assert flat(found) == flat(item)
 
 
@@ -66,9 +64,9 @@ def test_a_failure_is_told_with_its_reason() -> None:
 
 def test_arrays_that_do_not_fit_each_other_are_refused() -> None:
     item = decided(7, 5, challenger=False, explore=True)
-    short = replace(item.evidence, size=SPEC_V1.size)
+    short = item.terms._replace(by_candidate=item.terms.by_candidate[:, :3])
     with pytest.raises(ValueError, match="reshape"):
-        decode_decisions(encode_decisions([item._replace(evidence=short)]))
+        decode_decisions(encode_decisions([item._replace(terms=short)]))
 
 
 @pytest.mark.parametrize("message", [b"", b"\x93", b"\xc0", encode_failure("x") + b"\x00"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.bandit.evidence import Evidence
 from app.bandit.specs import SPEC_V2, Spec
-from app.bandit.terms import Array, Candidate, Context
+from app.bandit.terms import Array, Candidate, Context, Terms, terms_of
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 candidates = st.builds(
@@ -55,6 +55,11 @@ KEEN = {
 
 def request_of(seed: int, count: int = 20, spec: Spec = SPEC_V2, *, known: bool = True) -> Array:
     """φ (K, D) of a plain request, the same for a seed: several candidates, some time of day, a profile or none."""
+    return spec.joined(*request_terms(seed, count, known=known))
+
+
+def request_terms(seed: int, count: int = 20, *, known: bool = True) -> Terms:
+    """What its vectors are made of."""
     random = np.random.default_rng(seed)
     tips = [
         Candidate(str(n), bool(random.random() < 0.4), float(random.lognormal(2, 1.3)), float(random.integers(0, 5)))
@@ -68,7 +73,7 @@ def request_of(seed: int, count: int = 20, spec: Spec = SPEC_V2, *, known: bool 
         "tip_volume_30d": int(random.integers(200)),
     }
     at = datetime(2026, 3, 2, tzinfo=UTC) + timedelta(hours=float(random.random() * 24))
-    return spec.phi(tips, Context(at), profile if known else None)
+    return terms_of(tips, Context(at), profile if known else None)
 
 
 def history_of(seed: int, decisions: int, spec: Spec = SPEC_V2) -> tuple[Array, Array]:

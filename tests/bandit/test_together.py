@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.bandit.decisions import Ranking
 from app.bandit.evidence import Evidence
 from app.bandit.lineup import Lineup
 from app.bandit.policy import CHALLENGER, CHAMPION, Policy
@@ -13,7 +14,8 @@ from app.bandit.ranking import best, chosen, ranking_of
 from app.bandit.shadows import Unshadowed, shadows_of
 from app.bandit.specs import SPEC_V2
 from app.bandit.together import Case, decide_together
-from tests.bandit.requests import request_of
+from app.stores.sqlite.decision_rows import array
+from tests.bandit.requests import request_of, request_terms
 
 
 def case(seed: int, candidates: int) -> Case:
@@ -56,7 +58,7 @@ def decided(seed: int, candidates: int, *, challenger: bool, explore: bool) -> U
         ranking,
         made.evidence,
         made.mu,
-        made.phi,
+        request_terms(seed, candidates),
     )
 
 
@@ -66,17 +68,20 @@ def test_shadows_of_unlike_decisions_are_worked_out_together() -> None:
     assert len(shadows) == len(group)
     for item in group:
         shadow = shadows[item.decision_id]
-        assert (shadow.champion if item.role == "champion" else shadow.challenger) is item.own
-        other = shadow.challenger if item.role == "champion" else shadow.champion
+        champion = Ranking(array(shadow.champion_scores), array(shadow.champion_pi))
+        challenger = Ranking(array(shadow.challenger_scores), array(shadow.challenger_pi))
+        own, other = (champion, challenger) if item.role == "champion" else (challenger, champion)
+        assert all(map(np.array_equal, own, item.own))
         policy = CHALLENGER if item.role == "champion" else CHAMPION
-        expected = ranking_of(policy.decide(item.decision_id, item.evidence, item.mu, item.phi), item.explore)
+        phi = SPEC_V2.joined(*item.terms)
+        expected = ranking_of(policy.decide(item.decision_id, item.evidence, item.mu, phi), item.explore)
         np.testing.assert_allclose(other.scores, expected.scores, atol=1e-11)
         np.testing.assert_allclose(other.pi, expected.pi, atol=1e-12)
         assert other.pi.sum() == np.float64(1) or abs(other.pi.sum() - 1) < 1e-12
-        q = np.clip(item.phi @ item.mu, 0, 1)
+        q = np.clip(phi @ item.mu, 0, 1)
         np.testing.assert_allclose(shadow.q_logged, q[item.chosen])
-        np.testing.assert_allclose(shadow.v_champion, shadow.champion.pi @ q)
-        np.testing.assert_allclose(shadow.v_challenger, shadow.challenger.pi @ q)
-        assert shadow.chosen == item.chosen
-        assert shadow.agree == (best(shadow.champion.scores) == best(shadow.challenger.scores))
+        np.testing.assert_allclose(shadow.v_champion, champion.pi @ q)
+        np.testing.assert_allclose(shadow.v_challenger, challenger.pi @ q)
+        assert (shadow.champion_p, shadow.challenger_p) == (champion.pi[item.chosen], challenger.pi[item.chosen])
+        assert shadow.agree == (best(champion.scores) == best(challenger.scores))
         assert shadow.elapsed_us == item.elapsed_us

@@ -12,11 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.bandit.decisions import Decision, Outcome, Ranking
+from app.bandit.decisions import STORED, Decision, Outcome, Ranking, packed
 from app.bandit.terms import Array, Candidate, Context
 
-_STORED = np.dtype("<f8")
-NUMBER_BYTES = _STORED.itemsize
+NUMBER_BYTES = STORED.itemsize
 WRITTEN = (
     "decision_id",
     "request_id",
@@ -66,14 +65,9 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Request).decode
 
 
-def blob(array: Array) -> bytes:
-    """An array as it is stored."""
-    return array.astype(_STORED, copy=False).tobytes()
-
-
 def array(stored: bytes) -> Array:
-    """And back."""
-    return np.frombuffer(stored, _STORED).astype(np.float64)
+    """An array, as it was stored."""
+    return np.frombuffer(stored, STORED).astype(np.float64)
 
 
 def row_of(decision: Decision) -> tuple[object, ...]:
@@ -103,8 +97,8 @@ def row_of(decision: Decision) -> tuple[object, ...]:
         decision.chosen,
         decision.chosen_id,
         decision.elapsed_us,
-        blob(decision.theta),
-        blob(decision.phi),
+        packed(decision.theta),
+        packed(decision.phi),
         *_blobs(decision.champion),
         *_blobs(decision.challenger),
         _encode(request).decode(),
@@ -157,7 +151,7 @@ def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> Outcome:
 
 
 def _blobs(ranking: Ranking | None) -> tuple[bytes | None, bytes | None]:
-    return (None, None) if ranking is None else (blob(ranking.scores), blob(ranking.pi))
+    return (None, None) if ranking is None else (packed(ranking.scores), packed(ranking.pi))
 
 
 def _ranking(scores: bytes | None, pi: bytes | None) -> Ranking | None:

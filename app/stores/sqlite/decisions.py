@@ -16,7 +16,7 @@ from app.bandit.ports import Proposed, Question, Recorded
 from app.bandit.specs import Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, blob, decision_of, outcome_of, row_of
+from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, decision_of, outcome_of, row_of
 from app.stores.sqlite.priors import newest_prior
 from app.stores.sqlite.states import grow_evidence, pseudonym, read_evidence
 from app.telemetry import logger
@@ -36,10 +36,7 @@ SELECT_BY_ID = f"SELECT {_COLUMNS}, number FROM tip_scores WHERE decision_id = ?
 SELECT_EVENTS = "SELECT outcome, COUNT(*) FROM decision_events WHERE number = ? GROUP BY outcome"
 # Of many decisions in one statement, so in one step: between two, the thread would wait for Python's lock, which the
 # event loop gives away every 5 ms at most while it is busy, and other writers wait for this one.
-_SHADOW = (
-    *("champion_scores", "champion_pi", "challenger_scores", "challenger_pi", "champion_p", "challenger_p"),
-    *("agree", "q_logged", "v_champion", "v_challenger", "elapsed_us"),
-)
+_SHADOW = Shadow._fields[1:]
 _UPDATE_SHADOWS = """
 WITH shadows (decision_id, {columns}) AS (VALUES {rows})
 UPDATE tip_scores SET {changes} FROM shadows WHERE tip_scores.decision_id = shadows.decision_id
@@ -113,22 +110,7 @@ class SqliteDecisions:
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
         """A decision that is gone, erased or pruned, stays gone. One whose shadow is lost is not evaluated: no more."""
-        values: list[object] = []
-        for shadow in shadows:
-            values += (
-                shadow.decision_id,
-                blob(shadow.champion.scores),
-                blob(shadow.champion.pi),
-                blob(shadow.challenger.scores),
-                blob(shadow.challenger.pi),
-                float(shadow.champion.pi[shadow.chosen]),
-                float(shadow.challenger.pi[shadow.chosen]),
-                int(shadow.agree),
-                shadow.q_logged,
-                shadow.v_champion,
-                shadow.v_challenger,
-                shadow.elapsed_us,
-            )
+        values = [value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False)
 

@@ -12,12 +12,12 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
+from app.bandit.decisions import packed
 from app.bandit.evidence import Evidence, sound
 from app.bandit.pooling import Pool, Prior
 from app.bandit.specs import SPECS, Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import blob
 from app.stores.sqlite.priors import SELECT_NEWEST_VERSION
 from app.stores.sqlite.rollout import begin_evidence
 from app.telemetry import logger
@@ -140,7 +140,7 @@ class SqliteStates:
             (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
             if seen is not None and seen >= changes:
                 return False
-            row = (prior.spec_hash, blob(prior.mu), prior.users, prior.decisions, changes, prior.created_at_ms)
+            row = (prior.spec_hash, packed(prior.mu), prior.users, prior.decisions, changes, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
             if seen is None:
                 begin_evidence(connection)
