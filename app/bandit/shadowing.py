@@ -20,7 +20,7 @@ from app.telemetry import Metrics, logger, warn
 
 MOST_WAITING = 2_000
 LINGER_S = 0.1
-AT_ONCE = 32
+AT_ONCE = 16  # so that no write of theirs keeps a decision waiting for long
 RETRY_S = 1.0
 GIVE_UP_AFTER = 30
 FINISH_S = 5.0

@@ -36,7 +36,7 @@ async def beside() -> AsyncIterator[ProcessBeside]:
     await beside.close()
 
 
-def group(*, count: int = 40, candidates: int = 3) -> list[Unshadowed]:
+def group(*, count: int = 12, candidates: int = 3) -> list[Unshadowed]:
     """Decisions that differ in all they can."""
     return [
         decided(seed, 1 + (seed + candidates) % candidates, challenger=seed % 2 == 0, explore=seed % 5 > 0)
@@ -63,7 +63,7 @@ def alive(pid: int) -> bool:
 
 
 async def test_shadows_are_those_that_this_process_would_have_made(beside: ProcessBeside) -> None:
-    for decisions in (group(), group(count=1), group(count=200, candidates=100), []):
+    for decisions in (group(), group(count=1), group(count=40), group(count=4, candidates=100), []):
         assert_same(await beside.shadows(decisions), shadows_of(decisions, Lineup.of(shadow=True)))
 
 
@@ -73,6 +73,8 @@ async def test_nothing_runs_until_there_is_a_decision(beside: ProcessBeside) -> 
     assert before is None
     assert beside.pid is not None
     assert os.getpriority(os.PRIO_PROCESS, beside.pid) == 19
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(beside.pid) == os.SCHED_IDLE
 
 
 async def test_it_is_told_no_secrets(beside: ProcessBeside, monkeypatch: pytest.MonkeyPatch) -> None:
