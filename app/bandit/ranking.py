@@ -9,17 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from app.bandit.decisions import Ranking
-from app.bandit.policy import Scored, sample
+from app.bandit.policy import sample
 from app.bandit.terms import Array
 
 # Scores that differ by rounding alone are equal: that depends on a candidate's place.
 DIGITS = 12
 
 
-def ranking_of(scored: Scored, explore: bool) -> Ranking:
+def ranking_of(means: Array, pi: Array, explore: bool) -> Ranking:
     """Scores, and the probability of each candidate: π, or all for the best."""
-    scores = np.round(scored.means, DIGITS)
-    return Ranking(scores, scored.pi if explore else np.eye(len(scores))[best(scores)])
+    scores = np.round(means, DIGITS)
+    return Ranking(scores, pi if explore else np.eye(len(scores))[best(scores)])
 
 
 def best(scores: Array) -> int:

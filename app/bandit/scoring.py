@@ -122,7 +122,7 @@ class Scorer:
         phi = policy.spec.joined(*terms)
         decision_id = self._new_id()
         scored = policy.decide(decision_id, evidence, known.prior.mu, phi)
-        ranking = ranking_of(scored, asked.explore)
+        ranking = ranking_of(scored.means, scored.pi, asked.explore)
         shown = chosen(ranking, decision_id, asked.explore)
         decision = Decision(
             id=decision_id,

@@ -57,7 +57,7 @@ def shadows_of(group: Sequence[Unshadowed], lineup: Lineup) -> list[Shadow]:
             part = items[start : start + SCORED_AT_ONCE]
             cases = [Case(item.decision_id, item.evidence, item.mu, phi) for item, phi in part]
             for (item, phi), scored in zip(part, decide_together(policy, cases), strict=True):
-                shadows.append(_shadow(item, phi, ranking_of(scored, item.explore)))
+                shadows.append(_shadow(item, phi, ranking_of(*scored, item.explore)))
     return shadows
 
 

@@ -1,7 +1,8 @@
-"""Many decisions of one policy, scored together: the same arithmetic as `Policy.decide`, a fraction of the time.
+"""Many decisions of one policy, scored together: what `Policy.decide` makes of each, in a fraction of the time.
 
-Invariant: each result is that of `Policy.decide` but for rounding, whatever it is scored together with. What is done
-for many at once, NumPy does outside of Python's lock, so that a thread which does it leaves the event loop alone.
+Invariant: each result is that of `Policy.decide` but for rounding, whatever it is scored together with. With A = LLᵀ,
+one solution L⁻¹[φᵀ, Λμ + y] gives all: the draws' roots L⁻¹φᵀ, and the means (L⁻¹φᵀ)ᵀ L⁻¹(Λμ + y). The weights
+themselves are not needed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from app.bandit import streams
+from app.bandit.decisions import Ranking
 from app.bandit.evidence import Evidence
-from app.bandit.policy import DRAWS, SCALE, Policy, Scored, propensities
+from app.bandit.policy import DRAWS, SCALE, Policy, propensities
 from app.bandit.specs import SPEC_V1
 from app.bandit.terms import Array
 
@@ -27,8 +29,11 @@ class Case(NamedTuple):
     phi: Array
 
 
-def decide_together(policy: Policy, cases: Sequence[Case]) -> list[Scored]:
-    """As `Policy.decide` of each, for cases with the same number of candidates. Evidence is of specs that it reads."""
+def decide_together(policy: Policy, cases: Sequence[Case]) -> list[Ranking]:
+    """Means and π as `Policy.decide` of each, for cases with the same number of candidates.
+
+    Evidence is of specs that the policy reads.
+    """
     size = policy.spec.size
     s, y = (np.stack(each) for each in zip(*(case.evidence.leading(size) for case in cases), strict=True))
     phi = np.stack([case.phi[:, :size] for case in cases])
@@ -36,15 +41,13 @@ def decide_together(policy: Policy, cases: Sequence[Case]) -> list[Scored]:
     s[:, np.arange(size), np.arange(size)] += precisions
     if policy.spec.pooled:
         y += precisions * np.stack([case.mu for case in cases])
-    theta = np.linalg.solve(s, y[..., None])[..., 0]
-    means = np.matmul(phi, theta[..., None])[..., 0]
-    roots = np.linalg.solve(np.linalg.cholesky(s), phi.swapaxes(1, 2))
-    drawn = np.matmul(roots.swapaxes(1, 2), _noise(cases, size))
+    solved = np.linalg.solve(np.linalg.cholesky(s), np.concatenate([phi.swapaxes(1, 2), y[..., None]], axis=2))
+    roots = np.ascontiguousarray(solved[..., :-1].swapaxes(1, 2))
+    means = np.matmul(roots, solved[..., -1:])[..., 0]
+    drawn = np.matmul(roots, _noise(cases, size))
     drawn *= SCALE
     drawn += means[:, :, None]
-    pi = [propensities(scores) for scores in drawn]
-    variances = np.einsum("bdk,bdk->bk", roots, roots)
-    return [Scored(*rows) for rows in zip(means, variances, pi, theta, strict=True)]
+    return [Ranking(mean, propensities(scores)) for mean, scores in zip(means, drawn, strict=True)]
 
 
 def _noise(cases: Sequence[Case], size: int) -> Array:
