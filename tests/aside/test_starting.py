@@ -64,6 +64,8 @@ def no_more_files() -> Iterator[None]:
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("end", ["cancel", "close"])
 def test_nothing_is_left_when_it_is_cancelled_or_closed_at_any_step_of_starting(run: Run, end: str) -> None:
+    others = children()  # of tests before this one
+
     async def one(steps: int) -> None:
         beside = ProcessBeside()
         asking = asyncio.create_task(beside.shadows(group(count=1)))
@@ -75,7 +77,7 @@ def test_nothing_is_left_when_it_is_cancelled_or_closed_at_any_step_of_starting(
             await beside.close()
         with suppress(asyncio.CancelledError, Unavailable):
             await asking
-        assert children() == []
+        assert set(children()) <= set(others)
 
     async def all_steps() -> None:
         for steps in range(8):

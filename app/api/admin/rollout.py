@@ -118,11 +118,11 @@ async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
 
 async def _reason_of_body(request: HttpRequest, of_query: str) -> str:
     reason = (await body_as(request, MoveRequest)).reason
-    wrong = reason_problem(reason)
+    if (wrong := reason_problem(reason)) is not None:
+        raise InvalidInput("the reason is not allowed", [Issue("reason", wrong)])
     if reason and of_query not in ("", reason):
         wrong = "must be the one in the query, where both are given"
-    if wrong is not None:
-        raise InvalidInput("the reason is not allowed", [Issue("reason", wrong)])
+        raise Conflict("nothing was changed: there are two reasons", [Issue("reason", wrong)])
     return reason or of_query
 
 

@@ -174,7 +174,7 @@ async def test_reason_may_come_in_a_body(own_site: Live, query: str) -> None:
         ("", {"reason": None}, 422, ["reason"]),
         ("", {"why": "complaints"}, 422, ["why"]),
         ("", ["complaints"], 422, ["$"]),
-        ("?reason=complaints", {"reason": "a whim"}, 422, ["reason"]),
+        ("?reason=complaints", {"reason": "a whim"}, 409, ["reason"]),
     ],
 )
 @pytest.mark.parametrize("move", ["ramp", "promote", "rollback"])
