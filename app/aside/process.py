@@ -139,7 +139,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 def _read(answer: bytes, group: Sequence[Unshadowed]) -> list[Shadow] | Failure:
     try:
         found = decode_answer(answer)
-    except (msgspec.DecodeError, ValueError) as error:
+    except msgspec.DecodeError as error:
         raise Unavailable(f"the process that works shadows out answers nonsense: {error}") from error
     if not isinstance(found, Failure) and {item.decision_id for item in found} != {item.decision_id for item in group}:
         raise Unavailable("the process that works shadows out answers nonsense: shadows of other decisions")

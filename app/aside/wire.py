@@ -61,13 +61,13 @@ def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
                 item.elapsed_us,
                 item.evidence.spec_hash,
                 item.evidence.decisions,
-                _bytes(item.own.scores),
-                _bytes(item.own.pi),
+                item.own.scores.tobytes(),
+                item.own.pi.tobytes(),
                 item.evidence.size,
-                _bytes(item.evidence.numbers),
-                _bytes(item.mu),
-                _bytes(item.terms.by_candidate),
-                _bytes(item.terms.shared),
+                item.evidence.numbers.tobytes(),
+                item.mu.tobytes(),
+                item.terms.by_candidate.tobytes(),
+                item.terms.shared.tobytes(),
             )
             for item in group
         ]
@@ -106,10 +106,6 @@ def decode_answer(message: bytes) -> list[Shadow] | Failure:
     """Here. Raises `msgspec.DecodeError`."""
     answer = _answers(message)
     return answer if isinstance(answer, Failure) else answer.shadows
-
-
-def _bytes(array: Array) -> bytes:
-    return array.tobytes()
 
 
 def _array(place: bytes) -> Array:

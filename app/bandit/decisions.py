@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
-
-import numpy as np
+from typing import Literal, NamedTuple
 
 from app.bandit.evidence import Evidence
 from app.bandit.pooling import Prior
@@ -50,14 +48,6 @@ class Known(NamedTuple):
     share: float
     evidence: Evidence | None
     stored: Decision | None
-
-
-STORED: Final = np.dtype("<f8")
-
-
-def packed(array: Array) -> bytes:
-    """An array as it is stored."""
-    return array.astype(STORED, copy=False).tobytes()
 
 
 class Ranking(NamedTuple):

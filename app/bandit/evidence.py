@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.bandit.specs import Spec
-from app.bandit.terms import Array
+from app.bandit.terms import STORED, Array, packed
 from app.errors import SpecMismatch
 
-_STORED = np.dtype("<f8")
 _ROUNDING = 1e-9
 
 
@@ -96,7 +95,7 @@ class Evidence:
 
     def pack(self) -> bytes:
         """The lower triangle of S row by row, then y, as little-endian float64."""
-        return self.numbers.astype(_STORED, copy=False).tobytes()
+        return packed(self.numbers)
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
@@ -124,11 +123,11 @@ class Evidence:
 def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
     """What `pack` gave, a row for each; it may be read only."""
     length = _length(spec.size)
-    wanted = length * _STORED.itemsize
+    wanted = length * STORED.itemsize
     for blob in blobs:
         if len(blob) != wanted:
             raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
-    return np.frombuffer(b"".join(blobs), _STORED).reshape(-1, length)
+    return np.frombuffer(b"".join(blobs), STORED).reshape(-1, length)
 
 
 def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[bool]:
@@ -139,8 +138,8 @@ def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[
     """
     size = spec.size
     length = _length(size)
-    whole = [place for place, blob in enumerate(blobs) if len(blob) == length * _STORED.itemsize]
-    numbers = np.frombuffer(b"".join([blobs[place] for place in whole]), _STORED).reshape(-1, length)
+    whole = [place for place, blob in enumerate(blobs) if len(blob) == length * STORED.itemsize]
+    numbers = np.frombuffer(b"".join([blobs[place] for place in whole]), STORED).reshape(-1, length)
     counts = np.array([decisions[place] for place in whole], np.float64)
     within = np.maximum(numbers.max(axis=1, initial=0), -numbers.min(axis=1, initial=0)) <= (1 + _ROUNDING) * counts
     found = [False] * len(blobs)

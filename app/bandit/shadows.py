@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.bandit.decisions import Ranking, Role, Shadow, packed
+from app.bandit.decisions import Ranking, Role, Shadow
 from app.bandit.evidence import Evidence
 from app.bandit.lineup import Lineup
 from app.bandit.ranking import best, ranking_of
 from app.bandit.specs import SPECS
-from app.bandit.terms import Array, Terms
+from app.bandit.terms import Array, Terms, packed
 from app.bandit.together import Case, decide_together
 
 SCORED_AT_ONCE = 8  # what is worked on then stays in a core's cache

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float64]
 Profile: TypeAlias = Mapping[str, float | int | str | None] | None
 
+STORED: Final = np.dtype("<f8")
+
 YEAR_DAYS: Final = 365
 DAY_MS: Final = 86_400_000
 MANY_TIPS: Final = 1000  # served in 30 days: where the volume's transform reaches 1
@@ -73,6 +75,11 @@ class Context:
     """When the tip would be shown, with the user's own UTC offset; None where nobody said."""
 
     at: datetime | None = None
+
+
+def packed(array: Array) -> bytes:
+    """An array as it is stored: little-endian float64."""
+    return array.astype(STORED, copy=False).tobytes()
 
 
 class Terms(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.bandit.decisions import STORED, Decision, Outcome, Ranking, packed
-from app.bandit.terms import Array, Candidate, Context
+from app.bandit.decisions import Decision, Outcome, Ranking
+from app.bandit.terms import STORED, Array, Candidate, Context, packed
 
 NUMBER_BYTES = STORED.itemsize
 WRITTEN = (
