@@ -152,6 +152,9 @@ def _api(service: Service, writing: Writing) -> Api:
 
     return Api(
         registry=service.contract.registry,
+        availability=service.computation.availability,
+        registries=service.registries,
+        costs=service.costs,
         mirror=service.contract.mirror,
         retention_days=service.settings.retention_days,
         clock=service.clock,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
 from app.bandit.parts import Bandit
-from app.contract import Contract, check_contract
+from app.contract import Contract, check_contract, load_contract
+from app.errors import RegistryError
 from app.events.admission import Admission
 from app.events.consume import Consumer
 from app.events.ingest import Ingestor
@@ -23,6 +24,7 @@ from app.events.queue_door import QueueDoor
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.joins import auditor, bandit
+from app.profiles.availability import FeatureAvailability
 from app.profiles.computation import Computation
 from app.profiles.consistency import Auditor
 from app.profiles.filling import Filler
@@ -33,6 +35,7 @@ from app.profiles.quality.parts import Quality, join
 from app.profiles.read import ProfileReader
 from app.profiles.rebuild import Rebuilder
 from app.profiles.rebuild_runs import RebuildRunner
+from app.profiles.trial import SAMPLE, costs, try_features
 from app.profiles.trust import TrustGate
 from app.settings import Settings
 from app.stores.named import named_cache, named_queue
@@ -47,6 +50,7 @@ from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.quality_runs import quality_facts
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.registries import SqliteRegistries
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.user_events import SqliteUserEvents
@@ -55,12 +59,18 @@ from app.stores.system_clock import SystemClock
 from app.stores.tasks import end
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.no_cache import NoCache
-from app.telemetry import Metrics
+from app.telemetry import Metrics, logger
+
+# The doors of processes that go on serving what they announce; a command does its work and ends.
+SERVING = ("http", "queue")
+log = logger("assembly")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """The parts of one process, joined. `process` is its name: random, new with every start."""
+    """The parts of one process, joined. `process` is its name: random, new with every start. `costs`: what a trial at
+    the start has measured, in microseconds a user, by the index of the feature.
+    """
 
     settings: Settings
     contract: Contract
@@ -85,6 +95,9 @@ class Service:
     audit: SqliteAuditTrail
     samples: SqliteSamples
     process: str
+    registries: SqliteRegistries
+    computation: Computation
+    costs: Mapping[int, float]
     runner: RebuildRunner
     quality: Quality
     bandit: Bandit
@@ -107,6 +120,9 @@ class _Foundation:
     owed: SqliteOwedInvalidations
     queue: Queue | None
     near: NearCache | None
+    source: SqliteSource
+    availability: FeatureAvailability
+    costs: Mapping[int, float]
 
 
 @asynccontextmanager
@@ -127,7 +143,7 @@ async def open_service(
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process must not start.
     """
-    contract = contract or Contract()
+    contract = contract or load_contract(settings)
     clock = clock or SystemClock()
     metrics = metrics or Metrics()
     check_contract(contract, settings)
@@ -135,9 +151,17 @@ async def open_service(
         database = await Database.open(settings.database, settings.readers)
         stack.push_async_callback(database.close)
         await database.read(lambda connection: check_features(contract.registry, connection))
-        await announce(database, contract.registry, clock.now_ms())
         owed = SqliteOwedInvalidations(database)
         stack.callback(owed.close)
+        source = SqliteSource(
+            database, contract.registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
+        )
+        availability = FeatureAvailability(contract.registry, clock, owed.disabled)
+        serves = door in SERVING
+        measured = await _tried(database, source, contract.registry, clock, availability) if serves else {}
+        await announce(database, contract.registry, clock.now_ms())
+        if serves:
+            await SqliteRegistries(database).announce(contract.registry, clock.now_ms())
         queue = named_queue(settings, metrics)
         if queue is not None:
             stack.push_async_callback(queue.close)
@@ -154,6 +178,9 @@ async def open_service(
             owed=owed,
             queue=queue,
             near=_near(stack, settings, contract.registry, clock) if door == "http" else None,
+            source=source,
+            availability=availability,
+            costs=measured,
         )
         service = _join(foundation, door, learners)
         stack.push_async_callback(service.reader.close)
@@ -163,6 +190,29 @@ async def open_service(
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(end, [settling])
         yield service
+
+
+async def _tried(
+    database: Database, source: SqliteSource, registry: Registry, clock: Clock, availability: FeatureAvailability
+) -> Mapping[int, float]:
+    """Compute each feature once for some stored users; what each costs.
+
+    Raises:
+        RegistryError: one fails that no process has served before. One that has been served is paused instead.
+    """
+    users = await SqliteUsers(database).newest_users(SAMPLE)
+    announced = await SqliteRegistries(database).announced()
+    served = {item.fingerprint for known in announced for item in known.definitions}
+    trials = await try_features(source, registry, registry.full_mask & ~availability.disabled, users, clock)
+    for trial in trials:
+        entry = registry[trial.feature]
+        if trial.error is None:
+            log.info("feature_tried", feature=entry.name, users=len(users), us_per_user=round(trial.us_per_user or 0))
+        elif entry.fingerprint not in served:
+            raise RegistryError(entry.name, f"a trial with {len(users)} stored users failed: {trial.error}")
+        else:
+            availability.overdue(trial.feature, trial.user_id, trial.error)
+    return costs(trials)
 
 
 def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> NearCache | None:
@@ -176,8 +226,8 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     settings, clock, metrics, database, cache = base.settings, base.clock, base.metrics, base.database, base.cache
     registry = base.contract.registry
     invalidator = Invalidator(cache=cache, owed=base.owed, clock=clock, metrics=metrics)
-    source = SqliteSource(database, registry)
-    computation = Computation(source, registry, clock, metrics, settings.readers)
+    source = base.source
+    computation = Computation(source, registry, clock, metrics, settings.readers, base.availability)
     filler = Filler(cache, registry, Random(), metrics)  # noqa: S311  # jitter, not secrecy
     rebuilder = Rebuilder(
         cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
@@ -241,7 +291,10 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),
         process=secrets.token_hex(4),
+        registries=SqliteRegistries(database),
+        computation=computation,
+        costs=base.costs,
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        quality=join(quality_facts(database, users, source), cache, base.queue, registry, clock),
+        quality=join(quality_facts(database, users, source), cache, base.queue, base.availability, registry, clock),
         bandit=own,
     )

@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager, suppress
 from app.assembly import Service
 from app.bandit.stages import STAGES
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
+from app.features.clock import rfc3339
 from app.operations.sampler import Sampler
-from app.operations.samples import Gauges, Role
+from app.operations.samples import Gauges, Process, Role
 from app.operations.states import Check, State
 from app.stores.sqlite.outbox import backlog
 from app.stores.tasks import end
@@ -28,7 +29,7 @@ async def readiness(service: Service) -> dict[str, Check]:
     database, cache, queue = await asyncio.gather(
         _check_database(service), _check_cache(service), _check_queue(service)
     )
-    return {**database, **cache, **queue}
+    return {**database, **cache, **queue, "features": _check_features(service)}
 
 
 async def _check_database(service: Service) -> dict[str, Check]:
@@ -56,6 +57,14 @@ async def _check_cache(service: Service) -> dict[str, Check]:
     except CacheUnavailable as error:
         return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
     return {"cache": Check(True, "")}
+
+
+def _check_features(service: Service) -> Check:
+    """Whether every feature can be computed in this process. What admins have disabled is no fault."""
+    service.computation.try_again()
+    troubles = service.computation.availability.troubles()
+    detail = "; ".join(f"{item.feature}: {item.reason}, since {rfc3339(item.since_ms)}" for item in troubles)
+    return Check(not troubles, f"failing, and answered as null: {detail}", state="degraded")
 
 
 async def _check_queue(service: Service) -> dict[str, Check]:
@@ -130,8 +139,7 @@ async def _tell_of_the_rollout(service: Service) -> None:
 def sampler(service: Service, role: Role) -> Sampler:
     """The sampler of a process."""
     return Sampler(
-        role=role,
-        process=service.process,
+        process=Process(role, service.process, service.contract.registry.fingerprint),
         metrics=service.metrics,
         store=service.samples,
         ask_gauges=lambda: _refreshed(service),  # nobody scrapes a worker through its event loop

@@ -60,6 +60,17 @@ def path(value: str) -> Path:
     return Path(value)
 
 
+def registry_source(value: str) -> str | None:
+    """Where a registry is: a module or a file of Python, and a name in it; empty is none."""
+    if value == "":
+        return None
+    place, _, name = value.rpartition(":")
+    module = all(part.isidentifier() for part in place.split("."))
+    if not name.isidentifier() or not (module or (place.endswith(".py") and "\0" not in place)):
+        raise ValueError("must be package.module:NAME or /path/features.py:NAME")
+    return value
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A whole number within these bounds."""
 

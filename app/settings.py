@@ -34,6 +34,11 @@ class Settings:
     """All settings. Build one with `Settings.from_environment`, or by keyword in a test."""
 
     database: Path = _setting(Path("var/profiles.db"), setting_values.path, "The SQLite file with the events.")
+    features: str | None = _setting(
+        None,
+        setting_values.registry_source,
+        "Your own registry: package.module:NAME or /path/features.py:NAME; empty: the one that comes with the service.",
+    )
     cache_url: str | None = _setting(
         None,
         setting_values.redis_url,
@@ -100,6 +105,11 @@ class Settings:
     lease_ms: int = _setting(
         5_000, setting_values.whole(50, 600_000), "Milliseconds a reader may take between its token and its fill."
     )
+    statement_timeout_ms: int = _setting(
+        2_000,
+        setting_values.whole(50, 600_000),
+        "Milliseconds a statement that computes features may run; a feature that takes longer is answered as null.",
+    )
     readers: int = _setting(2, setting_values.whole(1, 64), "SQLite read connections, a thread each.")
     near_users: int = _setting(
         10_000,
@@ -159,13 +169,14 @@ class Settings:
                 raise SettingsError(name, str(error)) from None
         return cls(**values)
 
-    def require_retention(self, longest_window_days: int) -> None:
-        """Raise `SettingsError` where a feature's window could reach into pruned history."""
-        least = longest_window_days + MIN_RETENTION_MARGIN_DAYS
+    def require_retention(self, longest_window_ms: int) -> None:
+        """Raise `SettingsError` if a feature's window could reach into pruned history."""
+        window_days = -(-longest_window_ms // 86_400_000)
+        least = window_days + MIN_RETENTION_MARGIN_DAYS
         if self.retention_days < least:
             raise SettingsError(
                 "PROFILES_RETENTION_DAYS",
-                f"must be at least {least}: the longest feature window is {longest_window_days} days, "
+                f"must be at least {least}: the longest feature window is {window_days} days, "
                 f"and {MIN_RETENTION_MARGIN_DAYS} more are kept",
             )
 

@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import payload, served
 from tests.support.live import NO_TLS, new_user
+from tests.support.registry import FEATURES
 
 
 def _servers(valkey: EmbeddedServer) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def _client(application: Litestar) -> httpx.AsyncClient:
 async def test_application_opens_and_closes_its_own_service_when_it_is_given_none(
     database_path: Path, valkey: EmbeddedServer
 ) -> None:
-    application = create_app(Settings(database=database_path, **_servers(valkey)))
+    application = create_app(Settings(features=FEATURES, database=database_path, **_servers(valkey)))
     user = new_user()
     for expected in (1, 2):
         async with (
@@ -50,7 +51,7 @@ async def test_application_opens_and_closes_its_own_service_when_it_is_given_non
 
 
 async def test_application_computes_every_read_when_no_server_is_named(database_path: Path) -> None:
-    application = create_app(Settings(database=database_path))
+    application = create_app(Settings(features=FEATURES, database=database_path))
     async with (
         application.lifespan(),
         _client(application) as client,
@@ -61,7 +62,7 @@ async def test_application_computes_every_read_when_no_server_is_named(database_
 
 
 async def test_application_does_not_start_when_the_database_is_missing(tmp_path: Path) -> None:
-    application = create_app(Settings(database=tmp_path / "missing.db"))
+    application = create_app(Settings(features=FEATURES, database=tmp_path / "missing.db"))
     with pytest.raises(ExceptionGroup) as caught:  # Litestar's own task group wraps it
         async with application.lifespan():
             pass
@@ -80,18 +81,20 @@ async def _refused(settings: Settings, error: type[ProfilesError], text: str) ->
 async def test_service_does_not_start_when_others_could_reach_it_without_keys(
     database_path: Path, valkey: EmbeddedServer
 ) -> None:
-    settings = Settings(database=database_path, host="0.0.0.0", **_servers(valkey))  # noqa: S104  # refused
+    settings = Settings(features=FEATURES, database=database_path, host="0.0.0.0", **_servers(valkey))  # noqa: S104  # refused
     await _refused(settings, SettingsError, "PROFILES_API_KEYS: must hold at least one key")
 
 
 async def test_service_does_not_start_when_no_server_is_named(database_path: Path) -> None:
-    await _refused(Settings(database=database_path), SettingsError, "PROFILES_CACHE_URL: must be set")
+    await _refused(
+        Settings(features=FEATURES, database=database_path), SettingsError, "PROFILES_CACHE_URL: must be set"
+    )
 
 
 async def test_service_does_not_start_when_history_is_kept_too_short(
     database_path: Path, valkey: EmbeddedServer
 ) -> None:
-    settings = Settings(database=database_path, retention_days=59, **_servers(valkey))
+    settings = Settings(features=FEATURES, database=database_path, retention_days=59, **_servers(valkey))
     await _refused(settings, SettingsError, "PROFILES_RETENTION_DAYS: must be at least 60")
 
 
@@ -100,13 +103,15 @@ async def test_service_does_not_start_when_a_url_has_an_option_that_means_nothin
     database_path: Path, valkey: EmbeddedServer, name: str
 ) -> None:
     urls = {**_servers(valkey), name: "redis://127.0.0.1:1/0?socket_timeout=soon"}
-    await _refused(Settings(database=database_path, **urls), SettingsError, f"PROFILES_{name.upper()}: ")
+    await _refused(
+        Settings(features=FEATURES, database=database_path, **urls), SettingsError, f"PROFILES_{name.upper()}: "
+    )
 
 
 async def test_service_does_not_start_when_the_database_is_not_migrated(tmp_path: Path, valkey: EmbeddedServer) -> None:
     path = tmp_path / "empty.db"
     path.touch()
-    settings = Settings(database=path, **_servers(valkey))
+    settings = Settings(features=FEATURES, database=path, **_servers(valkey))
     await _refused(settings, SchemaMismatch, "is not migrated; run `profiles migrate`")
 
 
@@ -115,7 +120,9 @@ async def test_cycle_collector_is_on_when_the_service_is_ready(database_path: Pa
     gc.disable()  # as `profiles serve` does
     try:
         with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError):
-            await serve(Settings(database=database_path, port=taken.getsockname()[1], **_servers(valkey)))
+            await serve(
+                Settings(features=FEATURES, database=database_path, port=taken.getsockname()[1], **_servers(valkey))
+            )
         assert gc.isenabled()
         assert gc.get_threshold()[0] == COLLECT_AFTER
     finally:
@@ -128,6 +135,6 @@ async def test_service_stops_when_the_port_is_taken(database_path: Path, valkey:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        settings = Settings(database=database_path, port=taken.getsockname()[1], **_servers(valkey))
+        settings = Settings(features=FEATURES, database=database_path, port=taken.getsockname()[1], **_servers(valkey))
         with pytest.raises(SettingsError, match=r"PROFILES_PORT: cannot serve on 127\.0\.0\.1:\d+"):
             await serve(settings)

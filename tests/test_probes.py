@@ -17,6 +17,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.database import column
 from tests.support.waiting import eventually_async
+from tests.support.registry import FEATURES
 
 BODIES = "SELECT body ->> 'role' || ' ' || coalesce(body ->> 'stopped', '') FROM samples ORDER BY id"
 
@@ -24,7 +25,9 @@ BODIES = "SELECT body ->> 'role' || ' ' || coalesce(body ->> 'stopped', '') FROM
 @pytest.fixture
 def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
     """Real servers."""
-    return Settings(database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0)
+    return Settings(
+        features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
+    )
 
 
 async def sampled(database: Database) -> None:

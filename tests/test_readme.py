@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.settings import described
 from app.telemetry import Metrics
 from tests.support.waiting import eventually_sync

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import SettingsError
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.setting_values import ApiKey, Rewards, RolloutRails
 from app.settings import Settings, described, hash_key, is_loopback, variable
 

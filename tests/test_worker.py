@@ -26,7 +26,7 @@ from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
 from app.events import consume, retention
 from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import FEATURES, REGISTRY
 from app.jobs import UNEXPECTED_TRIES, Context, back_off, context
 from app.profiles.rebuild_runs import RebuildRun, scope_of
 from app.settings import Settings
@@ -71,6 +71,7 @@ class Pupil:
 def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
     """A cache that all tests share, and a queue of this test's own."""
     return Settings(
+        features=FEATURES,
         database=database_path,
         cache_url=valkey.url,
         queue_url=own_valkey.url,
@@ -643,7 +644,7 @@ async def test_the_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: 
 async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, client: ArqRedis) -> None:
     port = free_port()
     chosen = {name: getattr(settings, name) for name in ("database", "cache_url", "queue_url", "cache_timeout_ms")}
-    served_there = Settings(**chosen, worker_metrics_port=port)
+    served_there = Settings(features=FEATURES, **chosen, worker_metrics_port=port)
     async with working(served_there) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually_async(lambda: stored_is(service, 1))
@@ -669,8 +670,8 @@ async def test_it_stops_when_it_has_only_just_started(settings: Settings) -> Non
 
 async def test_it_refuses_to_start_when_a_server_is_not_named(settings: Settings) -> None:
     for name, missing in (
-        ("PROFILES_CACHE_URL", Settings(database=settings.database, queue_url=settings.queue_url)),
-        ("PROFILES_QUEUE_URL", Settings(database=settings.database, cache_url=settings.cache_url)),
+        ("PROFILES_CACHE_URL", Settings(features=FEATURES, database=settings.database, queue_url=settings.queue_url)),
+        ("PROFILES_QUEUE_URL", Settings(features=FEATURES, database=settings.database, cache_url=settings.cache_url)),
     ):
         with pytest.raises(SettingsError, match=f"{name}: must be set"):
             await work(missing, asyncio.Event())

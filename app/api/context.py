@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -19,11 +19,13 @@ from app.events.ingest import Ingestor
 from app.events.ports import ActivityCount, DeadLetters, Holdings, TracedEvent
 from app.events.replay import Replayer
 from app.features.clock import Clock
+from app.features.plan import Announced
 from app.features.registry import Registry
 from app.generation.writing import Writing
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges
 from app.operations.states import Check
+from app.profiles.availability import FeatureAvailability
 from app.profiles.inspection import Inspector
 from app.profiles.quality.parts import Quality
 from app.profiles.read import ProfileReader
@@ -33,6 +35,18 @@ from app.profiles.run_watch import RunWatch
 from app.telemetry import Metrics
 
 HttpRequest = Request[Any, Any, Any]
+
+
+class Registries(Protocol):
+    """Which registries were served, and which features are disabled. Raises `StoreUnavailable`."""
+
+    async def announced(self) -> list[Announced]:
+        """Every registry that was ever served, the one that was seen last at the end."""
+        ...
+
+    async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
+        """Enable or disable a feature; what was done, for the audit trail. Raises `Conflict` if it is so already."""
+        ...
 
 
 class UserEvents(Protocol):
@@ -64,6 +78,9 @@ class Api:
     """The parts behind the routes."""
 
     registry: Registry
+    availability: FeatureAvailability
+    registries: Registries
+    costs: Mapping[int, float]
     mirror: type[msgspec.Struct]
     retention_days: int
     clock: Clock

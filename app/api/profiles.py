@@ -15,10 +15,10 @@ from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_m
 from app.api.parameters import MOMENT
 from app.api.parameters import feature_names as feature_names_schema
 from app.api.rendering import Renderer
-from app.api.schemas import BatchRequest, FeatureList, HistoryRequest
+from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
-from app.features.export import catalogue
+from app.features.export import catalogue_entry
 from app.profiles.moments import Moments
 from app.profiles.ports import Asked
 
@@ -145,7 +145,21 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
 )
 async def get_features(request: HttpRequest) -> FeatureList:
     """The registry."""
-    return msgspec.convert({"features": catalogue(api_of(request).registry)}, FeatureList)
+    api = api_of(request)
+    return FeatureList([feature_entry(api, index) for index in range(len(api.registry))])
+
+
+def feature_entry(api: Api, index: int) -> FeatureEntry:
+    """An entry of the registry as it stands in this process."""
+    entry, availability = api.registry[index], api.availability
+    reason = availability.reason(index)
+    cost = api.costs.get(index)
+    return FeatureEntry(
+        **catalogue_entry(entry),
+        us_per_user=round(cost, 1) if cost is not None else None,
+        state="disabled" if availability.disabled >> index & 1 else "failing" if reason else "ok",
+        reason=reason or None,
+    )
 
 
 def _moment_problem(api: Api, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:

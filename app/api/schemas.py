@@ -85,10 +85,21 @@ class FeatureEntry(msgspec.Struct):
     name: str
     dtype: Literal["float", "int", "str"]
     ttl_s: float
-    default: Value
+    window_s: Annotated[float, Meta(description="How far back it looks; older events do not count.")]
+    default: Annotated[int | float | str | None, Meta(description="The value if nothing is known, of the dtype.")]
     description: str
     invalidated_by: list[str]
+    relations: Annotated[list[str], Meta(description="What its SQL reads: views, feedback, or both.")]
     fingerprint: Annotated[str, Meta(description="Changes with the SQL, the dtype, the default or the window.")]
+    us_per_user: Annotated[
+        float | None,
+        Meta(description="Microseconds to compute it for a user, as this process measured at its start; null if not."),
+    ]
+    state: Annotated[
+        Literal["ok", "failing", "disabled"],
+        Meta(description="`failing`, in this process, or `disabled` by an admin: what is not cached is null."),
+    ]
+    reason: Annotated[str | None, Meta(description="Why it is failing or disabled.")]
 
 
 class FeatureList(msgspec.Struct):

@@ -11,9 +11,10 @@ from app.commands.audit import audit
 from app.commands.backup import backup, restore
 from app.commands.change import demo, events, rebuild
 from app.commands.doctor import doctor
+from app.commands.features import features
 from app.commands.history import history
 from app.commands.keys import keys
-from app.commands.look import features, profile
+from app.commands.look import profile
 from app.commands.output import EXIT_CODES, exit_code, fail
 from app.commands.rollout import rollout
 from app.commands.run import migrate, serve, up, worker

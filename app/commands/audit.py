@@ -24,7 +24,8 @@ SHOWN = 20
 @click.option("--repair", is_flag=True, help="Drop what is untrue; the next read computes it.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def audit(users: tuple[str, ...], repair: bool, as_json: bool) -> None:
-    """Hold the cached profiles of USERS against a recomputation, or those of everyone with an event in 30 days.
+    """Hold the cached profiles of USERS against a recomputation, or those of every user with an event within the
+    longest window of the features.
 
     Exit code 0 where nothing untrue is left in the cache, 1 where something is or a user could not be checked
     (the cache is away, or deletions are owed to it, so that reads compute).
@@ -47,11 +48,9 @@ async def _audit(users: list[str], repair: bool) -> dict[str, Any]:
 
 
 async def _walk(service: Service, users: list[str], repair: bool) -> dict[str, Any]:
-    from app.features.clock import DAY_MS
     from app.profiles.consistency import tell
-    from app.profiles.freshness import ELIGIBLE_DAYS
 
-    since_ms = service.clock.now_ms() - ELIGIBLE_DAYS * DAY_MS
+    since_ms = service.clock.now_ms() - service.contract.registry.longest_window_ms()
     total = len(users) or await service.users.count_eligible(since_ms)
     counts: Counter[str] = Counter(consistent=0, empty=0, pending=0, violation=0, unchecked=0)
     untrue: list[dict[str, Any]] = []

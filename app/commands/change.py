@@ -26,7 +26,9 @@ BAD = (InvalidInput, Undecodable, Conflict)
 
 @click.command()
 @click.argument("users", nargs=-1)
-@click.option("--all", "everyone", is_flag=True, help="Every user with an event in the last 30 days.")
+@click.option(
+    "--all", "everyone", is_flag=True, help="Every user with an event within the longest window of the features."
+)
 @click.option("--feature", "features", multiple=True, help="Only this one; may be given repeatedly.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def rebuild(users: tuple[str, ...], everyone: bool, features: tuple[str, ...], as_json: bool) -> None:
@@ -44,13 +46,11 @@ def rebuild(users: tuple[str, ...], everyone: bool, features: tuple[str, ...], a
 
 async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
     from app.assembly import open_service
-    from app.features.clock import DAY_MS
-    from app.profiles.freshness import ELIGIBLE_DAYS
 
     async with open_service(settings_of_command(), door="command") as service:
         registry = service.contract.registry
         mask = registry.mask(features) if features else registry.full_mask
-        since_ms = service.clock.now_ms() - ELIGIBLE_DAYS * DAY_MS
+        since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
         await service.invalidator.settle()  # else what is owed would be made later, and take the rebuilt values away
         total = len(users) or await service.users.count_eligible(since_ms)
         after, done = "", 0

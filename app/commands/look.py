@@ -1,4 +1,4 @@
-"""Commands that look: features, one profile."""
+"""`profiles profile`: one user's features. And what commands share that take a user or a moment."""
 
 from __future__ import annotations
 
@@ -9,41 +9,6 @@ import click
 
 from app.commands.output import out, print_json, run, settings_of_command
 from app.errors import InvalidInput, Issue
-
-
-@click.command()
-@click.option(
-    "--format",
-    "fmt",
-    type=click.Choice(["table", "json", "json-schema", "python", "typescript"]),
-    default="table",
-    help="json-schema, python and typescript export the contract for consumers.",
-)
-def features(fmt: str) -> None:
-    """List the features, or export their contract."""
-    from rich.table import Table
-
-    from app.features.definitions import REGISTRY
-    from app.features.export import FORMATS, catalogue
-    from app.features.schema import ProfileFeatures
-
-    if fmt in FORMATS:
-        click.echo(FORMATS[fmt](REGISTRY, ProfileFeatures), nl=False)
-        return
-    if fmt == "json":
-        print_json({"features": catalogue(REGISTRY)})
-        return
-    table = Table("name", "dtype", "TTL", "default", "invalidated by", "description")
-    for entry in REGISTRY:
-        table.add_row(
-            entry.name,
-            entry.dtype,
-            str(entry.ttl),
-            json.dumps(entry.default),
-            ", ".join(entry.invalidated_by),
-            entry.description,
-        )
-    out().print(table)
 
 
 @click.command()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SHOWN_ISSUES = 20
+ACTOR = "the command line"  # in the audit trail
 EXIT_CODES = {
     2: "wrong usage, setting or registry",
     3: "the database is unmigrated or newer",

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.commands.output import out, plain, print_json, run, settings_of_command
+from app.commands.output import ACTOR, out, plain, print_json, run, settings_of_command
 
 if TYPE_CHECKING:
     from app.api.admin.rollout_schemas import IntervalView, RolloutView
     from app.bandit.stages import Move
 
-ACTOR = "the command line"
 _reason = click.option("--reason", default="", help="Why, for the audit trail; no user's id.")
 _json = click.option("--json", "as_json", is_flag=True, help="For a program.")
 
@@ -57,7 +56,7 @@ def rollback(reason: str, as_json: bool) -> None:
 
 
 async def _work(move: Move | None, reason: str) -> RolloutView:
-    from app.api.admin.letters import reason_problem
+    from app.api.admin.reasons import reason_problem
     from app.api.admin.rollout_views import view
     from app.assembly import open_service
     from app.errors import InvalidInput, Issue

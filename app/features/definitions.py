@@ -1,52 +1,73 @@
-"""The features this service serves. To add one: an entry here, a line in `schema.py`."""
+"""The features this service serves by default. To add one: an entry here, a line in `schema.py`.
+
+The texts run on SQLite and PostgreSQL, with equal results.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from app.features.events import FEEDBACK, SERVED
+from app.features.examples import Example, feedback, served
 from app.features.registry import Feature, Registry
+
+MONTH = timedelta(days=30)
 
 COMPLETION_RATE = Feature(
     name="completion_rate_30d",
     dtype="float",
     ttl=timedelta(hours=1),
+    window=MONTH,
     description="Share of the user's tip feedback of the last 30 days that is 'completed', 0 to 1.",
-    invalidated_by=(FEEDBACK,),
     compute="""
-        SELECT user_id, AVG(action = 'completed') AS value
+        SELECT user_id, COUNT(*) FILTER (WHERE action = 'completed') / CAST(COUNT(*) AS DOUBLE PRECISION) AS value
         FROM feedback
-        WHERE occurred_at_ms > :now_ms - 30 * 86400000
         GROUP BY user_id
     """,
+    examples=[
+        Example(events=[feedback("completed"), feedback("dismissed"), feedback("snoozed")], value=1 / 3),
+        Example(events=[feedback("completed", ago=MONTH), feedback("dismissed")], value=0.0),
+    ],
 )
 
 DISMISS_RATE = Feature(
     name="dismiss_rate_30d",
     dtype="float",
     ttl=timedelta(hours=1),
+    window=MONTH,
     description="Share of the user's tip feedback of the last 30 days that is 'dismissed', 0 to 1.",
-    invalidated_by=(FEEDBACK,),
     compute="""
-        SELECT user_id, AVG(action = 'dismissed') AS value
+        SELECT user_id, COUNT(*) FILTER (WHERE action = 'dismissed') / CAST(COUNT(*) AS DOUBLE PRECISION) AS value
         FROM feedback
-        WHERE occurred_at_ms > :now_ms - 30 * 86400000
         GROUP BY user_id
     """,
+    examples=[
+        Example(events=[feedback("dismissed"), feedback("completed")], value=0.5),
+        Example(events=[served()], value=None),
+    ],
 )
 
 MEAN_DWELL = Feature(
     name="mean_dwell_ms_30d",
     dtype="float",
     ttl=timedelta(hours=1),
+    window=MONTH,
     description="Mean time a tip was on screen over the last 30 days, in milliseconds, where the time is known.",
-    invalidated_by=(FEEDBACK,),
     compute="""
-        SELECT user_id, AVG(dwell_ms) AS value
+        SELECT user_id, AVG(CAST(dwell_ms AS DOUBLE PRECISION)) AS value
         FROM feedback
-        WHERE occurred_at_ms > :now_ms - 30 * 86400000
         GROUP BY user_id
     """,
+    examples=[
+        Example(
+            events=[
+                feedback("completed", dwell_ms=1_000),
+                feedback("snoozed", dwell_ms=2_000),
+                feedback("dismissed"),
+            ],
+            value=1_500.0,
+        ),
+        Example(events=[feedback("completed")], value=None),
+    ],
 )
 
 # A tie goes to the hour completed in last, then to the smaller hour.
@@ -54,8 +75,8 @@ PREFERRED_HOUR = Feature(
     name="preferred_hour",
     dtype="int",
     ttl=timedelta(hours=6),
+    window=MONTH,
     description="Local hour of the day (0 to 23) in which the user completed most tips over the last 30 days.",
-    invalidated_by=(FEEDBACK,),
     compute="""
         SELECT user_id, local_hour AS value
         FROM (
@@ -63,26 +84,46 @@ PREFERRED_HOUR = Feature(
                 PARTITION BY user_id ORDER BY COUNT(*) DESC, MAX(occurred_at_ms) DESC, local_hour
             ) AS place
             FROM feedback
-            WHERE action = 'completed' AND occurred_at_ms > :now_ms - 30 * 86400000
+            WHERE action = 'completed'
             GROUP BY user_id, local_hour
-        )
+        ) AS ranked
         WHERE place = 1
     """,
+    examples=[
+        Example(
+            events=[
+                feedback("completed", local_hour=9, ago=timedelta(days=2)),
+                feedback("completed", local_hour=9, ago=timedelta(days=3)),
+                feedback("completed", local_hour=22, ago=timedelta(days=1)),
+            ],
+            value=9,
+        ),
+        Example(
+            events=[
+                feedback("completed", local_hour=9, ago=timedelta(days=2)),
+                feedback("completed", local_hour=22, ago=timedelta(days=1)),
+            ],
+            value=22,
+        ),
+    ],
 )
 
 TIP_VOLUME = Feature(
     name="tip_volume_30d",
     dtype="int",
     ttl=timedelta(hours=1),
+    window=MONTH,
     description="How many tips the user was served over the last 30 days.",
-    invalidated_by=(SERVED,),
     default=0,
     compute="""
         SELECT user_id, COUNT(*) AS value
         FROM views
-        WHERE occurred_at_ms > :now_ms - 30 * 86400000
         GROUP BY user_id
     """,
+    examples=[
+        Example(events=[served(), served(ago=timedelta(days=29)), served(ago=MONTH)], value=2),
+        Example(events=[feedback("completed")], value=0),
+    ],
 )
 
 REGISTRY = Registry([COMPLETION_RATE, DISMISS_RATE, MEAN_DWELL, PREFERRED_HOUR, TIP_VOLUME])

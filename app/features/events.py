@@ -16,6 +16,8 @@ from app.features.ids import Id
 SERVED = "signals.tip.served"
 FEEDBACK = "signals.tip.feedback"
 KNOWN_SUBJECTS = frozenset({SERVED, FEEDBACK})
+# What a feature's SQL may read, and the subject whose events become rows of it.
+RELATIONS = {"views": SERVED, "feedback": FEEDBACK}
 MAX_DWELL_MS = 86_400_000
 
 OccurredAt = Annotated[

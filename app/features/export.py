@@ -1,15 +1,17 @@
-"""The mirror for other languages: one contract, written out as JSON Schema, Python or TypeScript."""
+"""The mirror for other programs: one contract, written out as JSON Schema, Python or TypeScript."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from app.features.registry import Dtype, Registry
+from app.features.registry import Dtype, Feature, Registry
 
 _TYPESCRIPT: dict[Dtype, str] = {"float": "number", "int": "number", "str": "string"}
+LINE = 120
 
 
 def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
@@ -18,12 +20,32 @@ def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """A module with one TypedDict, which needs nothing but the standard library."""
-    lines = ['"""Features of a user, as the profile service serves them. Generated; do not edit."""', ""]
-    lines += ["from typing import TypedDict", "", "", f"class {mirror.__name__}(TypedDict, total=False):"]
-    for entry in registry:
-        lines += [f"    {entry.name}: {entry.dtype} | None", f'    """{entry.description}"""']
-    return "\n".join(lines) + "\n"
+    """A module with the mirror as a msgspec Struct: for consumers, and to stand beside a registry, which checks it."""
+    lines = [
+        '"""Features of a user, as the profile service serves them. Written by `profiles features --format python`."""',
+        "",
+        "from typing import Annotated",
+        "",
+        "from msgspec import UNSET, Meta, Struct, UnsetType",
+        "",
+        "",
+        f"class {mirror.__name__}(Struct, kw_only=True, frozen=True):",
+        '    """A feature is UNSET if it was not asked for, and None if nothing is known."""',
+        "",
+    ]
+    return "\n".join([*lines, *map(mirror_line, registry)]) + "\n"
+
+
+def mirror_line(entry: Feature) -> str:
+    """The field of a feature in the mirror, as the formatter would write it."""
+    declared, meta = (
+        f"{entry.dtype} | None | UnsetType",
+        f"Meta(description={json.dumps(entry.description, ensure_ascii=False)})",
+    )
+    line = f"    {entry.name}: Annotated[{declared}, {meta}] = UNSET"
+    if len(line) <= LINE:
+        return line
+    return f"    {entry.name}: Annotated[\n        {declared},\n        {meta},\n    ] = UNSET"
 
 
 def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
@@ -35,20 +57,19 @@ def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def catalogue(registry: Registry) -> list[dict[str, object]]:
-    """The entries as consumers may see them: everything but the SQL."""
-    return [
-        {
-            "name": entry.name,
-            "dtype": entry.dtype,
-            "ttl_s": entry.ttl.total_seconds(),
-            "default": entry.default,
-            "description": entry.description,
-            "invalidated_by": list(entry.invalidated_by),
-            "fingerprint": entry.fingerprint,
-        }
-        for entry in registry
-    ]
+def catalogue_entry(entry: Feature) -> dict[str, Any]:
+    """An entry as consumers may see it: everything but the SQL."""
+    return {
+        "name": entry.name,
+        "dtype": entry.dtype,
+        "ttl_s": entry.ttl_ms / 1000,
+        "window_s": entry.window_ms / 1000,
+        "default": entry.default,
+        "description": entry.description,
+        "invalidated_by": list(entry.invalidated_by),
+        "relations": list(entry.relations),
+        "fingerprint": entry.fingerprint,
+    }
 
 
 FORMATS: dict[str, Callable[[Registry, type[msgspec.Struct]], str]] = {

@@ -1,8 +1,9 @@
 """The registry: one entry per feature, and the rules that every entry keeps.
 
-Invariant: a `Registry` that exists is sound as far as that can be told without a database; `app.stores.sqlite.
-feature_check` adds what only the migrated schema can tell. The order of entries gives each feature its index, and
-`1 << index` its bit in a *mask*, by which reads name sets of features. Must not know how values are stored.
+Invariant: a `Registry` that exists keeps every rule that can be checked without SQL. `app.stores.sqlite.feature_check`
+compiles the entries: it checks the rest, and derives which relations each entry reads and which subjects invalidate it.
+The order of entries gives each feature its index, and `1 << index` its bit in a *mask*, by which reads name sets of
+features. Must not know how values are stored.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ import json
 import keyword
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from textwrap import dedent
 from typing import Literal
 
 import msgspec
 
 from app.errors import Issue, RegistryError, UnknownFeature
-from app.features.events import KNOWN_SUBJECTS
+from app.features.events import KNOWN_SUBJECTS, RELATIONS
+from app.features.examples import Example
 
 Dtype = Literal["float", "int", "str"]
 Scalar = float | int | str | None
-SHOWN = 80  # of a name that is none, in a refusal
+SHOWN = 80  # characters of an unknown name that an error repeats
 DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
+MILLISECOND = timedelta(milliseconds=1)
 _INT64 = 1 << 63
 _encode = msgspec.json.Encoder().encode
 
@@ -33,57 +37,113 @@ _encode = msgspec.json.Encoder().encode
 class Feature:
     """One feature.
 
-    `compute` is one set-based SELECT of `(user_id, value)`, at most one row a user, over the relations `views` and
-    `feedback`, with `:now_ms` as its only parameter. `default` stands where it yields no row or NULL. `window` is
-    how far back in event time the relations reach; the SELECT may look at less, never at more. `ttl_ms` is the TTL in
-    whole milliseconds.
+    `compute` is one SELECT of `(user_id, value)`, at most one row a user, over the relations `views` and `feedback`.
+    The relations hold only the events of the last `window`, so the text needs no time bounds and may not ask the time.
+    `default` is the value if the SELECT yields no row or NULL. `invalidated_by` may be left out: it follows from the
+    relations that the SQL reads. `examples` are run by `profiles features test`.
     """
 
     name: str
     dtype: Dtype
     ttl: timedelta
+    window: timedelta
     description: str
-    invalidated_by: tuple[str, ...]
     compute: str
     default: Scalar = None
-    window: timedelta = timedelta(days=30)
+    invalidated_by: tuple[str, ...] = ()
+    examples: Sequence[Example] = ()
+    # Set by compiling: the relations that `compute` reads.
+    relations: tuple[str, ...] = field(default=(), repr=False)
     fingerprint: str = field(init=False)
     ttl_ms: int = field(init=False)
+    window_ms: int = field(init=False)
 
     def __post_init__(self) -> None:
-        identity = json.dumps([self.compute, self.dtype, self.default, self.window.total_seconds()], default=repr)
+        # A value of another type, as an untyped file may give it, is left for `_check` to name.
+        if isinstance(self.compute, str):
+            object.__setattr__(self, "compute", dedent(self.compute).strip())
+        if self.dtype in DTYPES and (default := as_dtype(self.dtype, self.default)) is not None:
+            object.__setattr__(self, "default", default)
+        for name in ("ttl", "window"):
+            value = getattr(self, name)
+            object.__setattr__(self, f"{name}_ms", value // MILLISECOND if isinstance(value, timedelta) else 0)
+        identity = json.dumps([self.compute, self.dtype, self.default, self.window_ms], default=repr)
         object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
-        object.__setattr__(self, "ttl_ms", self.ttl // timedelta(milliseconds=1))
+
+    def compiled(self, relations: Iterable[str]) -> Feature:
+        """The entry with the relations that its SQL reads, and with the subjects that follow if it names none.
+
+        Raises:
+            RegistryError: `invalidated_by` lacks the subject of a relation: values would be served after they have
+                become untrue.
+        """
+        read = tuple(name for name in RELATIONS if name in set(relations))
+        if not read:
+            raise RegistryError(self.name, f"the SQL reads none of the relations {', '.join(RELATIONS)}")
+        subjects = tuple(RELATIONS[name] for name in read)
+        for name in read:
+            if self.invalidated_by and RELATIONS[name] not in self.invalidated_by:
+                raise RegistryError(
+                    self.name,
+                    f"the SQL reads {name}, so invalidated_by must name {RELATIONS[name]!r}; or leave invalidated_by "
+                    "out, and it is derived",
+                )
+        return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
+
+    @property
+    def superfluous_subjects(self) -> tuple[str, ...]:
+        """Subjects in `invalidated_by` whose events cannot change the value; of a compiled entry."""
+        needed = {RELATIONS[name] for name in self.relations}
+        return tuple(subject for subject in self.invalidated_by if subject not in needed)
 
 
-def conforms(dtype: Dtype, value: object) -> bool:
-    """Whether `value` is exactly of `dtype`: no int for a float, no bool for an int, nothing JSON cannot say."""
-    if type(value) is not DTYPES[dtype]:
-        return False
-    return math.isfinite(value) if isinstance(value, float) else True
+def as_dtype(dtype: Dtype, value: object) -> Scalar:
+    """`value` as `dtype`; None if it is not of that dtype.
+
+    An int is accepted as a float, and a float without a fraction as an int. A bool is neither, and neither are numbers
+    that JSON or 64 bits cannot hold.
+    """
+    kind = type(value)
+    if dtype == "str":
+        return value if isinstance(value, str) else None
+    if kind not in (int, float):
+        return None
+    assert isinstance(value, int | float)
+    if not math.isfinite(value) or (kind is int and not -_INT64 <= value < _INT64):
+        return None
+    if dtype == "float":
+        return float(value)
+    return int(value) if value == int(value) and -_INT64 <= value < _INT64 else None
 
 
 def _check(entry: Feature) -> None:
-    if not entry.name.isidentifier() or not entry.name.isascii() or keyword.iskeyword(entry.name):
-        raise RegistryError(entry.name, "the name must be an ASCII identifier")
-    if entry.dtype not in DTYPES:
-        raise RegistryError(entry.name, f"unknown dtype {entry.dtype!r}; allowed are {', '.join(DTYPES)}")
-    if entry.ttl_ms <= 0:
-        raise RegistryError(entry.name, "the TTL must be positive (at least a millisecond)")
-    if entry.window <= timedelta(0):
-        raise RegistryError(entry.name, "the window must be positive")
-    if not entry.description.strip():
-        raise RegistryError(entry.name, "the description is empty")
-    if not entry.invalidated_by:
-        raise RegistryError(entry.name, "invalidated_by names no subject")
+    rules = (
+        (_is_name(entry.name), "the name must be an ASCII identifier, and no keyword of Python"),
+        (entry.dtype in DTYPES, f"unknown dtype {entry.dtype!r}; allowed are {', '.join(DTYPES)}"),
+        (entry.ttl_ms > 0, "the TTL must be positive: a timedelta of at least a millisecond"),
+        (entry.window_ms > 0, "the window must be positive: a timedelta of at least a millisecond"),
+        (_is_text(entry.description), "the description is empty"),
+        (_is_text(entry.compute), "the SQL in compute is empty"),
+        (isinstance(entry.invalidated_by, tuple), "invalidated_by must be a tuple of subjects"),
+        (all(isinstance(item, Example) for item in entry.examples), "examples must be a list of Example"),
+    )
+    for kept, problem in rules:
+        if not kept:
+            raise RegistryError(str(entry.name), problem)
     if unknown := sorted(set(entry.invalidated_by) - KNOWN_SUBJECTS):
         raise RegistryError(
             entry.name, f"unknown subject {unknown[0]!r}; known are {', '.join(sorted(KNOWN_SUBJECTS))}"
         )
-    if entry.default is not None and not conforms(entry.dtype, entry.default):
+    if entry.default is not None and as_dtype(entry.dtype, entry.default) is None:
         raise RegistryError(entry.name, f"the default {entry.default!r} is not of dtype {entry.dtype}")
-    if isinstance(entry.default, int) and not -_INT64 <= entry.default < _INT64:
-        raise RegistryError(entry.name, "the default is beyond 64 bits")
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())
 
 
 class Registry(Sequence[Feature]):
@@ -99,6 +159,8 @@ class Registry(Sequence[Feature]):
         if not 1 <= len(self._entries) <= 62:
             raise RegistryError("*", f"a registry holds 1 to 62 features, not {len(self._entries)}")
         for index, entry in enumerate(self._entries):
+            if not isinstance(entry, Feature):
+                raise RegistryError(str(entry)[:SHOWN], "an entry must be a Feature")
             _check(entry)
             if entry.name in self._index:
                 raise RegistryError(entry.name, "the name repeats")
@@ -112,8 +174,14 @@ class Registry(Sequence[Feature]):
     def __getitem__(self, index: int) -> Feature:  # type: ignore[override]  # no slices: indices are bits of a mask
         return self._entries[index]
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that processes must agree about: names, order, definitions, TTLs, invalidation."""
+        parts = [[entry.name, entry.fingerprint, entry.ttl_ms, sorted(entry.invalidated_by)] for entry in self]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
     def named(self, name: str) -> Feature:
-        """The entry of that name; `UnknownFeature` where there is none."""
+        """The entry of that name; `UnknownFeature` if there is none."""
         return self._entries[self.mask([name]).bit_length() - 1]
 
     def mask(self, names: Iterable[str]) -> int:
@@ -135,14 +203,18 @@ class Registry(Sequence[Feature]):
             raise UnknownFeature("unknown feature", unknown)
         return mask
 
+    def known_mask(self, names: Iterable[str]) -> int:
+        """The mask of those of these features that the registry has."""
+        return self.mask(name for name in names if name in self._index)
+
     def invalidated_by(self, subject: str) -> frozenset[str]:
         """Names of the features that an event of `subject` makes untrue."""
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
-    @property
-    def longest_window(self) -> timedelta:
-        """The longest window of any entry."""
-        return max(entry.window for entry in self._entries)
+    def longest_window_ms(self, mask: int | None = None) -> int:
+        """The longest window of the features in the mask, or of all: who has no event in it has only defaults."""
+        wanted = indices(self.full_mask if mask is None else mask)
+        return max((self._entries[index].window_ms for index in wanted), default=0)
 
 
 def indices(mask: int) -> list[int]:
@@ -151,7 +223,6 @@ def indices(mask: int) -> list[int]:
 
 
 def encode_value(dtype: Dtype, value: object) -> bytes | None:
-    """A value as JSON, or None where it is not of its dtype."""
-    if not conforms(dtype, value):
-        return None
-    return _encode(value)
+    """A value as JSON, or None if it is not of its dtype."""
+    found = as_dtype(dtype, value)
+    return None if found is None else _encode(found)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType, inspect
 
 from app.errors import RegistryError
-from app.features.registry import Registry
+from app.features.registry import Dtype, Registry
 
 Float = float | None
 Int = int | None
@@ -45,6 +45,19 @@ class ProfileFeatures(msgspec.Struct, kw_only=True, frozen=True):
     tip_volume_30d: Annotated[
         Int | UnsetType, Meta(description="How many tips the user was served over the last 30 days.")
     ] = UNSET
+
+
+_TYPES: dict[Dtype, Any] = {"float": Float, "int": Int, "str": Str}
+
+
+def mirror_of(registry: Registry) -> type[msgspec.Struct]:
+    """A mirror made from the registry, for one that has none of its own."""
+    fields = [
+        (entry.name, Annotated[_TYPES[entry.dtype] | UnsetType, Meta(description=entry.description)], UNSET)
+        for entry in registry
+    ]
+    doc = {"__doc__": "A user's features; null if nothing is known."}
+    return msgspec.defstruct(ProfileFeatures.__name__, fields, namespace=doc, kw_only=True, frozen=True)
 
 
 _DTYPE_OF = {inspect.FloatType: "float", inspect.IntType: "int", inspect.StrType: "str"}

@@ -13,7 +13,7 @@ from contextlib import suppress
 from app.errors import Unavailable
 from app.features.clock import Clock
 from app.operations.ports import SampleStore
-from app.operations.samples import Gauges, Role, Sample, read
+from app.operations.samples import Gauges, Process, Sample, read
 from app.operations.states import Check, looks_of
 from app.telemetry import Metrics, logger, warn
 
@@ -24,13 +24,12 @@ log = logger("operations.sampler")
 
 
 class Sampler:
-    """One process's. `process` is a random name, new with every start."""
+    """One process's."""
 
     def __init__(
         self,
         *,
-        role: Role,
-        process: str,
+        process: Process,
         metrics: Metrics,
         store: SampleStore,
         ask_gauges: Callable[[], Awaitable[Gauges]],
@@ -38,7 +37,6 @@ class Sampler:
         clock: Clock,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._role = role
         self._process = process
         self._metrics = metrics
         self._store = store
@@ -89,8 +87,8 @@ class Sampler:
         self._last, self._last_at = reading, at
         sample = Sample(
             at_ms=self._clock.now_ms(),
-            process=self._process,
-            role=self._role,
+            process=self._process.name,
+            role=self._process.role,
             seconds=round(seconds, 3),
             counts=dict(counted.counts),
             latency=dict(counted.latency),
@@ -98,6 +96,7 @@ class Sampler:
             gauges=gauges,
             looks=looks_of(checks) if checks is not None else {},
             stopped=checks is None,
+            registry=self._process.registry,
         )
         try:
             await self._store.keep(sample)

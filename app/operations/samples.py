@@ -27,6 +27,14 @@ UNMATCHED = ("unmatched", "/")
 WAITS_ELSEWHERE = ("/generate",)
 
 
+class Process(NamedTuple):
+    """A process: its role, its name (random, new with every start), and the fingerprint of its registry."""
+
+    role: Role
+    name: str
+    registry: str
+
+
 class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Work not done, of the whole service; None where it could not be asked."""
 
@@ -39,7 +47,10 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one process counted in the `seconds` before `at_ms`, and what it saw then of what it depends on."""
+    """What one process counted in the `seconds` before `at_ms`, and what it saw then of what it depends on.
+
+    `registry` is the fingerprint of the registry that it serves.
+    """
 
     at_ms: int
     process: str
@@ -51,6 +62,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gauges: Gauges = Gauges()
     looks: dict[str, Look] = msgspec.field(default_factory=dict)
     stopped: bool = False
+    registry: str = ""
 
 
 class Reading(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 State = Literal["ok", "degraded", "down", "unknown"]
-COMPONENTS = ("service", "cache", "queue", "worker", "database")
+COMPONENTS = ("service", "cache", "queue", "worker", "database", "features")
 # Any knowledge beats none: a process that cannot ask the queue knows nothing of workers.
 SEVERITY: Mapping[State, int] = {"unknown": 0, "ok": 1, "degraded": 2, "down": 3}
 UNSEEN_MS = 60_000

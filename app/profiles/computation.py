@@ -4,8 +4,9 @@ Requests that wait at the same time share a statement, up to `CAP` users; a requ
 not begun, so its snapshot is never older than the request. A request for more users than that goes in slices, one at
 a time, so that a batch of a thousand does not hold every reader while single reads wait.
 
-Invariant: a value that is not of its feature's dtype never leaves this module; it is counted, logged and answered as
-null with the reason.
+Invariants: a value that is not of its feature's dtype never leaves this module; it is counted, logged and answered as
+null with the reason. A feature that is not available (`app.profiles.availability`) is null with the reason, too, and no
+request waits for it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from app.backlog import Backlog
+from app.errors import Unavailable
 from app.features.clock import Clock
-from app.features.registry import Registry, Scalar, encode_value, indices
+from app.features.registry import Registry, encode_value, indices
+from app.profiles.availability import FeatureAvailability
 from app.profiles.ports import Asked, Snapshot, Source
+from app.profiles.trial import described
 from app.telemetry import Metrics, logger
 
 CAP = 128
@@ -45,6 +49,13 @@ class Computed(NamedTuple):
     outcomes: Mapping[str, Mapping[int, Outcome]]
 
 
+class _Found(NamedTuple):
+    """What one statement gave, row by row."""
+
+    seq: int
+    by_row: list[dict[int, Outcome]]
+
+
 class _Statement:
     """Users waiting for one statement that has not begun."""
 
@@ -66,8 +77,17 @@ class _Statement:
 class Computation:
     """Live computations, shared; and past moments, one by one."""
 
-    def __init__(self, source: Source, registry: Registry, clock: Clock, metrics: Metrics, width: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        registry: Registry,
+        clock: Clock,
+        metrics: Metrics,
+        width: int,
+        availability: FeatureAvailability | None = None,
+    ) -> None:
         """`width`: how many statements may run at once, the number of read connections."""
+        self.availability = availability or FeatureAvailability(registry, clock)
         self._source = source
         self._registry = registry
         self._clock = clock
@@ -77,6 +97,7 @@ class Computation:
         self._waiting: deque[_Statement] = deque()
         self._beginning = 0
         self._running: set[asyncio.Task[None]] = set()
+        self._attempt: asyncio.Task[None] | None = None
         self._live = Backlog(lanes=width, patience_s=LIVE_PATIENCE_S, always=LIVE_ALWAYS)
         # Past moments take turns with one another, piece by piece, and leave a reader to those who read now.
         self._moments_at_once = max(1, width - 1)
@@ -135,11 +156,11 @@ class Computation:
                 piece = asked[start : start + CAP]
                 async with self._moments_turn:
                     started = self._clock.monotonic()
-                    snapshot = await self._compute(piece)
+                    outcomes = await self._compute(piece)
                     backlog.worked(len(piece), self._clock.monotonic() - started)
                 backlog.waiting -= len(piece)
                 left -= len(piece)
-                results.extend(self._outcomes(row, asked_for, snapshot) for row, asked_for in enumerate(piece))
+                results.extend(outcomes.by_row)
         finally:
             backlog.waiting -= left
         return results
@@ -171,9 +192,8 @@ class Computation:
         asked = [Asked(user_id, mask) for user_id, mask in statement.wanted.items()]
         try:
             at_ms = self._clock.now_ms()
-            snapshot = await self._compute(asked)
-            outcomes = {row.user_id: self._outcomes(index, row, snapshot) for index, row in enumerate(asked)}
-            result = Computed(snapshot.seq, at_ms, outcomes)
+            found = await self._compute(asked)
+            result = Computed(found.seq, at_ms, dict(zip(statement.wanted, found.by_row, strict=True)))
         except BaseException as error:
             if not statement.done.done():
                 statement.done.set_exception(error)
@@ -185,20 +205,61 @@ class Computation:
             if not statement.done.done():
                 statement.done.set_result(result)
 
-    async def _compute(self, asked: Sequence[Asked]) -> Snapshot:
+    def try_again(self) -> None:
+        """Compute a paused feature anew, in the background, if its pause is over."""
+        if self._attempt is None or self._attempt.done():
+            due = self.availability.due()
+            if due is not None:
+                self._attempt = self._loop.create_task(self._try(*due))
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.gather(self._attempt, return_exceptions=True)
+
+    async def _try(self, index: int, user_id: str) -> None:
+        asked = Asked(user_id, 1 << index)
+        try:
+            snapshot = await self._source.attempt(self._clock.now_ms(), [asked])
+        except Unavailable as error:
+            self.availability.overdue(index, user_id, str(error))
+            return
+        outcome = self._outcome(index, snapshot.rows[0][index], snapshot.errors.get((0, index)), user_id)
+        if outcome.error is None:
+            self.availability.succeeded(index)
+        else:
+            self.availability.overdue(index, user_id, outcome.error)
+
+    async def _compute(self, asked: Sequence[Asked]) -> _Found:
+        self.try_again()
+        withheld = self.availability.unavailable
+        wanted = [row._replace(mask=row.mask & ~withheld) for row in asked] if withheld else asked
         started = self._clock.monotonic()
-        snapshot = await self._source.compute(self._clock.now_ms(), asked)
+        snapshot = await self._source.compute(self._clock.now_ms(), wanted)
         self._metrics.computation_seconds.observe(self._clock.monotonic() - started)
         self._metrics.computations.inc()
         self._metrics.computed_users.inc(len(asked))
-        return snapshot
+        found = [self._outcomes(place, row, snapshot) for place, row in enumerate(wanted)]
+        if withheld:
+            reasons = {index: Outcome(b"null", self.availability.reason(index)) for index in indices(withheld)}
+            for row, outcomes in zip(asked, found, strict=True):
+                outcomes |= {index: reasons[index] for index in indices(row.mask & withheld)}
+        return _Found(snapshot.seq, found)
 
-    def _outcomes(self, row: int, asked: Asked, snapshot: Snapshot) -> dict[int, Outcome]:
-        raw = snapshot.rows[row]
-        return {
-            index: self._outcome(index, raw[index], snapshot.errors.get((row, index)), asked.user_id)
-            for index in indices(asked.mask)
-        }
+    def _outcomes(self, place: int, row: Asked, snapshot: Snapshot) -> dict[int, Outcome]:
+        raw = snapshot.rows[place]
+        outcomes: dict[int, Outcome] = {}
+        for index in indices(row.mask):
+            outcome = self._outcome(index, raw[index], snapshot.errors.get((place, index)), row.user_id)
+            if outcome.error is None:
+                self.availability.succeeded(index)
+            elif snapshot.overdue >> index & 1:
+                self.availability.overdue(index, row.user_id, outcome.error)
+            else:
+                self.availability.failed(index, row.user_id, outcome.error)
+            outcomes[index] = outcome
+        return outcomes
 
     def _outcome(self, index: int, raw: object, error: str | None, user_id: str) -> Outcome:
         if raw is None and error is None:
@@ -208,14 +269,7 @@ class Computation:
             encoded = encode_value(entry.dtype, raw)
             if encoded is not None:
                 return Outcome(encoded)
-            error = f"the SQL gave {_describe(raw)} where {entry.dtype} is declared"
+            error = described(raw, entry.dtype)
         self._metrics.computation_errors.labels(entry.name).inc()
         log.error("computation_failed", feature=entry.name, user_id=user_id, error=error)
         return Outcome(b"null", error)
-
-
-def _describe(raw: object) -> str:
-    if isinstance(raw, bytes):
-        return "more than one row, or a blob"
-    shown: Scalar | str = raw if isinstance(raw, float | int) else "text"
-    return f"{type(raw).__name__} {shown}"

@@ -19,7 +19,6 @@ from app.profiles.codec import Value, decode
 from app.profiles.inspection import State
 from app.profiles.ports import Cache, Cell, NewestEvents
 
-ELIGIBLE_DAYS = 30
 SECOND_LOOK_S = 0.3
 
 

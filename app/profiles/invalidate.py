@@ -18,7 +18,7 @@ from app.profiles.trust import HOLD_BACK_S
 from app.telemetry import Metrics, logger
 
 SETTLE_CHUNK = 200
-SETTLE_EVERY_S = 1.0
+SETTLE_EVERY_S = 0.5
 RETRY_AFTER_S = 0.1
 log = logger("profiles.invalidate")
 

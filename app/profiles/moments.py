@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from app.errors import Issue
 from app.features.clock import DAY_MS, Clock, rfc3339
-from app.features.registry import Registry, indices
+from app.features.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Moments:
         now_ms = self.clock.now_ms()
         if at_ms > now_ms:
             return Issue("as_of", f"lies in the future; it is {rfc3339(now_ms)} here")
-        window_ms = max(int(self.registry[index].window.total_seconds() * 1000) for index in indices(mask))
+        window_ms = self.registry.longest_window_ms(mask)
         kept_from_ms = now_ms - self.retention_days * DAY_MS
         if at_ms - window_ms < kept_from_ms:
             earliest = rfc3339(kept_from_ms + window_ms)

@@ -81,19 +81,25 @@ class Asked(NamedTuple):
 class Snapshot(NamedTuple):
     """What one statement saw: the newest sequence number, and per asked row one raw value per feature.
 
-    `errors` names the (row, feature index) pairs whose SQL failed; their raw value is None.
+    `errors` names the (row, feature index) pairs whose SQL failed; their raw value is None. `overdue` is the mask of
+    the features that took too long.
     """
 
     seq: int
-    rows: list[Sequence[object]]
+    rows: Sequence[Sequence[object]]
     errors: dict[tuple[int, int], str]
+    overdue: int = 0
 
 
 class Source(Protocol):
     """Computes features where the facts live."""
 
     async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
-        """Every asked row in one statement, hence one snapshot."""
+        """Every asked row in one snapshot."""
+        ...
+
+    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """The same, in nothing's way: for features that may take long."""
         ...
 
 

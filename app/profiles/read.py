@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from app.errors import Overloaded
-from app.features.registry import Registry
+from app.features.registry import Registry, indices
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Profile, Reading
 from app.profiles.groups import GROUP_CAP, Groups, Wanted
@@ -23,6 +23,7 @@ from app.profiles.trust import TrustGate
 from app.telemetry import Metrics
 from app.turns import Turns
 
+NULL = b"null"
 WAIT_S = 1.0  # where too much is to be computed: for the look into the cache's server
 
 
@@ -46,6 +47,7 @@ class ProfileReader:
         self._near = near
         self._turns = Turns(WAIT_S)
         self._computation = computation
+        self._availability = computation.availability
         self._metrics = metrics
         self._groups = Groups(
             cache=cache,
@@ -66,17 +68,42 @@ class ProfileReader:
             StoreUnavailable: when values must be computed and the database does not answer.
             Overloaded: when values must be computed and too much waits for that.
         """
-        return await self._in_pieces(wanted, plain=False, patient=patient)
+        off = self._availability.disabled
+        if not off:
+            return await self._in_pieces(wanted, plain=False, patient=patient)
+        found = await self._in_pieces(_without(wanted, off), plain=False, patient=patient)
+        nulls = {
+            index: Reading(NULL, item.at_ms, None, False, str(item))
+            for index, item in self._availability.disabled_features().items()
+        }
+        return {
+            user_id: found.get(user_id, {}) | {index: nulls[index] for index in indices(mask & off)}
+            for user_id, mask in wanted.items()
+        }
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """As `read`, but of each feature only the value, as JSON, in the order of the registry."""
+        off = self._availability.disabled
+        if off:
+            found = await self._read_values(_without(wanted, off))
+            return {user_id: _with_nulls(found.get(user_id, ()), mask, off) for user_id, mask in wanted.items()}
+        return await self._read_values(wanted)
+
+    async def _read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         near = self._near_hits(wanted)
         if len(near) == len(wanted):
             return near
-        return near | await self.read_far_values({user: mask for user, mask in wanted.items() if user not in near})
+        return near | await self._read_far_values({user: mask for user, mask in wanted.items() if user not in near})
 
     async def read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """As `read_values`, for users of whom it is known that they are not near."""
+        off = self._availability.disabled
+        if off:
+            found = await self._read_far_values(_without(wanted, off))
+            return {user_id: _with_nulls(found.get(user_id, ()), mask, off) for user_id, mask in wanted.items()}
+        return await self._read_far_values(wanted)
+
+    async def _read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         if len(wanted) <= GROUP_CAP:
             if self._computation.overloaded:
                 await self._turn()
@@ -85,11 +112,14 @@ class ProfileReader:
 
     def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """What `read_values` would give for one user, where it is at hand without waiting."""
+        off = mask & self._availability.disabled
+        if off == mask:
+            return [NULL] * mask.bit_count()
         near = self._trusted_near()
-        values = near.find(user_id, mask) if near is not None else None
+        values = near.find(user_id, mask & ~off) if near is not None else None
         if values is not None:
             self._count_near(len(values))
-        return values
+        return _with_nulls(values, mask, off) if off and values is not None else values
 
     async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
         """Compute past moments, uncached, in the order asked.
@@ -118,6 +148,7 @@ class ProfileReader:
         """Finish what was begun, background fills included."""
         await self._turns.close()
         await self._groups.close()
+        await self._computation.close()
 
     async def _in_pieces(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
         answer: dict[str, Any] = {}
@@ -151,3 +182,14 @@ class ProfileReader:
     def _count_near(self, values: int) -> None:
         self._metrics.cache_hits.inc(values)
         self._metrics.near_hits.inc(values)
+
+
+def _without(wanted: Wanted, off: int) -> dict[str, int]:
+    """What is left to be read; a user of whom only disabled features are wanted is not."""
+    return {user_id: mask & ~off for user_id, mask in wanted.items() if mask & ~off}
+
+
+def _with_nulls(values: Sequence[bytes], mask: int, off: int) -> Sequence[bytes]:
+    """The values of `mask & ~off` with a null in the place of each feature that is off."""
+    read = iter(values)
+    return [NULL if off >> index & 1 else next(read) for index in indices(mask)]

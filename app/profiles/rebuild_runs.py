@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from app.errors import CacheUnavailable
-from app.features.clock import DAY_MS, Clock
+from app.features.clock import Clock
 from app.features.registry import Registry
-from app.profiles.freshness import ELIGIBLE_DAYS
 from app.profiles.ports import NewestEvents
 from app.profiles.rebuild import Rebuilder
 from app.telemetry import logger
@@ -108,9 +107,9 @@ class RebuildRunner:
         self._registry = registry
         self._clock = clock
 
-    async def total(self, user_ids: Sequence[str] | None) -> int:
-        """How many users a run will cover."""
-        return await self._users.count_eligible(self._since_ms()) if user_ids is None else len(user_ids)
+    async def total(self, user_ids: Sequence[str] | None, mask: int) -> int:
+        """How many users a run of these features will cover."""
+        return await self._users.count_eligible(self._since_ms(mask)) if user_ids is None else len(user_ids)
 
     async def run(self, run_id: str, budget_s: float) -> bool:
         """Go on with a run for about `budget_s` seconds; False where there is more to do.
@@ -123,12 +122,12 @@ class RebuildRunner:
             return True
         deadline = self._clock.monotonic() + budget_s
         done, position = run.done, run.position
-        mask = self._registry.mask(name for name in run.features if name in self._registry.names)
+        mask = self._registry.known_mask(run.features)
         if not mask:
             reason = f"this release knows none of {', '.join(run.features)}"
             await self._book.finish(run_id, "failed", self._clock.now_ms(), reason)
             return True
-        while page := await self._page(run, position):
+        while page := await self._page(run, mask, position):
             if await self._book.advance(run_id, done, position, self._clock.now_ms()) not in ACTIVE:
                 return True
             await self._rebuilder.rebuild([user for user in page if user], mask)  # an erased one left an empty place
@@ -144,11 +143,11 @@ class RebuildRunner:
         log.info("rebuild_completed", rebuild=run_id, users=done)
         return True
 
-    async def _page(self, run: RebuildRun, position: str) -> list[str]:
+    async def _page(self, run: RebuildRun, mask: int, position: str) -> list[str]:
         if run.user_ids is None:
-            return await self._users.eligible(position, self._since_ms(), CHUNK)
+            return await self._users.eligible(position, self._since_ms(mask), CHUNK)
         start = int(position or 0)
         return run.user_ids[start : start + CHUNK]
 
-    def _since_ms(self) -> int:
-        return self._clock.now_ms() - ELIGIBLE_DAYS * DAY_MS
+    def _since_ms(self, mask: int) -> int:
+        return self._clock.now_ms() - self._registry.longest_window_ms(mask)

@@ -16,6 +16,7 @@ from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.live import API_KEYS, Live, fresh_database, live
 from tests.support.servers import VALKEY, StartServer, ask
+from tests.support.registry import FEATURES
 
 ServeSite = Callable[..., AbstractAsyncContextManager[Live]]
 
@@ -46,7 +47,7 @@ def serve_site(
     ) -> AbstractAsyncContextManager[Live]:
         database = fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
         chosen = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000, **settings}
-        chosen_settings = Settings(database=database, **chosen)  # type: ignore[arg-type]  # by name
+        chosen_settings = Settings(features=FEATURES, database=database, **chosen)  # type: ignore[arg-type]  # by name
         return live(chosen_settings, contract=contract, head_s=head_s)
 
     return serve

@@ -14,7 +14,7 @@ import pytest
 from app.api import bodies
 from app.api.forms import MAX_BYTES, MAX_BYTES_OF_ANYBODY, MEDIA_TYPE
 from app.api.schemas import MAX_USERS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.ids import MAX_ID_LENGTH
 from tests.support.live import JSON, Live, problem
 from tests.support.waiting import eventually

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from litestar.types import Receive, Scope, Send
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import FEATURES, REGISTRY
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
@@ -195,6 +195,7 @@ class Pair(NamedTuple):
 
 def pair_settings(database: Path, cache: EmbeddedServer, queue: EmbeddedServer, timeout_ms: int = 5_000) -> Settings:
     return Settings(
+        features=FEATURES,
         database=database,
         cache_url=cache.url,
         queue_url=queue.url,

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.events import served

@@ -14,8 +14,8 @@ from app.api.scoring_inputs import request_type
 from app.api.scoring_schemas import ScoreRequest
 from app.bandit.specs import SPEC_V1
 from app.errors import StoreFull
-from app.features.definitions import REGISTRY
-from app.features.schema import ProfileFeatures
+from tests.support.registry import REGISTRY
+from tests.support.registry import ProfileFeatures
 from tests.support.database import column
 from tests.support.events import feedback, served
 from tests.support.live import JSON, Live, new_user, paths, problem

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import redis
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.settings import Settings
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build

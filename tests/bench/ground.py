@@ -18,6 +18,7 @@ from app.settings import Settings
 from app.stores.sqlite.migrate import migrate
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from tests.support.registry import FEATURES
 
 USERS = 1_000
 DAYS = 60
@@ -64,7 +65,7 @@ def prepared() -> Iterator[Path]:
         database = Path(name) / "profiles.db"
         migrate(database)
         with _servers(Path(name)) as (cache, queue, _):
-            uvloop.run(_load(Settings(database=database, cache_url=cache, queue_url=queue)))
+            uvloop.run(_load(Settings(features=FEATURES, database=database, cache_url=cache, queue_url=queue)))
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         yield database
@@ -78,7 +79,7 @@ def ground(template: Path) -> Iterator[Ground]:
         shutil.copyfile(template, database)
         with _servers(Path(name)) as (cache, queue, bare):
             users = [f"user-{number:04d}" for number in range(1, USERS + 1)]
-            settings = Settings(database=database, cache_url=cache, queue_url=queue)
+            settings = Settings(features=FEATURES, database=database, cache_url=cache, queue_url=queue)
             yield Ground(settings, bare, users, SystemClock().now_ms())
 
 

@@ -8,7 +8,7 @@ import redis
 import uvloop
 
 from app.assembly import open_service
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.settings import Settings
 from tests.bench.ground import Ground, add_users
 from tests.bench.references import key

@@ -13,7 +13,7 @@ from statistics import median
 
 import redis
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from tests.bench.ground import Ground, add_users
 from tests.bench.load import get, wrk
 from tests.bench.serving import KEY, service, singles, warm

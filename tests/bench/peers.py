@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Feature
 from app.stores.valkey.embedded import EmbeddedServer, queue_options
 from app.telemetry import configure_logging

@@ -31,6 +31,7 @@ def told_of(settings: Settings) -> dict[str, str]:
     """What a process of ours must know: the database and the servers."""
     return {
         "PROFILES_DATABASE": str(settings.database),
+        "PROFILES_FEATURES": settings.features or "",
         "PROFILES_CACHE_URL": settings.cache_url or "",
         "PROFILES_QUEUE_URL": settings.queue_url or "",
         "PROFILES_NEAR_USERS": str(settings.near_users),

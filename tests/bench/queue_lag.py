@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from app.assembly import open_service
 from app.features.clock import rfc3339
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.settings import Settings
 from app.stores.queue import TIP_EVENTS, connect
 from tests.bench.ground import Ground

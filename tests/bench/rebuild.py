@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvloop
 
 from app.assembly import open_service
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.rebuild_runs import CHUNK
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build

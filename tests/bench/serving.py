@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import redis
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.settings import Settings, hash_key
 from tests.bench.load import Load, get, post, wrk
 from tests.bench.processes import running, told_of

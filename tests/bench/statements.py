@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import at_moment, build
 from tests.bench.ground import Ground

@@ -14,7 +14,7 @@ import redis
 import uvloop
 
 from app.assembly import open_service
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.ports import Cell
 from app.settings import Settings

@@ -11,7 +11,7 @@ from threading import Event
 import uvloop
 
 from app.assembly import open_service
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.rebuild_runs import CHUNK
 from app.settings import Settings
 from tests.bench.ground import Ground

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.commands import main, output
+from tests.support.registry import FEATURES
 from tests.support.logs import logging_put_back
 
 
@@ -45,7 +46,7 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     def run(*arguments: str, **settings: object) -> Outcome:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["profiles", *arguments])
-            for name, value in settings.items():
+            for name, value in {"features": FEATURES, **settings}.items():
                 patch.setenv(f"PROFILES_{name.upper()}", str(value))
             capsys.readouterr()
             code = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.assembly import open_service
-from app.features.definitions import REGISTRY
+from tests.support.registry import FEATURES, REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.ports import Cell
 from app.settings import Settings
@@ -24,7 +24,9 @@ USERS = [f"user-{number}" for number in range(7)]
 
 async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> None:
     """Everyone's profile is cached; of some with a value that nothing explains."""
-    async with open_service(Settings(database=database, cache_url=server.url), door="command") as service:
+    async with open_service(
+        Settings(features=FEATURES, database=database, cache_url=server.url), door="command"
+    ) as service:
         now_ms = service.clock.now_ms()
         await service.ingestor.ingest([served(user, now_ms) for user in USERS])
         await service.log.mark_consumed(list(range(1, len(USERS) + 1)), now_ms)
@@ -71,7 +73,9 @@ def test_what_is_untrue_is_named_and_then_repaired(migrated: Run, tmp_path: Path
 
 def test_it_does_not_pass_for_success_when_nothing_could_be_checked(migrated: Run, tmp_path: Path) -> None:
     async def store() -> None:
-        async with open_service(Settings(database=tmp_path / "var/profiles.db"), door="command") as service:
+        async with open_service(
+            Settings(features=FEATURES, database=tmp_path / "var/profiles.db"), door="command"
+        ) as service:
             await service.ingestor.ingest([served("ann", service.clock.now_ms())])
 
     asyncio.run(store())

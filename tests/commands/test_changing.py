@@ -16,7 +16,7 @@ import pytest
 
 from app.commands.demo_set import HABITS, generate
 from app.features.clock import DAY_MS, to_ms
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipFeedback, TipServed
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.features.clock import DAY_MS, rfc3339
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.export import FORMATS
 from app.features.registry import DTYPES
-from app.features.schema import ProfileFeatures
+from tests.support.registry import ProfileFeatures
 from tests.commands.conftest import Outcome, Run
 from tests.support.events import Action, feedback, payload, served
 from tests.support.traffic import now_ms

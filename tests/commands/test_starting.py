@@ -17,7 +17,7 @@ import app
 from app import contract
 from app.commands import cli
 from app.commands.supervisor import _socket_directory
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.stores.sqlite.database import SCHEMA_REVISION
 from tests.commands.conftest import Run

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, decode, encode
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, counted

@@ -25,9 +25,10 @@ from pathlib import Path
 from app.assembly import open_service
 from app.events.admission import decode_json
 from app.settings import Settings
+from tests.support.registry import FEATURES
 
 async def main():
-    settings = Settings(database=Path(sys.argv[1]), cache_url=sys.argv[2])
+    settings = Settings(features=FEATURES, database=Path(sys.argv[1]), cache_url=sys.argv[2])
     async with open_service(settings, door="http") as service:
         service.cache.drop = lambda cells: os.kill(os.getpid(), signal.SIGKILL)
         await service.ingestor.ingest(decode_json(sys.argv[3].encode()))
@@ -39,7 +40,7 @@ asyncio.run(main())
 async def test_the_event_counts_once_and_is_read_when_it_is_sent_again(
     database_path: Path, valkey: EmbeddedServer
 ) -> None:
-    settings = Settings(database=database_path, cache_url=valkey.url)
+    settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url)
     async with open_service(settings, door="http") as service:
         event = served("ada", service.clock.now_ms() - 1_000)
         await service.rebuilder.rebuild(["ada"], 1 << VOLUME)
@@ -60,7 +61,7 @@ async def test_the_event_counts_once_and_is_read_when_it_is_sent_again(
 
 
 async def test_the_sweep_makes_good_for_it_when_nobody_sends_again(database_path: Path, valkey: EmbeddedServer) -> None:
-    settings = Settings(database=database_path, cache_url=valkey.url)
+    settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url)
     async with open_service(settings, door="queue") as service:
         event = served("ada", service.clock.now_ms() - 10_000)
         await service.rebuilder.rebuild(["ada"], 1 << VOLUME)

@@ -16,6 +16,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.waiting import eventually_async
+from tests.support.registry import FEATURES
 
 
 async def test_worker_looks_and_goes_back_by_itself(
@@ -30,7 +31,9 @@ async def test_worker_looks_and_goes_back_by_itself(
     async def went_back() -> bool:
         return (await book.state()).stage == "rolled back"
 
-    settings = Settings(database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0)
+    settings = Settings(
+        features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
+    )
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop, pace=Pace(job_timeout_s=3)))
     try:

@@ -12,7 +12,7 @@ from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.events.ports import LoggedEvent
 from app.events.retention import STEP, prune
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed import announce

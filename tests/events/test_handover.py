@@ -11,7 +11,7 @@ from app.events import handover as module
 from app.events.consume import SWEEP_AGE_MS
 from app.events.handover import Handover
 from app.events.ports import LoggedEvent
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed import announce
 from tests.events.desk import Desk

@@ -12,7 +12,7 @@ from app.errors import Conflict, InvalidInput, Overloaded, StoreUnavailable
 from app.events.admission import Batch, decode_json, decode_lines
 from app.events.ingest import Receipt
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed import announce

@@ -13,7 +13,7 @@ from app.events.admission import MAX_EVENTS
 from app.events.ports import DeadLetter
 from app.events.queue_door import QueueDoor
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.owed import announce

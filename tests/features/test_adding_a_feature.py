@@ -9,10 +9,11 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.events.ports import Appended
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK
 from app.features.registry import Feature, Registry
-from app.features.schema import ProfileFeatures, Str, check_mirror
+from app.features.schema import Str, check_mirror
+from tests.support.registry import ProfileFeatures
 from app.profiles.computation import Computation
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog

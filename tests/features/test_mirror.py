@@ -9,9 +9,10 @@ import pytest
 from msgspec import UNSET, Meta, UnsetType
 
 from app.errors import RegistryError
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
-from app.features.schema import Int, ProfileFeatures, Str, check_mirror
+from app.features.schema import Int, Str, check_mirror
+from tests.support.registry import ProfileFeatures
 from tests.support.entries import entry
 
 PROBE = Registry([entry(description="What it is.")])

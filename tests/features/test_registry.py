@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from app.errors import RegistryError, UnknownFeature
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED
 from app.features.registry import Registry, Scalar, conforms, encode_value, indices
 from tests.support.entries import COUNT_VIEWS, entry

@@ -8,7 +8,7 @@ import re
 import pytest
 from hypothesis import given
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Scalar
 from app.generation.words import ALLOWED, Mood, Traits, described, traits_of
 from tests.generation.orders import FEATURES, HABITS

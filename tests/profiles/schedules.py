@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.codec import LEASE
 from tests.profiles.world import DEAF_TO_RESTARTS, PLAIN_SET, SAME_NONCE, Kind, World

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from app.errors import StoreUnavailable
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.computation import CAP, Computation, Outcome

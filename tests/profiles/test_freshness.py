@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from app.errors import CacheUnavailable
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.ports import Cell

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.codec import LEASE, Value, encode
 from app.profiles.inspection import LOOKS, Inspection, Inspector

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from app.errors import StoreUnavailable
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.invalidate import SETTLE_CHUNK
 from app.profiles.ports import Cell, Fill

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.near import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, NearCache
 from app.stores.sqlite.event_tail import SELECT_TAIL, TAIL_CAP
 from app.stores.sqlite.recalls import SELECT_RECALLS, UPSERT_RECALLS

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from app.errors import StoreUnavailable
-from app.features.definitions import REGISTRY, TIP_VOLUME
+from tests.support.registry import REGISTRY, TIP_VOLUME
 from app.features.registry import Registry
 from app.profiles.codec import Value, decode, encode
 from app.profiles.computation import CAP, Computed, Outcome

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from app.errors import StoreUnavailable
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.codec import decode
 from app.profiles.rebuild import ATTEMPTS
 from tests.profiles.world import World

@@ -10,7 +10,7 @@ import pytest
 import app.profiles.rebuild_runs as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.profiles.codec import decode
 from app.profiles.rebuild_runs import RebuildRun, RebuildRunner, scope_of
 from app.stores.sqlite.rebuilds import SqliteRebuildBook

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.ports import Epoch, Fill
 from app.stores.valkey.cache import ValkeyCache, key

@@ -22,6 +22,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
+from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_sync
 
 ROOT = Path(__file__).parents[2]
@@ -155,9 +156,10 @@ class Programs:
 
 
 def environment_of(**settings: Any) -> dict[str, str]:
-    """The environment of a program: ours, without our PROFILES_…, with these settings."""
+    """The environment of a program: ours, without our PROFILES_…, with these settings and the tests' registry."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
-    chosen = {f"PROFILES_{name.upper()}": str(value) for name, value in settings.items() if value is not None}
+    given = {"features": FEATURES, **settings}
+    chosen = {f"PROFILES_{name.upper()}": str(value) for name, value in given.items() if value is not None}
     return {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **chosen}
 
 

@@ -19,7 +19,7 @@ from random import Random
 from app.errors import CacheUnavailable
 from app.events.admission import Admission
 from app.events.ingest import Ingestor, Receipt
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import decode

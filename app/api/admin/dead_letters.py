@@ -8,7 +8,8 @@ from litestar import Response, delete, get, post
 from litestar.params import FromPath, QueryParameter
 
 from app.api.admin.actors import audited
-from app.api.admin.letters import MAX_REASON, REASON_SCHEMA, discard, found, reason_problem, replay, shown, user_of
+from app.api.admin.letters import discard, found, replay, shown, user_of
+from app.api.admin.reasons import REASON_SCHEMA, Reason, reason_problem
 from app.api.admin.schemas import Letter, LetterFailure, LetterList, Replayed, ReplayedAll
 from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
@@ -22,9 +23,6 @@ LETTERS_PER_PAGE = 100
 LETTERS_ON_A_PAGE = 20
 HOME = "/admin/dead-letters"
 After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")]
-Reason = Annotated[
-    str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user's id.")
-]
 
 
 @get(

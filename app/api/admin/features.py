@@ -1,29 +1,48 @@
-"""The registry as a catalogue: each definition with its SQL, what invalidates it, and the contract to copy."""
+"""The registry as a catalogue, and switching a feature off and on."""
 
 from __future__ import annotations
 
-from textwrap import dedent
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
-from litestar import Response, get
+from litestar import Response, get, post
+from litestar.params import PathParameter
 from msgspec import Meta
 
+from app.api.admin.actors import audited, caller
 from app.api.admin.graph import drawn
-from app.api.context import HttpRequest, api_of
+from app.api.admin.reasons import MAX_REASON, WITH_REASON, Reason, reason_of
+from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
-from app.api.pages.negotiation import answer
+from app.api.forms import is_form
+from app.api.pages.negotiation import answer, redirect
+from app.api.parameters import feature_name
+from app.api.profiles import feature_entry
 from app.api.schemas import FeatureEntry
+from app.errors import Conflict, NotFound
+from app.features.clock import rfc3339
 from app.features.events import KNOWN_SUBJECTS
 from app.features.export import FORMATS
-from app.features.registry import Feature
+from app.features.plan import Announced
+
+HOME = "/admin/features"
+SWITCHED = {**WITH_REASON, "schemas": {**WITH_REASON["schemas"], "name": feature_name}}
+Name = Annotated[str, PathParameter(description="The name of a feature.")]
+
+
+class Seen(msgspec.Struct):
+    """A definition of a feature that processes have served, and when it was seen first and last."""
+
+    fingerprint: str
+    first_seen: str
+    last_seen: str
 
 
 class Definition(FeatureEntry):
     """An entry of the registry, whole."""
 
-    window_s: Annotated[float, Meta(description="How far back in event time the SQL may look.")]
     sql: Annotated[str, Meta(description="One set-based SELECT over `views` and `feedback`.")]
+    seen: Annotated[list[Seen], Meta(description="The definitions that were served under this name, the newest first.")]
 
 
 class Export(msgspec.Struct):
@@ -36,42 +55,100 @@ class Export(msgspec.Struct):
 class Catalogue(msgspec.Struct):
     """What this service serves, and the subjects whose events make it untrue."""
 
+    registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[Definition]
     subjects: dict[str, list[str]]
     exports: list[Export]
 
 
-def _definition(entry: Feature) -> Definition:
-    return Definition(
-        entry.name,
-        entry.dtype,
-        entry.ttl.total_seconds(),
-        entry.default,
-        entry.description,
-        list(entry.invalidated_by),
-        entry.fingerprint,
-        entry.window.total_seconds(),
-        dedent(entry.compute).strip(),
-    )
+class Switched(msgspec.Struct):
+    """What was done."""
+
+    feature: str
+    state: Annotated[str, Meta(description="`enabled` or `disabled`.")]
+    detail: str
 
 
 @get(
-    "/admin/features",
+    HOME,
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="The catalogue of features",
-    description="The registry with its SQL, the subjects that invalidate each feature, and the contract for other "
-    "languages. A page for a browser.",
-    responses=problems(400, 401, 403),
+    description="The registry with its SQL, the subjects that invalidate each feature, its state and cost, the "
+    "definitions that were served under its name, and the contract for other languages. A page for a browser.",
+    responses=problems(400, 401, 403, 503),
 )
 async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
     """The registry."""
     api = api_of(request)
+    announced = await api.registries.announced()
     names = list(api.registry.names)
     subjects = {
         subject: [name for name in names if name in api.registry.invalidated_by(subject)]
         for subject in sorted(KNOWN_SUBJECTS, reverse=True)  # `served` comes before `feedback` in a tip's life
     }
     exports = [Export(name, export(api.registry, api.mirror)) for name, export in FORMATS.items()]
-    body = Catalogue([_definition(entry) for entry in api.registry], subjects, exports)
-    return await answer(request, body, "features.html", graph=drawn(subjects, names))
+    definitions = [_definition(api, index, announced) for index in range(len(names))]
+    body = Catalogue(api.registry.fingerprint, definitions, subjects, exports)
+    return await answer(request, body, "features.html", graph=drawn(subjects, names), max_reason=MAX_REASON)
+
+
+def _definition(api: Api, index: int, announced: list[Announced]) -> Definition:
+    entry = api.registry[index]
+    spans: dict[str, list[int]] = {}
+    for known in announced:
+        for item in known.definitions:
+            if item.name == entry.name:
+                spans.setdefault(item.fingerprint, []).extend((known.first_seen_ms, known.last_seen_ms))
+    seen = [
+        Seen(fingerprint, rfc3339(min(moments)), rfc3339(max(moments)))
+        for fingerprint, moments in sorted(spans.items(), key=lambda item: -max(item[1]))
+    ]
+    return Definition(**msgspec.structs.asdict(feature_entry(api, index)), sql=entry.compute, seen=seen)
+
+
+@post(
+    f"{HOME}/{{name:str}}/disable",
+    status_code=200,
+    opt=SWITCHED,
+    tags=["Admin"],
+    summary="Serve a feature as null",
+    description="In every process, within a second, until it is enabled; cached values are not served. 409 if it is "
+    "disabled already.",
+    responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
+)
+async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
+    """Off."""
+    return await _switch(request, name, reason, on=False)
+
+
+@post(
+    f"{HOME}/{{name:str}}/enable",
+    status_code=200,
+    opt=SWITCHED,
+    tags=["Admin"],
+    summary="Serve a feature again",
+    description="409 if it is not disabled.",
+    responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
+)
+async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
+    """On."""
+    return await _switch(request, name, reason, on=True)
+
+
+async def _switch(request: HttpRequest, name: str, reason: str, *, on: bool) -> Response[Any]:
+    api = api_of(request)
+    reason = await reason_of(request, reason)
+    if name not in api.registry.names:
+        raise NotFound(f"there is no feature of that name; known are {', '.join(api.registry.names)}")
+    try:
+        async with audited(request, "enable feature" if on else "disable feature", name) as act:
+            act.outcome = await api.registries.switch(name, caller(request).name, reason, api.clock.now_ms(), on=on)
+    except Conflict as error:
+        if is_form(request):
+            return await redirect(request, HOME, f"Nothing was changed: {error}.")
+        raise
+    done = f"{name} is served again." if on else f"{name} is served as null, in every process within a second."
+    if is_form(request):
+        return await redirect(request, HOME, done)
+    return Response(Switched(name, "enabled" if on else "disabled", done))

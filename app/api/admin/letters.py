@@ -17,10 +17,6 @@ from app.events.replay import REFUSALS
 from app.features.clock import rfc3339
 from app.features.ids import id_problem
 
-MAX_REASON = 400
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-REASON_SCHEMA = {"type": "string", "maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
-
 
 async def found(api: Api, letter_id: int) -> DeadLetter:
     """One letter; raises `NotFound`."""
@@ -52,13 +48,6 @@ async def discard(request: HttpRequest, letter_id: int, reason: str) -> None:
         if not await api.letters.discard(letter_id):
             raise NotFound(f"there is no dead letter {letter_id}")
         act.outcome = f"done: {_without_users(reason.strip(), letter)}" if reason.strip() else "done"
-
-
-def reason_problem(reason: str) -> str | None:
-    """Why a reason is not allowed, or None where it is."""
-    if len(reason) > MAX_REASON:
-        return f"must be at most {MAX_REASON} characters, has {len(reason)}"
-    return "must not contain control characters" if _CONTROL.search(reason) else None
 
 
 def user_of(letter: DeadLetter) -> str | None:

@@ -70,6 +70,8 @@ def _most(bins: list[BinRow]) -> str:
 
 def verdict(drift: Drift) -> Verdict:
     """The band in words."""
+    if drift.band == "failed":
+        return Verdict("failed", "bad")
     if drift.psi is None:
         return Verdict("no figure", "none")
     if drift.band == "stable":

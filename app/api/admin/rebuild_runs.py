@@ -40,7 +40,7 @@ async def start(request: HttpRequest, user_ids: Sequence[str] | None, features: 
         features=[api.registry.names[index] for index in indices(mask)],
         state="queued",
         done=0,
-        total=await api.runner.total(users),
+        total=await api.runner.total(users, mask),
         position="",
         requested_by=caller(request).name,
         created_at_ms=now_ms,

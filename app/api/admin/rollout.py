@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from litestar import Response, get, post
-from litestar.params import QueryParameter
 
 from app.api.admin.actors import audited, caller
-from app.api.admin.letters import MAX_REASON, REASON_SCHEMA, reason_problem
-from app.api.admin.rollout_schemas import MoveRequest, RolloutView
+from app.api.admin.reasons import MAX_REASON, WITH_REASON, Reason, reason_of
+from app.api.admin.rollout_schemas import RolloutView
 from app.api.admin.rollout_views import view
 from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.forms import is_form, read_form
-from app.api.inputs import body_as
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout import ACTIONS, NEWEST_SHOWN, WORKER
 from app.bandit.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
-from app.errors import Conflict, InvalidInput, Issue, Undecodable
+from app.errors import Conflict
 from app.features.clock import rfc3339
 
 HOME = "/admin/rollout"
 # What a form says it has seen where nobody has changed anything yet.
 UNCHANGED = "unchanged"
-MOVED = {"scope": "admin", "schemas": {"reason": REASON_SCHEMA}, "body": [MoveRequest], "body_required": False}
-Reason = Annotated[
-    str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user's id.")
-]
 
 
 @get(
@@ -60,7 +54,7 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutView]:
 @post(
     f"{HOME}/ramp",
     status_code=200,
-    opt=MOVED,
+    opt=WITH_REASON,
     tags=["Admin"],
     summary="Let the challenger serve more users",
     description="One step: 5 %, 25 %, 100 % of the users. Once rolled back, it begins anew in the shadow. 409 where "
@@ -75,7 +69,7 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
 @post(
     f"{HOME}/promote",
     status_code=200,
-    opt=MOVED,
+    opt=WITH_REASON,
     tags=["Admin"],
     summary="Let the challenger serve for good",
     description="Where it serves everybody, and an improvement is shown; else 409.",
@@ -89,7 +83,7 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
 @post(
     f"{HOME}/rollback",
     status_code=200,
-    opt=MOVED,
+    opt=WITH_REASON,
     tags=["Admin"],
     summary="Let the champion serve everybody again",
     description="At any stage, whatever the verdict; nothing that was learned is lost. 409 where it is so already.",
@@ -108,30 +102,14 @@ async def _seen(request: HttpRequest) -> RolloutView:
 async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
     if is_form(request):
         return await _pressed(request, move)
-    if (wrong := reason_problem(reason)) is not None:
-        raise Undecodable("the reason is not allowed", [Issue("reason", wrong)])
-    if await request.body():
-        reason = await _reason_of_body(request, reason)
+    reason = await reason_of(request, reason)
     await api_of(request).rollout.move(move, caller(request).name, reason)
     return Response(await _seen(request))
 
 
-async def _reason_of_body(request: HttpRequest, of_query: str) -> str:
-    reason = (await body_as(request, MoveRequest)).reason
-    if (wrong := reason_problem(reason)) is not None:
-        raise InvalidInput("the reason is not allowed", [Issue("reason", wrong)])
-    if reason and of_query not in ("", reason):
-        wrong = "must be the one in the query, where both are given"
-        raise Conflict("nothing was changed: there are two reasons", [Issue("reason", wrong)])
-    return reason or of_query
-
-
 async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
     """What a button of the page does; the page then says what came of it."""
-    form = await read_form(request)
-    reason = form.get("reason")
-    if (wrong := reason_problem(reason)) is not None:
-        raise InvalidInput("the reason is not allowed", [Issue("reason", wrong)])
+    form, reason = await read_form(request), await reason_of(request, "")
     try:
         if move != "rollback":  # going back is right, whatever somebody else has done
             await _refuse_if_changed(request, move, form.get("seen"))

@@ -7,20 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.api.admin.letters import REASON_SCHEMA
 from app.bandit.stages import Move, Stage
 from app.bandit.verdict import Word
-
-
-class MoveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Why it is moved; in a body a reason stays out of the logs of proxies."""
-
-    reason: Annotated[
-        str,
-        Meta(
-            description="For the audit trail; no user's id.", extra_json_schema=REASON_SCHEMA, examples=["complaints"]
-        ),
-    ] = ""
 
 
 class IntervalView(msgspec.Struct):

@@ -51,6 +51,8 @@ ADMIN_ROUTES = [
     dead_letters.discard_from_page,
     audit_trail.get_audit,
     features.get_catalogue,
+    features.disable_feature,
+    features.enable_feature,
     sign_in.get_sign_in,
     sign_in.post_sign_in,
     sign_in.post_sign_out,

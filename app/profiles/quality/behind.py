@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from app.errors import CacheUnavailable
-from app.features.clock import DAY_MS, Clock
+from app.features.clock import Clock
 from app.features.registry import Registry
-from app.profiles.freshness import ELIGIBLE_DAYS, FreshnessMeter, Look
+from app.profiles.freshness import FreshnessMeter, Look
 from app.profiles.ports import NewestEvents
 
 PAGE = 200
@@ -51,7 +51,7 @@ class UsersBehind:
         found: list[Look] = []
         scanned = 0
         while scanned < MOST_SCANNED and self._clock.monotonic() <= deadline:
-            page = await self._users.eligible(after, now_ms - ELIGIBLE_DAYS * DAY_MS, PAGE)
+            page = await self._users.eligible(after, now_ms - self._registry.longest_window_ms(), PAGE)
             try:
                 looks = await self._meter.look(page, mask) if page else []
             except CacheUnavailable:

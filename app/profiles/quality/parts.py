@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from app.features.clock import Clock
 from app.features.registry import Registry
+from app.profiles.availability import FeatureAvailability
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.ports import Cache, NewestEvents, Population, Source
 from app.profiles.quality.behind import UsersBehind
@@ -50,6 +51,7 @@ def join(
     facts: Facts,
     cache: Cache,
     queue: Starter | None,
+    availability: FeatureAvailability,
     registry: Registry,
     clock: Clock,
 ) -> Quality:
@@ -58,7 +60,15 @@ def join(
     meter = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
 
     def surveyor(rest: float) -> Surveyor:
-        return Surveyor(meter=meter, population=population, source=source, registry=registry, clock=clock, rest=rest)
+        return Surveyor(
+            meter=meter,
+            population=population,
+            source=source,
+            registry=registry,
+            clock=clock,
+            availability=availability,
+            rest=rest,
+        )
 
     unhurried = surveyor(REST)
     return Quality(

@@ -6,7 +6,7 @@ needs no cache.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,7 +15,6 @@ from app.features.clock import DAY_MS, rfc3339
 from app.features.registry import Feature, Registry
 from app.profiles.quality.drift import (
     MAX_CATEGORIES,
-    Band,
     CommonBin,
     band,
     common_bins,
@@ -41,7 +40,10 @@ class Drift(msgspec.Struct):
     """The values that the SQL gives as of the measurement and as of 7 days before, each for those eligible then."""
 
     psi: Annotated[float | None, Meta(description="Population stability index over `bins`; null where `why_not` says.")]
-    band: Band | None
+    band: Annotated[
+        Literal["stable", "moderate", "major", "failed"] | None,
+        Meta(description="`failed`: values could not be computed, so the others say little."),
+    ]
     why_not: Annotated[str | None, Meta(description="Why there is no figure.")]
     bins: list[CommonBin]
     failed: Annotated[int, Meta(description="Values that could not be computed; they are in no bin.")] = 0
@@ -106,21 +108,23 @@ def _feature(entry: Feature, survey: Survey, figures: Figures) -> FeatureQuality
 
 def _drift(entry: Feature, survey: Survey, figures: Figures) -> Drift:
     bins = common_bins(entry.dtype, figures.now, figures.before)
+    if figures.failed:
+        failed = f"{figures.failed:,} values could not be computed: {figures.failure}"
+        return Drift(None, "failed", failed, bins, figures.failed)
     why_not = _unreached(entry, survey) or too_few(bins)
     if why_not is not None:
-        return Drift(None, None, why_not, bins, figures.failed)
+        return Drift(None, None, why_not, bins)
     figure = psi(bins)
-    return Drift(round(figure, 4), band(figure), None, bins, figures.failed)
+    return Drift(round(figure, 4), band(figure), None, bins)
 
 
 def _unreached(entry: Feature, survey: Survey) -> str | None:
-    """Why values of 7 days before mean nothing; None where they do."""
-    window_ms = int(entry.window.total_seconds() * 1000)
-    if survey.history_from_ms is not None and survey.history_from_ms <= survey.before_ms - window_ms:
+    """Why values of 7 days before mean nothing; None if they do."""
+    if survey.history_from_ms is not None and survey.history_from_ms <= survey.before_ms - entry.window_ms:
         return None
     begun = f"begins at {rfc3339(survey.history_from_ms)}" if survey.history_from_ms is not None else "is empty"
-    days = window_ms // DAY_MS
-    return f"the history {begun}; {BEFORE_DAYS} days before, the window of {days} days was not yet filled"
+    days = entry.window_ms / DAY_MS
+    return f"the history {begun}; {BEFORE_DAYS} days before, the window of {days:g} days was not yet filled"
 
 
 def distribution(entry: Feature, held: Sketch) -> list[dict[str, object]]:

@@ -17,10 +17,12 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
-from app.features.registry import Registry, Scalar, conforms
-from app.profiles.freshness import ELIGIBLE_DAYS, FreshnessMeter, Look
+from app.features.registry import Registry, as_dtype
+from app.profiles.availability import FeatureAvailability
+from app.profiles.freshness import FreshnessMeter, Look
 from app.profiles.ports import Asked, Member, Population, Snapshot, Source, Spans
 from app.profiles.quality.sketch import Sketch
+from app.profiles.trial import described
 from app.telemetry import logger
 
 BEFORE_DAYS = 7
@@ -42,10 +44,16 @@ class Figures(msgspec.Struct):
     missing: int = 0
     stale: int = 0
     failed: int = 0
+    failure: str | None = None
     ages_ms: Sketch = msgspec.field(default_factory=Sketch)
     held: Sketch = msgspec.field(default_factory=Sketch)
     now: Sketch = msgspec.field(default_factory=Sketch)
     before: Sketch = msgspec.field(default_factory=Sketch)
+
+    def fail(self, reason: str) -> None:
+        """Count a value that could not be computed; the first reason is kept."""
+        self.failed += 1
+        self.failure = self.failure or reason
 
 
 class Survey(msgspec.Struct):
@@ -75,6 +83,7 @@ class Surveyor:
         source: Source,
         registry: Registry,
         clock: Clock,
+        availability: FeatureAvailability | None = None,
         rest: float = REST,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -83,6 +92,7 @@ class Surveyor:
         self._source = source
         self._registry = registry
         self._clock = clock
+        self._availability = availability or FeatureAvailability(registry, clock)
         self._rest = rest
         self._pause = pause
 
@@ -94,7 +104,7 @@ class Surveyor:
     async def begin(self) -> Survey:
         """A walk at its beginning. Raises `StoreUnavailable`."""
         now_ms = self._clock.now_ms()
-        spans = _spans(now_ms)
+        spans = self._spans(now_ms)
         return Survey(
             now_ms,
             spans.before_ms,
@@ -117,11 +127,12 @@ class Surveyor:
             began = self._clock.monotonic()
 
     async def _page(self, survey: Survey) -> bool:
-        members = await self._population.members(survey.position, _spans(survey.now_ms), PAGE)
+        members = await self._population.members(survey.position, self._spans(survey.now_ms), PAGE)
         if not members:
             return False
         looks = await self._looks(survey, [member.user_id for member in members if member.now])
-        asked = self._asked(survey, members)
+        withheld = self._availability.unavailable
+        asked = self._asked(survey, members, self._registry.full_mask & ~withheld)
         snapshot = await self._source.compute(survey.now_ms, asked)
         # From here on nothing waits, so the page is counted whole.
         if looks is None:
@@ -149,8 +160,7 @@ class Surveyor:
                 await self._pause(TRY_AGAIN_S)
         return None
 
-    def _asked(self, survey: Survey, members: Sequence[Member]) -> list[Asked]:
-        mask = self._registry.full_mask
+    def _asked(self, survey: Survey, members: Sequence[Member], mask: int) -> list[Asked]:
         now = [Asked(member.user_id, mask, survey.now_ms) for member in members if member.now]
         return now + [Asked(member.user_id, mask, survey.before_ms) for member in members if member.before]
 
@@ -170,14 +180,20 @@ class Surveyor:
         for index, entry in enumerate(self._registry):
             figures = survey.features[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
-                raw = raws[index]
-                value: Scalar = entry.default if raw is None else raw  # type: ignore[assignment]  # made sure of below
-                if (place, index) in snapshot.errors or not (value is None or conforms(entry.dtype, value)):
-                    figures.failed += 1
+                if not row.mask >> index & 1:
+                    figures.fail(self._availability.reason(index))
                     continue
-                (figures.now if row.now_ms == survey.now_ms else figures.before).add(value)
+                raw = raws[index]
+                value = entry.default if raw is None else as_dtype(entry.dtype, raw)
+                if (place, index) in snapshot.errors:
+                    figures.fail(snapshot.errors[place, index])
+                elif raw is not None and value is None:
+                    figures.fail(described(raw, entry.dtype))
+                else:
+                    (figures.now if row.now_ms == survey.now_ms else figures.before).add(value)
 
-
-def _spans(now_ms: int) -> Spans:
-    before_ms = now_ms - BEFORE_DAYS * DAY_MS
-    return Spans(now_ms - ELIGIBLE_DAYS * DAY_MS, before_ms - ELIGIBLE_DAYS * DAY_MS, before_ms)
+    def _spans(self, now_ms: int) -> Spans:
+        """Users are eligible if they have an event within the longest window."""
+        window_ms = self._registry.longest_window_ms()
+        before_ms = now_ms - BEFORE_DAYS * DAY_MS
+        return Spans(now_ms - window_ms, before_ms - window_ms, before_ms)

@@ -7,9 +7,11 @@ holding the write lock.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import TypeVar
 
 import aiosqlite
@@ -19,6 +21,9 @@ from app.errors import StoreFull, StoreUnavailable
 T = TypeVar("T")
 MIN_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_S = 5.0
+# So many virtual-machine instructions lie between two looks at a statement's deadline: some ten milliseconds. Each look
+# takes Python's lock, which a busy event loop holds for up to five.
+INSTRUCTIONS_PER_LOOK = 500_000
 # A full disk; a quota or a limit of file sizes; no room for the index of the WAL.
 NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
@@ -26,16 +31,43 @@ NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"
 class ThreadConnection(aiosqlite.Connection):
     """An aiosqlite connection that also runs a function on its thread: one hop for many statements."""
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    _deadline = math.inf
+    closing = False
+
+    async def run(self, work: Callable[[sqlite3.Connection], T], timeout_s: float = math.inf) -> T:
         """Call `work` with the sqlite3 connection, on the connection's thread.
+
+        A reader's statement that still runs after `timeout_s` seconds, or when the connection is closed, is
+        interrupted: it raises `sqlite3.OperationalError` (SQLITE_INTERRUPT).
 
         Raises:
             StoreUnavailable: it was closed, as at shutdown.
         """
         if self._connection is None:
             raise StoreUnavailable("the database is closed")
-        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]  # as aiosqlite left it
+
+        def limited(connection: sqlite3.Connection) -> T:
+            self._deadline = monotonic() + timeout_s
+            try:
+                return work(connection)
+            finally:
+                self._deadline = math.inf
+
+        wanted = work if timeout_s == math.inf else limited
+        result: T = await self._execute(wanted, self._conn)  # type: ignore[no-untyped-call]  # as aiosqlite left it
         return result
+
+    def watch(self, connection: sqlite3.Connection) -> None:
+        """Interrupt the statements of `connection`, which is this one's own, when their time is over."""
+        connection.set_progress_handler(self._is_over, INSTRUCTIONS_PER_LOOK)
+
+    def _is_over(self) -> bool:
+        return self.closing or monotonic() > self._deadline
+
+    async def close(self) -> None:
+        """Interrupt what runs, and close."""
+        self.closing = True
+        await super().close()
 
 
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
@@ -74,6 +106,8 @@ async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
     """Open a connection with a thread of its own. It must be closed, or the interpreter does not exit."""
     connection = ThreadConnection(lambda: connect(path, read_only=read_only), iter_chunk_size=64)
     await connection
+    if read_only:
+        await connection.run(connection.watch)
     return connection
 
 

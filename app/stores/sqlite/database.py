@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from app.stores.sqlite.soundness import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0005"
 CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
 TELL_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
@@ -73,7 +74,7 @@ class Database:
         self._told_full_at = float("-inf")
         self._told_full = False
         self._refused_at = float("-inf")
-        self._idle: asyncio.Queue[ThreadConnection] = asyncio.Queue()
+        self._idle: asyncio.LifoQueue[ThreadConnection] = asyncio.LifoQueue()  # the last one used has warm pages
         self._readers: list[ThreadConnection] = []
         self._writer: ThreadConnection | None = None
         self._write_turn = asyncio.Lock()
@@ -101,7 +102,8 @@ class Database:
             first.close()
         database = cls(path, str(database_id))
         try:
-            for _ in range(readers):
+            # One more than compute features at the same time: a health check never waits for a slow feature.
+            for _ in range(readers + 1):
                 reader = await open_thread(path, read_only=True)
                 database._readers.append(reader)
                 database._idle.put_nowait(reader)
@@ -118,13 +120,23 @@ class Database:
         Raises:
             StoreUnavailable: when SQLite fails in a way that may pass.
         """
-        reader = await self._idle.get()
-        try:
+        async with self.reader() as reader:
             return await reader.run(work)
-        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+
+    @asynccontextmanager
+    async def reader(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
+        """An idle reader, or an `extra` one that is opened for it and closed afterwards. Raises as `read`."""
+        try:
+            reader = await open_thread(self.path, read_only=True) if extra else await self._idle.get()
+            try:
+                yield reader
+            finally:
+                if extra:
+                    await reader.close()
+                else:
+                    self._idle.put_nowait(reader)
+        except sqlite3.DatabaseError as error:
             raise unavailable(error) from error
-        finally:
-            self._idle.put_nowait(reader)
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """Run `work` in one write transaction, one hop.

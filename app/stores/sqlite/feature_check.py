@@ -1,36 +1,52 @@
-"""Start-up checks of the registry that need SQL: does each entry compile, and does it see only what it may?
+"""Compiling the registry: does each entry's SQL compile, what does it read, and does it see only what it may?
 
-Each text is compiled twice. First alone, against a scratch database that has nothing but `views` and `feedback`: what
-names an event table, a catalogue, a parameter other than `:now_ms`, a second statement or a clock of SQLite's own
-fails here. Then inside the real statement, against the migrated schema.
+Each text is compiled twice. First alone, against a scratch database that has nothing but `views` and `feedback`: a
+text that names an event table, a catalogue, a parameter, a second statement or a function that depends on more than its
+arguments fails here, and SQLite's authorizer tells which relations it reads. Then inside the real statement, against
+the migrated schema, where its plan must search an index.
 """
 
 from __future__ import annotations
 
-import re
 import sqlite3
+from contextlib import closing
+from functools import cache
 
 from app.errors import RegistryError
+from app.features.events import RELATIONS
 from app.features.registry import Feature, Registry
 from app.stores.sqlite.profile_statement import build
+from app.telemetry import logger
 
 _SCRATCH = """
 CREATE TABLE views (user_id TEXT, tip_id TEXT, occurred_at_ms INTEGER, local_hour INTEGER, decision_id TEXT);
 CREATE TABLE feedback (user_id TEXT, tip_id TEXT, occurred_at_ms INTEGER, local_hour INTEGER,
                        action TEXT, dwell_ms INTEGER, decision_id TEXT);
 """
-# What the date functions take for the time or the zone of the machine: 'now' said, or left out.
-_CLOCKS = re.compile(
-    r"""['"](?:now|localtime|utc)['"]|\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\([^,()]*\)""",
-    re.IGNORECASE,
-)
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _CATALOGUES = ("sqlite_", "pragma_")
-# Functions that depend on more than their arguments, or reach out of the database.
-_IMPURE = {
-    *("current_date", "current_time", "current_timestamp", "random", "randomblob"),
-    *("changes", "total_changes", "last_insert_rowid", "load_extension"),
-}
+# They read the clock or the machine's time zone if an argument says so, and PostgreSQL has none of them.
+_DATE_FUNCTIONS = {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
+_DETERMINISTIC = 0x800  # https://sqlite.org/c3ref/c_deterministic.html
+log = logger("stores.features")
+
+
+def compile_registry(registry: Registry) -> Registry:
+    """Compile every entry alone; the registry with the relations that each one reads and the subjects that follow.
+
+    Raises:
+        RegistryError: naming the entry, and what is wrong with its SQL or with its `invalidated_by`.
+    """
+    compiled = Registry(entry.compiled(_relations_of(entry)) for entry in registry)
+    for entry in compiled:
+        for subject in entry.superfluous_subjects:
+            log.warning(
+                "superfluous_subject",
+                feature=entry.name,
+                subject=subject,
+                detail="its events delete cached values that they cannot change; take it out of invalidated_by",
+            )
+    return compiled
 
 
 def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
@@ -40,51 +56,76 @@ def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
         RegistryError: naming the entry and what is wrong with its SQL.
     """
     for entry in registry:
-        _check_alone(entry)
-    for entry in registry:
+        _relations_of(entry)
+        statement, parameters = build(Registry([entry])), {"clock_ms": 0, "asked": "[]"}
         try:
-            connection.execute("EXPLAIN " + build(Registry([entry])), {"clock_ms": 0, "asked": "[]"}).fetchall()
+            plan = connection.execute("EXPLAIN QUERY PLAN " + statement, parameters).fetchall()
+            connection.execute("EXPLAIN " + statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise RegistryError(entry.name, _explained(error)) from error
+        for *_, step in plan:
+            if str(step).startswith(("SCAN tip_views", "SCAN tip_feedback")):
+                raise RegistryError(entry.name, f"its plan reads the events of all users ({step})")
 
 
-def _check_alone(entry: Feature) -> None:
-    if found := _CLOCKS.search(entry.compute):
-        raise RegistryError(entry.name, f"the SQL must take the time from :now_ms alone, and uses {found[0]}")
-    scratch = sqlite3.connect(":memory:")
-    try:
+def _relations_of(entry: Feature) -> set[str]:
+    read: set[str] = set()
+
+    def authorize(action: int, table: str | None, column: str | None, schema: str | None, source: str | None) -> int:
+        allowed = action in _ALLOWED
+        if action == sqlite3.SQLITE_READ:
+            allowed = not (table or "").lower().startswith(_CATALOGUES)
+            read.add(table or "")
+        elif action == sqlite3.SQLITE_FUNCTION:  # its name is passed as the column
+            allowed = _is_pure((column or "").lower())
+        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+    with closing(sqlite3.connect(":memory:")) as scratch:
         scratch.executescript(_SCRATCH)
-        scratch.set_authorizer(_authorize)
+        scratch.set_authorizer(authorize)
         try:
-            cursor = scratch.execute(entry.compute, {"now_ms": 0})
+            # Explained, not executed: a text may recurse without end.
+            program = scratch.execute(f"EXPLAIN {entry.compute}").fetchall()
+            scratch.set_authorizer(None)
+            # The authorizer is not told of a table that is joined by USING alone; the program opens it all the same.
+            pages = dict(scratch.execute("SELECT rootpage, tbl_name FROM sqlite_schema").fetchall())
+            read |= {pages[page] for _, opcode, _, page, *_ in program if opcode == "OpenRead" and page in pages}
+            scratch.execute(f"CREATE TEMP VIEW checked AS {entry.compute}")
+            columns = [name for _, name, *_ in scratch.execute("PRAGMA table_info(checked)")]
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise RegistryError(entry.name, _explained(error)) from error
-        columns = [column[0] for column in cursor.description or ()]
-        if columns != ["user_id", "value"]:
-            raise RegistryError(entry.name, f"the SQL must yield (user_id, value), not ({', '.join(columns)})")
-    finally:
-        scratch.close()
+    if columns != ["user_id", "value"]:
+        raise RegistryError(entry.name, f"the SQL must yield (user_id, value), not ({', '.join(columns)})")
+    return read & RELATIONS.keys()
 
 
-def _authorize(action: int, table: str | None, column: str | None, schema: str | None, source: str | None) -> int:
-    allowed = action in _ALLOWED
-    if action == sqlite3.SQLITE_READ:
-        allowed = not (table or "").lower().startswith(_CATALOGUES)
-    elif action == sqlite3.SQLITE_FUNCTION:  # its name stands where a column's would
-        allowed = (column or "").lower() not in _IMPURE
-    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+def _is_pure(name: str) -> bool:
+    """Whether a function of SQLite gives the same for the same arguments, or rows, at any time."""
+    return name in _pure_functions() and name not in _DATE_FUNCTIONS
+
+
+@cache
+def _pure_functions() -> frozenset[str]:
+    with closing(sqlite3.connect(":memory:")) as scratch:
+        rows = scratch.execute("SELECT name, type, flags FROM pragma_function_list WHERE builtin").fetchall()
+    # Aggregates and window functions (of type a and w) carry no flag; the built-in ones are all deterministic.
+    return frozenset(name.lower() for name, kind, flags in rows if kind != "s" or flags & _DETERMINISTIC)
 
 
 def _explained(error: Exception) -> str:
     text = str(error)
     if "not authorized to use function" in text:
-        return f"the SQL may depend on nothing but its relations and :now_ms ({text})"
+        return (
+            f"the SQL may not ask for the time or for chance ({text}): a value depends on time through its window alone"
+        )
     if any(reason in text for reason in ("no such table", "prohibited", "vtable constructor failed")):
         return f"the SQL may read only the relations views and feedback, never a table directly ({text})"
     if "not authorized" in text:
         return f"the SQL must be one SELECT over views and feedback ({text})"
     if "binding" in text.lower():
-        return f"the SQL may use no parameter but :now_ms ({text})"
+        return (
+            f"the SQL may use no parameter, not even :now_ms ({text}): its relations hold only the events of the window"
+        )
     if "one statement at a time" in text or 'near ";"' in text:
         return "the SQL must be one statement, without a semicolon"
     return f"the SQL does not compile: {text}"

@@ -17,16 +17,19 @@ BUSY_TIMEOUT_S = 0.02
 SELECT_DATA_VERSION = "PRAGMA data_version"
 SELECT_STATE = """
 SELECT EXISTS (SELECT 1 FROM owed_invalidations),
-       (SELECT server FROM cache_registration), (SELECT generation FROM cache_registration)
+       (SELECT server FROM cache_registration), (SELECT generation FROM cache_registration),
+       (SELECT json_group_array(json_array(feature, disabled_by, reason, disabled_at_ms)) FROM disabled_features)
 """
 
 
 class State(NamedTuple):
-    """Whether an invalidation is owed, and which server is registered as the cache, under which generation."""
+    """Whether an invalidation is owed; which server is registered as the cache, under which generation; which features
+    are disabled, as JSON of `app.profiles.availability.Disabled`."""
 
     owed: bool
     server: str | None
     generation: int | None
+    disabled: str = "[]"
 
 
 class Lookout:
@@ -43,8 +46,8 @@ class Lookout:
         try:
             (version,) = self._connection.execute(SELECT_DATA_VERSION).fetchone()
             if version != self._version:  # some connection committed since
-                owed, server, generation = self._connection.execute(SELECT_STATE).fetchone()
-                self.last, self._version = State(bool(owed), server, generation), version
+                owed, server, generation, disabled = self._connection.execute(SELECT_STATE).fetchone()
+                self.last, self._version = State(bool(owed), server, generation, disabled), version
         except sqlite3.Error as error:
             self._version = -1
             raise unavailable(error) from error

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 
+from app.errors import RegistryError
 from app.features.registry import Registry
 from app.profiles.ports import Owed
 from app.stores.sqlite.database import Database
@@ -33,6 +34,10 @@ class SqliteOwedInvalidations:
     def any_owed(self) -> bool:
         """Look now. Raises `StoreUnavailable`."""
         return self._lookout.look().owed
+
+    def disabled(self) -> str:
+        """Which features are disabled, as of the last look; every process looks at least once a second."""
+        return self._lookout.last.disabled
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
         """Committed when this returns."""
@@ -94,8 +99,11 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
     Ingest drops the union over all processes. Without it, during a deploy, a process of the old release would take
     an event and leave alone the keys of a feature that only the new release knows. What is recorded stays; where
     nothing is new nothing is written, so that a process can start while the disk is full or the database locked.
-    Raises `StoreUnavailable`.
+    Raises `StoreUnavailable`; `RegistryError` if an entry's subjects were not derived: no event would invalidate it.
     """
+    for entry in registry:
+        if not entry.invalidated_by:
+            raise RegistryError(entry.name, "invalidated_by has not been derived; compile the registry first")
     known = await database.read(lambda connection: set(connection.execute(SELECT_ANNOUNCED).fetchall()))
     pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
     rows = [(*pair, now_ms) for pair in pairs if pair not in known]

@@ -2,23 +2,16 @@
 
 Each feature becomes a scalar subquery, correlated with the row asked for. In it `views` and `feedback` are common
 table expressions already narrowed to that row's user, to event times in `(now - window, now]`, and to what had arrived
-by the row's `known_ms`. They are NOT MATERIALIZED, so that the bounds reach the covering index. `:now_ms` in an
-author's text becomes the row's own moment, which is how one statement serves many moments. A feature is computed only
-where the row's mask has its bit.
+by the row's `known_ms`. They are NOT MATERIALIZED, so that the bounds reach the covering index. An author's text has no
+time bounds of its own, which is how one statement serves many moments. A feature is computed only if the row's mask has
+its bit.
 
 The live moment is never less than the newest stored event time, read in the same snapshot as everything else.
 """
 
 from __future__ import annotations
 
-import re
-
 from app.features.registry import Feature, Registry
-
-NOW = ":now_ms"
-RELATIONS = ("views", "feedback")
-# A literal, a quoted name or a comment is passed over; only a bare :now_ms is the parameter.
-_TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|(?P<now>:now_ms\b)""", re.DOTALL)
 
 _NARROWED = """
         WHERE user_id = asked.user_id
@@ -66,11 +59,6 @@ ORDER BY asked.place
 """
 
 
-def at_moment(compute: str, expression: str) -> str:
-    """An author's SQL with `:now_ms` replaced by `expression`, literals and comments untouched."""
-    return _TOKEN.sub(lambda found: expression if found["now"] else found[0], compute)
-
-
 def build(registry: Registry) -> str:
     """The statement. Parameters: `:clock_ms`, and `:asked`, a JSON array of [user, mask, now_ms, known_ms].
 
@@ -84,6 +72,6 @@ def _column(bit: int, entry: Feature) -> str:
     return _FEATURE.format(
         bit=bit,
         name=entry.name,
-        window_ms=int(entry.window.total_seconds() * 1000),
-        compute=at_moment(entry.compute, "asked.now_ms"),
+        window_ms=entry.window_ms,
+        compute=entry.compute,
     )

@@ -12,6 +12,7 @@ from app.operations.ports import Record
 from app.operations.samples import Sample
 from app.operations.states import COMPONENTS, Look, Standing, standings, together
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.registries import UPDATE_SEEN
 
 KEPT_MS = 70 * 60_000
 # Two samples of a living process and a little more: who was silent for longer has no say in the states.
@@ -49,6 +50,7 @@ class SqliteSamples:
             lately = connection.execute(SELECT_LATELY, (now_ms - LATELY_MS, now_ms + LATELY_MS)).fetchall()
             seen = together(_views(lately))
             connection.executemany(INSERT_STANDING, standings(_standings(connection), seen, now_ms))
+            connection.execute(UPDATE_SEEN, (now_ms, sample.registry))
 
         await self._database.write(work)
 

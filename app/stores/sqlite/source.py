@@ -1,27 +1,30 @@
 """Computes features in SQLite: one statement and one thread hop for whatever is asked.
 
-Where the statement fails because of one feature's SQL (an overflow, malformed JSON), each feature is computed alone,
-and where that fails too, for each user alone, so that the fault stays with the cells it belongs to.
+If the statement fails because of one feature's SQL (an overflow, malformed JSON), or takes too long, each feature is
+computed apart for each user, so that the fault stays with the cells it belongs to. A feature whose SQL has failed once
+is computed apart from then on, so that it does not make the statement of all the others fail.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
 
 from app.features.registry import Registry, indices
 from app.profiles.ports import Asked, Snapshot
+from app.stores.sqlite.connection import ThreadConnection
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.profile_statement import build
 
+TIMEOUT_S = 2.0
 # Primary result codes that speak of the database, not of the SQL: https://sqlite.org/rescode.html
 _OF_THE_DATABASE = {
     "BUSY",
     "LOCKED",
     "NOMEM",
     "READONLY",
-    "INTERRUPT",
     "IOERR",
     "CORRUPT",
     "FULL",
@@ -31,55 +34,101 @@ _OF_THE_DATABASE = {
 
 
 class SqliteSource:
-    """Implements `app.profiles.ports.Source`."""
+    """Implements `app.profiles.ports.Source`. Uses at most `width` readers at the same time."""
 
-    def __init__(self, database: Database, registry: Registry) -> None:
+    def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
+        """`timeout_s`: how long one statement may run."""
         self._database = database
-        self._width = len(registry)
         self._statement = build(registry)
+        self._timeout_s = timeout_s
+        self._turn = asyncio.Semaphore(width)
+        self._apart = 0  # mask of the features that are computed apart
 
     async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
         """Compute every asked row in one snapshot."""
-        return await self._database.read(lambda connection: self._compute(connection, clock_ms, asked))
+        async with self._turn, self._database.reader() as reader:
+            return await self._compute(reader, clock_ms, asked)
 
-    def _compute(self, connection: sqlite3.Connection, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """The same on a connection of its own, so that nothing waits for it. What succeeds is no longer set apart."""
+        async with self._database.reader(extra=True) as reader:
+            snapshot = await self._compute(reader, clock_ms, asked)
+        failed = {index for _, index in snapshot.errors}
+        for index in indices(_union(asked)):
+            if index not in failed:
+                self._apart &= ~(1 << index)
+        return snapshot
+
+    async def _compute(self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        apart = _union(asked) & self._apart
+        if not apart:
+            try:
+                return await self._run(reader, clock_ms, asked)
+            except sqlite3.Error as error:
+                _raise_unless_of_the_sql(error, reader)
+                apart = _union(asked)
+        await reader.run(lambda connection: connection.execute("BEGIN"))  # one snapshot for all the pieces
         try:
-            seq, rows = self._run(connection, clock_ms, asked)
-        except sqlite3.Error as error:
-            if not _is_of_the_sql(error):
-                raise
-            return self._compute_apart(connection, clock_ms, asked)
-        return Snapshot(seq, rows, {})
-
-    def _run(
-        self, connection: sqlite3.Connection, clock_ms: int, asked: Sequence[Asked]
-    ) -> tuple[int, list[Sequence[object]]]:
-        parameters = {"clock_ms": clock_ms, "asked": json.dumps(asked)}
-        rows = connection.execute(self._statement, parameters).fetchall()
-        return rows[0][0], [row[1:] for row in rows]
-
-    def _compute_apart(self, connection: sqlite3.Connection, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
-        errors: dict[tuple[int, int], str] = {}
-        rows: list[Sequence[object]] = []
-        connection.execute("BEGIN")  # one snapshot for all the pieces
-        try:
-            seq = self._run(connection, clock_ms, [asked[0]._replace(mask=0)])[0]
-            for place, row in enumerate(asked):
-                values: list[object] = [None] * self._width
-                for index in indices(row.mask):
-                    try:
-                        values[index] = self._run(connection, clock_ms, [row._replace(mask=1 << index)])[1][0][index]
-                    except sqlite3.Error as error:
-                        if not _is_of_the_sql(error):
-                            raise
-                        errors[place, index] = f"the SQL failed: {error}"
-                rows.append(values)
+            return await self._compute_apart(reader, clock_ms, asked, apart)
         finally:
-            connection.execute("ROLLBACK")
-        return Snapshot(seq, rows, errors)
+            await reader.run(lambda connection: connection.execute("ROLLBACK"))
+
+    async def _run(self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        parameters = {"clock_ms": clock_ms, "asked": json.dumps(asked)}
+        rows = await reader.run(
+            lambda connection: connection.execute(self._statement, parameters).fetchall(), self._timeout_s
+        )
+        return Snapshot(rows[0][0], [row[1:] for row in rows], {})
+
+    async def _compute_apart(
+        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked], apart: int
+    ) -> Snapshot:
+        """The features in `apart` cell by cell, the others in one statement."""
+        try:
+            snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~apart) for row in asked])
+        except sqlite3.Error as error:
+            _raise_unless_of_the_sql(error, reader)
+            apart = _union(asked)
+            snapshot = await self._run(reader, clock_ms, [row._replace(mask=0) for row in asked])
+        rows = [list(row) for row in snapshot.rows]
+        errors: dict[tuple[int, int], str] = {}
+        overdue = 0
+        for place, row in enumerate(asked):
+            for index in indices(row.mask & apart):
+                bit = 1 << index
+                if overdue & bit:
+                    errors[place, index] = self._too_long
+                    continue
+                try:
+                    alone = await self._run(reader, clock_ms, [row._replace(mask=bit)])
+                    rows[place][index] = alone.rows[0][index]
+                except sqlite3.Error as error:
+                    _raise_unless_of_the_sql(error, reader)
+                    self._apart |= bit
+                    errors[place, index] = f"the SQL failed: {error}"
+                    if _is_interrupted(error):
+                        overdue |= bit
+                        errors[place, index] = self._too_long
+        return Snapshot(snapshot.seq, rows, errors, overdue)
+
+    @property
+    def _too_long(self) -> str:
+        return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for one user"
 
 
-def _is_of_the_sql(error: sqlite3.Error) -> bool:
-    name = getattr(error, "sqlite_errorname", "")
-    parts = name.split("_")
-    return len(parts) < 2 or parts[1] not in _OF_THE_DATABASE
+def _union(asked: Sequence[Asked]) -> int:
+    mask = 0
+    for row in asked:
+        mask |= row.mask
+    return mask
+
+
+def _raise_unless_of_the_sql(error: sqlite3.Error, reader: ThreadConnection) -> None:
+    """Raise an error that speaks of the database, or of a connection that is being closed, not of an author's SQL."""
+    parts = getattr(error, "sqlite_errorname", "").split("_")
+    if reader.closing or (len(parts) > 1 and parts[1] in _OF_THE_DATABASE):
+        raise error
+
+
+def _is_interrupted(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT"

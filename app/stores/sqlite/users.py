@@ -18,6 +18,9 @@ SELECT user.value, subject.value,
        (SELECT MAX(seq) FROM event_log WHERE user_id = user.value AND subject = subject.value)
 FROM json_each(?) AS user, json_each(?) AS subject
 """
+SELECT_NEWEST_USERS = """
+SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 1000) LIMIT ?
+"""
 # Each half comes sorted from its covering index and stops at the LIMIT. Without limits of their own SQLite would sort
 # all the users that are left, for every page.
 SELECT_ELIGIBLE = """
@@ -101,6 +104,11 @@ class SqliteUsers:
         """A page of users with any event since a moment, by id."""
         parameters = {"after": after, "since": since_ms, "limit": limit}
         rows = await self._database.read(lambda connection: connection.execute(SELECT_ELIGIBLE, parameters).fetchall())
+        return [user_id for (user_id,) in rows]
+
+    async def newest_users(self, limit: int) -> list[str]:
+        """Users of the newest events, each once."""
+        rows = await self._database.read(lambda found: found.execute(SELECT_NEWEST_USERS, (limit,)).fetchall())
         return [user_id for (user_id,) in rows]
 
     async def count_eligible(self, since_ms: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from app.audit import AuditFilter
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put
 from tests.api.conftest import ServeSite

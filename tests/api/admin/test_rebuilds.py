@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from tests.support.events import served
 from tests.support.live import Live, new_user, paths, problem
 

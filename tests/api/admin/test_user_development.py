@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from tests.api.admin.test_user_look import look
 from tests.support.events import feedback, served

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from app.features.clock import rfc3339
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put

@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 
 from app.features.clock import rfc3339
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import indices
 from app.profiles.codec import Value, decode, encode

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import Browser, expect
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.export import FORMATS
-from app.features.schema import ProfileFeatures
+from tests.support.registry import ProfileFeatures
 from tests.support.browser import NARROW, visiting
 from tests.support.live import Live
 

@@ -13,9 +13,10 @@ from playwright.async_api import Browser, Locator, expect
 
 from app.contract import Contract
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
-from app.features.schema import Int, ProfileFeatures, Str
+from app.features.schema import Int, Str
+from tests.support.registry import ProfileFeatures
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_user_look import NASTY
 from tests.api.admin.test_users import put

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from playwright.async_api import Browser, expect
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import cached_keys, put

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import app.profiles.quality.survey as survey_module
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.quality import runs
 from app.profiles.quality.report import QualityReport

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import app.profiles.quality.survey as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import Value, encode

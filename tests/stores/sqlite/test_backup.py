@@ -40,7 +40,7 @@ def ask(path: Path, statement: str) -> list[tuple[object, ...]]:
 
 async def test_backup_is_one_moment_when_events_keep_coming(database_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
-    async with open_service(Settings(database=database_path), door="http") as service:
+    async with open_service(Settings(features=FEATURES, database=database_path), door="http") as service:
         now_ms = service.clock.now_ms() - 1_000
         stop = asyncio.Event()
         sent = 0
@@ -69,7 +69,7 @@ async def test_backup_is_one_moment_when_events_keep_coming(database_path: Path,
 async def test_nothing_cached_before_is_read_when_a_backup_is_restored(
     database_path: Path, tmp_path: Path, valkey: EmbeddedServer
 ) -> None:
-    settings = Settings(database=database_path, cache_url=valkey.url)
+    settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url)
     copy = tmp_path / "copy.db"
     async with open_service(settings, door="http") as service:
         now_ms = service.clock.now_ms() - 1_000
@@ -103,7 +103,7 @@ async def test_restore_is_refused_when_the_service_runs(database_path: Path, tmp
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
     before = ask(database_path, SELECT_DATABASE_ID)
-    async with open_service(Settings(database=database_path), door="http"):
+    async with open_service(Settings(features=FEATURES, database=database_path), door="http"):
         with pytest.raises(Conflict, match="in use"):
             restore(copy, database_path)
     assert ask(database_path, SELECT_DATABASE_ID) == before
@@ -148,7 +148,7 @@ def test_restore_is_refused_when_the_source_is_of_another_revision(database_path
 async def test_backup_holds_what_was_acknowledged_before_it_when_writers_of_every_kind_go_on(
     database_path: Path, tmp_path: Path
 ) -> None:
-    async with open_service(Settings(database=database_path), door="http") as service:
+    async with open_service(Settings(features=FEATURES, database=database_path), door="http") as service:
         now_ms = service.clock.now_ms() - 1_000
         stop = asyncio.Event()
         acknowledged: list[str] = []
@@ -243,6 +243,7 @@ DIE_IN_BETWEEN = """
 import os, signal, sys
 from pathlib import Path
 from app.stores.sqlite import backup
+from tests.support.registry import FEATURES
 replace = Path.replace
 def dying(self, target):
     replace(self, target)
@@ -255,7 +256,7 @@ backup.restore(Path(sys.argv[1]), Path(sys.argv[2]))
 async def test_old_log_is_not_played_back_when_restoring_dies_in_between(database_path: Path, tmp_path: Path) -> None:
     copy, crashed = tmp_path / "copy.db", tmp_path / "crashed.db"
     backup(database_path, copy)
-    async with open_service(Settings(database=database_path), door="http") as service:
+    async with open_service(Settings(features=FEATURES, database=database_path), door="http") as service:
         await service.ingestor.ingest([served("ada", service.clock.now_ms() - 1_000) for _ in range(50)])
         for suffix in ("", "-wal"):  # as a crash leaves it: the events are in the log alone
             shutil.copyfile(f"{database_path}{suffix}", f"{crashed}{suffix}")

@@ -7,7 +7,7 @@ import pytest
 from app.errors import StoreUnavailable
 from app.events.ports import Appended, ClashingEvent
 from app.features.clock import DAY_MS
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, TipEvent
 from app.features.registry import Registry
 from app.stores.sqlite.database import Database

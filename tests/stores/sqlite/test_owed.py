@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from app.errors import StoreFull, StoreUnavailable
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog

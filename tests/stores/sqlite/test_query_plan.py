@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.stores.sqlite.event_log import (
     SELECT_LOGGED,

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from app.errors import StoreUnavailable
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.ports import Asked

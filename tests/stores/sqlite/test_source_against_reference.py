@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.events.ports import Admitted
-from app.features.definitions import REGISTRY
+from tests.support.registry import REGISTRY
 from app.features.registry import indices
 from app.profiles.computation import Computation
 from app.profiles.ports import Asked

@@ -24,6 +24,7 @@ from tests.support.clock import FakeClock
 from tests.support.proxy import Proxy, proxy
 from tests.support.servers import VALKEY, StartServer
 from tests.support.waiting import eventually
+from tests.support.registry import FEATURES
 
 VOLUME = 4
 
@@ -63,7 +64,7 @@ async def world(database_path: Path, server: EmbeddedServer) -> AsyncIterator[Wo
         )
         services = [
             await stack.enter_async_context(
-                open_service(Settings(database=database_path, cache_url=way.url), door="http")
+                open_service(Settings(features=FEATURES, database=database_path, cache_url=way.url), door="http")
             )
             for way in ways
         ]

@@ -21,6 +21,7 @@ from tests.support.events import served
 from tests.support.processes import free_port
 from tests.support.servers import REDIS, binary
 from tests.support.waiting import eventually_sync
+from tests.support.registry import FEATURES
 
 NAME = "profiles"
 VOLUME = 4
@@ -98,7 +99,7 @@ def group(tmp_path: Path) -> Iterator[Group]:
 
 @pytest.mark.slow
 async def test_no_read_is_stale_when_the_master_fails_over(database_path: Path, group: Group) -> None:
-    settings = Settings(database=database_path, cache_url=group.url, queue_url=group.url)
+    settings = Settings(features=FEATURES, database=database_path, cache_url=group.url, queue_url=group.url)
     sent = 0
     async with open_service(settings, door="http") as first, open_service(settings, door="http") as second:
 
@@ -134,7 +135,7 @@ def test_url_of_a_group_is_refused_when_an_address_is_none() -> None:
 
 
 async def test_setting_is_named_when_its_url_is_refused(database_path: Path) -> None:
-    settings = Settings(database=database_path, cache_url="redis://a:1:2,b/0?sentinel=profiles")
+    settings = Settings(features=FEATURES, database=database_path, cache_url="redis://a:1:2,b/0?sentinel=profiles")
     with pytest.raises(SettingsError, match="PROFILES_CACHE_URL"):
         async with open_service(settings, door="http"):
             pass

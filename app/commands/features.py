@@ -1,0 +1,338 @@
+"""`profiles features …`: what is served; writing, testing and changing definitions; switching a feature off and on."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from app.commands.output import ACTOR, out, plain, print_json, progress, run, settings_of_command
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.contract import Contract
+    from app.features.plan import Announced, Change, Definition
+    from app.profiles.difference import Difference
+    from app.profiles.trial import Trial
+    from app.stores.sqlite.database import Database
+
+UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+_registry = click.option("--registry", help="Another registry than PROFILES_FEATURES names.")
+_reason = click.option("--reason", default="", help="Why, for the audit trail; no user's id.")
+_json = click.option("--json", "as_json", is_flag=True, help="For a program.")
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "json", "json-schema", "python", "typescript"]),
+    default="table",
+    help="json-schema, python and typescript export the contract for consumers.",
+)
+@_registry
+@click.pass_context
+def features(context: click.Context, fmt: str, registry: str | None) -> None:
+    """List the features, or export their contract."""
+    if context.invoked_subcommand is not None:
+        return
+    from app.features.export import FORMATS, catalogue_entry
+
+    contract = _contract(settings_of_command(), registry)
+    if fmt in FORMATS:
+        click.echo(FORMATS[fmt](contract.registry, contract.mirror), nl=False)
+    elif fmt == "json":
+        print_json({"features": [catalogue_entry(entry) for entry in contract.registry]})
+    else:
+        _show_table(contract)
+
+
+def _show_table(contract: Contract) -> None:
+    from rich.table import Table
+
+    table = Table("name", "dtype", "window", "TTL", "default", "reads", "description")
+    for entry in contract.registry:
+        table.add_row(
+            entry.name,
+            entry.dtype,
+            str(entry.window),
+            str(entry.ttl),
+            json.dumps(entry.default),
+            ", ".join(entry.relations),
+            plain(entry.description),
+        )
+    out().print(table)
+
+
+def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
+    found = re.fullmatch(r"([0-9]{1,6})([dhm])", text)
+    if found is None or not int(found[1]):
+        raise click.BadParameter("must be a number of days, hours or minutes, as 7d, 12h or 30m")
+    return int(found[1]) * UNITS[found[2]]
+
+
+@features.command()
+@click.argument("name")
+@click.option(
+    "--from",
+    "relation",
+    type=click.Choice(["feedback", "views"]),
+    required=True,
+    help="What its SQL reads: feedback, or the tips that were served.",
+)
+@click.option("--dtype", type=click.Choice(["float", "int", "str"]), required=True)
+@click.option("--window", callback=_duration, required=True, help="How far back it looks, as 7d, 12h or 30m.")
+@click.option("--ttl", callback=_duration, default="1h", show_default=True, help="How long a value may be cached.")
+def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> None:
+    """Print an entry for the feature NAME, to be edited, and its line of the mirror."""
+    from app.features.scaffold import scaffold
+
+    click.echo(scaffold(name, relation, dtype, window, ttl), nl=False)
+
+
+@features.command()
+@click.argument("names", nargs=-1)
+@_registry
+@_json
+def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
+    """Run the examples that stand beside the definitions NAMES, or all, on an empty database.
+
+    Exit code 1 if a value is not the expected one.
+    """
+    from app.stores.sqlite.feature_examples import run_examples
+
+    settings = settings_of_command()
+    contract = _contract(settings, registry)
+    mask = contract.registry.mask(names) if names else contract.registry.full_mask
+    found = run(run_examples(contract.registry, mask, settings.statement_timeout_ms / 1000))
+    if as_json:
+        print_json([item._asdict() for item in found])
+    else:
+        for item in found:
+            state = "no examples" if not item.examples else "FAILED" if item.failures else f"{item.examples} ok"
+            click.echo(f"{item.feature}: {state}")
+            for failure in item.failures:
+                click.echo(f"  {failure}")
+    sys.exit(1 if any(item.failures for item in found) else 0)
+
+
+@features.command()
+@_registry
+@_json
+def plan(registry: str | None, as_json: bool) -> None:
+    """Compare the registry with what running processes serve: what would change, for how many users, at what cost.
+
+    Exit code 1 if a consumer or the start of a process would fail: a feature is removed, its dtype changes, or its SQL
+    fails for stored users. It changes nothing.
+    """
+    settings = settings_of_command()
+    found = run(_plan(settings, _contract(settings, registry)))
+    if as_json:
+        print_json(found)
+    else:
+        _show_plan(found)
+    sys.exit(1 if found["breaks"] else 0)
+
+
+async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
+    from app.features.clock import rfc3339
+    from app.features.plan import changes, definitions_of
+    from app.profiles.trial import SAMPLE, try_features
+    from app.stores.sqlite.source import SqliteSource
+    from app.stores.sqlite.users import SqliteUsers
+    from app.stores.system_clock import SystemClock
+
+    clock, registry = SystemClock(), contract.registry
+    async with _database(settings) as database:
+        served = await _served(database, clock.now_ms())
+        before = served[-1] if served else None
+        found = changes(before.definitions if before else (), definitions_of(registry))
+        recomputed = registry.known_mask(item.feature for item in found if item.recomputed)
+        users = SqliteUsers(database)
+        source = SqliteSource(database, registry, timeout_s=settings.statement_timeout_ms / 1000)
+        trials = {
+            registry.names[trial.feature]: trial
+            for trial in await try_features(source, registry, recomputed, await users.newest_users(SAMPLE), clock)
+        }
+        shown = [
+            _planned(item, trials.get(item.feature), await _affected(users, contract, item, clock.now_ms()))
+            for item in found
+        ]
+    return {
+        "registry": registry.fingerprint,
+        "compared_with": before.fingerprint if before else None,
+        "last_seen": rfc3339(before.last_seen_ms) if before else None,
+        "also_running": [item.fingerprint for item in served[:-1]],
+        "changes": shown,
+        "breaks": any(item["breaks"] for item in shown),
+    }
+
+
+async def _affected(users: Any, contract: Contract, change: Change, now_ms: int) -> int:
+    if not change.recomputed:
+        return 0
+    return int(await users.count_eligible(now_ms - contract.registry.named(change.feature).window_ms))
+
+
+def _planned(change: Change, trial: Trial | None, users: int) -> dict[str, Any]:
+    error = trial.error if trial is not None else None
+    us_per_user = trial.us_per_user if trial is not None else None
+    return {
+        "feature": change.feature,
+        "change": change.kind,
+        "details": [*change.details, *([f"fails: {error}"] if error else [])],
+        "breaks": change.breaks or error is not None,
+        "recomputed_users": users,
+        "us_per_user": None if us_per_user is None else round(us_per_user, 1),
+        "total_s": None if us_per_user is None else round(us_per_user * users / 1e6, 1),
+    }
+
+
+def _show_plan(found: dict[str, Any]) -> None:
+    if found["compared_with"] is None:
+        click.echo("No process has served a registry yet; every feature is new.")
+    else:
+        click.echo(f"Registry {found['registry']} against {found['compared_with']}, last seen {found['last_seen']}.")
+    if found["also_running"]:
+        click.echo(f"Running processes differ: others serve {', '.join(found['also_running'])}.")
+    if not found["changes"]:
+        click.echo("Nothing changes.")
+    for item in found["changes"]:
+        details = f": {'; '.join(item['details'])}" if item["details"] else ""
+        click.echo(f"{'BREAKS  ' if item['breaks'] else ''}{item['feature']} {item['change']}{details}")
+        if item["recomputed_users"]:
+            cost = "" if item["total_s"] is None else f", some {item['total_s']:g} s at {item['us_per_user']:g} µs each"
+            click.echo(f"  computed anew for up to {item['recomputed_users']:,} users{cost}")
+
+
+@features.command()
+@click.argument("name")
+@click.option("--users", "count", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same users.")
+@_registry
+@_json
+def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) -> None:
+    """Compute the feature NAME by its new definition and by the one that was served last, for users drawn at random."""
+    settings = settings_of_command()
+    contract = _contract(settings, registry)
+    contract.registry.mask([name])
+    found = run(_diff(settings, contract, name, count, seed))
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+    else:
+        for line in found.lines():
+            click.echo(line)
+
+
+async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:
+    from random import Random
+
+    from app.errors import NotFound
+    from app.features.plan import feature_of
+    from app.profiles.difference import compare
+    from app.stores.sqlite.source import SqliteSource
+    from app.stores.sqlite.users import SqliteUsers
+    from app.stores.system_clock import SystemClock
+
+    clock, entry = SystemClock(), contract.registry.named(name)
+    async with _database(settings) as database:
+        served = await _served(database, clock.now_ms(), every=True)
+        before = _last_other(served, name, entry.fingerprint)
+        if before is None:
+            raise NotFound(f"no process has served {name} by another definition than this one")
+        timeout_s = settings.statement_timeout_ms / 1000
+        with progress("users") as bar:
+            task = bar.add_task("comparing", total=count)
+            return await compare(
+                feature_of(before),
+                entry,
+                lambda one: SqliteSource(database, one, timeout_s=timeout_s),
+                SqliteUsers(database),
+                count=count,
+                random=Random(seed),  # noqa: S311  # a sample, no secret
+                clock=clock,
+                tell=lambda done: bar.update(task, completed=done),
+            )
+
+
+def _last_other(served: list[Announced], name: str, fingerprint: str) -> Definition | None:
+    """The definition of a feature that was served last, of those with another fingerprint."""
+    for known in reversed(served):
+        for item in known.definitions:
+            if item.name == name and item.fingerprint != fingerprint:
+                return item
+    return None
+
+
+@features.command()
+@click.argument("name")
+@_reason
+def disable(name: str, reason: str) -> None:
+    """Serve the feature NAME as null, in every process, within a second."""
+    run(_switch(name, reason, on=False))
+    click.echo(f"{name} is disabled: it is served as null until `profiles features enable {name}`")
+
+
+@features.command()
+@click.argument("name")
+@_reason
+def enable(name: str, reason: str) -> None:
+    """Serve the feature NAME again."""
+    run(_switch(name, reason, on=True))
+    click.echo(f"{name} is enabled")
+
+
+async def _switch(name: str, reason: str, *, on: bool) -> None:
+    from app.api.admin.reasons import reason_problem
+    from app.assembly import open_service
+    from app.audit import audited
+    from app.errors import InvalidInput, Issue
+
+    if (wrong := reason_problem(reason)) is not None:
+        raise InvalidInput("the reason is not allowed", [Issue("--reason", wrong)])
+    async with open_service(settings_of_command(), door="command") as service:
+        service.contract.registry.mask([name])
+        now_ms, action = service.clock.now_ms(), "enable feature" if on else "disable feature"
+        async with audited(service.audit, now_ms, ACTOR, action, name) as act:
+            act.outcome = await service.registries.switch(name, ACTOR, reason, now_ms, on=on)
+
+
+def _contract(settings: Settings, registry: str | None) -> Contract:
+    from app.contract import load_contract
+
+    return load_contract(settings, registry)
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    """The database alone, to be read: no process is announced, nothing is cached."""
+    from app.stores.sqlite.database import Database
+
+    database = await Database.open(settings.database, settings.readers)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def _served(database: Database, now_ms: int, *, every: bool = False) -> list[Announced]:
+    """The registries that running processes serve, or else the one seen last, or `every` one; the newest last."""
+    from app.operations.overview import ALIVE_MS
+    from app.stores.sqlite.registries import SqliteRegistries
+    from app.stores.sqlite.samples import SqliteSamples
+
+    known = await SqliteRegistries(database).announced()
+    if every:
+        return known
+    record = await SqliteSamples(database).since(now_ms - ALIVE_MS)
+    newest = {sample.process: sample for sample in record.samples}.values()
+    running = {sample.registry for sample in newest if not sample.stopped}
+    return [item for item in known if item.fingerprint in running] or known[-1:]

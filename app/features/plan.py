@@ -1,0 +1,100 @@
+"""What changes between two registries: the one that running processes have announced, and a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from app.features.registry import MILLISECOND, Dtype, Feature, Registry, Scalar
+
+Kind = Literal["added", "removed", "changed"]
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry as a process announces it."""
+
+    name: str
+    dtype: Dtype
+    ttl_ms: int
+    window_ms: int
+    default: Scalar
+    description: str
+    compute: str
+    invalidated_by: tuple[str, ...]
+    relations: tuple[str, ...]
+    fingerprint: str
+
+
+class Announced(NamedTuple):
+    """A registry that processes have served, and when."""
+
+    fingerprint: str
+    definitions: tuple[Definition, ...]
+    first_seen_ms: int
+    last_seen_ms: int
+
+
+class Change(NamedTuple):
+    """What is different about one feature. `breaks`: consumers that rely on it fail. `recomputed`: cached values of the
+    feature are misses."""
+
+    feature: str
+    kind: Kind
+    details: tuple[str, ...]
+    breaks: bool
+    recomputed: bool
+
+
+def definitions_of(registry: Registry) -> tuple[Definition, ...]:
+    """Every entry, to be announced."""
+    names = Definition.__struct_fields__
+    return tuple(Definition(**{name: getattr(entry, name) for name in names}) for entry in registry)
+
+
+def feature_of(definition: Definition) -> Feature:
+    """The entry that was announced, ready to be computed."""
+    return Feature(
+        name=definition.name,
+        dtype=definition.dtype,
+        ttl=definition.ttl_ms * MILLISECOND,
+        window=definition.window_ms * MILLISECOND,
+        description=definition.description,
+        compute=definition.compute,
+        default=definition.default,
+        invalidated_by=definition.invalidated_by,
+        relations=definition.relations,
+    )
+
+
+def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[Change]:
+    """What is different, in the order of the new registry, what was removed last."""
+    old = {item.name: item for item in before}
+    new = {item.name: item for item in after}
+    found = [
+        Change(name, "added", (), breaks=False, recomputed=True) if name not in old else _changed(old[name], item)
+        for name, item in new.items()
+    ]
+    found += [Change(name, "removed", (), breaks=True, recomputed=False) for name in old if name not in new]
+    return [change for change in found if change is not None]
+
+
+def _changed(old: Definition, new: Definition) -> Change | None:
+    shown: Mapping[str, tuple[object, object]] = {
+        "dtype": (old.dtype, new.dtype),
+        "window": (timedelta(milliseconds=old.window_ms), timedelta(milliseconds=new.window_ms)),
+        "TTL": (timedelta(milliseconds=old.ttl_ms), timedelta(milliseconds=new.ttl_ms)),
+        "default": (old.default, new.default),
+        "invalidated by": (", ".join(sorted(old.invalidated_by)), ", ".join(sorted(new.invalidated_by))),
+    }
+    details = [f"{name}: {was} → {now}" for name, (was, now) in shown.items() if was != now]
+    if old.compute != new.compute:
+        details.append("SQL")
+    if old.description != new.description:
+        details.append("description")
+    if not details:
+        return None
+    recomputed = old.fingerprint != new.fingerprint
+    return Change(new.name, "changed", tuple(details), breaks=old.dtype != new.dtype, recomputed=recomputed)

@@ -1,0 +1,38 @@
+"""What processes tell each other about features: which registries they serve, and which features are disabled.
+
+Revision ID: 0005
+"""
+
+from alembic import op
+from sqlalchemy import text
+
+revision = "0005"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+TABLES = (
+    # `definitions` is the registry as JSON (`app.features.plan`).
+    """CREATE TABLE registries (
+        fingerprint TEXT PRIMARY KEY,
+        definitions TEXT NOT NULL,
+        first_seen_ms INTEGER NOT NULL,
+        last_seen_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE disabled_features (
+        feature TEXT PRIMARY KEY,
+        disabled_by TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        disabled_at_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)
+
+
+def upgrade() -> None:
+    for statement in TABLES:
+        op.execute(text(statement))
+
+
+def downgrade() -> None:
+    for table in ("disabled_features", "registries"):
+        op.execute(text(f"DROP TABLE {table}"))

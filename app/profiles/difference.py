@@ -1,0 +1,149 @@
+"""Two definitions of one feature, computed for the same users at the same moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+import msgspec
+
+from app.features.clock import Clock
+from app.features.registry import Feature, Registry, Scalar, as_dtype
+from app.profiles.ports import Asked, NewestEvents, Source
+from app.profiles.quality.drift import CommonBin, band, common_bins, psi, too_few
+from app.profiles.quality.sketch import Sketch
+
+PAGE = 128
+SHOWN = 5
+
+
+class Side(msgspec.Struct):
+    """The values by one definition. Quartiles are None if there is no number."""
+
+    fingerprint: str
+    nulls: int
+    failed: int
+    quartiles: list[float | None]
+
+
+class ChangedUser(msgspec.Struct):
+    """A user whose value differs."""
+
+    user_id: str
+    before: Scalar
+    after: Scalar
+
+
+class Difference(msgspec.Struct, kw_only=True):
+    """`psi` is None if `why_no_psi` says why: too few users, or two dtypes."""
+
+    feature: str
+    users: int
+    changed: int
+    before: Side
+    after: Side
+    psi: float | None
+    why_no_psi: str | None
+    bins: list[CommonBin]
+    examples: list[ChangedUser]
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        if not self.users:
+            yield "There are no users with an event in either window."
+            return
+        yield f"{self.feature}: {self.changed:,} of {self.users:,} users change ({self.changed / self.users:.1%})"
+        for name, side in (("before", self.before), ("after", self.after)):
+            shown = ", ".join("none" if value is None else f"{value:.6g}" for value in side.quartiles)
+            spread = f"quartiles {shown}; " if any(value is not None for value in side.quartiles) else ""
+            yield f"  {name} {side.fingerprint}: {spread}{side.nulls:,} null, {side.failed:,} failed"
+        yield f"  PSI {self.psi:.3f}, {band(self.psi)}" if self.psi is not None else f"  no PSI: {self.why_no_psi}"
+        for item in self.examples:
+            yield f"  {item.user_id}: {item.before} → {item.after}"
+
+
+async def compare(
+    before: Feature,
+    after: Feature,
+    source_of: Callable[[Registry], Source],
+    users: NewestEvents,
+    *,
+    count: int,
+    random: Random,
+    clock: Clock,
+    tell: Callable[[int], object],
+) -> Difference:
+    """Compute both for up to `count` users, drawn from those with an event within the longer window.
+
+    Raises:
+        StoreUnavailable: the database does not answer.
+    """
+    now_ms = clock.now_ms()
+    chosen = await _drawn(users, now_ms - max(before.window_ms, after.window_ms), count, random)
+    sides = [_Computed(entry, source_of(Registry([entry]))) for entry in (before, after)]
+    changed: list[ChangedUser] = []
+    for start in range(0, len(chosen), PAGE):
+        page = chosen[start : start + PAGE]
+        old, new = [await side.values(page, now_ms) for side in sides]
+        changed += [ChangedUser(*row) for row in zip(page, old, new, strict=True) if row[1] != row[2]]
+        tell(start + len(page))
+    bins, why_not = _bins(before, after, sides[1].sketch, sides[0].sketch)
+    return Difference(
+        feature=after.name,
+        users=len(chosen),
+        changed=len(changed),
+        before=sides[0].side(),
+        after=sides[1].side(),
+        psi=None if why_not else round(psi(bins), 4),
+        why_no_psi=why_not,
+        bins=bins,
+        examples=changed[:SHOWN],
+    )
+
+
+def _bins(before: Feature, after: Feature, now: Sketch, then: Sketch) -> tuple[list[CommonBin], str | None]:
+    if before.dtype != after.dtype:
+        return [], f"the dtype changes from {before.dtype} to {after.dtype}"
+    bins = common_bins(after.dtype, now, then)
+    return bins, too_few(bins)
+
+
+class _Computed:
+    """One definition, and its values so far."""
+
+    def __init__(self, entry: Feature, source: Source) -> None:
+        self._entry = entry
+        self._source = source
+        self._failed = 0
+        self.sketch = Sketch()
+
+    async def values(self, user_ids: list[str], now_ms: int) -> list[Scalar]:
+        snapshot = await self._source.compute(now_ms, [Asked(user_id, 1) for user_id in user_ids])
+        found: list[Scalar] = []
+        for place, row in enumerate(snapshot.rows):
+            value = self._entry.default if row[0] is None else as_dtype(self._entry.dtype, row[0])
+            if (place, 0) in snapshot.errors or (row[0] is not None and value is None):
+                self._failed += 1
+                value = None
+            else:
+                self.sketch.add(value)
+            found.append(value)
+        return found
+
+    def side(self) -> Side:
+        return Side(self._entry.fingerprint, self.sketch.nulls, self._failed, self.sketch.quantiles([0.25, 0.5, 0.75]))
+
+
+async def _drawn(users: NewestEvents, since_ms: int, count: int, random: Random) -> list[str]:
+    """A sample of the eligible users: each is as likely (Vitter's algorithm R), in memory for `count`."""
+    chosen: list[str] = []
+    seen, after = 0, ""
+    while page := await users.eligible(after, since_ms, 1_000):
+        for user_id in page:
+            seen += 1
+            if len(chosen) < count:
+                chosen.append(user_id)
+            elif (place := random.randrange(seen)) < count:
+                chosen[place] = user_id
+        after = page[-1]
+    return chosen

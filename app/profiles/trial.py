@@ -1,0 +1,63 @@
+"""A trial of features: each is computed alone for some stored users, to see that it works and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from app.features.clock import Clock
+from app.features.registry import Registry, as_dtype, indices
+from app.profiles.ports import Asked, Source
+
+SAMPLE = 20
+
+
+class Trial(NamedTuple):
+    """What a trial of a feature, given by its index, found.
+
+    `us_per_user`, in microseconds, is None if there was no user, or the SQL took too long.
+    """
+
+    feature: int
+    us_per_user: float | None
+    user_id: str = ""
+    error: str | None = None
+    overdue: bool = False
+
+
+async def try_features(
+    source: Source, registry: Registry, mask: int, user_ids: Sequence[str], clock: Clock
+) -> list[Trial]:
+    """Compute each feature in the mask for each user. Raises `StoreUnavailable`."""
+    if not user_ids:
+        return [Trial(index, None) for index in indices(mask)]
+    await source.compute(clock.now_ms(), [Asked(user_id, 0) for user_id in user_ids])  # the statement is parsed once
+    return [await _try(source, registry, index, user_ids, clock) for index in indices(mask)]
+
+
+async def _try(source: Source, registry: Registry, index: int, user_ids: Sequence[str], clock: Clock) -> Trial:
+    started = clock.monotonic()
+    snapshot = await source.compute(clock.now_ms(), [Asked(user_id, 1 << index) for user_id in user_ids])
+    took_us = (clock.monotonic() - started) * 1e6 / len(user_ids)
+    for (place, _), error in snapshot.errors.items():
+        overdue = bool(snapshot.overdue >> index & 1)
+        return Trial(index, None if overdue else took_us, user_ids[place], error, overdue)
+    entry = registry[index]
+    for user_id, row in zip(user_ids, snapshot.rows, strict=True):
+        if row[index] is not None and as_dtype(entry.dtype, row[index]) is None:
+            return Trial(index, took_us, user_id, described(row[index], entry.dtype))
+    return Trial(index, took_us)
+
+
+def described(raw: object, dtype: str) -> str:
+    """Why a raw value is not of its dtype."""
+    if isinstance(raw, bytes):
+        found = "more than one row, or a blob,"
+    else:
+        found = f"{type(raw).__name__} {raw}" if isinstance(raw, int | float) else "text"
+    return f"the SQL gave {found} where {dtype} is declared"
+
+
+def costs(trials: Iterable[Trial]) -> dict[int, float]:
+    """Microseconds a user, by the feature's index, of those that have a figure."""
+    return {trial.feature: trial.us_per_user for trial in trials if trial.us_per_user is not None}

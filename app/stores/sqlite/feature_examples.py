@@ -1,0 +1,81 @@
+"""Runs the examples of a registry: their events are stored in an empty database, and the values computed as served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import msgspec
+
+from app.errors import ProfilesError
+from app.events.admission import Admission
+from app.features.examples import events_of
+from app.features.registry import Feature, Registry, as_dtype, indices
+from app.profiles.ports import Asked
+from app.profiles.trial import described
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.feature_check import check_features
+from app.stores.sqlite.migrate import migrate
+from app.stores.sqlite.source import SqliteSource
+
+NOW_MS = 1_777_118_400_000  # 2026-04-25T12:00:00Z: examples give the same on every day
+KEPT_DAYS = 36_500
+
+
+class ExamplesRun(NamedTuple):
+    """What came of the examples of a feature; each failure is a sentence."""
+
+    feature: str
+    examples: int
+    failures: list[str]
+
+
+async def run_examples(registry: Registry, mask: int, timeout_s: float) -> list[ExamplesRun]:
+    """Run the examples of each feature in the mask.
+
+    Raises:
+        RegistryError: an entry's SQL does not compile against the schema.
+    """
+    with TemporaryDirectory(prefix="profiles-examples-") as directory:
+        path = Path(directory) / "examples.db"
+        migrate(path)
+        database = await Database.open(path, 1)
+        try:
+            await database.read(lambda connection: check_features(registry, connection))
+            source = SqliteSource(database, registry, timeout_s=timeout_s)
+            return [await _run(database, source, registry, index) for index in indices(mask)]
+        finally:
+            await database.close()
+
+
+async def _run(database: Database, source: SqliteSource, registry: Registry, index: int) -> ExamplesRun:
+    entry = registry[index]
+    failures = []
+    for number, example in enumerate(entry.examples, start=1):
+        user_id = f"{entry.name}-{number}"
+        try:
+            admitted = Admission(KEPT_DAYS).admit(events_of(example, NOW_MS, user_id), NOW_MS)
+        except (msgspec.ValidationError, ProfilesError) as error:
+            failures.append(f"example {number}: an event is not allowed: {error}")
+            continue
+        if admitted:
+            await SqliteEventLog(database).append([admitted])
+        snapshot = await source.compute(NOW_MS, [Asked(user_id, 1 << index)])
+        problem = _problem(entry, example.value, snapshot.rows[0][index], snapshot.errors.get((0, index)))
+        if problem is not None:
+            failures.append(f"example {number}: {problem}")
+    return ExamplesRun(entry.name, len(entry.examples), failures)
+
+
+def _problem(entry: Feature, expected: object, raw: object, error: str | None) -> str | None:
+    if error is not None:
+        return error
+    value = entry.default if raw is None else as_dtype(entry.dtype, raw)
+    if raw is not None and value is None:
+        return described(raw, entry.dtype)
+    wanted = entry.default if expected is None else as_dtype(entry.dtype, expected)
+    if expected is not None and wanted is None:
+        return f"the expected value {expected!r} is not of dtype {entry.dtype}"
+    return None if value == wanted else f"expected {wanted!r}, computed {value!r}"
