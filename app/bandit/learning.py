@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from app.bandit.decisions import Action, EventOutcome, RewardSource, State
+from app.bandit.decisions import EventOutcome, RewardSource, State
 from app.bandit.ports import LearningBook, Told
 from app.features.clock import Clock, to_ms
-from app.features.events import TipFeedback
+from app.features.events import Action, TipFeedback
 from app.setting_values import Rewards
 from app.telemetry import Metrics
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import EventOutcome, State
-from app.bandit.learning import GRACE_MS, SKEW_MS, Judgement, Rules, Unsettled, judge
+from app.bandit.learning import GRACE_MS, SKEW_MS, Rules, Unsettled, judge
 from app.bandit.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
@@ -20,7 +20,7 @@ from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import Database
 from tests.bandit.school import TIPS, WINDOW_MS, School
 from tests.support.clock import NOW_MS
-from tests.support.events import Action, feedback, served
+from tests.support.events import feedback, served
 
 RULES = Rules(Rewards(), WINDOW_MS)
 
@@ -80,10 +80,9 @@ def test_an_event_means_what_the_rules_say(
 
 
 @pytest.mark.parametrize(("action", "reward"), [("completed", 1.0), ("snoozed", 0.3), ("dismissed", 0.0)])
-def test_reward_is_that_of_the_action(action: Action, reward: float) -> None:
-    assert judge(unsettled("open"), logged(feedback(action=action)), RULES) == Judgement(
-        "learned", "learned", NOW_MS, reward, action
-    )
+def test_reward_is_that_of_the_action(action: str, reward: float) -> None:
+    judged = judge(unsettled("open"), logged(feedback(action=action)), RULES)
+    assert judged == ("learned", "learned", NOW_MS, reward, action)
 
 
 def test_an_event_from_the_future_counts_from_its_arrival() -> None:

@@ -19,7 +19,7 @@ from app.features.export import FORMATS
 from app.features.registry import DTYPES
 from app.features.schema import ProfileFeatures
 from tests.commands.conftest import Outcome, Run
-from tests.support.events import Action, feedback, payload, served
+from tests.support.events import feedback, payload, served
 from tests.support.traffic import now_ms
 
 TYPESCRIPT = {"float": "number", "int": "number", "str": "string"}
@@ -37,7 +37,7 @@ def lived_in(migrated: Run, tmp_path: Path) -> Run:
     today = now_ms()
     events = [payload(served("ann", today - day * DAY_MS, event_id=f"s{day}")) for day in range(1, 41)]
     for day in range(1, 41):
-        action: Action = "completed" if day % 3 else "dismissed"
+        action = "completed" if day % 3 else "dismissed"
         shown = feedback(
             "ann" if day % 2 else "bob", today - day * DAY_MS, action, dwell_ms=day * 100, event_id=f"f{day}"
         )

@@ -114,7 +114,7 @@ moves = st.lists(st.tuples(st.sampled_from(["read", "drop", "stale", "event"]), 
 def built(facts: Sequence[tuple[str, int, str, int | None]], now_ms: int) -> list[TipEvent]:
     """As events."""
     return [
-        served(user, now_ms - ago) if kind == "served" else feedback(user, now_ms - ago, kind, dwell_ms=dwell)  # type: ignore[arg-type]  # one of those words
+        served(user, now_ms - ago) if kind == "served" else feedback(user, now_ms - ago, kind, dwell_ms=dwell)
         for user, ago, kind, dwell in facts
     ]
 
