@@ -6,7 +6,7 @@ Each raises `ValueError` with what is allowed, and never with what was given whe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,23 +21,6 @@ class ApiKey:
     name: str
     scopes: frozenset[str]
     sha256: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Rewards:
-    """What each outcome of a decision is worth, 0 to 1; `none`: served, and no feedback within the window."""
-
-    completed: float = 1.0
-    snoozed: float = 0.3
-    dismissed: float = 0.0
-    none: float = 0.0
-
-    def of(self, action: str | None) -> float:
-        """The reward of a feedback's action; None: of no feedback."""
-        return float(getattr(self, action or "none"))
-
-    def __str__(self) -> str:
-        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,20 +164,26 @@ def api_keys(value: str) -> tuple[ApiKey, ...]:
     return tuple(keys)
 
 
-def rewards(value: str) -> Rewards:
-    """Comma-separated `outcome=reward`; what is not named keeps its default."""
-    names = [item.name for item in fields(Rewards)]
-    given: dict[str, float] = {}
+def _assignments(value: str) -> Iterator[tuple[str, str]]:
+    """Comma-separated `name=text`, each name once."""
+    named: set[str] = set()
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, _, text = part.partition("=")
-        if name not in names:
-            raise ValueError(f"must be outcome=reward, comma-separated; outcomes are {', '.join(names)}")
-        if name in given:
+        if name in named:
             raise ValueError(f"{name} is named twice")
-        if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", text) or not float(text) <= 1:
-            raise ValueError(f"the reward of {name} must be a number from 0 to 1")
-        given[name] = float(text)
-    return Rewards(**given)
+        named.add(name)
+        yield name, text
+
+
+def rewards(value: str) -> tuple[tuple[str, float], ...]:
+    """Comma-separated `outcome=reward`. `app.bandit.rewards` knows the outcomes and checks their names."""
+    given: list[tuple[str, float]] = []
+    for name, text in _assignments(value):
+        try:
+            given.append((name, share(text)))
+        except ValueError as error:
+            raise ValueError(f"the reward of {name} {error}") from None
+    return tuple(given)
 
 
 def share(value: str) -> float:
@@ -208,12 +197,9 @@ def rollout_rails(value: str) -> RolloutRails:
     """Comma-separated `guardrail=limit`; what is not named keeps its default."""
     names = [item.name for item in fields(RolloutRails)]
     given: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in value.split(","))):
-        name, _, text = part.partition("=")
+    for name, text in _assignments(value):
         if name not in names:
             raise ValueError(f"must be guardrail=limit, comma-separated; guardrails are {', '.join(names)}")
-        if name in given:
-            raise ValueError(f"{name} is named twice")
         if name == "p99_ms":
             if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
                 raise ValueError(f"{name} must be a whole number of milliseconds from 1 to 999999")

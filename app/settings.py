@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from app import setting_values
 from app.errors import SettingsError
-from app.setting_values import ApiKey, Rewards, RolloutRails
+from app.setting_values import ApiKey, RolloutRails
 
 PREFIX = "PROFILES_"
 MIN_RETENTION_MARGIN_DAYS = 30
@@ -74,8 +74,8 @@ class Settings:
         setting_values.whole(1, 36500),
         "Days that decisions of /score are kept; at least the reward window + 3.",
     )
-    rewards: Rewards = _setting(
-        Rewards(), setting_values.rewards, "What the bandit learns from each outcome, 0 to 1; none: no feedback."
+    rewards: tuple[tuple[str, float], ...] = _setting(
+        (), setting_values.rewards, "Rewards other than the actions' own: outcome=reward, 0 to 1; none: no feedback."
     )
     reward_window_hours: int = _setting(
         24, setting_values.whole(1, 720), "Hours after a tip was served in which its feedback is learned."

@@ -16,8 +16,8 @@ from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.database import column
-from tests.support.waiting import eventually_async
 from tests.support.registry import FEATURES
+from tests.support.waiting import eventually_async
 
 BODIES = "SELECT body ->> 'role' || ' ' || coalesce(body ->> 'stopped', '') FROM samples ORDER BY id"
 

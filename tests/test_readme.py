@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import REGISTRY
 from app.settings import described
 from app.telemetry import Metrics
+from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually_sync
 
 ROOT = Path(__file__).parent.parent

@@ -33,7 +33,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.profiles.world import DEAF_TO_RESTARTS, PLAIN_SET, TRUE, Kind
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import column, copy_database
-from tests.support.events import Action, admitted, feedback, served
+from tests.support.events import admitted, feedback, served
 from tests.support.reference import profile
 from tests.support.servers import StartServer, ask, keys
 from tests.support.service import NEAR_AFTER, Features, Service, let_pass, open_service, over
@@ -168,7 +168,7 @@ class Machine(RuleBasedStateMachine):
         process: int,
         user_id: str,
         age_ms: int,
-        action: Action | None,
+        action: str | None,
         dwell_ms: int | None,
         offset_min: int,
         in_the_way: bool,

@@ -26,7 +26,6 @@ from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
 from app.events import consume, retention
 from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
-from tests.support.registry import FEATURES, REGISTRY
 from app.jobs import UNEXPECTED_TRIES, Context, back_off, context
 from app.profiles.rebuild_runs import RebuildRun, scope_of
 from app.settings import Settings
@@ -40,6 +39,7 @@ from app.worker import work
 from tests.bandit.school import TIPS
 from tests.support.events import admitted, payload, served
 from tests.support.processes import free_port
+from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas import Moment, Value
 from app.bandit.decisions import MAX_CANDIDATES
+from app.features.events import Action
 from app.features.ids import Id
 from app.features.schema import ProfileFeatures
 
@@ -154,7 +155,7 @@ class OutcomeShown(msgspec.Struct):
     served_at: str | None
     reward: float | None
     source: Annotated[Literal["feedback", "default"] | None, Meta(description="`default`: no feedback came in time.")]
-    action: Literal["completed", "dismissed", "snoozed"] | None
+    action: Action | None
     settled_at: str | None
     late: int
     repeated: int

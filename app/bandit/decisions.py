@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 from app.bandit.evidence import Evidence
 from app.bandit.pooling import Prior
 from app.bandit.terms import Array, Candidate, Context, Profile
+from app.features.events import Action
 
 Origin = Literal["request", "service", "absent"]
 Role = Literal["champion", "challenger"]
 State = Literal["open", "served", "learned", "expired"]
-Action = Literal["completed", "dismissed", "snoozed"]
 RewardSource = Literal["feedback", "default"]
 EventOutcome = Literal["served", "learned", "repeated", "late", "other tip"]
 MAX_CANDIDATES = 100

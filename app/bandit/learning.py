@@ -11,15 +11,16 @@ event means for a decision is judged here. Rules, in event time:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from app.bandit.decisions import Action, EventOutcome, RewardSource, State
+from app.bandit.decisions import EventOutcome, RewardSource, State
 from app.bandit.ports import LearningBook, Told
+from app.bandit.rewards import outcome_rewards
+from app.errors import InvalidInput
 from app.features.clock import Clock, to_ms
-from app.features.events import TipFeedback
-from app.setting_values import Rewards
+from app.features.events import Action, TipFeedback
 from app.telemetry import Metrics
 
 HOUR_MS = 3_600_000
@@ -32,15 +33,15 @@ SETTLED_AT_ONCE = 200
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the settings say of rewards."""
+    """What is learned: the reward of each outcome (see `app.bandit.rewards`), and how long feedback counts."""
 
-    rewards: Rewards
+    rewards: Mapping[str, float]
     window_ms: int
 
     @classmethod
-    def of(cls, rewards: Rewards, window_hours: int) -> Rules:
-        """From settings."""
-        return cls(rewards, window_hours * HOUR_MS)
+    def of(cls, overrides: Iterable[tuple[str, float]], window_hours: int) -> Rules:
+        """From settings; raises `SettingsError` if an override names no outcome."""
+        return cls(outcome_rewards(overrides), window_hours * HOUR_MS)
 
 
 class Unsettled(NamedTuple):
@@ -94,7 +95,10 @@ def judge(decision: Unsettled, logged: Told, rules: Rules) -> Judgement:
         return Judgement("served" if state == "open" else "repeated", "served", served_at)
     if at_ms > served_at + rules.window_ms:
         return Judgement("late", state, served)
-    return Judgement("learned", "learned", served_at, rules.rewards.of(event.action), event.action)
+    reward = rules.rewards.get(event.action)
+    if reward is None:
+        raise InvalidInput(f"unknown action {event.action!r}; replay the event under a release that declares it")
+    return Judgement("learned", "learned", served_at, reward, event.action)
 
 
 class DecisionLearner:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.output import progress
-from app.settings import Settings
+from app.commands.output import progress, settings_from_environment
 
 
 @click.command()
@@ -16,7 +15,7 @@ def backup(file: Path) -> None:
     """Copy the database to FILE, consistent as of one moment, while the service runs."""
     from app.stores.sqlite import backup as store
 
-    settings = Settings.from_environment()
+    settings = settings_from_environment()
     with progress("pages") as bar:
         task = bar.add_task("copying", total=None)
         store.backup(settings.database, file, lambda left, total: bar.update(task, total=total, completed=total - left))
@@ -33,6 +32,6 @@ def restore(file: Path) -> None:
     """
     from app.stores.sqlite import backup as store
 
-    settings = Settings.from_environment()
+    settings = settings_from_environment()
     store.restore(file, settings.database)
     click.echo(f"{settings.database} restored from {file}", err=True)

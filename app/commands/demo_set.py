@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta, timezone
 from random import Random
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from app.features.clock import DAY_MS, EPOCH, MILLISECOND
-from app.features.events import TipEvent, TipFeedback, TipServed
+from app.features.events import Action, TipEvent, TipFeedback, TipServed
 
-Action = Literal["completed", "dismissed", "snoozed"]
+OTHER_ACTION_SHARE = 0.02  # of tips, for each action that the habits do not name
 
 
 class Habit(NamedTuple):
@@ -28,6 +28,11 @@ class Habit(NamedTuple):
     dismisses: float
     snoozes: float
     dwell_ms: int
+
+    def shares(self) -> dict[Action, float]:
+        """Of the tips served, the share that gets each action; the rest get no feedback."""
+        named = {Action.COMPLETED: self.completes, Action.DISMISSED: self.dismisses, Action.SNOOZED: self.snoozes}
+        return {**named, **{action: OTHER_ACTION_SHARE for action in Action if action not in named}}
 
 
 HABITS = (
@@ -87,11 +92,9 @@ def _events(
 
 
 def _action(habit: Habit, random: Random) -> Action | None:
-    draw = random.random()
-    if draw < habit.completes:
-        return "completed"
-    if draw < habit.completes + habit.dismisses:
-        return "dismissed"
-    if draw < habit.completes + habit.dismisses + habit.snoozes:
-        return "snoozed"
+    draw, bound = random.random(), 0.0
+    for action, share in habit.shares().items():
+        bound += share
+        if draw < bound:
+            return action
     return None

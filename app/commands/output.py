@@ -109,11 +109,24 @@ def running_servers(database: Path) -> Path:
     return database.parent / "run" / "servers.json"
 
 
+def settings_from_environment() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: a setting is invalid, or names an outcome of decisions that does not exist.
+    """
+    from app.bandit.rewards import outcome_rewards
+
+    settings = Settings.from_environment()
+    outcome_rewards(settings.rewards)
+    return settings
+
+
 def settings_of_command() -> Settings:
     """Settings for a command that works beside the service: it finds the servers of a running `profiles up`."""
     from app.telemetry import configure_logging
 
-    settings = Settings.from_environment()
+    settings = settings_from_environment()
     configure_logging(settings.log_format, "warning")
     if settings.cache_url is None or settings.queue_url is None:
         settings = with_running_servers(settings)

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 
 import click
 
-from app.commands.output import err, print_json
+from app.commands.output import err, print_json, settings_from_environment
 from app.commands.port import require_free_port
-from app.settings import Settings
 
 PARENT_LOOK_S = 0.2
 PARENT_GRACE_S = 15.0
@@ -29,7 +28,7 @@ def up() -> None:
     """
     from app.commands.supervisor import supervise
 
-    sys.exit(supervise(Settings.from_environment()))
+    sys.exit(supervise(settings_from_environment()))
 
 
 @click.command()
@@ -40,7 +39,7 @@ def serve(with_parent: int | None) -> None:
         from app.asgi import run
 
         _follow_parent(with_parent)
-        settings = Settings.from_environment()
+        settings = settings_from_environment()
         settings.require_safe_binding()
         settings.require_servers()
         settings.require_whole_model()
@@ -55,7 +54,7 @@ def worker(with_parent: int | None) -> None:
     from app.worker import run
 
     _follow_parent(with_parent)
-    run(Settings.from_environment())
+    run(settings_from_environment())
 
 
 @click.command()
@@ -64,7 +63,7 @@ def migrate(as_json: bool) -> None:
     """Create the database, or bring it to this program's revision."""
     from app.stores.sqlite.migrate import migrate as bring
 
-    settings = Settings.from_environment()
+    settings = settings_from_environment()
     before, after = bring(settings.database)
     if as_json:
         print_json({"database": str(settings.database), "from": before, "to": after})

@@ -17,7 +17,7 @@ import msgspec
 from app.errors import InvalidInput, Issue, Undecodable
 from app.events.ports import Admitted
 from app.features.clock import DAY_MS, rfc3339, to_ms
-from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, TipEvent
+from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, Action, TipEvent
 from app.features.ids import MAX_ID_LENGTH, id_problem
 
 MAX_EVENTS = 1_000
@@ -40,7 +40,7 @@ _ALLOWED = {
     "tip_id": _ID_RULE,
     "decision_id": f"{_ID_RULE}, or null",
     "occurred_at": "an RFC 3339 time with its UTC offset, as 2026-04-25T08:30:00+02:00",
-    "action": "completed, dismissed or snoozed",
+    "action": " or ".join(", ".join(Action).rsplit(", ", 1)),
     "dwell_ms": f"a whole number from 0 to {MAX_DWELL_MS}, or null",
 }
 

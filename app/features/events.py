@@ -1,4 +1,4 @@
-"""The two tip events, as producers send them: the complete list of subjects.
+"""The two tip events, as producers send them: the complete lists of subjects and of feedback actions.
 
 Everything else about an event (its arrival, its sequence number) belongs to `app.events`.
 """
@@ -6,7 +6,8 @@ Everything else about an event (its arrival, its sequence number) belongs to `ap
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from enum import StrEnum
+from typing import Annotated, Self, cast
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +20,35 @@ KNOWN_SUBJECTS = frozenset({SERVED, FEEDBACK})
 # What a feature's SQL may read, and the subject whose events become rows of it.
 RELATIONS = {"views": SERVED, "feedback": FEEDBACK}
 MAX_DWELL_MS = 86_400_000
+
+
+# A new action is one line here, and needs no migration. Its name must be an identifier other than `none`, `served`,
+# `start`, `end` and `hour`, which stand beside the names of actions in settings and answers. Keep a line as long as
+# events or decisions with its action are stored.
+class Action(StrEnum):
+    """What a user did with a tip."""
+
+    # Its name in events, and the reward from 0 to 1 that the bandit learns, unless PROFILES_REWARDS overrides it.
+    COMPLETED = "completed", 1.0
+    DISMISSED = "dismissed", 0.0
+    SNOOZED = "snoozed", 0.3
+
+    reward: float
+
+    def __new__(cls, name: str, reward: float) -> Self:
+        action = str.__new__(cls, name)
+        action._value_ = name
+        action.reward = reward
+        return action
+
+
+_ACTIONS: dict[str, Action] = {action.value: action for action in Action}
+
+
+def stored_action(name: str) -> Action:
+    """The action of a row. A name that only a later release declares stays text, so that the row can still be read."""
+    return _ACTIONS.get(name) or cast(Action, name)
+
 
 OccurredAt = Annotated[
     datetime,
@@ -49,7 +79,7 @@ class TipFeedback(
     user_id: Id
     tip_id: Id
     occurred_at: OccurredAt
-    action: Literal["completed", "dismissed", "snoozed"]
+    action: Action
     dwell_ms: Annotated[int, Meta(ge=0, le=MAX_DWELL_MS, description="How long the tip was on screen.")] | None = None
     decision_id: Id | None = None
 

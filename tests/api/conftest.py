@@ -15,8 +15,8 @@ from app.settings import Settings
 from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.live import API_KEYS, Live, fresh_database, live
-from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.registry import FEATURES
+from tests.support.servers import VALKEY, StartServer, ask
 
 ServeSite = Callable[..., AbstractAsyncContextManager[Live]]
 

@@ -14,9 +14,9 @@ import pytest
 from app.api import bodies
 from app.api.forms import MAX_BYTES, MAX_BYTES_OF_ANYBODY, MEDIA_TYPE
 from app.api.schemas import MAX_USERS
-from tests.support.registry import REGISTRY
 from app.features.ids import MAX_ID_LENGTH
 from tests.support.live import JSON, Live, problem
+from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from litestar.types import Receive, Scope, Send
 
-from tests.support.registry import FEATURES, REGISTRY
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
 from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, new_user
+from tests.support.registry import FEATURES, REGISTRY
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

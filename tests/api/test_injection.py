@@ -10,11 +10,11 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from tests.support.registry import REGISTRY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.events import served
 from tests.support.live import JSON, Live, paths, problem, raw_status
+from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer, ask, keys
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

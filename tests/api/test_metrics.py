@@ -9,10 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from app.bandit.stages import Target
-from tests.support.registry import REGISTRY
 from tests.api.conftest import ServeSite
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
+from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -13,13 +13,12 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.contract import Contract
 from app.events.admission import decode_json, decode_lines
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.features.schema import Int
-from tests.support.registry import ProfileFeatures
 from tests.api.conftest import ServeSite
 from tests.support.entries import entry
 from tests.support.live import Live
+from tests.support.registry import REGISTRY, ProfileFeatures
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Document = dict[str, Any]

@@ -14,11 +14,10 @@ from app.api.scoring_inputs import request_type
 from app.api.scoring_schemas import ScoreRequest
 from app.bandit.specs import SPEC_V1
 from app.errors import StoreFull
-from tests.support.registry import REGISTRY
-from tests.support.registry import ProfileFeatures
 from tests.support.database import column
 from tests.support.events import feedback, served
 from tests.support.live import JSON, Live, new_user, paths, problem
+from tests.support.registry import REGISTRY, ProfileFeatures
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 AT = "2026-04-25T08:30:00+02:00"

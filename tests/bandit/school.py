@@ -18,7 +18,6 @@ from app.bandit.terms import Candidate, Context
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
 from app.features.registry import Scalar
-from app.setting_values import Rewards
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
@@ -61,7 +60,7 @@ class School:
         self.metrics = Metrics()
         self.profiles: dict[str, Mapping[str, Scalar]] = {}
         self.meanwhile: Callable[[], Any] | None = None
-        self.rules = Rules.of(Rewards(), WINDOW_H)
+        self.rules = Rules.of((), WINDOW_H)
         self.lineup = Lineup.of(shadow=shadow)
         self.outside = Outside(
             SqliteDecisions(database, self.lineup.longest),

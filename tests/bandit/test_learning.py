@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import EventOutcome, State
-from app.bandit.learning import GRACE_MS, SKEW_MS, Judgement, Rules, Unsettled, judge
+from app.bandit.learning import GRACE_MS, HOUR_MS, SKEW_MS, Rules, Unsettled, judge
 from app.bandit.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
-from app.errors import SpecMismatch, StoreUnavailable
+from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.events.ports import LoggedEvent
 from app.features.events import TipEvent
-from app.setting_values import Rewards
 from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import Database
 from tests.bandit.school import TIPS, WINDOW_MS, School
 from tests.support.clock import NOW_MS
-from tests.support.events import Action, feedback, served
+from tests.support.events import feedback, served
 
-RULES = Rules(Rewards(), WINDOW_MS)
+RULES = Rules.of((), WINDOW_MS // HOUR_MS)
 
 
 @pytest.fixture
@@ -80,10 +79,36 @@ def test_an_event_means_what_the_rules_say(
 
 
 @pytest.mark.parametrize(("action", "reward"), [("completed", 1.0), ("snoozed", 0.3), ("dismissed", 0.0)])
-def test_reward_is_that_of_the_action(action: Action, reward: float) -> None:
-    assert judge(unsettled("open"), logged(feedback(action=action)), RULES) == Judgement(
-        "learned", "learned", NOW_MS, reward, action
+def test_reward_is_that_of_the_action(action: str, reward: float) -> None:
+    judged = judge(unsettled("open"), logged(feedback(action=action)), RULES)
+    assert judged == ("learned", "learned", NOW_MS, reward, action)
+
+
+def test_reward_is_the_override_when_there_is_one() -> None:
+    rules = Rules.of([("snoozed", 0.25), ("none", 0.125)], 24)
+    assert rules.rewards == {"completed": 1.0, "dismissed": 0.0, "snoozed": 0.25, "none": 0.125}
+    assert judge(unsettled("open"), logged(feedback(action="snoozed")), rules).reward == 0.25
+
+
+@pytest.mark.parametrize("name", ["ignored", "COMPLETED", "", "served"])
+def test_override_is_rejected_when_it_names_no_outcome(name: str) -> None:
+    allowed = "outcomes are completed, dismissed, snoozed, none"
+    with pytest.raises(SettingsError, match=f"PROFILES_REWARDS: unknown outcome '{name}'; {allowed}"):
+        Rules.of([(name, 1.0)], 24)
+
+
+async def test_action_of_a_later_release_becomes_a_dead_letter_and_holds_up_no_other_event(school: School) -> None:
+    ours, theirs = await school.decide("ann"), await school.decide("bob")
+    seqs = await school.store(
+        feedback("bob", tip_id=theirs.chosen_id, decision_id=theirs.id),
+        feedback("ann", tip_id=ours.chosen_id, decision_id=ours.id),
     )
+    await school.database.write(lambda c: c.execute("UPDATE tip_feedback SET action = 'shared' WHERE user_id = 'bob'"))
+    for _ in range(ATTEMPTS):
+        await school.consumer.consume(seqs)
+    assert [(await school.outcome(each)).state for each in (ours, theirs)] == ["learned", "open"]
+    (letter,) = await school.letters.list(0, 10)
+    assert "unknown action 'shared'" in letter.error
 
 
 def test_an_event_from_the_future_counts_from_its_arrival() -> None:

@@ -92,7 +92,7 @@ async def begin(workers: Sequence[School], history: Sequence[Told]) -> tuple[lis
         event = (
             served(decision.user_id, at_ms, **about)
             if item.action is None
-            else feedback(decision.user_id, at_ms, item.action, **about)  # type: ignore[arg-type]  # sampled from them
+            else feedback(decision.user_id, at_ms, item.action, **about)
         )
         seqs += await school.store(event)
     return decisions, await school.log.logged(seqs)

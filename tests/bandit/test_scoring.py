@@ -80,7 +80,7 @@ async def test_what_was_learned_counts_in_the_next_decision(school: School) -> N
     for _ in range(5):
         decision = await school.decide()
         action = "completed" if decision.chosen_id == "tip-2" else "dismissed"
-        await school.tell(feedback("ann", action=action, tip_id=decision.chosen_id, decision_id=decision.id))  # type: ignore[arg-type]
+        await school.tell(feedback("ann", action=action, tip_id=decision.chosen_id, decision_id=decision.id))
     evidence = await school.evidence()
     assert evidence is not None
     decision = await school.decide()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from app.bandit import specs
 from app.bandit.specs import GROWN_WITHIN, NEW_PRECISION, SPEC_V1, SPEC_V2, SPECS, Input, Spec, least_precision
 from app.bandit.terms import PROFILE_FEATURES, Candidate, Context, Profile
-from tests.support.registry import REGISTRY
 from tests.bandit.requests import KEEN, MORNING, candidates, contexts, numbers, profiles
+from tests.support.registry import REGISTRY
 
 TIP = Candidate("a", is_overdue=True, task_age_days=10.0, priority=3.0)
 OLD = SPEC_V1.size

@@ -13,7 +13,6 @@ from time import perf_counter
 
 import redis
 
-from tests.support.registry import REGISTRY
 from app.settings import Settings
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build
@@ -21,6 +20,7 @@ from tests.bench.ground import Ground, add_users
 from tests.bench.load import get
 from tests.bench.serving import KEY, service
 from tests.bench.timing import Comparison, Curve, Result
+from tests.support.registry import REGISTRY
 
 ROUNDS = 5
 USERS = {10: 50, 100: 50, 1_000: 50, 10_000: 10, 100_000: 3}

@@ -8,7 +8,6 @@ import redis
 import uvloop
 
 from app.assembly import open_service
-from tests.support.registry import REGISTRY
 from app.settings import Settings
 from tests.bench.ground import Ground, add_users
 from tests.bench.references import key
@@ -26,6 +25,7 @@ from tests.bench.serving import (
     without_near,
 )
 from tests.bench.timing import Comparison, Curve, Result
+from tests.support.registry import REGISTRY
 
 ROUNDS = 5
 CONNECTIONS = 8

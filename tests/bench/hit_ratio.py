@@ -13,11 +13,11 @@ from statistics import median
 
 import redis
 
-from tests.support.registry import REGISTRY
 from tests.bench.ground import Ground, add_users
 from tests.bench.load import get, wrk
 from tests.bench.serving import KEY, service, singles, warm
 from tests.bench.timing import Curve, Result
+from tests.support.registry import REGISTRY
 
 RATIOS = (0.0, 0.5, 0.9, 0.99, 1.0)
 ROUNDS = 3

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from app.features.clock import DAY_MS, Clock, rfc3339
-from tests.support.registry import REGISTRY
 from app.stores.queue import TIP_EVENTS, connect
 from tests.bench.load import get, post
 from tests.bench.serving import KEY
 from tests.support.http import Connection
+from tests.support.registry import REGISTRY
 
 CONNECTIONS = 16
 PER_CONNECTION = 500

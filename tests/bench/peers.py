@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.registry import REGISTRY
 from app.features.registry import Feature
 from app.stores.valkey.embedded import EmbeddedServer, queue_options
 from app.telemetry import configure_logging
@@ -41,6 +40,7 @@ from tests.bench.serving import (
     without_near,
 )
 from tests.bench.timing import Comparison
+from tests.support.registry import REGISTRY
 
 ROUNDS = 5
 

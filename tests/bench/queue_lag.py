@@ -20,13 +20,13 @@ from redis.asyncio import Redis
 
 from app.assembly import open_service
 from app.features.clock import rfc3339
-from tests.support.registry import REGISTRY
 from app.settings import Settings
 from app.stores.queue import TIP_EVENTS, connect
 from tests.bench.ground import Ground
 from tests.bench.processes import running, told_of
 from tests.bench.references import redis_settings
 from tests.bench.timing import Comparison, Curve, Result
+from tests.support.registry import REGISTRY
 
 RATES = (50, 100, 200, 400, 800)
 JOBS = 300

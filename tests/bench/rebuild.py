@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import uvloop
 
 from app.assembly import open_service
-from tests.support.registry import REGISTRY
 from app.profiles.rebuild_runs import CHUNK
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build
 from tests.bench.ground import Ground, add_users
 from tests.bench.timing import Comparison, Curve, Result, compare
+from tests.support.registry import REGISTRY
 
 COUNTS = (1_000, 3_000, 10_000)
 EVENTS = 300

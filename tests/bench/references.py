@@ -19,9 +19,9 @@ from arq.worker import Worker
 from litestar import Litestar, get, post
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from tests.support.registry import REGISTRY
 from app.stores.queue_worker import POLL_DELAY_S
 from tests.bench.hello import constant, serve
+from tests.support.registry import REGISTRY
 
 
 class Users(msgspec.Struct):

@@ -21,7 +21,7 @@ from app.bandit.policy import CHAMPION, sample
 from app.bandit.specs import SPEC_V1, SPEC_V2
 from app.bandit.terms import Candidate, Context
 from app.features.clock import EPOCH, MILLISECOND
-from app.features.events import TipFeedback
+from app.features.events import Action, TipFeedback
 from app.stores.sqlite.states import UPSERT_STATE
 from tests.bench.ground import Ground
 from tests.bench.load import Load, post, wrk
@@ -126,7 +126,7 @@ async def _consumed(
             user_id=user_id,
             tip_id=tip_id,
             occurred_at=EPOCH + now_ms * MILLISECOND,
-            action="completed",
+            action=Action.COMPLETED,
             dwell_ms=None,
             decision_id=decision_id,
         )

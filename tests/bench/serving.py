@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import redis
 
-from tests.support.registry import REGISTRY
 from app.settings import Settings, hash_key
 from tests.bench.load import Load, get, post, wrk
 from tests.bench.processes import running, told_of
 from tests.bench.references import key
+from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually_sync
 
 KEY = "a-key-for-the-benchmark"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import uvloop
 
-from tests.support.registry import REGISTRY
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import at_moment, build
 from tests.bench.ground import Ground
 from tests.bench.timing import Comparison, Result, compare
+from tests.support.registry import REGISTRY
 
 _SET_BASED = """
 WITH views AS NOT MATERIALIZED (

@@ -14,7 +14,6 @@ import redis
 import uvloop
 
 from app.assembly import open_service
-from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.ports import Cell
 from app.settings import Settings
@@ -22,6 +21,7 @@ from app.stores.valkey.cache import key
 from tests.bench.ground import Ground, add_users
 from tests.bench.reads_beside import reads_beside
 from tests.bench.timing import Comparison, Result
+from tests.support.registry import REGISTRY
 
 USERS, EVENTS = 100_000, 12
 PER_WRITE = 2_000

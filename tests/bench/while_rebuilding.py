@@ -11,12 +11,12 @@ from threading import Event
 import uvloop
 
 from app.assembly import open_service
-from tests.support.registry import REGISTRY
 from app.profiles.rebuild_runs import CHUNK
 from app.settings import Settings
 from tests.bench.ground import Ground
 from tests.bench.reads_beside import reads_beside
 from tests.bench.timing import Result
+from tests.support.registry import REGISTRY
 
 
 def measure(ground: Ground) -> Iterator[Result]:

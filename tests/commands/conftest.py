@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.commands import main, output
-from tests.support.registry import FEATURES
 from tests.support.logs import logging_put_back
+from tests.support.registry import FEATURES
 
 
 class Outcome(NamedTuple):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from app.assembly import open_service
-from tests.support.registry import FEATURES, REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.ports import Cell
 from app.settings import Settings
@@ -17,6 +16,7 @@ from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.commands.conftest import Run
 from tests.support.events import served
+from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 
 USERS = [f"user-{number}" for number in range(7)]

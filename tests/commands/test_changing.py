@@ -16,7 +16,6 @@ import pytest
 
 from app.commands.demo_set import HABITS, generate
 from app.features.clock import DAY_MS, to_ms
-from tests.support.registry import REGISTRY
 from app.features.events import TipFeedback, TipServed
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
@@ -24,6 +23,7 @@ from tests.commands.conftest import Run
 from tests.support.clock import NOW_MS
 from tests.support.events import payload, served
 from tests.support.live import live
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
 

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.features.clock import DAY_MS, rfc3339
-from tests.support.registry import REGISTRY
 from app.features.export import FORMATS
 from app.features.registry import DTYPES
-from tests.support.registry import ProfileFeatures
 from tests.commands.conftest import Outcome, Run
-from tests.support.events import Action, feedback, payload, served
+from tests.support.events import feedback, payload, served
+from tests.support.registry import REGISTRY, ProfileFeatures
 from tests.support.traffic import now_ms
 
 TYPESCRIPT = {"float": "number", "int": "number", "str": "string"}
@@ -37,7 +36,7 @@ def lived_in(migrated: Run, tmp_path: Path) -> Run:
     today = now_ms()
     events = [payload(served("ann", today - day * DAY_MS, event_id=f"s{day}")) for day in range(1, 41)]
     for day in range(1, 41):
-        action: Action = "completed" if day % 3 else "dismissed"
+        action = "completed" if day % 3 else "dismissed"
         shown = feedback(
             "ann" if day % 2 else "bob", today - day * DAY_MS, action, dwell_ms=day * 100, event_id=f"f{day}"
         )

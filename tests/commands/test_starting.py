@@ -17,12 +17,12 @@ import app
 from app import contract
 from app.commands import cli
 from app.commands.supervisor import _socket_directory
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.stores.sqlite.database import SCHEMA_REVISION
 from tests.commands.conftest import Run
 from tests.support.entries import entry
 from tests.support.processes import free_port
+from tests.support.registry import REGISTRY
 
 DRAWING = ("rich", "pygments", "markdown_it")
 MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.upgrade")
@@ -96,6 +96,7 @@ def test_cycle_collector_is_on_again_when_serving_was_refused(profiles: Run) -> 
         ({"api_keys": "a:read:secret"}, "PROFILES_API_KEYS: key a: the last part must be a SHA-256"),
         ({"log_format": "xml"}, "PROFILES_LOG_FORMAT: must be one of console, json"),
         ({"demo": "yes"}, "PROFILES_DEMO: must be 0 or 1"),
+        ({"rewards": "shared=1"}, "PROFILES_REWARDS: unknown outcome 'shared'; outcomes are completed, dismissed, "),
     ],
 )
 @pytest.mark.parametrize("command", ["up", "serve", "worker", "migrate"])
@@ -106,6 +107,26 @@ def test_nothing_starts_when_a_setting_is_bad(
     assert shown.code == 2
     assert shown.err.startswith(f"error: {message}"), shown.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "profile ann",
+        "rebuild ann",
+        "demo",
+        "rollout status",
+        "doctor",
+        "audit",
+        "backup copy.db",
+        "restore --yes new.db",
+    ],
+)
+def test_no_command_runs_when_a_reward_is_for_no_outcome(migrated: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "new.db").touch()
+    shown = migrated(*command.split(), rewards="shared=1")
+    assert shown.code == 2
+    assert shown.err.startswith("error: PROFILES_REWARDS: unknown outcome 'shared'"), shown.err
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, decode, encode
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, counted
 from tests.support.http import Connection
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually_async

@@ -15,8 +15,8 @@ from app.stores.sqlite.rollout import SqliteRollout
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.decisions import HOUR_MS, rows_of, some, write
-from tests.support.waiting import eventually_async
 from tests.support.registry import FEATURES
+from tests.support.waiting import eventually_async
 
 
 async def test_worker_looks_and_goes_back_by_itself(

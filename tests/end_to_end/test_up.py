@@ -14,7 +14,7 @@ from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 
 from app.stores.queue import QUEUE, TIP_EVENTS, connect
-from tests.support.events import Action, feedback, payload, served
+from tests.support.events import feedback, payload, served
 from tests.support.http import Broken, Connection, serving
 from tests.support.live import new_user
 from tests.support.processes import Program, Programs, free_port
@@ -104,7 +104,7 @@ async def test_the_recommender_reads_one_and_many_when_users_are_cold(client: Co
 async def test_the_producer_reads_its_own_events_when_they_are_acknowledged(client: Connection) -> None:
     user = new_user()
     assert (await features(client, user))["completion_rate_30d"] is None
-    actions: list[Action] = ["completed", "dismissed", "completed", "snoozed"]
+    actions = ["completed", "dismissed", "completed", "snoozed"]
     events = [
         payload(feedback(user, now_ms(), action, dwell_ms=1_000), event_id=f"{user}-{number}")
         for number, action in enumerate(actions)

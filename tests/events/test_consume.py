@@ -12,7 +12,6 @@ from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.events.ports import LoggedEvent
 from app.events.retention import STEP, prune
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed import announce
@@ -20,6 +19,7 @@ from tests.events.desk import Desk, Drops, Pupil
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.events import feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
 

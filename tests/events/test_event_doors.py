@@ -19,6 +19,7 @@ from app.events.admission import (
     from_queue,
 )
 from app.features.clock import to_ms
+from app.features.events import Action
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, payload
 
@@ -50,7 +51,7 @@ OPTIONAL_FIELDS = {"decision_id": st.one_of(st.none(), ids)}
 
 FEEDBACK_FIELDS = {
     **EVENT_FIELDS,
-    "action": st.sampled_from(["completed", "dismissed", "snoozed"]),
+    "action": st.sampled_from([action.value for action in Action]),
     "subject": st.just("signals.tip.feedback"),
 }
 

@@ -11,12 +11,12 @@ from app.events import handover as module
 from app.events.consume import SWEEP_AGE_MS
 from app.events.handover import Handover
 from app.events.ports import LoggedEvent
-from tests.support.registry import REGISTRY
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed import announce
 from tests.events.desk import Desk
 from tests.support.clock import NOW_MS
 from tests.support.events import served
+from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually, eventually_async
 
 GRACE_S = 5.0

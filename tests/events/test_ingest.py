@@ -12,7 +12,6 @@ from app.errors import Conflict, InvalidInput, Overloaded, StoreUnavailable
 from app.events.admission import Batch, decode_json, decode_lines
 from app.events.ingest import Receipt
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed import announce
@@ -20,6 +19,7 @@ from tests.events.recorders import Stage
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.events import body, feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
 

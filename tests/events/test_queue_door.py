@@ -13,13 +13,13 @@ from app.events.admission import MAX_EVENTS
 from app.events.ports import DeadLetter
 from app.events.queue_door import QueueDoor
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.owed import announce
 from tests.events.recorders import Stage
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.events import feedback, payload, served
+from tests.support.registry import REGISTRY
 
 
 class Door:

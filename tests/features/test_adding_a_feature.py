@@ -9,11 +9,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.events.ports import Appended
-from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK
 from app.features.registry import Feature, Registry
 from app.features.schema import Str, check_mirror
-from tests.support.registry import ProfileFeatures
 from app.profiles.computation import Computation
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -22,7 +20,8 @@ from app.stores.sqlite.owed import announce
 from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
-from tests.support.events import Action, admitted, feedback
+from tests.support.events import admitted, feedback
+from tests.support.registry import REGISTRY, ProfileFeatures
 
 FAVOURITE = Feature(
     name="favourite_action_30d",
@@ -61,7 +60,7 @@ async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_
     check_mirror(EXTENDED, Extended)
     await database.read(lambda connection: check_features(EXTENDED, connection))
     await announce(database, EXTENDED, NOW_MS)
-    actions: tuple[Action, ...] = ("completed", "snoozed", "snoozed", "dismissed", "dismissed")
+    actions = ("completed", "snoozed", "snoozed", "dismissed", "dismissed")
     (stored,) = await event_log.append([[admitted(feedback("ann", NOW_MS - 1, action)) for action in actions]])
     computation = Computation(SqliteSource(database, EXTENDED), EXTENDED, FakeClock(), Metrics(), width=2)
 

@@ -9,11 +9,10 @@ import pytest
 from msgspec import UNSET, Meta, UnsetType
 
 from app.errors import RegistryError
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.features.schema import Int, Str, check_mirror
-from tests.support.registry import ProfileFeatures
 from tests.support.entries import entry
+from tests.support.registry import REGISTRY, ProfileFeatures
 
 PROBE = Registry([entry(description="What it is.")])
 

@@ -7,10 +7,10 @@ from datetime import timedelta
 import pytest
 
 from app.errors import RegistryError, UnknownFeature
-from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED
 from app.features.registry import Registry, Scalar, conforms, encode_value, indices
 from tests.support.entries import COUNT_VIEWS, entry
+from tests.support.registry import REGISTRY
 
 
 def refusal(**changes: object) -> str:

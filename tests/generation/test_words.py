@@ -8,10 +8,10 @@ import re
 import pytest
 from hypothesis import given
 
-from tests.support.registry import REGISTRY
 from app.features.registry import Scalar
 from app.generation.words import ALLOWED, Mood, Traits, described, traits_of
 from tests.generation.orders import FEATURES, HABITS
+from tests.support.registry import REGISTRY
 
 
 def test_profile_is_described_as_a_person_would() -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.codec import LEASE
 from tests.profiles.world import DEAF_TO_RESTARTS, PLAIN_SET, SAME_NONCE, Kind, World
 from tests.support.events import feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
 from tests.support.service import Service, assert_true
 from tests.support.waiting import eventually

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from app.errors import StoreUnavailable
-from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.computation import CAP, Computation, Outcome
@@ -21,6 +20,7 @@ from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
 PAIR = Registry([entry(name="one"), entry(name="two", default=7)])

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from app.errors import CacheUnavailable
-from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.freshness import FreshnessMeter
 from app.profiles.ports import Cell
@@ -15,6 +14,7 @@ from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import key
 from tests.profiles.world import World
 from tests.support.events import feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask
 from tests.support.service import Service
 

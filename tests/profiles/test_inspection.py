@@ -11,7 +11,6 @@ from datetime import timedelta
 import pytest
 
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.codec import LEASE, Value, encode
 from app.profiles.inspection import LOOKS, Inspection, Inspector
@@ -22,6 +21,7 @@ from tests.profiles.world import World
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask
 from tests.support.service import Service
 

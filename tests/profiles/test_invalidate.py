@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 
 from app.errors import StoreUnavailable
-from tests.support.registry import REGISTRY
 from app.profiles.codec import Value, encode
 from app.profiles.invalidate import SETTLE_CHUNK
 from app.profiles.ports import Cell, Fill
@@ -19,6 +18,7 @@ from tests.profiles.world import World
 from tests.support.database import column
 from tests.support.events import feedback, served
 from tests.support.proxy import Proxy, proxy
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
 from tests.support.service import Service, assert_reads, assert_true
 from tests.support.waiting import eventually

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.registry import REGISTRY
 from app.profiles.near import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, NearCache
 from app.stores.sqlite.event_tail import SELECT_TAIL, TAIL_CAP
 from app.stores.sqlite.recalls import SELECT_RECALLS, UPSERT_RECALLS
@@ -17,6 +16,7 @@ from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.profiles.world import World
 from tests.support.events import feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask
 from tests.support.service import NEAR_AFTER, NEAR_USERS, Service, let_pass
 

@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 
 from app.errors import StoreUnavailable
-from tests.support.registry import REGISTRY, TIP_VOLUME
 from app.features.registry import Registry
 from app.profiles.codec import Value, decode, encode
 from app.profiles.computation import CAP, Computed, Outcome
@@ -20,6 +19,7 @@ from app.profiles.groups import GROUP_CAP
 from app.profiles.ports import Asked, Cell, Fill
 from tests.profiles.world import World
 from tests.support.events import feedback, served
+from tests.support.registry import REGISTRY, TIP_VOLUME
 from tests.support.servers import calls, keys
 from tests.support.service import Service, assert_true, let_pass
 from tests.support.waiting import eventually

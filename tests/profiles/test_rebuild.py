@@ -7,11 +7,11 @@ import sqlite3
 import pytest
 
 from app.errors import StoreUnavailable
-from tests.support.registry import REGISTRY
 from app.profiles.codec import decode
 from app.profiles.rebuild import ATTEMPTS
 from tests.profiles.world import World
 from tests.support.events import served
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask
 from tests.support.service import Service, assert_true
 

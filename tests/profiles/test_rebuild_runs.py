@@ -10,7 +10,6 @@ import pytest
 import app.profiles.rebuild_runs as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.profiles.codec import decode
 from app.profiles.rebuild_runs import RebuildRun, RebuildRunner, scope_of
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
@@ -18,6 +17,7 @@ from app.stores.sqlite.users import SqliteUsers
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
 from tests.support.events import served
+from tests.support.registry import REGISTRY
 from tests.support.service import Service
 
 FOR_EVER = 1e9

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.ports import Epoch, Fill
 from app.stores.valkey.cache import ValkeyCache, key
@@ -19,6 +18,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.lane import Command, Lane
 from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, Turnstile, turn
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask
 from tests.support.service import LEASE_MS, TIMEOUT_MS, Service, open_service, over
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from app.events.admission import digest
 from app.events.ports import Admitted
 from app.features.clock import EPOCH, MILLISECOND, to_ms
-from app.features.events import TipEvent, TipFeedback, TipServed
+from app.features.events import Action, TipEvent, TipFeedback, TipServed
 from tests.support.clock import NOW_MS
 
-Action = Literal["completed", "dismissed", "snoozed"]
 _numbers = itertools.count(1)
 
 
@@ -45,7 +44,7 @@ def served(
 def feedback(
     user_id: str = "ann",
     at_ms: int = NOW_MS,
-    action: Action = "completed",
+    action: str = "completed",
     *,
     dwell_ms: int | None = None,
     offset_min: int = 0,
@@ -59,7 +58,7 @@ def feedback(
         user_id=user_id,
         tip_id=tip_id,
         occurred_at=local_time(at_ms, offset_min),
-        action=action,
+        action=msgspec.convert(action, Action),
         dwell_ms=dwell_ms,
         decision_id=decision_id,
     )

@@ -26,7 +26,7 @@ def profile(facts: Sequence[Admitted], user_id: str, now_ms: int, known_ms: int 
         and (known_ms is None or fact.received_at_ms <= known_ms)
     ]
     reactions = [(fact, fact.event) for fact in seen if isinstance(fact.event, TipFeedback)]
-    actions = [event.action for _, event in reactions]
+    actions: list[str] = [event.action for _, event in reactions]
     dwells = [event.dwell_ms for _, event in reactions if event.dwell_ms is not None]
     return {
         "completion_rate_30d": actions.count("completed") / len(actions) if actions else None,

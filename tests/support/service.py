@@ -19,7 +19,6 @@ from random import Random
 from app.errors import CacheUnavailable
 from app.events.admission import Admission
 from app.events.ingest import Ingestor, Receipt
-from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import decode
@@ -44,6 +43,7 @@ from app.stores.valkey.registration import REGISTER_EVERY_S, Registration
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, GatedCache, GatedSource, turn
+from tests.support.registry import REGISTRY
 
 READERS = 2
 NEAR_USERS = 100

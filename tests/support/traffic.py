@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
-from app.features.events import TipEvent
-from tests.support.events import Action, feedback, payload, served
+from app.features.events import Action, TipEvent
+from tests.support.events import feedback, payload, served
 from tests.support.http import Answer, Connection
 
-ACTIONS: tuple[Action, ...] = ("completed", "dismissed", "snoozed")
+ACTIONS = tuple(Action)
 
 
 def now_ms() -> int:

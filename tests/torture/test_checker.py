@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from tests.support.clock import NOW_MS
-from tests.support.events import Action, admitted, feedback, served
+from tests.support.events import admitted, feedback, served
 from tests.support.reference import profile
 from tests.torture.checker import History, Read, Write, check
 from tests.torture.facts import FEATURES, Fact, draw, values
@@ -139,9 +139,8 @@ def test_values_are_those_of_the_reference_when_events_are_drawn(numbers: list[i
 def _event(fact: Fact) -> TipEvent:
     if fact.action is None:
         return served("ann", fact.at_ms, offset_min=fact.offset_min, event_id=fact.event_id)
-    action: Action = fact.action  # type: ignore[assignment]
     return feedback(
-        "ann", fact.at_ms, action, dwell_ms=fact.dwell_ms, offset_min=fact.offset_min, event_id=fact.event_id
+        "ann", fact.at_ms, fact.action, dwell_ms=fact.dwell_ms, offset_min=fact.offset_min, event_id=fact.event_id
     )
 
 

@@ -12,13 +12,14 @@ from urllib.parse import quote
 import msgspec
 from litestar import Response, get
 
-from app.api.admin.user_schemas import Day, FeaturePoint, Hour, KindCounts, UserDevelopment
+from app.api.admin.user_schemas import KINDS, Day, FeaturePoint, Hour, UserDevelopment
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import UserId, problems
 from app.api.inputs import check_ids
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.events.ports import ActivityCount
 from app.features.clock import DAY_MS, rfc3339
+from app.features.events import Action
 from app.profiles.development import DAYS, Point, development
 from app.profiles.moments import Moments
 
@@ -74,7 +75,8 @@ def hours(counts: Sequence[ActivityCount]) -> list[Hour]:
 
 
 def _add(place: Day | Hour, item: ActivityCount) -> None:
-    setattr(place, item.kind, getattr(place, item.kind) + item.events)
+    if item.kind in KINDS:  # a newer release that was rolled back may have stored another
+        setattr(place, item.kind, getattr(place, item.kind) + item.events)
 
 
 def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
@@ -97,6 +99,7 @@ def figures(body: UserDevelopment) -> dict[str, Any]:
         name: points for name, points in body.features.items() if any(isinstance(point.value, str) for point in points)
     }
     return {
+        "kinds": KINDS,
         "day_names": [_day_name(day.end) for day in body.days],
         "hour_names": [f"{hour.hour:02d}" for hour in body.hours],
         "day_reactions": _reactions(body.days),
@@ -112,8 +115,8 @@ def figures(body: UserDevelopment) -> dict[str, Any]:
     }
 
 
-def _reactions(counts: Sequence[KindCounts]) -> dict[str, list[int]]:
-    return {kind: [getattr(count, kind) for count in counts] for kind in ("completed", "dismissed", "snoozed")}
+def _reactions(counts: Sequence[Day | Hour]) -> dict[str, list[int]]:
+    return {action.value: [getattr(count, action) for count in counts] for action in Action}
 
 
 def _day_name(end: str) -> str:

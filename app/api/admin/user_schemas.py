@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from app.api.schemas import FeatureNames, Value
+from app.features.events import Action
 
 
 class StoredEvent(msgspec.Struct):
@@ -84,13 +85,11 @@ class UserView(msgspec.Struct):
     events: list[StoredEvent]
 
 
-class KindCounts(msgspec.Struct):
-    """How many tips were served, and how many of each reaction came back."""
-
-    served: int = 0
-    completed: int = 0
-    dismissed: int = 0
-    snoozed: int = 0
+KINDS = ("served", *(action.value for action in Action))
+if TYPE_CHECKING:
+    KindCounts = msgspec.Struct
+else:  # how many tips were served, and how many of each reaction came back
+    KindCounts = msgspec.defstruct("KindCounts", [(kind, int, 0) for kind in KINDS])
 
 
 class Day(KindCounts, kw_only=True):

@@ -14,6 +14,7 @@ import numpy as np
 
 from app.bandit.decisions import Decision, Outcome, Ranking
 from app.bandit.terms import STORED, Array, Candidate, Context, packed
+from app.features.events import stored_action
 
 NUMBER_BYTES = STORED.itemsize
 WRITTEN = (
@@ -144,7 +145,7 @@ def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> Outcome:
         row["served_at_ms"],
         row["reward"],
         row["reward_source"],
-        row["action"],
+        None if row["action"] is None else stored_action(row["action"]),
         row["settled_at_ms"],
         dict(events),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from app.events.ports import Admitted, Appended, ClashingEvent, LoggedEvent
 from app.features.clock import EPOCH, MILLISECOND
-from app.features.events import TipEvent, TipFeedback, TipServed, subject_of
+from app.features.events import TipEvent, TipFeedback, TipServed, stored_action, subject_of
 from app.stores.sqlite.database import Database
 
 SELECT_KNOWN = "SELECT event_id, digest FROM event_log WHERE event_id IN (SELECT value FROM json_each(?))"
@@ -233,7 +233,7 @@ def _event(row: Sequence[object]) -> TipEvent:
     }
     if subject == "signals.tip.served":
         return TipServed(**common)  # type: ignore[arg-type]  # columns of a STRICT table
-    return TipFeedback(**common, action=action, dwell_ms=dwell_ms)  # type: ignore[arg-type]
+    return TipFeedback(**common, action=stored_action(str(action)), dwell_ms=dwell_ms)  # type: ignore[arg-type]
 
 
 def _whole(value: object) -> int:

@@ -17,6 +17,7 @@ from app.bandit.evidence import Evidence
 from app.bandit.learning import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
 from app.bandit.lineup import Lineup
 from app.bandit.ports import Swept, Told, ToldEvent
+from app.bandit.rewards import NO_FEEDBACK
 from app.bandit.specs import SPECS
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
@@ -127,7 +128,7 @@ class SqliteLearning:
         def work(connection: sqlite3.Connection) -> Swept:
             lesson = _Lesson(connection, self._lineup, now_ms)
             rows = connection.execute(SELECT_CLOSED, asked).fetchall()
-            learned = [lesson.default(_Vector(*row[:4]), row[4], self._rules.rewards.none) for row in rows]
+            learned = [lesson.default(_Vector(*row[:4]), row[4], self._rules.rewards[NO_FEEDBACK]) for row in rows]
             lesson.end()
             expired = connection.execute(UPDATE_EXPIRED, asked).rowcount
             return Swept(learned.count(True), expired, learned.count(False))

@@ -16,6 +16,7 @@ import numpy as np
 from app.bandit.rollout_ports import Counts, Look, Recent
 from app.bandit.stages import RolloutState, Target
 from app.bandit.sums import Page
+from app.features.events import Action
 from app.stores.sqlite.database import Database
 from app.telemetry import logger
 
@@ -53,8 +54,8 @@ SELECT TOTAL(champion_p IS NOT NULL AND number < :until), TOTAL(champion_p IS NO
     TOTAL(champion_p IS NULL), TOTAL(champion_p IS NOT NULL AND role = 'challenger' AND number >= :stage)
 {_SETTLED}
 """
-_COLUMNS = """number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged, v_champion,
-    v_challenger, action IS 'dismissed', agree"""
+_COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
+    v_champion, v_challenger, action IS '{Action.DISMISSED}', agree"""
 # Without a pooled prior the challenger is all but the champion. Few are left out here (see `begin_evidence`).
 SELECT_PAGE = f"""
 SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0

@@ -8,12 +8,12 @@ import pytest
 
 from app.audit import AuditFilter
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put
 from tests.api.conftest import ServeSite
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user, paths, problem
+from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.support.registry import REGISTRY
 from tests.support.events import served
 from tests.support.live import Live, new_user, paths, problem
+from tests.support.registry import REGISTRY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

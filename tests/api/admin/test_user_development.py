@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from tests.api.admin.test_user_look import look
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
+from tests.support.registry import REGISTRY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 KINDS = ("served", "completed", "dismissed", "snoozed")

@@ -10,13 +10,13 @@ from urllib.parse import quote
 import pytest
 
 from app.features.clock import rfc3339
-from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put
 from tests.api.conftest import ServeSite
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
+from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

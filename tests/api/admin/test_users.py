@@ -9,7 +9,6 @@ import sqlite3
 import pytest
 
 from app.features.clock import rfc3339
-from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import indices
 from app.profiles.codec import Value, decode, encode
@@ -19,6 +18,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user, problem
+from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -8,7 +8,6 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put
@@ -16,6 +15,7 @@ from tests.api.conftest import ServeSite
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.events import served
 from tests.support.live import Live, new_user
+from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

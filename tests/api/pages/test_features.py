@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.support.registry import REGISTRY
 from app.features.export import FORMATS
-from tests.support.registry import ProfileFeatures
 from tests.support.browser import NARROW, visiting
 from tests.support.live import Live
+from tests.support.registry import REGISTRY, ProfileFeatures
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -13,10 +13,8 @@ from playwright.async_api import Browser, Locator, expect
 
 from app.contract import Contract
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.features.schema import Int, Str
-from tests.support.registry import ProfileFeatures
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_user_look import NASTY
 from tests.api.admin.test_users import put
@@ -25,6 +23,7 @@ from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
 from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
+from tests.support.registry import REGISTRY, ProfileFeatures
 from tests.support.servers import VALKEY, StartServer, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

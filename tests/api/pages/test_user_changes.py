@@ -7,7 +7,6 @@ import hashlib
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import cached_keys, put
@@ -15,6 +14,7 @@ from tests.api.pages.test_user import address, feature, lively
 from tests.support.browser import visiting
 from tests.support.events import feedback, served
 from tests.support.live import KEYS, Live, as_caller, new_user
+from tests.support.registry import REGISTRY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

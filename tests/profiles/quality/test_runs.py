@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import app.profiles.quality.survey as survey_module
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.profiles.quality import runs
 from app.profiles.quality.report import QualityReport
@@ -14,6 +13,7 @@ from tests.profiles.quality.office import Office
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
 from tests.support.events import served
+from tests.support.registry import REGISTRY
 from tests.support.service import Service
 
 FOR_EVER = 1e9

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import app.profiles.quality.survey as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import Value, encode
@@ -30,6 +29,7 @@ from tests.support.clock import NOW_MS
 from tests.support.database import wipe
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
+from tests.support.registry import REGISTRY
 from tests.support.servers import ask
 from tests.support.service import Service
 
@@ -114,7 +114,7 @@ moves = st.lists(st.tuples(st.sampled_from(["read", "drop", "stale", "event"]), 
 def built(facts: Sequence[tuple[str, int, str, int | None]], now_ms: int) -> list[TipEvent]:
     """As events."""
     return [
-        served(user, now_ms - ago) if kind == "served" else feedback(user, now_ms - ago, kind, dwell_ms=dwell)  # type: ignore[arg-type]  # one of those words
+        served(user, now_ms - ago) if kind == "served" else feedback(user, now_ms - ago, kind, dwell_ms=dwell)
         for user, ago, kind, dwell in facts
     ]
 

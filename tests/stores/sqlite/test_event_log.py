@@ -7,7 +7,6 @@ import pytest
 from app.errors import StoreUnavailable
 from app.events.ports import Appended, ClashingEvent
 from app.features.clock import DAY_MS
-from tests.support.registry import REGISTRY
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, TipEvent
 from app.features.registry import Registry
 from app.stores.sqlite.database import Database
@@ -18,6 +17,7 @@ from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
+from tests.support.registry import REGISTRY
 
 
 async def append(log: SqliteEventLog, *events: TipEvent) -> Appended:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from app.errors import RegistryError
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.stores.sqlite.feature_check import check_features
 from tests.support.entries import entry
+from tests.support.registry import REGISTRY
 
 
 @pytest.fixture

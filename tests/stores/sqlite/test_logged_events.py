@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from app.events.admission import Admission, digest
 from app.events.ports import Admitted, Appended
 from app.features.clock import DAY_MS
-from app.features.events import TipEvent
+from app.features.events import Action, TipEvent
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.clock import NOW_MS
-from tests.support.events import Action, admitted, feedback, local_time, served
+from tests.support.events import admitted, feedback, local_time, served
 
 
 async def append(log: SqliteEventLog, *events: TipEvent) -> Appended:
@@ -25,7 +25,7 @@ async def append(log: SqliteEventLog, *events: TipEvent) -> Appended:
 ids = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1, max_size=20)
 
 
-actions: st.SearchStrategy[Action] = st.sampled_from(["completed", "dismissed", "snoozed"])
+actions = st.sampled_from(Action)
 
 
 times = st.builds(local_time, st.integers(NOW_MS - DAY_MS, NOW_MS), st.integers(-1439, 1439))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 
 import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
@@ -181,3 +182,80 @@ def test_nothing_is_migrated_when_a_migration_fails_half_way(tmp_path: Path) -> 
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("DROP TABLE audit_trail")
     assert migrate(path) == (None, SCHEMA_REVISION)
+
+
+INSERT_FEEDBACK = """
+INSERT INTO tip_feedback (user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, action, dwell_ms)
+VALUES ('ann', 'tip', 1, 0, 1, ?, ?)
+"""
+
+
+@pytest.fixture
+def before_actions(tmp_path: Path) -> Path:
+    """A database of the release before 0004, with rows."""
+    path = tmp_path / "profiles.db"
+    command.upgrade(configuration(path), "0003")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executemany(INSERT_FEEDBACK, [("completed", 5), ("dismissed", None), ("snoozed", 0)])
+        with pytest.raises(sqlite3.IntegrityError, match="action IN"):
+            connection.execute(INSERT_FEEDBACK, ("shared", 1))
+    return path
+
+
+def actions(connection: sqlite3.Connection) -> list[str]:
+    """The actions of the stored feedback, in order."""
+    return [row[0] for row in connection.execute("SELECT action FROM tip_feedback ORDER BY seq")]
+
+
+def test_any_action_is_stored_when_the_constraint_is_gone(before_actions: Path) -> None:
+    places = "SELECT name, rootpage FROM sqlite_schema ORDER BY name"
+    with closing(sqlite3.connect(before_actions)) as connection:
+        before = connection.execute(places).fetchall()
+    assert migrate(before_actions) == ("0003", SCHEMA_REVISION)
+    with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
+        assert connection.execute(places).fetchall() == before, "a table was written anew"
+        connection.execute(INSERT_FEEDBACK, ("shared", 1))
+        with pytest.raises(sqlite3.IntegrityError, match="dwell_ms BETWEEN"):
+            connection.execute(INSERT_FEEDBACK, ("shared", -1))
+        assert actions(connection) == ["completed", "dismissed", "snoozed", "shared"]
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert not [sql for name, sql in schema(before_actions) if sql and "'snoozed'" in sql]
+
+
+def test_open_connections_go_on_when_the_constraint_goes(before_actions: Path) -> None:
+    with (
+        closing(sqlite3.connect(before_actions, isolation_level=None)) as reader,
+        closing(sqlite3.connect(before_actions, isolation_level=None)) as writer,
+    ):
+        writer.execute(INSERT_FEEDBACK, ("completed", 1))  # prepared, and kept by the driver
+        reader.execute("BEGIN")
+        assert len(actions(reader)) == 4
+        migrate(before_actions)
+        writer.execute(INSERT_FEEDBACK, ("snoozed", 1))
+        assert len(actions(reader)) == 4
+        reader.execute("COMMIT")
+        assert len(actions(reader)) == 5
+
+
+def test_constraint_is_as_it_was_when_the_migration_is_undone(before_actions: Path) -> None:
+    before = schema(before_actions)
+    migrate(before_actions)
+    with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
+        connection.execute(INSERT_FEEDBACK, ("shared", 1))
+        with pytest.raises(CommandError, match="tip_feedback has rows with the action 'shared'"):
+            command.downgrade(configuration(before_actions), "0003")
+        assert current(before_actions) == SCHEMA_REVISION
+        connection.execute("DELETE FROM tip_feedback WHERE action = 'shared'")
+        command.downgrade(configuration(before_actions), "0003")
+        with pytest.raises(sqlite3.IntegrityError, match="action IN"):
+            connection.execute(INSERT_FEEDBACK, ("shared", 1))
+    assert schema(before_actions) == before
+
+
+def test_nothing_is_migrated_when_a_table_is_not_as_it_should_be(before_actions: Path) -> None:
+    with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE tip_scores RENAME COLUMN action TO deed")
+    before = schema(before_actions)
+    with pytest.raises(SchemaMismatch, match="tip_scores is not as the earlier revisions made it"):
+        migrate(before_actions)
+    assert schema(before_actions) == before

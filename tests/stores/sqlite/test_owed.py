@@ -10,13 +10,13 @@ from contextlib import closing
 import pytest
 
 from app.errors import StoreFull, StoreUnavailable
-from tests.support.registry import REGISTRY
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, served
+from tests.support.registry import REGISTRY
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import REGISTRY
 from app.features.registry import Registry
 from app.stores.sqlite.event_log import (
     SELECT_LOGGED,
@@ -21,6 +20,7 @@ from app.stores.sqlite.event_log import (
 from app.stores.sqlite.profile_statement import build
 from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_NEWEST
 from tests.support.entries import entry
+from tests.support.registry import REGISTRY
 
 EVENT_TABLES = re.compile(r"\b(tip_views|tip_feedback|event_log)\b")
 BOUNDED = "USING COVERING INDEX {table}_covering (user_id=? AND occurred_at_ms>? AND occurred_at_ms<?)"

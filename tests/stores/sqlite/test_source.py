@@ -7,7 +7,6 @@ import sqlite3
 import pytest
 
 from app.errors import StoreUnavailable
-from tests.support.registry import REGISTRY
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.ports import Asked
@@ -18,6 +17,7 @@ from app.stores.sqlite.source import SqliteSource
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
+from tests.support.registry import REGISTRY
 
 OVERFLOW = entry(
     name="overflow",

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.events.ports import Admitted
-from tests.support.registry import REGISTRY
+from app.features.events import Action
 from app.features.registry import indices
 from app.profiles.computation import Computation
 from app.profiles.ports import Asked
@@ -21,12 +21,13 @@ from app.telemetry import Metrics
 from tests.support import reference
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import wipe
-from tests.support.events import Action, admitted, feedback, served
+from tests.support.events import admitted, feedback, served
+from tests.support.registry import REGISTRY
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 USERS = ("ann", "bob", "Zoë …")
-ACTIONS: tuple[Action, ...] = ("completed", "dismissed", "snoozed")
+ACTIONS = tuple(Action)
 # Whole hours, half hours and quarters, both signs, the ends of the map and of the format.
 OFFSETS = (0, 60, 120, 330, 345, 525, 840, -60, -210, -300, -570, -720, 1439, -1439)
 

@@ -22,9 +22,9 @@ from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.registration import HOLD_BACK_S, Registration
 from tests.support.clock import FakeClock
 from tests.support.proxy import Proxy, proxy
+from tests.support.registry import FEATURES
 from tests.support.servers import VALKEY, StartServer
 from tests.support.waiting import eventually
-from tests.support.registry import FEATURES
 
 VOLUME = 4
 

@@ -19,9 +19,9 @@ from app.settings import Settings
 from app.stores.valkey.pool import blocking_pool
 from tests.support.events import served
 from tests.support.processes import free_port
+from tests.support.registry import FEATURES
 from tests.support.servers import REDIS, binary
 from tests.support.waiting import eventually_sync
-from tests.support.registry import FEATURES
 
 NAME = "profiles"
 VOLUME = 4

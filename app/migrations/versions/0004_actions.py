@@ -1,0 +1,68 @@
+"""The database accepts any action: `app.features.events.Action` declares them, and ingest rejects every other name.
+
+Two CHECK constraints go by the procedure of https://sqlite.org/lang_altertable.html#otheralter for changes that do not
+affect stored rows: only the text of the tables changes, however many rows they have. The new schema version, set in the
+same transaction, makes every other connection read the schema again; those of the previous release may stay open.
+
+Revision ID: 0004
+"""
+
+import sqlite3
+import sys
+
+from alembic import op
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+ACTIONS = "('completed', 'dismissed', 'snoozed')"
+CHECK = f" CHECK (action IN {ACTIONS})"
+COLUMNS = {"tip_feedback": "action TEXT NOT NULL", "tip_scores": "action TEXT"}
+
+
+def upgrade() -> None:
+    for table, column in COLUMNS.items():
+        _replace(op.get_bind(), table, f" {column}{CHECK},", f" {column},")
+
+
+def downgrade() -> None:
+    for table, column in COLUMNS.items():
+        others = text(f"SELECT action FROM {table} WHERE action NOT IN {ACTIONS} LIMIT 1")  # noqa: S608  # constants
+        if (action := op.get_bind().execute(others).scalar()) is not None:
+            raise CommandError(f"{table} has rows with the action {action!r}, which revision 0003 does not allow")
+        _replace(op.get_bind(), table, f" {column},", f" {column}{CHECK},")
+
+
+def _replace(connection: Connection, table: str, old: str, new: str) -> None:
+    """Replace a piece of a table's definition that does not affect how its rows are stored."""
+    definition = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = :table").bindparams(table=table)
+    layout = text("SELECT * FROM pragma_table_xinfo(:table)").bindparams(table=table)
+    sql, before = connection.execute(definition).scalar_one(), connection.execute(layout).all()
+    if sql.count(old) != 1:
+        raise CommandError(f"{table} is not as the earlier revisions made it: {old!r} is not in it once")
+    _define(connection, table, sql.replace(old, new))
+    version = connection.execute(text("PRAGMA schema_version")).scalar_one()
+    connection.execute(text(f"PRAGMA schema_version = {version + 1}"))
+    connection.execute(text("PRAGMA writable_schema = RESET"))  # off; this connection reads the schema again, too
+    if connection.execute(layout).all() != before:  # stored rows could not be read any more
+        raise CommandError(f"the columns of {table} would change")
+
+
+def _define(connection: Connection, table: str, sql: str) -> None:
+    driver = connection.connection.driver_connection
+    if sys.version_info >= (3, 12) and isinstance(driver, sqlite3.Connection):
+        driver.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, False)  # Apple's SQLite protects the schema otherwise
+    connection.execute(text("PRAGMA writable_schema = ON"))
+    update = text("UPDATE sqlite_schema SET sql = :sql WHERE type = 'table' AND name = :table")
+    try:
+        connection.execute(update, {"sql": sql, "table": table})
+    except OperationalError as error:
+        if "may not be modified" not in str(error):
+            raise
+        advice = "use Python 3.12 or later, or one that brings its own SQLite"
+        raise CommandError(f"this SQLite protects the schema, which Python 3.11 cannot change; {advice}") from error
