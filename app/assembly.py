@@ -204,15 +204,18 @@ async def _tried(
     announced = await SqliteRegistries(database).announced()
     served = {item.fingerprint for known in announced for item in known.definitions}
     trials = await try_features(source, registry, registry.full_mask & ~availability.disabled, users, clock)
+    measured = costs(trials)
+    if measured:
+        shown = {registry.names[index]: round(cost) for index, cost in measured.items()}
+        log.info("features_tried", users=len(users), us_per_user=shown)
     for trial in trials:
         entry = registry[trial.feature]
         if trial.error is None:
-            log.info("feature_tried", feature=entry.name, users=len(users), us_per_user=round(trial.us_per_user or 0))
-        elif entry.fingerprint not in served:
+            continue
+        if entry.fingerprint not in served:
             raise RegistryError(entry.name, f"a trial with {len(users)} stored users failed: {trial.error}")
-        else:
-            availability.overdue(trial.feature, trial.user_id, trial.error)
-    return costs(trials)
+        availability.overdue(trial.feature, trial.user_id, trial.error)
+    return measured
 
 
 def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> NearCache | None:

@@ -89,7 +89,7 @@ async def test_every_component_has_a_state_after_the_first_sample(settings: Sett
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
     found = await column(database, "SELECT component || ' ' || state FROM component_states ORDER BY component")
-    assert found == ["cache ok", "database ok", "queue ok", "service degraded", "worker down"]
+    assert found == ["cache ok", "database ok", "features ok", "queue ok", "service degraded", "worker down"]
 
 
 async def test_process_has_another_name_with_every_start(settings: Settings) -> None:

@@ -60,6 +60,10 @@ GOOD: list[tuple[str, str, object]] = [
     ("CACHE_TIMEOUT_MS", "60000", 60_000),
     ("LEASE_MS", "50", 50),
     ("READERS", "64", 64),
+    ("STATEMENT_TIMEOUT_MS", "50", 50),
+    ("FEATURES", "", None),
+    ("FEATURES", "shop.features:REGISTRY", "shop.features:REGISTRY"),
+    ("FEATURES", "/etc/a b:c/features.py:OURS", "/etc/a b:c/features.py:OURS"),
     ("NEAR_USERS", "0", 0),
     ("DRAIN_S", "300", 300),
     ("SESSION_HOURS", "1", 1),
@@ -151,6 +155,11 @@ BAD: list[tuple[str, str, str]] = [
     ("CACHE_TIMEOUT_MS", "4", "from 5 to 60000"),
     ("LEASE_MS", "49", "from 50 to 600000"),
     ("READERS", "0", "from 1 to 64"),
+    ("STATEMENT_TIMEOUT_MS", "49", "from 50 to 600000"),
+    ("FEATURES", "features", "must be package.module:NAME or /path/features.py:NAME"),
+    ("FEATURES", "shop.features:", "must be package.module:NAME"),
+    ("FEATURES", "shop-features:REGISTRY", "must be package.module:NAME"),
+    ("FEATURES", "/etc/features.txt:REGISTRY", "must be package.module:NAME"),
     ("NEAR_USERS", "-1", "from 0 to 10000000"),
     ("SESSION_HOURS", "0", "from 1 to 720"),
     ("AUDIT_USERS", "1001", "from 0 to 1000"),
@@ -306,10 +315,12 @@ def test_start_is_refused_when_a_server_is_not_named() -> None:
 
 
 def test_retention_is_refused_when_a_window_could_reach_into_pruned_history() -> None:
-    longest = REGISTRY.longest_window.days
-    Settings(retention_days=longest + 30).require_retention(longest)
-    with pytest.raises(SettingsError, match=f"PROFILES_RETENTION_DAYS: must be at least {longest + 30}"):
-        Settings(retention_days=longest + 29).require_retention(longest)
+    longest_ms = REGISTRY.longest_window_ms()
+    Settings(retention_days=60).require_retention(longest_ms)
+    with pytest.raises(SettingsError, match="PROFILES_RETENTION_DAYS: must be at least 60"):
+        Settings(retention_days=59).require_retention(longest_ms)
+    with pytest.raises(SettingsError, match="PROFILES_RETENTION_DAYS: must be at least 61"):
+        Settings(retention_days=60).require_retention(longest_ms + 1)
 
 
 def test_retention_of_decisions_must_leave_time_for_their_rewards() -> None:

@@ -15,6 +15,7 @@ from litestar.router import Router
 
 import app
 from app.api.context import HttpRequest, api_of
+from app.api.inputs import with_mirror
 from app.api.parameters import describe, name_features
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.schemas import FeatureDetail
@@ -147,7 +148,7 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
         for method, (handler, _) in getattr(route, "route_handler_map", {}).items()
         if method.lower() in document["paths"].get(route.path_format, {})
     ]
-    kinds = [kind for _, opt in operations for kind in opt.get("body", ())]
+    kinds = [with_mirror(kind, mirror) for _, opt in operations for kind in opt.get("body", ())]
     _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail], ref_template=_REF)
     schemas = {**document["components"]["schemas"], **components}
     _tell_numbers_apart(schemas)

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from app.api.context import Api, HttpRequest, api_of
 from app.api.documents import problems
 from app.api.generation_schemas import LOCALE, GeneratedTip, GenerateRequest
-from app.api.inputs import body_as, check_ids
+from app.api.inputs import body_as, check_ids, with_mirror
 from app.errors import InvalidInput, Issue, Unavailable
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.registry import Scalar, indices
@@ -41,7 +41,7 @@ log = logger("api")
 async def post_generate(request: HttpRequest) -> GeneratedTip:
     """Word a tip."""
     api = api_of(request)
-    asked = await body_as(request, GenerateRequest)
+    asked = await body_as(request, with_mirror(GenerateRequest, api.mirror))
     check_ids([asked.task.id], "task.id")
     if asked.user_id is not None:
         check_ids([asked.user_id], "user_id")
@@ -66,7 +66,7 @@ async def _features(api: Api, asked: GenerateRequest) -> dict[str, Scalar] | Non
     if sent is None:
         return None
     if sent is not UNSET:
-        return {name: value for name in ALLOWED if (value := getattr(sent, name)) is not UNSET}
+        return {name: value for name in ALLOWED if (value := getattr(sent, name, UNSET)) is not UNSET}
     return None if asked.user_id is None else await _read(api, asked.user_id)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from app.api.context import HttpRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
@@ -18,6 +19,7 @@ from app.features.clock import to_ms
 from app.features.ids import id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
+PROFILE_FEATURES = "profile_features"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -46,6 +48,25 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
     if kind.strip().lower() not in allowed or (charset and charset[1].lower() not in ("utf-8", "utf8")):
         raise UnsupportedMedia(f"Content-Type must be {' or '.join(allowed)} in UTF-8, not {header[:80]!r}")
     return kind.strip().lower()
+
+
+@lru_cache(maxsize=16)
+def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
+    """A kind of request whose `profile_features`, if it has any, are those of this mirror; others are not read."""
+    declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
+    if declared is None:
+        return kind
+    _, *meta = get_args(get_type_hints(kind, include_extras=True)[PROFILE_FEATURES])
+    annotated: Any = Annotated[(mirror | UnsetType | None, *meta)]
+    made = msgspec.defstruct(
+        kind.__name__,
+        [(PROFILE_FEATURES, annotated, UNSET)],
+        bases=(kind,),
+        namespace={"__doc__": kind.__doc__},
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+    return cast(type[T], made)
 
 
 async def body_as(request: HttpRequest, kind: type[T]) -> T:

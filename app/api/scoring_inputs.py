@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import cast
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from app.api.context import Api, HttpRequest
-from app.api.inputs import body_as, check_ids, issue_of
+from app.api.inputs import body_as, check_ids, issue_of, with_mirror
 from app.api.scoring_schemas import ScoreCandidate, ScoreRequest
 from app.bandit.decisions import MAX_CANDIDATES, Asked, Origin
 from app.bandit.terms import Candidate, Context, Profile
@@ -29,16 +27,6 @@ class _Loose(msgspec.Struct):
 _decode_loose = msgspec.json.Decoder(_Loose).decode
 
 
-@lru_cache(maxsize=4)
-def request_type(mirror: type[msgspec.Struct]) -> type[ScoreRequest]:
-    """The request whose profile features are those of this mirror; features that it does not have are not read."""
-    declared = [("profile_features", mirror | None | UnsetType, UNSET)]
-    made = msgspec.defstruct(
-        ScoreRequest.__name__, declared, bases=(ScoreRequest,), kw_only=True, forbid_unknown_fields=True
-    )
-    return cast(type[ScoreRequest], made)
-
-
 async def asked_of(request: HttpRequest, api: Api) -> Asked:
     """What is asked.
 
@@ -46,7 +34,7 @@ async def asked_of(request: HttpRequest, api: Api) -> Asked:
         UnsupportedMedia, Undecodable, InvalidInput: as `body_as`, naming every candidate that is at fault.
     """
     try:
-        sent = await body_as(request, request_type(api.mirror))
+        sent = await body_as(request, with_mirror(ScoreRequest, api.mirror))
     except InvalidInput as error:
         if error.issues[0].path.startswith(_SOME_ITEM):  # the decoder stops at the first
             raise InvalidInput(str(error), _broken(await request.body()) or error.issues) from error

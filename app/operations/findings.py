@@ -27,6 +27,7 @@ ADVICE: Mapping[str, str] = {
     "cache": "Bring it back; the service notices. If one process alone cannot reach it, look at that process.",
     "queue": "Bring it back; events are stored all the same, and the sweep catches up.",
     "worker": "Start one (profiles worker). Until then events wait, unconsumed; reads are not affected.",
+    "features": "Mend its definition, or disable it: /admin/features. It is tried again by itself; others are served.",
 }
 
 UNREADABLE = (

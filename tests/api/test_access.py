@@ -72,6 +72,8 @@ TABLE = [
     Access("POST", "/admin/rollout/rollback", "/admin/rollout/rollback?reason=%0A", "admin", 400),
     Access("GET", "/admin/audit", "/admin/audit", "admin", 200),
     Access("GET", "/admin/features", "/admin/features", "admin", 200),
+    Access("POST", "/admin/features/{name:str}/disable", "/admin/features/nope/disable", "admin", 404),
+    Access("POST", "/admin/features/{name:str}/enable", "/admin/features/nope/enable", "admin", 404),
     Access("GET", "/admin/sign-in", "/admin/sign-in", None, 200),
     Access("POST", "/admin/sign-in", "/admin/sign-in", None, 415),
     Access("POST", "/admin/sign-out", "/admin/sign-out", "admin", 303),

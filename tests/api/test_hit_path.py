@@ -153,7 +153,7 @@ async def told(site: Live, ask: Ask) -> Told:
     if ask.own_id is not None and given:
         assert given == [ask.own_id]
     kept = [(name, value) for name, value in headers if name not in ("date", "x-request-id")]
-    if "detail=true" in ask.target and status.endswith("200 OK"):
+    if "detail=true" in ask.target.partition("#")[0] and status.endswith("200 OK"):
         return Told(int(status.split()[1]), [item for item in kept if item[0] != "content-length"], _timeless(body))
     return Told(int(status.split()[1]), kept, body)
 

@@ -78,6 +78,8 @@ async def test_document_covers_every_route_of_the_design(document: Document) -> 
         "GET /admin/rebuilds/{run_id}",
         "DELETE /admin/rebuilds/{run_id}",
         "GET /admin/rebuilds/{run_id}/events",
+        "POST /admin/features/{name}/disable",
+        "POST /admin/features/{name}/enable",
         "GET /admin/rollout",
         "POST /admin/rollout/ramp",
         "POST /admin/rollout/promote",
@@ -134,7 +136,8 @@ async def test_every_operation_is_described(document: Document) -> None:
 async def test_every_operation_with_a_body_describes_it(document: Document) -> None:
     with_body = {path for path, _, operation in operations(document) if "requestBody" in operation}
     moves = {f"/admin/rollout/{move}" for move in ("ramp", "promote", "rollback")}
-    optional = {"/admin/users/{user_id}/rebuild", *moves}
+    switches = {f"/admin/features/{{name}}/{switch}" for switch in ("disable", "enable")}
+    optional = {"/admin/users/{user_id}/rebuild", *moves, *switches}
     assert with_body == {
         "/profiles/batch",
         "/profiles/history",

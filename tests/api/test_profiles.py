@@ -219,11 +219,17 @@ async def test_features_are_those_of_the_registry(site: Live) -> None:
                 "name": entry.name,
                 "dtype": entry.dtype,
                 "ttl_s": entry.ttl.total_seconds(),
+                "window_s": entry.window.total_seconds(),
                 "default": entry.default,
                 "description": entry.description,
                 "invalidated_by": list(entry.invalidated_by),
+                "relations": list(entry.relations),
                 "fingerprint": entry.fingerprint,
+                "us_per_user": None,
+                "state": "ok",
+                "reason": None,
             }
             for entry in REGISTRY
         ]
     }
+    assert b'"default":0,' in answer.content  # of its dtype: no 0.0

@@ -39,7 +39,7 @@ async def test_site_is_ready_when_everything_answers(
     async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
         assert await ready(site) == {
             "status": "ready",
-            "checks": dict.fromkeys(("database", "invalidations", "cache", "queue", "worker"), "ok"),
+            "checks": dict.fromkeys(("database", "invalidations", "cache", "queue", "worker", "features"), "ok"),
         }
 
 

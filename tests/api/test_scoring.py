@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-from app.api.scoring_inputs import request_type
+from app.api.inputs import with_mirror
 from app.api.scoring_schemas import ScoreRequest
 from app.bandit.specs import SPEC_V1
 from app.errors import StoreFull
@@ -316,7 +316,7 @@ async def test_it_is_sent_away_unread_when_too_many_wait(own_site: Live, monkeyp
 
 
 async def test_the_request_that_is_read_is_the_one_that_is_documented() -> None:
-    read = request_type(ProfileFeatures)
+    read = with_mirror(ScoreRequest, ProfileFeatures)
     assert issubclass(read, ScoreRequest)
     assert {item.name for item in msgspec.structs.fields(read)} == {
         item.name for item in msgspec.structs.fields(ScoreRequest)

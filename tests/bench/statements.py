@@ -10,7 +10,7 @@ from pathlib import Path
 import uvloop
 
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.profile_statement import at_moment, build
+from app.stores.sqlite.profile_statement import build
 from tests.bench.ground import Ground
 from tests.bench.timing import Comparison, Result, compare
 from tests.support.registry import REGISTRY
@@ -18,11 +18,13 @@ from tests.support.registry import REGISTRY
 _SET_BASED = """
 WITH views AS NOT MATERIALIZED (
     SELECT user_id, occurred_at_ms FROM tip_views
-    WHERE user_id IN (SELECT value FROM json_each(:users)) AND occurred_at_ms <= :now),
+    WHERE user_id IN (SELECT value FROM json_each(:users))
+      AND occurred_at_ms > :now - 2592000000 AND occurred_at_ms <= :now),
 feedback AS NOT MATERIALIZED (
     SELECT user_id, occurred_at_ms, ((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour,
            action, dwell_ms
-    FROM tip_feedback WHERE user_id IN (SELECT value FROM json_each(:users)) AND occurred_at_ms <= :now)
+    FROM tip_feedback WHERE user_id IN (SELECT value FROM json_each(:users))
+      AND occurred_at_ms > :now - 2592000000 AND occurred_at_ms <= :now)
 """
 
 
@@ -39,9 +41,7 @@ async def _measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:
     connection = connect(database, read_only=True)
     try:
         users = [user for (user,) in connection.execute("SELECT DISTINCT user_id FROM tip_views LIMIT 256")]
-        arms = [
-            f"SELECT '{entry.name}', user_id, value FROM ({at_moment(entry.compute, ':now')})" for entry in REGISTRY
-        ]
+        arms = [f"SELECT '{entry.name}', user_id, value FROM ({entry.compute})" for entry in REGISTRY]
         set_based = _SET_BASED + " UNION ALL ".join(arms)
         correlated = build(REGISTRY)
         for count in (1, 10, 100, 256):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from app.features.clock import DAY_MS, rfc3339
 from app.features.export import FORMATS
 from app.features.registry import DTYPES
+from app.features.schema import check_mirror
 from tests.commands.conftest import Outcome, Run
 from tests.support.events import feedback, payload, served
 from tests.support.registry import REGISTRY, ProfileFeatures
@@ -50,7 +53,9 @@ def test_features_are_listed_for_people_and_for_programs(profiles: Run) -> None:
     assert all(f" {entry.name} " in table.out and entry.description in table.out for entry in REGISTRY)
     listed = profiles("features", "--format", "json").json["features"]
     assert [one["name"] for one in listed] == list(REGISTRY.names)
-    assert listed[0].keys() == {"name", "dtype", "ttl_s", "default", "description", "invalidated_by", "fingerprint"}
+    assert listed[0].keys() == {
+        *("name", "dtype", "ttl_s", "window_s", "default", "description", "invalidated_by", "relations", "fingerprint"),
+    }
 
 
 def test_the_json_schema_names_every_feature_with_its_type(profiles: Run) -> None:
@@ -70,11 +75,12 @@ def test_the_python_export_compiles_and_has_every_feature(profiles: Run) -> None
     namespace: dict[str, Any] = {}
     exec(compile(source, "export", "exec", dont_inherit=True), namespace)  # noqa: S102  # our own export
     exported = namespace[ProfileFeatures.__name__]
-    assert issubclass(exported, dict)
-    assert exported.__total__ is False
+    check_mirror(REGISTRY, exported)
     assert {name: get_args(hint)[0] for name, hint in get_type_hints(exported).items()} == {
         entry.name: DTYPES[entry.dtype] for entry in REGISTRY
     }
+    formatted = [Path(sys.executable).with_name("ruff"), "format", "--line-length=120", "--check", "--quiet", "-"]
+    assert subprocess.run(formatted, input=source, text=True, check=False).returncode == 0
 
 
 def test_the_typescript_export_has_every_feature(profiles: Run) -> None:

@@ -14,15 +14,12 @@ from pathlib import Path
 import pytest
 
 import app
-from app import contract
 from app.commands import cli
 from app.commands.supervisor import _socket_directory
-from app.features.registry import Registry
 from app.stores.sqlite.database import SCHEMA_REVISION
 from tests.commands.conftest import Run
-from tests.support.entries import entry
 from tests.support.processes import free_port
-from tests.support.registry import REGISTRY
+from tests.support.registry import own_entry, own_registry
 
 DRAWING = ("rich", "pygments", "markdown_it")
 MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.upgrade")
@@ -175,13 +172,9 @@ def test_nothing_starts_when_the_database_is_newer(migrated: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
-def test_nothing_starts_when_a_feature_breaks_a_rule(
-    migrated: Run, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    broken = Registry([*REGISTRY, entry(compute="SELECT user_id, x AS value FROM views")])
-    monkeypatch.setattr(contract, "check_mirror", lambda *_: None)
-    monkeypatch.setattr(contract.Contract.__init__, "__kwdefaults__", {"registry": broken, "mirror": object})
-    shown = migrated(command, worker_metrics_port=0, port=free_port(), **SERVERS)
+def test_nothing_starts_when_a_feature_breaks_a_rule(migrated: Run, tmp_path: Path, command: str) -> None:
+    broken = own_registry(tmp_path / "own.py", own_entry(compute="SELECT user_id, x AS value FROM views"))
+    shown = migrated(command, features=broken, worker_metrics_port=0, port=free_port(), **SERVERS)
     assert shown.code == 2
     assert shown.err.startswith("error: feature 'probe': ")
     assert "no such column: x" in shown.err

@@ -14,6 +14,7 @@ from app.assembly import open_service
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import served
+from tests.support.registry import FEATURES
 
 ROOT = Path(__file__).parents[2]
 VOLUME = 4

@@ -9,13 +9,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.events.ports import Appended
-from app.features.events import FEEDBACK
+from app.features.events import Action
 from app.features.registry import Feature, Registry
 from app.features.schema import Str, check_mirror
 from app.profiles.computation import Computation
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.feature_check import check_features
+from app.stores.sqlite.feature_check import check_features, compile_registry
 from app.stores.sqlite.owed import announce
 from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
@@ -27,16 +27,15 @@ FAVOURITE = Feature(
     name="favourite_action_30d",
     dtype="str",
     ttl=timedelta(hours=1),
+    window=timedelta(days=30),
     description="What the user did most often with a tip; of equals, the first in the alphabet.",
-    invalidated_by=(FEEDBACK,),
     compute="""
         SELECT user_id, action AS value
         FROM (
             SELECT user_id, action, ROW_NUMBER() OVER (PARTITION BY user_id ORDER BY COUNT(*) DESC, action) AS place
             FROM feedback
-            WHERE occurred_at_ms > :now_ms - 30 * 86400000
             GROUP BY user_id, action
-        )
+        ) AS ranked
         WHERE place = 1
     """,
 )
@@ -51,7 +50,7 @@ class Extended(ProfileFeatures, kw_only=True, frozen=True):
     ] = UNSET
 
 
-EXTENDED = Registry([*REGISTRY, FAVOURITE])
+EXTENDED = compile_registry(Registry([*REGISTRY, FAVOURITE]))
 
 
 async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_are_added(
@@ -60,7 +59,7 @@ async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_
     check_mirror(EXTENDED, Extended)
     await database.read(lambda connection: check_features(EXTENDED, connection))
     await announce(database, EXTENDED, NOW_MS)
-    actions = ("completed", "snoozed", "snoozed", "dismissed", "dismissed")
+    actions = (Action.COMPLETED, Action.SNOOZED, Action.SNOOZED, Action.DISMISSED, Action.DISMISSED)
     (stored,) = await event_log.append([[admitted(feedback("ann", NOW_MS - 1, action)) for action in actions]])
     computation = Computation(SqliteSource(database, EXTENDED), EXTENDED, FakeClock(), Metrics(), width=2)
 

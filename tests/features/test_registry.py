@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from app.errors import RegistryError, UnknownFeature
+from app.features.clock import DAY_MS
+from app.features.definitions import REGISTRY as OURS
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED
-from app.features.registry import Registry, Scalar, conforms, encode_value, indices
+from app.features.registry import Registry, Scalar, as_dtype, encode_value, indices
 from tests.support.entries import COUNT_VIEWS, entry
 from tests.support.registry import REGISTRY
 
@@ -59,32 +62,48 @@ def test_registry_is_refused_when_a_subject_is_unknown() -> None:
     assert all(subject in message for subject in KNOWN_SUBJECTS)
 
 
-def test_registry_is_refused_when_nothing_invalidates_a_feature() -> None:
-    assert "names no subject" in refusal(invalidated_by=())
+@pytest.mark.parametrize("subjects", ["signals.tip.served", [SERVED]])
+def test_registry_is_refused_when_the_subjects_are_no_tuple(subjects: object) -> None:
+    assert "invalidated_by must be a tuple of subjects" in refusal(invalidated_by=subjects)
+
+
+@pytest.mark.parametrize("changes", [{"ttl": 3600}, {"window": 30}, {"compute": None}, {"description": 7}, {"name": 7}])
+def test_registry_is_refused_when_a_field_is_of_another_type(changes: dict[str, object]) -> None:
+    with pytest.raises(RegistryError, match=f"feature '{changes.get('name', 'probe')}': "):
+        Registry([entry(**changes)])
+
+
+@pytest.mark.parametrize("item", ["probe", None, {"name": "probe"}])
+def test_registry_is_refused_when_an_entry_is_no_feature(item: Any) -> None:
+    with pytest.raises(RegistryError, match="an entry must be a Feature"):
+        Registry([item])
 
 
 @pytest.mark.parametrize(
     ("dtype", "default"),
     [
-        ("float", 0),
         ("float", float("nan")),
         ("float", float("inf")),
         ("float", "0"),
-        ("int", 0.0),
+        ("float", False),
+        ("int", 0.5),
         ("int", True),
         ("int", "0"),
         ("str", 0),
         ("str", b"none"),
         ("int", object()),
+        ("int", 1 << 63),
+        ("int", -(1 << 63) - 1),
     ],
 )
 def test_registry_is_refused_when_a_default_is_not_of_its_dtype(dtype: str, default: object) -> None:
     assert f"is not of dtype {dtype}" in refusal(dtype=dtype, default=default)
 
 
-@pytest.mark.parametrize("default", [1 << 63, -(1 << 63) - 1])
-def test_registry_is_refused_when_a_default_is_beyond_64_bits(default: int) -> None:
-    assert "64 bits" in refusal(default=default)
+@pytest.mark.parametrize(("dtype", "given", "kept"), [("float", 0, 0.0), ("int", 3.0, 3), ("str", "x", "x")])
+def test_default_is_kept_as_its_dtype_when_it_can_be_that(dtype: str, given: Scalar, kept: Scalar) -> None:
+    default = Registry([entry(dtype=dtype, default=given)])[0].default
+    assert (default, type(default)) == (kept, type(kept))
 
 
 @pytest.mark.parametrize("count", [0, 63])
@@ -101,12 +120,23 @@ def test_mask_names_the_last_feature_when_the_registry_is_full() -> None:
     assert registry.named("probe_61").name == "probe_61"
 
 
-@pytest.mark.parametrize("changes", [{"compute": COUNT_VIEWS + " "}, {"dtype": "str"}, {"default": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"compute": COUNT_VIEWS + " -- all"}, {"dtype": "str"}, {"default": 0}, {"window": timedelta(days=7)}],
+)
 def test_fingerprint_differs_when_what_is_computed_differs(changes: dict[str, object]) -> None:
     assert entry(**changes).fingerprint != entry().fingerprint
 
 
-@pytest.mark.parametrize("changes", [{"name": "other"}, {"ttl": timedelta(days=1)}, {"description": "Other words."}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"ttl": timedelta(days=1)},
+        {"description": "Other words."},
+        {"compute": f"\n        {COUNT_VIEWS}\n    "},
+    ],
+)
 def test_fingerprint_is_the_same_when_only_the_description_of_a_value_differs(changes: dict[str, object]) -> None:
     assert entry(**changes).fingerprint == entry().fingerprint
 
@@ -136,19 +166,25 @@ def test_subjects_partition_the_five_features() -> None:
     assert REGISTRY.invalidated_by(SERVED) == {"tip_volume_30d"}
     assert REGISTRY.invalidated_by(FEEDBACK) == set(REGISTRY.names) - {"tip_volume_30d"}
     assert REGISTRY.invalidated_by("signals.tip.opened") == frozenset()
-    assert REGISTRY.longest_window == timedelta(days=30)
+    assert REGISTRY.longest_window_ms() == 30 * DAY_MS
 
 
-def test_registry_states_the_contract_of_the_design() -> None:
-    stated = [(item.name, item.dtype, item.default, item.ttl) for item in REGISTRY]
+def test_longest_window_is_that_of_the_features_in_the_mask() -> None:
+    registry = Registry([entry(name="week", window=timedelta(days=7)), entry(name="hours", window=timedelta(hours=36))])
+    assert registry.longest_window_ms() == 7 * DAY_MS
+    assert registry.longest_window_ms(registry.mask(["hours"])) == 36 * 3_600_000
+
+
+def test_service_states_the_features_of_the_design_among_its_own() -> None:
+    stated = {item.name: (item.dtype, item.default, item.ttl) for item in OURS}
     hour = timedelta(hours=1)
-    assert stated == [
-        ("completion_rate_30d", "float", None, hour),
-        ("dismiss_rate_30d", "float", None, hour),
-        ("mean_dwell_ms_30d", "float", None, hour),
-        ("preferred_hour", "int", None, 6 * hour),
-        ("tip_volume_30d", "int", 0, hour),
-    ]
+    assert {name: stated[name] for name in REGISTRY.names} == {
+        "completion_rate_30d": ("float", None, hour),
+        "dismiss_rate_30d": ("float", None, hour),
+        "mean_dwell_ms_30d": ("float", None, hour),
+        "preferred_hour": ("int", None, 6 * hour),
+        "tip_volume_30d": ("int", 0, hour),
+    }
 
 
 @pytest.mark.parametrize(
@@ -157,11 +193,15 @@ def test_registry_states_the_contract_of_the_design() -> None:
         ("float", 0.5, b"0.5"),
         ("float", -0.0, b"-0.0"),
         ("float", 1e300, b"1e300"),
+        ("float", 3, b"3.0"),
+        ("float", 1 << 62, b"4.611686018427388e18"),
         ("int", -(1 << 63), b"-9223372036854775808"),
+        ("int", 9.0, b"9"),
+        ("int", -0.0, b"0"),
         ("str", 'größer "als"\n', '"größer \\"als\\"\\n"'.encode()),
     ],
 )
-def test_value_is_encoded_when_it_is_of_its_dtype(dtype: str, value: Scalar, text: bytes) -> None:
+def test_value_is_encoded_when_it_can_be_of_its_dtype(dtype: str, value: Scalar, text: bytes) -> None:
     registry = Registry([entry(dtype=dtype)])
     assert encode_value(registry[0].dtype, value) == text
 
@@ -169,11 +209,14 @@ def test_value_is_encoded_when_it_is_of_its_dtype(dtype: str, value: Scalar, tex
 @pytest.mark.parametrize(
     ("dtype", "value"),
     [
-        ("float", 1),
+        ("float", 1 << 63),
+        ("float", True),
+        ("float", "1"),
         ("float", float("inf")),
         ("float", float("nan")),
         ("float", None),
-        ("int", 1.0),
+        ("int", 1.5),
+        ("int", 2.0**63),
         ("int", True),
         ("int", "1"),
         ("str", b"x"),
@@ -182,5 +225,5 @@ def test_value_is_encoded_when_it_is_of_its_dtype(dtype: str, value: Scalar, tex
 )
 def test_value_is_not_encoded_when_it_is_of_another_dtype(dtype: str, value: object) -> None:
     registry = Registry([entry(dtype=dtype)])
-    assert not conforms(registry[0].dtype, value)
+    assert as_dtype(registry[0].dtype, value) is None
     assert encode_value(registry[0].dtype, value) is None

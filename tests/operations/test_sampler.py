@@ -9,7 +9,7 @@ import pytest
 from app.errors import StoreUnavailable
 from app.operations.ports import Record
 from app.operations.sampler import ASK_AGAIN_S, EVERY_S, LAST_S, Sampler
-from app.operations.samples import Gauges, Sample
+from app.operations.samples import Gauges, Process, Sample
 from app.operations.states import Check
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
@@ -49,8 +49,7 @@ class Watched:
         self.rounds = 0
         self.done = asyncio.Event()
         self.sampler = Sampler(
-            role="api",
-            process="one",
+            process=Process("api", "one", "abc"),
             metrics=self.metrics,
             store=self.store,
             ask_gauges=self._gauges,

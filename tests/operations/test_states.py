@@ -15,6 +15,7 @@ WELL = {
     "cache": Check(True, ""),
     "queue": Check(True, ""),
     "worker": Check(True, ""),
+    "features": Check(True, ""),
 }
 LOOKS = st.builds(Look, st.sampled_from(["ok", "degraded", "down", "unknown"]), st.sampled_from(["", "a", "b"]))
 
@@ -32,6 +33,7 @@ def states(**changed: Check) -> dict[str, State]:
         ({"cache": Check(False, "read-only", state="degraded")}, {"service": "degraded", "cache": "degraded"}),
         ({"invalidations": Check(False, "1 owed", state="degraded")}, {"service": "degraded", "cache": "degraded"}),
         ({"worker": Check(False, "none")}, {"service": "degraded", "worker": "down"}),
+        ({"features": Check(False, "x fails", state="degraded")}, {"service": "degraded", "features": "degraded"}),
         ({"database": Check(False, "gone", vital=True)}, {"service": "down", "database": "down"}),
     ],
 )

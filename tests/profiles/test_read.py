@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,6 +17,7 @@ from app.profiles.filling import TTL_JITTER, own_outcomes
 from app.profiles.groups import GROUP_CAP
 from app.profiles.ports import Asked, Cell, Fill
 from tests.profiles.world import World
+from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY, TIP_VOLUME
 from tests.support.servers import calls, keys
@@ -246,8 +246,8 @@ async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_anoth
 
 
 async def test_a_broken_value_is_served_as_null_and_never_cached(world: World) -> None:
-    broken = replace(TIP_VOLUME, name="broken", compute="SELECT user_id, 'x' AS value FROM views GROUP BY user_id")
-    service = await world.open(registry=Registry([TIP_VOLUME, broken]))
+    broken = entry(name="broken", compute="SELECT user_id, 'x' AS value FROM views GROUP BY user_id")
+    service = await world.open(registry=Registry([REGISTRY.named(TIP_VOLUME.name), broken]))
     await service.send(served(USER))
     for _ in range(2):
         profile = await service.profile(USER)

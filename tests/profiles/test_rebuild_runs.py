@@ -47,7 +47,7 @@ class Office(NamedTuple):
             features=list(features),
             state="queued",
             done=0,
-            total=await self.runner.total(users),
+            total=await self.runner.total(users, REGISTRY.full_mask),
             position="",
             requested_by="ann",
             created_at_ms=NOW_MS,

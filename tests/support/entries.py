@@ -17,6 +17,7 @@ def entry(**changes: Any) -> Feature:
         "name": "probe",
         "dtype": "int",
         "ttl": timedelta(hours=1),
+        "window": timedelta(days=30),
         "description": "A feature of the tests.",
         "invalidated_by": (SERVED, FEEDBACK),
         "compute": COUNT_VIEWS,

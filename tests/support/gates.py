@@ -79,6 +79,10 @@ class GatedSource:
         await self.after.pass_through()
         return snapshot
 
+    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """As the source does; it is not stopped."""
+        return await self._source.attempt(clock_ms, asked)
+
 
 class GatedCache:
     """A cache that can be stopped before each kind of command, and after a read of rows; counts commands by name."""

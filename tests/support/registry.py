@@ -126,3 +126,30 @@ class ProfileFeatures(msgspec.Struct, kw_only=True, frozen=True):
 
 FEATURES = f"{Path(__file__)}:REGISTRY"
 CONTRACT = Contract(registry=REGISTRY, mirror=ProfileFeatures)
+
+MODULE = """
+from datetime import timedelta
+from app.features.examples import Example, feedback, served
+from app.features.registry import Feature, Registry
+
+REGISTRY = Registry([{entries}])
+"""
+ENTRY = """
+    Feature(
+        name={name!r}, dtype={dtype!r}, ttl=timedelta(hours=1), window=timedelta(days={days}),
+        description="A feature of the tests.", compute={compute!r}, {more}
+    ),"""
+COUNT_VIEWS = "SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id"
+
+
+def own_entry(
+    name: str = "probe", compute: str = COUNT_VIEWS, dtype: str = "int", days: int = 30, more: str = ""
+) -> str:
+    """An entry as an operator writes it. `more`: further arguments, as code."""
+    return ENTRY.format(name=name, compute=compute, dtype=dtype, days=days, more=more)
+
+
+def own_registry(path: Path, *entries: str) -> str:
+    """A module with a registry of one's own, as `PROFILES_FEATURES` names it."""
+    path.write_text(MODULE.format(entries="".join(entries)))
+    return f"{path}:REGISTRY"

@@ -96,6 +96,7 @@ async def test_overview_tells_of_an_outage_and_since_when(
             "queue": "down",
             "worker": "unknown",
             "database": "ok",
+            "features": "ok",
         }
         assert body["state"] == "degraded"
         assert [item["subject"] for item in body["findings"]] == ["cache", "queue"]

@@ -141,7 +141,7 @@ async def test_figures_tie_out_whatever_has_happened(
             await service.send(served(user, service.clock.now_ms()))
     found = await measured(office)
     ties_out(found)
-    members = await office.surveyor._population.members("", module._spans(service.clock.now_ms()), 99)
+    members = await office.surveyor._population.members("", office.surveyor._spans(service.clock.now_ms()), 99)
     assert found.eligible == sum(member.now for member in members)
 
 
@@ -281,14 +281,13 @@ async def test_a_stored_walk_does_not_grow_with_the_users(office: Office, monkey
 
 
 async def test_a_value_of_another_type_is_in_no_bin_and_counted(world: World) -> None:
-    faulty = entry(
-        name="faulty", dtype="float", compute="SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id"
-    )
+    faulty = entry(name="faulty", compute="SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id")
     service = await world.open(Registry([faulty]))
     await service.send(served("ann"), served("bob"))
     found = await measured(Office(service))
     drift = found.features["faulty"].drift
-    assert (drift.failed, drift.bins) == (2, [])
+    assert (drift.failed, drift.band, drift.psi, drift.bins) == (2, "failed", None, [])
+    assert drift.why_not == "2 values could not be computed: the SQL gave text where int is declared"
 
 
 async def test_there_is_no_drift_figure_when_the_history_is_short(office: Office) -> None:

@@ -21,6 +21,7 @@ from app.stores.sqlite.database import SELECT_DATABASE_ID, Database
 from app.stores.sqlite.soundness import full_findings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
+from tests.support.registry import FEATURES
 from tests.support.small_disk import small_file_system
 from tests.support.waiting import eventually
 

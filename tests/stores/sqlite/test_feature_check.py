@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from app.errors import RegistryError
+from app.features.definitions import REGISTRY as OURS
+from app.features.events import FEEDBACK, SERVED
 from app.features.registry import Registry
-from app.stores.sqlite.feature_check import check_features
+from app.stores.sqlite import feature_check
+from app.stores.sqlite.feature_check import check_features, compile_registry
 from tests.support.entries import entry
-from tests.support.registry import REGISTRY
+from tests.support.logs import Recorder
 
 
 @pytest.fixture
@@ -22,11 +25,11 @@ def migrated(database_path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def refusal(migrated: sqlite3.Connection, compute: str) -> str:
+def refusal(migrated: sqlite3.Connection, compute: str, **changes: object) -> str:
     """The message with which an entry of this SQL is refused, sound entries beside it."""
-    registry = Registry([entry(name="sound"), entry(name="broken", compute=compute)])
+    registry = Registry([entry(name="sound"), entry(name="broken", compute=compute, **changes)])
     with pytest.raises(RegistryError) as caught:
-        check_features(registry, migrated)
+        check_features(compile_registry(registry), migrated)
     message = str(caught.value)
     assert caught.value.entry == "broken"
     assert "'broken'" in message
@@ -34,7 +37,7 @@ def refusal(migrated: sqlite3.Connection, compute: str) -> str:
 
 
 def test_registry_of_the_service_is_accepted(migrated: sqlite3.Connection) -> None:
-    check_features(REGISTRY, migrated)
+    check_features(compile_registry(OURS), migrated)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +97,10 @@ def test_entry_is_refused_when_it_is_no_select(migrated: sqlite3.Connection, com
     assert "one SELECT" in refusal(migrated, compute)
 
 
-@pytest.mark.parametrize("parameter", [":other", "?", "?1", "$now_ms", "@now_ms", ":NOW_MS", ":now_ms2", ":asked"])
-def test_entry_is_refused_when_it_uses_another_parameter(migrated: sqlite3.Connection, parameter: str) -> None:
+@pytest.mark.parametrize("parameter", [":now_ms", ":other", "?", "?1", "$now_ms", "@now_ms", ":asked", ":clock_ms"])
+def test_entry_is_refused_when_it_uses_a_parameter(migrated: sqlite3.Connection, parameter: str) -> None:
     message = refusal(migrated, f"SELECT user_id, {parameter} AS value FROM views")
-    assert "no parameter but :now_ms" in message
+    assert "may use no parameter, not even :now_ms" in message
 
 
 @pytest.mark.parametrize(
@@ -107,21 +110,24 @@ def test_entry_is_refused_when_it_uses_another_parameter(migrated: sqlite3.Conne
         "current_date",
         "CURRENT_TIME",
         "date('now')",
-        "date('NOW', '-1 day')",
-        'unixepoch("now")',
+        "date('n' || 'ow')",
+        "DATE(occurred_at_ms / 1000, 'unixepoch', 'localtime')",
         "julianday()",
         "datetime( )",
         "strftime('%s')",
-        "strftime('%H', occurred_at_ms / 1000, 'unixepoch', 'localtime')",
+        "unixepoch(tip_id)",
         "random()",
         "RANDOMBLOB(4)",
+        "changes()",
         "total_changes()",
         "last_insert_rowid()",
+        "sqlite_version()",
         "load_extension('x')",
     ],
 )
 def test_entry_is_refused_when_its_value_hangs_on_more_than_its_facts(migrated: sqlite3.Connection, clock: str) -> None:
-    assert ":now_ms" in refusal(migrated, f"SELECT user_id, MAX({clock}) AS value FROM views GROUP BY user_id")
+    message = refusal(migrated, f"SELECT user_id, MAX({clock}) AS value FROM views GROUP BY user_id")
+    assert "may not ask for the time or for chance" in message
 
 
 @pytest.mark.parametrize(
@@ -131,9 +137,61 @@ def test_entry_is_refused_when_its_columns_are_others(migrated: sqlite3.Connecti
     assert "must yield (user_id, value)" in refusal(migrated, f"SELECT {columns} FROM views")
 
 
-@pytest.mark.parametrize("compute", ["", "   ", "-- nothing"])
-def test_entry_is_refused_when_its_sql_is_empty(migrated: sqlite3.Connection, compute: str) -> None:
-    assert "must yield (user_id, value)" in refusal(migrated, compute)
+def test_entry_is_refused_when_its_sql_is_a_mere_comment(migrated: sqlite3.Connection) -> None:
+    assert "does not compile" in refusal(migrated, "-- nothing")
+
+
+@pytest.mark.parametrize(
+    ("compute", "reads"),
+    [
+        ("SELECT user_id, COUNT(*) AS value FROM views", ("views",)),
+        ("SELECT user_id, COUNT(*) AS value FROM FeedBack GROUP BY user_id", ("feedback",)),
+        # One that is joined by a common column alone, or only counted.
+        ("SELECT user_id, COUNT(*) AS value FROM views JOIN feedback USING (user_id)", ("views", "feedback")),
+        ("SELECT user_id, COUNT(*) AS value FROM feedback NATURAL JOIN views", ("views", "feedback")),
+        ("SELECT user_id, (SELECT COUNT(*) FROM views) AS value FROM feedback", ("views", "feedback")),
+        ("SELECT user_id, 1 AS value FROM feedback WHERE EXISTS (SELECT 1 FROM views)", ("views", "feedback")),
+        ("SELECT user_id, 1 AS value FROM views UNION ALL SELECT user_id, 2 FROM feedback", ("views", "feedback")),
+        # Names that are not what they seem.
+        ("WITH views AS (SELECT * FROM feedback) SELECT user_id, COUNT(*) AS value FROM views", ("feedback",)),
+        ("SELECT user_id, 'FROM feedback' AS value FROM views -- feedback", ("views",)),
+        ("SELECT views.user_id, COUNT(*) AS value FROM feedback AS views", ("feedback",)),
+        (
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3) "
+            "SELECT user_id, (SELECT COUNT(*) FROM n) AS value FROM views",
+            ("views",),
+        ),
+    ],
+)
+def test_subjects_follow_from_the_relations_that_the_sql_reads(compute: str, reads: tuple[str, ...]) -> None:
+    subjects = {"views": SERVED, "feedback": FEEDBACK}
+    (compiled,) = compile_registry(Registry([entry(compute=compute, invalidated_by=())]))
+    assert compiled.relations == reads
+    assert compiled.invalidated_by == tuple(subjects[name] for name in reads)
+
+
+@pytest.mark.parametrize(
+    ("relation", "lacking", "given"), [("views", SERVED, (FEEDBACK,)), ("feedback", FEEDBACK, (SERVED,))]
+)
+def test_entry_is_refused_when_it_lacks_the_subject_of_a_relation(
+    migrated: sqlite3.Connection, relation: str, lacking: str, given: tuple[str, ...]
+) -> None:
+    compute = f"SELECT user_id, COUNT(*) AS value FROM {relation} GROUP BY user_id"
+    message = refusal(migrated, compute, invalidated_by=given)
+    assert f"the SQL reads {relation}, so invalidated_by must name {lacking!r}" in message
+
+
+def test_superfluous_subject_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(feature_check, "log", recorder)
+    (compiled,) = compile_registry(Registry([entry(invalidated_by=(SERVED, FEEDBACK))]))
+    assert compiled.invalidated_by == (SERVED, FEEDBACK)
+    (line,) = recorder.of("superfluous_subject")
+    assert (line["level"], line["feature"], line["subject"]) == ("warning", "probe", FEEDBACK)
+
+
+def test_entry_is_refused_when_it_reads_no_relation(migrated: sqlite3.Connection) -> None:
+    assert "reads none of the relations" in refusal(migrated, "SELECT 'ann' AS user_id, 1 AS value")
 
 
 @pytest.mark.parametrize(
@@ -141,15 +199,15 @@ def test_entry_is_refused_when_its_sql_is_empty(migrated: sqlite3.Connection, co
     [
         "SELECT user_id, COUNT(*) AS value FROM views -- how many",
         "SELECT user_id, COUNT(*) AS value FROM views WHERE tip_id <> ':now_ms' GROUP BY user_id",
-        'SELECT user_id, COUNT(*) AS "value" FROM views WHERE occurred_at_ms <= /* :now_ms */ :now_ms GROUP BY 1',
+        'SELECT user_id, COUNT(*) AS "value" FROM views WHERE occurred_at_ms > /* :now_ms */ 5 GROUP BY 1',
         "SELECT user_id, COUNT(*) AS value FROM views WHERE tip_id <> '{0} {name} %s' GROUP BY user_id",
-        "WITH recent AS (SELECT * FROM feedback WHERE occurred_at_ms > :now_ms - 5) "
+        "WITH recent AS (SELECT * FROM feedback WHERE dwell_ms > 5) "
         "SELECT user_id, COUNT(*) AS value FROM recent GROUP BY user_id",
         "SELECT v.user_id, COUNT(*) AS value FROM views v JOIN feedback f USING (user_id, tip_id) GROUP BY v.user_id",
-        "SELECT user_id, MAX(strftime('%w', occurred_at_ms / 1000, 'unixepoch')) AS value FROM views GROUP BY user_id",
+        "SELECT user_id, MAX((occurred_at_ms / 86400000 + 4) % 7) AS value FROM views GROUP BY user_id",
         "SELECT user_id, SUM(action = 'random') AS value FROM feedback GROUP BY user_id",
         "SELECT user_id, COUNT(*) AS value FROM (SELECT * FROM views UNION ALL SELECT * FROM views) GROUP BY user_id",
     ],
 )
 def test_entry_is_accepted_when_it_keeps_the_rules(migrated: sqlite3.Connection, compute: str) -> None:
-    check_features(Registry([entry(compute=compute)]), migrated)
+    check_features(compile_registry(Registry([entry(compute=compute)])), migrated)

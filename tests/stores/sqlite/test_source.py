@@ -12,7 +12,6 @@ from app.features.registry import Registry
 from app.profiles.ports import Asked
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.profile_statement import at_moment
 from app.stores.sqlite.source import SqliteSource
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
@@ -119,21 +118,3 @@ async def test_source_raises_when_the_trouble_is_the_databases(
     with pytest.raises(StoreUnavailable, match="malformed"):
         await source.compute(NOW_MS, [Asked("ann", REGISTRY.full_mask)])
     assert len(calls) == 1  # not tried feature by feature
-
-
-@pytest.mark.parametrize(
-    ("sql", "result"),
-    [
-        (":now_ms - 5", "X - 5"),
-        ("(:now_ms)", "(X)"),
-        ("':now_ms' || :now_ms", "':now_ms' || X"),
-        ("'it''s :now_ms' < :now_ms", "'it''s :now_ms' < X"),
-        ('":now_ms" = :now_ms', '":now_ms" = X'),
-        ("-- :now_ms\n:now_ms", "-- :now_ms\nX"),
-        ("/* :now_ms\n' */ :now_ms", "/* :now_ms\n' */ X"),
-        ("'--' || :now_ms", "'--' || X"),
-        (":now_ms2 + :now_ms", ":now_ms2 + X"),
-    ],
-)
-def test_parameter_becomes_the_moment_when_it_is_no_part_of_a_literal_or_comment(sql: str, result: str) -> None:
-    assert at_moment(sql, "X") == result
