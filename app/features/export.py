@@ -37,15 +37,15 @@ def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def mirror_line(entry: Feature) -> str:
-    """The field of a feature in the mirror, as the formatter would write it."""
-    declared, meta = (
-        f"{entry.dtype} | None | UnsetType",
-        f"Meta(description={json.dumps(entry.description, ensure_ascii=False)})",
-    )
-    line = f"    {entry.name}: Annotated[{declared}, {meta}] = UNSET"
+    """The field of a feature in the mirror, broken into lines as the formatter would."""
+    declared, text = f"{entry.dtype} | None | UnsetType", json.dumps(entry.description, ensure_ascii=False)
+    line = f"    {entry.name}: Annotated[{declared}, Meta(description={text})] = UNSET"
     if len(line) <= LINE:
         return line
-    return f"    {entry.name}: Annotated[\n        {declared},\n        {meta},\n    ] = UNSET"
+    meta = f"        Meta(description={text}),"
+    if len(meta) > LINE:
+        meta = f"        Meta(\n            description={text}\n        ),"
+    return f"    {entry.name}: Annotated[\n        {declared},\n{meta}\n    ] = UNSET"
 
 
 def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:

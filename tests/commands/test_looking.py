@@ -79,7 +79,7 @@ def test_the_python_export_compiles_and_has_every_feature(profiles: Run) -> None
     assert {name: get_args(hint)[0] for name, hint in get_type_hints(exported).items()} == {
         entry.name: DTYPES[entry.dtype] for entry in REGISTRY
     }
-    formatted = [Path(sys.executable).with_name("ruff"), "format", "--line-length=120", "--check", "--quiet", "-"]
+    formatted = [str(Path(sys.executable).with_name("ruff")), "format", "--line-length=120", "--check", "--quiet", "-"]
     assert subprocess.run(formatted, input=source, text=True, check=False).returncode == 0
 
 

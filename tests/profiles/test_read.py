@@ -303,10 +303,10 @@ async def test_ttls_differ_and_never_exceed_the_features_when_many_are_filled(se
     users = [f"user {number}" for number in range(200)]
     profiles = await service.reader.read(dict.fromkeys(users, FULL))
     await service.drain()
-    for index, entry in enumerate(REGISTRY):
-        ttls = [fill.ttl_ms for fill in service.cache.filled if fill.cell.feature == entry.name]
+    for index, feature in enumerate(REGISTRY):
+        ttls = [fill.ttl_ms for fill in service.cache.filled if fill.cell.feature == feature.name]
         assert len(ttls) == 200
-        assert all((1 - TTL_JITTER) * entry.ttl_ms < ttl <= entry.ttl_ms for ttl in ttls)
+        assert all((1 - TTL_JITTER) * feature.ttl_ms < ttl <= feature.ttl_ms for ttl in ttls)
         assert len(set(ttls)) > 100
         expiries = [profile[index].expires_at_ms for profile in profiles.values()]
         assert expiries == [service.clock.now_ms() + ttl for ttl in ttls]
