@@ -46,8 +46,9 @@ def serve_site(
         *, contract: Contract | None = None, head_s: float = HEAD_S, **settings: object
     ) -> AbstractAsyncContextManager[Live]:
         database = fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
-        chosen = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000, **settings}
-        chosen_settings = Settings(features=FEATURES, database=database, **chosen)  # type: ignore[arg-type]  # by name
+        servers = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000}
+        chosen = {"features": FEATURES, **servers, **settings}
+        chosen_settings = Settings(database=database, **chosen)  # type: ignore[arg-type]  # by name
         return live(chosen_settings, contract=contract, head_s=head_s)
 
     return serve
