@@ -49,6 +49,11 @@ class Settings:
         setting_values.redis_url,
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
     )
+    queue_name: str = _setting(
+        "arq:queue",
+        setting_values.queue_name,
+        "The queue on that server; services with different databases need one each.",
+    )
     host: str = _setting("127.0.0.1", setting_values.host, "Address to serve on. Anything but loopback needs API keys.")
     port: int = _setting(8000, setting_values.whole(1, 65535), "Port to serve on.")
     api_keys: tuple[ApiKey, ...] = _setting(
