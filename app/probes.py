@@ -52,7 +52,7 @@ async def _check_cache(service: Service) -> dict[str, Check]:
             raise CacheUnavailable("the circuit breaker is open")
         await service.cache.check()
     except CacheRefused as error:
-        detail = "it refuses writes; what it lacks is computed from the database"
+        detail = f"{str(error).partition(':')[0]}; what it lacks is computed from the database"
         return {"cache": _unanswered("cache", detail, error, state="degraded")}
     except CacheUnavailable as error:
         return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}

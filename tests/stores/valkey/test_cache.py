@@ -311,3 +311,25 @@ async def test_the_cache_is_unavailable_when_what_answers_is_no_server(tmp_path:
     await cache.close()
     listener.close()
     await listener.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("flavour", "rule", "refused"),
+    [
+        (VALKEY, "-mget", "a read"),
+        (VALKEY, "-set", "a lease"),
+        (REDIS, "-@scripting", "a fill"),
+        (VALKEY, "-del", "a deletion"),
+    ],
+)
+async def test_the_check_names_what_the_server_refuses(
+    start_server: StartServer, flavour: str, rule: str, refused: str
+) -> None:
+    server = start_server(flavour)
+    cache = valkey_cache(server)
+    await cache.check()
+    assert ask(server, "DBSIZE") == 0
+    ask(server, "ACL", "SETUSER", "default", rule)
+    with pytest.raises(CacheRefused, match=f"it refuses {refused}: NOPERM"):
+        await cache.check()
+    await cache.close()
