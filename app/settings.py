@@ -68,6 +68,11 @@ class Settings:
     drain_s: int = _setting(
         0, setting_values.whole(0, 300), "Seconds for which /readyz says `stopping` before an API process stops."
     )
+    keep_alive_s: int = _setting(
+        75,
+        setting_values.whole(1, 3_600),
+        "Seconds before an idle connection is closed; more than the balancer in front keeps its own.",
+    )
     session_hours: int = _setting(
         12, setting_values.whole(1, 720), "Hours that an admin stays signed in to the pages under /admin."
     )
