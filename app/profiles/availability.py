@@ -98,10 +98,12 @@ class FeatureAvailability:
         return self._disabled if self.disabled else {}
 
     def troubles(self) -> list[FeatureTrouble]:
-        """The features that fail now, in the order of the registry."""
-        names = self._registry.names
+        """The features that fail now, in the order of the registry; a disabled one is no trouble."""
+        names, off = self._registry.names, self.disabled
         return [
-            FeatureTrouble(names[index], item.reason, item.since_ms) for index, item in sorted(self._troubles.items())
+            FeatureTrouble(names[index], item.reason, item.since_ms)
+            for index, item in sorted(self._troubles.items())
+            if not off >> index & 1
         ]
 
     def succeeded(self, index: int) -> None:
@@ -124,9 +126,9 @@ class FeatureAvailability:
 
     def due(self) -> tuple[int, str] | None:
         """A paused feature whose pause is over, and a user to try it with; it counts as tried now."""
-        now = self._clock.monotonic()
+        now, off = self._clock.monotonic(), self.disabled
         for index, trouble in self._troubles.items():
-            if trouble.pause_s and trouble.until <= now:
+            if trouble.pause_s and trouble.until <= now and not off >> index & 1:
                 trouble.until = math.inf  # until the attempt ends
                 return index, trouble.user_id
         return None
