@@ -153,6 +153,7 @@ async def open_service(
         await database.read(lambda connection: check_features(contract.registry, connection))
         owed = SqliteOwedInvalidations(database)
         stack.callback(owed.close)
+        owed.any_owed()  # a first look, which also tells which features are disabled
         source = SqliteSource(
             database, contract.registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
         )

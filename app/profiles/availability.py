@@ -93,18 +93,24 @@ class FeatureAvailability:
             return str(self._disabled[index])
         return self._troubles[index].reason if index in self._troubles else ""
 
+    def paused(self, index: int) -> FeatureTrouble | None:
+        """The trouble of a feature that is paused; None if it is not."""
+        if not self._paused_mask >> index & 1:
+            return None
+        return self._told(index)
+
     def disabled_features(self) -> dict[int, Disabled]:
         """Everything that is disabled, by its index."""
         return self._disabled if self.disabled else {}
 
     def troubles(self) -> list[FeatureTrouble]:
         """The features that fail now, in the order of the registry; a disabled one is no trouble."""
-        names, off = self._registry.names, self.disabled
-        return [
-            FeatureTrouble(names[index], item.reason, item.since_ms)
-            for index, item in sorted(self._troubles.items())
-            if not off >> index & 1
-        ]
+        off = self.disabled
+        return [self._told(index) for index in sorted(self._troubles) if not off >> index & 1]
+
+    def _told(self, index: int) -> FeatureTrouble:
+        trouble = self._troubles[index]
+        return FeatureTrouble(self._registry.names[index], trouble.reason, trouble.since_ms)
 
     def succeeded(self, index: int) -> None:
         """A value of the feature was computed."""

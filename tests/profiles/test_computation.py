@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from app.errors import StoreUnavailable
+from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.computation import CAP, Computation, Outcome
@@ -210,16 +211,14 @@ def profile(registry: Registry, outcomes: Mapping[int, Outcome]) -> dict[str, ob
     return {registry[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
 
 
-async def test_live_moment_is_the_newest_event_when_the_clock_stepped_back(
+async def test_an_event_ahead_of_the_clock_counts_and_hides_nothing(
     database: Database, event_log: SqliteEventLog
 ) -> None:
-    await event_log.append([[admitted(served("ann", NOW_MS)), admitted(served("bob", NOW_MS + 5_000))]])
-    clock = FakeClock()
-    live = Computation(SqliteSource(database, REGISTRY), REGISTRY, clock, Metrics(), width=1)
-    clock.step_to(NOW_MS - 3_600_000)
+    ahead_ms = NOW_MS + 40 * DAY_MS
+    await event_log.append([[admitted(served("ann")), admitted(served("bob")), admitted(served("bob", ahead_ms))]])
+    live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=1)
     (computed,) = await live.live({"ann": REGISTRY.full_mask, "bob": REGISTRY.full_mask})
-    assert [computed.outcomes[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"1"]
-    assert computed.at_ms == clock.now_ms()
+    assert [computed.outcomes[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"2"]
 
 
 class Failing(ScriptedSource):

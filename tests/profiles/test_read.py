@@ -28,6 +28,7 @@ from tests.support.waiting import eventually
 
 USER = "ann"
 FULL = REGISTRY.full_mask
+BROKEN = "SELECT user_id, 'x' AS value FROM views GROUP BY user_id"
 
 
 async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: Service) -> None:
@@ -248,7 +249,7 @@ async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_anoth
 
 
 async def test_a_broken_value_is_served_as_null_and_never_cached(world: World) -> None:
-    broken = entry(name="broken", compute="SELECT user_id, 'x' AS value FROM views GROUP BY user_id")
+    broken = entry(name="broken", compute=BROKEN)
     service = await world.open(registry=Registry([REGISTRY.named(TIP_VOLUME.name), broken]))
     await service.send(served(USER))
     for _ in range(2):
@@ -453,3 +454,19 @@ async def test_other_processes_see_within_a_look_that_a_feature_is_disabled(serv
     let_pass(other.clock, LOOK_VALID_S + 0.001)
     await other.features(USER)  # looks
     assert (await other.features(USER))["tip_volume_30d"] is None
+
+
+async def test_a_paused_feature_is_null_without_a_statement_and_the_others_are_hits(world: World) -> None:
+    registry = Registry([entry(name="sound"), entry(name="broken", compute=BROKEN)])
+    service = await world.open(registry)
+    for user in ("a", "b", "c"):
+        await service.send(served(user, tip_id="t"))
+        assert (await service.features(user))["broken"] is None
+    await service.drain()
+    statements = len(service.source.statements)
+    for _ in range(5):
+        assert await service.plain("a") == {"sound": 1, "broken": None}
+    detailed = await service.profile("a")
+    assert len(service.source.statements) == statements
+    assert detailed[0].cached
+    assert (detailed[1].json, detailed[1].error) == (b"null", "the SQL gave text where int is declared")

@@ -36,8 +36,14 @@ class SqliteRegistries:
         self._look = look
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
-        """Record that a process serves this registry."""
-        body = msgspec.json.encode(definitions_of(registry)).decode()
+        """Record that a process serves this registry.
+
+        Nothing is written if that is known, so that a process can start while the disk is full.
+        """
+        definitions = definitions_of(registry)
+        if any(known.definitions == definitions for known in await self.announced()):
+            return
+        body = msgspec.json.encode(definitions).decode()
         parameters = {"fingerprint": registry.fingerprint, "body": body, "now": now_ms}
         await self._database.write(lambda connection: connection.execute(UPSERT_REGISTRY, parameters))
 
