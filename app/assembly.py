@@ -295,7 +295,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),
         process=secrets.token_hex(4),
-        registries=SqliteRegistries(database),
+        registries=SqliteRegistries(database, base.owed.any_owed),
         computation=computation,
         costs=base.costs,
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),

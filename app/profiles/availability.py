@@ -104,8 +104,9 @@ class FeatureAvailability:
         return self._disabled if self.disabled else {}
 
     def troubles(self) -> list[FeatureTrouble]:
-        """The features that fail now, in the order of the registry."""
-        return [self._told(index) for index in sorted(self._troubles)]
+        """The features that fail now, in the order of the registry; a disabled one is no trouble."""
+        off = self.disabled
+        return [self._told(index) for index in sorted(self._troubles) if not off >> index & 1]
 
     def _told(self, index: int) -> FeatureTrouble:
         trouble = self._troubles[index]
@@ -131,9 +132,9 @@ class FeatureAvailability:
 
     def due(self) -> tuple[int, str] | None:
         """A paused feature whose pause is over, and a user to try it with; it counts as tried now."""
-        now = self._clock.monotonic()
+        now, off = self._clock.monotonic(), self.disabled
         for index, trouble in self._troubles.items():
-            if trouble.pause_s and trouble.until <= now:
+            if trouble.pause_s and trouble.until <= now and not off >> index & 1:
                 trouble.until = math.inf  # until the attempt ends
                 return index, trouble.user_id
         return None
