@@ -18,7 +18,7 @@ from tests.support.waiting import eventually_sync
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block for path in READMES for block in blocks_of(path)]
 QUEUE = "README.md: Publishing on the queue"
-# Followed by `test_own_feature.py`, which starts a service of its own, and by `features/test_actions.py`.
+# Followed by `test_readme_walk.py`, which starts a service of its own, and by `features/test_actions.py`.
 ELSEWHERE = {"README.md: Adding a feature", "README.md: Adding a feedback action"}
 SECTIONS = {name: blocks for name, blocks in sections().items() if name not in {QUEUE, *ELSEWHERE}}
 
