@@ -42,10 +42,11 @@ def readme_example() -> Example:
     (command,) = COMMAND.findall((ROOT / "README.md").read_text())
     arguments = [sys.executable, "-m", "app", *shlex.split(command)]
     printed = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    entry, _, mirror_line = printed.partition("# Its line in the mirror")
-    found = re.search(r"^(\w+) = Feature\(.*^\)$", entry, re.MULTILINE | re.DOTALL)
-    assert found is not None, printed
-    return Example(found[1], found[0], mirror_line.partition("\n")[2])
+    module, _, mirror = printed.partition("# Its line in the mirror")
+    entry = re.search(r"^(\w+) = Feature\(.*^\)$", module, re.MULTILINE | re.DOTALL)
+    assert entry is not None, printed
+    mirror_line = re.sub("^#", "", mirror.partition("\n")[2], flags=re.MULTILINE)  # it is a comment of the module
+    return Example(entry[1], entry[0], mirror_line)
 
 
 def apply(example: Example, tree: Path) -> None:
