@@ -137,7 +137,14 @@ class Forbidden(ProfilesError):
 
 
 class Unavailable(ProfilesError):
-    """Something outside does not answer; the same request may succeed later."""
+    """Something outside does not answer; the same request may succeed later.
+
+    `told` is what anybody may read of the reason, without addresses and names; the message is for the log.
+    """
+
+    def __init__(self, detail: str = "", told: str = "it does not answer") -> None:
+        super().__init__(detail)
+        self.told = told
 
 
 class StoreUnavailable(Unavailable):

@@ -48,15 +48,13 @@ async def _check_database(service: Service) -> dict[str, Check]:
 
 async def _check_cache(service: Service) -> dict[str, Check]:
     try:
-        if not service.cache.available:
-            raise CacheUnavailable("the circuit breaker is open")
         await service.cache.check()
     except CacheRefused as error:
         detail = f"{str(error).partition(':')[0]}; what it lacks is computed from the database"
         return {"cache": _unanswered("cache", detail, error, state="degraded")}
     except CacheUnavailable as error:
-        return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
-    return {"cache": Check(True, "")}
+        return {"cache": _unanswered("cache", f"{error.told}; reads compute from the database", error)}
+    return {"cache": Check(service.cache.available, "it answers again; reads compute for a moment longer")}
 
 
 def _check_features(service: Service) -> Check:
@@ -74,7 +72,7 @@ async def _check_queue(service: Service) -> dict[str, Check]:
         alive = await service.queue.worker_alive()
         others = await service.queue.databases(service.clock.now_ms()) - {service.database.id}
     except QueueUnavailable as error:
-        queue = _unanswered("queue", "it does not answer; events are kept and wait for a sweep", error)
+        queue = _unanswered("queue", f"{error.told}; events are kept and wait for a sweep", error)
         return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer", state="unknown")}
     shared = "workers of another database take jobs from it; give each service its own PROFILES_QUEUE_NAME"
     return {

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 SCOPES = ("read", "write", "admin")
+_URL_OPTIONS = ("db", "sentinel", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,13 @@ def redis_url(value: str) -> str | None:
             raise ValueError("must name a socket: unix:///path/to/socket")
     elif not parts.hostname or port == 0 or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
         raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
+    for name, given in parse_qsl(parts.query, keep_blank_values=True):
+        # The others change what the service relies on, as timeouts and encodings, or make TLS worthless.
+        if name not in _URL_OPTIONS or not given:
+            known = ", ".join(_URL_OPTIONS)
+            raise ValueError(f"the option {name!r} is not allowed, or has no value; allowed are {known}")
+        if name == "db" and not re.fullmatch(r"[0-9]{1,4}", given):
+            raise ValueError("the option 'db' must be a number")
     return value
 
 

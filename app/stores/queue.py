@@ -15,7 +15,7 @@ from arq.connections import ArqRedis
 from arq.constants import default_queue_name, health_check_key_suffix
 
 from app.errors import QueueUnavailable
-from app.stores.valkey.pool import AWAY, blocking_pool
+from app.stores.valkey.pool import AWAY, blocking_pool, told
 from app.telemetry import Metrics, logger
 
 QUEUE = default_queue_name
@@ -165,7 +165,7 @@ class Queue:
         try:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except AWAY as error:
-            raise QueueUnavailable(f"{type(error).__name__}: {error}") from error
+            raise QueueUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
 
     async def _publish_all(self) -> None:
         try:

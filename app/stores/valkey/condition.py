@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from app.operations.doctor.facts import ServerFacts, Unreached
 from app.stores.queue import HEALTH_KEY
-from app.stores.valkey.pool import AWAY, blocking_pool
+from app.stores.valkey.pool import AWAY, blocking_pool, told
 
 TIMEOUT_S = 3.0
 PROBE_KEY = "profiles:doctor"
@@ -24,7 +24,7 @@ async def server_facts(url: str, now_s: Callable[[], float] = time.time) -> Serv
     try:
         return await _asked(client, now_s)
     except AWAY as error:
-        return Unreached(f"{type(error).__name__}: {error}")
+        return Unreached(f"{told(error)} ({type(error).__name__}: {error})")
     finally:
         await client.aclose(close_connection_pool=True)
 

@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.stores.tasks import end
 from app.stores.valkey.lane import Lane
-from app.stores.valkey.pool import AWAY, blocking_pool
+from app.stores.valkey.pool import AWAY, blocking_pool, told
 from app.stores.valkey.registration import Registration
 
 _MOVES = 3
@@ -115,7 +115,7 @@ class Connections:
             await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
         except (*AWAY, EOFError) as error:
             await connection.disconnect(nowait=True)
-            raise CacheUnavailable(f"{type(error).__name__}: {error}") from error
+            raise CacheUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
         except BaseException:
             await connection.disconnect(nowait=True)
             raise

@@ -14,12 +14,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import BlockingConnectionPool
 from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 SENTINEL_PORT = 26379
 # What redis-py raises where a server cannot be reached. RuntimeError is uvloop's, for a write to a connection that was
 # lost between redis-py's look at it and the write.
 AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
+
+
+def told(error: Exception) -> str:
+    """Why a server cannot be used, and the remedy, without its address: four different faults look alike otherwise."""
+    text = str(error)
+    if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "Authentication")):
+        return "it refuses the user or the password: correct them in the URL"
+    if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
+        return "its user may not do what is needed: grant the commands and keys (ACL SETUSER)"
+    if "DB index is out of range" in text:
+        return "it has no database of that number: correct the number in the URL, or raise `databases` there"
+    return "it does not answer"
 
 
 class _Master:
