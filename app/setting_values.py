@@ -38,10 +38,17 @@ class RolloutRails:
 
 
 def path(value: str) -> Path:
-    """A file path."""
+    """A file path. `~` is the home directory, and a symbolic link counts as the file that it leads to."""
     if not value or "\0" in value:
         raise ValueError("must be a file path")
-    return Path(value)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", value):
+        raise ValueError("must be the path of a SQLite file; no other database is supported")
+    try:
+        found = Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"must be a file path: {error}") from None
+    # SQLite keeps its log beside the file itself, not beside the link.
+    return found.resolve() if found.is_symlink() else found
 
 
 def registry_source(value: str) -> str | None:

@@ -4,14 +4,17 @@
 name it.
 """
 
+from pathlib import Path
+
 from alembic import context
-from sqlalchemy import create_engine, event
+from sqlalchemy import URL, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from app.settings import Settings
 
 path = context.config.get_main_option("database") or str(Settings.from_environment().database)
-engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+# As a name and nothing else: in a URL that is put together, `?` and `%` would mean something.
+engine = create_engine(URL.create("sqlite", database=str(Path(path).absolute())), poolclass=NullPool)
 
 
 @event.listens_for(engine, "connect")

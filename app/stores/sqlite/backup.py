@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from app.errors import Conflict, InvalidInput, StoreFull, StoreUnavailable
-from app.stores.sqlite.connection import connect, unavailable
+from app.stores.sqlite.connection import connect, read_only_uri, unavailable
 from app.stores.sqlite.database import check_schema
 
 # https://sqlite.org/fileformat2.html: the bytes from PENDING_BYTE on, which no page uses.
@@ -60,7 +60,7 @@ def restore(source: Path, database: Path) -> None:
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
-        with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(part)) as new:
+        with closing(sqlite3.connect(read_only_uri(source), uri=True)) as old, closing(sqlite3.connect(part)) as new:
             old.backup(new)
             _check(new, source)
             new.execute(UPDATE_DATABASE_ID, (secrets.token_hex(16),))

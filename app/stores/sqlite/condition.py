@@ -36,7 +36,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
     """
     with closing(connect(path, read_only=True)) as connection:
         check_schema(connection, path)
-        findings = (full_findings if whole else quick_findings)(connection, path)
+        findings = (full_findings if whole else quick_findings)(connection)
         try:
             unconsumed, oldest_ms = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()
             (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
+from urllib.parse import quote
 
 import aiosqlite
 
@@ -68,6 +69,11 @@ class ThreadConnection(aiosqlite.Connection):
         """Interrupt what runs, and close."""
         self.closing = True
         await super().close()
+
+
+def read_only_uri(path: Path) -> str:
+    """The URI under which SQLite opens exactly this file, whatever characters its name has, and writes nothing."""
+    return f"file://{quote(str(path.absolute()))}?mode=ro"
 
 
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:

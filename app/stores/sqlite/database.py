@@ -56,7 +56,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `StoreUnavailable` where the database is seen to be damaged: what it answers could not be believed."""
-    if findings := quick_findings(connection, path):
+    if findings := quick_findings(connection):
         raise StoreUnavailable(
             f"the database at {path} is damaged: {findings[0]}; `profiles doctor --full` tells more, and "
             "`profiles restore` puts a backup in its place"

@@ -27,7 +27,10 @@ def migrate(path: Path) -> tuple[str | None, str]:
     from app.stores.sqlite.upgrade import upgrade  # noqa: PLC0415
 
     upgrade(path)
-    return before, current(path) or ""
+    after = current(path)
+    if after != SCHEMA_REVISION:
+        raise StoreUnavailable(f"the database at {path} is at revision {after} after migrating, not {SCHEMA_REVISION}")
+    return before, after
 
 
 def current(path: Path) -> str | None:

@@ -9,13 +9,10 @@ file lies there. What SQLite itself would find in every page takes as long as re
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
 
 TAIL = 300
 SMALL_TABLES = ("service", "feature_keys", "cache_registration", "alembic_version")
 FINDINGS = 10
-_HEADER_BYTES = 100
-_MAGIC = b"SQLite format 3\0"
 
 SELECT_TAIL_HALVES = f"""
 WITH tail AS MATERIALIZED (SELECT seq, event_id, subject, user_id FROM event_log ORDER BY seq DESC LIMIT {TAIL})
@@ -49,9 +46,9 @@ LIMIT {FINDINGS}
 """
 
 
-def quick_findings(connection: sqlite3.Connection, path: Path) -> list[str]:
+def quick_findings(connection: sqlite3.Connection) -> list[str]:
     """What is wrong, as far as some milliseconds tell; empty where nothing is."""
-    found = [problem] if (problem := length_problem(path)) is not None else []
+    found: list[str] = []
     try:
         for table in SMALL_TABLES:
             rows = connection.execute(f"PRAGMA integrity_check('{table}')").fetchall()
@@ -62,9 +59,9 @@ def quick_findings(connection: sqlite3.Connection, path: Path) -> list[str]:
     return found[:FINDINGS]
 
 
-def full_findings(connection: sqlite3.Connection, path: Path) -> list[str]:
+def full_findings(connection: sqlite3.Connection) -> list[str]:
     """Everything that SQLite and the log can tell; reads the whole file."""
-    found = [problem] if (problem := length_problem(path)) is not None else []
+    found: list[str] = []
     try:
         rows = connection.execute(f"PRAGMA integrity_check({FINDINGS})").fetchall()
         found += [text for (text,) in rows if text != "ok"]
@@ -72,23 +69,6 @@ def full_findings(connection: sqlite3.Connection, path: Path) -> list[str]:
     except sqlite3.DatabaseError as error:
         found.append(_said(error))
     return found[:FINDINGS]
-
-
-def length_problem(path: Path) -> str | None:
-    """Whether the file is shorter than its header says; None where the write-ahead log may hold the rest."""
-    wal = path.with_name(path.name + "-wal")
-    if wal.exists() and wal.stat().st_size:
-        return None
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    size = path.stat().st_size
-    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
-        return None if size == 0 else "it is no SQLite database"
-    page_size = int.from_bytes(header[16:18], "big")
-    page_size = 65_536 if page_size == 1 else page_size
-    expected = int.from_bytes(header[28:32], "big") * page_size
-    counted = header[24:28] == header[92:96]  # else the count was not kept up
-    return f"it is cut short: {size:,} bytes of {expected:,}" if counted and size < expected else None
 
 
 def _halves(connection: sqlite3.Connection, statement: str) -> list[str]:

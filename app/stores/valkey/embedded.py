@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from app.errors import CacheUnavailable
 
@@ -67,7 +68,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """How a client reaches it."""
-        return f"unix://{self.socket_path}" if self.port == 0 else f"redis://127.0.0.1:{self.port}"
+        return f"unix://{quote(str(self.socket_path))}" if self.port == 0 else f"redis://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:

@@ -31,7 +31,7 @@ VOLUME = 4
 def damage(path: Path) -> list[str]:
     """What is unsound in it, or half written."""
     with closing(sqlite3.connect(path)) as connection:
-        return full_findings(connection, path)
+        return full_findings(connection)
 
 
 def ask(path: Path, statement: str) -> list[tuple[object, ...]]:

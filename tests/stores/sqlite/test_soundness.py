@@ -13,7 +13,7 @@ from app.errors import StoreUnavailable
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.soundness import TAIL, full_findings, length_problem, quick_findings
+from app.stores.sqlite.soundness import TAIL, full_findings, quick_findings
 from tests.support.events import admitted, feedback, served
 
 EVENTS = 2 * TAIL
@@ -55,12 +55,12 @@ def execute(path: Path, *statements: str) -> None:
 
 def quick(path: Path) -> list[str]:
     with closing(connect(path, read_only=True)) as connection:
-        return quick_findings(connection, path)
+        return quick_findings(connection)
 
 
 def full(path: Path) -> list[str]:
     with closing(connect(path, read_only=True)) as connection:
-        return full_findings(connection, path)
+        return full_findings(connection)
 
 
 def lose_index_entry(path: Path, index: str) -> None:
@@ -102,7 +102,6 @@ async def test_process_does_not_start_when_the_newest_events_are_damaged(
 
 async def test_process_does_not_start_when_the_file_is_cut_short(filled: Path) -> None:
     cut(filled, 2)
-    assert "cut short" in (length_problem(filled) or "")
     with pytest.raises(StoreUnavailable, match="malformed"):
         await Database.open(filled, readers=1)
 
@@ -117,17 +116,3 @@ def test_only_the_full_look_finds_damage_among_old_events(filled: Path) -> None:
     execute(filled, f"DELETE FROM tip_feedback WHERE seq = {OLD}")
     assert quick(filled) == []
     assert full(filled) == [f"event {OLD} has no fact"]
-
-
-def test_length_is_no_fault_when_the_log_may_hold_the_rest(filled: Path) -> None:
-    cut(filled, 1)
-    filled.with_name(filled.name + "-wal").write_bytes(b"some frames")
-    assert length_problem(filled) is None
-
-
-def test_length_is_that_of_the_header(tmp_path: Path) -> None:
-    path = tmp_path / "other"
-    path.write_bytes(b"")
-    assert length_problem(path) is None
-    path.write_bytes(b"\xff\xd8" * 500)
-    assert length_problem(path) == "it is no SQLite database"
