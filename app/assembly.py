@@ -214,7 +214,7 @@ async def _tried(
             continue
         if entry.fingerprint not in served:
             raise RegistryError(entry.name, f"a trial with {len(users)} stored users failed: {trial.error}")
-        availability.overdue(trial.feature, trial.user_id, trial.error)
+        availability.pause(trial.feature, trial.user_id, trial.error, slow=trial.overdue)
     return measured
 
 
