@@ -153,6 +153,7 @@ async def open_service(
         await database.read(lambda connection: check_features(contract.registry, connection))
         owed = SqliteOwedInvalidations(database)
         stack.callback(owed.close)
+        owed.any_owed()  # the first look: from here on it is known which features are disabled
         source = SqliteSource(
             database, contract.registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
         )
@@ -189,6 +190,7 @@ async def open_service(
         stack.push_async_callback(service.quality.measurement.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(end, [settling])
+        stack.callback(database.interrupt)  # first of all: what closes next waits for what is being computed
         yield service
 
 
