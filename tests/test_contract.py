@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -159,10 +160,12 @@ def test_missing_file_and_directory_are_named(tmp_path: Path) -> None:
     assert "Too many levels of symbolic links" in problem(f"{tmp_path}/loop.py:X")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_unreadable_file_is_named(own: str, tmp_path: Path) -> None:
-    (tmp_path / "own.py").chmod(0)
-    assert "Permission denied" in problem(own)
+def test_unreadable_file_is_named(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:  # as the system does, but not to root
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert problem(own).endswith(f"own.py: Permission denied: {tmp_path}/own.py")
 
 
 def test_registries_of_the_module_are_named_when_the_name_is_wrong(own: str, tmp_path: Path) -> None:

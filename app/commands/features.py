@@ -93,7 +93,10 @@ def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
 @click.option("--window", callback=_duration, required=True, help="How far back it looks, as 7d, 12h or 30m.")
 @click.option("--ttl", callback=_duration, default="1h", show_default=True, help="How long a value may be cached.")
 def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> None:
-    """Print an entry for the feature NAME, to be edited, and its line of the mirror."""
+    """Print a new entry to begin with.
+
+    It is a module with a registry of the feature NAME alone, and in a comment the feature's line of the mirror.
+    """
     from app.features.scaffold import scaffold
 
     click.echo(scaffold(name, relation, dtype, window, ttl), nl=False)
@@ -104,9 +107,10 @@ def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta)
 @registry_option
 @_json
 def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Run the examples that stand beside the definitions NAMES, or all, on an empty database.
+    """Run the examples of features.
 
-    Exit code 1 if a value is not the expected one.
+    They stand beside the definitions; those of NAMES, or all, are run on an empty database. Exit code 1 if a value is
+    not the expected one.
     """
     from app.stores.sqlite.feature_examples import run_examples
 
@@ -130,10 +134,11 @@ def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
 @registry_option
 @_json
 def plan(registry: str | None, as_json: bool) -> None:
-    """Compare the registry with what running processes serve: what would change, for how many users, at what cost.
+    """Show what would change if the registry were served.
 
-    Exit code 1 if a consumer or the start of a process would fail: a feature is removed, its dtype changes, or its SQL
-    fails for stored users. It changes nothing.
+    It is compared with what running processes serve, or else with what was served last: which features change, for how
+    many users they are computed anew, and at what cost. Nothing is written. Exit code 1 if a consumer or the start of a
+    process would fail: a feature is removed, its dtype changes, or its SQL fails for stored users.
     """
     settings = settings_of_command()
     found = run(_plan(settings, _contract(settings, registry)))
@@ -228,9 +233,10 @@ def _show_plan(found: dict[str, Any]) -> None:
 @registry_option
 @_json
 def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) -> None:
-    """Compute the feature NAME by its new definition and by the one that was served last, for users drawn at random.
+    """Compare a feature with its last definition.
 
-    It changes nothing. Exit code 5 if the feature was never served by another definition.
+    NAME is computed by its new definition and by the one that was served last, for users drawn at random. Nothing is
+    written. Exit code 5 if the feature was never served by another definition.
     """
     settings = settings_of_command()
     contract = _contract(settings, registry)
@@ -298,7 +304,10 @@ def _last_other(served: list[Announced], name: str, fingerprint: str) -> Definit
 @click.argument("name")
 @_reason
 def disable(name: str, reason: str) -> None:
-    """Serve the feature NAME as null, in every process, within a second."""
+    """Serve a feature as null, everywhere.
+
+    Every process does so within a second. Cached values are kept, and served again once the feature NAME is enabled.
+    """
     run(_switch(name, reason, on=False))
     click.echo(f"{name} is disabled: it is served as null until `profiles features enable {name}`")
 
@@ -307,7 +316,7 @@ def disable(name: str, reason: str) -> None:
 @click.argument("name")
 @_reason
 def enable(name: str, reason: str) -> None:
-    """Serve the feature NAME again."""
+    """Serve a disabled feature again."""
     run(_switch(name, reason, on=True))
     click.echo(f"{name} is enabled")
 

@@ -326,6 +326,7 @@ def _plain(definition: Any) -> dict[str, Any]:
 def test_switching_is_written_to_the_audit_trail(migrated: Run, tmp_path: Path) -> None:
     shown = migrated("features", "disable", "preferred_hour", "--reason", "wrong hours")
     assert (shown.code, shown.out.startswith("preferred_hour is disabled: it is served as null")) == (0, True)
+    assert "preferred_hour is null: disabled by the command line at " in migrated("profile", "ann").out
     again = migrated("features", "disable", "preferred_hour")
     assert (again.code, again.err) == (5, "error: preferred_hour is disabled already\n")
     assert migrated("features", "enable", "preferred_hour").out == "preferred_hour is enabled\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 
 import pytest
@@ -16,11 +17,17 @@ from app.stores.sqlite.source import SqliteSource
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
+from tests.support.gates import turn
 from tests.support.registry import REGISTRY
+from tests.support.waiting import PATIENCE_S
 
 OVERFLOW = entry(
     name="overflow",
     compute="SELECT user_id, SUM(9223372036854775807) AS value FROM feedback GROUP BY user_id",
+)
+ENDLESS = entry(
+    name="endless",
+    compute="WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n",
 )
 TWO_ROWS = entry(name="two_rows", compute="SELECT user_id, local_hour AS value FROM feedback")
 SOUND = entry(name="sound")
@@ -100,6 +107,31 @@ async def test_author_sees_only_the_user_asked_for_when_the_sql_does_not_group(
     asked = [Asked(user_id, 3, NOW_MS) for user_id in ("ann", "bob", "cid")]
     snapshot = await SqliteSource(database, registry).compute(NOW_MS, asked)
     assert [list(row) for row in snapshot.rows] == [[1, 1], [2, 2], [0, 0]]
+
+
+async def test_long_statement_is_interrupted_when_the_process_stops(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(served("ann"))]])
+    source = SqliteSource(database, Registry([ENDLESS]), timeout_s=600)
+    computing = asyncio.get_running_loop().create_task(source.compute(NOW_MS, [Asked("ann", 1)]))
+    await turn()
+    database.interrupt()
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(StoreUnavailable, match="interrupted"):
+            await computing
+
+
+async def test_only_the_slow_feature_is_null_when_it_exceeds_the_deadline(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(served("ann")), admitted(served("bob"))]])
+    source = SqliteSource(database, Registry([SOUND, ENDLESS]), timeout_s=0.05)
+    for _ in range(2):  # the second time it is computed apart from the beginning
+        snapshot = await source.compute(NOW_MS, [Asked("ann", 3), Asked("bob", 3)])
+        assert [list(row) for row in snapshot.rows] == [[1, None], [1, None]]
+        assert set(snapshot.errors.values()) == {"the SQL took longer than 50 ms for one user"}
+        assert (set(snapshot.errors), snapshot.overdue) == ({(0, 1), (1, 1)}, 0b10)
 
 
 async def test_source_raises_when_the_trouble_is_the_databases(
