@@ -232,6 +232,7 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
             settings.port,
             on_stop=lambda: about_to_stop(application),
             drain_s=settings.drain_s,
+            keep_alive_s=settings.keep_alive_s,
         )
 
 

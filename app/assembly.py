@@ -153,7 +153,7 @@ async def open_service(
         await database.read(lambda connection: check_features(contract.registry, connection))
         owed = SqliteOwedInvalidations(database)
         stack.callback(owed.close)
-        owed.any_owed()  # the first look: from here on it is known which features are disabled
+        owed.any_owed()  # a first look, which also tells which features are disabled
         source = SqliteSource(
             database, contract.registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
         )
@@ -296,7 +296,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),
         process=secrets.token_hex(4),
-        registries=SqliteRegistries(database),
+        registries=SqliteRegistries(database, base.owed.any_owed),
         computation=computation,
         costs=base.costs,
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),

@@ -52,7 +52,7 @@ async def _check_cache(service: Service) -> dict[str, Check]:
             raise CacheUnavailable("the circuit breaker is open")
         await service.cache.check()
     except CacheRefused as error:
-        detail = "it refuses writes; what it lacks is computed from the database"
+        detail = f"{str(error).partition(':')[0]}; what it lacks is computed from the database"
         return {"cache": _unanswered("cache", detail, error, state="degraded")}
     except CacheUnavailable as error:
         return {"cache": _unanswered("cache", "it does not answer; reads compute from the database", error)}
@@ -72,10 +72,15 @@ async def _check_queue(service: Service) -> dict[str, Check]:
         return {"queue": Check(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
     try:
         alive = await service.queue.worker_alive()
+        others = await service.queue.databases(service.clock.now_ms()) - {service.database.id}
     except QueueUnavailable as error:
         queue = _unanswered("queue", "it does not answer; events are kept and wait for a sweep", error)
         return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer", state="unknown")}
-    return {"queue": Check(True, ""), "worker": Check(alive, "no worker has shown itself in the last seconds")}
+    shared = "workers of another database take jobs from it; give each service its own PROFILES_QUEUE_NAME"
+    return {
+        "queue": Check(not others, shared, state="degraded"),
+        "worker": Check(alive, "no worker has shown itself in the last seconds"),
+    }
 
 
 def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False, state: State = "down") -> Check:

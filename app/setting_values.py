@@ -102,6 +102,13 @@ def redis_url(value: str) -> str | None:
     return value
 
 
+def queue_name(value: str) -> str:
+    """The name of a queue, which becomes a part of keys."""
+    if not re.fullmatch(r"[A-Za-z0-9:_.\-]{1,100}", value):
+        raise ValueError("must be 1 to 100 of A-Z a-z 0-9 : _ . -")
+    return value
+
+
 def model_url(value: str) -> str | None:
     """The base address of a chat-completions endpoint, without a slash at its end, or the whole one; empty is none."""
     if value == "":

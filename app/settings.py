@@ -49,6 +49,11 @@ class Settings:
         setting_values.redis_url,
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
     )
+    queue_name: str = _setting(
+        "arq:queue",
+        setting_values.queue_name,
+        "The queue on that server; services with different databases need one each.",
+    )
     host: str = _setting("127.0.0.1", setting_values.host, "Address to serve on. Anything but loopback needs API keys.")
     port: int = _setting(8000, setting_values.whole(1, 65535), "Port to serve on.")
     api_keys: tuple[ApiKey, ...] = _setting(
@@ -62,6 +67,11 @@ class Settings:
     )
     drain_s: int = _setting(
         0, setting_values.whole(0, 300), "Seconds for which /readyz says `stopping` before an API process stops."
+    )
+    keep_alive_s: int = _setting(
+        75,
+        setting_values.whole(1, 3_600),
+        "Seconds before an idle connection is closed; more than the balancer in front keeps its own.",
     )
     session_hours: int = _setting(
         12, setting_values.whole(1, 720), "Hours that an admin stays signed in to the pages under /admin."

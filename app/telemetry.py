@@ -16,7 +16,7 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
 from app.bandit_metrics import BanditMetrics
-from app.errors import SettingsError, StoreFull
+from app.errors import StoreFull
 from app.plain_structlog import structlog
 from app.tallies import SpreadTally, Tally
 
@@ -129,15 +129,16 @@ class Metrics:
 def serve_metrics(metrics: Metrics, host: str, port: int) -> Callable[[], None]:
     """Serve a worker's metrics, on a thread of their own; the function returned stops that. Port 0 serves none.
 
-    Raises:
-        SettingsError: the port is taken, or the host is not ours.
+    A port that is taken, as by another worker of this machine, is logged: the worker is of use without it.
     """
     if port == 0:
         return lambda: None
     try:
         server, thread = start_http_server(port, addr=host, registry=metrics.collectors)
     except OSError as error:
-        raise SettingsError("PROFILES_WORKER_METRICS_PORT", f"cannot serve on {host}:{port}: {error}") from error
+        detail = "this worker serves no metrics; set PROFILES_WORKER_METRICS_PORT to a port of its own, or to 0"
+        logger("telemetry").error("metrics_not_served", host=host, port=port, error=str(error), detail=detail)
+        return lambda: None
 
     def stop() -> None:
         server.shutdown()

@@ -133,6 +133,7 @@ async def sweep(service: Service, pace: Pace) -> None:
     if service.queue is None:
         return
     now_ms = service.clock.now_ms()
+    await service.queue.show_database(service.database.id, now_ms)
     before_ms, after_ms = now_ms - pace.untouched_ms, now_ms + pace.untouched_ms
     for run_id in await service.book.untouched(before_ms, after_ms):
         await service.queue.start_rebuild(run_id)
@@ -177,11 +178,12 @@ class WorkerSettings:
     )
 
     @staticmethod
-    def crons(pace: Pace) -> list[CronJob]:
+    def crons(pace: Pace, queue_name: str = queue.QUEUE) -> list[CronJob]:
         """The nightly pruning, before the day begins in Europe; and a report of data quality, every hour."""
+        nightly, hourly = (queue.own_name(name, queue_name) for name in (queue.PRUNE, queue.HOURLY_QUALITY))
         return [
-            cron(prune, name=queue.PRUNE, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
-            cron(hourly_quality, name=queue.HOURLY_QUALITY, minute=41, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
+            cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
+            cron(hourly_quality, name=hourly, minute=41, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
         ]
 
 
@@ -215,9 +217,10 @@ async def work(
             on_ready(service)
             await keep_working(
                 settings.queue_url,
+                settings.queue_name,
                 stop,
                 functions=WorkerSettings.functions,
-                crons=WorkerSettings.crons(pace),
+                crons=WorkerSettings.crons(pace, settings.queue_name),
                 pace=pace,
                 context=ctx,
             )

@@ -1,33 +1,26 @@
-"""The README is true: it names every setting, metric and feature, and every command in it runs."""
+"""The READMEs are true: every setting, metric and feature is named, and every code block runs."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
-import socket
-import stat
-import subprocess
-import sys
-import textwrap
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from app.settings import described
 from app.telemetry import Metrics
+from tests.support.readme import LANGUAGES, READMES, ROOT, Reader, blocks_of, sections
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually_sync
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-BY_CI = re.compile(r"^(make|docker) ")
-HERE = [block for block in BLOCKS if not BY_CI.match(block)]
+BLOCKS = [block for path in READMES for block in blocks_of(path)]
+QUEUE = "README.md: Publishing on the queue"
+# Followed by `test_readme_walk.py`, which starts a service of its own, and by `features/test_actions.py`.
+ELSEWHERE = {"README.md: Adding a feature", "README.md: Adding a feedback action"}
+SECTIONS = {name: blocks for name, blocks in sections().items() if name not in {QUEUE, *ELSEWHERE}}
 
 
 def test_readme_names_every_setting_with_its_default() -> None:
@@ -37,18 +30,28 @@ def test_readme_names_every_setting_with_its_default() -> None:
         assert row[1].strip().strip("`") == default
 
 
-def test_readme_names_no_setting_that_is_none() -> None:
+@pytest.mark.parametrize("path", READMES, ids=[str(path.relative_to(ROOT)) for path in READMES])
+def test_readme_names_no_setting_that_is_none(path: Path) -> None:
     known = {name for name, _, _ in described()}
-    assert set(re.findall(r"PROFILES_[A-Z_]+[A-Z]", README)) <= known
+    assert set(re.findall(r"PROFILES_[A-Z_]+[A-Z]", path.read_text())) <= known
 
 
-def test_readme_names_every_metric() -> None:
+def metric_names() -> set[str]:
     metrics = Metrics()
     for late in metrics.bandit.late:
         late.set(0)
-    for family in metrics.collectors.collect():
-        name = family.name + ("_total" if family.type == "counter" else "")
+    return {family.name + ("_total" if family.type == "counter" else "") for family in metrics.collectors.collect()}
+
+
+def test_readme_names_every_metric() -> None:
+    for name in metric_names():
         assert f"`{name}`" in README, f"{name} is not explained"
+
+
+def test_queries_of_the_readme_name_metrics_that_exist() -> None:
+    queried = set(re.findall(r"^ {4}.*?(profiles_[a-z_]+)\{", README, re.MULTILINE))
+    assert queried
+    assert queried <= metric_names()
 
 
 def test_readme_shows_every_feature_as_it_is_registered() -> None:
@@ -66,67 +69,41 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 
 def test_the_two_commands_are_what_ci_runs() -> None:
-    assert BLOCKS[:2] == ["make up\n", "make test\n"]
+    assert [block.code for block in BLOCKS if block.by_ci][:2] == ["make up\n", "make test\n"]
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def test_every_code_block_is_in_a_language_that_is_tested() -> None:
+    for block in BLOCKS:
+        place = f"{block.path.relative_to(ROOT)}:{block.line}"
+        assert block.language in LANGUAGES, f"{place}: {block.language or 'no language'}"
+    fences = sum(text.count("```") for text in (path.read_text() for path in READMES))
+    assert fences == 2 * len(BLOCKS), "a code block is not closed"
+    run = [block for blocks in sections().values() for block in blocks]
+    assert run == [block for block in BLOCKS if not block.by_ci], "two sections of a file have the same heading"
+
+
+def test_adding_a_feature_stays_short() -> None:
+    (section,) = re.findall(r"^### Adding a feature\n.*?(?=^##)", README, re.MULTILINE | re.DOTALL)
+    assert len(section.splitlines()) < 40
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """`profiles up`, as `make up` runs it, in a directory of its own; and a shell's environment beside it."""
-    directory = tmp_path_factory.mktemp("up")
-    shim = directory / "bin" / "profiles"
-    shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app "$@"\n')
-    shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
-    port = free_port()
-    environment = {
-        **os.environ,
-        "PATH": f"{shim.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "PROFILES_DATABASE": str(directory / "var" / "profiles.db"),
-        "PROFILES_PORT": str(port),
-        "PROFILES_WORKER_METRICS_PORT": "0",
-        "PWD": str(directory),
-    }
-    with (directory / "log").open("wb") as log:
-        child = subprocess.Popen([shim, "up"], env=environment, cwd=directory, stdout=log, stderr=log)
-    try:
-        eventually_sync(lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout_s=60)
-        yield environment
-    finally:
-        child.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(30)
-        child.kill()
-        child.wait()
-
-
-def answers(url: str) -> bool:
-    with suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
-        return bool(answer.status == 200)
-    return False
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """A reader who has started `profiles up`."""
+    assert shutil.which("curl"), "the README's commands need curl"
+    reader = Reader(tmp_path_factory.mktemp("up"))
+    with reader.up():
+        yield reader
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", HERE, ids=[f"block-{number}" for number in range(len(HERE))])
-def test_commands_of_the_readme_run(block: str, environment: dict[str, str]) -> None:
-    assert shutil.which("curl"), "the README's commands need curl"
-    script = block.replace("127.0.0.1:8000", f"127.0.0.1:{environment['PROFILES_PORT']}")
-    script = re.sub(r"\bcurl -s\b", "curl -sS --fail-with-body -w '\\\\n'", script)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=environment,
-        cwd=environment["PWD"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, textwrap.shorten(done.stdout + done.stderr, 2000)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_code_of_a_section_runs(section: str, reader: Reader) -> None:
+    reader.follow(SECTIONS[section])
+
+
+@pytest.mark.slow
+def test_event_arrives_when_published_as_the_readme_does(reader: Reader) -> None:
+    reader.follow(sections()[QUEUE])
+    eventually_sync(lambda: reader.get("/profiles/grace")["features"]["tip_volume_30d"] == 1)

@@ -8,6 +8,8 @@ import pickle
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from app.events import consume, retention
 from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
 from app.jobs import UNEXPECTED_TRIES, Context, back_off, context
+from app.probes import readiness
 from app.profiles.rebuild_runs import RebuildRun, scope_of
 from app.settings import Settings
 from app.stores import queue, queue_worker
@@ -35,8 +38,9 @@ from app.stores.queue_worker import ARQ_EXTRA_S, Pace
 from app.stores.sqlite.outbox import backlog
 from app.stores.tasks import end
 from app.stores.valkey.embedded import EmbeddedServer
-from app.worker import work
+from app.worker import WorkerSettings, work
 from tests.bandit.school import TIPS
+from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
 from tests.support.processes import free_port
 from tests.support.registry import FEATURES, REGISTRY
@@ -458,6 +462,56 @@ async def stored_is(service: Service, count: int) -> bool:
     return await stored(service) == count
 
 
+@pytest.fixture
+def other_settings(settings: Settings, migrated_template: Path, tmp_path: Path) -> Settings:
+    """Another service, with a database of its own, on the same servers."""
+    return replace(settings, database=copy_database(migrated_template, tmp_path / "other.db", "another database"))
+
+
+async def test_services_with_queues_of_their_own_take_no_jobs_of_each_other(
+    settings: Settings, other_settings: Settings, client: ArqRedis, own_valkey: EmbeddedServer
+) -> None:
+    other_client = connect(own_valkey.url, "other")
+    async with working(settings) as (service, _), working(replace(other_settings, queue_name="other")) as (other, _):
+        for number in range(20):
+            await client.enqueue_job(TIP_EVENTS, [event(f"a{number}")])
+            await other_client.enqueue_job(TIP_EVENTS, [event(f"b{number}"), event(f"c{number}")])
+        await eventually_async(lambda: stored_is(service, 20))
+        await eventually_async(lambda: stored_is(other, 40))
+        # What has a name of its own does not keep the other's from running, either.
+        for each in (service, other):
+            assert each.queue is not None
+            run, _ = await each.quality.book.open("ann", now_ms())
+            await each.quality.start(run.id)
+        for each in (service, other):
+            await eventually_async(partial(completed, each))
+        names = [{job.name for job in WorkerSettings.crons(Pace(), name)} for name in (QUEUE, "other")]
+        assert not names[0] & names[1]
+    await other_client.aclose(close_connection_pool=True)
+
+
+async def completed(service: Service) -> bool:
+    """Whether a report of data quality is there."""
+    return await service.quality.book.newest_completed() is not None
+
+
+async def test_workers_of_two_databases_on_one_queue_are_seen(settings: Settings, other_settings: Settings) -> None:
+    async with working(settings) as (service, _):
+        await eventually_async(lambda: shown(service, 1))
+        assert (await readiness(service))["queue"].ok
+        async with working(other_settings):
+            await eventually_async(lambda: shown(service, 2))
+            check = (await readiness(service))["queue"]
+            assert (check.ok, check.state) == (False, "degraded")
+            assert "PROFILES_QUEUE_NAME" in check.detail
+
+
+async def shown(service: Service, count: int) -> bool:
+    """Whether workers of so many databases have shown themselves."""
+    assert service.queue is not None
+    return len(await service.queue.databases(service.clock.now_ms())) == count
+
+
 async def test_the_worker_goes_on_when_the_queue_goes_away_and_comes_back(
     settings: Settings, own_valkey: EmbeddedServer
 ) -> None:
@@ -652,8 +706,9 @@ async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, cli
         async with httpx.AsyncClient(trust_env=False) as browser:
             text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text
-        with pytest.raises(SettingsError, match=f"PROFILES_WORKER_METRICS_PORT: cannot serve on 127.0.0.1:{port}"):
-            await work(served_there, asyncio.Event())
+        async with working(served_there) as (another, _):  # without metrics, but of use
+            await service.log.append([[admitted(served("bob", now_ms()), now_ms())]])
+            await eventually_async(lambda: all_consumed(another))
     async with working(served_there):  # the port is free again
         pass
 

@@ -12,6 +12,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
 from litestar.params import PathParameter
 from litestar.router import Router
+from msgspec import UNSET, Meta, UnsetType
 
 import app
 from app.api.context import HttpRequest, api_of
@@ -89,6 +90,10 @@ class HistoryAnswer(msgspec.Struct):
     """Rows in the order asked."""
 
     rows: list[HistoryRow]
+    failed: Annotated[
+        dict[str, str] | UnsetType,
+        Meta(description="Features that could not be computed for every row, or are disabled: the reason by name."),
+    ] = UNSET
 
 
 def problems(*statuses: int) -> dict[int, ResponseSpec]:

@@ -34,7 +34,7 @@ BACKLOG = 1024
 CONNECTIONS = 4096
 FILES_LEFT = 128  # for the database, the cache, the log
 # From the connection's beginning, or the last answer, to the end of a head: slow senders, and idle connections.
-HEAD_S = 30
+KEEP_ALIVE_S = 75
 HEAD_BYTES = 64 * 1024  # twice as long a head is answered 431 for certain, as are more than 100 headers
 UNTAKEN_S = 30  # bytes that the peer does not acknowledge, or has no room for
 STOP_GRACE_S = 5.0
@@ -48,18 +48,27 @@ log = logger("api")
 
 
 async def listen(
-    application: Litestar, host: str, port: int, on_stop: Callable[[], None] = lambda: None, drain_s: float = 0
+    application: Litestar,
+    host: str,
+    port: int,
+    on_stop: Callable[[], None] = lambda: None,
+    *,
+    drain_s: float = 0,
+    keep_alive_s: float = KEEP_ALIVE_S,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `on_stop` is told of it first, and ends what would never end by itself.
 
-    For `drain_s` after the signal everything is served as before: until balancers have seen that we are not ready.
+    For `drain_s` after the signal everything is served as before: until balancers have seen that we are not ready. A
+    connection that sends no whole head for `keep_alive_s` is closed.
 
     Raises:
         SettingsError: the system refuses the host or the port.
     """
     try:
         with listening_socket(host, port) as door:
-            await _until_stopped(application, door, on_stop, drain_s)
+            await _until_stopped(
+                application, EmbeddedServer(application, door, head_s=keep_alive_s), door, on_stop, drain_s
+            )
     except OSError as error:
         raise SettingsError("PROFILES_PORT", f"cannot serve on {host}:{port}: {error.strerror or error}") from None
 
@@ -91,7 +100,7 @@ _holder: Any = SocketHolder  # its type leaves out the arguments
 class EmbeddedServer(Server):
     """granian's, on a socket of ours. It has an end of its own, which it closes."""
 
-    def __init__(self, application: ASGIApp, door: socket.socket, *, head_s: float = HEAD_S) -> None:
+    def __init__(self, application: ASGIApp, door: socket.socket, *, head_s: float = KEEP_ALIVE_S) -> None:
         super().__init__(
             application,
             interface=Interfaces.ASGI,
@@ -152,11 +161,10 @@ class LastAnswers:
 
 
 async def _until_stopped(
-    application: Litestar, door: socket.socket, on_stop: Callable[[], None], drain_s: float
+    application: Litestar, server: Server, door: socket.socket, on_stop: Callable[[], None], drain_s: float
 ) -> None:
     """granian waits for the last request however long it takes: for a sender that stalled in its body, for ever."""
     loop = asyncio.get_running_loop()
-    server = EmbeddedServer(application, door)
     serving = loop.create_task(server.serve())
     stopping: list[asyncio.Task[None]] = []
 

@@ -19,6 +19,7 @@ from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequ
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
+from app.profiles.filling import failures
 from app.profiles.moments import Moments
 from app.profiles.ports import Asked
 
@@ -133,7 +134,9 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
         % (msgspec.json.encode(row.user_id), rfc3339(row.now_ms or 0).encode(), render(profile, mask))
         for row, profile in zip(asked, profiles, strict=True)
     ]
-    return _json(b'{"rows":[' + b",".join(rows) + b"]}")
+    failed = failures(api.registry, profiles)
+    told = b',"failed":' + msgspec.json.encode(failed) if failed else b""
+    return _json(b'{"rows":[' + b",".join(rows) + b"]" + told + b"}")
 
 
 @get(

@@ -27,11 +27,15 @@ class Child:
         self._start_at = 0.0
 
     def start(self) -> None:
-        """Start; in a session of its own, so that Ctrl-C reaches only us."""
+        """Start; in a session of its own, so that Ctrl-C reaches only us.
+
+        It imports from where we do, and not first (-P) from the working directory, which may hold another `app`.
+        """
         self._started_at = time.monotonic()
+        path = os.pathsep.join(map(os.path.abspath, sys.path))
         self._process = subprocess.Popen(  # noqa: S603  # ourselves
-            [sys.executable, "-m", "app", self.name, "--with-parent", str(os.getpid())],
-            env=self._environment,
+            [sys.executable, "-P", "-m", "app", self.name, "--with-parent", str(os.getpid())],
+            env={**self._environment, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.output import out, plain, print_json, run, settings_of_command
-from app.errors import SchemaMismatch, StoreUnavailable
+from app.errors import RegistryError, SchemaMismatch, SettingsError, StoreUnavailable
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from app.operations.doctor.facts import Line, ServerFacts, Unreached
+    from app.operations.samples import Sample
 
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "bold red"}
 
@@ -63,12 +66,27 @@ def _database(settings: Settings, full: bool) -> list[Line]:
         found = database_facts(settings.database, SystemClock().now_ms(), whole=full)
     except SchemaMismatch as error:
         remedy = "Run `profiles migrate`, with the service stopped; or the release that the database belongs to."
-        return [Line("database", "bad", str(error), remedy), *diagnose_machine(machine, 0)]
+        unusable = Line("database", "bad", str(error), remedy)
     except StoreUnavailable as error:
         remedy = "Run `profiles migrate` for a new database, or `profiles restore` for a backup."
-        return [Line("database", "bad", str(error), remedy), *diagnose_machine(machine, 0)]
-    answers = Line("database", "ok", f"{settings.database} answers and is migrated ({found.bytes / 2**20:,.1f} MiB)")
-    return [answers, *diagnose_database(found), *diagnose_machine(machine, found.bytes)]
+        unusable = Line("database", "bad", str(error), remedy)
+    else:
+        shown = f"{settings.database} answers and is migrated ({found.bytes / 2**20:,.1f} MiB)"
+        looked = [Line("database", "ok", shown), *diagnose_database(found), _registry(settings, found.running)]
+        return [*looked, *diagnose_machine(machine, found.bytes)]
+    return [unusable, _registry(settings, ()), *diagnose_machine(machine, 0)]
+
+
+def _registry(settings: Settings, running: Sequence[Sample]) -> Line:
+    from app.contract import load_contract
+    from app.operations.doctor.facts import Line
+    from app.operations.doctor.features import diagnose_registry
+
+    try:
+        own = load_contract(settings).registry.fingerprint
+    except (RegistryError, SettingsError) as error:
+        return Line("registry", "bad", f"it cannot be served: {error}", "Correct the setting or entry that it names.")
+    return diagnose_registry(own, running)
 
 
 async def _server(setting: str, url: str | None) -> ServerFacts | Unreached:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -46,27 +47,36 @@ def history(file: Path, output: Path | None, known_at: str | None) -> None:
 
     known_for_all = moment_ms(known_at, "--known-at") if known_at not in (None, "as_of") else None
     with writer_for(output) as write:
-        count = run(_history(file, known_at == "as_of", known_for_all, write))
+        count, failed = run(_history(file, known_at == "as_of", known_for_all, write))
     if output is not None:
         click.echo(f"{count} rows written to {output}", err=True)
+    for name, reason in failed.items():
+        click.echo(f"warning: {name} is null in some rows: {reason}", err=True)
+    sys.exit(1 if failed else 0)
 
 
-async def _history(file: Path, known_as_of: bool, known_for_all: int | None, write: TrainingSetWriter) -> int:
+async def _history(
+    file: Path, known_as_of: bool, known_for_all: int | None, write: TrainingSetWriter
+) -> tuple[int, dict[str, str]]:
+    """How many rows were written, and why features are null in some of them."""
     from app.assembly import open_service
     from app.features.clock import rfc3339
+    from app.profiles.filling import failures
 
-    count = 0
+    count, failed = 0, dict[str, str]()
     async with open_service(settings_of_command(), door="command") as service:
         registry = service.contract.registry
         write.begin(registry)
         rows = _rows(file)
         while piece := list(islice(rows, CHUNK)):
             asked = _asked(service, piece, known_as_of, known_for_all)
-            for row, readings in zip(piece, await service.reader.read_as_of(asked), strict=True):
+            profiles = await service.reader.read_as_of(asked)
+            failed = failures(registry, profiles) | failed
+            for row, readings in zip(piece, profiles, strict=True):
                 values = [json.loads(readings[index].json) for index in range(len(registry))]
                 write.row([row.user_id, rfc3339(row.as_of_ms), *values])
             count += len(piece)
-    return count
+    return count, failed
 
 
 def _asked(service: Service, piece: list[Row], known_as_of: bool, known_for_all: int | None) -> list[Asked]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 
 from app.errors import SettingsError
 from app.settings import Settings
@@ -28,6 +29,16 @@ def require_free_port(settings: Settings, wait_s: float = 0.0) -> None:
                 "PROFILES_PORT", f"cannot serve on {settings.host}:{settings.port}: {error.strerror}"
             ) from error
         return
+
+
+def next_free_port(host: str, port: int, but: int = 0) -> int:
+    """The first free port from `port` on that is not `but`; `port` itself if there is none within a hundred."""
+    for candidate in range(port, min(port + 100, 65_536)):
+        with suppress(OSError):
+            _bind(host, candidate)
+            if candidate != but:
+                return candidate
+    return port
 
 
 def _bind(host: str, port: int) -> None:

@@ -11,17 +11,19 @@ import http.client
 import json
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from app.commands.child import Child
 from app.commands.output import err, fail, run, running_servers
-from app.commands.port import require_free_port
+from app.commands.port import next_free_port, require_free_port
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.settings import PREFIX, Settings
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
@@ -42,6 +44,7 @@ def supervise(settings: Settings) -> int:
         signal.signal(number, lambda *_: stop.set())
     with _only_one(settings.database.parent):
         killed = running_servers(settings.database).exists()  # an earlier `up` was; its children are about to stop
+        settings = _with_free_ports(settings, wait=killed)
         require_free_port(settings, CHILDREN_STOP_S if killed else 0)
         fresh = _migrate(settings.database)
         with _servers(settings) as (servers, cache_url, queue_url):
@@ -49,6 +52,8 @@ def supervise(settings: Settings) -> int:
             environment = {
                 **os.environ,
                 PREFIX + "DATABASE": str(settings.database),
+                PREFIX + "PORT": str(settings.port),
+                PREFIX + "WORKER_METRICS_PORT": str(settings.worker_metrics_port),
                 PREFIX + "CACHE_URL": cache_url,
                 PREFIX + "QUEUE_URL": queue_url,
                 PREFIX + "DRAIN_S": "0",  # nobody stands in front, and Ctrl-C is not to take minutes
@@ -57,6 +62,24 @@ def supervise(settings: Settings) -> int:
                 if fresh and settings.demo and not stop.is_set():
                     _load_demo(stop)
                 return _keep_running(settings, servers, environment, stop)
+
+
+def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
+    """The settings with other ports for those that are taken, unless a port is set: then it is that one or none.
+
+    With `wait` the children of an earlier `up` are about to free them.
+    """
+
+    def free(variable: str, port: int, but: int = 0) -> int:
+        if wait or not port or PREFIX + variable in os.environ:
+            return port
+        found = next_free_port(settings.host, port, but)
+        if found != port:
+            err().print(f"port {port} is taken, so {PREFIX}{variable} is {found} for this run")
+        return found
+
+    served = replace(settings, port=free("PORT", settings.port))
+    return replace(served, worker_metrics_port=free("WORKER_METRICS_PORT", settings.worker_metrics_port, served.port))
 
 
 def _keep_running(
@@ -75,7 +98,7 @@ def _keep_running(
             if codes:
                 code = codes[0]
                 break
-            if not greeted and _answers(settings):
+            if not greeted and _answers(settings) and _worker_is_there(settings):
                 greeted = True
                 _greet(settings)
     finally:
@@ -181,6 +204,15 @@ def _answers(settings: Settings) -> bool:
     with suppress(OSError, http.client.HTTPException), closing(connection):
         connection.request("GET", "/healthz")
         return connection.getresponse().status == 200
+    return False
+
+
+def _worker_is_there(settings: Settings) -> bool:
+    """Whether its metrics are served, so that another `up` which starts from now on sees every port that is taken."""
+    if not settings.worker_metrics_port:
+        return True
+    with suppress(OSError), closing(socket.create_connection((settings.host, settings.worker_metrics_port), 1)):
+        return True
     return False
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from app.operations.figures import Figure
+from app.operations.samples import Sample
 from app.operations.states import SEVERITY, Standing, State
 
 SLOW_MS = 250
@@ -27,7 +28,7 @@ ADVICE: Mapping[str, str] = {
     "cache": "Bring it back; the service notices. If one process alone cannot reach it, look at that process.",
     "queue": "Bring it back; events are stored all the same, and the sweep catches up.",
     "worker": "Start one (profiles worker). Until then events wait, unconsumed; reads are not affected.",
-    "features": "Mend its definition, or disable it: /admin/features. It is tried again by itself; others are served.",
+    "features": "Mend its definition, or disable it. It is tried again by itself; the other features are served.",
 }
 
 UNREADABLE = (
@@ -39,12 +40,32 @@ UNREADABLE = (
 def findings(standings: Sequence[Standing], figures: Mapping[str, Figure], counted: Mapping[str, int]) -> list[Finding]:
     """What should be looked at. `counted` is of the last hour."""
     found = [
-        Finding(item.state, item.component, f"The {item.component} is {item.state}: {item.detail}.", advice)
+        Finding(item.state, item.component, f"{_subject(item.component)} {item.state}: {item.detail}.", advice)
         for item in standings
         if item.state in ("degraded", "down") and (advice := ADVICE.get(item.component))
     ]
     found += [Finding("degraded", *item) for item in (*_of_figures(figures), *_of_counts(counted))]
     return sorted(found, key=lambda item: -SEVERITY[item.state])
+
+
+def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
+    """Whether running processes serve different registries, by the newest sample of each.
+
+    Older releases do not say which registry they serve.
+    """
+    served: dict[str, list[str]] = {}
+    for sample in newest:
+        if sample.registry and not sample.stopped:
+            served.setdefault(sample.registry, []).append(sample.told)
+    if len(served) < 2:
+        return []
+    each = "; ".join(f"{registry} by {', '.join(sorted(names))}" for registry, names in sorted(served.items()))
+    advice = "That is expected during a release. Otherwise start the others anew with the same PROFILES_FEATURES."
+    return [Finding("degraded", "registry", f"Running processes serve different registries: {each}.", advice)]
+
+
+def _subject(component: str) -> str:
+    return f"The {component} {'are' if component == 'features' else 'is'}"
 
 
 def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:

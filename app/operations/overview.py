@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from app.operations.figures import Figure, board, slot_starts
-from app.operations.findings import Finding, findings
+from app.operations.findings import Finding, findings, mixed_registries
 from app.operations.model_watch import failing_model
 from app.operations.ports import Record
 from app.operations.samples import Gauges, Role, Sample
@@ -29,12 +29,13 @@ class Sight(NamedTuple):
 
 
 class Watcher(NamedTuple):
-    """A process that takes samples."""
+    """A process that takes samples. `registry` is the fingerprint of the registry that it serves, "" if unknown."""
 
     role: Role
     process: str
     seen_ms: int
     stopped: bool
+    registry: str
 
 
 class Overview(NamedTuple):
@@ -61,13 +62,15 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int, tol
     if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
         samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
     found = board(samples, starts_ms, now_ms)
-    wrong = [*findings(shown, found.figures, found.counted), *failing_model(record.samples, now_ms), *told]
-    state = _overall(shown, wrong)
-    watchers = [
-        Watcher(item.role, item.process, item.at_ms, item.stopped)
-        for item in _newest(record.samples)
-        if now_ms - item.at_ms <= ALIVE_MS
+    alive = [item for item in _newest(record.samples) if now_ms - item.at_ms <= ALIVE_MS]
+    wrong = [
+        *findings(shown, found.figures, found.counted),
+        *mixed_registries(alive),
+        *failing_model(record.samples, now_ms),
+        *told,
     ]
+    state = _overall(shown, wrong)
+    watchers = [Watcher(item.role, item.process, item.at_ms, item.stopped, item.registry) for item in alive]
     return Overview(
         now_ms,
         state,
@@ -101,8 +104,7 @@ def _newest(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def _said_by(detail: str, sample: Sample) -> str:
-    who = "worker" if sample.role == "worker" else "API process"
-    return f"{detail} (seen by {who} {sample.process})" if detail else ""
+    return f"{detail} (seen by {sample.told})" if detail else ""
 
 
 def _overall(standings: Iterable[Standing], wrong: Collection[Finding]) -> State:

@@ -64,6 +64,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stopped: bool = False
     registry: str = ""
 
+    @property
+    def told(self) -> str:
+        """The process, as messages name it."""
+        return f"{'worker' if self.role == 'worker' else 'API process'} {self.process}"
+
 
 class Reading(NamedTuple):
     """A process's counters at a moment; latency is of the recommender's and the producers' routes."""

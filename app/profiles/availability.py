@@ -96,16 +96,24 @@ class FeatureAvailability:
             return str(self._disabled[index])
         return self._troubles[index].reason if index in self._troubles else ""
 
+    def paused(self, index: int) -> FeatureTrouble | None:
+        """The trouble of a feature that is paused; None if it is not."""
+        if not self._paused_mask >> index & 1:
+            return None
+        return self._told(index)
+
     def disabled_features(self) -> dict[int, Disabled]:
         """Everything that is disabled, by its index."""
         return self._disabled if self.disabled else {}
 
     def troubles(self) -> list[FeatureTrouble]:
-        """The features that fail now, in the order of the registry."""
-        names = self._registry.names
-        return [
-            FeatureTrouble(names[index], item.reason, item.since_ms) for index, item in sorted(self._troubles.items())
-        ]
+        """The features that fail now, in the order of the registry; a disabled one is no trouble."""
+        off = self.disabled
+        return [self._told(index) for index in sorted(self._troubles) if not off >> index & 1]
+
+    def _told(self, index: int) -> FeatureTrouble:
+        trouble = self._troubles[index]
+        return FeatureTrouble(self._registry.names[index], trouble.reason, trouble.since_ms)
 
     def succeeded(self, index: int) -> None:
         """A value of the feature was computed for a read."""
@@ -144,9 +152,9 @@ class FeatureAvailability:
 
     def due(self) -> tuple[int, str] | None:
         """A paused feature whose pause is over, and a user to try it with; it counts as tried now."""
-        now = self._clock.monotonic()
+        now, off = self._clock.monotonic(), self.disabled
         for index, trouble in self._troubles.items():
-            if trouble.pause_s and trouble.until <= now:
+            if trouble.pause_s and trouble.until <= now and not off >> index & 1:
                 trouble.until = math.inf  # until the attempt ends
                 return index, trouble.user_id
         return None

@@ -21,7 +21,7 @@ from app.backlog import Backlog
 from app.errors import Unavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, encode_value, indices
-from app.profiles.availability import FeatureAvailability
+from app.profiles.availability import FeatureAvailability, FeatureTrouble
 from app.profiles.ports import Asked, Snapshot, Source
 from app.profiles.trial import described
 from app.telemetry import Metrics, logger
@@ -204,6 +204,14 @@ class Computation:
             self._live.worked(len(asked), self._clock.monotonic() - started)
             if not statement.done.done():
                 statement.done.set_result(result)
+
+    def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
+        """Why a feature that is not cached is null now, without a statement; None if it can be computed."""
+        trouble = self.availability.paused(index)
+        if trouble is not None:
+            self.availability.withheld(index, user_id)
+            self.try_again()
+        return trouble
 
     def try_again(self) -> None:
         """Compute a paused feature anew, in the background, if its pause is over."""

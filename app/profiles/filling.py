@@ -11,7 +11,7 @@ this excludes, R a reader, E an event's ingest:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -36,6 +36,16 @@ class Reading(NamedTuple):
 
 
 Profile = dict[int, Reading]
+
+
+def failures(registry: Registry, profiles: Iterable[Profile]) -> dict[str, str]:
+    """Why features are null although something may be known: by name, the first reason of each."""
+    found: dict[str, str] = {}
+    for profile in profiles:
+        for index, reading in profile.items():
+            if reading.error is not None:
+                found.setdefault(registry.names[index], reading.error)
+    return found
 
 
 class Missing(NamedTuple):

@@ -120,9 +120,9 @@ class Groups:
                     ]
                 )
                 waiting, profiles, missing = self._answer_hits(waiting, held, mark)
-                if waiting:
+                if missing:
                     await self._fill_in(epoch, missing, profiles)
-                    self._answer(waiting, profiles)
+                self._answer(waiting, profiles)
         except CacheUnavailable:
             await self._degrade(waiting, "unavailable")
         except BaseException as error:
@@ -167,21 +167,24 @@ class Groups:
             for user_id, mask in request.wanted.items():
                 part = held[start : (start := start + self._shapes[mask].width)]
                 profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
-        self._metrics.cache_hits.inc(len(held) - len(missing) - shed)
+        unavailable = sum(1 for profile in profiles.values() for reading in profile.values() if reading.error)
+        self._metrics.cache_hits.inc(len(held) - len(missing) - unavailable - shed)
         self._metrics.cache_misses.inc(len(missing))
         return waiting, profiles, list(missing.values())
 
     def _found(
         self, user_id: str, mask: int, held: list[bytes | None], missing: dict[tuple[str, int], Missing]
     ) -> Profile:
-        """The hits among what a user's cells hold; the others are noted in `missing`."""
+        """The hits among what a user's cells hold; the others are noted in `missing`, if they can be computed."""
         profile: Profile = {}
         for index, raw in zip(self._shapes[mask].indices, held, strict=True):
             reading = self._filler.hit(index, raw)
-            if reading is None:
-                missing[user_id, index] = Missing(user_id, index, raw)
-            else:
+            if reading is not None:
                 profile[index] = reading
+            elif (trouble := self._computation.withheld(index, user_id)) is not None:
+                profile[index] = Reading(b"null", trouble.since_ms, None, False, trouble.reason)
+            else:
+                missing[user_id, index] = Missing(user_id, index, raw)
         return profile
 
     def _answer(self, requests: Iterable[_Request], profiles: Mapping[str, Profile]) -> None:

@@ -36,6 +36,7 @@ class InspectedCell(NamedTuple):
     `state` and `holds` are None while the cache is away; `held` is the live value, where there is one. `difference` of
     that value from `outcome`, what a computation gives: an invalidation did not happen (`stale`); the window moved on
     over the same events (`time`); or neither explains it. None where nothing is held, or nothing could be computed.
+    `disabled`: an admin has disabled the feature, so reads answer null whatever is held.
     """
 
     entry: Feature
@@ -44,6 +45,7 @@ class InspectedCell(NamedTuple):
     held: Value | None
     outcome: Outcome
     difference: Difference | None
+    disabled: bool = False
 
 
 class Inspection(NamedTuple):
@@ -56,7 +58,7 @@ class Inspection(NamedTuple):
     def reading(self, index: int) -> Reading:
         """What a read would have answered, had it come instead of this look; a computed value stays uncached."""
         cell = self.cells[index]
-        if self.cache == "trusted" and cell.held is not None:
+        if self.cache == "trusted" and cell.held is not None and not cell.disabled:
             return Reading(cell.held.json, cell.held.computed_at_ms, cell.held.expires_at_ms, True)
         return Reading(cell.outcome.json, self.at_ms, None, False, cell.outcome.error)
 
@@ -118,7 +120,10 @@ class Inspector:
         """Look at a user. Raises `StoreUnavailable`."""
         look = await self._confirmed(user_id)
         trust: Trust = "away" if look.held is None else "trusted" if self._trusted() else "owed"
-        cells = tuple(self._cell(index, look) for index in range(len(self._registry)))
+        off = self._computation.availability.disabled
+        cells = tuple(
+            self._cell(index, look)._replace(disabled=bool(off >> index & 1)) for index in range(len(self._registry))
+        )
         return Inspection(look.at_ms, trust, cells)
 
     async def _confirmed(self, user_id: str) -> _Look:

@@ -25,7 +25,7 @@ def named_queue(settings: Settings, metrics: Metrics) -> Queue | None:
     if settings.queue_url is None:
         return None
     try:
-        return Queue(settings.queue_url, metrics)
+        return Queue(settings.queue_url, metrics, settings.queue_name)
     except ValueError as error:
         raise SettingsError("PROFILES_QUEUE_URL", str(error)) from error
 

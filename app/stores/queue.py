@@ -20,6 +20,9 @@ from app.telemetry import Metrics, logger
 
 QUEUE = default_queue_name
 HEALTH_KEY = QUEUE + health_check_key_suffix
+# A sorted set: the ids of the databases that workers of this queue store events in, by when one has shown itself.
+DATABASES_SUFFIX = ":databases"
+SHOWN_MS = 15_000
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
 REBUILD = "run_rebuild"
@@ -66,7 +69,7 @@ def deserialize(raw: bytes) -> dict[str, Any]:
         job = msgspec.convert(found, _Job)
     except (msgspec.ValidationError, RecursionError) as error:
         return _burial(found, f"not a job: {error}")
-    if job.f not in JOBS:
+    if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
         return _burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
     if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
         return _burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
@@ -79,18 +82,33 @@ def _burial(payload: object, reason: str) -> dict[str, Any]:
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
-def connect(url: str, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS) -> ArqRedis:
-    """A client of the queue; connects when first used."""
+def connect(
+    url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
+) -> ArqRedis:
+    """A client of the queue of that name; connects when first used."""
     # Without a library name: while redis-py announces that, a cancellation is swallowed, and stopping would hang.
     pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
-    return ArqRedis(connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize)
+    return ArqRedis(
+        connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
+    )
+
+
+def own_name(job: str, queue: str) -> str:
+    """A name or an id of a job that no other queue of the server uses: arq keeps the jobs of all queues together."""
+    return job if queue == QUEUE else f"{job}:{queue}"
+
+
+def health_key(name: str) -> str:
+    """The key by which workers of a queue show that they are alive."""
+    return name + health_check_key_suffix
 
 
 class Queue:
     """Implements `app.events.ports.Publisher`, and what admins ask."""
 
-    def __init__(self, url: str, metrics: Metrics) -> None:
-        self._redis = connect(url)
+    def __init__(self, url: str, metrics: Metrics, name: str = QUEUE) -> None:
+        self._name = name
+        self._redis = connect(url, name)
         self._metrics = metrics
         self._pending: list[int] = []
         self._publishing: asyncio.Task[None] | None = None
@@ -105,19 +123,30 @@ class Queue:
 
     async def start_rebuild(self, run_id: str) -> None:
         """Ask a worker to carry out a run; without an answer, the sweep does."""
-        await self._start(REBUILD, run_id, f"rebuild:{run_id}")
+        await self._start(REBUILD, run_id, own_name(f"rebuild:{run_id}", self._name))
 
     async def start_quality(self, run_id: int) -> None:
         """Ask a worker to measure data quality; without an answer, the sweep does."""
-        await self._start(QUALITY, run_id, f"quality:{run_id}")
+        await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
 
     async def depth(self) -> int:
         """Jobs waiting or running. Raises `QueueUnavailable`."""
-        return int(await self._ask("ZCARD", QUEUE))
+        return int(await self._ask("ZCARD", self._name))
 
     async def worker_alive(self) -> bool:
         """Whether some worker has shown itself lately. Raises `QueueUnavailable`."""
-        return int(await self._ask("EXISTS", HEALTH_KEY)) == 1
+        return int(await self._ask("EXISTS", health_key(self._name))) == 1
+
+    async def show_database(self, database_id: str, now_ms: int) -> None:
+        """Tell that a worker of this database takes jobs from the queue. Raises `QueueUnavailable`."""
+        key = self._name + DATABASES_SUFFIX
+        await self._ask("ZADD", key, str(now_ms), database_id)
+        await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
+
+    async def databases(self, now_ms: int) -> set[str]:
+        """The databases whose workers have shown themselves lately. Raises `QueueUnavailable`."""
+        found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
+        return {item.decode() for item in found}
 
     async def close(self) -> None:
         """Publish what waits, then close."""

@@ -22,7 +22,7 @@ from arq.cron import CronJob
 from arq.worker import Function, Worker
 from redis.connection import HiredisRespSerializer
 
-from app.stores.queue import HEALTH_KEY, QUEUE, connect, deserialize, serialize
+from app.stores.queue import connect, deserialize, health_key, serialize
 from app.stores.tasks import end
 from app.stores.valkey.pool import AWAY
 from app.telemetry import logger
@@ -63,6 +63,7 @@ class Pace:
 
 async def keep_working(
     url: str,
+    name: str,
     stop: asyncio.Event,
     *,
     functions: Sequence[Function],
@@ -78,7 +79,7 @@ async def keep_working(
     lost = False
     try:
         while not stop.is_set():
-            worker = _worker(url, functions, crons, pace, context)
+            worker = _worker(url, name, functions, crons, pace, context)
             running = asyncio.create_task(worker.async_run())
             silent = asyncio.create_task(_silence(worker))
             try:
@@ -155,9 +156,9 @@ class _Lean:
         return left
 
 
-def _client(url: str) -> ArqRedis:
+def _client(url: str, name: str) -> ArqRedis:
     """The worker's lean client: a timer for each reply, and a task for each write, cost more than the jobs do."""
-    client = connect(url, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
+    client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
     pool = client.connection_pool
     pool.connection_kwargs["socket_timeout"] = None
     pool.connection_class = type("Lean", (_Lean, pool.connection_class), {})
@@ -165,19 +166,19 @@ def _client(url: str) -> ArqRedis:
 
 
 def _worker(
-    url: str, functions: Sequence[Function], crons: Sequence[CronJob], pace: Pace, context: dict[str, Any]
+    url: str, name: str, functions: Sequence[Function], crons: Sequence[CronJob], pace: Pace, context: dict[str, Any]
 ) -> _Worker:
     return _Worker(
         functions=functions,
         cron_jobs=crons,
-        redis_pool=_client(url),
-        queue_name=QUEUE,
+        redis_pool=_client(url, name),
+        queue_name=name,
         poll_delay=POLL_DELAY_S,
         job_timeout=pace.job_timeout_s,
         max_jobs=MAX_JOBS,
         keep_result=0,
         health_check_interval=HEALTH_EVERY_S,
-        health_check_key=HEALTH_KEY,
+        health_check_key=health_key(name),
         handle_signals=False,
         job_serializer=serialize,
         job_deserializer=deserialize,
@@ -204,7 +205,7 @@ async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
     await end([running, *jobs])
     try:
         async with asyncio.timeout(BLOCKING_S):
-            await worker.pool.delete(HEALTH_KEY)
+            await worker.pool.delete(worker.health_check_key)
     except AWAY as error:
         log.debug("health_key_left", error=str(error))  # it expires
     await worker.pool.aclose(close_connection_pool=True)

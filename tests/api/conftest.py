@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.api.listening import HEAD_S
+from app.api.listening import KEEP_ALIVE_S
 from app.contract import Contract
 from app.settings import Settings
 from app.stores.queue import HEALTH_KEY
@@ -43,11 +43,12 @@ def serve_site(
     """Serves a site over an empty database; settings, contract and patience by keyword."""
 
     def serve(
-        *, contract: Contract | None = None, head_s: float = HEAD_S, **settings: object
+        *, contract: Contract | None = None, head_s: float = KEEP_ALIVE_S, **settings: object
     ) -> AbstractAsyncContextManager[Live]:
         database = fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
-        chosen = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000, **settings}
-        chosen_settings = Settings(features=FEATURES, database=database, **chosen)  # type: ignore[arg-type]  # by name
+        servers = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000}
+        chosen = {"features": FEATURES, **servers, **settings}
+        chosen_settings = Settings(database=database, **chosen)  # type: ignore[arg-type]  # by name
         return live(chosen_settings, contract=contract, head_s=head_s)
 
     return serve

@@ -13,16 +13,20 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from app.bandit.evidence import Evidence
 from app.bandit.specs import SPEC_V1, SPEC_V2
+from app.operations.samples import Sample
+from app.operations.states import Look
 from app.settings import hash_key
 from app.stores.queue import HEALTH_KEY
 from app.stores.sqlite import condition
 from app.stores.sqlite.states import ASIDE
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.commands.conftest import Outcome, Run
+from tests.support.registry import own_entry, own_registry
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.small_disk import small_file_system
 from tests.support.traffic import now_ms
@@ -74,7 +78,7 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
     assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in OF_THE_MACHINE} == {}
     assert lines.keys() == {
         *("database", "integrity", "wal", "rights", "outbox", "invalidations", "dead letters", "evidence"),
-        *("priors", "samples"),
+        *("priors", "samples", "features", "registry"),
         *("file system", "disk space", "sqlite", "open files"),
         *("cache", "cache writes", "cache clock", "cache memory"),
         *("queue", "queue writes", "queue clock", "queue eviction", "queue persistence", "worker", "separate"),
@@ -203,6 +207,11 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
         f"VALUES ('{SPEC_V2.hash}', x'00', 1, 1, 1, 0), ('of another release', x'00', 1, 1, 1, 0)",
         *("priors", "bad", "1 pooled prior is damaged"),
     ),
+    (
+        "disabled",
+        "INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES ('f', 'ann', 'slow', 0)",
+        *("features", "warn", "f is disabled by ann at 1970-01-01T00:00:00.000Z: slow"),
+    ),
     ("old sample", f"UPDATE samples SET at_ms = {now_ms() - OLD_MS}", "samples", "warn", "the newest figures are"),
     ("no sample", "DELETE FROM samples", "samples", "warn", "no process has ever"),
     ("behind", "UPDATE alembic_version SET version_num = '0001'", "database", "bad", "is at revision 0001"),
@@ -221,6 +230,23 @@ def test_fault_in_the_database_is_named(
     found = deployment.lines()[check]
     assert found[0] == state
     assert text in found[1]
+
+
+def test_features_and_registry_of_running_processes_are_told(deployment: Deployment, tmp_path: Path) -> None:
+    looks = {"features": Look("degraded", "failing, and answered as null: f")}
+    told = Sample(at_ms=now_ms(), process="two", role="api", seconds=10.0, looks=looks, registry="0ther")
+    body = msgspec.json.encode(told).decode()
+    deployment.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'two', ?)", told.at_ms, body)
+    lines = deployment.lines()
+    assert lines["features"] == ("bad", "failing, and answered as null: f")
+    assert lines["registry"][0] == "warn"
+    assert lines["registry"][1].startswith("running processes serve the registry 0ther, and these settings name ")
+    broken = own_registry(tmp_path / "broken.py", own_entry("probe", "SELECT user_id FROM views"))
+    for features, text in ((broken, "feature 'probe': "), (tmp_path / "none.py:R", "PROFILES_FEATURES: cannot load ")):
+        state, shown = deployment.lines(features=features)["registry"]
+        assert state == "bad"
+        assert shown.startswith(f"it cannot be served: {text}")
+    assert deployment.lines(database=tmp_path / "none.db")["registry"][0] == "ok"
 
 
 def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_looked_at(

@@ -195,7 +195,7 @@ def taken() -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("command", "setting"),
-    [("serve", "PORT"), ("up", "PORT"), ("worker", "WORKER_METRICS_PORT")],
+    [("serve", "PORT"), ("up", "PORT")],
 )
 def test_nothing_starts_when_the_port_is_taken(migrated: Run, taken: int, command: str, setting: str) -> None:
     shown = migrated(command, **{setting.lower(): taken}, **SERVERS)

@@ -142,6 +142,16 @@ async def test_everything_is_served_but_not_ready_when_a_drain_is_set(fleet: Fle
     await asyncio.gather(kept.close(), another.close())
 
 
+async def test_idle_connections_are_closed_after_the_time_that_is_set(fleet: Fleet) -> None:
+    (api,) = await fleet.apis(1, keep_alive_s=1)
+    with closing(socket.create_connection(("127.0.0.1", api.port), 10)) as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert line.recv(65_536).startswith(b"HTTP/1.1 200")
+        answered = monotonic()
+        assert line.recv(65_536) == b""
+        assert 0.9 < monotonic() - answered < 5
+
+
 async def test_connections_are_closed_after_their_next_answer_when_the_api_stops(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"

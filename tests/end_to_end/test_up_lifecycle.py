@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 from contextlib import closing
@@ -116,11 +117,33 @@ def test_it_names_the_setting_when_a_port_is_taken(programs: Programs) -> None:
         assert f"error: PROFILES_PORT: cannot serve on 127.0.0.1:{port}: Address already in use" in program.output
         assert program.family() == {}
 
-        program = up(programs, free_port(), worker_metrics_port=port)
-        assert program.wait() == 2
-        assert "error: PROFILES_WORKER_METRICS_PORT: cannot serve on 127.0.0.1" in program.output
-        assert program.family() == {}
+
+def test_it_runs_without_metrics_of_the_worker_when_their_port_is_taken(programs: Programs) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as other:
+        program = up(programs, free_port(), worker_metrics_port=other.getsockname()[1])
+        program.says("Up.")
+        program.says("metrics_not_served")
+        assert len(program.family()) == FAMILY
+        assert program.stop() == 0
         assert "Traceback" not in program.output
+
+
+def test_each_has_ports_of_its_own_when_none_is_set(programs: Programs, tmp_path: Path) -> None:
+    started = []
+    for name in ("first", "second"):
+        directory = tmp_path / name
+        directory.mkdir()
+        program = programs.start("up", directory=directory, demo=0)
+        program.says("Up.")
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/admin", program.output)
+        assert found is not None
+        started.append((program, int(found[1])))
+    assert started[0][1] != started[1][1]
+    assert "is taken, so PROFILES_PORT is" in started[1][0].output
+    for program, port in started:
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).status_code == 200
+        assert program.stop() == 0
+        assert "metrics_not_served" not in program.output
 
 
 async def test_it_shows_a_demonstration_set_when_the_database_is_new(programs: Programs) -> None:

@@ -1,4 +1,4 @@
-"""Adding an action is one line of `app/features/events.py`: shown by a program that has one more."""
+"""Adding an action is one line of `app/features/events.py`: shown by a program that has the README's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from app.features.events import Action
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.user_events import SqliteUserEvents
 from tests.features.fourth_action import NAME
+from tests.support.readme import sections
 
 ROOT = Path(app.__file__).parent.parent
 LAST = '    SNOOZED = "snoozed", 0.3\n'
@@ -39,7 +40,8 @@ def extended(tmp_path: Path) -> Path:
     declarations = tree / "app" / "features" / "events.py"
     source = declarations.read_text()
     assert source.count(LAST) == 1
-    declarations.write_text(source.replace(LAST, f'{LAST}    SHARED = "{NAME}", 0.9\n'))
+    (line,) = sections()["README.md: Adding a feedback action"]
+    declarations.write_text(source.replace(LAST, f"{LAST}    {line.code}"))
     return tree
 
 
@@ -62,7 +64,7 @@ def run(tree: Path, database: Path) -> Any:
 async def test_fourth_action_is_known_everywhere_when_one_line_is_added(extended: Path, database_path: Path) -> None:
     found = run(extended, database_path)  # migrated by a program with three actions
     assert found["profile"]["completion_rate_30d"] == 0.0
-    assert (found["outcome"]["action"], found["outcome"]["reward"]) == (NAME, 0.9)
+    assert (found["outcome"]["action"], found["outcome"]["reward"]) == (NAME, 0.8)
     assert found["overridden"] == 0.75
     assert found["issue"]["path"] == "action"
     assert found["issue"]["detail"].endswith(f"allowed is completed, dismissed, snoozed or {NAME}")

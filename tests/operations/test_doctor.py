@@ -6,7 +6,10 @@ import pytest
 
 from app.operations.doctor.database import diagnose_machine, diagnose_sqlite
 from app.operations.doctor.facts import MachineFacts, ServerFacts
+from app.operations.doctor.features import diagnose_features, diagnose_registry
 from app.operations.doctor.servers import diagnose_cache, diagnose_queue
+from app.operations.states import OK, Look
+from tests.operations.samples import sample
 
 GIB = 2**30
 SERVER = ServerFacts(
@@ -82,3 +85,28 @@ def test_release_of_sqlite_is_known_by_where_its_defect_was_mended(version: tupl
 def test_space_must_hold_growth_and_a_backup(free: int, database: int, state: str) -> None:
     lines = {line.check: line.state for line in diagnose_machine(MACHINE._replace(free_bytes=free), database)}
     assert lines["disk space"] == state
+
+
+WELL, BROKEN = sample(looks={"features": OK}), sample(process="two", looks={"features": Look("degraded", "a fails")})
+
+
+def test_features_are_bad_when_one_fails_and_to_look_at_when_one_is_disabled() -> None:
+    assert diagnose_features([], {}).state == diagnose_features([WELL, sample()], {}).state == "ok"
+    off = diagnose_features([WELL], {"b": "disabled by ann: slow"})
+    assert (off.state, off.text) == ("warn", "b is disabled by ann: slow; it is answered as null")
+    bad = diagnose_features([BROKEN, WELL, BROKEN], {"b": "disabled by ann: slow"})
+    assert (bad.state, bad.text) == ("bad", "a fails; b is disabled by ann: slow")
+
+
+def test_registry_is_to_look_at_when_running_processes_serve_another_one_or_several() -> None:
+    running = [sample(registry="1a"), sample(process="two", registry="1a"), sample(process="old")]
+    assert diagnose_registry("1a", []).state == diagnose_registry("1a", running).state == "ok"
+    assert diagnose_registry("1a", [sample()]).state == "ok"
+    differs = diagnose_registry("2b", running)
+    assert (differs.state, differs.text) == (
+        "warn",
+        "running processes serve the registry 1a, and these settings name 2b",
+    )
+    mixed = diagnose_registry("1a", [*running, sample(process="w", role="worker", registry="2b")])
+    assert mixed.state == "warn"
+    assert mixed.text.startswith("running processes serve different registries: 1a by API process one, ")

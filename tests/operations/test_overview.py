@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
-from app.operations.overview import NEWS_MS, Overview, Sight, overview
+from app.operations.overview import ALIVE_MS, NEWS_MS, Overview, Sight, overview
 from app.operations.ports import Record
 from app.operations.samples import Gauges, Sample
 from app.operations.states import COMPONENTS, OK, Look, Standing
@@ -160,6 +160,32 @@ def test_what_is_not_well_is_found(subject: str, changes: dict[str, Any], text: 
     assert (found.subject, found.state) == (subject, "degraded")
     assert text in found.text
     assert found.advice
+
+
+def test_processes_with_different_registries_are_named() -> None:
+    one, two = sample(registry="1a"), sample(process="two", registry="1a")
+    other = sample(process="w", role="worker", registry="2b")
+    found = seen(other, two, one)
+    (finding,) = found.findings
+    assert (finding.subject, finding.state) == ("registry", "degraded")
+    assert finding.text.endswith(": 1a by API process one, API process two; 2b by worker w.")
+    assert "PROFILES_FEATURES" in finding.advice
+    assert [item.registry for item in found.watchers] == ["1a", "1a", "2b"]
+
+
+def test_registries_of_processes_that_do_not_run_or_do_not_tell_are_passed_over() -> None:
+    said, unsaid = sample(registry="1a"), sample(process="two")
+    ended = sample(process="three", registry="2b", stopped=True)
+    old = sample(process="four", registry="2b", at_ms=NOW_MS - ALIVE_MS - 1)
+    assert seen(old, said, unsaid, ended).findings == []
+    renewed = sample(process="three", registry="1a")
+    assert seen(sample(process="three", registry="2b", at_ms=NOW_MS - 1), said, renewed).findings == []
+
+
+def test_features_that_fail_are_a_finding() -> None:
+    failing = {**WELL, "features": Look("degraded", "failing: probe")}
+    (finding,) = seen(sample(looks=WELL), live=failing).findings
+    assert (finding.subject, finding.text) == ("features", "The features are degraded: failing: probe.")
 
 
 def test_worst_comes_first() -> None:

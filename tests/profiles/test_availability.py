@@ -138,3 +138,17 @@ def test_disabled_is_the_reason_when_a_feature_also_fails(clock: FakeClock) -> N
     features = FeatureAvailability(REGISTRY, clock, lambda: json.dumps([("one", "ops", "", NOW_MS)]))
     features.pause(0, "ann", "too slow", slow=True)
     assert features.reason(0).startswith("disabled by ops")
+
+
+def test_a_disabled_feature_is_no_trouble_and_not_tried_until_it_is_enabled() -> None:
+    clock, switches = FakeClock(), ["[]"]
+    availability = FeatureAvailability(REGISTRY, clock, lambda: switches[0])
+    for index in (0, 1):
+        availability.pause(index, "ann", "it takes too long", slow=True)
+    clock.advance(int(FIRST_PAUSE_S * 1000))
+    switches[0] = json.dumps([[REGISTRY.names[0], "ada", "too slow", 0]])
+    assert [item.feature for item in availability.troubles()] == [REGISTRY.names[1]]
+    assert (availability.due(), availability.due()) == ((1, "ann"), None)
+    switches[0] = "[]"
+    assert [item.feature for item in availability.troubles()] == list(REGISTRY.names[:2])
+    assert availability.due() == (0, "ann")

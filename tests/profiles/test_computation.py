@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from app.errors import StoreUnavailable
+from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.computation import CAP, Computation, Outcome
@@ -210,16 +211,132 @@ def profile(registry: Registry, outcomes: Mapping[int, Outcome]) -> dict[str, ob
     return {registry[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
 
 
-async def test_live_moment_is_the_newest_event_when_the_clock_stepped_back(
+async def test_an_event_ahead_of_the_clock_counts_and_hides_nothing(
     database: Database, event_log: SqliteEventLog
 ) -> None:
-    await event_log.append([[admitted(served("ann", NOW_MS)), admitted(served("bob", NOW_MS + 5_000))]])
-    clock = FakeClock()
-    live = Computation(SqliteSource(database, REGISTRY), REGISTRY, clock, Metrics(), width=1)
-    clock.step_to(NOW_MS - 3_600_000)
+    ahead_ms = NOW_MS + 40 * DAY_MS
+    await event_log.append([[admitted(served("ann")), admitted(served("bob")), admitted(served("bob", ahead_ms))]])
+    live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=1)
     (computed,) = await live.live({"ann": REGISTRY.full_mask, "bob": REGISTRY.full_mask})
-    assert [computed.outcomes[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"1"]
-    assert computed.at_ms == clock.now_ms()
+    assert [computed.outcomes[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"2"]
+
+
+class Failing(ScriptedSource):
+    """A source whose first feature fails for users named so, or takes too long."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda asked, index: 5)
+        self.broken = {"ann"}
+        self.slow = False
+        self.attempts: list[str] = []
+
+    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """One statement."""
+        self.errors = {
+            (place, 0): "too bad" for place, row in enumerate(asked) if row.user_id in self.broken and row.mask & 1
+        }
+        self.overdue = 1 if self.errors and self.slow else 0
+        return await super().compute(clock_ms, asked)
+
+    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """One statement on a connection of its own."""
+        self.attempts.append(asked[0].user_id)
+        return await self.compute(clock_ms, asked)
+
+
+class Paused:
+    """A computation over a failing source, and its clock."""
+
+    def __init__(self) -> None:
+        self.source, self.clock = Failing(), FakeClock()
+        self.computation = Computation(self.source, PAIR, self.clock, Metrics(), 1)
+
+    async def read(self, user_id: str) -> Outcome:
+        """The failing feature of a user; the other one is always right."""
+        (computed,) = await self.computation.live({user_id: 3})
+        assert computed.outcomes[user_id][1] == Outcome(b"5")
+        return computed.outcomes[user_id][0]
+
+    async def tried(self) -> None:
+        """Return when an attempt under way is over."""
+        attempt = self.computation._attempt
+        if attempt is not None:
+            await attempt
+
+
+async def test_a_slow_feature_is_asked_once_and_then_null_with_the_reason() -> None:
+    paused = Paused()
+    paused.source.slow = True
+    assert await paused.read("ann") == Outcome(b"null", "too bad")
+    assert await paused.read("bob") == Outcome(b"null", "too bad")
+    assert [row.mask for statement in paused.source.begun for row in statement] == [3, 2]
+    (trouble,) = paused.computation.availability.troubles()
+    assert (trouble.feature, trouble.reason) == ("one", "too bad")
+    assert paused.source.attempts == []
+
+
+async def test_a_paused_feature_is_tried_again_in_the_background_after_pauses_that_double() -> None:
+    paused = Paused()
+    paused.source.slow = True
+    await paused.read("ann")
+    waits = []
+    for _ in range(12):
+        before, waited = len(paused.source.attempts), 0
+        while len(paused.source.attempts) == before:
+            paused.clock.advance(1_000)
+            waited += 1
+            await paused.read("bob")
+            await paused.tried()
+        waits.append(waited)
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    assert set(paused.source.attempts) == {"ann"}
+    paused.source.broken.clear()
+    paused.clock.advance(300_000)
+    assert await paused.read("bob") == Outcome(b"null", "too bad")  # nothing waits for the attempt
+    await paused.tried()
+    assert await paused.read("bob") == Outcome(b"5")
+    assert paused.computation.availability.troubles() == []
+
+
+async def test_a_feature_that_fails_for_one_user_is_computed_for_the_others() -> None:
+    paused = Paused()
+    for _ in range(5):
+        assert await paused.read("ann") == Outcome(b"null", "too bad")
+        assert [item.feature for item in paused.computation.availability.troubles()] == ["one"]
+        assert await paused.read("bob") == Outcome(b"5")
+        assert paused.computation.availability.troubles() == []
+
+
+async def test_a_feature_that_fails_for_three_users_in_a_row_is_paused() -> None:
+    paused = Paused()
+    paused.source.broken = {"ann", "bob", "cid"}
+    for user_id in ("ann", "ann", "bob", "cid"):
+        assert (await paused.read(user_id)).error == "too bad"
+    assert await paused.read("dan") == Outcome(b"null", "too bad")
+    assert paused.source.begun[-1][0].mask == 2
+
+
+async def test_a_feature_is_tried_again_when_only_readiness_asks() -> None:
+    paused = Paused()
+    paused.source.slow = True
+    await paused.read("ann")
+    paused.source.broken.clear()
+    paused.clock.advance(1_000)
+    paused.computation.try_again()
+    await paused.tried()
+    assert await paused.read("ann") == Outcome(b"5")
+
+
+async def test_an_attempt_ends_when_the_computation_is_closed() -> None:
+    paused = Paused()
+    paused.source.slow = True
+    await paused.read("ann")
+    paused.clock.advance(1_000)
+    paused.source.open.clear()
+    paused.computation.try_again()
+    await eventually(lambda: paused.source.attempts == ["ann"])
+    async with asyncio.timeout(10):
+        await paused.computation.close()
 
 
 @pytest.fixture

@@ -10,22 +10,25 @@ from functools import partial
 import pytest
 
 from app.errors import StoreUnavailable
+from app.features.clock import rfc3339
 from app.features.registry import Registry
 from app.profiles.codec import Value, decode, encode
 from app.profiles.computation import CAP, Computed, Outcome
 from app.profiles.filling import TTL_JITTER, own_outcomes
 from app.profiles.groups import GROUP_CAP
 from app.profiles.ports import Asked, Cell, Fill
+from app.profiles.trust import LOOK_VALID_S
 from tests.profiles.world import World
 from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY, TIP_VOLUME
 from tests.support.servers import calls, keys
-from tests.support.service import Service, assert_true, let_pass
+from tests.support.service import NEAR_AFTER, Service, assert_true, let_pass
 from tests.support.waiting import eventually
 
 USER = "ann"
 FULL = REGISTRY.full_mask
+BROKEN = "SELECT user_id, 'x' AS value FROM views GROUP BY user_id"
 
 
 async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: Service) -> None:
@@ -246,7 +249,7 @@ async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_anoth
 
 
 async def test_a_broken_value_is_served_as_null_and_never_cached(world: World) -> None:
-    broken = entry(name="broken", compute="SELECT user_id, 'x' AS value FROM views GROUP BY user_id")
+    broken = entry(name="broken", compute=BROKEN)
     service = await world.open(registry=Registry([REGISTRY.named(TIP_VOLUME.name), broken]))
     await service.send(served(USER))
     for _ in range(2):
@@ -393,3 +396,77 @@ async def test_profiles_are_full_when_a_shared_statement_names_a_user_more_narro
         (Cell(user, name), seq) for user, seq in (("ann", 1), ("bob", 2)) for name in REGISTRY.names if cached
     }
     assert len((await service.rebuild("ann", "bob"))["ann"]) == len(REGISTRY)
+
+
+async def test_a_disabled_feature_is_null_with_its_reason_and_the_others_are_hits(service: Service) -> None:
+    await service.send(served(USER), feedback(USER))
+    before = await service.features(USER)
+    await service.drain()
+    await service.switch("tip_volume_30d", on=False)
+    profile = await service.profile(USER)
+    disabled = profile[REGISTRY.names.index("tip_volume_30d")]
+    since = rfc3339(service.clock.now_ms())
+    assert (disabled.json, disabled.cached, disabled.expires_at_ms) == (b"null", False, None)
+    assert disabled.error == f"disabled by ada at {since}: it is wrong"
+    assert service.decoded(profile) == {**before, "tip_volume_30d": None}
+    assert [reading.cached for reading in profile.values()].count(True) == len(REGISTRY) - 1
+    assert await service.features("cold") == dict.fromkeys(REGISTRY.names)  # its default is not served either
+
+
+async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: Service) -> None:
+    await service.send(served(USER), feedback(USER))
+    for _ in range(NEAR_AFTER):
+        await service.plain(USER)
+        await service.drain()
+    expected = await service.plain(USER)
+    await service.switch("preferred_hour", on=False)
+    expected["preferred_hour"] = None
+    for _ in range(NEAR_AFTER + 1):
+        assert await service.plain(USER) == expected
+        await service.drain()
+    hour = REGISTRY.mask(["preferred_hour"])
+    assert service.reader.near_values(USER, FULL) is not None
+    assert list(service.reader.near_values(USER, hour) or ()) == [b"null"]
+    assert await service.reader.read_values({USER: hour, "other": FULL}) == {
+        USER: [b"null"],
+        "other": [b"null", b"null", b"null", b"null", b"0"],
+    }
+    (past,) = await service.reader.read_as_of([Asked(USER, FULL, service.clock.now_ms())])
+    assert service.decoded(past) == expected
+    assert (await service.rebuild(USER))[USER] == expected
+
+
+async def test_an_enabled_feature_is_right_at_once_whatever_came_meanwhile(service: Service) -> None:
+    await service.send(served(USER))
+    await service.features(USER)
+    await service.drain()
+    await service.switch("tip_volume_30d", on=False)
+    await service.send(served(USER))
+    await service.switch("tip_volume_30d", on=True)
+    assert (await service.features(USER))["tip_volume_30d"] == 2
+
+
+async def test_other_processes_see_within_a_look_that_a_feature_is_disabled(service: Service, world: World) -> None:
+    other = await world.open()
+    await service.send(served(USER))
+    await other.features(USER)
+    await service.switch("tip_volume_30d", on=False)
+    let_pass(other.clock, LOOK_VALID_S + 0.001)
+    await other.features(USER)  # looks
+    assert (await other.features(USER))["tip_volume_30d"] is None
+
+
+async def test_a_paused_feature_is_null_without_a_statement_and_the_others_are_hits(world: World) -> None:
+    registry = Registry([entry(name="sound"), entry(name="broken", compute=BROKEN)])
+    service = await world.open(registry)
+    for user in ("a", "b", "c"):
+        await service.send(served(user, tip_id="t"))
+        assert (await service.features(user))["broken"] is None
+    await service.drain()
+    statements = len(service.source.statements)
+    for _ in range(5):
+        assert await service.plain("a") == {"sound": 1, "broken": None}
+    detailed = await service.profile("a")
+    assert len(service.source.statements) == statements
+    assert detailed[0].cached
+    assert (detailed[1].json, detailed[1].error) == (b"null", "the SQL gave text where int is declared")

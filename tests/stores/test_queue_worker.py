@@ -11,7 +11,7 @@ from tests.support.waiting import eventually
 
 
 async def test_commands_arrive_as_they_were_meant_when_hiredis_packs_them(own_valkey: EmbeddedServer) -> None:
-    client = _client(own_valkey.url)
+    client = _client(own_valkey.url, "arq:queue")
     try:
         values: dict[str | bytes, bytes | str | int | float] = {"a": b"\x00\xff", b"b": "ä", "c": 7, "d": 0.5, "e": ""}
         async with client.pipeline(transaction=True) as together:
@@ -31,7 +31,7 @@ async def test_commands_arrive_as_they_were_meant_when_hiredis_packs_them(own_va
 async def test_a_new_connection_is_made_when_the_old_one_ended_or_was_spoken_to_out_of_turn(
     own_valkey: EmbeddedServer,
 ) -> None:
-    client = _client(own_valkey.url)
+    client = _client(own_valkey.url, "arq:queue")
     try:
         first = await client.client_id()
         assert await client.client_id() == first, "the same connection serves again"

@@ -22,7 +22,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp
 
 from app.api.hit_path import HitPath
-from app.api.listening import HEAD_S, EmbeddedServer, listening_socket
+from app.api.listening import KEEP_ALIVE_S, EmbeddedServer, listening_socket
 from app.asgi import about_to_stop, create_app
 from app.assembly import Service, open_service
 from app.contract import Contract
@@ -128,7 +128,7 @@ async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple
 
 @asynccontextmanager
 async def live(
-    settings: Settings, *, contract: Contract | None = None, hit_path: bool = True, head_s: float = HEAD_S
+    settings: Settings, *, contract: Contract | None = None, hit_path: bool = True, head_s: float = KEEP_ALIVE_S
 ) -> AsyncIterator[Live]:
     """Serve until the block ends. Without the hit path, every request goes to its documented route."""
     async with open_service(settings, door="http", contract=contract) as service:

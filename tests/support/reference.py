@@ -16,13 +16,16 @@ THIRTY_DAYS_MS = 30 * 24 * 60 * 60 * 1000
 Value = float | int | None
 
 
-def profile(facts: Sequence[Admitted], user_id: str, now_ms: int, known_ms: int | None = None) -> dict[str, Value]:
-    """A user's features at a moment, from what had arrived by `known_ms`."""
+def profile(
+    facts: Sequence[Admitted], user_id: str, now_ms: int, known_ms: int | None = None, *, live: bool = False
+) -> dict[str, Value]:
+    """A user's features at a moment, from what had arrived by `known_ms`. `live`: whatever lies ahead counts, too."""
     seen = [
         fact
         for fact in facts
         if fact.event.user_id == user_id
-        and now_ms - THIRTY_DAYS_MS < fact.occurred_at_ms <= now_ms
+        and now_ms - THIRTY_DAYS_MS < fact.occurred_at_ms
+        and (live or fact.occurred_at_ms <= now_ms)
         and (known_ms is None or fact.received_at_ms <= known_ms)
     ]
     reactions = [(fact, fact.event) for fact in seen if isinstance(fact.event, TipFeedback)]
@@ -35,11 +38,6 @@ def profile(facts: Sequence[Admitted], user_id: str, now_ms: int, known_ms: int 
         "preferred_hour": _preferred_hour([fact for fact, event in reactions if event.action == "completed"]),
         "tip_volume_30d": sum(1 for fact in seen if isinstance(fact.event, TipServed)),
     }
-
-
-def live_now(facts: Sequence[Admitted], clock_ms: int) -> int:
-    """The moment of a live read: the clock's, or that of the newest event of anybody where it is later."""
-    return max([clock_ms, *(fact.occurred_at_ms for fact in facts)])
 
 
 def _preferred_hour(completed: Sequence[Admitted]) -> int | None:

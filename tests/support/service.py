@@ -21,6 +21,7 @@ from app.events.admission import Admission
 from app.events.ingest import Ingestor, Receipt
 from app.features.events import TipEvent
 from app.features.registry import Registry
+from app.profiles.availability import FeatureAvailability
 from app.profiles.codec import decode
 from app.profiles.computation import Computation
 from app.profiles.filling import Filler, Profile, Reading
@@ -35,6 +36,7 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.event_tail import SqliteEventTail
 from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
 from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.registries import SqliteRegistries
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import ValkeyCache
@@ -90,7 +92,8 @@ class Service:
             cache=self.cache, owed=self.owed, clock=clock, metrics=metrics, pause=self._pause
         )
         self.gate = TrustGate(self.owed.any_owed, clock, self.invalidator.wake)
-        self.computation = Computation(self.source, registry, clock, metrics, READERS)
+        self.availability = FeatureAvailability(registry, clock, owed.disabled)
+        self.computation = Computation(self.source, registry, clock, metrics, READERS, self.availability)
         self.filler = Filler(self.cache, registry, Random(7), metrics)
         self.tail = tail
         self.near = NearCache(tail, registry, clock, NEAR_USERS)
@@ -153,6 +156,12 @@ class Service:
         """Erase a user."""
         await SqliteUsers(self.database).erase(user_id, self.clock.now_ms())
         await self.invalidator.make_good()
+
+    async def switch(self, feature: str, *, on: bool) -> None:
+        """Disable or enable a feature, as an admin does; this process has looked since."""
+        registries = SqliteRegistries(self.database)
+        await registries.switch(feature, "ada", "it is wrong", self.clock.now_ms(), on=on)
+        self.owed.any_owed()
 
     async def send(self, *events: TipEvent) -> Receipt:
         """Ingest; returns when the events are acknowledged."""

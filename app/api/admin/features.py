@@ -90,7 +90,14 @@ async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
     exports = [Export(name, export(api.registry, api.mirror)) for name, export in FORMATS.items()]
     definitions = [_definition(api, index, announced) for index in range(len(names))]
     body = Catalogue(api.registry.fingerprint, definitions, subjects, exports)
-    return await answer(request, body, "features.html", graph=drawn(subjects, names), max_reason=MAX_REASON)
+    return await answer(
+        request,
+        body,
+        "features.html",
+        graph=drawn(subjects, names),
+        max_reason=MAX_REASON,
+        measured=bool(api.costs),
+    )
 
 
 def _definition(api: Api, index: int, announced: list[Announced]) -> Definition:

@@ -27,6 +27,8 @@ PLACES: Mapping[str, str] = {
     "dead_letters": "/admin/dead-letters",
     "stale_dropped": "/admin/data-quality",
     "feature_errors": "/admin/features",
+    "features": "/admin/features",
+    "registry": "/admin/features",
     "rollout": "/admin/rollout",
 }
 # What stands together on the page.
@@ -104,7 +106,8 @@ def _view(found: Overview) -> OverviewView:
             for item in found.standings
         ],
         processes=[
-            ProcessView(item.role, item.process, rfc3339(item.seen_ms), item.stopped) for item in found.watchers
+            ProcessView(item.role, item.process, rfc3339(item.seen_ms), item.stopped, item.registry)
+            for item in found.watchers
         ],
         sampled=found.sampled,
         slot_s=SLOT_MS // 1000,

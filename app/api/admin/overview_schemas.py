@@ -39,6 +39,7 @@ class ProcessView(msgspec.Struct):
     process: str
     last_seen: str
     stopped: bool
+    registry: Annotated[str, Meta(description="The fingerprint of the registry that it serves; empty if unknown.")]
 
 
 class FigureView(msgspec.Struct):

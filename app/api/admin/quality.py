@@ -46,10 +46,10 @@ WAITING = {
     opt={"scope": "admin", "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
     tags=["Admin"],
     summary="Measure data quality",
-    description="Over the users with any event in the last 30 days, per feature: how many values are fresh, missing "
-    "or stale, how old they are, how they are distributed, and whether the values have drifted within 7 days. Measured "
-    "now, which takes up to a minute at 100,000 users; with `max_age_s` the newest stored report is answered where "
-    "it is no older than that.",
+    description="Over the users with any event within the longest window of any feature, per feature: how many values "
+    "are fresh, missing or stale, how old they are, how they are distributed, and whether the values have drifted "
+    "within 7 days, or why they could not be computed. Measured now, which takes up to a minute at 100,000 users; with "
+    "`max_age_s` the newest stored report is answered if it is no older than that.",
     responses=problems(400, 401, 403, 503),
 )
 async def get_quality(
@@ -92,6 +92,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         old=report is not None and api.clock.now_ms() - report.measured_at_ms > OLD_MS,
         begun=begun,
         unreadable=run is not None and report is None,
+        window_ms=api.registry.longest_window_ms(),
         runs=runs,
     )
 

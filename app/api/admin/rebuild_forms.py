@@ -106,6 +106,7 @@ async def rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int 
         most=MAX_USERS,
         live=LIVE_ON_ONE_PAGE,
         shown_at_most=SHOWN,
+        window_ms=api.registry.longest_window_ms(),
     )
 
 

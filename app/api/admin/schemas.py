@@ -80,7 +80,7 @@ class Bin(msgspec.Struct, omit_defaults=True):
 
 
 class Quality(msgspec.Struct):
-    """Data quality, measured at `measured_at`; eligible is who had any event in the last 30 days.
+    """Data quality, measured at `measured_at`; eligible are users with any event within the longest window.
 
     No figure is older than `measured_at`. `eligible_before` is who was eligible 7 days earlier, at `before_at`.
     """

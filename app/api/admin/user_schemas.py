@@ -67,7 +67,7 @@ class CellState(msgspec.Struct):
     ]
     held: Annotated[HeldValue | None, Meta(description="The value that the cache held before this look.")]
     recomputed: Annotated[Value, Meta(description="What a computation gives now.")]
-    error: Annotated[str | None, Meta(description="Why the default stands there, where computing failed.")]
+    error: Annotated[str | None, Meta(description="Why nothing could be computed, or by whom it is disabled.")]
     difference: Annotated[
         Literal["none", "stale", "time", "unexplained"] | None,
         Meta(
@@ -75,6 +75,7 @@ class CellState(msgspec.Struct):
             "the window moved on over the same events. `unexplained`: neither; a rebuild puts it right."
         ),
     ]
+    disabled: Annotated[bool, Meta(description="An admin has disabled the feature: it is null, whatever is held.")]
 
 
 class UserView(msgspec.Struct):

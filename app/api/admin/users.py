@@ -108,6 +108,7 @@ def cell_state(cell: InspectedCell, reading: Reading, inspection: Inspection) ->
         msgspec.json.decode(cell.outcome.json),
         cell.outcome.error,
         cell.difference,
+        cell.disabled and cell.outcome.error is not None,
     )
 
 

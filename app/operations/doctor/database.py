@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.operations.doctor.facts import DatabaseFacts, Line, MachineFacts
+from app.operations.doctor.features import diagnose_features
 
 MIB, GIB = 2**20, 2**30
 WAL_WARN, WAL_BAD = 64 * MIB, GIB
@@ -37,6 +38,7 @@ def diagnose_database(found: DatabaseFacts) -> list[Line]:
         _evidence(found),
         _priors(found),
         _samples(found),
+        diagnose_features(found.running, found.disabled),
     ]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
+
+from app.operations.samples import Sample
 
 State = Literal["ok", "warn", "bad"]
 
@@ -47,6 +50,7 @@ class DatabaseFacts(NamedTuple):
     """The file and what is in it. `findings`: what is damaged; `whole`: whether everything was looked at.
 
     `unreadable`: users whose learned evidence is damaged; `damaged_priors`: pooled priors that are.
+    `running`: the newest sample of each running process; `disabled`: by whom, when and why, by the feature.
 
     Ages are in seconds, None where there is nothing that could have one.
     """
@@ -63,6 +67,8 @@ class DatabaseFacts(NamedTuple):
     unreadable: int
     damaged_priors: int
     newest_sample_s: float | None
+    running: tuple[Sample, ...]
+    disabled: Mapping[str, str]
 
 
 class MachineFacts(NamedTuple):

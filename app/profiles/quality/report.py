@@ -109,7 +109,8 @@ def _feature(entry: Feature, survey: Survey, figures: Figures) -> FeatureQuality
 def _drift(entry: Feature, survey: Survey, figures: Figures) -> Drift:
     bins = common_bins(entry.dtype, figures.now, figures.before)
     if figures.failed:
-        failed = f"{figures.failed:,} values could not be computed: {figures.failure}"
+        values = f"{figures.failed:,} value{'' if figures.failed == 1 else 's'}"
+        failed = f"{values} could not be computed: {figures.failure}"
         return Drift(None, "failed", failed, bins, figures.failed)
     why_not = _unreached(entry, survey) or too_few(bins)
     if why_not is not None:

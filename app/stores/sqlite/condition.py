@@ -12,15 +12,18 @@ from contextlib import closing
 from pathlib import Path
 
 from app.operations.doctor.facts import DatabaseFacts, MachineFacts
+from app.profiles.availability import Disabled
 from app.stores.sqlite.connection import connect, unavailable
 from app.stores.sqlite.database import check_schema
 from app.stores.sqlite.outbox import SELECT_LETTER_COUNT, SELECT_OWED_COUNT, SELECT_UNCONSUMED_COUNT
 from app.stores.sqlite.priors import damaged_priors
+from app.stores.sqlite.samples import running
 from app.stores.sqlite.soundness import full_findings, quick_findings
 from app.stores.sqlite.states import damaged
 
 MOUNTS = Path("/proc/self/mountinfo")
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
+SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -41,6 +44,8 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
             unreadable = damaged(connection, whole=whole)
             priors = damaged_priors(connection)
             (sample_ms,) = connection.execute(SELECT_NEWEST_SAMPLE).fetchone()
+            samples = running(connection, now_ms)
+            disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
         except sqlite3.Error as error:
             raise unavailable(error) from error
     wal = path.with_name(path.name + "-wal")
@@ -57,6 +62,8 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
         unreadable=unreadable,
         damaged_priors=priors,
         newest_sample_s=(now_ms - sample_ms) / 1000 if sample_ms is not None else None,
+        running=tuple(samples),
+        disabled={row.feature: str(row) for row in disabled},
     )
 
 

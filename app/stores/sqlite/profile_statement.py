@@ -1,12 +1,13 @@
 """The one statement that computes features, for one user or many, now or at any past moment.
 
 Each feature becomes a scalar subquery, correlated with the row asked for. In it `views` and `feedback` are common
-table expressions already narrowed to that row's user, to event times in `(now - window, now]`, and to what had arrived
-by the row's `known_ms`. They are NOT MATERIALIZED, so that the bounds reach the covering index. An author's text has no
+table expressions already narrowed to that row's user, to event times after `now - window`, and to what had arrived by
+the row's `known_ms`. They are NOT MATERIALIZED, so that the bounds reach the covering index. An author's text has no
 time bounds of its own, which is how one statement serves many moments. A feature is computed only if the row's mask has
 its bit.
 
-The live moment is never less than the newest stored event time, read in the same snapshot as everything else.
+Only a past moment bounds event times from above. A live read has no such bound: an accepted event counts at once,
+whichever process's clock is behind, and no event of one user moves the window of another.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from app.features.registry import Feature, Registry
 
 _NARROWED = """
         WHERE user_id = asked.user_id
-          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.now_ms
+          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.until_ms
           AND received_at_ms <= asked.known_ms"""
 
 _LOCAL_HOUR = "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
@@ -42,16 +43,16 @@ _FEATURE = (
 )
 
 _STATEMENT = """
-WITH moment AS MATERIALIZED (
-    SELECT MAX(:clock_ms, COALESCE((SELECT MAX(occurred_at_ms) FROM event_log), 0)) AS now_ms,
-           COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'event_log'), 0) AS seq
+WITH newest AS MATERIALIZED (
+    SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'event_log'), 0) AS seq
 ),
 asked AS MATERIALIZED (
     SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask,
-           COALESCE(item.value ->> 2, moment.now_ms) AS now_ms,
+           COALESCE(item.value ->> 2, :clock_ms) AS now_ms,
+           COALESCE(item.value ->> 2, 9223372036854775807) AS until_ms,
            COALESCE(item.value ->> 3, 9223372036854775807) AS known_ms,
-           moment.seq AS seq
-    FROM json_each(:asked) AS item, moment
+           newest.seq AS seq
+    FROM json_each(:asked) AS item, newest
 )
 SELECT asked.seq, {columns}
 FROM asked

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
-from app.errors import Conflict
+from app.errors import Conflict, StoreUnavailable
 from app.features.plan import Announced, Definition, definitions_of
 from app.features.registry import Registry
 from app.stores.sqlite.database import Database
@@ -28,12 +30,20 @@ _decode = msgspec.json.Decoder(tuple[Definition, ...]).decode
 class SqliteRegistries:
     """What processes tell each other about features. All methods raise `StoreUnavailable`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, look: Callable[[], object] = lambda: None) -> None:
+        """`look` lets this process see at once what it has switched; the others see it within a second."""
         self._database = database
+        self._look = look
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
-        """Record that a process serves this registry."""
-        body = msgspec.json.encode(definitions_of(registry)).decode()
+        """Record that a process serves this registry.
+
+        Nothing is written if that is known, so that a process can start while the disk is full.
+        """
+        definitions = definitions_of(registry)
+        if any(known.definitions == definitions for known in await self.announced()):
+            return
+        body = msgspec.json.encode(definitions).decode()
         parameters = {"fingerprint": registry.fingerprint, "body": body, "now": now_ms}
         await self._database.write(lambda connection: connection.execute(UPSERT_REGISTRY, parameters))
 
@@ -55,6 +65,8 @@ class SqliteRegistries:
         changed = await (self._enable(feature) if on else self._disable(feature, actor, reason, now_ms))
         if not changed:
             raise Conflict(f"{feature} is {'enabled' if on else 'disabled'} already")
+        with suppress(StoreUnavailable):  # it is done, and the next look will tell
+            self._look()
         return ("enabled" if on else "disabled") + (f": {reason}" if reason else "")
 
     async def _disable(self, feature: str, disabled_by: str, reason: str, now_ms: int) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 
 import msgspec
 
 from app.operations.ports import Record
 from app.operations.samples import Sample
-from app.operations.states import COMPONENTS, Look, Standing, standings, together
+from app.operations.states import COMPONENTS, Standing, standings, together
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import UPDATE_SEEN
 
@@ -47,8 +47,7 @@ class SqliteSamples:
             now_ms = sample.at_ms
             connection.execute(INSERT_SAMPLE, (now_ms, sample.process, body))
             connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
-            lately = connection.execute(SELECT_LATELY, (now_ms - LATELY_MS, now_ms + LATELY_MS)).fetchall()
-            seen = together(_views(lately))
+            seen = together(found.looks for found in running(connection, now_ms))
             connection.executemany(INSERT_STANDING, standings(_standings(connection), seen, now_ms))
             connection.execute(UPDATE_SEEN, (now_ms, sample.registry))
 
@@ -69,10 +68,10 @@ def _standings(connection: sqlite3.Connection) -> dict[str, Standing]:
     return {row.component: row for row in rows if row.component in COMPONENTS}
 
 
-def _views(rows: Sequence[tuple[str, str]]) -> list[dict[str, Look]]:
-    """What each process saw last; one that has stopped sees nothing any more."""
-    newest = _samples(dict(rows).values())
-    return [sample.looks for sample in newest if not sample.stopped]
+def running(connection: sqlite3.Connection, now_ms: int) -> list[Sample]:
+    """The newest sample of each process, but for those that have stopped, which see nothing any more."""
+    rows = connection.execute(SELECT_LATELY, (now_ms - LATELY_MS, now_ms + LATELY_MS)).fetchall()
+    return [sample for sample in _samples(dict(rows).values()) if not sample.stopped]
 
 
 def _samples(bodies: Iterable[str]) -> list[Sample]:

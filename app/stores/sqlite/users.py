@@ -19,7 +19,7 @@ SELECT user.value, subject.value,
 FROM json_each(?) AS user, json_each(?) AS subject
 """
 SELECT_NEWEST_USERS = """
-SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 1000) LIMIT ?
+SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 20000) LIMIT ?
 """
 # Each half comes sorted from its covering index and stops at the LIMIT. Without limits of their own SQLite would sort
 # all the users that are left, for every page.

@@ -159,10 +159,24 @@ class ValkeyCache:
         _checked(await lane.ask([(b"PING",)]))
 
     async def check(self) -> None:
-        """Try to write; raises `CacheUnavailable`, or `CacheRefused` where only that is refused. Leaves nothing."""
-        lane = await self._connections.lane()
-        name = b"pf:%b:check" % self._connections.epoch(lane).encode()
-        _checked(await lane.ask([(b"SET", name, b"", b"PX", 1_000), (b"DEL", name)]))
+        """Do what a read, a lease, a fill and an invalidation do, on a key of its own. Leaves nothing.
+
+        Raises:
+            CacheUnavailable: the server does not answer.
+            CacheRefused: it refuses one of them; the message names which, and the server's reason.
+        """
+        doing = "a read"
+        cell = Cell("", f"check-{self._nonce().hex()}")
+        try:
+            epoch, _ = await self.read([cell])
+            doing = "a lease"
+            (token,) = await self.lease(epoch, [cell])
+            doing = "a fill"
+            await self.fill(epoch, [Fill(cell, token, b"check", 1_000)])
+            doing = "a deletion"
+            await self.drop([cell])
+        except CacheRefused as error:
+            raise CacheRefused(f"it refuses {doing}: {error}") from error
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,9 +1,9 @@
 """Lanes to the cache, each with the epoch of the server at its other end.
 
-The epoch is a short hash of the database's id, the server's `run_id`, which every server start draws anew, and the
-generation under which that server is registered. A lane learns the `run_id` before its first command, and keys are
-built only from the epoch of the lane that will carry them. So after a restart with old contents, or a failover, old
-keys are out of reach.
+The epoch is a short hash of the database's id, the identity of the server, and the generation under which that server
+is registered. The identity is the server's `run_id`, which every server start draws anew, with the number of the
+logical database. A lane learns it before its first command, and keys are built only from the epoch of the lane that
+will carry them. So after a restart with old contents, or a failover, old keys are out of reach.
 
 There are two lanes: what somebody waits for must not queue behind a thousand fills.
 """
@@ -133,7 +133,10 @@ class Connections:
         found = _RUN_ID.search(reply if isinstance(reply, bytes) else b"")
         if found is None:
             raise RedisConnectionError("the server does not tell its run_id")
-        self._newest = self._greeted[connection] = found[1].decode()
+        # A logical database is a cache of its own: a DEL in one leaves the keys of another. Number 0 is the bare
+        # run_id, as older releases register it.
+        number = f"/{connection.db}" if connection.db else ""
+        self._newest = self._greeted[connection] = found[1].decode() + number
 
 
 def is_silent(error: CacheUnavailable) -> bool:

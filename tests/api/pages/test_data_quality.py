@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -15,7 +16,7 @@ from tests.api.conftest import ServeSite
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.events import served
 from tests.support.live import Live, new_user
-from tests.support.registry import REGISTRY
+from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import VALKEY, StartServer, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -208,6 +209,40 @@ async def test_distributions_are_shown_when_the_cache_is_away(
         await visitor.go(f"{PATH}/users?feature=tip_volume_30d&state=missing")
         assert "The cache does not answer" in await visitor.text()
         await visitor.assert_sound()
+
+
+async def test_failed_values_are_told_instead_of_a_drift(
+    serve_site: ServeSite, browser: Browser, tmp_path: Path
+) -> None:
+    text = "SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id"
+    source = own_registry(
+        tmp_path / "features.py", own_entry("seen", days=90), own_entry("off"), own_entry("bad", text, days=90)
+    )
+    async with serve_site(features=source) as site, visiting(browser, site) as visitor:
+        await site.send(served(new_user(), site.now_ms), served(new_user(), site.now_ms - 60 * DAY_MS))
+        await site.client.post("/admin/features/off/disable", json={"reason": "INC-12"})
+        await measured(site)
+        report = (await site.client.get(f"{PATH}?max_age_s=60")).json()
+        drift = {name: found["drift"] for name, found in report["features"].items()}
+        assert (report["eligible"], drift["seen"]["band"]) == (2, None)
+        for name, why in (("bad", "the SQL gave text where int is declared"), ("off", "disabled by anyone at ")):
+            assert (drift[name]["band"], drift[name]["psi"], drift[name]["failed"]) == ("failed", None, 3)
+            assert drift[name]["why_not"].startswith(f"3 values could not be computed: {why}")
+        await visitor.go(PATH)
+        for name in ("bad", "off"):
+            alert = visitor.page.get_by_role("alert").filter(has_text=f"{name} failed:")
+            await expect(alert).to_contain_text(drift[name]["why_not"])
+            row = visitor.page.get_by_role("row").filter(has=visitor.page.get_by_role("link", name=name, exact=True))
+            await expect(row.get_by_role("cell").last).to_have_text("failed 3 values")
+            card = visitor.page.locator(f"#{name}")
+            await expect(card).to_contain_text(drift[name]["why_not"])
+            await expect(card.get_by_role("link")).to_have_attribute("href", f"/admin/features#{name}")
+        assert "PSI 0" not in await visitor.text()
+        assert "at most 90 d before the measurement began" in await visitor.text()
+        assert "30 d" not in await visitor.text()
+        await visitor.assert_sound()
+        await visitor.go("/admin/rebuilds")
+        assert "any event in the last 90 d" in await visitor.text()
 
 
 async def test_page_asks_anew_when_the_report_is_of_another_release(own_site: Live, browser: Browser) -> None:

@@ -13,7 +13,7 @@ from app.probes import sampler
 from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
-from tests.operations.samples import hour
+from tests.operations.samples import hour, sample
 from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
 from tests.support.live import KEYS, Live
 from tests.support.servers import VALKEY, StartServer, ask
@@ -74,7 +74,7 @@ async def test_states_say_since_when_and_figures_have_a_bar_for_each_minute(well
     async with visiting(browser, well) as visitor:
         await visitor.go("/admin")
         states = visitor.page.locator(".states li")
-        await expect(states).to_have_count(5)
+        await expect(states).to_have_count(6)
         for state in await states.all():
             await expect(state).to_contain_text("ok")
             await expect(state).to_contain_text("min ago")
@@ -88,6 +88,21 @@ async def test_states_say_since_when_and_figures_have_a_bar_for_each_minute(well
         await expect(requests.get_by_role("img")).to_have_accessible_name(
             re.compile(r"^Requests: latest [\d.]+ /s, highest [\d.]+ /s$")
         )
+
+
+async def test_overview_names_the_registry_of_each_process(well: Live, browser: Browser) -> None:
+    await sampler(well.service, "api").sample()
+    own = well.service.contract.registry.fingerprint
+    async with visiting(browser, well) as visitor:
+        await visitor.go("/admin")
+        row = visitor.page.get_by_role("row").filter(has_text=well.service.process)
+        await expect(row).to_contain_text(own)
+        await well.service.samples.keep(sample(at_ms=well.now_ms, process="new", role="worker", registry="0ther"))
+        await visitor.go("/admin")
+        finding = visitor.page.locator(".findings li", has_text="different registries")
+        await expect(finding).to_contain_text(f"0ther by worker new; {own} by API process {well.service.process}")
+        await expect(finding.get_by_role("link", name="Features")).to_have_attribute("href", "/admin/features")
+        await visitor.assert_sound()
 
 
 async def test_overview_says_so_when_there_is_no_sample_yet(own_site: Live, browser: Browser) -> None:

@@ -222,13 +222,35 @@ async def test_texts_are_listed_and_failures_told_when_the_registry_has_them(
         await site.send(feedback(user, now - 9 * DAY_MS), feedback(user, now - 2 * DAY_MS, "snoozed"))
         async with visiting(browser, site) as visitor:
             await visitor.go(address(user))
-            await expect(visitor.page.get_by_role("alert")).to_contain_text(
-                "the SQL gave str text where int is declared"
-            )
+            await expect(visitor.page.get_by_role("alert")).to_contain_text("the SQL gave text where int is declared")
             await expect(feature(visitor, "broken")).to_contain_text("failed")
             course = await visitor.page.locator("ol.course li").all_inner_texts()
             assert [line.rpartition(": ")[2] for line in course] == ["null", "completed", "snoozed"]
             await visitor.assert_sound()
+
+
+async def test_disabled_feature_is_marked_with_its_reason_and_is_no_fault(own_site: Live, browser: Browser) -> None:
+    user = await lively(own_site)
+    await own_site.client.post("/admin/features/tip_volume_30d/disable", json={"reason": "INC-12"})
+    cell = (await own_site.client.get(address(user))).json()["features"]["tip_volume_30d"]
+    assert (cell["value"], cell["held"]["value"], cell["difference"], cell["disabled"]) == (None, 29, None, True)
+    assert cell["error"].endswith(": INC-12")
+    place = REGISTRY.names.index("tip_volume_30d")
+    assert (await own_site.service.inspector.inspect(user)).reading(place).json == b"null"
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(address(user))
+        await expect(visitor.page.get_by_role("status")).to_contain_text("Disabled: tip_volume_30d.")
+        assert await visitor.page.get_by_role("alert").count() == 0
+        row = feature(visitor, "tip_volume_30d")
+        for said in ("disabled", "held, but reads answer null", "not computed", "INC-12"):
+            await expect(row).to_contain_text(said)
+        await expect(row).not_to_contain_text("differs")
+        await expect(feature(visitor, "preferred_hour")).to_contain_text("the same")
+        await visitor.assert_sound()
+        await row.get_by_role("button", name="Rebuild").click()
+        await expect(visitor.page.get_by_role("alert")).to_contain_text("tip_volume_30d was not computed: disabled by")
+        assert await visitor.page.get_by_role("status").count() == 0
+        await visitor.assert_sound()
 
 
 async def test_page_works_when_there_is_no_javascript(site: Live, browser: Browser) -> None:

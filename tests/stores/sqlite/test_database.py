@@ -321,3 +321,24 @@ async def test_log_tells_once_when_there_is_no_room_for_long(
     now[0] += module.TELL_FULL_EVERY_S
     await _write_until_full(database)
     assert len(recorder.of("database_full")) == 2
+
+
+ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
+
+
+async def test_a_statement_without_end_is_interrupted_when_the_database_closes(database_path: Path) -> None:
+    database = await Database.open(database_path, 1)
+    endless = asyncio.create_task(database.read(lambda connection: connection.execute(ENDLESS).fetchall()))
+    await database.read(lambda connection: connection.execute("SELECT 1").fetchall())  # by the other reader
+    async with asyncio.timeout(10):
+        await database.close()
+    with pytest.raises(StoreUnavailable, match="interrupted"):
+        await endless
+
+
+async def test_a_statement_is_interrupted_when_its_time_is_over_and_the_next_one_is_not(database: Database) -> None:
+    async with database.reader() as reader:
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            await reader.run(lambda connection: connection.execute(ENDLESS).fetchall(), 0.05)
+        assert await reader.run(lambda connection: connection.execute("SELECT 1").fetchall(), 30) == [(1,)]
+        assert await reader.run(lambda connection: connection.execute("SELECT 2").fetchall()) == [(2,)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from time import monotonic
+from typing import Any
 
 import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.ports import Asked
+from app.profiles.ports import Asked, Snapshot
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
@@ -24,10 +26,6 @@ from tests.support.waiting import PATIENCE_S
 OVERFLOW = entry(
     name="overflow",
     compute="SELECT user_id, SUM(9223372036854775807) AS value FROM feedback GROUP BY user_id",
-)
-ENDLESS = entry(
-    name="endless",
-    compute="WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n",
 )
 TWO_ROWS = entry(name="two_rows", compute="SELECT user_id, local_hour AS value FROM feedback")
 SOUND = entry(name="sound")
@@ -109,6 +107,75 @@ async def test_author_sees_only_the_user_asked_for_when_the_sql_does_not_group(
     assert [list(row) for row in snapshot.rows] == [[1, 1], [2, 2], [0, 0]]
 
 
+ENDLESS = entry(
+    name="endless",
+    compute="""
+        WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+        SELECT user_id, (SELECT COUNT(*) FROM n) AS value FROM views GROUP BY user_id
+    """,
+)
+SLOW = Registry([SOUND, ENDLESS, entry(name="other", compute="SELECT user_id, COUNT(*) AS value FROM feedback")])
+TIMEOUT_S = 0.2
+
+
+@pytest.fixture
+async def slow(database: Database, event_log: SqliteEventLog) -> SqliteSource:
+    """A source with a feature that never ends for ann and bob, and is quick for cid, who has no views."""
+    events: list[TipEvent] = [served("ann"), served("bob"), feedback("ann"), feedback("cid")]
+    await event_log.append([[admitted(event) for event in events]])
+    return SqliteSource(database, SLOW, timeout_s=TIMEOUT_S)
+
+
+async def test_a_feature_that_takes_too_long_leaves_the_others_right(slow: SqliteSource) -> None:
+    asked = [Asked(user_id, SLOW.full_mask) for user_id in ("ann", "bob", "cid")]
+    snapshot = await slow.compute(NOW_MS, asked)
+    assert [list(row) for row in snapshot.rows] == [[1, None, 1], [1, None, 0], [None, None, 1]]
+    assert set(snapshot.errors) == {(0, 1), (1, 1), (2, 1)}  # after the first user it is not tried any more
+    assert snapshot.errors[0, 1] == "the SQL took longer than 200 ms for one user"
+    assert (snapshot.overdue, snapshot.seq) == (1 << 1, 4)
+
+
+async def test_a_feature_that_took_too_long_delays_no_statement_without_it(slow: SqliteSource) -> None:
+    await slow.compute(NOW_MS, [Asked("ann", SLOW.full_mask)])
+    started = monotonic()
+    others = SLOW.mask(["sound", "other"])
+    for _ in range(20):
+        assert list((await slow.compute(NOW_MS, [Asked("ann", others)])).rows[0]) == [1, None, 1]
+    assert monotonic() - started < TIMEOUT_S
+
+
+async def test_an_attempt_waits_for_no_reader_and_takes_back_what_was_set_apart(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
+    source = SqliteSource(database, FAULTY, width=1)
+    overflow = FAULTY.mask(["overflow"])
+    assert (await source.compute(NOW_MS, [Asked("ann", overflow)])).errors
+    async with database.reader(), database.reader(), database.reader():  # there is no idle one
+        assert (await source.attempt(NOW_MS, [Asked("ann", overflow)])).errors
+        assert not (await source.attempt(NOW_MS, [Asked("bob", overflow)])).errors
+    assert (await source.compute(NOW_MS, [Asked("bob", FAULTY.full_mask)])).errors == {}
+
+
+async def test_snapshot_is_one_when_features_are_computed_apart(
+    database: Database, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann")), admitted(served("ann"))]])
+    source, run = SqliteSource(database, FAULTY), SqliteSource._run
+    statements = 0
+
+    async def run_and_store(self: SqliteSource, *arguments: Any) -> Snapshot:
+        nonlocal statements
+        statements += 1
+        if statements == 3:  # the first has failed, the second began the snapshot
+            await event_log.append([[admitted(served("ann"))]])
+        return await run(self, *arguments)
+
+    monkeypatch.setattr(SqliteSource, "_run", run_and_store)
+    snapshot = await source.compute(NOW_MS, [Asked("ann", FAULTY.full_mask)])
+    assert (snapshot.seq, snapshot.rows[0][0]) == (3, 1)
+
+
 async def test_long_statement_is_interrupted_when_the_process_stops(
     database: Database, event_log: SqliteEventLog
 ) -> None:
@@ -122,25 +189,13 @@ async def test_long_statement_is_interrupted_when_the_process_stops(
             await computing
 
 
-async def test_only_the_slow_feature_is_null_when_it_exceeds_the_deadline(
-    database: Database, event_log: SqliteEventLog
-) -> None:
-    await event_log.append([[admitted(served("ann")), admitted(served("bob"))]])
-    source = SqliteSource(database, Registry([SOUND, ENDLESS]), timeout_s=0.05)
-    for _ in range(2):  # the second time it is computed apart from the beginning
-        snapshot = await source.compute(NOW_MS, [Asked("ann", 3), Asked("bob", 3)])
-        assert [list(row) for row in snapshot.rows] == [[1, None], [1, None]]
-        assert set(snapshot.errors.values()) == {"the SQL took longer than 50 ms for one user"}
-        assert (set(snapshot.errors), snapshot.overdue) == ({(0, 1), (1, 1)}, 0b10)
-
-
 async def test_source_raises_when_the_trouble_is_the_databases(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = SqliteSource(database, REGISTRY)
     calls: list[object] = []
 
-    def fail(*arguments: object) -> None:
+    async def fail(*arguments: object) -> None:
         calls.append(arguments)
         error = sqlite3.OperationalError("database disk image is malformed")
         error.sqlite_errorname = "SQLITE_CORRUPT_INDEX"

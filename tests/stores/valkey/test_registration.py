@@ -177,3 +177,28 @@ async def test_deletion_counts_only_when_older_looks_have_expired(book: SqliteOw
     await registration.settle()
     await registration.settle()
     assert pauses == [pytest.approx(HOLD_BACK_S - 0.03)]
+
+
+async def test_no_read_is_stale_when_processes_use_two_logical_databases_of_one_server(
+    database_path: Path, start_server: StartServer
+) -> None:
+    """As while the number in the URL is changed, process by process."""
+    server = start_server(VALKEY)
+    async with AsyncExitStack() as stack:
+        services = [
+            await stack.enter_async_context(
+                open_service(
+                    Settings(features=FEATURES, database=database_path, cache_url=f"{server.url}?db={number}"),
+                    door="http",
+                )
+            )
+            for number in (0, 1)
+        ]
+        at = rfc3339(services[0].clock.now_ms() - 1_000)
+        for number in range(1, 41):
+            raw = {"subject": "signals.tip.served", "event_id": f"e{number}", "user_id": "ada", "tip_id": "t"}
+            await services[number % 2].ingestor.ingest([from_queue({**raw, "occurred_at": at}, "event")])
+            for service in services:
+                for _ in range(3):
+                    reading = (await service.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]
+                    assert int(reading.json) == number

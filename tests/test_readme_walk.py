@@ -1,0 +1,35 @@
+"""The README's "Adding a feature", followed by a newcomer in an empty directory outside the repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.readme import ROOT, UP, Reader, sections
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_own_feature_is_tested_served_and_changed_as_the_readme_says(tmp_path: Path) -> None:
+    assert shutil.which("curl"), "the README's commands need curl"
+    assert not tmp_path.is_relative_to(ROOT)
+    file, start, change = sections()["README.md: Adding a feature"]
+    reader = Reader(tmp_path)
+    reader.follow([file])
+    before, up, _ = start.code.partition(UP)
+    assert up
+    assert "snooze_rate: 1 " in reader.follow([start._replace(code=before)])
+    with reader.up(before):
+        printed = reader.follow([change])
+        assert set(reader.get("/profiles/user-0001")["features"]) > {"snooze_rate", "tip_volume_30d"}
+
+    (answer,) = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))
+    feature = answer["features"]["snooze_rate"]
+    assert 0 <= feature["value"] <= 1
+    assert re.search("snooze_rate changed: window: 7 days.* → 14 days", printed)
+    assert "BREAKS" not in printed
+    assert "snooze_rate: " in printed.partition("users change")[0]
