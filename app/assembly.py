@@ -190,6 +190,7 @@ async def open_service(
         stack.push_async_callback(service.quality.measurement.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(end, [settling])
+        stack.callback(database.interrupt)  # first of all: what closes next waits for what is being computed
         yield service
 
 
@@ -215,7 +216,7 @@ async def _tried(
             continue
         if entry.fingerprint not in served:
             raise RegistryError(entry.name, f"a trial with {len(users)} stored users failed: {trial.error}")
-        availability.overdue(trial.feature, trial.user_id, trial.error)
+        availability.pause(trial.feature, trial.user_id, trial.error, slow=trial.overdue)
     return measured
 
 

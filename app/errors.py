@@ -69,10 +69,10 @@ class SettingsError(ProfilesError):
 
 
 class RegistryError(ProfilesError):
-    """Names the entry and the rule it breaks."""
+    """Names the entry and the rule it breaks; `*` is the registry as a whole."""
 
     def __init__(self, entry: str, reason: str) -> None:
-        super().__init__(f"feature {entry!r}: {reason}")
+        super().__init__(f"feature {entry!r}: {reason}" if entry != "*" else f"the registry: {reason}")
         self.entry = entry
 
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.look import check_user
-from app.commands.output import complain, err, fail, print_json, progress, run, settings_of_command
+from app.commands.output import (
+    complain,
+    err,
+    fail,
+    print_json,
+    progress,
+    registry_option,
+    run,
+    settings_of_command,
+)
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 
 if TYPE_CHECKING:
@@ -30,42 +39,78 @@ BAD = (InvalidInput, Undecodable, Conflict)
     "--all", "everyone", is_flag=True, help="Every user with an event within the longest window of the features."
 )
 @click.option("--feature", "features", multiple=True, help="Only this one; may be given repeatedly.")
+@registry_option
+@click.option(
+    "--rate",
+    default=500,
+    show_default=True,
+    type=click.IntRange(0, 1_000_000),
+    help="Users a second; 0: as many as can be done.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
-def rebuild(users: tuple[str, ...], everyone: bool, features: tuple[str, ...], as_json: bool) -> None:
-    """Compute and cache the features of USERS now, or of --all."""
+def rebuild(
+    users: tuple[str, ...], everyone: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
+) -> None:
+    """Compute and cache the features of USERS now, or of --all.
+
+    To fill a new feature before the processes that serve it start, name its registry:
+    `profiles rebuild --all --feature NAME --registry new.py:REGISTRY`. Processes that run already delete its values
+    when events come in. If a feature of that name is served by another definition, they also replace its values as they
+    read; a new name avoids that.
+
+    Exit code 1 if a value could not be computed.
+    """
     if bool(users) == everyone:
         raise click.UsageError("name users, or give --all")
     for user in users:
         check_user(user)
-    count = run(_rebuild(list(dict.fromkeys(users)), features))
+    count, failures = run(_rebuild(list(dict.fromkeys(users)), features, registry, rate))
     if as_json:
-        print_json({"rebuilt": count})
+        print_json({"rebuilt": count, "failed": {name: reason for name, (_, reason) in failures.items()}})
     else:
         click.echo(f"{count} users rebuilt")
+        for name, (failed, reason) in failures.items():
+            click.echo(f"  {name}: null for {failed} users: {reason}")
+    sys.exit(1 if failures else 0)
 
 
-async def _rebuild(users: list[str], features: tuple[str, ...]) -> int:
+async def _rebuild(
+    users: list[str], features: tuple[str, ...], source: str | None, rate: int
+) -> tuple[int, dict[str, tuple[int, str]]]:
+    """How many users were rebuilt; and by feature, for how many it failed, and the last reason."""
+    import asyncio
+
     from app.assembly import open_service
+    from app.contract import load_contract
 
-    async with open_service(settings_of_command(), door="command") as service:
+    settings = settings_of_command()
+    chunk = min(REBUILD_CHUNK, rate or REBUILD_CHUNK)
+    failures: dict[str, tuple[int, str]] = {}
+    async with open_service(settings, door="command", contract=load_contract(settings, source)) as service:
         registry = service.contract.registry
         mask = registry.mask(features) if features else registry.full_mask
         since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
         await service.invalidator.settle()  # else what is owed would be made later, and take the rebuilt values away
         total = len(users) or await service.users.count_eligible(since_ms)
-        after, done = "", 0
+        after, done, started = "", 0, service.clock.monotonic()
         with progress("users") as bar:
             task = bar.add_task("rebuilding", total=total)
             try:
                 while True:
                     if users:
-                        page = users[done : done + REBUILD_CHUNK]
+                        page = users[done : done + chunk]
                     else:
-                        page = await service.users.eligible(after, since_ms, REBUILD_CHUNK)
+                        page = await service.users.eligible(after, since_ms, chunk)
                     if not page:
-                        return done
+                        return done, failures
+                    if rate:
+                        await asyncio.sleep(started + done / rate - service.clock.monotonic())
                     await service.cache.check()  # without it a rebuild would compute, and keep nothing
-                    await service.rebuilder.rebuild(page, mask)
+                    profiles = await service.rebuilder.rebuild(page, mask)
+                    for index, reading in (item for profile in profiles.values() for item in profile.items()):
+                        if reading.error is not None:
+                            failed, _ = failures.get(registry.names[index], (0, ""))
+                            failures[registry.names[index]] = failed + 1, reading.error
                     after, done = page[-1], done + len(page)
                     bar.update(task, completed=done)
             finally:

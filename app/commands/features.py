@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.commands.output import ACTOR, out, plain, print_json, progress, run, settings_of_command
+from app.commands.output import ACTOR, out, plain, print_json, progress, registry_option, run, settings_of_command
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from app.stores.sqlite.database import Database
 
 UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
-_registry = click.option("--registry", help="Another registry than PROFILES_FEATURES names.")
 _reason = click.option("--reason", default="", help="Why, for the audit trail; no user's id.")
 _json = click.option("--json", "as_json", is_flag=True, help="For a program.")
 
@@ -36,15 +35,17 @@ _json = click.option("--json", "as_json", is_flag=True, help="For a program.")
     default="table",
     help="json-schema, python and typescript export the contract for consumers.",
 )
-@_registry
+@registry_option
 @click.pass_context
 def features(context: click.Context, fmt: str, registry: str | None) -> None:
     """List the features, or export their contract."""
     if context.invoked_subcommand is not None:
+        context.default_map = {context.invoked_subcommand: {"registry": registry}}
         return
     from app.features.export import FORMATS, catalogue_entry
 
-    contract = _contract(settings_of_command(), registry)
+    # A mirror that disagrees is mended with --format python, which therefore does not look at it.
+    contract = _contract(settings_of_command(), registry, own_mirror=fmt != "python")
     if fmt in FORMATS:
         click.echo(FORMATS[fmt](contract.registry, contract.mirror), nl=False)
     elif fmt == "json":
@@ -54,15 +55,17 @@ def features(context: click.Context, fmt: str, registry: str | None) -> None:
 
 
 def _show_table(contract: Contract) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "dtype", "window", "TTL", "default", "reads", "description")
+    from app.features.clock import spoken
+
+    table = Table(Column("name", no_wrap=True), "dtype", "window", "TTL", "default", "reads", "description")
     for entry in contract.registry:
         table.add_row(
             entry.name,
             entry.dtype,
-            str(entry.window),
-            str(entry.ttl),
+            spoken(entry.window),
+            spoken(entry.ttl),
             json.dumps(entry.default),
             ", ".join(entry.relations),
             plain(entry.description),
@@ -73,7 +76,7 @@ def _show_table(contract: Contract) -> None:
 def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
     found = re.fullmatch(r"([0-9]{1,6})([dhm])", text)
     if found is None or not int(found[1]):
-        raise click.BadParameter("must be a number of days, hours or minutes, as 7d, 12h or 30m")
+        raise click.BadParameter("must be a whole number of days, hours or minutes, as 7d, 12h or 30m")
     return int(found[1]) * UNITS[found[2]]
 
 
@@ -90,7 +93,10 @@ def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
 @click.option("--window", callback=_duration, required=True, help="How far back it looks, as 7d, 12h or 30m.")
 @click.option("--ttl", callback=_duration, default="1h", show_default=True, help="How long a value may be cached.")
 def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> None:
-    """Print an entry for the feature NAME, to be edited, and its line of the mirror."""
+    """Print a new entry to begin with.
+
+    It is a module with a registry of the feature NAME alone, and in a comment the feature's line of the mirror.
+    """
     from app.features.scaffold import scaffold
 
     click.echo(scaffold(name, relation, dtype, window, ttl), nl=False)
@@ -98,12 +104,13 @@ def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta)
 
 @features.command()
 @click.argument("names", nargs=-1)
-@_registry
+@registry_option
 @_json
 def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Run the examples that stand beside the definitions NAMES, or all, on an empty database.
+    """Run the examples of features.
 
-    Exit code 1 if a value is not the expected one.
+    They stand beside the definitions; those of NAMES, or all, are run on an empty database. Exit code 1 if a value is
+    not the expected one.
     """
     from app.stores.sqlite.feature_examples import run_examples
 
@@ -115,21 +122,23 @@ def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
         print_json([item._asdict() for item in found])
     else:
         for item in found:
-            state = "no examples" if not item.examples else "FAILED" if item.failures else f"{item.examples} ok"
-            click.echo(f"{item.feature}: {state}")
+            count = f"{item.examples} example{'s' if item.examples > 1 else ''}" if item.examples else "no examples"
+            state = f", {len(item.failures)} FAILED" if item.failures else " ok" if item.examples else ""
+            click.echo(f"{item.feature}: {count}{state}")
             for failure in item.failures:
                 click.echo(f"  {failure}")
     sys.exit(1 if any(item.failures for item in found) else 0)
 
 
 @features.command()
-@_registry
+@registry_option
 @_json
 def plan(registry: str | None, as_json: bool) -> None:
-    """Compare the registry with what running processes serve: what would change, for how many users, at what cost.
+    """Show what would change if the registry were served.
 
-    Exit code 1 if a consumer or the start of a process would fail: a feature is removed, its dtype changes, or its SQL
-    fails for stored users. It changes nothing.
+    It is compared with what running processes serve, or else with what was served last: which features change, for how
+    many users they are computed anew, and at what cost. Nothing is written. Exit code 1 if a consumer or the start of a
+    process would fail: a feature is removed, its dtype changes, or its SQL fails for stored users.
     """
     settings = settings_of_command()
     found = run(_plan(settings, _contract(settings, registry)))
@@ -144,12 +153,14 @@ async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
     from app.features.clock import rfc3339
     from app.features.plan import changes, definitions_of
     from app.profiles.trial import SAMPLE, try_features
+    from app.stores.sqlite.feature_check import check_features
     from app.stores.sqlite.source import SqliteSource
     from app.stores.sqlite.users import SqliteUsers
     from app.stores.system_clock import SystemClock
 
     clock, registry = SystemClock(), contract.registry
     async with _database(settings) as database:
+        await database.read(lambda connection: check_features(registry, connection))
         served = await _served(database, clock.now_ms())
         before = served[-1] if served else None
         found = changes(before.definitions if before else (), definitions_of(registry))
@@ -202,12 +213,16 @@ def _show_plan(found: dict[str, Any]) -> None:
     if found["also_running"]:
         click.echo(f"Running processes differ: others serve {', '.join(found['also_running'])}.")
     if not found["changes"]:
-        click.echo("Nothing changes.")
+        same = found["compared_with"] == found["registry"]
+        click.echo("Nothing changes." if same else "Nothing changes but the order of the features.")
     for item in found["changes"]:
         details = f": {'; '.join(item['details'])}" if item["details"] else ""
         click.echo(f"{'BREAKS  ' if item['breaks'] else ''}{item['feature']} {item['change']}{details}")
         if item["recomputed_users"]:
-            cost = "" if item["total_s"] is None else f", some {item['total_s']:g} s at {item['us_per_user']:g} µs each"
+            cost = ""
+            if item["total_s"] is not None:
+                total = f"about {item['total_s']:,g} s" if item["total_s"] >= 1 else "less than 1 s"
+                cost = f": {total} of computing, {item['us_per_user']:,g} µs each"
             click.echo(f"  computed anew for up to {item['recomputed_users']:,} users{cost}")
 
 
@@ -215,10 +230,14 @@ def _show_plan(found: dict[str, Any]) -> None:
 @click.argument("name")
 @click.option("--users", "count", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same users.")
-@_registry
+@registry_option
 @_json
 def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) -> None:
-    """Compute the feature NAME by its new definition and by the one that was served last, for users drawn at random."""
+    """Compare a feature with its last definition.
+
+    NAME is computed by its new definition and by the one that was served last, for users drawn at random. Nothing is
+    written. Exit code 5 if the feature was never served by another definition.
+    """
     settings = settings_of_command()
     contract = _contract(settings, registry)
     contract.registry.mask([name])
@@ -235,9 +254,11 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
 async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:
     from random import Random
 
-    from app.errors import NotFound
+    from app.errors import NotFound, RegistryError
     from app.features.plan import feature_of
+    from app.features.registry import Registry
     from app.profiles.difference import compare
+    from app.stores.sqlite.feature_check import check_features
     from app.stores.sqlite.source import SqliteSource
     from app.stores.sqlite.users import SqliteUsers
     from app.stores.system_clock import SystemClock
@@ -247,7 +268,14 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
         served = await _served(database, clock.now_ms(), every=True)
         before = _last_other(served, name, entry.fingerprint)
         if before is None:
-            raise NotFound(f"no process has served {name} by another definition than this one")
+            known = any(item.name == name for registry in served for item in registry.definitions)
+            unchanged = f"{name} is served by this definition, and never was by another"
+            raise NotFound((unchanged if known else f"no process has served {name} yet") + "; nothing to compare")
+        await database.read(lambda connection: check_features(Registry([entry]), connection))
+        try:
+            await database.read(lambda connection: check_features(Registry([feature_of(before)]), connection))
+        except RegistryError as error:
+            raise NotFound(f"the definition that was served last cannot be computed any more: {error}") from error
         timeout_s = settings.statement_timeout_ms / 1000
         with progress("users") as bar:
             task = bar.add_task("comparing", total=count)
@@ -276,7 +304,10 @@ def _last_other(served: list[Announced], name: str, fingerprint: str) -> Definit
 @click.argument("name")
 @_reason
 def disable(name: str, reason: str) -> None:
-    """Serve the feature NAME as null, in every process, within a second."""
+    """Serve a feature as null, everywhere.
+
+    Every process does so within a second. Cached values are kept, and served again once the feature NAME is enabled.
+    """
     run(_switch(name, reason, on=False))
     click.echo(f"{name} is disabled: it is served as null until `profiles features enable {name}`")
 
@@ -285,35 +316,42 @@ def disable(name: str, reason: str) -> None:
 @click.argument("name")
 @_reason
 def enable(name: str, reason: str) -> None:
-    """Serve the feature NAME again."""
+    """Serve a disabled feature again."""
     run(_switch(name, reason, on=True))
     click.echo(f"{name} is enabled")
 
 
 async def _switch(name: str, reason: str, *, on: bool) -> None:
     from app.api.admin.reasons import reason_problem
-    from app.assembly import open_service
     from app.audit import audited
     from app.errors import InvalidInput, Issue
+    from app.stores.sqlite.audit_trail import SqliteAuditTrail
+    from app.stores.sqlite.registries import SqliteRegistries
+    from app.stores.system_clock import SystemClock
 
     if (wrong := reason_problem(reason)) is not None:
         raise InvalidInput("the reason is not allowed", [Issue("--reason", wrong)])
-    async with open_service(settings_of_command(), door="command") as service:
-        service.contract.registry.mask([name])
-        now_ms, action = service.clock.now_ms(), "enable feature" if on else "disable feature"
-        async with audited(service.audit, now_ms, ACTOR, action, name) as act:
-            act.outcome = await service.registries.switch(name, ACTOR, reason, now_ms, on=on)
+    settings, now_ms = settings_of_command(), SystemClock().now_ms()
+    async with _database(settings) as database:
+        registries = SqliteRegistries(database)
+        # What processes serve counts first: a feature can be switched when this command knows another registry, or one
+        # that cannot be loaded.
+        if not any(item.name == name for known in await registries.announced() for item in known.definitions):
+            _contract(settings, None).registry.mask([name])
+        action = "enable feature" if on else "disable feature"
+        async with audited(SqliteAuditTrail(database), now_ms, ACTOR, action, name) as act:
+            act.outcome = await registries.switch(name, ACTOR, reason, now_ms, on=on)
 
 
-def _contract(settings: Settings, registry: str | None) -> Contract:
+def _contract(settings: Settings, registry: str | None, *, own_mirror: bool = True) -> Contract:
     from app.contract import load_contract
 
-    return load_contract(settings, registry)
+    return load_contract(settings, registry, own_mirror=own_mirror)
 
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[Database]:
-    """The database alone, to be read: no process is announced, nothing is cached."""
+    """The database alone: no process is announced, nothing is cached."""
     from app.stores.sqlite.database import Database
 
     database = await Database.open(settings.database, settings.readers)

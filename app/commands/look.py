@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from app.commands.output import out, print_json, run, settings_of_command
+from app.commands.output import out, plain, print_json, run, settings_of_command
 from app.errors import InvalidInput, Issue
 
 
@@ -36,6 +36,9 @@ def profile(user: str, as_of: str | None, as_json: bool) -> None:
         origin = "cache" if reading.cached else "computed"
         table.add_row(entry.name, shown(values[entry.name]), rfc3339(reading.computed_at_ms), origin)
     out().print(table)
+    for index, entry in enumerate(registry):
+        if (reason := readings[index].error) is not None:
+            out().print(f"{entry.name} is null: {plain(reason)}", soft_wrap=True)
 
 
 def shown(value: object) -> str:

@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
+from app import setting_values
 from app.errors import (
     Conflict,
     InvalidInput,
@@ -63,6 +66,21 @@ def err() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def _registry_source(_: click.Context, __: click.Parameter, source: str | None) -> str | None:
+    try:
+        return None if source is None else setting_values.registry_source(source)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+registry_option = click.option(
+    "--registry",
+    metavar="SOURCE",
+    callback=_registry_source,
+    help="Another registry than PROFILES_FEATURES names: package.module:NAME or /path/features.py:NAME.",
+)
 
 
 def exit_code(error: ProfilesError) -> int:

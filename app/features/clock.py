@@ -26,6 +26,17 @@ class Clock(Protocol):
         ...
 
 
+def spoken(span: timedelta) -> str:
+    """In the largest unit that needs no fraction: `30 days`, `1 hour`, `90 minutes`; else in seconds."""
+    count, unit = f"{span.total_seconds():g}", "seconds"
+    for name in ("days", "hours", "minutes"):
+        whole, rest = divmod(span, timedelta(**{name: 1}))
+        if whole and not rest:
+            count, unit = str(whole), name
+            break
+    return f"{count} {unit.removesuffix('s') if count == '1' else unit}"
+
+
 def to_ms(moment: datetime) -> int:
     """Milliseconds since 1970 of an aware datetime, rounded down."""
     return (moment - EPOCH) // MILLISECOND

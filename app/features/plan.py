@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from app.features.registry import MILLISECOND, Dtype, Feature, Registry, Scalar
+from app.features.clock import MILLISECOND, spoken
+from app.features.registry import Dtype, Feature, Registry, Scalar
 
 Kind = Literal["added", "removed", "changed"]
 
@@ -84,9 +85,9 @@ def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[C
 def _changed(old: Definition, new: Definition) -> Change | None:
     shown: Mapping[str, tuple[object, object]] = {
         "dtype": (old.dtype, new.dtype),
-        "window": (timedelta(milliseconds=old.window_ms), timedelta(milliseconds=new.window_ms)),
-        "TTL": (timedelta(milliseconds=old.ttl_ms), timedelta(milliseconds=new.ttl_ms)),
-        "default": (old.default, new.default),
+        "window": (spoken(old.window_ms * MILLISECOND), spoken(new.window_ms * MILLISECOND)),
+        "TTL": (spoken(old.ttl_ms * MILLISECOND), spoken(new.ttl_ms * MILLISECOND)),
+        "default": (json.dumps(old.default), json.dumps(new.default)),
         "invalidated by": (", ".join(sorted(old.invalidated_by)), ", ".join(sorted(new.invalidated_by))),
     }
     details = [f"{name}: {was} → {now}" for name, (was, now) in shown.items() if was != now]

@@ -157,7 +157,7 @@ class Registry(Sequence[Feature]):
         self._entries = tuple(entries)
         self._index: dict[str, int] = {}
         if not 1 <= len(self._entries) <= 62:
-            raise RegistryError("*", f"a registry holds 1 to 62 features, not {len(self._entries)}")
+            raise RegistryError("*", f"it must hold 1 to 62 features, not {len(self._entries)}")
         for index, entry in enumerate(self._entries):
             if not isinstance(entry, Feature):
                 raise RegistryError(str(entry)[:SHOWN], "an entry must be a Feature")

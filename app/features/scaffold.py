@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Literal, cast
+from textwrap import indent
+from typing import NamedTuple, cast
 
+from app.features.clock import spoken
 from app.features.events import RELATIONS
 from app.features.export import mirror_line
 from app.features.registry import Dtype, Feature, Registry, Scalar
 
-Relation = Literal["feedback", "views"]
 _COUNT = "SELECT user_id, COUNT(*) AS value\nFROM {relation}\nGROUP BY user_id"
 _LATEST = """SELECT user_id, {column} AS value
 FROM (
@@ -20,107 +21,129 @@ FROM (
     FROM {relation}
 ) AS ranked
 WHERE place = 1"""
-# Text, description, default, and an example's events with the value that they give.
-_Sketch = tuple[str, str, Scalar, str, Scalar]
+# At most 88 characters a line, and a comma after each last argument: the formatter then leaves the text as it is.
+_MODULE = '''\
+# A file that begins with this text is a registry. To a registry you have, add the entry and its name.
+from datetime import timedelta
+
+from app.features.examples import Example, {event}
+from app.features.registry import Feature, Registry
+
+{constant} = Feature(
+    name={name},
+    dtype={dtype},
+    ttl={ttl},
+    window={window},
+    description={description},
+{default}    compute="""
+{compute}
+    """,
+    examples=[
+        Example(
+            events=[
+{events}
+            ],
+            value={value},
+        ),
+    ],
+)
+
+REGISTRY = Registry([{constant}])
+
+# Its line in the mirror, if the registry has one (a class ProfileFeatures beside it):
+{mirror}
+'''
+
+
+class _Sketch(NamedTuple):
+    """`events`: the first argument of each event of an example, the oldest first, with the value that they give."""
+
+    compute: str
+    description: str
+    default: Scalar
+    events: tuple[str, ...]
+    value: Scalar
+
+
 _SKETCHES: dict[tuple[str, str], _Sketch] = {
-    ("feedback", "float"): (
-        "SELECT user_id, COUNT(*) FILTER (WHERE action = 'completed') / CAST(COUNT(*) AS DOUBLE PRECISION) AS value\n"
-        "FROM feedback\nGROUP BY user_id",
+    ("feedback", "float"): _Sketch(
+        "SELECT\n    user_id,\n    COUNT(*) FILTER (WHERE action = 'completed')\n"
+        "        / CAST(COUNT(*) AS DOUBLE PRECISION) AS value\nFROM feedback\nGROUP BY user_id",
         "Share of the user's tip feedback of the last {window} that is 'completed', 0 to 1.",
         None,
-        'feedback("completed"), feedback("dismissed")',
+        ('"completed"', '"dismissed"'),
         0.5,
     ),
-    ("feedback", "int"): (
-        _COUNT,
-        "How often the user reacted to a tip in the last {window}.",
-        0,
-        'feedback("completed"), feedback("dismissed")',
-        2,
+    ("feedback", "int"): _Sketch(
+        _COUNT, "How often the user reacted to a tip in the last {window}.", 0, ('"completed"', '"dismissed"'), 2
     ),
-    ("feedback", "str"): (
+    ("feedback", "str"): _Sketch(
         _LATEST.replace("{column}", "action"),
         "What the user did with a tip last, within {window}.",
         None,
-        'feedback("completed", ago=timedelta(minutes=9)), feedback("dismissed", ago=timedelta(minutes=5))',
+        ('"completed"', '"dismissed"'),
         "dismissed",
     ),
-    ("views", "float"): (
+    ("views", "float"): _Sketch(
         "SELECT user_id, COUNT(*) / CAST(COUNT(DISTINCT tip_id) AS DOUBLE PRECISION) AS value\n"
         "FROM views\nGROUP BY user_id",
         "How often the user was served each tip, on average, in the last {window}.",
         None,
-        'served(tip_id="a"), served(tip_id="a"), served(tip_id="b")',
+        ('tip_id="a"', 'tip_id="a"', 'tip_id="b"'),
         1.5,
     ),
-    ("views", "int"): (
-        _COUNT,
-        "How many tips the user was served in the last {window}.",
-        0,
-        "served(), served()",
-        2,
+    ("views", "int"): _Sketch(
+        _COUNT, "How many tips the user was served in the last {window}.", 0, ('tip_id="a"', 'tip_id="b"'), 2
     ),
-    ("views", "str"): (
+    ("views", "str"): _Sketch(
         _LATEST.replace("{column}", "tip_id"),
         "The tip that the user was served last, within {window}.",
         None,
-        'served(tip_id="a", ago=timedelta(minutes=9)), served(tip_id="b", ago=timedelta(minutes=5))',
+        ('tip_id="a"', 'tip_id="b"'),
         "b",
     ),
 }
 
 
 def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> str:
-    """The entry and its line of the mirror, as a text to paste.
+    """A module with the entry in a registry, and in a comment its line of the mirror.
 
     Raises:
-        RegistryError: the name is no identifier, or is none that a constant could be named after.
+        RegistryError: the name is no identifier.
     """
-    compute, description, default, events, value = _SKETCHES[relation, dtype]
+    sketch = _SKETCHES[relation, dtype]
     entry = Feature(
         name=name,
         dtype=cast(Dtype, dtype),
         ttl=ttl,
         window=window,
-        description=description.format(window=_spoken(window)),
-        compute=compute.replace("{relation}", relation),
-        default=default,
+        description=sketch.description.format(window=spoken(window)),
+        compute=sketch.compute.format(relation=relation),
+        default=sketch.default,
         invalidated_by=(RELATIONS[relation],),
     )
     Registry([entry])
-    lines = [
-        "# The entry. Edit it, and add its name to the Registry.",
-        f"{name.upper()} = Feature(",
-        f"    name={json.dumps(name)},",
-        f"    dtype={json.dumps(dtype)},",
-        f"    ttl={_code(ttl)},",
-        f"    window={_code(window)},",
-        f"    description={json.dumps(entry.description, ensure_ascii=False)},",
-        *([f"    default={default!r},"] if default is not None else []),
-        '    compute="""',
-        *(f"        {line}" for line in entry.compute.splitlines()),
-        '    """,',
-        "    examples=[",
-        f"        Example(events=[{events}], value={value!r}),".replace("'", '"'),
-        "    ],",
-        ")",
-        "",
-        "# Its line in the mirror, ProfileFeatures, if there is one.",
-        mirror_line(entry),
+    event = "served" if relation == "views" else "feedback"
+    events = [
+        f"                {event}({argument}, ago={_code(window / (number + 2))}),"
+        for number, argument in enumerate(sketch.events)
     ]
-    return "\n".join(lines) + "\n"
+    return _MODULE.format(
+        event=event,
+        constant=f"{name.upper()}_" if name.upper() == "REGISTRY" else name.upper(),
+        name=json.dumps(name),
+        dtype=json.dumps(dtype),
+        ttl=_code(ttl),
+        window=_code(window),
+        description=json.dumps(entry.description, ensure_ascii=False),
+        default="" if entry.default is None else f"    default={json.dumps(entry.default)},\n",
+        compute=indent(entry.compute, " " * 8),
+        events="\n".join(events),
+        value=json.dumps(sketch.value),
+        mirror=indent(mirror_line(entry), "#"),
+    )
 
 
 def _code(span: timedelta) -> str:
-    for unit in ("days", "hours", "minutes"):
-        count, rest = divmod(span, timedelta(**{unit: 1}))
-        if count and not rest:
-            return f"timedelta({unit}={count})"
-    return f"timedelta(seconds={span.total_seconds():g})"
-
-
-def _spoken(span: timedelta) -> str:
-    """`7 days`, `1 hour`."""
-    code = _code(span)
-    unit, _, count = code.removeprefix("timedelta(").removesuffix(")").partition("=")
-    return f"{count} {unit if count != '1' else unit.removesuffix('s')}"
+    count, unit = spoken(span).split()
+    return f"timedelta({unit.removesuffix('s')}s={count})"

@@ -2,7 +2,9 @@
 
 A feature is *disabled* by an admin, in all processes. It is *paused* in one process once its SQL has taken too long, or
 has failed for `FAILED_USERS` users in a row; then it is tried again in the background, after a pause that doubles.
-While a feature is paused, its cached values are still served: no event has made them untrue.
+Only such an attempt ends the pause: a value that was already being computed when the feature was paused says nothing
+about the user that it was paused for. While a feature is paused, its cached values are still served: no event has made
+them untrue.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class FeatureTrouble(NamedTuple):
 class _Trouble:
     since_ms: int
     reason: str
-    user_id: str = ""  # whose value failed last
+    user_id: str = ""  # to try it with
+    slow: bool = False
     users: set[str] = field(default_factory=set)
     pause_s: float = 0.0  # 0: not paused
     until: float = 0.0
@@ -113,11 +116,16 @@ class FeatureAvailability:
         return FeatureTrouble(self._registry.names[index], trouble.reason, trouble.since_ms)
 
     def succeeded(self, index: int) -> None:
-        """A value of the feature was computed."""
-        trouble = self._troubles.pop(index, None)
-        if trouble is not None and trouble.pause_s:
-            self._paused_mask &= ~(1 << index)
-            log.warning("feature_resumed", feature=self._registry.names[index])
+        """A value of the feature was computed for a read."""
+        trouble = self._troubles.get(index)
+        if trouble is not None and not trouble.pause_s:
+            del self._troubles[index]
+
+    def resume(self, index: int) -> None:
+        """A paused feature was computed by an attempt."""
+        del self._troubles[index]
+        self._paused_mask &= ~(1 << index)
+        log.warning("feature_resumed", feature=self._registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
         """A user's value could not be computed."""
@@ -126,9 +134,21 @@ class FeatureAvailability:
         if len(trouble.users) >= FAILED_USERS:
             self._pause(index, trouble)
 
-    def overdue(self, index: int, user_id: str, reason: str) -> None:
-        """Computing a user's value took too long."""
-        self._pause(index, self._noted(index, user_id, reason))
+    def pause(self, index: int, user_id: str, reason: str, *, slow: bool) -> None:
+        """Do not compute the feature for a while. `slow`: computing this user's value took too long."""
+        trouble = self._noted(index, user_id, reason)
+        trouble.slow = slow
+        self._pause(index, trouble)
+
+    def withheld(self, index: int, user_id: str) -> None:
+        """A paused feature was asked for.
+
+        One that fails at once, if only for some users, is tried next with this user: then it cannot stay paused for all
+        because of one. One that is slow is tried with the user it was slow for: resuming it too early delays reads.
+        """
+        trouble = self._troubles.get(index)
+        if trouble is not None and not trouble.slow:
+            trouble.user_id = user_id
 
     def due(self) -> tuple[int, str] | None:
         """A paused feature whose pause is over, and a user to try it with; it counts as tried now."""

@@ -205,10 +205,11 @@ class Computation:
             if not statement.done.done():
                 statement.done.set_result(result)
 
-    def withheld(self, index: int) -> FeatureTrouble | None:
+    def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
         """Why a feature that is not cached is null now, without a statement; None if it can be computed."""
         trouble = self.availability.paused(index)
         if trouble is not None:
+            self.availability.withheld(index, user_id)
             self.try_again()
         return trouble
 
@@ -230,17 +231,19 @@ class Computation:
         try:
             snapshot = await self._source.attempt(self._clock.now_ms(), [asked])
         except Unavailable as error:
-            self.availability.overdue(index, user_id, str(error))
+            self.availability.pause(index, user_id, str(error), slow=True)
             return
         outcome = self._outcome(index, snapshot.rows[0][index], snapshot.errors.get((0, index)), user_id)
         if outcome.error is None:
-            self.availability.succeeded(index)
+            self.availability.resume(index)
         else:
-            self.availability.overdue(index, user_id, outcome.error)
+            self.availability.pause(index, user_id, outcome.error, slow=bool(snapshot.overdue))
 
     async def _compute(self, asked: Sequence[Asked]) -> _Found:
         self.try_again()
         withheld = self.availability.unavailable
+        # Before anything is awaited: a feature may be available again when the others have been computed.
+        reasons = {index: Outcome(b"null", self.availability.reason(index)) for index in indices(withheld)}
         wanted = [row._replace(mask=row.mask & ~withheld) for row in asked] if withheld else asked
         started = self._clock.monotonic()
         snapshot = await self._source.compute(self._clock.now_ms(), wanted)
@@ -249,9 +252,10 @@ class Computation:
         self._metrics.computed_users.inc(len(asked))
         found = [self._outcomes(place, row, snapshot) for place, row in enumerate(wanted)]
         if withheld:
-            reasons = {index: Outcome(b"null", self.availability.reason(index)) for index in indices(withheld)}
             for row, outcomes in zip(asked, found, strict=True):
-                outcomes |= {index: reasons[index] for index in indices(row.mask & withheld)}
+                for index in indices(row.mask & withheld):
+                    self.availability.withheld(index, row.user_id)
+                    outcomes[index] = reasons[index]
         return _Found(snapshot.seq, found)
 
     def _outcomes(self, place: int, row: Asked, snapshot: Snapshot) -> dict[int, Outcome]:
@@ -262,7 +266,7 @@ class Computation:
             if outcome.error is None:
                 self.availability.succeeded(index)
             elif snapshot.overdue >> index & 1:
-                self.availability.overdue(index, row.user_id, outcome.error)
+                self.availability.pause(index, row.user_id, outcome.error, slow=True)
             else:
                 self.availability.failed(index, row.user_id, outcome.error)
             outcomes[index] = outcome

@@ -181,7 +181,7 @@ class Groups:
             reading = self._filler.hit(index, raw)
             if reading is not None:
                 profile[index] = reading
-            elif (trouble := self._computation.withheld(index)) is not None:
+            elif (trouble := self._computation.withheld(index, user_id)) is not None:
                 profile[index] = Reading(b"null", trouble.since_ms, None, False, trouble.reason)
             else:
                 missing[user_id, index] = Missing(user_id, index, raw)

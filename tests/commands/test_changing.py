@@ -9,6 +9,7 @@ import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from tests.commands.conftest import Run
 from tests.support.clock import NOW_MS
 from tests.support.events import payload, served
 from tests.support.live import live
-from tests.support.registry import REGISTRY
+from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
 
@@ -152,15 +153,59 @@ def test_values_are_in_the_cache_when_users_are_rebuilt(
     assert (shown.code, shown.out) == (0, "2 users rebuilt\n")
     assert len(keys(own_valkey)) == 2 * len(REGISTRY)
 
-    assert populated("rebuild", "--all", "--json", "--feature", "tip_volume_30d", **server).json == {"rebuilt": 5}
+    assert populated("rebuild", "--all", "--json", "--feature", "tip_volume_30d", **server).json == {
+        "rebuilt": 5,
+        "failed": {},
+    }
     assert len(keys(own_valkey)) == 2 * len(REGISTRY) + 3
     assert '"cache"' not in populated("profile", "user-1", "--json", **server).out
     assert " cache " in populated("profile", "user-1", **server).out
 
 
+def test_values_of_another_registry_are_in_the_cache_when_it_is_named(
+    populated: Run, own_valkey: EmbeddedServer, tmp_path: Path
+) -> None:
+    server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
+    new = own_registry(tmp_path / "new.py", own_entry("brand_new", days=60))
+    shown = populated("rebuild", "--all", "--feature", "brand_new", "--registry", new, **server)
+    assert (shown.code, shown.out) == (0, "6 users rebuilt\n")  # an event of 40 days ago is within its window
+    assert len([key for key in keys(own_valkey) if b"brand_new" in key]) == len(keys(own_valkey)) == 6
+    assert " cache " in populated("profile", "old", features=new, **server).out
+    with closing(sqlite3.connect(tmp_path / "var/profiles.db")) as connection:
+        announced = connection.execute("SELECT subject FROM feature_keys WHERE feature = 'brand_new'").fetchall()
+    assert announced == [("signals.tip.served",)]  # whichever process takes such an event deletes the key
+    unknown = populated("rebuild", "--all", "--feature", "brand_new", **server)
+    assert (unknown.code, "unknown feature 'brand_new'" in unknown.err) == (5, True)
+
+
+def test_rebuilding_is_as_slow_as_it_is_asked_to_be(populated: Run, own_valkey: EmbeddedServer) -> None:
+    server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
+    took = []
+    for rate in ("0", "2"):
+        started = monotonic()
+        assert populated("rebuild", "--all", "--rate", rate, **server).out == "5 users rebuilt\n"
+        took.append(monotonic() - started)
+    assert took[1] >= 4 / 2  # two at a time, the last after four
+
+
+def test_rebuilding_says_which_values_could_not_be_computed(
+    populated: Run, own_valkey: EmbeddedServer, tmp_path: Path
+) -> None:
+    sql = "SELECT user_id, 0.5 AS value FROM views GROUP BY user_id"
+    new = own_registry(tmp_path / "new.py", own_entry("sound"), own_entry("faulty", sql))
+    server = {"features": new, "cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
+    shown = populated("rebuild", "user-1", "user-2", **server)
+    reason = "the SQL gave float 0.5 where int is declared"
+    assert (shown.code, shown.out) == (1, f"2 users rebuilt\n  faulty: null for 2 users: {reason}\n")
+    assert populated("rebuild", "user-1", "--json", **server).json == {"rebuilt": 1, "failed": {"faulty": reason}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["ann", "--rate", "-1"], 2, "Invalid value for '--rate'"),
+        (["ann", "--registry", "new.py"], 2, "'--registry': must be package.module:NAME or /path/features.py:NAME"),
+        (["ann", "--registry", "new.py:X"], 2, "--registry: cannot load new.py: No such file or directory"),
         ([], 2, "name users, or give --all"),
         (["ann", "--all"], 2, "name users, or give --all"),
         (["a/b"], 5, "user_id: must not contain /"),

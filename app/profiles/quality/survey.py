@@ -134,6 +134,9 @@ class Surveyor:
         withheld = self._availability.unavailable
         asked = self._asked(survey, members, self._registry.full_mask & ~withheld)
         snapshot = await self._source.compute(survey.now_ms, asked)
+        for (place, index), error in snapshot.errors.items():
+            if snapshot.overdue >> index & 1:
+                self._availability.pause(index, asked[place].user_id, error, slow=True)
         # From here on nothing waits, so the page is counted whole.
         if looks is None:
             survey.measured = False

@@ -162,6 +162,11 @@ class Database:
             self._note(full=False, detail="")
             return result
 
+    def interrupt(self) -> None:
+        """Interrupt the statements that readers run, and from now on every one that takes long: the process stops."""
+        for reader in self._readers:
+            reader.closing = True
+
     async def close(self) -> None:
         """Close every connection and its thread."""
         for reader in self._readers:

@@ -34,6 +34,7 @@ from tests.support.servers import ask
 from tests.support.service import Service
 
 WEEK_MS = 7 * DAY_MS
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n"
 held = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -288,6 +289,22 @@ async def test_a_value_of_another_type_is_in_no_bin_and_counted(world: World) ->
     drift = found.features["faulty"].drift
     assert (drift.failed, drift.band, drift.psi, drift.bins) == (2, "failed", None, [])
     assert drift.why_not == "2 values could not be computed: the SQL gave text where int is declared"
+
+
+async def test_slow_feature_is_computed_for_one_page_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE", 3)
+    service = await world.open(Registry([entry(name="slow", compute=ENDLESS), entry(name="sound")]))
+    monkeypatch.setattr(service.plain_source, "_timeout_s", 0.05)
+    await service.send(*(served(f"user-{number}") for number in range(9)))
+    office = Office(service)
+    found = await measured(office)
+    assert [{row.mask for row in asked} for asked in service.source.statements] == [{0b11}, {0b10}, {0b10}]
+    drift = found.features["slow"].drift
+    assert (drift.failed, drift.why_not) == (
+        9,
+        "9 values could not be computed: the SQL took longer than 50 ms for one user",
+    )
+    assert found.features["sound"].drift.failed == 0
 
 
 async def test_there_is_no_drift_figure_when_the_history_is_short(office: Office) -> None:

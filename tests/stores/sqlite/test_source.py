@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from time import monotonic
 from typing import Any
@@ -18,7 +19,9 @@ from app.stores.sqlite.source import SqliteSource
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
+from tests.support.gates import turn
 from tests.support.registry import REGISTRY
+from tests.support.waiting import PATIENCE_S
 
 OVERFLOW = entry(
     name="overflow",
@@ -171,6 +174,19 @@ async def test_snapshot_is_one_when_features_are_computed_apart(
     monkeypatch.setattr(SqliteSource, "_run", run_and_store)
     snapshot = await source.compute(NOW_MS, [Asked("ann", FAULTY.full_mask)])
     assert (snapshot.seq, snapshot.rows[0][0]) == (3, 1)
+
+
+async def test_long_statement_is_interrupted_when_the_process_stops(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(served("ann"))]])
+    source = SqliteSource(database, Registry([ENDLESS]), timeout_s=600)
+    computing = asyncio.get_running_loop().create_task(source.compute(NOW_MS, [Asked("ann", 1)]))
+    await turn()
+    database.interrupt()
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(StoreUnavailable, match="interrupted"):
+            await computing
 
 
 async def test_source_raises_when_the_trouble_is_the_databases(

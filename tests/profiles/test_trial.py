@@ -1,0 +1,77 @@
+"""A trial of features on stored users: what each costs, and the first fault of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from app.features.registry import Registry
+from app.profiles.ports import Asked, Snapshot
+from app.profiles.trial import Trial, costs, described, try_features
+from tests.support.clock import FakeClock
+from tests.support.entries import entry
+
+REGISTRY = Registry([entry(name="sound"), entry(name="faulty"), entry(name="mistyped", dtype="float")])
+
+
+class TimedSource:
+    """Each statement takes four milliseconds; `faulty` fails for bob, `mistyped` gives a text for cid."""
+
+    def __init__(self, clock: FakeClock, *, overdue: bool = False) -> None:
+        self._clock = clock
+        self._overdue = overdue
+        self.asked: list[int] = []
+
+    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """One statement."""
+        self._clock.advance(4)
+        self.asked.append(asked[0].mask)
+        rows = [[1, None, "x" if row.user_id == "cid" else 1] for row in asked]
+        failing = asked[0].mask & 0b10
+        errors = {(place, 1): "late" for place, row in enumerate(asked) if row.user_id == "bob" and failing}
+        return Snapshot(1, rows, errors, 0b10 if errors and self._overdue else 0)
+
+    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+        """Not used."""
+        raise AssertionError
+
+
+async def test_each_feature_is_tried_alone_when_users_are_stored() -> None:
+    clock = FakeClock()
+    source = TimedSource(clock)
+    found = await try_features(source, REGISTRY, 0b111, ["ann", "bob", "cid", "dan"], clock)
+    assert source.asked == [0, 0b001, 0b010, 0b100]  # the first one parses the statement, at the cost of no feature
+    assert [item._replace(us_per_user=None) for item in found] == [
+        Trial(0, None),
+        Trial(1, None, "bob", "late"),
+        Trial(2, None, "cid", "the SQL gave text where float is declared"),
+    ]
+    assert costs(found) == {0: pytest.approx(1_000), 1: pytest.approx(1_000), 2: pytest.approx(1_000)}
+
+
+async def test_feature_has_no_cost_when_it_takes_too_long() -> None:
+    clock = FakeClock()
+    (found,) = await try_features(TimedSource(clock, overdue=True), REGISTRY, 0b010, ["ann", "bob"], clock)
+    assert found == Trial(1, None, "bob", "late", overdue=True)
+    assert costs([found]) == {}
+
+
+async def test_nothing_is_computed_when_no_user_is_stored() -> None:
+    clock = FakeClock()
+    source = TimedSource(clock)
+    assert await try_features(source, REGISTRY, 0b101, [], clock) == [Trial(0, None), Trial(2, None)]
+    assert source.asked == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"", "more than one row, or a blob,"),
+        (1.5, "float 1.5"),
+        (1 << 70, f"int {1 << 70}"),
+        ("secret text", "text"),
+    ],
+)
+def test_value_of_another_dtype_is_described_without_its_text(raw: object, shown: str) -> None:
+    assert described(raw, "int") == f"the SQL gave {shown} where int is declared"

@@ -1,0 +1,119 @@
+"""The start of a process that serves: each feature is computed for stored users before anything is announced."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from app.assembly import Service, open_service
+from app.contract import Contract
+from app.errors import RegistryError
+from app.features.registry import Feature, Registry
+from app.features.schema import mirror_of
+from app.probes import readiness
+from app.settings import Settings
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.feature_check import compile_registry
+from app.stores.sqlite.registries import SqliteRegistries
+from tests.support.entries import entry
+from tests.support.events import admitted, feedback, served
+from tests.support.traffic import now_ms
+from tests.support.waiting import eventually
+
+SOUND = entry(name="sound")
+OVERFLOW = "SELECT user_id, SUM(9223372036854775807) AS value FROM views GROUP BY user_id"
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n"
+FAULTS = {
+    "endless": (ENDLESS, "the SQL took longer than 60 ms for one user"),
+    "overflow": (OVERFLOW, "the SQL failed: integer overflow"),
+    "mistyped": ("SELECT user_id, 0.5 AS value FROM views GROUP BY user_id", "the SQL gave float 0.5 where int is"),
+}
+faults = pytest.mark.parametrize(("compute", "reason"), FAULTS.values(), ids=FAULTS)
+
+
+def start(path: Path, *entries: Feature, door: str = "http") -> AbstractAsyncContextManager[Service]:
+    """A process that serves these features."""
+    registry = compile_registry(Registry([SOUND, *entries]))
+    settings = Settings(database=path, statement_timeout_ms=60)
+    return open_service(settings, door=door, contract=Contract(registry=registry, mirror=mirror_of(registry)))
+
+
+@pytest.fixture
+async def stored(database: Database, event_log: SqliteEventLog) -> Database:
+    """Events of one user."""
+    await event_log.append([[admitted(served("ann", now_ms())) for _ in range(2)]])
+    return database
+
+
+@faults
+async def test_process_does_not_start_when_a_new_definition_fails(stored: Database, compute: str, reason: str) -> None:
+    with pytest.raises(RegistryError, match=f"feature 'faulty': a trial with 1 stored users failed: {reason}"):
+        async with start(stored.path, entry(name="faulty", compute=compute)):
+            pass
+    assert await SqliteRegistries(stored).announced() == []
+
+
+@faults
+async def test_process_starts_degraded_when_a_served_definition_fails(
+    database: Database, event_log: SqliteEventLog, compute: str, reason: str
+) -> None:
+    faulty = entry(name="faulty", compute=compute)
+    async with start(database.path, faulty):
+        pass
+    await event_log.append([[admitted(served("ann", now_ms())) for _ in range(2)]])
+    async with start(database.path, faulty) as service:
+        assert service.computation.availability.unavailable == 0b10
+        check = (await readiness(service))["features"]
+        assert (check.ok, check.vital, check.state) == (False, False, "degraded")
+        assert f"faulty: {reason}" in check.detail
+        profile = (await service.reader.read({"ann": 0b11}))["ann"]
+        assert profile[0].json == b"2"
+        assert (profile[1].json, reason in (profile[1].error or "")) == (b"null", True)
+
+
+async def test_feature_is_served_again_when_its_data_allow_it(database: Database, event_log: SqliteEventLog) -> None:
+    faulty = entry(name="faulty", compute=OVERFLOW)
+    async with start(database.path, faulty):
+        pass
+    await event_log.append(
+        [[admitted(served("ann", now_ms())) for _ in range(2)], [admitted(feedback("bob", now_ms()))]]
+    )
+    async with start(database.path, faulty) as service:
+        availability = service.computation.availability
+        assert availability.unavailable == 0b10
+        profile = (await service.reader.read({"bob": 0b10}))["bob"]  # tried next with a user for whom it does not fail
+        assert profile[1].error is not None
+
+        def resumed() -> bool:
+            service.computation.try_again()
+            return availability.unavailable == 0
+
+        await eventually(resumed)
+        assert (await readiness(service))["features"].ok
+
+
+async def test_costs_are_measured_when_users_are_stored(stored: Database) -> None:
+    async with start(stored.path, entry(name="faulty")) as service:
+        assert service.costs.keys() == {0, 1}
+        assert all(cost > 0 for cost in service.costs.values())
+
+
+async def test_nothing_is_measured_when_no_user_is_stored(database: Database) -> None:
+    async with start(database.path) as service:
+        assert service.costs == {}
+
+
+async def test_disabled_feature_is_not_tried(stored: Database) -> None:
+    await SqliteRegistries(stored).switch("faulty", "ops", "", now_ms(), on=False)
+    async with start(stored.path, entry(name="faulty", compute=ENDLESS)) as service:
+        assert service.costs.keys() == {0}
+        assert service.computation.availability.troubles() == []
+
+
+async def test_command_tries_nothing_and_announces_no_registry(stored: Database) -> None:
+    async with start(stored.path, entry(name="faulty", compute=ENDLESS), door="command") as service:
+        assert service.costs == {}
+        assert await service.registries.announced() == []
