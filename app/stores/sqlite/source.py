@@ -11,6 +11,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
+from time import monotonic
 
 from app.features.registry import Registry, indices
 from app.profiles.ports import Asked, Snapshot
@@ -73,17 +74,19 @@ class SqliteSource:
         finally:
             await reader.run(lambda connection: connection.execute("ROLLBACK"))
 
-    async def _run(self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def _run(
+        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked], timeout_s: float | None = None
+    ) -> Snapshot:
         parameters = {"clock_ms": clock_ms, "asked": json.dumps(asked)}
         rows = await reader.run(
-            lambda connection: connection.execute(self._statement, parameters).fetchall(), self._timeout_s
+            lambda connection: connection.execute(self._statement, parameters).fetchall(), timeout_s or self._timeout_s
         )
         return Snapshot(rows[0][0], [row[1:] for row in rows], {})
 
     async def _compute_apart(
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked], apart: int
     ) -> Snapshot:
-        """The features in `apart` cell by cell, the others in one statement."""
+        """The features in `apart` cell by cell, each with the time of one statement; the others in one statement."""
         try:
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~apart) for row in asked])
         except sqlite3.Error as error:
@@ -92,28 +95,30 @@ class SqliteSource:
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=0) for row in asked])
         rows = [list(row) for row in snapshot.rows]
         errors: dict[tuple[int, int], str] = {}
-        overdue = 0
+        overdue: dict[int, str] = {}
+        left_s = dict.fromkeys(indices(apart), self._timeout_s)
         for place, row in enumerate(asked):
             for index in indices(row.mask & apart):
-                bit = 1 << index
-                if overdue & bit:
-                    errors[place, index] = self._too_long
+                if index in overdue:
+                    errors[place, index] = overdue[index]
                     continue
+                started = monotonic()
                 try:
-                    alone = await self._run(reader, clock_ms, [row._replace(mask=bit)])
+                    alone = await self._run(reader, clock_ms, [row._replace(mask=1 << index)], left_s[index])
                     rows[place][index] = alone.rows[0][index]
                 except sqlite3.Error as error:
                     _raise_unless_of_the_sql(error, reader)
-                    self._apart |= bit
+                    self._apart |= 1 << index
                     errors[place, index] = f"the SQL failed: {error}"
                     if _is_interrupted(error):
-                        overdue |= bit
-                        errors[place, index] = self._too_long
-        return Snapshot(snapshot.seq, rows, errors, overdue)
+                        users = sum(one.mask >> index & 1 for one in asked[: place + 1])
+                        overdue[index] = errors[place, index] = self._too_long(users)
+                left_s[index] = max(0.001, left_s[index] - (monotonic() - started))
+        return Snapshot(snapshot.seq, rows, errors, sum(1 << index for index in overdue))
 
-    @property
-    def _too_long(self) -> str:
-        return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for one user"
+    def _too_long(self, users: int) -> str:
+        whom = "one user" if users == 1 else f"{users} users together"
+        return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for {whom}"
 
 
 def _union(asked: Sequence[Asked]) -> int:

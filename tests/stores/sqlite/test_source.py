@@ -135,6 +135,30 @@ async def test_a_feature_that_takes_too_long_leaves_the_others_right(slow: Sqlit
     assert (snapshot.overdue, snapshot.seq) == (1 << 1, 4)
 
 
+async def test_the_users_of_a_statement_share_the_deadline_of_a_feature(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    # Some 30 ms for each user.
+    laborious = entry(
+        name="laborious",
+        compute="""
+            SELECT user_id, MAX((
+                WITH RECURSIVE n (i) AS (SELECT local_hour UNION ALL SELECT i + 1 FROM n WHERE i < 300000)
+                SELECT MAX(i) FROM n
+            )) AS value
+            FROM views GROUP BY user_id
+        """,
+    )
+    users = [f"user-{number:02}" for number in range(60)]
+    await event_log.append([[admitted(served(user_id)) for user_id in users]])
+    source = SqliteSource(database, Registry([SOUND, laborious]), timeout_s=TIMEOUT_S)
+    snapshot = await source.compute(NOW_MS, [Asked(user_id, 0b11) for user_id in users])
+    assert [row[0] for row in snapshot.rows] == [1] * 60
+    assert snapshot.rows[59][1] is None
+    assert snapshot.errors[59, 1].startswith("the SQL took longer than 200 ms for ")
+    assert snapshot.overdue == 0b10
+
+
 async def test_a_feature_that_took_too_long_delays_no_statement_without_it(slow: SqliteSource) -> None:
     await slow.compute(NOW_MS, [Asked("ann", SLOW.full_mask)])
     started = monotonic()
