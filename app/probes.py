@@ -36,12 +36,13 @@ async def _check_database(service: Service) -> dict[str, Check]:
     try:
         owed = (await backlog(service.database)).owed
     except StoreUnavailable as error:
-        return {"database": _unanswered("database", "it does not answer; nothing can be served", error, vital=True)}
+        return {"database": _unanswered("database", f"{error.told}; nothing can be served", error, vital=True)}
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
-    room = not service.database.full
+    room, links = not service.database.full, service.database.links
     full = "the disk is full: events and decisions are refused, reads go on"
+    named = f"its file has {links} names (hard links); remove all but one: what is written under one, others do not see"
     return {
-        "database": Check(room, full, vital=room, state="degraded"),
+        "database": Check(room and links == 1, named if room else full, state="degraded"),
         "invalidations": Check(owed == 0, detail, state="degraded"),
     }
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.asgi import create_app
 from app.assembly import open_service
-from app.probes import refresh_gauges, sampling
+from app.probes import readiness, refresh_gauges, sampling
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
@@ -65,6 +65,24 @@ async def test_gauges_of_a_worker_are_the_truth_once_it_has_taken_a_sample(
         seen = service.metrics.collectors.get_sample_value
         assert seen("profiles_dead_letters") == 1
         assert seen("profiles_rollout_stage", {"stage": "shadow"}) == 1
+
+
+async def test_readiness_tells_what_has_become_of_the_database_file(settings: Settings, database_path: Path) -> None:
+    second = database_path.with_name("second.db")
+    async with open_service(settings, door="queue") as service:
+        assert (await readiness(service))["database"].ok
+        second.hardlink_to(database_path)
+        check = (await readiness(service))["database"]
+        assert (check.ok, check.vital, check.state) == (False, False, "degraded")
+        assert "its file has 2 names (hard links)" in check.detail
+        await asyncio.to_thread(database_path.unlink)
+        check = (await readiness(service))["database"]
+        assert (check.ok, check.vital) == (False, True)
+        assert check.detail == (
+            "its file has been removed since this process opened it; restart the process; nothing can be served"
+        )
+        second.rename(database_path)
+        assert (await readiness(service))["database"].ok
 
 
 async def test_gauges_of_the_rollout_keep_their_values_when_the_database_does_not_answer(

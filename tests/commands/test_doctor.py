@@ -279,6 +279,14 @@ def test_damage_is_named(deployment: Deployment) -> None:
     assert deployment.lines("--full")["integrity"] == ("bad", "it is damaged: event 1 has no fact")
 
 
+def test_a_second_name_of_the_file_is_named(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "second.db").hardlink_to(deployment.database)
+    assert deployment.lines()["rights"] == (
+        "bad",
+        "the file has 2 names (hard links), each with a write-ahead log of its own",
+    )
+
+
 def test_rights_are_named_when_everybody_may_write(deployment: Deployment) -> None:
     deployment.database.chmod(deployment.database.stat().st_mode | stat.S_IWOTH)
     assert deployment.lines()["rights"][0] == "bad"

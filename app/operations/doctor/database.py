@@ -84,6 +84,9 @@ def _wal(found: DatabaseFacts) -> Line:
 def _rights(found: DatabaseFacts) -> Line:
     if found.world_writable:
         return Line("rights", "bad", "everybody on this machine may write to the database", "chmod o-w the file.")
+    if found.links > 1:
+        text = f"the file has {found.links} names (hard links), each with a write-ahead log of its own"
+        return Line("rights", "bad", text, "Remove all but one, unless a backup tool holds the other one for a moment.")
     return Line("rights", "ok", "not everybody may write to the database")
 
 

@@ -57,6 +57,7 @@ class DatabaseFacts(NamedTuple):
 
     bytes: int
     wal_bytes: int
+    links: int
     world_writable: bool
     findings: tuple[str, ...]
     whole: bool

@@ -52,6 +52,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
     return DatabaseFacts(
         bytes=path.stat().st_size,
         wal_bytes=wal.stat().st_size if wal.exists() else 0,
+        links=path.stat().st_nlink,
         world_writable=bool(path.stat().st_mode & stat.S_IWOTH),
         findings=tuple(findings),
         whole=whole,

@@ -64,12 +64,17 @@ def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
 
 
 class Database:
-    """Open with `Database.open`, close with `close`. `full`: the last write found no room; reads go on."""
+    """Open with `Database.open`, close with `close`.
+
+    `full`: the last write found no room; reads go on. `links`: how many names the file has, as last seen.
+    """
 
     def __init__(self, path: Path, database_id: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self.id = database_id
         self.full = False
+        self.links = 1
+        self._file = path.stat()
         self._monotonic = monotonic
         self._told_full_at = float("-inf")
         self._told_full = False
@@ -88,7 +93,8 @@ class Database:
         """Open an existing, migrated database.
 
         Raises:
-            StoreUnavailable: when it cannot be opened, or is damaged as far as a look of some milliseconds tells.
+            StoreUnavailable: when it cannot be opened, has several names (hard links), or is damaged as far as a look
+                of some milliseconds tells.
             SchemaMismatch: when it is unmigrated or newer than this program.
         """
         first = connect(path, read_only=True)
@@ -102,6 +108,12 @@ class Database:
             first.close()
         database = cls(path, str(database_id))
         try:
+            database.check_file()
+            if database.links > 1:
+                # Each name has a write-ahead log of its own, which those who use the other name do not see.
+                raise StoreUnavailable(
+                    f"the database at {path} has {database.links} names (hard links); remove all but one"
+                )
             # One more than compute features at the same time: a health check never waits for a slow feature.
             for _ in range(readers + 1):
                 reader = await open_thread(path, read_only=True)
@@ -121,7 +133,7 @@ class Database:
             StoreUnavailable: when SQLite fails in a way that may pass.
         """
         async with self.reader() as reader:
-            return await reader.run(work)
+            return await reader.run(lambda connection: self._of_the_file(work(connection)))
 
     @asynccontextmanager
     async def reader(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
@@ -141,18 +153,23 @@ class Database:
     async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """Run `work` in one write transaction, one hop.
 
+        If another file has meanwhile taken the place of the database, `StoreUnavailable` is raised after the commit:
+        what was written is in a file that nobody will open again.
+
         What is not `durable` is committed without waiting for the disk: a machine that stops may lose it, wholly, until
         the next durable write. No process that stops or is killed does.
 
         Raises:
-            StoreUnavailable: when SQLite fails; nothing was written.
+            StoreUnavailable: also when SQLite fails; nothing was written.
             StoreFull: likewise, since there is no room. The log tells of the first of them, and of the end of it.
         """
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
         async with self._write_turn:
             try:
-                result = await self._writer.run(lambda connection: self._transact(connection, work, durable))
+                result = await self._writer.run(
+                    lambda connection: self._of_the_file(self._transact(connection, work, durable))
+                )
             except sqlite3.IntegrityError:
                 raise
             except sqlite3.DatabaseError as error:
@@ -161,6 +178,29 @@ class Database:
                 raise refused from error
             self._note(full=False, detail="")
             return result
+
+    def check_file(self) -> None:
+        """Raise `StoreUnavailable` unless the path leads to the file that is open.
+
+        The file is not opened for it: closing it again would drop the locks of every connection of this process.
+        """
+        try:
+            found = self.path.stat()
+        except OSError:
+            raise self._gone("been removed") from None
+        if (found.st_dev, found.st_ino) != (self._file.st_dev, self._file.st_ino):
+            raise self._gone("another file in its place")
+        self.links = found.st_nlink
+
+    def _of_the_file(self, result: T) -> T:
+        self.check_file()
+        return result
+
+    def _gone(self, what: str) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the database at {self.path} has {what} since this process opened it; restart the process",
+            f"its file has {what} since this process opened it; restart the process",
+        )
 
     def interrupt(self) -> None:
         """Interrupt the statements that readers run, and from now on every one that takes long: the process stops."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -57,6 +58,52 @@ def write_lock_held_elsewhere(path: Path) -> Iterator[None]:
         yield
         assert holder.stdin is not None
         holder.stdin.close()
+
+
+def take_away(path: Path) -> None:
+    path.rename(path.with_name("away"))
+
+
+def replace(path: Path) -> None:
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    copy.replace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(take_away, "been removed"), (replace, "another file in its place")], ids=["away", "replaced"]
+)
+async def test_nothing_is_acknowledged_when_the_file_is_not_the_open_one_any_more(
+    database: Database, change: Callable[[Path], None], said: str
+) -> None:
+    await database.write(lambda connection: audit(connection, "first"))
+    change(database.path)
+    message = f"has {said} since this process opened it; restart the process"
+    with pytest.raises(StoreUnavailable, match=message):
+        await database.write(lambda connection: audit(connection, "second"))
+    with pytest.raises(StoreUnavailable, match=message) as raised:
+        await audited(database)
+    assert str(database.path) not in raised.value.told
+
+
+async def test_a_file_that_comes_back_is_used_again(database: Database) -> None:
+    take_away(database.path)
+    with pytest.raises(StoreUnavailable):
+        await audited(database)
+    database.path.with_name("away").rename(database.path)
+    await database.write(lambda connection: audit(connection, "first"))
+    assert await audited(database) == ["first"]
+
+
+async def test_a_file_with_two_names_is_not_opened_and_is_noticed_later(database: Database) -> None:
+    second = database.path.with_name("second")
+    second.hardlink_to(database.path)
+    with pytest.raises(StoreUnavailable, match=r"has 2 names \(hard links\); remove all but one"):
+        await Database.open(second, readers=1)
+    await database.write(lambda connection: audit(connection, "first"))
+    assert database.links == 2
+    second.unlink()
+    assert (await audited(database), database.links) == (["first"], 1)
 
 
 async def test_write_is_undone_whole_when_it_raises(database: Database) -> None:
