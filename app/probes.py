@@ -17,7 +17,7 @@ from app.features.clock import rfc3339
 from app.operations.sampler import Sampler
 from app.operations.samples import Gauges, Process, Role
 from app.operations.states import Check, State
-from app.stores.sqlite.outbox import backlog
+from app.stores.sqlite.outbox import backlog, events_ahead
 from app.stores.tasks import end
 from app.telemetry import logger
 
@@ -95,6 +95,7 @@ async def gauges(service: Service) -> Gauges:
             depth = await service.queue.depth()
     try:
         state = await backlog(service.database)
+        ahead = await events_ahead(service.database, service.clock.now_ms())
     except StoreUnavailable as error:
         log.warning("gauges_not_refreshed", error=str(error))
         return Gauges(queue_depth=depth)
@@ -105,6 +106,7 @@ async def gauges(service: Service) -> Gauges:
         outbox_age_s=max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
         dead_letters=state.dead_letters,
         owed=state.owed,
+        events_ahead=ahead,
         unreadable=state.unreadable,
     )
 
@@ -123,6 +125,7 @@ async def _refreshed(service: Service) -> Gauges:
         (metrics.unconsumed, found.outbox),
         (metrics.dead_letters, found.dead_letters),
         (metrics.owed, found.owed),
+        (metrics.events_ahead, found.events_ahead),
         (metrics.bandit.unreadable, found.unreadable),
     ):
         if value is not None:

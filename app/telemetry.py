@@ -80,6 +80,9 @@ class Metrics:
         )
         self.unconsumed = self._gauge("unconsumed_events", "Events that no worker has consumed yet (the outbox).")
         self.dead_letters = self._gauge("dead_letters", "Dead letters waiting for an admin.")
+        self.events_ahead = self._gauge(
+            "events_ahead", "Events said to have occurred more than five minutes from now, at most 10,000."
+        )
         self.publish_failures = self._counter(
             "publish_failures_total", "Jobs the queue did not take; the sweep makes good for them."
         )

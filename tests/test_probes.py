@@ -13,9 +13,12 @@ from app.probes import readiness, refresh_gauges, sampling
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.outbox import AHEAD_MS
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.database import column
+from tests.support.events import admitted, served
 from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_async
 
@@ -83,6 +86,15 @@ async def test_readiness_tells_what_has_become_of_the_database_file(settings: Se
         )
         second.rename(database_path)
         assert (await readiness(service))["database"].ok
+
+
+async def test_events_ahead_of_the_clock_are_counted(settings: Settings, database: Database) -> None:
+    async with open_service(settings, door="queue") as service:
+        now_ms = service.clock.now_ms()
+        moments = (now_ms, now_ms + AHEAD_MS - 60_000, now_ms + AHEAD_MS + 60_000, now_ms + 40 * 86_400_000)
+        await SqliteEventLog(database).append([[admitted(served("ann", moment)) for moment in moments]])
+        await refresh_gauges(service)
+        assert service.metrics.collectors.get_sample_value("profiles_events_ahead") == 2
 
 
 async def test_gauges_of_the_rollout_keep_their_values_when_the_database_does_not_answer(

@@ -159,6 +159,14 @@ KINDS = (
         _newest("unreadable"),
         "Users whose learned evidence is damaged and was set aside.",
     ),
+    Kind(
+        "events_ahead",
+        "Events ahead of time",
+        "count",
+        "highest",
+        _newest("events_ahead"),
+        "Events said to have occurred more than five minutes from now: a clock was wrong when they came.",
+    ),
     Kind("owed", "Owed invalidations", "count", "highest", _newest("owed"), "Deletions that the cache did not take."),
 )
 

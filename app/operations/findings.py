@@ -44,7 +44,7 @@ def findings(standings: Sequence[Standing], figures: Mapping[str, Figure], count
         for item in standings
         if item.state in ("degraded", "down") and (advice := ADVICE.get(item.component))
     ]
-    found += [Finding("degraded", *item) for item in (*_of_figures(figures), *_of_counts(counted))]
+    found += [Finding("degraded", *item) for item in (*_of_figures(figures), *_of_work(figures), *_of_counts(counted))]
     return sorted(found, key=lambda item: -SEVERITY[item.state])
 
 
@@ -69,11 +69,11 @@ def _subject(component: str) -> str:
 
 
 def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
-    def now(name: str) -> float:
-        value = figures[name].now
-        return value if value is not None else 0
-
     found: list[tuple[str, str, str]] = []
+
+    def now(name: str) -> float:
+        return figures[name].now or 0
+
     if count := int(now("failed_requests")):
         text = f"{_plural(count, 'request')} failed (5xx) in the last minute."
         found.append(("failed_requests", text, "The log names each, with its route and the cause."))
@@ -91,6 +91,15 @@ def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
     if (took := now("lag_p99_ms")) > LATE_MS:
         text = f"One event in a hundred waits over {took:,.0f} ms until its keys are deleted."
         found.append(("lag_p99_ms", text, "Its producer waits with it. Look at the disk and at the cache."))
+    return found
+
+
+def _of_work(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
+    found: list[tuple[str, str, str]] = []
+
+    def now(name: str) -> float:
+        return figures[name].now or 0
+
     if (age := now("outbox_age_s")) > OLD_S:
         text = f"The oldest event has waited {age:,.0f} s to be consumed."
         found.append(("outbox_age_s", text, "Reads are not affected. Start a worker, or one more."))
@@ -100,6 +109,10 @@ def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
     if count := int(now("unreadable")):
         text = f"The learned evidence of {_plural(count, 'user')} is damaged, and was set aside."
         found.append(("unreadable", text, UNREADABLE))
+    if count := int(now("events_ahead")):
+        verb = "lies" if count == 1 else "lie"
+        text = f"{_plural(count, 'event')} {verb} more than five minutes in the future."
+        found.append(("events_ahead", text, "A clock was wrong when they came. They count as recent until that time."))
     return found
 
 

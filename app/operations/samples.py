@@ -43,6 +43,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outbox_age_s: float | None = None
     dead_letters: int | None = None
     owed: int | None = None
+    events_ahead: int | None = None
     unreadable: int | None = None
 
 

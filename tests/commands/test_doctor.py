@@ -77,7 +77,17 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
     lines = deployment.lines()
     assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in OF_THE_MACHINE} == {}
     assert lines.keys() == {
-        *("database", "integrity", "wal", "rights", "outbox", "invalidations", "dead letters", "evidence"),
+        *(
+            "database",
+            "integrity",
+            "wal",
+            "rights",
+            "outbox",
+            "invalidations",
+            "event times",
+            "dead letters",
+            "evidence",
+        ),
         *("priors", "samples", "features", "registry"),
         *("file system", "disk space", "sqlite", "open files"),
         *("cache", "cache writes", "cache clock", "cache memory"),
@@ -189,6 +199,12 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
         "owed",
         "INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('u', 0)",
         *("invalidations", "warn", "1 are owed"),
+    ),
+    (
+        "ahead",
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
+        f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() + OLD_MS}, 0)",
+        *("event times", "warn", "1 lie more than five minutes in the future"),
     ),
     (
         "letter",

@@ -149,6 +149,11 @@ def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
         ("lag_p99_ms", {"lag": {"2.5": 100}}, "over 2,485 ms"),
         ("outbox_age_s", {"gauges": Gauges(outbox_age_s=61.0)}, "has waited 61 s"),
         ("dead_letters", {"gauges": Gauges(dead_letters=2)}, "2 dead letters wait."),
+        (
+            "events_ahead",
+            {"gauges": Gauges(events_ahead=1)},
+            "1 event lies more than five minutes in the future.",
+        ),
         ("unreadable", {"gauges": Gauges(unreadable=1)}, "The learned evidence of 1 user is damaged"),
         ("feature_errors", {"counts": {"feature_errors": 3}, "at_ms": NOW_MS - 1_800_000}, "3 values of a feature"),
         ("stale_dropped", {"counts": {"stale_dropped": 1}, "at_ms": NOW_MS - 1_800_000}, "1 value older than"),

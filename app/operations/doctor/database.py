@@ -34,6 +34,7 @@ def diagnose_database(found: DatabaseFacts) -> list[Line]:
         _rights(found),
         _outbox(found),
         _owed(found),
+        _ahead(found),
         _letters(found),
         _evidence(found),
         _priors(found),
@@ -96,6 +97,14 @@ def _outbox(found: DatabaseFacts) -> Line:
         return Line("outbox", "ok", f"{found.unconsumed:,} events wait for a worker")
     text = f"{found.unconsumed:,} events wait for a worker, the oldest for {age_s:,.0f} s"
     return Line("outbox", "warn", text, "Start `profiles worker`, or one more.")
+
+
+def _ahead(found: DatabaseFacts) -> Line:
+    if not found.events_ahead:
+        return Line("event times", "ok", "no event lies in the future")
+    text = f"{found.events_ahead:,} lie more than five minutes in the future"
+    remedy = "A clock was wrong when they came. They count as recent until that time; correct the clock if it still is."
+    return Line("event times", "warn", text, remedy)
 
 
 def _owed(found: DatabaseFacts) -> Line:

@@ -65,6 +65,7 @@ class DatabaseFacts(NamedTuple):
     oldest_unconsumed_s: float | None
     dead_letters: int
     owed: int
+    events_ahead: int
     unreadable: int
     damaged_priors: int
     newest_sample_s: float | None

@@ -15,7 +15,13 @@ from app.operations.doctor.facts import DatabaseFacts, MachineFacts
 from app.profiles.availability import Disabled
 from app.stores.sqlite.connection import connect, unavailable
 from app.stores.sqlite.database import check_schema
-from app.stores.sqlite.outbox import SELECT_LETTER_COUNT, SELECT_OWED_COUNT, SELECT_UNCONSUMED_COUNT
+from app.stores.sqlite.outbox import (
+    AHEAD_MS,
+    SELECT_AHEAD_COUNT,
+    SELECT_LETTER_COUNT,
+    SELECT_OWED_COUNT,
+    SELECT_UNCONSUMED_COUNT,
+)
 from app.stores.sqlite.priors import damaged_priors
 from app.stores.sqlite.samples import running
 from app.stores.sqlite.soundness import full_findings, quick_findings
@@ -41,6 +47,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
             unconsumed, oldest_ms = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()
             (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
             (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
+            (ahead,) = connection.execute(SELECT_AHEAD_COUNT, (now_ms + AHEAD_MS,)).fetchone()
             unreadable = damaged(connection, whole=whole)
             priors = damaged_priors(connection)
             (sample_ms,) = connection.execute(SELECT_NEWEST_SAMPLE).fetchone()
@@ -60,6 +67,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
         oldest_unconsumed_s=(now_ms - oldest_ms) / 1000 if oldest_ms is not None else None,
         dead_letters=letters,
         owed=owed,
+        events_ahead=ahead,
         unreadable=unreadable,
         damaged_priors=priors,
         newest_sample_s=(now_ms - sample_ms) / 1000 if sample_ms is not None else None,

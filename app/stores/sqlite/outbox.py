@@ -13,6 +13,9 @@ from app.stores.sqlite.states import SELECT_ASIDE_COUNT
 
 SELECT_UNCONSUMED_COUNT = "SELECT COUNT(*), MIN(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL"
 SELECT_LETTER_COUNT = "SELECT COUNT(*) FROM dead_letters"
+# Counted up to a limit: after a day with a wrong clock there can be any number.
+SELECT_AHEAD_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000)"
+AHEAD_MS = 300_000
 SELECT_OWED_COUNT = "SELECT COUNT(*) FROM owed_invalidations"
 
 
@@ -24,6 +27,19 @@ class Backlog(NamedTuple):
     dead_letters: int
     owed: int
     unreadable: int
+
+
+async def events_ahead(database: Database, now_ms: int) -> int:
+    """How many events are said to have occurred more than `AHEAD_MS` from now, at most 10,000.
+
+    Raises `StoreUnavailable`.
+    """
+
+    def work(connection: sqlite3.Connection) -> int:
+        (count,) = connection.execute(SELECT_AHEAD_COUNT, (now_ms + AHEAD_MS,)).fetchone()
+        return int(count)
+
+    return await database.read(work)
 
 
 async def backlog(database: Database) -> Backlog:
