@@ -44,8 +44,8 @@ async def _diagnose(settings: Settings, full: bool) -> list[Line]:
     from app.operations.doctor.keys import diagnose_keys
     from app.operations.doctor.servers import diagnose_both, diagnose_cache, diagnose_queue
 
-    cache = await _server("PROFILES_CACHE_URL", settings.cache_url)
-    queue = await _server("PROFILES_QUEUE_URL", settings.queue_url)
+    cache = await _server("PROFILES_CACHE_URL", settings.cache_url, None)
+    queue = await _server("PROFILES_QUEUE_URL", settings.queue_url, settings.queue_name)
     return [
         *_database(settings, full),
         *diagnose_cache(cache),
@@ -89,14 +89,14 @@ def _registry(settings: Settings, running: Sequence[Sample]) -> Line:
     return diagnose_registry(own, running)
 
 
-async def _server(setting: str, url: str | None) -> ServerFacts | Unreached:
+async def _server(setting: str, url: str | None, queue: str | None) -> ServerFacts | Unreached:
     from app.operations.doctor.facts import Unreached
     from app.stores.valkey.condition import server_facts
 
     if url is None:
         return Unreached(f"{setting} is not set, and no `profiles up` runs here")
     try:
-        return await server_facts(url)
+        return await server_facts(url, queue)
     except ValueError as error:
         return Unreached(f"{setting}: {error}")
 

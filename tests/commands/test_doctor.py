@@ -21,7 +21,7 @@ from app.bandit.specs import SPEC_V1, SPEC_V2
 from app.operations.samples import Sample
 from app.operations.states import Look
 from app.settings import hash_key
-from app.stores.queue import HEALTH_KEY
+from app.stores.queue import HEALTH_KEY, health_key
 from app.stores.sqlite import condition
 from app.stores.sqlite.states import ASIDE
 from app.stores.valkey.embedded import EmbeddedServer
@@ -142,6 +142,16 @@ SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
         "out of memory",
         lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory", "1"),
         *("queue writes", "bad", "refuses writes: "),
+    ),
+    (
+        "no rights",
+        lambda d: ask(d.cache, "ACL", "SETUSER", "default", "-set"),
+        *("cache writes", "bad", "it refuses a lease: NOPERM"),
+    ),
+    (
+        "two services on one queue",
+        lambda d: ask(d.queue, "ZADD", "arq:queue:databases", str(now_ms()), "one", str(now_ms()), "other"),
+        *("worker", "bad", "workers of 2 databases take one another's jobs"),
     ),
     ("cache is gone", lambda d: d.cache.kill(), "cache", "bad", "cannot be asked"),
     ("queue is gone", lambda d: d.queue.kill(), "queue", "bad", "cannot be asked"),
@@ -389,3 +399,9 @@ def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
 def test_a_key_that_anybody_would_try_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
     weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
     assert deployment.lines(api_keys=weak)["weak keys"] == ("bad", "the key ops is a word that anybody would try")
+
+
+def test_worker_of_the_queue_of_that_name_is_looked_for(deployment: Deployment) -> None:
+    assert deployment.lines(queue_name="other")["worker"][0] == "bad"
+    ask(deployment.queue, "SET", health_key("other"), "alive")
+    assert deployment.lines(queue_name="other")["worker"][0] == "ok"

@@ -26,6 +26,7 @@ SERVER = ServerFacts(
     ahead_ms=3,
     unsure_ms=2,
     worker_alive=True,
+    databases=1,
 )
 MACHINE = MachineFacts("ext4", "/", 100 * GIB, 200 * GIB, 65_536, (3, 51, 3))
 

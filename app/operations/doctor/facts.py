@@ -22,7 +22,9 @@ class Line(NamedTuple):
 class ServerFacts(NamedTuple):
     """A Redis or Valkey. `snapshots` None: it does not say. `ahead_ms`: of our clock; known to `unsure_ms`.
 
-    `refuses` is what it says to a write, `write_error` what it says of its own persistence; None where all is well.
+    `databases`: how many databases the workers of this queue store events in. `refuses` is what it says to a write or,
+    as a cache, to anything that the service does with one; `write_error` what it says of its own persistence. Both are
+    None where all is well.
     """
 
     flavour: str
@@ -38,6 +40,7 @@ class ServerFacts(NamedTuple):
     ahead_ms: int
     unsure_ms: int
     worker_alive: bool
+    databases: int
 
 
 class Unreached(NamedTuple):

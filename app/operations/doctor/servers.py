@@ -47,7 +47,7 @@ def _common(name: str, found: ServerFacts) -> list[Line]:
         lines.append(Line(f"{name} writes", "bad", f"it is a {found.role}, which takes no writes", remedy))
     elif found.refuses is not None:
         remedy = "Look at its log, its disk, its memory limit and the rights of the user in the URL."
-        lines.append(Line(f"{name} writes", "bad", f"it refuses writes: {found.refuses}", remedy))
+        lines.append(Line(f"{name} writes", "bad", found.refuses, remedy))
     else:
         lines.append(Line(f"{name} writes", "ok", "it takes writes"))
     lines.append(_clock(name, found))
@@ -101,6 +101,9 @@ def _queue_persistence(found: ServerFacts) -> Line:
 
 
 def _worker(found: ServerFacts) -> Line:
+    if found.databases > 1:
+        text = f"workers of {found.databases} databases take one another's jobs from this queue"
+        return Line("worker", "bad", text, "Give each service a PROFILES_QUEUE_NAME of its own.")
     if found.worker_alive:
         return Line("worker", "ok", "a worker has shown itself within the last seconds")
     remedy = "Start `profiles worker`. Until then events wait, unconsumed; reads are not affected."

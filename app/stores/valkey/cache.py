@@ -24,12 +24,14 @@ from app.stores.valkey.connections import Connections, Use, is_silent
 from app.stores.valkey.lane import Command
 from app.stores.valkey.registration import Registration
 from app.stores.valkey.scripts import DELETE_IF_EQUAL, NO_SCRIPT, SET_IF_EQUAL, Script
-from app.telemetry import Metrics
+from app.telemetry import Metrics, logger
 
 _SAFE_IN_KEY = "-._~@:"
 _PLAIN = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
 _SYNTAX_ERROR = "ERR syntax error"
+_WRONG_TYPE = "WRONGTYPE"
 _KEYS_PER_DEL = 512
+log = logger("stores.valkey")
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
@@ -104,7 +106,10 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """`SET … NX GET` for each, pipelined: the previous value, or our lease where there was none."""
+        """`SET … NX GET` for each, pipelined: the previous value, or our lease where there was none.
+
+        A key that holds no string is deleted: something else has written it, and no value could be stored there.
+        """
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]
@@ -112,7 +117,12 @@ class ValkeyCache:
             (b"SET", key(epoch, cell), lease, b"NX", b"GET", b"PX", self._lease_ms)
             for cell, lease in zip(cells, leases, strict=True)
         ]
-        _, previous = await self._send("lease", Use.FRONT, lambda _: commands, epoch)
+        _, previous = await self._send("lease", Use.FRONT, lambda _: commands, epoch, (_WRONG_TYPE,))
+        foreign = [cell for cell, held in zip(cells, previous, strict=True) if isinstance(held, ReplyError)]
+        if foreign:
+            log.warning("foreign_keys_deleted", keys=[key(epoch, cell).decode() for cell in foreign[:3]])
+            await self.drop(foreign)
+            previous = [None if isinstance(held, ReplyError) else held for held in previous]
         return [held or lease for held, lease in zip(previous, leases, strict=True)]
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:

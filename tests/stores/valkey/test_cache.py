@@ -131,16 +131,19 @@ async def test_growth_is_refused_and_drops_go_on_when_memory_is_full(
     assert await hasty.read([CELL]) == (epoch, [None])
 
 
-async def test_lease_is_refused_when_a_stranger_keeps_a_list_in_the_key(
-    cache: ValkeyCache, server: EmbeddedServer
-) -> None:
-    epoch, _ = await cache.read([CELL])
-    ask(server, "RPUSH", key(epoch, CELL), "x")
-    assert await cache.read([CELL]) == (epoch, [None])
-    with pytest.raises(CacheRefused):
-        await cache.lease(epoch, [CELL])
-    await cache.drop([CELL])
-    assert await fill(cache, CELL) == [True]
+async def test_a_key_of_another_type_is_deleted_and_filled_again(cache: ValkeyCache, server: EmbeddedServer) -> None:
+    other = Cell("bob", "f")
+    epoch, _ = await cache.read([CELL, other])
+    ask(server, "RPUSH", key(epoch, CELL).decode(), "not ours")
+    assert await cache.read([CELL, other]) == (epoch, [None, None])
+    leases = await cache.lease(epoch, [CELL, other])
+    assert (await cache.read([CELL, other]))[1] == [None, leases[1]]
+    assert await cache.fill(epoch, [Fill(CELL, leases[0], b"V", 9_000), Fill(other, leases[1], b"V", 9_000)]) == [
+        False,
+        True,
+    ]
+    (lease,) = await cache.lease(epoch, [CELL])
+    assert await cache.fill(epoch, [Fill(CELL, lease, b"V", 9_000)]) == [True]
 
 
 @pytest.mark.parametrize("command", ["read", "lease", "fill", "drop", "drop_exactly"])

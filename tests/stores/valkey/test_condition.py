@@ -28,7 +28,7 @@ async def test_server_tells_its_kind_and_setup(server: EmbeddedServer, flavour: 
 
 
 async def test_clocks_are_compared(server: EmbeddedServer) -> None:
-    found = await server_facts(server.url, lambda: time.time() - 100)
+    found = await server_facts(server.url, now_s=lambda: time.time() - 100)
     assert isinstance(found, ServerFacts)
     assert abs(found.ahead_ms - 100_000) <= found.unsure_ms + 1
 
