@@ -189,6 +189,7 @@ def _api(service: Service, writing: Writing) -> Api:
         scorer=service.bandit.scorer,
         lineup=service.bandit.lineup,
         rollout=service.bandit.rollout,
+        pruning_waits=service.retention.waiting,
         replayer=Replayer(service.ingestor, service.letters, service.clock),
         writing=writing,
         readiness=lambda: readiness(service),

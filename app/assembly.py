@@ -21,6 +21,7 @@ from app.events.consume import Consumer
 from app.events.ingest import Ingestor
 from app.events.ports import Learner
 from app.events.queue_door import QueueDoor
+from app.events.retention import Kept, Retention
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.joins import auditor, bandit
@@ -41,6 +42,7 @@ from app.settings import Settings
 from app.stores.named import named_cache, named_queue
 from app.stores.queue import Queue
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
+from app.stores.sqlite.cutoffs import SqliteCutoffs
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -100,6 +102,7 @@ class Service:
     costs: Mapping[int, float]
     runner: RebuildRunner
     quality: Quality
+    retention: Retention
     bandit: Bandit
 
     async def recall(self) -> None:
@@ -301,5 +304,13 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         costs=base.costs,
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
         quality=join(quality_facts(database, users, source), cache, base.queue, base.availability, registry, clock),
+        retention=Retention(
+            [
+                Kept("events", log, settings.retention_days),
+                Kept("decisions", own.decisions, settings.decision_retention_days),
+            ],
+            SqliteCutoffs(database),
+            clock,
+        ),
         bandit=own,
     )

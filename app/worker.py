@@ -22,7 +22,6 @@ from arq.worker import func
 from app.assembly import Service, open_service
 from app.bandit.rollout_watch import RolloutWatch
 from app.errors import Unavailable
-from app.events import retention
 from app.events.handover import Handover
 from app.events.ports import Learner
 from app.jobs import Context, carried_out, come_back, context, pace_of, service_of
@@ -90,16 +89,9 @@ async def prune(ctx: Context) -> None:
 
 
 async def _prune(ctx: Context) -> None:
-    service = service_of(ctx)
-    clock = service.clock
-    deadline = clock.monotonic() + pace_of(ctx).budget_s
-    for what, kept, days in (
-        ("events", service.log, service.settings.retention_days),
-        ("decisions", service.bandit.decisions, service.settings.decision_retention_days),
-    ):
-        left_s = deadline - clock.monotonic()
-        if not await retention.prune(kept, clock, days, asyncio.sleep, left_s, what=what):
-            come_back(ctx, queue.PRUNE)
+    again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, however many pieces the night takes
+    if await service_of(ctx).retention.prune(asyncio.sleep, pace_of(ctx).budget_s, go_on=again) is None:
+        come_back(ctx, queue.PRUNE)
 
 
 async def measure_quality(ctx: Context, run_id: int) -> None:

@@ -286,7 +286,7 @@ async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "STEP", 2)
-    old_ms = now_ms() - 200 * DAY_MS
+    old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
     await service.log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
     with monkeypatch.context() as patch:
         patch.setattr(Pace, "budget_s", -1)
@@ -294,7 +294,7 @@ async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
             await module.prune(job(service))
     assert caught.value.defer_score == 0
     assert jobs(service, queue.PRUNE, "continued") == 1
-    await module.prune(job(service))
+    await module.prune(job(service, 2))
     assert (await backlog(service.database)).unconsumed == 0
 
 

@@ -109,6 +109,7 @@ class Api:
     scorer: Scorer
     lineup: Lineup
     rollout: Rollout
+    pruning_waits: Callable[[], Awaitable[list[str]]]
     replayer: Replayer
     writing: Writing
     readiness: Callable[[], Awaitable[dict[str, Check]]]

@@ -89,6 +89,10 @@ class DecisionBook(Protocol):
         """One decision and what came of it."""
         ...
 
+    async def oldest_ms(self) -> int | None:
+        """When the oldest decision was made; None if there is none."""
+        ...
+
     async def prune(self, before_ms: int, limit: int) -> int:
         """Delete up to `limit` decisions made before a moment, oldest first, and priors no decision names."""
         ...

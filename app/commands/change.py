@@ -12,6 +12,7 @@ import click
 
 from app.commands.look import check_user
 from app.commands.output import (
+    ACTOR,
     complain,
     err,
     fail,
@@ -226,3 +227,33 @@ def _chunks(made: Iterable[tuple[int, TipEvent]]) -> Iterator[tuple[int, list[Ti
     pairs = iter(made)
     while piece := list(islice(pairs, 1_000)):
         yield piece[-1][0], [event for _, event in piece]
+
+
+@click.command()
+@click.option("--confirm", is_flag=True, help="Delete all that is too old by this machine's clock, however much it is.")
+def prune(confirm: bool) -> None:
+    """Delete events and decisions that are older than the retention.
+
+    A worker does so every night, of at most three days more than the night before: a clock that is wrong takes no more
+    than that. What the first run would delete beyond three days waits for --confirm. Exit code 1 if something waits.
+    """
+    gone = run(_prune(confirm))
+    for what, count in gone.items():
+        click.echo(f"{count:,} {what} deleted")
+    if waiting := [what for what in ("events", "decisions") if what not in gone]:
+        click.echo(f"old {' and '.join(waiting)} wait: more than three days of them; look at the clock, then --confirm")
+        sys.exit(1)
+
+
+async def _prune(confirm: bool) -> dict[str, int]:
+    import asyncio
+
+    from app.assembly import open_service
+    from app.audit import audited
+
+    async with open_service(settings_of_command(), door="command") as service:
+        action = "prune everything too old" if confirm else "prune"
+        async with audited(service.audit, service.clock.now_ms(), ACTOR, action, "") as act:
+            gone = await service.retention.prune(asyncio.sleep, confirmed=confirm) or {}
+            act.outcome = ", ".join(f"{count:,} {what}" for what, count in gone.items()) or "nothing"
+        return gone

@@ -56,14 +56,16 @@ async def _diagnose(settings: Settings, full: bool) -> list[Line]:
 
 
 def _database(settings: Settings, full: bool) -> list[Line]:
-    from app.operations.doctor.database import diagnose_database, diagnose_machine
+    from app.events.retention import next_cutoff
+    from app.features.clock import DAY_MS
+    from app.operations.doctor.database import diagnose_database, diagnose_machine, diagnose_retention
     from app.operations.doctor.facts import Line
     from app.stores.sqlite.condition import database_facts, machine_facts
     from app.stores.system_clock import SystemClock
 
-    machine = machine_facts(settings.database)
+    machine, now_ms = machine_facts(settings.database), SystemClock().now_ms()
     try:
-        found = database_facts(settings.database, SystemClock().now_ms(), whole=full)
+        found = database_facts(settings.database, now_ms, whole=full)
     except SchemaMismatch as error:
         remedy = "Run `profiles migrate`, with the service stopped; or the release that the database belongs to."
         unusable = Line("database", "bad", str(error), remedy)
@@ -72,8 +74,10 @@ def _database(settings: Settings, full: bool) -> list[Line]:
         unusable = Line("database", "bad", str(error), remedy)
     else:
         shown = f"{settings.database} answers and is migrated ({found.bytes / 2**20:,.1f} MiB)"
-        looked = [Line("database", "ok", shown), *diagnose_database(found), _registry(settings, found.running)]
-        return [*looked, *diagnose_machine(machine, found.bytes)]
+        days = {"events": settings.retention_days, "decisions": settings.decision_retention_days}
+        waiting = [what for what in days if next_cutoff(now_ms - days[what] * DAY_MS, *found.kept[what]) is None]
+        looked = [Line("database", "ok", shown), *diagnose_database(found), diagnose_retention(waiting)]
+        return [*looked, _registry(settings, found.running), *diagnose_machine(machine, found.bytes)]
     return [unusable, _registry(settings, ()), *diagnose_machine(machine, 0)]
 
 

@@ -130,6 +130,10 @@ class EventLog(Protocol):
         """Per subject, the features that any process of this database caches and the subject makes untrue."""
         ...
 
+    async def oldest_ms(self) -> int | None:
+        """When the oldest event occurred; None if there is none."""
+        ...
+
     async def prune(self, before_ms: int, limit: int) -> int:
         """Delete up to `limit` of the oldest events that occurred before a moment; how many went."""
         ...

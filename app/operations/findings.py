@@ -64,6 +64,15 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
     return [Finding("degraded", "registry", f"Running processes serve different registries: {each}.", advice)]
 
 
+def waiting_to_be_pruned(what: Sequence[str]) -> list[Finding]:
+    """Whether the first run that deletes the given kinds of things waits for somebody."""
+    if not what:
+        return []
+    text = f"Old {' and '.join(what)} are not deleted: the first run would delete more than three days of them."
+    advice = "Look at this machine's clock and at the settings of retention; then run `profiles prune --confirm`."
+    return [Finding("degraded", "retention", text, advice)]
+
+
 def _subject(component: str) -> str:
     return f"The {component} {'are' if component == 'features' else 'is'}"
 

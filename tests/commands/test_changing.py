@@ -19,10 +19,12 @@ from app.commands.demo_set import HABITS, generate
 from app.features.clock import DAY_MS, to_ms
 from app.features.events import TipFeedback, TipServed
 from app.settings import Settings
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.commands.conftest import Run
 from tests.support.clock import NOW_MS
-from tests.support.events import payload, served
+from tests.support.events import admitted, payload, served
 from tests.support.live import live
 from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import ask, keys
@@ -303,6 +305,34 @@ def test_the_demonstration_set_is_loaded_once_when_it_is_loaded_twice(migrated: 
 @pytest.mark.parametrize("arguments", [["--users", "0"], ["--days", "151"], ["--seed", "x"]])
 def test_the_demonstration_set_is_refused_when_a_number_is_wrong(migrated: Run, arguments: list[str]) -> None:
     assert migrated("demo", *arguments).code == 2
+
+
+# --- prune
+
+
+def test_old_events_are_deleted_once_that_is_confirmed(migrated: Run, tmp_path: Path) -> None:
+    old_ms = now_ms() - 200 * DAY_MS
+    database = tmp_path / "var/profiles.db"
+
+    async def store() -> None:
+        opened = await Database.open(database, readers=1)
+        await SqliteEventLog(opened).append([[admitted(served("ann", moment)) for moment in (old_ms, now_ms())]])
+        await opened.close()
+
+    asyncio.run(store())
+    for _ in range(2):
+        shown = migrated("prune")
+        assert (shown.code, shown.out) == (
+            1,
+            "0 decisions deleted\nold events wait: more than three days of them; look at the clock, then --confirm\n",
+        )
+    assert migrated("prune", "--confirm").out == "1 events deleted\n0 decisions deleted\n"
+    shown = migrated("prune")
+    assert (shown.code, shown.out) == (0, "0 events deleted\n0 decisions deleted\n")
+    assert json.loads(migrated("profile", "ann", "--json").out)["features"]["tip_volume_30d"] == 1
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT action, outcome FROM audit_trail ORDER BY id").fetchall()
+    assert ("prune everything too old", "1 events, 0 decisions") in rows
 
 
 # --- keys

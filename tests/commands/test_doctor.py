@@ -18,6 +18,7 @@ import pytest
 
 from app.bandit.evidence import Evidence
 from app.bandit.specs import SPEC_V1, SPEC_V2
+from app.features.clock import DAY_MS
 from app.operations.samples import Sample
 from app.operations.states import Look
 from app.settings import hash_key
@@ -87,6 +88,7 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
             "event times",
             "dead letters",
             "evidence",
+            "retention",
         ),
         *("priors", "samples", "features", "registry"),
         *("file system", "disk space", "sqlite", "open files"),
@@ -399,6 +401,20 @@ def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
 def test_a_key_that_anybody_would_try_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
     weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
     assert deployment.lines(api_keys=weak)["weak keys"] == ("bad", "the key ops is a word that anybody would try")
+
+
+def test_a_first_pruning_that_waits_is_named(deployment: Deployment) -> None:
+    old_ms = now_ms() - 200 * DAY_MS
+    deployment.execute(
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms) "
+        "VALUES ('e', 'signals.tip.served', 'u', x'00', ?, ?, ?)",
+        *(old_ms, old_ms, old_ms),
+    )
+    state, text = deployment.lines()["retention"]
+    assert (state, "Old events are not deleted" in text) == ("warn", True)
+    assert deployment.lines(retention_days=300)["retention"][0] == "ok"
+    deployment.execute("INSERT INTO service (name, value) VALUES ('pruned events', '0')")  # after the first run
+    assert deployment.lines()["retention"][0] == "ok"
 
 
 def test_worker_of_the_queue_of_that_name_is_looked_for(deployment: Deployment) -> None:

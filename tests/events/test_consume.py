@@ -10,7 +10,6 @@ import pytest
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.events.ports import LoggedEvent
-from app.events.retention import STEP, prune
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
@@ -195,31 +194,3 @@ async def test_the_sweep_goes_on_to_the_end_when_very_many_events_stayed(
     desk.clock.advance(SWEEP_AGE_MS + 1)
     assert await desk.consumer.sweep() == 35
     assert await desk.unconsumed() == []
-
-
-async def test_old_events_go_for_good_when_they_are_pruned(desk: Desk) -> None:
-    pauses: list[float] = []
-
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-
-    oldest = NOW_MS - 180 * DAY_MS
-    kept = served("ann", oldest, event_id="kept")
-    await desk.store(
-        kept, *(served("ann", oldest - 1 - number) for number in range(STEP + 5)), feedback("ann", oldest - 1)
-    )
-    assert await prune(desk.log, desk.clock, 180, pause) is True
-    assert await column(desk.database, "SELECT event_id FROM event_log") == ["kept"]
-    assert await column(desk.database, "SELECT seq FROM tip_views") == [1]
-    assert await column(desk.database, "SELECT seq FROM tip_feedback") == []
-    assert len(pauses) == 2
-    (seq,) = await desk.store(served("ann", event_id="next"))
-    assert seq == STEP + 8, "a sequence number came again"
-
-
-async def test_pruning_stops_in_between_when_its_time_is_up(desk: Desk) -> None:
-    await desk.store(*(served("ann", NOW_MS - 200 * DAY_MS) for _ in range(STEP + 1)))
-    desk.clock.advance(1)
-    assert await prune(desk.log, desk.clock, 180, asyncio.sleep, budget_s=-1) is False
-    assert await prune(desk.log, desk.clock, 180, asyncio.sleep, budget_s=60) is True
-    assert await column(desk.database, "SELECT COUNT(*) FROM event_log") == [0]

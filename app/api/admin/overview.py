@@ -14,7 +14,7 @@ from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.operations.figures import HOUR_MS, SLOT_MS
-from app.operations.findings import Finding
+from app.operations.findings import Finding, waiting_to_be_pruned
 from app.operations.overview import Overview, Sight, overview
 from app.operations.ports import Record
 from app.operations.states import looks_of
@@ -88,11 +88,12 @@ async def _record(api: Api) -> Record:
 async def _told(api: Api) -> list[Finding]:
     try:
         async with asyncio.timeout(LOOK_S):
-            alarm = await api.rollout.alarm()
+            alarm, waiting = await api.rollout.alarm(), await api.pruning_waits()
     except (StoreUnavailable, TimeoutError) as error:
-        log.warning("rollout_not_read", error=str(error))
+        log.warning("findings_not_read", error=str(error))
         return []
-    return [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
+    found = [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
+    return found + waiting_to_be_pruned(waiting)
 
 
 def _view(found: Overview) -> OverviewView:

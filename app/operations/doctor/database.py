@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from app.operations.doctor.facts import DatabaseFacts, Line, MachineFacts
 from app.operations.doctor.features import diagnose_features
+from app.operations.findings import waiting_to_be_pruned
 
 MIB, GIB = 2**20, 2**30
 WAL_WARN, WAL_BAD = 64 * MIB, GIB
@@ -105,6 +108,13 @@ def _ahead(found: DatabaseFacts) -> Line:
     text = f"{found.events_ahead:,} lie more than five minutes in the future"
     remedy = "A clock was wrong when they came. They count as recent until that time; correct the clock if it still is."
     return Line("event times", "warn", text, remedy)
+
+
+def diagnose_retention(waiting: Sequence[str]) -> Line:
+    """Whether a first run that deletes these kinds of things waits for somebody."""
+    for finding in waiting_to_be_pruned(waiting):
+        return Line("retention", "warn", finding.text, finding.advice)
+    return Line("retention", "ok", "what is too old is deleted every night")
 
 
 def _owed(found: DatabaseFacts) -> Line:

@@ -55,6 +55,8 @@ class DatabaseFacts(NamedTuple):
     `unreadable`: users whose learned evidence is damaged; `damaged_priors`: pooled priors that are.
     `running`: the newest sample of each running process; `disabled`: by whom, when and why, by the feature.
 
+    `kept`: of events and of decisions, up to which moment old ones have been deleted, and that of the oldest.
+
     Ages are in seconds, None where there is nothing that could have one.
     """
 
@@ -64,6 +66,7 @@ class DatabaseFacts(NamedTuple):
     world_writable: bool
     findings: tuple[str, ...]
     whole: bool
+    kept: Mapping[str, tuple[int | None, int | None]]
     unconsumed: int
     oldest_unconsumed_s: float | None
     dead_letters: int

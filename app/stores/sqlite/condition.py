@@ -14,7 +14,10 @@ from pathlib import Path
 from app.operations.doctor.facts import DatabaseFacts, MachineFacts
 from app.profiles.availability import Disabled
 from app.stores.sqlite.connection import connect, unavailable
+from app.stores.sqlite.cutoffs import SELECT_CUTOFF
 from app.stores.sqlite.database import check_schema
+from app.stores.sqlite.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
+from app.stores.sqlite.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sqlite.outbox import (
     AHEAD_MS,
     SELECT_AHEAD_COUNT,
@@ -48,6 +51,10 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
             (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
             (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
             (ahead,) = connection.execute(SELECT_AHEAD_COUNT, (now_ms + AHEAD_MS,)).fetchone()
+            kept = {
+                what: (_first(connection, SELECT_CUTOFF, what), _first(connection, statement))
+                for what, statement in (("events", SELECT_OLDEST_EVENT), ("decisions", SELECT_OLDEST_DECISION))
+            }
             unreadable = damaged(connection, whole=whole)
             priors = damaged_priors(connection)
             (sample_ms,) = connection.execute(SELECT_NEWEST_SAMPLE).fetchone()
@@ -63,6 +70,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
         world_writable=bool(path.stat().st_mode & stat.S_IWOTH),
         findings=tuple(findings),
         whole=whole,
+        kept=kept,
         unconsumed=unconsumed,
         oldest_unconsumed_s=(now_ms - oldest_ms) / 1000 if oldest_ms is not None else None,
         dead_letters=letters,
@@ -74,6 +82,11 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
         running=tuple(samples),
         disabled={row.feature: str(row) for row in disabled},
     )
+
+
+def _first(connection: sqlite3.Connection, statement: str, *parameters: object) -> int | None:
+    row = connection.execute(statement, parameters).fetchone()
+    return None if row is None or row[0] is None else int(row[0])
 
 
 def machine_facts(path: Path, mounts: Path = MOUNTS) -> MachineFacts:

@@ -41,6 +41,7 @@ _UPDATE_SHADOWS = """
 WITH shadows (decision_id, {columns}) AS (VALUES {rows})
 UPDATE tip_scores SET {changes} FROM shadows WHERE tip_scores.decision_id = shadows.decision_id
 """
+SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
 DELETE_DECISIONS = tuple(
     f"DELETE FROM {table} WHERE number IN (SELECT value FROM json_each(?))"
@@ -124,6 +125,11 @@ class SqliteDecisions:
             return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, (row["number"],))))
 
         return await self._database.read(work)
+
+    async def oldest_ms(self) -> int | None:
+        """By the time at which it was made."""
+        (found,) = await self._database.read(lambda connection: connection.execute(SELECT_OLDEST).fetchone())
+        return found if found is None else int(found)
 
     async def prune(self, before_ms: int, limit: int) -> int:
         """One small transaction."""

@@ -61,6 +61,7 @@ UPDATE_CONSUMED = """
 UPDATE event_log SET consumed_at_ms = ?
 WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
 """
+SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
 SELECT_PRUNABLE = "SELECT seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
 DELETE_BY_SEQ = tuple(
     f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"
@@ -107,6 +108,11 @@ class SqliteEventLog:
         """Over every process that ever announced its registry to this database."""
         known = await self._database.read(_features_by_subject)
         return {subject: known.get(subject, frozenset()) for subject in subjects}
+
+    async def oldest_ms(self) -> int | None:
+        """By the time at which it occurred."""
+        (found,) = await self._database.read(lambda connection: connection.execute(SELECT_OLDEST).fetchone())
+        return found if found is None else int(found)
 
     async def prune(self, before_ms: int, limit: int) -> int:
         """One small transaction."""

@@ -10,11 +10,12 @@ import pytest
 from app.api.admin import overview
 from app.api.pages.templating import NAVIGATION
 from app.errors import StoreUnavailable
+from app.features.clock import DAY_MS
 from app.operations.states import COMPONENTS
 from app.probes import sampler
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
-from tests.support.events import served
+from tests.support.events import admitted, served
 from tests.support.live import Live, new_user
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -76,6 +77,7 @@ async def test_overview_says_so_when_there_is_no_sample_yet(own_site: Live) -> N
         "dead_letters",
         "unreadable",
         "owed",
+        "events_ahead",
     }
     assert figures["hit_ratio"]["series"] == [None] * 60
     assert states(body)["database"] == "ok"
@@ -140,3 +142,12 @@ async def test_overview_answers_when_nothing_answers(own_site: Live, monkeypatch
 
 async def test_every_place_to_act_at_is_a_page_in_the_navigation() -> None:
     assert set(overview.PLACES.values()) <= {address for address, _ in NAVIGATION}
+
+
+async def test_overview_says_when_the_first_pruning_waits(serve_site: ServeSite) -> None:
+    async with serve_site() as site:
+        old_ms = site.now_ms - 200 * DAY_MS
+        await site.service.log.append([[admitted(served(new_user(), old_ms))]])
+        found = {item["subject"]: item for item in (await looked(site))["findings"]}
+        assert found["retention"]["text"].startswith("Old events are not deleted")
+        assert "profiles prune --confirm" in found["retention"]["advice"]
