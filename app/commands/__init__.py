@@ -8,7 +8,7 @@ import click
 
 import app
 from app.commands.audit import audit
-from app.commands.backup import backup, restore
+from app.commands.backup import adopt, backup, restore
 from app.commands.change import demo, events, prune, rebuild
 from app.commands.doctor import doctor
 from app.commands.features import features
@@ -41,7 +41,7 @@ def cli() -> None:
 COMMANDS = (
     *(up, serve, worker, migrate),
     *(features, profile, history, rebuild, events, demo),
-    *(rollout, doctor, audit, prune, backup, restore, keys),
+    *(rollout, doctor, audit, prune, backup, restore, adopt, keys),
 )
 for command in COMMANDS:
     cli.add_command(command)

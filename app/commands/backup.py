@@ -1,12 +1,19 @@
-"""`profiles backup` and `profiles restore`."""
+"""`profiles backup`, `profiles restore` and `profiles adopt`."""
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
 import click
 
 from app.commands.output import progress, settings_from_environment
+
+
+def _leave_nothing_when_killed() -> None:
+    """SIGTERM raises, so that half a copy is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @click.command()
@@ -16,6 +23,7 @@ def backup(file: Path) -> None:
     from app.stores.sqlite import backup as store
 
     settings = settings_from_environment()
+    _leave_nothing_when_killed()
     with progress("pages") as bar:
         task = bar.add_task("copying", total=None)
         store.backup(settings.database, file, lambda left, total: bar.update(task, total=total, completed=total - left))
@@ -33,5 +41,20 @@ def restore(file: Path) -> None:
     from app.stores.sqlite import backup as store
 
     settings = settings_from_environment()
+    _leave_nothing_when_killed()
     store.restore(file, settings.database)
     click.echo(f"{settings.database} restored from {file}", err=True)
+
+
+@click.command()
+def adopt() -> None:
+    """Give the database a new id: nothing that was cached before is read any more. Stop the service first.
+
+    A copy of the file gets a new id by itself. This is for what cannot be noticed, as a clone of a whole volume: two
+    services with databases of one id and one cache would answer with each other's values.
+    """
+    from app.stores.sqlite import backup as store
+
+    settings = settings_from_environment()
+    store.adopt(settings.database)
+    click.echo(f"{settings.database} has a new id", err=True)

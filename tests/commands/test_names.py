@@ -78,3 +78,10 @@ def test_the_log_lies_beside_the_file_that_a_link_leads_to(profiles: Run, tmp_pa
     assert profiles("restore", "--yes", "b.db", database="link.db").code == 0
     assert (tmp_path / "link.db").is_symlink()
     assert {item.name for item in tmp_path.iterdir()} >= {"disk", "link.db", "b.db"}
+
+
+def test_a_database_is_adopted_by_name(profiles: Run) -> None:
+    assert profiles("migrate", database="b%31.db").code == 0
+    shown = profiles("adopt", database="b%31.db")
+    assert (shown.code, shown.err) == (0, "b%31.db has a new id\n")
+    assert profiles("adopt", database="absent.db").code == 4

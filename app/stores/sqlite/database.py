@@ -9,6 +9,7 @@ anybody writes meanwhile.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +30,24 @@ STILL_FULL_S = 5.0
 log = logger("stores.sqlite")
 
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
-SELECT_DATABASE_ID = "SELECT value FROM service WHERE name = 'database_id'"
+SELECT_SERVICE = "SELECT name, value FROM service WHERE name IN ('database_id', 'inode')"
+UPDATE_DATABASE_ID = "UPDATE service SET value = ? WHERE name = 'database_id'"
+UPSERT_INODE = """
+INSERT INTO service (name, value) VALUES ('inode', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+
+
+def draw_id(connection: sqlite3.Connection) -> str:
+    """Give a database a new id, in the transaction at hand. Nothing that was cached from it is read any more."""
+    database_id = secrets.token_hex(16)
+    connection.execute(UPDATE_DATABASE_ID, (database_id,))
+    return database_id
+
+
+def check_links(path: Path) -> None:
+    """Raise `StoreUnavailable` if the file has several names: each has a log, which users of the others do not see."""
+    if path.exists() and (links := path.stat().st_nlink) > 1:
+        raise StoreUnavailable(f"the database at {path} has {links} names (hard links); remove all but one")
 
 
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
@@ -66,12 +84,14 @@ def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
 class Database:
     """Open with `Database.open`, close with `close`.
 
-    `full`: the last write found no room; reads go on. `links`: how many names the file has, as last seen.
+    `id` is part of the key of everything that is cached, so that nothing cached from another database is read. A copy
+    of the file gets an id of its own when it is first opened. `full`: the last write found no room; reads go on.
+    `links`: how many names the file has, as last seen.
     """
 
-    def __init__(self, path: Path, database_id: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.path = path
-        self.id = database_id
+        self.id = ""
         self.full = False
         self.links = 1
         self._file = path.stat()
@@ -97,23 +117,15 @@ class Database:
                 of some milliseconds tells.
             SchemaMismatch: when it is unmigrated or newer than this program.
         """
+        check_links(path)
         first = connect(path, read_only=True)
         try:
             check_schema(first, path)
             check_soundness(first, path)
-            (database_id,) = first.execute(SELECT_DATABASE_ID).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise unavailable(error) from error
         finally:
             first.close()
-        database = cls(path, str(database_id))
+        database = cls(path)
         try:
-            database.check_file()
-            if database.links > 1:
-                # Each name has a write-ahead log of its own, which those who use the other name do not see.
-                raise StoreUnavailable(
-                    f"the database at {path} has {database.links} names (hard links); remove all but one"
-                )
             # One more than compute features at the same time: a health check never waits for a slow feature.
             for _ in range(readers + 1):
                 reader = await open_thread(path, read_only=True)
@@ -121,6 +133,7 @@ class Database:
                 database._idle.put_nowait(reader)
             database._writer = await open_thread(path, read_only=False)
             database._checkpointer = connect(path, read_only=False)
+            database.id = await database._own_id()
         except BaseException:
             await database.close()
             raise
@@ -178,6 +191,28 @@ class Database:
                 raise refused from error
             self._note(full=False, detail="")
             return result
+
+    async def _own_id(self) -> str:
+        """The id of this file: a new one if the stored one was given to a file with another inode, the original."""
+        inode = str(self._file.st_ino)
+
+        def claim(connection: sqlite3.Connection) -> str:
+            found = dict(connection.execute(SELECT_SERVICE).fetchall())
+            if found.get("inode", inode) != inode:
+                found["database_id"] = draw_id(connection)
+                log.warning("database_is_a_copy", database=str(self.path), effect="nothing cached before is read")
+            connection.execute(UPSERT_INODE, (inode,))
+            return str(found["database_id"])
+
+        found = dict(await self.read(lambda connection: connection.execute(SELECT_SERVICE).fetchall()))
+        if found.get("inode") == inode:
+            return str(found["database_id"])
+        try:
+            return await self.write(claim)
+        except StoreFull:
+            if "inode" in found:
+                raise
+            return str(found["database_id"])
 
     def check_file(self) -> None:
         """Raise `StoreUnavailable` unless the path leads to the file that is open.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import sqlite3
@@ -16,8 +17,9 @@ import pytest
 from app.assembly import open_service
 from app.errors import Conflict, InvalidInput, SchemaMismatch, StoreUnavailable
 from app.settings import Settings
-from app.stores.sqlite.backup import backup, restore
-from app.stores.sqlite.database import SELECT_DATABASE_ID, Database
+from app.stores.sqlite import backup as module
+from app.stores.sqlite.backup import adopt, backup, restore
+from app.stores.sqlite.database import Database
 from app.stores.sqlite.soundness import full_findings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
@@ -26,6 +28,7 @@ from tests.support.small_disk import small_file_system
 from tests.support.waiting import eventually
 
 VOLUME = 4
+SELECT_DATABASE_ID = "SELECT value FROM service WHERE name = 'database_id'"
 
 
 def damage(path: Path) -> list[str]:
@@ -89,9 +92,107 @@ def test_restored_database_is_another_one(database_path: Path, tmp_path: Path) -
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
     before = ask(database_path, SELECT_DATABASE_ID)
+    assert ask(database_path, SELECT_DATABASE_ID) == before
     restore(copy, database_path)
-    assert ask(database_path, SELECT_DATABASE_ID) != before
-    assert ask(copy, SELECT_DATABASE_ID) == before
+    ids = [str(ask(path, SELECT_DATABASE_ID)[0][0]) for path in (database_path, copy)]
+    assert len({str(before[0][0]), *ids}) == 3, "two databases have one id"
+
+
+async def opened_id(path: Path) -> str:
+    database = await Database.open(path, readers=1)
+    await database.close()
+    return database.id
+
+
+async def test_copied_file_is_another_database(database_path: Path, tmp_path: Path) -> None:
+    own = await opened_id(database_path)
+    copy, backup_copy = tmp_path / "cp.db", tmp_path / "backup.db"
+    shutil.copy(database_path, copy)
+    backup(database_path, backup_copy)
+    ids = [await opened_id(path) for path in (copy, backup_copy, copy, backup_copy, database_path)]
+    assert ids == [*ids[:2], *ids[:2], own]
+    assert len(set(ids)) == 3
+    await asyncio.to_thread(database_path.rename, tmp_path / "moved.db")
+    assert await opened_id(tmp_path / "moved.db") == own
+
+
+async def test_adopted_database_has_a_new_id_and_is_otherwise_as_it_was(database_path: Path) -> None:
+    before = await opened_id(database_path)
+    content = ask(database_path, "SELECT * FROM sqlite_schema")
+    adopt(database_path)
+    after = await opened_id(database_path)
+    assert after not in {before, ""}
+    assert ask(database_path, "SELECT * FROM sqlite_schema") == content
+    running = await Database.open(database_path, readers=1)
+    with pytest.raises(Conflict, match="in use"):
+        adopt(database_path)
+    await running.close()
+    assert await opened_id(database_path) == after
+
+
+def test_a_database_that_is_damaged_or_absent_is_not_adopted(database_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="there is no database"):
+        adopt(tmp_path / "absent.db")
+    database_path.write_bytes(b"\xff\xd8" * 4_000)
+    with pytest.raises(StoreUnavailable):
+        adopt(database_path)
+
+
+def modes(*paths: Path) -> list[str]:
+    return [oct(path.stat().st_mode & 0o777) for path in paths]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o660])
+def test_a_copy_is_readable_to_nobody_else(database_path: Path, tmp_path: Path, mode: int) -> None:
+    copy, elsewhere = tmp_path / "copy.db", tmp_path / "new.db"
+    database_path.chmod(mode)
+    backup(database_path, copy)
+    restore(copy, database_path)
+    restore(copy, elsewhere)
+    assert modes(copy, database_path, elsewhere) == [oct(mode)] * 3
+    copy.chmod(0o644)
+    restore(copy, database_path)
+    assert modes(database_path) == [oct(mode)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_owner_stays_when_root_makes_a_copy(database_path: Path, tmp_path: Path) -> None:
+    os.chown(database_path, 1_234, 1_235)
+    backup(database_path, tmp_path / "copy.db")
+    os.chown(tmp_path / "copy.db", 0, 0)
+    restore(tmp_path / "copy.db", database_path)
+    for path in (database_path, tmp_path / "copy.db"):
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == ((1_234, 1_235) if path == database_path else (0, 0))
+
+
+def test_a_half_copy_of_a_killed_backup_is_in_nobodys_way(database_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy.db.part").write_bytes(b"half a copy")
+    backup(database_path, tmp_path / "copy.db")
+    assert damage(tmp_path / "copy.db") == []
+    assert not (tmp_path / "copy.db.part").exists()
+
+
+async def test_restore_deletes_no_log_of_a_process_that_opened_the_new_file(
+    database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.db"
+    backup(database_path, copy)
+    writers: list[sqlite3.Connection] = []
+    put = module._put
+
+    def put_and_write(part: Path, target: Path, like: Path) -> None:
+        put(part, target, like)
+        writer = sqlite3.connect(target, isolation_level=None)
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("INSERT INTO service (name, value) VALUES ('written', 'at once')")
+        writers.append(writer)
+
+    monkeypatch.setattr(module, "_put", put_and_write)
+    restore(copy, database_path)
+    assert ask(database_path, "SELECT value FROM service WHERE name = 'written'") == [("at once",)]
+    writers[0].close()
+    assert ask(database_path, "SELECT value FROM service WHERE name = 'written'") == [("at once",)]
 
 
 def test_restore_makes_the_database_when_there_is_none(database_path: Path, tmp_path: Path) -> None:
