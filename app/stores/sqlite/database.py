@@ -46,7 +46,7 @@ def draw_id(connection: sqlite3.Connection) -> str:
 
 def check_links(path: Path) -> None:
     """Raise `StoreUnavailable` if the file has several names: each has a log, which users of the others do not see."""
-    if path.exists() and (links := path.stat().st_nlink) > 1:
+    if path.is_file() and (links := path.stat().st_nlink) > 1:
         raise StoreUnavailable(f"the database at {path} has {links} names (hard links); remove all but one")
 
 

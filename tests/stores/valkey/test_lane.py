@@ -14,7 +14,7 @@ from app.stores.valkey.connections import Connections
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.lane import MAX_WAITING, Lane
 from tests.support.proxy import Proxy, proxy
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 TIMEOUT_S = 0.15
 
@@ -27,6 +27,13 @@ async def line(valkey: EmbeddedServer) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def lane(line: Proxy) -> AsyncIterator[Lane]:
+    connections = Connections(line.url, "db", PATIENCE_S)
+    yield await connections.lane()
+    await connections.close()
+
+
+@pytest.fixture
+async def hasty(line: Proxy) -> AsyncIterator[Lane]:
     connections = Connections(line.url, "db", TIMEOUT_S)
     yield await connections.lane()
     await connections.close()
@@ -44,12 +51,12 @@ async def test_a_refusal_stands_in_its_place_when_others_succeed(lane: Lane) -> 
     assert isinstance(second, hiredis.ReplyError)
 
 
-async def test_the_lane_closes_and_all_are_told_when_one_command_times_out(lane: Lane, line: Proxy) -> None:
+async def test_the_lane_closes_and_all_are_told_when_one_command_times_out(hasty: Lane, line: Proxy) -> None:
     line.silence()
-    waiting = [lane.ask([(b"ECHO", b"%d" % number)]) for number in range(3)]
+    waiting = [hasty.ask([(b"ECHO", b"%d" % number)]) for number in range(3)]
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(outcome, CacheUnavailable) for outcome in outcomes)
-    assert lane.closed
+    assert hasty.closed
 
 
 async def test_no_command_times_out_when_it_was_this_process_that_was_busy(valkey: EmbeddedServer) -> None:
