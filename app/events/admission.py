@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -145,6 +145,9 @@ def _undecodable(error: Exception) -> str:
 
 def from_queue(payload: object, place: str) -> TipEvent:
     """One event as it came by the queue, already decoded from msgpack; raises `InvalidInput`."""
+    if isinstance(payload, dict) and isinstance(payload.get("occurred_at"), datetime):
+        detail = f"a msgpack timestamp, which has lost its offset; allowed is {_ALLOWED['occurred_at']}"
+        raise InvalidInput("not a tip event", [Issue(f"{place}.occurred_at", detail)])
     try:
         event: TipEvent = msgspec.convert(payload, TipEvent)
     except msgspec.ValidationError as error:

@@ -31,6 +31,8 @@ QUALITY = "measure_quality"
 PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
 JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+PICKLED = "the job is a pickle, as arq makes by default; publish with job_serializer=msgspec.msgpack.encode"
+_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
 YEAR_3000_MS = 32_503_680_000_000
 TIMEOUT_S = 1.0
@@ -64,7 +66,8 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     try:
         found = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        return _burial(raw.decode("utf-8", "backslashreplace"), f"the job is not msgpack: {error}")
+        reason = PICKLED if raw.startswith(_PICKLE) and raw.endswith(b".") else f"the job is not msgpack: {error}"
+        return _burial(raw.decode("utf-8", "backslashreplace"), reason)
     try:
         job = msgspec.convert(found, _Job)
     except (msgspec.ValidationError, RecursionError) as error:

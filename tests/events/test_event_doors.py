@@ -70,7 +70,7 @@ def test_valid_events_round_trip_through_every_door(sent: list[dict[str, object]
     texts = [json.dumps({**item, "occurred_at": str(item["occurred_at"])}).encode() for item in sent]
     by_array = decode_json(b"[" + b",".join(texts) + b"]")
     by_lines = decode_lines(b"\n".join(texts))
-    packed = msgspec.msgpack.decode(msgspec.msgpack.encode(by_array))
+    packed = msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.to_builtins(by_array)))
     by_queue = [from_queue(item, f"[{index}]") for index, item in enumerate(packed)]
     assert by_array == by_lines == by_queue == [event for text in texts for event in decode_json(text)]
     for item, event in zip(sent, by_array, strict=True):
@@ -95,6 +95,17 @@ def refusal_of(anything: object) -> tuple[Issue, ...] | None:
     except InvalidInput as error:
         return error.issues
     return None
+
+
+@given(valid_payloads)
+def test_a_time_that_has_lost_its_offset_on_the_way_is_refused(sent: dict[str, object]) -> None:
+    assert refusal_of(msgspec.msgpack.decode(msgspec.msgpack.encode(sent))) == (
+        Issue(
+            "[0].occurred_at",
+            "a msgpack timestamp, which has lost its offset; allowed is an RFC 3339 time with its UTC offset, as "
+            "2026-04-25T08:30:00+02:00",
+        ),
+    )
 
 
 @given(st.one_of(json_like, st.fixed_dictionaries(dict.fromkeys(SENT, json_like))))

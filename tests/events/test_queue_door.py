@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -54,10 +53,6 @@ async def test_all_are_stored_when_all_are_sound(door: Door) -> None:
     assert await door.take_in(event("a"), event("b"), payload(feedback("bob", event_id="c"))) == [1, 2, 3]
     assert await door.stage.stored() == ["a", "b", "c"]
     assert await door.buried() == []
-
-
-async def test_a_time_may_be_a_timestamp_when_the_publisher_packs_it_so(door: Door) -> None:
-    assert await door.take_in(event("a", occurred_at=datetime(2026, 4, 25, 12, tzinfo=UTC))) == [1]
 
 
 @pytest.mark.parametrize(

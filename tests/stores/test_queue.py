@@ -58,7 +58,7 @@ def test_times_and_tries_are_kept_in_bounds_when_they_would_end_the_worker() -> 
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (pickle.dumps(JOB), "the job is not msgpack"),
+        *((pickle.dumps(JOB, protocol), queue.PICKLED) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)),
         (b"", "the job is not msgpack"),
         (b"\xc1", "the job is not msgpack"),
         (b"\x91" * 50_000 + b"\x90", "the job is not msgpack"),
