@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,8 @@ from app import setting_values
 from app.errors import SettingsError
 from app.setting_values import ApiKey, RolloutRails
 
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 PREFIX = "PROFILES_"
 MIN_RETENTION_MARGIN_DAYS = 30
 MIN_DECISION_MARGIN_DAYS = 3
@@ -162,10 +165,10 @@ class Settings:
         Raises:
             SettingsError: naming the first setting at fault, and what it allows.
         """
-        environ = os.environ if environ is None else environ
+        environ = _own(os.environ if environ is None else environ)
         known = {variable(item): item for item in fields(cls)}
         for name in sorted(environ):
-            if name.startswith(PREFIX) and name not in known:
+            if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(known)}"
                 raise SettingsError(name, f"is no setting; {hint}")
@@ -254,3 +257,19 @@ def is_loopback(host: str) -> bool:
 def hash_key(key: str) -> bytes:
     """SHA-256 of an API key, as the settings store it."""
     return hashlib.sha256(key.encode()).digest()
+
+
+def _own(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that are meant for this service.
+
+    Kubernetes gives every pod the addresses of the Services in its namespace: of one named `profiles` as PROFILES_PORT,
+    PROFILES_SERVICE_HOST and so on.
+    """
+    own = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+    if "KUBERNETES_SERVICE_HOST" not in environ:
+        return own
+    return {
+        name: value
+        for name, value in own.items()
+        if not (_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and "://" in value))
+    }

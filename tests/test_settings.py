@@ -250,6 +250,32 @@ def test_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None:
     assert hint in str(caught.value)
 
 
+# What `kubectl exec … env` shows in a pod beside two Services, `profiles` and `profiles-cache`.
+SERVICE_LINKS = {
+    "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+    "PROFILES_SERVICE_HOST": "10.96.7.1",
+    "PROFILES_SERVICE_PORT": "8000",
+    "PROFILES_SERVICE_PORT_HTTP": "8000",
+    "PROFILES_PORT": "tcp://10.96.7.1:8000",
+    "PROFILES_PORT_8000_TCP": "tcp://10.96.7.1:8000",
+    "PROFILES_PORT_8000_TCP_PROTO": "tcp",
+    "PROFILES_PORT_8000_TCP_PORT": "8000",
+    "PROFILES_PORT_8000_TCP_ADDR": "10.96.7.1",
+    "PROFILES_CACHE_SERVICE_HOST": "10.96.7.2",
+    "PROFILES_CACHE_PORT": "tcp://10.96.7.2:6379",
+    "PROFILES_CACHE_PORT_6379_TCP_ADDR": "10.96.7.2",
+}
+
+
+def test_addresses_that_kubernetes_gives_to_every_pod_are_no_settings() -> None:
+    assert Settings.from_environment(SERVICE_LINKS) == Settings()
+    assert Settings.from_environment({**SERVICE_LINKS, "PROFILES_PORT": "8080"}).port == 8080
+    with pytest.raises(SettingsError, match="PROFILES_RETENTION"):
+        Settings.from_environment({**SERVICE_LINKS, "PROFILES_RETENTION": "1"})
+    with pytest.raises(SettingsError, match="PROFILES_PORT"):
+        Settings.from_environment({"PROFILES_PORT": "tcp://10.96.7.1:8000"})
+
+
 @pytest.mark.parametrize(
     "text", ["top-secret", "a:top-secret:read", "a:read:top-secret", "a:read+top-secret:" + DIGEST]
 )
