@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 LINES_PER_REQUEST = 500
 REBUILD_CHUNK = 128
+HEAD_BYTES = 1_000
 BAD = (InvalidInput, Undecodable, Conflict)
 
 
@@ -136,12 +139,16 @@ def events(file: Path, skip_bad: bool, as_json: bool) -> None:
 
 async def _load(file: Path, size: int | None, skip_bad: bool) -> dict[str, int]:
     from app.assembly import open_service
+    from app.events.admission import LINES_EXPECTED, other_format
 
     totals = {"accepted": 0, "duplicates": 0, "refused": 0}
     async with open_service(settings_of_command(), door="command") as service:
         with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
             task = bar.add_task("loading", total=size)
             first = 1
+            head = cast(BufferedReader, lines).peek(HEAD_BYTES).removeprefix(BOM_UTF8)
+            if (found := other_format(head)) is not None:
+                raise Undecodable(f"{file} is {found}; {LINES_EXPECTED}")
             while piece := list(islice(lines, LINES_PER_REQUEST)):
                 await _load_piece(service, piece, first, skip_bad, totals)
                 if totals["refused"] and not skip_bad:

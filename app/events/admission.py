@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +30,14 @@ _ENCODER = msgspec.json.Encoder(order="deterministic")
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 _SHOWN = 200
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a ZIP file",
+    b"PAR1": "Parquet",
+    BOM_UTF16_LE: "text in UTF-16",
+    BOM_UTF16_BE: "text in UTF-16",
+}
+LINES_EXPECTED = "expected is newline-delimited JSON in UTF-8, one event a line"
 _MOST_LINES = 100 * MAX_EVENTS  # blank ones and all
 # Of the longest array that can be right: eight fields, and four ids full of commas.
 _MOST_COMMAS = MAX_EVENTS * (8 + 4 * MAX_ID_LENGTH)
@@ -85,6 +94,10 @@ def decode_json(body: bytes) -> Batch:
 
 def decode_lines(body: bytes, first: int = 1) -> Batch:
     """Newline-delimited JSON, blank lines ignored; raises as `decode_json`, naming lines counted from `first`."""
+    if first == 1:
+        body = body.removeprefix(BOM_UTF8)
+        if (found := other_format(body)) is not None:
+            raise Undecodable(f"the body is {found}; {LINES_EXPECTED}", [Issue("line 1", f"{found}; {LINES_EXPECTED}")])
     if body.count(b"\n") > _MOST_LINES:
         raise InvalidInput(f"at most {MAX_EVENTS} events at once; this body has more than {_MOST_LINES} lines")
     lines = [(number, line) for number, line in enumerate(body.split(b"\n"), start=first) if line.strip()]
@@ -92,6 +105,21 @@ def decode_lines(body: bytes, first: int = 1) -> Batch:
         raise Undecodable("the body is empty; send one event per line")
     _check_count(len(lines))
     return _decode_each([msgspec.Raw(line) for _, line in lines], [f"line {number}" for number, _ in lines])
+
+
+def other_format(head: bytes) -> str | None:
+    """What a file that begins so is, if it is plainly no newline-delimited JSON."""
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    line = head.lstrip().partition(b"\n")[0].rstrip()
+    if line.startswith(b"["):
+        return "a JSON array"
+    if line == b"{":
+        return "JSON that is spread over several lines"
+    if b"user_id" in line and b"{" not in line:
+        return "a table of columns"
+    return None
 
 
 def _check_count(events: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import httpx
 import pytest
 
 from app.commands.demo_set import HABITS, generate
+from app.errors import Undecodable
+from app.events.admission import decode_lines
 from app.features.clock import DAY_MS, to_ms
 from app.features.events import TipFeedback, TipServed
 from app.settings import Settings
@@ -120,6 +123,36 @@ def test_bytes_that_are_no_text_are_named_and_shown_harmlessly(migrated: Run, tm
     assert "line 2" in shown.err
     assert "line 3.tip_id: must not contain the character U+001B" in shown.err
     assert "\x1b" not in shown.err
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_accepted(migrated: Run, tmp_path: Path) -> None:
+    (tmp_path / "events").write_bytes(f"\ufeff{line('a')}\r\n{line('b')}\r\n".encode())
+    for arguments in ((), ("--skip-bad",)):
+        assert migrated("events", "events", *arguments).code == 0
+    (tmp_path / "events").write_bytes(f"\ufeff{line('c')}\r\nbad\r\n{line('d')}\r\n".encode())
+    assert migrated("events", "events", "--skip-bad").code == 1
+    assert stored(tmp_path) == ["a", "b", "c", "d"]
+
+
+OTHER_FORMATS = {
+    "a JSON array": f"[{line('a')}]".encode(),
+    "JSON that is spread over several lines": json.dumps(json.loads(line("a")), indent=2).encode(),
+    "a table of columns": b"event_id,user_id,tip_id\na,ann,t\n",
+    "gzip": gzip.compress(line("a").encode()),
+    "text in UTF-16": line("a").encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+@pytest.mark.parametrize("bad", [(), ("--skip-bad",)], ids=["strict", "skip"])
+def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, name: str, bad: tuple[str, ...]) -> None:
+    (tmp_path / "events").write_bytes(OTHER_FORMATS[name])
+    shown = migrated("events", "events", *bad)
+    assert shown.code == 5
+    assert f"events is {name}; expected is newline-delimited JSON in UTF-8, one event a line" in shown.err
+    assert stored(tmp_path) == []
+    with pytest.raises(Undecodable, match=f"the body is {name}; expected is newline-delimited JSON"):
+        decode_lines(OTHER_FORMATS[name])
 
 
 def test_the_file_is_named_when_it_does_not_exist(migrated: Run) -> None:
