@@ -58,7 +58,7 @@ class FreshnessMeter:
             StoreUnavailable: the database does not answer.
         """
         if not self._cache.available:
-            raise CacheUnavailable("the circuit breaker is open")
+            raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
         if not user_ids:
             return []
         wanted = indices(self._registry.full_mask if mask is None else mask)

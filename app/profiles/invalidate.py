@@ -57,7 +57,7 @@ class Invalidator:
             return True
         try:
             if not self._cache.available:
-                raise CacheUnavailable("the circuit breaker is open")
+                raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
             await self._cache.drop([Cell(user_id, name) for user_id, names in stale.items() for name in names])
         except CacheUnavailable as error:
             await self._owed.owe(stale.keys(), self._clock.now_ms())
@@ -72,7 +72,7 @@ class Invalidator:
         """Settle a debt that the caller has recorded itself; as `invalidate` where that cannot be done now."""
         try:
             if not self._cache.available:
-                raise CacheUnavailable("the circuit breaker is open")
+                raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
             await self.settle()
         except CacheUnavailable as error:
             log.warning("invalidation_owed", users=1, error=str(error))

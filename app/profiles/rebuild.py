@@ -80,7 +80,7 @@ class Rebuilder:
         epoch = ""
         try:
             if not self._cache.available:
-                raise CacheUnavailable("the circuit breaker is open")
+                raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
             epoch, held = await self._cache.read([self._filler.cell(*place) for place in places])
             missing = [Missing(user_id, index, raw) for (user_id, index), raw in zip(places, held, strict=True)]
             tokens = await self._filler.tokens(epoch, missing)
