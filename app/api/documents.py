@@ -20,6 +20,7 @@ from app.api.inputs import with_mirror
 from app.api.parameters import describe, name_features
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.schemas import FeatureDetail
+from app.features.clock import DAY_MS, rfc3339
 from app.features.events import FEEDBACK, SERVED, TipServed
 from app.features.ids import MAX_ID_LENGTH
 
@@ -54,6 +55,8 @@ class ProfileAnswer(msgspec.Struct):
     features: dict[str, Any]
 
 
+# How every example of a moment in the document begins.
+EXAMPLE_DAY = b"2026-04-25T"
 SERVED_EXAMPLE = {
     "subject": SERVED,
     "event_id": "e-1",
@@ -180,7 +183,15 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
             operation["requestBody"] = (
                 _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
             )
-    return {**document, "components": {**document["components"], "schemas": schemas}}
+    whole = {**document, "components": {**document["components"], "schemas": schemas}}
+    return _of_yesterday(whole, rfc3339(api_of(request).clock.now_ms() - DAY_MS))
+
+
+def _of_yesterday(document: dict[str, Any], yesterday: str) -> dict[str, Any]:
+    """With yesterday in the place of `EXAMPLE_DAY`: an example that is older than the retention would be refused."""
+    text = msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday[:11].encode())
+    dated: dict[str, Any] = msgspec.json.decode(text)
+    return dated
 
 
 def _tell_numbers_apart(node: Any) -> None:

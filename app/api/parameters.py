@@ -20,7 +20,7 @@ MAX_ROWID = 2**63 - 1
 USER_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": ID_PATTERN}
 USER_ID_OR_NONE: Schema = {"anyOf": [USER_ID, {"const": ""}]}
 ID_PREFIX: Schema = {"type": "string", "maxLength": MAX_ID_LENGTH, "pattern": r"^[^/\x00-\x1f\x7f-\x9f]*$"}
-MOMENT: Schema = {"type": "string", "format": "date-time"}
+MOMENT: Schema = {"type": "string", "format": "date-time", "examples": ["2026-04-25T08:30:00+02:00"]}
 
 
 def rowid(least: int) -> Schema:

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from app.api.listening import KEEP_ALIVE_S
 from app.contract import Contract
+from app.features.clock import Clock
 from app.settings import Settings
 from app.stores.queue import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
@@ -43,13 +44,17 @@ def serve_site(
     """Serves a site over an empty database; settings, contract and patience by keyword."""
 
     def serve(
-        *, contract: Contract | None = None, head_s: float = KEEP_ALIVE_S, **settings: object
+        *,
+        contract: Contract | None = None,
+        clock: Clock | None = None,
+        head_s: float = KEEP_ALIVE_S,
+        **settings: object,
     ) -> AbstractAsyncContextManager[Live]:
         database = fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
         servers = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000}
         chosen = {"features": FEATURES, **servers, **settings}
         chosen_settings = Settings(database=database, **chosen)  # type: ignore[arg-type]  # by name
-        return live(chosen_settings, contract=contract, head_s=head_s)
+        return live(chosen_settings, contract=contract, clock=clock, head_s=head_s)
 
     return serve
 

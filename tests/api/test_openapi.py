@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -13,11 +14,14 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.contract import Contract
 from app.events.admission import decode_json, decode_lines
+from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.features.schema import Int
+from app.stores.system_clock import SystemClock
 from tests.api.conftest import ServeSite
+from tests.support.clock import FakeClock
 from tests.support.entries import entry
-from tests.support.live import Live
+from tests.support.live import JSON, NDJSON, Live
 from tests.support.registry import REGISTRY, ProfileFeatures
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -167,6 +171,44 @@ async def test_examples_of_events_are_events(document: Document) -> None:
         "TipFeedback",
     }
     assert len(decode_lines(content["application/x-ndjson"]["example"].encode())) == 2
+
+
+def example(document: Document, schema: Document) -> Any:
+    """The first example of a schema, or one made of those of its parts."""
+    if "$ref" in schema:
+        return example(document, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+    if "examples" in schema:
+        return schema["examples"][0]
+    if schema.get("type") == "array":
+        return [example(document, schema["items"])]
+    if schema.get("type") == "string":
+        return "ada"
+    return {
+        name: example(document, part)
+        for name, part in schema["properties"].items()
+        if name in schema.get("required", ()) or "examples" in part
+    }
+
+
+async def test_every_example_is_accepted_in_three_years(serve_site: ServeSite) -> None:
+    clock = FakeClock(SystemClock().now_ms() + 3 * 365 * DAY_MS)
+    async with serve_site(clock=clock) as later:
+        document: Document = (await later.client.get("/schema/openapi.json")).json()
+        assert "2026-04-25T" not in json.dumps(document)
+        content = document["paths"]["/events"]["post"]["requestBody"]["content"]
+        sent = [(JSON, msgspec.json.encode(item["value"])) for item in content["application/json"]["examples"].values()]
+        for headers, raw in [*sent, (NDJSON, content["application/x-ndjson"]["example"].encode())]:
+            answer = await later.client.post("/events", content=raw, headers=headers)
+            assert answer.status_code == 202, answer.text
+        for path in ("/profiles/batch", "/profiles/history", "/score", "/generate"):
+            operation = document["paths"][path]["post"]
+            body = example(document, operation["requestBody"]["content"]["application/json"]["schema"])
+            answer = await later.client.post(path, json=body)
+            assert answer.status_code == 200, (path, body, answer.text)
+        parameters = document["paths"]["/profiles/{user_id}"]["get"]["parameters"]
+        moments = {item["name"]: example(document, item["schema"]) for item in parameters if item["name"] == "as_of"}
+        answer = await later.client.get("/profiles/ada", params=moments)
+        assert (answer.status_code, len(moments)) == (200, 1), answer.text
 
 
 async def test_keys_are_asked_for_where_they_are_needed(document: Document, site: Live) -> None:

@@ -26,6 +26,7 @@ from app.api.listening import KEEP_ALIVE_S, EmbeddedServer, listening_socket
 from app.asgi import about_to_stop, create_app
 from app.assembly import Service, open_service
 from app.contract import Contract
+from app.features.clock import Clock
 from app.features.events import TipEvent
 from app.setting_values import ApiKey
 from app.settings import Settings, hash_key
@@ -128,10 +129,15 @@ async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple
 
 @asynccontextmanager
 async def live(
-    settings: Settings, *, contract: Contract | None = None, hit_path: bool = True, head_s: float = KEEP_ALIVE_S
+    settings: Settings,
+    *,
+    contract: Contract | None = None,
+    clock: Clock | None = None,
+    hit_path: bool = True,
+    head_s: float = KEEP_ALIVE_S,
 ) -> AsyncIterator[Live]:
     """Serve until the block ends. Without the hit path, every request goes to its documented route."""
-    async with open_service(settings, door="http", contract=contract) as service:
+    async with open_service(settings, door="http", contract=contract, clock=clock) as service:
         application = create_app(settings, service=service)
         if not hit_path:
             application.asgi_handler = behind_the_hit_path(application)
