@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from app.bandit_metrics import BanditMetrics
 from app.errors import StoreFull
 from app.plain_structlog import structlog
+from app.repeated_lines import RepeatedLines
 from app.tallies import SpreadTally, Tally
 
 REQUEST_ID = "request_id"
@@ -207,7 +208,7 @@ def configure_logging(
         else [_printable, structlog.dev.ConsoleRenderer(colors=on_screen, exception_formatter=plain)]
     )
     structlog.configure(
-        processors=[*shared[:2], shared[3], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[RepeatedLines(), *shared[:2], shared[3], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,

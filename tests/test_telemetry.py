@@ -12,7 +12,10 @@ from typing import Literal
 import pytest
 
 from app.errors import StoreFull, StoreUnavailable
+from app.plain_structlog import structlog
+from app.repeated_lines import MOST_LINES, SPAN_S, RepeatedLines
 from app.telemetry import Metrics, configure_logging, logger, warn
+from tests.support.clock import FakeClock
 from tests.support.logs import logging_put_back
 
 Format = Literal["console", "json"]
@@ -169,3 +172,33 @@ def test_what_comes_again_and_again_on_a_full_disk_is_told_quietly(written: list
         for error in (StoreFull("no room"), StoreUnavailable("locked")):
             warn(log, error)("tried_in_vain", error=str(error))
     assert [json.loads(line)["error"] for line in written] == ["locked"]
+
+
+def seen(lines: RepeatedLines, event: str, level: str = "info", **fields: object) -> int | None:
+    """How many lines the line says were left out; None if it is left out itself."""
+    try:
+        line = lines(None, level, {"event": event, **fields})
+    except structlog.DropEvent:
+        return None
+    return int(line.get("left_out", 0))
+
+
+def test_a_line_that_comes_again_and_again_is_told_some_times_and_then_counted() -> None:
+    clock = FakeClock()
+    lines = RepeatedLines(clock.monotonic)
+    shown = [seen(lines, "request", status=404, route="unmatched", request_id=str(number)) for number in range(1_000)]
+    assert shown == [0] * MOST_LINES + [None] * (1_000 - MOST_LINES)
+    assert seen(lines, "request", status=401, route="unmatched") == 0, "another kind of line was left out"
+    assert seen(lines, "request", level="debug", status=404, route="unmatched") == 0
+    assert [seen(lines, "consistency_violation", feature="f") for _ in range(100)] == [0] * 100
+    clock.advance(int(SPAN_S * 1_000))
+    assert [seen(lines, "request", status=404, route="unmatched") for _ in range(2)] == [1_000 - MOST_LINES, 0]
+    clock.advance(int(SPAN_S * 1_000))
+    assert seen(lines, "request", status=404, route="unmatched") == 0
+
+
+def test_the_log_of_a_process_leaves_repeated_lines_out(written: list[str]) -> None:
+    configure_logging("json", "info", written.append)
+    for _ in range(100):
+        logger("part").info("request", status=404, route="unmatched")
+    assert len(written) == MOST_LINES
