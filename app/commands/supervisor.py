@@ -36,11 +36,11 @@ CHILDREN = ("serve", "worker")
 
 
 def supervise(settings: Settings) -> int:
-    """Run until SIGINT or SIGTERM; the exit code."""
+    """Run until SIGINT, SIGTERM or SIGHUP (the terminal was closed); the exit code."""
     settings.require_safe_binding()
     settings.require_whole_model()
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     with _only_one(settings.database.parent):
         killed = running_servers(settings.database).exists()  # an earlier `up` was; its children are about to stop

@@ -40,7 +40,7 @@ def bindable(port: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_nothing_is_left_when_it_is_asked_to_stop(programs: Programs, tmp_path: Path, number: int) -> None:
     port = free_port()
     program = up(programs, port)
