@@ -215,7 +215,7 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
     (
         "ahead",
         "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
-        f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() + OLD_MS}, 0)",
+        f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() + DAY_MS}, 0)",
         *("event times", "warn", "1 lie more than five minutes in the future"),
     ),
     (

@@ -178,7 +178,7 @@ async def test_the_admin_finds_a_dead_letter_when_something_on_the_queue_is_no_e
     errors = " ".join(letter["error"] for letter in await letters(client) if letter["id"] not in known)
     assert "unknown subject" in errors
     assert "no_job_of_ours" in errors
-    assert "not msgpack" in errors
+    assert "the job is a pickle" in errors
     assert await tips(client, user) == 1
 
     (bad,) = [one for one in await letters(client) if "unknown subject" in one["error"] and one["id"] not in known]
