@@ -1,4 +1,4 @@
-"""Log lines that come as often as somebody asks, or as something fails, must not fill a disk."""
+"""Log lines that callers and failures can cause without limit must not fill a disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Span:
 class RepeatedLines:
     """A processor of structlog: lets `MOST_LINES` of a kind through within `SPAN_S`.
 
-    The first line of the kind after that says in `left_out` how many there were that nobody saw.
+    The first line of the kind after that says in `left_out` how many were not written.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,7 @@
 """Retention: what is older than a setting goes, night by night, in small steps, so that no other writer waits long.
 
 Invariant: a run's cutoff is at most `LARGEST_MOVE_MS` from that of the run before, so that a clock that is wrong for a
-night deletes no more than that. What a first run would delete beyond it waits until somebody confirms it.
+night deletes no more than that. What a first run would delete beyond it waits until an admin confirms it.
 """
 
 from __future__ import annotations

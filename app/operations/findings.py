@@ -65,7 +65,7 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
 
 
 def waiting_to_be_pruned(what: Sequence[str]) -> list[Finding]:
-    """Whether the first run that deletes the given kinds of things waits for somebody."""
+    """Whether the first run that deletes the given kinds of things waits for an admin."""
     if not what:
         return []
     text = f"Old {' and '.join(what)} are not deleted: the first run would delete more than three days of them."

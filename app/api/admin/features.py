@@ -125,7 +125,7 @@ def _definition(api: Api, index: int, announced: list[Announced]) -> Definition:
     responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
 )
 async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
-    """Off."""
+    """Serve the feature as null, in every process."""
     return await _switch(request, name, reason, on=False)
 
 
@@ -139,7 +139,7 @@ async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "")
     responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
 )
 async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
-    """On."""
+    """Serve the feature again."""
     return await _switch(request, name, reason, on=True)
 
 

@@ -111,7 +111,7 @@ def _ahead(found: DatabaseFacts) -> Line:
 
 
 def diagnose_retention(waiting: Sequence[str]) -> Line:
-    """Whether a first run that deletes these kinds of things waits for somebody."""
+    """Whether the first run that deletes these kinds of things waits for an admin."""
     for finding in waiting_to_be_pruned(waiting):
         return Line("retention", "warn", finding.text, finding.advice)
     return Line("retention", "ok", "what is too old is deleted every night")

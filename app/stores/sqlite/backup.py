@@ -119,8 +119,8 @@ def _alone(database: Path) -> Iterator[sqlite3.Connection | None]:
     Gives a connection within a transaction, or None if SQLite cannot read the file or there is none.
 
     The log must be gone before another file takes the database's place: 1. the file is replaced; 2. we are killed;
-    3. whoever opens it next finds the old log beside it, and plays it back into the wrong database. Afterwards is too
-    late: a log of that name may be that of a process that has opened the new file.
+    3. the next process that opens it finds the old log beside it, and plays it back into the wrong database. Afterwards
+    is too late: a log of that name may be that of a process that has opened the new file.
     """
     if not database.exists():
         _forget_log(database)
@@ -170,7 +170,7 @@ def _forget_log(database: Path) -> None:
 
 
 def _create(part: Path) -> None:
-    """An empty file that nobody else may read, in the place of one that a killed process left."""
+    """An empty file that only its owner may read, in the place of one that a killed process left."""
     part.unlink(missing_ok=True)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 

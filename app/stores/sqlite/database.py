@@ -167,7 +167,7 @@ class Database:
         """Run `work` in one write transaction, one hop.
 
         If another file has meanwhile taken the place of the database, `StoreUnavailable` is raised after the commit:
-        what was written is in a file that nobody will open again.
+        what was written is in a file that no process will open again.
 
         What is not `durable` is committed without waiting for the disk: a machine that stops may lose it, wholly, until
         the next durable write. No process that stops or is killed does.
