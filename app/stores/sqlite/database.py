@@ -233,7 +233,7 @@ class Database:
 
     def _gone(self, what: str) -> StoreUnavailable:
         return StoreUnavailable(
-            f"the database at {self.path} has {what} since this process opened it; restart the process",
+            f"the database's file has {what} since this process opened it; restart the process",
             f"its file has {what} since this process opened it; restart the process",
         )
 

@@ -83,7 +83,7 @@ async def test_nothing_is_acknowledged_when_the_file_is_not_the_open_one_any_mor
         await database.write(lambda connection: audit(connection, "second"))
     with pytest.raises(StoreUnavailable, match=message) as raised:
         await audited(database)
-    assert str(database.path) not in raised.value.told
+    assert str(database.path) not in f"{raised.value}{raised.value.told}", "callers are told a path"
 
 
 async def test_a_file_that_comes_back_is_used_again(database: Database) -> None:
