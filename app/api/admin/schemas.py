@@ -70,15 +70,6 @@ class RebuildList(msgspec.Struct):
     rebuilds: list[RebuildStatus]
 
 
-class Bin(msgspec.Struct, omit_defaults=True):
-    """Part of a distribution: a category (`value`), or a range (`from`, `to`)."""
-
-    count: int
-    value: Value = None
-    start: float | None = msgspec.field(default=None, name="from")
-    end: float | None = msgspec.field(default=None, name="to")
-
-
 class Quality(msgspec.Struct):
     """Data quality, measured at `measured_at`; eligible are users with any event within the longest window.
 

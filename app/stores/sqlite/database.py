@@ -232,10 +232,8 @@ class Database:
         return result
 
     def _gone(self, what: str) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"the database's file has {what} since this process opened it; restart the process",
-            f"its file has {what} since this process opened it; restart the process",
-        )
+        text = f"its file has {what} since this process opened it; restart the process"
+        return StoreUnavailable(f"the database does not answer: {text}", text)
 
     def interrupt(self) -> None:
         """Interrupt the statements that readers run, and from now on every one that takes long: the process stops."""
