@@ -48,7 +48,7 @@ class Difference(msgspec.Struct, kw_only=True):
     examples: list[ChangedUser]
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """The comparison in lines of text, as the command line shows it."""
         if not self.users:
             yield "There are no users with an event in either window."
             return
