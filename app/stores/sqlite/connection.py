@@ -8,6 +8,8 @@ holding the write lock.
 from __future__ import annotations
 
 import math
+import os
+import pwd
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,30 @@ class ThreadConnection(aiosqlite.Connection):
         await super().close()
 
 
+def check_rights(path: Path) -> None:
+    """Raise `StoreUnavailable` unless this process may write to a database: to its directory and to its logs, too.
+
+    Even a reader makes the logs where there are none. Left behind by another account, they keep the owner of the
+    database from writing to it.
+    """
+    effective = os.access in os.supports_effective_ids
+    for file in (path, path.parent, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        if file.exists() and not os.access(file, os.W_OK, effective_ids=effective):
+            owner = _account(file.stat().st_uid)
+            raise StoreUnavailable(
+                f"the database at {path} cannot be used: {_account(os.geteuid())} may not write to {file}, which "
+                f"belongs to {owner}; run the command as the owner of the database, or give that account the right",
+                "its files cannot be written to by the account of this process",
+            )
+
+
+def _account(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
 def read_only_uri(path: Path) -> str:
     """The URI under which SQLite opens exactly this file, whatever characters its name has, and writes nothing."""
     return f"file://{quote(str(path.absolute()))}?mode=ro"
@@ -86,6 +112,7 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
         raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 is the least")
     if not path.is_file():
         raise StoreUnavailable(f"there is no database at {path}; run `profiles migrate` first")
+    check_rights(path)
     try:
         connection = sqlite3.connect(
             path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
