@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
-from app.stores.sqlite.connection import BUSY_TIMEOUT_S, ThreadConnection, connect, open_thread, unavailable
+from app.stores.sqlite.connection import (
+    BUSY_TIMEOUT_S,
+    ThreadConnection,
+    connect,
+    keep_reserve,
+    open_thread,
+    unavailable,
+)
 from app.stores.sqlite.soundness import quick_findings
 from app.telemetry import logger
 
@@ -134,6 +141,7 @@ class Database:
             database._writer = await open_thread(path, read_only=False)
             database._checkpointer = connect(path, read_only=False)
             database.id = await database._own_id()
+            await asyncio.to_thread(keep_reserve, path)
         except BaseException:
             await database.close()
             raise
