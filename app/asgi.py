@@ -40,6 +40,7 @@ from app.generation.writing import Writing
 from app.probes import gauges, readiness, refresh_gauges, sampling
 from app.profiles.run_watch import RunWatch
 from app.settings import Settings
+from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.sessions import SqliteSessions
 from app.telemetry import Metrics, configure_logging, logger
 from app.wording import open_writing
@@ -210,6 +211,7 @@ def _api(service: Service, writing: Writing) -> Api:
         lineup=service.bandit.lineup,
         rollout=service.bandit.rollout,
         pruning_waits=service.retention.waiting,
+        unknown_decisions=lambda: unknown_decisions(service.database, service.clock.now_ms()),
         replayer=Replayer(service.ingestor, service.letters, service.clock),
         writing=writing,
         readiness=lambda: readiness(service),

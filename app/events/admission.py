@@ -211,7 +211,7 @@ class Admission:
 
     retention_days: int
 
-    def admit(self, events: Sequence[TipEvent], now_ms: int) -> list[Admitted]:
+    def admit(self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "") -> list[Admitted]:
         """Give each event its event time.
 
         Raises:
@@ -242,6 +242,7 @@ class Admission:
                         utc_offset_min=offset // timedelta(minutes=1),
                         claimed_at_ms=claimed_ms if early else None,
                         received_at_ms=now_ms,
+                        sent_by=sent_by,
                     )
                 )
         if issues:

@@ -30,7 +30,7 @@ from app.stores.sqlite.soundness import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
 TELL_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
