@@ -24,11 +24,14 @@ from app.setting_values import ApiKey, RolloutRails
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 PREFIX = "PROFILES_"
+_SHOWN = 80
+_PASSWORD = re.compile(r"//[^/]*@")
 MIN_RETENTION_MARGIN_DAYS = 30
 MIN_DECISION_MARGIN_DAYS = 3
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
+    """`secret`: the value is, or may hold, a password or a key, and is not shown."""
     return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
@@ -46,11 +49,13 @@ class Settings:
         None,
         setting_values.redis_url,
         "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://.",
+        secret=True,
     )
     queue_url: str | None = _setting(
         None,
         setting_values.redis_url,
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
+        secret=True,
     )
     queue_name: str = _setting(
         "arq:queue",
@@ -60,7 +65,10 @@ class Settings:
     host: str = _setting("127.0.0.1", setting_values.host, "Address to serve on. Anything but loopback needs API keys.")
     port: int = _setting(8000, setting_values.whole(1, 65535), "Port to serve on.")
     api_keys: tuple[ApiKey, ...] = _setting(
-        (), setting_values.api_keys, "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`."
+        (),
+        setting_values.api_keys,
+        "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`.",
+        secret=True,
     )
     rate_limit: int = _setting(
         0, setting_values.whole(0, 1_000_000), "Requests a second of each key, for a process; 0: no limit."
@@ -146,8 +154,9 @@ class Settings:
         None,
         setting_values.model_url,
         "Base URL of an OpenAI-compatible endpoint that words tips, as https://host/v1; without one templates do.",
+        secret=True,
     )
-    model: str | None = _setting(None, setting_values.model_name, "The model that is asked for there.")
+    model: str | None = _setting(None, setting_values.model_name, "The model that is asked for there.", secret=True)
     model_key: str | None = _setting(
         None, setting_values.secret, "The key that is sent there, where it wants one.", secret=True
     )
@@ -179,7 +188,8 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](environ[name])
             except ValueError as error:
-                raise SettingsError(name, str(error)) from None
+                given = _PASSWORD.sub("//…@", environ[name])[:_SHOWN]
+                raise SettingsError(name, f"{error} (given: {given!r})" if item.repr else str(error)) from None
         return cls(**values)
 
     def require_retention(self, longest_window_ms: int) -> None:

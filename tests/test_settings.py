@@ -310,6 +310,21 @@ def test_message_never_shows_the_key_of_a_model(name: str, text: str) -> None:
     assert caught.value.__cause__ is None
 
 
+def test_message_shows_a_value_that_is_wrong_but_no_password_in_it() -> None:
+    for name, text, shown in (
+        ("PORT", "80O0", "(given: '80O0')"),
+        ("HOST", "a b" * 100, f"(given: {('a b' * 100)[:80]!r})"),
+        ("DATABASE", "postgresql://me:top-secret@host/db", "(given: 'postgresql://…@host/db')"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            read(**{name: text})
+        assert str(caught.value).endswith(shown)
+
+
+def test_settings_do_not_show_passwords_and_keys() -> None:
+    assert "top-secret" not in repr(read(CACHE_URL="redis://:top-secret@host", MODEL_URL="https://host/top-secret"))
+
+
 def test_settings_do_not_show_the_key_of_a_model() -> None:
     assert "top-secret" not in repr(read(MODEL_KEY="top-secret"))
 

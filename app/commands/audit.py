@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app.commands.look import check_user
-from app.commands.output import err, print_json, progress, run, settings_of_command
+from app.commands.output import print_json, progress, run, say, settings_of_command
 
 if TYPE_CHECKING:
     from app.assembly import Service
@@ -101,4 +101,4 @@ def _show(found: dict[str, Any]) -> None:
             f"holds {item['held']} (event {item['held_seq']}), computed {item['computed']}"
         )
     if len(found["untrue"]) > SHOWN:
-        err().print(f"  … and {len(found['untrue']) - SHOWN} more; --json tells of all")
+        say(f"and {len(found['untrue']) - SHOWN} more; --json tells of all", before="  … ")

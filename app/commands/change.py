@@ -16,12 +16,12 @@ from app.commands.look import check_user
 from app.commands.output import (
     ACTOR,
     complain,
-    err,
     fail,
     print_json,
     progress,
     registry_option,
     run,
+    say,
     settings_of_command,
 )
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
@@ -153,7 +153,7 @@ async def _load(file: Path, size: int | None, skip_bad: bool) -> dict[str, int]:
             while piece := list(islice(lines, LINES_PER_REQUEST)):
                 await _load_piece(service, piece, first, skip_bad, totals)
                 if totals["refused"] and not skip_bad:
-                    err().print(f"stopped; everything up to line {first - 1} is stored")
+                    say(f"stopped; everything up to line {first - 1} is stored")
                     break
                 first += len(piece)
                 bar.advance(task, sum(map(len, piece)))
