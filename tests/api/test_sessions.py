@@ -50,6 +50,7 @@ def sessions(
         clock=clock or FakeClock(),
         new_id=lambda: f"id-{next(numbers)}",
         lifetime_hours=hours,
+        instance="test",
     )
 
 
