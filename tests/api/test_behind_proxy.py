@@ -7,9 +7,11 @@ from ipaddress import ip_network
 import httpx
 import pytest
 
+from app.api.admin import sign_in as sign_in_module
 from tests.api.conftest import ServeSite
 from tests.support.clock import FakeClock
 from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem, raw_status
+from tests.support.logs import Recorder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
@@ -90,11 +92,18 @@ async def test_proxy_is_believed_when_it_is_trusted(serve_site: ServeSite) -> No
 
 
 @pytest.mark.parametrize("trusted", [(), ELSEWHERE])
-async def test_proxy_is_not_believed_when_it_is_not_trusted(serve_site: ServeSite, trusted: object) -> None:
+async def test_proxy_is_not_believed_when_it_is_not_trusted(
+    serve_site: ServeSite, trusted: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(sign_in_module, "log", recorder)
     async with serve_site(trusted_proxies=trusted, api_keys=API_KEYS) as site:
         answer = await sign_in(site, SAID)
         assert answer.status_code == 303
         assert "Secure" not in answer.headers["set-cookie"]
+        assert [(line["event"], line["setting"]) for line in recorder.lines] == [
+            ("proxy_not_trusted", "PROFILES_TRUSTED_PROXIES")
+        ]
         refused = await sign_in(site, {**SAID, "Origin": "https://tips.example"})
         assert refused.status_code == 403
         for advice in ("proxy_set_header Host $http_host", "X-Forwarded-Host", "PROFILES_TRUSTED_PROXIES"):
