@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from pathlib import Path
 
 import httpx
 import pytest
 
 from app.api.admin import sign_in as sign_in_module
+from app.settings import Settings
+from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.clock import FakeClock
-from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem, raw_status
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, problem, raw_status
 from tests.support.logs import Recorder
+from tests.support.registry import FEATURES
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
@@ -161,6 +165,24 @@ async def test_services_on_one_host_do_not_sign_each_other_out(serve_site: Serve
         for site in (one, other):
             site.client.cookies.clear()
             assert (await site.client.get("/admin/users/ada", headers=cookies)).status_code == 200
+
+
+async def test_session_is_valid_when_the_service_was_started_again(
+    migrated_template: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
+) -> None:
+    database = fresh_database(migrated_template, tmp_path)
+    settings = Settings(
+        features=FEATURES,
+        database=database,
+        cache_url=cache_server.url,
+        queue_url=queue_server.url,
+        api_keys=API_KEYS,
+    )
+    async with live(settings) as site:
+        session = (await sign_in(site, {})).cookies[site.cookie_name]
+        cookie = {"Cookie": f"{site.cookie_name}={session}"}
+    async with live(settings) as site:
+        assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
 
 
 async def test_refusal_names_the_settings_at_fault_when_the_browser_sends_no_cookie(keyed: Live) -> None:
