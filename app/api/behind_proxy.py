@@ -42,7 +42,7 @@ class BehindProxy:
             said = self._said(scope)
             # The last one is the nearest proxy's; those before it came in with the request.
             if host := said.get(HOST, b"").rpartition(b",")[2].strip():
-                scope["headers"] = [*(pair for pair in scope["headers"] if pair[0] != b"host"), (b"host", host)]
+                scope["headers"] = [(name, host if name == b"host" else value) for name, value in scope["headers"]]
             if self._root:
                 self._strip(scope, stripped=PREFIX in said)
         await self._inner(scope, receive, send)
