@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 from app import setting_values
 from app.errors import SettingsError
-from app.setting_values import ApiKey, RolloutRails
+from app.setting_values import ApiKey, Network, RolloutRails
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
@@ -64,6 +64,16 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", setting_values.host, "Address to serve on. Anything but loopback needs API keys.")
     port: int = _setting(8000, setting_values.whole(1, 65535), "Port to serve on.")
+    root_path: str = _setting(
+        "",
+        setting_values.root_path,
+        "The path under which a proxy in front shows the service, as /profiles; the proxy may strip it or pass it on.",
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        (),
+        setting_values.networks,
+        "Comma-separated addresses or networks of proxies whose X-Forwarded-For, -Proto, -Host, -Prefix are believed.",
+    )
     api_keys: tuple[ApiKey, ...] = _setting(
         (),
         setting_values.api_keys,
@@ -231,12 +241,14 @@ class Settings:
 
     def require_safe_binding(self) -> None:
         """Raise `SettingsError` where the service would be open to others without any key."""
-        if not self.api_keys and not is_loopback(self.host):
-            raise SettingsError(
-                "PROFILES_API_KEYS",
-                f"must hold at least one key when PROFILES_HOST is {self.host}: without keys the service serves only "
-                "on a loopback address (make a key with `profiles keys new`)",
-            )
+        if self.api_keys or (is_loopback(self.host) and not self.trusted_proxies):
+            return
+        cause = "PROFILES_TRUSTED_PROXIES is set" if is_loopback(self.host) else f"PROFILES_HOST is {self.host}"
+        raise SettingsError(
+            "PROFILES_API_KEYS",
+            f"must hold at least one key when {cause}: without keys the service serves only on a loopback address, and "
+            "to this machine (make a key with `profiles keys new`)",
+        )
 
 
 def variable(item: Field[Any]) -> str:

@@ -18,8 +18,13 @@ from tests.support.waiting import eventually_sync
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block for path in READMES for block in blocks_of(path)]
 QUEUE = "README.md: Publishing on the queue"
-# Followed by `test_readme_walk.py`, which starts a service of its own, and by `features/test_actions.py`.
-ELSEWHERE = {"README.md: Adding a feature", "README.md: Adding a feedback action"}
+# Followed by `test_readme_walk.py`, which starts a service of its own, by `features/test_actions.py`, and by
+# `api/pages/test_behind_proxy.py`.
+ELSEWHERE = {
+    "README.md: Adding a feature",
+    "README.md: Adding a feedback action",
+    "README.md: Behind a proxy",
+}
 SECTIONS = {name: blocks for name, blocks in sections().items() if name not in {QUEUE, *ELSEWHERE}}
 
 

@@ -123,9 +123,10 @@ def complain(issue: Issue) -> None:
 
 
 def plain(text: str) -> str:
-    """Text from outside: no markup, no control characters."""
-    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-    return shown.replace("[", r"\[")
+    """Text from outside: no markup, nothing that cannot be seen."""
+    from app.features.ids import visible
+
+    return visible(text).replace("[", r"\[")
 
 
 def print_json(value: object) -> None:
