@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Coroutine
 from dataclasses import replace
 from functools import cache
@@ -163,6 +165,11 @@ def with_running_servers(settings: Settings) -> Settings:
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return settings
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM raises, so that a file that is half written is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
