@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import click
 
 from app.commands.look import check_user, moment_ms
-from app.commands.output import run, settings_of_command, stop_on_sigterm
+from app.commands.output import progress, run, settings_of_command, stop_on_sigterm
 from app.errors import InvalidInput, Issue
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def history(file: Path, output: Path | None, features: tuple[str, ...], before: 
     known = moment_ms(known_at, "--known-at") if known_at not in (None, "as_of") else known_at
     options = _Options([name for names in features for name in names.split(",")], before, known)  # type: ignore[arg-type]
     stop_on_sigterm()
-    with open_rows(file) as rows, writer_for(output) as writer:
-        result = run(_history(rows, options, writer))
+    with open_rows(file) as rows, writer_for(output) as writer, progress("rows", shown=output is not None) as bar:
+        task = bar.add_task("computing", total=None)
+        result = run(_history(rows, options, writer, lambda count: bar.update(task, completed=count)))
     if output is not None:
         click.echo(f"{result.rows} rows written to {output}", err=True)
     for name, reason in result.failed.items():
@@ -78,7 +79,9 @@ def history(file: Path, output: Path | None, features: tuple[str, ...], before: 
     sys.exit(1 if result.failed else 0)
 
 
-async def _history(rows: Rows, options: _Options, writer: TrainingSetWriter) -> _Result:
+async def _history(
+    rows: Rows, options: _Options, writer: TrainingSetWriter, on_progress: Callable[[int], None]
+) -> _Result:
     from app.assembly import open_service
     from app.features.registry import encode_value, indices
     from app.profiles.filling import failures
@@ -102,7 +105,7 @@ async def _history(rows: Rows, options: _Options, writer: TrainingSetWriter) -> 
             late.note(asked, zip(*values.values(), strict=True))
             computed = {entry.name: JsonColumn(values[index], KINDS[entry.dtype]) for index, entry in features.items()}
             writer.write({**block.columns, **computed})
-            count += len(asked)
+            on_progress(count := count + len(asked))
 
         profiles = await reader.read_as_of(late.sample())
         return _Result(count, failed, late.share([tuple(row[index].json for index in features) for row in profiles]))

@@ -116,12 +116,14 @@ def print_json(value: object) -> None:
     out().print_json(json.dumps(value)) if out().is_terminal else print(json.dumps(value))
 
 
-def progress(unit: str) -> Progress:
+def progress(unit: str, *, shown: bool = True) -> Progress:
     """A progress bar on standard error; silent where that is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(*columns, TimeRemainingColumn(), console=err(), disable=not err().is_terminal, transient=True)
+    return Progress(
+        *columns, TimeRemainingColumn(), console=err(), disable=not (shown and err().is_terminal), transient=True
+    )
 
 
 def running_servers(database: Path) -> Path:
