@@ -119,6 +119,7 @@ def _check_names(names: Sequence[str], features: Iterable[Feature]) -> None:
 
 def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list[Asked]:
     """What to compute; raises `InvalidInput`, naming the first row that is not allowed."""
+    from app.features.ids import id_problem
     from app.profiles.ports import Asked
 
     asked: list[Asked] = []
@@ -127,7 +128,8 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
         if user is None or at is None:
             missing = "user_id" if user is None else "as_of"
             raise InvalidInput("a row is not allowed", [Issue(f"{place}, {missing}", "missing, or not text")])
-        check_user(user, f"{place}, user_id")
+        if id_problem(user) is not None:  # the import within `check_user` costs more than the look
+            check_user(user, f"{place}, user_id")
         at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - options.before
         asked.append(Asked(user, mask, at_ms, at_ms if options.known_at == "as_of" else options.known_at))
     times = [row.now_ms or 0 for row in asked]
