@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -134,12 +135,14 @@ def print_json(value: object) -> None:
     out().print_json(json.dumps(value)) if out().is_terminal else print(json.dumps(value))
 
 
-def progress(unit: str) -> Progress:
+def progress(unit: str, *, shown: bool = True) -> Progress:
     """A progress bar on standard error; silent where that is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(*columns, TimeRemainingColumn(), console=err(), disable=not err().is_terminal, transient=True)
+    return Progress(
+        *columns, TimeRemainingColumn(), console=err(), disable=not (shown and err().is_terminal), transient=True
+    )
 
 
 def running_servers(database: Path) -> Path:
@@ -183,6 +186,11 @@ def with_running_servers(settings: Settings) -> Settings:
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return settings
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM raises, so that a file that is half written is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

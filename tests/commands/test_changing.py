@@ -140,19 +140,21 @@ OTHER_FORMATS = {
     "a table of columns": b"event_id,user_id,tip_id\na,ann,t\n",
     "gzip": gzip.compress(line("a").encode()),
     "text in UTF-16": line("a").encode("utf-16"),
+    "text in UTF-16 ": line("a").encode("utf-16-be"),
 }
 
 
-@pytest.mark.parametrize("name", OTHER_FORMATS)
+@pytest.mark.parametrize("case", OTHER_FORMATS)
 @pytest.mark.parametrize("bad", [(), ("--skip-bad",)], ids=["strict", "skip"])
-def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, name: str, bad: tuple[str, ...]) -> None:
-    (tmp_path / "events").write_bytes(OTHER_FORMATS[name])
+def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, case: str, bad: tuple[str, ...]) -> None:
+    name = case.strip()
+    (tmp_path / "events").write_bytes(OTHER_FORMATS[case])
     shown = migrated("events", "events", *bad)
     assert shown.code == 5
     assert f"events is {name}; expected is newline-delimited JSON in UTF-8, one event a line" in shown.err
     assert stored(tmp_path) == []
     with pytest.raises(Undecodable, match=f"the body is {name}; expected is newline-delimited JSON"):
-        decode_lines(OTHER_FORMATS[name])
+        decode_lines(OTHER_FORMATS[case])
 
 
 def test_the_file_is_named_when_it_does_not_exist(migrated: Run) -> None:
