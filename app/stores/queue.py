@@ -25,12 +25,13 @@ DATABASES_SUFFIX = ":databases"
 SHOWN_MS = 15_000
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
+LARGE_TIP_EVENTS = "large_tip_events"
 REBUILD = "run_rebuild"
 BURY = "bury_job"
 QUALITY = "measure_quality"
 PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, as arq makes by default; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
@@ -66,22 +67,28 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     try:
         found = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        reason = PICKLED if raw.startswith(_PICKLE) and raw.endswith(b".") else f"the job is not msgpack: {error}"
-        return _burial(raw.decode("utf-8", "backslashreplace"), reason)
+        reason = PICKLED if is_pickle(raw) and raw.endswith(b".") else f"the job is not msgpack: {error}"
+        return burial(raw.decode("utf-8", "backslashreplace"), reason)
     try:
         job = msgspec.convert(found, _Job)
     except (msgspec.ValidationError, RecursionError) as error:
-        return _burial(found, f"not a job: {error}")
+        return burial(found, f"not a job: {error}")
     if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
-        return _burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
+        return burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
     if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
-        return _burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
+        return burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
     tries = min(max(job.t or 1, 1), MOST_TRIES)
     enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
     return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}
 
 
-def _burial(payload: object, reason: str) -> dict[str, Any]:
+def is_pickle(raw: bytes) -> bool:
+    """Whether these may be the first bytes of a pickle."""
+    return raw.startswith(_PICKLE)
+
+
+def burial(payload: object, reason: str) -> dict[str, Any]:
+    """A job that buries what came."""
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
