@@ -33,13 +33,14 @@ from app.api.rate_limit import RateLimit
 from app.api.sessions import Sessions
 from app.assembly import Service, open_service
 from app.contract import Contract
-from app.errors import ProfilesError
+from app.errors import CacheUnavailable, ProfilesError, QueueUnavailable
 from app.events.ports import Holdings
 from app.events.replay import Replayer
 from app.generation.writing import Writing
 from app.probes import gauges, readiness, refresh_gauges, sampling
 from app.profiles.run_watch import RunWatch
 from app.settings import Settings
+from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.sessions import SqliteSessions
 from app.telemetry import Metrics, configure_logging, logger
 from app.wording import open_writing
@@ -142,14 +143,34 @@ def _assets() -> Router:
     return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False, guards=[plain_name])
 
 
+async def _erase_jobs(service: Service, user_id: str) -> QueueUnavailable | None:
+    try:
+        if service.queue is not None:
+            await service.queue.erase(user_id)
+    except QueueUnavailable as error:
+        log.warning("jobs_not_erased", error=str(error))
+        return QueueUnavailable(
+            f"the user is erased, but for jobs that wait in the queue: {error.told}; erase again once it answers"
+        )
+    return None
+
+
 def _api(service: Service, writing: Writing) -> Api:
     async def audit(actor: str, action: str, subject: str, outcome: str) -> None:
         await service.audit.begin(service.clock.now_ms(), actor, action, subject, outcome)
 
     async def erase(user_id: str) -> Holdings:
+        # The queue first: what a worker takes out of it meanwhile is in the database before the user goes from there.
+        unanswered = await _erase_jobs(service, user_id)
         erased = await service.users.erase(user_id, service.clock.now_ms())
         await service.invalidator.make_good()
         await service.users.erase_decisions(user_id)
+        try:
+            await service.cache.drop_user(user_id)
+        except CacheUnavailable as error:  # no process reads these any more, and they expire
+            log.warning("earlier_values_not_erased", error=str(error))
+        if unanswered is not None:
+            raise unanswered
         return erased
 
     async def start_rebuild(run_id: str) -> None:
@@ -196,6 +217,7 @@ def _api(service: Service, writing: Writing) -> Api:
         lineup=service.bandit.lineup,
         rollout=service.bandit.rollout,
         pruning_waits=service.retention.waiting,
+        unknown_decisions=lambda: unknown_decisions(service.database, service.clock.now_ms()),
         replayer=Replayer(service.ingestor, service.letters, service.clock),
         writing=writing,
         readiness=lambda: readiness(service),

@@ -42,7 +42,7 @@ class BanditMetrics:
         )
         self.events = Counter(
             "profiles_decision_events_total",
-            "Events joined to a decision, by what came of them.",
+            "Events about a decision, by what came of them.",
             ("outcome",),
             registry=collectors,
         )

@@ -17,6 +17,8 @@ from app.features.clock import rfc3339
 from app.operations.sampler import Sampler
 from app.operations.samples import Gauges, Process, Role
 from app.operations.states import Check, State
+from app.stores.sqlite.connection import check_rights
+from app.stores.sqlite.database import Database
 from app.stores.sqlite.outbox import backlog, events_ahead
 from app.stores.tasks import end
 from app.telemetry import logger
@@ -38,13 +40,24 @@ async def _check_database(service: Service) -> dict[str, Check]:
     except StoreUnavailable as error:
         return {"database": _unanswered("database", f"{error.told}; nothing can be served", error, vital=True)}
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
-    room, links = not service.database.full, service.database.links
-    full = "the disk is full: events and decisions are refused, reads go on"
-    named = f"its file has {links} names (hard links); remove all but one: what is written under one, others do not see"
+    trouble = await _database_trouble(service.database)
     return {
-        "database": Check(room and links == 1, named if room else full, state="degraded"),
+        "database": Check(trouble is None, trouble or "", state="degraded"),
         "invalidations": Check(owed == 0, detail, state="degraded"),
     }
+
+
+async def _database_trouble(database: Database) -> str | None:
+    if database.full:
+        return "the disk is full: events and decisions are refused, reads go on"
+    if (links := database.links) > 1:
+        return f"its file has {links} names (hard links); remove all but one: each has a write-ahead log of its own"
+    try:
+        await asyncio.to_thread(check_rights, database.path)
+    except StoreUnavailable as error:
+        log.warning("not_answering", what="database", error=str(error))
+        return error.told
+    return None
 
 
 async def _check_cache(service: Service) -> dict[str, Check]:

@@ -21,6 +21,7 @@ REPEATED = frozenset(
         "not_answering",
         "publish_failed",
         "unavailable",
+        "unknown_decision",
     }
 )
 # Each takes few values, so that there are few kinds.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.asgi import create_app
 from app.assembly import open_service
+from app.errors import StoreUnavailable
 from app.probes import readiness, refresh_gauges, sampling
 from app.settings import Settings
 from app.stores.sqlite.database import Database
@@ -17,7 +19,7 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.outbox import AHEAD_MS
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
-from tests.support.database import column
+from tests.support.database import as_another_account, column, copy_database
 from tests.support.events import admitted, served
 from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_async
@@ -85,6 +87,20 @@ async def test_readiness_tells_what_has_become_of_the_database_file(settings: Se
             "its file has been removed since this process opened it; restart the process; nothing can be served"
         )
         second.rename(database_path)
+        assert (await readiness(service))["database"].ok
+
+
+async def test_readiness_tells_that_the_database_cannot_be_written_to(
+    settings: Settings, migrated_template: Path, reachable: Path
+) -> None:
+    path = copy_database(migrated_template, reachable / "profiles.db", "of another account")
+    async with open_service(replace(settings, database=path), door="queue") as service:
+        with as_another_account(path):
+            check = (await readiness(service))["database"]
+            assert (check.ok, check.state) == (False, "degraded")
+            assert check.detail == "its files cannot be written to by the account of this process"
+            with pytest.raises(StoreUnavailable, match="may not write to"):
+                await Database.open(path, readers=1)
         assert (await readiness(service))["database"].ok
 
 

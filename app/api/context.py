@@ -110,6 +110,7 @@ class Api:
     lineup: Lineup
     rollout: Rollout
     pruning_waits: Callable[[], Awaitable[list[str]]]
+    unknown_decisions: Callable[[], Awaitable[list[tuple[str, int]]]]
     replayer: Replayer
     writing: Writing
     readiness: Callable[[], Awaitable[dict[str, Check]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from litestar import post
 
+from app.api.admin.actors import caller
 from app.api.context import HttpRequest, api_of
 from app.api.documents import problems
 from app.api.inputs import JSON, NDJSON, media_type
@@ -29,5 +30,5 @@ async def post_events(request: HttpRequest) -> EventsReceipt:
     kind = media_type(request, (JSON, NDJSON))
     body = await request.body()
     events = decode_lines(body) if kind == NDJSON else decode_json(body)
-    receipt = await api_of(request).ingestor.ingest(events)
+    receipt = await api_of(request).ingestor.ingest(events, caller(request).name)
     return EventsReceipt(receipt.accepted, receipt.duplicates, receipt.invalidated)

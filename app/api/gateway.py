@@ -19,8 +19,8 @@ from random import Random
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.enums import HttpMethod, ScopeType
+from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
 
 from app.api import event_stream
 from app.api.bodies import Bodies, Body
@@ -90,7 +90,7 @@ class Gateway:
             refusal = await self._turned_away(scope) or _refusal(scope)
             if refusal is None:
                 _drop_foreign_cookies(scope)
-                await self._inner(scope, body.receive, send_marked)
+                await self._passed_on(scope, body.receive, send_marked)
             else:
                 await _refuse(send_marked, *refusal)
         except asyncio.CancelledError:
@@ -100,6 +100,17 @@ class Gateway:
             body.forget()
             # A stream lasts as long as somebody listens: what counts is when it began.
             self._note(scope, status, (answered or perf_counter()) - started)
+
+    async def _passed_on(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "HEAD":
+            await self._inner(scope, receive, send)
+            return
+        scope["method"] = HttpMethod.GET.value
+        try:
+            reader = _HeadReader(receive, send)
+            await self._inner(scope, reader.receive, reader.send)
+        finally:
+            scope["method"] = HttpMethod.HEAD.value
 
     async def _turned_away(self, scope: HTTPScope) -> tuple[int, str] | None:
         if is_limited(scope):
@@ -118,6 +129,32 @@ class Gateway:
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
+
+
+class _HeadReader:
+    """A reader who asked with HEAD, as a route for GET sees it: gone as soon as the body begins."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._asked = False
+        self._gone = asyncio.Event()
+
+    async def receive(self) -> HTTPReceiveMessage:
+        """The request; after that, that the reader has gone."""
+        if not self._asked:
+            self._asked = True
+            return await self._receive()  # type: ignore[return-value]  # no websocket comes here
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Nothing of the body."""
+        if message["type"] == "http.response.start":
+            await self._send(message)
+        elif not self._gone.is_set():
+            self._gone.set()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -14,6 +14,7 @@ from litestar.handlers import BaseRouteHandler
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.context import HttpRequest
+from app.decoding import decode
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
 from app.features.clock import to_ms
 from app.features.ids import id_problem
@@ -80,7 +81,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     if not body.strip():
         raise Undecodable("the body is empty; a JSON object is expected")
     try:
-        return _decode(body, kind)
+        return decode(body, msgspec.json.Decoder(kind))
     except msgspec.ValidationError as error:
         raise InvalidInput("the body is invalid", [issue_of(str(error))]) from error
     except UnicodeDecodeError as error:
@@ -89,17 +90,6 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
         raise Undecodable("the body is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise Undecodable(f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError:
-        # The decoder stops at the first thing wrong. What follows may not even be JSON, which is the greater fault. It
-        # is looked through and not built: small lists take twenty times as much memory as their text.
-        msgspec.json.decode(body, type=msgspec.Raw)
-        body.decode()
-        raise
 
 
 def issue_of(message: str) -> Issue:

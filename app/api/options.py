@@ -1,7 +1,6 @@
-"""`OPTIONS` where a path has several handlers.
+"""Which methods a path answers to, as `OPTIONS` and the header `Allow` of a 405 say it.
 
-Litestar makes an answer of its own for each path, and makes it from the first handler: it would tell of `POST` where
-there is `GET` too. These must be registered before the handlers that they speak for.
+Litestar would tell of the first handler of a path alone, of methods that only a form uses, and not of HEAD.
 """
 
 from __future__ import annotations
@@ -10,23 +9,36 @@ from collections.abc import Sequence
 
 from litestar import Response, route
 from litestar.enums import HttpMethod
-from litestar.handlers import HTTPRouteHandler
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+
+ALLOW = "allow"
 
 
 def options_of(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
-    """A handler for each path that several of these share."""
-    methods: dict[str, list[str]] = {}
+    """A handler of `OPTIONS` for each path; they must be registered before the handlers that they speak for."""
+    documented: dict[str, set[str]] = {}
+    forms: dict[str, set[str]] = {}
     for handler in handlers:
+        methods = forms if handler.include_in_schema is False else documented
         for path in handler.paths:
-            methods.setdefault(path, []).extend(handler.http_methods)
-    return [_options(path, allowed) for path, allowed in methods.items() if len(allowed) > 1]
+            methods.setdefault(path, set()).update(handler.http_methods)
+    return [_options(path, methods) for path, methods in {**forms, **documented}.items()]
 
 
-def _options(path: str, methods: Sequence[str]) -> HTTPRouteHandler:
-    allowed = ", ".join(sorted([*methods, "OPTIONS"]))
+def allow_of(handler: BaseRouteHandler, otherwise: str) -> str:
+    """The value of `Allow` for the path of a handler of `OPTIONS`; `otherwise` is Litestar's."""
+    return str(handler.opt.get(ALLOW) or _listed({*otherwise.split(", ")}))
 
-    @route(path, http_method=[HttpMethod.OPTIONS], status_code=204, include_in_schema=False)
+
+def _options(path: str, methods: set[str]) -> HTTPRouteHandler:
+    allowed = _listed(methods)
+
+    @route(path, http_method=[HttpMethod.OPTIONS], status_code=204, include_in_schema=False, opt={ALLOW: allowed})
     async def options() -> Response[None]:
         return Response(None, status_code=204, headers={"Allow": allowed})
 
     return options
+
+
+def _listed(methods: set[str]) -> str:
+    return ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))

@@ -12,6 +12,7 @@ from litestar.exceptions import HTTPException, ValidationException
 
 from app import errors
 from app.api.context import HttpRequest
+from app.api.options import allow_of
 from app.api.pages.errors import ErrorPage
 from app.api.pages.negotiation import prefers_page
 from app.api.shedding import mark
@@ -122,7 +123,10 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
         405: "this path does not answer to this method",
         413: "the body is over 8 MB",
     }
-    headers = {"Allow": error.headers["allow"]} if error.headers and "allow" in error.headers else {}
+    headers: dict[str, str] = {}
+    if error.headers and (allow := error.headers.get("allow")):
+        _, handler, *_ = request.app.asgi_router.handle_routing(path=request.scope["path"], method="OPTIONS")
+        headers["Allow"] = allow_of(handler, allow)
     return _respond(request, status, details.get(status, error.detail), headers=headers)
 
 

@@ -12,12 +12,13 @@ from app.api.inputs import body_as, check_ids, issue_of, with_mirror
 from app.api.scoring_schemas import ScoreCandidate, ScoreRequest
 from app.bandit.decisions import MAX_CANDIDATES, Asked, Origin
 from app.bandit.terms import Candidate, Context, Profile
+from app.decoding import decode
 from app.errors import InvalidInput, Issue
 
 _SOME_ITEM = "candidates["
 # Of the longest list of candidates that can be right, ids without commas.
 _MOST_COMMAS = MAX_CANDIDATES * 5
-_decode_candidate = msgspec.json.Decoder(ScoreCandidate).decode
+_CANDIDATE = msgspec.json.Decoder(ScoreCandidate)
 
 
 class _Loose(msgspec.Struct):
@@ -82,7 +83,7 @@ def _broken(body: bytes) -> list[Issue]:
     issues: list[Issue] = []
     for index, raw in enumerate(sent):
         try:
-            _decode_candidate(raw)
+            decode(raw, _CANDIDATE)
         except msgspec.ValidationError as error:
             found = issue_of(str(error))
             path = f"candidates[{index}]" + ("" if found.path == "$" else f".{found.path}")

@@ -21,7 +21,7 @@ from app.bandit.rewards import outcome_rewards
 from app.errors import InvalidInput
 from app.features.clock import Clock, to_ms
 from app.features.events import Action, TipFeedback
-from app.telemetry import Metrics
+from app.telemetry import Metrics, logger
 
 HOUR_MS = 3_600_000
 # What happened within the window may be under way when it closes.
@@ -29,6 +29,7 @@ GRACE_MS = 60_000
 # A producer's clock may be behind ours; an event of long before a decision is none of its.
 SKEW_MS = 5 * 60_000
 SETTLED_AT_ONCE = 200
+log = logger("bandit.learning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +113,18 @@ class DecisionLearner:
     async def learn(self, events: Sequence[Told]) -> None:
         """Learn from those that concern a decision, in one transaction; where none does, nothing is written."""
         concerned = await self._book.concerned(events)
+        named = {item.seq for item in concerned}
+        if unknown := [item for item in events if item.event.decision_id is not None and item.seq not in named]:
+            await self._note(unknown)
         if not concerned:
             return
         for outcome, count in (await self._book.learn(concerned, self._clock.now_ms())).items():
             self._metrics.bandit.events.labels(outcome).inc(count)
+
+    async def _note(self, unknown: Sequence[Told]) -> None:
+        for sent_by, count in (await self._book.note_unknown(unknown, self._clock.now_ms())).items():
+            self._metrics.bandit.events.labels("unknown decision").inc(count)
+            log.warning("unknown_decision", sent_by=sent_by, events=count, event_id=unknown[0].event.event_id)
 
     async def settle(self) -> int:
         """Settle every decision whose window has closed, in small steps; how many that were."""

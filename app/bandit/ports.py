@@ -105,6 +105,10 @@ class LearningBook(Protocol):
         """Those of the events that may concern a decision. Nothing is written; what is none costs microseconds."""
         ...
 
+    async def note_unknown(self, events: Sequence[Told], now_ms: int) -> Mapping[str, int]:
+        """Count events that name no decision of their user; how many, by who sent them."""
+        ...
+
     async def learn(self, events: Sequence[Told], now_ms: int) -> Mapping[EventOutcome, int]:
         """Learn from events in the order given, each once however often it comes; all in one transaction, or nothing.
 

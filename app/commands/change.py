@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from app.assembly import Service
     from app.events.ingest import Receipt
     from app.features.events import TipEvent
+    from app.settings import Settings
 
 LINES_PER_REQUEST = 500
 REBUILD_CHUNK = 128
@@ -208,17 +209,19 @@ async def _load_lines(service: Service, piece: list[bytes], first: int, totals: 
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed on the same day: the same events.")
 def demo(users: int, days: int, seed: int) -> None:
     """Load a demonstration set: users with different habits. Loading it again on the same day changes nothing."""
-    count = run(load_demo(users, days, seed))
+    count = run(load_demo(settings_of_command(), users, days, seed))
     click.echo(f"{count} events of {users} users over {days} days stored")
 
 
-async def load_demo(users: int, days: int, seed: int, stopped: Callable[[], bool] = lambda: False) -> int:
+async def load_demo(
+    settings: Settings, users: int, days: int, seed: int, stopped: Callable[[], bool] = lambda: False
+) -> int:
     """Generate and store the set, unless `stopped` in between; how many events were new."""
     from app.assembly import open_service
     from app.commands.demo_set import generate
 
     stored = 0
-    async with open_service(settings_of_command(), door="command") as service:
+    async with open_service(settings, door="command") as service:
         made = generate(users=users, days=days, seed=seed, now_ms=service.clock.now_ms())
         with progress("users") as bar:
             task = bar.add_task("making events", total=users)

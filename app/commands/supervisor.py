@@ -22,10 +22,11 @@ from pathlib import Path
 import click
 
 from app.commands.child import Child
-from app.commands.output import err, fail, run, running_servers
+from app.commands.output import err, fail, run, running_servers, with_running_servers
 from app.commands.port import next_free_port, require_free_port
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.settings import PREFIX, Settings
+from app.stores.sqlite.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 
 LOOK_S = 0.1
@@ -46,7 +47,9 @@ def supervise(settings: Settings) -> int:
         killed = running_servers(settings.database).exists()  # an earlier `up` was; its children are about to stop
         settings = _with_free_ports(settings, wait=killed)
         require_free_port(settings, CHILDREN_STOP_S if killed else 0)
-        fresh = _migrate(settings.database)
+        with_demo = settings.demo and not settings.database.exists()
+        if not with_demo:
+            migrate(settings.database)
         with _servers(settings) as (servers, cache_url, queue_url):
             # Commands, the demonstration set among them, find the servers through this file and the environment.
             environment = {
@@ -59,8 +62,8 @@ def supervise(settings: Settings) -> int:
                 PREFIX + "DRAIN_S": "0",  # nobody stands in front, and Ctrl-C is not to take minutes
             }
             with _announced(settings.database, cache_url, queue_url):
-                if fresh and settings.demo and not stop.is_set():
-                    _load_demo(stop)
+                if with_demo and not _load_demo(settings, stop):
+                    return 0
                 return _keep_running(settings, servers, environment, stop)
 
 
@@ -135,20 +138,28 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def _migrate(database: Path) -> bool:
-    """Migrate; whether the database is new."""
-    from app.stores.sqlite.migrate import migrate
-
-    before, _ = migrate(database)
-    return before is None
-
-
-def _load_demo(stop: threading.Event) -> None:
+def _load_demo(settings: Settings, stop: threading.Event) -> bool:
+    """Make the database, which appears only with the whole demonstration set in it; whether it was not stopped."""
     from app.commands.change import load_demo
 
     err().print("loading the demonstration set: 1,000 users, 90 days ...")
-    count = run(load_demo(1_000, 90, 1, stop.is_set))
+    part = settings.database.with_name(settings.database.name + ".part")
+    _forget(part)
+    migrate(part)
+    count = run(load_demo(with_running_servers(replace(settings, database=part)), 1_000, 90, 1, stop.is_set))
+    if stop.is_set():
+        err().print("stopped; the next `profiles up` loads it from the beginning")
+        return False
+    part.rename(settings.database)
+    _forget(part)
     err().print(f"{count:,} events stored")
+    return True
+
+
+def _forget(part: Path) -> None:
+    for file in part.parent.iterdir():
+        if file.name.startswith(part.name):
+            file.unlink()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from app.decoding import convert, decode
 from app.errors import InvalidInput, Issue, Undecodable
 from app.events.ports import Admitted
 from app.features.clock import DAY_MS, rfc3339, to_ms
@@ -24,7 +25,6 @@ from app.features.ids import MAX_ID_LENGTH, id_problem
 MAX_EVENTS = 1_000
 FUTURE_TOLERANCE_MS = 5 * 60_000
 _DECODER: msgspec.json.Decoder[TipEvent] = msgspec.json.Decoder(TipEvent)
-_ANY_DECODER: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
 _RAW_DECODER: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
@@ -137,7 +137,7 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
     invalid: list[Issue] = []
     for item, place in zip(items, places, strict=True):
         try:
-            event = _decode_one(item)
+            event = decode(item, _DECODER)
         except msgspec.ValidationError as error:
             invalid.append(_issue(place, str(error)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -151,17 +151,6 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
     if invalid:
         raise InvalidInput("nothing was stored: the events below are invalid", invalid)
     return Batch(events, places)
-
-
-def _decode_one(item: msgspec.Raw) -> TipEvent:
-    try:
-        return _DECODER.decode(item)
-    except msgspec.ValidationError:
-        # The decoder stops at the first thing wrong. What follows may not even be JSON, which is the greater fault. It
-        # is looked through and not built: small lists take twenty times as much memory as their text.
-        _ANY_DECODER.decode(item)
-        bytes(item).decode()
-        raise
 
 
 def _undecodable(error: Exception) -> str:
@@ -178,7 +167,7 @@ def from_queue(payload: object, place: str) -> TipEvent:
         detail = f"a msgpack timestamp, which has lost its offset; allowed is {_ALLOWED['occurred_at']}"
         raise InvalidInput("not a tip event", [Issue(f"{place}.occurred_at", detail)])
     try:
-        event: TipEvent = msgspec.convert(payload, TipEvent)
+        event: TipEvent = convert(payload, TipEvent)
     except msgspec.ValidationError as error:
         raise InvalidInput("not a tip event", [_issue(place, str(error))]) from error
     if issues := _id_issues(event, place):
@@ -223,7 +212,7 @@ class Admission:
 
     retention_days: int
 
-    def admit(self, events: Sequence[TipEvent], now_ms: int) -> list[Admitted]:
+    def admit(self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "") -> list[Admitted]:
         """Give each event its event time.
 
         Raises:
@@ -254,6 +243,7 @@ class Admission:
                         utc_offset_min=offset // timedelta(minutes=1),
                         claimed_at_ms=claimed_ms if early else None,
                         received_at_ms=now_ms,
+                        sent_by=sent_by,
                     )
                 )
         if issues:

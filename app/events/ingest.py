@@ -86,8 +86,8 @@ class Ingestor:
         """Whether events that came now would wait too long; nobody need decode them then."""
         return self._backlog.full
 
-    async def ingest(self, events: Sequence[TipEvent]) -> Receipt:
-        """Store all of these events, or none.
+    async def ingest(self, events: Sequence[TipEvent], sent_by: str = "") -> Receipt:
+        """Store all of these events, or none. `sent_by`: the name of the key, or else of the door.
 
         Raises:
             InvalidInput: a time is refused.
@@ -97,7 +97,7 @@ class Ingestor:
                 safe.
         """
         try:
-            admitted = self._admission.admit(events, self._clock.now_ms())
+            admitted = self._admission.admit(events, self._clock.now_ms(), sent_by or f"the {self._door}")
         except Exception:
             self._metrics.events.labels(self._door, "refused").inc(len(events))
             raise

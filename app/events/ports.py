@@ -14,7 +14,7 @@ from app.features.events import TipEvent
 
 class Admitted(NamedTuple):
     """An event that may be stored. `occurred_at_ms` is the event time that counts; `claimed_at_ms` is the producer's
-    own where the two differ (an event from the near future counts from its arrival)."""
+    own where the two differ (an event from the near future counts from its arrival). `sent_by`: the name of the key."""
 
     event: TipEvent
     digest: bytes
@@ -22,6 +22,7 @@ class Admitted(NamedTuple):
     utc_offset_min: int
     claimed_at_ms: int | None
     received_at_ms: int
+    sent_by: str
 
 
 class Appended(NamedTuple):

@@ -64,6 +64,13 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
     return [Finding("degraded", "registry", f"Running processes serve different registries: {each}.", advice)]
 
 
+def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
+    """Who sent events within the last day that name no decision of their user, and how many."""
+    advice = "Nothing is learned from them. Have it send the decision_id that /score answered for the same user."
+    texts = [f"{_plural(count, 'event')} sent by {sender} named no decision of the user." for sender, count in senders]
+    return [Finding("degraded", "decision_ids", text, advice) for text in texts]
+
+
 def waiting_to_be_pruned(what: Sequence[str]) -> list[Finding]:
     """Whether the first run that deletes the given kinds of things waits for an admin."""
     if not what:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from arq.connections import ArqRedis
@@ -18,6 +18,7 @@ from arq.constants import job_key_prefix
 from redis.exceptions import WatchError
 
 from app.errors import InvalidInput, QueueUnavailable
+from app.events.naming import names
 from app.stores.queue import LARGE_TIP_EVENTS, PICKLED, TIP_EVENTS, burial, is_pickle, serialize
 from app.stores.valkey.pool import AWAY, told
 
@@ -46,28 +47,33 @@ class Position(NamedTuple):
 
 
 async def set_aside(redis: ArqRedis, job_id: str) -> None:
-    """Put a small job in the place of a large one; of one that cannot be taken in, the job that buries it."""
+    """Put a small job in the place of a large one; of one that cannot be taken in, the job that buries it.
+
+    Raises:
+        QueueUnavailable: the queue does not answer.
+    """
     key = job_key_prefix + job_id
-    if await redis.strlen(key) <= PIECE_BYTES:
-        return
-    async with redis.pipeline(transaction=True) as pipe:
-        await pipe.watch(key)
-        size, ttl_ms = await pipe.strlen(key), await pipe.pttl(key)
-        if size <= PIECE_BYTES:
+    with _asking():
+        if await redis.strlen(key) <= PIECE_BYTES:
             return
-        head = await pipe.getrange(key, 0, _HEAD_BYTES - 1)
-        pipe.multi()  # type: ignore[no-untyped-call]  # redis-py's, which has no types
-        try:
-            if size > MAX_JOB_BYTES:
-                raise InvalidInput(f"the job has {size:,} bytes; allowed are {MAX_JOB_BYTES:,}: send several jobs")
-            job = {"t": 1, "f": LARGE_TIP_EVENTS, "a": list(_first(head)), "k": {}, "et": 0}
-            pipe.rename(key, _aside(job_id))
-        except InvalidInput as error:
-            shown = head[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
-            job = burial(f"{shown}… ({size:,} bytes)", str(error))
-        pipe.set(key, serialize(job), px=ttl_ms if ttl_ms > 0 else None)
-        with suppress(WatchError):  # it has expired, or another worker has done it
-            await pipe.execute()
+        async with redis.pipeline(transaction=True) as pipe:
+            await pipe.watch(key)
+            size, ttl_ms = await pipe.strlen(key), await pipe.pttl(key)
+            if size <= PIECE_BYTES:
+                return
+            head = await pipe.getrange(key, 0, _HEAD_BYTES - 1)
+            pipe.multi()  # type: ignore[no-untyped-call]  # redis-py's, which has no types
+            try:
+                if size > MAX_JOB_BYTES:
+                    raise InvalidInput(f"the job has {size:,} bytes; allowed are {MAX_JOB_BYTES:,}: send several jobs")
+                job = {"t": 1, "f": LARGE_TIP_EVENTS, "a": list(_first(head)), "k": {}, "et": 0}
+                pipe.rename(key, _aside(job_id))
+            except InvalidInput as error:
+                shown = head[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
+                job = burial(f"{shown}… ({size:,} bytes)", str(error))
+            pipe.set(key, serialize(job), px=ttl_ms if ttl_ms > 0 else None)
+            with suppress(WatchError):  # it has expired, or another worker has done it
+                await pipe.execute()
 
 
 class LargeJob:
@@ -85,19 +91,45 @@ class LargeJob:
         """
         with _asking():
             data = await self._redis.getrange(_aside(self._job_id), position.at, position.at + PIECE_BYTES - 1)
-        events, end = split(data, min(PIECE_EVENTS, position.events - position.taken))
-        if not events:
+        values, end = split(data, min(PIECE_EVENTS, position.events - position.taken))
+        if not values:
             fault = f"is larger than {PIECE_BYTES:,} bytes" if len(data) == PIECE_BYTES else "is missing"
             raise InvalidInput(
                 f"the event [{position.taken}] of {position.events} {fault}; none of the rest can be read"
             )
-        return events, Position(position.at + end, position.taken + len(events), position.events)
+        events = [value for value in values if not _is_blank(value)]
+        return events, Position(position.at + end, position.taken + len(values), position.events)
 
     async def move(self, position: Position) -> None:
         """The next try begins there."""
         job = {"t": 1, "f": LARGE_TIP_EVENTS, "a": list(position), "k": {}, "et": 0}
         with _asking():
             await self._redis.set(job_key_prefix + self._job_id, serialize(job), xx=True, keepttl=True)
+
+    async def erase(self, user_id: str, position: Position) -> bool:
+        """Overwrite a user's events from there on, each by a blank of its length; whether there were any."""
+        key, found = _aside(self._job_id), False
+        while position.taken < position.events:
+            with _asking():
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    # Watched: 1. we read; 2. a worker forgets the job; 3. we write, and leave a key for good.
+                    await pipe.watch(key)
+                    data = await pipe.getrange(key, position.at, position.at + PIECE_BYTES - 1)
+                    spans = list(_spans(data, min(PIECE_EVENTS, position.events - position.taken)))
+                    if not spans:
+                        break
+                    pipe.multi()  # type: ignore[no-untyped-call]  # as above
+                    for begin, end in spans:
+                        item = data[begin:end]
+                        if user_id.encode() in item and names(_decoded(item), user_id):
+                            pipe.setrange(key, position.at + begin, _blank(end - begin))
+                            found = True
+                    try:
+                        await pipe.execute()
+                    except WatchError:
+                        continue
+            position = Position(position.at + spans[-1][1], position.taken + len(spans), position.events)
+        return found
 
     async def forget(self) -> None:
         """Nothing of it is needed any more."""
@@ -107,13 +139,34 @@ class LargeJob:
 
 def split(data: bytes, most: int) -> tuple[list[object], int]:
     """The complete values at the beginning of concatenated msgpack, at most so many, and where the last one ends."""
-    values: list[object] = []
+    spans = list(_spans(data, most))
+    return [_decoded(data[begin:end]) for begin, end in spans], spans[-1][1] if spans else 0
+
+
+def position_of(job: dict[str, Any]) -> Position | None:
+    """Where a job that was set aside goes on; None if it was not."""
+    return Position(*job["a"]) if job["f"] == LARGE_TIP_EVENTS else None
+
+
+def _spans(data: bytes, most: int) -> Iterator[tuple[int, int]]:
     begin = 0
     with suppress(IndexError):
-        while len(values) < most and (end := _end(data, begin)) <= len(data):
-            values.append(_decoded(data[begin:end]))
+        for _ in range(most):
+            if (end := _end(data, begin)) > len(data):
+                return
+            yield begin, end
             begin = end
-    return values, begin
+
+
+def _blank(size: int) -> bytes:
+    """One value of msgpack, a binary of zeros, that is so many bytes long; at least two."""
+    code, width = (0xC4, 1) if size < 258 else (0xC5, 2) if size < 65_539 else (0xC6, 4)
+    length = size - 1 - width
+    return bytes([code]) + length.to_bytes(width) + bytes(length)
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, bytes) and not any(value)
 
 
 def _aside(job_id: str) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 from arq.connections import ArqRedis
-from arq.constants import default_queue_name, health_check_key_suffix
+from arq.constants import default_queue_name, health_check_key_suffix, job_key_prefix
 
 from app.errors import QueueUnavailable
+from app.events.naming import names, not_naming
 from app.stores.valkey.pool import AWAY, blocking_pool, told
 from app.telemetry import Metrics, logger
 
@@ -39,6 +40,7 @@ YEAR_3000_MS = 32_503_680_000_000
 TIMEOUT_S = 1.0
 MAX_CONNECTIONS = 8
 SEQS_PER_JOB = 1_000
+JOBS_AT_ONCE = 20
 PENDING_CAP = 100_000
 LINGER_S = 0.05
 log = logger("stores.queue")
@@ -90,6 +92,26 @@ def is_pickle(raw: bytes) -> bool:
 def burial(payload: object, reason: str) -> dict[str, Any]:
     """A job that buries what came."""
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
+
+
+def without_user(raw: bytes, user_id: str) -> bytes:
+    """A job as it waits, without what names a user. Of a list of events only the user's go."""
+    if user_id.encode() not in raw:
+        return raw
+    try:
+        found = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+        found = raw
+    if isinstance(found, dict) and isinstance(arguments := found.pop("a", None), list) and not names(found, user_id):
+        rest = [_rest(argument, user_id) for argument in arguments]
+        return raw if rest == arguments else serialize({**found, "a": rest})
+    return serialize({"f": TIP_EVENTS, "a": [[]]}) if names(found, user_id) else raw
+
+
+def _rest(argument: object, user_id: str) -> object:
+    if isinstance(argument, list):
+        return not_naming(argument, argument, user_id)
+    return [] if names(argument, user_id) else argument
 
 
 def connect(
@@ -158,6 +180,27 @@ class Queue:
         found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
         return {item.decode() for item in found}
 
+    async def erase(self, user_id: str) -> int:
+        """Take a user's events out of the jobs that wait; in how many there were any. Raises `QueueUnavailable`."""
+        from app.stores.large_jobs import LargeJob, position_of, set_aside  # noqa: PLC0415  # which needs this module
+
+        touched = 0
+        waiting = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
+        for start in range(0, len(waiting), JOBS_AT_ONCE):
+            ids = waiting[start : start + JOBS_AT_ONCE]
+            await asyncio.gather(*(set_aside(self._redis, job_id) for job_id in ids))  # all are small then
+            keys = [job_key_prefix + job_id for job_id in ids]
+            for job_id, key, raw in zip(ids, keys, await self._ask("MGET", *keys), strict=True):
+                if raw is not None and (position := position_of(deserialize(raw))) is not None:
+                    touched += await LargeJob(self._redis, job_id).erase(user_id, position)
+                    continue
+                if raw is None or (rest := without_user(raw, user_id)) == raw:
+                    continue
+                # XX: a worker may have ended the job meanwhile, which must not bring it back.
+                await self._ask("SET", key, rest, "XX", "KEEPTTL")
+                touched += 1
+        return touched
+
     async def close(self) -> None:
         """Publish what waits, then close."""
         if self._publishing is not None:
@@ -171,7 +214,7 @@ class Queue:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=job, error=str(error))
 
-    async def _ask(self, *command: str) -> Any:
+    async def _ask(self, *command: str | bytes) -> Any:
         try:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except AWAY as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from app.profiles.read import ProfileReader
 from tests.support.live import Live, new_user, problem, raw_status
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -83,13 +86,12 @@ async def test_id_is_decoded_once_when_it_stands_in_a_path(site: Live, target: b
     assert (status, body["user_id"]) == (200, user)
 
 
-@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "POST", "HEAD", "TRACE", "BREW"])
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "POST", "TRACE", "BREW"])
 async def test_method_is_refused_naming_those_allowed(site: Live, method: str) -> None:
     answer = await site.client.request(method, "/profiles/u")
     assert answer.status_code == 405
-    assert {word.strip() for word in answer.headers["allow"].split(",")} == {"GET", "OPTIONS"}
-    if method != "HEAD":
-        problem(answer, 405)
+    assert {word.strip() for word in answer.headers["allow"].split(",")} == {"GET", "HEAD", "OPTIONS"}
+    problem(answer, 405)
 
 
 async def test_allowed_methods_are_told_when_asked_for(site: Live) -> None:
@@ -101,7 +103,44 @@ async def test_allowed_methods_are_told_when_asked_for(site: Live) -> None:
 async def test_all_allowed_methods_are_told_when_several_handlers_share_a_path(site: Live) -> None:
     answer = await site.client.options("/admin/dead-letters/1")
     assert answer.status_code == 204
-    assert answer.headers["allow"] == "DELETE, GET, OPTIONS"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+
+
+async def test_methods_that_no_document_names_are_not_told_where_others_are(site: Live) -> None:
+    document = (await site.client.get("/schema/openapi.json")).json()
+    for path, methods in document["paths"].items():
+        named = {word.upper() for word in methods if word in ("get", "post", "delete", "put", "patch")}
+        expected = named | {"OPTIONS"} | ({"HEAD"} if "GET" in named else set())
+        plain = re.sub(r"\{[a-z_]*\}", "1", path)
+        for answer in (await site.client.options(plain), await site.client.request("PUT", plain)):
+            assert set(answer.headers["allow"].split(", ")) == expected, path
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/schema", "/schema/openapi.json", "/features",
+                                  "/profiles/u", "/admin", "/admin/users/u", "/admin/static/user.css"])  # fmt: skip
+async def test_head_answers_as_get_does_without_the_body(site: Live, path: str) -> None:
+    got, head = await site.client.get(path), await site.client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers.keys() == got.headers.keys()
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+async def test_head_of_a_stream_ends(site: Live) -> None:
+    run = (await site.client.post("/admin/rebuilds", json={"user_ids": [new_user()]})).json()["id"]
+    head = await site.client.head(f"/admin/rebuilds/{run}/events")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
+    counted = 'profiles_http_request_duration_seconds_count{method="HEAD",route="/admin/rebuilds/{run_id}/events"'
+
+    async def ended() -> bool:
+        return counted in (await site.client.get("/metrics")).text
+
+    await eventually_async(ended)
+
+
+async def test_head_is_refused_where_get_is(site: Live) -> None:
+    assert (await site.client.head("/events")).status_code == 405
+    assert (await site.client.head("/nowhere")).status_code == 404
 
 
 async def test_defect_is_told_to_nobody_but_logged_when_a_route_fails(

@@ -172,6 +172,11 @@ async def test_a_repeated_request_is_answered_byte_for_byte(site: Live) -> None:
         ({"preferred_hour": None, "tip_volume_30d": 3}, "request", {"preferred_hour": None, "tip_volume_30d": 3}),
         ({"completion_rate_30d": 1}, "request", {"completion_rate_30d": 1}),
         ({"tip_volume_30d": 10**30, "preferred_hour": -5}, "request", {"tip_volume_30d": 10**30, "preferred_hour": -5}),
+        (
+            {"preferred_hour": 9.0, "completion_rate_30d": 1.0},
+            "request",
+            {"preferred_hour": 9, "completion_rate_30d": 1},
+        ),
         ({"mean_dwell_ms_30d": 1e308}, "request", {"mean_dwell_ms_30d": 1e308}),
         (None, "absent", None),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import zlib
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,7 +15,7 @@ from app.api.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessi
 from app.setting_values import ApiKey
 from app.settings import hash_key
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.sessions import SqliteSessions
+from app.stores.sqlite.sessions import INSERT_ENDED, KEPT, SqliteSessions
 from tests.support.clock import FakeClock
 
 ADA = ApiKey("ada", frozenset({"admin"}), hash_key("ada's key"))
@@ -149,17 +148,19 @@ async def test_token_and_message_belong_to_one_session() -> None:
     assert await here.unsign(one, await here.cookie(one)) is None
 
 
-async def test_ended_session_is_remembered_until_it_would_have_expired(database_path: Path) -> None:
-    database = await Database.open(database_path, readers=1)
-    try:
-        records = SqliteSessions(database)
-        assert len(await records.secret()) == 64
-        await records.end("a", expires_at_ms=100, now_ms=50)
-        await records.end("a", expires_at_ms=100, now_ms=50)
-        assert await records.has_ended("a")
-        assert not await records.has_ended("b")
-        await records.end("b", expires_at_ms=300, now_ms=100)
-        assert not await records.has_ended("a")  # nobody could use it any more
-        assert await records.has_ended("b")
-    finally:
-        await database.close()
+async def test_ended_sessions_are_forgotten_when_they_have_expired_and_are_many(database: Database) -> None:
+    records = SqliteSessions(database)
+    assert len(await records.secret()) == 64
+    await records.end("a", expires_at_ms=100, now_ms=50)
+    await records.end("a", expires_at_ms=100, now_ms=50)
+    assert await records.has_ended("a")
+    assert not await records.has_ended("b")
+    await records.end("b", expires_at_ms=300, now_ms=10**15)  # by a clock that is far ahead
+    assert await records.has_ended("a")
+    others = [(f"other {number}", 200 + number) for number in range(KEPT)]
+    await database.write(lambda connection: connection.executemany(INSERT_ENDED, others))
+    await records.end("c", expires_at_ms=400, now_ms=150)
+    assert not await records.has_ended("a")
+    assert await records.has_ended("b")
+    await records.end("d", expires_at_ms=400, now_ms=150)
+    assert await records.has_ended("other 0"), "it has not expired"

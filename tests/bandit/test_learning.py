@@ -14,9 +14,11 @@ from app.bandit.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.events.ports import LoggedEvent
+from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.outbox import unknown_decisions
 from tests.bandit.school import TIPS, WINDOW_MS, School
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, served
@@ -205,12 +207,19 @@ async def test_an_event_of_before_a_decision_is_not_joined_to_it_unless_it_names
     assert (await school.outcome(decision)).state == "learned"
 
 
-async def test_an_event_that_names_a_decision_of_somebody_else_or_none_is_of_no_concern(school: School) -> None:
+async def test_an_event_that_names_no_decision_of_its_user_is_counted_and_not_learned(
+    school: School,
+) -> None:
     decision = await school.decide()
     for user_id, decision_id in (("bob", decision.id), ("ann", "unknown")):
         await school.tell(feedback(user_id, tip_id=decision.chosen_id, decision_id=decision_id))
     assert (await school.outcome(decision)).state == "open"
     assert await school.counted() == {}
+    assert await unknown_decisions(school.database, school.clock.now_ms()) == [("a producer", 2)]
+    assert await unknown_decisions(school.database, school.clock.now_ms() + DAY_MS + 1) == []
+    school.clock.advance(2 * DAY_MS)
+    await school.tell(feedback("ann", decision_id="unknown"))
+    assert await unknown_decisions(school.database, school.clock.now_ms()) == [("a producer", 1)]
 
 
 async def test_feedback_is_counted_and_not_learned_when_it_is_late_or_on_another_tip(school: School) -> None:
@@ -280,7 +289,7 @@ async def test_nothing_is_written_when_no_event_concerns_a_decision(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await school.decide()
-    seqs = await school.store(served("bob"), feedback("ann", tip_id="none of them"), feedback(decision_id="unknown"))
+    seqs = await school.store(served("bob"), feedback("ann", tip_id="none of them"))
     events = await school.log.logged(seqs)
 
     async def write(*_: object) -> None:

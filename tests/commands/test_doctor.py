@@ -86,6 +86,7 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
             "outbox",
             "invalidations",
             "event times",
+            "decision ids",
             "dead letters",
             "evidence",
             "retention",
@@ -206,6 +207,11 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
         "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
         f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() - OLD_MS}, {now_ms() - OLD_MS})",
         *("outbox", "warn", "1 events wait for a worker, the oldest for"),
+    ),
+    (
+        "decision ids",
+        f"INSERT INTO unknown_decisions VALUES ('shop', 12, {now_ms() - OLD_MS}), ('old', 1, {now_ms() - 90_000_000})",
+        *("decision ids", "warn", "12 events sent by shop named no decision of the user."),
     ),
     (
         "owed",

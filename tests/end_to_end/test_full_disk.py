@@ -225,6 +225,32 @@ async def test_process_starts_and_serves_reads_when_the_disk_is_full(
     assert (shown.status, shown.json["features"]["tip_volume_30d"]) == (200, PIECE)
 
 
+@pytest.mark.parametrize("disk", ["file system"], indirect=True)
+async def test_first_process_starts_and_serves_reads_when_the_disk_is_full(
+    small_fleet: Fleet, disk: Disk, producer_of: MakeProducer
+) -> None:
+    (first,) = await small_fleet.apis(1)
+    assert await producer_of(first.port).send() == 202
+    assert first.program.stop() == 0
+    assert not list(disk.directory.glob("*-shm")), "which a process that starts has to make"
+    disk.fill()
+    (second,) = await small_fleet.apis(1)
+    worker = small_fleet.worker()
+    producer = producer_of(second.port)
+    shown = await producer.connection.get("/profiles/user-1")
+    assert (shown.status, shown.json["features"]["tip_volume_30d"]) == (200, PIECE)
+    while await producer.send() != 507:  # what is left of the reserve is used up first
+        pass
+    disk.make_room()
+    await eventually_async(lambda: _well(producer.connection), RETURN_S, 0.1)
+    assert await producer.send() == 202
+    for member in (second, worker):
+        assert member.program.stop() == 0
+    (third,) = await small_fleet.apis(1)
+    assert third.program.stop() == 0
+    assert list(disk.directory.glob("*-reserve")), "kept for the next time"
+
+
 def scored(database: Path) -> dict[str, str]:
     """Decisions by their requests; each of them whole, as SQLite and what is decided by see it."""
     with closing(sqlite3.connect(database)) as connection:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -56,11 +58,29 @@ def test_nothing_is_left_when_it_is_asked_to_stop(programs: Programs, tmp_path: 
     assert "Traceback" not in program.output
 
 
-def test_nothing_is_left_when_it_is_asked_to_stop_while_it_starts(programs: Programs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [Program.stop, Program.kill])
+async def test_the_demonstration_set_is_loaded_whole_when_loading_it_was_cut_short(
+    programs: Programs, tmp_path: Path, stop: Callable[[Program], object]
+) -> None:
     program = up(programs, free_port(), demo=1)
     program.says("loading the demonstration set")
-    assert program.stop() == 0, program.output
-    assert program.family() == {}
+    await eventually(lambda: _users(tmp_path / "var" / "profiles.db.part") > 10)
+    stop(program)
+    assert not (tmp_path / "var" / "profiles.db").exists()
+    again = up(programs, free_port(), demo=1)
+    again.says("Up.")
+    assert _users(tmp_path / "var" / "profiles.db") > 950
+    assert not list((tmp_path / "var").glob("*.part*"))
+    assert again.stop() == 0
+
+
+def _users(database: Path) -> int:
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            (count,) = connection.execute("SELECT COUNT(DISTINCT user_id) FROM event_log").fetchone()
+            return int(count)
+    except sqlite3.OperationalError:
+        return 0
 
 
 async def test_it_starts_again_where_it_was_when_it_was_killed(programs: Programs, tmp_path: Path) -> None:

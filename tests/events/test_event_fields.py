@@ -10,6 +10,7 @@ import pytest
 from app.errors import InvalidInput, Issue
 from app.events.admission import (
     decode_json,
+    from_queue,
 )
 from tests.support.events import feedback, payload, served
 
@@ -133,7 +134,7 @@ def test_event_is_refused_when_its_action_is_unknown(action: object) -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        *("-1", "86400001", "1.0", "1.5", "true", '"7200"', "[]", "1e3", "1e400"),
+        *("-1", "86400001", "86400001.0", "-1.0", "1.5", "true", '"7200"', "[]", "1e30", "1e400"),
         *(str(1 << 63), str(1 << 64), str(-(1 << 63) - 1), "9" * 400, "9" * 5_000),
     ],
     ids=lambda number: number[:22],
@@ -143,6 +144,21 @@ def test_event_is_refused_when_its_dwell_time_is_no_whole_number_in_range(number
     (found,) = invalid(raw)
     assert found.path == "dwell_ms"
     assert "a whole number from 0 to 86400000" in found.detail
+
+
+@pytest.mark.parametrize("number", ["7200.0", "7.2e3", "720000e-2"])
+def test_a_whole_number_is_an_integer_however_it_is_written(number: str) -> None:
+    raw = msgspec.json.encode(FEEDBACK_EVENT).replace(b"7200", number.encode())
+    (event,) = decode_json(raw)
+    assert event == FEEDBACK_EVENT
+    assert type(getattr(event, "dwell_ms", None)) is int
+    assert from_queue(json.loads(raw), "[0]") == FEEDBACK_EVENT
+
+
+def test_another_fault_is_named_where_a_whole_number_is_written_as_a_float() -> None:
+    raw = msgspec.json.encode(FEEDBACK_EVENT).replace(b"7200", b"7200.0").replace(b"completed", b"done")
+    (found,) = invalid(raw)
+    assert found.path == "action"
 
 
 @pytest.mark.parametrize("dwell_ms", [0, 86_400_000])

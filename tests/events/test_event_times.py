@@ -107,5 +107,5 @@ def test_digest_tells_whether_content_is_the_same() -> None:
 
 def test_builder_of_the_tests_admits_as_the_service_does() -> None:
     event = feedback(at_ms=NOW_MS - 5, offset_min=345)
-    assert ADMISSION.admit([event], NOW_MS) == [admitted(event)]
+    assert ADMISSION.admit([event], NOW_MS, "a producer") == [admitted(event)]
     assert event.occurred_at == local_time(NOW_MS - 5)

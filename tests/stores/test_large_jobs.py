@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from app.errors import InvalidInput, QueueUnavailable
 from app.stores import large_jobs as module
 from app.stores.large_jobs import LargeJob, Position, set_aside, split
-from app.stores.queue import BURY, LARGE_TIP_EVENTS, PICKLED, TIP_EVENTS, connect, deserialize, serialize
+from app.stores.queue import BURY, LARGE_TIP_EVENTS, PICKLED, TIP_EVENTS, Queue, connect, deserialize, serialize
 from app.stores.valkey.embedded import EmbeddedServer
+from app.telemetry import Metrics
 from tests.support.servers import ask
 
 KEY = job_key_prefix + "job"
@@ -163,3 +164,37 @@ async def test_nothing_is_lost_when_the_queue_is_away(client: ArqRedis, own_valk
     for asking in (job.read(position), job.move(position), job.forget()):
         with pytest.raises(QueueUnavailable):
             await asking
+
+
+async def test_an_erased_users_events_are_taken_out_of_large_jobs_wherever_they_stand(
+    client: ArqRedis, own_valkey: EmbeddedServer
+) -> None:
+    def event(number: int, size: int) -> dict[str, str]:
+        return {"event_id": "x" * size, "user_id": "ann" if number % 3 == 0 else "annabel"}
+
+    sizes = [*range(200, 300), 65_400, 65_500, 65_600, *[100] * 3_000]
+    events = [event(number, size) for number, size in enumerate(sizes)]
+    await client.enqueue_job(TIP_EVENTS, events, _job_id="job")  # whole
+    await client.enqueue_job(TIP_EVENTS, events, _job_id="begun")
+    await set_aside(client, "begun")
+    job = LargeJob(client, "begun")
+    raw = await client.get(job_key_prefix + "begun")
+    assert raw is not None
+    _, begun = await job.read(Position(*deserialize(raw)["a"]))
+    await job.move(begun)
+
+    opened = Queue(own_valkey.url, Metrics())
+    assert await opened.erase("ann") == 2
+    assert await opened.erase("ann") == 0
+    await opened.close()
+    for job_id, expected in (("job", events), ("begun", events[begun.taken :])):
+        raw = await client.get(job_key_prefix + job_id)
+        assert raw is not None
+        position, left = Position(*deserialize(raw)["a"]), list[object]()
+        while position.taken < position.events:
+            piece, position = await LargeJob(client, job_id).read(position)
+            left += piece
+        assert left == [item for item in expected if item["user_id"] == "annabel"]
+    await job.forget()
+    assert not await job.erase("ann", begun)
+    assert await client.keys("arq:large:begun") == []

@@ -231,3 +231,41 @@ async def test_publishing_goes_on_when_the_queue_comes_back(own_valkey: Embedded
     await opened.close()
     (key,) = ask(own_valkey, "KEYS", f"{job_key_prefix}*")
     assert deserialize(ask(own_valkey, "GET", key))["a"] == [[3]]
+
+
+async def test_erasing_takes_a_users_events_out_of_the_jobs_that_wait(
+    own_valkey: EmbeddedServer,
+) -> None:
+    def event(user: str) -> dict[str, str]:
+        return {"user_id": user, "tip_id": "t"}
+
+    several = [[event("ann"), event("bob"), event("ann")]]
+    jobs = {
+        "both": packed(a=several),
+        "hers": packed(a=[[event("ann")]]),
+        "his": packed(a=[[event("bob")]]),
+        "unknown": packed(f="tip_event", a=several),
+        "no list": packed(a=[event("ann")]),
+        "no job": msgspec.msgpack.encode(["ann"]),
+        "pickle": pickle.dumps({"f": "x", "a": (event("ann"),)}),
+        "numbers": packed(f=CONSUME, a=[[1, 2]]),
+    }
+    for number, (job_id, raw) in enumerate(jobs.items()):
+        ask(own_valkey, "SET", job_key_prefix + job_id, raw, "PX", 60_000)
+        ask(own_valkey, "ZADD", queue.QUEUE, number, job_id)
+    ask(own_valkey, "ZADD", queue.QUEUE, 99, "gone")
+
+    opened = Queue(own_valkey.url, Metrics())
+    assert await opened.erase("ann") == 6
+
+    held = {job_id: ask(own_valkey, "GET", job_key_prefix + job_id) for job_id in jobs}
+    assert not [job_id for job_id, raw in held.items() if b"ann" in raw]
+    assert {job_id for job_id in jobs if held[job_id] == jobs[job_id]} == {"his", "numbers"}
+    assert deserialize(held["both"])["a"] == [[event("bob")]]
+    assert deserialize(held["unknown"])["a"][0]["a"] == [[event("bob")]]
+    nothing = {"t": 1, "f": TIP_EVENTS, "a": [[]], "k": {}, "et": 0}
+    assert [deserialize(held[job_id]) for job_id in ("no job", "pickle")] == [nothing, nothing]
+    assert 0 < ask(own_valkey, "PTTL", job_key_prefix + "both") <= 60_000
+    assert ask(own_valkey, "EXISTS", job_key_prefix + "gone") == 0
+    assert await opened.erase("ann") == 0
+    await opened.close()

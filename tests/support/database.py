@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -14,6 +16,7 @@ from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.migrate import migrate
 
+NOBODY = 65_534
 WIPED = ("tip_views", "tip_feedback", "event_log")
 
 
@@ -23,6 +26,30 @@ def copy_database(template: Path, path: Path, database_id: str) -> Path:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE service SET value = ? WHERE name = 'database_id'", (database_id,))
     return path
+
+
+@contextmanager
+def as_another_account(path: Path) -> Iterator[None]:
+    """In the block this process may read the database and not write to it; it may write to its directory."""
+    path.chmod(0o644)
+    path.parent.chmod(0o777)
+    if os.geteuid() == 0:
+        os.seteuid(NOBODY)
+    else:
+        path.chmod(0o444)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+        path.chmod(0o644)
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that every account of this machine may use, as `tmp_path` is not."""
+    with TemporaryDirectory(prefix="profiles-test-") as directory:
+        Path(directory).chmod(0o777)
+        yield Path(directory)
 
 
 async def wipe(database: Database) -> None:

@@ -74,6 +74,7 @@ def admitted(event: TipEvent, received_at_ms: int = NOW_MS) -> Admitted:
         utc_offset_min=offset // timedelta(minutes=1),
         claimed_at_ms=None,
         received_at_ms=received_at_ms,
+        sent_by="a producer",
     )
 
 

@@ -14,7 +14,7 @@ from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.operations.figures import HOUR_MS, SLOT_MS
-from app.operations.findings import Finding, waiting_to_be_pruned
+from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
 from app.operations.overview import Overview, Sight, overview
 from app.operations.ports import Record
 from app.operations.states import looks_of
@@ -88,12 +88,14 @@ async def _record(api: Api) -> Record:
 async def _told(api: Api) -> list[Finding]:
     try:
         async with asyncio.timeout(LOOK_S):
-            alarm, waiting = await api.rollout.alarm(), await api.pruning_waits()
+            alarm, waiting, unknown = await asyncio.gather(
+                api.rollout.alarm(), api.pruning_waits(), api.unknown_decisions()
+            )
     except (StoreUnavailable, TimeoutError) as error:
         log.warning("findings_not_read", error=str(error))
         return []
     found = [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
-    return found + waiting_to_be_pruned(waiting)
+    return found + waiting_to_be_pruned(waiting) + wrong_decisions(unknown)
 
 
 def _view(found: Overview) -> OverviewView:

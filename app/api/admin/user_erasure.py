@@ -57,8 +57,8 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
     opt={"scope": "admin"},
     tags=["Admin"],
     summary="Erase a user",
-    description="Deletes the user's events, decisions, learned state and cached values for good. The audit trail "
-    "keeps a hash of the id.",
+    description="Deletes the user's events, decisions, learned state, dead letters and cached values for good, and "
+    "their events in jobs that wait in the queue. The audit trail keeps a hash of the id.",
     responses=problems(400, 401, 403, 422, 503, 507),
 )
 async def erase_user(request: HttpRequest, user_id: UserId) -> None:

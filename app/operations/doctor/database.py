@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.operations.doctor.facts import DatabaseFacts, Line, MachineFacts
 from app.operations.doctor.features import diagnose_features
-from app.operations.findings import waiting_to_be_pruned
+from app.operations.findings import waiting_to_be_pruned, wrong_decisions
 
 MIB, GIB = 2**20, 2**30
 WAL_WARN, WAL_BAD = 64 * MIB, GIB
@@ -38,6 +38,7 @@ def diagnose_database(found: DatabaseFacts) -> list[Line]:
         _outbox(found),
         _owed(found),
         _ahead(found),
+        _decision_ids(found),
         _letters(found),
         _evidence(found),
         _priors(found),
@@ -108,6 +109,13 @@ def _ahead(found: DatabaseFacts) -> Line:
     text = f"{found.events_ahead:,} lie more than five minutes in the future"
     remedy = "A clock was wrong when they came. They count as recent until that time; correct the clock if it still is."
     return Line("event times", "warn", text, remedy)
+
+
+def _decision_ids(found: DatabaseFacts) -> Line:
+    wrong = wrong_decisions(found.unknown_decisions)
+    if not wrong:
+        return Line("decision ids", "ok", "every one that was sent in the last day is known")
+    return Line("decision ids", "warn", " ".join(finding.text for finding in wrong), wrong[0].advice)
 
 
 def diagnose_retention(waiting: Sequence[str]) -> Line:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from app.operations.samples import Sample
@@ -57,6 +57,8 @@ class DatabaseFacts(NamedTuple):
 
     `kept`: of events and of decisions, up to which moment old ones have been deleted, and that of the oldest.
 
+    `unknown_decisions`: who sent events within the last day that name no decision of their user, and how many.
+
     Ages are in seconds, None where there is nothing that could have one.
     """
 
@@ -72,6 +74,7 @@ class DatabaseFacts(NamedTuple):
     dead_letters: int
     owed: int
     events_ahead: int
+    unknown_decisions: Sequence[tuple[str, int]]
     unreadable: int
     damaged_priors: int
     newest_sample_s: float | None

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from app.errors import Conflict, InvalidInput, StoreFull, StoreUnavailable
-from app.stores.sqlite.connection import connect, read_only_uri, unavailable
+from app.stores.sqlite.connection import check_rights, connect, read_only_uri, unavailable
 from app.stores.sqlite.database import check_schema, draw_id
 
 # https://sqlite.org/fileformat2.html: the bytes from PENDING_BYTE on, which no page uses.
@@ -126,6 +126,7 @@ def _alone(database: Path) -> Iterator[sqlite3.Connection | None]:
         _forget_log(database)
         yield None
         return
+    check_rights(database)
     with closing(sqlite3.connect(database, timeout=0.2, isolation_level=None)) as connection:
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")

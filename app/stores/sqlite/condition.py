@@ -11,6 +11,7 @@ import stat
 from contextlib import closing
 from pathlib import Path
 
+from app.features.clock import DAY_MS
 from app.operations.doctor.facts import DatabaseFacts, MachineFacts
 from app.profiles.availability import Disabled
 from app.stores.sqlite.connection import connect, unavailable
@@ -24,6 +25,7 @@ from app.stores.sqlite.outbox import (
     SELECT_LETTER_COUNT,
     SELECT_OWED_COUNT,
     SELECT_UNCONSUMED_COUNT,
+    SELECT_UNKNOWN,
 )
 from app.stores.sqlite.priors import damaged_priors
 from app.stores.sqlite.samples import running
@@ -51,6 +53,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
             (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
             (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
             (ahead,) = connection.execute(SELECT_AHEAD_COUNT, (now_ms + AHEAD_MS,)).fetchone()
+            unknown = connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()
             kept = {
                 what: (_first(connection, SELECT_CUTOFF, what), _first(connection, statement))
                 for what, statement in (("events", SELECT_OLDEST_EVENT), ("decisions", SELECT_OLDEST_DECISION))
@@ -76,6 +79,7 @@ def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
         dead_letters=letters,
         owed=owed,
         events_ahead=ahead,
+        unknown_decisions=unknown,
         unreadable=unreadable,
         damaged_priors=priors,
         newest_sample_s=(now_ms - sample_ms) / 1000 if sample_ms is not None else None,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import pwd
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ BUSY_TIMEOUT_S = 5.0
 # So many virtual-machine instructions lie between two looks at a statement's deadline: some ten milliseconds. Each look
 # takes Python's lock, which a busy event loop holds for up to five.
 INSTRUCTIONS_PER_LOOK = 500_000
+RESERVE_BYTES = 128 * 1024  # of which the index of the WAL takes 32 KiB
 # A full disk; a quota or a limit of file sizes; no room for the index of the WAL.
 NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
@@ -90,13 +93,37 @@ class ThreadConnection(aiosqlite.Connection):
         await super().close()
 
 
+def check_rights(path: Path) -> None:
+    """Raise `StoreUnavailable` unless this process may write to a database: to its directory and to its logs, too.
+
+    Even a reader makes the logs where there are none. Left behind by another account, they keep the owner of the
+    database from writing to it.
+    """
+    effective = os.access in os.supports_effective_ids
+    for file in (path, path.parent, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        if file.exists() and not os.access(file, os.W_OK, effective_ids=effective):
+            owner = _account(file.stat().st_uid)
+            raise StoreUnavailable(
+                f"the database at {path} cannot be used: {_account(os.geteuid())} may not write to {file}, which "
+                f"belongs to {owner}; run the command as the owner of the database, or give that account the right",
+                "its files cannot be written to by the account of this process",
+            )
+
+
+def _account(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
 def read_only_uri(path: Path) -> str:
     """The URI under which SQLite opens exactly this file, whatever characters its name has, and writes nothing."""
     return f"file://{quote(str(path.absolute()))}?mode=ro"
 
 
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """Open an existing database file.
+    """Open an existing database file. Where there is no room for its logs, the reserve makes room, once.
 
     Raises:
         StoreUnavailable: when the file is missing, is no database, or cannot be opened.
@@ -105,12 +132,23 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
         raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 is the least")
     if not path.is_file():
         raise StoreUnavailable(f"there is no database at {path}; run `profiles migrate` first")
+    check_rights(path)
     try:
-        connection = sqlite3.connect(
-            path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
+        return _connect(path, read_only, busy_timeout_s)
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", None) not in NO_ROOM or not _reserve(path).exists():
+            raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
+    _reserve(path).unlink(missing_ok=True)
+    try:
+        return _connect(path, read_only, busy_timeout_s)
     except sqlite3.Error as error:
         raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
+
+
+def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -121,10 +159,23 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
         connection.execute("PRAGMA cache_size = -16384")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
-    except sqlite3.Error as error:
+    except BaseException:
         connection.close()
-        raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
+        raise
     return connection
+
+
+def keep_reserve(path: Path) -> None:
+    """Keep a file beside the database that can be deleted for the room that opening it takes on a full disk."""
+    if not _reserve(path).exists():
+        try:
+            _reserve(path).write_bytes(os.urandom(RESERVE_BYTES))  # zeros might take no room
+        except OSError:
+            _reserve(path).unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> Path:
+    return path.with_name(path.name + "-reserve")
 
 
 async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:

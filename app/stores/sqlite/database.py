@@ -18,12 +18,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
-from app.stores.sqlite.connection import BUSY_TIMEOUT_S, ThreadConnection, connect, open_thread, unavailable
+from app.stores.sqlite.connection import (
+    BUSY_TIMEOUT_S,
+    ThreadConnection,
+    connect,
+    keep_reserve,
+    open_thread,
+    unavailable,
+)
 from app.stores.sqlite.soundness import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
 TELL_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
@@ -134,6 +141,7 @@ class Database:
             database._writer = await open_thread(path, read_only=False)
             database._checkpointer = connect(path, read_only=False)
             database.id = await database._own_id()
+            await asyncio.to_thread(keep_reserve, path)
         except BaseException:
             await database.close()
             raise

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from app.events.naming import names, not_naming
 from app.events.ports import DeadLetter
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SELECT_LOGGED, logged_events
@@ -39,39 +40,40 @@ UPDATE dead_letters SET error = ?, attempts = attempts + 1, last_failed_at_ms = 
 DELETE_LETTER = "DELETE FROM dead_letters WHERE id = ?"
 
 
-# Without a `user_id` it never became an event; its payload may tell whose it was meant to be, at any depth.
-THEIR_LETTERS = """user_id = :user OR (user_id IS NULL AND json_valid(payload) AND EXISTS (
-    SELECT 1 FROM json_tree(dead_letters.payload) AS part WHERE part.key = 'user_id' AND part.atom = :user
-))"""
-SELECT_THEIR_LETTERS = f"SELECT id, payload, user_id IS NULL FROM dead_letters WHERE {THEIR_LETTERS}"
+# Without a `user_id` it never became an event; its payload may tell whose it was meant to be.
+SELECT_POSSIBLY_THEIRS = "SELECT id, payload, user_id FROM dead_letters WHERE user_id = ? OR user_id IS NULL"
 UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ?"
+
+
+def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | None]:
+    """A user's letters. Of a job for several users, what is left of it without this one; else None."""
+    found: dict[int, str | None] = {}
+    for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
+        if owner is not None:
+            found[letter_id] = None
+            continue
+        try:
+            value = msgspec.json.decode(payload)
+        except (msgspec.DecodeError, RecursionError):
+            value = payload
+        if isinstance(value, list):
+            rest = not_naming(msgspec.json.decode(payload, type=list[msgspec.Raw]), value, user_id)
+            if len(rest) < len(value):
+                found[letter_id] = "[" + ",".join(bytes(item).decode() for item in rest) + "]" if rest else None
+        elif names(value, user_id):
+            found[letter_id] = None
+    return found
 
 
 def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
     """Delete a user's letters; how many there were. Of a job for several users only this one's part goes."""
-    rows = connection.execute(SELECT_THEIR_LETTERS, {"user": user_id}).fetchall()
-    for letter_id, payload, never_stored in rows:
-        rest = _without(payload, user_id) if never_stored else []
-        if rest:
-            connection.execute(UPDATE_PAYLOAD, ("[" + ",".join(rest) + "]", letter_id))
-        else:
+    found = letters_of(connection, user_id)
+    for letter_id, rest in found.items():
+        if rest is None:
             connection.execute(DELETE_LETTER, (letter_id,))
-    return len(rows)
-
-
-def _without(payload: str, user_id: str) -> list[str]:
-    """The items of a list, as they were written, that do not name a user; nothing where it is no list."""
-    try:
-        items = msgspec.json.decode(payload, type=list[msgspec.Raw])
-        return [bytes(item).decode() for item in items if not _names(msgspec.json.decode(item), user_id)]
-    except (msgspec.DecodeError, RecursionError):  # no list; or too deep to be looked through
-        return []
-
-
-def _names(value: object, user_id: str) -> bool:
-    if isinstance(value, dict):
-        return value.get("user_id") == user_id or any(_names(part, user_id) for part in value.values())
-    return isinstance(value, list) and any(_names(part, user_id) for part in value)
+        else:
+            connection.execute(UPDATE_PAYLOAD, (rest, letter_id))
+    return len(found)
 
 
 class SqliteDeadLetters:

@@ -23,8 +23,9 @@ SELECT_LAST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'event_log'"
 SELECT_FEATURE_KEYS = "SELECT subject, json_group_array(feature) FROM feature_keys GROUP BY subject"
 INSERT_LOG = """
 INSERT INTO event_log
-    (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms,
+     sent_by)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 INSERT_VIEW = """
 INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
@@ -184,10 +185,10 @@ def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted
     views: list[tuple[object, ...]] = []
     feedback: list[tuple[object, ...]] = []
     for seq, item in enumerate(fresh, start=first):
-        event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms = item
+        event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by = item
         subject = subject_of(event)
         times = (occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms)
-        log_rows.append((seq, event.event_id, subject, event.user_id, digest, *times))
+        log_rows.append((seq, event.event_id, subject, event.user_id, digest, *times, sent_by))
         fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
         if isinstance(event, TipFeedback):
             feedback.append((*fact, event.action, event.dwell_ms))

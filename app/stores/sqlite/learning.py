@@ -32,8 +32,13 @@ log = logger("stores.learning")
 SELECT_IS_UNSETTLED = """
 SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open', 'served') LIMIT 1
 """
-# Whoever's it is: by the index alone, without the row. `SELECT_NAMED` asks for its user.
-SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ?"
+SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ? AND user_id = ?"
+SELECT_SENT_BY = "SELECT COALESCE(sent_by, 'an earlier release') FROM event_log WHERE seq = ?"
+UPSERT_UNKNOWN = """
+INSERT INTO unknown_decisions (sent_by, events, newest_ms) VALUES (?, ?, ?)
+ON CONFLICT (sent_by) DO UPDATE SET newest_ms = excluded.newest_ms,
+    events = excluded.events + CASE WHEN newest_ms < excluded.newest_ms - 86400000 THEN 0 ELSE events END
+"""
 # The decision that an event is about, if it has not counted before.
 _DECISION = """
 SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source,
@@ -100,6 +105,17 @@ class SqliteLearning:
         found = await self._database.read(work)
         return [item for item, question in zip(events, asked, strict=True) if question in found]
 
+    async def note_unknown(self, events: Sequence[Told], now_ms: int) -> Mapping[str, int]:
+        """One transaction."""
+
+        def work(connection: sqlite3.Connection) -> Mapping[str, int]:
+            found = [connection.execute(SELECT_SENT_BY, (item.seq,)).fetchone() for item in events]
+            counts = Counter(str(row[0]) for row in found if row is not None)
+            connection.executemany(UPSERT_UNKNOWN, [(sent_by, count, now_ms) for sent_by, count in counts.items()])
+            return counts
+
+        return await self._database.write(work)
+
     async def learn(self, events: Sequence[Told], now_ms: int) -> Mapping[EventOutcome, int]:
         """In the order given."""
 
@@ -140,7 +156,7 @@ def _question(told: Told) -> tuple[str, ...]:
     """The statement that asks whether an event may concern a decision, and its parameters."""
     event = told.event
     if event.decision_id is not None:
-        return SELECT_IS_DECISION, event.decision_id
+        return SELECT_IS_DECISION, event.decision_id, event.user_id
     return SELECT_IS_UNSETTLED, event.user_id, event.tip_id
 
 

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from app.errors import StoreUnavailable
+from app.stores.sqlite.connection import check_rights
 from app.stores.sqlite.database import SCHEMA_REVISION, SELECT_REVISION
 
 
@@ -37,6 +38,7 @@ def current(path: Path) -> str | None:
     """The revision a database is at; None where it has none or does not exist."""
     if not path.exists():
         return None
+    check_rights(path)
     connection = sqlite3.connect(path)
     try:
         row = connection.execute(SELECT_REVISION).fetchone()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
+from app.features.clock import DAY_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.states import SELECT_ASIDE_COUNT
 
@@ -16,6 +17,7 @@ SELECT_LETTER_COUNT = "SELECT COUNT(*) FROM dead_letters"
 # Counted up to a limit: after a day with a wrong clock there can be any number.
 SELECT_AHEAD_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000)"
 AHEAD_MS = 300_000
+SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms >= ? ORDER BY sent_by"
 SELECT_OWED_COUNT = "SELECT COUNT(*) FROM owed_invalidations"
 
 
@@ -40,6 +42,11 @@ async def events_ahead(database: Database, now_ms: int) -> int:
         return int(count)
 
     return await database.read(work)
+
+
+async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:
+    """Who sent events that name no decision of their user within the last day, and how many. As `events_ahead`."""
+    return await database.read(lambda found: found.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall())
 
 
 async def backlog(database: Database) -> Backlog:

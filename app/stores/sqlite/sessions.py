@@ -9,7 +9,13 @@ from app.stores.sqlite.database import Database
 SELECT_SECRET = "SELECT value FROM service WHERE name = 'session_secret'"  # noqa: S105  # no secret itself
 SELECT_ENDED = "SELECT 1 FROM ended_sessions WHERE session_id = ?"
 INSERT_ENDED = "INSERT OR IGNORE INTO ended_sessions (session_id, expires_at_ms) VALUES (?, ?)"
-DELETE_EXPIRED = "DELETE FROM ended_sessions WHERE expires_at_ms <= ?"
+KEPT = 10_000
+# The clock alone is not trusted: one that was ahead for a moment would make sessions valid again that have ended.
+DELETE_EXPIRED = f"""
+DELETE FROM ended_sessions WHERE expires_at_ms <= MIN(
+    ?, (SELECT expires_at_ms FROM ended_sessions ORDER BY expires_at_ms DESC LIMIT 1 OFFSET {KEPT - 1})
+)
+"""
 
 
 class SqliteSessions:
@@ -27,7 +33,7 @@ class SqliteSessions:
         return self._secret
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
-        """Note it for as long as it would have lasted."""
+        """Note it for as long as it would have lasted, and longer where there are few."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(DELETE_EXPIRED, (now_ms,))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import THEIR_LETTERS, erase_letters
+from app.stores.sqlite.dead_letters import erase_letters, letters_of
 from app.stores.sqlite.owed import INSERT_OWED
 from app.stores.sqlite.recalls import UPSERT_RECALLS
 
@@ -45,7 +45,6 @@ _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value
 SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
        (SELECT COUNT(*) FROM tip_feedback WHERE user_id = :user),
-       (SELECT COUNT(*) FROM dead_letters WHERE {THEIR_LETTERS}),
        (SELECT COUNT(*) FROM rebuilds WHERE {_NAMED_IN_LIST}),
        (SELECT COUNT(*) FROM tip_scores WHERE user_id = :user),
        COALESCE((SELECT decisions FROM bandit_states WHERE user_id = :user), 0)
@@ -130,7 +129,8 @@ class SqliteUsers:
         """What `erase` would delete now."""
 
         def work(connection: sqlite3.Connection) -> Holdings:
-            return Holdings(*connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone())
+            views, feedback, *others = connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone()
+            return Holdings(views, feedback, len(letters_of(connection, user_id)), *others)
 
         return await self._database.read(work)
 

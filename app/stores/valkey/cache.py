@@ -31,6 +31,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
 _SYNTAX_ERROR = "ERR syntax error"
 _WRONG_TYPE = "WRONGTYPE"
 _KEYS_PER_DEL = 512
+_KEYS_PER_SCAN = 1_000
 log = logger("stores.valkey")
 
 
@@ -153,6 +154,17 @@ class ValkeyCache:
         if self._registration is not None:
             await self._registration.settle()
 
+    async def drop_user(self, user_id: str) -> None:
+        """Delete what any epoch holds of a user, of whichever database and generation it is; looks at every key."""
+        command: Command = (b"SCAN", b"0", b"MATCH", _head("*", user_id) + b"*", b"COUNT", _KEYS_PER_SCAN)
+        while True:
+            cursor, keys = await self._one("scan", command)
+            if keys:
+                await self._one("del", (b"DEL", *keys))
+            if cursor == b"0":
+                return
+            command = (b"SCAN", cursor, *command[2:])
+
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Compare-and-delete each, pipelined."""
         calls = [(key(epoch, cell), value) for cell, value in held]
@@ -220,6 +232,10 @@ class ValkeyCache:
         self._breaker.succeeded()
         self._metrics.cache_seconds.labels(what).observe(self._clock.monotonic() - started)
         return current, replies
+
+    async def _one(self, what: str, command: Command) -> Any:
+        _, (reply,) = await self._send(what, Use.BACK, lambda _: [command])
+        return reply
 
     async def _run_script(
         self, what: str, script: Script, calls: Sequence[tuple[bytes | int, ...]], epoch: Epoch

@@ -34,6 +34,10 @@ class NoCache:
         """Raises."""
         _refuse()
 
+    async def drop_user(self, user_id: str) -> None:
+        """Raises."""
+        _refuse()
+
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Raises."""
         _refuse()

@@ -15,8 +15,8 @@ from app.operations.states import COMPONENTS
 from app.probes import sampler
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
-from tests.support.events import admitted, served
-from tests.support.live import Live, new_user
+from tests.support.events import admitted, payload, served
+from tests.support.live import API_KEYS, KEYS, Live, new_user
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -151,3 +151,15 @@ async def test_overview_says_when_the_first_pruning_waits(serve_site: ServeSite)
         found = {item["subject"]: item for item in (await looked(site))["findings"]}
         assert found["retention"]["text"].startswith("Old events are not deleted")
         assert "profiles prune --confirm" in found["retention"]["advice"]
+
+
+async def test_overview_names_the_key_of_a_producer_whose_decision_ids_are_wrong(serve_site: ServeSite) -> None:
+    async with serve_site(api_keys=API_KEYS) as site:
+        events = [payload(served(new_user(), site.now_ms, decision_id="no-such-decision")) for _ in range(2)]
+        answer = await site.client.post("/events", json=events, headers={"X-API-Key": KEYS["writer"]})
+        assert answer.status_code == 202
+        assert await site.service.consumer.consume([1, 2]) == 2
+        admin = {"X-API-Key": KEYS["admin"]}
+        found = {item["subject"]: item for item in (await site.client.get("/admin", headers=admin)).json()["findings"]}
+        assert found["decision_ids"]["text"] == "2 events sent by writer named no decision of the user."
+        assert "the decision_id that /score answered" in found["decision_ids"]["advice"]

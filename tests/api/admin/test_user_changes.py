@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from arq.constants import job_key_prefix
 
+from app.stores.queue import QUEUE, TIP_EVENTS, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_user_look import look
 from tests.api.admin.test_users import put
+from tests.api.conftest import ServeSite
 from tests.support.events import feedback, served
 from tests.support.live import JSON, Live, new_user, paths, problem
+from tests.support.servers import ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -68,3 +72,35 @@ async def test_holdings_are_told_and_nothing_is_deleted_when_an_admin_asks(site:
     assert told == [{"user_id": user, "views": 2, "feedback": 1, "cached": 5, **none}] * 2
     await site.client.delete(f"/admin/users/{user}")
     assert await look(site, user, "/erase") == {**told[0], "views": 0, "feedback": 0, "cached": 0}
+
+
+async def test_erasing_reaches_earlier_epochs_and_jobs_that_wait(
+    serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
+) -> None:
+    event = {"user_id": "ann", "tip_id": "t"}
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
+        await site.send(served("ann", site.now_ms))
+        await site.features("ann")
+        await site.filled()
+        ask(cache, "SET", "pf:0123456789ab:{ann}:tip_volume_30d", "V of another epoch")
+        ask(queue, "SET", f"{job_key_prefix}j", serialize({"f": TIP_EVENTS, "a": [[event]]}))
+        ask(queue, "ZADD", QUEUE, 1, "j")
+        assert (await site.client.delete("/admin/users/ann")).status_code == 204
+        assert ask(cache, "KEYS", "*ann*") == []
+        assert b"ann" not in ask(queue, "GET", f"{job_key_prefix}j")
+
+
+async def test_the_admin_is_told_when_jobs_that_wait_could_not_be_looked_at(
+    serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
+) -> None:
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
+        await site.send(served("ann", site.now_ms))
+        queue.kill()
+        told = problem(await site.client.delete("/admin/users/ann"), 503)
+        assert told["detail"].startswith("the user is erased, but for jobs that wait in the queue: ")
+        assert told["detail"].endswith("; erase again once it answers")
+        assert (await look(site, "ann", "/erase"))["views"] == 0
+        (entry,) = await site.service.audit.newest(1)
+        assert (entry.action, "but for jobs" in entry.outcome) == ("erase", True)
+        queue.start()
+        assert (await site.client.delete("/admin/users/ann")).status_code == 204

@@ -167,7 +167,8 @@ async def test_nothing_in_the_database_names_a_user_who_was_erased(own_site: Liv
     several = [{"user_id": "another", "n": 1.50, "ok": True}, {"user_id": user}, {"events": [{"user_id": user}]}, 7]
     for sent in ({"user_id": user}, {"user_id": "another"}, {"deep": [{"user_id": user}]}, several, [several[1]]):
         await site.service.letters.bury_payload(json.dumps(sent), "no event", "", site.now_ms)
-    for text in ("[1]", "nonsense"):
+    loose = (json.dumps({"userId": user}), f'"csv,{user},t"', f"no JSON, of {user}")
+    for text in ("[1]", "nonsense", *loose):
         await site.service.letters.bury_payload(text, "no event", "", site.now_ms)
     for body in ({"user_ids": [user]}, {"scope": "all"}):
         run = (await site.client.post("/admin/rebuilds", json=body)).json()["id"]

@@ -115,7 +115,7 @@ STATEMENTS = {
     "the shadow": (decisions.update_shadows(3), (None,) * 36),
     "prunable": (decisions.SELECT_PRUNABLE, (1, 1)),
     "unsettled": (learning.SELECT_IS_UNSETTLED, ("u", "t")),
-    "a decision": (learning.SELECT_IS_DECISION, ("d",)),
+    "a decision": (learning.SELECT_IS_DECISION, ("d", "u")),
     "named": (learning.SELECT_NAMED, {"decision": "d", "user": "u", "seq": 1}),
     "newest": (learning.SELECT_NEWEST, {"user": "u", "tip": "t", "latest": 1, "seq": 1}),
     "any closed": (learning.SELECT_ANY_CLOSED, {"closed": 1}),

@@ -336,3 +336,18 @@ async def test_the_check_names_what_the_server_refuses(
     with pytest.raises(CacheRefused, match=f"it refuses {refused}: NOPERM"):
         await cache.check()
     await cache.close()
+
+
+async def test_a_users_values_go_under_every_epoch(cache: ValkeyCache, server: EmbeddedServer) -> None:
+    others = [f"pf:old:{{ann{number}}}:f" for number in range(3_000)]
+    theirs = ["pf:old:{ann}:f", "pf:older:{ann}:g", "pf:e:{a%2A%20b}:f"]
+    for name in (*others, *theirs):
+        ask(server, "SET", name, "V")
+    assert await fill(cache, CELL) == [True]
+    await cache.drop_user("ann")
+    await cache.drop_user("a* b")
+    epoch, (held,) = await cache.read([CELL])
+    assert held is None
+    assert ask(server, "EXISTS", *theirs, key(epoch, CELL)) == 0
+    assert ask(server, "EXISTS", *others) == 3_000
+    ask(server, "DEL", *others)

@@ -1,0 +1,74 @@
+"""Whether something that never became an event names a user, so that erasing the user takes it along.
+
+Where it says whose it is (`user_id`, `userId`, `user` or `uid`, at any depth), that decides. Where it does not (text,
+bytes, a pickle), it names every user whose id stands in it as a word: rather too much is erased than too little.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from binascii import Error
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+_OWNER = frozenset({"userid", "user", "uid"})
+_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")  # a byte that is no text, as `backslashreplace` writes it
+
+
+def names(value: object, user_id: str) -> bool:
+    """Whether decoded JSON or msgpack is, or may be, of this user."""
+    parts = list(_parts(value))
+    owners = {str(part) for key, part in parts if _plain(key) in _OWNER and isinstance(part, str | int)}
+    if owners:
+        return user_id in owners
+    return any(_in_text(part, user_id) for _, part in parts if isinstance(part, str))
+
+
+def not_naming(items: Sequence[T], values: Sequence[object], user_id: str) -> list[T]:
+    """The items whose values do not name this user."""
+    return [item for item, value in zip(items, values, strict=True) if not names(value, user_id)]
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    """Every scalar, with the key under which it stands, and every key. No recursion, as the depth is the sender's."""
+    waiting = [("", value)]
+    while waiting:
+        key, part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += [("", name) for name in part] + [(str(name), item) for name, item in part.items()]
+        elif isinstance(part, list | tuple):
+            waiting += [(key, item) for item in part]
+        else:
+            yield key, part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else part
+
+
+def _plain(key: str) -> str:
+    return key.replace("_", "").replace("-", "").lower()
+
+
+def _in_text(text: str, user_id: str) -> bool:
+    return _is_word_of(user_id, text) or (bool(text) and len(text) % 4 == 0 and _is_word_of(user_id, _unpacked(text)))
+
+
+def _unpacked(text: str) -> str:
+    """Bytes that a dead letter has as base64; nothing where it has none."""
+    try:
+        return b64decode(text, validate=True).decode("utf-8", "backslashreplace")
+    except (Error, ValueError):
+        return ""
+
+
+def _is_word_of(user_id: str, text: str) -> bool:
+    text = _ESCAPED.sub("\0", text)
+    length = chr(len(user_id.encode()))  # stands before a text in msgpack and in pickles
+    start = text.find(user_id)
+    while start >= 0:
+        before, after = text[start - 1 : start], text[start + len(user_id) :][:1]
+        if before and (before < " " or before == length):
+            return True
+        if not any(char.isalnum() or char in "-_" for char in before + after):
+            return True
+        start = text.find(user_id, start + 1)
+    return False

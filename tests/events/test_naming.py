@@ -1,0 +1,84 @@
+"""Which of what never became an event names a user."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.events.naming import names
+
+USER = "user-7"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"user_id": USER},
+        {"userId": USER, "tip_id": "t"},
+        {"USER-ID": USER},
+        {"deep": [{"er": {"uid": USER}}]},
+        {"user": [USER]},
+        {"id": USER},
+        {USER: 1},
+        [1, USER],
+        USER,
+        f"user_id={USER};",
+        f"user_id,tip_id\n{USER},t",
+        f"of {USER}.",
+        json.dumps({"user_id": USER}),
+        base64.b64encode(f'{{"user_id": "{USER}"'.encode()).decode(),
+        USER.encode(),
+    ],
+    ids=str,
+)
+def test_it_is_named(payload: object) -> None:
+    assert names(payload, USER)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"user_id": "another", "tip_id": USER},
+        {"userId": "another", "deep": [USER]},
+        {"user_id": USER + "1"},
+        f"of {USER}1, x{USER}, {USER}-b and a-{USER}",
+        base64.b64encode(f"{USER}1".encode()).decode(),
+        "",
+        7,
+        None,
+        [],
+    ],
+    ids=str,
+)
+def test_it_is_not_named(payload: object) -> None:
+    assert not names(payload, USER)
+
+
+def test_a_number_is_an_id_where_it_says_whose_it_is() -> None:
+    assert names({"userId": 42}, "42")
+    assert not names({"dwell_ms": 42}, "42")
+
+
+ids = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\"), min_size=1, max_size=128)
+
+
+@given(user=ids, protocol=st.integers(2, pickle.HIGHEST_PROTOCOL), other=ids)
+def test_it_is_named_in_bytes_of_every_kind(user: str, protocol: int, other: str) -> None:
+    job: dict[str, Any] = {"f": "tip_events", "a": [[{"tip_id": other, "user_id": user}]]}
+    packed = msgspec.msgpack.encode(job)
+    assert names(packed[1:], user)
+    assert names(pickle.dumps(job, protocol), user)
+
+
+def test_depth_is_no_limit() -> None:
+    payload: Any = {"user_id": USER}
+    for _ in range(100_000):
+        payload = [payload]
+    assert names(payload, USER)
