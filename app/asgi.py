@@ -20,6 +20,7 @@ from litestar.static_files import create_static_files_router
 from app.api import events, generation, operations, profiles, scoring
 from app.api.admin.routes import ADMIN_ROUTES
 from app.api.auth import Authenticator, guard
+from app.api.behind_proxy import behind_proxy
 from app.api.context import Api
 from app.api.documents import ASSETS, openapi_config
 from app.api.gateway import Gateway
@@ -108,7 +109,11 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             HTTPException: on_http_exception,
             Exception: on_exception,
         },
-        openapi_config=openapi_config(keys_required=bool(settings.api_keys), limited=bool(settings.rate_limit)),
+        openapi_config=openapi_config(
+            keys_required=bool(settings.api_keys),
+            limited=bool(settings.rate_limit),
+            root_path=settings.root_path,
+        ),
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
@@ -120,7 +125,12 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         if settings.rate_limit
         else None
     )
-    application.asgi_handler = limit or hit_path
+    application.asgi_handler = behind_proxy(
+        limit or hit_path,
+        root_path=settings.root_path,
+        trusted=settings.trusted_proxies,
+        own={route.path.split("/")[1] for route in application.routes},
+    )
     return application
 
 
@@ -193,8 +203,10 @@ def _api(service: Service, writing: Writing) -> Api:
             clock=service.clock,
             new_id=lambda: secrets.token_urlsafe(16),
             lifetime_hours=service.settings.session_hours,
+            instance=service.database.id[:8],
         ),
         session_hours=service.settings.session_hours,
+        root_path=service.settings.root_path,
         reader=service.reader,
         rebuilder=service.rebuilder,
         ingestor=service.ingestor,

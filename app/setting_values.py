@@ -5,12 +5,14 @@ Each raises `ValueError` with what is allowed, and never with what was given whe
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
 _URL_OPTIONS = ("db", "sentinel", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
@@ -161,6 +163,22 @@ def host(value: str) -> str:
     if not re.fullmatch(r"[0-9A-Za-z.:\-]{1,253}", value):
         raise ValueError("must be an address or a host name")
     return value
+
+
+def root_path(value: str) -> str:
+    """A path without a slash at its end; empty where the service is at the root."""
+    if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.~\-]+)*/?", value):
+        raise ValueError("must be a path, as /profiles: A-Z a-z 0-9 _ . ~ - after each slash")
+    return value.removesuffix("/")
+
+
+def networks(value: str) -> tuple[Network, ...]:
+    """Comma-separated addresses and networks."""
+    items = filter(None, (part.strip() for part in value.split(",")))
+    try:
+        return tuple(ipaddress.ip_network(item) for item in items)
+    except ValueError as error:
+        raise ValueError(f"must be addresses or networks, as 127.0.0.1,10.0.0.0/8: {error}") from None
 
 
 def api_keys(value: str) -> tuple[ApiKey, ...]:

@@ -19,16 +19,19 @@ from typing import Any, Literal, cast
 
 from app import setting_values
 from app.errors import SettingsError
-from app.setting_values import ApiKey, RolloutRails
+from app.setting_values import ApiKey, Network, RolloutRails
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 PREFIX = "PROFILES_"
+_SHOWN = 80
+_PASSWORD = re.compile(r"//[^/]*@")
 MIN_RETENTION_MARGIN_DAYS = 30
 MIN_DECISION_MARGIN_DAYS = 3
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
+    """`secret`: the value is, or may hold, a password or a key, and is not shown."""
     return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
@@ -46,11 +49,13 @@ class Settings:
         None,
         setting_values.redis_url,
         "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://.",
+        secret=True,
     )
     queue_url: str | None = _setting(
         None,
         setting_values.redis_url,
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
+        secret=True,
     )
     queue_name: str = _setting(
         "arq:queue",
@@ -59,8 +64,21 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", setting_values.host, "Address to serve on. Anything but loopback needs API keys.")
     port: int = _setting(8000, setting_values.whole(1, 65535), "Port to serve on.")
+    root_path: str = _setting(
+        "",
+        setting_values.root_path,
+        "The path under which a proxy in front shows the service, as /profiles; the proxy may strip it or pass it on.",
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        (),
+        setting_values.networks,
+        "Comma-separated addresses or networks of proxies whose X-Forwarded-For, -Proto, -Host, -Prefix are believed.",
+    )
     api_keys: tuple[ApiKey, ...] = _setting(
-        (), setting_values.api_keys, "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`."
+        (),
+        setting_values.api_keys,
+        "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`.",
+        secret=True,
     )
     rate_limit: int = _setting(
         0, setting_values.whole(0, 1_000_000), "Requests a second of each key, for a process; 0: no limit."
@@ -146,8 +164,9 @@ class Settings:
         None,
         setting_values.model_url,
         "Base URL of an OpenAI-compatible endpoint that words tips, as https://host/v1; without one templates do.",
+        secret=True,
     )
-    model: str | None = _setting(None, setting_values.model_name, "The model that is asked for there.")
+    model: str | None = _setting(None, setting_values.model_name, "The model that is asked for there.", secret=True)
     model_key: str | None = _setting(
         None, setting_values.secret, "The key that is sent there, where it wants one.", secret=True
     )
@@ -179,7 +198,8 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](environ[name])
             except ValueError as error:
-                raise SettingsError(name, str(error)) from None
+                given = _PASSWORD.sub("//…@", environ[name])[:_SHOWN]
+                raise SettingsError(name, f"{error} (given: {given!r})" if item.repr else str(error)) from None
         return cls(**values)
 
     def require_retention(self, longest_window_ms: int) -> None:
@@ -221,12 +241,14 @@ class Settings:
 
     def require_safe_binding(self) -> None:
         """Raise `SettingsError` where the service would be open to others without any key."""
-        if not self.api_keys and not is_loopback(self.host):
-            raise SettingsError(
-                "PROFILES_API_KEYS",
-                f"must hold at least one key when PROFILES_HOST is {self.host}: without keys the service serves only "
-                "on a loopback address (make a key with `profiles keys new`)",
-            )
+        if self.api_keys or (is_loopback(self.host) and not self.trusted_proxies):
+            return
+        cause = "PROFILES_TRUSTED_PROXIES is set" if is_loopback(self.host) else f"PROFILES_HOST is {self.host}"
+        raise SettingsError(
+            "PROFILES_API_KEYS",
+            f"must hold at least one key when {cause}: without keys the service serves only on a loopback address, and "
+            "to this machine (make a key with `profiles keys new`)",
+        )
 
 
 def variable(item: Field[Any]) -> str:

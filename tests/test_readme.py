@@ -18,9 +18,15 @@ from tests.support.waiting import eventually_sync
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block for path in READMES for block in blocks_of(path)]
 QUEUE = "README.md: Publishing on the queue"
-# Followed by `test_readme_walk.py`, which starts a service of its own, and by `features/test_actions.py`.
-ELSEWHERE = {"README.md: Adding a feature", "README.md: Adding a feedback action"}
-SECTIONS = {name: blocks for name, blocks in sections().items() if name not in {QUEUE, *ELSEWHERE}}
+TRAINING = "README.md: Training sets"
+# Followed by `test_readme_walk.py`, which starts a service of its own, by `features/test_actions.py`, and by
+# `api/pages/test_behind_proxy.py`.
+ELSEWHERE = {
+    "README.md: Adding a feature",
+    "README.md: Adding a feedback action",
+    "README.md: Behind a proxy",
+}
+SECTIONS = {name: blocks for name, blocks in sections().items() if name not in {QUEUE, TRAINING, *ELSEWHERE}}
 
 
 def test_readme_names_every_setting_with_its_default() -> None:
@@ -107,3 +113,10 @@ def test_code_of_a_section_runs(section: str, reader: Reader) -> None:
 def test_event_arrives_when_published_as_the_readme_does(reader: Reader) -> None:
     reader.follow(sections()[QUEUE])
     eventually_sync(lambda: reader.get("/profiles/grace")["features"]["tip_volume_30d"] == 1)
+
+
+@pytest.mark.slow
+def test_the_label_leaks_as_the_readme_says(reader: Reader) -> None:
+    printed = reader.follow(sections()[TRAINING])
+    assert re.findall(r"^linus,.*Z,1,(.*)$", printed, re.MULTILINE) == ["1.0", ""]
+    assert "1 rows written to training.parquet\n" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ GOOD: list[tuple[str, str, object]] = [
     ("HOST", "api.example.com", "api.example.com"),
     ("PORT", "1", 1),
     ("PORT", "65535", 65535),
+    ("ROOT_PATH", "", ""),
+    ("ROOT_PATH", "/", ""),
+    ("ROOT_PATH", "/profiles", "/profiles"),
+    ("ROOT_PATH", "/ml/user-profiles_v1.2~/", "/ml/user-profiles_v1.2~"),
+    ("TRUSTED_PROXIES", "", ()),
+    ("TRUSTED_PROXIES", "127.0.0.1, ::1,10.0.0.0/8", tuple(map(ip_network, ("127.0.0.1", "::1", "10.0.0.0/8")))),
     ("API_KEYS", "", ()),
     ("API_KEYS", f"a:read:{DIGEST}", (ApiKey("a", frozenset({"read"}), hash_key("key")),)),
     (
@@ -96,6 +103,19 @@ GOOD: list[tuple[str, str, object]] = [
 BAD: list[tuple[str, str, str]] = [
     ("DATABASE", "", "must be a file path"),
     ("DATABASE", "a\0b", "must be a file path"),
+    ("ROOT_PATH", "profiles", "must be a path, as /profiles"),
+    ("ROOT_PATH", "https://host/profiles", "must be a path, as /profiles"),
+    ("ROOT_PATH", "/a//b", "must be a path, as /profiles"),
+    ("ROOT_PATH", "//", "must be a path, as /profiles"),
+    ("ROOT_PATH", "/a/../b", "must be a path, as /profiles"),
+    ("ROOT_PATH", "/.", "must be a path, as /profiles"),
+    ("ROOT_PATH", "/a b", "must be a path, as /profiles"),
+    ("ROOT_PATH", '/"><script>', "must be a path, as /profiles"),
+    ("ROOT_PATH", "/a\n", "must be a path, as /profiles"),
+    ("TRUSTED_PROXIES", "*", "must be addresses or networks"),
+    ("TRUSTED_PROXIES", "proxy", "must be addresses or networks"),
+    ("TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
+    ("TRUSTED_PROXIES", "127.0.0.1;::1", "must be addresses or networks"),
     ("CACHE_URL", "http://cache", "must start with redis://, rediss:// or unix://"),
     ("CACHE_URL", "cache:6379", "must start with redis://, rediss:// or unix://"),
     ("CACHE_URL", "redis://", "must name a host"),
@@ -310,6 +330,21 @@ def test_message_never_shows_the_key_of_a_model(name: str, text: str) -> None:
     assert caught.value.__cause__ is None
 
 
+def test_message_shows_a_value_that_is_wrong_but_no_password_in_it() -> None:
+    for name, text, shown in (
+        ("PORT", "80O0", "(given: '80O0')"),
+        ("HOST", "a b" * 100, f"(given: {('a b' * 100)[:80]!r})"),
+        ("DATABASE", "postgresql://me:top-secret@host/db", "(given: 'postgresql://…@host/db')"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            read(**{name: text})
+        assert str(caught.value).endswith(shown)
+
+
+def test_settings_do_not_show_passwords_and_keys() -> None:
+    assert "top-secret" not in repr(read(CACHE_URL="redis://:top-secret@host", MODEL_URL="https://host/top-secret"))
+
+
 def test_settings_do_not_show_the_key_of_a_model() -> None:
     assert "top-secret" not in repr(read(MODEL_KEY="top-secret"))
 
@@ -340,6 +375,8 @@ def test_no_keys_are_needed_when_only_this_machine_can_reach_the_service(host: s
 def test_start_is_refused_when_others_could_reach_a_service_without_keys(host: str) -> None:
     with pytest.raises(SettingsError, match="PROFILES_API_KEYS: must hold at least one key when PROFILES_HOST is"):
         Settings(host=host).require_safe_binding()
+    with pytest.raises(SettingsError, match="PROFILES_TRUSTED_PROXIES is set"):
+        Settings(trusted_proxies=(ip_network("127.0.0.1"),)).require_safe_binding()
     Settings(host=host, api_keys=(ApiKey("a", frozenset({"read"}), hash_key("key")),)).require_safe_binding()
 
 

@@ -11,6 +11,7 @@ site believed to be this machine because its name leads here.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from app.api.forms import TOKEN_FIELD, is_form, read_form
-from app.api.sessions import COOKIE, Session
+from app.api.sessions import Session, Sessions
 from app.errors import Forbidden, Unauthenticated
 from app.setting_values import ApiKey
 from app.settings import hash_key, is_loopback
@@ -28,6 +29,7 @@ from app.settings import hash_key, is_loopback
 HEADER = "x-api-key"
 TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # its name
 MAX_KEY_LENGTH = 512
+_PORT = re.compile(r":[0-9]+$")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -109,16 +111,20 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if scope is None and not handler.opt.get("form"):
         return
     changes = connection.scope["method"] not in _SAFE  # type: ignore[typeddict-item]  # every connection is HTTP here
-    if changes:
-        _refuse_other_sites(connection)
     authenticator: Authenticator = connection.app.state.api.authenticator
+    if changes:
+        _refuse_other_sites(connection, any_port=not authenticator.keyless)
     if authenticator.keyless and not names_this_machine(connection.headers.get("host")):
-        raise Forbidden("without keys this service answers as localhost, 127.0.0.1 or [::1] only")
+        raise Forbidden(
+            "without keys this service answers as localhost, 127.0.0.1 or [::1] only; for any other name, set "
+            "PROFILES_API_KEYS (`profiles keys new` makes a key)"
+        )
     key = connection.headers.get(HEADER)
     for_admins = scope is None or scope == "admin"
     session: Session | None = None
     if key is None and for_admins:
-        session = await connection.app.state.api.sessions.recognise(connection.cookies.get(COOKIE))
+        sessions: Sessions = connection.app.state.api.sessions
+        session = await sessions.recognise(connection.cookies.get(sessions.cookie_name))
     visitor = authenticator.named(session.name) if session is not None and session.signed_in else None
     if scope is not None:
         if visitor is not None and scope in visitor.scopes:
@@ -143,20 +149,30 @@ def names_this_machine(host: str | None) -> bool:
         return False
 
 
-def _refuse_other_sites(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+def _refuse_other_sites(connection: ASGIConnection[Any, Any, Any, Any], *, any_port: bool) -> None:
     """Browsers say where a request comes from; other programs do not say.
 
-    `Sec-Fetch-Site` is sent to trustworthy addresses only, `Origin` everywhere.
+    `Sec-Fetch-Site` is sent to trustworthy addresses only, `Origin` everywhere. Proxies often drop the port from `Host`
+    (nginx's `$host`). With `any_port` the origin then needs no more than the same host name: without a key, a session's
+    token is asked for besides, which a page on another port of this host does not know.
     """
     site = connection.headers.get("sec-fetch-site")
     if site is not None:
-        foreign = site not in ("same-origin", "none")
-    else:
-        origin = connection.headers.get("origin")
-        # What stands behind `://` is what the same browser sends as Host; `null` has nothing there.
-        foreign = origin is not None and origin.partition("://")[2] != (connection.headers.get("host") or None)
-    if foreign:
-        raise Forbidden("a page of another site sent this; nothing was done")
+        if site not in ("same-origin", "none"):
+            raise Forbidden("a page of another site sent this; nothing was done")
+        return
+    origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
+    if origin is None:
+        return
+    # What stands behind `://` is what the same browser sends as Host; `null` has nothing there.
+    own = origin.partition("://")[2]
+    if not own or host not in (own, _PORT.sub("", own) if any_port else own):
+        raise Forbidden(
+            f"a page of another site sent this, or a proxy changed its Host; nothing was done. The page is of "
+            f"{origin[:100]!r}, the request is for {host[:100]!r}. A proxy in front must pass the header Host on as it "
+            f"came (nginx: proxy_set_header Host $http_host), or send it as X-Forwarded-Host and be named in "
+            f"PROFILES_TRUSTED_PROXIES"
+        )
 
 
 async def _require_token(connection: ASGIConnection[Any, Any, Any, Any], session: Session | None) -> None:
@@ -167,6 +183,10 @@ async def _require_token(connection: ASGIConnection[Any, Any, Any, Any], session
         (sent or "").encode(), (await connection.app.state.api.sessions.form_token(session)).encode()
     )
     if not right:
-        raise Forbidden(
-            "the form was not made for this session, or is out of date; load its page again and send it anew"
-        )
+        detail = "the form was not made for this session, or is out of date; load its page again and send it anew"
+        if connection.app.state.api.sessions.cookie_name not in connection.cookies:
+            detail += (
+                ". The browser sent no session cookie: if that happens again, it blocks cookies, or PROFILES_ROOT_PATH "
+                "is not the path under which it sees this service, or a proxy says https where it speaks http"
+            )
+        raise Forbidden(detail)

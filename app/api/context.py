@@ -88,6 +88,7 @@ class Api:
     authenticator: Authenticator
     sessions: Sessions
     session_hours: int
+    root_path: str
     reader: ProfileReader
     rebuilder: Rebuilder
     ingestor: Ingestor

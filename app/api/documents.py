@@ -9,7 +9,7 @@ import msgspec
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.openapi.spec import Components, SecurityScheme, Server, Tag
 from litestar.params import PathParameter
 from litestar.router import Router
 from msgspec import UNSET, Meta, UnsetType
@@ -107,8 +107,9 @@ def problems(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-def openapi_config(*, keys_required: bool, limited: bool) -> OpenAPIConfig:
+def openapi_config(*, keys_required: bool, limited: bool, root_path: str) -> OpenAPIConfig:
     """The document's frame, and its page, which loads nothing from outside."""
+    assets = root_path + ASSETS
     return OpenAPIConfig(
         title="User profiles, served fresh",
         version=app.__version__,
@@ -117,6 +118,7 @@ def openapi_config(*, keys_required: bool, limited: bool) -> OpenAPIConfig:
             "that was acknowledged. Errors are problem details (RFC 9457); times are RFC 3339 in UTC."
         ),
         path="/schema",
+        servers=[Server(url=root_path or "/")],
         use_handler_docstrings=False,
         operation_id_creator=lambda handler, _method, _path: handler.handler_name,
         render_plugins=[
@@ -124,9 +126,9 @@ def openapi_config(*, keys_required: bool, limited: bool) -> OpenAPIConfig:
                 limited=limited,
                 path="/",
                 favicon='<link rel="icon" href="data:,">',
-                js_url=f"{ASSETS}/swagger-ui-bundle.js",
-                css_url=f"{ASSETS}/swagger-ui.css",
-                standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
+                js_url=f"{assets}/swagger-ui-bundle.js",
+                css_url=f"{assets}/swagger-ui.css",
+                standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
             ),
             _Json(path="/openapi.json", limited=limited),
         ],

@@ -200,7 +200,7 @@ def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
     if (problem := framing_problem(scope)) is not None:
         return 400, problem
     if b"//" in path:
-        return 404, "there is nothing at this path; see /schema"
+        return 404, "there is nothing at this path: it has an empty segment (//)"
     if _BROKEN_ESCAPE.search(path) or _BROKEN_ESCAPE.search(query):
         return 400, "a % in the path or the query must be followed by two hexadecimal digits; write % itself as %25"
     if b"%" in path:

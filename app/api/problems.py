@@ -11,7 +11,7 @@ from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from app import errors
-from app.api.context import HttpRequest
+from app.api.context import HttpRequest, api_of
 from app.api.options import allow_of
 from app.api.pages.errors import ErrorPage
 from app.api.pages.negotiation import prefers_page
@@ -119,7 +119,7 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
         issues = [Issue(str(item.get("key", "query")), str(item.get("message", ""))) for item in extra]
         return _respond(request, 400, "the request has a parameter that is not allowed", issues)
     details = {
-        404: "there is nothing at this path; see /schema",
+        404: f"there is nothing at this path; see {api_of(request).root_path}/schema",
         405: "this path does not answer to this method",
         413: "the body is over 8 MB",
     }

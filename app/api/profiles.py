@@ -24,7 +24,7 @@ from app.profiles.filling import failures
 from app.profiles.moments import Moments
 from app.profiles.ports import Asked
 
-AS_OF_DETAIL = "Only events up to this time, RFC 3339. Computed, never cached."
+AS_OF_DETAIL = "Only events up to this time, those at it included, RFC 3339. Computed, never cached."
 KNOWN_AT_DETAIL = "Also leave out events that arrived after this time. Goes with `as_of`."
 
 
@@ -105,7 +105,8 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
     opt={"scope": "read", "body": [HistoryRequest]},
     tags=["Profiles"],
     summary="Build a training set",
-    description="Each row's features as they were at its own moment, by the same SQL that serves the online read.",
+    description="Each row's features as they were at its own moment, by the same SQL that serves the online read. "
+    "Events at that very moment count; to leave out the one that a label is made of, ask a millisecond earlier.",
     responses={
         200: ResponseSpec(HistoryAnswer, generate_examples=False),
         **problems(400, 401, 403, 413, 415, 422, 503),

@@ -106,4 +106,4 @@ def is_limited(scope: HTTPScope) -> bool:
 
 def _peer(scope: HTTPScope) -> str:
     client = scope.get("client")
-    return client[0] if client else ""
+    return client[0][:64] if client else ""  # longer than any address; a forwarded one may be any text

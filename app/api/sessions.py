@@ -20,7 +20,6 @@ from itsdangerous import BadData, URLSafeSerializer
 from app.features.clock import Clock
 from app.setting_values import ApiKey
 
-COOKIE = "profiles_session"
 PATH = "/admin"
 ANYONE = ""
 HOUR_MS = 3_600_000
@@ -75,7 +74,11 @@ class Sessions:
         clock: Clock,
         new_id: Callable[[], str],
         lifetime_hours: int,
+        instance: str,
     ) -> None:
+        """`instance` tells services on one host apart: a browser sends cookies to every port of it."""
+        self.cookie_name = f"profiles_session_{instance}"
+        self.message_cookie_name = f"profiles_message_{instance}"
         self._digests = {ANYONE: b"", **{key.name: key.sha256 for key in keys if "admin" in key.scopes}}
         self._records = records
         self._clock = clock

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from io import TextIOWrapper
 
 import click
 
@@ -47,10 +49,21 @@ for command in COMMANDS:
     cli.add_command(command)
 
 
+def _as_utf8(argument: str) -> str:
+    """An argument as it was typed, where Python took it for the characters of a locale that knows only ASCII."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
 def main() -> None:
     """Run; errors of the tree become one line and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may know fewer characters than there are
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        cli(prog_name="profiles")
+        cli(prog_name="profiles", args=[_as_utf8(argument) for argument in sys.argv[1:]])
     except ProfilesError as error:
         fail(error)
         sys.exit(exit_code(error))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app.commands.look import check_user
-from app.commands.output import err, print_json, progress, run, settings_of_command
+from app.commands.output import print_json, progress, run, say, settings_of_command
 
 if TYPE_CHECKING:
     from app.assembly import Service
@@ -86,6 +86,8 @@ def _plain(item: Untrue) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from app.features.ids import visible
+
     users = found["users"]
     click.echo(
         f"{found['checked']} users: {users['consistent']} hold the truth, {users['empty']} have nothing cached, "
@@ -97,8 +99,8 @@ def _show(found: dict[str, Any]) -> None:
     click.echo(f"{len(found['untrue'])} values are untrue, {found['repaired']} of them were dropped. Please report it.")
     for item in found["untrue"][:SHOWN]:
         click.echo(
-            f"  {item['user_id']}: {item['feature']} is {item['fault']}: "
+            f"  {visible(item['user_id'])}: {item['feature']} is {item['fault']}: "
             f"holds {item['held']} (event {item['held_seq']}), computed {item['computed']}"
         )
     if len(found["untrue"]) > SHOWN:
-        err().print(f"  … and {len(found['untrue']) - SHOWN} more; --json tells of all")
+        say(f"and {len(found['untrue']) - SHOWN} more; --json tells of all", before="  … ")

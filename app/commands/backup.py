@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 
 import click
 
-from app.commands.output import progress, settings_from_environment
-
-
-def _leave_nothing_when_killed() -> None:
-    """SIGTERM raises, so that half a copy is removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+from app.commands.output import progress, say, settings_from_environment, stop_on_sigterm
 
 
 @click.command()
@@ -23,11 +16,11 @@ def backup(file: Path) -> None:
     from app.stores.sqlite import backup as store
 
     settings = settings_from_environment()
-    _leave_nothing_when_killed()
+    stop_on_sigterm()
     with progress("pages") as bar:
         task = bar.add_task("copying", total=None)
         store.backup(settings.database, file, lambda left, total: bar.update(task, total=total, completed=total - left))
-    click.echo(f"{settings.database} backed up to {file}", err=True)
+    say(f"{settings.database} backed up to {file}")
 
 
 @click.command()
@@ -41,9 +34,9 @@ def restore(file: Path) -> None:
     from app.stores.sqlite import backup as store
 
     settings = settings_from_environment()
-    _leave_nothing_when_killed()
+    stop_on_sigterm()
     store.restore(file, settings.database)
-    click.echo(f"{settings.database} restored from {file}", err=True)
+    say(f"{settings.database} restored from {file}")
 
 
 @click.command()
@@ -57,4 +50,4 @@ def adopt() -> None:
 
     settings = settings_from_environment()
     store.adopt(settings.database)
-    click.echo(f"{settings.database} has a new id", err=True)
+    say(f"{settings.database} has a new id")

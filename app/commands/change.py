@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -16,25 +17,27 @@ from app.commands.look import check_user
 from app.commands.output import (
     ACTOR,
     complain,
-    err,
     fail,
     print_json,
     progress,
     registry_option,
     run,
+    say,
     settings_of_command,
 )
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 
 if TYPE_CHECKING:
-    from app.assembly import Service
     from app.events.ingest import Receipt
     from app.features.events import TipEvent
     from app.settings import Settings
 
+    Ingest = Callable[[Sequence[TipEvent]], Awaitable[Receipt]]
+
 LINES_PER_REQUEST = 500
 REBUILD_CHUNK = 128
 HEAD_BYTES = 1_000
+TOTALS = "{accepted} events stored, {duplicates} known before, {refused} refused"
 BAD = (InvalidInput, Undecodable, Conflict)
 
 
@@ -125,61 +128,78 @@ async def _rebuild(
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--skip-bad", is_flag=True, help="Report bad lines and go on; without it the first one stops.")
+@click.option("--historical", is_flag=True, help="Count them as known from their event time on, for `--known-at`.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
-def events(file: Path, skip_bad: bool, as_json: bool) -> None:
-    """Load tip events from FILE: newline-delimited JSON, as POST /events takes it. Loading again is safe."""
+def events(file: Path, skip_bad: bool, historical: bool, as_json: bool) -> None:
+    """Load tip events from FILE: newline-delimited JSON, as POST /events takes it. Loading again is safe.
+
+    With --historical a training set with `--known-at` sees them as if they had arrived when they occurred, those that
+    were loaded before too. That is for imports: it cannot be undone, and stands in the audit trail.
+    """
     size = file.stat().st_size if str(file) != "-" else None
-    totals = run(_load(file, size, skip_bad))
+    totals = run(_load(file, size, skip_bad, historical))
     if as_json:
         print_json(totals)
     else:
-        click.echo("{accepted} events stored, {duplicates} known before, {refused} refused".format(**totals))
+        click.echo(TOTALS.format(**totals))
     if totals["refused"]:
         sys.exit(1 if skip_bad else 5)
 
 
-async def _load(file: Path, size: int | None, skip_bad: bool) -> dict[str, int]:
+async def _load(file: Path, size: int | None, skip_bad: bool, historical: bool) -> dict[str, int]:
     from app.assembly import open_service
+    from app.audit import audited
+
+    async with open_service(settings_of_command(), door="command") as service:
+        ingest = partial(service.ingestor.ingest, historical=historical)
+        if not historical:
+            return await _load_file(file, size, skip_bad, ingest)
+        async with audited(service.audit, service.clock.now_ms(), ACTOR, "load historical events", "") as act:
+            totals = await _load_file(file, size, skip_bad, ingest)
+            act.outcome = TOTALS.format(**totals)
+            return totals
+
+
+async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Ingest) -> dict[str, int]:
     from app.events.admission import LINES_EXPECTED, other_format
 
     totals = {"accepted": 0, "duplicates": 0, "refused": 0}
-    async with open_service(settings_of_command(), door="command") as service:
-        with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
-            task = bar.add_task("loading", total=size)
-            first = 1
-            head = cast(BufferedReader, lines).peek(HEAD_BYTES).removeprefix(BOM_UTF8)
-            if (found := other_format(head)) is not None:
-                raise Undecodable(f"{file} is {found}; {LINES_EXPECTED}")
-            while piece := list(islice(lines, LINES_PER_REQUEST)):
-                await _load_piece(service, piece, first, skip_bad, totals)
-                if totals["refused"] and not skip_bad:
-                    err().print(f"stopped; everything up to line {first - 1} is stored")
-                    break
-                first += len(piece)
-                bar.advance(task, sum(map(len, piece)))
+    with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
+        task = bar.add_task("loading", total=size)
+        first = 1
+        head = cast(BufferedReader, lines).peek(HEAD_BYTES).removeprefix(BOM_UTF8)
+        if (found := other_format(head)) is not None:
+            raise Undecodable(f"{file} is {found}; {LINES_EXPECTED}")
+        while piece := list(islice(lines, LINES_PER_REQUEST)):
+            await _load_piece(ingest, piece, first, skip_bad, totals)
+            if totals["refused"] and not skip_bad:
+                say(f"stopped; everything up to line {first - 1} is stored")
+                break
+            first += len(piece)
+            bar.advance(task, sum(map(len, piece)))
     return totals
 
 
-async def _load_piece(service: Service, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
+async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
     """Store a piece whole; where something in it is bad and to be skipped, line by line, so that the rest counts."""
     from app.events.admission import decode_lines
 
     if not any(line.strip() for line in piece):
         return
     try:
-        receipts = [await service.ingestor.ingest(decode_lines(b"".join(piece), first))]
+        receipts = [await ingest(decode_lines(b"".join(piece), first))]
     except BAD as error:
         if not skip_bad:
             fail(error)
             totals["refused"] += len({issue.path.partition(".")[0] for issue in error.issues}) or 1
             return
-        receipts = await _load_lines(service, piece, first, totals)
+        receipts = await _load_lines(ingest, piece, first, totals)
     for receipt in receipts:
         totals["accepted"] += receipt.accepted
         totals["duplicates"] += receipt.duplicates
 
 
-async def _load_lines(service: Service, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
+async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
     """Each line for itself; those stored share a commit."""
     import asyncio
 
@@ -187,7 +207,7 @@ async def _load_lines(service: Service, piece: list[bytes], first: int, totals: 
 
     async def load(number: int, line: bytes) -> Receipt | list[Issue]:
         try:
-            return await service.ingestor.ingest(decode_lines(line, number))
+            return await ingest(decode_lines(line, number))
         except BAD as error:
             return list(error.issues) or [Issue(f"line {number}", str(error))]
 
@@ -208,7 +228,10 @@ async def _load_lines(service: Service, piece: list[bytes], first: int, totals: 
 @click.option("--days", default=90, show_default=True, type=click.IntRange(1, 150))
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed on the same day: the same events.")
 def demo(users: int, days: int, seed: int) -> None:
-    """Load a demonstration set: users with different habits. Loading it again on the same day changes nothing."""
+    """Load a demonstration set: users with different habits. Loading it again on the same day changes nothing.
+
+    Its events count as known from their event time on, as those of `profiles events --historical` do.
+    """
     count = run(load_demo(settings_of_command(), users, days, seed))
     click.echo(f"{count} events of {users} users over {days} days stored")
 
@@ -218,18 +241,23 @@ async def load_demo(
 ) -> int:
     """Generate and store the set, unless `stopped` in between; how many events were new."""
     from app.assembly import open_service
+    from app.audit import audited
     from app.commands.demo_set import generate
 
     stored = 0
-    async with open_service(settings, door="command") as service:
+    async with (
+        open_service(settings, door="command") as service,
+        audited(service.audit, service.clock.now_ms(), ACTOR, "load the demonstration set", "") as act,
+    ):
         made = generate(users=users, days=days, seed=seed, now_ms=service.clock.now_ms())
         with progress("users") as bar:
             task = bar.add_task("making events", total=users)
             for number, chunk in _chunks(made):
-                stored += (await service.ingestor.ingest(chunk)).accepted
+                stored += (await service.ingestor.ingest(chunk, historical=True)).accepted
                 bar.update(task, completed=number)
                 if stopped():
                     break
+        act.outcome = f"{stored} events stored"
     return stored
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from app.commands.output import err
+from app.commands.output import say
 
 RESTART_AFTER_S = (0.2, 1.0, 5.0)
 STABLE_S = 30.0
@@ -56,7 +56,7 @@ class Child:
         delay = RESTART_AFTER_S[min(self._deaths, len(RESTART_AFTER_S) - 1)]
         self._deaths += 1
         self._process, self._start_at = None, time.monotonic() + delay
-        err().print(f"[yellow]{self.name} died (exit code {code}); starting it again in {delay:g} s[/]")
+        say(f"{self.name} died (exit code {code}); starting it again in {delay:g} s", level="warning")
         return None
 
     def ask_to_stop(self) -> None:

@@ -59,7 +59,8 @@ def _show_table(contract: Contract) -> None:
 
     from app.features.clock import spoken
 
-    table = Table(Column("name", no_wrap=True), "dtype", "window", "TTL", "default", "reads", "description")
+    texts = [Column(heading, overflow="fold") for heading in ("window", "TTL", "default", "reads", "description")]
+    table = Table(*(Column(heading, no_wrap=True) for heading in ("name", "dtype")), *texts)
     for entry in contract.registry:
         table.add_row(
             entry.name,

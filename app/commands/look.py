@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import click
 
 from app.commands.output import out, plain, print_json, run, settings_of_command
 from app.errors import InvalidInput, Issue
+from app.features.clock import rfc3339, to_ms
 
 
 @click.command()
 @click.argument("user")
-@click.option("--as-of", help="As of this time (RFC 3339), computed and not cached.")
+@click.option("--as-of", help="As of this time (RFC 3339), its own events included; computed and not cached.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def profile(user: str, as_of: str | None, as_json: bool) -> None:
     """Show the profile of USER."""
     from rich.table import Table
 
-    from app.features.clock import rfc3339
     from app.features.registry import indices
 
     check_user(user)
@@ -72,10 +73,6 @@ def check_user(user: str, place: str = "user_id") -> None:
 
 def moment_ms(text: str, place: str) -> int:
     """A time with its UTC offset, in milliseconds; raises `InvalidInput`, naming the place."""
-    from datetime import datetime
-
-    from app.features.clock import to_ms
-
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

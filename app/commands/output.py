@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Coroutine
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SHOWN_ISSUES = 20
+WIDE = 1_000
 ACTOR = "the command line"  # in the audit trail
 EXIT_CODES = {
     2: "wrong usage, setting or registry",
@@ -57,7 +61,8 @@ def out() -> Console:
     """Standard output. Made when it is first written on: `serve` and `worker` need no rich."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    # What goes to a file or a program is not made to fit a screen.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 @cache
@@ -88,25 +93,41 @@ def exit_code(error: ProfilesError) -> int:
     return next((code for kind, code in _CODE_OF if isinstance(error, kind)), 1)
 
 
+def say(text: str, *, level: Literal["info", "warning", "error"] = "info", before: str = "") -> None:
+    """A line on standard error; one of the log where that is JSON. `before` is for people alone."""
+    if as_json_lines():
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        click.echo(json.dumps({"event": text, "level": level, "timestamp": now}), err=True)
+    else:
+        style = {"info": "", "warning": "yellow", "error": ""}[level]
+        err().print(f"{before}{plain(text)}", soft_wrap=True, style=style)
+
+
+def as_json_lines() -> bool:
+    """Whether standard error is for a program that collects logs."""
+    return os.environ.get("PROFILES_LOG_FORMAT") == "json"
+
+
 def fail(error: ProfilesError) -> None:
     """Say what is wrong, on standard error."""
-    err().print(f"[bold red]error:[/] {plain(str(error))}", soft_wrap=True)
+    say(str(error), level="error", before="[bold red]error:[/] ")
     issues = getattr(error, "issues", ())
     for issue in issues[:SHOWN_ISSUES]:
         complain(issue)
     if len(issues) > SHOWN_ISSUES:
-        err().print(f"  … and {len(issues) - SHOWN_ISSUES} more")
+        say(f"and {len(issues) - SHOWN_ISSUES} more", level="error", before="  … ")
 
 
 def complain(issue: Issue) -> None:
     """Say what is wrong with one thing among many, on standard error."""
-    err().print(f"  {plain(issue.path)}: {plain(issue.detail)}", soft_wrap=True)
+    say(f"{issue.path}: {issue.detail}", level="error", before="  ")
 
 
 def plain(text: str) -> str:
-    """Text from outside: no markup, no control characters."""
-    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-    return shown.replace("[", r"\[")
+    """Text from outside: no markup, nothing that cannot be seen."""
+    from app.features.ids import visible
+
+    return visible(text).replace("[", r"\[")
 
 
 def print_json(value: object) -> None:
@@ -114,12 +135,14 @@ def print_json(value: object) -> None:
     out().print_json(json.dumps(value)) if out().is_terminal else print(json.dumps(value))
 
 
-def progress(unit: str) -> Progress:
+def progress(unit: str, *, shown: bool = True) -> Progress:
     """A progress bar on standard error; silent where that is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(*columns, TimeRemainingColumn(), console=err(), disable=not err().is_terminal, transient=True)
+    return Progress(
+        *columns, TimeRemainingColumn(), console=err(), disable=not (shown and err().is_terminal), transient=True
+    )
 
 
 def running_servers(database: Path) -> Path:
@@ -163,6 +186,11 @@ def with_running_servers(settings: Settings) -> Settings:
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return settings
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM raises, so that a file that is half written is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

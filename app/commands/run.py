@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import click
 
-from app.commands.output import err, print_json, settings_from_environment
+from app.commands.output import print_json, say, settings_from_environment
 from app.commands.port import require_free_port
 
 PARENT_LOOK_S = 0.2
@@ -68,9 +68,9 @@ def migrate(as_json: bool) -> None:
     if as_json:
         print_json({"database": str(settings.database), "from": before, "to": after})
     elif before == after:
-        err().print(f"{settings.database} is at revision {after} already")
+        say(f"{settings.database} is at revision {after} already")
     else:
-        err().print(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
+        say(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 
 from app.commands.child import Child
-from app.commands.output import err, fail, run, running_servers, with_running_servers
+from app.commands.output import as_json_lines, fail, run, running_servers, say, with_running_servers
 from app.commands.port import next_free_port, require_free_port
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.settings import PREFIX, Settings
@@ -78,7 +78,7 @@ def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
             return port
         found = next_free_port(settings.host, port, but)
         if found != port:
-            err().print(f"port {port} is taken, so {PREFIX}{variable} is {found} for this run")
+            say(f"port {port} is taken, so {PREFIX}{variable} is {found} for this run")
         return found
 
     served = replace(settings, port=free("PORT", settings.port))
@@ -109,13 +109,13 @@ def _keep_running(
             child.ask_to_stop()
         for child in children:
             child.stop()
-    err().print("stopped")
+    say("stopped")
     return code
 
 
 def _start_again(server: EmbeddedServer, stop: threading.Event) -> None:
     """Without it the service degrades; so a server that does not start is no reason to stop the rest."""
-    err().print(f"[yellow]the embedded server on {server.socket_path.name} died; starting it again[/]")
+    say(f"the embedded server on {server.socket_path.name} died; starting it again", level="warning")
     try:
         server.start()
     except CacheUnavailable as error:
@@ -142,17 +142,17 @@ def _load_demo(settings: Settings, stop: threading.Event) -> bool:
     """Make the database, which appears only with the whole demonstration set in it; whether it was not stopped."""
     from app.commands.change import load_demo
 
-    err().print("loading the demonstration set: 1,000 users, 90 days ...")
+    say("loading the demonstration set: 1,000 users, 90 days ...")
     part = settings.database.with_name(settings.database.name + ".part")
     _forget(part)
     migrate(part)
     count = run(load_demo(with_running_servers(replace(settings, database=part)), 1_000, 90, 1, stop.is_set))
     if stop.is_set():
-        err().print("stopped; the next `profiles up` loads it from the beginning")
+        say("stopped; the next `profiles up` loads it from the beginning")
         return False
     part.rename(settings.database)
     _forget(part)
-    err().print(f"{count:,} events stored")
+    say(f"{count:,} events stored")
     return True
 
 
@@ -234,15 +234,22 @@ def _base(settings: Settings) -> str:
 
 def _greet(settings: Settings) -> None:
     base = _base(settings)
+    if as_json_lines():
+        say(f"Up. {base}")
+        return
+    user = "user-0001" if settings.demo else "ada"
+    names = ", ".join(f"{key.name} ({'/'.join(sorted(key.scopes))})" for key in settings.api_keys)
+    intro = f"in another terminal, with KEY set to one of your keys: {names}" if names else "in another terminal"
+    curl = """curl -H "X-API-Key: $KEY\"""" if names else "curl"
     click.echo(
         f"""
-Up. Try, in another terminal:
+Up. Try, {intro}:
 
-  curl {base}/profiles/user-0001
-  curl -H 'Content-Type: application/json' {base}/events -d '{{"subject": "signals.tip.feedback",
-    "event_id": "try-1", "user_id": "user-0001", "tip_id": "tip-1", "action": "completed",
+  {curl} {base}/profiles/{user}
+  {curl} -H 'Content-Type: application/json' {base}/events -d '{{"subject": "signals.tip.feedback",
+    "event_id": "try-1", "user_id": "{user}", "tip_id": "tip-1", "action": "completed",
     "occurred_at": "'$(date -u +%Y-%m-%dT%H:%M:%SZ)'"}}'
-  curl {base}/profiles/user-0001
+  {curl} {base}/profiles/{user}
 
   {base}/admin    the admins' pages
   {base}/schema   the API        {base}/readyz   its state        Ctrl-C stops everything

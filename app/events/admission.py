@@ -37,6 +37,7 @@ _MAGIC = {
     BOM_UTF16_LE: "text in UTF-16",
     BOM_UTF16_BE: "text in UTF-16",
 }
+TABLE = "a table of columns"
 LINES_EXPECTED = "expected is newline-delimited JSON in UTF-8, one event a line"
 _FORMAT_BYTES = 4_096  # are enough to tell what the body is
 _MOST_LINES = 100 * MAX_EVENTS  # blank ones and all
@@ -113,13 +114,15 @@ def other_format(head: bytes) -> str | None:
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             return name
+    if len(head) > 1 and head[:2].count(0) == 1:  # without a mark, as `iconv -t utf-16le` writes it
+        return "text in UTF-16"
     line = head.lstrip().partition(b"\n")[0].rstrip()
     if line.startswith(b"["):
         return "a JSON array"
     if line == b"{":
         return "JSON that is spread over several lines"
     if b"user_id" in line and b"{" not in line:
-        return "a table of columns"
+        return TABLE
     return None
 
 
@@ -212,7 +215,9 @@ class Admission:
 
     retention_days: int
 
-    def admit(self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "") -> list[Admitted]:
+    def admit(
+        self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "", *, historical: bool = False
+    ) -> list[Admitted]:
         """Give each event its event time.
 
         Raises:
@@ -244,6 +249,7 @@ class Admission:
                         claimed_at_ms=claimed_ms if early else None,
                         received_at_ms=now_ms,
                         sent_by=sent_by,
+                        historical=historical,
                     )
                 )
         if issues:

@@ -86,8 +86,11 @@ class Ingestor:
         """Whether events that came now would wait too long; nobody need decode them then."""
         return self._backlog.full
 
-    async def ingest(self, events: Sequence[TipEvent], sent_by: str = "") -> Receipt:
+    async def ingest(self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False) -> Receipt:
         """Store all of these events, or none. `sent_by`: the name of the key, or else of the door.
+
+        `historical` ones, those known already too, count as known from their event time on when a past moment is asked
+        about with `known_at`. That is for imports by an admin: it rewrites what was known when.
 
         Raises:
             InvalidInput: a time is refused.
@@ -97,7 +100,8 @@ class Ingestor:
                 safe.
         """
         try:
-            admitted = self._admission.admit(events, self._clock.now_ms(), sent_by or f"the {self._door}")
+            who = sent_by or f"the {self._door}"
+            admitted = self._admission.admit(events, self._clock.now_ms(), who, historical=historical)
         except Exception:
             self._metrics.events.labels(self._door, "refused").inc(len(events))
             raise

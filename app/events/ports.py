@@ -14,7 +14,8 @@ from app.features.events import TipEvent
 
 class Admitted(NamedTuple):
     """An event that may be stored. `occurred_at_ms` is the event time that counts; `claimed_at_ms` is the producer's
-    own where the two differ (an event from the near future counts from its arrival). `sent_by`: the name of the key."""
+    own where the two differ (an event from the near future counts from its arrival). `sent_by`: the name of the key. A
+    `historical` one counts as known from its event time on, although it arrived later."""
 
     event: TipEvent
     digest: bytes
@@ -23,6 +24,7 @@ class Admitted(NamedTuple):
     claimed_at_ms: int | None
     received_at_ms: int
     sent_by: str
+    historical: bool = False
 
 
 class Appended(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which identifiers are allowed: for users, tips, events and decisions alike.
+"""Which identifiers are allowed, for users, tips, events and decisions alike, and how they are shown.
 
 1 to 128 characters of Unicode, without control characters, surrogates or `/`, and not `.` or `..`, so that every id
 can stand in a URL path and in a log line.
@@ -7,6 +7,7 @@ can stand in a URL path and in a log line.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Annotated
 
 from msgspec import Meta
@@ -14,6 +15,11 @@ from msgspec import Meta
 MAX_ID_LENGTH = 128
 ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"  # as JSON Schema writes it; `id_problem` decides
 _FORBIDDEN = re.compile("[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Controls, format characters, the unassigned, separators; and letters, marks and a symbol that are drawn as nothing.
+_HIDDEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
+_DRAWN_AS_NOTHING = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 Id = Annotated[
     str,
@@ -38,3 +44,30 @@ def id_problem(value: str) -> str | None:
     if found is None:
         return None
     return f"must not contain {'/' if found[0] == '/' else f'the character U+{ord(found[0]):04X}'}"
+
+
+def visible(text: str, *, layout: bool = False) -> str:
+    """`text` with a code like `⟨U+200B⟩` for each character that a reader would not see, or not where it stands.
+
+    Texts that differ in such characters alone look different then: a blank at either end or beside another, format and
+    bidirectional controls, an accent that stands apart although there is one character for it and its letter. With
+    `layout` blanks, tabs and line breaks stay as they are.
+    """
+    if text.isascii() and text.isprintable() and (layout or " ".join(text.split()) == text):
+        return text
+    composed = unicodedata.is_normalized("NFC", text)
+    ends = (0, len(text) - 1)
+
+    def hidden(place: int, char: str) -> bool:
+        if layout and char in " \t\n":
+            return False
+        if char == " ":
+            return place in ends or text[place - 1] == " "
+        if not composed and not unicodedata.is_normalized("NFC", text[max(0, place - 1) : place + 1]):
+            return True
+        if unicodedata.combining(char):
+            return place == 0 or not composed
+        # The bracket, too, so that no id can show the code of a character that it does not hold.
+        return char == "⟨" or unicodedata.category(char) in _HIDDEN or bool(_DRAWN_AS_NOTHING.match(char))
+
+    return "".join(f"⟨U+{ord(char):04X}⟩" if hidden(place, char) else char for place, char in enumerate(text))

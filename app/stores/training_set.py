@@ -1,16 +1,20 @@
-"""Writing a training set: CSV, or Parquet where pyarrow is installed."""
+"""Writing a training set: CSV, newline-delimited JSON, or Parquet where pyarrow is installed."""
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import msgspec
+
 from app.errors import InvalidInput, StoreUnavailable
-from app.features.registry import Registry
+from app.stores.training_columns import ArrowColumn, Column, arrow_modules
 
 ROW_GROUP = 10_000
 
@@ -18,89 +22,123 @@ ROW_GROUP = 10_000
 class TrainingSetWriter(Protocol):
     """Where rows go."""
 
-    def begin(self, registry: Registry) -> None:
-        """Before the first row: user_id, as_of, then the features in the order of the registry."""
+    def write(self, columns: Mapping[str, Column]) -> None:
+        """Some rows, column by column; each time the same columns."""
         ...
 
-    def row(self, values: Sequence[object]) -> None:
-        """One row; None is null."""
+    def close(self) -> None:
+        """Write what is left."""
         ...
 
 
 class CsvWriter:
     """Null is an empty field."""
 
-    def __init__(self, file: IO[str]) -> None:
-        self._writer = csv.writer(file, lineterminator="\n")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._begun = False
 
-    def begin(self, registry: Registry) -> None:
-        """The header."""
-        self._writer.writerow(["user_id", "as_of", *registry.names])
+    def write(self, columns: Mapping[str, Column]) -> None:
+        rows = list(zip(*(column.text() for column in columns.values()), strict=True))
+        if not self._begun:
+            rows.insert(0, tuple(columns))
+            self._begun = True
+        text = _csv(rows, csv.QUOTE_MINIMAL)
+        # A carriage return within a field ends a row unless it is quoted; the csv module quotes it from Python 3.13 on.
+        self._file.write((_csv(rows, csv.QUOTE_ALL) if "\r" in text else text).encode())
 
-    def row(self, values: Sequence[object]) -> None:
-        """One line."""
-        self._writer.writerow(["" if value is None else value for value in values])
+    def close(self) -> None:
+        self._file.flush()
+
+
+class NdjsonWriter:
+    """An object a line."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, columns: Mapping[str, Column]) -> None:
+        members = [msgspec.json.encode(name).replace(b"%", b"%%") + b":%b" for name in columns]
+        line = b"{" + b",".join(members) + b"}\n"
+        values = zip(*(column.json() for column in columns.values()), strict=True)
+        self._file.writelines(line % row for row in values)
+
+    def close(self) -> None:
+        self._file.flush()
 
 
 class ParquetWriter:
-    """Typed columns, in row groups of bounded size."""
+    """Typed columns, in row groups of bounded size; `as_of` holds times, whatever the input was."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._pending: list[Sequence[object]] = []
-        self._schema: Any = None
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._pending: list[Any] = []
+        self._rows = 0
         self._writer: Any = None
+        arrow_modules()
 
-    def begin(self, registry: Registry) -> None:
-        """The schema, from the dtypes."""
-        try:
-            import pyarrow as pa  # noqa: PLC0415  # optional, and slow to import
-            import pyarrow.parquet as pq  # noqa: PLC0415
-        except ImportError as error:
-            raise StoreUnavailable("Parquet needs the `parquet` extra (pyarrow); CSV does not") from error
-        kinds = {"float": pa.float64(), "int": pa.int64(), "str": pa.string()}
-        columns = [("user_id", pa.string()), ("as_of", pa.string())]
-        self._schema = pa.schema(columns + [(entry.name, kinds[entry.dtype]) for entry in registry])
-        self._writer = pq.ParquetWriter(self._path, self._schema)
-
-    def row(self, values: Sequence[object]) -> None:
-        """Kept until a row group is full."""
-        self._pending.append(values)
-        if len(self._pending) >= ROW_GROUP:
+    def write(self, columns: Mapping[str, Column]) -> None:
+        pa, _ = arrow_modules()
+        arrays = [_times(column) if name == "as_of" else column.arrow() for name, column in columns.items()]
+        self._pending.append(pa.table(arrays, names=list(columns)))
+        self._rows += len(arrays[0])
+        if self._rows >= ROW_GROUP:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left and the footer."""
+        self._flush()
         if self._writer is not None:
-            self._flush()
             self._writer.close()
 
     def _flush(self) -> None:
-        if self._pending:
-            import pyarrow as pa  # noqa: PLC0415
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
 
-            columns = [list(column) for column in zip(*self._pending, strict=True)]
-            self._writer.write_table(pa.table(columns, schema=self._schema))
+        if self._pending:
+            table = pa.concat_tables(self._pending).unify_dictionaries()
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._file, table.schema)
+            self._writer.write_table(table)
             self._pending.clear()
+            self._rows = 0
+
+
+def _csv(rows: list[tuple[str, ...]], quoting: int) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)  # type: ignore[arg-type]
+    return text.getvalue()
+
+
+def _times(column: Column) -> Any:
+    if isinstance(column, ArrowColumn):
+        return column.arrow()
+    pa, _ = arrow_modules()
+    return pa.array([datetime.fromisoformat(moment) for moment in column.text()], pa.timestamp("us", "UTC"))
+
+
+WRITERS: dict[str, Callable[[IO[bytes]], TrainingSetWriter]] = {
+    ".csv": CsvWriter,
+    ".ndjson": NdjsonWriter,
+    ".parquet": ParquetWriter,
+}
 
 
 @contextmanager
 def writer_for(path: Path | None) -> Iterator[TrainingSetWriter]:
     """A writer for a file by its suffix, or CSV on standard output. A file appears only when all of it is written."""
     if path is None:
-        yield CsvWriter(sys.stdout)
+        standard_output = CsvWriter(sys.stdout.buffer)
+        yield standard_output
+        standard_output.close()
         return
-    if path.suffix not in (".csv", ".parquet"):
-        raise InvalidInput(f"cannot tell the format of {path.name}: the name must end in .csv or .parquet")
+    if path.suffix not in WRITERS:
+        raise InvalidInput(f"cannot tell the format of {path.name}: the name must end in {', '.join(WRITERS)}")
     part = path.with_name(path.name + ".part")
     try:
-        if path.suffix == ".csv":
-            with part.open("w", encoding="utf-8", newline="") as file:
-                yield CsvWriter(file)
-        else:
-            parquet = ParquetWriter(part)
-            yield parquet
-            parquet.close()
+        with part.open("wb") as file:
+            writer = WRITERS[path.suffix](file)
+            yield writer
+            writer.close()
         part.replace(path)
     except OSError as error:
         raise StoreUnavailable(f"cannot write {path}: {error}") from error

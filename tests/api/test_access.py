@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from litestar.routes import HTTPRoute
 
-from app.api.sessions import ANYONE, COOKIE
+from app.api.sessions import ANYONE
 from app.setting_values import ApiKey
 from app.settings import hash_key
 from tests.api.conftest import ServeSite
@@ -144,7 +144,7 @@ async def visit(site: Live, key_name: str) -> tuple[dict[str, str], str]:
     """The cookie of a session, as a header, and the token of its forms."""
     sessions = site.app.state.api.sessions
     session = sessions.begin(key_name)
-    return {"Cookie": f"{COOKIE}={await sessions.cookie(session)}"}, await sessions.form_token(session)
+    return {"Cookie": f"{sessions.cookie_name}={await sessions.cookie(session)}"}, await sessions.form_token(session)
 
 
 @pytest.mark.parametrize("access", TABLE, ids=name)

@@ -49,6 +49,7 @@ def sessions(
         clock=clock or FakeClock(),
         new_id=lambda: f"id-{next(numbers)}",
         lifetime_hours=hours,
+        instance="test",
     )
 
 

@@ -15,6 +15,7 @@ from app.telemetry import configure_logging
 from tests.bench import (
     cold,
     growth,
+    history,
     hit_ratio,
     hostile,
     ingest,
@@ -42,6 +43,7 @@ MEASUREMENTS: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "keys": growth.keys,
     "size": growth.size,
     "rebuild": rebuild.measure,
+    "history": history.measure,
     "reads-while-rebuilding": while_rebuilding.measure,
     "reads-while-measuring": while_measuring.measure,
     "ingest": ingest.measure,

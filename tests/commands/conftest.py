@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.commands import main, output
+from app.features.clock import DAY_MS
+from tests.support.events import feedback, payload, served
 from tests.support.logs import logging_put_back
 from tests.support.registry import FEATURES
+from tests.support.traffic import now_ms
 
 
 class Outcome(NamedTuple):
@@ -69,3 +72,24 @@ def migrated(profiles: Run) -> Run:
     """The same, with the default database made."""
     assert profiles("migrate").code == 0
     return profiles
+
+
+def write_events(path: Path, *events: dict[str, Any]) -> str:
+    """Newline-delimited JSON; the path as an argument."""
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return str(path)
+
+
+@pytest.fixture
+def lived_in(migrated: Run, tmp_path: Path) -> Run:
+    """A database with some weeks of two users."""
+    today = now_ms()
+    events = [payload(served("ann", today - day * DAY_MS, event_id=f"s{day}")) for day in range(1, 41)]
+    for day in range(1, 41):
+        action = "completed" if day % 3 else "dismissed"
+        shown = feedback(
+            "ann" if day % 2 else "bob", today - day * DAY_MS, action, dwell_ms=day * 100, event_id=f"f{day}"
+        )
+        events.append(payload(shown))
+    assert migrated("events", write_events(tmp_path / "events.ndjson", *events)).code == 0
+    return migrated

@@ -19,7 +19,8 @@ from tests.support.events import served
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 
-USERS = [f"user-{number}" for number in range(7)]
+ODD = "user-6\u200b "
+USERS = [*(f"user-{number}" for number in range(6)), ODD]
 
 
 async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> None:
@@ -69,6 +70,12 @@ def test_what_is_untrue_is_named_and_then_repaired(migrated: Run, tmp_path: Path
     assert (repaired.code, repaired.json["repaired"]) == (0, 2)
     after = migrated("audit", "--json", cache_url=valkey.url)
     assert (after.code, after.json["users"]["violation"]) == (0, 0)
+
+
+def test_user_is_named_by_what_can_be_seen(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
+    asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, [ODD]))
+    assert "user-6⟨U+200B⟩⟨U+0020⟩: tip_volume_30d is" in migrated("audit", cache_url=valkey.url).out
+    assert migrated("audit", "--json", cache_url=valkey.url).json["untrue"][0]["user_id"] == ODD
 
 
 def test_it_does_not_pass_for_success_when_nothing_could_be_checked(migrated: Run, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
@@ -29,9 +31,10 @@ from tests.commands.conftest import Run
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, payload, served
 from tests.support.live import live
-from tests.support.registry import REGISTRY, own_entry, own_registry
+from tests.support.registry import FEATURES, REGISTRY, own_entry, own_registry
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
+from tests.support.waiting import eventually_sync
 
 MOMENT_MS = now_ms()  # one for all lines: the same line twice is a duplicate
 RECEIPT = {"accepted": 0, "duplicates": 0, "refused": 0}
@@ -140,19 +143,21 @@ OTHER_FORMATS = {
     "a table of columns": b"event_id,user_id,tip_id\na,ann,t\n",
     "gzip": gzip.compress(line("a").encode()),
     "text in UTF-16": line("a").encode("utf-16"),
+    "text in UTF-16 ": line("a").encode("utf-16-be"),
 }
 
 
-@pytest.mark.parametrize("name", OTHER_FORMATS)
+@pytest.mark.parametrize("case", OTHER_FORMATS)
 @pytest.mark.parametrize("bad", [(), ("--skip-bad",)], ids=["strict", "skip"])
-def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, name: str, bad: tuple[str, ...]) -> None:
-    (tmp_path / "events").write_bytes(OTHER_FORMATS[name])
+def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, case: str, bad: tuple[str, ...]) -> None:
+    name = case.strip()
+    (tmp_path / "events").write_bytes(OTHER_FORMATS[case])
     shown = migrated("events", "events", *bad)
     assert shown.code == 5
     assert f"events is {name}; expected is newline-delimited JSON in UTF-8, one event a line" in shown.err
     assert stored(tmp_path) == []
     with pytest.raises(Undecodable, match=f"the body is {name}; expected is newline-delimited JSON"):
-        decode_lines(OTHER_FORMATS[name])
+        decode_lines(OTHER_FORMATS[case])
 
 
 def test_the_file_is_named_when_it_does_not_exist(migrated: Run) -> None:
@@ -401,3 +406,26 @@ def test_a_new_key_is_shown_with_its_entry(profiles: Run) -> None:
 @pytest.mark.parametrize("arguments", [["a:b"], ["a", "--scope", "root"], [""]])
 def test_a_key_is_refused_when_its_name_or_scope_is_not_allowed(profiles: Run, arguments: list[str]) -> None:
     assert profiles("keys", "new", *arguments).code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["backup", "copy.db"], "copy.db.part"), (["restore", "--yes", "copy.db"], "var/profiles.db.restoring")],
+    ids=["backup", "restore"],
+)
+def test_no_half_copy_stays_when_it_is_stopped(migrated: Run, tmp_path: Path, arguments: list[str], part: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "var/profiles.db")) as connection:
+        connection.execute("CREATE TABLE filling (block BLOB)")
+        connection.executemany("INSERT INTO filling VALUES (zeroblob(?))", [(2**20,)] * 300)
+        connection.commit()
+    if arguments[0] == "restore":
+        assert migrated("backup", "copy.db").code == 0
+    before = {path for path in tmp_path.rglob("*") if path.suffix not in (".db-wal", ".db-shm")}
+    command = [sys.executable, "-m", "app", *arguments]
+    environment = {**os.environ, "PROFILES_FEATURES": FEATURES}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        eventually_sync(lambda: (tmp_path / part).exists() and (tmp_path / part).stat().st_size > 0)
+        running.terminate()
+        _, told = running.communicate(timeout=20)
+    assert (running.returncode, "Traceback" in told) == (143, False), told
+    assert {path for path in tmp_path.rglob("*") if path.suffix not in (".db-wal", ".db-shm")} == before

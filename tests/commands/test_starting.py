@@ -85,14 +85,14 @@ def test_cycle_collector_is_on_again_when_serving_was_refused(profiles: Run) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"port": "http"}, "PROFILES_PORT: must be a whole number from 1 to 65535"),
+        ({"port": "http"}, "PROFILES_PORT: must be a whole number from 1 to 65535 (given: 'http')"),
         ({"databse": "x"}, "PROFILES_DATABSE: is no setting; did you mean PROFILES_DATABASE?"),
         ({"cache_url": "http://x"}, "PROFILES_CACHE_URL: must start with redis://, rediss:// or unix://"),
         ({"queue_url": "redis://host:port"}, "PROFILES_QUEUE_URL: "),
         ({"retention_days": "0"}, "PROFILES_RETENTION_DAYS: must be a whole number from 1 to"),
         ({"api_keys": "a:read:secret"}, "PROFILES_API_KEYS: key a: the last part must be a SHA-256"),
         ({"log_format": "xml"}, "PROFILES_LOG_FORMAT: must be one of console, json"),
-        ({"demo": "yes"}, "PROFILES_DEMO: must be 0 or 1"),
+        ({"demo": "yes"}, "PROFILES_DEMO: must be 0 or 1 (given: 'yes')"),
         ({"rewards": "shared=1"}, "PROFILES_REWARDS: unknown outcome 'shared'; outcomes are completed, dismissed, "),
     ],
 )

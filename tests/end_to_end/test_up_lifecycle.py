@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import socket
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.settings import hash_key
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet
 from tests.support.http import Connection
@@ -115,6 +119,36 @@ async def test_its_children_stop_by_themselves_when_it_is_killed_and_not_started
     program.says("Up.")
     program.kill()
     await eventually(lambda: not any("-m app" in line for line in program.family().values()), 20)
+
+
+def test_what_it_tells_to_try_works_with_the_keys_that_are_set_and_without_a_demonstration_set(
+    programs: Programs,
+) -> None:
+    port = free_port()
+    program = up(programs, port, api_keys=f"ops:admin:{hash_key('the-key').hex()}")
+    program.says("Up.")
+    assert "with KEY set to one of your keys: ops (admin)" in program.output
+    tried = program.output.partition("Up. Try")[2]
+    commands = re.findall(r"^  curl .*?(?=^  \S|^$)", tried, re.MULTILINE | re.DOTALL)
+    shown = [
+        subprocess.run(
+            ["bash", "-c", command.replace("curl", "curl -sS --fail", 1)],
+            env={**os.environ, "KEY": "the-key"},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for command in commands
+    ]
+    assert [json.loads(answer)["features"]["completion_rate_30d"] for answer in (shown[0], shown[2])] == [None, 1]
+    assert len(commands) == 3
+    assert program.stop() == 0
+
+
+def test_every_line_is_json_where_the_log_is(programs: Programs) -> None:
+    program = up(programs, free_port(), log_format="json")
+    program.says("Up.")
+    assert program.stop() == 0
+    assert all(json.loads(line)["event"] for line in program.output.splitlines())
 
 
 def test_a_second_one_refuses_when_one_runs_in_the_same_directory(programs: Programs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.features.clock import rfc3339, to_ms
-from app.features.ids import id_problem
+from app.features.ids import id_problem, visible
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,52 @@ def test_id_is_allowed_when_it_keeps_the_rules(value: str) -> None:
 )
 def test_id_is_refused_with_the_reason_when_it_breaks_a_rule(value: str, reason: str) -> None:
     assert reason in (id_problem(value) or "")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("ada", "ada"),
+        ("Ada Lovelace", "Ada Lovelace"),
+        ("Zoë …😀नमस्ते", "Zoë …😀नमस्ते"),
+        ("ada ", "ada⟨U+0020⟩"),
+        (" ada", "⟨U+0020⟩ada"),
+        ("a  b", "a ⟨U+0020⟩b"),
+        (" ", "⟨U+0020⟩"),
+        ("a\u200bda", "a⟨U+200B⟩da"),
+        ("\u202eada", "⟨U+202E⟩ada"),
+        ("ada\u00a0", "ada⟨U+00A0⟩"),
+        ("a\u2003b", "a⟨U+2003⟩b"),
+        ("a\u00adb", "a⟨U+00AD⟩b"),
+        ("\u2066a\u2069", "⟨U+2066⟩a⟨U+2069⟩"),
+        ("\u3164", "⟨U+3164⟩"),
+        ("\u2800", "⟨U+2800⟩"),
+        ("a\ufe0f", "a⟨U+FE0F⟩"),
+        ("a\U000e0041", "a⟨U+E0041⟩"),
+        ("a\ue000", "a⟨U+E000⟩"),
+        ("e\u0301", "e⟨U+0301⟩"),
+        ("\u0301e", "⟨U+0301⟩e"),
+        ("\u212b", "⟨U+212B⟩"),
+        ("\u1100\u1161", "\u1100⟨U+1161⟩"),
+        ("a⟨U+200B⟩", "a⟨U+27E8⟩U+200B⟩"),
+    ],
+)
+def test_id_shows_what_cannot_be_seen(value: str, shown: str) -> None:
+    assert id_problem(value) is None
+    assert visible(value) == shown
+
+
+@given(st.text(), st.text())
+def test_two_texts_never_look_alike(one: str, other: str) -> None:
+    shown = visible(one)
+    assert not {unicodedata.category(char) for char in shown.replace(" ", "")} & {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
+    assert " ".join(shown.split()) == shown
+    assert unicodedata.is_normalized("NFC", shown)
+    assert (shown == visible(other)) == (one == other)
+
+
+def test_layout_stays_when_it_is_text_of_several_lines() -> None:
+    assert visible('{\n  "a":\t" \u200b"\n}', layout=True) == '{\n  "a":\t" ⟨U+200B⟩"\n}'
 
 
 @given(st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(2200, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # Hypothesis wants naive bounds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +13,73 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.errors import InvalidInput, StoreUnavailable
-from app.features.registry import Registry
 from app.stores import training_set
+from app.stores.training_columns import Column, JsonColumn, Kind, TextColumn
 from app.stores.training_set import writer_for
-from tests.support.entries import entry
 
-REGISTRY = Registry(
-    [
-        entry(name="rate", dtype="float", ttl=timedelta(hours=1)),
-        entry(name="count", dtype="int"),
-        entry(name="kind", dtype="str"),
-    ]
-)
+KINDS: dict[str, Kind] = {"rate": "float", "count": "int", "kind": "text"}
+NAMES = ["user_id", "as_of", *KINDS]
 ROWS: list[list[Any]] = [
     ["ann", "2026-04-25T10:00:00.000Z", 1 / 3, 7, 'a "quoted", kind'],
-    ["zoë\n2", "2026-04-25T10:00:00.001Z", None, None, None],
-    ["bob", "2026-04-25T10:00:00.002Z", 1e-300, 2**62, "naïve"],
+    ["zoë\r2", "2026-04-25T10:00:00.001Z", None, None, None],
+    ["bob\n", "2026-04-25T10:00:00.002Z", 1e-300, 2**62, "naïve\r\n%b"],
 ]
+FILES = ["set.csv", "set.ndjson", "set.parquet"]
 
 
-def write(path: Path, rows: list[list[Any]]) -> None:
+def columns(rows: list[list[Any]]) -> dict[str, Column]:
+    user_ids, moments, *values = zip(*rows, strict=True)
+    found = {
+        name: JsonColumn([json.dumps(value).encode() for value in column], kind)
+        for (name, kind), column in zip(KINDS.items(), values, strict=True)
+    }
+    return {"user_id": TextColumn(user_ids), "as_of": TextColumn(moments), **found}
+
+
+def write(path: Path, *blocks: list[list[Any]]) -> None:
     with writer_for(path) as writer:
-        writer.begin(REGISTRY)
-        for row in rows:
-            writer.row(row)
+        for block in blocks:
+            writer.write(columns(block))
 
 
 def test_csv_gives_back_every_value_when_it_is_read_again(tmp_path: Path) -> None:
-    write(tmp_path / "set.csv", ROWS)
+    write(tmp_path / "set.csv", ROWS[:1], ROWS[1:])
     with (tmp_path / "set.csv").open(encoding="utf-8", newline="") as file:
         header, *found = csv.reader(file)
-    assert header == ["user_id", "as_of", "rate", "count", "kind"]
+    assert header == NAMES
     assert [
         [user, as_of, float(rate) if rate else None, int(count) if count else None, kind or None]
         for user, as_of, rate, count, kind in found
     ] == ROWS
 
 
+def test_ndjson_gives_back_every_value_when_it_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path / "set.ndjson", ROWS[:1], ROWS[1:])
+    lines = (tmp_path / "set.ndjson").read_bytes().splitlines()
+    assert [list(json.loads(line).items()) for line in lines] == [list(zip(NAMES, row, strict=True)) for row in ROWS]
+
+
 def test_parquet_gives_back_every_value_typed_when_it_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_set, "ROW_GROUP", 2)
-    write(tmp_path / "set.parquet", ROWS)
+    write(tmp_path / "set.parquet", ROWS[:1], ROWS[1:2], ROWS[2:])
     table = pq.read_table(tmp_path / "set.parquet")
-    assert table.schema.types == [pa.string(), pa.string(), pa.float64(), pa.int64(), pa.string()]
-    assert [list(row.values()) for row in table.to_pylist()] == ROWS
+    moment = pa.timestamp("us", "UTC")
+    assert table.schema.types == [pa.string(), moment, pa.float64(), pa.int64(), pa.string()]
+    times = [at.isoformat(timespec="milliseconds").replace("+00:00", "Z") for at in table["as_of"].to_pylist()]
+    found = [list(row.values()) for row in table.to_pylist()]
+    assert [[user, at, *rest] for (user, _, *rest), at in zip(found, times, strict=True)] == ROWS
     assert pq.ParquetFile(tmp_path / "set.parquet").num_row_groups == 2
 
 
-@pytest.mark.parametrize("name", ["set.csv", "set.parquet"])
-def test_a_file_has_its_header_when_there_are_no_rows(tmp_path: Path, name: str) -> None:
-    write(tmp_path / name, [])
-    if name.endswith("csv"):
-        assert (tmp_path / name).read_text() == "user_id,as_of,rate,count,kind\n"
-    else:
-        assert pq.read_table(tmp_path / name).num_rows == 0
-
-
-@pytest.mark.parametrize("name", ["set.csv", "set.parquet"])
+@pytest.mark.parametrize("name", FILES)
 def test_the_old_file_stays_when_writing_fails_half_way(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("from last time")
 
     def fail_half_way() -> None:
         with writer_for(tmp_path / name) as writer:
-            writer.begin(REGISTRY)
-            writer.row(ROWS[0])
+            writer.write(columns(ROWS))
             raise ValueError("half way")
 
     with pytest.raises(ValueError, match="half way"):
@@ -86,25 +88,24 @@ def test_the_old_file_stays_when_writing_fails_half_way(tmp_path: Path, name: st
     assert (tmp_path / name).read_text() == "from last time"
 
 
-def test_rows_go_to_standard_output_when_no_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_go_to_standard_output_when_no_file_is_named(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     with writer_for(None) as writer:
-        writer.begin(REGISTRY)
-        writer.row(ROWS[0])
-    assert capsys.readouterr().out.splitlines() == [
-        "user_id,as_of,rate,count,kind",
-        'ann,2026-04-25T10:00:00.000Z,0.3333333333333333,7,"a ""quoted"", kind"',
+        writer.write(columns(ROWS[:1]))
+    assert capsysbinary.readouterr().out.splitlines() == [
+        b"user_id,as_of,rate,count,kind",
+        b'ann,2026-04-25T10:00:00.000Z,0.3333333333333333,7,"a ""quoted"", kind"',
     ]
 
 
 def test_the_name_is_refused_when_its_ending_is_unknown(tmp_path: Path) -> None:
     with (
-        pytest.raises(InvalidInput, match=r"set\.txt: the name must end in \.csv or \.parquet"),
+        pytest.raises(InvalidInput, match=r"set\.txt: the name must end in \.csv, \.ndjson, \.parquet"),
         writer_for(tmp_path / "set.txt"),
     ):
         pass
 
 
-@pytest.mark.parametrize("name", ["set.csv", "set.parquet"])
+@pytest.mark.parametrize("name", FILES)
 def test_the_path_is_named_when_it_cannot_be_written(tmp_path: Path, name: str) -> None:
     path = tmp_path / "no" / "such" / name
     with pytest.raises(StoreUnavailable, match=f"cannot write {path}"):
@@ -116,3 +117,5 @@ def test_the_extra_is_named_when_pyarrow_is_missing(tmp_path: Path, monkeypatch:
     with pytest.raises(StoreUnavailable, match="Parquet needs the `parquet` extra"):
         write(tmp_path / "set.parquet", ROWS)
     assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "set.csv", ROWS)
+    write(tmp_path / "set.ndjson", ROWS)

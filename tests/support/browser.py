@@ -10,18 +10,27 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, async_playwright
 
-from tests.support.live import Live
-
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 Scheme = Literal["light", "dark"]
 WIDE, NARROW = 1280, 390
 _AXE = Axe()
+# A site under such a name is no trustworthy one to a browser, as it is under any name of this machine.
+NAMES = "*.test"
+
+
+class Site(Protocol):
+    """What a visitor sees of a service."""
+
+    @property
+    def url(self) -> str:
+        """Without a slash at its end."""
+        ...
 
 
 def chromium_path() -> str:
@@ -40,7 +49,13 @@ async def chromium() -> AsyncIterator[Browser]:
     """A browser, until the block ends."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=chromium_path(), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=chromium_path(),
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                f"--host-resolver-rules=MAP {NAMES} 127.0.0.1",
+            ],
         )
         try:
             yield browser
@@ -51,7 +66,7 @@ async def chromium() -> AsyncIterator[Browser]:
 class Visitor:
     """Somebody in front of one site: a tab whose every request, error and refusal is watched."""
 
-    def __init__(self, site: Live, context: BrowserContext, page: Page) -> None:
+    def __init__(self, site: Site, context: BrowserContext, page: Page) -> None:
         self.site = site
         self.context = context
         self.page = page
@@ -104,11 +119,15 @@ class Visitor:
 
 @asynccontextmanager
 async def visiting(
-    browser: Browser, site: Live, *, scheme: Scheme = "light", width: int = WIDE, scripts: bool = True
+    browser: Browser, site: Site, *, scheme: Scheme = "light", width: int = WIDE, scripts: bool = True
 ) -> AsyncIterator[Visitor]:
     """A visitor with a clean profile; nothing it saw may have complained when the block ends."""
     context = await browser.new_context(
-        color_scheme=scheme, viewport={"width": width, "height": 900}, java_script_enabled=scripts, locale="en-GB"
+        color_scheme=scheme,
+        viewport={"width": width, "height": 900},
+        java_script_enabled=scripts,
+        locale="en-GB",
+        ignore_https_errors=True,  # of certificates that a test has made
     )
     context.set_default_timeout(15_000)
     try:

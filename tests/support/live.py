@@ -56,6 +56,12 @@ class Live:
     client: httpx.AsyncClient
 
     @property
+    def cookie_name(self) -> str:
+        """Of the session's cookie."""
+        name: str = self.app.state.api.sessions.cookie_name
+        return name
+
+    @property
     def now_ms(self) -> int:
         """The service's clock."""
         return self.service.clock.now_ms()

@@ -1,7 +1,8 @@
 """The code blocks of every README, and running those of one section as a reader would, from top to bottom.
 
 `sh` blocks run in bash, and `json` after one shows an answer of it. A `python` block whose first line is `# NAME.py` is
-that file; any other is run. The commands need `profiles` and `python` on the PATH: see `Reader`.
+that file; any other is run. The commands need `profiles` and `python` on the PATH: see `Reader`. What is `nginx`
+configures the one of `tests/api/pages/test_behind_proxy.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ READMES = sorted(
 )
 FENCED = re.compile(r"^( *)```(.*)\n((?:.*\n)*?) *```$", re.MULTILINE)
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-LANGUAGES = {"sh", "python", "json"}
+LANGUAGES = {"sh", "python", "json", "nginx"}
 BY_CI = re.compile(r"(make|docker) ")  # CI runs these targets; docker/check.sh builds and starts the image
 FILE = re.compile(r"# (\w+\.py)\n")
 UP = "profiles up"

@@ -54,7 +54,8 @@ GROUPS = (
 )
 async def get_overview(request: HttpRequest) -> Response[OverviewView]:
     """Now."""
-    body = _view(await look(api_of(request)))
+    api = api_of(request)
+    body = _view(await look(api), api.root_path)
     slot_names = [f"{start[11:16]} UTC" for start in body.slots]
     return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
 
@@ -98,12 +99,15 @@ async def _told(api: Api) -> list[Finding]:
     return found + waiting_to_be_pruned(waiting) + wrong_decisions(unknown)
 
 
-def _view(found: Overview) -> OverviewView:
+def _view(found: Overview, root_path: str) -> OverviewView:
     return OverviewView(
         measured_at=rfc3339(found.at_ms),
         state=found.state,
         verdict=found.verdict,
-        findings=[FindingView(*item, PLACES.get(item.subject)) for item in found.findings],
+        findings=[
+            FindingView(*item, root_path + PLACES[item.subject] if item.subject in PLACES else None)
+            for item in found.findings
+        ],
         components=[
             Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
             for item in found.standings

@@ -65,6 +65,8 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
         return await _sign_in_page(request, next_path, "This key has not the scope admin.", status=403)
     # Written down first: where that fails, the page of the error must not bring the session's cookie.
     await api.audit(name, "sign in", "session", "done")
+    if request.headers.get("x-forwarded-proto") == "https" and request.scope["scheme"] != "https":
+        log.warning("proxy_not_trusted", effect="the session's cookie lacks Secure", setting="PROFILES_TRUSTED_PROXIES")
     visit = await begin_visit(request, name)
     return await redirect(request, next_path, visit=visit)
 

@@ -18,6 +18,7 @@ from app.api.forms import read_form
 from app.api.inputs import check_ids
 from app.api.pages.negotiation import answer, page
 from app.events.ports import Holdings
+from app.features.ids import visible
 
 
 @get(
@@ -44,7 +45,7 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
     """Erase one user whose id was typed."""
     api = api_of(request)
     check_ids([user_id], "user_id")
-    if (await read_form(request)).get("confirm") != user_id:
+    if (await read_form(request)).get("confirm") not in (user_id, visible(user_id)):
         refusal = "That is not the user's id, so nothing was deleted. Capitals and spaces count."
         body = await _holdings(api, user_id)
         return await answer(request, body, "user_erase.html", status_code=422, refusal=refusal)

@@ -61,6 +61,7 @@ class ErrorPage(Response[Any]):
             visit=visit,
             caller=request.scope.get("user") or ANYONE,
             keyless=api.authenticator.keyless,
+            root=api.root_path,
             path=request.scope["path"],
             now_ms=api.clock.now_ms(),
             message=None,
@@ -75,6 +76,5 @@ def _to_sign_in(request: HttpRequest) -> Response[Any]:
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
-    return Response(
-        None, status_code=303, headers={**PAGE_HEADERS, "Location": f"/admin/sign-in?next={quote(target, safe='')}"}
-    )
+    location = f"{api_of(request).root_path}/admin/sign-in?next={quote(target, safe='')}"
+    return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location})

@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 
 import msgspec
 from litestar import Response
-from litestar.datastructures import Cookie
 from litestar.types import Scope
 
 from app.api.auth import ANYONE, Caller
 from app.api.context import HttpRequest, api_of
-from app.api.pages.visits import MESSAGE_COOKIE, Visit, cookies_of, is_secure, message_cookie, take_message, visit_of
+from app.api.pages.visits import Visit, cookies_of, message_cookie, no_message, take_message, visit_of
 from app.api.sessions import PATH
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -60,7 +59,7 @@ async def answer(
 
 
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
-    """A page. Templates see `visit`, `caller`, `keyless`, `path` and `now_ms` besides `context`."""
+    """A page. Templates see `visit`, `caller`, `keyless`, `root`, `path` and `now_ms` besides `context`."""
     api = api_of(request)
     visit = await visit_of(request)
     caller: Caller = request.scope.get("user") or ANYONE
@@ -70,6 +69,7 @@ async def page(request: HttpRequest, template: str, *, status_code: int = 200, *
         visit=visit,
         caller=caller,
         keyless=api.authenticator.keyless,
+        root=api.root_path,
         path=request.scope["path"],
         now_ms=api.clock.now_ms(),
         message=message,
@@ -77,17 +77,18 @@ async def page(request: HttpRequest, template: str, *, status_code: int = 200, *
     )
     cookies = await cookies_of(request, visit)
     if message is not None:
-        cookies.append(Cookie(MESSAGE_COOKIE, path=PATH, max_age=0))
+        cookies.append(no_message(request))
     return Response(html, status_code=status_code, media_type=HTML, headers=PAGE_HEADERS, cookies=cookies)
 
 
 async def redirect(request: HttpRequest, path: str, message: str = "", *, visit: Visit | None = None) -> Response[Any]:
-    """Go on to another page (303), which shows `message` once. `path` is quoted already."""
+    """Go on to another page (303), which shows `message` once. `path` is quoted already, and without the root path."""
     visit = visit or await visit_of(request)
     cookies = await cookies_of(request, visit)
     if message:
         cookies.append(await message_cookie(request, visit, message))
-    return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": path}, cookies=cookies)
+    location = api_of(request).root_path + path
+    return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)
 
 
 async def render(template: str, **context: Any) -> str:
@@ -98,4 +99,4 @@ async def render(template: str, **context: Any) -> str:
     return await asyncio.to_thread(environment().get_template(template).render, context)
 
 
-__all__ = ["answer", "is_secure", "page", "prefers_page", "redirect", "render", "under_admin"]
+__all__ = ["answer", "page", "prefers_page", "redirect", "render", "under_admin"]

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import app
 from app.api.pages import charts, sparks
+from app.features import ids
 from app.features.clock import EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import Scalar
 
@@ -34,6 +36,7 @@ _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
 MISSING = "–"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PERCENT = re.compile(r"(?<=\d)(\.0)?%")
+_CODE = re.compile("⟨U\\+([0-9A-F]+)⟩")
 _NO_TIME = Markup("–")
 _TIME = Markup('<time datetime="{}" title="{}">{}</time>')  # formatting it escapes what is put in
 
@@ -61,7 +64,10 @@ def environment() -> Environment:
         "pretty": pretty,
         "shown": shown,
         "measured": measured,
+        "visible": visible,
+        "visible_text": ids.visible,
     }
+    made.tests["hidden"] = lambda text: ids.visible(text) != text
     made.globals |= {
         "navigation": NAVIGATION,
         "version": app.__version__,
@@ -75,6 +81,16 @@ def environment() -> Environment:
 def segment(text: str) -> str:
     """An id as one segment of a path: `/admin/users/{{ id | segment }}`."""
     return quote(text, safe="")
+
+
+def visible(text: str, *, layout: bool = False) -> Markup:
+    """`ids.visible`, whose codes stand out and have the character's name on hover."""
+    return Markup(_CODE.sub(_marked, escape(ids.visible(text, layout=layout))))  # noqa: S704  # escaped
+
+
+def _marked(code: re.Match[str]) -> str:
+    name = unicodedata.name(chr(int(code[1], 16)), "a character without a name")
+    return f'<span class="odd" title="{name.lower()}">{code[0]}</span>'
 
 
 def in_ms(when: str | int) -> int:
@@ -181,7 +197,7 @@ def shown(value: Scalar) -> str:
     """A feature's value for people."""
     if value is None:
         return "null"
-    return value if isinstance(value, str) else number(value, digits=4)
+    return visible(value) if isinstance(value, str) else number(value, digits=4)
 
 
 _DATETIME = type(EPOCH)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from litestar.datastructures import Cookie
 
 from app.api.context import HttpRequest, api_of
-from app.api.sessions import COOKIE, PATH, Session
+from app.api.sessions import PATH, Session
 
-MESSAGE_COOKIE = "profiles_message"
 MESSAGE_LENGTH = 600
 _VISIT = "visit"
 
@@ -32,7 +31,7 @@ async def visit_of(request: HttpRequest) -> Visit:
     known: Visit | None = request.state.get(_VISIT)
     if known is None:
         sessions = api_of(request).sessions
-        session = await sessions.recognise(request.cookies.get(COOKIE))
+        session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
         fresh = session is None
         session = session or sessions.begin()
         known = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh)
@@ -53,38 +52,37 @@ async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
         return []
     api = api_of(request)
     lasts_s = max(0, visit.session.expires_at_ms - api.clock.now_ms()) // 1000
-    return [_cookie(request, COOKIE, await api.sessions.cookie(visit.session), lasts_s)]
+    return [_cookie(request, api.sessions.cookie_name, await api.sessions.cookie(visit.session), lasts_s)]
 
 
 async def message_cookie(request: HttpRequest, visit: Visit, text: str) -> Cookie:
     """The message, to be shown by the next page."""
-    signed = await api_of(request).sessions.sign(visit.session, text[:MESSAGE_LENGTH])
-    return _cookie(request, MESSAGE_COOKIE, signed, 60)
+    sessions = api_of(request).sessions
+    signed = await sessions.sign(visit.session, text[:MESSAGE_LENGTH])
+    return _cookie(request, sessions.message_cookie_name, signed, 60)
+
+
+def no_message(request: HttpRequest) -> Cookie:
+    """Takes the message away, once it was shown."""
+    return _cookie(request, api_of(request).sessions.message_cookie_name, "", 0)
 
 
 async def take_message(request: HttpRequest) -> str | None:
     """The message that the last action left."""
-    cookie = request.cookies.get(MESSAGE_COOKIE)
+    sessions = api_of(request).sessions
+    cookie = request.cookies.get(sessions.message_cookie_name)
     if cookie is None:
         return None
-    return await api_of(request).sessions.unsign((await visit_of(request)).session, cookie)
-
-
-def is_secure(request: HttpRequest) -> bool:
-    """Whether the browser speaks TLS, to us or to what stands before us.
-
-    A header that says so wrongly does no more than make the browser send its cookie over TLS only.
-    """
-    return request.scope["scheme"] == "https" or request.headers.get("x-forwarded-proto") == "https"
+    return await sessions.unsign((await visit_of(request)).session, cookie)
 
 
 def _cookie(request: HttpRequest, name: str, value: str, max_age_s: int) -> Cookie:
     return Cookie(
         key=name,
         value=value,
-        path=PATH,
+        path=api_of(request).root_path + PATH,
         max_age=max_age_s,
         httponly=True,
-        secure=is_secure(request),
+        secure=request.scope["scheme"] == "https",
         samesite="lax",
     )

@@ -62,6 +62,12 @@ UPDATE_CONSUMED = """
 UPDATE event_log SET consumed_at_ms = ?
 WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
 """
+# The log keeps the arrival: it says how long an event waits. Features ask the facts what was known when.
+UPDATE_HISTORICAL = tuple(
+    f"""UPDATE {table} SET received_at_ms = occurred_at_ms WHERE received_at_ms > occurred_at_ms
+        AND seq IN (SELECT seq FROM event_log WHERE event_id IN (SELECT value FROM json_each(?)))"""
+    for table in ("tip_views", "tip_feedback")
+)
 SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
 SELECT_PRUNABLE = "SELECT seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
 DELETE_BY_SEQ = tuple(
@@ -143,6 +149,7 @@ def _append_all(
     row = connection.execute(SELECT_LAST_SEQ).fetchone()
     first = (row[0] if row else 0) + 1
     fresh: list[Admitted] = []
+    historical: list[str] = []
     outcomes: list[Appended | ClashingEvent] = []
     for events in requests:
         own = _fresh(events, known)
@@ -153,8 +160,12 @@ def _append_all(
         seqs = tuple(range(first + len(fresh), first + len(fresh) + len(own)))
         outcomes.append(Appended(len(own), len(events) - len(own), seqs, _stale(events, features)))
         fresh += own
+        historical += [item.event.event_id for item in events if item.historical]
     if fresh:
         _insert(connection, first, fresh, consumed_at_ms)
+    if historical:
+        for statement in UPDATE_HISTORICAL:
+            connection.execute(statement, (json.dumps(historical),))
     return outcomes
 
 
@@ -185,7 +196,7 @@ def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted
     views: list[tuple[object, ...]] = []
     feedback: list[tuple[object, ...]] = []
     for seq, item in enumerate(fresh, start=first):
-        event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by = item
+        event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _ = item
         subject = subject_of(event)
         times = (occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms)
         log_rows.append((seq, event.event_id, subject, event.user_id, digest, *times, sent_by))

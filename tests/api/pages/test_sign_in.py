@@ -7,7 +7,6 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.api.admin.sign_in import safe_next
-from app.api.sessions import COOKIE
 from app.errors import StoreUnavailable
 from tests.api.conftest import ServeSite
 from tests.support.browser import visiting
@@ -26,7 +25,7 @@ async def test_page_sends_one_to_sign_in_and_back_when_nobody_has_signed_in(keye
         await visitor.page.keyboard.press("Enter")
         await expect(visitor.page).to_have_url(f"{keyed.url}/admin/users/ada%3Fb")
         (cookie,) = await visitor.context.cookies()
-        assert cookie["name"] == COOKIE
+        assert cookie["name"] == keyed.cookie_name
         assert cookie["httpOnly"]
         assert cookie["sameSite"] == "Lax"
         assert cookie["path"] == "/admin"
@@ -47,7 +46,7 @@ async def test_sign_in_is_refused_when_the_key_is_no_admins(
 
 
 async def test_every_page_names_the_key_when_somebody_has_signed_in(keyed: Live) -> None:
-    cookie = {"Cookie": f"{COOKIE}={await session_cookie(keyed)}"}
+    cookie = {"Cookie": f"{keyed.cookie_name}={await session_cookie(keyed)}"}
     for path in ("/admin/features", "/admin/nowhere"):
         page = await keyed.client.get(path, headers={**cookie, **HTML})
         assert 'you signed in with">admin<' in page.text
@@ -57,7 +56,7 @@ async def test_session_is_worth_nothing_when_it_was_signed_out_of(keyed: Live, b
     async with visiting(browser, keyed) as visitor:
         await visitor.sign_in(KEYS["admin"])
         (cookie,) = await visitor.context.cookies()
-        stolen = {"Cookie": f"{COOKIE}={cookie['value']}"}
+        stolen = {"Cookie": f"{keyed.cookie_name}={cookie['value']}"}
         assert (await keyed.client.get("/admin/users/ada", headers=stolen)).status_code == 200
         await visitor.page.get_by_role("button", name="Sign out").click()
         await expect(visitor.page.get_by_role("status")).to_have_text("You have signed out.")
@@ -94,7 +93,7 @@ async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live)
         for sent in ("", "csrf_token=", "csrf_token=" + "0" * 64, "csrf_token=%C3%A9"):
             body = problem(await site.client.post(url, content=sent, headers=form), 403)
             assert "load its page again" in body["detail"]
-    signed_in = {"Cookie": f"{COOKIE}={await session_cookie(keyed)}"}
+    signed_in = {"Cookie": f"{keyed.cookie_name}={await session_cookie(keyed)}"}
     problem(await keyed.client.post("/admin/users/ada/rebuild", headers=signed_in), 403)
     problem(await keyed.client.delete("/admin/users/ada", headers=signed_in), 403)
     assert (await keyed.client.post("/admin/users/ada/rebuild", headers=as_caller("admin"))).status_code == 200
@@ -105,14 +104,14 @@ async def session_cookie(keyed: Live) -> str:
     keyed.client.cookies.clear()
     first = await keyed.client.get("/admin/sign-in", headers=HTML)
     token = token_in(first)
-    cookies = {"Cookie": f"{COOKIE}={first.cookies[COOKIE]}"}
+    cookies = {"Cookie": f"{keyed.cookie_name}={first.cookies[keyed.cookie_name]}"}
     keyed.client.cookies.clear()
     answer = await keyed.client.post(
         "/admin/sign-in", data={"csrf_token": token, "key": KEYS["admin"], "next": "/admin"}, headers=cookies
     )
     assert answer.status_code == 303
     keyed.client.cookies.clear()
-    return str(answer.cookies[COOKIE])
+    return str(answer.cookies[keyed.cookie_name])
 
 
 @pytest.mark.parametrize(
@@ -206,9 +205,9 @@ async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
         # The client brings the cookie of the page that it has just seen.
         refused = await site.client.post("/admin/sign-in", data=form, headers=HTML)
         assert refused.status_code == 503
-        assert COOKIE not in refused.cookies
+        assert site.cookie_name not in refused.cookies
         site.client.cookies.clear()
-        cookie = {"Cookie": f"{COOKIE}={signed_in}"}
+        cookie = {"Cookie": f"{site.cookie_name}={signed_in}"}
         problem(await site.client.post("/admin/sign-out", data={"csrf_token": token}, headers=cookie), 503)
         assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
 
@@ -220,4 +219,6 @@ def token_in(page: httpx.Response) -> str:
 
 async def form_token(keyed: Live, cookie: str) -> str:
     """The token that forms of a session carry."""
-    return token_in(await keyed.client.get("/admin/features", headers={"Cookie": f"{COOKIE}={cookie}", **HTML}))
+    return token_in(
+        await keyed.client.get("/admin/features", headers={"Cookie": f"{keyed.cookie_name}={cookie}", **HTML})
+    )

@@ -137,7 +137,7 @@ def test_pretty_can_be_sent(content: object) -> None:
 
 
 def test_value_is_shown_for_people() -> None:
-    assert [shown(value) for value in (None, "<b>", 0.25, 3)] == ["null", "<b>", "0.25", "3"]
+    assert [shown(value) for value in (None, "<b>", 0.25, 3)] == ["null", "&lt;b&gt;", "0.25", "3"]
 
 
 def test_name_that_nobody_gave_is_an_error_and_text_is_escaped() -> None:

@@ -50,7 +50,7 @@
     busy = true;
     const stamp = freshness.querySelector("span");
     try {
-      const answer = await fetch("/admin", {
+      const answer = await fetch(location.pathname, {
         headers: { Accept: "text/html" },
         cache: "no-store",
         signal: AbortSignal.timeout(everyMs),

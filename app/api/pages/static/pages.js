@@ -32,6 +32,10 @@ function compared(a, b) {
   return a.localeCompare(b, undefined, { numeric: true });
 }
 
+// Ids that differ in what cannot be seen alone look different in a list. The server's pages say it likewise.
+const HIDDEN = /^ | $|(?<= ) |(?! )[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800⟨]/gu;
+const visible = (id) => id.replace(HIDDEN, (char) => `⟨U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+
 // Ids as one types: an input with data-complete asks that address for ids with its prefix and lists them.
 function completing(input) {
   const list = document.createElement("datalist");
@@ -54,6 +58,7 @@ function completing(input) {
         ...found.user_ids.map((id) => {
           const option = document.createElement("option");
           option.value = id;
+          option.label = visible(id);
           return option;
         }),
       );
@@ -69,7 +74,7 @@ function copying(source) {
   button.className = "quiet copy";
   button.textContent = "Copy";
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(source.textContent);
+    await navigator.clipboard.writeText(source.dataset.copy || source.textContent);
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 2000);
   });

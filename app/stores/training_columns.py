@@ -1,0 +1,136 @@
+"""The columns of a training set, as each format holds them, and as each other format wants them.
+
+Parquet is read and written as Arrow arrays, so that types stay; newline-delimited JSON as the bytes of each value, so
+that `1.10` stays `1.10`; CSV as text. Computed features are JSON. Null is an empty field in CSV.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from app.errors import StoreUnavailable
+
+NULL = b"null"
+Kind = Literal["text", "int", "float", "bool"]
+KINDS: dict[str, Kind] = {"float": "float", "int": "int", "str": "text"}  # by a feature's dtype
+_LISTS: dict[Kind, Any] = {"int": list[int | None], "float": list[float | None], "bool": list[bool | None]}
+
+
+class Column(Protocol):
+    """Some rows of one column."""
+
+    def text(self) -> list[str]:
+        """As fields of CSV."""
+        ...
+
+    def json(self) -> list[bytes]:
+        """As JSON."""
+        ...
+
+    def arrow(self) -> Any:
+        """As an Arrow array."""
+        ...
+
+
+class TextColumn:
+    """From CSV."""
+
+    def __init__(self, values: Sequence[str]) -> None:
+        self._values = list(values)
+
+    def text(self) -> list[str]:
+        return self._values
+
+    def json(self) -> list[bytes]:
+        return [msgspec.json.encode(value) for value in self._values]
+
+    def arrow(self) -> Any:
+        pa, _ = arrow_modules()
+        return pa.array(self._values, pa.string())
+
+
+class JsonColumn:
+    """Values of one kind. Of kind `text` may be any value; one that is not a string becomes its JSON text."""
+
+    def __init__(self, values: Sequence[bytes], kind: Kind) -> None:
+        self._values = list(values)
+        self._kind = kind
+
+    def text(self) -> list[str]:
+        return [value or "" for value in self._texts()]
+
+    def json(self) -> list[bytes]:
+        return self._values
+
+    def arrow(self) -> Any:
+        pa, _ = arrow_modules()
+        if self._kind == "text":
+            return pa.array(self._texts(), pa.string())
+        kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+        values = msgspec.json.decode(b"[%b]" % b",".join(self._values), type=_LISTS[self._kind])
+        return pa.array(values, kinds[self._kind])
+
+    def _texts(self) -> list[str | None]:
+        return [
+            None if value == NULL else msgspec.json.decode(value) if value[:1] == b'"' else value.decode()
+            for value in self._values
+        ]
+
+
+class ArrowColumn:
+    """From Parquet."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def text(self) -> list[str]:
+        pa, pc = arrow_modules()
+        kind = self._array.type
+        try:
+            texts = self._moments() if pa.types.is_timestamp(kind) else pc.cast(self._array, pa.string())
+            return [value or "" for value in texts.to_pylist()]
+        except pa.ArrowException:  # nested, or bytes
+            return ["" if value is None else json.dumps(value, default=str) for value in self._array.to_pylist()]
+
+    def json(self) -> list[bytes]:
+        pa, _ = arrow_modules()
+        array = self._moments() if pa.types.is_timestamp(self._array.type) else self._array
+        return [msgspec.json.encode(value, enc_hook=str) for value in array.to_pylist()]
+
+    def arrow(self) -> Any:
+        return self._array
+
+    def moments_ms(self) -> list[int | None] | None:
+        """Times in milliseconds, rounded down; None if the column does not hold times with a time zone."""
+        pa, pc = arrow_modules()
+        kind = self._array.type
+        if not pa.types.is_timestamp(kind) or kind.tz is None:
+            return None
+        found: list[int | None] = pc.cast(self._array, pa.timestamp("ms", "UTC"), safe=False).cast("int64").to_pylist()
+        return found
+
+    def _moments(self) -> Any:
+        """RFC 3339 with all digits of the column's unit; a time without a time zone gets none."""
+        pa, pc = arrow_modules()
+        kind = self._array.type
+        if kind.tz is None:
+            return pc.strftime(self._array, "%Y-%m-%dT%H:%M:%S")
+        return pc.strftime(self._array.cast(pa.timestamp(kind.unit, "UTC")), "%Y-%m-%dT%H:%M:%SZ")
+
+
+def arrow_modules() -> tuple[Any, Any]:
+    """`pyarrow` and `pyarrow.compute`.
+
+    Raises:
+        StoreUnavailable: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415  # optional, and slow to import
+        import pyarrow.compute as pc  # noqa: PLC0415
+    except ImportError as error:
+        raise StoreUnavailable("Parquet needs the `parquet` extra (pyarrow); CSV and NDJSON do not") from error
+    return pa, pc

@@ -1,0 +1,73 @@
+"""A real nginx, in front of a site.
+
+Debian's package is used. Where it is missing the tests are skipped and say so, but in CI they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import free_port
+from tests.support.waiting import eventually_sync
+
+STOP_S = 10
+# All but the server is what Debian's own nginx.conf leaves at nginx's defaults.
+FRAME = """
+daemon off;
+master_process off;
+pid {directory}/pid;
+error_log {directory}/error.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen 127.0.0.1:{port}{tls};
+        {server}
+    }}
+}}
+"""
+TLS = " ssl;\n        ssl_certificate {directory}/cert.pem;\n        ssl_certificate_key {directory}/key.pem"
+
+
+def nginx_path() -> str:
+    """Where nginx is; skips the test where it is not, fails it in CI."""
+    path = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if path is not None:
+        return path
+    reason = "nginx is missing: apt-get install nginx-light"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@contextmanager
+def nginx(directory: Path, server: str, *, tls: bool = False) -> Iterator[int]:
+    """An nginx with the directives `server` in its only server; its port. With `tls` its certificate is its own."""
+    port = free_port()
+    if tls:
+        make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -keyout key.pem -out cert.pem"
+        subprocess.run(make.split(), cwd=directory, check=True, capture_output=True)
+    config = directory / "nginx.conf"
+    tls_lines = TLS.format(directory=directory) if tls else ""
+    config.write_text(FRAME.format(directory=directory, port=port, tls=tls_lines, server=server))
+    errors = directory / "error.log"
+    process = subprocess.Popen([nginx_path(), "-c", config, "-e", errors], stdin=subprocess.DEVNULL)
+    try:
+        eventually_sync(lambda: (directory / "pid").exists() or process.poll() is not None)
+        assert process.poll() is None, errors.read_text()
+        yield port
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
