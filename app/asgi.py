@@ -142,6 +142,12 @@ def about_to_stop(application: Litestar) -> None:
         api.writing.stop()
 
 
+def _interrupt(service: Service) -> None:
+    """End what reads the database for long: those requests are answered 503."""
+    service.computation.stop_moments()
+    service.database.interrupt()
+
+
 def _assets() -> Router:
     static = Path(litestar_offline_docs.__file__).parent / "static"
     return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False, guards=[plain_name])
@@ -266,6 +272,7 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
             settings.host,
             settings.port,
             on_stop=lambda: about_to_stop(application),
+            on_overdue=lambda: _interrupt(service),
             drain_s=settings.drain_s,
             keep_alive_s=settings.keep_alive_s,
         )

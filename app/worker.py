@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, cast
@@ -21,7 +21,7 @@ from arq.worker import func
 
 from app.assembly import Service, open_service
 from app.bandit.rollout_watch import RolloutWatch
-from app.errors import Unavailable
+from app.errors import InvalidInput, Unavailable
 from app.events.handover import Handover
 from app.events.ports import Learner
 from app.jobs import Context, carried_out, come_back, context, pace_of, service_of
@@ -29,6 +29,7 @@ from app.probes import sampling
 from app.profiles.consistency_watch import ConsistencyWatch
 from app.settings import Settings
 from app.stores import queue
+from app.stores.large_jobs import LargeJob, Position
 from app.stores.queue_worker import STOP_GRACE_S, Pace, keep_working
 from app.stores.tasks import end
 from app.telemetry import configure_logging, logger, serve_metrics, warn
@@ -56,6 +57,36 @@ async def _take_in(ctx: Context, events: object) -> None:
         lag_s = (datetime.now(UTC) - enqueued_at).total_seconds()
         service.metrics.queue_door_lag.observe(max(0.0, lag_s))
     cast(Handover, ctx["handover"]).add(seqs)  # stored and invalidated: the job is done
+
+
+async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> None:
+    """A `tip_events` job that was set aside: some pieces of it; the job comes back at once while there is more."""
+    position, job = Position(at, taken, events), LargeJob(ctx["redis"], str(ctx["job_id"]))
+
+    async def bury(reason: str) -> None:
+        await service_of(ctx).queue_door.bury(f"a job of {events} events; {taken} or more of them are stored", reason)
+        await job.forget()
+
+    await carried_out(ctx, queue.LARGE_TIP_EVENTS, _take_in_pieces(ctx, job, position, bury), bury)
+
+
+async def _take_in_pieces(
+    ctx: Context, job: LargeJob, position: Position, bury: Callable[[str], Awaitable[None]]
+) -> None:
+    service = service_of(ctx)
+    until = service.clock.monotonic() + pace_of(ctx).budget_s
+    while position.taken < position.events:
+        try:
+            piece, following = await job.read(position)
+        except InvalidInput as error:
+            await bury(str(error))
+            return
+        cast(Handover, ctx["handover"]).add(await service.queue_door.take_in(piece, position.taken))
+        position = following
+        await job.move(position)
+        if service.clock.monotonic() > until:
+            come_back(ctx, queue.LARGE_TIP_EVENTS)
+    await job.forget()
 
 
 async def consume_events(ctx: Context, seqs: list[int]) -> None:
@@ -162,6 +193,7 @@ class WorkerSettings:
         func(cast(Any, job), name=name, max_tries=FOR_EVER)
         for name, job in (
             (queue.TIP_EVENTS, tip_events),
+            (queue.LARGE_TIP_EVENTS, large_tip_events),
             (queue.CONSUME, consume_events),
             (queue.REBUILD, run_rebuild),
             (queue.QUALITY, measure_quality),

@@ -2,6 +2,8 @@
 
 Litestar's router decodes paths leniently; here bytes that are not UTF-8 and broken percent-escapes are refused (400),
 an encoded `/`, which would make two segments of one id (422), and an empty segment, which the router would drop (404).
+Here is the bound on what a head may make the routes do, too: a longer target or header is refused (414, 431) before
+anything parses it, and of cookies only our own go on, since Litestar undoes a cookie's quoting in quadratic time.
 Invariants: whatever happens behind it, a request is answered with an `X-Request-Id`, counted once, and logged without
 its headers; and nothing is answered before the body was taken in, up to a bound, because a connection with an unread
 body is reset, and its sender would never see the answer.
@@ -32,6 +34,11 @@ from app.telemetry import REQUEST_ID, Metrics, logger
 CUT_SHORT = 499  # as nginx counts it: nobody was there to answer, or the process ended; no fault of the service
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+# As nginx and Apache have it by default.
+MAX_TARGET_BYTES = MAX_HEADER_BYTES = 8 * 1024
+MAX_PARAMETERS = MAX_COOKIES = 64  # of either, Litestar keeps the last thousand that it has parsed
+# Ours are signed, in the alphabet of URL-safe base64: nothing in them is quoted.
+_OWN_COOKIE = re.compile(rb"(?:^|;)[ \t]*(profiles_[A-Za-z0-9_]+=[A-Za-z0-9_.\-]*)[ \t]*(?=;|$)")
 # A client may send any word as its method: what is none of these counts as one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _STREAM = event_stream.MEDIA_TYPE.encode()
@@ -82,6 +89,7 @@ class Gateway:
         try:
             refusal = await self._turned_away(scope) or _refusal(scope)
             if refusal is None:
+                _drop_foreign_cookies(scope)
                 await self._passed_on(scope, body.receive, send_marked)
             else:
                 await _refuse(send_marked, *refusal)
@@ -170,10 +178,25 @@ def _request_id(scope: HTTPScope) -> bytes:
     return own_request_id()
 
 
+def _too_long(scope: HTTPScope, path: bytes) -> tuple[int, str] | None:
+    if max(len(path), len(scope["query_string"])) > MAX_TARGET_BYTES:
+        return 414, f"the path and the query may have {MAX_TARGET_BYTES:,} bytes each"
+    if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+        return 400, f"the query may have {MAX_PARAMETERS} parameters"
+    for name, value in scope["headers"]:
+        if len(value) > MAX_HEADER_BYTES:
+            advice = "; delete the cookies of other applications on this host" if name == b"cookie" else ""
+            shown = name[:40].decode("latin-1")
+            return 431, f"the header {shown} has {len(value):,} bytes; allowed are {MAX_HEADER_BYTES:,}{advice}"
+    return None
+
+
 def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
     raw = scope.get("raw_path") or scope["path"].encode()
     path = raw.split(b"?", 1)[0]
     query = scope["query_string"]
+    if (too_long := _too_long(scope, path)) is not None:
+        return too_long
     if (problem := framing_problem(scope)) is not None:
         return 400, problem
     if b"//" in path:
@@ -193,6 +216,13 @@ def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
         except UnicodeDecodeError:
             return 400, "the query is not UTF-8 once its percent-escapes are decoded"
     return None
+
+
+def _drop_foreign_cookies(scope: HTTPScope) -> None:
+    cookies = [value for name, value in scope["headers"] if name == b"cookie"]
+    if cookies:
+        own = b"; ".join(_OWN_COOKIE.findall(b";".join(cookies))[:MAX_COOKIES])
+        scope["headers"] = [*(item for item in scope["headers"] if item[0] != b"cookie"), (b"cookie", own)]
 
 
 @lru_cache(64)  # where there is too much to do, the same is said thousands of times

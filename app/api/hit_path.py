@@ -30,7 +30,7 @@ from litestar.types import (
 
 from app.api.auth import Authenticator, names_this_machine
 from app.api.bodies import BODY_S, Bodies, Timer, too_slow
-from app.api.gateway import CACHE_CONTROL, NO_SNIFF, own_request_id, request_id_of
+from app.api.gateway import CACHE_CONTROL, MAX_HEADER_BYTES, MAX_TARGET_BYTES, NO_SNIFF, own_request_id, request_id_of
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
 from app.api.shedding import mark
@@ -148,7 +148,7 @@ class HitPath:
         """The features asked for; 0 where this path cannot tell."""
         mask = self._masks.get(query)
         if mask is None:
-            selection = _SELECTION(query)
+            selection = _SELECTION(query) if len(query) <= MAX_TARGET_BYTES else None
             try:
                 mask = self._registry.mask(selection[1].decode().split(",")) if selection is not None else 0
             except UnknownFeature:
@@ -163,6 +163,8 @@ class HitPath:
         request_id: bytes | None = None
         hosts = of_a_body = 0
         for name, value in headers:
+            if name in _NOT_PLAIN or len(value) > MAX_HEADER_BYTES:
+                return None
             if name == b"x-api-key":
                 if key is not None:
                     return None
@@ -175,8 +177,6 @@ class HitPath:
                 of_a_body += 1
             elif name == b"host":
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
-            elif name in _NOT_PLAIN:
-                return None
         if hosts > 1 or of_a_body == 1 or not self._grants(key, "read"):
             return None
         return request_id or own_request_id(), of_a_body == 2

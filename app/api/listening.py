@@ -37,7 +37,9 @@ FILES_LEFT = 128  # for the database, the cache, the log
 KEEP_ALIVE_S = 75
 HEAD_BYTES = 64 * 1024  # twice as long a head is answered 431 for certain, as are more than 100 headers
 UNTAKEN_S = 30  # bytes that the peer does not acknowledge, or has no room for
-STOP_GRACE_S = 5.0
+# After the drain: when what still computes is interrupted, and when connections are cut; closing has half a second.
+OVERDUE_S = 3.0
+STOP_GRACE_S = 4.5
 # After the signal: until no request has begun for so long, but no longer than that.
 QUIET_S = 0.1
 LINGER_S = 1.0
@@ -52,11 +54,14 @@ async def listen(
     host: str,
     port: int,
     on_stop: Callable[[], None] = lambda: None,
+    on_overdue: Callable[[], None] = lambda: None,
     *,
     drain_s: float = 0,
     keep_alive_s: float = KEEP_ALIVE_S,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `on_stop` is told of it first, and ends what would never end by itself.
+
+    `on_overdue` is called when requests still run `OVERDUE_S` after the drain: it makes them answer that they were cut.
 
     For `drain_s` after the signal everything is served as before: until balancers have seen that we are not ready. A
     connection that sends no whole head for `keep_alive_s` is closed.
@@ -67,7 +72,7 @@ async def listen(
     try:
         with listening_socket(host, port) as door:
             await _until_stopped(
-                application, EmbeddedServer(application, door, head_s=keep_alive_s), door, on_stop, drain_s
+                application, EmbeddedServer(application, door, head_s=keep_alive_s), door, on_stop, on_overdue, drain_s
             )
     except OSError as error:
         raise SettingsError("PROFILES_PORT", f"cannot serve on {host}:{port}: {error.strerror or error}") from None
@@ -161,24 +166,30 @@ class LastAnswers:
 
 
 async def _until_stopped(
-    application: Litestar, server: Server, door: socket.socket, on_stop: Callable[[], None], drain_s: float
+    application: Litestar,
+    server: Server,
+    door: socket.socket,
+    on_stop: Callable[[], None],
+    on_overdue: Callable[[], None],
+    drain_s: float,
 ) -> None:
     """granian waits for the last request however long it takes: for a sender that stalled in its body, for ever."""
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
-    stopping: list[asyncio.Task[None]] = []
+    stopping: list[asyncio.Task[None] | asyncio.TimerHandle] = []
 
     def stop() -> None:
         if not stopping:
             on_stop()
+            stopping.append(loop.call_later(drain_s + OVERDUE_S, on_overdue))
             loop.call_later(drain_s + STOP_GRACE_S, serving.cancel)
             stopping.append(loop.create_task(_wind_down(application, door, server, drain_s)))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     await asyncio.wait({serving})
-    for task in stopping:
-        task.cancel()
+    for ending in stopping:
+        ending.cancel()
     if serving.cancelled():
         log.warning("requests_cut_short", after_s=STOP_GRACE_S)
     else:

@@ -25,7 +25,7 @@ RETRY_AFTER_FULL_S = 10  # somebody has to make room
 MAX_ISSUES = 100
 log = logger("api")
 # The names of RFC 9110: those of `http` differ between versions of Python, and a problem's type must not.
-PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
+PHRASES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
 # The first class that matches, so a branch stands after its leaves.
 STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (

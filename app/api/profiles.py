@@ -10,6 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
 from app.api.context import Api, HttpRequest, api_of, selected
+from app.api.disconnect import cancelled_on_disconnect
 from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
 from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_ms
 from app.api.parameters import MOMENT
@@ -70,7 +71,8 @@ async def get_profile(
         known = moment_ms(known_at, "known_at") if known_at is not None else None
         if problem := _moment_problem(api, moment, known, mask):
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
-        (profile,) = await api.reader.read_as_of([Asked(user_id, mask, moment, known)])
+        async with cancelled_on_disconnect(request):
+            (profile,) = await api.reader.read_as_of([Asked(user_id, mask, moment, known)])
     elif known_at is not None:
         raise Undecodable("known_at goes with as_of", [Issue("known_at", "is allowed only together with as_of")])
     else:
@@ -128,7 +130,8 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
         asked.append(Asked(row.user_id, mask, moment, known))
     if issues:
         raise InvalidInput("a moment is not allowed", issues)
-    profiles = await api.reader.read_as_of(asked)
+    async with cancelled_on_disconnect(request):
+        profiles = await api.reader.read_as_of(asked)
     render = renderer(api).values
     rows = [
         b'{"user_id":%b,"as_of":"%b","features":%b}'

@@ -39,6 +39,7 @@ _MAGIC = {
 }
 TABLE = "a table of columns"
 LINES_EXPECTED = "expected is newline-delimited JSON in UTF-8, one event a line"
+_FORMAT_BYTES = 4_096  # are enough to tell what the body is
 _MOST_LINES = 100 * MAX_EVENTS  # blank ones and all
 # Of the longest array that can be right: eight fields, and four ids full of commas.
 _MOST_COMMAS = MAX_EVENTS * (8 + 4 * MAX_ID_LENGTH)
@@ -97,7 +98,7 @@ def decode_lines(body: bytes, first: int = 1) -> Batch:
     """Newline-delimited JSON, blank lines ignored; raises as `decode_json`, naming lines counted from `first`."""
     if first == 1:
         body = body.removeprefix(BOM_UTF8)
-        if (found := other_format(body)) is not None:
+        if (found := other_format(body[:_FORMAT_BYTES])) is not None:
             raise Undecodable(f"the body is {found}; {LINES_EXPECTED}", [Issue("line 1", f"{found}; {LINES_EXPECTED}")])
     if body.count(b"\n") > _MOST_LINES:
         raise InvalidInput(f"at most {MAX_EVENTS} events at once; this body has more than {_MOST_LINES} lines")

@@ -32,8 +32,8 @@ class QueueDoor:
         self._clock = clock
         self._metrics = metrics
 
-    async def take_in(self, payload: object) -> list[int]:
-        """Store a list of events; the sequence numbers of those that are new.
+    async def take_in(self, payload: object, first: int = 0) -> list[int]:
+        """Store a list of events; the sequence numbers of those that are new. `first`: the place of its first event.
 
         Raises:
             StoreUnavailable: the database does not answer; give the whole payload again.
@@ -43,7 +43,7 @@ class QueueDoor:
             return []
         events: list[TipEvent] = []
         refused: list[tuple[object, str]] = []
-        for index, item in enumerate(payload):
+        for index, item in enumerate(payload, first):
             try:
                 events.append(from_queue(item, f"[{index}]"))
             except InvalidInput as error:

@@ -4,6 +4,9 @@ Requests that wait at the same time share a statement, up to `CAP` users; a requ
 not begun, so its snapshot is never older than the request. A request for more users than that goes in slices, one at
 a time, so that a batch of a thousand does not hold every reader while single reads wait.
 
+Past moments go in slices of about equal work, each on a snapshot of its own, and requests take turns slice by slice: a
+request waits for one slice of each of the others, however much they ask for.
+
 Invariants: a value that is not of its feature's dtype never leaves this module; it is counted, logged and answered as
 null with the reason. A feature that is not available (`app.profiles.availability`) is null with the reason, too, and no
 request waits for it.
@@ -15,10 +18,10 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.backlog import Backlog
-from app.errors import Unavailable
+from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, encode_value, indices
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
@@ -29,8 +32,8 @@ from app.telemetry import Metrics, logger
 CAP = 128
 # How long a read may wait for its statement to begin, and how many users may do so in any case.
 LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 64
-# A training set is no matter of milliseconds, and one of 10,000 rows makes its neighbour wait for seconds.
-MOMENTS_PATIENCE_S, MOMENTS_ALWAYS = 10.0, 10_000
+# How long past moments may wait for others, and how many slices may wait in any case.
+MOMENTS_PATIENCE_S, MOMENTS_ALWAYS = 10.0, 80
 log = logger("profiles.computation")
 
 
@@ -103,6 +106,8 @@ class Computation:
         self._moments_at_once = max(1, width - 1)
         self._moments = Backlog(lanes=self._moments_at_once, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
         self._moments_turn = asyncio.Semaphore(self._moments_at_once)
+        self._moments_left: dict[asyncio.Task[Any], int] = {}  # rows by request
+        self._stopping = False
         self._defaults = [
             encode_value(entry.dtype, entry.default) or b"null" if entry.default is not None else b"null"
             for entry in registry
@@ -117,10 +122,17 @@ class Computation:
         """Count users that will soon wait for a statement, or (negative) that do so now and are counted otherwise."""
         self._live.waiting += users
 
-    @property
-    def history_overloaded(self) -> bool:
-        """The same of past moments."""
+    def history_overloaded(self, rows: int = 1) -> bool:
+        """The same of a request for so many past moments: of each other request it waits for no more than its own."""
+        slices = -(-rows // CAP)
+        self._moments.waiting = sum(min(-(-left // CAP), slices) for left in self._moments_left.values())
         return self._moments.full
+
+    def stop_moments(self) -> None:
+        """Interrupt what computes past moments, and refuse it from now on: the process stops."""
+        self._stopping = True
+        for task in self._moments_left:
+            task.cancel()
 
     async def live(self, wanted: Mapping[str, int]) -> list[Computed]:
         """Compute each user's mask of features as of now, in slices of at most `CAP` users.
@@ -142,27 +154,32 @@ class Computation:
         return results
 
     async def moments(self, asked: Sequence[Asked]) -> list[Mapping[int, Outcome]]:
-        """Compute past moments, in the order asked; never shared, never cached.
+        """Compute past moments, in the order asked; never shared, never cached. Cancelled, it interrupts its statement.
 
         Raises:
-            StoreUnavailable: when the database does not answer.
+            StoreUnavailable: when the database does not answer, or the process stops.
         """
-        backlog = self._moments
+        task = asyncio.current_task()
+        assert task is not None
         results: list[Mapping[int, Outcome]] = []
-        left = len(asked)
-        backlog.waiting += left
         try:
-            for start in range(0, len(asked), CAP):
-                piece = asked[start : start + CAP]
+            while left := len(asked) - len(results):
+                if self._stopping:
+                    raise asyncio.CancelledError
+                self._moments_left[task] = left
                 async with self._moments_turn:
                     started = self._clock.monotonic()
-                    outcomes = await self._compute(piece)
-                    backlog.worked(len(piece), self._clock.monotonic() - started)
-                backlog.waiting -= len(piece)
-                left -= len(piece)
-                results.extend(outcomes.by_row)
+                    piece = asked[len(results) : len(results) + CAP]
+                    piece = piece[: await self._source.fitting(piece)]
+                    results.extend((await self._compute(piece)).by_row)
+                    self._moments.worked(1, self._clock.monotonic() - started)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+            raise StoreUnavailable("past moments are not computed any more: this process stops; try again") from None
         finally:
-            backlog.waiting -= left
+            self._moments_left.pop(task, None)
         return results
 
     def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[Computed]:

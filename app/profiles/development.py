@@ -15,8 +15,6 @@ from app.profiles.moments import Moments
 from app.profiles.ports import Asked
 
 DAYS = 30
-# A user with ten thousand events costs some milliseconds a moment; the statement must not hold a reader for long.
-MOMENTS_AT_ONCE = 5
 
 
 class Point(NamedTuple):
@@ -41,9 +39,5 @@ async def development(
 ) -> list[Point]:
     """A point a day. `read_as_of`: as `ProfileReader.read_as_of`. Raises `StoreUnavailable`."""
     asked = [Asked(user_id, mask, at_ms) for at_ms, mask in daily(moments, now_ms)]
-    points: list[Point] = []
-    for start in range(0, len(asked), MOMENTS_AT_ONCE):
-        piece = asked[start : start + MOMENTS_AT_ONCE]
-        profiles = await read_as_of(piece)
-        points += [Point(row.now_ms or 0, profile) for row, profile in zip(piece, profiles, strict=True)]
-    return points
+    profiles = await read_as_of(asked)
+    return [Point(row.now_ms or 0, profile) for row, profile in zip(asked, profiles, strict=True)]

@@ -98,6 +98,10 @@ class Source(Protocol):
         """Every asked row in one snapshot."""
         ...
 
+    async def fitting(self, asked: Sequence[Asked]) -> int:
+        """How many past moments, from the first on, one `compute` takes in some tens of milliseconds; at least one."""
+        ...
+
     async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
         """The same, in nothing's way: for features that may take long."""
         ...

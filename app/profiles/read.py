@@ -122,13 +122,14 @@ class ProfileReader:
         return _with_nulls(values, mask, off) if off and values is not None else values
 
     async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
-        """Compute past moments, uncached, in the order asked.
+        """Compute past moments, uncached, in the order asked. Cancelled, it interrupts its statement.
 
         Raises:
             Overloaded: too much waits already.
-            StoreUnavailable: when the database does not answer.
+            StoreUnavailable: when the database does not answer, or the process stops.
         """
-        if self.history_overloaded and (not await self._turns.wait() or self.history_overloaded):
+        overloaded = self._computation.history_overloaded
+        if overloaded(len(asked)) and (not await self._turns.wait() or overloaded(len(asked))):
             raise Overloaded("history")
         outcomes = await self._computation.moments(asked)
         return [
@@ -141,8 +142,8 @@ class ProfileReader:
 
     @property
     def history_overloaded(self) -> bool:
-        """Whether `read_as_of` would refuse now."""
-        return self._computation.history_overloaded
+        """Whether `read_as_of` would refuse any request now."""
+        return self._computation.history_overloaded()
 
     async def close(self) -> None:
         """Finish what was begun, background fills included."""

@@ -26,12 +26,13 @@ DATABASES_SUFFIX = ":databases"
 SHOWN_MS = 15_000
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
+LARGE_TIP_EVENTS = "large_tip_events"
 REBUILD = "run_rebuild"
 BURY = "bury_job"
 QUALITY = "measure_quality"
 PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, as arq makes by default; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
@@ -68,22 +69,28 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     try:
         found = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        reason = PICKLED if raw.startswith(_PICKLE) and raw.endswith(b".") else f"the job is not msgpack: {error}"
-        return _burial(raw.decode("utf-8", "backslashreplace"), reason)
+        reason = PICKLED if is_pickle(raw) and raw.endswith(b".") else f"the job is not msgpack: {error}"
+        return burial(raw.decode("utf-8", "backslashreplace"), reason)
     try:
         job = msgspec.convert(found, _Job)
     except (msgspec.ValidationError, RecursionError) as error:
-        return _burial(found, f"not a job: {error}")
+        return burial(found, f"not a job: {error}")
     if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
-        return _burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
+        return burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
     if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
-        return _burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
+        return burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
     tries = min(max(job.t or 1, 1), MOST_TRIES)
     enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
     return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}
 
 
-def _burial(payload: object, reason: str) -> dict[str, Any]:
+def is_pickle(raw: bytes) -> bool:
+    """Whether these may be the first bytes of a pickle."""
+    return raw.startswith(_PICKLE)
+
+
+def burial(payload: object, reason: str) -> dict[str, Any]:
+    """A job that buries what came."""
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
@@ -175,11 +182,18 @@ class Queue:
 
     async def erase(self, user_id: str) -> int:
         """Take a user's events out of the jobs that wait; in how many there were any. Raises `QueueUnavailable`."""
+        from app.stores.large_jobs import LargeJob, position_of, set_aside  # noqa: PLC0415  # which needs this module
+
         touched = 0
-        waiting = await self._ask("ZRANGE", self._name, "0", "-1")
+        waiting = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
         for start in range(0, len(waiting), JOBS_AT_ONCE):
-            keys = [job_key_prefix.encode() + job_id for job_id in waiting[start : start + JOBS_AT_ONCE]]
-            for key, raw in zip(keys, await self._ask("MGET", *keys), strict=True):
+            ids = waiting[start : start + JOBS_AT_ONCE]
+            await asyncio.gather(*(set_aside(self._redis, job_id) for job_id in ids))  # all are small then
+            keys = [job_key_prefix + job_id for job_id in ids]
+            for job_id, key, raw in zip(ids, keys, await self._ask("MGET", *keys), strict=True):
+                if raw is not None and (position := position_of(deserialize(raw))) is not None:
+                    touched += await LargeJob(self._redis, job_id).erase(user_id, position)
+                    continue
                 if raw is None or (rest := without_user(raw, user_id)) == raw:
                     continue
                 # XX: a worker may have ended the job meanwhile, which must not bring it back.

@@ -22,6 +22,7 @@ from arq.cron import CronJob
 from arq.worker import Function, Worker
 from redis.connection import HiredisRespSerializer
 
+from app.stores.large_jobs import set_aside
 from app.stores.queue import connect, deserialize, health_key, serialize
 from app.stores.tasks import end
 from app.stores.valkey.pool import AWAY
@@ -114,6 +115,11 @@ class _Worker(Worker):
             if not self.allow_pick_jobs:
                 return
             await super().start_jobs([job_id])
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """As arq's, which would fetch it whole."""
+        await set_aside(self.pool, job_id)
+        await super().run_job(job_id, score)
 
     async def heart_beat(self) -> None:
         """The end of a round."""

@@ -119,7 +119,7 @@ async def test_access_is_as_the_table_says(keyed: Live, access: Access) -> None:
     async def ask(headers: dict[str, str]) -> httpx.Response:
         return await keyed.client.request(access.method, access.path, headers=headers)
 
-    for headers in ({}, as_caller("stranger"), {"X-API-Key": ""}, {"X-API-Key": "x" * 10_000}):
+    for headers in ({}, as_caller("stranger"), {"X-API-Key": ""}, {"X-API-Key": "x" * 8_000}):
         answer = await ask(headers)
         if access.scope is None:
             assert answer.status_code == access.status

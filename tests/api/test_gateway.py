@@ -1,15 +1,21 @@
-"""What every request passes, where no server is needed to show it."""
+"""What every request passes: what is refused before anything parses it, and what it costs the event loop."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from litestar.types import Receive, Scope, Send
 
-from app.api.gateway import Gateway
+from app.api.gateway import MAX_COOKIES, MAX_HEADER_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES, Gateway
+from app.settings import Settings
+from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
+from tests.bench.hostile import AIM_S, application_of, bodies, heads, slowest
+from tests.support.registry import FEATURES
 
 SCOPE: Any = {
     "type": "http",
@@ -45,3 +51,64 @@ async def test_request_is_no_fault_of_the_service_when_it_was_cut_short() -> Non
         if sample.name == "profiles_http_request_duration_seconds_count"
     }
     assert counted == {"499": 1}
+
+
+async def through(headers: list[tuple[bytes, bytes]], **changes: object) -> tuple[list[Any], list[Any]]:
+    """The headers that reached the application, of each request, and the messages sent."""
+    reached: list[Any] = []
+    sent: list[Any] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["headers"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: Any = {**SCOPE, "headers": headers, **changes}
+    await Gateway(inner, Metrics())(scope, nothing, send)
+    return reached, sent
+
+
+@pytest.mark.parametrize("name", [b"cookie", b"accept", b"authorization", b"x-api-key", b"x-anything"])
+async def test_header_is_refused_before_it_is_parsed_when_it_is_too_long(name: bytes) -> None:
+    reached, sent = await through([(name, b"\\" * (MAX_HEADER_BYTES + 1))])
+    assert (reached, sent[0]["status"]) == ([], 431)
+    detail = msgspec.json.decode(sent[1]["body"])["detail"]
+    assert detail.startswith(f"the header {name.decode()} has 8,193 bytes; allowed are 8,192")
+    assert ("cookies of other applications" in detail) == (name == b"cookie")
+    reached, _ = await through([(name, b"\\" * MAX_HEADER_BYTES)])
+    assert len(reached) == 1
+
+
+@pytest.mark.parametrize("part", ["raw_path", "query_string"])
+async def test_target_is_refused_before_it_is_parsed_when_it_is_too_long(part: str) -> None:
+    for longer in (False, True):
+        reached, sent = await through([], **{part: b"/" + b"a" * (MAX_TARGET_BYTES - 1 + longer)})
+        assert len(reached) == (not longer)
+        assert [message["status"] for message in sent[:1]] == [414] * longer
+
+
+async def test_only_our_own_cookies_go_on_whatever_else_the_browser_sends() -> None:
+    sent = (
+        b'other="\\101\\"; profiles_session=eyJ.a-b_c;profiles_message_1f=x ; profiles_odd="\\"; xprofiles_a=1; ; =; a'
+    )
+    (headers,), _ = await through([(b"cookie", sent), (b"x-a", b"1"), (b"cookie", b"profiles_b=2")])
+    own = b"profiles_session=eyJ.a-b_c; profiles_message_1f=x; profiles_b=2"
+    assert headers == [(b"x-a", b"1"), (b"cookie", own)]
+
+
+async def test_what_is_kept_of_a_head_is_bounded_in_number() -> None:
+    (headers,), _ = await through([(b"cookie", b";".join(b"profiles_%d=" % number for number in range(200)))])
+    assert headers[0][1].count(b"profiles_") == MAX_COOKIES
+    for parameters in (MAX_PARAMETERS, MAX_PARAMETERS + 1):
+        reached, sent = await through([], query_string=b"&".join([b"a=1"] * parameters))
+        assert (len(reached), [message["status"] for message in sent[:1]]) in ((1, []), (0, [400]))
+        assert bool(reached) == (parameters == MAX_PARAMETERS)
+
+
+async def test_no_anonymous_request_keeps_the_event_loop(database_path: Path, valkey: EmbeddedServer) -> None:
+    settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=valkey.url)
+    async with application_of(settings) as application:
+        for requests in (heads(["/admin", "/healthz"]), bodies()):
+            seconds, name = await slowest(application, requests)
+            assert seconds < 5 * AIM_S, f"{seconds * 1000:.0f} ms: {name}"  # on a busy machine

@@ -12,7 +12,7 @@ from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.computation import CAP, Computation, Outcome
+from app.profiles.computation import CAP, MOMENTS_ALWAYS, Computation, Outcome
 from app.profiles.ports import Asked, Snapshot
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -36,6 +36,7 @@ class ScriptedSource:
         self.open.set()
         self.errors: dict[tuple[int, int], str] = {}
         self.overdue = 0
+        self.fit = CAP
         self.failure: Exception | None = None
         self._value = value
 
@@ -48,6 +49,10 @@ class ScriptedSource:
             raise self.failure
         rows: list[Sequence[object]] = [[self._value(row, index) for index in range(2)] for row in asked]
         return Snapshot(seq, rows, self.errors, self.overdue)
+
+    async def fitting(self, asked: Sequence[Asked]) -> int:
+        """As many as the test says."""
+        return min(self.fit, len(asked))
 
     async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
         """The same; the source does not tell them apart."""
@@ -115,6 +120,55 @@ async def test_nothing_is_computed_when_nothing_is_asked() -> None:
     assert await computation(source).live({}) == []
     assert await computation(source).moments([]) == []
     assert source.begun == []
+
+
+async def test_past_moments_take_turns_slice_by_slice_when_one_request_is_heavy() -> None:
+    source = ScriptedSource()
+    past = computation(source, width=2)
+    source.fit = 1
+    source.open.clear()
+    heavy = [Asked("heavy", 1, number) for number in range(1, 6)]
+    asking = [asyncio.create_task(past.moments(rows)) for rows in (heavy, [Asked("light", 1, 1)])]
+    await eventually(lambda: source.begun)
+    source.open.set()
+    answers = await asyncio.gather(*asking)
+    assert [len(answer) for answer in answers] == [5, 1]
+    assert [[row.user_id for row in asked] for asked in source.begun] == [["heavy"], ["light"], *[["heavy"]] * 4]
+
+
+async def test_a_small_request_is_let_in_and_a_large_one_refused_when_a_large_one_computes() -> None:
+    source = ScriptedSource()
+    clock = FakeClock()
+    past = Computation(source, PAIR, clock, Metrics(), 2)
+    source.open.clear()
+    rows = [Asked("heavy", 1, 1)] * (MOMENTS_ALWAYS + 2) * CAP
+    first = asyncio.create_task(past.moments(rows[:1]))
+    await eventually(lambda: source.begun)
+    clock.advance(1000)  # what a slice takes
+    source.open.set()
+    await first
+    source.open.clear()
+    large = asyncio.create_task(past.moments(rows))
+    await eventually(lambda: len(source.begun) == 2)
+    assert (past.history_overloaded(1), past.history_overloaded(10 * CAP)) == (False, False)
+    assert past.history_overloaded(len(rows))
+    source.open.set()
+    await large
+    assert not past.history_overloaded(len(rows))
+
+
+async def test_past_moments_are_refused_and_live_reads_answered_when_the_process_stops() -> None:
+    source = ScriptedSource()
+    past = computation(source, width=2)
+    source.open.clear()
+    running, waiting = (asyncio.create_task(past.moments([Asked("ann", 1, 1)] * 3)) for _ in range(2))
+    await eventually(lambda: source.begun)
+    past.stop_moments()
+    for refused in (running, waiting, past.moments([Asked("bob", 1, 1)])):
+        with pytest.raises(StoreUnavailable, match="this process stops"):
+            await refused
+    source.open.set()
+    assert (await past.live({"ann": 1}))[0].outcomes["ann"] == {0: Outcome(b"0")}
 
 
 async def test_others_are_answered_when_one_who_shares_the_statement_goes_away() -> None:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
-import pytest
-
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
-from app.profiles.development import DAYS, MOMENTS_AT_ONCE, daily, development
-from app.profiles.filling import Profile
+from app.profiles.development import DAYS, daily, development
 from app.profiles.moments import Moments
-from app.profiles.ports import Asked
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import served
@@ -34,15 +30,3 @@ async def test_a_feature_has_no_point_where_its_window_reaches_beyond_kept_histo
     registry = Registry([entry(name="wide", window=timedelta(days=40)), entry(name="narrow")])
     masks = [mask for _, mask in daily(Moments(registry, 60, service.clock), NOW_MS)]
     assert masks == [0b10] * 9 + [0b11] * 21
-
-
-@pytest.mark.parametrize("retention_days", [60, 180])
-async def test_few_moments_are_asked_about_at_once(service: Service, retention_days: int) -> None:
-    asked: list[int] = []
-
-    async def read_as_of(rows: list[Asked]) -> list[Profile]:
-        asked.append(len(rows))
-        return [{} for _ in rows]
-
-    points = await development(read_as_of, Moments(service.registry, retention_days, service.clock), "ann", NOW_MS)
-    assert (sum(asked), max(asked), len(points)) == (DAYS, MOMENTS_AT_ONCE, DAYS)

@@ -50,6 +50,10 @@ class NumberSource:
         errors = {(place, 0): "late" for place, row in enumerate(asked) if row.user_id in self._failing}
         return Snapshot(1, [[None if (place, 0) in errors else value] for place, value in enumerate(values)], errors)
 
+    async def fitting(self, asked: Sequence[Asked]) -> int:
+        """Not used."""
+        raise AssertionError
+
     async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
         """Not used."""
         raise AssertionError

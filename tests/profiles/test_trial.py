@@ -32,6 +32,10 @@ class TimedSource:
         errors = {(place, 1): "late" for place, row in enumerate(asked) if row.user_id == "bob" and failing}
         return Snapshot(1, rows, errors, 0b10 if errors and self._overdue else 0)
 
+    async def fitting(self, asked: Sequence[Asked]) -> int:
+        """Not used."""
+        raise AssertionError
+
     async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
         """Not used."""
         raise AssertionError

@@ -79,6 +79,10 @@ class GatedSource:
         await self.after.pass_through()
         return snapshot
 
+    async def fitting(self, asked: Sequence[Asked]) -> int:
+        """As the source does; it is not stopped."""
+        return await self._source.fitting(asked)
+
     async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
         """As the source does; it is not stopped."""
         return await self._source.attempt(clock_ms, asked)

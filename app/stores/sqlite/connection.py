@@ -7,6 +7,7 @@ holding the write lock.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import pwd
@@ -32,17 +33,28 @@ RESERVE_BYTES = 128 * 1024  # of which the index of the WAL takes 32 KiB
 NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
 
+class _Run:
+    """One call of `ThreadConnection.run`. The event loop's thread sets `abandoned`, the connection's the rest."""
+
+    __slots__ = ("abandoned", "deadline")
+
+    def __init__(self) -> None:
+        self.abandoned = False
+        self.deadline = math.inf
+
+
 class ThreadConnection(aiosqlite.Connection):
     """An aiosqlite connection that also runs a function on its thread: one hop for many statements."""
 
-    _deadline = math.inf
+    _current: _Run | None = None
     closing = False
 
     async def run(self, work: Callable[[sqlite3.Connection], T], timeout_s: float = math.inf) -> T:
         """Call `work` with the sqlite3 connection, on the connection's thread.
 
-        A reader's statement that still runs after `timeout_s` seconds, or when the connection is closed, is
-        interrupted: it raises `sqlite3.OperationalError` (SQLITE_INTERRUPT).
+        A reader's statement that still runs after `timeout_s` seconds, when the caller is cancelled, or when the
+        connection is closed, is interrupted: it raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The connection
+        stays usable: the next call waits until the interrupted one has returned, some ten milliseconds.
 
         Raises:
             StoreUnavailable: it was closed, as at shutdown.
@@ -50,15 +62,21 @@ class ThreadConnection(aiosqlite.Connection):
         if self._connection is None:
             raise StoreUnavailable("the database is closed")
 
-        def limited(connection: sqlite3.Connection) -> T:
-            self._deadline = monotonic() + timeout_s
+        run = _Run()
+
+        def watched(connection: sqlite3.Connection) -> T:
+            run.deadline = monotonic() + timeout_s
+            self._current = run
             try:
                 return work(connection)
             finally:
-                self._deadline = math.inf
+                self._current = None
 
-        wanted = work if timeout_s == math.inf else limited
-        result: T = await self._execute(wanted, self._conn)  # type: ignore[no-untyped-call]  # as aiosqlite left it
+        try:
+            result: T = await self._execute(watched, self._conn)  # type: ignore[no-untyped-call]  # as aiosqlite left it
+        except asyncio.CancelledError:
+            run.abandoned = True
+            raise
         return result
 
     def watch(self, connection: sqlite3.Connection) -> None:
@@ -66,7 +84,8 @@ class ThreadConnection(aiosqlite.Connection):
         connection.set_progress_handler(self._is_over, INSTRUCTIONS_PER_LOOK)
 
     def _is_over(self) -> bool:
-        return self.closing or monotonic() > self._deadline
+        run = self._current
+        return self.closing or (run is not None and (run.abandoned or monotonic() > run.deadline))
 
     async def close(self) -> None:
         """Interrupt what runs, and close."""

@@ -20,6 +20,14 @@ from app.stores.sqlite.database import Database
 from app.stores.sqlite.profile_statement import build
 
 TIMEOUT_S = 2.0
+# Events that the features of one statement look at, all together: some 50 ms. A row costs as much as `ROW_EVENTS` more.
+SLICE_EVENTS = 1_000_000
+ROW_EVENTS = 200
+_COUNT = """(SELECT COUNT(*) FROM (
+        SELECT 1 FROM {table} WHERE user_id = :user_id
+        AND occurred_at_ms > :at_ms - :window_ms AND occurred_at_ms <= :at_ms LIMIT :most
+    ))"""
+COUNT_EVENTS = f"SELECT {_COUNT.format(table='tip_views')} + {_COUNT.format(table='tip_feedback')}"
 # Primary result codes that speak of the database, not of the SQL: https://sqlite.org/rescode.html
 _OF_THE_DATABASE = {
     "BUSY",
@@ -41,6 +49,7 @@ class SqliteSource:
         """`timeout_s`: how long one statement may run."""
         self._database = database
         self._statement = build(registry)
+        self._window_ms = registry.longest_window_ms(registry.full_mask)
         self._timeout_s = timeout_s
         self._turn = asyncio.Semaphore(width)
         self._apart = 0  # mask of the features that are computed apart
@@ -49,6 +58,23 @@ class SqliteSource:
         """Compute every asked row in one snapshot."""
         async with self._turn, self._database.reader() as reader:
             return await self._compute(reader, clock_ms, asked)
+
+    async def fitting(self, asked: Sequence[Asked]) -> int:
+        """How many past moments, from the first on, look at `SLICE_EVENTS` events; at least one."""
+
+        def count(connection: sqlite3.Connection) -> int:
+            left = SLICE_EVENTS
+            for place, row in enumerate(asked):
+                features = row.mask.bit_count() or 1
+                bounds = {"at_ms": row.now_ms, "window_ms": self._window_ms, "most": left // features + 1}
+                (events,) = connection.execute(COUNT_EVENTS, {"user_id": row.user_id, **bounds}).fetchone()
+                left -= features * (events + ROW_EVENTS)
+                if left < 0:
+                    return max(1, place)
+            return len(asked)
+
+        async with self._turn, self._database.reader() as reader:
+            return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
         """The same on a connection of its own, so that nothing waits for it. What succeeds is no longer set apart."""
@@ -68,11 +94,11 @@ class SqliteSource:
             except sqlite3.Error as error:
                 _raise_unless_of_the_sql(error, reader)
                 apart = _union(asked)
-        await reader.run(lambda connection: connection.execute("BEGIN"))  # one snapshot for all the pieces
         try:
+            await reader.run(lambda connection: connection.execute("BEGIN"))  # one snapshot for all the pieces
             return await self._compute_apart(reader, clock_ms, asked, apart)
         finally:
-            await reader.run(lambda connection: connection.execute("ROLLBACK"))
+            await reader.run(_end_transaction)  # also if the BEGIN was queued when the caller was cancelled
 
     async def _run(
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked], timeout_s: float | None = None
@@ -119,6 +145,11 @@ class SqliteSource:
     def _too_long(self, users: int) -> str:
         whom = "one user" if users == 1 else f"{users} users together"
         return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for {whom}"
+
+
+def _end_transaction(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _union(asked: Sequence[Asked]) -> int:

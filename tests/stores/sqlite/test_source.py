@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from app.errors import StoreUnavailable
+from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.ports import Asked, Snapshot
+from app.stores.sqlite import source as module
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
@@ -211,6 +213,62 @@ async def test_long_statement_is_interrupted_when_the_process_stops(
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(StoreUnavailable, match="interrupted"):
             await computing
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is_cancelled(
+    database: Database, event_log: SqliteEventLog, *, apart: bool
+) -> None:
+    await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
+    source = SqliteSource(database, Registry([SOUND, ENDLESS, OVERFLOW]), width=1, timeout_s=600)
+    if apart:  # in a transaction then, which must be over
+        assert (await source.compute(NOW_MS, [Asked("bob", 0b100)])).errors
+    async with database.reader(), database.reader():  # the only other readers
+        for _ in range(3):
+            computing = asyncio.create_task(source.compute(NOW_MS, [Asked("ann", 0b111)]))
+            await turn(0.02)
+            computing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await computing
+        await event_log.append([[admitted(served("cid"))]])
+        async with asyncio.timeout(PATIENCE_S):
+            snapshot = await source.compute(NOW_MS, [Asked("ann", 0b001)])
+        assert (list(snapshot.rows[0]), snapshot.seq) == ([1, None, None], 4)
+
+
+async def test_transaction_is_over_whenever_the_caller_is_cancelled(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
+    source = SqliteSource(database, FAULTY, width=1)
+    await source.compute(NOW_MS, [Asked("bob", FAULTY.full_mask)])  # from now on apart, in a transaction
+    for steps in range(12):
+        computing = asyncio.create_task(source.compute(NOW_MS, [Asked("bob", FAULTY.full_mask)]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        computing.cancel()
+        await asyncio.gather(computing, return_exceptions=True)
+        async with database.reader() as one, database.reader() as two, database.reader() as three:
+            for reader in (one, two, three):
+                assert not await reader.run(lambda connection: connection.in_transaction)
+
+
+async def test_slice_holds_as_many_rows_as_their_events_allow(
+    database: Database, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLICE_EVENTS", 1_000)
+    monkeypatch.setattr(module, "ROW_EVENTS", 10)
+    source = SqliteSource(database, REGISTRY)
+    events: list[TipEvent] = [make("heavy", NOW_MS - number) for number in range(100) for make in (served, feedback)]
+    await event_log.append([[admitted(event) for event in events]])
+    heavy, light = Asked("heavy", 0b11, NOW_MS), Asked("light", 0b11, NOW_MS)
+    assert await source.fitting([heavy] * 5) == 2  # 2 features, 200 events each
+    assert await source.fitting([heavy._replace(mask=0b1)] * 5) == 4
+    assert await source.fitting([heavy._replace(mask=REGISTRY.full_mask)] * 5) == 1, "one in any case"
+    assert await source.fitting([light] * 100) == 50
+    assert await source.fitting([light, heavy, heavy, heavy, light]) == 3
+    assert await source.fitting([heavy._replace(now_ms=NOW_MS - 100)] * 20) == 20, "what came later does not count"
+    assert await source.fitting([heavy._replace(now_ms=NOW_MS + 31 * DAY_MS)] * 20) == 20, "nor what left the window"
 
 
 async def test_source_raises_when_the_trouble_is_the_databases(

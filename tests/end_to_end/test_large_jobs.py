@@ -1,0 +1,69 @@
+"""A job of very many events: it ends, whatever the job timeout, in bounded memory, and goes on after a kill -9."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import psutil  # type: ignore[import-untyped]  # publishes no types
+import pytest
+
+from app.stores.large_jobs import PIECE_EVENTS
+from app.stores.queue import QUEUE, TIP_EVENTS, connect
+from tests.support.fleet import Fleet
+from tests.support.odd_worker import JOB_TIMEOUT_S
+from tests.support.waiting import eventually_async
+
+MIB = 1024 * 1024
+# 300,000 events took 290 MiB more than an idle worker before; now some 30.
+GROWTH_MIB = 100
+
+
+def events(count: int) -> Iterator[dict[str, str]]:
+    """One in a thousand is none."""
+    now = datetime.now(UTC).isoformat()
+    for number in range(count):
+        event = {"subject": "signals.tip.served", "event_id": f"event-{number}", "user_id": f"user-{number % 5_000}"}
+        yield event if number % 1_000 == 999 else {**event, "tip_id": "tip", "occurred_at": now}
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(300_000, marks=pytest.mark.slow)])
+async def test_a_job_of_many_events_ends_when_the_job_timeout_is_short_and_a_worker_is_killed(
+    fleet: Fleet, count: int
+) -> None:
+    queue = connect(fleet.queue.url)
+    job = await queue.enqueue_job(TIP_EVENTS, list(events(count)))
+    assert job is not None
+    worker = fleet.odd_worker()
+    process = psutil.Process(worker.program.pid)
+    idle = highest = process.memory_info().rss
+
+    async def stored(least: int) -> bool:
+        nonlocal highest
+        highest = max(highest, process.memory_info().rss)
+        return bool(fleet.rows("SELECT COUNT(*) FROM event_log")[0][0] >= least)
+
+    await eventually_async(lambda: stored(count // 3), 60 + count / 2_000)
+    assert await queue.zcard(QUEUE) == 1
+    worker.program.kill()
+    assert await queue.delete(f"arq:in-progress:{job.job_id}") == 1, f"else it comes back after {JOB_TIMEOUT_S + 10} s"
+    worker = fleet.odd_worker()
+    process = psutil.Process(worker.program.pid)
+
+    async def done() -> bool:
+        await stored(0)
+        return bool(await queue.zcard(QUEUE) == 0)
+
+    await eventually_async(done, 60 + count / 1_000)
+    assert set(fleet.stored().values()) == {1}
+    assert len(fleet.stored()) == count - count // 1_000
+    letters = fleet.rows("SELECT COUNT(*), MIN(error) FROM dead_letters")
+    assert letters[0][0] in (count // 1_000, count // 1_000 + 1), "a piece may be taken in again after the kill"
+    assert "tip_id" in letters[0][1]
+    assert highest - idle < GROWTH_MIB * MIB
+    assert await queue.keys("arq:large:*") + await queue.keys("arq:job:*") == []
+    assert worker.program.stop() == 0
+    # As the second worker wrote it down when it stopped: it went on, and did not begin anew.
+    known = fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_duplicate'), 0) FROM samples")
+    assert known[0][0] <= PIECE_EVENTS
+    await queue.aclose(close_connection_pool=True)
