@@ -270,4 +270,5 @@ async def test_nothing_was_lost_by_all_that(place: Live, cache: EmbeddedServer) 
     assert set((await place.features(VICTIM)).keys()) == set(REGISTRY.names)
     assert (await place.client.get("/admin/users", params={"prefix": VICTIM})).json()["user_ids"] == [VICTIM]
     assert (await place.client.get("/readyz")).json()["checks"]["database"] == "ok"
+    await place.filled()
     assert keys(cache)
