@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.commands import main
+from app.cli import main
 
 if __name__ == "__main__":
     main()

@@ -19,32 +19,32 @@ from litestar.static_files import create_static_files_router
 
 from app.api import events, generation, operations, profiles, scoring
 from app.api.admin.routes import ADMIN_ROUTES
-from app.api.auth import Authenticator, guard
-from app.api.behind_proxy import behind_proxy
-from app.api.context import Api
-from app.api.documents import ASSETS, openapi_config
-from app.api.gateway import Gateway
-from app.api.hit_path import HitPath
-from app.api.inputs import check_query
-from app.api.listening import listen
-from app.api.options import options_of
+from app.api.auth.authentication import Authenticator, guard
+from app.api.auth.sessions import Sessions
+from app.api.dependencies import Api
+from app.api.middleware.edge import Gateway
+from app.api.middleware.fast_path import HitPath
+from app.api.middleware.proxy_headers import behind_proxy
+from app.api.middleware.rate_limit import RateLimit
+from app.api.openapi.allowed_methods import options_of
+from app.api.openapi.document import ASSETS, openapi_config
 from app.api.pages.assets import pages_assets, plain_name
 from app.api.problems import on_error, on_exception, on_http_exception
-from app.api.rate_limit import RateLimit
-from app.api.sessions import Sessions
-from app.assembly import Service, open_service
-from app.contract import Contract
+from app.api.request_parsing import check_query
+from app.api.server import listen
+from app.bootstrap.contract import Contract
+from app.bootstrap.generation import open_writing
+from app.bootstrap.health import gauges, readiness, refresh_gauges, sampling
+from app.bootstrap.service import Service, open_service
 from app.errors import CacheUnavailable, ProfilesError, QueueUnavailable
 from app.events.ports import Holdings
 from app.events.replay import Replayer
 from app.generation.writing import Writing
-from app.probes import gauges, readiness, refresh_gauges, sampling
-from app.profiles.run_watch import RunWatch
+from app.profiles.rebuild.progress import RunWatch
 from app.settings import Settings
 from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.sessions import SqliteSessions
 from app.telemetry import Metrics, configure_logging, logger
-from app.wording import open_writing
 
 COLLECT_AFTER = 20_000
 MAX_BODY_BYTES = 8 * 1024 * 1024

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.backlog import Backlog
+from app.concurrency.load_estimate import Backlog
 
 PATIENCE_S, ALWAYS = 1.0, 10
 

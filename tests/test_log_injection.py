@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.api.auth import Authenticator
-from app.setting_values import ApiKey
+from app.api.auth.authentication import Authenticator
 from app.settings import hash_key
+from app.settings.parsers import ApiKey
 from app.telemetry import configure_logging, logger
 from tests.support.logs import logging_put_back
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from app.asgi import create_app
-from app.assembly import open_service
+from app.bootstrap.health import readiness, refresh_gauges, sampling
+from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
-from app.probes import readiness, refresh_gauges, sampling
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters

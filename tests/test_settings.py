@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import SettingsError
-from app.setting_values import ApiKey, RolloutRails
 from app.settings import Settings, described, hash_key, is_loopback, variable
+from app.settings.parsers import ApiKey, RolloutRails
 from tests.support.registry import REGISTRY
 
 DIGEST = hash_key("key").hex()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from app.assembly import Service, open_service
-from app.contract import Contract
+from app.bootstrap.contract import Contract
+from app.bootstrap.health import readiness
+from app.bootstrap.service import Service, open_service
 from app.errors import RegistryError
 from app.features.registry import Feature, Registry
 from app.features.schema import mirror_of
-from app.probes import readiness
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog

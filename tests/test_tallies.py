@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from app.tallies import SpreadTally, Tally
 from app.telemetry import FAST
+from app.telemetry.counters import SpreadTally, Tally
 
 NAME, TEXT, LABELS = "profiles_seconds", "Seconds.", ("route", "status")
 observed = st.one_of(st.sampled_from(FAST), st.floats(0, 100, allow_nan=False))

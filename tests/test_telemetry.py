@@ -12,9 +12,9 @@ from typing import Literal
 import pytest
 
 from app.errors import StoreFull, StoreUnavailable
-from app.plain_structlog import structlog
-from app.repeated_lines import MOST_LINES, SPAN_S, RepeatedLines
 from app.telemetry import Metrics, configure_logging, logger, warn
+from app.telemetry.repeated_lines import MOST_LINES, SPAN_S, RepeatedLines
+from app.telemetry.structlog_without_rich import structlog
 from tests.support.clock import FakeClock
 from tests.support.logs import logging_put_back
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.turns import AT_ONCE, LOOP_TURNS, REST_MOST_S, RESTS, Turns
+from app.concurrency.overload_queue import AT_ONCE, LOOP_TURNS, REST_MOST_S, RESTS, Turns
 from tests.support.waiting import eventually
 
 MOST_S = 1.0

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from app.bootstrap.generation import open_writing
 from app.errors import SettingsError
 from app.settings import Settings
 from app.telemetry import Metrics
-from app.wording import open_writing
 from tests.generation.orders import order
 from tests.support.chat_server import chat_server, says
 from tests.support.clock import FakeClock

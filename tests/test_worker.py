@@ -21,24 +21,25 @@ from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.worker import Retry
 
 import app.worker as module
-from app.assembly import Service, open_service
 from app.bandit.decisions import Asked
-from app.bandit.terms import Context as When
+from app.bandit.model.inputs import Context as When
+from app.bootstrap.health import readiness
+from app.bootstrap.service import Service, open_service
+from app.concurrency.tasks import end
 from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
 from app.events import consume, retention
 from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
-from app.jobs import UNEXPECTED_TRIES, Context, back_off, context
-from app.probes import readiness
-from app.profiles.rebuild_runs import RebuildRun, scope_of
+from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
-from app.stores import queue, queue_worker
-from app.stores.queue import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
-from app.stores.queue_worker import ARQ_EXTRA_S, Pace
+from app.stores.queue import client as queue
+from app.stores.queue import worker as queue_worker
+from app.stores.queue.client import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
+from app.stores.queue.worker import ARQ_EXTRA_S, Pace
 from app.stores.sqlite.outbox import backlog
-from app.stores.tasks import end
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import WorkerSettings, work
+from app.worker.retry import UNEXPECTED_TRIES, Context, back_off, context
 from tests.bandit.school import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
@@ -228,7 +229,7 @@ async def test_a_job_comes_back_at_once_when_there_is_more_to_rebuild(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    monkeypatch.setattr("app.profiles.rebuild_runs.CHUNK", 2)
+    monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
     await service.book.open(run_of(service, "run", now_ms()))
     with pytest.raises(Retry) as caught:
         await module.run_rebuild(job(service, pace=Pace(job_timeout_s=0.001 + 1e-9)), "run")
@@ -243,7 +244,7 @@ async def test_quality_is_measured_piece_by_piece_when_there_are_many_users(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    monkeypatch.setattr("app.profiles.quality.survey.PAGE", 2)
+    monkeypatch.setattr("app.profiles.quality.scan.PAGE", 2)
     run, _ = await service.quality.book.open("ann", now_ms())
     with monkeypatch.context() as patch:
         patch.setattr(Pace, "budget_s", -1)

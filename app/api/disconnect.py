@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from app.api.context import HttpRequest
+from app.api.dependencies import HttpRequest
 
 
 @asynccontextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from litestar import post
 
-from app.api.admin.actors import caller
-from app.api.context import HttpRequest, api_of
-from app.api.documents import problems
-from app.api.inputs import JSON, NDJSON, media_type
+from app.api.admin.auditing import caller
+from app.api.dependencies import HttpRequest, api_of
+from app.api.openapi.document import problems
+from app.api.request_parsing import JSON, NDJSON, media_type
 from app.api.schemas import EventsReceipt
 from app.events.admission import decode_json, decode_lines
 from app.features.events import TipFeedback, TipServed

@@ -12,15 +12,15 @@ import msgspec
 from litestar import post
 from msgspec import UNSET
 
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import problems
+from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.generation_schemas import LOCALE, GeneratedTip, GenerateRequest
-from app.api.inputs import body_as, check_ids, with_mirror
+from app.api.openapi.document import problems
+from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.errors import InvalidInput, Issue, Unavailable
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.registry import Scalar, indices
 from app.generation.ports import Order, Task
-from app.generation.words import ALLOWED, traits_of
+from app.generation.profile_traits import ALLOWED, traits_of
 from app.telemetry import logger
 
 PROFILE_S = 0.5

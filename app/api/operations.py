@@ -5,8 +5,8 @@ from __future__ import annotations
 from litestar import MediaType, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.api.context import HttpRequest, api_of
-from app.api.documents import problems
+from app.api.dependencies import HttpRequest, api_of
+from app.api.openapi.document import problems
 from app.api.schemas import Health, Readiness
 
 STOPPING = "stopping"  # in the application's state, once the process was told so

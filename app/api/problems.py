@@ -11,11 +11,11 @@ from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from app import errors
-from app.api.context import HttpRequest, api_of
-from app.api.options import allow_of
+from app.api.dependencies import HttpRequest, api_of
+from app.api.middleware.load_shedding import mark
+from app.api.openapi.allowed_methods import allow_of
 from app.api.pages.errors import ErrorPage
 from app.api.pages.negotiation import prefers_page
-from app.api.shedding import mark
 from app.errors import Issue
 from app.telemetry import logger
 

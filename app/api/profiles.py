@@ -9,19 +9,19 @@ from litestar import MediaType, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
-from app.api.context import Api, HttpRequest, api_of, selected
+from app.api.dependencies import Api, HttpRequest, api_of, selected
 from app.api.disconnect import cancelled_on_disconnect
-from app.api.documents import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
-from app.api.inputs import body_as, check_ids, feature_names, known_ms, moment_ms
-from app.api.parameters import MOMENT
-from app.api.parameters import feature_names as feature_names_schema
+from app.api.openapi.document import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
+from app.api.openapi.parameters import MOMENT
+from app.api.openapi.parameters import feature_names as feature_names_schema
 from app.api.rendering import Renderer
+from app.api.request_parsing import body_as, check_ids, feature_names, known_ms, moment_ms
 from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
-from app.profiles.filling import failures
-from app.profiles.moments import Moments
+from app.profiles.history.validation import Moments
+from app.profiles.online.fill import failures
 from app.profiles.ports import Asked
 
 AS_OF_DETAIL = "Only events up to this time, those at it included, RFC 3339. Computed, never cached."

@@ -8,7 +8,7 @@ import msgspec
 
 from app.features.clock import rfc3339
 from app.features.registry import Registry, indices
-from app.profiles.filling import Reading
+from app.profiles.online.fill import Reading
 
 TEMPLATES_CAP = 1_024
 _encode = msgspec.json.Encoder().encode

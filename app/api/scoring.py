@@ -9,10 +9,10 @@ from litestar import MediaType, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
-from app.api.context import HttpRequest, api_of
-from app.api.documents import problems
-from app.api.inputs import check_ids
-from app.api.parameters import USER_ID
+from app.api.dependencies import HttpRequest, api_of
+from app.api.openapi.document import problems
+from app.api.openapi.parameters import USER_ID
+from app.api.request_parsing import check_ids
 from app.api.schemas import Value
 from app.api.scoring_inputs import asked_of
 from app.api.scoring_schemas import (
@@ -31,7 +31,7 @@ from app.api.scoring_schemas import (
     UsedProfile,
 )
 from app.bandit.decisions import Decision, Outcome, Ranking
-from app.bandit.explaining import explained
+from app.bandit.model.explanation import explained
 from app.features.clock import rfc3339
 
 DecisionId = Annotated[str, PathParameter(description="As `POST /score` answered it.")]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from app.api.context import Api, HttpRequest
-from app.api.inputs import body_as, check_ids, issue_of, with_mirror
+from app.api.dependencies import Api, HttpRequest
+from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.scoring_schemas import ScoreCandidate, ScoreRequest
 from app.bandit.decisions import MAX_CANDIDATES, Asked, Origin
-from app.bandit.terms import Candidate, Context, Profile
-from app.decoding import decode
+from app.bandit.model.inputs import Candidate, Context, Profile
 from app.errors import InvalidInput, Issue
+from app.events.decoding import decode
 
 _SOME_ITEM = "candidates["
 # Of the longest list of candidates that can be right, ids without commas.

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from app.bandit.evidence import Evidence
-from app.bandit.pooling import Prior
-from app.bandit.terms import Array, Candidate, Context, Profile
+from app.bandit.model.inputs import Array, Candidate, Context, Profile
+from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.sufficient_statistics import Evidence
 from app.features.events import Action
 
 Origin = Literal["request", "service", "absent"]

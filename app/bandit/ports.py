@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from app.bandit.decisions import Decision, EventOutcome, Known, Outcome, Shadow
-from app.bandit.pooling import Prior
+from app.bandit.model.pooled_prior import Prior
 from app.features.events import TipEvent
 from app.features.registry import Scalar
 

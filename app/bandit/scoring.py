@@ -6,7 +6,7 @@ count that this process knew before it began; 2. it reads the user's profile and
 raises the count in the same transaction; 4. the decision is refused where the count is not that of 1, and made anew.
 A count that is older than it need be only makes a decision anew in vain.
 
-Only the policy that serves is computed before the answer; the other one's part is left to `app.bandit.shadowing`.
+Only the policy that serves is computed before the answer; the other one's part is left to `app.bandit.shadow.queue`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app.bandit.decisions import Asked, Decision, Known, Outcome, Role
-from app.bandit.lineup import Lineup
+from app.bandit.model.inputs import PROFILE_FEATURES, Array, Profile, Terms, terms_of
+from app.bandit.model.policies import Lineup
+from app.bandit.model.ranking import chosen, ranking_of
+from app.bandit.model.specs import Spec
 from app.bandit.ports import DecisionBook, Proposed, Question, ReadProfile, Recorded
-from app.bandit.ranking import chosen, ranking_of
-from app.bandit.rounds import Bounds, Rounds
-from app.bandit.shadowing import Shadower
-from app.bandit.shadows import Unshadowed
-from app.bandit.specs import Spec
-from app.bandit.terms import PROFILE_FEATURES, Array, Profile, Terms, terms_of
+from app.bandit.shadow.queue import Shadower
+from app.bandit.shadow.scores import Unshadowed
+from app.concurrency.batcher import Bounds, Rounds
 from app.errors import Conflict, Issue, NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
 from app.telemetry import Metrics
@@ -56,8 +56,8 @@ class Scorer:
         self._clock = clock
         self._metrics = metrics
         self._erasures: int | None = None
-        self._looks: Rounds[Question, Known] = Rounds(book.look, clock, BOUNDS)
-        self._records: Rounds[Proposed, Recorded] = Rounds(book.record, clock, BOUNDS)
+        self._looks: Rounds[Question, Known] = Rounds(book.look, clock.monotonic, BOUNDS)
+        self._records: Rounds[Proposed, Recorded] = Rounds(book.record, clock.monotonic, BOUNDS)
 
     @property
     def overloaded(self) -> bool:

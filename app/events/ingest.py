@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from app.backlog import Backlog
+from app.concurrency.load_estimate import Backlog
 from app.errors import Conflict, Issue, Overloaded
 from app.events.admission import Admission, path_to
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher

@@ -186,7 +186,7 @@ class DeadLetters(Protocol):
 
 
 class Invalidates(Protocol):
-    """The part of `app.profiles.invalidate.Invalidator` that events use."""
+    """The part of `app.profiles.online.invalidation.Invalidator` that events use."""
 
     async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
         """Drop the keys (True), or record the debt and wait (False)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from app.generation.words import Traits
+from app.generation.profile_traits import Traits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from app.generation.ports import Order, Task
+from app.generation.profile_traits import described
 from app.generation.template import IMPORTANT
-from app.generation.texts import cleaned
-from app.generation.words import described
+from app.generation.text_rules import cleaned
 
 PROMPT_VERSION = "tip-1"
 SYSTEM = """\

@@ -12,8 +12,8 @@ from datetime import datetime
 from app.generation.languages import phrases_of
 from app.generation.languages.phrases import Phrases
 from app.generation.ports import Order, Task
-from app.generation.texts import cleaned, ended, gist, shortened, shows_something
-from app.generation.words import Traits
+from app.generation.profile_traits import Traits
+from app.generation.text_rules import cleaned, ended, gist, shortened, shows_something
 
 TITLE_CHARS, NOTE_CHARS = 100, 80
 IMPORTANT = 3.0

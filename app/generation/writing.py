@@ -1,8 +1,8 @@
 """Wording a tip: the model is asked where there is one, and the template stands in for whatever goes wrong.
 
-Invariants: an order gets a text that keeps the rules of `app.generation.texts`, whatever a model does; at most so many
-calls are under way at once, the next ones do not wait; once told to stop, none lasts longer than `STOPPING_S`. Must not
-know HTTP.
+Invariants: every text keeps the rules of `app.generation.text_rules`, whatever the model returns. At most `at_once`
+calls run at a time; a request beyond that gets the template at once. After a stop, no call lasts longer than
+`STOPPING_S`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.generation.breaker import Breaker
 from app.generation.ports import Order, Writer
 from app.generation.prompt import PROMPT_VERSION
 from app.generation.template import worded
-from app.generation.texts import links, problem_of, tidied
+from app.generation.text_rules import links, problem_of, tidied
 from app.telemetry import Metrics, logger
 
 NOT_ASKED = frozenset({"circuit open", "busy", "stopping"})

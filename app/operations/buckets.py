@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from prometheus_client import Histogram
 from prometheus_client.utils import floatToGoString
 
-from app.tallies import Spread
 from app.telemetry import FAST
+from app.telemetry.counters import Spread
 
 OVER = "+Inf"
 MARKS = (*map(floatToGoString, FAST), OVER)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.api.listening import KEEP_ALIVE_S
-from app.contract import Contract
+from app.api.server import KEEP_ALIVE_S
+from app.bootstrap.contract import Contract
 from app.features.clock import Clock
 from app.settings import Settings
-from app.stores.queue import HEALTH_KEY
+from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.live import API_KEYS, Live, fresh_database, live
 from tests.support.registry import FEATURES

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from litestar.routes import HTTPRoute
 
-from app.api.sessions import ANYONE
-from app.setting_values import ApiKey
+from app.api.auth.sessions import ANYONE
 from app.settings import hash_key
+from app.settings.parsers import ApiKey
 from tests.api.conftest import ServeSite
 from tests.support.live import KEYS, Live, as_caller, problem
 from tests.support.wire import exchange

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from app.api import bodies
-from app.api.forms import MAX_BYTES, MAX_BYTES_OF_ANYBODY, MEDIA_TYPE
+from app.api.auth.forms import MAX_BYTES, MAX_BYTES_OF_ANYBODY, MEDIA_TYPE
+from app.api.middleware import body_limits
 from app.api.schemas import MAX_USERS
 from app.features.ids import MAX_ID_LENGTH
 from tests.support.live import JSON, Live, problem
@@ -196,20 +196,20 @@ async def _is_told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 async def test_answer_is_read_when_the_rest_of_a_refused_body_does_not_come(
     site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "DRAIN_S", 0.2)
+    monkeypatch.setattr(body_limits, "DRAIN_S", 0.2)
     await _is_told(*await _opened(site, size=MB, sent=10))
 
 
 async def test_answer_is_read_when_more_would_come_than_is_taken_in(
     site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "DRAIN_BYTES", 100_000)
+    monkeypatch.setattr(body_limits, "DRAIN_BYTES", 100_000)
     await _is_told(*await _opened(site, size=3 * MB, sent=MB))
 
 
 async def test_a_refused_body_is_not_held_when_it_is_taken_in(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it would soon be too much, and be left where it is."""
-    monkeypatch.setattr(bodies, "BODIES_BYTES", MB)
+    monkeypatch.setattr(body_limits, "BODIES_BYTES", MB)
     reader, writer = await _opened(site, size=6 * MB, sent=5 * MB)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
@@ -226,7 +226,7 @@ async def test_a_request_that_is_cancelled_is_not_taken_for_a_slow_one() -> None
         await never.wait()
 
     scope: Any = {"headers": [(b"content-length", b"5")]}
-    waiting = asyncio.create_task(bodies.Body(scope, receive, bodies.Bodies()).receive())
+    waiting = asyncio.create_task(body_limits.Body(scope, receive, body_limits.Bodies()).receive())
     await asked.wait()
     waiting.cancel()
     await asyncio.wait({waiting})

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from litestar.types import Receive, Scope, Send
 
-from app.api.gateway import MAX_COOKIES, MAX_HEADER_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES, Gateway
+from app.api.middleware.edge import MAX_COOKIES, MAX_HEADER_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES, Gateway
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics

@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 
 from app.api import generation
-from app.backlog import Backlog
+from app.bootstrap.health import sampler
+from app.concurrency.load_estimate import Backlog
 from app.errors import FallbackReason, StoreUnavailable
 from app.generation.breaker import TRIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
-from app.probes import sampler
 from tests.api.conftest import ServeSite
 from tests.support.chat_server import (
     ChatServer,

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from app.api.listening import CONNECTIONS, FILES_LEFT, connections
+from app.api.server import CONNECTIONS, FILES_LEFT, connections
 
 FOR_EVER = resource.RLIM_INFINITY
 ENOUGH = CONNECTIONS + FILES_LEFT

@@ -29,9 +29,9 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 CHILD = r"""
-import app.api.auth
+import app.api.auth.authentication
 from app.asgi import run
-from app.profiles.read import ProfileReader
+from app.profiles.online.reader import ProfileReader
 from app.settings import Settings
 
 def failing(reading):
@@ -47,7 +47,7 @@ def hash_key(key):
         raise RuntimeError("cannot hash")
     return app.settings.hash_key(key)
 
-app.api.auth.hash_key = hash_key
+app.api.auth.authentication.hash_key = hash_key
 ProfileReader.read = failing(ProfileReader.read)
 ProfileReader.read_far_values = failing(ProfileReader.read_far_values)
 run(Settings.from_environment())

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.bandit.stages import Target
+from app.bandit.rollout.stages import Target
 from tests.api.conftest import ServeSite
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user

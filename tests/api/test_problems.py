@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from app.profiles.read import ProfileReader
+from app.profiles.online.reader import ProfileReader
 from tests.support.live import Live, new_user, problem, raw_status
 from tests.support.waiting import eventually_async
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api import rate_limit
-from app.api.rate_limit import Buckets
+from app.api.middleware import rate_limit
+from app.api.middleware.rate_limit import Buckets
 from tests.api.conftest import ServeSite
 from tests.support.events import body, served
 from tests.support.live import API_KEYS, JSON, Live, as_caller, problem

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.errors import StoreUnavailable
-from app.stores.queue import HEALTH_KEY
+from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.events import served

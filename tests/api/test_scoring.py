@@ -10,9 +10,9 @@ import httpx
 import msgspec
 import pytest
 
-from app.api.inputs import with_mirror
+from app.api.request_parsing import with_mirror
 from app.api.scoring_schemas import ScoreRequest
-from app.bandit.specs import SPEC_V1
+from app.bandit.model.specs import SPEC_V1
 from app.errors import StoreFull
 from tests.support.database import column
 from tests.support.events import feedback, served

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 
-from app.api.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
-from app.setting_values import ApiKey
+from app.api.auth.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
 from app.settings import hash_key
+from app.settings.parsers import ApiKey
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.sessions import INSERT_ENDED, KEPT, SqliteSessions
 from tests.support.clock import FakeClock

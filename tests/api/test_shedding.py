@@ -9,11 +9,11 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from app.api import bodies, shedding
-from app.api.shedding import TELL_EVERY_S, Shedding
-from app.backlog import Backlog
+from app.api.middleware import body_limits, load_shedding
+from app.api.middleware.load_shedding import TELL_EVERY_S, Shedding
+from app.concurrency.load_estimate import Backlog
+from app.concurrency.overload_queue import Turns
 from app.telemetry import Metrics
-from app.turns import Turns
 from tests.support.events import body, served
 from tests.support.live import JSON, Live, new_user, problem
 from tests.support.waiting import eventually
@@ -129,7 +129,7 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
     """Three senders bring most of their bodies and stop; a fourth is one too many, until they have gone."""
     site = own_site
     size, part = 900_000, 300_000
-    monkeypatch.setattr(bodies, "BODIES_BYTES", 3 * part + 100_000)
+    monkeypatch.setattr(body_limits, "BODIES_BYTES", 3 * part + 100_000)
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
     )
@@ -143,7 +143,7 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
     await _held(gateway.bodies, 3 * part)
 
     answer = await site.client.post(path, content=b" " * part, headers=JSON)
-    assert "too much load (bodies)" in problem(answer, 503)["detail"]
+    assert "too much load (body_limits)" in problem(answer, 503)["detail"]
     assert shed(site, "bodies") == 1
     small = json.dumps({"user_ids": ["u"]}) if path == "/profiles/batch" else body(served("u", site.now_ms))
     assert (await site.client.post(path, content=small, headers=JSON)).status_code in (200, 202)
@@ -153,7 +153,7 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
     await _held(gateway.bodies, 0)
 
 
-async def _held(held: bodies.Bodies, size: int) -> None:
+async def _held(held: body_limits.Bodies, size: int) -> None:
     await eventually(lambda: held.held == size)
 
 
@@ -171,7 +171,7 @@ async def test_the_log_tells_how_many_were_sent_away_since_it_last_did(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1_000.0
-    monkeypatch.setattr(shedding, "monotonic", lambda: now)
+    monkeypatch.setattr(load_shedding, "monotonic", lambda: now)
     keeper = Shedding(Metrics())
     for _ in range(3):
         keeper.note("reads")

@@ -12,8 +12,9 @@ import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 import pytest_asyncio
 
-from app.api import bodies, hit_path, listening
-from app.api.listening import HEAD_BYTES
+from app.api import server as listening
+from app.api.middleware import body_limits, fast_path
+from app.api.server import HEAD_BYTES
 from tests.api.conftest import ServeSite
 from tests.support.gates import turn
 from tests.support.live import Live
@@ -37,8 +38,8 @@ CHUNKED = (
 async def brisk(serve_site: ServeSite) -> AsyncIterator[Live]:
     """A site that waits half a second for a head or a body."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bodies, "BODY_S", BODY_S)
-        patched.setattr(hit_path, "BODY_S", BODY_S)
+        patched.setattr(body_limits, "BODY_S", BODY_S)
+        patched.setattr(fast_path, "BODY_S", BODY_S)
         async with serve_site(head_s=HEAD_S) as served:
             yield served
 

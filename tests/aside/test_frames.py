@@ -8,7 +8,7 @@ from io import BytesIO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.aside.frames import framed, next_frame, read_frame
+from app.bandit.shadow.subprocess.frames import framed, next_frame, read_frame
 
 MESSAGES = st.lists(st.binary(max_size=300), max_size=4)
 

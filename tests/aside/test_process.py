@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.aside import process
-from app.aside.process import ProcessBeside
-from app.aside.wire import encode_shadows
 from app.bandit.decisions import Shadow
-from app.bandit.lineup import Lineup
-from app.bandit.shadows import Unshadowed, shadows_of
+from app.bandit.model.policies import Lineup
+from app.bandit.shadow.scores import Unshadowed, shadows_of
+from app.bandit.shadow.subprocess import process
+from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.wire import encode_shadows
 from app.errors import Unavailable
 from tests.bandit.test_together import decided
 from tests.support.waiting import eventually_sync
@@ -187,8 +187,8 @@ async def test_closing_does_not_wait_for_one_that_is_stuck(monkeypatch: pytest.M
 
 PARENT = """
 import asyncio
-from app.aside.process import ProcessBeside
-from app.aside.wire import encode_shadows
+from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.wire import encode_shadows
 from tests.aside.test_process import group
 
 async def main():

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
-from app.aside import process
-from app.aside.frames import framed
-from app.aside.process import ProcessBeside
-from app.aside.wire import encode_decisions, encode_failure, encode_shadows
-from app.bandit.lineup import Lineup
-from app.bandit.shadows import shadows_of
+from app.bandit.model.policies import Lineup
+from app.bandit.shadow.scores import shadows_of
+from app.bandit.shadow.subprocess import process
+from app.bandit.shadow.subprocess.frames import framed
+from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.wire import encode_decisions, encode_failure, encode_shadows
 from app.errors import Unavailable
 from tests.aside.test_process import PATIENCE_S, group
 
@@ -30,7 +30,7 @@ def children() -> list[int]:
     return [
         child.pid
         for child in psutil.Process().children()
-        if child.status() == psutil.STATUS_ZOMBIE or "app.aside" in " ".join(child.cmdline())
+        if child.status() == psutil.STATUS_ZOMBIE or "app.bandit.shadow.subprocess" in " ".join(child.cmdline())
     ]
 
 
@@ -62,7 +62,7 @@ STOPPED_AT_EACH_STEP = """
 import asyncio, sys
 from contextlib import suppress
 import uvloop
-from app.aside.process import ProcessBeside
+from app.bandit.shadow.subprocess.process import ProcessBeside
 from app.errors import Unavailable
 from tests.aside.test_process import group
 from tests.aside.test_starting import children, open_files

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.aside.wire import (
+from app.bandit.model.policies import Lineup
+from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.shadow.scores import shadows_of
+from app.bandit.shadow.subprocess.wire import (
     Failure,
     decode_answer,
     decode_decisions,
@@ -16,9 +19,6 @@ from app.aside.wire import (
     encode_failure,
     encode_shadows,
 )
-from app.bandit.evidence import Evidence
-from app.bandit.lineup import Lineup
-from app.bandit.shadows import shadows_of
 from tests.bandit.test_together import decided
 
 

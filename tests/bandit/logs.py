@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from app.bandit.evaluation import Floats
-from app.bandit.sums import Page
+from app.bandit.rollout.aggregates import Page
+from app.bandit.rollout.off_policy import Floats
 
 EPSILON = 0.1
 

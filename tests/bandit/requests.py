@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 from hypothesis import strategies as st
 
-from app.bandit.evidence import Evidence
-from app.bandit.specs import SPEC_V2, Spec
-from app.bandit.terms import Array, Candidate, Context, Terms, terms_of
+from app.bandit.model.inputs import Array, Candidate, Context, Terms, terms_of
+from app.bandit.model.specs import SPEC_V2, Spec
+from app.bandit.model.sufficient_statistics import Evidence
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 candidates = st.builds(

@@ -6,15 +6,15 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from app import joins
-from app.bandit.assignment import serves_challenger
 from app.bandit.decisions import Asked, Decision, Outcome, Shadow
-from app.bandit.evidence import Evidence
-from app.bandit.learning import Rules
-from app.bandit.lineup import Lineup
-from app.bandit.parts import Bandit, Outside, join
-from app.bandit.shadows import Unshadowed, shadows_of
-from app.bandit.terms import Candidate, Context
+from app.bandit.learning.attribution import Rules
+from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.policies import Lineup
+from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.rollout.assignment import serves_challenger
+from app.bandit.shadow.scores import Unshadowed, shadows_of
+from app.bootstrap import bandit as joins
+from app.bootstrap.bandit_parts import Bandit, Outside, join
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
 from app.features.registry import Scalar

@@ -9,7 +9,7 @@ the chosen candidate, population by population.
 
 A decision here takes one draw of the posterior, the policy takes M and samples from their shares: the same action
 distribution, since each draw is equally likely to be the one that counts. `test_simulation` holds the arithmetic here
-(all users at once) against `app.bandit.policy`.
+(all users at once) against `app.bandit.model.policy`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.bandit.policy import EPSILON, SCALE
-from app.bandit.pooling import SHRINKAGE
-from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.terms import Array, Candidate, Context, Profile, candidate_terms, shared_terms
+from app.bandit.model.inputs import Array, Candidate, Context, Profile, candidate_terms, shared_terms
+from app.bandit.model.policy import EPSILON, SCALE
+from app.bandit.model.pooled_prior import SHRINKAGE
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 
 COLD = 20  # a user's first decisions
 FEW = -0.84  # a fifth of the normal distribution lies below

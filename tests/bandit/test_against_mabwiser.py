@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.bandit.evidence import Evidence
-from app.bandit.policy import CHAMPION, SCALE, noise
-from app.bandit.specs import SPEC_V1
-from app.bandit.terms import Array
+from app.bandit.model.inputs import Array
+from app.bandit.model.policy import CHAMPION, SCALE, noise
+from app.bandit.model.specs import SPEC_V1
+from app.bandit.model.sufficient_statistics import Evidence
 from tests.bandit.requests import history_of, request_of, taught
 
 pytestmark = pytest.mark.slow  # importing it takes seconds

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.assignment import serves_challenger, share_of
+from app.bandit.rollout.assignment import serves_challenger, share_of
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=128)
 

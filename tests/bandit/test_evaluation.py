@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.evaluation import Floats, dr, ess, ips, snips
+from app.bandit.rollout.off_policy import Floats, dr, ess, ips, snips
 
 unit = st.floats(0, 1)
 chances = st.floats(0.01, 1)

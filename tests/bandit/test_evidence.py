@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.evidence import Evidence, sound
-from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.terms import Candidate, Context, Profile
+from app.bandit.model.inputs import Candidate, Context, Profile
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.sufficient_statistics import Evidence, sound
 from app.errors import SpecMismatch
 from tests.bandit.requests import candidates, contexts, history_of, profiles, same_bits, seeds, taught
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit import intervals
-from app.bandit.evaluation import Floats
-from app.bandit.intervals import Interval, bootstrap, due_look, look_level, look_size, standard_error
-from app.bandit.sums import Sums
+from app.bandit.rollout import bootstrap_intervals
+from app.bandit.rollout.aggregates import Sums
+from app.bandit.rollout.bootstrap_intervals import Interval, bootstrap, due_look, look_level, look_size, standard_error
+from app.bandit.rollout.off_policy import Floats
 from tests.bandit.logs import logged, part, town
 
 
@@ -83,7 +83,7 @@ def test_interval_is_the_one_that_its_definition_gives_replicate_by_replicate() 
         return math.sqrt(sum((a - part.sum() / whole.sum() * b) ** 2 for a, b in zip(part, whole, strict=True)))
 
     distances = []
-    for _ in range(intervals.REPLICATES):
+    for _ in range(bootstrap_intervals.REPLICATES):
         drawn = chance.integers(0, 25, 25, dtype=np.uint32)
         part, whole = parts[drawn], wholes[drawn]
         distances.append((part.sum() / whole.sum() - value) * whole.sum() / error(part, whole))
@@ -127,7 +127,7 @@ def test_interval_is_the_same_when_it_is_made_again_in_other_chunks(monkeypatch:
     parts, wholes = [1.0, 2.0, 5.0, 3.0] * 10, [1.0, 2.0, 1.0, 4.0] * 10
     at_once = figure(parts, wholes)
     assert figure(parts, wholes) == at_once
-    monkeypatch.setattr(intervals, "_CHUNK", 320)
+    monkeypatch.setattr(bootstrap_intervals, "_CHUNK", 320)
     assert figure(parts, wholes) == pytest.approx(at_once)
 
 
@@ -166,7 +166,7 @@ def test_interval_of_one_look_misses_about_as_often_as_it_may() -> None:
 def test_false_improvement_is_claimed_in_no_more_than_alpha_of_roll_outs_over_all_looks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(intervals, "FIRST_LOOK", 250)
+    monkeypatch.setattr(bootstrap_intervals, "FIRST_LOOK", 250)
     chance = np.random.default_rng(10)
     runs, alpha, claimed, uncorrected = 100, 0.4, 0, 0
     for _ in range(runs):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import EventOutcome, State
-from app.bandit.learning import GRACE_MS, HOUR_MS, SKEW_MS, Rules, Unsettled, judge
-from app.bandit.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
+from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, Rules, Unsettled, judge
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.events.ports import LoggedEvent
@@ -271,7 +271,7 @@ async def test_a_decision_expires_unlearned_when_it_was_never_served(school: Sch
 async def test_more_decisions_are_settled_than_one_transaction_takes(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.learning.SETTLED_AT_ONCE", 3)
+    monkeypatch.setattr("app.bandit.learning.attribution.SETTLED_AT_ONCE", 3)
     for number in range(8):
         decision = await school.decide(f"user-{number % 5}")
         if number % 4:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import app.stores.sqlite.learning as store
 from app.bandit.decisions import Decision
-from app.bandit.learning import GRACE_MS
+from app.bandit.learning.attribution import GRACE_MS
 from app.events.ports import LoggedEvent
 from app.stores.sqlite.database import Database
 from tests.bandit.school import HOUR_MS, WINDOW_MS, School

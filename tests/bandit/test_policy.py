@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from app.bandit import streams
-from app.bandit.evidence import Evidence
-from app.bandit.policy import (
+from app.bandit.model import random_streams
+from app.bandit.model.inputs import Array, Candidate, Profile
+from app.bandit.model.policy import (
     CHALLENGER,
     CHAMPION,
     DRAWS,
@@ -27,8 +27,8 @@ from app.bandit.policy import (
     propensities,
     sample,
 )
-from app.bandit.specs import NEW_PRECISION, SPEC_V1, SPEC_V2, Input, Spec
-from app.bandit.terms import Array, Candidate, Profile
+from app.bandit.model.specs import NEW_PRECISION, SPEC_V1, SPEC_V2, Input, Spec
+from app.bandit.model.sufficient_statistics import Evidence
 from app.errors import SpecMismatch
 from tests.bandit.requests import KEEN, MORNING, history_of, profiles, request_of, same_bits, seeds, taught
 
@@ -107,7 +107,7 @@ def test_new_dimensions_are_drawn_from_a_stream_of_their_own() -> None:
     assert short.shape == (OLD, DRAWS)
     assert same_bits(long[:OLD], short)
     new = np.empty((SPEC_V2.size - OLD, DRAWS))
-    streams.fill_normal(new, "d", streams.NEW)
+    random_streams.fill_normal(new, "d", random_streams.NEW)
     assert same_bits(long[OLD:], new)
     assert not same_bits(noise("e", OLD), short)
 
@@ -228,12 +228,12 @@ def test_actions_are_taken_as_often_as_pi_says_when_pi_is_drawn_from_the_same_id
 
 
 def test_action_is_drawn_from_a_stream_of_its_own() -> None:
-    tenths = [int(10 * streams.uniform(f"d-{n}", streams.ACTION)) for n in range(50)]
+    tenths = [int(10 * random_streams.uniform(f"d-{n}", random_streams.ACTION)) for n in range(50)]
     assert [sample(np.full(10, 0.1), f"d-{n}") for n in range(50)] == tenths
 
 
 def test_last_candidate_is_taken_when_rounding_left_a_gap_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "uniform", lambda *_: 1 - 2**-53)
+    monkeypatch.setattr(random_streams, "uniform", lambda *_: 1 - 2**-53)
     assert sample(np.array([0.5, 0.5 - 2**-52]), "d") == 1
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.bandit.evidence import Evidence
-from app.bandit.pooling import SHRINKAGE, Pool, Prior, can_be_pooled
-from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.terms import Candidate
+from app.bandit.model.inputs import Candidate
+from app.bandit.model.pooled_prior import SHRINKAGE, Pool, Prior, can_be_pooled
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.sufficient_statistics import Evidence
 from app.errors import SpecMismatch
 from tests.bandit.requests import MORNING, history_of, taught
 

@@ -7,17 +7,17 @@ import sqlite3
 
 import pytest
 
-from app import joins
-from app.bandit import rollout as rollout_module
-from app.bandit import rollout_watch
-from app.bandit.learning import Rules
-from app.bandit.lineup import Lineup
-from app.bandit.pooling import Prior
-from app.bandit.rollout import FEWEST_RECENT, Rollout
-from app.bandit.rollout_ports import Recent
-from app.bandit.rollout_watch import EVERY_S, RolloutWatch
-from app.bandit.specs import SPEC_V2
-from app.bandit.sums import Page
+from app.bandit.learning.attribution import Rules
+from app.bandit.model.policies import Lineup
+from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.specs import SPEC_V2
+from app.bandit.rollout import controller as rollout_module
+from app.bandit.rollout import monitor
+from app.bandit.rollout.aggregates import Page
+from app.bandit.rollout.controller import FEWEST_RECENT, Rollout
+from app.bandit.rollout.monitor import EVERY_S, RolloutWatch
+from app.bandit.rollout.ports import Recent
+from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
@@ -39,7 +39,7 @@ def clock() -> FakeClock:
 def rollout(database: Database, clock: FakeClock) -> Rollout:
     settings = Settings()
     rules = Rules.of(settings.rewards, settings.reward_window_hours)
-    return joins.rollout(settings, database, clock, Lineup.of(shadow=True), rules)
+    return bandit.rollout(settings, database, clock, Lineup.of(shadow=True), rules)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def watch(rollout: Rollout, clock: FakeClock) -> RolloutWatch:
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(rollout_watch, "log", recorder)
+    monkeypatch.setattr(monitor, "log", recorder)
     return recorder
 
 
@@ -375,7 +375,7 @@ async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: Roll
 async def test_watch_goes_on_when_the_database_does_not_answer_or_anything_fails(
     rollout: Rollout, clock: FakeClock, logs: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout_watch, "warn", lambda log, _: log.warning)
+    monkeypatch.setattr(monitor, "warn", lambda log, _: log.warning)
     errors = iter([StoreUnavailable("away"), RuntimeError("a fault")])
     paused: list[float] = []
 
@@ -396,7 +396,7 @@ async def test_watch_goes_on_when_the_database_does_not_answer_or_anything_fails
 
 async def test_without_a_challenger_nothing_can_be_ramped(database: Database, clock: FakeClock) -> None:
     rules = Rules.of(Settings().rewards, 24)
-    rollout = joins.rollout(Settings(), database, clock, Lineup.of(shadow=False), rules)
+    rollout = bandit.rollout(Settings(), database, clock, Lineup.of(shadow=False), rules)
     assert "PROFILES_SHADOW" in ((await rollout.status()).refusals["ramp"] or "")
 
 
@@ -409,7 +409,7 @@ async def test_nobody_is_alarmed_when_there_is_no_challenger_that_could_serve(
     told = await rollout.alarm()
     assert told is not None
     assert told.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
-    alone = joins.rollout(Settings(), database, clock, Lineup.of(shadow=False), Rules.of(Settings().rewards, 24))
+    alone = bandit.rollout(Settings(), database, clock, Lineup.of(shadow=False), Rules.of(Settings().rewards, 24))
     assert await alone.alarm() is None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.bandit.rounds import Bounds, Rounds
+from app.concurrency.batcher import Bounds, Rounds
 from app.errors import Overloaded
 from tests.support.clock import FakeClock
 from tests.support.waiting import eventually
@@ -23,7 +23,7 @@ class Work:
         self.clock = FakeClock()
         self.open = asyncio.Event()
         self.failure: Exception | None = None
-        self.rounds: Rounds[int, int] = Rounds(self.double, self.clock, BOUNDS)
+        self.rounds: Rounds[int, int] = Rounds(self.double, self.clock.monotonic, BOUNDS)
 
     async def double(self, items: Sequence[int]) -> list[int]:
         self.groups.append(list(items))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision
-from app.bandit.explaining import explained
-from app.bandit.policy import CHALLENGER, CHAMPION, EPSILON, sample
+from app.bandit.model.explanation import explained
+from app.bandit.model.inputs import Candidate
+from app.bandit.model.policy import CHALLENGER, CHAMPION, EPSILON, sample
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.scoring import BOUNDS
-from app.bandit.shadowing import BackgroundShadower
-from app.bandit.shadows import Unshadowed
-from app.bandit.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.terms import Candidate
+from app.bandit.shadow.queue import BackgroundShadower
+from app.bandit.shadow.scores import Unshadowed
 from app.errors import Conflict, NotFound, Overloaded, StoreUnavailable, Unavailable
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decisions import SqliteDecisions
@@ -314,7 +314,7 @@ async def test_there_is_no_shadow_without_a_challenger(database: Database) -> No
 async def test_a_shadow_is_dropped_and_counted_when_too_many_wait(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.shadowing.MOST_WAITING", 3)
+    monkeypatch.setattr("app.bandit.shadow.queue.MOST_WAITING", 3)
     await asyncio.gather(*(school.decide(f"user-{number}") for number in range(10)))
     await school.bandit.scorer.close()
     counted = {
@@ -332,7 +332,7 @@ async def test_a_shadow_is_dropped_and_counted_when_too_many_wait(
 async def test_shadows_are_written_later_when_the_database_does_not_answer(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.shadowing.RETRY_S", 0.01)
+    monkeypatch.setattr("app.bandit.shadow.queue.RETRY_S", 0.01)
     real, failures = SqliteDecisions.add_shadows, iter([StoreUnavailable("locked")] * 3)
 
     async def add(book: Any, shadows: Any) -> None:
@@ -360,8 +360,8 @@ async def test_a_defect_costs_the_shadows_it_strikes_and_no_others(
         return await real(work, group)
 
     monkeypatch.setattr(Here, "shadows", shadows)
-    monkeypatch.setattr("app.bandit.shadowing.AT_ONCE", 2)
-    monkeypatch.setattr("app.bandit.shadowing.RETRY_S", 0.01)
+    monkeypatch.setattr("app.bandit.shadow.queue.AT_ONCE", 2)
+    monkeypatch.setattr("app.bandit.shadow.queue.RETRY_S", 0.01)
     await asyncio.gather(*(school.decide(f"user-{number}") for number in range(6)))
     await school.bandit.scorer.close()
     assert await school.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL") == [(2,)]
@@ -382,8 +382,8 @@ async def test_closing_does_not_hang_when_shadows_are_not_worked_out_in_time(
 
     monkeypatch.setattr(Here, "shadows", shadows)
     monkeypatch.setattr(Here, "close", close)
-    monkeypatch.setattr("app.bandit.shadowing.FINISH_S", 0.01)
-    monkeypatch.setattr("app.bandit.shadowing.AT_ONCE", 1)
+    monkeypatch.setattr("app.bandit.shadow.queue.FINISH_S", 0.01)
+    monkeypatch.setattr("app.bandit.shadow.queue.AT_ONCE", 1)
     await school.decide()
     await school.decide()
     await asyncio.wait_for(school.bandit.scorer.close(), 5)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.bandit.evidence import Evidence
-from app.bandit.policy import CHALLENGER
-from app.bandit.pooling import Pool
-from app.bandit.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.policy import CHALLENGER
+from app.bandit.model.pooled_prior import Pool
+from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.sufficient_statistics import Evidence
 from tests.bandit.requests import history_of, request_of
 from tests.bandit.simulation import PARTS, SCENARIOS, V1, V2, Learners, Lift, Size, features, lift, run, world
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.bandit import specs
-from app.bandit.specs import GROWN_WITHIN, NEW_PRECISION, SPEC_V1, SPEC_V2, SPECS, Input, Spec, least_precision
-from app.bandit.terms import PROFILE_FEATURES, Candidate, Context, Profile
+from app.bandit.model import specs
+from app.bandit.model.inputs import PROFILE_FEATURES, Candidate, Context, Profile
+from app.bandit.model.specs import GROWN_WITHIN, NEW_PRECISION, SPEC_V1, SPEC_V2, SPECS, Input, Spec, least_precision
 from tests.bandit.requests import KEEN, MORNING, candidates, contexts, numbers, profiles
 from tests.support.registry import REGISTRY
 

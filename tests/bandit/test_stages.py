@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.stages import MOVES, Move, RolloutState, Stage, Standing, Target, refusal, target
-from app.bandit.verdict import Verdict
+from app.bandit.rollout.stages import MOVES, Move, RolloutState, Stage, Standing, Target, refusal, target
+from app.bandit.rollout.verdict import Verdict
 from app.errors import Conflict
 
 GOOD = Verdict("promote", "It is better.", improved=True)

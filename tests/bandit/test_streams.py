@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit import streams
-from app.bandit.terms import Array
+from app.bandit.model import random_streams as streams
+from app.bandit.model.inputs import Array
 
 
 def _normals(decision_id: str, stream: str, count: int = 8) -> Array:

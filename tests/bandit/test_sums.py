@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.bandit.evaluation import dr, ess, ips, snips
-from app.bandit.sums import Estimates, Page, Sums
-from app.bandit.verdict import Guardrails, Limits, Verdict, verdict
+from app.bandit.rollout.aggregates import Estimates, Page, Sums
+from app.bandit.rollout.off_policy import dr, ess, ips, snips
+from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, verdict
 from tests.bandit.logs import logged, part, town
 
 NO_RAILS = Guardrails()

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.bandit.decisions import Ranking
-from app.bandit.evidence import Evidence
-from app.bandit.lineup import Lineup
-from app.bandit.policy import CHALLENGER, CHAMPION, Policy
-from app.bandit.ranking import best, chosen, ranking_of
-from app.bandit.shadows import Unshadowed, shadows_of
-from app.bandit.specs import SPEC_V2
-from app.bandit.together import Case, decide_together
+from app.bandit.model.joint import Case, decide_together
+from app.bandit.model.policies import Lineup
+from app.bandit.model.policy import CHALLENGER, CHAMPION, Policy
+from app.bandit.model.ranking import best, chosen, ranking_of
+from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.shadow.scores import Unshadowed, shadows_of
 from app.stores.sqlite.decision_rows import array
 from tests.bandit.requests import request_of, request_terms
 

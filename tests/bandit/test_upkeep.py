@@ -10,10 +10,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from app.bandit.evidence import Evidence
-from app.bandit.pooling import Pool, Prior
-from app.bandit.specs import SPEC_V1, SPEC_V2
-from app.bandit.upkeep import POOL_EVERY_S
+from app.bandit.learning.maintenance import POOL_EVERY_S
+from app.bandit.model.pooled_prior import Pool, Prior
+from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.sufficient_statistics import Evidence
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sqlite.database import Database
@@ -109,8 +109,8 @@ async def test_evidence_of_another_release_is_left_out_of_the_prior(school: Scho
 async def test_evidence_grows_page_by_page_and_goes_on_where_it_was_cut_short(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.upkeep.GROWN_AT_ONCE", 3)
-    monkeypatch.setattr("app.bandit.upkeep.REST_S", 0.0)
+    monkeypatch.setattr("app.bandit.learning.maintenance.GROWN_AT_ONCE", 3)
+    monkeypatch.setattr("app.bandit.learning.maintenance.REST_S", 0.0)
     states = await enroll(school, 20)
     real, pages = SqliteStates.grow, iter([None, None, StoreUnavailable("locked")])
 
@@ -192,8 +192,8 @@ async def damage(school: School, user_id: str, how: Callable[[bytes], bytes]) ->
 async def test_damaged_evidence_is_set_aside_and_everybody_elses_goes_on(
     school: School, user_id: str, how: Callable[[bytes], bytes], said: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.upkeep.GROWN_AT_ONCE", 1)
-    monkeypatch.setattr("app.bandit.upkeep.REST_S", 0.0)
+    monkeypatch.setattr("app.bandit.learning.maintenance.GROWN_AT_ONCE", 1)
+    monkeypatch.setattr("app.bandit.learning.maintenance.REST_S", 0.0)
     states = await enroll(school, 8)
     bad = await damage(school, user_id, how)
     await school.bandit.upkeep.once()
@@ -353,7 +353,7 @@ async def test_nothing_grows_without_a_challenger(database: Database) -> None:
 async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.upkeep.EVERY_S", 0.0)
+    monkeypatch.setattr("app.bandit.learning.maintenance.EVERY_S", 0.0)
     await enroll(school, 4)
     real, failures = SqliteStates.grow, iter([StoreUnavailable("locked"), ValueError("a defect")])
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.intervals import Interval
-from app.bandit.sums import Estimates
-from app.bandit.verdict import Guardrails, Limits, Verdict, broken, too_little, verdict
+from app.bandit.rollout.aggregates import Estimates
+from app.bandit.rollout.bootstrap_intervals import Interval
+from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, too_little, verdict
 
 LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
 RAILS = Guardrails(

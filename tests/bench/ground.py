@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import uvloop
 
-from app.assembly import open_service
-from app.commands.demo_set import generate
+from app.bootstrap.service import open_service
+from app.cli.demo_set import generate
 from app.settings import Settings
 from app.stores.sqlite.migrate import migrate
 from app.stores.system_clock import SystemClock

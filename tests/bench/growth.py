@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import redis
 import uvloop
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.settings import Settings
 from tests.bench.ground import Ground, add_users
 from tests.bench.references import key

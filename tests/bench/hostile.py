@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from litestar import Litestar
 from litestar._parsers import parse_cookie_string, parse_query_string, parse_url_encoded_form_data
 
-from app.api.auth import names_this_machine
-from app.api.gateway import MAX_HEADER_BYTES, MAX_TARGET_BYTES
-from app.api.listening import HEAD_BYTES
+from app.api.auth.authentication import names_this_machine
+from app.api.middleware.edge import MAX_HEADER_BYTES, MAX_TARGET_BYTES
+from app.api.server import HEAD_BYTES
 from app.asgi import MAX_BODY_BYTES, create_app
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.settings import Settings
 from tests.bench.ground import Ground
 from tests.bench.timing import Comparison, Result

@@ -10,7 +10,7 @@ from statistics import median
 import msgspec
 import uvloop
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.events.admission import Admission
 from app.events.ports import Admitted
 from app.features.clock import EPOCH, MILLISECOND

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from app.features.clock import DAY_MS, Clock, rfc3339
-from app.stores.queue import TIP_EVENTS, connect
+from app.stores.queue.client import TIP_EVENTS, connect
 from tests.bench.load import get, post
 from tests.bench.serving import KEY
 from tests.support.http import Connection

@@ -18,10 +18,10 @@ import uvloop
 from arq.connections import ArqRedis, create_pool
 from redis.asyncio import Redis
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.features.clock import rfc3339
 from app.settings import Settings
-from app.stores.queue import TIP_EVENTS, connect
+from app.stores.queue.client import TIP_EVENTS, connect
 from tests.bench.ground import Ground
 from tests.bench.processes import running, told_of
 from tests.bench.references import redis_settings

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import uvloop
 
-from app.assembly import open_service
-from app.profiles.rebuild_runs import CHUNK
+from app.bootstrap.service import open_service
+from app.profiles.rebuild.runs import CHUNK
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build
 from tests.bench.ground import Ground, add_users

@@ -19,7 +19,7 @@ from arq.worker import Worker
 from litestar import Litestar, get, post
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from app.stores.queue_worker import POLL_DELAY_S
+from app.stores.queue.worker import POLL_DELAY_S
 from tests.bench.hello import constant, serve
 from tests.support.registry import REGISTRY
 

@@ -14,12 +14,12 @@ from time import perf_counter, sleep
 import numpy as np
 import uvloop
 
-from app.assembly import Service, open_service
 from app.bandit.decisions import Asked
-from app.bandit.evidence import Evidence
-from app.bandit.policy import CHAMPION, sample
-from app.bandit.specs import SPEC_V1, SPEC_V2
-from app.bandit.terms import Candidate, Context
+from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.policy import CHAMPION, sample
+from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.sufficient_statistics import Evidence
+from app.bootstrap.service import Service, open_service
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import Action, TipFeedback
 from app.stores.sqlite.states import UPSERT_STATE

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import redis
 import uvloop
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.profiles.codec import Value, encode
 from app.profiles.ports import Cell
 from app.settings import Settings

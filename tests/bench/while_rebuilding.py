@@ -10,8 +10,8 @@ from threading import Event
 
 import uvloop
 
-from app.assembly import open_service
-from app.profiles.rebuild_runs import CHUNK
+from app.bootstrap.service import open_service
+from app.profiles.rebuild.runs import CHUNK
 from app.settings import Settings
 from tests.bench.ground import Ground
 from tests.bench.reads_beside import reads_beside

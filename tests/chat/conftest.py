@@ -9,8 +9,8 @@ from itertools import count
 import pytest
 import pytest_asyncio
 
-from app.chat.exchange import Endpoint, Exchange
-from app.chat.writer import ChatWriter
+from app.stores.llm.client import Endpoint, Exchange
+from app.stores.llm.writer import ChatWriter
 from app.stores.system_clock import SystemClock
 from tests.support.chat_server import ChatServer, chat_server
 

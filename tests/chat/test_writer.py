@@ -10,11 +10,11 @@ from time import monotonic, process_time
 
 import pytest
 
-from app.chat import writer as writers
-from app.chat.answers import text_in
-from app.chat.writer import ChatWriter
 from app.errors import ModelFailed
 from app.generation.prompt import SYSTEM, prompt_for, tip_schema
+from app.stores.llm import writer as writers
+from app.stores.llm.parsing import text_in
+from app.stores.llm.writer import ChatWriter
 from tests.chat.conftest import KEY, OpenWriter
 from tests.generation.orders import FINISHER, NOW, order
 from tests.support.chat_server import (

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from app.generation.ports import Order, Writer
 from app.generation.template import TemplateWriter
-from app.generation.texts import links, problem_of, tidied
+from app.generation.text_rules import links, problem_of, tidied
 from tests.chat.conftest import OpenWriter
 from tests.generation.orders import FINISHER, NOW, ORDERS, order
 from tests.support.chat_server import ChatServer, says

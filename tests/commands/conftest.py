@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.commands import main, output
+from app.cli import main, output
 from app.features.clock import DAY_MS
 from tests.support.events import feedback, payload, served
 from tests.support.logs import logging_put_back

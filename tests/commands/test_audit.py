@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.profiles.codec import Value, encode
 from app.profiles.ports import Cell
 from app.settings import Settings
@@ -43,7 +43,7 @@ async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> No
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["app.commands.audit"], "PAGE", 3)
+    monkeypatch.setattr(sys.modules["app.cli.audit"], "PAGE", 3)
 
 
 def test_nothing_is_found_when_everything_is_true(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:

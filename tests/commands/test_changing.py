@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.commands.demo_set import HABITS, generate
+from app.cli.demo_set import HABITS, generate
 from app.errors import Undecodable
 from app.events.admission import decode_lines
 from app.features.clock import DAY_MS, to_ms
@@ -54,7 +54,7 @@ def stored(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are loaded three lines at a time."""
-    monkeypatch.setattr("app.commands.change.LINES_PER_REQUEST", 3)
+    monkeypatch.setattr("app.cli.change.LINES_PER_REQUEST", 3)
 
 
 # --- events
@@ -187,7 +187,7 @@ def populated(migrated: Run, tmp_path: Path) -> Run:
 def test_values_are_in_the_cache_when_users_are_rebuilt(
     populated: Run, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.commands.change.REBUILD_CHUNK", 2)
+    monkeypatch.setattr("app.cli.change.REBUILD_CHUNK", 2)
     server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
     shown = populated("rebuild", "user-1", "user-2", "user-1", **server)
     assert (shown.code, shown.out) == (0, "2 users rebuilt\n")

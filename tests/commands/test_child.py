@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.child import Child
+from app.cli.child import Child
 from tests.support.waiting import eventually_sync
 
 

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from app.bandit.evidence import Evidence
-from app.bandit.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.sufficient_statistics import Evidence
 from app.features.clock import DAY_MS
 from app.operations.samples import Sample
 from app.operations.states import Look
 from app.settings import hash_key
-from app.stores.queue import HEALTH_KEY, health_key
-from app.stores.sqlite import condition
+from app.stores.queue.client import HEALTH_KEY, health_key
+from app.stores.sqlite import diagnostics
 from app.stores.sqlite.states import ASIDE
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.commands.conftest import Outcome, Run
@@ -177,7 +177,7 @@ def test_fault_of_a_server_is_named(deployment: Deployment, change: Change, chec
 def test_a_server_that_does_not_answer_holds_it_up_only_for_a_while(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.stores.valkey.condition.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("app.stores.valkey.diagnostics.TIMEOUT_S", 0.2)
     deployment.cache.signal(signal.SIGSTOP)
     try:
         assert deployment.lines()["cache"][0] == "bad"
@@ -356,8 +356,8 @@ def test_file_system_is_told_by_what_the_system_says_is_mounted(
 ) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS.format(place=deployment.database.parent, kind=kind))
-    given = condition.machine_facts
-    monkeypatch.setattr(condition, "machine_facts", lambda path: given(path, mounts))
+    given = diagnostics.machine_facts
+    monkeypatch.setattr(diagnostics, "machine_facts", lambda path: given(path, mounts))
     assert deployment.lines()["file system"][0] == state
 
 

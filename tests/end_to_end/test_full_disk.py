@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.stores.queue import TIP_EVENTS, connect
+from app.stores.queue.client import TIP_EVENTS, connect
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Connection

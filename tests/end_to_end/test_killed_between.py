@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import served
@@ -23,7 +23,7 @@ VOLUME = 4
 _DYING = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.events.admission import decode_json
 from app.settings import Settings
 from tests.support.registry import FEATURES

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
-from app.stores.large_jobs import PIECE_EVENTS
-from app.stores.queue import QUEUE, TIP_EVENTS, connect
+from app.stores.queue.client import QUEUE, TIP_EVENTS, connect
+from app.stores.queue.large_jobs import PIECE_EVENTS
 from tests.support.fleet import Fleet
 from tests.support.odd_worker import JOB_TIMEOUT_S
 from tests.support.waiting import eventually_async

@@ -38,8 +38,8 @@ def shadowed(fleet: Fleet) -> int:
 
 async def beside(api: Member) -> int:
     """The id of the process beside, once it runs."""
-    await eventually(lambda: api.program.child("app.aside"), PATIENCE_S)
-    return api.program.child("app.aside")
+    await eventually(lambda: api.program.child("app.bandit.shadow.subprocess"), PATIENCE_S)
+    return api.program.child("app.bandit.shadow.subprocess")
 
 
 async def test_every_shadow_is_stored_when_the_api_is_told_to_stop(fleet: Fleet) -> None:

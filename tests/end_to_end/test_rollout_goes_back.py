@@ -6,9 +6,9 @@ import asyncio
 import time
 from pathlib import Path
 
-from app.bandit.stages import Target
+from app.bandit.rollout.stages import Target
 from app.settings import Settings
-from app.stores.queue_worker import Pace
+from app.stores.queue.worker import Pace
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.rollout import SqliteRollout

@@ -13,7 +13,7 @@ import pytest_asyncio
 from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 
-from app.stores.queue import QUEUE, TIP_EVENTS, connect
+from app.stores.queue.client import QUEUE, TIP_EVENTS, connect
 from tests.support.events import feedback, payload, served
 from tests.support.http import Broken, Connection, serving
 from tests.support.live import new_user

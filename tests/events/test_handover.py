@@ -12,7 +12,7 @@ from app.events.consume import SWEEP_AGE_MS
 from app.events.handover import Handover
 from app.events.ports import LoggedEvent
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.owed import announce
+from app.stores.sqlite.owed_invalidations import announce
 from tests.events.desk import Desk
 from tests.support.clock import NOW_MS
 from tests.support.events import served

@@ -14,7 +14,7 @@ from app.events.ingest import Receipt
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.owed import announce
+from app.stores.sqlite.owed_invalidations import announce
 from tests.events.recorders import Stage
 from tests.support.clock import NOW_MS
 from tests.support.database import column

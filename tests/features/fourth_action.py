@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from app.bandit.rewards import outcome_rewards
-from app.commands.demo_set import generate
+from app.bandit.learning.rewards import outcome_rewards
+from app.cli.demo_set import generate
 from app.features.events import TipFeedback
 from app.settings import Settings
 from tests.support.clock import NOW_MS

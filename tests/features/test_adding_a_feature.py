@@ -12,11 +12,11 @@ from app.events.ports import Appended
 from app.features.events import Action
 from app.features.registry import Feature, Registry
 from app.features.schema import Str, check_mirror
-from app.profiles.computation import Computation
+from app.profiles.online.compute import Computation
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features, compile_registry
-from app.stores.sqlite.owed import announce
+from app.stores.sqlite.owed_invalidations import announce
 from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock

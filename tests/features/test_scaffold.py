@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.contract import Contract, load_contract
+from app.bootstrap.contract import Contract, load_contract
 from app.errors import RegistryError
 from app.features.export import python
 from app.features.scaffold import scaffold

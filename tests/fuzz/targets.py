@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from app.api.gateway import _refusal
-from app.api.hit_path import _PATH
-from app.api.inputs import known_ms, moment_ms
+from app.api.middleware.edge import _refusal
+from app.api.middleware.fast_path import _PATH
+from app.api.request_parsing import known_ms, moment_ms
 from app.errors import InvalidInput, Undecodable
 from app.events.admission import Admission, decode_json, decode_lines, digest, from_queue, path_to
 from app.features.clock import rfc3339

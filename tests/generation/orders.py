@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import strategies as st
 
 from app.generation.ports import Order, Task
-from app.generation.words import ALLOWED, Traits, traits_of
+from app.generation.profile_traits import ALLOWED, Traits, traits_of
 
 NOW = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
 HABITS = {

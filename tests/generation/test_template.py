@@ -9,9 +9,9 @@ from hypothesis import given, settings
 
 from app.generation.languages import LANGUAGES, phrases_of
 from app.generation.ports import Order
+from app.generation.profile_traits import Traits
 from app.generation.template import worded
-from app.generation.texts import links, problem_of
-from app.generation.words import Traits
+from app.generation.text_rules import links, problem_of
 from tests.generation.orders import FINISHER, NOW, ORDERS, order
 
 BERLIN = timezone(timedelta(hours=1))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.generation.texts import MAX_TEXT, cleaned, gist, problem_of, shortened, tidied
+from app.generation.text_rules import MAX_TEXT, cleaned, gist, problem_of, shortened, tidied
 from tests.generation.orders import TEXTS
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from app.features.registry import Scalar
-from app.generation.words import ALLOWED, Mood, Traits, described, traits_of
+from app.generation.profile_traits import ALLOWED, Mood, Traits, described, traits_of
 from tests.generation.orders import FEATURES, HABITS
 from tests.support.registry import REGISTRY
 

@@ -15,7 +15,7 @@ from app.generation.breaker import PAUSE_S, TRIP_AFTER
 from app.generation.ports import Order
 from app.generation.prompt import PROMPT_VERSION
 from app.generation.template import worded
-from app.generation.texts import problem_of
+from app.generation.text_rules import problem_of
 from app.generation.writing import Model, Writing, Written
 from app.telemetry import Metrics
 from tests.generation.orders import order

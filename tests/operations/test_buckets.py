@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.operations.buckets import MARKS, OVER, of_histogram, of_spread, percentile
-from app.tallies import Spread
 from app.telemetry import FAST, Metrics
+from app.telemetry.counters import Spread
 
 SECONDS = st.floats(0.00001, 20)
 

@@ -12,7 +12,7 @@ from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.computation import CAP, MOMENTS_ALWAYS, Computation, Outcome
+from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation, Outcome
 from app.profiles.ports import Asked, Snapshot
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog

@@ -11,12 +11,12 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
-from app.profiles import consistency, consistency_watch
-from app.profiles.consistency import Auditor, Verdict
-from app.profiles.consistency_watch import DELAYS, LATE_S, ConsistencyWatch
-from app.profiles.invalidate import Stale
+from app.profiles.consistency import checker, monitor
+from app.profiles.consistency.checker import Auditor, Verdict
+from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyWatch
+from app.profiles.online.invalidation import Stale
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.recent_events import SqliteRecentEvents
 from app.stores.sqlite.users import SqliteUsers
 from tests.profiles.test_inspection import inspector, put
@@ -193,7 +193,7 @@ async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_i
     service: Service, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(consistency, "log", recorder)
+    monkeypatch.setattr(checker, "log", recorder)
     watching = watch(service)
     await watching.round()
     await service.send(served("ann"))
@@ -237,7 +237,7 @@ async def test_watch_goes_on_and_says_so_once_when_the_database_does_not_answer(
     service: Service, fault: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(consistency_watch, "log", recorder)
+    monkeypatch.setattr(monitor, "log", recorder)
     rounds = 0
     over = asyncio.Event()
 

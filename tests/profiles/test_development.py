@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
-from app.profiles.development import DAYS, daily, development
-from app.profiles.moments import Moments
+from app.profiles.history.timeline import DAYS, daily, development
+from app.profiles.history.validation import Moments
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import served

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import CacheUnavailable
 from app.profiles.codec import Value, encode
-from app.profiles.freshness import FreshnessMeter
+from app.profiles.consistency.freshness import FreshnessMeter
 from app.profiles.ports import Cell
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import key

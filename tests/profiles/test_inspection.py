@@ -13,7 +13,7 @@ import pytest
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.profiles.codec import LEASE, Value, encode
-from app.profiles.inspection import LOOKS, Inspection, Inspector
+from app.profiles.consistency.inspection import LOOKS, Inspection, Inspector
 from app.profiles.ports import Cell
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import key

@@ -10,9 +10,9 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.profiles.codec import Value, encode
-from app.profiles.invalidate import SETTLE_CHUNK
+from app.profiles.online.invalidation import SETTLE_CHUNK
+from app.profiles.online.trust import HOLD_BACK_S
 from app.profiles.ports import Cell, Fill
-from app.profiles.trust import HOLD_BACK_S
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.profiles.world import World
 from tests.support.database import column
@@ -203,7 +203,7 @@ async def test_the_other_process_is_right_at_once_when_one_is_cut_off(
 
 
 async def test_a_stale_read_is_seen_when_the_gate_always_holds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.profiles.trust.TrustGate.holds", lambda gate: True)
+    monkeypatch.setattr("app.profiles.online.trust.TrustGate.holds", lambda gate: True)
     with pytest.raises(AssertionError, match="is not the truth"):
         await one_process_cut_off(world, Proxy.cut)
 
@@ -211,7 +211,7 @@ async def test_a_stale_read_is_seen_when_the_gate_always_holds(world: World, mon
 async def test_a_stale_read_is_seen_when_the_answer_is_not_held_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.profiles.invalidate.HOLD_BACK_S", 0)
+    monkeypatch.setattr("app.profiles.online.invalidation.HOLD_BACK_S", 0)
     with pytest.raises(AssertionError, match="is not the truth"):
         await one_process_cut_off(world, Proxy.cut)
 

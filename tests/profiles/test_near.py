@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.profiles.near import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, NearCache
-from app.stores.sqlite.event_tail import SELECT_TAIL, TAIL_CAP
-from app.stores.sqlite.recalls import SELECT_RECALLS, UPSERT_RECALLS
+from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, NearCache
+from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
+from app.stores.sqlite.local_cache_epoch import SELECT_RECALLS, UPSERT_RECALLS
 from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.profiles.world import World

@@ -13,11 +13,11 @@ from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.features.registry import Registry
 from app.profiles.codec import Value, decode, encode
-from app.profiles.computation import CAP, Computed, Outcome
-from app.profiles.filling import TTL_JITTER, own_outcomes
-from app.profiles.groups import GROUP_CAP
+from app.profiles.online.compute import CAP, Computed, Outcome
+from app.profiles.online.fill import TTL_JITTER, own_outcomes
+from app.profiles.online.request_batching import GROUP_CAP
+from app.profiles.online.trust import LOOK_VALID_S
 from app.profiles.ports import Asked, Cell, Fill
-from app.profiles.trust import LOOK_VALID_S
 from tests.profiles.world import World
 from tests.support.entries import entry
 from tests.support.events import feedback, served

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.profiles.codec import decode
-from app.profiles.rebuild import ATTEMPTS
+from app.profiles.rebuild.rebuilder import ATTEMPTS
 from tests.profiles.world import World
 from tests.support.events import served
 from tests.support.registry import REGISTRY

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 
-import app.profiles.rebuild_runs as module
+import app.profiles.rebuild.runs as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.codec import decode
-from app.profiles.rebuild_runs import RebuildRun, RebuildRunner, scope_of
+from app.profiles.rebuild.runs import RebuildRun, RebuildRunner, scope_of
 from app.stores.sqlite.rebuilds import SqliteRebuildBook
 from app.stores.sqlite.users import SqliteUsers
 from tests.profiles.world import World

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-import app.profiles.run_watch as module
+import app.profiles.rebuild.progress as module
 from app.errors import StoreUnavailable
-from app.profiles.rebuild_runs import RebuildBook, RebuildRun, State
-from app.profiles.run_watch import LONGEST_TICKS, QUIET_TICKS, RunWatch
+from app.profiles.rebuild.progress import LONGEST_TICKS, QUIET_TICKS, RunWatch
+from app.profiles.rebuild.runs import RebuildBook, RebuildRun, State
 from tests.support.waiting import eventually
 
 

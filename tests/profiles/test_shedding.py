@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 
+from app.concurrency.overload_queue import AT_ONCE, Turns
 from app.errors import Overloaded
-from app.profiles import computation as module
-from app.profiles.computation import CAP, MOMENTS_ALWAYS
-from app.profiles.filling import Profile
-from app.profiles.groups import GROUP_CAP
+from app.profiles.online import compute as module
+from app.profiles.online.compute import CAP, MOMENTS_ALWAYS
+from app.profiles.online.fill import Profile
+from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.ports import Asked
-from app.turns import AT_ONCE, Turns
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
 from tests.support.events import served

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import StoreUnavailable
-from app.profiles.trust import HOLD_BACK_S, LOOK_VALID_S, TrustGate
+from app.profiles.online.trust import HOLD_BACK_S, LOOK_VALID_S, TrustGate
 from tests.support.clock import FakeClock
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidInput, QueueUnavailable
-from app.stores import large_jobs as module
-from app.stores.large_jobs import LargeJob, Position, set_aside, split
-from app.stores.queue import BURY, LARGE_TIP_EVENTS, PICKLED, TIP_EVENTS, Queue, connect, deserialize, serialize
+from app.stores.queue import large_jobs as module
+from app.stores.queue.client import BURY, LARGE_TIP_EVENTS, PICKLED, TIP_EVENTS, Queue, connect, deserialize, serialize
+from app.stores.queue.large_jobs import LargeJob, Position, set_aside, split
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.servers import ask

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from redis.asyncio.connection import BlockingConnectionPool
 
 from app.errors import QueueUnavailable
-from app.stores import queue
-from app.stores.queue import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, Queue, connect, deserialize, serialize
+from app.stores.queue import client as queue
+from app.stores.queue.client import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, Queue, connect, deserialize, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.servers import ask

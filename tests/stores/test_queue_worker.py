@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import DataError
 
-from app.stores.queue_worker import _client
+from app.stores.queue.worker import _client
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.waiting import eventually
 

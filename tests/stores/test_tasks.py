@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.stores.tasks import end
+from app.concurrency.tasks import end
 
 
 async def test_task_ends_when_it_swallows_a_cancellation() -> None:

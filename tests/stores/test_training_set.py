@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.errors import InvalidInput, StoreUnavailable
-from app.stores import training_set
-from app.stores.training_columns import Column, JsonColumn, Kind, TextColumn
-from app.stores.training_set import writer_for
+from app.stores.training_set import output
+from app.stores.training_set.columns import Column, JsonColumn, Kind, TextColumn
+from app.stores.training_set.output import writer_for
 
 KINDS: dict[str, Kind] = {"rate": "float", "count": "int", "kind": "text"}
 NAMES = ["user_id", "as_of", *KINDS]
@@ -62,7 +62,7 @@ def test_ndjson_gives_back_every_value_when_it_is_read_again(tmp_path: Path) -> 
 def test_parquet_gives_back_every_value_typed_when_it_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_set, "ROW_GROUP", 2)
+    monkeypatch.setattr(output, "ROW_GROUP", 2)
     write(tmp_path / "set.parquet", ROWS[:1], ROWS[1:2], ROWS[2:])
     table = pq.read_table(tmp_path / "set.parquet")
     moment = pa.timestamp("us", "UTC")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from app.bandit.sums import Page
+from app.bandit.rollout.aggregates import Page
 from app.stores.sqlite.database import Database
 from tests.bandit.logs import logged, town
 from tests.support.clock import NOW_MS

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from app.bandit.evidence import Evidence
-from app.bandit.specs import SPECS
+from app.bandit.model.specs import SPECS
+from app.bandit.model.sufficient_statistics import Evidence
 
 SELECT_LEARNED = "SELECT user_id, phi, reward FROM tip_scores WHERE state = 'learned'"
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"

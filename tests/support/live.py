@@ -21,15 +21,15 @@ import httpx
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from app.api.hit_path import HitPath
-from app.api.listening import KEEP_ALIVE_S, EmbeddedServer, listening_socket
+from app.api.middleware.fast_path import HitPath
+from app.api.server import KEEP_ALIVE_S, EmbeddedServer, listening_socket
 from app.asgi import about_to_stop, create_app
-from app.assembly import Service, open_service
-from app.contract import Contract
+from app.bootstrap.contract import Contract
+from app.bootstrap.service import Service, open_service
 from app.features.clock import Clock
 from app.features.events import TipEvent
-from app.setting_values import ApiKey
 from app.settings import Settings, hash_key
+from app.settings.parsers import ApiKey
 from tests.support.database import copy_database
 from tests.support.events import body
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from app.commands.output import exit_code, fail
+from app.cli.output import exit_code, fail
 from app.errors import ProfilesError
 from app.events.ports import LoggedEvent
 from app.settings import Settings
-from app.stores.queue_worker import Pace
+from app.stores.queue.worker import Pace
 from app.worker import run
 from tests.support.waiting import eventually
 

@@ -23,25 +23,25 @@ from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.codec import decode
-from app.profiles.computation import Computation
-from app.profiles.filling import Filler, Profile, Reading
-from app.profiles.invalidate import Invalidator
-from app.profiles.near import NearCache
+from app.profiles.online.compute import Computation
+from app.profiles.online.fill import Filler, Profile, Reading
+from app.profiles.online.invalidation import Invalidator
+from app.profiles.online.local_cache import NearCache
+from app.profiles.online.reader import ProfileReader
+from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Asked, Cache, Cell
-from app.profiles.read import ProfileReader
-from app.profiles.rebuild import Rebuilder
-from app.profiles.trust import TrustGate
+from app.profiles.rebuild.rebuilder import Rebuilder
+from app.stores.sqlite.change_feed import SqliteEventTail
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_tail import SqliteEventTail
-from app.stores.sqlite.owed import SqliteOwedInvalidations, announce
-from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.local_cache_epoch import recall
+from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
 from app.stores.sqlite.registries import SqliteRegistries
 from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
-from app.stores.valkey.registration import REGISTER_EVERY_S, Registration
+from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
+from app.stores.valkey.server_registration import REGISTER_EVERY_S, Registration
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, GatedCache, GatedSource, turn

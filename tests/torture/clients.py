@@ -15,7 +15,7 @@ from typing import Any
 
 from arq.connections import ArqRedis
 
-from app.stores.queue import TIP_EVENTS
+from app.stores.queue.client import TIP_EVENTS
 from app.stores.valkey.pool import AWAY
 from tests.support.http import Answer, Broken, Connection
 from tests.torture.books import Book, Ledger

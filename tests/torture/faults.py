@@ -257,7 +257,8 @@ async def beside_killed(site: Site, random: Random) -> AsyncIterator[None]:
     slot = random.choice(site.apis)
     async with slot.turn:
         program = slot.program
-        if not slot.up or program is None or not (pid := await asyncio.to_thread(program.child, "app.aside")):
+        shadow = "app.bandit.shadow.subprocess"
+        if not slot.up or program is None or not (pid := await asyncio.to_thread(program.child, shadow)):
             raise Missed
         _signal(pid, signal.SIGSTOP)
         await _wait(random.uniform(0.0, 0.5))

@@ -41,7 +41,7 @@ def main() -> None:
     if clock := os.environ.get("TORTURE_CLOCK"):
         shift_clock(Path(clock))
     # After the clock, which some modules take by name when they are imported.
-    from app.commands import main as profiles  # noqa: PLC0415
+    from app.cli import main as profiles  # noqa: PLC0415
     from tests.torture import mutants  # noqa: PLC0415
 
     if hesitation := os.environ.get("TORTURE_HESITATE"):

@@ -12,16 +12,16 @@ from typing import Any
 
 from app.events.ingest import Ingestor
 from app.features.events import KNOWN_SUBJECTS, subject_of
-from app.profiles.filling import Filler, Filling
-from app.profiles.invalidate import Invalidator
-from app.profiles.near import NearCache
+from app.profiles.online.fill import Filler, Filling
+from app.profiles.online.invalidation import Invalidator
+from app.profiles.online.local_cache import NearCache
+from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Epoch, Fill
-from app.profiles.trust import TrustGate
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Connections, Use
-from app.stores.valkey.lane import Command
+from app.stores.valkey.pipelined_connection import Command
 
 
 def hesitate(random: Random, probability: float, seconds: float) -> None:

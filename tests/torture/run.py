@@ -13,7 +13,7 @@ from time import monotonic, monotonic_ns
 
 from redis.exceptions import RedisError
 
-from app.stores.queue import connect
+from app.stores.queue.client import connect
 from tests.support.fleet import counted
 from tests.support.learned import SELECT_LEARNED, SELECT_STATES, learning_faults
 from tests.support.waiting import eventually_async

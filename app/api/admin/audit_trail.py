@@ -8,16 +8,16 @@ from urllib.parse import urlencode
 from litestar import Response, get
 from litestar.params import QueryParameter
 
-from app.api.admin.actors import user_hash
+from app.api.admin.auditing import user_hash
 from app.api.admin.schemas import AuditLine, AuditPage
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import problems
-from app.api.inputs import check_ids
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import problems
+from app.api.openapi.parameters import MAX_ROWID, USER_ID_OR_NONE, rowid
 from app.api.pages.negotiation import answer, prefers_page
-from app.api.parameters import MAX_ROWID, USER_ID_OR_NONE, rowid
-from app.audit import AuditEntry, AuditFilter, state_of
+from app.api.request_parsing import check_ids
 from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
+from app.operations.audit import AuditEntry, AuditFilter, state_of
 
 ENTRIES_PER_PAGE = 50
 _OF_RUNS = ("start rebuild", "cancel rebuild")

@@ -9,14 +9,14 @@ from litestar import Response, get, post
 from litestar.params import PathParameter
 from msgspec import Meta
 
-from app.api.admin.actors import audited, caller
-from app.api.admin.graph import drawn
+from app.api.admin.auditing import audited, caller
 from app.api.admin.reasons import MAX_REASON, WITH_REASON, Reason, reason_of
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import problems
-from app.api.forms import is_form
+from app.api.auth.forms import is_form
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import problems
+from app.api.openapi.parameters import feature_name
+from app.api.pages.invalidation_graph import drawn
 from app.api.pages.negotiation import answer, redirect
-from app.api.parameters import feature_name
 from app.api.profiles import feature_entry
 from app.api.schemas import FeatureEntry
 from app.errors import Conflict, NotFound

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from litestar import Response, get
 
 from app.api.admin.overview_schemas import Component, FigureView, FindingView, OverviewView, ProcessView
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import problems
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339

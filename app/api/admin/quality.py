@@ -12,18 +12,18 @@ import msgspec
 from litestar import Response, get, post
 from litestar.params import QueryParameter
 
-from app.api.admin.actors import audited, caller
+from app.api.admin.auditing import audited, caller
 from app.api.admin.quality_page import cards
 from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import problems
-from app.api.forms import is_form
+from app.api.auth.forms import is_form
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import problems
+from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
-from app.api.parameters import feature_name
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
-from app.profiles.freshness import Look
-from app.profiles.quality.behind import Behind, Sought
+from app.profiles.consistency.freshness import Look
+from app.profiles.quality.drilldown import Behind, Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
 

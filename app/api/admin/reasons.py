@@ -9,9 +9,9 @@ import msgspec
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.context import HttpRequest
-from app.api.forms import is_form, read_form
-from app.api.inputs import body_as
+from app.api.auth.forms import is_form, read_form
+from app.api.dependencies import HttpRequest
+from app.api.request_parsing import body_as
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 
 MAX_REASON = 400

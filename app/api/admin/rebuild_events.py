@@ -12,9 +12,9 @@ from litestar.response import Stream
 from app.api import event_stream
 from app.api.admin.rebuild_runs import found, status_of
 from app.api.admin.schemas import RebuildProgress
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import problems
-from app.profiles.rebuild_runs import RebuildRun
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import problems
+from app.profiles.rebuild.runs import RebuildRun
 
 COME_BACK_MS = 1_000
 

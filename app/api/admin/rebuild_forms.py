@@ -15,13 +15,13 @@ from litestar.params import FromPath
 
 from app.api.admin.rebuild_runs import cancel, start, status_of
 from app.api.admin.schemas import RebuildList
-from app.api.context import Api, HttpRequest, api_of
-from app.api.forms import Form, read_form
+from app.api.auth.forms import Form, read_form
+from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.pages.negotiation import page, redirect
 from app.api.schemas import MAX_USERS
 from app.errors import Conflict, InvalidInput, Issue
 from app.features.ids import id_problem
-from app.profiles.rebuild_runs import RebuildRun
+from app.profiles.rebuild.runs import RebuildRun
 
 SHOWN = 100
 LIVE_ON_ONE_PAGE = 3  # a browser keeps six connections to a host at once, and pages need some

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from app.api.admin.actors import audited, caller
+from app.api.admin.auditing import audited, caller
 from app.api.admin.schemas import RebuildStatus
-from app.api.context import Api, HttpRequest, api_of, selected
+from app.api.dependencies import Api, HttpRequest, api_of, selected
 from app.errors import Conflict, NotFound
 from app.features.clock import rfc3339
 from app.features.registry import indices
-from app.profiles.rebuild_runs import RebuildRun, scope_of
+from app.profiles.rebuild.runs import RebuildRun, scope_of
 
 
 class Start(NamedTuple):

@@ -8,11 +8,11 @@ from litestar.params import FromPath
 from app.api.admin.rebuild_forms import SHOWN, blank, obstacles, rebuilds_page, start_from_form
 from app.api.admin.rebuild_runs import cancel, found, start, status_of
 from app.api.admin.schemas import RebuildList, RebuildOfAll, RebuildOfUsers, RebuildRequest, RebuildStatus
-from app.api.context import HttpRequest, api_of
-from app.api.documents import problems
-from app.api.forms import is_form
-from app.api.inputs import body_as, check_ids
+from app.api.auth.forms import is_form
+from app.api.dependencies import HttpRequest, api_of
+from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, prefers_page
+from app.api.request_parsing import body_as, check_ids
 from app.errors import Conflict, InvalidInput, Issue
 
 

@@ -6,16 +6,16 @@ from typing import Any
 
 from litestar import Response, get, post
 
-from app.api.admin.actors import audited, caller
+from app.api.admin.auditing import audited, caller
 from app.api.admin.reasons import MAX_REASON, WITH_REASON, Reason, reason_of
 from app.api.admin.rollout_schemas import RolloutView
 from app.api.admin.rollout_views import view
-from app.api.context import HttpRequest, api_of
-from app.api.documents import problems
-from app.api.forms import is_form, read_form
+from app.api.auth.forms import is_form, read_form
+from app.api.dependencies import HttpRequest, api_of
+from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, redirect
-from app.bandit.rollout import ACTIONS, NEWEST_SHOWN, WORKER
-from app.bandit.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
+from app.bandit.rollout.controller import ACTIONS, NEWEST_SHOWN, WORKER
+from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
 from app.errors import Conflict
 from app.features.clock import rfc3339
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.bandit.stages import Move, Stage
-from app.bandit.verdict import Word
+from app.bandit.rollout.stages import Move, Stage
+from app.bandit.rollout.verdict import Word
 
 
 class IntervalView(msgspec.Struct):

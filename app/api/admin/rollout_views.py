@@ -15,11 +15,11 @@ from app.api.admin.rollout_schemas import (
     StatesView,
     VerdictView,
 )
-from app.bandit.intervals import Interval
-from app.bandit.lineup import Lineup
-from app.bandit.rollout import Status
-from app.bandit.rollout_ports import Look
-from app.bandit.verdict import Guardrails, Limits, Verdict, broken, effective_needed, longest_allowed
+from app.bandit.model.policies import Lineup
+from app.bandit.rollout.bootstrap_intervals import Interval
+from app.bandit.rollout.controller import Status
+from app.bandit.rollout.ports import Look
+from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, effective_needed, longest_allowed
 from app.features.clock import rfc3339
 
 

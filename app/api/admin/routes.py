@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from app.api.admin import (
     audit_trail,
-    dead_letters,
     features,
     overview,
     quality,
@@ -19,6 +18,7 @@ from app.api.admin import (
     user_rebuild,
     users,
 )
+from app.api.admin.dead_letters import routes as dead_letters
 
 ADMIN_ROUTES = [
     overview.get_overview,

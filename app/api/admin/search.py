@@ -9,11 +9,11 @@ from litestar import Response, get
 from litestar.params import QueryParameter
 
 from app.api.admin.overview_schemas import UsersFound
-from app.api.context import HttpRequest, api_of
-from app.api.documents import problems
-from app.api.inputs import prefix_of
+from app.api.dependencies import HttpRequest, api_of
+from app.api.openapi.document import problems
+from app.api.openapi.parameters import ID_PREFIX
 from app.api.pages.negotiation import answer, prefers_page, redirect
-from app.api.parameters import ID_PREFIX
+from app.api.request_parsing import prefix_of
 from app.features.ids import id_problem
 
 FOUND_BY_DEFAULT, FOUND_MOST = 20, 100

@@ -6,11 +6,11 @@ from typing import Any
 
 from litestar import Response, get, post
 
-from app.api.admin.actors import audited
-from app.api.context import HttpRequest, api_of
-from app.api.forms import Form, read_form
+from app.api.admin.auditing import audited
+from app.api.auth.forms import Form, read_form
+from app.api.dependencies import HttpRequest, api_of
 from app.api.pages.negotiation import page, redirect
-from app.api.pages.visits import begin_visit, visit_of
+from app.api.pages.session_cookies import begin_visit, visit_of
 from app.errors import Forbidden, Unauthenticated
 from app.telemetry import logger
 

@@ -13,15 +13,15 @@ import msgspec
 from litestar import Response, get
 
 from app.api.admin.user_schemas import KINDS, Day, FeaturePoint, Hour, UserDevelopment
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import UserId, problems
-from app.api.inputs import check_ids
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.api.request_parsing import check_ids
 from app.events.ports import ActivityCount
 from app.features.clock import DAY_MS, rfc3339
 from app.features.events import Action
-from app.profiles.development import DAYS, Point, development
-from app.profiles.moments import Moments
+from app.profiles.history.timeline import DAYS, Point, development
+from app.profiles.history.validation import Moments
 
 
 @get(

@@ -10,13 +10,13 @@ from typing import Any
 
 from litestar import Response, delete, get, post
 
-from app.api.admin.actors import audited, user_hash
+from app.api.admin.auditing import audited, user_hash
 from app.api.admin.user_schemas import UserHoldings
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import UserId, problems
-from app.api.forms import read_form
-from app.api.inputs import check_ids
+from app.api.auth.forms import read_form
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, page
+from app.api.request_parsing import check_ids
 from app.events.ports import Holdings
 from app.features.ids import visible
 

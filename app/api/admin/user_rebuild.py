@@ -8,17 +8,17 @@ import msgspec
 from litestar import MediaType, Response, post
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.api.admin.actors import audited, user_hash
+from app.api.admin.auditing import audited, user_hash
 from app.api.admin.user_schemas import UserRebuildRequest
-from app.api.context import Api, HttpRequest, api_of, selected
-from app.api.documents import ProfileAnswer, UserId, problems
-from app.api.forms import is_form, read_form
-from app.api.inputs import body_as, check_ids
+from app.api.auth.forms import is_form, read_form
+from app.api.dependencies import Api, HttpRequest, api_of, selected
+from app.api.openapi.document import ProfileAnswer, UserId, problems
 from app.api.pages.negotiation import page, prefers_page
 from app.api.profiles import renderer
+from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import Value
 from app.features.registry import indices
-from app.profiles.filling import Profile, Reading
+from app.profiles.online.fill import Profile, Reading
 
 
 @post(

@@ -14,16 +14,16 @@ from litestar import Response, get
 
 from app.api.admin.user_development import figures, user_development
 from app.api.admin.user_schemas import CellState, HeldValue, StoredEvent, UserView
-from app.api.context import Api, HttpRequest, api_of
-from app.api.documents import UserId, problems
-from app.api.inputs import check_ids
+from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, prefers_page
+from app.api.request_parsing import check_ids
 from app.events.ports import TracedEvent
 from app.features.clock import rfc3339, to_ms
 from app.features.events import subject_of
 from app.features.registry import Registry
-from app.profiles.filling import Profile, Reading
-from app.profiles.inspection import InspectedCell, Inspection
+from app.profiles.consistency.inspection import InspectedCell, Inspection
+from app.profiles.online.fill import Profile, Reading
 
 NEWEST_EVENTS = 50
 

@@ -9,11 +9,11 @@ from urllib.parse import quote
 from litestar import Litestar, Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.api.auth import ANYONE
-from app.api.context import HttpRequest, api_of
+from app.api.auth.authentication import ANYONE
+from app.api.auth.sessions import Session
+from app.api.dependencies import HttpRequest, api_of
 from app.api.pages.negotiation import HTML, PAGE_HEADERS, render
-from app.api.pages.visits import Visit, visit_of
-from app.api.sessions import Session
+from app.api.pages.session_cookies import Visit, visit_of
 from app.errors import Issue, StoreUnavailable
 
 _NOBODY = Visit(Session("", "", 0), "", fresh=False)

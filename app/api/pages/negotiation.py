@@ -14,10 +14,10 @@ import msgspec
 from litestar import Response
 from litestar.types import Scope
 
-from app.api.auth import ANYONE, Caller
-from app.api.context import HttpRequest, api_of
-from app.api.pages.visits import Visit, cookies_of, message_cookie, no_message, take_message, visit_of
-from app.api.sessions import PATH
+from app.api.auth.authentication import ANYONE, Caller
+from app.api.auth.sessions import PATH
+from app.api.dependencies import HttpRequest, api_of
+from app.api.pages.session_cookies import Visit, cookies_of, message_cookie, no_message, take_message, visit_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 JSON, HTML = "application/json", "text/html"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.generation.words import Mood
+from app.generation.profile_traits import Mood
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ branch_labels = None
 depends_on = None
 
 TABLES = (
-    # The evidence alone: S and y of `app.bandit.evidence`. The prior belongs to the spec.
+    # The evidence alone: S and y of `app.bandit.model.sufficient_statistics`. The prior belongs to the spec.
     """CREATE TABLE bandit_states (
         user_id TEXT PRIMARY KEY,
         spec_hash TEXT NOT NULL,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.operations.doctor.facts import Line
-from app.setting_values import ApiKey
 from app.settings import Settings, hash_key, is_loopback
+from app.settings.parsers import ApiKey
 
 WORDS = (
     *(

@@ -8,12 +8,12 @@ from typing import NamedTuple, Protocol
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
-from app.profiles.freshness import FreshnessMeter
+from app.profiles.consistency.freshness import FreshnessMeter
 from app.profiles.ports import Cache, NewestEvents, Population, Source
-from app.profiles.quality.behind import UsersBehind
+from app.profiles.quality.coalescing import SharedMeasurement
+from app.profiles.quality.drilldown import UsersBehind
 from app.profiles.quality.runs import QualityBook, QualityRunner
-from app.profiles.quality.sharing import SharedMeasurement
-from app.profiles.quality.survey import REST, REST_WHEN_AWAITED, Surveyor
+from app.profiles.quality.scan import REST, REST_WHEN_AWAITED, Surveyor
 
 
 class Quality(NamedTuple):

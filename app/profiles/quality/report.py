@@ -21,8 +21,8 @@ from app.profiles.quality.drift import (
     psi,
     too_few,
 )
+from app.profiles.quality.scan import BEFORE_DAYS, Figures, Survey
 from app.profiles.quality.sketch import Sketch
-from app.profiles.quality.survey import BEFORE_DAYS, Figures, Survey
 
 AGE_SHARES = (0.5, 0.9, 0.99, 1.0)
 

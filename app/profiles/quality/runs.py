@@ -14,7 +14,7 @@ import msgspec
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.quality.report import QualityReport, report
-from app.profiles.quality.survey import Survey, Surveyor
+from app.profiles.quality.scan import Survey, Surveyor
 from app.telemetry import logger
 
 KEPT = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from app.audit import BEGUN, AuditEntry, AuditFilter
+from app.operations.audit import BEGUN, AuditEntry, AuditFilter
 from app.stores.sqlite.database import Database
 
 NEWEST = 2**63 - 1
@@ -29,7 +29,7 @@ SELECT DISTINCT action FROM (SELECT action FROM audit_trail ORDER BY id DESC LIM
 
 
 class SqliteAuditTrail:
-    """Implements `app.audit.AuditTrail`."""
+    """Implements `app.operations.audit.AuditTrail`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -26,7 +26,7 @@ from app.stores.sqlite.connection import (
     open_thread,
     unavailable,
 )
-from app.stores.sqlite.soundness import quick_findings
+from app.stores.sqlite.integrity_check import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")

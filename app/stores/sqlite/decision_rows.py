@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from app.bandit.decisions import Decision, Outcome, Ranking
-from app.bandit.terms import STORED, Array, Candidate, Context, packed
+from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
 from app.features.events import stored_action
 
 NUMBER_BYTES = STORED.itemsize

@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 from app.bandit.decisions import Decision, Known, Outcome, Shadow
-from app.bandit.evidence import Evidence
-from app.bandit.pooling import Prior
+from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.specs import Spec
+from app.bandit.model.sufficient_statistics import Evidence
 from app.bandit.ports import Proposed, Question, Recorded
-from app.bandit.specs import Spec
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, decision_of, outcome_of, row_of

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.bandit.decisions import EventOutcome
-from app.bandit.evidence import Evidence
-from app.bandit.learning import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
-from app.bandit.lineup import Lineup
+from app.bandit.learning.attribution import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
+from app.bandit.learning.rewards import NO_FEEDBACK
+from app.bandit.model.policies import Lineup
+from app.bandit.model.specs import SPECS
+from app.bandit.model.sufficient_statistics import Evidence
 from app.bandit.ports import Swept, Told, ToldEvent
-from app.bandit.rewards import NO_FEEDBACK
-from app.bandit.specs import SPECS
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import NUMBER_BYTES, array

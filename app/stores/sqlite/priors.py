@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from app.bandit.pooling import Prior, can_be_pooled
-from app.bandit.specs import SPECS, Spec
+from app.bandit.model.pooled_prior import Prior, can_be_pooled
+from app.bandit.model.specs import SPECS, Spec
 from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
 from app.telemetry import logger
 

@@ -6,9 +6,9 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from app.profiles.rebuild_runs import ACTIVE, RebuildRun, State
+from app.profiles.rebuild.runs import ACTIVE, RebuildRun, State
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.recalls import UPSERT_RECALLS
+from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
 
 _COLUMNS = (
     "id, scope, user_ids, features, state, done, total, position, requested_by, "
@@ -38,7 +38,7 @@ WHERE id = ? AND state IN ('queued', 'running')
 
 
 class SqliteRebuildBook:
-    """Implements `app.profiles.rebuild_runs.RebuildBook`.
+    """Implements `app.profiles.rebuild.runs.RebuildBook`.
 
     A run that has ended recalls what processes keep near, in the transaction that says so.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 
 from app.profiles.ports import Recent
+from app.stores.sqlite.change_feed import SELECT_POSITION
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.event_tail import SELECT_POSITION
 
 SELECT_RECENT = "SELECT seq, user_id, received_at_ms FROM event_log WHERE seq > ? ORDER BY seq DESC LIMIT ?"
 SELECT_ANY_UNCONSUMED = """

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.bandit.rollout_ports import Counts, Look, Recent
-from app.bandit.stages import RolloutState, Target
-from app.bandit.sums import Page
+from app.bandit.rollout.aggregates import Page
+from app.bandit.rollout.ports import Counts, Look, Recent
+from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
 from app.stores.sqlite.database import Database
 from app.telemetry import logger
@@ -86,7 +86,7 @@ def begin_evidence(connection: sqlite3.Connection) -> None:
 
 
 class SqliteRollout:
-    """Implements `app.bandit.rollout_ports.RolloutBook`."""
+    """Implements `app.bandit.rollout.ports.RolloutBook`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

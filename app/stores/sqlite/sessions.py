@@ -19,7 +19,7 @@ DELETE FROM ended_sessions WHERE expires_at_ms <= MIN(
 
 
 class SqliteSessions:
-    """Implements `app.api.sessions.SessionRecords`."""
+    """Implements `app.api.auth.sessions.SessionRecords`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -12,10 +12,10 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from app.bandit.evidence import Evidence, sound
-from app.bandit.pooling import Pool, Prior
-from app.bandit.specs import SPECS, Spec
-from app.bandit.terms import packed
+from app.bandit.model.inputs import packed
+from app.bandit.model.pooled_prior import Pool, Prior
+from app.bandit.model.specs import SPECS, Spec
+from app.bandit.model.sufficient_statistics import Evidence, sound
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.priors import SELECT_NEWEST_VERSION

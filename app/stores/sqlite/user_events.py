@@ -43,7 +43,7 @@ assert DAY_MS == 86_400_000  # as the statements have it
 
 
 class SqliteUserEvents:
-    """Implements the part of `app.api.context.UserRecords` that is about events."""
+    """Implements the part of `app.api.dependencies.UserRecords` that is about events."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

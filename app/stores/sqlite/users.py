@@ -10,8 +10,8 @@ from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import erase_letters, letters_of
-from app.stores.sqlite.owed import INSERT_OWED
-from app.stores.sqlite.recalls import UPSERT_RECALLS
+from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
+from app.stores.sqlite.owed_invalidations import INSERT_OWED
 
 SELECT_NEWEST = """
 SELECT user.value, subject.value,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from app.concurrency.tasks import end
 from app.errors import CacheUnavailable
-from app.stores.tasks import end
 from app.telemetry import Metrics, logger
 
 TRIP_AFTER = 3

@@ -21,9 +21,9 @@ from app.profiles.codec import LEASE
 from app.profiles.ports import Cell, Epoch, Fill, Row
 from app.stores.valkey.breaker import CircuitBreaker
 from app.stores.valkey.connections import Connections, Use, is_silent
-from app.stores.valkey.lane import Command
-from app.stores.valkey.registration import Registration
+from app.stores.valkey.pipelined_connection import Command
 from app.stores.valkey.scripts import DELETE_IF_EQUAL, NO_SCRIPT, SET_IF_EQUAL, Script
+from app.stores.valkey.server_registration import Registration
 from app.telemetry import Metrics, logger
 
 _SAFE_IN_KEY = "-._~@:"

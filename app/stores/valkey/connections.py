@@ -21,11 +21,11 @@ from weakref import WeakKeyDictionary
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
-from app.stores.tasks import end
-from app.stores.valkey.lane import Lane
+from app.stores.valkey.pipelined_connection import Lane
 from app.stores.valkey.pool import AWAY, blocking_pool, told
-from app.stores.valkey.registration import Registration
+from app.stores.valkey.server_registration import Registration
 
 _MOVES = 3
 _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")

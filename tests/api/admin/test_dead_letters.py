@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.audit import user_hash
 from app.errors import StoreUnavailable
 from app.events.ports import DeadLetter
+from app.operations.audit import user_hash
 from tests.support.events import payload, served
 from tests.support.live import Live, new_user, paths, problem
 
@@ -63,7 +63,7 @@ async def test_letters_are_listed_with_payload_and_reason(site: Live) -> None:
 
 
 async def test_letters_are_listed_page_by_page(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.admin.dead_letters.LETTERS_PER_PAGE", 2)
+    monkeypatch.setattr("app.api.admin.dead_letters.routes.LETTERS_PER_PAGE", 2)
     letters = [await bury(own_site, number) for number in range(5)]
     seen: list[int] = []
     after: int | None = 0

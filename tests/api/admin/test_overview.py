@@ -9,10 +9,10 @@ import pytest
 
 from app.api.admin import overview
 from app.api.pages.templating import NAVIGATION
+from app.bootstrap.health import sampler
 from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.operations.states import COMPONENTS
-from app.probes import sampler
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.events import admitted, payload, served

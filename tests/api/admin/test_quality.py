@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.audit import AuditFilter
 from app.features.clock import DAY_MS
+from app.operations.audit import AuditFilter
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put
 from tests.api.conftest import ServeSite

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.asgi import about_to_stop
-from app.profiles.run_watch import RunWatch
+from app.profiles.rebuild.progress import RunWatch
 from tests.api.admin.test_rebuilds import look, start
 from tests.api.test_metrics import scrape
 from tests.support.events import served

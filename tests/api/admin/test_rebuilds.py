@@ -173,7 +173,7 @@ async def test_refusal_is_audited_when_a_rebuild_may_not_be_started_or_cancelled
 async def test_rebuild_goes_on_where_it_was_when_its_worker_was_restarted(
     own_site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.profiles.rebuild_runs.CHUNK", 2)
+    monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
     users = sorted(new_user() for _ in range(5))
     await own_site.send(*(served(user, own_site.now_ms) for user in users))
     run = await start(own_site, {"scope": "all"})

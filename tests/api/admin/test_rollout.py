@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.bandit.assignment import serves_challenger
-from app.bandit.rollout_watch import RolloutWatch
-from app.bandit.stages import Target
+from app.bandit.rollout.assignment import serves_challenger
+from app.bandit.rollout.monitor import RolloutWatch
+from app.bandit.rollout.stages import Target
 from tests.support.database import column
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.events import feedback

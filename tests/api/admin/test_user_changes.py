@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from arq.constants import job_key_prefix
 
-from app.stores.queue import QUEUE, TIP_EVENTS, serialize
+from app.stores.queue.client import QUEUE, TIP_EVENTS, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_user_look import look
 from tests.api.admin.test_users import put

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import app.api.pages.assets
-from app.api.documents import ASSETS as DOCUMENTATION
+from app.api.openapi.document import ASSETS as DOCUMENTATION
 from app.api.pages.assets import ASSETS
 from tests.support.live import Live, raw_status
 

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.features.clock import DAY_MS
-from app.stores.queue import HEALTH_KEY
+from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.admin.test_users import put
 from tests.api.conftest import ServeSite

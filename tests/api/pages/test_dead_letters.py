@@ -82,7 +82,7 @@ async def test_payload_is_pretty_and_the_traceback_folded(own_site: Live, browse
 
 
 async def test_letters_are_paged(own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.admin.dead_letters.LETTERS_ON_A_PAGE", 2)
+    monkeypatch.setattr("app.api.admin.dead_letters.routes.LETTERS_ON_A_PAGE", 2)
     for number in range(4):
         await bury(own_site, number)
     async with visiting(browser, own_site) as visitor:

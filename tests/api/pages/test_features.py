@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from app.contract import load_contract
+from app.bootstrap.contract import load_contract
 from app.features.export import FORMATS
 from tests.api.conftest import ServeSite
 from tests.support.browser import NARROW, WIDE, Scheme, visiting

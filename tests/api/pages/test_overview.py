@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from app.probes import sampler
-from app.stores.queue import HEALTH_KEY
+from app.bootstrap.health import sampler
+from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.operations.samples import hour, sample

@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from app.stores.queue import HEALTH_KEY
+from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.api.conftest import ServeSite
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
@@ -159,7 +159,7 @@ async def test_second_start_leads_to_the_first_when_one_of_the_same_scope_is_act
 async def test_bar_moves_by_itself_while_the_run_goes_on(
     own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.profiles.rebuild_runs.CHUNK", 1)
+    monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 1)
     users = await some_users(own_site)
     run = await started(own_site)
     async with visiting(browser, own_site) as visitor:

@@ -9,8 +9,8 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.api.pages.templating import spelled
-from app.bandit.rollout_watch import RolloutWatch
-from app.bandit.stages import Target
+from app.bandit.rollout.monitor import RolloutWatch
+from app.bandit.rollout.stages import Target
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.live import API_KEYS, KEYS, Live

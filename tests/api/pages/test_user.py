@@ -11,7 +11,7 @@ import pytest
 from msgspec import UNSET, Meta, UnsetType
 from playwright.async_api import Browser, Locator, expect
 
-from app.contract import Contract
+from app.bootstrap.contract import Contract
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.features.schema import Int, Str

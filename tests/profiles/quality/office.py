@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from app.profiles.freshness import FreshnessMeter
-from app.profiles.quality.behind import UsersBehind
+from app.profiles.consistency.freshness import FreshnessMeter
+from app.profiles.quality.coalescing import SharedMeasurement
+from app.profiles.quality.drilldown import UsersBehind
 from app.profiles.quality.runs import QualityRunner
-from app.profiles.quality.sharing import SharedMeasurement
-from app.profiles.quality.survey import Surveyor
+from app.profiles.quality.scan import Surveyor
 from app.stores.sqlite.population import SqlitePopulation
 from app.stores.sqlite.quality_runs import SqliteQualityBook
 from app.stores.sqlite.users import SqliteUsers

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import app.profiles.quality.behind as module
+import app.profiles.quality.drilldown as module
 from app.errors import UnknownFeature
 from app.features.clock import DAY_MS
-from app.profiles.quality.behind import Sought
+from app.profiles.quality.drilldown import Sought
 from tests.profiles.quality.office import Office
 from tests.profiles.quality.test_survey import put
 from tests.profiles.world import World

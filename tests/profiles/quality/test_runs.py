@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import app.profiles.quality.survey as survey_module
+import app.profiles.quality.scan as survey_module
 from app.features.registry import Registry
 from app.profiles.quality import runs
 from app.profiles.quality.report import QualityReport

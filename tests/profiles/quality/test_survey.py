@@ -11,16 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import app.profiles.quality.survey as module
+import app.profiles.quality.scan as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import Value, encode
-from app.profiles.freshness import Look
+from app.profiles.consistency.freshness import Look
 from app.profiles.ports import Cell
 from app.profiles.quality.report import QualityReport, report
-from app.profiles.quality.survey import Survey
+from app.profiles.quality.scan import Survey
 from app.stores.valkey.cache import key
 from tests.profiles.quality.office import Office
 from tests.profiles.world import World

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.errors import Conflict, InvalidInput, SchemaMismatch, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite import backup as module
 from app.stores.sqlite.backup import adopt, backup, restore
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.soundness import full_findings
+from app.stores.sqlite.integrity_check import full_findings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
 from tests.support.registry import FEATURES

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bandit.decisions import Decision, Ranking, Role
-from app.bandit.terms import Candidate, Context
+from app.bandit.model.inputs import Candidate, Context
 from app.features.clock import DAY_MS
 from app.stores.sqlite import decisions, learning, states
 from app.stores.sqlite.database import Database

@@ -9,10 +9,10 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
+from app.stores.sqlite.change_feed import TAIL_CAP, SqliteEventTail
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_tail import TAIL_CAP, SqliteEventTail
-from app.stores.sqlite.recalls import recall
+from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.users import SqliteUsers
 from tests.support.events import admitted, feedback, served
 

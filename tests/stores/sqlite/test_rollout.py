@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.bandit.rollout_ports import Counts, Look
-from app.bandit.stages import RolloutState, Target
-from app.bandit.sums import Page, Sums
-from app.bandit.verdict import Verdict
+from app.bandit.rollout.aggregates import Page, Sums
+from app.bandit.rollout.ports import Counts, Look
+from app.bandit.rollout.stages import RolloutState, Target
+from app.bandit.rollout.verdict import Verdict
 from app.stores.sqlite import rollout as rollout_module
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.rollout import (

@@ -13,7 +13,7 @@ from app.errors import StoreUnavailable
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.soundness import TAIL, full_findings, quick_findings
+from app.stores.sqlite.integrity_check import TAIL, full_findings, quick_findings
 from tests.support.events import admitted, feedback, served
 
 EVENTS = 2 * TAIL

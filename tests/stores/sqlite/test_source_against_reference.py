@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.events.ports import Admitted
 from app.features.events import Action
 from app.features.registry import indices
-from app.profiles.computation import Computation
+from app.profiles.online.compute import Computation
 from app.profiles.ports import Asked
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog

@@ -9,8 +9,8 @@ import pytest
 
 from app.errors import CacheUnavailable, QueueUnavailable
 from app.operations.doctor.facts import ServerFacts, Unreached
-from app.stores.queue import Queue
-from app.stores.valkey.condition import server_facts
+from app.stores.queue.client import Queue
+from app.stores.valkey.diagnostics import server_facts
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.caches import valkey_cache

@@ -12,7 +12,7 @@ import pytest
 from app.errors import CacheRefused, CacheUnavailable
 from app.stores.valkey.connections import Connections
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.lane import MAX_WAITING, Lane
+from app.stores.valkey.pipelined_connection import MAX_WAITING, Lane
 from tests.support.proxy import Proxy, proxy
 from tests.support.waiting import PATIENCE_S, eventually
 

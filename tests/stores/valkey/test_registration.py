@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-import app.stores.named
-from app.assembly import Service, open_service
+import app.bootstrap.servers
+from app.bootstrap.service import Service, open_service
 from app.errors import CacheRefused
 from app.events.admission import from_queue
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.settings import Settings
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.owed import SqliteOwedInvalidations
+from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.registration import HOLD_BACK_S, Registration
+from app.stores.valkey.server_registration import HOLD_BACK_S, Registration
 from tests.support.clock import FakeClock
 from tests.support.proxy import Proxy, proxy
 from tests.support.registry import FEATURES
@@ -101,7 +101,7 @@ async def test_read_is_stale_when_the_registration_is_left_out(
     database_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: without the registration the reader hits what the old server still holds."""
-    monkeypatch.setattr(app.stores.named, "Registration", lambda *_: None)
+    monkeypatch.setattr(app.bootstrap.servers, "Registration", lambda *_: None)
     old, new = start_server(VALKEY), start_server(VALKEY)
     async with world(database_path, old) as two:
         await two.first.ingestor.ingest([two.served()])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.assembly import open_service
+from app.bootstrap.service import open_service
 from app.errors import SettingsError
 from app.features.clock import rfc3339
 from app.settings import Settings

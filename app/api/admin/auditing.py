@@ -1,0 +1,24 @@
+"""Who acts, and how their actions enter the audit trail."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from app.api.auth.authentication import Caller
+from app.api.dependencies import HttpRequest, api_of
+from app.operations import audit
+from app.operations.audit import user_hash
+
+__all__ = ["audited", "caller", "user_hash"]
+
+
+def caller(request: HttpRequest) -> Caller:
+    """Who asks."""
+    known: Caller = request.scope["user"]
+    return known
+
+
+def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.Act]:
+    """Around what an admin does: the intent is written before, what came of it after; see `app.operations.audit`."""
+    api = api_of(request)
+    return audit.audited(api.trail, api.clock.now_ms(), caller(request).name, action, subject)

@@ -1,0 +1,1 @@
+"""Admins' routes about dead letters."""

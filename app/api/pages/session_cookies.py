@@ -1,0 +1,88 @@
+"""Who is looking at a page: the session behind a request, begun where there is none, and the message it is due.
+
+A message is what an action of a form wants to say on the page that follows. It travels in a cookie of one minute,
+signed as the session is, so that no other site can put words there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from litestar.datastructures import Cookie
+
+from app.api.auth.sessions import PATH, Session
+from app.api.dependencies import HttpRequest, api_of
+
+MESSAGE_LENGTH = 600
+_VISIT = "visit"
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A session and the token of its forms. `fresh`: the browser does not have its cookie yet."""
+
+    session: Session
+    form_token: str
+    fresh: bool
+
+
+async def visit_of(request: HttpRequest) -> Visit:
+    """The visit that a request belongs to."""
+    known: Visit | None = request.state.get(_VISIT)
+    if known is None:
+        sessions = api_of(request).sessions
+        session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
+        fresh = session is None
+        session = session or sessions.begin()
+        known = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh)
+    return known
+
+
+async def begin_visit(request: HttpRequest, name: str) -> Visit:
+    """Somebody has shown a key: from here on a new session, with an id that nobody has seen."""
+    sessions = api_of(request).sessions
+    session = sessions.begin(name)
+    visit = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=True)
+    return visit
+
+
+async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
+    """The session's cookie, where the browser lacks it."""
+    if not visit.fresh:
+        return []
+    api = api_of(request)
+    lasts_s = max(0, visit.session.expires_at_ms - api.clock.now_ms()) // 1000
+    return [_cookie(request, api.sessions.cookie_name, await api.sessions.cookie(visit.session), lasts_s)]
+
+
+async def message_cookie(request: HttpRequest, visit: Visit, text: str) -> Cookie:
+    """The message, to be shown by the next page."""
+    sessions = api_of(request).sessions
+    signed = await sessions.sign(visit.session, text[:MESSAGE_LENGTH])
+    return _cookie(request, sessions.message_cookie_name, signed, 60)
+
+
+def no_message(request: HttpRequest) -> Cookie:
+    """Takes the message away, once it was shown."""
+    return _cookie(request, api_of(request).sessions.message_cookie_name, "", 0)
+
+
+async def take_message(request: HttpRequest) -> str | None:
+    """The message that the last action left."""
+    sessions = api_of(request).sessions
+    cookie = request.cookies.get(sessions.message_cookie_name)
+    if cookie is None:
+        return None
+    return await sessions.unsign((await visit_of(request)).session, cookie)
+
+
+def _cookie(request: HttpRequest, name: str, value: str, max_age_s: int) -> Cookie:
+    return Cookie(
+        key=name,
+        value=value,
+        path=api_of(request).root_path + PATH,
+        max_age=max_age_s,
+        httponly=True,
+        secure=request.scope["scheme"] == "https",
+        samesite="lax",
+    )

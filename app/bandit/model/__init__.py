@@ -1,0 +1,1 @@
+"""The model: inputs, sufficient statistics, pooled prior and policies."""

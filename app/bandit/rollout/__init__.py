@@ -1,0 +1,1 @@
+"""The roll-out: stages, off-policy estimates, guardrails and verdicts."""

@@ -1,0 +1,1 @@
+"""Shadow scoring: what the policy that does not serve would have chosen."""

@@ -1,0 +1,69 @@
+"""The command line, on click. Each command imports what it needs when it runs, so that `profiles --help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import TextIOWrapper
+
+import click
+
+import app
+from app.cli.audit import audit
+from app.cli.backup import adopt, backup, restore
+from app.cli.change import demo, events, prune, rebuild
+from app.cli.doctor import doctor
+from app.cli.features import features
+from app.cli.history import history
+from app.cli.keys import keys
+from app.cli.look import profile
+from app.cli.output import EXIT_CODES, exit_code, fail
+from app.cli.rollout import rollout
+from app.cli.run import migrate, serve, up, worker
+from app.errors import ProfilesError
+
+_EPILOG = "Exit codes: 0 done; 1 not all of it could be done; " + "; ".join(
+    f"{code} {text}" for code, text in EXIT_CODES.items()
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG + ".",
+)
+@click.version_option(app.__version__, prog_name="profiles")
+def cli() -> None:
+    """User-profile features, served fresh.
+
+    Start with `profiles up`: it runs everything on this machine, with a demonstration set to look at.
+    Settings come from environment variables PROFILES_…; the README lists them.
+    """
+
+
+COMMANDS = (
+    *(up, serve, worker, migrate),
+    *(features, profile, history, rebuild, events, demo),
+    *(rollout, doctor, audit, prune, backup, restore, adopt, keys),
+)
+for command in COMMANDS:
+    cli.add_command(command)
+
+
+def _as_utf8(argument: str) -> str:
+    """An argument as it was typed, where Python took it for the characters of a locale that knows only ASCII."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
+def main() -> None:
+    """Run; errors of the tree become one line and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may know fewer characters than there are
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        cli(prog_name="profiles", args=[_as_utf8(argument) for argument in sys.argv[1:]])
+    except ProfilesError as error:
+        fail(error)
+        sys.exit(exit_code(error))

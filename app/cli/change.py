@@ -1,0 +1,297 @@
+"""Commands that change something: rebuild, events, demo. They work beside a running service or without one."""
+
+from __future__ import annotations
+
+import sys
+from codecs import BOM_UTF8
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from io import BufferedReader
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from app.cli.look import check_user
+from app.cli.output import (
+    ACTOR,
+    complain,
+    fail,
+    print_json,
+    progress,
+    registry_option,
+    run,
+    say,
+    settings_of_command,
+)
+from app.errors import Conflict, InvalidInput, Issue, Undecodable
+
+if TYPE_CHECKING:
+    from app.events.ingest import Receipt
+    from app.features.events import TipEvent
+    from app.settings import Settings
+
+    Ingest = Callable[[Sequence[TipEvent]], Awaitable[Receipt]]
+
+LINES_PER_REQUEST = 500
+REBUILD_CHUNK = 128
+HEAD_BYTES = 1_000
+TOTALS = "{accepted} events stored, {duplicates} known before, {refused} refused"
+BAD = (InvalidInput, Undecodable, Conflict)
+
+
+@click.command()
+@click.argument("users", nargs=-1)
+@click.option(
+    "--all", "everyone", is_flag=True, help="Every user with an event within the longest window of the features."
+)
+@click.option("--feature", "features", multiple=True, help="Only this one; may be given repeatedly.")
+@registry_option
+@click.option(
+    "--rate",
+    default=500,
+    show_default=True,
+    type=click.IntRange(0, 1_000_000),
+    help="Users a second; 0: as many as can be done.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def rebuild(
+    users: tuple[str, ...], everyone: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
+) -> None:
+    """Compute and cache the features of USERS now, or of --all.
+
+    To fill a new feature before the processes that serve it start, name its registry:
+    `profiles rebuild --all --feature NAME --registry new.py:REGISTRY`. Processes that run already delete its values
+    when events come in. If a feature of that name is served by another definition, they also replace its values as they
+    read; a new name avoids that.
+
+    Exit code 1 if a value could not be computed.
+    """
+    if bool(users) == everyone:
+        raise click.UsageError("name users, or give --all")
+    for user in users:
+        check_user(user)
+    count, failures = run(_rebuild(list(dict.fromkeys(users)), features, registry, rate))
+    if as_json:
+        print_json({"rebuilt": count, "failed": {name: reason for name, (_, reason) in failures.items()}})
+    else:
+        click.echo(f"{count} users rebuilt")
+        for name, (failed, reason) in failures.items():
+            click.echo(f"  {name}: null for {failed} users: {reason}")
+    sys.exit(1 if failures else 0)
+
+
+async def _rebuild(
+    users: list[str], features: tuple[str, ...], source: str | None, rate: int
+) -> tuple[int, dict[str, tuple[int, str]]]:
+    """How many users were rebuilt; and by feature, for how many it failed, and the last reason."""
+    import asyncio
+
+    from app.bootstrap.contract import load_contract
+    from app.bootstrap.service import open_service
+
+    settings = settings_of_command()
+    chunk = min(REBUILD_CHUNK, rate or REBUILD_CHUNK)
+    failures: dict[str, tuple[int, str]] = {}
+    async with open_service(settings, door="command", contract=load_contract(settings, source)) as service:
+        registry = service.contract.registry
+        mask = registry.mask(features) if features else registry.full_mask
+        since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
+        await service.invalidator.settle()  # else what is owed would be made later, and take the rebuilt values away
+        total = len(users) or await service.users.count_eligible(since_ms)
+        after, done, started = "", 0, service.clock.monotonic()
+        with progress("users") as bar:
+            task = bar.add_task("rebuilding", total=total)
+            try:
+                while True:
+                    if users:
+                        page = users[done : done + chunk]
+                    else:
+                        page = await service.users.eligible(after, since_ms, chunk)
+                    if not page:
+                        return done, failures
+                    if rate:
+                        await asyncio.sleep(started + done / rate - service.clock.monotonic())
+                    await service.cache.check()  # without it a rebuild would compute, and keep nothing
+                    profiles = await service.rebuilder.rebuild(page, mask)
+                    for index, reading in (item for profile in profiles.values() for item in profile.items()):
+                        if reading.error is not None:
+                            failed, _ = failures.get(registry.names[index], (0, ""))
+                            failures[registry.names[index]] = failed + 1, reading.error
+                    after, done = page[-1], done + len(page)
+                    bar.update(task, completed=done)
+            finally:
+                await service.recall()
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--skip-bad", is_flag=True, help="Report bad lines and go on; without it the first one stops.")
+@click.option("--historical", is_flag=True, help="Count them as known from their event time on, for `--known-at`.")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def events(file: Path, skip_bad: bool, historical: bool, as_json: bool) -> None:
+    """Load tip events from FILE: newline-delimited JSON, as POST /events takes it. Loading again is safe.
+
+    With --historical a training set with `--known-at` sees them as if they had arrived when they occurred, those that
+    were loaded before too. That is for imports: it cannot be undone, and stands in the audit trail.
+    """
+    size = file.stat().st_size if str(file) != "-" else None
+    totals = run(_load(file, size, skip_bad, historical))
+    if as_json:
+        print_json(totals)
+    else:
+        click.echo(TOTALS.format(**totals))
+    if totals["refused"]:
+        sys.exit(1 if skip_bad else 5)
+
+
+async def _load(file: Path, size: int | None, skip_bad: bool, historical: bool) -> dict[str, int]:
+    from app.bootstrap.service import open_service
+    from app.operations.audit import audited
+
+    async with open_service(settings_of_command(), door="command") as service:
+        ingest = partial(service.ingestor.ingest, historical=historical)
+        if not historical:
+            return await _load_file(file, size, skip_bad, ingest)
+        async with audited(service.audit, service.clock.now_ms(), ACTOR, "load historical events", "") as act:
+            totals = await _load_file(file, size, skip_bad, ingest)
+            act.outcome = TOTALS.format(**totals)
+            return totals
+
+
+async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Ingest) -> dict[str, int]:
+    from app.events.admission import LINES_EXPECTED, other_format
+
+    totals = {"accepted": 0, "duplicates": 0, "refused": 0}
+    with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
+        task = bar.add_task("loading", total=size)
+        first = 1
+        head = cast(BufferedReader, lines).peek(HEAD_BYTES).removeprefix(BOM_UTF8)
+        if (found := other_format(head)) is not None:
+            raise Undecodable(f"{file} is {found}; {LINES_EXPECTED}")
+        while piece := list(islice(lines, LINES_PER_REQUEST)):
+            await _load_piece(ingest, piece, first, skip_bad, totals)
+            if totals["refused"] and not skip_bad:
+                say(f"stopped; everything up to line {first - 1} is stored")
+                break
+            first += len(piece)
+            bar.advance(task, sum(map(len, piece)))
+    return totals
+
+
+async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
+    """Store a piece whole; where something in it is bad and to be skipped, line by line, so that the rest counts."""
+    from app.events.admission import decode_lines
+
+    if not any(line.strip() for line in piece):
+        return
+    try:
+        receipts = [await ingest(decode_lines(b"".join(piece), first))]
+    except BAD as error:
+        if not skip_bad:
+            fail(error)
+            totals["refused"] += len({issue.path.partition(".")[0] for issue in error.issues}) or 1
+            return
+        receipts = await _load_lines(ingest, piece, first, totals)
+    for receipt in receipts:
+        totals["accepted"] += receipt.accepted
+        totals["duplicates"] += receipt.duplicates
+
+
+async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
+    """Each line for itself; those stored share a commit."""
+    import asyncio
+
+    from app.events.admission import decode_lines
+
+    async def load(number: int, line: bytes) -> Receipt | list[Issue]:
+        try:
+            return await ingest(decode_lines(line, number))
+        except BAD as error:
+            return list(error.issues) or [Issue(f"line {number}", str(error))]
+
+    lines = [(number, line) for number, line in enumerate(piece, start=first) if line.strip()]
+    receipts: list[Receipt] = []
+    for outcome in await asyncio.gather(*(load(number, line) for number, line in lines)):
+        if isinstance(outcome, list):
+            totals["refused"] += 1
+            for issue in outcome:
+                complain(issue)
+        else:
+            receipts.append(outcome)
+    return receipts
+
+
+@click.command()
+@click.option("--users", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--days", default=90, show_default=True, type=click.IntRange(1, 150))
+@click.option("--seed", default=1, show_default=True, type=int, help="The same seed on the same day: the same events.")
+def demo(users: int, days: int, seed: int) -> None:
+    """Load a demonstration set: users with different habits. Loading it again on the same day changes nothing.
+
+    Its events count as known from their event time on, as those of `profiles events --historical` do.
+    """
+    count = run(load_demo(settings_of_command(), users, days, seed))
+    click.echo(f"{count} events of {users} users over {days} days stored")
+
+
+async def load_demo(
+    settings: Settings, users: int, days: int, seed: int, stopped: Callable[[], bool] = lambda: False
+) -> int:
+    """Generate and store the set, unless `stopped` in between; how many events were new."""
+    from app.bootstrap.service import open_service
+    from app.cli.demo_set import generate
+    from app.operations.audit import audited
+
+    stored = 0
+    async with (
+        open_service(settings, door="command") as service,
+        audited(service.audit, service.clock.now_ms(), ACTOR, "load the demonstration set", "") as act,
+    ):
+        made = generate(users=users, days=days, seed=seed, now_ms=service.clock.now_ms())
+        with progress("users") as bar:
+            task = bar.add_task("making events", total=users)
+            for number, chunk in _chunks(made):
+                stored += (await service.ingestor.ingest(chunk, historical=True)).accepted
+                bar.update(task, completed=number)
+                if stopped():
+                    break
+        act.outcome = f"{stored} events stored"
+    return stored
+
+
+def _chunks(made: Iterable[tuple[int, TipEvent]]) -> Iterator[tuple[int, list[TipEvent]]]:
+    pairs = iter(made)
+    while piece := list(islice(pairs, 1_000)):
+        yield piece[-1][0], [event for _, event in piece]
+
+
+@click.command()
+@click.option("--confirm", is_flag=True, help="Delete all that is too old by this machine's clock, however much it is.")
+def prune(confirm: bool) -> None:
+    """Delete events and decisions that are older than the retention.
+
+    A worker does so every night, of at most three days more than the night before: a clock that is wrong takes no more
+    than that. What the first run would delete beyond three days waits for --confirm. Exit code 1 if something waits.
+    """
+    gone = run(_prune(confirm))
+    for what, count in gone.items():
+        click.echo(f"{count:,} {what} deleted")
+    if waiting := [what for what in ("events", "decisions") if what not in gone]:
+        click.echo(f"old {' and '.join(waiting)} wait: more than three days of them; look at the clock, then --confirm")
+        sys.exit(1)
+
+
+async def _prune(confirm: bool) -> dict[str, int]:
+    import asyncio
+
+    from app.bootstrap.service import open_service
+    from app.operations.audit import audited
+
+    async with open_service(settings_of_command(), door="command") as service:
+        action = "prune everything too old" if confirm else "prune"
+        async with audited(service.audit, service.clock.now_ms(), ACTOR, action, "") as act:
+            gone = await service.retention.prune(asyncio.sleep, confirmed=confirm) or {}
+            act.outcome = ", ".join(f"{count:,} {what}" for what, count in gone.items()) or "nothing"
+        return gone

@@ -1,0 +1,377 @@
+"""`profiles features …`: what is served; writing, testing and changing definitions; switching a feature off and on."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from app.cli.output import ACTOR, out, plain, print_json, progress, registry_option, run, settings_of_command
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.bootstrap.contract import Contract
+    from app.features.plan import Announced, Change, Definition
+    from app.profiles.difference import Difference
+    from app.profiles.trial import Trial
+    from app.stores.sqlite.database import Database
+
+UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+_reason = click.option("--reason", default="", help="Why, for the audit trail; no user's id.")
+_json = click.option("--json", "as_json", is_flag=True, help="For a program.")
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "json", "json-schema", "python", "typescript"]),
+    default="table",
+    help="json-schema, python and typescript export the contract for consumers.",
+)
+@registry_option
+@click.pass_context
+def features(context: click.Context, fmt: str, registry: str | None) -> None:
+    """List the features, or export their contract."""
+    if context.invoked_subcommand is not None:
+        context.default_map = {context.invoked_subcommand: {"registry": registry}}
+        return
+    from app.features.export import FORMATS, catalogue_entry
+
+    # A mirror that disagrees is mended with --format python, which therefore does not look at it.
+    contract = _contract(settings_of_command(), registry, own_mirror=fmt != "python")
+    if fmt in FORMATS:
+        click.echo(FORMATS[fmt](contract.registry, contract.mirror), nl=False)
+    elif fmt == "json":
+        print_json({"features": [catalogue_entry(entry) for entry in contract.registry]})
+    else:
+        _show_table(contract)
+
+
+def _show_table(contract: Contract) -> None:
+    from rich.table import Column, Table
+
+    from app.features.clock import spoken
+
+    texts = [Column(heading, overflow="fold") for heading in ("window", "TTL", "default", "reads", "description")]
+    table = Table(*(Column(heading, no_wrap=True) for heading in ("name", "dtype")), *texts)
+    for entry in contract.registry:
+        table.add_row(
+            entry.name,
+            entry.dtype,
+            spoken(entry.window),
+            spoken(entry.ttl),
+            json.dumps(entry.default),
+            ", ".join(entry.relations),
+            plain(entry.description),
+        )
+    out().print(table)
+
+
+def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
+    found = re.fullmatch(r"([0-9]{1,6})([dhm])", text)
+    if found is None or not int(found[1]):
+        raise click.BadParameter("must be a whole number of days, hours or minutes, as 7d, 12h or 30m")
+    return int(found[1]) * UNITS[found[2]]
+
+
+@features.command()
+@click.argument("name")
+@click.option(
+    "--from",
+    "relation",
+    type=click.Choice(["feedback", "views"]),
+    required=True,
+    help="What its SQL reads: feedback, or the tips that were served.",
+)
+@click.option("--dtype", type=click.Choice(["float", "int", "str"]), required=True)
+@click.option("--window", callback=_duration, required=True, help="How far back it looks, as 7d, 12h or 30m.")
+@click.option("--ttl", callback=_duration, default="1h", show_default=True, help="How long a value may be cached.")
+def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> None:
+    """Print a new entry to begin with.
+
+    It is a module with a registry of the feature NAME alone, and in a comment the feature's line of the mirror.
+    """
+    from app.features.scaffold import scaffold
+
+    click.echo(scaffold(name, relation, dtype, window, ttl), nl=False)
+
+
+@features.command()
+@click.argument("names", nargs=-1)
+@registry_option
+@_json
+def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
+    """Run the examples of features.
+
+    They stand beside the definitions; those of NAMES, or all, are run on an empty database. Exit code 1 if a value is
+    not the expected one.
+    """
+    from app.stores.sqlite.feature_examples import run_examples
+
+    settings = settings_of_command()
+    contract = _contract(settings, registry)
+    mask = contract.registry.mask(names) if names else contract.registry.full_mask
+    found = run(run_examples(contract.registry, mask, settings.statement_timeout_ms / 1000))
+    if as_json:
+        print_json([item._asdict() for item in found])
+    else:
+        for item in found:
+            count = f"{item.examples} example{'s' if item.examples > 1 else ''}" if item.examples else "no examples"
+            state = f", {len(item.failures)} FAILED" if item.failures else " ok" if item.examples else ""
+            click.echo(f"{item.feature}: {count}{state}")
+            for failure in item.failures:
+                click.echo(f"  {failure}")
+    sys.exit(1 if any(item.failures for item in found) else 0)
+
+
+@features.command()
+@registry_option
+@_json
+def plan(registry: str | None, as_json: bool) -> None:
+    """Show what would change if the registry were served.
+
+    It is compared with what running processes serve, or else with what was served last: which features change, for how
+    many users they are computed anew, and at what cost. Nothing is written. Exit code 1 if a consumer or the start of a
+    process would fail: a feature is removed, its dtype changes, or its SQL fails for stored users.
+    """
+    settings = settings_of_command()
+    found = run(_plan(settings, _contract(settings, registry)))
+    if as_json:
+        print_json(found)
+    else:
+        _show_plan(found)
+    sys.exit(1 if found["breaks"] else 0)
+
+
+async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
+    from app.features.clock import rfc3339
+    from app.features.plan import changes, definitions_of
+    from app.profiles.trial import SAMPLE, try_features
+    from app.stores.sqlite.feature_check import check_features
+    from app.stores.sqlite.source import SqliteSource
+    from app.stores.sqlite.users import SqliteUsers
+    from app.stores.system_clock import SystemClock
+
+    clock, registry = SystemClock(), contract.registry
+    async with _database(settings) as database:
+        await database.read(lambda connection: check_features(registry, connection))
+        served = await _served(database, clock.now_ms())
+        before = served[-1] if served else None
+        found = changes(before.definitions if before else (), definitions_of(registry))
+        recomputed = registry.known_mask(item.feature for item in found if item.recomputed)
+        users = SqliteUsers(database)
+        source = SqliteSource(database, registry, timeout_s=settings.statement_timeout_ms / 1000)
+        trials = {
+            registry.names[trial.feature]: trial
+            for trial in await try_features(source, registry, recomputed, await users.newest_users(SAMPLE), clock)
+        }
+        shown = [
+            _planned(item, trials.get(item.feature), await _affected(users, contract, item, clock.now_ms()))
+            for item in found
+        ]
+    return {
+        "registry": registry.fingerprint,
+        "compared_with": before.fingerprint if before else None,
+        "last_seen": rfc3339(before.last_seen_ms) if before else None,
+        "also_running": [item.fingerprint for item in served[:-1]],
+        "changes": shown,
+        "breaks": any(item["breaks"] for item in shown),
+    }
+
+
+async def _affected(users: Any, contract: Contract, change: Change, now_ms: int) -> int:
+    if not change.recomputed:
+        return 0
+    return int(await users.count_eligible(now_ms - contract.registry.named(change.feature).window_ms))
+
+
+def _planned(change: Change, trial: Trial | None, users: int) -> dict[str, Any]:
+    error = trial.error if trial is not None else None
+    us_per_user = trial.us_per_user if trial is not None else None
+    return {
+        "feature": change.feature,
+        "change": change.kind,
+        "details": [*change.details, *([f"fails: {error}"] if error else [])],
+        "breaks": change.breaks or error is not None,
+        "recomputed_users": users,
+        "us_per_user": None if us_per_user is None else round(us_per_user, 1),
+        "total_s": None if us_per_user is None else round(us_per_user * users / 1e6, 1),
+    }
+
+
+def _show_plan(found: dict[str, Any]) -> None:
+    if found["compared_with"] is None:
+        click.echo("No process has served a registry yet; every feature is new.")
+    else:
+        click.echo(f"Registry {found['registry']} against {found['compared_with']}, last seen {found['last_seen']}.")
+    if found["also_running"]:
+        click.echo(f"Running processes differ: others serve {', '.join(found['also_running'])}.")
+    if not found["changes"]:
+        same = found["compared_with"] == found["registry"]
+        click.echo("Nothing changes." if same else "Nothing changes but the order of the features.")
+    for item in found["changes"]:
+        details = f": {'; '.join(item['details'])}" if item["details"] else ""
+        click.echo(f"{'BREAKS  ' if item['breaks'] else ''}{item['feature']} {item['change']}{details}")
+        if item["recomputed_users"]:
+            cost = ""
+            if item["total_s"] is not None:
+                total = f"about {item['total_s']:,g} s" if item["total_s"] >= 1 else "less than 1 s"
+                cost = f": {total} of computing, {item['us_per_user']:,g} µs each"
+            click.echo(f"  computed anew for up to {item['recomputed_users']:,} users{cost}")
+
+
+@features.command()
+@click.argument("name")
+@click.option("--users", "count", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same users.")
+@registry_option
+@_json
+def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) -> None:
+    """Compare a feature with its last definition.
+
+    NAME is computed by its new definition and by the one that was served last, for users drawn at random. Nothing is
+    written. Exit code 5 if the feature was never served by another definition.
+    """
+    settings = settings_of_command()
+    contract = _contract(settings, registry)
+    contract.registry.mask([name])
+    found = run(_diff(settings, contract, name, count, seed))
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+    else:
+        for line in found.lines():
+            click.echo(line)
+
+
+async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:
+    from random import Random
+
+    from app.errors import NotFound, RegistryError
+    from app.features.plan import feature_of
+    from app.features.registry import Registry
+    from app.profiles.difference import compare
+    from app.stores.sqlite.feature_check import check_features
+    from app.stores.sqlite.source import SqliteSource
+    from app.stores.sqlite.users import SqliteUsers
+    from app.stores.system_clock import SystemClock
+
+    clock, entry = SystemClock(), contract.registry.named(name)
+    async with _database(settings) as database:
+        served = await _served(database, clock.now_ms(), every=True)
+        before = _last_other(served, name, entry.fingerprint)
+        if before is None:
+            known = any(item.name == name for registry in served for item in registry.definitions)
+            unchanged = f"{name} is served by this definition, and never was by another"
+            raise NotFound((unchanged if known else f"no process has served {name} yet") + "; nothing to compare")
+        await database.read(lambda connection: check_features(Registry([entry]), connection))
+        try:
+            await database.read(lambda connection: check_features(Registry([feature_of(before)]), connection))
+        except RegistryError as error:
+            raise NotFound(f"the definition that was served last cannot be computed any more: {error}") from error
+        timeout_s = settings.statement_timeout_ms / 1000
+        with progress("users") as bar:
+            task = bar.add_task("comparing", total=count)
+            return await compare(
+                feature_of(before),
+                entry,
+                lambda one: SqliteSource(database, one, timeout_s=timeout_s),
+                SqliteUsers(database),
+                count=count,
+                random=Random(seed),  # noqa: S311  # a sample, no secret
+                clock=clock,
+                tell=lambda done: bar.update(task, completed=done),
+            )
+
+
+def _last_other(served: list[Announced], name: str, fingerprint: str) -> Definition | None:
+    """The definition of a feature that was served last, of those with another fingerprint."""
+    for known in reversed(served):
+        for item in known.definitions:
+            if item.name == name and item.fingerprint != fingerprint:
+                return item
+    return None
+
+
+@features.command()
+@click.argument("name")
+@_reason
+def disable(name: str, reason: str) -> None:
+    """Serve a feature as null, everywhere.
+
+    Every process does so within a second. Cached values are kept, and served again once the feature NAME is enabled.
+    """
+    run(_switch(name, reason, on=False))
+    click.echo(f"{name} is disabled: it is served as null until `profiles features enable {name}`")
+
+
+@features.command()
+@click.argument("name")
+@_reason
+def enable(name: str, reason: str) -> None:
+    """Serve a disabled feature again."""
+    run(_switch(name, reason, on=True))
+    click.echo(f"{name} is enabled")
+
+
+async def _switch(name: str, reason: str, *, on: bool) -> None:
+    from app.api.admin.reasons import reason_problem
+    from app.errors import InvalidInput, Issue
+    from app.operations.audit import audited
+    from app.stores.sqlite.audit_trail import SqliteAuditTrail
+    from app.stores.sqlite.registries import SqliteRegistries
+    from app.stores.system_clock import SystemClock
+
+    if (wrong := reason_problem(reason)) is not None:
+        raise InvalidInput("the reason is not allowed", [Issue("--reason", wrong)])
+    settings, now_ms = settings_of_command(), SystemClock().now_ms()
+    async with _database(settings) as database:
+        registries = SqliteRegistries(database)
+        # What processes serve counts first: a feature can be switched when this command knows another registry, or one
+        # that cannot be loaded.
+        if not any(item.name == name for known in await registries.announced() for item in known.definitions):
+            _contract(settings, None).registry.mask([name])
+        action = "enable feature" if on else "disable feature"
+        async with audited(SqliteAuditTrail(database), now_ms, ACTOR, action, name) as act:
+            act.outcome = await registries.switch(name, ACTOR, reason, now_ms, on=on)
+
+
+def _contract(settings: Settings, registry: str | None, *, own_mirror: bool = True) -> Contract:
+    from app.bootstrap.contract import load_contract
+
+    return load_contract(settings, registry, own_mirror=own_mirror)
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    """The database alone: no process is announced, nothing is cached."""
+    from app.stores.sqlite.database import Database
+
+    database = await Database.open(settings.database, settings.readers)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def _served(database: Database, now_ms: int, *, every: bool = False) -> list[Announced]:
+    """The registries that running processes serve, or else the one seen last, or `every` one; the newest last."""
+    from app.operations.overview import ALIVE_MS
+    from app.stores.sqlite.registries import SqliteRegistries
+    from app.stores.sqlite.samples import SqliteSamples
+
+    known = await SqliteRegistries(database).announced()
+    if every:
+        return known
+    record = await SqliteSamples(database).since(now_ms - ALIVE_MS)
+    newest = {sample.process: sample for sample in record.samples}.values()
+    running = {sample.registry for sample in newest if not sample.stopped}
+    return [item for item in known if item.fingerprint in running] or known[-1:]

@@ -1,0 +1,172 @@
+"""`profiles history`: a training set, by the same SQL that serves the online read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import click
+
+from app.cli.look import check_user, moment_ms
+from app.cli.output import progress, run, say, settings_of_command, stop_on_sigterm
+from app.errors import InvalidInput, Issue
+
+if TYPE_CHECKING:
+    from app.features.registry import Feature
+    from app.profiles.history.validation import Moments
+    from app.profiles.ports import Asked
+    from app.stores.training_set.input import Block, Rows
+    from app.stores.training_set.output import TrainingSetWriter
+
+SAMPLE = 1_000
+Values = tuple[bytes, ...]
+
+
+class _Options(NamedTuple):
+    features: Sequence[str]
+    before: bool
+    known_at: int | Literal["as_of"] | None
+
+
+class _Result(NamedTuple):
+    """`failed`: why features are null in some rows. `late`: the share of rows without values for late arrivals."""
+
+    rows: int
+    failed: dict[str, str]
+    late: float
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="*.csv, *.ndjson or *.parquet; standard output: CSV.",
+)
+@click.option("--features", multiple=True, metavar="A,B", help="Only these; may be given repeatedly.")
+@click.option("--before", is_flag=True, help="Leave out events at as_of itself, which count otherwise.")
+@click.option("--known-at", help="Leave out events that arrived after this time; `as_of`: after each row's moment.")
+def history(file: Path, output: Path | None, features: tuple[str, ...], before: bool, known_at: str | None) -> None:
+    """Build a training set: add to each row of FILE the features of its user_id at its as_of.
+
+    FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. All columns are kept, in order and with their
+    values. In Parquet output as_of is a timestamp; other columns have the type that they have in Parquet, and are text
+    from CSV, and numbers, booleans or text (if mixed or nested, too) from newline-delimited JSON. The SQL is that of
+    the online read, and no row sees anything later than its own moment.
+    """
+    from app.stores.training_set.input import open_rows
+    from app.stores.training_set.output import writer_for
+
+    known = moment_ms(known_at, "--known-at") if known_at not in (None, "as_of") else known_at
+    options = _Options([name for names in features for name in names.split(",")], before, known)  # type: ignore[arg-type]
+    stop_on_sigterm()
+    with open_rows(file) as rows, writer_for(output) as writer, progress("rows", shown=output is not None) as bar:
+        task = bar.add_task("computing", total=None)
+        result = run(_history(rows, options, writer, lambda count: bar.update(task, completed=count)))
+    if output is not None:
+        say(f"{result.rows} rows written to {output}")
+    for name, reason in result.failed.items():
+        say(f"{name} is null in some rows: {reason}", level="warning", before="warning: ")
+    if result.late > 0.5:
+        say(
+            f"{result.late:.0%} of the rows have no values because every event up to their moment arrived too late for "
+            "--known-at; load imported events with `profiles events --historical`, or leave out --known-at",
+            level="warning",
+            before="warning: ",
+        )
+    sys.exit(1 if result.failed else 0)
+
+
+async def _history(
+    rows: Rows, options: _Options, writer: TrainingSetWriter, on_progress: Callable[[int], None]
+) -> _Result:
+    from app.bootstrap.service import open_service
+    from app.features.registry import encode_value, indices
+    from app.profiles.history.validation import Moments
+    from app.profiles.online.fill import failures
+    from app.stores.training_set.columns import KINDS, NULL, JsonColumn
+
+    count, failed = 0, dict[str, str]()
+    async with open_service(settings_of_command(), door="command") as service:
+        registry, reader = service.contract.registry, service.reader
+        mask = registry.mask(options.features) if options.features else registry.full_mask
+        features = {index: registry[index] for index in indices(mask)}
+        _check_names(rows.names, features.values())
+        moments = Moments(registry, service.settings.retention_days, service.clock)
+        late = _LateArrivals(tuple(encode_value(entry.dtype, entry.default) or NULL for entry in features.values()))
+
+        for block in rows.blocks:
+            asked = _asked(block, mask, options, moments)
+            profiles = await reader.read_as_of(asked)
+            failed = failures(registry, profiles) | failed
+            values = {index: [profile[index].json for profile in profiles] for index in features}
+            late.note(asked, zip(*values.values(), strict=True))
+            computed = {entry.name: JsonColumn(values[index], KINDS[entry.dtype]) for index, entry in features.items()}
+            writer.write({**block.columns, **computed})
+            on_progress(count := count + len(asked))
+
+        profiles = await reader.read_as_of(late.sample())
+        return _Result(count, failed, late.share([tuple(row[index].json for index in features) for row in profiles]))
+
+
+def _check_names(names: Sequence[str], features: Iterable[Feature]) -> None:
+    issues = [Issue(entry.name, "is a feature, too; rename the column") for entry in features if entry.name in names]
+    if issues:
+        raise InvalidInput("columns of the input are named like features", issues)
+
+
+def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list[Asked]:
+    """What to compute; raises `InvalidInput`, naming the first row that is not allowed."""
+    from app.features.ids import id_problem
+    from app.profiles.ports import Asked
+
+    asked: list[Asked] = []
+    for number, user, at in zip(block.numbers, block.user_ids, block.moments, strict=True):
+        place = f"{block.place} {number}"
+        if user is None or at is None:
+            missing = "user_id" if user is None else "as_of"
+            raise InvalidInput("a row is not allowed", [Issue(f"{place}, {missing}", "missing, or not text")])
+        if id_problem(user) is not None:  # the import within `check_user` costs more than the look
+            check_user(user, f"{place}, user_id")
+        at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - options.before
+        asked.append(Asked(user, mask, at_ms, at_ms if options.known_at == "as_of" else options.known_at))
+    times = [row.now_ms or 0 for row in asked]
+    if any(moments.problem(at_ms, asked[0].known_ms, mask) for at_ms in (min(times), max(times))):
+        for number, row in zip(block.numbers, asked, strict=True):
+            if (problem := moments.problem(row.now_ms or 0, row.known_ms, mask)) is not None:
+                place = f"{block.place} {number}, as_of" if problem.path == "as_of" else "--known-at"
+                raise InvalidInput("a moment is not allowed", [Issue(place, problem.detail)])
+    return asked
+
+
+class _LateArrivals:
+    """Rows that have no values because every event up to their moment arrived after it, counted by a sample."""
+
+    def __init__(self, defaults: Values) -> None:
+        self._defaults = defaults
+        self._rows = self._empty = 0
+        self._sample: list[Asked] = []
+        self._random = Random(1)  # noqa: S311  # no secret
+
+    def note(self, asked: Sequence[Asked], values: Iterable[Values]) -> None:
+        self._rows += len(asked)
+        for row, found in zip(asked, values, strict=True):
+            if row.known_ms is None or found != self._defaults:
+                continue
+            self._empty += 1
+            if len(self._sample) < SAMPLE:
+                self._sample.append(row)
+            elif (place := self._random.randrange(self._empty)) < SAMPLE:
+                self._sample[place] = row
+
+    def sample(self) -> list[Asked]:
+        """Rows without values, to be computed again whenever their events arrived; none if most rows have values."""
+        return [row._replace(known_ms=None) for row in self._sample] if self._empty * 2 > self._rows else []
+
+    def share(self, values: Sequence[Values]) -> float:
+        """Given the values of the sample, the share of all rows."""
+        late = sum(found != self._defaults for found in values)
+        return late / len(values) * self._empty / self._rows if late else 0.0

@@ -1,0 +1,1 @@
+"""Batching, load estimates and admission control, independent of the domain."""

@@ -1,0 +1,1 @@
+"""Comparing cached values with a recomputation."""

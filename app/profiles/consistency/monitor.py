@@ -1,0 +1,121 @@
+"""The running audit: a worker checks the users of some recent events, 1 s, 1 min and 5 min after each.
+
+Bounded: every second at most so many users are taken from the newest events, at random, so there are never more checks
+to come than that allows for the longest delay. What a stop of the worker cuts short is not made up for: the audit
+samples. Invariant: nothing that goes wrong here ends the loop or reaches an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import NamedTuple
+
+from app.errors import Unavailable
+from app.features.clock import Clock
+from app.profiles.consistency.checker import Auditor, tell
+from app.profiles.ports import Recent
+from app.telemetry import Metrics, logger, warn
+
+DELAYS = (("1s", 1.0), ("1min", 60.0), ("5min", 300.0))
+ROUND_S = 1.0
+NEWEST = 200
+AT_ONCE = 16
+# A round that comes so late has not measured what its name says: the machine slept, or the database did not answer.
+LATE_S = 10.0
+log = logger("profiles.consistency")
+
+
+class Check(NamedTuple):
+    """A check to come: `due` on the monotonic clock, so long (`after`) after the event `seq`."""
+
+    due: float
+    after: str
+    user_id: str
+    seq: int
+
+
+class ConsistencyWatch:
+    """One per worker; `users_per_s` 0 watches nothing."""
+
+    def __init__(
+        self,
+        *,
+        auditor: Auditor,
+        users_per_s: int,
+        random: Random,
+        clock: Clock,
+        metrics: Metrics,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._auditor = auditor
+        self._events = auditor.events
+        self._users_per_s = users_per_s
+        self._random = random
+        self._clock = clock
+        self._metrics = metrics
+        self._pause = pause
+        self._position: int | None = None
+        self._to_come: list[Check] = []
+        self._failing = False
+
+    async def keep_watching(self) -> None:
+        """Take in and check, every second. Runs until cancelled."""
+        while self._users_per_s:
+            try:
+                await self.round()
+                self._failing = False
+            except Unavailable as error:
+                (log.debug if self._failing else warn(log, error))("audit_put_off", error=str(error))
+                self._failing = True
+            except Exception:
+                log.exception("audit_failed")
+            await self._pause(ROUND_S)
+
+    async def round(self) -> None:
+        """Take some of the newest events in, and make the checks that are due. Raises `StoreUnavailable`."""
+        if self._position is None:
+            self._position = await self._events.newest_seq()
+        newest = await self._events.since(self._position, NEWEST)
+        if newest:
+            self._position = newest[0].seq
+            self._take(newest)
+        due = self._due()
+        for start in range(0, len(due), AT_ONCE):
+            await self._check(due[start : start + AT_ONCE])
+
+    def _take(self, newest: Sequence[Recent]) -> None:
+        by_user = {item.user_id: item for item in reversed(newest)}  # of each user the newest
+        chosen = self._random.sample(list(by_user.values()), min(self._users_per_s, len(by_user)))
+        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        for item in chosen:
+            # Rounds are a second apart, and the wall clock may have been set meanwhile.
+            age_s = min(max(0.0, (now_ms - item.received_at_ms) / 1000), ROUND_S)
+            for after, delay_s in DELAYS:
+                heapq.heappush(self._to_come, Check(now - age_s + delay_s, after, item.user_id, item.seq))
+
+    def _due(self) -> list[Check]:
+        now = self._clock.monotonic()
+        due = []
+        while self._to_come and self._to_come[0].due <= now:
+            check = heapq.heappop(self._to_come)
+            if now - check.due > LATE_S:
+                self._metrics.consistency_checks.labels(check.after, "unchecked").inc()
+            else:
+                due.append(check)
+        return due
+
+    async def _check(self, checks: Sequence[Check]) -> None:
+        verdicts = await self._auditor.check(list(dict.fromkeys(check.user_id for check in checks)))
+        by_user = {verdict.user_id: verdict for verdict in verdicts}
+        for check in checks:
+            self._metrics.consistency_checks.labels(check.after, by_user[check.user_id].outcome).inc()
+        for verdict in verdicts:
+            if verdict.untrue:
+                of = [check for check in checks if check.user_id == verdict.user_id]
+                tell(verdict, self._metrics, after=of[0].after, event_seq=of[0].seq)
+        if repaired := await self._auditor.repair(verdicts):
+            self._metrics.consistency_repairs.inc(repaired)
+            log.warning("untrue_values_dropped", values=repaired)

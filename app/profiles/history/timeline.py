@@ -1,0 +1,43 @@
+"""Development: how a user's features came to be what they are, one point a day, by the SQL that serves them.
+
+Invariant: a point is there only where the whole window before it is kept; half a window would look right and not be.
+Every event known today counts, also one that arrived late: what was the case, not what was known then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from app.features.clock import DAY_MS
+from app.profiles.history.validation import Moments
+from app.profiles.online.fill import Profile
+from app.profiles.ports import Asked
+
+DAYS = 30
+
+
+class Point(NamedTuple):
+    """A user at a moment; a feature whose window reaches back beyond kept history is absent."""
+
+    at_ms: int
+    profile: Profile
+
+
+def daily(moments: Moments, now_ms: int) -> list[tuple[int, int]]:
+    """The last 30 moments a day apart, oldest first, the last of them now; each with the mask of what can be told."""
+    width = len(moments.registry)
+    found: list[tuple[int, int]] = []
+    for days_ago in range(DAYS - 1, -1, -1):
+        at_ms = now_ms - days_ago * DAY_MS
+        found.append((at_ms, sum(1 << index for index in range(width) if not moments.problem(at_ms, None, 1 << index))))
+    return found
+
+
+async def development(
+    read_as_of: Callable[[list[Asked]], Awaitable[list[Profile]]], moments: Moments, user_id: str, now_ms: int
+) -> list[Point]:
+    """A point a day. `read_as_of`: as `ProfileReader.read_as_of`. Raises `StoreUnavailable`."""
+    asked = [Asked(user_id, mask, at_ms) for at_ms, mask in daily(moments, now_ms)]
+    profiles = await read_as_of(asked)
+    return [Point(row.now_ms or 0, profile) for row, profile in zip(asked, profiles, strict=True)]

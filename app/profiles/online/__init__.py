@@ -1,0 +1,1 @@
+"""The read path: batching, local cache, cache protocol and computation."""

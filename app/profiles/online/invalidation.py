@@ -1,0 +1,154 @@
+"""Invalidation: delete the keys an event made untrue, or record that it is owed; and settle what is owed.
+
+Invariant: `invalidate` returns only when either the DEL was confirmed, or the debt is committed and every older look
+of every trust gate has expired. So whoever answers after it keeps the promise to read one's own events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+
+from app.errors import CacheUnavailable, StoreUnavailable
+from app.features.clock import Clock
+from app.profiles.codec import decode
+from app.profiles.online.trust import HOLD_BACK_S
+from app.profiles.ports import Cache, Cell, OwedInvalidations
+from app.telemetry import Metrics, logger
+
+SETTLE_CHUNK = 200
+SETTLE_EVERY_S = 0.5
+RETRY_AFTER_S = 0.1
+log = logger("profiles.invalidate")
+
+Stale = Mapping[str, Collection[str]]
+
+
+class Invalidator:
+    """Drops cells, and keeps the books where it cannot."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        owed: OwedInvalidations,
+        clock: Clock,
+        metrics: Metrics,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._cache = cache
+        self._owed = owed
+        self._clock = clock
+        self._metrics = metrics
+        self._pause = pause
+        self._wake = asyncio.Event()
+
+    async def invalidate(self, stale: Stale) -> bool:
+        """Make the features named per user untrue in the cache, after the commit that made them so.
+
+        Returns:
+            True where the keys are gone; False where the debt is recorded instead.
+
+        Raises:
+            StoreUnavailable: when neither could be done; the caller must not acknowledge.
+        """
+        if not stale:
+            return True
+        try:
+            if not self._cache.available:
+                raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+            await self._cache.drop([Cell(user_id, name) for user_id, names in stale.items() for name in names])
+        except CacheUnavailable as error:
+            await self._owed.owe(stale.keys(), self._clock.now_ms())
+            self._metrics.invalidations.labels("owed").inc(len(stale))
+            log.warning("invalidation_owed", users=len(stale), error=str(error))
+            await self._hold_back()
+            return False
+        self._metrics.invalidations.labels("dropped").inc(len(stale))
+        return True
+
+    async def make_good(self) -> bool:
+        """Settle a debt that the caller has recorded itself; as `invalidate` where that cannot be done now."""
+        try:
+            if not self._cache.available:
+                raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+            await self.settle()
+        except CacheUnavailable as error:
+            log.warning("invalidation_owed", users=1, error=str(error))
+            await self._hold_back()
+            return False
+        return True
+
+    async def _hold_back(self) -> None:
+        self._wake.set()
+        # A look that began just before the debt was committed is good for 50 ms; it must not outlive our answer.
+        await self._pause(HOLD_BACK_S)
+
+    async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
+        """Drop values that were computed before an event: user to feature to the event's sequence number.
+
+        For events whose DEL is known to have been made: a good fill since then stays, a value that should not be
+        there goes and is counted. Raises `CacheUnavailable`.
+        """
+        cells = {Cell(user_id, name): seq for user_id, names in stale.items() for name, seq in names.items()}
+        if not cells:
+            return
+        order = list(cells)
+        epoch, held = await self._cache.read(order)
+        old = [
+            (cell, raw)
+            for cell, raw in zip(order, held, strict=True)
+            if raw is not None and (value := decode(raw)) is not None and value.seq < cells[cell]
+        ]
+        if old:
+            dropped = await self._cache.drop_exactly(epoch, old)
+            self._metrics.stale_dropped.inc(dropped)
+            log.warning("stale_values_dropped", values=dropped)
+
+    async def settle(self) -> int:
+        """Make every owed invalidation; how many were made. Raises `CacheUnavailable` or `StoreUnavailable`."""
+        total = 0
+        while True:
+            rows, features = await self._owed.pending(SETTLE_CHUNK)
+            if not rows:
+                self._metrics.owed.set(0)
+                return total
+            users = {row.user_id for row in rows}
+            # The rows go after the DEL, and by id: a debt recorded meanwhile for the same user stays.
+            await self._cache.drop([Cell(user_id, name) for user_id in users for name in features])
+            await self._owed.settled([row.id for row in rows])
+            self._metrics.invalidations.labels("settled").inc(len(users))
+            total += len(rows)
+
+    def wake(self) -> None:
+        """Something is owed: settle soon."""
+        self._wake.set()
+
+    async def keep_settling(self) -> None:
+        """Settle whenever woken, and once a second in any case. Runs until cancelled."""
+        while True:
+            try:
+                self._wake.clear()
+                if self._owed.any_owed():
+                    self._metrics.owed.set(1)
+                    if self._cache.available:
+                        settled = await self.settle()
+                        log.info("owed_invalidations_settled", rows=settled)
+                    else:
+                        self._wake.set()
+                else:
+                    self._metrics.owed.set(0)
+            except (CacheUnavailable, StoreUnavailable) as error:
+                log.debug("settling_failed", error=str(error))
+                self._wake.set()
+            except Exception:  # a defect; reads compute meanwhile, but what is owed must still be settled
+                log.exception("settling_failed")
+                self._wake.set()
+            if self._wake.is_set():
+                await self._pause(RETRY_AFTER_S)
+            else:
+                # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SETTLE_EVERY_S):
+                        await self._wake.wait()

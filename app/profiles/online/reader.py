@@ -1,0 +1,196 @@
+"""Reading profiles: hits from the cache, misses computed once and filled, everything computed where the cache is away.
+
+Plain reads look into the process's own memory first (`app.profiles.online.local_cache`); the rest is read in groups
+(`app.profiles.online.request_batching`). Invariant: a hit, near or not, is served only while the trust gate holds.
+Must not know Redis or SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from app.concurrency.overload_queue import Turns
+from app.errors import Overloaded
+from app.features.registry import Registry, indices
+from app.profiles.online.compute import Computation
+from app.profiles.online.feature_mask import Shapes
+from app.profiles.online.fill import Filler, Profile, Reading
+from app.profiles.online.local_cache import NearCache
+from app.profiles.online.request_batching import GROUP_CAP, Groups, Wanted
+from app.profiles.online.trust import TrustGate
+from app.profiles.ports import Asked, Cache
+from app.telemetry import Metrics
+
+NULL = b"null"
+WAIT_S = 1.0  # where too much is to be computed: for the look into the cache's server
+
+
+class ProfileReader:
+    """Answers masks of features for users. One per process."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        gate: TrustGate,
+        computation: Computation,
+        filler: Filler,
+        registry: Registry,
+        metrics: Metrics,
+        near: NearCache | None = None,
+    ) -> None:
+        """Without `near` every hit comes from the cache's server."""
+        self._cache = cache
+        self._gate = gate
+        self._near = near
+        self._turns = Turns(WAIT_S)
+        self._computation = computation
+        self._availability = computation.availability
+        self._metrics = metrics
+        self._groups = Groups(
+            cache=cache,
+            gate=gate,
+            computation=computation,
+            filler=filler,
+            shapes=Shapes(registry),
+            metrics=metrics,
+            near=near,
+        )
+
+    async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
+        """Read each user's mask of features, as of now or later than the last acknowledged event.
+
+        Who is `patient` is never sent away.
+
+        Raises:
+            StoreUnavailable: when values must be computed and the database does not answer.
+            Overloaded: when values must be computed and too much waits for that.
+        """
+        off = self._availability.disabled
+        if not off:
+            return await self._in_pieces(wanted, plain=False, patient=patient)
+        found = await self._in_pieces(_without(wanted, off), plain=False, patient=patient)
+        nulls = {
+            index: Reading(NULL, item.at_ms, None, False, str(item))
+            for index, item in self._availability.disabled_features().items()
+        }
+        return {
+            user_id: found.get(user_id, {}) | {index: nulls[index] for index in indices(mask & off)}
+            for user_id, mask in wanted.items()
+        }
+
+    async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
+        """As `read`, but of each feature only the value, as JSON, in the order of the registry."""
+        off = self._availability.disabled
+        if off:
+            found = await self._read_values(_without(wanted, off))
+            return {user_id: _with_nulls(found.get(user_id, ()), mask, off) for user_id, mask in wanted.items()}
+        return await self._read_values(wanted)
+
+    async def _read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
+        near = self._near_hits(wanted)
+        if len(near) == len(wanted):
+            return near
+        return near | await self._read_far_values({user: mask for user, mask in wanted.items() if user not in near})
+
+    async def read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
+        """As `read_values`, for users of whom it is known that they are not near."""
+        off = self._availability.disabled
+        if off:
+            found = await self._read_far_values(_without(wanted, off))
+            return {user_id: _with_nulls(found.get(user_id, ()), mask, off) for user_id, mask in wanted.items()}
+        return await self._read_far_values(wanted)
+
+    async def _read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
+        if len(wanted) <= GROUP_CAP:
+            if self._computation.overloaded:
+                await self._turn()
+            return await self._groups.join(wanted, plain=True)
+        return await self._in_pieces(wanted, plain=True)
+
+    def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
+        """What `read_values` would give for one user, where it is at hand without waiting."""
+        off = mask & self._availability.disabled
+        if off == mask:
+            return [NULL] * mask.bit_count()
+        near = self._trusted_near()
+        values = near.find(user_id, mask & ~off) if near is not None else None
+        if values is not None:
+            self._count_near(len(values))
+        return _with_nulls(values, mask, off) if off and values is not None else values
+
+    async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
+        """Compute past moments, uncached, in the order asked. Cancelled, it interrupts its statement.
+
+        Raises:
+            Overloaded: too much waits already.
+            StoreUnavailable: when the database does not answer, or the process stops.
+        """
+        overloaded = self._computation.history_overloaded
+        if overloaded(len(asked)) and (not await self._turns.wait() or overloaded(len(asked))):
+            raise Overloaded("history")
+        outcomes = await self._computation.moments(asked)
+        return [
+            {
+                index: Reading(outcome.json, row.now_ms or 0, None, False, outcome.error)
+                for index, outcome in computed.items()
+            }
+            for row, computed in zip(asked, outcomes, strict=True)
+        ]
+
+    @property
+    def history_overloaded(self) -> bool:
+        """Whether `read_as_of` would refuse any request now."""
+        return self._computation.history_overloaded()
+
+    async def close(self) -> None:
+        """Finish what was begun, background fills included."""
+        await self._turns.close()
+        await self._groups.close()
+        await self._computation.close()
+
+    async def _in_pieces(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        pairs = iter(wanted.items())
+        if self._computation.overloaded and not patient:
+            await self._turn()
+        while piece := dict(islice(pairs, GROUP_CAP)):
+            answer.update(await self._groups.join(piece, plain=plain, patient=patient or bool(answer)))
+        return answer
+
+    async def _turn(self) -> None:
+        """Wait for a turn: one that the cache's server holds is answered then, and others if there is room by now."""
+        if not await self._turns.wait():
+            raise Overloaded("reads")
+
+    def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
+        near = self._trusted_near()
+        if near is None:
+            return {}
+        found = {
+            user_id: values for user_id, mask in wanted.items() if (values := near.find(user_id, mask)) is not None
+        }
+        self._count_near(sum(map(len, found.values())))
+        return found
+
+    def _trusted_near(self) -> NearCache | None:
+        # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
+        near = self._near
+        return near if near is not None and self._cache.available and self._gate.holds() else None
+
+    def _count_near(self, values: int) -> None:
+        self._metrics.cache_hits.inc(values)
+        self._metrics.near_hits.inc(values)
+
+
+def _without(wanted: Wanted, off: int) -> dict[str, int]:
+    """What is left to be read; a user of whom only disabled features are wanted is not."""
+    return {user_id: mask & ~off for user_id, mask in wanted.items() if mask & ~off}
+
+
+def _with_nulls(values: Sequence[bytes], mask: int, off: int) -> Sequence[bytes]:
+    """The values of `mask & ~off` with a null in the place of each feature that is off."""
+    read = iter(values)
+    return [NULL if off >> index & 1 else next(read) for index in indices(mask)]

@@ -1,0 +1,253 @@
+"""Groups: requests of one tick of the event loop, which share one MGET.
+
+Their misses share one statement, and concurrent misses of a cell under one token share one computation
+(`app.profiles.online.single_flight`). A request that has every value is answered at once, whatever the others of its
+group wait for.
+Invariant: a hit is served only while the trust gate holds, asked when the group begins, which is after each of its
+requests did. Must not know Redis or SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from app.errors import CacheUnavailable, Overloaded
+from app.features.registry import indices
+from app.profiles.online.compute import Computation
+from app.profiles.online.feature_mask import Shapes
+from app.profiles.online.fill import Filler, Missing, Profile, Reading, own_outcomes
+from app.profiles.online.local_cache import NearCache
+from app.profiles.online.single_flight import Boarding, Flights
+from app.profiles.online.trust import TrustGate
+from app.profiles.ports import Cache, Epoch
+from app.telemetry import Metrics
+
+GROUP_CAP = 256
+
+Wanted = Mapping[str, int]
+
+
+class _Request(NamedTuple):
+    """`plain`: answered with each feature's JSON; else with readings. `patient`: it is never sent away."""
+
+    wanted: Wanted
+    plain: bool
+    patient: bool
+    done: asyncio.Future[dict[str, Any]]
+
+    def answer(self, answer: dict[str, Any]) -> None:
+        if not self.done.done():
+            self.done.set_result(answer)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class _Group:
+    """Requests that will share one MGET."""
+
+    def __init__(self) -> None:
+        self.requests: list[_Request] = []
+        self.users = 0
+
+
+class Groups:
+    """The groups of one process."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        gate: TrustGate,
+        computation: Computation,
+        filler: Filler,
+        shapes: Shapes,
+        metrics: Metrics,
+        near: NearCache | None,
+    ) -> None:
+        self._cache = cache
+        self._gate = gate
+        self._computation = computation
+        self._filler = filler
+        self._shapes = shapes
+        self._metrics = metrics
+        self._near = near
+        self._open: _Group | None = None
+        # Kept, for to ask which loop is running costs a system call in Python 3.11.
+        self._loop = asyncio.get_running_loop()
+        self._flights = Flights(computation, filler)
+
+    async def close(self) -> None:
+        """Finish what was begun, background fills included."""
+        await self._flights.close()
+
+    def join(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
+        """Read at most `GROUP_CAP` users, together with whoever asks in this tick.
+
+        The future raises `StoreUnavailable`; or `Overloaded` where something must be computed, too much waits for that,
+        and it is not
+        `patient`.
+        """
+        request = _Request(wanted, plain, patient, self._loop.create_future())
+        group = self._open
+        if group is None or group.users + len(wanted) > GROUP_CAP:
+            group = self._open = _Group()
+            # It begins in the next turn of the loop; whoever asks until then is in it.
+            self._flights.spawn(self._serve(group))
+        group.requests.append(request)
+        group.users += len(wanted)
+        return request.done
+
+    async def _serve(self, group: _Group) -> None:
+        if self._open is group:
+            self._open = None
+        waiting = group.requests
+        try:
+            if not self._cache.available:
+                await self._degrade(waiting, "unavailable")
+            elif not self._gate.holds():
+                await self._degrade(waiting, "owed")
+            else:
+                shapes = self._shapes
+                mark = self._near.mark() if self._near is not None else 0
+                epoch, held = await self._cache.read_rows(
+                    [
+                        (user_id, shapes[mask].features)
+                        for request in waiting
+                        for user_id, mask in request.wanted.items()
+                    ]
+                )
+                waiting, profiles, missing = self._answer_hits(waiting, held, mark)
+                if missing:
+                    await self._fill_in(epoch, missing, profiles)
+                self._answer(waiting, profiles)
+        except CacheUnavailable:
+            await self._degrade(waiting, "unavailable")
+        except BaseException as error:
+            for request in waiting:
+                request.fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _answer_hits(
+        self, requests: list[_Request], held: list[bytes | None], mark: int
+    ) -> tuple[list[_Request], dict[str, Profile], list[Missing]]:
+        """Step 1: answer what has every value. The rest is returned, with what was found for it and what was not."""
+        near = self._near
+        overloaded = self._computation.overloaded
+        shed = 0
+        waiting: list[_Request] = []
+        profiles: dict[str, Profile] = {}
+        missing: dict[tuple[str, int], Missing] = {}
+        start = 0
+        for request in requests:
+            answer: dict[str, Any] = {}
+            first = start
+            for user_id, mask in request.wanted.items():
+                shape = self._shapes[mask]
+                part = held[start : (start := start + shape.width)]
+                values = shape.values(part)
+                if values is None:
+                    break
+                answer[user_id] = values if request.plain else self._found(user_id, mask, part, missing)
+                if near is not None and request.plain:
+                    near.offer(mark, user_id, mask, part, values)
+            else:
+                request.answer(answer)
+                continue
+            start = first
+            if overloaded and not request.patient:
+                request.fail(Overloaded("reads"))
+                width = sum(self._shapes[mask].width for mask in request.wanted.values())
+                start, shed = start + width, shed + width
+                continue
+            waiting.append(request)
+            for user_id, mask in request.wanted.items():
+                part = held[start : (start := start + self._shapes[mask].width)]
+                profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
+        unavailable = sum(1 for profile in profiles.values() for reading in profile.values() if reading.error)
+        self._metrics.cache_hits.inc(len(held) - len(missing) - unavailable - shed)
+        self._metrics.cache_misses.inc(len(missing))
+        return waiting, profiles, list(missing.values())
+
+    def _found(
+        self, user_id: str, mask: int, held: list[bytes | None], missing: dict[tuple[str, int], Missing]
+    ) -> Profile:
+        """The hits among what a user's cells hold; the others are noted in `missing`, if they can be computed."""
+        profile: Profile = {}
+        for index, raw in zip(self._shapes[mask].indices, held, strict=True):
+            reading = self._filler.hit(index, raw)
+            if reading is not None:
+                profile[index] = reading
+            elif (trouble := self._computation.withheld(index, user_id)) is not None:
+                profile[index] = Reading(b"null", trouble.since_ms, None, False, trouble.reason)
+            else:
+                missing[user_id, index] = Missing(user_id, index, raw)
+        return profile
+
+    def _answer(self, requests: Iterable[_Request], profiles: Mapping[str, Profile]) -> None:
+        for request in requests:
+            request.answer(
+                {
+                    user_id: [profiles[user_id][index].json for index in self._shapes[mask].indices]
+                    if request.plain
+                    else {index: profiles[user_id][index] for index in self._shapes[mask].indices}
+                    for user_id, mask in request.wanted.items()
+                }
+            )
+
+    async def _degrade(self, requests: list[_Request], reason: str) -> None:
+        if self._computation.overloaded:
+            for request in requests:
+                if not request.patient:
+                    request.fail(Overloaded("reads"))
+            requests = [request for request in requests if request.patient]
+        await asyncio.gather(*(self._compute(request, reason) for request in requests))
+
+    async def _compute(self, request: _Request, reason: str) -> None:
+        """Answer from the database; a failure is told to this request alone."""
+        wanted = request.wanted
+        self._metrics.degraded_reads.labels(reason).inc(len(wanted))
+        try:
+            computed = await self._computation.live(wanted)
+        except Exception as error:
+            request.fail(error)
+            return
+        profiles: dict[str, Profile] = {
+            user_id: {
+                index: Reading(outcomes[index].json, part.at_ms, None, False, outcomes[index].error)
+                for index in indices(wanted[user_id])
+            }
+            for part, user_id, outcomes in own_outcomes(computed, wanted)
+        }
+        self._answer([request], profiles)
+
+    async def _fill_in(self, epoch: Epoch, missing: list[Missing], profiles: dict[str, Profile]) -> None:
+        """Steps 2 to 4 for what the MGET did not give. The fill itself goes on after the answer."""
+        # Counted until they wait for a statement. Otherwise: 1. many groups ask whether there is too much; 2. all are
+        # let in, for none waits yet; 3. all get their tokens, and wait at once.
+        users = len({item.user_id for item in missing})
+        self._computation.coming(users)
+        try:
+            tokens = await self._filler.tokens(epoch, missing)
+        finally:
+            self._computation.coming(-users)
+        joined: list[tuple[Missing, asyncio.Future[Mapping[str, Profile]]]] = []
+        mine: dict[Boarding, None] = {}
+        for item, token in zip(missing, tokens, strict=True):
+            if item.held is None and (reading := self._filler.hit(item.feature, token)) is not None:
+                profiles[item.user_id][item.feature] = reading  # somebody filled it since the MGET
+                continue
+            boarding = Boarding(epoch, item.user_id, item.feature, token)
+            if (flight := self._flights.aloft(boarding)) is not None:
+                joined.append((item, flight))
+            else:
+                mine[boarding] = None
+        if mine:
+            for user_id, profile in (await self._flights.fly(epoch, mine)).items():
+                profiles[user_id].update(profile)
+        for item, flight in joined:
+            profiles[item.user_id][item.feature] = (await asyncio.shield(flight))[item.user_id][item.feature]

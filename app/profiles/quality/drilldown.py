@@ -1,0 +1,74 @@
+"""The users behind a number, as of now: a bounded look at the eligible users, and a place to go on from.
+
+The number in a report is as of its own time; the list is looked up live. Invariant: whoever is passed over is not of
+the state asked for, as of the look; so following `next_after` to its end finds every user who stays so meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from app.errors import CacheUnavailable
+from app.features.clock import Clock
+from app.features.registry import Registry
+from app.profiles.consistency.freshness import FreshnessMeter, Look
+from app.profiles.ports import NewestEvents
+
+PAGE = 200
+MOST_SCANNED = 5_000
+MOST_S = 1.0
+Sought = Literal["fresh", "missing", "stale", "null"]
+
+
+class Behind(NamedTuple):
+    """Whom a look found. `next_after` is where to go on, None at the end; `looks` None: the cache is away."""
+
+    at_ms: int
+    looks: list[Look] | None
+    scanned: int
+    next_after: str | None
+
+
+class UsersBehind:
+    """Finds them."""
+
+    def __init__(self, *, meter: FreshnessMeter, users: NewestEvents, registry: Registry, clock: Clock) -> None:
+        self._meter = meter
+        self._users = users
+        self._registry = registry
+        self._clock = clock
+
+    async def find(self, feature: str, sought: Sought, after: str, limit: int) -> Behind:
+        """Up to `limit` users above `after`, among the next `MOST_SCANNED` eligible, in about `MOST_S` seconds.
+
+        Raises:
+            UnknownFeature: there is no such feature.
+            StoreUnavailable: the database does not answer.
+        """
+        mask = self._registry.mask([feature])
+        now_ms = self._clock.now_ms()
+        deadline = self._clock.monotonic() + MOST_S
+        found: list[Look] = []
+        scanned = 0
+        while scanned < MOST_SCANNED and self._clock.monotonic() <= deadline:
+            page = await self._users.eligible(after, now_ms - self._registry.longest_window_ms(), PAGE)
+            try:
+                looks = await self._meter.look(page, mask) if page else []
+            except CacheUnavailable:
+                return Behind(now_ms, None, scanned, None)
+            for look in looks:
+                scanned += 1
+                after = look.user_id
+                if _is(look, sought):
+                    found.append(look)
+                    if len(found) == limit:
+                        return Behind(now_ms, found, scanned, after)
+            if len(page) < PAGE:
+                return Behind(now_ms, found, scanned, None)
+        return Behind(now_ms, found, scanned, after)
+
+
+def _is(look: Look, sought: Sought) -> bool:
+    if sought == "null":
+        return look.value is not None and look.value.json == b"null"
+    return look.state == sought

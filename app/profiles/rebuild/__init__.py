@@ -1,0 +1,1 @@
+"""Rebuilding cached profiles, as runs that survive their worker."""

@@ -1,0 +1,237 @@
+"""The arq queue, as the API and the command line use it: telling workers of events, and asking how they are.
+
+Publishing never fails the caller and never makes it wait: what the queue does not take, the sweep makes good for.
+Jobs are msgpack; what is not, or names no job of ours, is turned into a job that buries it, never unpickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from arq.connections import ArqRedis
+from arq.constants import default_queue_name, health_check_key_suffix, job_key_prefix
+
+from app.errors import QueueUnavailable
+from app.events.naming import names, not_naming
+from app.stores.valkey.pool import AWAY, blocking_pool, told
+from app.telemetry import Metrics, logger
+
+QUEUE = default_queue_name
+HEALTH_KEY = QUEUE + health_check_key_suffix
+# A sorted set: the ids of the databases that workers of this queue store events in, by when one has shown itself.
+DATABASES_SUFFIX = ":databases"
+SHOWN_MS = 15_000
+CONSUME = "consume_events"
+TIP_EVENTS = "tip_events"
+LARGE_TIP_EVENTS = "large_tip_events"
+REBUILD = "run_rebuild"
+BURY = "bury_job"
+QUALITY = "measure_quality"
+PRUNE = "cron:prune"
+HOURLY_QUALITY = "cron:quality"
+JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+PICKLED = "the job is a pickle, as arq makes by default; publish with job_serializer=msgspec.msgpack.encode"
+_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+MOST_TRIES = 1_000
+YEAR_3000_MS = 32_503_680_000_000
+TIMEOUT_S = 1.0
+MAX_CONNECTIONS = 8
+SEQS_PER_JOB = 1_000
+JOBS_AT_ONCE = 20
+PENDING_CAP = 100_000
+LINGER_S = 0.05
+log = logger("stores.queue")
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """A job, or its result, as msgpack."""
+    return msgspec.msgpack.encode(job, enc_hook=repr)
+
+
+class _Job(msgspec.Struct):
+    """A job as arq writes it; other publishers may leave out all but the first two."""
+
+    f: str
+    a: list[Any]
+    k: dict[str, Any] = msgspec.field(default_factory=dict)
+    t: int | None = None
+    et: int = 0
+
+
+def deserialize(raw: bytes) -> dict[str, Any]:
+    """A job as arq wants it; anything else becomes a job that buries what came.
+
+    Never raises: arq forgets a job that it cannot deserialize, and one with a wrong type in it ends the worker.
+    """
+    try:
+        found = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        reason = PICKLED if is_pickle(raw) and raw.endswith(b".") else f"the job is not msgpack: {error}"
+        return burial(raw.decode("utf-8", "backslashreplace"), reason)
+    try:
+        job = msgspec.convert(found, _Job)
+    except (msgspec.ValidationError, RecursionError) as error:
+        return burial(found, f"not a job: {error}")
+    if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
+        return burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
+    if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
+        return burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
+    tries = min(max(job.t or 1, 1), MOST_TRIES)
+    enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
+    return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}
+
+
+def is_pickle(raw: bytes) -> bool:
+    """Whether these may be the first bytes of a pickle."""
+    return raw.startswith(_PICKLE)
+
+
+def burial(payload: object, reason: str) -> dict[str, Any]:
+    """A job that buries what came."""
+    return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
+
+
+def without_user(raw: bytes, user_id: str) -> bytes:
+    """A job as it waits, without what names a user. Of a list of events only the user's go."""
+    if user_id.encode() not in raw:
+        return raw
+    try:
+        found = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+        found = raw
+    if isinstance(found, dict) and isinstance(arguments := found.pop("a", None), list) and not names(found, user_id):
+        rest = [_rest(argument, user_id) for argument in arguments]
+        return raw if rest == arguments else serialize({**found, "a": rest})
+    return serialize({"f": TIP_EVENTS, "a": [[]]}) if names(found, user_id) else raw
+
+
+def _rest(argument: object, user_id: str) -> object:
+    if isinstance(argument, list):
+        return not_naming(argument, argument, user_id)
+    return [] if names(argument, user_id) else argument
+
+
+def connect(
+    url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
+) -> ArqRedis:
+    """A client of the queue of that name; connects when first used."""
+    # Without a library name: while redis-py announces that, a cancellation is swallowed, and stopping would hang.
+    pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
+    return ArqRedis(
+        connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
+    )
+
+
+def own_name(job: str, queue: str) -> str:
+    """A name or an id of a job that no other queue of the server uses: arq keeps the jobs of all queues together."""
+    return job if queue == QUEUE else f"{job}:{queue}"
+
+
+def health_key(name: str) -> str:
+    """The key by which workers of a queue show that they are alive."""
+    return name + health_check_key_suffix
+
+
+class Queue:
+    """Implements `app.events.ports.Publisher`, and what admins ask."""
+
+    def __init__(self, url: str, metrics: Metrics, name: str = QUEUE) -> None:
+        self._name = name
+        self._redis = connect(url, name)
+        self._metrics = metrics
+        self._pending: list[int] = []
+        self._publishing: asyncio.Task[None] | None = None
+
+    def publish(self, seqs: Sequence[int]) -> None:
+        """Tell workers, soon, many events in one job."""
+        if not seqs or len(self._pending) > PENDING_CAP:
+            return
+        self._pending.extend(seqs)
+        if self._publishing is None:
+            self._publishing = asyncio.get_running_loop().create_task(self._publish_all())
+
+    async def start_rebuild(self, run_id: str) -> None:
+        """Ask a worker to carry out a run; without an answer, the sweep does."""
+        await self._start(REBUILD, run_id, own_name(f"rebuild:{run_id}", self._name))
+
+    async def start_quality(self, run_id: int) -> None:
+        """Ask a worker to measure data quality; without an answer, the sweep does."""
+        await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
+
+    async def depth(self) -> int:
+        """Jobs waiting or running. Raises `QueueUnavailable`."""
+        return int(await self._ask("ZCARD", self._name))
+
+    async def worker_alive(self) -> bool:
+        """Whether some worker has shown itself lately. Raises `QueueUnavailable`."""
+        return int(await self._ask("EXISTS", health_key(self._name))) == 1
+
+    async def show_database(self, database_id: str, now_ms: int) -> None:
+        """Tell that a worker of this database takes jobs from the queue. Raises `QueueUnavailable`."""
+        key = self._name + DATABASES_SUFFIX
+        await self._ask("ZADD", key, str(now_ms), database_id)
+        await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
+
+    async def databases(self, now_ms: int) -> set[str]:
+        """The databases whose workers have shown themselves lately. Raises `QueueUnavailable`."""
+        found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
+        return {item.decode() for item in found}
+
+    async def erase(self, user_id: str) -> int:
+        """Take a user's events out of the jobs that wait; in how many there were any. Raises `QueueUnavailable`."""
+        from app.stores.queue.large_jobs import LargeJob, position_of, set_aside  # noqa: PLC0415  # which needs this module
+
+        touched = 0
+        waiting = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
+        for start in range(0, len(waiting), JOBS_AT_ONCE):
+            ids = waiting[start : start + JOBS_AT_ONCE]
+            await asyncio.gather(*(set_aside(self._redis, job_id) for job_id in ids))  # all are small then
+            keys = [job_key_prefix + job_id for job_id in ids]
+            for job_id, key, raw in zip(ids, keys, await self._ask("MGET", *keys), strict=True):
+                if raw is not None and (position := position_of(deserialize(raw))) is not None:
+                    touched += await LargeJob(self._redis, job_id).erase(user_id, position)
+                    continue
+                if raw is None or (rest := without_user(raw, user_id)) == raw:
+                    continue
+                # XX: a worker may have ended the job meanwhile, which must not bring it back.
+                await self._ask("SET", key, rest, "XX", "KEEPTTL")
+                touched += 1
+        return touched
+
+    async def close(self) -> None:
+        """Publish what waits, then close."""
+        if self._publishing is not None:
+            await asyncio.gather(self._publishing, return_exceptions=True)
+        await self._redis.aclose(close_connection_pool=True)
+
+    async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
+        try:
+            await self._redis.enqueue_job(job, run_id, _job_id=job_id)
+        except AWAY as error:
+            self._metrics.publish_failures.inc()
+            log.warning("publish_failed", job=job, error=str(error))
+
+    async def _ask(self, *command: str | bytes) -> Any:
+        try:
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except AWAY as error:
+            raise QueueUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
+
+    async def _publish_all(self) -> None:
+        try:
+            while self._pending:
+                if len(self._pending) < SEQS_PER_JOB:
+                    # A job costs far more than an event, and nobody waits for this one: the keys are gone already.
+                    await asyncio.sleep(LINGER_S)
+                seqs, self._pending = self._pending[:SEQS_PER_JOB], self._pending[SEQS_PER_JOB:]
+                try:
+                    await self._redis.enqueue_job(CONSUME, seqs)
+                except AWAY as error:
+                    self._pending.clear()
+                    self._metrics.publish_failures.inc()
+                    log.warning("publish_failed", job=CONSUME, error=str(error))
+        finally:
+            self._publishing = None

@@ -1,0 +1,217 @@
+"""Keeps arq's worker on the queue: arq's own dies when its Redis disconnects, so it is begun again until told to stop.
+
+Invariant: when `keep_working` returns, no job runs in this process. What was cut short comes back by itself, after the
+job timeout + `ARQ_EXTRA_S`.
+
+What arq does for a job (some thirty replies to wait for) bounds how many events a second one worker takes in, so its
+connections are lean (`_Lean`), and no reply has a timer of its own. That a queue has fallen silent is seen from the
+worker as a whole: it does not come round any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Any
+
+from arq.connections import ArqRedis
+from arq.cron import CronJob
+from arq.worker import Function, Worker
+from redis.connection import HiredisRespSerializer
+
+from app.concurrency.tasks import end
+from app.stores.queue.client import connect, deserialize, health_key, serialize
+from app.stores.queue.large_jobs import set_aside
+from app.stores.valkey.pool import AWAY
+from app.telemetry import logger
+
+ARQ_EXTRA_S = 10
+POLL_DELAY_S = 0.01
+HEALTH_EVERY_S = 2
+# Enough to have a burst under way at once. Many more would hurt: each round, arq asks anew for every job that runs.
+MAX_JOBS = 20
+BLOCKING_S = 2.0
+SILENT_S = 2.0
+STOP_GRACE_S = 10.0
+RESTART_AFTER_S = 0.5
+log = logger("stores.queue")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long jobs may take. A crashed worker's job comes back after `job_timeout_s` + `ARQ_EXTRA_S`."""
+
+    job_timeout_s: float = 20.0
+
+    @property
+    def work_s(self) -> float:
+        """After this a job gives up by itself, before arq ends it."""
+        return 0.9 * self.job_timeout_s
+
+    @property
+    def budget_s(self) -> float:
+        """A piece of a long piece of work."""
+        return 0.5 * self.job_timeout_s
+
+    @property
+    def untouched_ms(self) -> int:
+        """A rebuild that nobody has touched for so long has lost its job."""
+        return int(1000 * (self.job_timeout_s + ARQ_EXTRA_S + 5.0))
+
+
+async def keep_working(
+    url: str,
+    name: str,
+    stop: asyncio.Event,
+    *,
+    functions: Sequence[Function],
+    crons: Sequence[CronJob],
+    pace: Pace,
+    context: dict[str, Any],
+) -> None:
+    """Work until `stop` is set.
+
+    No cron job may have a longer timeout than the pace says: arq hides every crashed job for the longest of all.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    lost = False
+    try:
+        while not stop.is_set():
+            worker = _worker(url, name, functions, crons, pace, context)
+            running = asyncio.create_task(worker.async_run())
+            silent = asyncio.create_task(_silence(worker))
+            try:
+                await asyncio.wait({running, stopping, silent}, return_when=asyncio.FIRST_COMPLETED)
+                if not stop.is_set():
+                    error = repr(running.exception()) if running.done() else f"no answer for {SILENT_S} s"
+                    (log.debug if lost else log.warning)("queue_lost", error=error)
+                    lost = worker.jobs_complete == 0
+                    with suppress(*AWAY):
+                        # Whatever waits for an answer on these connections is told that none will come.
+                        await worker.pool.connection_pool.disconnect()
+                    await asyncio.wait({stopping}, timeout=RESTART_AFTER_S)
+            finally:
+                silent.cancel()
+                await _close(worker, running)
+    finally:
+        stopping.cancel()
+
+
+class _Worker(Worker):
+    """arq's, which counts how often it has come round, and takes no job more once it may not."""
+
+    rounds = 0
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.came_round = asyncio.Event()
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """As arq's, which once begun would take the whole list, however long it waits for places."""
+        for job_id in job_ids:
+            if not self.allow_pick_jobs:
+                return
+            await super().start_jobs([job_id])
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """As arq's, which would fetch it whole."""
+        await set_aside(self.pool, job_id)
+        await super().run_job(job_id, score)
+
+    async def heart_beat(self) -> None:
+        """The end of a round."""
+        self.rounds += 1
+        self.came_round.set()
+        await super().heart_beat()
+
+
+async def _silence(worker: _Worker) -> None:
+    """Return when the worker has not come round for a while: the queue keeps it waiting."""
+    seen = -1
+    while worker.rounds != seen:
+        seen = worker.rounds
+        await asyncio.sleep(SILENT_S)
+
+
+class _Lean:
+    """Before a class of redis-py's asyncio connections: the same, for less.
+
+    Commands are packed by hiredis, as redis-py's blocking connections do it; the asyncio ones do it in Python.
+    """
+
+    _packer: Any = HiredisRespSerializer()
+    _reader: asyncio.StreamReader | None
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """One command."""
+        packed: list[bytes] = self._packer.pack(*args)
+        return packed
+
+    async def can_read_destructive(self) -> bool:
+        """Whether something is left to read that nobody asked for; raises where the connection has ended.
+
+        Asked for each connection that leaves the pool. redis-py tries to read, and cancels itself a turn later.
+        """
+        reader = self._reader
+        if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
+            return False
+        left: bool = await super().can_read_destructive()  # type: ignore[misc]  # of the class this stands before
+        return left
+
+
+def _client(url: str, name: str) -> ArqRedis:
+    """The worker's lean client: a timer for each reply, and a task for each write, cost more than the jobs do."""
+    client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
+    pool = client.connection_pool
+    pool.connection_kwargs["socket_timeout"] = None
+    pool.connection_class = type("Lean", (_Lean, pool.connection_class), {})
+    return client
+
+
+def _worker(
+    url: str, name: str, functions: Sequence[Function], crons: Sequence[CronJob], pace: Pace, context: dict[str, Any]
+) -> _Worker:
+    return _Worker(
+        functions=functions,
+        cron_jobs=crons,
+        redis_pool=_client(url, name),
+        queue_name=name,
+        poll_delay=POLL_DELAY_S,
+        job_timeout=pace.job_timeout_s,
+        max_jobs=MAX_JOBS,
+        keep_result=0,
+        health_check_interval=HEALTH_EVERY_S,
+        health_check_key=health_key(name),
+        handle_signals=False,
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+        ctx=context,
+        timezone=UTC,
+        log_results=False,
+    )
+
+
+async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
+    """Let jobs finish, then close; those that take too long, or lost the queue, come back by themselves.
+
+    First let a round end that is under way. Otherwise: 1. arq marks a job as taken; 2. it is cancelled before it has
+    begun the job, which then stays hidden for `ARQ_EXTRA_S` and its timeout, though nothing has crashed.
+    """
+    worker.allow_pick_jobs = False
+    worker.came_round.clear()
+    round_over = asyncio.create_task(worker.came_round.wait())
+    await asyncio.wait({running, round_over}, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
+    round_over.cancel()
+    jobs = list(worker.tasks.values())
+    if jobs:
+        await asyncio.wait(jobs, timeout=STOP_GRACE_S)
+    await end([running, *jobs])
+    try:
+        async with asyncio.timeout(BLOCKING_S):
+            await worker.pool.delete(worker.health_check_key)
+    except AWAY as error:
+        log.debug("health_key_left", error=str(error))  # it expires
+    await worker.pool.aclose(close_connection_pool=True)

@@ -1,0 +1,242 @@
+"""Reading the rows of a training set: CSV, newline-delimited JSON or Parquet, told apart by their first bytes.
+
+A pipe is copied into a temporary file without a name first: Parquet begins at its end, and the columns of
+newline-delimited JSON are known when all lines have been read.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+import tempfile
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+
+from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable
+from app.events.admission import TABLE, other_format
+from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColumn, Kind, TextColumn, arrow_modules
+
+NEEDED = ("user_id", "as_of")
+BLOCK = 128
+BUFFER_BYTES = 1 << 16
+HEAD_BYTES = 1_000
+EXPECTED = "expected is CSV in UTF-8, newline-delimited JSON (one row a line) or Parquet, with user_id and as_of"
+_KINDS: dict[type, Kind] = {str: "text", bool: "bool", int: "int", float: "float", list: "text", dict: "text"}
+_DECODER = msgspec.json.Decoder()
+_RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Block(NamedTuple):
+    """Some consecutive rows, column by column. `numbers`: each row's own, counted as `place` says: line or row.
+
+    In `user_ids` and `moments`, None is missing, or not text. A moment is text as it was given, or milliseconds.
+    """
+
+    place: str
+    numbers: Sequence[int]
+    user_ids: Sequence[str | None]
+    moments: Sequence[str | int | None]
+    columns: dict[str, Column]
+
+
+class Rows(NamedTuple):
+    """The names of the columns, in order, and the rows."""
+
+    names: Sequence[str]
+    blocks: Iterator[Block]
+
+
+@contextmanager
+def open_rows(source: Path) -> Iterator[Rows]:
+    """The rows of a file, or of standard input (`-`).
+
+    Raises, here or while the rows are read:
+        Undecodable: it is of another format, or broken; names the line.
+        InvalidInput: it has no rows, or its columns are not what they must be.
+        StoreUnavailable: it cannot be read, or pyarrow is not installed.
+    """
+    shown = "standard input" if str(source) == "-" else str(source)
+    with ExitStack() as stack:
+        with _reading(shown):
+            file = stack.enter_context(sys.stdin.buffer if str(source) == "-" else source.open("rb"))
+            if not file.seekable():
+                pipe, file = file, stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(pipe, file)
+                file.seek(0)
+            rows = _rows(file, shown)
+        yield Rows(rows.names, _some(rows.blocks, shown))
+
+
+@contextmanager
+def _reading(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise Undecodable(f"{shown} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise StoreUnavailable(f"cannot read {shown}: {error}") from error
+
+
+def _rows(file: IO[bytes], shown: str) -> Rows:
+    start = file.tell()
+    head = file.read(HEAD_BYTES).removeprefix(BOM_UTF8)
+    file.seek(start)
+    found = other_format(head)
+    if found == "Parquet":
+        rows = _parquet(file, shown)
+    elif found not in (None, TABLE):
+        raise Undecodable(f"{shown} is {found}; {EXPECTED}")
+    elif head.lstrip()[:1] == b"{":
+        rows = _ndjson(file)
+    else:
+        rows = _csv(file)
+    _check(rows.names, shown)
+    return rows
+
+
+def _check(names: Sequence[str], shown: str) -> None:
+    if not names:
+        raise InvalidInput(f"{shown} is empty; {EXPECTED}")
+    issues = [Issue(name, f"missing; the columns are {', '.join(names)}") for name in NEEDED if name not in names]
+    issues += [Issue(name, f"the name of {count} columns") for name, count in Counter(names).items() if count > 1]
+    if issues:
+        raise InvalidInput(f"the columns of {shown} are invalid", issues)
+
+
+def _some(blocks: Iterator[Block], shown: str) -> Iterator[Block]:
+    with _reading(shown):
+        if (first := next(blocks, None)) is None:
+            raise InvalidInput(f"{shown} has no rows; {EXPECTED}")
+        yield first
+        yield from blocks
+
+
+def _csv(file: IO[bytes]) -> Rows:
+    records = _records(csv.reader((line.decode() for line in _lines(file)), strict=True))
+    _, names = next(records, (0, []))
+    return Rows(names, _csv_blocks(records, names))
+
+
+def _csv_blocks(records: Iterator[tuple[int, list[str]]], names: Sequence[str]) -> Iterator[Block]:
+    while piece := list(islice(records, BLOCK)):
+        for line, fields in piece:
+            if len(fields) != len(names):
+                detail = f"it has {len(fields)} fields, and the header has {len(names)}"
+                raise InvalidInput("a row is not allowed", [Issue(f"line {line}", detail)])
+        columns = dict(zip(names, zip(*(fields for _, fields in piece), strict=True), strict=True))
+        yield Block(
+            "line",
+            [line for line, _ in piece],
+            [value or None for value in columns["user_id"]],
+            [value or None for value in columns["as_of"]],
+            {name: TextColumn(values) for name, values in columns.items()},
+        )
+
+
+def _records(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Each record and the line where it begins, without blank lines."""
+    line = 1
+    try:
+        for fields in reader:
+            if len(fields) > 1 or "".join(fields).strip():
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise Undecodable("the file cannot be read", [Issue(f"line {line}", f"not CSV: {error}")]) from error
+
+
+def _ndjson(file: IO[bytes]) -> Rows:
+    start = file.tell()
+    kinds: dict[str, Kind | None] = {}
+    for number, line in _numbered(file):
+        for name, value in _object(number, line).items():
+            kind = None if value is None else _KINDS[type(value)]
+            if kind == "int" and not -(1 << 63) <= value < 1 << 63:
+                kind = "text"
+            if (known := kinds.setdefault(name, kind)) != kind and kind is not None:
+                kinds[name] = kind if known is None else "float" if {known, kind} == {"int", "float"} else "text"
+    file.seek(start)
+    return Rows(list(kinds), _ndjson_blocks(_numbered(file), {name: kind or "text" for name, kind in kinds.items()}))
+
+
+def _ndjson_blocks(lines: Iterator[tuple[int, bytes]], kinds: dict[str, Kind]) -> Iterator[Block]:
+    while piece := list(islice(lines, BLOCK)):
+        rows = [_RAW_DECODER.decode(line) for _, line in piece]
+        columns = {name: [bytes(row.get(name, NULL)) for row in rows] for name in kinds}
+        yield Block(
+            "line",
+            [number for number, _ in piece],
+            _strings(columns["user_id"]),
+            _strings(columns["as_of"]),
+            {name: JsonColumn(columns[name], kind) for name, kind in kinds.items()},
+        )
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    yield file.readline().removeprefix(BOM_UTF8)
+    yield from file
+
+
+def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    return ((number, line) for number, line in enumerate(_lines(file), start=1) if line.strip())
+
+
+def _object(number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = _DECODER.decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        detail = f"not JSON: {str(error).removeprefix('JSON is malformed: ')}; {EXPECTED}"
+        raise Undecodable("the file cannot be read", [Issue(f"line {number}", detail)]) from error
+    if not isinstance(found, dict):
+        raise InvalidInput("a row is not allowed", [Issue(f"line {number}", "not a JSON object")])
+    return found
+
+
+def _strings(values: Sequence[bytes]) -> list[str | None]:
+    return [msgspec.json.decode(value) or None if value[:1] == b'"' else None for value in values]
+
+
+def _parquet(file: IO[bytes], shown: str) -> Rows:
+    pa, _ = arrow_modules()
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        found = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+    except pa.ArrowException as error:
+        raise Undecodable(f"{shown} is broken Parquet: {error}") from error
+    return Rows(found.schema_arrow.names, _parquet_blocks(found, shown))
+
+
+def _parquet_blocks(file: Any, shown: str) -> Iterator[Block]:
+    pa, _ = arrow_modules()
+    first = 1
+    try:
+        for batch in file.iter_batches(BLOCK):
+            columns = {name: ArrowColumn(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
+            yield Block(
+                "row",
+                range(first, first + len(batch)),
+                _arrow_texts(columns["user_id"], batch["user_id"].type, "user_id"),
+                columns["as_of"].moments_ms() or _arrow_texts(columns["as_of"], batch["as_of"].type, "as_of"),
+                dict(columns),
+            )
+            first += len(batch)
+    except pa.ArrowException as error:
+        raise Undecodable(f"{shown} is broken Parquet: {error}") from error
+
+
+def _arrow_texts(column: ArrowColumn, kind: Any, name: str) -> list[str | None]:
+    pa, _ = arrow_modules()
+    value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type)):
+        allowed = "text, or times with a time zone" if name == "as_of" else "text"
+        raise InvalidInput("a column is not allowed", [Issue(name, f"its type is {kind}; it must be {allowed}")])
+    return [value or None for value in column.text()]

@@ -1,0 +1,146 @@
+"""Writing a training set: CSV, newline-delimited JSON, or Parquet where pyarrow is installed."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from io import StringIO
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import msgspec
+
+from app.errors import InvalidInput, StoreUnavailable
+from app.stores.training_set.columns import ArrowColumn, Column, arrow_modules
+
+ROW_GROUP = 10_000
+
+
+class TrainingSetWriter(Protocol):
+    """Where rows go."""
+
+    def write(self, columns: Mapping[str, Column]) -> None:
+        """Some rows, column by column; each time the same columns."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+class CsvWriter:
+    """Null is an empty field."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._begun = False
+
+    def write(self, columns: Mapping[str, Column]) -> None:
+        rows = list(zip(*(column.text() for column in columns.values()), strict=True))
+        if not self._begun:
+            rows.insert(0, tuple(columns))
+            self._begun = True
+        text = _csv(rows, csv.QUOTE_MINIMAL)
+        # A carriage return within a field ends a row unless it is quoted; the csv module quotes it from Python 3.13 on.
+        self._file.write((_csv(rows, csv.QUOTE_ALL) if "\r" in text else text).encode())
+
+    def close(self) -> None:
+        self._file.flush()
+
+
+class NdjsonWriter:
+    """An object a line."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, columns: Mapping[str, Column]) -> None:
+        members = [msgspec.json.encode(name).replace(b"%", b"%%") + b":%b" for name in columns]
+        line = b"{" + b",".join(members) + b"}\n"
+        values = zip(*(column.json() for column in columns.values()), strict=True)
+        self._file.writelines(line % row for row in values)
+
+    def close(self) -> None:
+        self._file.flush()
+
+
+class ParquetWriter:
+    """Typed columns, in row groups of bounded size; `as_of` holds times, whatever the input was."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._pending: list[Any] = []
+        self._rows = 0
+        self._writer: Any = None
+        arrow_modules()
+
+    def write(self, columns: Mapping[str, Column]) -> None:
+        pa, _ = arrow_modules()
+        arrays = [_times(column) if name == "as_of" else column.arrow() for name, column in columns.items()]
+        self._pending.append(pa.table(arrays, names=list(columns)))
+        self._rows += len(arrays[0])
+        if self._rows >= ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        if self._pending:
+            table = pa.concat_tables(self._pending).unify_dictionaries()
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._file, table.schema)
+            self._writer.write_table(table)
+            self._pending.clear()
+            self._rows = 0
+
+
+def _csv(rows: list[tuple[str, ...]], quoting: int) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)  # type: ignore[arg-type]
+    return text.getvalue()
+
+
+def _times(column: Column) -> Any:
+    if isinstance(column, ArrowColumn):
+        return column.arrow()
+    pa, _ = arrow_modules()
+    return pa.array([datetime.fromisoformat(moment) for moment in column.text()], pa.timestamp("us", "UTC"))
+
+
+WRITERS: dict[str, Callable[[IO[bytes]], TrainingSetWriter]] = {
+    ".csv": CsvWriter,
+    ".ndjson": NdjsonWriter,
+    ".parquet": ParquetWriter,
+}
+
+
+@contextmanager
+def writer_for(path: Path | None) -> Iterator[TrainingSetWriter]:
+    """A writer for a file by its suffix, or CSV on standard output. A file appears only when all of it is written."""
+    if path is None:
+        standard_output = CsvWriter(sys.stdout.buffer)
+        yield standard_output
+        standard_output.close()
+        return
+    if path.suffix not in WRITERS:
+        raise InvalidInput(f"cannot tell the format of {path.name}: the name must end in {', '.join(WRITERS)}")
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            writer = WRITERS[path.suffix](file)
+            yield writer
+            writer.close()
+        part.replace(path)
+    except OSError as error:
+        raise StoreUnavailable(f"cannot write {path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
