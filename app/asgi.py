@@ -22,8 +22,8 @@ from app.api.admin.routes import ADMIN_ROUTES
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
 from app.api.dependencies import Api
-from app.api.middleware.edge import Gateway
-from app.api.middleware.fast_path import HitPath
+from app.api.middleware.edge import Edge
+from app.api.middleware.fast_path import FastPath
 from app.api.middleware.proxy_headers import behind_proxy
 from app.api.middleware.rate_limit import RateLimit
 from app.api.openapi.allowed_methods import options_of
@@ -40,7 +40,7 @@ from app.errors import CacheUnavailable, ProfilesError, QueueUnavailable
 from app.events.ports import Holdings
 from app.events.replay import Replayer
 from app.generation.writing import Writing
-from app.profiles.rebuild.progress import RunWatch
+from app.profiles.rebuild.progress import RunProgress
 from app.settings import Settings
 from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.sessions import SqliteSessions
@@ -118,8 +118,8 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         logging_config=None,
     )
     # Around the router: it decodes paths before any of its own middleware runs.
-    gateway = Gateway(application.asgi_handler, shared_metrics)
-    hit_path = HitPath(gateway, gateway.bodies)
+    gateway = Edge(application.asgi_handler, shared_metrics)
+    hit_path = FastPath(gateway, gateway.bodies)
     limit = (
         RateLimit(hit_path, gateway, settings.rate_limit, settings.rate_burst, shared_metrics)
         if settings.rate_limit
@@ -224,7 +224,7 @@ def _api(service: Service, writing: Writing) -> Api:
         start_rebuild=start_rebuild,
         audit=audit,
         trail=service.audit,
-        watch=RunWatch(service.book),
+        watch=RunProgress(service.book),
         scorer=service.bandit.scorer,
         lineup=service.bandit.lineup,
         rollout=service.bandit.rollout,

@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.concurrency.load_estimate import Backlog
+from app.concurrency.load_estimate import LoadEstimate
 
 PATIENCE_S, ALWAYS = 1.0, 10
 
 
 def test_nobody_is_sent_away_while_nothing_is_known_of_the_work() -> None:
-    backlog = Backlog(lanes=2, patience_s=PATIENCE_S, always=ALWAYS)
+    backlog = LoadEstimate(lanes=2, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.waiting = 1_000_000
     assert not backlog.full
 
 
 @pytest.mark.parametrize(("waiting", "full"), [(0, False), (ALWAYS, False), (39, False), (41, True)])
 def test_it_is_full_when_the_wait_would_be_too_long(waiting: int, full: bool) -> None:
-    backlog = Backlog(lanes=2, patience_s=PATIENCE_S, always=ALWAYS)
+    backlog = LoadEstimate(lanes=2, patience_s=PATIENCE_S, always=ALWAYS)
     for _ in range(100):
         backlog.worked(10, 0.5)  # 50 ms each
     backlog.waiting = waiting
@@ -28,14 +28,14 @@ def test_it_is_full_when_the_wait_would_be_too_long(waiting: int, full: bool) ->
 
 @pytest.mark.parametrize(("waiting", "full"), [(ALWAYS, False), (ALWAYS + 1, True)])
 def test_a_few_may_wait_in_any_case_when_work_is_slow(waiting: int, full: bool) -> None:
-    backlog = Backlog(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
+    backlog = LoadEstimate(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.worked(1, 60.0)
     backlog.waiting = waiting
     assert backlog.full is full
 
 
 def test_one_slow_piece_of_work_is_forgotten_when_the_next_ones_are_quick() -> None:
-    backlog = Backlog(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
+    backlog = LoadEstimate(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.worked(1, 60.0)
     backlog.waiting = 100
     assert backlog.full
@@ -53,7 +53,7 @@ def test_what_is_let_in_waits_no_longer_than_its_patience_when_far_too_much_come
     lanes: int, unit_s: float, arrivals: list[int]
 ) -> None:
     """Time goes in steps; in each, some come one by one, and the lanes do what they can."""
-    backlog = Backlog(lanes=lanes, patience_s=PATIENCE_S, always=ALWAYS)
+    backlog = LoadEstimate(lanes=lanes, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.worked(1, unit_s * 5)  # and the average has time to settle
     for _ in range(40):
         backlog.worked(1, unit_s)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from app.telemetry import FAST
-from app.telemetry.counters import SpreadTally, Tally
+from app.telemetry.counters import FastCounter, HistogramCollector
 
 NAME, TEXT, LABELS = "profiles_seconds", "Seconds.", ("route", "status")
 observed = st.one_of(st.sampled_from(FAST), st.floats(0, 100, allow_nan=False))
@@ -23,7 +23,7 @@ def said(registry: CollectorRegistry) -> list[str]:
 @given(st.lists(st.integers(0, 1_000_000)))
 def test_a_tally_says_what_a_counter_says_when_both_count_the_same(counted: list[int]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = Tally("profiles_things_total", TEXT, ours)
+    tally = FastCounter("profiles_things_total", TEXT, ours)
     counter = Counter("profiles_things_total", TEXT, registry=theirs)
     for by in counted:
         tally.inc(by)
@@ -36,7 +36,7 @@ def test_a_spread_says_what_a_histogram_says_when_both_observe_the_same(
     observations: list[tuple[str, int, float]],
 ) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = SpreadTally(NAME, TEXT, FAST, LABELS, ours)
+    tally = HistogramCollector(NAME, TEXT, FAST, LABELS, ours)
     histogram = Histogram(NAME, TEXT, LABELS, buckets=FAST, registry=theirs)
     for route, status, value in observations:
         tally.labels(route, status).observe(value)
@@ -46,4 +46,4 @@ def test_a_spread_says_what_a_histogram_says_when_both_observe_the_same(
 
 def test_a_spread_refuses_when_the_labels_do_not_fit() -> None:
     with pytest.raises(ValueError, match="route, status"):
-        SpreadTally(NAME, TEXT, FAST, LABELS, CollectorRegistry()).labels("/a")
+        HistogramCollector(NAME, TEXT, FAST, LABELS, CollectorRegistry()).labels("/a")

@@ -1,4 +1,4 @@
-"""Turns: a few at a time, in order, with rests between; nobody for ever, and nobody at all while there is time."""
+"""The overload queue admits a few requests at a time, in order, with rests between, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.concurrency.overload_queue import AT_ONCE, LOOP_TURNS, REST_MOST_S, RESTS, Turns
+from app.concurrency.overload_queue import AT_ONCE, LOOP_TURNS, REST_MOST_S, RESTS, OverloadQueue
 from tests.support.waiting import eventually
 
 MOST_S = 1.0
@@ -15,14 +15,14 @@ LOOP_TURN_S = 0.002
 
 
 class Hall:
-    """Turns in which each turn of the loop takes a while, and rests last until a test lets them end."""
+    """An overload queue in which each turn of the loop takes a while, and rests last until a test ends them."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.loop_turn_s = LOOP_TURN_S
         self.rests: list[float] = []
         self.rested = asyncio.Event()
-        self.turns = Turns(MOST_S, lambda: self.now, self._pause)
+        self.turns = OverloadQueue(MOST_S, lambda: self.now, self._pause)
         self.given: list[tuple[int, bool]] = []
         self.waiting: list[asyncio.Task[None]] = []
 

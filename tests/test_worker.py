@@ -21,7 +21,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.worker import Retry
 
 import app.worker as module
-from app.bandit.decisions import Asked
+from app.bandit.decisions import ScoringRequest
 from app.bandit.model.inputs import Context as When
 from app.bootstrap.health import readiness
 from app.bootstrap.service import Service, open_service
@@ -302,7 +302,7 @@ async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
 async def test_decisions_are_pruned_by_their_own_retention(service: Service) -> None:
     old_ms = now_ms() - (service.settings.decision_retention_days + 1) * DAY_MS
     for user_id in ("ann", "bob"):
-        await service.bandit.scorer.score(Asked(user_id=user_id, candidates=TIPS, context=When()))
+        await service.bandit.scorer.score(ScoringRequest(user_id=user_id, candidates=TIPS, context=When()))
     await service.database.write(
         lambda c: c.execute("UPDATE tip_scores SET created_at_ms = ? WHERE user_id = 'ann'", (old_ms,))
     )

@@ -11,7 +11,7 @@ from litestar import Request
 
 from app.api.auth.authentication import Authenticator
 from app.api.auth.sessions import Sessions
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.rollout.controller import Rollout
 from app.bandit.scoring import Scorer
 from app.events.ingest import Ingestor
@@ -24,14 +24,14 @@ from app.generation.writing import Writing
 from app.operations.audit import AuditTrail
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges
-from app.operations.states import Check
+from app.operations.states import ReadinessCheck
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.reader import ProfileReader
-from app.profiles.quality.parts import Quality
-from app.profiles.rebuild.progress import RunWatch
+from app.profiles.quality.parts import QualityServices
+from app.profiles.rebuild.progress import RunProgress
 from app.profiles.rebuild.rebuilder import Rebuilder
-from app.profiles.rebuild.runs import RebuildBook, RebuildRunner
+from app.profiles.rebuild.runs import RebuildRepository, RebuildRunner
 from app.telemetry import Metrics
 
 HttpRequest = Request[Any, Any, Any]
@@ -98,23 +98,23 @@ class Api:
     inspector: Inspector
     samples: SampleStore
     process: str
-    book: RebuildBook
+    book: RebuildRepository
     runner: RebuildRunner
-    quality: Quality
+    quality: QualityServices
     erase: Callable[[str], Awaitable[Holdings]]
     recall: Callable[[], Awaitable[None]]
     start_rebuild: Callable[[str], Awaitable[None]]
     audit: Callable[[str, str, str, str], Awaitable[None]]
     trail: AuditTrail
-    watch: RunWatch
+    watch: RunProgress
     scorer: Scorer
-    lineup: Lineup
+    lineup: Policies
     rollout: Rollout
     pruning_waits: Callable[[], Awaitable[list[str]]]
     unknown_decisions: Callable[[], Awaitable[list[tuple[str, int]]]]
     replayer: Replayer
     writing: Writing
-    readiness: Callable[[], Awaitable[dict[str, Check]]]
+    readiness: Callable[[], Awaitable[dict[str, ReadinessCheck]]]
     gauges: Callable[[], Awaitable[Gauges]]
     refresh_gauges: Callable[[], Awaitable[None]]
     new_id: Callable[[], str]

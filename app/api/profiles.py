@@ -22,7 +22,7 @@ from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
 from app.profiles.history.validation import Moments
 from app.profiles.online.fill import failures
-from app.profiles.ports import Asked
+from app.profiles.ports import ComputeRow
 
 AS_OF_DETAIL = "Only events up to this time, those at it included, RFC 3339. Computed, never cached."
 KNOWN_AT_DETAIL = "Also leave out events that arrived after this time. Goes with `as_of`."
@@ -72,7 +72,7 @@ async def get_profile(
         if problem := _moment_problem(api, moment, known, mask):
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
         async with cancelled_on_disconnect(request):
-            (profile,) = await api.reader.read_as_of([Asked(user_id, mask, moment, known)])
+            (profile,) = await api.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
     elif known_at is not None:
         raise Undecodable("known_at goes with as_of", [Issue("known_at", "is allowed only together with as_of")])
     else:
@@ -119,7 +119,7 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
     check_ids([row.user_id for row in wanted.rows], "rows[{}].user_id")
     mask = selected(api.registry, wanted.features)
     known_for_all = known_ms(wanted.known_at)
-    asked: list[Asked] = []
+    asked: list[ComputeRow] = []
     issues: list[Issue] = []
     for index, row in enumerate(wanted.rows):
         moment = to_ms(row.as_of)
@@ -127,7 +127,7 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
         if problem := _moment_problem(api, moment, known, mask):
             path = f"rows[{index}].as_of" if problem.path == "as_of" else "known_at"
             issues.append(Issue(path, problem.detail))
-        asked.append(Asked(row.user_id, mask, moment, known))
+        asked.append(ComputeRow(row.user_id, mask, moment, known))
     if issues:
         raise InvalidInput("a moment is not allowed", issues)
     async with cancelled_on_disconnect(request):

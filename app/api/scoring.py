@@ -30,7 +30,7 @@ from app.api.scoring_schemas import (
     UsedContext,
     UsedProfile,
 )
-from app.bandit.decisions import Decision, Outcome, Ranking
+from app.bandit.decisions import Decision, DecisionOutcome, Ranking
 from app.bandit.model.explanation import explained
 from app.features.clock import rfc3339
 
@@ -96,7 +96,7 @@ def _ranked(decision: Decision, ranking: Ranking) -> list[Ranked]:
     ]
 
 
-def _explanation(decision: Decision, outcome: Outcome) -> DecisionAnswer:
+def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
     at = decision.context.at
     return DecisionAnswer(
         decision_id=decision.id,
@@ -145,7 +145,7 @@ def _shadow(decision: Decision) -> ShadowShown | None:
     return ShadowShown("challenger" if decision.role == "champion" else "champion", _ranked(decision, other))
 
 
-def _outcome(outcome: Outcome) -> OutcomeShown:
+def _outcome(outcome: DecisionOutcome) -> OutcomeShown:
     return OutcomeShown(
         state=outcome.state,
         served_at=_time(outcome.served_at_ms),

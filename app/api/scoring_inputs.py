@@ -10,7 +10,7 @@ from msgspec import UNSET
 from app.api.dependencies import Api, HttpRequest
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.scoring_schemas import ScoreCandidate, ScoreRequest
-from app.bandit.decisions import MAX_CANDIDATES, Asked, Origin
+from app.bandit.decisions import MAX_CANDIDATES, Origin, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context, Profile
 from app.errors import InvalidInput, Issue
 from app.events.decoding import decode
@@ -28,7 +28,7 @@ class _Loose(msgspec.Struct):
 _decode_loose = msgspec.json.Decoder(_Loose).decode
 
 
-async def asked_of(request: HttpRequest, api: Api) -> Asked:
+async def asked_of(request: HttpRequest, api: Api) -> ScoringRequest:
     """What is asked.
 
     Raises:
@@ -48,7 +48,7 @@ async def asked_of(request: HttpRequest, api: Api) -> Asked:
     if len(set(ids)) != len(ids):
         raise InvalidInput("candidates have the same id", _repeated(ids))
     origin, profile = _profile(api, sent)
-    return Asked(
+    return ScoringRequest(
         user_id=sent.user_id,
         candidates=tuple(
             Candidate(item.id, item.features.is_overdue, item.features.task_age_days, item.features.priority)

@@ -72,7 +72,7 @@ async def listen(
     try:
         with listening_socket(host, port) as door:
             await _until_stopped(
-                application, EmbeddedServer(application, door, head_s=keep_alive_s), door, on_stop, on_overdue, drain_s
+                application, GranianServer(application, door, head_s=keep_alive_s), door, on_stop, on_overdue, drain_s
             )
     except OSError as error:
         raise SettingsError("PROFILES_PORT", f"cannot serve on {host}:{port}: {error.strerror or error}") from None
@@ -102,7 +102,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 _holder: Any = SocketHolder  # its type leaves out the arguments
 
 
-class EmbeddedServer(Server):
+class GranianServer(Server):
     """granian's, on a socket of ours. It has an end of its own, which it closes."""
 
     def __init__(self, application: ASGIApp, door: socket.socket, *, head_s: float = KEEP_ALIVE_S) -> None:

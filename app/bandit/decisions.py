@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from app.bandit.model.inputs import Array, Candidate, Context, Profile
 from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.events import Action
 
 Origin = Literal["request", "service", "absent"]
@@ -24,7 +24,7 @@ MAX_CANDIDATES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ScoringRequest:
     """A request to rank candidates. `origin` "service": the profile is to be read; else it is `profile`."""
 
     user_id: str
@@ -46,7 +46,7 @@ class Known(NamedTuple):
     erasures: int
     prior: Prior
     share: float
-    evidence: Evidence | None
+    evidence: SufficientStatistics | None
     stored: Decision | None
 
 
@@ -101,7 +101,7 @@ class Decision:
         return self.candidates[self.chosen].id
 
 
-class Outcome(NamedTuple):
+class DecisionOutcome(NamedTuple):
     """What came of a decision. `events` counts what events it was told of, by what came of them."""
 
     state: State

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from app.bandit.decisions import Decision, EventOutcome, Known, Outcome, Shadow
+from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, Known, Shadow
 from app.bandit.model.pooled_prior import Prior
 from app.features.events import TipEvent
 from app.features.registry import Scalar
@@ -70,7 +70,7 @@ class Swept(NamedTuple):
     aside: int
 
 
-class DecisionBook(Protocol):
+class DecisionRepository(Protocol):
     """Where decisions are kept."""
 
     async def look(self, questions: Sequence[Question]) -> list[Known]:
@@ -85,7 +85,7 @@ class DecisionBook(Protocol):
         """Add what the other policy made of decisions, where those are still there; in one commit."""
         ...
 
-    async def find(self, decision_id: str) -> tuple[Decision, Outcome] | None:
+    async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         """One decision and what came of it."""
         ...
 
@@ -98,7 +98,7 @@ class DecisionBook(Protocol):
         ...
 
 
-class LearningBook(Protocol):
+class LearningRepository(Protocol):
     """Where what was learned is kept."""
 
     async def concerned(self, events: Sequence[ToldEvent]) -> list[ToldEvent]:
@@ -122,7 +122,7 @@ class LearningBook(Protocol):
         ...
 
 
-class StateBook(Protocol):
+class StateRepository(Protocol):
     """Where the evidence of all users is kept, and the priors made of it."""
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.bandit.decisions import Asked, Decision, Known, Outcome, Role
-from app.bandit.model.inputs import PROFILE_FEATURES, Array, Profile, Terms, terms_of
-from app.bandit.model.policies import Lineup
+from app.bandit.decisions import Decision, DecisionOutcome, Known, Role, ScoringRequest
+from app.bandit.model.inputs import PROFILE_FEATURES, Array, Inputs, Profile, terms_of
+from app.bandit.model.policies import Policies
 from app.bandit.model.ranking import chosen, ranking_of
 from app.bandit.model.specs import Spec
-from app.bandit.ports import DecisionBook, Proposed, Question, ReadProfile, Recorded
+from app.bandit.ports import DecisionRepository, Proposed, Question, ReadProfile, Recorded
 from app.bandit.shadow.queue import Shadower
 from app.bandit.shadow.scores import Unshadowed
-from app.concurrency.batcher import Bounds, Rounds
+from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Conflict, Issue, NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
 from app.telemetry import Metrics
@@ -37,9 +37,9 @@ class Scorer:
     def __init__(
         self,
         *,
-        book: DecisionBook,
+        book: DecisionRepository,
         read_profile: ReadProfile,
-        lineup: Lineup,
+        lineup: Policies,
         serves_challenger: Callable[[str, float], bool],
         shadower: Shadower,
         new_id: Callable[[], str],
@@ -56,15 +56,15 @@ class Scorer:
         self._clock = clock
         self._metrics = metrics
         self._erasures: int | None = None
-        self._looks: Rounds[Question, Known] = Rounds(book.look, clock.monotonic, BOUNDS)
-        self._records: Rounds[Proposed, Recorded] = Rounds(book.record, clock.monotonic, BOUNDS)
+        self._looks: Batcher[Question, Known] = Batcher(book.look, clock.monotonic, BOUNDS)
+        self._records: Batcher[Proposed, Recorded] = Batcher(book.record, clock.monotonic, BOUNDS)
 
     @property
     def overloaded(self) -> bool:
         """Whether a decision that were asked for now would wait too long; nobody need decode it then."""
         return self._looks.overloaded or self._records.overloaded
 
-    async def score(self, asked: Asked) -> Decision:
+    async def score(self, asked: ScoringRequest) -> Decision:
         """Decide, or find what was decided for the same request id.
 
         Raises:
@@ -80,7 +80,7 @@ class Scorer:
                 return decision
         raise StoreUnavailable("users were erased again and again meanwhile; nothing was stored")
 
-    async def explain(self, decision_id: str) -> tuple[Decision, Outcome]:
+    async def explain(self, decision_id: str) -> tuple[Decision, DecisionOutcome]:
         """A decision, and what came of it; raises `NotFound`."""
         found = await self._book.find(decision_id)
         if found is None:
@@ -93,7 +93,7 @@ class Scorer:
         await self._records.close()
         await self._shadower.close()
 
-    async def _try(self, asked: Asked, started: float) -> Decision | None:
+    async def _try(self, asked: ScoringRequest, started: float) -> Decision | None:
         question = Question(asked.user_id, asked.request_id)
         if (erasures := self._erasures) is None:
             erasures = (await self._looks.join(question)).erasures
@@ -114,7 +114,9 @@ class Scorer:
         self._shadower.add(unshadowed._replace(elapsed_us=self._elapsed_us(started)))
         return decision
 
-    def _decide(self, asked: Asked, profile: Profile, known: Known, started: float) -> tuple[Decision, Unshadowed]:
+    def _decide(
+        self, asked: ScoringRequest, profile: Profile, known: Known, started: float
+    ) -> tuple[Decision, Unshadowed]:
         evidence, spec = self._lineup.brought_up(known.evidence)
         role = self._role(asked.user_id, known.share)
         policy = self._lineup.policy(role)
@@ -161,12 +163,12 @@ class Scorer:
         return round((self._clock.monotonic() - started) * 1e6)
 
 
-def _logged(spec: Spec, terms: Terms, shown: int) -> Array:
+def _logged(spec: Spec, terms: Inputs, shown: int) -> Array:
     """The vector of what is shown, with the inputs that only the other policy looks at; nobody else's is needed now."""
     return spec.joined(terms.by_candidate[shown : shown + 1], terms.shared).reshape(-1)
 
 
-def _repeated(stored: Decision, asked: Asked) -> Decision:
+def _repeated(stored: Decision, asked: ScoringRequest) -> Decision:
     if stored.user_id != asked.user_id:
         reason = f"{asked.request_id!r} was used for another user"
         raise Conflict(f"nothing was decided: request_id {reason}", [Issue("request_id", reason)])

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import msgspec
 
 from app.bandit.learning.attribution import Rules
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.assignment import serves_challenger
 from app.bandit.rollout.controller import Growth, Rollout
@@ -19,8 +19,8 @@ from app.bandit.shadow.subprocess.process import ProcessBeside
 from app.bootstrap.bandit_parts import Bandit, Outside, join
 from app.features.clock import Clock
 from app.features.registry import Registry, Scalar
-from app.operations.audit import Act, audited
-from app.profiles.consistency.checker import Auditor
+from app.operations.audit import AuditedAction, audited
+from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator, Stale
@@ -37,7 +37,7 @@ from app.stores.sqlite.rollout import SqliteRollout
 from app.stores.sqlite.states import SqliteStates
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.null_cache import NoCache
+from app.stores.valkey.null_cache import NullCache
 from app.telemetry import Metrics
 
 _values = msgspec.json.Decoder(list[Scalar]).decode
@@ -47,7 +47,7 @@ def bandit(
     settings: Settings, database: Database, reader: ProfileReader, registry: Registry, clock: Clock, metrics: Metrics
 ) -> Bandit:
     """The bandit of one process."""
-    lineup = Lineup.of(shadow=settings.shadow)
+    lineup = Policies.of(shadow=settings.shadow)
     rules = Rules.of(settings.rewards, settings.reward_window_hours)
     outside = Outside(
         SqliteDecisions(database, lineup.longest),
@@ -72,7 +72,7 @@ def bandit(
     )
 
 
-def rollout(settings: Settings, database: Database, clock: Clock, lineup: Lineup, rules: Rules) -> Rollout:
+def rollout(settings: Settings, database: Database, clock: Clock, lineup: Policies, rules: Rules) -> Rollout:
     """The challenger's roll-out. All that is done to it stands in the audit trail, whoever does it."""
     trail, states = SqliteAuditTrail(database), SqliteStates(database, lineup.longest)
 
@@ -80,7 +80,7 @@ def rollout(settings: Settings, database: Database, clock: Clock, lineup: Lineup
         counts = await states.counts()
         return Growth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in lineup.shorter()))
 
-    def in_the_trail(actor: str, action: str) -> AbstractAsyncContextManager[Act]:
+    def in_the_trail(actor: str, action: str) -> AbstractAsyncContextManager[AuditedAction]:
         return audited(trail, clock.now_ms(), actor, action, "rollout")
 
     return Rollout(
@@ -109,20 +109,20 @@ def profiles(reader: ProfileReader, registry: Registry) -> ReadProfile:
 
 def auditor(
     database: Database,
-    cache: ValkeyCache | NoCache,
+    cache: ValkeyCache | NullCache,
     invalidator: Invalidator,
     gate: TrustGate,
     computation: Computation,
     inspector: Inspector,
     registry: Registry,
-) -> Auditor:
+) -> ConsistencyChecker:
     """What checks cached profiles; a value that it drops is forgotten by every process."""
 
     async def drop(stale: Stale) -> None:
         await invalidator.invalidate(stale)
         await recall(database)
 
-    return Auditor(
+    return ConsistencyChecker(
         cache=cache,
         trusted=gate.holds,
         users=SqliteUsers(database),

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from app.bandit.learning.attribution import DecisionLearner
-from app.bandit.learning.maintenance import Upkeep
-from app.bandit.model.policies import Lineup
-from app.bandit.ports import DecisionBook, LearningBook, ReadProfile, StateBook
+from app.bandit.learning.maintenance import Maintenance
+from app.bandit.model.policies import Policies
+from app.bandit.ports import DecisionRepository, LearningRepository, ReadProfile, StateRepository
 from app.bandit.rollout.controller import Rollout
 from app.bandit.scoring import Scorer
 from app.bandit.shadow.queue import BackgroundShadower, NoShadow, ShadowWork
@@ -19,28 +19,28 @@ from app.telemetry import Metrics
 class Bandit(NamedTuple):
     """What scores, what learns, what a worker does in the background, where it is kept, and the roll-out."""
 
-    lineup: Lineup
+    lineup: Policies
     scorer: Scorer
     learner: DecisionLearner
-    upkeep: Upkeep
-    decisions: DecisionBook
-    states: StateBook
+    upkeep: Maintenance
+    decisions: DecisionRepository
+    states: StateRepository
     rollout: Rollout
 
 
 class Outside(NamedTuple):
     """What the bandit needs from outside: where all of it is kept, profiles, and where shadows are worked out."""
 
-    decisions: DecisionBook
-    learning: LearningBook
-    states: StateBook
+    decisions: DecisionRepository
+    learning: LearningRepository
+    states: StateRepository
     read_profile: ReadProfile
     shadow_work: ShadowWork
 
 
 def join(
     outside: Outside,
-    lineup: Lineup,
+    lineup: Policies,
     *,
     serves_challenger: Callable[[str, float], bool],
     rollout: Rollout,
@@ -67,7 +67,7 @@ def join(
             metrics=metrics,
         ),
         learner=learner,
-        upkeep=Upkeep(learner=learner, states=outside.states, lineup=lineup, clock=clock, metrics=metrics),
+        upkeep=Maintenance(learner=learner, states=outside.states, lineup=lineup, clock=clock, metrics=metrics),
         decisions=outside.decisions,
         states=outside.states,
         rollout=rollout,

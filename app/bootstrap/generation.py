@@ -29,12 +29,12 @@ async def open_writing(settings: Settings, clock: Clock, metrics: Metrics) -> As
         yield Writing(None, clock, metrics)
         return
     # Only now: httpx takes a seventh of the start, and most services have no model.
-    from app.stores.llm.client import Endpoint, Exchange  # noqa: PLC0415
-    from app.stores.llm.writer import ChatWriter  # noqa: PLC0415
+    from app.stores.llm.client import Endpoint, LlmClient  # noqa: PLC0415
+    from app.stores.llm.writer import LlmWriter  # noqa: PLC0415
 
-    exchange = Exchange(Endpoint(settings.model_url, settings.model_key))
+    exchange = LlmClient(Endpoint(settings.model_url, settings.model_key))
     try:
-        writer = ChatWriter(exchange, settings.model, clock, lambda: secrets.token_hex(8))
+        writer = LlmWriter(exchange, settings.model, clock, lambda: secrets.token_hex(8))
         log.info("model_set", url=settings.model_url, model=settings.model)
         yield Writing(Model(writer, settings.model, settings.model_calls), clock, metrics)
     finally:

@@ -17,7 +17,7 @@ from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUn
 from app.features.clock import rfc3339
 from app.operations.sampler import Sampler
 from app.operations.samples import Gauges, Process, Role
-from app.operations.states import Check, State
+from app.operations.states import ReadinessCheck, State
 from app.stores.sqlite.connection import check_rights
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.outbox import backlog, events_ahead
@@ -26,7 +26,7 @@ from app.telemetry import logger
 log = logger("probes")
 
 
-async def readiness(service: Service) -> dict[str, Check]:
+async def readiness(service: Service) -> dict[str, ReadinessCheck]:
     """What the service depends on, each asked now."""
     database, cache, queue = await asyncio.gather(
         _check_database(service), _check_cache(service), _check_queue(service)
@@ -34,7 +34,7 @@ async def readiness(service: Service) -> dict[str, Check]:
     return {**database, **cache, **queue, "features": _check_features(service)}
 
 
-async def _check_database(service: Service) -> dict[str, Check]:
+async def _check_database(service: Service) -> dict[str, ReadinessCheck]:
     try:
         owed = (await backlog(service.database)).owed
     except StoreUnavailable as error:
@@ -42,8 +42,8 @@ async def _check_database(service: Service) -> dict[str, Check]:
     detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
     trouble = await _database_trouble(service.database)
     return {
-        "database": Check(trouble is None, trouble or "", state="degraded"),
-        "invalidations": Check(owed == 0, detail, state="degraded"),
+        "database": ReadinessCheck(trouble is None, trouble or "", state="degraded"),
+        "invalidations": ReadinessCheck(owed == 0, detail, state="degraded"),
     }
 
 
@@ -60,7 +60,7 @@ async def _database_trouble(database: Database) -> str | None:
     return None
 
 
-async def _check_cache(service: Service) -> dict[str, Check]:
+async def _check_cache(service: Service) -> dict[str, ReadinessCheck]:
     try:
         await service.cache.check()
     except CacheRefused as error:
@@ -68,36 +68,38 @@ async def _check_cache(service: Service) -> dict[str, Check]:
         return {"cache": _unanswered("cache", detail, error, state="degraded")}
     except CacheUnavailable as error:
         return {"cache": _unanswered("cache", f"{error.told}; reads compute from the database", error)}
-    return {"cache": Check(service.cache.available, "it answers again; reads compute for a moment longer")}
+    return {"cache": ReadinessCheck(service.cache.available, "it answers again; reads compute for a moment longer")}
 
 
-def _check_features(service: Service) -> Check:
+def _check_features(service: Service) -> ReadinessCheck:
     """Whether every feature can be computed in this process. What admins have disabled is no fault."""
     service.computation.try_again()
     troubles = service.computation.availability.troubles()
     detail = "; ".join(f"{item.feature}: {item.reason}, since {rfc3339(item.since_ms)}" for item in troubles)
-    return Check(not troubles, f"failing, and answered as null: {detail}", state="degraded")
+    return ReadinessCheck(not troubles, f"failing, and answered as null: {detail}", state="degraded")
 
 
-async def _check_queue(service: Service) -> dict[str, Check]:
+async def _check_queue(service: Service) -> dict[str, ReadinessCheck]:
     if service.queue is None:
-        return {"queue": Check(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
+        return {"queue": ReadinessCheck(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
     try:
         alive = await service.queue.worker_alive()
         others = await service.queue.databases(service.clock.now_ms()) - {service.database.id}
     except QueueUnavailable as error:
         queue = _unanswered("queue", f"{error.told}; events are kept and wait for a sweep", error)
-        return {"queue": queue, "worker": Check(False, "unknown: the queue does not answer", state="unknown")}
+        return {"queue": queue, "worker": ReadinessCheck(False, "unknown: the queue does not answer", state="unknown")}
     shared = "workers of another database take jobs from it; give each service its own PROFILES_QUEUE_NAME"
     return {
-        "queue": Check(not others, shared, state="degraded"),
-        "worker": Check(alive, "no worker has shown itself in the last seconds"),
+        "queue": ReadinessCheck(not others, shared, state="degraded"),
+        "worker": ReadinessCheck(alive, "no worker has shown itself in the last seconds"),
     }
 
 
-def _unanswered(name: str, detail: str, error: Exception, *, vital: bool = False, state: State = "down") -> Check:
+def _unanswered(
+    name: str, detail: str, error: Exception, *, vital: bool = False, state: State = "down"
+) -> ReadinessCheck:
     log.warning("not_answering", what=name, error=str(error))
-    return Check(False, detail, vital, state)
+    return ReadinessCheck(False, detail, vital, state)
 
 
 async def gauges(service: Service) -> Gauges:

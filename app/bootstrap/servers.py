@@ -13,8 +13,8 @@ from app.stores.queue.client import Queue
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.null_cache import NoCache
-from app.stores.valkey.server_registration import Registration
+from app.stores.valkey.null_cache import NullCache
+from app.stores.valkey.server_registration import ServerRegistration
 from app.telemetry import Metrics
 
 NONCE_BYTES = 12
@@ -38,10 +38,10 @@ def nonces() -> Callable[[], bytes]:
 
 def named_cache(
     settings: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
-) -> ValkeyCache | NoCache:
+) -> ValkeyCache | NullCache:
     """The cache, or none. Raises `SettingsError`."""
     if settings.cache_url is None:
-        return NoCache()
+        return NullCache()
     try:
         return ValkeyCache(
             url=settings.cache_url,
@@ -51,7 +51,7 @@ def named_cache(
             nonce=nonces(),
             clock=clock,
             metrics=metrics,
-            registration=Registration(owed.registration, clock),
+            registration=ServerRegistration(owed.registration, clock),
         )
     except ValueError as error:
         raise SettingsError("PROFILES_CACHE_URL", str(error)) from error

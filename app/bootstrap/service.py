@@ -28,22 +28,22 @@ from app.events.retention import Kept, Retention
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
-from app.profiles.consistency.checker import Auditor
+from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.compute import Computation
 from app.profiles.online.fill import Filler
 from app.profiles.online.invalidation import Invalidator
-from app.profiles.online.local_cache import NearCache
+from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.online.trust import TrustGate
-from app.profiles.quality.parts import Quality, join
+from app.profiles.quality.parts import QualityServices, join
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRunner
 from app.profiles.trial import SAMPLE, costs, try_features
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
-from app.stores.sqlite.change_feed import SqliteEventTail
+from app.stores.sqlite.change_feed import SqliteChangeFeed
 from app.stores.sqlite.cutoffs import SqliteCutoffs
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
@@ -52,7 +52,7 @@ from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
 from app.stores.sqlite.quality_runs import quality_facts
-from app.stores.sqlite.rebuilds import SqliteRebuildBook
+from app.stores.sqlite.rebuilds import SqliteRebuildRepository
 from app.stores.sqlite.registries import SqliteRegistries
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
@@ -60,7 +60,7 @@ from app.stores.sqlite.user_events import SqliteUserEvents
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.null_cache import NoCache
+from app.stores.valkey.null_cache import NullCache
 from app.telemetry import Metrics, logger
 
 # The doors of processes that go on serving what they announce; a command does its work and ends.
@@ -79,7 +79,7 @@ class Service:
     clock: Clock
     metrics: Metrics
     database: Database
-    cache: ValkeyCache | NoCache
+    cache: ValkeyCache | NullCache
     queue: Queue | None
     reader: ProfileReader
     rebuilder: Rebuilder
@@ -92,8 +92,8 @@ class Service:
     users: SqliteUsers
     user_events: SqliteUserEvents
     inspector: Inspector
-    auditor: Auditor
-    book: SqliteRebuildBook
+    auditor: ConsistencyChecker
+    book: SqliteRebuildRepository
     audit: SqliteAuditTrail
     samples: SqliteSamples
     process: str
@@ -101,7 +101,7 @@ class Service:
     computation: Computation
     costs: Mapping[int, float]
     runner: RebuildRunner
-    quality: Quality
+    quality: QualityServices
     retention: Retention
     bandit: Bandit
 
@@ -119,10 +119,10 @@ class _Foundation:
     clock: Clock
     metrics: Metrics
     database: Database
-    cache: ValkeyCache | NoCache
+    cache: ValkeyCache | NullCache
     owed: SqliteOwedInvalidations
     queue: Queue | None
-    near: NearCache | None
+    near: LocalCache | None
     source: SqliteSource
     availability: FeatureAvailability
     costs: Mapping[int, float]
@@ -223,11 +223,11 @@ async def _tried(
     return measured
 
 
-def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> NearCache | None:
+def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> LocalCache | None:
     if not settings.near_users:
         return None
-    stack.callback((tail := SqliteEventTail(settings.database)).close)
-    return NearCache(tail, registry, clock, settings.near_users)
+    stack.callback((tail := SqliteChangeFeed(settings.database)).close)
+    return LocalCache(tail, registry, clock, settings.near_users)
 
 
 def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
@@ -241,7 +241,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
     )
     log, letters, users = SqliteEventLog(database), SqliteDeadLetters(database), SqliteUsers(database)
-    book = SqliteRebuildBook(database)
+    book = SqliteRebuildRepository(database)
     ingestor = Ingestor(
         log=log,
         invalidator=invalidator,

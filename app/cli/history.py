@@ -17,7 +17,7 @@ from app.errors import InvalidInput, Issue
 if TYPE_CHECKING:
     from app.features.registry import Feature
     from app.profiles.history.validation import Moments
-    from app.profiles.ports import Asked
+    from app.profiles.ports import ComputeRow
     from app.stores.training_set.input import Block, Rows
     from app.stores.training_set.output import TrainingSetWriter
 
@@ -118,12 +118,12 @@ def _check_names(names: Sequence[str], features: Iterable[Feature]) -> None:
         raise InvalidInput("columns of the input are named like features", issues)
 
 
-def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list[Asked]:
+def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list[ComputeRow]:
     """What to compute; raises `InvalidInput`, naming the first row that is not allowed."""
     from app.features.ids import id_problem
-    from app.profiles.ports import Asked
+    from app.profiles.ports import ComputeRow
 
-    asked: list[Asked] = []
+    asked: list[ComputeRow] = []
     for number, user, at in zip(block.numbers, block.user_ids, block.moments, strict=True):
         place = f"{block.place} {number}"
         if user is None or at is None:
@@ -132,7 +132,7 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
         if id_problem(user) is not None:  # the import within `check_user` costs more than the look
             check_user(user, f"{place}, user_id")
         at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - options.before
-        asked.append(Asked(user, mask, at_ms, at_ms if options.known_at == "as_of" else options.known_at))
+        asked.append(ComputeRow(user, mask, at_ms, at_ms if options.known_at == "as_of" else options.known_at))
     times = [row.now_ms or 0 for row in asked]
     if any(moments.problem(at_ms, asked[0].known_ms, mask) for at_ms in (min(times), max(times))):
         for number, row in zip(block.numbers, asked, strict=True):
@@ -148,10 +148,10 @@ class _LateArrivals:
     def __init__(self, defaults: Values) -> None:
         self._defaults = defaults
         self._rows = self._empty = 0
-        self._sample: list[Asked] = []
+        self._sample: list[ComputeRow] = []
         self._random = Random(1)  # noqa: S311  # no secret
 
-    def note(self, asked: Sequence[Asked], values: Iterable[Values]) -> None:
+    def note(self, asked: Sequence[ComputeRow], values: Iterable[Values]) -> None:
         self._rows += len(asked)
         for row, found in zip(asked, values, strict=True):
             if row.known_ms is None or found != self._defaults:
@@ -162,7 +162,7 @@ class _LateArrivals:
             elif (place := self._random.randrange(self._empty)) < SAMPLE:
                 self._sample[place] = row
 
-    def sample(self) -> list[Asked]:
+    def sample(self) -> list[ComputeRow]:
         """Rows without values, to be computed again whenever their events arrived; none if most rows have values."""
         return [row._replace(known_ms=None) for row in self._sample] if self._empty * 2 > self._rows else []
 

@@ -50,7 +50,7 @@ def shown(value: object) -> str:
 async def _read(user: str, as_of_ms: int | None) -> tuple[dict[int, Any], Any]:
     from app.bootstrap.service import open_service
     from app.profiles.history.validation import Moments
-    from app.profiles.ports import Asked
+    from app.profiles.ports import ComputeRow
 
     async with open_service(settings_of_command(), door="command") as service:
         registry = service.contract.registry
@@ -59,7 +59,7 @@ async def _read(user: str, as_of_ms: int | None) -> tuple[dict[int, Any], Any]:
         problem = Moments(registry, service.settings.retention_days, service.clock).problem
         if issue := problem(as_of_ms, None, registry.full_mask):
             raise InvalidInput("the moment is not allowed", [Issue("--as-of", issue.detail)])
-        (readings,) = await service.reader.read_as_of([Asked(user, registry.full_mask, as_of_ms)])
+        (readings,) = await service.reader.read_as_of([ComputeRow(user, registry.full_mask, as_of_ms)])
         return readings, registry
 
 

@@ -1,4 +1,4 @@
-"""Rounds: what waits at the same time is done together, one group after the other.
+"""Batcher: what waits at the same time is done together, one group after the other.
 
 A hop to the database's thread, or a durable commit, costs about the same for one as for many. Memory is bounded: who
 would wait too long is told so at once (`app.concurrency.load_estimate`), and so is who would be one too many.
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from app.concurrency.load_estimate import Backlog
+from app.concurrency.load_estimate import LoadEstimate
 from app.errors import Overloaded
 
 Item = TypeVar("Item")
@@ -27,7 +27,7 @@ class Bounds(NamedTuple):
     most: int
 
 
-class Rounds(Generic[Item, Result]):
+class Batcher(Generic[Item, Result]):
     """Hands groups of items to `work`, which gives one result an item, or raises for all of them."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Rounds(Generic[Item, Result]):
         self._work = work
         self._monotonic = monotonic
         self._bounds = bounds
-        self._backlog = Backlog(lanes=1, patience_s=bounds.patience_s, always=bounds.at_once)
+        self._backlog = LoadEstimate(lanes=1, patience_s=bounds.patience_s, always=bounds.at_once)
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._working: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from __future__ import annotations
 _WEIGHT = 0.1  # of the newest piece of work, in the averages
 
 
-class Backlog:
+class LoadEstimate:
     """One kind of work, done by `lanes` at once. `waiting` is counted by whoever keeps the queue."""
 
     __slots__ = ("_always", "_lanes", "_patience_s", "_seconds", "_units", "waiting")

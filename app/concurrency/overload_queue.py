@@ -1,4 +1,4 @@
-"""Turns: who will most likely be sent away waits until there is time for it.
+"""OverloadQueue: who will most likely be sent away waits until there is time for it.
 
 To send somebody away costs, too. Where ten times as much comes as can be done, a loop that does it at once does nothing
 else: hits wait behind refusals, and what was let in waits as well. So while there is too much, those who come line up,
@@ -23,7 +23,7 @@ RESTS = 9
 REST_MOST_S = 0.1
 
 
-class Turns:
+class OverloadQueue:
     """One process's, for something that it may have too much of."""
 
     def __init__(

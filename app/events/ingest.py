@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from app.concurrency.load_estimate import Backlog
+from app.concurrency.load_estimate import LoadEstimate
 from app.errors import Conflict, Issue, Overloaded
 from app.events.admission import Admission, path_to
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
@@ -45,7 +45,7 @@ class Receipt(NamedTuple):
     seqs: tuple[int, ...]
 
 
-class _Request(NamedTuple):
+class _PendingIngest(NamedTuple):
     sent: Sequence[TipEvent]
     events: Sequence[Admitted]
     done: asyncio.Future[Receipt]
@@ -76,8 +76,8 @@ class Ingestor:
         self._commits_apart_s = COMMITS_APART_S.get(door, 0.0)
         self._pause = pause
         self._next_commit_at = float("-inf")
-        self._waiting: deque[_Request] = deque()
-        self._backlog = Backlog(lanes=1, patience_s=PATIENCE_S.get(door, float("inf")), always=ALWAYS)
+        self._waiting: deque[_PendingIngest] = deque()
+        self._backlog = LoadEstimate(lanes=1, patience_s=PATIENCE_S.get(door, float("inf")), always=ALWAYS)
         self._committing: asyncio.Task[None] | None = None
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -107,7 +107,7 @@ class Ingestor:
             raise
         if self.overloaded or self._backlog.waiting + len(admitted) > WAITING_CAP:
             raise Overloaded("events")
-        request = _Request(events, admitted, asyncio.get_running_loop().create_future())
+        request = _PendingIngest(events, admitted, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._backlog.waiting += len(admitted)
         if self._committing is None:
@@ -132,8 +132,8 @@ class Ingestor:
         finally:
             self._committing = None
 
-    def _take(self) -> list[_Request]:
-        group: list[_Request] = []
+    def _take(self) -> list[_PendingIngest]:
+        group: list[_PendingIngest] = []
         size = 0
         while self._waiting and (not group or size + len(self._waiting[0].events) <= COMMIT_CAP):
             request = self._waiting.popleft()
@@ -142,7 +142,7 @@ class Ingestor:
         self._backlog.waiting -= size
         return group
 
-    async def _commit(self, group: list[_Request]) -> None:
+    async def _commit(self, group: list[_PendingIngest]) -> None:
         started = self._clock.monotonic()
         try:
             outcomes = await self._log.append([request.events for request in group])
@@ -158,9 +158,9 @@ class Ingestor:
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 
-    async def _finish(self, group: list[_Request], outcomes: Sequence[Appended | ClashingEvent]) -> None:
+    async def _finish(self, group: list[_PendingIngest], outcomes: Sequence[Appended | ClashingEvent]) -> None:
         stale: dict[str, frozenset[str]] = {}
-        stored: list[tuple[_Request, Appended]] = []
+        stored: list[tuple[_PendingIngest, Appended]] = []
         for request, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, ClashingEvent):
                 self._metrics.events.labels(self._door, "conflict").inc(len(request.events))
@@ -194,7 +194,7 @@ def _conflict(clash: ClashingEvent, sent: Sequence[TipEvent]) -> Conflict:
     )
 
 
-def _fail(requests: Sequence[_Request], error: Exception) -> None:
+def _fail(requests: Sequence[_PendingIngest], error: Exception) -> None:
     for request in requests:
         if not request.done.done():
             request.done.set_exception(error)

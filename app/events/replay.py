@@ -24,7 +24,7 @@ MAX_REASON = 1_000
 REFUSALS = (Undecodable, InvalidInput, Conflict)
 
 
-class Outcome(NamedTuple):
+class ReplayResult(NamedTuple):
     """What replaying one letter did. `revived`: its event was stored already and is with the workers again."""
 
     accepted: int
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
+class ReplaySummary:
     """What replaying many letters did: letters that went; events taken in, known before, with the workers again.
 
     `failures`: letter to reason. `next_after`: where to go on, None at the end.
@@ -55,7 +55,7 @@ class Replayer:
         self._letters = letters
         self._clock = clock
 
-    async def replay(self, letter: DeadLetter) -> Outcome:
+    async def replay(self, letter: DeadLetter) -> ReplayResult:
         """One letter.
 
         Raises:
@@ -66,7 +66,7 @@ class Replayer:
         if letter.seq is not None:
             if not await self._letters.revive(letter.id):
                 raise NotFound(f"dead letter {letter.id} is gone: somebody else replayed or discarded it")
-            return Outcome(0, 0, True)
+            return ReplayResult(0, 0, True)
         try:
             receipt = await self._take_in(letter)
         except REFUSALS as error:
@@ -74,14 +74,14 @@ class Replayer:
             raise
         # 1. The event is stored; 2. the letter goes. Dying in between leaves a letter that is a duplicate next time.
         await self._letters.discard(letter.id)
-        return Outcome(receipt.accepted, receipt.duplicates, False)
+        return ReplayResult(receipt.accepted, receipt.duplicates, False)
 
-    async def replay_all(self, after: int) -> Tally:
+    async def replay_all(self, after: int) -> ReplaySummary:
         """Up to `MOST` letters above an id, some at once, so that they share commits.
 
         Letters buried meanwhile wait for another time. Raises `StoreUnavailable`; what was replayed stays so.
         """
-        tally = Tally()
+        tally = ReplaySummary()
         newest = await self._letters.newest_id()
         for _ in range(0, MOST, AT_ONCE):
             page = [letter for letter in await self._letters.list(after, AT_ONCE) if letter.id <= newest]
@@ -92,7 +92,7 @@ class Replayer:
         tally.next_after = after
         return tally
 
-    async def _replay_page(self, page: Sequence[DeadLetter], tally: Tally) -> None:
+    async def _replay_page(self, page: Sequence[DeadLetter], tally: ReplaySummary) -> None:
         revived = [letter.id for letter in page if letter.seq is not None]
         others = [letter for letter in page if letter.seq is None]
         failures: dict[int, str] = {}

@@ -69,21 +69,21 @@ class AuditTrail(Protocol):
 
 
 @dataclass(slots=True)
-class Act:
+class AuditedAction:
     """An action under way. `outcome` is what the entry will say of it; None leaves that to how it ends."""
 
     outcome: str | None = None
 
 
 @asynccontextmanager
-async def audited(trail: AuditTrail, at_ms: int, actor: str, action: str, subject: str) -> AsyncIterator[Act]:
+async def audited(trail: AuditTrail, at_ms: int, actor: str, action: str, subject: str) -> AsyncIterator[AuditedAction]:
     """Around an action. What it raises is written down as its outcome, and raised.
 
     Raises:
         StoreUnavailable: the intent cannot be written; the action has not begun.
     """
     entry_id = await trail.begin(at_ms, actor, action, subject)
-    act = Act()
+    act = AuditedAction()
     try:
         yield act
     except ProfilesError as error:

@@ -14,13 +14,13 @@ from prometheus_client import Histogram
 from prometheus_client.utils import floatToGoString
 
 from app.telemetry import FAST
-from app.telemetry.counters import Spread
+from app.telemetry.counters import FastHistogram
 
 OVER = "+Inf"
 MARKS = (*map(floatToGoString, FAST), OVER)
 
 
-def of_spread(spread: Spread) -> Counter[str]:
+def of_spread(spread: FastHistogram) -> Counter[str]:
     """The buckets of one of our own histograms; its bounds are `FAST`."""
     return Counter({mark: count for mark, count in zip(MARKS, spread.counts, strict=True) if count})
 

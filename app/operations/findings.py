@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from app.operations.figures import Figure
 from app.operations.samples import Sample
-from app.operations.states import SEVERITY, Standing, State
+from app.operations.states import SEVERITY, ComponentStatus, State
 
 SLOW_MS = 250
 LATE_MS = 1_000
@@ -37,7 +37,9 @@ UNREADABLE = (
 )
 
 
-def findings(standings: Sequence[Standing], figures: Mapping[str, Figure], counted: Mapping[str, int]) -> list[Finding]:
+def findings(
+    standings: Sequence[ComponentStatus], figures: Mapping[str, Figure], counted: Mapping[str, int]
+) -> list[Finding]:
     """What should be looked at. `counted` is of the last hour."""
     found = [
         Finding(item.state, item.component, f"{_subject(item.component)} {item.state}: {item.detail}.", advice)

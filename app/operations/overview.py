@@ -14,7 +14,7 @@ from app.operations.findings import Finding, findings, mixed_registries
 from app.operations.model_watch import failing_model
 from app.operations.ports import Record
 from app.operations.samples import Gauges, Role, Sample
-from app.operations.states import COMPONENTS, Look, Standing, State, standings, together
+from app.operations.states import COMPONENTS, ComponentStatus, ComponentView, State, standings, together
 
 # One beat of the samples and a little more: after that what a process saw is no news.
 NEWS_MS = 12_000
@@ -24,7 +24,7 @@ ALIVE_MS = 30_000
 class Sight(NamedTuple):
     """What this process sees now."""
 
-    looks: Mapping[str, Look]
+    looks: Mapping[str, ComponentView]
     gauges: Gauges
 
 
@@ -45,7 +45,7 @@ class Overview(NamedTuple):
     state: State
     verdict: str
     findings: list[Finding]
-    standings: list[Standing]
+    standings: list[ComponentStatus]
     watchers: list[Watcher]
     figures: dict[str, Figure]
     starts_ms: list[int]
@@ -84,18 +84,20 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int, tol
     )
 
 
-def _standings(record: Record, live: Mapping[str, Look] | None, process: str, now_ms: int) -> list[Standing]:
+def _standings(
+    record: Record, live: Mapping[str, ComponentView] | None, process: str, now_ms: int
+) -> list[ComponentStatus]:
     found = dict(record.standings)
     if live is not None:
         others = [
-            {name: Look(look.state, _said_by(look.detail, sample)) for name, look in sample.looks.items()}
+            {name: ComponentView(look.state, _said_by(look.detail, sample)) for name, look in sample.looks.items()}
             for sample in _newest(record.samples)
             if sample.process != process and not sample.stopped and abs(now_ms - sample.at_ms) <= NEWS_MS
         ]
         seen = together([live, *others])
         found |= {item.component: item for item in standings(record.standings, seen, now_ms)}
     unknown = "nobody has looked yet"
-    return [found.get(name) or Standing(name, "unknown", unknown, now_ms, now_ms) for name in COMPONENTS]
+    return [found.get(name) or ComponentStatus(name, "unknown", unknown, now_ms, now_ms) for name in COMPONENTS]
 
 
 def _newest(samples: Iterable[Sample]) -> list[Sample]:
@@ -107,7 +109,7 @@ def _said_by(detail: str, sample: Sample) -> str:
     return f"{detail} (seen by {sample.told})" if detail else ""
 
 
-def _overall(standings: Iterable[Standing], wrong: Collection[Finding]) -> State:
+def _overall(standings: Iterable[ComponentStatus], wrong: Collection[Finding]) -> State:
     """Down only where reads cannot be served: a queue that is down is a reason to act, not an outage."""
     states = {item.component: item.state for item in standings}
     if states["service"] == "down":

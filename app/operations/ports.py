@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from app.operations.samples import Sample
-from app.operations.states import Standing
+from app.operations.states import ComponentStatus
 
 
 class Record(NamedTuple):
     """What is kept: samples, oldest first, and how each component stands."""
 
     samples: list[Sample]
-    standings: dict[str, Standing]
+    standings: dict[str, ComponentStatus]
 
 
 class SampleStore(Protocol):

@@ -14,7 +14,7 @@ from app.errors import Unavailable
 from app.features.clock import Clock
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges, Process, Sample, read
-from app.operations.states import Check, looks_of
+from app.operations.states import ReadinessCheck, looks_of
 from app.telemetry import Metrics, logger, warn
 
 EVERY_S = 10.0
@@ -33,7 +33,7 @@ class Sampler:
         metrics: Metrics,
         store: SampleStore,
         ask_gauges: Callable[[], Awaitable[Gauges]],
-        ask_readiness: Callable[[], Awaitable[Mapping[str, Check]]],
+        ask_readiness: Callable[[], Awaitable[Mapping[str, ReadinessCheck]]],
         clock: Clock,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -70,7 +70,7 @@ class Sampler:
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)
 
-    async def _believed(self) -> Mapping[str, Check]:
+    async def _believed(self) -> Mapping[str, ReadinessCheck]:
         """Readiness; asked again before something that was well is believed not to be."""
         checks = await self._ask_readiness()
         if not _troubled(checks) <= self._troubled:
@@ -79,7 +79,7 @@ class Sampler:
         self._troubled = _troubled(checks)
         return checks
 
-    async def _keep(self, gauges: Gauges, checks: Mapping[str, Check] | None) -> None:
+    async def _keep(self, gauges: Gauges, checks: Mapping[str, ReadinessCheck] | None) -> None:
         reading, at = read(self._metrics), self._clock.monotonic()
         counted, seconds = reading.since(self._last), at - self._last_at
         before = self._last, self._last_at
@@ -105,5 +105,5 @@ class Sampler:
             raise
 
 
-def _troubled(checks: Mapping[str, Check]) -> frozenset[str]:
+def _troubled(checks: Mapping[str, ReadinessCheck]) -> frozenset[str]:
     return frozenset(name for name, check in checks.items() if not check.ok)

@@ -16,7 +16,7 @@ import msgspec
 import prometheus_client
 
 from app.operations import buckets
-from app.operations.states import Look
+from app.operations.states import ComponentView
 from app.telemetry import Metrics
 
 Role = Literal["api", "worker"]
@@ -61,7 +61,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     latency: dict[str, int] = msgspec.field(default_factory=dict)
     lag: dict[str, int] = msgspec.field(default_factory=dict)
     gauges: Gauges = Gauges()
-    looks: dict[str, Look] = msgspec.field(default_factory=dict)
+    looks: dict[str, ComponentView] = msgspec.field(default_factory=dict)
     stopped: bool = False
     registry: str = ""
 
@@ -71,19 +71,19 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{'worker' if self.role == 'worker' else 'API process'} {self.process}"
 
 
-class Reading(NamedTuple):
+class CounterSnapshot(NamedTuple):
     """A process's counters at a moment; latency is of the recommender's and the producers' routes."""
 
     counts: Counter[str]
     latency: Counter[str]
     lag: Counter[str]
 
-    def since(self, before: Reading) -> Reading:
+    def since(self, before: CounterSnapshot) -> CounterSnapshot:
         """What was counted since an earlier reading; only what is not zero."""
-        return Reading(self.counts - before.counts, self.latency - before.latency, self.lag - before.lag)
+        return CounterSnapshot(self.counts - before.counts, self.latency - before.latency, self.lag - before.lag)
 
 
-def read(metrics: Metrics) -> Reading:
+def read(metrics: Metrics) -> CounterSnapshot:
     """Read the counters of this process; some tens of microseconds."""
     counts: Counter[str] = Counter(
         hits=metrics.cache_hits.total, near_hits=metrics.near_hits.total, misses=metrics.cache_misses.total
@@ -109,7 +109,7 @@ def read(metrics: Metrics) -> Reading:
         ("generations", metrics.generations, "outcome"),
     ):
         _add(counts, prefix, counter, label)
-    return Reading(counts, latency, buckets.of_histogram(metrics.invalidation_lag))
+    return CounterSnapshot(counts, latency, buckets.of_histogram(metrics.invalidation_lag))
 
 
 def _add(counts: Counter[str], prefix: str, counter: prometheus_client.Counter, label: str) -> None:

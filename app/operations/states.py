@@ -19,7 +19,7 @@ SEVERITY: Mapping[State, int] = {"unknown": 0, "ok": 1, "degraded": 2, "down": 3
 UNSEEN_MS = 60_000
 
 
-class Check(NamedTuple):
+class ReadinessCheck(NamedTuple):
     """One line of readiness: `ok` False degrades, `vital` False means reads can be right without it.
 
     `state` says how it stands where it is not ok.
@@ -31,14 +31,14 @@ class Check(NamedTuple):
     state: State = "down"
 
 
-class Look(msgspec.Struct, frozen=True, array_like=True):
+class ComponentView(msgspec.Struct, frozen=True, array_like=True):
     """How a component looks to one process."""
 
     state: State
     detail: str
 
 
-class Standing(NamedTuple):
+class ComponentStatus(NamedTuple):
     """How a component stands, since when, and when that was last seen."""
 
     component: str
@@ -48,35 +48,35 @@ class Standing(NamedTuple):
     seen_ms: int
 
 
-OK = Look("ok", "")
+OK = ComponentView("ok", "")
 
 
-def looks_of(checks: Mapping[str, Check]) -> dict[str, Look]:
+def looks_of(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
     """Every component, by the lines of readiness."""
 
-    def look(name: str) -> Look:
+    def look(name: str) -> ComponentView:
         check = checks.get(name)
         if check is None:
-            return Look("unknown", "it was not asked")
-        return OK if check.ok else Look(check.state, check.detail)
+            return ComponentView("unknown", "it was not asked")
+        return OK if check.ok else ComponentView(check.state, check.detail)
 
     found = {name: look(name) for name in COMPONENTS if name != "service"}
     owed = checks.get("invalidations")
     if found["cache"] == OK and owed is not None and not owed.ok:
-        found["cache"] = Look(owed.state, owed.detail)
+        found["cache"] = ComponentView(owed.state, owed.detail)
     wrong = [name for name, item in found.items() if item.state != "ok"]
     if any(check.vital and not check.ok for check in checks.values()):
-        service = Look("down", "it cannot serve reads")
+        service = ComponentView("down", "it cannot serve reads")
     elif wrong:
-        service = Look("degraded", f"reads are right, but not everything is well: {', '.join(wrong)}")
+        service = ComponentView("degraded", f"reads are right, but not everything is well: {', '.join(wrong)}")
     else:
         service = OK
     return {"service": service, **found}
 
 
-def together(views: Iterable[Mapping[str, Look]]) -> dict[str, Look]:
+def together(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, ComponentView]:
     """What several processes see, as one: the worst that any of them knows of."""
-    found: dict[str, Look] = {}
+    found: dict[str, ComponentView] = {}
     for view in views:
         for name, look in view.items():
             held = found.get(name)
@@ -85,12 +85,14 @@ def together(views: Iterable[Mapping[str, Look]]) -> dict[str, Look]:
     return found
 
 
-def standings(before: Mapping[str, Standing], seen: Mapping[str, Look], now_ms: int) -> list[Standing]:
+def standings(
+    before: Mapping[str, ComponentStatus], seen: Mapping[str, ComponentView], now_ms: int
+) -> list[ComponentStatus]:
     """How components stand now: a state that goes on keeps its beginning, unless nobody looked for a while."""
     found = []
     for name, look in seen.items():
         held = before.get(name)
         goes_on = held is not None and held.state == look.state and now_ms - held.seen_ms <= UNSEEN_MS
         since_ms = held.since_ms if held is not None and goes_on else now_ms
-        found.append(Standing(name, look.state, look.detail, since_ms, now_ms))
+        found.append(ComponentStatus(name, look.state, look.detail, since_ms, now_ms))
     return found

@@ -9,7 +9,7 @@ import msgspec
 
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry, Scalar, as_dtype
-from app.profiles.ports import Asked, NewestEvents, Source
+from app.profiles.ports import ComputeRow, NewestEvents, Source
 from app.profiles.quality.drift import CommonBin, band, common_bins, psi, too_few
 from app.profiles.quality.sketch import Sketch
 
@@ -118,7 +118,7 @@ class _Computed:
         self.sketch = Sketch()
 
     async def values(self, user_ids: list[str], now_ms: int) -> list[Scalar]:
-        snapshot = await self._source.compute(now_ms, [Asked(user_id, 1) for user_id in user_ids])
+        snapshot = await self._source.compute(now_ms, [ComputeRow(user_id, 1) for user_id in user_ids])
         found: list[Scalar] = []
         for place, row in enumerate(snapshot.rows):
             value = self._entry.default if row[0] is None else as_dtype(self._entry.dtype, row[0])

@@ -66,7 +66,7 @@ class Cache(Protocol):
         ...
 
 
-class Asked(NamedTuple):
+class ComputeRow(NamedTuple):
     """One row of a computation: a user, a mask of features, and the moment.
 
     `now_ms` None means a live read: the source's own now. `known_ms` bounds arrival where it is not None.
@@ -94,15 +94,15 @@ class Snapshot(NamedTuple):
 class Source(Protocol):
     """Computes features where the facts live."""
 
-    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Every asked row in one snapshot."""
         ...
 
-    async def fitting(self, asked: Sequence[Asked]) -> int:
+    async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """How many past moments, from the first on, one `compute` takes in some tens of milliseconds; at least one."""
         ...
 
-    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """The same, in nothing's way: for features that may take long."""
         ...
 
@@ -165,7 +165,7 @@ class NewestEvents(Protocol):
         ...
 
 
-class Recent(NamedTuple):
+class RecentEvent(NamedTuple):
     """An event lately committed: its sequence number, its user, and when it arrived."""
 
     seq: int
@@ -176,7 +176,7 @@ class Recent(NamedTuple):
 class RecentEvents(Protocol):
     """What an audit asks of the log. Raises `StoreUnavailable`."""
 
-    async def since(self, seq: int, limit: int) -> list[Recent]:
+    async def since(self, seq: int, limit: int) -> list[RecentEvent]:
         """The newest events above a sequence number, newest first."""
         ...
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from app.features.clock import Clock
 from app.features.registry import Registry, as_dtype, indices
-from app.profiles.ports import Asked, Source
+from app.profiles.ports import ComputeRow, Source
 
 SAMPLE = 20
 
@@ -31,13 +31,15 @@ async def try_features(
     """Compute each feature in the mask for each user. Raises `StoreUnavailable`."""
     if not user_ids:
         return [Trial(index, None) for index in indices(mask)]
-    await source.compute(clock.now_ms(), [Asked(user_id, 0) for user_id in user_ids])  # the statement is parsed once
+    await source.compute(
+        clock.now_ms(), [ComputeRow(user_id, 0) for user_id in user_ids]
+    )  # the statement is parsed once
     return [await _try(source, registry, index, user_ids, clock) for index in indices(mask)]
 
 
 async def _try(source: Source, registry: Registry, index: int, user_ids: Sequence[str], clock: Clock) -> Trial:
     started = clock.monotonic()
-    snapshot = await source.compute(clock.now_ms(), [Asked(user_id, 1 << index) for user_id in user_ids])
+    snapshot = await source.compute(clock.now_ms(), [ComputeRow(user_id, 1 << index) for user_id in user_ids])
     took_us = (clock.monotonic() - started) * 1e6 / len(user_ids)
     for (place, _), error in snapshot.errors.items():
         overdue = bool(snapshot.overdue >> index & 1)

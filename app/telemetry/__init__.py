@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from app.errors import StoreFull
 from app.telemetry.bandit_metrics import BanditMetrics
-from app.telemetry.counters import SpreadTally, Tally
+from app.telemetry.counters import FastCounter, HistogramCollector
 from app.telemetry.repeated_lines import RepeatedLines
 from app.telemetry.structlog_without_rich import structlog
 
@@ -119,11 +119,11 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"profiles_{name}", text, labels, buckets=buckets, registry=self.collectors)
 
-    def _tally(self, name: str, text: str) -> Tally:
-        return Tally(f"profiles_{name}", text, self.collectors)
+    def _tally(self, name: str, text: str) -> FastCounter:
+        return FastCounter(f"profiles_{name}", text, self.collectors)
 
-    def _spread(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> SpreadTally:
-        return SpreadTally(f"profiles_{name}", text, buckets, labels, self.collectors)
+    def _spread(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> HistogramCollector:
+        return HistogramCollector(f"profiles_{name}", text, buckets, labels, self.collectors)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.utils import floatToGoString
 
 
-class Tally:
+class FastCounter:
     """A counter."""
 
     def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
@@ -38,7 +38,7 @@ class Tally:
         yield CounterMetricFamily(self._name, self._text, value=self._total)
 
 
-class Spread:
+class FastHistogram:
     """The observations of one set of labels. A bucket holds what is at most its bound."""
 
     __slots__ = ("_bounds", "counts", "sum")
@@ -54,7 +54,7 @@ class Spread:
         self.sum += value
 
 
-class SpreadTally:
+class HistogramCollector:
     """A histogram with labels."""
 
     def __init__(
@@ -65,20 +65,20 @@ class SpreadTally:
         self._bounds = bounds
         self._labels = labels
         self._marks = [*map(floatToGoString, bounds), "+Inf"]
-        self._spreads: dict[tuple[str, ...], Spread] = {}
+        self._spreads: dict[tuple[str, ...], FastHistogram] = {}
         registry.register(self)
 
-    def labels(self, *values: object) -> Spread:
+    def labels(self, *values: object) -> FastHistogram:
         """The observations with these values of the labels, made where there are none yet."""
         key = tuple(map(str, values))
         spread = self._spreads.get(key)
         if spread is None:
             if len(key) != len(self._labels):
                 raise ValueError(f"{self._name} has the labels {', '.join(self._labels)}, not {values}")
-            spread = self._spreads[key] = Spread(self._bounds)
+            spread = self._spreads[key] = FastHistogram(self._bounds)
         return spread
 
-    def spreads(self) -> list[tuple[tuple[str, ...], Spread]]:
+    def spreads(self) -> list[tuple[tuple[str, ...], FastHistogram]]:
         """Every set of labels seen so far, with its observations."""
         return list(self._spreads.items())
 

@@ -26,7 +26,7 @@ from app.concurrency.tasks import end
 from app.errors import InvalidInput, Unavailable
 from app.events.handover import Handover
 from app.events.ports import Learner
-from app.profiles.consistency.monitor import ConsistencyWatch
+from app.profiles.consistency.monitor import ConsistencyMonitor
 from app.settings import Settings
 from app.stores.queue import client
 from app.stores.queue.large_jobs import LargeJob, Position
@@ -175,9 +175,9 @@ async def _keep_sweeping(service: Service, pace: Pace) -> None:
         await asyncio.sleep(SWEEP_EVERY_S)
 
 
-def watch(service: Service) -> ConsistencyWatch:
+def watch(service: Service) -> ConsistencyMonitor:
     """The running audit of this worker."""
-    return ConsistencyWatch(
+    return ConsistencyMonitor(
         auditor=service.auditor,
         users_per_s=service.settings.audit_users,
         random=Random(),  # noqa: S311  # a sample, no secret

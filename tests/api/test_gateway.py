@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from litestar.types import Receive, Scope, Send
 
-from app.api.middleware.edge import MAX_COOKIES, MAX_HEADER_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES, Gateway
+from app.api.middleware.edge import MAX_COOKIES, MAX_HEADER_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES, Edge
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
@@ -39,7 +39,7 @@ async def test_request_is_no_fault_of_the_service_when_it_was_cut_short() -> Non
         await asyncio.Event().wait()
 
     metrics = Metrics()
-    request = asyncio.get_running_loop().create_task(Gateway(endless, metrics)(SCOPE, nothing, nothing))
+    request = asyncio.get_running_loop().create_task(Edge(endless, metrics)(SCOPE, nothing, nothing))
     await reached.wait()
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -65,7 +65,7 @@ async def through(headers: list[tuple[bytes, bytes]], **changes: object) -> tupl
         sent.append(message)
 
     scope: Any = {**SCOPE, "headers": headers, **changes}
-    await Gateway(inner, Metrics())(scope, nothing, send)
+    await Edge(inner, Metrics())(scope, nothing, send)
     return reached, sent
 
 

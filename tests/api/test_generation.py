@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from app.api import generation
 from app.bootstrap.health import sampler
-from app.concurrency.load_estimate import Backlog
+from app.concurrency.load_estimate import LoadEstimate
 from app.errors import FallbackReason, StoreUnavailable
 from app.generation.breaker import TRIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
@@ -161,7 +161,7 @@ async def test_tip_is_worded_for_nobody_when_there_is_too_much_to_read(
     own_site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = own_site.service.reader._computation._live
-    monkeypatch.setattr(Backlog, "full", property(lambda backlog: backlog is live))
+    monkeypatch.setattr(LoadEstimate, "full", property(lambda backlog: backlog is live))
     user = new_user()
     problem(await own_site.client.get(f"/profiles/{user}"), 503)
     assert (await worded(own_site, user_id=user))["source"] == "template"

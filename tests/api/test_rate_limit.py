@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.middleware import rate_limit
-from app.api.middleware.rate_limit import Buckets
+from app.api.middleware.rate_limit import TokenBuckets
 from tests.api.conftest import ServeSite
 from tests.support.events import body, served
 from tests.support.live import API_KEYS, JSON, Live, as_caller, problem
@@ -37,7 +37,7 @@ def test_no_stretch_of_time_lets_in_more_than_the_burst_and_what_has_come_in_sin
     per_s: int, burst: int, pauses: list[float]
 ) -> None:
     now = Now()
-    buckets = Buckets(per_s, burst, now)
+    buckets = TokenBuckets(per_s, burst, now)
     let_in: list[float] = []
     for pause in pauses:
         now.s += pause
@@ -53,7 +53,7 @@ def test_whoever_waits_as_long_as_told_is_let_in_and_what_is_left_is_true(
     per_s: int, burst: int, pauses: list[float]
 ) -> None:
     now = Now()
-    buckets = Buckets(per_s, burst, now)
+    buckets = TokenBuckets(per_s, burst, now)
     for pause in pauses:
         now.s += pause
         verdict = buckets.take("one")
@@ -72,7 +72,7 @@ def test_whoever_waits_as_long_as_told_is_let_in_and_what_is_left_is_true(
 
 def test_the_clock_may_not_give_anything_when_it_stands_still_or_goes_back() -> None:
     now = Now()
-    buckets = Buckets(5, 2, now)
+    buckets = TokenBuckets(5, 2, now)
     assert [buckets.take("one").allowed for _ in range(3)] == [True, True, False]
     assert buckets.take("two").left == 1
     now.s -= 100
@@ -82,7 +82,7 @@ def test_the_clock_may_not_give_anything_when_it_stands_still_or_goes_back() -> 
 
 def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limit, "PEERS", 3)
-    buckets = Buckets(1, 1, Now())
+    buckets = TokenBuckets(1, 1, Now())
     for name in "abcd":
         assert buckets.take(name).allowed
     assert not buckets.take("d").allowed

@@ -11,8 +11,8 @@ import pytest
 
 from app.api.middleware import body_limits, load_shedding
 from app.api.middleware.load_shedding import TELL_EVERY_S, Shedding
-from app.concurrency.load_estimate import Backlog
-from app.concurrency.overload_queue import Turns
+from app.concurrency.load_estimate import LoadEstimate
+from app.concurrency.overload_queue import OverloadQueue
 from app.telemetry import Metrics
 from tests.support.events import body, served
 from tests.support.live import JSON, Live, new_user, problem
@@ -27,9 +27,9 @@ class Overload:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
 
-    def begin(self, backlog: Backlog) -> None:
+    def begin(self, backlog: LoadEstimate) -> None:
         """From now on this one is full, and no other."""
-        self._monkeypatch.setattr(Backlog, "full", property(lambda other: other is backlog))
+        self._monkeypatch.setattr(LoadEstimate, "full", property(lambda other: other is backlog))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much
         await site.filled()
     overload.begin(site.service.reader._computation._live)
 
-    turns = Turns(1.0)
+    turns = OverloadQueue(1.0)
     with monkeypatch.context() as patch:
         patch.setattr(site.service.reader, "_turns", turns)
         patch.setattr(turns, "wait", AsyncMock(return_value=True))
@@ -90,7 +90,7 @@ async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, ov
     assert sum(site.service.metrics.request_seconds.labels("POST", "/events", 503).counts) == 1
     problem(await site.client.post("/events", content=b"{" * 1_000_000, headers=JSON), 503)
     assert (await site.features(user))["tip_volume_30d"] == 0
-    overload.begin(Backlog(lanes=1, patience_s=1, always=1))
+    overload.begin(LoadEstimate(lanes=1, patience_s=1, always=1))
     await site.send(served(user, site.now_ms))
     assert (await site.features(user))["tip_volume_30d"] == 1
 
@@ -101,7 +101,7 @@ async def test_events_are_taken_in_when_there_is_room_by_their_turn(
     site, user = own_site, new_user()
 
     async def relieved() -> bool:
-        overload.begin(Backlog(lanes=1, patience_s=1, always=1))
+        overload.begin(LoadEstimate(lanes=1, patience_s=1, always=1))
         return True
 
     overload.begin(site.service.ingestor._backlog)

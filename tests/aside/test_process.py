@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Shadow
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.shadow.scores import Unshadowed, shadows_of
 from app.bandit.shadow.subprocess import process
 from app.bandit.shadow.subprocess.process import ProcessBeside
@@ -64,7 +64,7 @@ def alive(pid: int) -> bool:
 
 async def test_shadows_are_those_that_this_process_would_have_made(beside: ProcessBeside) -> None:
     for decisions in (group(), group(count=1), group(count=40), group(count=4, candidates=100), []):
-        assert_same(await beside.shadows(decisions), shadows_of(decisions, Lineup.of(shadow=True)))
+        assert_same(await beside.shadows(decisions), shadows_of(decisions, Policies.of(shadow=True)))
 
 
 async def test_nothing_runs_until_there_is_a_decision(beside: ProcessBeside) -> None:
@@ -95,7 +95,7 @@ async def test_a_group_is_worked_out_anew_when_the_process_is_killed(beside: Pro
         asking = asyncio.create_task(beside.shadows(decisions))
         await asyncio.sleep(0)
         os.kill(first, signal.SIGKILL)
-        assert_same(await asking, shadows_of(decisions, Lineup.of(shadow=True)))
+        assert_same(await asking, shadows_of(decisions, Policies.of(shadow=True)))
         assert beside.pid != first
 
 
@@ -148,7 +148,7 @@ async def test_answers_stay_with_their_questions_when_one_is_given_up(beside: Pr
     with suppress(asyncio.CancelledError):
         await asking
     decisions = group(count=2)
-    assert_same(await beside.shadows(decisions), shadows_of(decisions, Lineup.of(shadow=True)))
+    assert_same(await beside.shadows(decisions), shadows_of(decisions, Policies.of(shadow=True)))
 
 
 async def test_the_reason_is_told_when_shadows_cannot_be_worked_out(beside: ProcessBeside) -> None:

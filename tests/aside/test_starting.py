@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.shadow.scores import shadows_of
 from app.bandit.shadow.subprocess import process
 from app.bandit.shadow.subprocess.frames import framed
@@ -176,8 +176,8 @@ time.sleep(60)
     [
         b"\x93",
         encode_shadows([])[:-1],
-        encode_shadows(shadows_of(group(count=2), Lineup.of(shadow=True))),
-        encode_shadows(shadows_of(group(count=1), Lineup.of(shadow=True)))[:-10] + b"\xc4\x07" + bytes(7),
+        encode_shadows(shadows_of(group(count=2), Policies.of(shadow=True))),
+        encode_shadows(shadows_of(group(count=1), Policies.of(shadow=True)))[:-10] + b"\xc4\x07" + bytes(7),
     ],
 )
 async def test_a_process_is_not_asked_again_when_it_answers_what_was_not_asked(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.bandit.model.policies import Lineup
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.policies import Policies
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.shadow.scores import shadows_of
 from app.bandit.shadow.subprocess.wire import (
     Failure,
@@ -26,7 +26,7 @@ def flat(value: object) -> list[object]:
     """All that a decision or a shadow is made of, arrays with their shapes."""
     if isinstance(value, np.ndarray):
         return [value.shape, value.tobytes()]
-    if isinstance(value, Evidence):
+    if isinstance(value, SufficientStatistics):
         return flat((value.spec_hash, value.size, value.numbers, value.decisions))
     if isinstance(value, tuple):
         return [part for item in value for part in flat(item)]
@@ -44,7 +44,7 @@ def test_decisions_and_shadows_are_the_same_after_the_way(asked: list[tuple[int,
     ]
     there = decode_decisions(encode_decisions(group))
     assert [flat(item) for item in there] == [flat(item) for item in group]
-    shadows = shadows_of(there, Lineup.of(shadow=True))
+    shadows = shadows_of(there, Policies.of(shadow=True))
     back = decode_answer(encode_shadows(shadows))
     assert not isinstance(back, Failure)
     assert [flat(item) for item in back] == [flat(item) for item in shadows]

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 from hypothesis import strategies as st
 
-from app.bandit.model.inputs import Array, Candidate, Context, Terms, terms_of
+from app.bandit.model.inputs import Array, Candidate, Context, Inputs, terms_of
 from app.bandit.model.specs import SPEC_V2, Spec
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 candidates = st.builds(
@@ -58,7 +58,7 @@ def request_of(seed: int, count: int = 20, spec: Spec = SPEC_V2, *, known: bool 
     return spec.joined(*request_terms(seed, count, known=known))
 
 
-def request_terms(seed: int, count: int = 20, *, known: bool = True) -> Terms:
+def request_terms(seed: int, count: int = 20, *, known: bool = True) -> Inputs:
     """What its vectors are made of."""
     random = np.random.default_rng(seed)
     tips = [
@@ -85,7 +85,7 @@ def history_of(seed: int, decisions: int, spec: Spec = SPEC_V2) -> tuple[Array, 
     return np.array(chosen).reshape(decisions, spec.size), rewards
 
 
-def taught(phi: Array, rewards: Array, start: Evidence) -> Evidence:
+def taught(phi: Array, rewards: Array, start: SufficientStatistics) -> SufficientStatistics:
     """`start` and these decisions."""
     for row, reward in zip(phi, rewards, strict=True):
         start = start.learned(row, float(reward))

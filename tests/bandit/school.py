@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from app.bandit.decisions import Asked, Decision, Outcome, Shadow
+from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest, Shadow
 from app.bandit.learning.attribution import Rules
 from app.bandit.model.inputs import Candidate, Context
-from app.bandit.model.policies import Lineup
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.policies import Policies
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.rollout.assignment import serves_challenger
 from app.bandit.shadow.scores import Unshadowed, shadows_of
 from app.bootstrap import bandit as joins
@@ -45,7 +45,7 @@ class Here:
 
     async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
         """Those of `shadows_of`."""
-        return shadows_of(group, Lineup.of(shadow=True))
+        return shadows_of(group, Policies.of(shadow=True))
 
     async def close(self) -> None:
         """Nothing runs."""
@@ -61,7 +61,7 @@ class School:
         self.profiles: dict[str, Mapping[str, Scalar]] = {}
         self.meanwhile: Callable[[], Any] | None = None
         self.rules = Rules.of((), WINDOW_H)
-        self.lineup = Lineup.of(shadow=shadow)
+        self.lineup = Policies.of(shadow=shadow)
         self.outside = Outside(
             SqliteDecisions(database, self.lineup.longest),
             SqliteLearning(database, self.lineup, self.rules),
@@ -96,9 +96,9 @@ class School:
         return self.profiles.get(user_id, KEEN)
 
     async def decide(self, user_id: str = "ann", **asked: Any) -> Decision:
-        """A decision about `TIPS`; the fields of `Asked` by keyword."""
+        """A decision about `TIPS`; the fields of `ScoringRequest` by keyword."""
         fields: dict[str, Any] = {"candidates": TIPS, "context": Context(), **asked}
-        return await self.bandit.scorer.score(Asked(user_id=user_id, **fields))
+        return await self.bandit.scorer.score(ScoringRequest(user_id=user_id, **fields))
 
     async def store(self, *events: TipEvent) -> list[int]:
         """Sequence numbers of the events, now in the log and not consumed."""
@@ -115,12 +115,12 @@ class School:
         self.clock.advance(SWEEP_AGE_MS + 1)
         await self.consumer.sweep()
 
-    async def outcome(self, decision: Decision) -> Outcome:
+    async def outcome(self, decision: Decision) -> DecisionOutcome:
         """What came of it."""
         _, outcome = await self.bandit.scorer.explain(decision.id)
         return outcome
 
-    async def evidence(self, user_id: str = "ann") -> Evidence | None:
+    async def evidence(self, user_id: str = "ann") -> SufficientStatistics | None:
         """As stored."""
         return await self.database.read(lambda connection: read_evidence(connection, user_id))
 

@@ -8,14 +8,14 @@ import pytest
 from app.bandit.model.inputs import Array
 from app.bandit.model.policy import CHAMPION, SCALE, noise
 from app.bandit.model.specs import SPEC_V1
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from tests.bandit.requests import history_of, request_of, taught
 
 pytestmark = pytest.mark.slow  # importing it takes seconds
 
 PHI, REWARDS = history_of(11, 60, SPEC_V1)
 ASKED = request_of(12, 20, SPEC_V1)
-EVIDENCE = taught(PHI, REWARDS, Evidence.none(SPEC_V1))
+EVIDENCE = taught(PHI, REWARDS, SufficientStatistics.none(SPEC_V1))
 
 
 def expectations(policy: str, asked: Array = ASKED, **constants: float) -> Array:

@@ -28,7 +28,7 @@ from app.bandit.model.policy import (
     sample,
 )
 from app.bandit.model.specs import NEW_PRECISION, SPEC_V1, SPEC_V2, Input, Spec
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 from tests.bandit.requests import KEEN, MORNING, history_of, profiles, request_of, same_bits, seeds, taught
 
@@ -57,7 +57,7 @@ def mean_of(seed: int) -> Array:
 def test_champion_answers_bit_for_bit_as_a_v1_that_never_grew(seed: int, before: int, after: int, count: int) -> None:
     phi, rewards = history_of(seed, before + after)
     asked = request_of(seed, count)
-    never = taught(phi[:before, :OLD], rewards[:before], Evidence.none(SPEC_V1))
+    never = taught(phi[:before, :OLD], rewards[:before], SufficientStatistics.none(SPEC_V1))
     grown = never.grown(SPEC_V1, SPEC_V2)
     first = CHAMPION.decide("d", never, None, np.ascontiguousarray(asked[:, :OLD]))
     assert same(CHAMPION.decide("d", grown, mean_of(seed), asked), first)
@@ -73,7 +73,7 @@ def test_challengers_mean_at_growth_does_not_depend_on_the_profile_and_its_varia
     seed: int, decisions: int, pooled: bool
 ) -> None:
     phi, rewards = history_of(seed, decisions)
-    grown = taught(phi[:, :OLD], rewards, Evidence.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
+    grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
     mu = mean_of(seed)
     mu[OLD:] = 0
     asked = request_of(seed)
@@ -93,7 +93,7 @@ def test_challengers_mean_at_growth_does_not_depend_on_the_profile_and_its_varia
 @given(seeds, st.integers(0, 10))
 def test_challenger_without_prior_and_profile_draws_at_growth_as_the_champion_does(seed: int, decisions: int) -> None:
     phi, rewards = history_of(seed, decisions)
-    grown = taught(phi[:, :OLD], rewards, Evidence.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
+    grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
     asked = request_of(seed, known=False)
     champion = CHAMPION.decide("d", grown, None, asked)
     challenger = CHALLENGER.decide("d", grown, None, asked)
@@ -120,7 +120,7 @@ def test_means_are_those_of_closed_form_ridge_regression(seed: int, decisions: i
     rows = np.vstack([phi, np.diag(root)])
     weights = np.linalg.lstsq(rows, np.concatenate([rewards, root * mu]))[0]
     asked = request_of(seed, spec=policy.spec)
-    scored = policy.decide("d", taught(phi, rewards, Evidence.none(policy.spec)), mu, asked)
+    scored = policy.decide("d", taught(phi, rewards, SufficientStatistics.none(policy.spec)), mu, asked)
     np.testing.assert_allclose(scored.theta, weights, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(scored.means, asked @ weights, rtol=1e-8, atol=1e-10)
     covariance = np.linalg.inv(rows.T @ rows)
@@ -130,7 +130,7 @@ def test_means_are_those_of_closed_form_ridge_regression(seed: int, decisions: i
 @given(seeds, st.sampled_from([CHAMPION, CHALLENGER]))
 @settings(max_examples=20)
 def test_propensities_are_exact_when_every_draw_is_taken_by_itself(seed: int, policy: Policy) -> None:
-    evidence = taught(*history_of(seed, 10, policy.spec), Evidence.none(policy.spec))
+    evidence = taught(*history_of(seed, 10, policy.spec), SufficientStatistics.none(policy.spec))
     mu = mean_of(seed) if policy is CHALLENGER else None
     asked = request_of(seed, 7, policy.spec)
     scored = policy.decide("d", evidence, mu, asked)
@@ -145,7 +145,7 @@ def test_propensities_are_exact_when_every_draw_is_taken_by_itself(seed: int, po
 
 
 def test_drawn_weights_are_distributed_as_the_posterior_is() -> None:
-    evidence = taught(*history_of(3, 15), Evidence.none(SPEC_V2))
+    evidence = taught(*history_of(3, 15), SufficientStatistics.none(SPEC_V2))
     posterior = CHALLENGER.posterior(evidence, mean_of(3))
     every = np.eye(SPEC_V2.size)
     draws = 20_000
@@ -192,7 +192,7 @@ def test_candidates_that_tie_share_their_probability() -> None:
 def test_the_order_of_candidates_does_not_matter_even_where_some_are_the_same(
     seed: int, count: int, decisions: int, policy: Policy
 ) -> None:
-    evidence = taught(*history_of(seed, decisions), Evidence.none(SPEC_V2))
+    evidence = taught(*history_of(seed, decisions), SufficientStatistics.none(SPEC_V2))
     asked = request_of(seed, count)
     asked = np.vstack([asked, asked[: count // 2]])
     order = np.random.default_rng(seed).permutation(len(asked))
@@ -210,7 +210,7 @@ def test_actions_are_taken_as_often_as_pi_says() -> None:
 
 
 def test_actions_are_taken_as_often_as_pi_says_when_pi_is_drawn_from_the_same_id() -> None:
-    evidence = taught(*history_of(1, 8), Evidence.none(SPEC_V2))
+    evidence = taught(*history_of(1, 8), SufficientStatistics.none(SPEC_V2))
     asked = request_of(2, 5)
     gaps, weights = [], []
     for number in range(1500):
@@ -249,7 +249,7 @@ def test_profile_cannot_change_the_ranking_when_it_enters_as_plain_columns(
 ) -> None:
     """A column that is equal for all candidates adds the same to each: that is why v2 has interactions."""
     policy = Policy("plain", PLAIN_COLUMNS)
-    evidence = taught(*history_of(seed, 12, PLAIN_COLUMNS), Evidence.none(PLAIN_COLUMNS))
+    evidence = taught(*history_of(seed, 12, PLAIN_COLUMNS), SufficientStatistics.none(PLAIN_COLUMNS))
     random = np.random.default_rng(seed)
     tips = [Candidate("", bool(n % 2), float(random.exponential(9)), float(random.integers(5))) for n in range(6)]
     means = [
@@ -265,7 +265,7 @@ def test_profile_changes_the_ranking_when_all_users_taught_what_it_is_worth() ->
         Candidate("easy", is_overdue=False, task_age_days=2.0, priority=1.0),
         Candidate("urgent", is_overdue=False, task_age_days=2.0, priority=4.0),
     ]
-    evidence = Evidence.none(SPEC_V2)
+    evidence = SufficientStatistics.none(SPEC_V2)
     keen = CHALLENGER.decide("d", evidence, mu, SPEC_V2.phi(tips, MORNING, KEEN))
     weary = CHALLENGER.decide("d", evidence, mu, SPEC_V2.phi(tips, MORNING, {**KEEN, "completion_rate_30d": 0.0}))
     assert (greedy(keen.means), greedy(weary.means)) == (1, 0)
@@ -277,14 +277,16 @@ def test_profile_changes_the_ranking_when_all_users_taught_what_it_is_worth() ->
 @given(seeds, st.integers(0, 10), st.sampled_from([CHAMPION, CHALLENGER]))
 def test_contributions_of_the_inputs_sum_to_the_scores(seed: int, decisions: int, policy: Policy) -> None:
     asked = request_of(seed)
-    scored = policy.decide("d", taught(*history_of(seed, decisions), Evidence.none(SPEC_V2)), mean_of(seed), asked)
+    scored = policy.decide(
+        "d", taught(*history_of(seed, decisions), SufficientStatistics.none(SPEC_V2)), mean_of(seed), asked
+    )
     parts = contributions(scored.theta, asked)
     assert parts.shape == (len(asked), policy.spec.size)
     np.testing.assert_allclose(parts.sum(axis=1), scored.means, rtol=1e-9, atol=1e-12)
 
 
 def test_no_prior_is_a_prior_of_zeros() -> None:
-    evidence = taught(*history_of(1, 5), Evidence.none(SPEC_V2))
+    evidence = taught(*history_of(1, 5), SufficientStatistics.none(SPEC_V2))
     asked = request_of(1)
     zeros = CHALLENGER.decide("d", evidence, np.zeros(SPEC_V2.size), asked)
     assert same(CHALLENGER.decide("d", evidence, None, asked), zeros)
@@ -299,18 +301,18 @@ def test_a_firm_history_outweighs_the_prior() -> None:
 @pytest.mark.parametrize(
     ("policy", "evidence"),
     [
-        (CHALLENGER, Evidence.none(SPEC_V1)),
-        (CHAMPION, Evidence.none(replace(SPEC_V1, version=9))),
-        (CHAMPION, Evidence.none(PLAIN_COLUMNS)),
+        (CHALLENGER, SufficientStatistics.none(SPEC_V1)),
+        (CHAMPION, SufficientStatistics.none(replace(SPEC_V1, version=9))),
+        (CHAMPION, SufficientStatistics.none(PLAIN_COLUMNS)),
     ],
 )
-def test_evidence_is_refused_when_the_policy_cannot_read_it(policy: Policy, evidence: Evidence) -> None:
+def test_evidence_is_refused_when_the_policy_cannot_read_it(policy: Policy, evidence: SufficientStatistics) -> None:
     with pytest.raises(SpecMismatch, match="cannot read evidence"):
         policy.decide("d", evidence, None, request_of(1))
 
 
 def test_vectors_and_means_are_refused_when_they_are_not_of_the_policys_spec() -> None:
-    evidence = Evidence.none(SPEC_V2)
+    evidence = SufficientStatistics.none(SPEC_V2)
     with pytest.raises(SpecMismatch, match="25 inputs, the vectors 6"):
         CHALLENGER.decide("d", evidence, None, request_of(1, spec=SPEC_V1))
     with pytest.raises(SpecMismatch, match="25 inputs, the prior's mean 6"):

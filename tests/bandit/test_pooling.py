@@ -8,7 +8,7 @@ import pytest
 from app.bandit.model.inputs import Candidate
 from app.bandit.model.pooled_prior import SHRINKAGE, Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 from tests.bandit.requests import MORNING, history_of, taught
 
@@ -25,7 +25,7 @@ def test_mean_is_the_ridge_regression_over_everybodys_decisions() -> None:
     histories = [history_of(seed, 12) for seed in range(5)]
     pool = Pool(SPEC_V2)
     for phi, rewards in histories:
-        pool.add(taught(phi, rewards, Evidence.none(SPEC_V2)))
+        pool.add(taught(phi, rewards, SufficientStatistics.none(SPEC_V2)))
     rows = np.vstack([*(phi for phi, _ in histories), np.sqrt(SHRINKAGE) * np.eye(SPEC_V2.size)])
     wanted = np.concatenate([*(rewards for _, rewards in histories), np.zeros(SPEC_V2.size)])
     np.testing.assert_allclose(pool.mean(), np.linalg.lstsq(rows, wanted)[0], rtol=1e-9, atol=1e-12)
@@ -46,7 +46,7 @@ def test_no_decisions_teach_more_than_what_can_be_pooled(decisions: int) -> None
     phi = np.zeros((decisions, SPEC_V2.size))
     phi[:, 0] = 1
     pool = Pool(SPEC_V2)
-    pool.add(taught(phi, np.ones(decisions), Evidence.none(SPEC_V2)))
+    pool.add(taught(phi, np.ones(decisions), SufficientStatistics.none(SPEC_V2)))
     assert can_be_pooled(pool.mean(), decisions)
     assert can_be_pooled(pool.mean() * 1.001, decisions) is (decisions != 10)
     for wrong in (np.nan, np.inf, -np.inf, 1e300, decisions):
@@ -55,8 +55,8 @@ def test_no_decisions_teach_more_than_what_can_be_pooled(decisions: int) -> None
 
 def test_evidence_that_has_not_grown_counts_as_grown() -> None:
     phi, rewards = history_of(1, 10)
-    short = taught(phi[:, :OLD], rewards, Evidence.none(SPEC_V1))
-    long = taught(*history_of(2, 10), Evidence.none(SPEC_V2))
+    short = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1))
+    long = taught(*history_of(2, 10), SufficientStatistics.none(SPEC_V2))
     one, other = Pool(SPEC_V2), Pool(SPEC_V2)
     one.add(short)
     one.add(long)
@@ -67,7 +67,7 @@ def test_evidence_that_has_not_grown_counts_as_grown() -> None:
 
 @pytest.mark.parametrize("spec", [SPEC_V1, SPEC_V2])
 def test_evidence_as_stored_counts_as_when_it_comes_one_by_one(spec: Spec) -> None:
-    each = [taught(*history_of(seed, 6, spec), Evidence.none(spec)) for seed in range(7)]
+    each = [taught(*history_of(seed, 6, spec), SufficientStatistics.none(spec)) for seed in range(7)]
     one, all_at_once = Pool(SPEC_V2), Pool(SPEC_V2)
     for evidence in each:
         one.add(evidence)
@@ -80,11 +80,11 @@ def test_evidence_as_stored_counts_as_when_it_comes_one_by_one(spec: Spec) -> No
 def test_evidence_is_refused_when_the_pool_cannot_be_of_its_spec() -> None:
     strange = Spec("others", 1, SPEC_V1.inputs)
     with pytest.raises(SpecMismatch, match="does not belong to this pool"):
-        Pool(SPEC_V2).add(Evidence.none(strange))
+        Pool(SPEC_V2).add(SufficientStatistics.none(strange))
     with pytest.raises(SpecMismatch, match="does not belong to this pool"):
         Pool(SPEC_V2).add_packed(strange.hash, [], 0)
     with pytest.raises(SpecMismatch, match="does not belong to this pool"):
-        Pool(SPEC_V1).add(Evidence.none(SPEC_V2))
+        Pool(SPEC_V1).add(SufficientStatistics.none(SPEC_V2))
     with pytest.raises(SpecMismatch, match="does not belong to this pool"):
         Pool(SPEC_V1).add_packed(SPEC_V2.hash, [], 0)
 
@@ -101,7 +101,7 @@ def test_pool_finds_what_a_profile_is_worth_when_no_user_could() -> None:
         phi = SPEC_V2.phi(tips, MORNING, profile)
         expected = 0.4 + phi[:, place] / 2 + own * phi[:, 3]
         rewards = (random.random(20) < expected).astype(float)
-        pool.add(taught(phi, rewards, Evidence.none(SPEC_V2)))
+        pool.add(taught(phi, rewards, SufficientStatistics.none(SPEC_V2)))
     mean = pool.mean()
     assert mean[place] == pytest.approx(0.5, abs=0.15)
     assert np.abs(np.delete(mean, [0, place])).max() < 0.15

@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 from app.bandit.learning.attribution import Rules
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V2
 from app.bandit.rollout import controller as rollout_module
@@ -16,7 +16,7 @@ from app.bandit.rollout import monitor
 from app.bandit.rollout.aggregates import Page
 from app.bandit.rollout.controller import FEWEST_RECENT, Rollout
 from app.bandit.rollout.monitor import EVERY_S, RolloutWatch
-from app.bandit.rollout.ports import Recent
+from app.bandit.rollout.ports import RecentDecisions
 from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
@@ -39,7 +39,7 @@ def clock() -> FakeClock:
 def rollout(database: Database, clock: FakeClock) -> Rollout:
     settings = Settings()
     rules = Rules.of(settings.rewards, settings.reward_window_hours)
-    return bandit.rollout(settings, database, clock, Lineup.of(shadow=True), rules)
+    return bandit.rollout(settings, database, clock, Policies.of(shadow=True), rules)
 
 
 @pytest.fixture
@@ -396,7 +396,7 @@ async def test_watch_goes_on_when_the_database_does_not_answer_or_anything_fails
 
 async def test_without_a_challenger_nothing_can_be_ramped(database: Database, clock: FakeClock) -> None:
     rules = Rules.of(Settings().rewards, 24)
-    rollout = bandit.rollout(Settings(), database, clock, Lineup.of(shadow=False), rules)
+    rollout = bandit.rollout(Settings(), database, clock, Policies.of(shadow=False), rules)
     assert "PROFILES_SHADOW" in ((await rollout.status()).refusals["ramp"] or "")
 
 
@@ -409,7 +409,7 @@ async def test_nobody_is_alarmed_when_there_is_no_challenger_that_could_serve(
     told = await rollout.alarm()
     assert told is not None
     assert told.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
-    alone = bandit.rollout(Settings(), database, clock, Lineup.of(shadow=False), Rules.of(Settings().rewards, 24))
+    alone = bandit.rollout(Settings(), database, clock, Policies.of(shadow=False), Rules.of(Settings().rewards, 24))
     assert await alone.alarm() is None
 
 
@@ -431,7 +431,7 @@ async def test_broken_guardrail_alarms_when_the_challenger_is_promoted(
     asked: list[int] = []
     real = rollout.book.recent
 
-    async def recent(since_ms: int, limit: int) -> Recent:
+    async def recent(since_ms: int, limit: int) -> RecentDecisions:
         asked.append(since_ms)
         return await real(since_ms, limit)
 

@@ -1,4 +1,4 @@
-"""Rounds: what waits together is done together, in order, and too much is refused."""
+"""Batcher: what waits together is done together, in order, and too much is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.concurrency.batcher import Bounds, Rounds
+from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Overloaded
 from tests.support.clock import FakeClock
 from tests.support.waiting import eventually
@@ -23,7 +23,7 @@ class Work:
         self.clock = FakeClock()
         self.open = asyncio.Event()
         self.failure: Exception | None = None
-        self.rounds: Rounds[int, int] = Rounds(self.double, self.clock.monotonic, BOUNDS)
+        self.rounds: Batcher[int, int] = Batcher(self.double, self.clock.monotonic, BOUNDS)
 
     async def double(self, items: Sequence[int]) -> list[int]:
         self.groups.append(list(items))

@@ -8,14 +8,14 @@ import pytest
 from app.bandit.model.policy import CHALLENGER
 from app.bandit.model.pooled_prior import Pool
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from tests.bandit.requests import history_of, request_of
 from tests.bandit.simulation import PARTS, SCENARIOS, V1, V2, Learners, Lift, Size, features, lift, run, world
 
 
 def test_arithmetic_of_all_users_at_once_is_the_policys() -> None:
     learners = Learners(V2, np.array([0, 0, 1]))
-    evidence = [Evidence.none(SPEC_V2)] * 3
+    evidence = [SufficientStatistics.none(SPEC_V2)] * 3
     for turn in range(30):
         users = np.array([0, 1, 2] if turn % 2 else [0, 2])
         phi, rewards = history_of(turn, len(users))

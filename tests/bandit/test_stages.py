@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.rollout.stages import MOVES, Move, RolloutState, Stage, Standing, Target, refusal, target
+from app.bandit.rollout.stages import MOVES, Move, RolloutState, Stage, StageEvidence, Target, refusal, target
 from app.bandit.rollout.verdict import Verdict
 from app.errors import Conflict
 
@@ -24,9 +24,9 @@ STAGES: list[tuple[Stage, float]] = [
 
 def standing(
     stage: Stage, share: float, said: Verdict = GOOD, served: int = 200, *, challenged: bool = True
-) -> Standing:
+) -> StageEvidence:
     """A roll-out that is there."""
-    return Standing(RolloutState(stage, share, "why", "ann", 0, 0), said, served, challenged)
+    return StageEvidence(RolloutState(stage, share, "why", "ann", 0, 0), said, served, challenged)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_without_a_challenger_there_is_only_the_way_back() -> None:
 def test_more_users_come_one_step_at_a_time_and_go_all_at_once(moves: list[Move], well: bool) -> None:
     state = standing("shadow", 0.0).state
     for move in moves:
-        found = Standing(state, GOOD if well else Verdict("hold", "No."), 200, challenged=True)
+        found = StageEvidence(state, GOOD if well else Verdict("hold", "No."), 200, challenged=True)
         if refusal(move, found) is not None:
             continue
         to = target(move, found)

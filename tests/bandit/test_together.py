@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from app.bandit.decisions import Ranking
 from app.bandit.model.joint import Case, decide_together
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.model.policy import CHALLENGER, CHAMPION, Policy
 from app.bandit.model.ranking import best, chosen, ranking_of
 from app.bandit.model.specs import SPEC_V2
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.shadow.scores import Unshadowed, shadows_of
 from app.stores.sqlite.decision_rows import array
 from tests.bandit.requests import request_of, request_terms
@@ -21,7 +21,7 @@ from tests.bandit.requests import request_of, request_terms
 def case(seed: int, candidates: int) -> Case:
     """A user who has taught something, and a request."""
     random = np.random.default_rng(seed)
-    evidence = Evidence.none(SPEC_V2)
+    evidence = SufficientStatistics.none(SPEC_V2)
     for number in range(seed % 7):
         phi = request_of(seed + number, 3)
         evidence = evidence.learned(phi[0], float(random.random()))
@@ -63,7 +63,7 @@ def decided(seed: int, candidates: int, *, challenger: bool, explore: bool) -> U
 
 def test_shadows_of_unlike_decisions_are_worked_out_together() -> None:
     group = [decided(seed, 1 + seed % 3, challenger=seed % 2 == 0, explore=seed % 5 > 0) for seed in range(40)]
-    shadows = {shadow.decision_id: shadow for shadow in shadows_of(group, Lineup.of(shadow=True))}
+    shadows = {shadow.decision_id: shadow for shadow in shadows_of(group, Policies.of(shadow=True))}
     assert len(shadows) == len(group)
     for item in group:
         shadow = shadows[item.decision_id]

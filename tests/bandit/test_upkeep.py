@@ -13,7 +13,7 @@ import pytest
 from app.bandit.learning.maintenance import POOL_EVERY_S
 from app.bandit.model.pooled_prior import Pool, Prior
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sqlite.database import Database
@@ -32,17 +32,17 @@ async def school(database: Database) -> School:
     return School(database)
 
 
-def evidence_of(seed: int, *, grown: bool) -> Evidence:
+def evidence_of(seed: int, *, grown: bool) -> SufficientStatistics:
     """Some decisions' worth."""
     random = np.random.default_rng(seed)
     spec = SPEC_V2 if grown else SPEC_V1
-    evidence = Evidence.none(spec)
+    evidence = SufficientStatistics.none(spec)
     for _ in range(1 + seed % 3):
         evidence = evidence.learned(random.uniform(-1, 1, spec.size), float(random.random()))
     return evidence
 
 
-async def enroll(school: School, users: int) -> list[Evidence]:
+async def enroll(school: School, users: int) -> list[SufficientStatistics]:
     """Users with evidence; every second has not grown."""
     states = [evidence_of(number, grown=number % 2 == 1) for number in range(users)]
 

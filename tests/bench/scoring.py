@@ -14,11 +14,11 @@ from time import perf_counter, sleep
 import numpy as np
 import uvloop
 
-from app.bandit.decisions import Asked
+from app.bandit.decisions import ScoringRequest
 from app.bandit.model.inputs import Candidate, Context
 from app.bandit.model.policy import CHAMPION, sample
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bootstrap.service import Service, open_service
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import Action, TipFeedback
@@ -83,7 +83,7 @@ def _decisions(ground: Ground) -> Iterator[Result]:
 def _arithmetic() -> float:
     """Seconds that φ, the posterior, its draws, the propensities and the sampling of one decision take."""
     random = np.random.default_rng(6)
-    evidence = Evidence.none(SPEC_V2)
+    evidence = SufficientStatistics.none(SPEC_V2)
     for _ in range(20):
         evidence = evidence.learned(random.uniform(-1, 1, SPEC_V2.size), 0.5)
     candidates, context = _candidates(), Context()
@@ -111,7 +111,7 @@ async def _learning(ground: Ground) -> Comparison:
 
 async def _decided(opened: Service, user_id: str) -> tuple[str, str, str | None]:
     decision = await opened.bandit.scorer.score(
-        Asked(user_id=user_id, candidates=_candidates(), context=Context(), origin="absent")
+        ScoringRequest(user_id=user_id, candidates=_candidates(), context=Context(), origin="absent")
     )
     return user_id, decision.chosen_id, decision.id
 
@@ -164,7 +164,7 @@ async def _growing(ground: Ground) -> Comparison:
 
 
 def _store_states(ground: Ground) -> None:
-    blob = Evidence.none(SPEC_V1).pack()
+    blob = SufficientStatistics.none(SPEC_V1).pack()
     with closing(sqlite3.connect(ground.settings.database)) as connection, connection:
         connection.execute("DELETE FROM bandit_states")
         rows = ((f"grown-{number}", SPEC_V1.hash, blob, 0, ground.now_ms) for number in range(STATES))
@@ -177,7 +177,7 @@ def _rewritten(ground: Ground) -> float:
     Long rows in the place of long ones would be far cheaper: what costs is that the table's pages split.
     """
     _store_states(ground)
-    blob = Evidence.none(SPEC_V2).pack()
+    blob = SufficientStatistics.none(SPEC_V2).pack()
     with closing(sqlite3.connect(ground.settings.database, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = FULL")
         started = perf_counter()

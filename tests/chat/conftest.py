@@ -9,13 +9,13 @@ from itertools import count
 import pytest
 import pytest_asyncio
 
-from app.stores.llm.client import Endpoint, Exchange
-from app.stores.llm.writer import ChatWriter
+from app.stores.llm.client import Endpoint, LlmClient
+from app.stores.llm.writer import LlmWriter
 from app.stores.system_clock import SystemClock
 from tests.support.chat_server import ChatServer, chat_server
 
 KEY = "sk-top-secret"
-OpenWriter = Callable[..., AbstractAsyncContextManager[ChatWriter]]
+OpenWriter = Callable[..., AbstractAsyncContextManager[LlmWriter]]
 
 
 @pytest_asyncio.fixture
@@ -32,13 +32,11 @@ def open_writer() -> OpenWriter:
     @asynccontextmanager
     async def opened(
         url: str, *, connect_s: float = 1.0, patience_s: float = 5.0, least_s: float = 0.0, key: str | None = KEY
-    ) -> AsyncIterator[ChatWriter]:
-        exchange = Exchange(Endpoint(url, key), connect_s=connect_s)
+    ) -> AsyncIterator[LlmWriter]:
+        exchange = LlmClient(Endpoint(url, key), connect_s=connect_s)
         marks = (f"mark{number}" for number in count())
         try:
-            yield ChatWriter(
-                exchange, "m-1", SystemClock(), lambda: next(marks), patience_s=patience_s, least_s=least_s
-            )
+            yield LlmWriter(exchange, "m-1", SystemClock(), lambda: next(marks), patience_s=patience_s, least_s=least_s)
         finally:
             await exchange.close()
 
@@ -46,7 +44,7 @@ def open_writer() -> OpenWriter:
 
 
 @pytest_asyncio.fixture
-async def writer(endpoint: ChatServer, open_writer: OpenWriter) -> AsyncIterator[ChatWriter]:
+async def writer(endpoint: ChatServer, open_writer: OpenWriter) -> AsyncIterator[LlmWriter]:
     """Patient enough for a busy machine."""
     async with open_writer(endpoint.url) as opened:
         yield opened

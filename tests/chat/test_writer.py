@@ -14,7 +14,7 @@ from app.errors import ModelFailed
 from app.generation.prompt import SYSTEM, prompt_for, tip_schema
 from app.stores.llm import writer as writers
 from app.stores.llm.parsing import text_in
-from app.stores.llm.writer import ChatWriter
+from app.stores.llm.writer import LlmWriter
 from tests.chat.conftest import KEY, OpenWriter
 from tests.generation.orders import FINISHER, NOW, order
 from tests.support.chat_server import (
@@ -44,7 +44,7 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writers, "PAUSE_S", 0.0)
 
 
-async def failure(writer: ChatWriter) -> ModelFailed:
+async def failure(writer: LlmWriter) -> ModelFailed:
     """What comes of an order that cannot be carried out."""
     with pytest.raises(ModelFailed) as caught:
         await writer.write(ORDER)
@@ -52,12 +52,12 @@ async def failure(writer: ChatWriter) -> ModelFailed:
     return caught.value
 
 
-async def test_text_is_what_the_endpoint_answers(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_text_is_what_the_endpoint_answers(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(says("Jetzt den Pass erneuern."))
     assert await writer.write(ORDER) == "Jetzt den Pass erneuern."
 
 
-async def test_request_is_what_every_endpoint_understands(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_request_is_what_every_endpoint_understands(endpoint: ChatServer, writer: LlmWriter) -> None:
     await writer.write(ORDER)
     (asked,) = endpoint.asked
     assert asked.target == "/v1/chat/completions"
@@ -78,7 +78,7 @@ async def test_request_is_what_every_endpoint_understands(endpoint: ChatServer, 
     }
 
 
-async def test_mark_is_new_for_each_order(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_mark_is_new_for_each_order(endpoint: ChatServer, writer: LlmWriter) -> None:
     for number in range(2):
         await writer.write(ORDER)
         assert f"<task-mark{number}>" in endpoint.asked[number].prompt
@@ -90,7 +90,7 @@ async def test_no_key_is_sent_when_there_is_none(endpoint: ChatServer, open_writ
     assert "authorization" not in endpoint.asked[0].headers
 
 
-async def test_connection_is_used_again(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_connection_is_used_again(endpoint: ChatServer, writer: LlmWriter) -> None:
     for _ in range(3):
         await writer.write(ORDER)
     assert endpoint.connections == 1
@@ -113,7 +113,7 @@ async def test_nothing_of_the_environment_is_used(
     assert "authorization" not in endpoint.asked[0].headers
 
 
-async def test_no_cookie_is_kept(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_no_cookie_is_kept(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(200, completion(tip("A tip.")), set_cookie="track=1; Path=/"))
     for _ in range(2):
         await writer.write(ORDER)
@@ -170,7 +170,7 @@ NO_TIPS = [
 
 @pytest.mark.parametrize("body", [*LIES, *NO_TIPS], ids=range(len(LIES) + len(NO_TIPS)))
 async def test_answer_is_invalid_when_it_is_not_what_was_asked_for(
-    endpoint: ChatServer, writer: ChatWriter, body: bytes
+    endpoint: ChatServer, writer: LlmWriter, body: bytes
 ) -> None:
     endpoint.will(answers(200, body))
     failed = await failure(writer)
@@ -189,7 +189,7 @@ async def test_answer_is_invalid_when_it_is_not_what_was_asked_for(
     ],
 )
 async def test_json_is_found_when_a_model_puts_a_fence_around_it(
-    endpoint: ChatServer, writer: ChatWriter, content: str
+    endpoint: ChatServer, writer: LlmWriter, content: str
 ) -> None:
     endpoint.will(answers(200, completion(content, finish_reason=None)))
     assert await writer.write(ORDER) == "A tip."
@@ -207,13 +207,13 @@ def test_answer_without_end_holds_nobody_up(content: str, filler: str) -> None:
 
 
 @pytest.mark.parametrize("plan", [floods, answers(200, b" " * 70_000)], ids=["without end", "announced"])
-async def test_answer_is_invalid_when_it_is_too_much(endpoint: ChatServer, writer: ChatWriter, plan: Plan) -> None:
+async def test_answer_is_invalid_when_it_is_too_much(endpoint: ChatServer, writer: LlmWriter, plan: Plan) -> None:
     endpoint.will(plan)
     failed = await failure(writer)
     assert (failed.reason, failed.well) == ("invalid answer", False)
 
 
-async def test_compressed_answer_is_not_unpacked(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_compressed_answer_is_not_unpacked(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(200, b"\x1f\x8b" + b"\0" * 100, content_encoding="gzip"))
     assert (await failure(writer)).reason == "invalid answer"
 
@@ -233,7 +233,7 @@ async def test_compressed_answer_is_not_unpacked(endpoint: ChatServer, writer: C
     ids=["429 0", "429", "429 soon", "500", "503", "529", "closes", "no http"],
 )
 async def test_it_is_sent_once_more_when_that_may_help(
-    endpoint: ChatServer, writer: ChatWriter, first: Plan, reason: str
+    endpoint: ChatServer, writer: LlmWriter, first: Plan, reason: str
 ) -> None:
     endpoint.will(first, says("At the second try."))
     assert await writer.write(ORDER) == "At the second try."
@@ -261,7 +261,7 @@ async def test_it_is_sent_once_more_when_that_may_help(
     ids=["401", "403", "404", "413", "301", "307", "mail", "half", "long", "204", "cut"],
 )
 async def test_it_is_not_sent_again_when_that_would_not_help(
-    endpoint: ChatServer, writer: ChatWriter, plan: Plan, reason: str, well: bool
+    endpoint: ChatServer, writer: LlmWriter, plan: Plan, reason: str, well: bool
 ) -> None:
     endpoint.will(plan)
     failed = await failure(writer)
@@ -271,7 +271,7 @@ async def test_it_is_not_sent_again_when_that_would_not_help(
 
 
 async def test_it_waits_as_long_as_the_endpoint_asks_when_that_is_short(
-    endpoint: ChatServer, writer: ChatWriter
+    endpoint: ChatServer, writer: LlmWriter
 ) -> None:
     endpoint.will(answers(429, retry_after="0.2"), says("Later."))
     started = monotonic()
@@ -282,7 +282,7 @@ async def test_it_waits_as_long_as_the_endpoint_asks_when_that_is_short(
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_it_does_not_wait_when_the_endpoint_asks_for_more_than_there_is(
-    endpoint: ChatServer, writer: ChatWriter, status: int, form: str
+    endpoint: ChatServer, writer: LlmWriter, status: int, form: str
 ) -> None:
     later = datetime.now(UTC) + timedelta(seconds=30)
     endpoint.will(answers(status, retry_after="30" if form == "seconds" else format_datetime(later, usegmt=True)))
@@ -339,7 +339,7 @@ async def test_it_fails_when_nobody_listens(open_writer: OpenWriter) -> None:
 
 @pytest.mark.parametrize("status", [400, 422])
 async def test_schema_is_left_out_when_it_is_refused_and_that_is_remembered(
-    endpoint: ChatServer, writer: ChatWriter, status: int
+    endpoint: ChatServer, writer: LlmWriter, status: int
 ) -> None:
     endpoint.will(refuses_schemas(says("Without."), status))
     for _ in range(3):
@@ -349,7 +349,7 @@ async def test_schema_is_left_out_when_it_is_refused_and_that_is_remembered(
 
 
 async def test_schema_is_sent_again_after_a_while(
-    endpoint: ChatServer, writer: ChatWriter, monkeypatch: pytest.MonkeyPatch
+    endpoint: ChatServer, writer: LlmWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writers, "PLAIN_FOR_S", 0.0)
     endpoint.will(refuses_schemas(says("Without.")))
@@ -359,7 +359,7 @@ async def test_schema_is_sent_again_after_a_while(
 
 
 async def test_refusal_of_a_schema_is_remembered_when_the_answer_is_no_tip(
-    endpoint: ChatServer, writer: ChatWriter
+    endpoint: ChatServer, writer: LlmWriter
 ) -> None:
     endpoint.will(refuses_schemas(answers(200, completion("Prose."))))
     for _ in range(2):
@@ -368,7 +368,7 @@ async def test_refusal_of_a_schema_is_remembered_when_the_answer_is_no_tip(
 
 
 async def test_nothing_is_remembered_when_it_was_not_the_schema_that_was_refused(
-    endpoint: ChatServer, writer: ChatWriter
+    endpoint: ChatServer, writer: LlmWriter
 ) -> None:
     endpoint.will(answers(400))
     for _ in range(2):
@@ -377,19 +377,19 @@ async def test_nothing_is_remembered_when_it_was_not_the_schema_that_was_refused
     assert [asked.held for asked in endpoint.asked] == [True, False] * 2
 
 
-async def test_it_is_sent_once_more_without_the_schema_too(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_it_is_sent_once_more_without_the_schema_too(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(refuses_schemas(says("")), answers(500), says("At the third."))
     assert await writer.write(ORDER) == "At the third."
     assert [asked.held for asked in endpoint.asked] == [True, False, False]
 
 
-async def test_many_are_under_way_at_once(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_many_are_under_way_at_once(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(500), says("One of many."))
     texts = await asyncio.gather(*(writer.write(ORDER) for _ in range(20)))
     assert texts == ["One of many."] * 20
 
 
-async def test_connection_is_given_up_when_its_caller_goes_away(endpoint: ChatServer, writer: ChatWriter) -> None:
+async def test_connection_is_given_up_when_its_caller_goes_away(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(is_silent, says("The next."))
     task = asyncio.get_running_loop().create_task(writer.write(ORDER))
     await eventually(lambda: endpoint.asked)

@@ -17,10 +17,10 @@ import msgspec
 import pytest
 
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.clock import DAY_MS
 from app.operations.samples import Sample
-from app.operations.states import Look
+from app.operations.states import ComponentView
 from app.settings import hash_key
 from app.stores.queue.client import HEALTH_KEY, health_key
 from app.stores.sqlite import diagnostics
@@ -267,7 +267,7 @@ def test_fault_in_the_database_is_named(
 
 
 def test_features_and_registry_of_running_processes_are_told(deployment: Deployment, tmp_path: Path) -> None:
-    looks = {"features": Look("degraded", "failing, and answered as null: f")}
+    looks = {"features": ComponentView("degraded", "failing, and answered as null: f")}
     told = Sample(at_ms=now_ms(), process="two", role="api", seconds=10.0, looks=looks, registry="0ther")
     body = msgspec.json.encode(told).decode()
     deployment.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'two', ?)", told.at_ms, body)
@@ -287,10 +287,10 @@ def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_lo
     deployment: Deployment,
 ) -> None:
     for user_id, spec, packed, decisions in (
-        ("well", SPEC_V1, Evidence.none(SPEC_V1).pack(), 0),
-        ("grown", SPEC_V2, Evidence.none(SPEC_V2).pack(), 0),
+        ("well", SPEC_V1, SufficientStatistics.none(SPEC_V1).pack(), 0),
+        ("grown", SPEC_V2, SufficientStatistics.none(SPEC_V2).pack(), 0),
         ("cut short", SPEC_V1, b"", 1),
-        ("minus", SPEC_V2, struct.pack("<d", -1) + Evidence.none(SPEC_V2).pack()[8:], 1),
+        ("minus", SPEC_V2, struct.pack("<d", -1) + SufficientStatistics.none(SPEC_V2).pack()[8:], 1),
     ):
         deployment.execute("INSERT INTO bandit_states VALUES (?, ?, ?, ?, 0)", user_id, spec.hash, packed, decisions)
     assert deployment.lines()["evidence"][0] == "ok"

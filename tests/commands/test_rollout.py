@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.bandit.learning.attribution import Rules
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.rollout.monitor import RolloutWatch
 from app.bootstrap import bandit
 from app.settings import Settings
@@ -25,7 +25,7 @@ async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
     database, settings, clock = await Database.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
     rules = Rules.of(settings.rewards, settings.reward_window_hours)
-    rollout = bandit.rollout(settings, database, clock, Lineup.of(shadow=True), rules)
+    rollout = bandit.rollout(settings, database, clock, Policies.of(shadow=True), rules)
     await RolloutWatch(rollout, clock).once()
     await database.close()
 

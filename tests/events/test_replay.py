@@ -12,7 +12,7 @@ from app.errors import Conflict, InvalidInput, NotFound, StoreUnavailable, Undec
 from app.events.admission import Admission
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter
-from app.events.replay import Outcome, Replayer
+from app.events.replay import Replayer, ReplayResult
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -72,7 +72,7 @@ async def failed_for_good(desk: Desk, user: str) -> DeadLetter:
 async def test_event_is_stored_once_when_a_letter_is_replayed_by_many_at_once(desk: Desk) -> None:
     letter = await desk.bury(payload(served("ann")))
     outcomes = await asyncio.gather(*(desk.replayer.replay(letter) for _ in range(8)))
-    assert sorted(outcomes) == [Outcome(0, 1, False)] * 7 + [Outcome(1, 0, False)]
+    assert sorted(outcomes) == [ReplayResult(0, 1, False)] * 7 + [ReplayResult(1, 0, False)]
     assert await desk.stored() == ["ann"]
     assert await desk.kept() == []
 
@@ -80,7 +80,7 @@ async def test_event_is_stored_once_when_a_letter_is_replayed_by_many_at_once(de
 async def test_event_is_revived_once_when_a_letter_is_replayed_by_many_at_once(desk: Desk) -> None:
     letter = await failed_for_good(desk, "ann")
     outcomes = await asyncio.gather(*(desk.replayer.replay(letter) for _ in range(4)), return_exceptions=True)
-    assert [outcome for outcome in outcomes if isinstance(outcome, Outcome)] == [Outcome(0, 0, True)]
+    assert [outcome for outcome in outcomes if isinstance(outcome, ReplayResult)] == [ReplayResult(0, 0, True)]
     assert sum(isinstance(outcome, NotFound) for outcome in outcomes) == 3
     assert await desk.stored() == ["ann"]
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from app.operations.buckets import MARKS, OVER, of_histogram, of_spread, percentile
 from app.telemetry import FAST, Metrics
-from app.telemetry.counters import Spread
+from app.telemetry.counters import FastHistogram
 
 SECONDS = st.floats(0.00001, 20)
 
 
 def spread_of(values: list[float]) -> Counter[str]:
     """The buckets of observations."""
-    spread = Spread(FAST)
+    spread = FastHistogram(FAST)
     for value in values:
         spread.observe(value)
     return of_spread(spread)

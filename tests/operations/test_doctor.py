@@ -8,7 +8,7 @@ from app.operations.doctor.database import diagnose_machine, diagnose_sqlite
 from app.operations.doctor.facts import MachineFacts, ServerFacts
 from app.operations.doctor.features import diagnose_features, diagnose_registry
 from app.operations.doctor.servers import diagnose_cache, diagnose_queue
-from app.operations.states import OK, Look
+from app.operations.states import OK, ComponentView
 from tests.operations.samples import sample
 
 GIB = 2**30
@@ -88,7 +88,10 @@ def test_space_must_hold_growth_and_a_backup(free: int, database: int, state: st
     assert lines["disk space"] == state
 
 
-WELL, BROKEN = sample(looks={"features": OK}), sample(process="two", looks={"features": Look("degraded", "a fails")})
+WELL, BROKEN = (
+    sample(looks={"features": OK}),
+    sample(process="two", looks={"features": ComponentView("degraded", "a fails")}),
+)
 
 
 def test_features_are_bad_when_one_fails_and_to_look_at_when_one_is_disabled() -> None:

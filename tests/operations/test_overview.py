@@ -10,13 +10,14 @@ from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
 from app.operations.overview import ALIVE_MS, NEWS_MS, Overview, Sight, overview
 from app.operations.ports import Record
 from app.operations.samples import Gauges, Sample
-from app.operations.states import COMPONENTS, OK, Look, Standing
+from app.operations.states import COMPONENTS, OK, ComponentStatus
+from app.operations.states import ComponentView as View
 from tests.operations.samples import sample
 from tests.support.clock import NOW_MS
 
 WELL = dict.fromkeys(COMPONENTS, OK)
-STANDINGS = {name: Standing(name, "ok", "", NOW_MS - 900_000, NOW_MS - 5_000) for name in COMPONENTS}
-AWAY = {**WELL, "cache": Look("down", "away")}
+STANDINGS = {name: ComponentStatus(name, "ok", "", NOW_MS - 900_000, NOW_MS - 5_000) for name in COMPONENTS}
+AWAY = {**WELL, "cache": View("down", "away")}
 
 
 def seen(*samples: Sample, **changes: Any) -> Overview:
@@ -89,10 +90,19 @@ def test_states_are_those_stored_when_looking_took_too_long() -> None:
 
 
 def test_it_is_down_only_when_reads_cannot_be_served() -> None:
-    away = {**WELL, "queue": Look("down", "away"), "worker": Look("unknown", "?"), "service": Look("degraded", "")}
+    away = {
+        **WELL,
+        "queue": View("down", "away"),
+        "worker": View("unknown", "?"),
+        "service": View("degraded", ""),
+    }
     assert seen(live=away).state == "degraded"
     assert [item.subject for item in seen(live=away).findings] == ["queue"]
-    gone = {**WELL, "database": Look("down", "gone"), "service": Look("down", "it cannot serve reads")}
+    gone = {
+        **WELL,
+        "database": View("down", "gone"),
+        "service": View("down", "it cannot serve reads"),
+    }
     found = seen(live=gone, record=Record([], {}))
     assert found.state == "down"
     assert found.verdict.startswith("It cannot serve reads")
@@ -188,7 +198,7 @@ def test_registries_of_processes_that_do_not_run_or_do_not_tell_are_passed_over(
 
 
 def test_features_that_fail_are_a_finding() -> None:
-    failing = {**WELL, "features": Look("degraded", "failing: probe")}
+    failing = {**WELL, "features": View("degraded", "failing: probe")}
     (finding,) = seen(sample(looks=WELL), live=failing).findings
     assert (finding.subject, finding.text) == ("features", "The features are degraded: failing: probe.")
 

@@ -10,7 +10,7 @@ from app.errors import StoreUnavailable
 from app.operations.ports import Record
 from app.operations.sampler import ASK_AGAIN_S, EVERY_S, LAST_S, Sampler
 from app.operations.samples import Gauges, Process, Sample
-from app.operations.states import Check
+from app.operations.states import ReadinessCheck
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.waiting import eventually
@@ -61,12 +61,12 @@ class Watched:
     async def _gauges(self) -> Gauges:
         return Gauges(queue_depth=3)
 
-    async def _readiness(self) -> dict[str, Check]:
+    async def _readiness(self) -> dict[str, ReadinessCheck]:
         if self.readiness is not None:
             raise self.readiness
         self.asked += 1
         ok = self.cache.pop(0) if self.cache else True
-        return {"database": Check(True, "", vital=True), "cache": Check(ok, "away")}
+        return {"database": ReadinessCheck(True, "", vital=True), "cache": ReadinessCheck(ok, "away")}
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)

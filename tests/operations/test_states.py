@@ -6,7 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.operations.states import COMPONENTS, OK, UNSEEN_MS, Check, Look, Standing, State, looks_of, standings, together
+from app.operations.states import (
+    COMPONENTS,
+    OK,
+    UNSEEN_MS,
+    ComponentStatus,
+    State,
+    looks_of,
+    standings,
+    together,
+)
+from app.operations.states import (
+    ComponentView as View,
+)
+from app.operations.states import (
+    ReadinessCheck as Check,
+)
 from tests.support.clock import NOW_MS
 
 WELL = {
@@ -17,7 +32,7 @@ WELL = {
     "worker": Check(True, ""),
     "features": Check(True, ""),
 }
-LOOKS = st.builds(Look, st.sampled_from(["ok", "degraded", "down", "unknown"]), st.sampled_from(["", "a", "b"]))
+LOOKS = st.builds(View, st.sampled_from(["ok", "degraded", "down", "unknown"]), st.sampled_from(["", "a", "b"]))
 
 
 def states(**changed: Check) -> dict[str, State]:
@@ -31,9 +46,15 @@ def states(**changed: Check) -> dict[str, State]:
         ({}, {}),
         ({"cache": Check(False, "away")}, {"service": "degraded", "cache": "down"}),
         ({"cache": Check(False, "read-only", state="degraded")}, {"service": "degraded", "cache": "degraded"}),
-        ({"invalidations": Check(False, "1 owed", state="degraded")}, {"service": "degraded", "cache": "degraded"}),
+        (
+            {"invalidations": Check(False, "1 owed", state="degraded")},
+            {"service": "degraded", "cache": "degraded"},
+        ),
         ({"worker": Check(False, "none")}, {"service": "degraded", "worker": "down"}),
-        ({"features": Check(False, "x fails", state="degraded")}, {"service": "degraded", "features": "degraded"}),
+        (
+            {"features": Check(False, "x fails", state="degraded")},
+            {"service": "degraded", "features": "degraded"},
+        ),
         ({"database": Check(False, "gone", vital=True)}, {"service": "down", "database": "down"}),
     ],
 )
@@ -52,37 +73,37 @@ def test_component_is_unknown_when_it_was_not_asked() -> None:
 
 def test_cache_that_is_away_says_so_and_not_what_it_is_owed() -> None:
     found = looks_of({**WELL, "cache": Check(False, "away"), "invalidations": Check(False, "9", state="degraded")})
-    assert found["cache"] == Look("down", "away")
+    assert found["cache"] == View("down", "away")
 
 
-@given(views=st.permutations([{"cache": OK}, {"cache": Look("down", "away")}, {"cache": Look("degraded", "full")}, {}]))
-def test_processes_together_see_the_worst_whatever_the_order(views: list[dict[str, Look]]) -> None:
-    assert together(views) == {"cache": Look("down", "away")}
+@given(views=st.permutations([{"cache": OK}, {"cache": View("down", "away")}, {"cache": View("degraded", "full")}, {}]))
+def test_processes_together_see_the_worst_whatever_the_order(views: list[dict[str, View]]) -> None:
+    assert together(views) == {"cache": View("down", "away")}
 
 
 def test_knowledge_beats_none() -> None:
-    unknown = {"worker": Look("unknown", "the queue does not answer")}
+    unknown = {"worker": View("unknown", "the queue does not answer")}
     assert together([unknown, {"worker": OK}]) == {"worker": OK}
     assert together([{"worker": OK}, unknown]) == {"worker": OK}
 
 
 def test_state_keeps_its_beginning_while_it_goes_on() -> None:
-    before = {"cache": Standing("cache", "down", "away", NOW_MS - 90_000, NOW_MS - 10_000)}
-    (same,) = standings(before, {"cache": Look("down", "still away")}, NOW_MS)
-    assert same == Standing("cache", "down", "still away", NOW_MS - 90_000, NOW_MS)
+    before = {"cache": ComponentStatus("cache", "down", "away", NOW_MS - 90_000, NOW_MS - 10_000)}
+    (same,) = standings(before, {"cache": View("down", "still away")}, NOW_MS)
+    assert same == ComponentStatus("cache", "down", "still away", NOW_MS - 90_000, NOW_MS)
     (other,) = standings(before, {"cache": OK}, NOW_MS)
-    assert other == Standing("cache", "ok", "", NOW_MS, NOW_MS)
+    assert other == ComponentStatus("cache", "ok", "", NOW_MS, NOW_MS)
 
 
 def test_state_begins_anew_when_nobody_looked_for_a_while() -> None:
-    before = {"cache": Standing("cache", "ok", "", 0, NOW_MS - UNSEEN_MS - 1)}
+    before = {"cache": ComponentStatus("cache", "ok", "", 0, NOW_MS - UNSEEN_MS - 1)}
     (found,) = standings(before, {"cache": OK}, NOW_MS)
     assert found.since_ms == NOW_MS
 
 
 @given(looks=st.lists(LOOKS, min_size=1, max_size=12))
-def test_beginning_is_where_the_run_of_equal_states_begins(looks: list[Look]) -> None:
-    held: dict[str, Standing] = {}
+def test_beginning_is_where_the_run_of_equal_states_begins(looks: list[View]) -> None:
+    held: dict[str, ComponentStatus] = {}
     for number, look in enumerate(looks):
         held = {item.component: item for item in standings(held, {"cache": look}, number * 10_000)}
     run = 0

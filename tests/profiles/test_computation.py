@@ -12,8 +12,8 @@ from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation, Outcome
-from app.profiles.ports import Asked, Snapshot
+from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation, ComputedValue
+from app.profiles.ports import ComputeRow, Snapshot
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
@@ -30,8 +30,8 @@ PAIR = Registry([entry(name="one"), entry(name="two", default=7)])
 class ScriptedSource:
     """A source whose statements wait until a test lets them go on, and yield what it says."""
 
-    def __init__(self, value: Callable[[Asked, int], object] = lambda asked, index: index) -> None:
-        self.begun: list[list[Asked]] = []
+    def __init__(self, value: Callable[[ComputeRow, int], object] = lambda asked, index: index) -> None:
+        self.begun: list[list[ComputeRow]] = []
         self.open = asyncio.Event()
         self.open.set()
         self.errors: dict[tuple[int, int], str] = {}
@@ -40,7 +40,7 @@ class ScriptedSource:
         self.failure: Exception | None = None
         self._value = value
 
-    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """One statement."""
         self.begun.append(list(asked))
         seq = len(self.begun)
@@ -50,11 +50,11 @@ class ScriptedSource:
         rows: list[Sequence[object]] = [[self._value(row, index) for index in range(2)] for row in asked]
         return Snapshot(seq, rows, self.errors, self.overdue)
 
-    async def fitting(self, asked: Sequence[Asked]) -> int:
+    async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """As many as the test says."""
         return min(self.fit, len(asked))
 
-    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """The same; the source does not tell them apart."""
         return await self.compute(clock_ms, asked)
 
@@ -73,7 +73,7 @@ async def test_requests_of_one_tick_share_a_statement(metrics: Metrics) -> None:
     source = ScriptedSource()
     live = computation(source, metrics, width=4)
     answers = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 2}), live.live({"ann": 2, "cid": 3}))
-    assert source.begun == [[Asked("ann", 3), Asked("bob", 2), Asked("cid", 3)]]
+    assert source.begun == [[ComputeRow("ann", 3), ComputeRow("bob", 2), ComputeRow("cid", 3)]]
     assert {answer[0].seq for answer in answers} == {1}
     assert (counted(metrics, "computations"), counted(metrics, "computed_users")) == (1, 3)
 
@@ -110,8 +110,8 @@ async def test_single_read_goes_between_when_a_batch_needs_several_statements() 
     pieces, single = await asyncio.gather(live.live(batch), live.live({"ann": 1}))
     assert len(pieces) == 3
     assert [len(asked) for asked in source.begun] == [CAP, 1, CAP, 1]
-    assert source.begun[1] == [Asked("ann", 1)]
-    assert single[0].outcomes["ann"] == {0: Outcome(b"0")}
+    assert source.begun[1] == [ComputeRow("ann", 1)]
+    assert single[0].outcomes["ann"] == {0: ComputedValue(b"0")}
     assert {user for piece in pieces for user in piece.outcomes} >= set(batch)
 
 
@@ -127,8 +127,8 @@ async def test_past_moments_take_turns_slice_by_slice_when_one_request_is_heavy(
     past = computation(source, width=2)
     source.fit = 1
     source.open.clear()
-    heavy = [Asked("heavy", 1, number) for number in range(1, 6)]
-    asking = [asyncio.create_task(past.moments(rows)) for rows in (heavy, [Asked("light", 1, 1)])]
+    heavy = [ComputeRow("heavy", 1, number) for number in range(1, 6)]
+    asking = [asyncio.create_task(past.moments(rows)) for rows in (heavy, [ComputeRow("light", 1, 1)])]
     await eventually(lambda: source.begun)
     source.open.set()
     answers = await asyncio.gather(*asking)
@@ -141,7 +141,7 @@ async def test_a_small_request_is_let_in_and_a_large_one_refused_when_a_large_on
     clock = FakeClock()
     past = Computation(source, PAIR, clock, Metrics(), 2)
     source.open.clear()
-    rows = [Asked("heavy", 1, 1)] * (MOMENTS_ALWAYS + 2) * CAP
+    rows = [ComputeRow("heavy", 1, 1)] * (MOMENTS_ALWAYS + 2) * CAP
     first = asyncio.create_task(past.moments(rows[:1]))
     await eventually(lambda: source.begun)
     clock.advance(1000)  # what a slice takes
@@ -161,14 +161,14 @@ async def test_past_moments_are_refused_and_live_reads_answered_when_the_process
     source = ScriptedSource()
     past = computation(source, width=2)
     source.open.clear()
-    running, waiting = (asyncio.create_task(past.moments([Asked("ann", 1, 1)] * 3)) for _ in range(2))
+    running, waiting = (asyncio.create_task(past.moments([ComputeRow("ann", 1, 1)] * 3)) for _ in range(2))
     await eventually(lambda: source.begun)
     past.stop_moments()
-    for refused in (running, waiting, past.moments([Asked("bob", 1, 1)])):
+    for refused in (running, waiting, past.moments([ComputeRow("bob", 1, 1)])):
         with pytest.raises(StoreUnavailable, match="this process stops"):
             await refused
     source.open.set()
-    assert (await past.live({"ann": 1}))[0].outcomes["ann"] == {0: Outcome(b"0")}
+    assert (await past.live({"ann": 1}))[0].outcomes["ann"] == {0: ComputedValue(b"0")}
 
 
 async def test_others_are_answered_when_one_who_shares_the_statement_goes_away() -> None:
@@ -181,7 +181,7 @@ async def test_others_are_answered_when_one_who_shares_the_statement_goes_away()
     with pytest.raises(asyncio.CancelledError):
         await gone
     source.open.set()
-    assert (await stays)[0].outcomes["bob"] == {0: Outcome(b"0")}
+    assert (await stays)[0].outcomes["bob"] == {0: ComputedValue(b"0")}
 
 
 async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_succeeds() -> None:
@@ -191,13 +191,13 @@ async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_suc
     failed = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 1}), return_exceptions=True)
     assert [str(error) for error in failed] == ["locked", "locked"]
     source.failure = None
-    assert (await live.live({"ann": 1}))[0].outcomes == {"ann": {0: Outcome(b"0")}}
+    assert (await live.live({"ann": 1}))[0].outcomes == {"ann": {0: ComputedValue(b"0")}}
 
 
 async def test_default_stands_when_the_sql_gives_nothing() -> None:
     source = ScriptedSource(lambda asked, index: None)
     (computed,) = await computation(source).live({"ann": 3})
-    assert computed.outcomes["ann"] == {0: Outcome(b"null"), 1: Outcome(b"7")}
+    assert computed.outcomes["ann"] == {0: ComputedValue(b"null"), 1: ComputedValue(b"7")}
 
 
 @pytest.mark.parametrize("raw", [1.5, "1", b"", b"blob", float("inf"), True])
@@ -208,7 +208,7 @@ async def test_value_is_refused_and_counted_by_name_when_it_is_not_of_its_dtype(
     assert refused.json == b"null"
     assert "int is declared" in (refused.error or "")
     sound = [computed.outcomes["ann"][0], computed.outcomes["ann"][1], computed.outcomes["bob"][1]]
-    assert sound == [Outcome(b"5")] * 3
+    assert sound == [ComputedValue(b"5")] * 3
     assert counted(metrics, "computation_errors", feature="one") == 1
     assert counted(metrics, "computation_errors", feature="two") == 0
 
@@ -216,9 +216,9 @@ async def test_value_is_refused_and_counted_by_name_when_it_is_not_of_its_dtype(
 async def test_cell_is_refused_and_counted_by_name_when_its_sql_failed(metrics: Metrics) -> None:
     source = ScriptedSource()
     source.errors[1, 1] = "the SQL failed: integer overflow"
-    answers = await computation(source, metrics).moments([Asked("ann", 3, 1), Asked("bob", 3, 1)])
-    assert answers[0] == {0: Outcome(b"0"), 1: Outcome(b"1")}
-    assert answers[1] == {0: Outcome(b"0"), 1: Outcome(b"null", "the SQL failed: integer overflow")}
+    answers = await computation(source, metrics).moments([ComputeRow("ann", 3, 1), ComputeRow("bob", 3, 1)])
+    assert answers[0] == {0: ComputedValue(b"0"), 1: ComputedValue(b"1")}
+    assert answers[1] == {0: ComputedValue(b"0"), 1: ComputedValue(b"null", "the SQL failed: integer overflow")}
     assert counted(metrics, "computation_errors", feature="two") == 1
 
 
@@ -260,7 +260,7 @@ async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
         assert counted(metrics, "computation_errors", feature=name) == 1
 
 
-def profile(registry: Registry, outcomes: Mapping[int, Outcome]) -> dict[str, object]:
+def profile(registry: Registry, outcomes: Mapping[int, ComputedValue]) -> dict[str, object]:
     """Outcomes as a consumer sees them."""
     return {registry[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
 
@@ -284,7 +284,7 @@ class Failing(ScriptedSource):
         self.slow = False
         self.attempts: list[str] = []
 
-    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """One statement."""
         self.errors = {
             (place, 0): "too bad" for place, row in enumerate(asked) if row.user_id in self.broken and row.mask & 1
@@ -292,7 +292,7 @@ class Failing(ScriptedSource):
         self.overdue = 1 if self.errors and self.slow else 0
         return await super().compute(clock_ms, asked)
 
-    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """One statement on a connection of its own."""
         self.attempts.append(asked[0].user_id)
         return await self.compute(clock_ms, asked)
@@ -305,10 +305,10 @@ class Paused:
         self.source, self.clock = Failing(), FakeClock()
         self.computation = Computation(self.source, PAIR, self.clock, Metrics(), 1)
 
-    async def read(self, user_id: str) -> Outcome:
+    async def read(self, user_id: str) -> ComputedValue:
         """The failing feature of a user; the other one is always right."""
         (computed,) = await self.computation.live({user_id: 3})
-        assert computed.outcomes[user_id][1] == Outcome(b"5")
+        assert computed.outcomes[user_id][1] == ComputedValue(b"5")
         return computed.outcomes[user_id][0]
 
     async def tried(self) -> None:
@@ -321,8 +321,8 @@ class Paused:
 async def test_a_slow_feature_is_asked_once_and_then_null_with_the_reason() -> None:
     paused = Paused()
     paused.source.slow = True
-    assert await paused.read("ann") == Outcome(b"null", "too bad")
-    assert await paused.read("bob") == Outcome(b"null", "too bad")
+    assert await paused.read("ann") == ComputedValue(b"null", "too bad")
+    assert await paused.read("bob") == ComputedValue(b"null", "too bad")
     assert [row.mask for statement in paused.source.begun for row in statement] == [3, 2]
     (trouble,) = paused.computation.availability.troubles()
     assert (trouble.feature, trouble.reason) == ("one", "too bad")
@@ -346,18 +346,18 @@ async def test_a_paused_feature_is_tried_again_in_the_background_after_pauses_th
     assert set(paused.source.attempts) == {"ann"}
     paused.source.broken.clear()
     paused.clock.advance(300_000)
-    assert await paused.read("bob") == Outcome(b"null", "too bad")  # nothing waits for the attempt
+    assert await paused.read("bob") == ComputedValue(b"null", "too bad")  # nothing waits for the attempt
     await paused.tried()
-    assert await paused.read("bob") == Outcome(b"5")
+    assert await paused.read("bob") == ComputedValue(b"5")
     assert paused.computation.availability.troubles() == []
 
 
 async def test_a_feature_that_fails_for_one_user_is_computed_for_the_others() -> None:
     paused = Paused()
     for _ in range(5):
-        assert await paused.read("ann") == Outcome(b"null", "too bad")
+        assert await paused.read("ann") == ComputedValue(b"null", "too bad")
         assert [item.feature for item in paused.computation.availability.troubles()] == ["one"]
-        assert await paused.read("bob") == Outcome(b"5")
+        assert await paused.read("bob") == ComputedValue(b"5")
         assert paused.computation.availability.troubles() == []
 
 
@@ -366,7 +366,7 @@ async def test_a_feature_that_fails_for_three_users_in_a_row_is_paused() -> None
     paused.source.broken = {"ann", "bob", "cid"}
     for user_id in ("ann", "ann", "bob", "cid"):
         assert (await paused.read(user_id)).error == "too bad"
-    assert await paused.read("dan") == Outcome(b"null", "too bad")
+    assert await paused.read("dan") == ComputedValue(b"null", "too bad")
     assert paused.source.begun[-1][0].mask == 2
 
 
@@ -378,7 +378,7 @@ async def test_a_feature_is_tried_again_when_only_readiness_asks() -> None:
     paused.clock.advance(1_000)
     paused.computation.try_again()
     await paused.tried()
-    assert await paused.read("ann") == Outcome(b"5")
+    assert await paused.read("ann") == ComputedValue(b"5")
 
 
 async def test_an_attempt_ends_when_the_computation_is_closed() -> None:

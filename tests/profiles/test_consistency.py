@@ -12,8 +12,8 @@ import pytest
 from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.consistency import checker, monitor
-from app.profiles.consistency.checker import Auditor, Verdict
-from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyWatch
+from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
+from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.local_cache_epoch import recall
@@ -33,14 +33,14 @@ async def _at_once(_: float) -> None:
     """No pause."""
 
 
-def auditor(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> Auditor:
+def auditor(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
     """Audits that service's cache."""
 
     async def drop(stale: Stale) -> None:
         await service.invalidator.invalidate(stale)
         await recall(service.database)
 
-    return Auditor(
+    return ConsistencyChecker(
         cache=service.cache,
         trusted=service.gate.holds,
         users=SqliteUsers(service.database),
@@ -58,7 +58,7 @@ async def consumed(service: Service) -> None:
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
 
 
-def outcomes(verdicts: list[Verdict]) -> list[str]:
+def outcomes(verdicts: list[CheckResult]) -> list[str]:
     """In the order asked."""
     return [verdict.outcome for verdict in verdicts]
 
@@ -151,9 +151,9 @@ async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(ser
 # --- the running audit
 
 
-def watch(service: Service, users_per_s: int = 5) -> ConsistencyWatch:
+def watch(service: Service, users_per_s: int = 5) -> ConsistencyMonitor:
     """The running audit of that process."""
-    return ConsistencyWatch(
+    return ConsistencyMonitor(
         auditor=auditor(service),
         users_per_s=users_per_s,
         random=Random(1),

@@ -7,7 +7,7 @@ from random import Random
 
 from app.features.registry import Feature, Registry
 from app.profiles.difference import SHOWN, Difference, compare
-from app.profiles.ports import Asked, Snapshot
+from app.profiles.ports import ComputeRow, Snapshot
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.entries import entry
 
@@ -42,7 +42,7 @@ class NumberSource:
         self._more = more
         self._failing = failing
 
-    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """One statement."""
         values = [
             self._more + int(row.user_id[5:]) if isinstance(self._more, int | float) else self._more for row in asked
@@ -50,11 +50,11 @@ class NumberSource:
         errors = {(place, 0): "late" for place, row in enumerate(asked) if row.user_id in self._failing}
         return Snapshot(1, [[None if (place, 0) in errors else value] for place, value in enumerate(values)], errors)
 
-    async def fitting(self, asked: Sequence[Asked]) -> int:
+    async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """Not used."""
         raise AssertionError
 
-    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Not used."""
         raise AssertionError
 

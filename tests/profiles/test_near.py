@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, NearCache
+from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, LocalCache
 from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
 from app.stores.sqlite.local_cache_epoch import SELECT_RECALLS, UPSERT_RECALLS
 from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
@@ -308,14 +308,14 @@ async def test_everything_is_forgotten_when_more_events_came_than_are_looked_thr
     assert (await reader.plain(USER))["tip_volume_30d"] == 1
 
 
-class Unproved(NearCache):
+class Unproved(LocalCache):
     """A mutant: it keeps whatever the cache held."""
 
     def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
         return MAX_AGE_S
 
 
-class Unmarked(NearCache):
+class Unmarked(LocalCache):
     """A mutant: it does not care what was recalled meanwhile."""
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
@@ -324,14 +324,14 @@ class Unmarked(NearCache):
         super().offer(self._recalls, user_id, mask, held, values)
 
 
-class Blind(NearCache):
+class Blind(LocalCache):
     """A mutant: it does not look before it answers."""
 
     def _look(self) -> bool:
         return True
 
 
-MUTANTS: list[tuple[type[NearCache], Callable[[World], Awaitable[None]]]] = [
+MUTANTS: list[tuple[type[LocalCache], Callable[[World], Awaitable[None]]]] = [
     (Unproved, test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come),
     (Unmarked, test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read),
     (Blind, test_an_event_is_seen_when_it_came_through_another_process),
@@ -340,7 +340,7 @@ MUTANTS: list[tuple[type[NearCache], Callable[[World], Awaitable[None]]]] = [
 
 @pytest.mark.parametrize(("mutant", "schedule"), MUTANTS, ids=lambda value: value.__name__)
 async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
-    mutant: type[NearCache],
+    mutant: type[LocalCache],
     schedule: Callable[[World], Awaitable[None]],
     database_path: Path,
     valkey: EmbeddedServer,

@@ -13,11 +13,11 @@ from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.features.registry import Registry
 from app.profiles.codec import Value, decode, encode
-from app.profiles.online.compute import CAP, Computed, Outcome
+from app.profiles.online.compute import CAP, Computed, ComputedValue
 from app.profiles.online.fill import TTL_JITTER, own_outcomes
 from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.online.trust import LOOK_VALID_S
-from app.profiles.ports import Asked, Cell, Fill
+from app.profiles.ports import Cell, ComputeRow, Fill
 from tests.profiles.world import World
 from tests.support.entries import entry
 from tests.support.events import feedback, served
@@ -125,14 +125,14 @@ async def test_only_what_is_missing_is_computed_when_some_features_are_held(serv
     await service.drain()
     missing = ["completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d"]
     assert service.cache.commands == {"read": 1, "lease": 1, "fill": 1}
-    assert service.source.statements == [[Asked(USER, REGISTRY.mask(missing))]]
+    assert service.source.statements == [[ComputeRow(USER, REGISTRY.mask(missing))]]
     assert [fill.cell for fill in service.cache.filled] == [Cell(USER, name) for name in missing]
 
 
 async def test_nothing_but_the_selection_is_asked_when_features_are_selected(service: Service) -> None:
     mask = REGISTRY.mask(["tip_volume_30d"])
     assert list(await service.profile(USER, mask)) == [4]
-    assert service.source.statements == [[Asked(USER, mask)]]
+    assert service.source.statements == [[ComputeRow(USER, mask)]]
 
 
 async def test_every_user_is_answered_when_a_batch_is_larger_than_a_group(service: Service) -> None:
@@ -341,7 +341,9 @@ async def test_past_moments_touch_no_cache(service: Service, world: World) -> No
     await assert_true([service], USER)
     service.cache.commands.clear()
     now_ms = service.clock.now_ms()
-    rows = await service.reader.read_as_of([Asked(USER, FULL, now_ms - 1), Asked(USER, FULL, now_ms), Asked("x", 1, 5)])
+    rows = await service.reader.read_as_of(
+        [ComputeRow(USER, FULL, now_ms - 1), ComputeRow(USER, FULL, now_ms), ComputeRow("x", 1, 5)]
+    )
     assert [row[4].json for row in rows[:2]] == [b"0", b"1"]
     assert list(rows[2]) == [0]
     assert {reading.computed_at_ms for reading in rows[0].values()} == {now_ms - 1}
@@ -361,10 +363,10 @@ class TwoParts:
     """A computation whose second part names a user of the first, for somebody else and with one feature only."""
 
     def __init__(self) -> None:
-        self.narrow = {0: Outcome(b"0.25")}
+        self.narrow = {0: ComputedValue(b"0.25")}
 
     async def live(self, wanted: Mapping[str, int]) -> list[Computed]:
-        full = {index: Outcome(b"%d" % index) for index in range(len(REGISTRY))}
+        full = {index: ComputedValue(b"%d" % index) for index in range(len(REGISTRY))}
         first, *others = wanted
         return [
             Computed(1, 10, {first: full, "stranger": full}),
@@ -373,8 +375,8 @@ class TwoParts:
 
 
 def test_each_user_comes_once_and_in_full_when_statements_are_shared() -> None:
-    full = {0: Outcome(b"1"), 1: Outcome(b"2")}
-    narrow = {1: Outcome(b"3")}
+    full = {0: ComputedValue(b"1"), 1: ComputedValue(b"2")}
+    narrow = {1: ComputedValue(b"3")}
     parts = [Computed(1, 10, {"a": narrow, "b": full}), Computed(2, 20, {"a": full, "b": narrow})]
     found = {user: (part.seq, outcomes) for part, user, outcomes in own_outcomes(parts, {"a": 3, "b": 2})}
     assert found == {"a": (2, full), "b": (1, full)}
@@ -431,7 +433,7 @@ async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: Service
         USER: [b"null"],
         "other": [b"null", b"null", b"null", b"null", b"0"],
     }
-    (past,) = await service.reader.read_as_of([Asked(USER, FULL, service.clock.now_ms())])
+    (past,) = await service.reader.read_as_of([ComputeRow(USER, FULL, service.clock.now_ms())])
     assert service.decoded(past) == expected
     assert (await service.rebuild(USER))[USER] == expected
 

@@ -12,7 +12,7 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.codec import decode
 from app.profiles.rebuild.runs import RebuildRun, RebuildRunner, scope_of
-from app.stores.sqlite.rebuilds import SqliteRebuildBook
+from app.stores.sqlite.rebuilds import SqliteRebuildRepository
 from app.stores.sqlite.users import SqliteUsers
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
@@ -27,7 +27,7 @@ class Office(NamedTuple):
     """A service, its book of runs, and who carries them out."""
 
     service: Service
-    book: SqliteRebuildBook
+    book: SqliteRebuildRepository
     runner: RebuildRunner
 
     async def eligible(self, count: int) -> list[str]:
@@ -73,11 +73,11 @@ class Office(NamedTuple):
 
 @pytest.fixture
 async def office(service: Service) -> Office:
-    book = SqliteRebuildBook(service.database)
+    book = SqliteRebuildRepository(service.database)
     return Office(service, book, runner(service, book))
 
 
-def runner(service: Service, book: SqliteRebuildBook) -> RebuildRunner:
+def runner(service: Service, book: SqliteRebuildRepository) -> RebuildRunner:
     """Carries runs out."""
     users = SqliteUsers(service.database)
     return RebuildRunner(

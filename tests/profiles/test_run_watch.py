@@ -10,8 +10,8 @@ import pytest
 
 import app.profiles.rebuild.progress as module
 from app.errors import StoreUnavailable
-from app.profiles.rebuild.progress import LONGEST_TICKS, QUIET_TICKS, RunWatch
-from app.profiles.rebuild.runs import RebuildBook, RebuildRun, State
+from app.profiles.rebuild.progress import LONGEST_TICKS, QUIET_TICKS, RunProgress
+from app.profiles.rebuild.runs import RebuildRepository, RebuildRun, State
 from tests.support.waiting import eventually
 
 
@@ -65,7 +65,7 @@ class Scene:
     def __init__(self, *runs: RebuildRun) -> None:
         self.book = Book(*runs)
         self.ticks = Ticks()
-        self.watch = RunWatch(cast(RebuildBook, self.book), self.ticks.pause)
+        self.watch = RunProgress(cast(RebuildRepository, self.book), self.ticks.pause)
 
     def follow(self, run_id: str = "run") -> AsyncGenerator[RebuildRun | None, None]:
         """Begin to follow."""

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 
-from app.concurrency.overload_queue import AT_ONCE, Turns
+from app.concurrency.overload_queue import AT_ONCE, OverloadQueue
 from app.errors import Overloaded
 from app.profiles.online import compute as module
 from app.profiles.online.compute import CAP, MOMENTS_ALWAYS
 from app.profiles.online.fill import Profile
 from app.profiles.online.request_batching import GROUP_CAP
-from app.profiles.ports import Asked
+from app.profiles.ports import ComputeRow
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
 from tests.support.events import served
@@ -93,8 +93,8 @@ async def test_a_batch_is_finished_when_too_many_wait_after_it_was_let_in(
         await service.batch(["another"])
 
 
-class Late(Turns):
-    """Turns that come too late."""
+class Late(OverloadQueue):
+    """An overload queue that admits too late."""
 
     asked = 0
 
@@ -141,7 +141,7 @@ async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
     async def pause(seconds: float) -> None:
         await (never.wait() if seconds else asyncio.sleep(0))
 
-    monkeypatch.setattr(service.reader, "_turns", Turns(1.0, pause=pause))
+    monkeypatch.setattr(service.reader, "_turns", OverloadQueue(1.0, pause=pause))
     reads = [asyncio.create_task(service.features(f"cold {number}")) for number in range(AT_ONCE + 1)]
     await eventually(lambda: sum(read.done() for read in reads) == AT_ONCE)
     await service.reader.close()
@@ -152,7 +152,7 @@ async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
 async def test_a_read_is_answered_when_there_is_room_by_its_turn(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Relief(Turns):
+    class Relief(OverloadQueue):
         async def wait(self) -> bool:
             monkeypatch.undo()
             return await super().wait()
@@ -171,7 +171,7 @@ async def test_past_moments_are_sent_away_when_too_many_wait_and_leave_a_reader_
     service: Service, world: World
 ) -> None:
     mask = service.registry.full_mask
-    rows = [Asked("ann", mask, NOW_MS, None)] * CAP * (MOMENTS_ALWAYS + 1)
+    rows = [ComputeRow("ann", mask, NOW_MS, None)] * CAP * (MOMENTS_ALWAYS + 1)
     first = await world.stopped_at(service.source.before, service.reader.read_as_of(rows[:CAP]))
     service.clock.advance(int(1000 * module.MOMENTS_PATIENCE_S))
     service.source.before.go()

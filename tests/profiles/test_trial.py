@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from app.features.registry import Registry
-from app.profiles.ports import Asked, Snapshot
+from app.profiles.ports import ComputeRow, Snapshot
 from app.profiles.trial import Trial, costs, described, try_features
 from tests.support.clock import FakeClock
 from tests.support.entries import entry
@@ -23,7 +23,7 @@ class TimedSource:
         self._overdue = overdue
         self.asked: list[int] = []
 
-    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """One statement."""
         self._clock.advance(4)
         self.asked.append(asked[0].mask)
@@ -32,11 +32,11 @@ class TimedSource:
         errors = {(place, 1): "late" for place, row in enumerate(asked) if row.user_id == "bob" and failing}
         return Snapshot(1, rows, errors, 0b10 if errors and self._overdue else 0)
 
-    async def fitting(self, asked: Sequence[Asked]) -> int:
+    async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """Not used."""
         raise AssertionError
 
-    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Not used."""
         raise AssertionError
 

@@ -15,7 +15,7 @@ from app.profiles.ports import Epoch, Fill
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.pipelined_connection import Command, Lane
+from app.stores.valkey.pipelined_connection import Command, PipelinedConnection
 from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, Turnstile, turn
 from tests.support.registry import REGISTRY
@@ -36,7 +36,7 @@ class PlainSet(ValkeyCache):
 
 
 class _OneEpoch(Connections):
-    def epoch(self, lane: Lane) -> str:
+    def epoch(self, lane: PipelinedConnection) -> str:
         return "forever"
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from app.profiles.ports import Asked, Cache, Cell, Epoch, Fill, Row, Snapshot, Source
+from app.profiles.ports import Cache, Cell, ComputeRow, Epoch, Fill, Row, Snapshot, Source
 
 DEADLINE_S = 30.0
 
@@ -62,14 +62,14 @@ class GatedSource:
         self.before = Turnstile()
         self.after = Turnstile()
         self.failure: Exception | None = None
-        self.statements: list[list[Asked]] = []
+        self.statements: list[list[ComputeRow]] = []
 
     def go(self) -> None:
         """Let whatever is stopped go on."""
         self.before.go()
         self.after.go()
 
-    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """As the source does."""
         self.statements.append(list(asked))
         await self.before.pass_through()
@@ -79,11 +79,11 @@ class GatedSource:
         await self.after.pass_through()
         return snapshot
 
-    async def fitting(self, asked: Sequence[Asked]) -> int:
+    async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """As the source does; it is not stopped."""
         return await self._source.fitting(asked)
 
-    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """As the source does; it is not stopped."""
         return await self._source.attempt(clock_ms, asked)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from app.bandit.model.specs import SPECS
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 
 SELECT_LEARNED = "SELECT user_id, phi, reward FROM tip_scores WHERE state = 'learned'"
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
@@ -22,7 +22,7 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
     faults: list[str] = []
     for user_id, spec_hash, blob, count in states:
         own = decisions.pop(user_id, [])
-        evidence = Evidence.unpack(SPECS[spec_hash], blob, count)
+        evidence = SufficientStatistics.unpack(SPECS[spec_hash], blob, count)
         s, y = np.zeros_like(evidence.s), np.zeros_like(evidence.y)
         for phi, reward in own:
             s[: len(phi), : len(phi)] += np.outer(phi, phi)

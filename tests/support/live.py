@@ -21,8 +21,8 @@ import httpx
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from app.api.middleware.fast_path import HitPath
-from app.api.server import KEEP_ALIVE_S, EmbeddedServer, listening_socket
+from app.api.middleware.fast_path import FastPath
+from app.api.server import KEEP_ALIVE_S, GranianServer, listening_socket
 from app.asgi import about_to_stop, create_app
 from app.bootstrap.contract import Contract
 from app.bootstrap.service import Service, open_service
@@ -149,7 +149,7 @@ async def live(
             application.asgi_handler = behind_the_hit_path(application)
         door = listening_socket("127.0.0.1", 0)
         port = door.getsockname()[1]
-        server = EmbeddedServer(application, door, head_s=head_s)
+        server = GranianServer(application, door, head_s=head_s)
         serving = asyncio.get_running_loop().create_task(server.serve())
         url = f"http://127.0.0.1:{port}"
         try:
@@ -166,7 +166,7 @@ async def live(
 def behind_the_hit_path(application: Litestar) -> ASGIApp:
     """What the hit path hands on to."""
     handler = application.asgi_handler
-    assert isinstance(handler, HitPath)
+    assert isinstance(handler, FastPath)
     return handler._inner
 
 

@@ -26,12 +26,12 @@ from app.profiles.codec import decode
 from app.profiles.online.compute import Computation
 from app.profiles.online.fill import Filler, Profile, Reading
 from app.profiles.online.invalidation import Invalidator
-from app.profiles.online.local_cache import NearCache
+from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.online.trust import TrustGate
-from app.profiles.ports import Asked, Cache, Cell
+from app.profiles.ports import Cache, Cell, ComputeRow
 from app.profiles.rebuild.rebuilder import Rebuilder
-from app.stores.sqlite.change_feed import SqliteEventTail
+from app.stores.sqlite.change_feed import SqliteChangeFeed
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.local_cache_epoch import recall
@@ -41,7 +41,7 @@ from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
-from app.stores.valkey.server_registration import REGISTER_EVERY_S, Registration
+from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, GatedCache, GatedSource, turn
@@ -77,7 +77,7 @@ class Service:
         clock: FakeClock,
         metrics: Metrics,
         registry: Registry,
-        tail: SqliteEventTail,
+        tail: SqliteChangeFeed,
     ) -> None:
         self.database = database
         self.clock = clock
@@ -96,7 +96,7 @@ class Service:
         self.computation = Computation(self.source, registry, clock, metrics, READERS, self.availability)
         self.filler = Filler(self.cache, registry, Random(7), metrics)
         self.tail = tail
-        self.near = NearCache(tail, registry, clock, NEAR_USERS)
+        self.near = LocalCache(tail, registry, clock, NEAR_USERS)
         self.reader = ProfileReader(
             cache=self.cache,
             gate=self.gate,
@@ -169,7 +169,7 @@ class Service:
 
     async def recomputed(self, user_id: str) -> Features:
         """The truth: the same SQL past cache, gate and sharing."""
-        asked = [Asked(user_id, self.registry.full_mask)]
+        asked = [ComputeRow(user_id, self.registry.full_mask)]
         snapshot = await self.plain_source.compute(self.clock.now_ms(), asked)
         values = (
             entry.default if raw is None else raw for entry, raw in zip(self.registry, snapshot.rows[0], strict=True)
@@ -236,7 +236,7 @@ async def open_service(
         stack.push_async_callback(cache.close)
         await cache.open()
         let_pass(clock, REGISTERED_HOLD_BACK_S)  # so that no DEL has to wait for it
-        tail = SqliteEventTail(path)
+        tail = SqliteChangeFeed(path)
         stack.callback(tail.close)
         service = Service(
             database=database, owed=owed, cache=cache, clock=clock, metrics=metrics, registry=registry, tail=tail
@@ -269,7 +269,7 @@ def over(
             nonce=nonce or (lambda: b"%d.%d" % (process, next(numbers))),
             clock=clock,
             metrics=metrics,
-            registration=Registration(owed.registration, clock, pause),
+            registration=ServerRegistration(owed.registration, clock, pause),
         )
 
     return make

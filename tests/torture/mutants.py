@@ -14,7 +14,7 @@ from app.events.ingest import Ingestor
 from app.features.events import KNOWN_SUBJECTS, subject_of
 from app.profiles.online.fill import Filler, Filling
 from app.profiles.online.invalidation import Invalidator
-from app.profiles.online.local_cache import NearCache
+from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Epoch, Fill
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -120,7 +120,7 @@ def no_hold_back() -> None:
 
 def near_blind() -> None:
     """What is kept near is believed without a look at the log."""
-    _replace(NearCache, "_look", lambda self: True)
+    _replace(LocalCache, "_look", lambda self: True)
 
 
 def _replace(owner: type, name: str, mutated: Callable[..., Any]) -> None:

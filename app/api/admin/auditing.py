@@ -18,7 +18,7 @@ def caller(request: HttpRequest) -> Caller:
     return known
 
 
-def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.Act]:
+def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
     """Around what an admin does: the intent is written before, what came of it after; see `app.operations.audit`."""
     api = api_of(request)
     return audit.audited(api.trail, api.clock.now_ms(), caller(request).name, action, subject)

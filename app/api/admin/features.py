@@ -38,7 +38,7 @@ class Seen(msgspec.Struct):
     last_seen: str
 
 
-class Definition(FeatureEntry):
+class FeatureDefinition(FeatureEntry):
     """An entry of the registry, whole."""
 
     sql: Annotated[str, Meta(description="One set-based SELECT over `views` and `feedback`.")]
@@ -56,7 +56,7 @@ class Catalogue(msgspec.Struct):
     """What this service serves, and the subjects whose events make it untrue."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
-    features: list[Definition]
+    features: list[FeatureDefinition]
     subjects: dict[str, list[str]]
     exports: list[Export]
 
@@ -100,7 +100,7 @@ async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
     )
 
 
-def _definition(api: Api, index: int, announced: list[Announced]) -> Definition:
+def _definition(api: Api, index: int, announced: list[Announced]) -> FeatureDefinition:
     entry = api.registry[index]
     spans: dict[str, list[int]] = {}
     for known in announced:
@@ -111,7 +111,7 @@ def _definition(api: Api, index: int, announced: list[Announced]) -> Definition:
         Seen(fingerprint, rfc3339(min(moments)), rfc3339(max(moments)))
         for fingerprint, moments in sorted(spans.items(), key=lambda item: -max(item[1]))
     ]
-    return Definition(**msgspec.structs.asdict(feature_entry(api, index)), sql=entry.compute, seen=seen)
+    return FeatureDefinition(**msgspec.structs.asdict(feature_entry(api, index)), sql=entry.compute, seen=seen)
 
 
 @post(

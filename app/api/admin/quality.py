@@ -22,7 +22,7 @@ from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
-from app.profiles.consistency.freshness import Look
+from app.profiles.consistency.freshness import CellFreshness
 from app.profiles.quality.drilldown import Behind, Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
@@ -231,7 +231,7 @@ def listed(feature: str, sought: Sought, found: Behind) -> UsersBehindList:
     return UsersBehindList(feature, sought, rfc3339(found.at_ms), users, found.scanned, found.next_after)
 
 
-def _user(look: Look) -> UserBehind:
+def _user(look: CellFreshness) -> UserBehind:
     value = look.value
     if value is None:
         return UserBehind(look.user_id, look.state, None, None, None)

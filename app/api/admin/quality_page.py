@@ -9,7 +9,7 @@ from app.profiles.quality.drift import CommonBin
 from app.profiles.quality.report import Drift, FeatureQuality
 
 
-class Verdict(NamedTuple):
+class DriftBadge(NamedTuple):
     """A drift in words, with the kind of badge that says the same by its colour."""
 
     words: str
@@ -32,7 +32,7 @@ class FeatureCard(NamedTuple):
     name: str
     description: str
     figures: FeatureQuality
-    verdict: Verdict
+    verdict: DriftBadge
     bins: list[BinRow]
     labels: list[str]
     series: dict[str, list[float]]
@@ -68,15 +68,15 @@ def _most(bins: list[BinRow]) -> str:
     return ", ".join(told)
 
 
-def verdict(drift: Drift) -> Verdict:
+def verdict(drift: Drift) -> DriftBadge:
     """The band in words."""
     if drift.band == "failed":
-        return Verdict("failed", "bad")
+        return DriftBadge("failed", "bad")
     if drift.psi is None:
-        return Verdict("no figure", "none")
+        return DriftBadge("no figure", "none")
     if drift.band == "stable":
-        return Verdict("stable", "good")
-    return Verdict("moderate drift", "warn") if drift.band == "moderate" else Verdict("major drift", "bad")
+        return DriftBadge("stable", "good")
+    return DriftBadge("moderate drift", "warn") if drift.band == "moderate" else DriftBadge("major drift", "bad")
 
 
 def rows(bins: list[CommonBin], *, whole: bool) -> list[BinRow]:

@@ -15,15 +15,15 @@ from app.api.admin.rollout_schemas import (
     StatesView,
     VerdictView,
 )
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.rollout.bootstrap_intervals import Interval
 from app.bandit.rollout.controller import Status
-from app.bandit.rollout.ports import Look
+from app.bandit.rollout.ports import RolloutLook
 from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, effective_needed, longest_allowed
 from app.features.clock import rfc3339
 
 
-def view(found: Status, lineup: Lineup) -> RolloutView:
+def view(found: Status, lineup: Policies) -> RolloutView:
     """All of it."""
     state, counts = found.state, found.counts
     return RolloutView(
@@ -53,7 +53,7 @@ def _interval(found: Interval) -> IntervalView:
     return IntervalView(*found)
 
 
-def _figures(look: Look) -> FiguresView:
+def _figures(look: RolloutLook) -> FiguresView:
     found = look.estimates
     return FiguresView(
         look=look.number,
@@ -92,7 +92,7 @@ def _guardrails(rails: Guardrails, limits: Limits) -> GuardrailsView:
     )
 
 
-def _look(look: Look) -> LookView:
+def _look(look: RolloutLook) -> LookView:
     found = look.estimates
     return LookView(
         look.number,

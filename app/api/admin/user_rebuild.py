@@ -60,7 +60,7 @@ async def _wanted(request: HttpRequest) -> list[str] | None:
     return (await body_as(request, UserRebuildRequest)).features if await request.body() else None
 
 
-class Row(NamedTuple):
+class RebuiltFeature(NamedTuple):
     """A feature before and after. `held`: whether there was a live value before."""
 
     name: str
@@ -73,9 +73,9 @@ class Row(NamedTuple):
     changed: bool
 
 
-def _row(api: Api, index: int, held: list[bytes | None] | None, after: Reading) -> Row:
+def _row(api: Api, index: int, held: list[bytes | None] | None, after: Reading) -> RebuiltFeature:
     before = api.inspector.live(index, held[index]) if held is not None else None
-    return Row(
+    return RebuiltFeature(
         api.registry.names[index],
         before is not None,
         msgspec.json.decode(before.json) if before is not None else None,

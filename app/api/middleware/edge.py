@@ -48,7 +48,7 @@ _random = Random()  # noqa: S311  # to tell requests apart, not to keep anybody 
 log = logger("api")
 
 
-class Gateway:
+class Edge:
     """ASGI, around Litestar's own handler."""
 
     def __init__(self, inner: ASGIApp, metrics: Metrics) -> None:

@@ -46,7 +46,7 @@ from app.features.ids import id_problem
 from app.features.registry import Registry
 from app.profiles.online.reader import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
-from app.telemetry.counters import Spread
+from app.telemetry.counters import FastHistogram
 
 ONE, BATCH = ("GET", "/profiles/{user_id}"), ("POST", "/profiles/batch")
 _PATH = re.compile(rb"/profiles/(?!batch$|history$)([A-Za-z0-9_~@:\-][A-Za-z0-9_~@:.\-]{0,127})").fullmatch
@@ -65,7 +65,7 @@ log = logger("api")
 _Admitted = tuple[bytes, bool]
 
 
-class HitPath:
+class FastPath:
     """ASGI, around the gateway."""
 
     def __init__(self, inner: ASGIApp, bodies: Bodies) -> None:
@@ -80,7 +80,7 @@ class HitPath:
         self._grants = authenticator.grants
         self._keyless = authenticator.keyless
         # Each made at its first hit: a series that exists claims that something was answered.
-        self._seconds: dict[tuple[str, str], Spread] = {}
+        self._seconds: dict[tuple[str, str], FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._tells = logging.getLogger().isEnabledFor(logging.DEBUG)

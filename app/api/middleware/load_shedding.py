@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from litestar.types import HTTPScope
 
-from app.concurrency.overload_queue import Turns
+from app.concurrency.overload_queue import OverloadQueue
 from app.telemetry import Metrics, logger
 
 DETAIL = "too much load ({}); nothing was done, try again shortly"
@@ -42,7 +42,7 @@ class Shedding:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._checks: Checks = {}
-        self._turns = Turns(WAIT_S)
+        self._turns = OverloadQueue(WAIT_S)
         self._told_at = float("-inf")
         self._untold = 0
 

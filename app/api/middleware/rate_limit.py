@@ -24,7 +24,7 @@ NOT_LIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
 _MARK = "rate_limited"
 
 
-class Verdict(NamedTuple):
+class RateLimitDecision(NamedTuple):
     """Whether a request may be carried out; how many more may follow at once, and when (`wait_s`) the next one may."""
 
     allowed: bool
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     full_s: float
 
 
-class Buckets:
+class TokenBuckets:
     """By name of the caller. One that was not heard of, or not for long, has a full bucket."""
 
     def __init__(self, per_s: float, burst: int, now: Callable[[], float]) -> None:
@@ -42,7 +42,7 @@ class Buckets:
         self._now = now
         self._held: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, name: str) -> Verdict:
+    def take(self, name: str) -> RateLimitDecision:
         """One request of this caller."""
         now = self._now()
         tokens, at = self._held.pop(name, (float(self.burst), now))
@@ -54,7 +54,7 @@ class Buckets:
         if len(self._held) > PEERS:
             self._held.popitem(last=False)  # who has been silent for longest
         wait_s = max(0.0, (1 - tokens) / self.per_s)
-        return Verdict(allowed, int(tokens), wait_s, (self.burst - tokens) / self.per_s)
+        return RateLimitDecision(allowed, int(tokens), wait_s, (self.burst - tokens) / self.per_s)
 
 
 class RateLimit:
@@ -67,14 +67,14 @@ class RateLimit:
         self._per_s = per_s
         self._burst = burst or per_s
         self._limited = metrics.rate_limited
-        self._buckets: Buckets | None = None
+        self._buckets: TokenBuckets | None = None
         window_s = math.ceil(self._burst / per_s)
         self._policy = (b"ratelimit-policy", b'"requests";q=%d;w=%d' % (self._burst, window_s))
 
     def open(self, authenticator: Authenticator, now: Callable[[], float]) -> None:
         """From now on requests are limited."""
         self._name_of = authenticator.name_of
-        self._buckets = Buckets(self._per_s, self._burst, now)
+        self._buckets = TokenBuckets(self._per_s, self._burst, now)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""

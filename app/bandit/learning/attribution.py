@@ -1,8 +1,8 @@
 """Learning: which event settles which decision, and what is learned from it.
 
 Invariant: a decision learns once, from the vector that was logged with it; every event counts once, however often it
-is delivered. The book (`app.bandit.ports.LearningBook`) finds decisions and keeps both in one transaction; what an
-event means for a decision is judged here. Rules, in event time:
+is delivered. `app.bandit.ports.LearningRepository` finds decisions and keeps both in one transaction; this module
+judges what an event means for a decision. Rules, in event time:
   - the window of a decision opens when its tip was served, and a feedback without that counts as served just then;
   - the first feedback within the window wins; one that is late, or on another tip than the chosen, is only counted;
   - word of the serving that comes after the feedback counts as served, once, and changes nothing;
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from app.bandit.decisions import EventOutcome, RewardSource, State
 from app.bandit.learning.rewards import outcome_rewards
-from app.bandit.ports import LearningBook, Told
+from app.bandit.ports import LearningRepository, Told
 from app.errors import InvalidInput
 from app.features.clock import Clock, to_ms
 from app.features.events import Action, TipFeedback
@@ -105,7 +105,7 @@ def judge(decision: Unsettled, logged: Told, rules: Rules) -> Judgement:
 class DecisionLearner:
     """Implements `app.events.ports.Learner`."""
 
-    def __init__(self, book: LearningBook, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, book: LearningRepository, clock: Clock, metrics: Metrics) -> None:
         self._book = book
         self._clock = clock
         self._metrics = metrics

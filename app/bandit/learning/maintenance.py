@@ -1,4 +1,4 @@
-"""Upkeep: what a worker does for the bandit in the background, again and again.
+"""Maintenance: what a worker does for the bandit in the background, again and again.
 
 Decisions whose window has closed are settled, evidence of a shorter spec is grown, and the prior is pooled anew. Each
 is done in small steps, each step in a transaction of its own, so whatever is cut short goes on where it was. Several
@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from app.bandit.learning.attribution import DecisionLearner
-from app.bandit.model.policies import Lineup
-from app.bandit.ports import StateBook
+from app.bandit.model.policies import Policies
+from app.bandit.ports import StateRepository
 from app.errors import Unavailable
 from app.features.clock import Clock
 from app.telemetry import Metrics, logger, warn
@@ -24,15 +24,15 @@ REST_S = 0.05
 log = logger("bandit.upkeep")
 
 
-class Upkeep:
+class Maintenance:
     """One per worker."""
 
     def __init__(
         self,
         *,
         learner: DecisionLearner,
-        states: StateBook,
-        lineup: Lineup,
+        states: StateRepository,
+        lineup: Policies,
         clock: Clock,
         metrics: Metrics,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,

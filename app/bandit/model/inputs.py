@@ -82,16 +82,16 @@ def packed(array: Array) -> bytes:
     return array.astype(STORED, copy=False).tobytes()
 
 
-class Terms(NamedTuple):
+class Inputs(NamedTuple):
     """All that the vectors of a request are made of: `by_candidate` (K, terms) and `shared` (terms,)."""
 
     by_candidate: Array
     shared: Array
 
 
-def terms_of(candidates: Sequence[Candidate], context: Context, profile: Profile) -> Terms:
+def terms_of(candidates: Sequence[Candidate], context: Context, profile: Profile) -> Inputs:
     """Both, of one request."""
-    return Terms(candidate_terms(candidates), shared_terms(context, profile))
+    return Inputs(candidate_terms(candidates), shared_terms(context, profile))
 
 
 def candidate_terms(candidates: Sequence[Candidate]) -> Array:

@@ -17,14 +17,14 @@ from app.bandit.model import random_streams
 from app.bandit.model.inputs import Array
 from app.bandit.model.policy import DRAWS, SCALE, Policy, propensities
 from app.bandit.model.specs import SPEC_V1
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 
 
 class Case(NamedTuple):
     """One decision to be scored, as `Policy.decide` takes it."""
 
     decision_id: str
-    evidence: Evidence
+    evidence: SufficientStatistics
     mu: Array
     phi: Array
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 def decide_together(policy: Policy, cases: Sequence[Case]) -> list[Ranking]:
     """Means and π as `Policy.decide` of each, for cases with the same number of candidates.
 
-    Evidence is of specs that the policy reads.
+    The statistics are of specs that the policy reads.
     """
     size = policy.spec.size
     s, y = (np.stack(each) for each in zip(*(case.evidence.leading(size) for case in cases), strict=True))

@@ -10,18 +10,18 @@ from typing import NamedTuple
 from app.bandit.decisions import Role
 from app.bandit.model.policy import CHALLENGER, CHAMPION, Policy
 from app.bandit.model.specs import SPECS, Spec
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 
 
-class Lineup(NamedTuple):
+class Policies(NamedTuple):
     """Who serves and who is tried."""
 
     champion: Policy
     challenger: Policy | None
 
     @classmethod
-    def of(cls, *, shadow: bool) -> Lineup:
+    def of(cls, *, shadow: bool) -> Policies:
         """This release's, with or without the challenger."""
         return cls(CHAMPION, CHALLENGER if shadow else None)
 
@@ -38,8 +38,10 @@ class Lineup(NamedTuple):
         """Who has a role; the champion has that of an absent challenger."""
         return self.challenger or self.champion if role == "challenger" else self.champion
 
-    def brought_up(self, evidence: Evidence | None, phi_spec: Spec | None = None) -> tuple[Evidence, Spec]:
-        """Evidence under the longest of its own spec, this line-up's and that of a vector; and that spec.
+    def brought_up(
+        self, evidence: SufficientStatistics | None, phi_spec: Spec | None = None
+    ) -> tuple[SufficientStatistics, Spec]:
+        """The statistics under the longest of its own spec, this line-up's and that of a vector; and that spec.
 
         What has once grown stays so, whoever is in the line-up. Raises `SpecMismatch` for specs of which neither begins
         with the other.
@@ -55,5 +57,5 @@ class Lineup(NamedTuple):
                 f"evidence of {reached.id} {reached.version} takes no vector of {phi_spec.id} {phi_spec.version}"
             )
         if evidence is None:
-            return Evidence.none(wanted), wanted
+            return SufficientStatistics.none(wanted), wanted
         return (evidence if reached is own else evidence.grown(own, reached)), reached

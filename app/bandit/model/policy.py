@@ -20,7 +20,7 @@ import numpy as np
 from app.bandit.model import random_streams
 from app.bandit.model.inputs import Array
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Spec
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 
 EPSILON: Final = 0.1
@@ -69,7 +69,7 @@ class Policy:
     id: str
     spec: Spec
 
-    def decide(self, decision_id: str, evidence: Evidence, mu: Array | None, phi: Array) -> Scored:
+    def decide(self, decision_id: str, evidence: SufficientStatistics, mu: Array | None, phi: Array) -> Scored:
         """Scores φ (K, D), where D and the evidence may be of a spec that goes on after this policy's.
 
         `mu` is the pooled prior's mean; None is 0, and a policy whose spec is not pooled does not look at it. Raises
@@ -82,7 +82,7 @@ class Policy:
         drawn = means[:, None] + SCALE * (roots.T @ noise(decision_id, self.spec.size))
         return Scored(means, _squares(roots), propensities(drawn), posterior.theta)
 
-    def posterior(self, evidence: Evidence, mu: Array | None) -> Posterior:
+    def posterior(self, evidence: SufficientStatistics, mu: Array | None) -> Posterior:
         """What this policy believes of its inputs' weights. Raises SpecMismatch as `decide` does."""
         if evidence.spec_hash not in self._readable:
             raise SpecMismatch(f"policy {self.id} cannot read evidence of spec {evidence.spec_hash[:12]}")

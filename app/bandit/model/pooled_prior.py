@@ -17,7 +17,7 @@ import numpy as np
 
 from app.bandit.model.inputs import Array
 from app.bandit.model.specs import SPECS, Spec
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 
 SHRINKAGE: Final = 10.0  # the diagonal of Λ₀
@@ -59,8 +59,8 @@ class Pool:
         self.users = 0
         self.decisions = 0
 
-    def add(self, evidence: Evidence) -> None:
-        """One user's. Evidence of a spec that this one begins with counts as grown; any other raises SpecMismatch."""
+    def add(self, evidence: SufficientStatistics) -> None:
+        """One user's. Those of a spec that this one begins with count as grown; any other raises SpecMismatch."""
         if evidence.spec_hash != self._spec.hash:
             known = SPECS.get(evidence.spec_hash)
             if known is None or not known.prefix_of(self._spec):
@@ -72,9 +72,9 @@ class Pool:
         spec = SPECS.get(spec_hash)
         if spec is None or not spec.prefix_of(self._spec):
             raise SpecMismatch(f"evidence of spec {spec_hash[:12]} does not belong to this pool")
-        self._count(Evidence.summed(spec, blobs, decisions), len(blobs))
+        self._count(SufficientStatistics.summed(spec, blobs, decisions), len(blobs))
 
-    def _count(self, evidence: Evidence, users: int) -> None:
+    def _count(self, evidence: SufficientStatistics, users: int) -> None:
         size = evidence.size
         self._s[:size, :size] += evidence.s
         self._y[:size] += evidence.y

@@ -1,10 +1,13 @@
-"""What a user has taught: the sums S = Σφφᵀ and y = Σrφ over the decisions learned, and nothing else.
+"""Sufficient statistics of ridge regression per user: S = Σ φφᵀ, y = Σ rφ, and the number of decisions.
 
-The prior is no part of it, it belongs to the spec. So one state serves every policy whose spec begins with the same
-inputs: the champion reads the leading block, the challenger all of it. Owns three invariants. Evidence is of one spec,
-and what is of another is refused. Growing pads with zeros, and learning adds element by element, so that the
-leading block stays bit for bit what it would be, had the evidence never grown. What no decisions can have taught is not
-read as evidence (`sound`): a file may be damaged, and one user's numbers are in everybody's prior.
+They exclude the prior, which belongs to the spec. So the statistics of one user serve every policy whose spec begins
+with the same inputs: the champion reads the leading block, the challenger all of it.
+
+Invariants:
+- Statistics belong to one spec; those of another spec are rejected.
+- Growing pads with zeros and learning adds element by element, so the leading block stays bit for bit what it would be
+  without growth.
+- Statistics that no decisions can have produced are not read: their numbers would enter the prior of every user.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
+class SufficientStatistics:
     """S and y of the spec with `spec_hash`, which has `size` inputs, from `decisions` decisions. Never written to.
 
     `numbers` holds both as they are stored: the lower triangle of S row by row, then y. So S of the first inputs stands
@@ -37,7 +40,7 @@ class Evidence:
     decisions: int
 
     @classmethod
-    def none(cls, spec: Spec) -> Evidence:
+    def none(cls, spec: Spec) -> SufficientStatistics:
         """What is known of somebody who was never heard of."""
         return cls(spec.hash, spec.size, np.zeros(_length(spec.size)), 0)
 
@@ -51,7 +54,7 @@ class Evidence:
         """y (D,); a copy."""
         return self.numbers[-self.size :].copy()
 
-    def learned(self, phi: Array, reward: float) -> Evidence:
+    def learned(self, phi: Array, reward: float) -> SufficientStatistics:
         """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
 
         Raises SpecMismatch for a longer one, and for what `sound` would refuse: it would stay in the sums for ever.
@@ -66,9 +69,9 @@ class Evidence:
         numbers[: len(rows)] += phi[rows] * phi[columns]
         y = len(numbers) - self.size
         numbers[y : y + known] += reward * phi
-        return Evidence(self.spec_hash, self.size, numbers, self.decisions + 1)
+        return SufficientStatistics(self.spec_hash, self.size, numbers, self.decisions + 1)
 
-    def grown(self, spec_from: Spec, spec_to: Spec) -> Evidence:
+    def grown(self, spec_from: Spec, spec_to: Spec) -> SufficientStatistics:
         """The same evidence under a longer spec. Raises SpecMismatch where `spec_from` is not its own, or no prefix."""
         if self.spec_hash != spec_from.hash:
             raise SpecMismatch(f"evidence is of spec {self.spec_hash[:12]}, not {spec_from.hash[:12]}")
@@ -80,7 +83,7 @@ class Evidence:
         y, y_grown = len(self.numbers) - self.size, len(numbers) - spec_to.size
         numbers[:y] = self.numbers[:y]
         numbers[y_grown : y_grown + self.size] = self.numbers[y:]
-        return Evidence(spec_to.hash, spec_to.size, numbers, self.decisions)
+        return SufficientStatistics(spec_to.hash, spec_to.size, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
         """S and y of the first `size` inputs, as a policy that never saw the others would hold them; copies.
@@ -98,7 +101,7 @@ class Evidence:
         return packed(self.numbers)
 
     @classmethod
-    def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> Evidence:
+    def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> SufficientStatistics:
         """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's, or not `sound`."""
         (stored,) = _stored(spec, [blob])
         numbers = stored.astype(np.float64, copy=False)
@@ -111,7 +114,7 @@ class Evidence:
         return cls(spec.hash, spec.size, numbers, decisions)
 
     @classmethod
-    def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> Evidence:
+    def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
         """The sum of what `pack` gave for several users, who learned from so many decisions together."""
         with np.errstate(over="ignore", invalid="ignore"):
             numbers: Array = _stored(spec, blobs).sum(axis=0, dtype=np.float64)

@@ -16,8 +16,8 @@ import numpy as np
 from app.bandit.rollout.aggregates import Page, Sums
 from app.bandit.rollout.bootstrap_intervals import Interval, look_size
 from app.bandit.rollout.off_policy import Floats
-from app.bandit.rollout.ports import Counts, Look, RolloutBook
-from app.bandit.rollout.stages import MOVES, Move, RolloutState, Standing, refusal, target
+from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
+from app.bandit.rollout.stages import MOVES, Move, RolloutState, StageEvidence, refusal, target
 from app.bandit.rollout.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken, too_little, verdict
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock
@@ -42,7 +42,7 @@ KEPT_S = 20.0
 ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challenger", "rollback": "roll back roll-out"}
 
 
-class Act(Protocol):
+class RolloutAction(Protocol):
     """An audited action under way; `outcome` is what the trail will say of it."""
 
     outcome: str | None
@@ -51,7 +51,7 @@ class Act(Protocol):
 class Audited(Protocol):
     """Around an action: the intent is written down before, what came of it after (see `app.operations.audit`)."""
 
-    def __call__(self, actor: str, action: str) -> AbstractAsyncContextManager[Act]:
+    def __call__(self, actor: str, action: str) -> AbstractAsyncContextManager[RolloutAction]:
         """Of whom, and what."""
         ...
 
@@ -76,7 +76,7 @@ class Status(NamedTuple):
     state: RolloutState
     limits: Limits
     counts: Counts
-    looks: Sequence[Look]
+    looks: Sequence[RolloutLook]
     rails: Guardrails
     verdict: Verdict
     next_look_at: int
@@ -91,7 +91,7 @@ class Rollout:
     def __init__(
         self,
         *,
-        book: RolloutBook,
+        book: RolloutRepository,
         limits: Limits,
         window_ms: int,
         challenged: bool,
@@ -119,7 +119,7 @@ class Rollout:
         rails = await self.rails(state)
         newest = looks[-1] if looks else None
         said = self._verdict(newest, rails, counts)
-        standing = Standing(state, said, counts.served, self._challenged)
+        standing = StageEvidence(state, said, counts.served, self._challenged)
         return Status(
             state,
             self.limits,
@@ -171,7 +171,7 @@ class Rollout:
             else:
                 found = await self.status()
                 state, said, served = found.state, found.verdict, found.counts.served
-            to = target(move, Standing(state, said, served, self._challenged))
+            to = target(move, StageEvidence(state, said, served, self._challenged))
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
             moved = await self.book.move(state, to, why, actor, self._clock.now_ms())
             if moved is None:
@@ -207,7 +207,7 @@ class Rollout:
             kept = self._kept = self._clock.monotonic(), self.broken(await self.rails(state))
         return kept[1]
 
-    def _verdict(self, look: Look | None, rails: Guardrails, counts: Counts) -> Verdict:
+    def _verdict(self, look: RolloutLook | None, rails: Guardrails, counts: Counts) -> Verdict:
         if look is not None:
             return verdict(look.estimates, rails, self.limits)
         if found := self.broken(rails):

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from app.bandit.rollout.aggregates import Sums
 from app.bandit.rollout.bootstrap_intervals import due_look, look_level
 from app.bandit.rollout.controller import WORKER, Rollout
-from app.bandit.rollout.ports import Counts, Look
+from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState
 from app.bandit.rollout.verdict import verdict
 from app.errors import Conflict, Unavailable
@@ -55,7 +55,7 @@ class RolloutWatch:
         await self.look(state, counts)
         await self._guard(state, counts)
 
-    async def look(self, state: RolloutState, counts: Counts) -> Look | None:
+    async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
         """The look that is due, where one is, and it was kept."""
         looks = await self._rollout.book.looks()
         number = due_look(counts.evaluated, looks[-1].number if looks else 0)
@@ -70,7 +70,7 @@ class RolloutWatch:
         level = look_level(number)
         estimates = await asyncio.to_thread(sums.estimates, level, self._rollout.chance(number))
         said = verdict(estimates, await self._rollout.rails(state), self._rollout.limits)
-        made = Look(number, self._clock.now_ms(), level, state.words, estimates, said)
+        made = RolloutLook(number, self._clock.now_ms(), level, state.words, estimates, said)
         if not await self._rollout.book.add_look(made, state):
             return None
         log.info("rollout_look", number=number, decisions=estimates.n, verdict=said.word, reason=said.reason)

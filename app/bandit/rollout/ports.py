@@ -25,7 +25,7 @@ from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
 
 
-class Look(msgspec.Struct, frozen=True):
+class RolloutLook(msgspec.Struct, frozen=True):
     """What was found when, at which level, and what was said of it then; `words`: of the stage."""
 
     number: int
@@ -51,7 +51,7 @@ class Counts(NamedTuple):
     served: int
 
 
-class Recent(NamedTuple):
+class RecentDecisions(NamedTuple):
     """Decisions of late, settled or not; one a row. `elapsed_ms`: how long each took to answer."""
 
     elapsed_ms: Floats
@@ -59,7 +59,7 @@ class Recent(NamedTuple):
     by_challenger: Floats
 
 
-class RolloutBook(Protocol):
+class RolloutRepository(Protocol):
     """Where the roll-out, its looks and the decisions it is judged by are kept."""
 
     async def state(self) -> RolloutState:
@@ -70,11 +70,11 @@ class RolloutBook(Protocol):
         """Change it in one transaction; None where it is not as it was seen any more."""
         ...
 
-    async def looks(self) -> list[Look]:
+    async def looks(self) -> list[RolloutLook]:
         """All of this roll-out, oldest first; one that another release wrote otherwise is left out."""
         ...
 
-    async def add_look(self, look: Look, seen: RolloutState) -> bool:
+    async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
         """Keep it, unless one of that number can be read, or the roll-out was begun anew; whether it was kept."""
         ...
 
@@ -90,6 +90,6 @@ class RolloutBook(Protocol):
         """Those of the newest whose tip was shown, settled or not; the reward of one that is not stands as 0."""
         ...
 
-    async def recent(self, since_ms: int, limit: int) -> Recent:
+    async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The newest decisions since a moment."""
         ...

@@ -60,7 +60,7 @@ class Target(NamedTuple):
         return f"{self.share:.0%}" if self.stage == "ramp" else self.stage
 
 
-class Standing(NamedTuple):
+class StageEvidence(NamedTuple):
     """What a move is decided by. `served`: settled decisions that the challenger served since the stage began."""
 
     state: RolloutState
@@ -69,7 +69,7 @@ class Standing(NamedTuple):
     challenged: bool
 
 
-def target(move: Move, standing: Standing) -> Target:
+def target(move: Move, standing: StageEvidence) -> Target:
     """Where a move leads.
 
     Raises:
@@ -82,7 +82,7 @@ def target(move: Move, standing: Standing) -> Target:
     return _ramped(standing) if move == "ramp" else _promoted(standing)
 
 
-def refusal(move: Move, standing: Standing) -> str | None:
+def refusal(move: Move, standing: StageEvidence) -> str | None:
     """Why a move is not allowed now; None where it is."""
     try:
         target(move, standing)
@@ -91,7 +91,7 @@ def refusal(move: Move, standing: Standing) -> str | None:
     return None
 
 
-def _ramped(standing: Standing) -> Target:
+def _ramped(standing: StageEvidence) -> Target:
     state = standing.state
     if state.stage == "rolled back":
         return Target("shadow", 0.0, anew=True)
@@ -101,7 +101,7 @@ def _ramped(standing: Standing) -> Target:
     return Target("ramp", next(step for step in STEPS if step > state.share))
 
 
-def _promoted(standing: Standing) -> Target:
+def _promoted(standing: StageEvidence) -> Target:
     state = standing.state
     if state.stage == "promoted":
         raise Conflict("the challenger is promoted already")
@@ -119,7 +119,7 @@ def _back(state: RolloutState) -> Target:
     return Target("rolled back", 0.0)
 
 
-def _on_good_grounds(standing: Standing) -> None:
+def _on_good_grounds(standing: StageEvidence) -> None:
     if standing.verdict.word != "promote":
         raise Conflict(f"{standing.verdict.word}: {standing.verdict.reason}")
     if standing.state.share and standing.served < SERVED_BEFORE_MORE:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from app.bandit.decisions import Shadow
-from app.bandit.ports import DecisionBook
+from app.bandit.ports import DecisionRepository
 from app.bandit.shadow.scores import Unshadowed
 from app.errors import Unavailable
 from app.telemetry import Metrics, logger, warn
@@ -66,7 +66,7 @@ class BackgroundShadower:
 
     def __init__(
         self,
-        book: DecisionBook,
+        book: DecisionRepository,
         work: ShadowWork,
         metrics: Metrics,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,

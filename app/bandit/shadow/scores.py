@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from app.bandit.decisions import Ranking, Role, Shadow
-from app.bandit.model.inputs import Array, Terms, packed
+from app.bandit.model.inputs import Array, Inputs, packed
 from app.bandit.model.joint import Case, decide_together
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.model.ranking import best, ranking_of
 from app.bandit.model.specs import SPECS
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 
 SCORED_AT_ONCE = 8  # what is worked on then stays in a core's cache
 
@@ -35,12 +35,12 @@ class Unshadowed(NamedTuple):
     chosen: int
     elapsed_us: int
     own: Ranking
-    evidence: Evidence
+    evidence: SufficientStatistics
     mu: Array
-    terms: Terms
+    terms: Inputs
 
 
-def shadows_of(group: Sequence[Unshadowed], lineup: Lineup) -> list[Shadow]:
+def shadows_of(group: Sequence[Unshadowed], lineup: Policies) -> list[Shadow]:
     """Both rankings of each, and the terms of a doubly robust estimate; in no order.
 
     The reward model is the pooled prior that the decision names: q(φ) = φᵀμ, within [0, 1]. It was made of rewards

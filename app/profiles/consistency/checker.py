@@ -19,7 +19,7 @@ from app.errors import CacheUnavailable
 from app.features.registry import Registry
 from app.profiles.codec import Value
 from app.profiles.consistency.inspection import InspectedCell, Inspection, Inspector
-from app.profiles.online.compute import Computation, Outcome
+from app.profiles.online.compute import Computation, ComputedValue
 from app.profiles.online.invalidation import Stale
 from app.profiles.ports import Cache, Cell, NewestEvents, RecentEvents
 from app.telemetry import Metrics, logger
@@ -43,7 +43,7 @@ class Untrue(NamedTuple):
     newest: Mapping[str, int]
 
 
-class Verdict(NamedTuple):
+class CheckResult(NamedTuple):
     """What a check of one user found; `untrue` where that is a violation."""
 
     user_id: str
@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
     untrue: tuple[Untrue, ...] = ()
 
 
-class Auditor:
+class ConsistencyChecker:
     """Checks users, and repairs what it finds."""
 
     def __init__(
@@ -76,19 +76,21 @@ class Auditor:
         self._drop = drop
         self._registry = registry
 
-    async def check(self, user_ids: Sequence[str]) -> list[Verdict]:
+    async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
         """A verdict on each, in the order given; some tens of users at a time. Raises `StoreUnavailable`."""
         if not user_ids:
             return []
         suspects = await self._suspects(user_ids)
         if suspects is None:
-            return [Verdict(user_id, "unchecked") for user_id in user_ids]
+            return [CheckResult(user_id, "unchecked") for user_id in user_ids]
         return [
-            await self._confirmed(user_id) if suspects[user_id] == "violation" else Verdict(user_id, suspects[user_id])
+            await self._confirmed(user_id)
+            if suspects[user_id] == "violation"
+            else CheckResult(user_id, suspects[user_id])
             for user_id in user_ids
         ]
 
-    async def repair(self, verdicts: Sequence[Verdict]) -> int:
+    async def repair(self, verdicts: Sequence[CheckResult]) -> int:
         """Drop what is untrue, wherever it is kept; how many values that were. Raises `StoreUnavailable`."""
         stale: dict[str, list[str]] = {}
         for verdict in verdicts:
@@ -122,7 +124,7 @@ class Auditor:
         user_id: str,
         held: Sequence[bytes | None],
         seq: int,
-        outcomes: Mapping[int, Outcome],
+        outcomes: Mapping[int, ComputedValue],
         newest: Mapping[tuple[str, str], int],
     ) -> Outcomes:
         found: Outcomes = "empty"
@@ -138,19 +140,19 @@ class Auditor:
                 return "violation"
         return found
 
-    async def _confirmed(self, user_id: str) -> Verdict:
+    async def _confirmed(self, user_id: str) -> CheckResult:
         inspection = await self._inspector.inspect(user_id)
         if inspection.cache != "trusted":
-            return Verdict(user_id, "unchecked")
+            return CheckResult(user_id, "unchecked")
         faults = [(cell, fault) for cell in inspection.cells if (fault := _fault(cell)) is not None]
         if not faults:
-            return Verdict(user_id, "consistent")
+            return CheckResult(user_id, "consistent")
         oldest = min(cell.held.seq for cell, _ in faults if cell.held is not None)
         only_stale = all(fault == "stale" for _, fault in faults)
         if only_stale and await self.events.any_unconsumed(user_id, oldest):
-            return Verdict(user_id, "pending")
+            return CheckResult(user_id, "pending")
         newest = {subject: seq for (_, subject), seq in (await self._users.newest([user_id])).items()}
-        return Verdict(
+        return CheckResult(
             user_id, "violation", tuple(_untrue(user_id, cell, fault, inspection, newest) for cell, fault in faults)
         )
 
@@ -168,7 +170,7 @@ def _untrue(
     return Untrue(user_id, cell.entry.name, fault, cell.held, cell.outcome.json, inspection.at_ms, newest)
 
 
-def tell(verdict: Verdict, metrics: Metrics, **where: object) -> None:
+def tell(verdict: CheckResult, metrics: Metrics, **where: object) -> None:
     """Count and log what a verdict says is untrue, with everything that it takes to explain it.
 
     The log names no user, who may be erased one day: only a hash. The numbers of the newest events lead to the user

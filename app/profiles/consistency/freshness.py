@@ -22,7 +22,7 @@ from app.profiles.ports import Cache, Cell, NewestEvents
 SECOND_LOOK_S = 0.3
 
 
-class Look(NamedTuple):
+class CellFreshness(NamedTuple):
     """What was seen of one cell; `value` is the live one, `feature` an index."""
 
     user_id: str
@@ -50,7 +50,7 @@ class FreshnessMeter:
         self._pause = pause
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
 
-    async def look(self, user_ids: Sequence[str], mask: int | None = None) -> list[Look]:
+    async def look(self, user_ids: Sequence[str], mask: int | None = None) -> list[CellFreshness]:
         """The cells of each user, in order, of the features in `mask` or of all.
 
         Raises:
@@ -74,7 +74,7 @@ class FreshnessMeter:
             await self._pause(SECOND_LOOK_S)
             values |= await self._values(suspects)
         return [
-            Look(user_id, index, _state(value, needed[user_id, index]), value)
+            CellFreshness(user_id, index, _state(value, needed[user_id, index]), value)
             for (user_id, index), value in values.items()
         ]
 

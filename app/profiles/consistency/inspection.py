@@ -16,9 +16,9 @@ from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry
 from app.profiles.codec import LEASE, Value, decode
-from app.profiles.online.compute import Computation, Outcome
+from app.profiles.online.compute import Computation, ComputedValue
 from app.profiles.online.fill import Reading, own_outcomes
-from app.profiles.ports import Asked, Cache, Cell, NewestEvents
+from app.profiles.ports import Cache, Cell, ComputeRow, NewestEvents
 
 LOOKS = 3
 SECOND_LOOK_S = 0.3
@@ -43,7 +43,7 @@ class InspectedCell(NamedTuple):
     state: State | None
     holds: Holds | None
     held: Value | None
-    outcome: Outcome
+    outcome: ComputedValue
     difference: Difference | None
     disabled: bool = False
 
@@ -72,7 +72,7 @@ class _Look(NamedTuple):
     held: Sequence[bytes | None] | None
     at_ms: int
     seq: int
-    outcomes: Mapping[int, Outcome]
+    outcomes: Mapping[int, ComputedValue]
     newest: Mapping[str, int]
     moved: frozenset[int] = frozenset()
 
@@ -192,7 +192,7 @@ class Inspector:
             if (value := self._value(index, look)) is not None and self._difference(index, value, look) == "unexplained"
         ]
         asked = [
-            Asked(user_id, 1 << index, value.computed_at_ms + later_ms)
+            ComputeRow(user_id, 1 << index, value.computed_at_ms + later_ms)
             for index, value in different
             for later_ms in (0, BEGINNING_MS)
         ]

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from app.errors import Unavailable
 from app.features.clock import Clock
-from app.profiles.consistency.checker import Auditor, tell
-from app.profiles.ports import Recent
+from app.profiles.consistency.checker import ConsistencyChecker, tell
+from app.profiles.ports import RecentEvent
 from app.telemetry import Metrics, logger, warn
 
 DELAYS = (("1s", 1.0), ("1min", 60.0), ("5min", 300.0))
@@ -28,7 +28,7 @@ LATE_S = 10.0
 log = logger("profiles.consistency")
 
 
-class Check(NamedTuple):
+class ScheduledCheck(NamedTuple):
     """A check to come: `due` on the monotonic clock, so long (`after`) after the event `seq`."""
 
     due: float
@@ -37,13 +37,13 @@ class Check(NamedTuple):
     seq: int
 
 
-class ConsistencyWatch:
+class ConsistencyMonitor:
     """One per worker; `users_per_s` 0 watches nothing."""
 
     def __init__(
         self,
         *,
-        auditor: Auditor,
+        auditor: ConsistencyChecker,
         users_per_s: int,
         random: Random,
         clock: Clock,
@@ -58,7 +58,7 @@ class ConsistencyWatch:
         self._metrics = metrics
         self._pause = pause
         self._position: int | None = None
-        self._to_come: list[Check] = []
+        self._to_come: list[ScheduledCheck] = []
         self._failing = False
 
     async def keep_watching(self) -> None:
@@ -86,7 +86,7 @@ class ConsistencyWatch:
         for start in range(0, len(due), AT_ONCE):
             await self._check(due[start : start + AT_ONCE])
 
-    def _take(self, newest: Sequence[Recent]) -> None:
+    def _take(self, newest: Sequence[RecentEvent]) -> None:
         by_user = {item.user_id: item for item in reversed(newest)}  # of each user the newest
         chosen = self._random.sample(list(by_user.values()), min(self._users_per_s, len(by_user)))
         now_ms, now = self._clock.now_ms(), self._clock.monotonic()
@@ -94,9 +94,9 @@ class ConsistencyWatch:
             # Rounds are a second apart, and the wall clock may have been set meanwhile.
             age_s = min(max(0.0, (now_ms - item.received_at_ms) / 1000), ROUND_S)
             for after, delay_s in DELAYS:
-                heapq.heappush(self._to_come, Check(now - age_s + delay_s, after, item.user_id, item.seq))
+                heapq.heappush(self._to_come, ScheduledCheck(now - age_s + delay_s, after, item.user_id, item.seq))
 
-    def _due(self) -> list[Check]:
+    def _due(self) -> list[ScheduledCheck]:
         now = self._clock.monotonic()
         due = []
         while self._to_come and self._to_come[0].due <= now:
@@ -107,7 +107,7 @@ class ConsistencyWatch:
                 due.append(check)
         return due
 
-    async def _check(self, checks: Sequence[Check]) -> None:
+    async def _check(self, checks: Sequence[ScheduledCheck]) -> None:
         verdicts = await self._auditor.check(list(dict.fromkeys(check.user_id for check in checks)))
         by_user = {verdict.user_id: verdict for verdict in verdicts}
         for check in checks:

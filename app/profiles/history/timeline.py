@@ -12,7 +12,7 @@ from typing import NamedTuple
 from app.features.clock import DAY_MS
 from app.profiles.history.validation import Moments
 from app.profiles.online.fill import Profile
-from app.profiles.ports import Asked
+from app.profiles.ports import ComputeRow
 
 DAYS = 30
 
@@ -35,9 +35,9 @@ def daily(moments: Moments, now_ms: int) -> list[tuple[int, int]]:
 
 
 async def development(
-    read_as_of: Callable[[list[Asked]], Awaitable[list[Profile]]], moments: Moments, user_id: str, now_ms: int
+    read_as_of: Callable[[list[ComputeRow]], Awaitable[list[Profile]]], moments: Moments, user_id: str, now_ms: int
 ) -> list[Point]:
     """A point a day. `read_as_of`: as `ProfileReader.read_as_of`. Raises `StoreUnavailable`."""
-    asked = [Asked(user_id, mask, at_ms) for at_ms, mask in daily(moments, now_ms)]
+    asked = [ComputeRow(user_id, mask, at_ms) for at_ms, mask in daily(moments, now_ms)]
     profiles = await read_as_of(asked)
     return [Point(row.now_ms or 0, profile) for row, profile in zip(asked, profiles, strict=True)]

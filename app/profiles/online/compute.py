@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from app.concurrency.load_estimate import Backlog
+from app.concurrency.load_estimate import LoadEstimate
 from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, encode_value, indices
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
-from app.profiles.ports import Asked, Snapshot, Source
+from app.profiles.ports import ComputeRow, Snapshot, Source
 from app.profiles.trial import described
 from app.telemetry import Metrics, logger
 
@@ -37,7 +37,7 @@ MOMENTS_PATIENCE_S, MOMENTS_ALWAYS = 10.0, 80
 log = logger("profiles.computation")
 
 
-class Outcome(NamedTuple):
+class ComputedValue(NamedTuple):
     """One computed value as JSON, or null with the `error` that forbids serving it."""
 
     json: bytes
@@ -49,14 +49,14 @@ class Computed(NamedTuple):
 
     seq: int
     at_ms: int
-    outcomes: Mapping[str, Mapping[int, Outcome]]
+    outcomes: Mapping[str, Mapping[int, ComputedValue]]
 
 
 class _Found(NamedTuple):
     """What one statement gave, row by row."""
 
     seq: int
-    by_row: list[dict[int, Outcome]]
+    by_row: list[dict[int, ComputedValue]]
 
 
 class _Statement:
@@ -101,10 +101,10 @@ class Computation:
         self._beginning = 0
         self._running: set[asyncio.Task[None]] = set()
         self._attempt: asyncio.Task[None] | None = None
-        self._live = Backlog(lanes=width, patience_s=LIVE_PATIENCE_S, always=LIVE_ALWAYS)
+        self._live = LoadEstimate(lanes=width, patience_s=LIVE_PATIENCE_S, always=LIVE_ALWAYS)
         # Past moments take turns with one another, piece by piece, and leave a reader to those who read now.
         self._moments_at_once = max(1, width - 1)
-        self._moments = Backlog(lanes=self._moments_at_once, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
+        self._moments = LoadEstimate(lanes=self._moments_at_once, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
         self._moments_turn = asyncio.Semaphore(self._moments_at_once)
         self._moments_left: dict[asyncio.Task[Any], int] = {}  # rows by request
         self._stopping = False
@@ -153,7 +153,7 @@ class Computation:
             self._live.waiting -= later
         return results
 
-    async def moments(self, asked: Sequence[Asked]) -> list[Mapping[int, Outcome]]:
+    async def moments(self, asked: Sequence[ComputeRow]) -> list[Mapping[int, ComputedValue]]:
         """Compute past moments, in the order asked; never shared, never cached. Cancelled, it interrupts its statement.
 
         Raises:
@@ -161,7 +161,7 @@ class Computation:
         """
         task = asyncio.current_task()
         assert task is not None
-        results: list[Mapping[int, Outcome]] = []
+        results: list[Mapping[int, ComputedValue]] = []
         try:
             while left := len(asked) - len(results):
                 if self._stopping:
@@ -206,7 +206,7 @@ class Computation:
         statement = self._waiting.popleft()
         self._live.waiting -= len(statement.wanted)
         started = self._clock.monotonic()
-        asked = [Asked(user_id, mask) for user_id, mask in statement.wanted.items()]
+        asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
         try:
             at_ms = self._clock.now_ms()
             found = await self._compute(asked)
@@ -244,7 +244,7 @@ class Computation:
             await asyncio.gather(self._attempt, return_exceptions=True)
 
     async def _try(self, index: int, user_id: str) -> None:
-        asked = Asked(user_id, 1 << index)
+        asked = ComputeRow(user_id, 1 << index)
         try:
             snapshot = await self._source.attempt(self._clock.now_ms(), [asked])
         except Unavailable as error:
@@ -256,11 +256,11 @@ class Computation:
         else:
             self.availability.pause(index, user_id, outcome.error, slow=bool(snapshot.overdue))
 
-    async def _compute(self, asked: Sequence[Asked]) -> _Found:
+    async def _compute(self, asked: Sequence[ComputeRow]) -> _Found:
         self.try_again()
         withheld = self.availability.unavailable
         # Before anything is awaited: a feature may be available again when the others have been computed.
-        reasons = {index: Outcome(b"null", self.availability.reason(index)) for index in indices(withheld)}
+        reasons = {index: ComputedValue(b"null", self.availability.reason(index)) for index in indices(withheld)}
         wanted = [row._replace(mask=row.mask & ~withheld) for row in asked] if withheld else asked
         started = self._clock.monotonic()
         snapshot = await self._source.compute(self._clock.now_ms(), wanted)
@@ -275,9 +275,9 @@ class Computation:
                     outcomes[index] = reasons[index]
         return _Found(snapshot.seq, found)
 
-    def _outcomes(self, place: int, row: Asked, snapshot: Snapshot) -> dict[int, Outcome]:
+    def _outcomes(self, place: int, row: ComputeRow, snapshot: Snapshot) -> dict[int, ComputedValue]:
         raw = snapshot.rows[place]
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, ComputedValue] = {}
         for index in indices(row.mask):
             outcome = self._outcome(index, raw[index], snapshot.errors.get((place, index)), row.user_id)
             if outcome.error is None:
@@ -289,15 +289,15 @@ class Computation:
             outcomes[index] = outcome
         return outcomes
 
-    def _outcome(self, index: int, raw: object, error: str | None, user_id: str) -> Outcome:
+    def _outcome(self, index: int, raw: object, error: str | None, user_id: str) -> ComputedValue:
         if raw is None and error is None:
-            return Outcome(self._defaults[index])
+            return ComputedValue(self._defaults[index])
         entry = self._registry[index]
         if error is None:
             encoded = encode_value(entry.dtype, raw)
             if encoded is not None:
-                return Outcome(encoded)
+                return ComputedValue(encoded)
             error = described(raw, entry.dtype)
         self._metrics.computation_errors.labels(entry.name).inc()
         log.error("computation_failed", feature=entry.name, user_id=user_id, error=error)
-        return Outcome(b"null", error)
+        return ComputedValue(b"null", error)

@@ -1,4 +1,4 @@
-"""Shapes: what a mask of features asks of the cache, and how a hit is taken from what the cache holds.
+"""FeatureMasks: what a mask of features asks of the cache, and how a hit is taken from what the cache holds.
 
 Everything that is the same for each request with that mask is made once, for a warm read pays for every step.
 """
@@ -13,7 +13,7 @@ from app.profiles.codec import hits
 SHAPES_CAP = 1_024
 
 
-class Shape:
+class FeatureMask:
     """A mask of features, made ready to be asked of the cache and taken from its answers."""
 
     __slots__ = ("_hits", "features", "indices", "width")
@@ -31,15 +31,15 @@ class Shape:
         return self._hits(held)  # type: ignore[arg-type]  # there is no None
 
 
-class Shapes(dict[int, Shape]):
+class FeatureMasks(dict[int, FeatureMask]):
     """By mask, each made when it is first asked for. Masks are made of names in requests: no more than `SHAPES_CAP`."""
 
     def __init__(self, registry: Registry) -> None:
         super().__init__()
         self._registry = registry
 
-    def __missing__(self, mask: int) -> Shape:
+    def __missing__(self, mask: int) -> FeatureMask:
         if len(self) >= SHAPES_CAP:
             self.clear()
-        shape = self[mask] = Shape(self._registry, mask)
+        shape = self[mask] = FeatureMask(self._registry, mask)
         return shape

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from app.errors import CacheUnavailable
 from app.features.registry import Feature, Registry, indices
 from app.profiles.codec import Value, decode, encode, hits
-from app.profiles.online.compute import Computed, Outcome
+from app.profiles.online.compute import Computed, ComputedValue
 from app.profiles.ports import Cache, Cell, Epoch, Fill
 from app.telemetry import Metrics
 
@@ -68,7 +68,7 @@ class Filling(NamedTuple):
 
 def own_outcomes(
     parts: Sequence[Computed], wanted: Mapping[str, int]
-) -> Iterator[tuple[Computed, str, Mapping[int, Outcome]]]:
+) -> Iterator[tuple[Computed, str, Mapping[int, ComputedValue]]]:
     """Each user wanted, once, from the first part that computed all that is wanted of them.
 
     A statement is shared: a part may name, for another request and with fewer features, a user of ours whom a later
@@ -116,7 +116,7 @@ class Filler:
             tokens[place] = token
         return tokens
 
-    def reading(self, index: int, outcome: Outcome, at_ms: int) -> Reading:
+    def reading(self, index: int, outcome: ComputedValue, at_ms: int) -> Reading:
         """A computed value as answered, with the moment it will expire; with jitter, never beyond the TTL."""
         if outcome.error is not None:
             return Reading(outcome.json, at_ms, None, False, outcome.error)

@@ -40,7 +40,7 @@ class _Kept(NamedTuple):
     until: float
 
 
-class NearCache:
+class LocalCache:
     """One per process. Keeps at most `capacity` users; a user is kept when read from the cache for the second time."""
 
     def __init__(self, tail: EventTail, registry: Registry, clock: Clock, capacity: int) -> None:

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from app.concurrency.overload_queue import Turns
+from app.concurrency.overload_queue import OverloadQueue
 from app.errors import Overloaded
 from app.features.registry import Registry, indices
 from app.profiles.online.compute import Computation
-from app.profiles.online.feature_mask import Shapes
+from app.profiles.online.feature_mask import FeatureMasks
 from app.profiles.online.fill import Filler, Profile, Reading
-from app.profiles.online.local_cache import NearCache
-from app.profiles.online.request_batching import GROUP_CAP, Groups, Wanted
+from app.profiles.online.local_cache import LocalCache
+from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
 from app.profiles.online.trust import TrustGate
-from app.profiles.ports import Asked, Cache
+from app.profiles.ports import Cache, ComputeRow
 from app.telemetry import Metrics
 
 NULL = b"null"
@@ -39,22 +39,22 @@ class ProfileReader:
         filler: Filler,
         registry: Registry,
         metrics: Metrics,
-        near: NearCache | None = None,
+        near: LocalCache | None = None,
     ) -> None:
         """Without `near` every hit comes from the cache's server."""
         self._cache = cache
         self._gate = gate
         self._near = near
-        self._turns = Turns(WAIT_S)
+        self._turns = OverloadQueue(WAIT_S)
         self._computation = computation
         self._availability = computation.availability
         self._metrics = metrics
-        self._groups = Groups(
+        self._groups = RequestBatching(
             cache=cache,
             gate=gate,
             computation=computation,
             filler=filler,
-            shapes=Shapes(registry),
+            shapes=FeatureMasks(registry),
             metrics=metrics,
             near=near,
         )
@@ -121,7 +121,7 @@ class ProfileReader:
             self._count_near(len(values))
         return _with_nulls(values, mask, off) if off and values is not None else values
 
-    async def read_as_of(self, asked: list[Asked]) -> list[Profile]:
+    async def read_as_of(self, asked: list[ComputeRow]) -> list[Profile]:
         """Compute past moments, uncached, in the order asked. Cancelled, it interrupts its statement.
 
         Raises:
@@ -175,7 +175,7 @@ class ProfileReader:
         self._count_near(sum(map(len, found.values())))
         return found
 
-    def _trusted_near(self) -> NearCache | None:
+    def _trusted_near(self) -> LocalCache | None:
         # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
         near = self._near
         return near if near is not None and self._cache.available and self._gate.holds() else None

@@ -1,4 +1,4 @@
-"""Groups: requests of one tick of the event loop, which share one MGET.
+"""RequestBatching: requests of one tick of the event loop, which share one MGET.
 
 Their misses share one statement, and concurrent misses of a cell under one token share one computation
 (`app.profiles.online.single_flight`). A request that has every value is answered at once, whatever the others of its
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from app.errors import CacheUnavailable, Overloaded
 from app.features.registry import indices
 from app.profiles.online.compute import Computation
-from app.profiles.online.feature_mask import Shapes
+from app.profiles.online.feature_mask import FeatureMasks
 from app.profiles.online.fill import Filler, Missing, Profile, Reading, own_outcomes
-from app.profiles.online.local_cache import NearCache
-from app.profiles.online.single_flight import Boarding, Flights
+from app.profiles.online.local_cache import LocalCache
+from app.profiles.online.single_flight import Boarding, SingleFlight
 from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Cache, Epoch
 from app.telemetry import Metrics
@@ -29,7 +29,7 @@ GROUP_CAP = 256
 Wanted = Mapping[str, int]
 
 
-class _Request(NamedTuple):
+class _BatchedRead(NamedTuple):
     """`plain`: answered with each feature's JSON; else with readings. `patient`: it is never sent away."""
 
     wanted: Wanted
@@ -50,11 +50,11 @@ class _Group:
     """Requests that will share one MGET."""
 
     def __init__(self) -> None:
-        self.requests: list[_Request] = []
+        self.requests: list[_BatchedRead] = []
         self.users = 0
 
 
-class Groups:
+class RequestBatching:
     """The groups of one process."""
 
     def __init__(
@@ -64,9 +64,9 @@ class Groups:
         gate: TrustGate,
         computation: Computation,
         filler: Filler,
-        shapes: Shapes,
+        shapes: FeatureMasks,
         metrics: Metrics,
-        near: NearCache | None,
+        near: LocalCache | None,
     ) -> None:
         self._cache = cache
         self._gate = gate
@@ -78,7 +78,7 @@ class Groups:
         self._open: _Group | None = None
         # Kept, for to ask which loop is running costs a system call in Python 3.11.
         self._loop = asyncio.get_running_loop()
-        self._flights = Flights(computation, filler)
+        self._flights = SingleFlight(computation, filler)
 
     async def close(self) -> None:
         """Finish what was begun, background fills included."""
@@ -91,7 +91,7 @@ class Groups:
         and it is not
         `patient`.
         """
-        request = _Request(wanted, plain, patient, self._loop.create_future())
+        request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
@@ -133,13 +133,13 @@ class Groups:
                 raise
 
     def _answer_hits(
-        self, requests: list[_Request], held: list[bytes | None], mark: int
-    ) -> tuple[list[_Request], dict[str, Profile], list[Missing]]:
+        self, requests: list[_BatchedRead], held: list[bytes | None], mark: int
+    ) -> tuple[list[_BatchedRead], dict[str, Profile], list[Missing]]:
         """Step 1: answer what has every value. The rest is returned, with what was found for it and what was not."""
         near = self._near
         overloaded = self._computation.overloaded
         shed = 0
-        waiting: list[_Request] = []
+        waiting: list[_BatchedRead] = []
         profiles: dict[str, Profile] = {}
         missing: dict[tuple[str, int], Missing] = {}
         start = 0
@@ -188,7 +188,7 @@ class Groups:
                 missing[user_id, index] = Missing(user_id, index, raw)
         return profile
 
-    def _answer(self, requests: Iterable[_Request], profiles: Mapping[str, Profile]) -> None:
+    def _answer(self, requests: Iterable[_BatchedRead], profiles: Mapping[str, Profile]) -> None:
         for request in requests:
             request.answer(
                 {
@@ -199,7 +199,7 @@ class Groups:
                 }
             )
 
-    async def _degrade(self, requests: list[_Request], reason: str) -> None:
+    async def _degrade(self, requests: list[_BatchedRead], reason: str) -> None:
         if self._computation.overloaded:
             for request in requests:
                 if not request.patient:
@@ -207,7 +207,7 @@ class Groups:
             requests = [request for request in requests if request.patient]
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
-    async def _compute(self, request: _Request, reason: str) -> None:
+    async def _compute(self, request: _BatchedRead, reason: str) -> None:
         """Answer from the database; a failure is told to this request alone."""
         wanted = request.wanted
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))

@@ -1,4 +1,4 @@
-"""Flights: one computation for all readers of this process who meet the same token.
+"""SingleFlight: one computation for all readers of this process who meet the same token.
 
 A flight lasts from its token to the reply of its fill. To join it is right because whoever saw the token in the key
 saw that no event had deleted it, so the flight's snapshot is no older than what the reader may be told.
@@ -38,7 +38,7 @@ class _Landing(NamedTuple):
     fillings: list[Filling]
 
 
-class Flights:
+class SingleFlight:
     """The flights of one process."""
 
     def __init__(self, computation: Computation, filler: Filler) -> None:

@@ -11,13 +11,13 @@ import asyncio
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.quality.report import QualityReport, report
-from app.profiles.quality.scan import Surveyor
+from app.profiles.quality.scan import Scanner
 
 
 class SharedMeasurement:
     """Measures in this process, one at a time."""
 
-    def __init__(self, surveyor: Surveyor, registry: Registry, clock: Clock) -> None:
+    def __init__(self, surveyor: Scanner, registry: Registry, clock: Clock) -> None:
         self._surveyor = surveyor
         self._registry = registry
         self._clock = clock

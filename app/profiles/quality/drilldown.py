@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry
-from app.profiles.consistency.freshness import FreshnessMeter, Look
+from app.profiles.consistency.freshness import CellFreshness, FreshnessMeter
 from app.profiles.ports import NewestEvents
 
 PAGE = 200
@@ -24,12 +24,12 @@ class Behind(NamedTuple):
     """Whom a look found. `next_after` is where to go on, None at the end; `looks` None: the cache is away."""
 
     at_ms: int
-    looks: list[Look] | None
+    looks: list[CellFreshness] | None
     scanned: int
     next_after: str | None
 
 
-class UsersBehind:
+class Drilldown:
     """Finds them."""
 
     def __init__(self, *, meter: FreshnessMeter, users: NewestEvents, registry: Registry, clock: Clock) -> None:
@@ -48,7 +48,7 @@ class UsersBehind:
         mask = self._registry.mask([feature])
         now_ms = self._clock.now_ms()
         deadline = self._clock.monotonic() + MOST_S
-        found: list[Look] = []
+        found: list[CellFreshness] = []
         scanned = 0
         while scanned < MOST_SCANNED and self._clock.monotonic() <= deadline:
             page = await self._users.eligible(after, now_ms - self._registry.longest_window_ms(), PAGE)
@@ -68,7 +68,7 @@ class UsersBehind:
         return Behind(now_ms, found, scanned, after)
 
 
-def _is(look: Look, sought: Sought) -> bool:
+def _is(look: CellFreshness, sought: Sought) -> bool:
     if sought == "null":
         return look.value is not None and look.value.json == b"null"
     return look.state == sought

@@ -11,22 +11,22 @@ from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.freshness import FreshnessMeter
 from app.profiles.ports import Cache, NewestEvents, Population, Source
 from app.profiles.quality.coalescing import SharedMeasurement
-from app.profiles.quality.drilldown import UsersBehind
-from app.profiles.quality.runs import QualityBook, QualityRunner
-from app.profiles.quality.scan import REST, REST_WHEN_AWAITED, Surveyor
+from app.profiles.quality.drilldown import Drilldown
+from app.profiles.quality.runs import QualityRepository, QualityRunner
+from app.profiles.quality.scan import REST, REST_WHEN_AWAITED, Scanner
 
 
-class Quality(NamedTuple):
+class QualityServices(NamedTuple):
     """What measures, what keeps reports and carries out their runs, and what finds the users behind a number.
 
     `start` asks a worker to carry out a run; without an answer, the sweep does.
     """
 
-    surveyor: Surveyor
+    surveyor: Scanner
     measurement: SharedMeasurement
-    book: QualityBook
+    book: QualityRepository
     runner: QualityRunner
-    behind: UsersBehind
+    behind: Drilldown
     start: Callable[[int], Awaitable[None]]
 
 
@@ -44,7 +44,7 @@ class Facts(NamedTuple):
     population: Population
     users: NewestEvents
     source: Source
-    book: QualityBook
+    book: QualityRepository
 
 
 def join(
@@ -54,13 +54,13 @@ def join(
     availability: FeatureAvailability,
     registry: Registry,
     clock: Clock,
-) -> Quality:
+) -> QualityServices:
     """The parts over these."""
     population, users, source, book = facts
     meter = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
 
-    def surveyor(rest: float) -> Surveyor:
-        return Surveyor(
+    def surveyor(rest: float) -> Scanner:
+        return Scanner(
             meter=meter,
             population=population,
             source=source,
@@ -71,12 +71,12 @@ def join(
         )
 
     unhurried = surveyor(REST)
-    return Quality(
+    return QualityServices(
         unhurried,
         SharedMeasurement(surveyor(REST_WHEN_AWAITED), registry, clock),
         book,
         QualityRunner(book=book, surveyor=unhurried, registry=registry, clock=clock),
-        UsersBehind(meter=meter, users=users, registry=registry, clock=clock),
+        Drilldown(meter=meter, users=users, registry=registry, clock=clock),
         queue.start_quality if queue is not None else _nobody,
     )
 

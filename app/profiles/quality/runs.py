@@ -14,7 +14,7 @@ import msgspec
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.quality.report import QualityReport, report
-from app.profiles.quality.scan import Survey, Surveyor
+from app.profiles.quality.scan import Scanner, Survey
 from app.telemetry import logger
 
 KEPT = 10
@@ -46,7 +46,7 @@ class QualityRun(NamedTuple):
         return self.state in ACTIVE
 
 
-class QualityBook(Protocol):
+class QualityRepository(Protocol):
     """Where runs are kept. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
@@ -81,7 +81,7 @@ class QualityBook(Protocol):
 class QualityRunner:
     """Carries runs out."""
 
-    def __init__(self, *, book: QualityBook, surveyor: Surveyor, registry: Registry, clock: Clock) -> None:
+    def __init__(self, *, book: QualityRepository, surveyor: Scanner, registry: Registry, clock: Clock) -> None:
         self._book = book
         self._surveyor = surveyor
         self._registry = registry

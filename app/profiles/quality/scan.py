@@ -19,8 +19,8 @@ from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
 from app.features.registry import Registry, as_dtype
 from app.profiles.availability import FeatureAvailability
-from app.profiles.consistency.freshness import FreshnessMeter, Look
-from app.profiles.ports import Asked, Member, Population, Snapshot, Source, Spans
+from app.profiles.consistency.freshness import CellFreshness, FreshnessMeter
+from app.profiles.ports import ComputeRow, Member, Population, Snapshot, Source, Spans
 from app.profiles.quality.sketch import Sketch
 from app.profiles.trial import described
 from app.telemetry import logger
@@ -72,7 +72,7 @@ class Survey(msgspec.Struct):
     measured: bool = True
 
 
-class Surveyor:
+class Scanner:
     """Walks."""
 
     def __init__(
@@ -149,7 +149,7 @@ class Surveyor:
         survey.position = members[-1].user_id
         return True
 
-    async def _looks(self, survey: Survey, user_ids: Sequence[str]) -> list[Look] | None:
+    async def _looks(self, survey: Survey, user_ids: Sequence[str]) -> list[CellFreshness] | None:
         """What the cache holds; None once it is away. One that has answered before may be silent for a moment."""
         if not survey.measured:
             return None
@@ -163,11 +163,11 @@ class Surveyor:
                 await self._pause(TRY_AGAIN_S)
         return None
 
-    def _asked(self, survey: Survey, members: Sequence[Member], mask: int) -> list[Asked]:
-        now = [Asked(member.user_id, mask, survey.now_ms) for member in members if member.now]
-        return now + [Asked(member.user_id, mask, survey.before_ms) for member in members if member.before]
+    def _asked(self, survey: Survey, members: Sequence[Member], mask: int) -> list[ComputeRow]:
+        now = [ComputeRow(member.user_id, mask, survey.now_ms) for member in members if member.now]
+        return now + [ComputeRow(member.user_id, mask, survey.before_ms) for member in members if member.before]
 
-    def _count_look(self, survey: Survey, look: Look) -> None:
+    def _count_look(self, survey: Survey, look: CellFreshness) -> None:
         figures = survey.features[self._registry.names[look.feature]]
         if look.value is None:
             figures.missing += 1
@@ -179,7 +179,7 @@ class Surveyor:
         figures.ages_ms.add(max(0, survey.now_ms - look.value.computed_at_ms))
         figures.held.add(msgspec.json.decode(look.value.json))
 
-    def _count_values(self, survey: Survey, asked: Sequence[Asked], snapshot: Snapshot) -> None:
+    def _count_values(self, survey: Survey, asked: Sequence[ComputeRow], snapshot: Snapshot) -> None:
         for index, entry in enumerate(self._registry):
             figures = survey.features[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):

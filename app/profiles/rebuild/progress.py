@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from app.errors import StoreUnavailable
-from app.profiles.rebuild.runs import RebuildBook, RebuildRun
+from app.profiles.rebuild.runs import RebuildRepository, RebuildRun
 from app.telemetry import logger
 
 TICK_S = 0.5
@@ -21,10 +21,10 @@ LONGEST_TICKS = 120
 log = logger("profiles.run_watch")
 
 
-class RunWatch:
+class RunProgress:
     """One a process."""
 
-    def __init__(self, book: RebuildBook, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(self, book: RebuildRepository, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._book = book
         self._pause = pause
         self._followers: Counter[str] = Counter()

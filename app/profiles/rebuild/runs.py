@@ -56,7 +56,7 @@ class RebuildRun(NamedTuple):
         return self.state in ACTIVE
 
 
-class RebuildBook(Protocol):
+class RebuildRepository(Protocol):
     """Where runs are kept. Raises `StoreUnavailable`."""
 
     async def open(self, run: RebuildRun) -> RebuildRun | None:
@@ -99,7 +99,7 @@ class RebuildRunner:
     """Carries runs out."""
 
     def __init__(
-        self, *, book: RebuildBook, rebuilder: Rebuilder, users: NewestEvents, registry: Registry, clock: Clock
+        self, *, book: RebuildRepository, rebuilder: Rebuilder, users: NewestEvents, registry: Registry, clock: Clock
     ) -> None:
         self._book = book
         self._rebuilder = rebuilder

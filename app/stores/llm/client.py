@@ -43,7 +43,7 @@ class NotConnected(ModelFailed):
     """No answer began: the request may be sent again."""
 
 
-class Exchange:
+class LlmClient:
     """Sends requests to one endpoint. To be closed."""
 
     def __init__(self, endpoint: Endpoint, *, connect_s: float = CONNECT_S) -> None:

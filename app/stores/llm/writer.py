@@ -18,7 +18,7 @@ from app.errors import ModelFailed
 from app.features.clock import Clock, to_ms
 from app.generation.ports import Order
 from app.generation.prompt import Prompt, prompt_for
-from app.stores.llm.client import Exchange, NotConnected, Reply
+from app.stores.llm.client import LlmClient, NotConnected, Reply
 from app.stores.llm.parsing import text_in
 
 PATIENCE_S = 8.0
@@ -29,12 +29,12 @@ PLAIN_FOR_S = 600.0  # how long it is remembered that an endpoint refuses schema
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 
-class ChatWriter:
+class LlmWriter:
     """Implements `app.generation.ports.Writer`."""
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: LlmClient,
         model: str,
         clock: Clock,
         new_mark: Callable[[], str],

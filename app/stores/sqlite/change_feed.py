@@ -27,7 +27,7 @@ SELECT_NEWEST = "SELECT EXISTS (SELECT 1 FROM owed_invalidations WHERE user_id =
 )
 
 
-class SqliteEventTail:
+class SqliteChangeFeed:
     """Implements `app.profiles.ports.EventTail`. Close it when done."""
 
     def __init__(self, path: Path) -> None:

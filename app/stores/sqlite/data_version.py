@@ -32,7 +32,7 @@ class State(NamedTuple):
     disabled: str = "[]"
 
 
-class Lookout:
+class DataVersion:
     """One per process. Close it when done."""
 
     def __init__(self, path: Path) -> None:

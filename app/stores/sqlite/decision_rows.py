@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.bandit.decisions import Decision, Outcome, Ranking
+from app.bandit.decisions import Decision, DecisionOutcome, Ranking
 from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
 from app.features.events import stored_action
 
@@ -56,14 +56,14 @@ class _Candidate(msgspec.Struct):
     features: _Features
 
 
-class _Request(msgspec.Struct):
+class _StoredRequest(msgspec.Struct):
     candidates: list[_Candidate]
     at: datetime | None
     profile: dict[str, Any] | None
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Request).decode
+_decode = msgspec.json.Decoder(_StoredRequest).decode
 
 
 def array(stored: bytes) -> Array:
@@ -73,7 +73,7 @@ def array(stored: bytes) -> Array:
 
 def row_of(decision: Decision) -> tuple[object, ...]:
     """The columns of `WRITTEN`."""
-    request = _Request(
+    request = _StoredRequest(
         [
             _Candidate(item.id, _Features(item.is_overdue, item.task_age_days, item.priority))
             for item in decision.candidates
@@ -138,9 +138,9 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
     )
 
 
-def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> Outcome:
+def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> DecisionOutcome:
     """The columns of `SETTLED`, and the events told of."""
-    return Outcome(
+    return DecisionOutcome(
         row["state"],
         row["served_at_ms"],
         row["reward"],

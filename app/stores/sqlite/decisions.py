@@ -9,10 +9,10 @@ from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
-from app.bandit.decisions import Decision, Known, Outcome, Shadow
+from app.bandit.decisions import Decision, DecisionOutcome, Known, Shadow
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import Spec
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.ports import Proposed, Question, Recorded
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
@@ -69,7 +69,7 @@ def update_shadows(count: int) -> str:
 
 
 class SqliteDecisions:
-    """Implements `app.bandit.ports.DecisionBook`."""
+    """Implements `app.bandit.ports.DecisionRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
         """`spec`: the one that priors are pooled under."""
@@ -115,10 +115,10 @@ class SqliteDecisions:
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False)
 
-    async def find(self, decision_id: str) -> tuple[Decision, Outcome] | None:
+    async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         """One hop."""
 
-        def work(connection: sqlite3.Connection) -> tuple[Decision, Outcome] | None:
+        def work(connection: sqlite3.Connection) -> tuple[Decision, DecisionOutcome] | None:
             row = _named(connection, SELECT_BY_ID, decision_id)
             if row is None:
                 return None
@@ -143,7 +143,7 @@ class SqliteDecisions:
 
         return await self._database.write(work)
 
-    def _evidence_or_none(self, connection: sqlite3.Connection, user_id: str) -> Evidence | None:
+    def _evidence_or_none(self, connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
         try:
             return read_evidence(connection, user_id)
         except SpecMismatch as error:

@@ -12,7 +12,7 @@ from app.errors import ProfilesError
 from app.events.admission import Admission
 from app.features.examples import events_of
 from app.features.registry import Feature, Registry, as_dtype, indices
-from app.profiles.ports import Asked
+from app.profiles.ports import ComputeRow
 from app.profiles.trial import described
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -62,7 +62,7 @@ async def _run(database: Database, source: SqliteSource, registry: Registry, ind
             continue
         if admitted:
             await SqliteEventLog(database).append([admitted])
-        snapshot = await source.compute(NOW_MS, [Asked(user_id, 1 << index)])
+        snapshot = await source.compute(NOW_MS, [ComputeRow(user_id, 1 << index)])
         problem = _problem(entry, example.value, snapshot.rows[0][index], snapshot.errors.get((0, index)))
         if problem is not None:
             failures.append(f"example {number}: {problem}")

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from app.bandit.decisions import EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
 from app.bandit.learning.rewards import NO_FEEDBACK
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.ports import Swept, Told, ToldEvent
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
@@ -88,9 +88,9 @@ UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
 
 
 class SqliteLearning:
-    """Implements `app.bandit.ports.LearningBook`."""
+    """Implements `app.bandit.ports.LearningRepository`."""
 
-    def __init__(self, database: Database, lineup: Lineup, rules: Rules) -> None:
+    def __init__(self, database: Database, lineup: Policies, rules: Rules) -> None:
         self._database = database
         self._lineup = lineup
         self._rules = rules
@@ -172,11 +172,11 @@ class _Vector(NamedTuple):
 class _Lesson:
     """One transaction: what was read of users' evidence is kept until its end, and written once."""
 
-    def __init__(self, connection: sqlite3.Connection, lineup: Lineup, now_ms: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, lineup: Policies, now_ms: int) -> None:
         self._connection = connection
         self._lineup = lineup
         self._now_ms = now_ms
-        self._evidence: dict[str, Evidence] = {}
+        self._evidence: dict[str, SufficientStatistics] = {}
 
     def take(self, logged: Told, rules: Rules) -> EventOutcome | None:
         """One event; None where it concerns no decision, or has counted before."""

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from app.errors import RegistryError
 from app.features.registry import Registry
 from app.profiles.ports import Owed
-from app.stores.sqlite.data_version import Lookout
+from app.stores.sqlite.data_version import DataVersion
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
 
@@ -29,7 +29,7 @@ class SqliteOwedInvalidations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lookout = Lookout(database.path)
+        self._lookout = DataVersion(database.path)
 
     def any_owed(self) -> bool:
         """Look now. Raises `StoreUnavailable`."""
@@ -67,15 +67,15 @@ class SqliteOwedInvalidations:
         self._lookout.close()
 
     @property
-    def registration(self) -> SqliteRegistrationBook:
+    def registration(self) -> SqliteRegistrationRepository:
         """The registration, seen by the same looks."""
-        return SqliteRegistrationBook(self._database, self._lookout)
+        return SqliteRegistrationRepository(self._database, self._lookout)
 
 
-class SqliteRegistrationBook:
-    """Implements `app.stores.valkey.server_registration.RegistrationBook`."""
+class SqliteRegistrationRepository:
+    """Implements `app.stores.valkey.server_registration.ServerRegistrationBook`."""
 
-    def __init__(self, database: Database, lookout: Lookout) -> None:
+    def __init__(self, database: Database, lookout: DataVersion) -> None:
         self._database = database
         self._lookout = lookout
 

@@ -41,8 +41,8 @@ WHERE state IN ('completed', 'failed')
 """
 
 
-class SqliteQualityBook:
-    """Implements `app.profiles.quality.runs.QualityBook`."""
+class SqliteQualityRepository:
+    """Implements `app.profiles.quality.runs.QualityRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -101,4 +101,4 @@ class SqliteQualityBook:
 
 def quality_facts(database: Database, users: SqliteUsers, source: SqliteSource) -> Facts:
     """What data quality is measured from, and where its reports are kept."""
-    return Facts(SqlitePopulation(database), users, source, SqliteQualityBook(database))
+    return Facts(SqlitePopulation(database), users, source, SqliteQualityRepository(database))

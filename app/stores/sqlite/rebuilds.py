@@ -37,8 +37,8 @@ WHERE id = ? AND state IN ('queued', 'running')
 """
 
 
-class SqliteRebuildBook:
-    """Implements `app.profiles.rebuild.runs.RebuildBook`.
+class SqliteRebuildRepository:
+    """Implements `app.profiles.rebuild.runs.RebuildRepository`.
 
     A run that has ended recalls what processes keep near, in the transaction that says so.
     """

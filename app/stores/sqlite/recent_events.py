@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from app.profiles.ports import Recent
+from app.profiles.ports import RecentEvent
 from app.stores.sqlite.change_feed import SELECT_POSITION
 from app.stores.sqlite.database import Database
 
@@ -15,15 +15,15 @@ SELECT EXISTS (SELECT 1 FROM event_log WHERE user_id = ? AND seq > ? AND consume
 
 
 class SqliteRecentEvents:
-    """Implements `app.profiles.ports.RecentEvents`."""
+    """Implements `app.profiles.ports.RecentEventEvents`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def since(self, seq: int, limit: int) -> list[Recent]:
+    async def since(self, seq: int, limit: int) -> list[RecentEvent]:
         """From the end of the primary key."""
         rows = await self._database.read(lambda connection: connection.execute(SELECT_RECENT, (seq, limit)).fetchall())
-        return [Recent(*row) for row in rows]
+        return [RecentEvent(*row) for row in rows]
 
     async def newest_seq(self) -> int:
         """Of those that are kept."""

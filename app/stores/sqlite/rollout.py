@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from app.bandit.rollout.aggregates import Page
-from app.bandit.rollout.ports import Counts, Look, Recent
+from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
 from app.stores.sqlite.database import Database
@@ -86,7 +86,7 @@ def begin_evidence(connection: sqlite3.Connection) -> None:
 
 
 class SqliteRollout:
-    """Implements `app.bandit.rollout.ports.RolloutBook`."""
+    """Implements `app.bandit.rollout.ports.RolloutRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -118,12 +118,12 @@ class SqliteRollout:
 
         return await self._database.write(work)
 
-    async def looks(self) -> list[Look]:
+    async def looks(self) -> list[RolloutLook]:
         """By number."""
         rows = await self._rows(SELECT_LOOKS, {})
         return [look for number, body in rows if (look := _look(number, body)) is not None]
 
-    async def add_look(self, look: Look, seen: RolloutState) -> bool:
+    async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
         """The first of a number stays, unless it cannot be read: it would be made again and again, and never kept."""
         values = {
             "number": look.number,
@@ -170,11 +170,11 @@ class SqliteRollout:
         """From the end of the table."""
         return _page(await self._rows(SELECT_SHOWN, {"after": state.evaluated_after, "limit": limit}))
 
-    async def recent(self, since_ms: int, limit: int) -> Recent:
+    async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """By time."""
         rows = await self._rows(SELECT_RECENT, {"since": since_ms, "limit": limit})
         elapsed, absent, challenger = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-        return Recent(elapsed, absent, challenger)
+        return RecentDecisions(elapsed, absent, challenger)
 
     async def _rows(self, statement: str, values: Mapping[str, object]) -> list[Any]:
         return await self._database.read(lambda connection: connection.execute(statement, values).fetchall())
@@ -185,9 +185,9 @@ def _first_since(connection: sqlite3.Connection, moment_ms: int) -> int:
     return NEWEST if row is None else int(row[0])
 
 
-def _look(number: int, body: str) -> Look | None:
+def _look(number: int, body: str) -> RolloutLook | None:
     try:
-        return msgspec.json.decode(body, type=Look)
+        return msgspec.json.decode(body, type=RolloutLook)
     except msgspec.MsgspecError as error:
         log.warning("look_unreadable", number=number, error=str(error))
         return None

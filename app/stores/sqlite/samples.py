@@ -10,7 +10,7 @@ import msgspec
 
 from app.operations.ports import Record
 from app.operations.samples import Sample
-from app.operations.states import COMPONENTS, Standing, standings, together
+from app.operations.states import COMPONENTS, ComponentStatus, standings, together
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import UPDATE_SEEN
 
@@ -63,8 +63,8 @@ class SqliteSamples:
         return await self._database.read(work)
 
 
-def _standings(connection: sqlite3.Connection) -> dict[str, Standing]:
-    rows = map(Standing._make, connection.execute(SELECT_STANDINGS).fetchall())
+def _standings(connection: sqlite3.Connection) -> dict[str, ComponentStatus]:
+    rows = map(ComponentStatus._make, connection.execute(SELECT_STANDINGS).fetchall())
     return {row.component: row for row in rows if row.component in COMPONENTS}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from time import monotonic
 
 from app.features.registry import Registry, indices
-from app.profiles.ports import Asked, Snapshot
+from app.profiles.ports import ComputeRow, Snapshot
 from app.stores.sqlite.connection import ThreadConnection
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.profile_statement import build
@@ -54,12 +54,12 @@ class SqliteSource:
         self._turn = asyncio.Semaphore(width)
         self._apart = 0  # mask of the features that are computed apart
 
-    async def compute(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Compute every asked row in one snapshot."""
         async with self._turn, self._database.reader() as reader:
             return await self._compute(reader, clock_ms, asked)
 
-    async def fitting(self, asked: Sequence[Asked]) -> int:
+    async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """How many past moments, from the first on, look at `SLICE_EVENTS` events; at least one."""
 
         def count(connection: sqlite3.Connection) -> int:
@@ -76,7 +76,7 @@ class SqliteSource:
         async with self._turn, self._database.reader() as reader:
             return await reader.run(count)
 
-    async def attempt(self, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """The same on a connection of its own, so that nothing waits for it. What succeeds is no longer set apart."""
         async with self._database.reader(extra=True) as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
@@ -86,7 +86,7 @@ class SqliteSource:
                 self._apart &= ~(1 << index)
         return snapshot
 
-    async def _compute(self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked]) -> Snapshot:
+    async def _compute(self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         apart = _union(asked) & self._apart
         if not apart:
             try:
@@ -101,7 +101,7 @@ class SqliteSource:
             await reader.run(_end_transaction)  # also if the BEGIN was queued when the caller was cancelled
 
     async def _run(
-        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked], timeout_s: float | None = None
+        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], timeout_s: float | None = None
     ) -> Snapshot:
         parameters = {"clock_ms": clock_ms, "asked": json.dumps(asked)}
         rows = await reader.run(
@@ -110,7 +110,7 @@ class SqliteSource:
         return Snapshot(rows[0][0], [row[1:] for row in rows], {})
 
     async def _compute_apart(
-        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[Asked], apart: int
+        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], apart: int
     ) -> Snapshot:
         """The features in `apart` cell by cell, each with the time of one statement; the others in one statement."""
         try:
@@ -152,7 +152,7 @@ def _end_transaction(connection: sqlite3.Connection) -> None:
         connection.execute("ROLLBACK")
 
 
-def _union(asked: Sequence[Asked]) -> int:
+def _union(asked: Sequence[ComputeRow]) -> int:
     mask = 0
     for row in asked:
         mask |= row.mask

@@ -1,8 +1,8 @@
 """Every user's learned evidence, and the priors pooled from it.
 
-Invariant: what is of a spec that this release does not know is never read, added to or overwritten. Evidence that is
-damaged is set aside: the row stays, its numbers as they are, under the name of no spec, so everything goes on without
-it. Whoever finds it does that, in a write transaction, and says so; it concerns its user alone.
+Invariant: rows of a spec that this release does not know are never read, added to or overwritten. A damaged row is set
+aside: it stays as it is, but under the name of no spec, so that it is never read again. The reader that finds the
+damage sets the row aside in a write transaction and logs it; no other user is affected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from app.bandit.model.inputs import packed
 from app.bandit.model.pooled_prior import Pool, Prior
 from app.bandit.model.specs import SPECS, Spec
-from app.bandit.model.sufficient_statistics import Evidence, sound
+from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.priors import SELECT_NEWEST_VERSION
@@ -51,13 +51,13 @@ INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_
 """
 
 
-def read_evidence(connection: sqlite3.Connection, user_id: str) -> Evidence | None:
+def read_evidence(connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
     """A user's, None where there is none; raises `SpecMismatch` where this release does not know its spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     return None if row is None else _evidence(*row)
 
 
-def write_evidence(connection: sqlite3.Connection, evidence: Mapping[str, Evidence], now_ms: int) -> None:
+def write_evidence(connection: sqlite3.Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
     """Each user's, in the place of what was there."""
     rows = [(user_id, item.spec_hash, item.pack(), item.decisions, now_ms) for user_id, item in evidence.items()]
     connection.executemany(UPSERT_STATE, rows)
@@ -107,7 +107,7 @@ def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_
 
 
 class SqliteStates:
-    """Implements `app.bandit.ports.StateBook`."""
+    """Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
         """`spec`: the longest, to which evidence grows and under which it is pooled."""
@@ -153,7 +153,7 @@ class SqliteStates:
 
         def work(connection: sqlite3.Connection) -> int:
             rows = connection.execute(SELECT_TO_GROW, (self._shorter, limit)).fetchall()
-            grown: dict[str, Evidence] = {}
+            grown: dict[str, SufficientStatistics] = {}
             for user_id, spec_hash, evidence, decisions in rows:
                 try:
                     grown[user_id] = _evidence(spec_hash, evidence, decisions).grown(SPECS[spec_hash], self._spec)
@@ -198,10 +198,10 @@ def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -
     return [user_id for user_id, well in zip(users, fits, strict=True) if not well]
 
 
-def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> Evidence:
+def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> SufficientStatistics:
     spec = SPECS.get(spec_hash)
     if spec_hash.startswith(ASIDE):
         raise SpecMismatch("the user's evidence is damaged, and was set aside")
     if spec is None:
         raise SpecMismatch(f"the user's evidence is of spec {spec_hash[:12]}, which this release does not know")
-    return Evidence.unpack(spec, evidence, decisions)
+    return SufficientStatistics.unpack(spec, evidence, decisions)

@@ -23,7 +23,7 @@ from app.stores.valkey.breaker import CircuitBreaker
 from app.stores.valkey.connections import Connections, Use, is_silent
 from app.stores.valkey.pipelined_connection import Command
 from app.stores.valkey.scripts import DELETE_IF_EQUAL, NO_SCRIPT, SET_IF_EQUAL, Script
-from app.stores.valkey.server_registration import Registration
+from app.stores.valkey.server_registration import ServerRegistration
 from app.telemetry import Metrics, logger
 
 _SAFE_IN_KEY = "-._~@:"
@@ -80,7 +80,7 @@ class ValkeyCache:
         nonce: Callable[[], bytes],
         clock: Clock,
         metrics: Metrics,
-        registration: Registration | None = None,
+        registration: ServerRegistration | None = None,
     ) -> None:
         """Raises `ValueError` where the URL is none. `registration`: as `Connections` has it."""
         self._registration = registration

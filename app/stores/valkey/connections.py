@@ -23,9 +23,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
-from app.stores.valkey.pipelined_connection import Lane
+from app.stores.valkey.pipelined_connection import PipelinedConnection
 from app.stores.valkey.pool import AWAY, blocking_pool, told
-from app.stores.valkey.server_registration import Registration
+from app.stores.valkey.server_registration import ServerRegistration
 
 _MOVES = 3
 _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
@@ -41,7 +41,9 @@ class Use(Enum):
 class Connections:
     """The lanes of one process, connected when they are needed."""
 
-    def __init__(self, url: str, database_id: str, timeout_s: float, registration: Registration | None = None) -> None:
+    def __init__(
+        self, url: str, database_id: str, timeout_s: float, registration: ServerRegistration | None = None
+    ) -> None:
         """Without a `registration` every server is taken for the cache: for one process, or one that never moves."""
         self._database_id = database_id
         self._registration = registration
@@ -50,14 +52,14 @@ class Connections:
         self._greeted: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
         self._known: tuple[str, int] = ("", 0)
         self._epoch = ""
-        self._lanes: dict[Use, Lane] = {}
+        self._lanes: dict[Use, PipelinedConnection] = {}
         self._opening: dict[Use, asyncio.Task[None]] = {}
         # Never asked for a connection, only to make them: it knows what the URL says of TLS, passwords and Sentinel.
         self._pool: Any = blocking_pool(
             url, timeout_s, len(Use), redis_connect_func=self._greet, lib_name=None, lib_version=None
         )
 
-    async def lane(self, use: Use = Use.FRONT) -> Lane:
+    async def lane(self, use: Use = Use.FRONT) -> PipelinedConnection:
         """A lane to the server that was greeted last.
 
         Raises:
@@ -78,7 +80,7 @@ class Connections:
             await asyncio.shield(opening)
         raise CacheUnavailable("the connection does not last")
 
-    def epoch(self, lane: Lane) -> str:
+    def epoch(self, lane: PipelinedConnection) -> str:
         """The epoch for keys that go over `lane`; raises `CacheRefused` where its server is not the one registered."""
         generation = self._registration.generation(lane.server) if self._registration is not None else 0
         if self._known != (lane.server, generation):
@@ -119,7 +121,7 @@ class Connections:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        self._lanes[use] = Lane(connection, self._greeted[connection], self._timeout_s)
+        self._lanes[use] = PipelinedConnection(connection, self._greeted[connection], self._timeout_s)
 
     def _opened(self, use: Use, task: asyncio.Task[None]) -> None:
         del self._opening[use]

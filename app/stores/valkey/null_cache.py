@@ -9,7 +9,7 @@ from app.errors import CacheUnavailable
 from app.profiles.ports import Cell, Epoch, Fill, Row
 
 
-class NoCache:
+class NullCache:
     """Implements `app.profiles.ports.Cache`."""
 
     available = False

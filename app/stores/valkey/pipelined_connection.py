@@ -30,7 +30,7 @@ Replies = asyncio.Future[list[Any]]
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
-class Lane(asyncio.Protocol):
+class PipelinedConnection(asyncio.Protocol):
     """One per use of a server. `server` is the `run_id` that it was greeted with."""
 
     def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:

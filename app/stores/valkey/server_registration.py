@@ -26,7 +26,7 @@ REGISTER_EVERY_S = 1.0
 log = logger("stores.valkey")
 
 
-class RegistrationBook(Protocol):
+class RegistrationRepository(Protocol):
     """Where the registration is kept."""
 
     def current(self) -> tuple[str | None, int]:
@@ -42,11 +42,11 @@ class RegistrationBook(Protocol):
         ...
 
 
-class Registration:
+class ServerRegistration:
     """One per cache and process."""
 
     def __init__(
-        self, book: RegistrationBook, clock: Clock, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self, book: RegistrationRepository, clock: Clock, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._book = book
         self._clock = clock

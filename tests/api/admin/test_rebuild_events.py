@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.asgi import about_to_stop
-from app.profiles.rebuild.progress import RunWatch
+from app.profiles.rebuild.progress import RunProgress
 from tests.api.admin.test_rebuilds import look, start
 from tests.api.test_metrics import scrape
 from tests.support.events import served
@@ -54,9 +54,9 @@ async def following(site: Live, run_id: str) -> AsyncIterator[AsyncIterator[Even
         yield events(answer)
 
 
-def watch(site: Live) -> RunWatch:
+def watch(site: Live) -> RunProgress:
     """The site's watch."""
-    found: RunWatch = site.app.state.api.watch
+    found: RunProgress = site.app.state.api.watch
     return found
 
 

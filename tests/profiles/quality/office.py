@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from app.profiles.consistency.freshness import FreshnessMeter
 from app.profiles.quality.coalescing import SharedMeasurement
-from app.profiles.quality.drilldown import UsersBehind
+from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.runs import QualityRunner
-from app.profiles.quality.scan import Surveyor
+from app.profiles.quality.scan import Scanner
 from app.stores.sqlite.population import SqlitePopulation
-from app.stores.sqlite.quality_runs import SqliteQualityBook
+from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.users import SqliteUsers
 from tests.support.service import Service
 
@@ -24,7 +24,7 @@ class Office:
         self.meter = FreshnessMeter(
             cache=service.cache, users=users, registry=registry, clock=clock, pause=self._at_once
         )
-        self.surveyor = Surveyor(
+        self.surveyor = Scanner(
             meter=self.meter,
             population=SqlitePopulation(service.database),
             source=service.source,
@@ -33,9 +33,9 @@ class Office:
             pause=self._rest,
         )
         self.measurement = SharedMeasurement(self.surveyor, registry, clock)
-        self.book = SqliteQualityBook(service.database)
+        self.book = SqliteQualityRepository(service.database)
         self.runner = QualityRunner(book=self.book, surveyor=self.surveyor, registry=registry, clock=clock)
-        self.behind = UsersBehind(meter=self.meter, users=users, registry=registry, clock=clock)
+        self.behind = Drilldown(meter=self.meter, users=users, registry=registry, clock=clock)
 
     async def _at_once(self, _: float) -> None:
         """No pause before a second look."""

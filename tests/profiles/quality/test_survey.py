@@ -17,7 +17,7 @@ from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import Value, encode
-from app.profiles.consistency.freshness import Look
+from app.profiles.consistency.freshness import CellFreshness
 from app.profiles.ports import Cell
 from app.profiles.quality.report import QualityReport, report
 from app.profiles.quality.scan import Survey
@@ -193,7 +193,7 @@ async def test_the_cache_may_be_silent_for_a_moment_during_the_walk(
     inner = office.meter.look
     left = silences
 
-    async def look(user_ids: Sequence[str]) -> list[Look]:
+    async def look(user_ids: Sequence[str]) -> list[CellFreshness]:
         nonlocal left
         if "user-3" in user_ids and left:
             left -= 1

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
-from app.stores.sqlite.change_feed import TAIL_CAP, SqliteEventTail
+from app.stores.sqlite.change_feed import TAIL_CAP, SqliteChangeFeed
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.local_cache_epoch import recall
@@ -27,8 +27,8 @@ async def database(database_path: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def tail(database: Database) -> Iterator[SqliteEventTail]:
-    opened = SqliteEventTail(database.path)
+def tail(database: Database) -> Iterator[SqliteChangeFeed]:
+    opened = SqliteChangeFeed(database.path)
     yield opened
     opened.close()
 
@@ -37,7 +37,7 @@ async def store(database: Database, *users: str) -> None:
     await SqliteEventLog(database).append([[admitted(served(user)) for user in users]])
 
 
-async def test_each_event_is_told_of_once_when_it_was_committed(database: Database, tail: SqliteEventTail) -> None:
+async def test_each_event_is_told_of_once_when_it_was_committed(database: Database, tail: SqliteChangeFeed) -> None:
     assert tail.look() == NOBODY
     await store(database, "ann", "bob", "ann")
     assert tail.look() == frozenset({"ann", "bob"})
@@ -49,19 +49,19 @@ async def test_each_event_is_told_of_once_when_it_was_committed(database: Databa
 
 async def test_nothing_is_told_of_when_the_events_came_before_the_first_look(database: Database) -> None:
     await store(database, "ann")
-    tail = SqliteEventTail(database.path)
+    tail = SqliteChangeFeed(database.path)
     assert tail.look() == NOBODY
     tail.close()
 
 
 async def test_nobody_is_named_when_a_commit_was_about_something_else(
-    database: Database, tail: SqliteEventTail
+    database: Database, tail: SqliteChangeFeed
 ) -> None:
     await database.write(lambda connection: connection.execute("UPDATE event_log SET attempts = attempts + 1"))
     assert tail.look() == NOBODY
 
 
-async def test_everything_is_to_be_forgotten_when_it_was_recalled(database: Database, tail: SqliteEventTail) -> None:
+async def test_everything_is_to_be_forgotten_when_it_was_recalled(database: Database, tail: SqliteChangeFeed) -> None:
     for _ in range(2):
         await recall(database)
         await store(database, "ann")
@@ -70,7 +70,7 @@ async def test_everything_is_to_be_forgotten_when_it_was_recalled(database: Data
 
 
 async def test_everything_is_to_be_forgotten_when_too_much_came_at_once(
-    database: Database, tail: SqliteEventTail
+    database: Database, tail: SqliteChangeFeed
 ) -> None:
     await store(database, *(f"user {number}" for number in range(TAIL_CAP)))
     assert len(tail.look() or ()) == TAIL_CAP
@@ -80,7 +80,7 @@ async def test_everything_is_to_be_forgotten_when_too_much_came_at_once(
     assert tail.look() == frozenset({"ann"})
 
 
-async def test_later_events_are_told_of_when_the_newest_was_erased(database: Database, tail: SqliteEventTail) -> None:
+async def test_later_events_are_told_of_when_the_newest_was_erased(database: Database, tail: SqliteChangeFeed) -> None:
     await store(database, "ann", "bob")
     assert tail.look() == frozenset({"ann", "bob"})
     await SqliteUsers(database).erase("bob", 1)
@@ -91,7 +91,7 @@ async def test_later_events_are_told_of_when_the_newest_was_erased(database: Dat
 
 
 async def test_the_newest_event_is_known_by_subject_when_there_are_several(
-    database: Database, tail: SqliteEventTail
+    database: Database, tail: SqliteChangeFeed
 ) -> None:
     assert tail.newest("ann") == {}
     await store(database, "ann", "ann", "bob")
@@ -101,7 +101,7 @@ async def test_the_newest_event_is_known_by_subject_when_there_are_several(
 
 
 async def test_what_fails_is_said_when_the_database_does_not_answer(database: Database) -> None:
-    tail = SqliteEventTail(database.path)
+    tail = SqliteChangeFeed(database.path)
     tail.close()
     with pytest.raises(StoreUnavailable):
         tail.look()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.bandit.rollout.aggregates import Page, Sums
-from app.bandit.rollout.ports import Counts, Look
+from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
 from app.stores.sqlite import rollout as rollout_module
@@ -36,12 +36,12 @@ def book(database: Database) -> SqliteRollout:
     return SqliteRollout(database)
 
 
-def look(number: int) -> Look:
+def look(number: int) -> RolloutLook:
     """A look that found something."""
     sums = Sums()
     sums.add(some(1_000))
     estimates = sums.estimates(0.1, np.random.default_rng(1), replicates=50)
-    return Look(number, NOW_MS, 0.1, "shadow", estimates, Verdict("hold", "Wait."))
+    return RolloutLook(number, NOW_MS, 0.1, "shadow", estimates, Verdict("hold", "Wait."))
 
 
 async def all_of(book: SqliteRollout, state: RolloutState, until: int = NEWEST) -> list[Page]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.operations.samples import Gauges, Sample
-from app.operations.states import COMPONENTS, OK, Look
+from app.operations.states import COMPONENTS, OK, ComponentView
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.samples import (
     DELETE_OLD_SAMPLES,
@@ -23,7 +23,7 @@ from tests.operations.samples import sample
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 
-AWAY = {**dict.fromkeys(COMPONENTS, OK), "cache": Look("down", "away")}
+AWAY = {**dict.fromkeys(COMPONENTS, OK), "cache": ComponentView("down", "away")}
 WELL = dict.fromkeys(COMPONENTS, OK)
 
 

@@ -13,7 +13,7 @@ from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.ports import Asked, Snapshot
+from app.profiles.ports import ComputeRow, Snapshot
 from app.stores.sqlite import source as module
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -40,7 +40,7 @@ async def test_rows_come_in_the_order_asked_when_users_and_moments_repeat(
     await event_log.append([[admitted(served("ann", NOW_MS - ago)) for ago in (0, 10, 20)]])
     volume = REGISTRY.mask(["tip_volume_30d"])
     moments = [NOW_MS - 10, NOW_MS, NOW_MS - 21, NOW_MS, NOW_MS - 20]
-    asked = [Asked("ann", volume, moment) for moment in moments] + [Asked("bob", volume, NOW_MS)]
+    asked = [ComputeRow("ann", volume, moment) for moment in moments] + [ComputeRow("bob", volume, NOW_MS)]
     snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, asked)
     assert [row[4] for row in snapshot.rows] == [2, 3, None, 3, 1, None]
     assert {row[0] for row in snapshot.rows} == {None}  # not asked for, not computed
@@ -52,12 +52,12 @@ async def test_user_is_found_when_the_id_is_unusual(
     database: Database, event_log: SqliteEventLog, user_id: str
 ) -> None:
     await event_log.append([[admitted(served(user_id)), admitted(served("other"))]])
-    snapshot = await SqliteSource(database, Registry([SOUND])).compute(NOW_MS, [Asked(user_id, 1)])
+    snapshot = await SqliteSource(database, Registry([SOUND])).compute(NOW_MS, [ComputeRow(user_id, 1)])
     assert snapshot.rows == [(1,)]
 
 
 async def test_sequence_number_is_zero_when_nothing_was_ever_stored(database: Database) -> None:
-    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, [Asked("ann", REGISTRY.full_mask)])
+    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, [ComputeRow("ann", REGISTRY.full_mask)])
     assert (snapshot.seq, snapshot.errors) == (0, {})
 
 
@@ -66,7 +66,7 @@ async def test_sequence_number_stays_when_the_newest_events_are_pruned(
 ) -> None:
     await event_log.append([[admitted(served()), admitted(served())]])
     await event_log.prune(NOW_MS + 1, 10)
-    assert (await SqliteSource(database, REGISTRY).compute(NOW_MS, [Asked("ann", 1)])).seq == 2
+    assert (await SqliteSource(database, REGISTRY).compute(NOW_MS, [ComputeRow("ann", 1)])).seq == 2
 
 
 async def test_only_that_cell_suffers_when_its_sql_fails_for_one_user_among_several(
@@ -74,7 +74,7 @@ async def test_only_that_cell_suffers_when_its_sql_fails_for_one_user_among_seve
 ) -> None:
     events: list[TipEvent] = [feedback("ann"), feedback("bob"), feedback("bob"), served("bob"), served("ann")]
     await event_log.append([[admitted(event) for event in events]])
-    asked = [Asked(user_id, FAULTY.full_mask) for user_id in ("ann", "bob", "cid")]
+    asked = [ComputeRow(user_id, FAULTY.full_mask) for user_id in ("ann", "bob", "cid")]
     snapshot = await SqliteSource(database, FAULTY).compute(NOW_MS, asked)
     assert [list(row) for row in snapshot.rows] == [[1, 9223372036854775807, 12], [1, None, b""], [None] * 3]
     assert list(snapshot.errors) == [(1, 1)]
@@ -86,7 +86,7 @@ async def test_value_is_of_no_dtype_when_there_are_several_rows_for_a_user(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
-    snapshot = await SqliteSource(database, FAULTY).compute(NOW_MS, [Asked("ann", FAULTY.mask(["two_rows"]))])
+    snapshot = await SqliteSource(database, FAULTY).compute(NOW_MS, [ComputeRow("ann", FAULTY.mask(["two_rows"]))])
     assert snapshot.rows[0][2] == b""
 
 
@@ -104,7 +104,7 @@ async def test_author_sees_only_the_user_asked_for_when_the_sql_does_not_group(
     )
     stored: list[TipEvent] = [served("ann"), served("bob"), served("bob"), served("bob", NOW_MS + 1)]
     await event_log.append([[admitted(event) for event in stored]])
-    asked = [Asked(user_id, 3, NOW_MS) for user_id in ("ann", "bob", "cid")]
+    asked = [ComputeRow(user_id, 3, NOW_MS) for user_id in ("ann", "bob", "cid")]
     snapshot = await SqliteSource(database, registry).compute(NOW_MS, asked)
     assert [list(row) for row in snapshot.rows] == [[1, 1], [2, 2], [0, 0]]
 
@@ -129,7 +129,7 @@ async def slow(database: Database, event_log: SqliteEventLog) -> SqliteSource:
 
 
 async def test_a_feature_that_takes_too_long_leaves_the_others_right(slow: SqliteSource) -> None:
-    asked = [Asked(user_id, SLOW.full_mask) for user_id in ("ann", "bob", "cid")]
+    asked = [ComputeRow(user_id, SLOW.full_mask) for user_id in ("ann", "bob", "cid")]
     snapshot = await slow.compute(NOW_MS, asked)
     assert [list(row) for row in snapshot.rows] == [[1, None, 1], [1, None, 0], [None, None, 1]]
     assert set(snapshot.errors) == {(0, 1), (1, 1), (2, 1)}  # after the first user it is not tried any more
@@ -154,7 +154,7 @@ async def test_the_users_of_a_statement_share_the_deadline_of_a_feature(
     users = [f"user-{number:02}" for number in range(60)]
     await event_log.append([[admitted(served(user_id)) for user_id in users]])
     source = SqliteSource(database, Registry([SOUND, laborious]), timeout_s=TIMEOUT_S)
-    snapshot = await source.compute(NOW_MS, [Asked(user_id, 0b11) for user_id in users])
+    snapshot = await source.compute(NOW_MS, [ComputeRow(user_id, 0b11) for user_id in users])
     assert [row[0] for row in snapshot.rows] == [1] * 60
     assert snapshot.rows[59][1] is None
     assert snapshot.errors[59, 1].startswith("the SQL took longer than 200 ms for ")
@@ -162,11 +162,11 @@ async def test_the_users_of_a_statement_share_the_deadline_of_a_feature(
 
 
 async def test_a_feature_that_took_too_long_delays_no_statement_without_it(slow: SqliteSource) -> None:
-    await slow.compute(NOW_MS, [Asked("ann", SLOW.full_mask)])
+    await slow.compute(NOW_MS, [ComputeRow("ann", SLOW.full_mask)])
     started = monotonic()
     others = SLOW.mask(["sound", "other"])
     for _ in range(20):
-        assert list((await slow.compute(NOW_MS, [Asked("ann", others)])).rows[0]) == [1, None, 1]
+        assert list((await slow.compute(NOW_MS, [ComputeRow("ann", others)])).rows[0]) == [1, None, 1]
     assert monotonic() - started < TIMEOUT_S
 
 
@@ -176,11 +176,11 @@ async def test_an_attempt_waits_for_no_reader_and_takes_back_what_was_set_apart(
     await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
     source = SqliteSource(database, FAULTY, width=1)
     overflow = FAULTY.mask(["overflow"])
-    assert (await source.compute(NOW_MS, [Asked("ann", overflow)])).errors
+    assert (await source.compute(NOW_MS, [ComputeRow("ann", overflow)])).errors
     async with database.reader(), database.reader(), database.reader():  # there is no idle one
-        assert (await source.attempt(NOW_MS, [Asked("ann", overflow)])).errors
-        assert not (await source.attempt(NOW_MS, [Asked("bob", overflow)])).errors
-    assert (await source.compute(NOW_MS, [Asked("bob", FAULTY.full_mask)])).errors == {}
+        assert (await source.attempt(NOW_MS, [ComputeRow("ann", overflow)])).errors
+        assert not (await source.attempt(NOW_MS, [ComputeRow("bob", overflow)])).errors
+    assert (await source.compute(NOW_MS, [ComputeRow("bob", FAULTY.full_mask)])).errors == {}
 
 
 async def test_snapshot_is_one_when_features_are_computed_apart(
@@ -198,7 +198,7 @@ async def test_snapshot_is_one_when_features_are_computed_apart(
         return await run(self, *arguments)
 
     monkeypatch.setattr(SqliteSource, "_run", run_and_store)
-    snapshot = await source.compute(NOW_MS, [Asked("ann", FAULTY.full_mask)])
+    snapshot = await source.compute(NOW_MS, [ComputeRow("ann", FAULTY.full_mask)])
     assert (snapshot.seq, snapshot.rows[0][0]) == (3, 1)
 
 
@@ -207,7 +207,7 @@ async def test_long_statement_is_interrupted_when_the_process_stops(
 ) -> None:
     await event_log.append([[admitted(served("ann"))]])
     source = SqliteSource(database, Registry([ENDLESS]), timeout_s=600)
-    computing = asyncio.get_running_loop().create_task(source.compute(NOW_MS, [Asked("ann", 1)]))
+    computing = asyncio.get_running_loop().create_task(source.compute(NOW_MS, [ComputeRow("ann", 1)]))
     await turn()
     database.interrupt()
     async with asyncio.timeout(PATIENCE_S):
@@ -222,17 +222,17 @@ async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is
     await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
     source = SqliteSource(database, Registry([SOUND, ENDLESS, OVERFLOW]), width=1, timeout_s=600)
     if apart:  # in a transaction then, which must be over
-        assert (await source.compute(NOW_MS, [Asked("bob", 0b100)])).errors
+        assert (await source.compute(NOW_MS, [ComputeRow("bob", 0b100)])).errors
     async with database.reader(), database.reader():  # the only other readers
         for _ in range(3):
-            computing = asyncio.create_task(source.compute(NOW_MS, [Asked("ann", 0b111)]))
+            computing = asyncio.create_task(source.compute(NOW_MS, [ComputeRow("ann", 0b111)]))
             await turn(0.02)
             computing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await computing
         await event_log.append([[admitted(served("cid"))]])
         async with asyncio.timeout(PATIENCE_S):
-            snapshot = await source.compute(NOW_MS, [Asked("ann", 0b001)])
+            snapshot = await source.compute(NOW_MS, [ComputeRow("ann", 0b001)])
         assert (list(snapshot.rows[0]), snapshot.seq) == ([1, None, None], 4)
 
 
@@ -241,9 +241,9 @@ async def test_transaction_is_over_whenever_the_caller_is_cancelled(
 ) -> None:
     await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
     source = SqliteSource(database, FAULTY, width=1)
-    await source.compute(NOW_MS, [Asked("bob", FAULTY.full_mask)])  # from now on apart, in a transaction
+    await source.compute(NOW_MS, [ComputeRow("bob", FAULTY.full_mask)])  # from now on apart, in a transaction
     for steps in range(12):
-        computing = asyncio.create_task(source.compute(NOW_MS, [Asked("bob", FAULTY.full_mask)]))
+        computing = asyncio.create_task(source.compute(NOW_MS, [ComputeRow("bob", FAULTY.full_mask)]))
         for _ in range(steps):
             await asyncio.sleep(0)
         computing.cancel()
@@ -261,7 +261,7 @@ async def test_slice_holds_as_many_rows_as_their_events_allow(
     source = SqliteSource(database, REGISTRY)
     events: list[TipEvent] = [make("heavy", NOW_MS - number) for number in range(100) for make in (served, feedback)]
     await event_log.append([[admitted(event) for event in events]])
-    heavy, light = Asked("heavy", 0b11, NOW_MS), Asked("light", 0b11, NOW_MS)
+    heavy, light = ComputeRow("heavy", 0b11, NOW_MS), ComputeRow("light", 0b11, NOW_MS)
     assert await source.fitting([heavy] * 5) == 2  # 2 features, 200 events each
     assert await source.fitting([heavy._replace(mask=0b1)] * 5) == 4
     assert await source.fitting([heavy._replace(mask=REGISTRY.full_mask)] * 5) == 1, "one in any case"
@@ -285,5 +285,5 @@ async def test_source_raises_when_the_trouble_is_the_databases(
 
     monkeypatch.setattr(source, "_run", fail)
     with pytest.raises(StoreUnavailable, match="malformed"):
-        await source.compute(NOW_MS, [Asked("ann", REGISTRY.full_mask)])
+        await source.compute(NOW_MS, [ComputeRow("ann", REGISTRY.full_mask)])
     assert len(calls) == 1  # not tried feature by feature

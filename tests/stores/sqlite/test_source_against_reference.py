@@ -13,7 +13,7 @@ from app.events.ports import Admitted
 from app.features.events import Action
 from app.features.registry import indices
 from app.profiles.online.compute import Computation
-from app.profiles.ports import Asked
+from app.profiles.ports import ComputeRow
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
@@ -54,12 +54,12 @@ def facts(draw: st.DrawFn) -> Admitted:
 
 
 masks = st.one_of(st.just(REGISTRY.full_mask), st.integers(0, REGISTRY.full_mask))
-rows = st.builds(Asked, st.sampled_from([*USERS, "nobody"]), masks, moments, st.one_of(st.none(), moments))
+rows = st.builds(ComputeRow, st.sampled_from([*USERS, "nobody"]), masks, moments, st.one_of(st.none(), moments))
 
 held = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def expected(stored: list[Admitted], asked: Asked, now_ms: int) -> dict[str, reference.Value]:
+def expected(stored: list[Admitted], asked: ComputeRow, now_ms: int) -> dict[str, reference.Value]:
     """What the plain implementation says of an asked row."""
     whole = reference.profile(stored, asked.user_id, now_ms, asked.known_ms, live=asked.now_ms is None)
     return {REGISTRY[index].name: whole[REGISTRY[index].name] for index in indices(asked.mask)}
@@ -77,7 +77,7 @@ async def store(database: Database, stored: list[Admitted]) -> Computation:
     return Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=2)
 
 
-async def hold(database: Database, stored: list[Admitted], asked: list[Asked]) -> None:
+async def hold(database: Database, stored: list[Admitted], asked: list[ComputeRow]) -> None:
     """Fail where any asked row differs from the plain implementation."""
     computation = await store(database, stored)
     answers = await computation.moments(asked)
@@ -92,7 +92,7 @@ async def hold(database: Database, stored: list[Admitted], asked: list[Asked]) -
 @held
 @given(stored=st.lists(facts(), max_size=25), asked=st.lists(rows, min_size=1, max_size=12))
 async def test_features_equal_the_reference_when_asked_for_any_moments(
-    database: Database, stored: list[Admitted], asked: list[Asked]
+    database: Database, stored: list[Admitted], asked: list[ComputeRow]
 ) -> None:
     await hold(database, stored, asked)
 
@@ -110,7 +110,7 @@ async def test_live_features_equal_the_reference_when_events_lie_ahead_of_the_cl
             REGISTRY[index].name: msgspec.json.decode(outcome.json)
             for index, outcome in computed.outcomes[user_id].items()
         }
-        assert same(values, expected(stored, Asked(user_id, mask), NOW_MS))
+        assert same(values, expected(stored, ComputeRow(user_id, mask), NOW_MS))
 
 
 def completed(at_ms: int, offset_min: int = 0) -> Admitted:
@@ -121,7 +121,7 @@ def completed(at_ms: int, offset_min: int = 0) -> Admitted:
 async def profile_of(database: Database, stored: list[Admitted], now_ms: int = NOW_MS) -> dict[str, object]:
     """Ann's profile at a moment."""
     computation = await store(database, stored)
-    (outcomes,) = await computation.moments([Asked("ann", REGISTRY.full_mask, now_ms)])
+    (outcomes,) = await computation.moments([ComputeRow("ann", REGISTRY.full_mask, now_ms)])
     return {REGISTRY[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
 
 
@@ -195,7 +195,7 @@ async def test_late_event_counts_by_its_own_time_when_it_arrives_out_of_order(da
     late = admitted(feedback("ann", NOW_MS - 10 * DAY_MS, "dismissed"), received_at_ms=NOW_MS)
     computation = await store(database, [late])
     full, then = REGISTRY.full_mask, NOW_MS - 5 * DAY_MS
-    asked = [Asked("ann", full, then), Asked("ann", full, then, then), Asked("ann", full, then, NOW_MS)]
+    asked = [ComputeRow("ann", full, then), ComputeRow("ann", full, then, then), ComputeRow("ann", full, then, NOW_MS)]
     known, unknown, known_later = [outcomes[1].json for outcomes in await computation.moments(asked)]
     assert (known, unknown, known_later) == (b"1.0", b"null", b"1.0")
 
@@ -216,7 +216,7 @@ async def test_features_equal_the_reference_when_there_are_thousands_of_events(d
             stored.append(admitted(event, at_ms + chance.randrange(DAY_MS)))
     ago = [None, NOW_MS - 7 * DAY_MS]
     asked = [
-        Asked(user_id, chance.randrange(1, REGISTRY.full_mask + 1), NOW_MS - days * DAY_MS, known_ms)
+        ComputeRow(user_id, chance.randrange(1, REGISTRY.full_mask + 1), NOW_MS - days * DAY_MS, known_ms)
         for user_id in [*users, "nobody"]
         for days in (0, 12)
         for known_ms in ago

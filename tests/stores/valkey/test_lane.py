@@ -12,7 +12,7 @@ import pytest
 from app.errors import CacheRefused, CacheUnavailable
 from app.stores.valkey.connections import Connections
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.pipelined_connection import MAX_WAITING, Lane
+from app.stores.valkey.pipelined_connection import MAX_WAITING, PipelinedConnection
 from tests.support.proxy import Proxy, proxy
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -26,32 +26,34 @@ async def line(valkey: EmbeddedServer) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def lane(line: Proxy) -> AsyncIterator[Lane]:
+async def lane(line: Proxy) -> AsyncIterator[PipelinedConnection]:
     connections = Connections(line.url, "db", PATIENCE_S)
     yield await connections.lane()
     await connections.close()
 
 
 @pytest.fixture
-async def hasty(line: Proxy) -> AsyncIterator[Lane]:
+async def hasty(line: Proxy) -> AsyncIterator[PipelinedConnection]:
     connections = Connections(line.url, "db", TIMEOUT_S)
     yield await connections.lane()
     await connections.close()
 
 
-async def test_every_command_gets_its_own_replies_when_all_are_sent_at_once(lane: Lane) -> None:
+async def test_every_command_gets_its_own_replies_when_all_are_sent_at_once(lane: PipelinedConnection) -> None:
     asked = [lane.ask([(b"ECHO", b"%d.%d" % (number, part)) for part in range(number % 4 + 1)]) for number in range(99)]
     for number, replies in enumerate(await asyncio.gather(*asked)):
         assert replies == [b"%d.%d" % (number, part) for part in range(number % 4 + 1)]
 
 
-async def test_a_refusal_stands_in_its_place_when_others_succeed(lane: Lane) -> None:
+async def test_a_refusal_stands_in_its_place_when_others_succeed(lane: PipelinedConnection) -> None:
     first, second, third = await lane.ask([(b"ECHO", b"1"), (b"NONSENSE",), (b"ECHO", b"3")])
     assert (first, third) == (b"1", b"3")
     assert isinstance(second, hiredis.ReplyError)
 
 
-async def test_the_lane_closes_and_all_are_told_when_one_command_times_out(hasty: Lane, line: Proxy) -> None:
+async def test_the_connection_closes_and_all_are_told_when_one_command_times_out(
+    hasty: PipelinedConnection, line: Proxy
+) -> None:
     line.silence()
     waiting = [hasty.ask([(b"ECHO", b"%d" % number)]) for number in range(3)]
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -68,7 +70,7 @@ async def test_no_command_times_out_when_it_was_this_process_that_was_busy(valke
     await connections.close()
 
 
-async def test_a_late_reply_goes_to_nobody_when_who_asked_was_cancelled(lane: Lane, line: Proxy) -> None:
+async def test_a_late_reply_goes_to_nobody_when_who_asked_was_cancelled(lane: PipelinedConnection, line: Proxy) -> None:
     line.silence()
     cancelled = lane.ask([(b"ECHO", b"cancelled")])
     await eventually(lambda: line.holding)
@@ -77,7 +79,7 @@ async def test_a_late_reply_goes_to_nobody_when_who_asked_was_cancelled(lane: La
     assert await lane.ask([(b"ECHO", b"next")]) == [b"next"]
 
 
-async def test_a_command_is_refused_when_too_many_wait(lane: Lane, line: Proxy) -> None:
+async def test_a_command_is_refused_when_too_many_wait(lane: PipelinedConnection, line: Proxy) -> None:
     line.silence()
     waiting = [lane.ask([(b"PING",)]) for _ in range(MAX_WAITING)]
     with pytest.raises(CacheRefused, match="under way"):
@@ -87,6 +89,6 @@ async def test_a_command_is_refused_when_too_many_wait(lane: Lane, line: Proxy) 
 
 
 @pytest.mark.parametrize("noise", [b"+nobody asked\r\n", b"what?\r\n"])
-async def test_the_lane_closes_when_the_server_talks_out_of_turn(lane: Lane, noise: bytes) -> None:
+async def test_the_lane_closes_when_the_server_talks_out_of_turn(lane: PipelinedConnection, noise: bytes) -> None:
     lane.data_received(noise)
     assert lane.closed

@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.server_registration import HOLD_BACK_S, Registration
+from app.stores.valkey.server_registration import HOLD_BACK_S, ServerRegistration
 from tests.support.clock import FakeClock
 from tests.support.proxy import Proxy, proxy
 from tests.support.registry import FEATURES
@@ -101,7 +101,7 @@ async def test_read_is_stale_when_the_registration_is_left_out(
     database_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: without the registration the reader hits what the old server still holds."""
-    monkeypatch.setattr(app.bootstrap.servers, "Registration", lambda *_: None)
+    monkeypatch.setattr(app.bootstrap.servers, "ServerRegistration", lambda *_: None)
     old, new = start_server(VALKEY), start_server(VALKEY)
     async with world(database_path, old) as two:
         await two.first.ingestor.ingest([two.served()])
@@ -144,7 +144,7 @@ async def book(database: Database) -> AsyncIterator[SqliteOwedInvalidations]:
 
 async def test_one_of_two_wins_when_both_register(database: Database, book: SqliteOwedInvalidations) -> None:
     clock = FakeClock()
-    first, second = Registration(book.registration, clock), Registration(book.registration, clock)
+    first, second = ServerRegistration(book.registration, clock), ServerRegistration(book.registration, clock)
     await first.register("a" * 40)
     await book.registration.register("b" * 40, 0)  # made for the generation before: too late
     await second.register("a" * 40)
@@ -154,7 +154,7 @@ async def test_one_of_two_wins_when_both_register(database: Database, book: Sqli
 
 async def test_unregistered_server_is_refused_and_registered_soon(book: SqliteOwedInvalidations) -> None:
     clock = FakeClock()
-    registration = Registration(book.registration, clock)
+    registration = ServerRegistration(book.registration, clock)
     await registration.register("a" * 40)
     with pytest.raises(CacheRefused):
         registration.generation("b" * 40)
@@ -171,7 +171,7 @@ async def test_deletion_counts_only_when_older_looks_have_expired(book: SqliteOw
         pauses.append(seconds)
         clock.advance(int(seconds * 1000))
 
-    registration = Registration(book.registration, clock, pause)
+    registration = ServerRegistration(book.registration, clock, pause)
     await registration.register("a" * 40)
     clock.advance(30)
     await registration.settle()

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from app.bandit.decisions import Ranking, Role, Shadow
-from app.bandit.model.inputs import CANDIDATE_TERMS, Array, Terms
-from app.bandit.model.sufficient_statistics import Evidence
+from app.bandit.model.inputs import CANDIDATE_TERMS, Array, Inputs
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.shadow.scores import Unshadowed
 
 
@@ -84,9 +84,9 @@ def decode_decisions(message: bytes) -> list[Unshadowed]:
             item.chosen,
             item.elapsed_us,
             Ranking(_array(item.scores), _array(item.pi)),
-            Evidence(item.spec_hash, item.size, _array(item.numbers), item.decisions),
+            SufficientStatistics(item.spec_hash, item.size, _array(item.numbers), item.decisions),
             _array(item.mu),
-            Terms(_array(item.by_candidate).reshape(-1, len(CANDIDATE_TERMS)), _array(item.shared)),
+            Inputs(_array(item.by_candidate).reshape(-1, len(CANDIDATE_TERMS)), _array(item.shared)),
         )
         for item in _questions(message)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from app.bandit.model.policies import Lineup
+from app.bandit.model.policies import Policies
 from app.bandit.shadow.scores import shadows_of
 from app.bandit.shadow.subprocess.frames import framed, read_frame
 from app.bandit.shadow.subprocess.wire import decode_decisions, encode_failure, encode_shadows
@@ -12,7 +12,7 @@ from app.bandit.shadow.subprocess.wire import decode_decisions, encode_failure, 
 
 def work(asked: BinaryIO, told: BinaryIO) -> None:
     """Answer frame by frame until there is no more."""
-    lineup = Lineup.of(shadow=True)
+    lineup = Policies.of(shadow=True)
     while (message := read_frame(asked)) is not None:
         try:
             answer = encode_shadows(shadows_of(decode_decisions(message), lineup))
