@@ -20,12 +20,13 @@ REPEATED = frozenset(
         "left_to_the_sweep",
         "not_answering",
         "publish_failed",
+        "run_put_off",
         "unavailable",
         "unknown_decision",
     }
 )
 # Each takes few values, so that there are few kinds.
-_KIND = ("event", "route", "status", "feature", "job", "what")
+_KIND = ("event", "route", "status", "feature", "job", "what", "name")
 
 
 @dataclass(slots=True)

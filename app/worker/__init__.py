@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from random import Random
 from typing import Any, cast
 
@@ -19,11 +20,14 @@ import uvloop
 from arq.cron import CronJob, cron
 from arq.worker import func
 
+from app.bandit.learning import maintenance
+from app.bandit.rollout import monitor
 from app.bandit.rollout.monitor import RolloutWatch
 from app.bootstrap.health import sampling
 from app.bootstrap.service import Service, open_service
+from app.concurrency.periodic import repeat
 from app.concurrency.tasks import end
-from app.errors import InvalidInput, Unavailable
+from app.errors import InvalidInput
 from app.events.handover import Handover
 from app.events.ports import Learner
 from app.profiles.consistency.monitor import ConsistencyMonitor
@@ -31,7 +35,7 @@ from app.settings import Settings
 from app.stores.queue import client
 from app.stores.queue.large_jobs import LargeJob, Position
 from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working
-from app.telemetry import configure_logging, logger, serve_metrics, warn
+from app.telemetry import configure_logging, logger, serve_metrics
 from app.worker.retry import Context, carried_out, come_back, context, pace_of, service_of
 
 FOR_EVER = 1_000_000_000
@@ -164,17 +168,6 @@ async def sweep(service: Service, pace: Pace) -> None:
         await service.quality.start(quality_id)
 
 
-async def _keep_sweeping(service: Service, pace: Pace) -> None:
-    while True:
-        try:
-            await sweep(service, pace)
-        except Unavailable as error:
-            warn(log, error)("sweep_failed", error=str(error))
-        except Exception:
-            log.exception("sweep_failed")
-        await asyncio.sleep(SWEEP_EVERY_S)
-
-
 def watch(service: Service) -> ConsistencyMonitor:
     """The running audit of this worker."""
     return ConsistencyMonitor(
@@ -230,10 +223,12 @@ async def work(
     async with open_service(settings, door="queue", learners=learners) as service, sampling(service, "worker"):
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
         background = [
-            asyncio.create_task(_keep_sweeping(service, pace)),
+            asyncio.create_task(repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S)),
             asyncio.create_task(watch(service).keep_watching()),
-            asyncio.create_task(service.bandit.upkeep.keep_going()),
-            asyncio.create_task(RolloutWatch(service.bandit.rollout, service.clock).keep_watching()),
+            asyncio.create_task(repeat("bandit maintenance", service.bandit.upkeep.once, maintenance.EVERY_S)),
+            asyncio.create_task(
+                repeat("roll-out", RolloutWatch(service.bandit.rollout, service.clock).once, monitor.EVERY_S)
+            ),
         ]
         ctx = context(service, pace)
         try:

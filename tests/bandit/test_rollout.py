@@ -15,7 +15,7 @@ from app.bandit.rollout import controller as rollout_module
 from app.bandit.rollout import monitor
 from app.bandit.rollout.aggregates import Page
 from app.bandit.rollout.controller import FEWEST_RECENT, Rollout
-from app.bandit.rollout.monitor import EVERY_S, RolloutWatch
+from app.bandit.rollout.monitor import RolloutWatch
 from app.bandit.rollout.ports import RecentDecisions
 from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
@@ -370,28 +370,6 @@ async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: Roll
     assert found.verdict.word == "hold"
     with pytest.raises(Conflict, match="cannot be believed"):
         await rollout.move("ramp", "ann")
-
-
-async def test_watch_goes_on_when_the_database_does_not_answer_or_anything_fails(
-    rollout: Rollout, clock: FakeClock, logs: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(monitor, "warn", lambda log, _: log.warning)
-    errors = iter([StoreUnavailable("away"), RuntimeError("a fault")])
-    paused: list[float] = []
-
-    async def failing() -> None:
-        raise next(errors)
-
-    async def pause(seconds: float) -> None:
-        paused.append(seconds)
-        if len(paused) == 2:
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(rollout.book, "state", failing)
-    with pytest.raises(asyncio.CancelledError):
-        await RolloutWatch(rollout, clock, pause).keep_watching()
-    assert [entry["event"] for entry in logs.lines] == ["rollout_watch_put_off", "rollout_watch_failed"]
-    assert paused == [EVERY_S] * 2
 
 
 async def test_without_a_challenger_nothing_can_be_ramped(database: Database, clock: FakeClock) -> None:

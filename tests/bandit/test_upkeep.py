@@ -14,6 +14,7 @@ from app.bandit.learning.maintenance import POOL_EVERY_S
 from app.bandit.model.pooled_prior import Pool, Prior
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sqlite.database import Database
@@ -353,7 +354,6 @@ async def test_nothing_grows_without_a_challenger(database: Database) -> None:
 async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.learning.maintenance.EVERY_S", 0.0)
     await enroll(school, 4)
     real, failures = SqliteStates.grow, iter([StoreUnavailable("locked"), ValueError("a defect")])
 
@@ -363,7 +363,7 @@ async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
         return await real(book, limit, now_ms)
 
     monkeypatch.setattr(SqliteStates, "grow", grow)
-    task = asyncio.create_task(school.bandit.upkeep.keep_going())
+    task = asyncio.create_task(repeat("maintenance", school.bandit.upkeep.once, 0.0))
     sample = school.metrics.collectors.get_sample_value
     await eventually(lambda: sample("profiles_prior_version") == 1)
     assert (sample("profiles_learned_states"), sample("profiles_states_to_grow")) == (4, 0)

@@ -13,9 +13,8 @@ from collections.abc import Awaitable, Callable
 from app.bandit.learning.attribution import DecisionLearner
 from app.bandit.model.policies import Policies
 from app.bandit.ports import StateRepository
-from app.errors import Unavailable
 from app.features.clock import Clock
-from app.telemetry import Metrics, logger, warn
+from app.telemetry import Metrics, logger
 
 EVERY_S = 2.0
 POOL_EVERY_S = 180.0
@@ -44,17 +43,6 @@ class Maintenance:
         self._metrics = metrics
         self._pause = pause
         self._pool_at = float("-inf")
-
-    async def keep_going(self) -> None:
-        """Until cancelled; what does not answer now is tried again."""
-        while True:
-            try:
-                await self.once()
-            except Unavailable as error:
-                warn(log, error)("upkeep_put_off", error=str(error))
-            except Exception:
-                log.exception("upkeep_failed")
-            await self._pause(EVERY_S)
 
     async def once(self) -> None:
         """Settle, grow, and pool where it is time; raises `StoreUnavailable`."""

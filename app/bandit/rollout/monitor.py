@@ -9,7 +9,6 @@ done there but to say it; nor is anything undone that people have promoted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from app.bandit.rollout.aggregates import Sums
 from app.bandit.rollout.bootstrap_intervals import due_look, look_level
@@ -17,9 +16,9 @@ from app.bandit.rollout.controller import WORKER, Rollout
 from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState
 from app.bandit.rollout.verdict import verdict
-from app.errors import Conflict, Unavailable
+from app.errors import Conflict
 from app.features.clock import Clock
-from app.telemetry import logger, warn
+from app.telemetry import logger
 
 EVERY_S = 20.0
 log = logger("bandit.rollout")
@@ -28,23 +27,9 @@ log = logger("bandit.rollout")
 class RolloutWatch:
     """One per worker."""
 
-    def __init__(
-        self, rollout: Rollout, clock: Clock, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
+    def __init__(self, rollout: Rollout, clock: Clock) -> None:
         self._rollout = rollout
         self._clock = clock
-        self._pause = pause
-
-    async def keep_watching(self) -> None:
-        """Until cancelled; what does not answer now is tried again."""
-        while True:
-            try:
-                await self.once()
-            except Unavailable as error:
-                warn(log, error)("rollout_watch_put_off", error=str(error))
-            except Exception:
-                log.exception("rollout_watch_failed")
-            await self._pause(EVERY_S)
 
     async def once(self) -> None:
         """Make the look that is due, and see to the guardrails; raises `StoreUnavailable`."""

@@ -1,0 +1,1 @@
+"""Batching, load estimates and periodic work."""
