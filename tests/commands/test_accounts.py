@@ -34,13 +34,15 @@ def test_a_command_of_another_account_leaves_no_files_behind(
     database = reachable / "data" / "profiles.db"
     database.parent.mkdir()
     monkeypatch.chdir(database.parent)
-    assert profiles("migrate", database=database).code == 0
+    assert profiles("migrate", database=database, features="").code == 0
     shutil.copyfile(database, reachable / "backup.db")
-    profiles(*arguments, database=database)  # so that everything is imported that another account may not look into
+    profiles(
+        *arguments, database=database, features=""
+    )  # so that everything is imported that another account may not look into
     (reachable / "copy.db").unlink(missing_ok=True)
     before = database.read_bytes()
     with as_another_account(database):
-        shown = profiles(*arguments, database=database)
+        shown = profiles(*arguments, database=database, features="")
     assert {file.name for file in database.parent.iterdir()} <= {"profiles.db", "profiles.db-reserve"}
     assert database.read_bytes() == before
     if arguments != ("features",):  # which looks at no database
@@ -53,12 +55,12 @@ def test_a_command_of_another_account_leaves_no_files_behind(
 @pytest.mark.parametrize("log", ["profiles.db-wal", "profiles.db-shm"])
 def test_a_log_of_another_account_is_named(profiles: Run, reachable: Path, log: str) -> None:
     database = reachable / "profiles.db"
-    assert profiles("migrate", database=database).code == 0
-    assert profiles("profile", "ann", database=database).code == 0
+    assert profiles("migrate", database=database, features="").code == 0
+    assert profiles("profile", "ann", database=database, features="").code == 0
     (reachable / log).touch(0o644)
     os.chown(database, NOBODY, -1)
     with as_another_account(database):
-        shown = profiles("profile", "ann", database=database)
+        shown = profiles("profile", "ann", database=database, features="")
     assert shown.code == 4
     assert f"may not write to {reachable / log}, which belongs to root" in shown.err
-    assert profiles("profile", "ann", database=database).code == 0
+    assert profiles("profile", "ann", database=database, features="").code == 0

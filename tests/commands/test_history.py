@@ -422,7 +422,9 @@ def test_no_file_is_left_when_it_is_stopped(lived_in: Run, tmp_path: Path, numbe
     (tmp_path / "rows.csv").write_text("user_id,as_of\n" + f"ann,{rfc3339(now_ms())}\n" * 300_000)
     command = [sys.executable, "-m", "app", "history", "rows.csv", "--output", f"set{to}"]
     environment = {**os.environ, "PROFILES_FEATURES": FEATURES}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        signal.signal(signal.SIGINT, before)
         part = tmp_path / f"set{to}.part"
         eventually_sync(lambda: part.exists() and (part.stat().st_size > 0 or to == ".parquet"))
         running.send_signal(number)
