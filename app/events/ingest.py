@@ -27,6 +27,7 @@ from app.features.events import TipEvent
 from app.telemetry import Metrics
 
 COMMIT_CAP = 2_000
+_SENDERS = {"queue": "the queue", "command": "the command line"}
 WAITING_CAP = 50_000
 # How long events may wait for their commit at the door where somebody waits for the answer, and how many may in any
 # case. What comes by the queue is not sent away: its jobs wait there as well as here.
@@ -87,7 +88,7 @@ class Ingestor:
         return self._backlog.full
 
     async def ingest(self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False) -> Receipt:
-        """Store all of these events, or none. `sent_by`: the name of the key, or else of the door.
+        """Store all of these events, or none. `sent_by`: the key in words, or else the door.
 
         `historical` ones, those known already too, count as known from their event time on when a past moment is asked
         about with `known_at`. That is for imports by an admin: it rewrites what was known when.
@@ -100,7 +101,7 @@ class Ingestor:
                 safe.
         """
         try:
-            who = sent_by or f"the {self._door}"
+            who = sent_by or _SENDERS.get(self._door, self._door)
             admitted = self._admission.admit(events, self._clock.now_ms(), who, historical=historical)
         except Exception:
             self._metrics.events.labels(self._door, "refused").inc(len(events))

@@ -13,9 +13,12 @@ from app.features.events import TipEvent
 
 
 class Admitted(NamedTuple):
-    """An event that may be stored. `occurred_at_ms` is the event time that counts; `claimed_at_ms` is the producer's
-    own where the two differ (an event from the near future counts from its arrival). `sent_by`: the name of the key. A
-    `historical` one counts as known from its event time on, although it arrived later."""
+    """An event that may be stored.
+
+    `occurred_at_ms` is the event time that counts; `claimed_at_ms` is the producer's own if the two differ (an event
+    from the near future counts from its arrival). `sent_by` names the key or the door. A `historical` event counts as
+    known from its event time on, although it arrived later.
+    """
 
     event: TipEvent
     digest: bytes

@@ -161,5 +161,5 @@ async def test_overview_names_the_key_of_a_producer_whose_decision_ids_are_wrong
         assert await site.service.consumer.consume([1, 2]) == 2
         admin = {"X-API-Key": KEYS["admin"]}
         found = {item["subject"]: item for item in (await site.client.get("/admin", headers=admin)).json()["findings"]}
-        assert found["decision_ids"]["text"] == "2 events sent by writer named no decision of the user."
+        assert found["decision_ids"]["text"] == "2 events sent by the key writer named no decision of the user."
         assert "the decision_id that /score answered" in found["decision_ids"]["advice"]
