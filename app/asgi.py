@@ -66,8 +66,14 @@ ROUTES = [
 ]
 
 
-def create_app(settings: Settings, *, service: Service | None = None, contract: Contract | None = None) -> Litestar:
-    """The application. It opens a service for its lifespan, or uses the one given, which stays open."""
+def create_app(
+    settings: Settings | None = None, *, service: Service | None = None, contract: Contract | None = None
+) -> Litestar:
+    """The application, by default with the settings of the environment.
+
+    It opens a service for its lifespan, or uses the one given, which stays open.
+    """
+    settings = settings or Settings.from_environment()
     shared_metrics = service.metrics if service is not None else Metrics()
 
     def begin(application: Litestar, service: Service, writing: Writing) -> None:

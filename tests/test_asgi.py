@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +20,7 @@ from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import payload, served
 from tests.support.live import NO_TLS, new_user
+from tests.support.processes import ROOT
 from tests.support.registry import FEATURES
 
 
@@ -138,3 +142,11 @@ async def test_service_stops_when_the_port_is_taken(database_path: Path, valkey:
         settings = Settings(features=FEATURES, database=database_path, port=taken.getsockname()[1], **_servers(valkey))
         with pytest.raises(SettingsError, match=r"PROFILES_PORT: cannot serve on 127\.0\.0\.1:\d+"):
             await serve(settings)
+
+
+def test_litestar_finds_the_application_without_arguments(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "litestar", "--app", "app.asgi:create_app", "routes"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROFILES_FEATURES": FEATURES}
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "/profiles/{user_id:str}" in shown.stdout

@@ -6,6 +6,8 @@ import asyncio
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -38,12 +40,12 @@ from app.stores.queue.client import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
 from app.stores.sqlite.outbox import backlog
 from app.stores.valkey.embedded import EmbeddedServer
-from app.worker import WorkerSettings, work
+from app.worker import crons, work
 from app.worker.retry import UNEXPECTED_TRIES, Context, back_off, context
 from tests.bandit.school import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
-from tests.support.processes import free_port
+from tests.support.processes import ROOT, free_port
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 from tests.support.traffic import now_ms
@@ -280,7 +282,7 @@ async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_und
     await module.hourly_quality(job(service))
     (run,) = await service.quality.book.newest(10)
     assert (run.state, run.requested_by) == ("queued", module.HOURLY)
-    assert {entry.name for entry in module.WorkerSettings.crons(PACE)} <= queue.JOBS
+    assert {entry.name for entry in module.crons(PACE)} <= queue.JOBS
 
 
 async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
@@ -486,7 +488,7 @@ async def test_services_with_queues_of_their_own_take_no_jobs_of_each_other(
             await each.quality.start(run.id)
         for each in (service, other):
             await eventually_async(partial(completed, each))
-        names = [{job.name for job in WorkerSettings.crons(Pace(), name)} for name in (QUEUE, "other")]
+        names = [{job.name for job in crons(Pace(), name)} for name in (QUEUE, "other")]
         assert not names[0] & names[1]
     await other_client.aclose(close_connection_pool=True)
 
@@ -744,3 +746,19 @@ async def test_users_of_new_events_are_checked_when_a_worker_works(settings: Set
             return bool(count)
 
         await eventually_async(checked, 20, 0.3)
+
+
+@pytest.mark.parametrize(("name", "beating"), [("arq:queue", True), ("mine", True), ("arq:queue", False)])
+def test_arq_can_check_the_worker(own_valkey: EmbeddedServer, tmp_path: Path, name: str, beating: bool) -> None:
+    if beating:
+        ask(own_valkey, "SET", f"{name}:health-check", "alive")
+    environment = {
+        **os.environ,
+        "PROFILES_QUEUE_URL": own_valkey.url,
+        "PROFILES_CACHE_URL": own_valkey.url,
+        "PROFILES_QUEUE_NAME": name,
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "arq", "--check", "app.worker.WorkerSettings"]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, "Traceback" in shown.stderr) == (0 if beating else 1, False), shown.stderr

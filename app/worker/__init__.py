@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, cast
 
 import uvloop
+from arq.connections import RedisSettings
 from arq.cron import CronJob, cron
 from arq.worker import func
 
@@ -27,7 +28,7 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import Service, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import end
-from app.errors import InvalidInput
+from app.errors import InvalidInput, SettingsError
 from app.events.handover import Handover
 from app.events.ports import Learner
 from app.profiles.consistency.monitor import ConsistencyMonitor
@@ -179,29 +180,47 @@ def watch(service: Service) -> ConsistencyMonitor:
     )
 
 
-class WorkerSettings:
-    """What arq needs of us; `work` adds the connection, the service and the pace."""
-
-    functions = tuple(
-        func(cast(Any, job), name=name, max_tries=FOR_EVER)
-        for name, job in (
-            (client.TIP_EVENTS, tip_events),
-            (client.LARGE_TIP_EVENTS, large_tip_events),
-            (client.CONSUME, consume_events),
-            (client.REBUILD, run_rebuild),
-            (client.QUALITY, measure_quality),
-            (client.BURY, bury_job),
-        )
+FUNCTIONS = tuple(
+    func(cast(Any, job), name=name, max_tries=FOR_EVER)
+    for name, job in (
+        (client.TIP_EVENTS, tip_events),
+        (client.LARGE_TIP_EVENTS, large_tip_events),
+        (client.CONSUME, consume_events),
+        (client.REBUILD, run_rebuild),
+        (client.QUALITY, measure_quality),
+        (client.BURY, bury_job),
     )
+)
 
-    @staticmethod
-    def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
-        """The nightly pruning, before the day begins in Europe; and a report of data quality, every hour."""
-        nightly, hourly = (client.own_name(name, queue_name) for name in (client.PRUNE, client.HOURLY_QUALITY))
-        return [
-            cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
-            cron(hourly_quality, name=hourly, minute=41, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
-        ]
+
+def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
+    """Nightly pruning, before the day begins in Europe, and an hourly report of data quality."""
+    nightly, hourly = (client.own_name(name, queue_name) for name in (client.PRUNE, client.HOURLY_QUALITY))
+    return [
+        cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
+        cron(hourly_quality, name=hourly, minute=41, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
+    ]
+
+
+def __getattr__(name: str) -> type:
+    """`WorkerSettings`, read from the environment for `arq --check app.worker.WorkerSettings`."""
+    if name != "WorkerSettings":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    settings = Settings.from_environment()
+    settings.require_servers()
+    assert settings.queue_url is not None
+
+    async def refuse(_: object) -> None:
+        raise SettingsError("WorkerSettings", "serves `arq --check`; run the worker with `profiles worker`")
+
+    attributes = {
+        "functions": FUNCTIONS,
+        "redis_settings": RedisSettings.from_dsn(settings.queue_url),
+        "queue_name": settings.queue_name,
+        "health_check_key": client.health_key(settings.queue_name),
+        "on_startup": refuse,
+    }
+    return type(name, (), attributes)
 
 
 async def work(
@@ -238,8 +257,8 @@ async def work(
                 settings.queue_url,
                 settings.queue_name,
                 stop,
-                functions=WorkerSettings.functions,
-                crons=WorkerSettings.crons(pace, settings.queue_name),
+                functions=FUNCTIONS,
+                crons=crons(pace, settings.queue_name),
                 pace=pace,
                 context=ctx,
             )
