@@ -39,7 +39,7 @@ def readme_example() -> Example:
     Raises:
         ValueError: the README has no such command, or more than one.
     """
-    (command,) = COMMAND.findall((ROOT / "README.md").read_text())
+    (command,) = COMMAND.findall((ROOT / "app/features/README.md").read_text())
     arguments = [sys.executable, "-m", "app", *shlex.split(command)]
     printed = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     module, _, mirror = printed.partition("# Its line in the mirror")

@@ -15,16 +15,17 @@ from tests.support.readme import LANGUAGES, READMES, ROOT, Reader, blocks_of, se
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually_sync
 
-README = (ROOT / "README.md").read_text()
+FRONT = (ROOT / "README.md").read_text()
+README = "\n".join(path.read_text() for path in READMES)
 BLOCKS = [block for path in READMES for block in blocks_of(path)]
-QUEUE = "README.md: Publishing on the queue"
-TRAINING = "README.md: Training sets"
+QUEUE = "app/events/README.md: Publishing on the queue"
+TRAINING = "app/cli/README.md: Training sets"
 # Followed by `test_readme_walk.py`, which starts a service of its own, by `features/test_actions.py`, and by
 # `api/pages/test_behind_proxy.py`.
 ELSEWHERE = {
     "README.md: Adding a feature",
-    "README.md: Adding a feedback action",
-    "README.md: Behind a proxy",
+    "app/bandit/README.md: Adding a feedback action",
+    "docker/README.md: Behind a proxy",
 }
 SECTIONS = {name: blocks for name, blocks in sections().items() if name not in {QUEUE, TRAINING, *ELSEWHERE}}
 
@@ -89,8 +90,12 @@ def test_every_code_block_is_in_a_language_that_is_tested() -> None:
     assert run == [block for block in BLOCKS if not block.by_ci], "two sections of a file have the same heading"
 
 
+def test_the_front_page_stays_short() -> None:
+    assert len(FRONT.splitlines()) <= 180
+
+
 def test_adding_a_feature_stays_short() -> None:
-    (section,) = re.findall(r"^### Adding a feature\n.*?(?=^##)", README, re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(r"^### Adding a feature\n.*?(?=^##)", FRONT, re.MULTILINE | re.DOTALL)
     assert len(section.splitlines()) < 40
 
 

@@ -88,14 +88,14 @@ async def test_template_words_a_tip_when_no_model_is_set(site: Live) -> None:
 
 
 async def test_tip_is_as_the_readme_shows_it(site: Live) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "app/generation/README.md").read_text()
     asked, shown = re.search(r"/generate -d '(.*?)'\n.*?```json\n(.*?)```", readme, re.DOTALL).groups()  # type: ignore[union-attr]  # it is there
     answer = await site.client.post("/generate", content=asked, headers=JSON)
     assert answer.json() == json.loads(shown)
 
 
 async def test_every_reason_is_in_the_readme() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "app/generation/README.md").read_text()
     assert set(re.findall(r"^\| `([a-z ]+)` \| ", readme, re.MULTILINE)) >= set(get_args(FallbackReason))
 
 

@@ -40,7 +40,7 @@ def extended(tmp_path: Path) -> Path:
     declarations = tree / "app" / "features" / "events.py"
     source = declarations.read_text()
     assert source.count(LAST) == 1
-    (line,) = sections()["README.md: Adding a feedback action"]
+    (line,) = sections()["app/bandit/README.md: Adding a feedback action"]
     declarations.write_text(source.replace(LAST, f"{LAST}    {line.code}"))
     return tree
 

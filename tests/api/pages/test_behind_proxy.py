@@ -59,7 +59,7 @@ class Arrangement:
 
 def of_the_readme() -> str:
     """Its configuration of nginx."""
-    (block,) = (block for block in blocks_of(ROOT / "README.md") if block.language == "nginx")
+    (block,) = (block for block in blocks_of(ROOT / "docker/README.md") if block.language == "nginx")
     return block.code
 
 
