@@ -96,15 +96,15 @@ class Scorer:
     async def _try(self, asked: ScoringRequest, started: float) -> Decision | None:
         question = Question(asked.user_id, asked.request_id)
         if (erasures := self._erasures) is None:
-            erasures = (await self._looks.join(question)).erasures
-        looking = self._looks.join(question)
+            erasures = (await self._looks.submit(question)).erasures
+        looking = self._looks.submit(question)
         profile = await self._read_profile(asked.user_id) if asked.origin == "service" else asked.profile
         known = await looking
         self._erasures = known.erasures
         if known.stored is not None:
             return _repeated(known.stored, asked)
         decision, unshadowed = self._decide(asked, profile, known, started)
-        recorded = await self._records.join(Proposed(decision, erasures))
+        recorded = await self._records.submit(Proposed(decision, erasures))
         self._erasures = recorded.erasures
         if recorded.decision is None:
             return None

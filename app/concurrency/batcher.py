@@ -1,7 +1,7 @@
-"""Batcher: what waits at the same time is done together, one group after the other.
+"""A batcher: items that wait at the same time are worked on together, one group after the other.
 
-A hop to the database's thread, or a durable commit, costs about the same for one as for many. Memory is bounded: who
-would wait too long is told so at once (`app.concurrency.load_estimate`), and so is who would be one too many.
+A hop to the database's thread or a durable commit costs about the same for one item as for many. Memory is bounded: an
+item is rejected if it would wait too long (`app.concurrency.load_estimate`) or if too many items wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Bounds(NamedTuple):
-    """`kind` names the load when it is too much; up to `at_once` items are one group, and `most` may wait."""
+    """`kind` names the load in a rejection. A group has up to `at_once` items, and up to `most` items may wait."""
 
     kind: str
     at_once: int
@@ -28,7 +28,7 @@ class Bounds(NamedTuple):
 
 
 class Batcher(Generic[Item, Result]):
-    """Hands groups of items to `work`, which gives one result an item, or raises for all of them."""
+    """Passes groups of items to `work`, which returns one result per item or raises for the whole group."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def overloaded(self) -> bool:
-        """Whether what came now would wait too long."""
+        """Whether the next item would be rejected."""
         return self._backlog.full or len(self._waiting) >= self._bounds.most
 
-    def join(self, item: Item) -> asyncio.Future[Result]:
-        """Have an item done in the next round that has room for it. Who stops waiting for it does not undo it.
+    def submit(self, item: Item) -> asyncio.Future[Result]:
+        """Add an item to the next group. Cancelling the future does not cancel the work.
 
         Raises:
-            Overloaded: too much waits already; nothing is done.
+            Overloaded: the item is rejected.
         """
         if self.overloaded:
             raise Overloaded(self._bounds.kind)
@@ -61,25 +61,25 @@ class Batcher(Generic[Item, Result]):
         self._waiting.append((item, done))
         self._backlog.waiting += 1
         if self._working is None:
-            self._working = self._loop.create_task(self._take_rounds())
+            self._working = self._loop.create_task(self._work_off())
         return done
 
     async def close(self) -> None:
-        """Finish what was begun."""
-        # Looked at by `done`: a task that is cancelled before it has begun clears nothing behind it.
+        """Wait until every submitted item is done."""
+        # A task that is cancelled before it starts never resets `_working`, hence `done`.
         while (working := self._working) is not None and not working.done():
             await asyncio.wait({working})
 
-    async def _take_rounds(self) -> None:
+    async def _work_off(self) -> None:
         try:
             while self._waiting:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._bounds.at_once))]
                 self._backlog.waiting -= len(group)
-                await self._take_round(group)
+                await self._work_on(group)
         finally:
             self._working = None
 
-    async def _take_round(self, group: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _work_on(self, group: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         started = self._monotonic()
         try:
             results = await self._work([item for item, _ in group])
@@ -87,7 +87,7 @@ class Batcher(Generic[Item, Result]):
             for _, done in group:
                 if not done.done():
                     done.set_exception(error)
-                    done.exception()  # marked as seen: whoever waited may be gone
+                    done.exception()  # retrieved, since the caller may be gone
             return
         self._backlog.worked(len(group), self._monotonic() - started)
         for (_, done), result in zip(group, results, strict=True):

@@ -1,22 +1,22 @@
-"""How long whoever comes now would wait, judged by how much waits and how fast it was worked off lately.
+"""The estimated queueing delay of the next request, from the length of the queue and the recent service rate.
 
-A queue that may grow without bound turns too much load into ever longer waits: everybody is answered, too late for all.
-So who would wait too long is told so at once, and what was let in is answered in bounded time. Nothing here is set by
-hand to what a machine can do; it is measured as it works. Time is handed in.
+An unbounded queue turns overload into ever longer waits, until every answer comes too late. A request that would wait
+too long is therefore rejected at once, and admitted requests are answered in bounded time. No capacity is configured:
+the service rate is measured while the process works.
 """
 
 from __future__ import annotations
 
-_WEIGHT = 0.1  # of the newest piece of work, in the averages
+_WEIGHT = 0.1  # of the newest sample in the moving averages
 
 
 class LoadEstimate:
-    """One kind of work, done by `lanes` at once. `waiting` is counted by whoever keeps the queue."""
+    """The load of one kind of work, of which `lanes` pieces run at once. The owner of the queue counts `waiting`."""
 
     __slots__ = ("_always", "_lanes", "_patience_s", "_seconds", "_units", "waiting")
 
     def __init__(self, *, lanes: int, patience_s: float, always: int) -> None:
-        """Up to `always` units may wait in any case: one slow piece of work is not yet an overload."""
+        """Up to `always` units may wait whatever the estimate says: one slow piece of work is no overload."""
         self._lanes = lanes
         self._patience_s = patience_s
         self._always = always
@@ -25,17 +25,17 @@ class LoadEstimate:
         self.waiting = 0
 
     def worked(self, units: int, seconds: float) -> None:
-        """Note that a piece of work took so long."""
-        # Averaged apart: a small piece of work that was held up says little of what a large one takes for each unit.
+        """Record a finished piece of work."""
+        # Two averages: the time per unit of a small piece that was held up says little about large pieces.
         self._seconds += _WEIGHT * (seconds - self._seconds)
         self._units += _WEIGHT * (units - self._units)
 
     @property
     def wait_s(self) -> float:
-        """What somebody who came now would wait."""
+        """The estimated wait of the next request, in seconds."""
         return self.waiting * self._seconds / self._units / self._lanes if self._units else 0.0
 
     @property
     def full(self) -> bool:
-        """Whether that is too long."""
+        """Whether the next request should be rejected."""
         return self.waiting > self._always and self.wait_s > self._patience_s

@@ -1,12 +1,12 @@
-"""OverloadQueue: who will most likely be sent away waits until there is time for it.
+"""An overload queue: requests that will probably be shed wait briefly before they are rejected.
 
-To send somebody away costs, too. Where ten times as much comes as can be done, a loop that does it at once does nothing
-else: hits wait behind refusals, and what was let in waits as well. So while there is too much, those who come line up,
-and are taken a few at a time, with rests between. Nobody is the worse for it: whoever is sent away was to wait anyway,
-clients that wait for an answer ask less often, and a hit among them is found all the same.
+Rejecting costs time, too. If ten times as many requests arrive as can be served, an event loop that rejects each one at
+once does nothing else: cache hits wait behind rejections, and so do admitted requests. During overload, requests
+therefore line up and are taken a few at a time, with rests between. A request that is shed in the end loses little,
+clients that wait for an answer send less, and a cache hit in the line is still found.
 
-Invariant: while some wait, the turns of the loop in which others are taken are followed by a rest `RESTS` times as
-long; and nobody waits longer than is allowed, and what is under way.
+Invariant: while requests wait, the loop rests `RESTS` times as long as the last group took. No request waits longer
+than `most_s` plus the group under way.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 
 AT_ONCE = 32
-# Of the loop, from when some are taken to when they have been answered, as far as that takes no work of others.
+# Turns of the event loop that a group gets before its time is measured.
 LOOP_TURNS = 4
 RESTS = 9
 REST_MOST_S = 0.1
 
 
 class OverloadQueue:
-    """One process's, for something that it may have too much of."""
+    """One queue per process and kind of load."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class OverloadQueue:
         now: Callable[[], float] = monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`most_s`: how long somebody may wait."""
+        """`most_s`: the longest wait."""
         self._most_s = most_s
         self._now = now
         self._pause = pause
@@ -41,11 +41,11 @@ class OverloadQueue:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits, and the last ones have had their time."""
+        """Whether no request waits and the last group has had its time."""
         return self._taking is None or self._taking.done()
 
     async def wait(self) -> bool:
-        """Return when it is the caller's turn: True; or False where that takes too long, and no more should be done."""
+        """Wait for the caller's turn; False if `most_s` passed first, and the request must be shed."""
         loop = asyncio.get_running_loop()
         taken: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((self._now() + self._most_s, taken))
@@ -54,9 +54,9 @@ class OverloadQueue:
         return await taken
 
     async def close(self) -> None:
-        """Whoever still waits is given its turn."""
+        """Admit every request that still waits."""
         while self._waiting:
-            _give(self._waiting.popleft()[1], in_time=True)
+            _release(self._waiting.popleft()[1], admitted=True)
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.wait({self._taking})
@@ -65,15 +65,15 @@ class OverloadQueue:
         while self._waiting:
             began = self._now()
             while self._waiting and self._waiting[0][0] <= began:
-                _give(self._waiting.popleft()[1], in_time=False)
+                _release(self._waiting.popleft()[1], admitted=False)
             for _ in range(min(AT_ONCE, len(self._waiting))):
-                _give(self._waiting.popleft()[1], in_time=True)
+                _release(self._waiting.popleft()[1], admitted=True)
             for _ in range(LOOP_TURNS):
                 await self._pause(0)
             if self._waiting:
                 await self._pause(min(REST_MOST_S, RESTS * (self._now() - began)))
 
 
-def _give(taken: asyncio.Future[bool], *, in_time: bool) -> None:
-    if not taken.done():  # its request may have been cancelled
-        taken.set_result(in_time)
+def _release(taken: asyncio.Future[bool], *, admitted: bool) -> None:
+    if not taken.done():  # the request may have been cancelled
+        taken.set_result(admitted)

@@ -1,4 +1,4 @@
-"""Ending background tasks for certain."""
+"""Cancelling background tasks reliably."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ CANCEL_AGAIN_S = 0.5
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel until all have ended: a library may swallow a cancellation, as redis-py does while it connects.
+    """Cancel until all have ended, since a library may swallow a cancellation, as redis-py does while connecting.
 
-    Whatever the tasks raise is of no interest any more.
+    Exceptions of the tasks are ignored.
     """
     while waiting := [task for task in tasks if not task.done()]:
         for task in waiting:

@@ -41,19 +41,19 @@ async def work() -> Work:
 
 
 async def test_what_waits_is_done_in_groups_in_the_order_it_came(work: Work) -> None:
-    done = [work.rounds.join(number) for number in range(6)]
+    done = [work.rounds.submit(number) for number in range(6)]
     work.open.set()
     assert await asyncio.gather(*done) == [0, 2, 4, 6, 8, 10]
     assert work.groups == [[0, 1, 2], [3, 4, 5]]
 
 
 async def test_one_more_than_may_wait_is_refused(work: Work) -> None:
-    first = work.rounds.join(0)
+    first = work.rounds.submit(0)
     await eventually(lambda: work.groups)
-    waiting = [work.rounds.join(number) for number in range(1, 7)]
+    waiting = [work.rounds.submit(number) for number in range(1, 7)]
     assert work.rounds.overloaded
     with pytest.raises(Overloaded) as caught:
-        work.rounds.join(7)
+        work.rounds.submit(7)
     assert caught.value.kind == "probes"
     work.open.set()
     assert await asyncio.gather(first, *waiting) == [0, 2, 4, 6, 8, 10, 12]
@@ -62,12 +62,12 @@ async def test_one_more_than_may_wait_is_refused(work: Work) -> None:
 
 async def test_who_would_wait_too_long_is_refused(work: Work) -> None:
     work.open.set()
-    await work.rounds.join(0)  # it took a second
+    await work.rounds.submit(0)  # it took a second
     work.open.clear()
-    waiting = [work.rounds.join(0)]
+    waiting = [work.rounds.submit(0)]
     await eventually(lambda: len(work.groups) == 2)
     while not work.rounds.overloaded:
-        waiting.append(work.rounds.join(0))
+        waiting.append(work.rounds.submit(0))
     assert len(waiting) == 1 + BOUNDS.at_once + 1, "not by what it took"
     work.open.set()
     await asyncio.gather(*waiting)
@@ -75,15 +75,15 @@ async def test_who_would_wait_too_long_is_refused(work: Work) -> None:
 
 async def test_all_of_a_group_are_told_when_it_fails_and_the_next_goes_on(work: Work) -> None:
     work.failure = ValueError("no")
-    failed = [work.rounds.join(number) for number in range(3)]
+    failed = [work.rounds.submit(number) for number in range(3)]
     work.open.set()
     assert [type(found) for found in await asyncio.gather(*failed, return_exceptions=True)] == [ValueError] * 3
     work.failure = None
-    assert await work.rounds.join(4) == 8
+    assert await work.rounds.submit(4) == 8
 
 
 async def test_others_are_answered_when_one_stops_waiting(work: Work) -> None:
-    gone, stays = work.rounds.join(1), work.rounds.join(2)
+    gone, stays = work.rounds.submit(1), work.rounds.submit(2)
     await eventually(lambda: work.groups)
     gone.cancel()
     work.open.set()
@@ -92,7 +92,7 @@ async def test_others_are_answered_when_one_stops_waiting(work: Work) -> None:
 
 
 async def test_closing_finishes_what_was_begun(work: Work) -> None:
-    done = [work.rounds.join(number) for number in range(5)]
+    done = [work.rounds.submit(number) for number in range(5)]
     work.open.set()
     await work.rounds.close()
     assert all(item.done() for item in done)
@@ -100,7 +100,7 @@ async def test_closing_finishes_what_was_begun(work: Work) -> None:
 
 async def test_closing_ends_when_the_work_was_cancelled_before_it_began(work: Work) -> None:
     before = asyncio.all_tasks()
-    waiting = work.rounds.join(1)
+    waiting = work.rounds.submit(1)
     (working,) = asyncio.all_tasks() - before
     working.cancel()
     async with asyncio.timeout(5):
