@@ -1,10 +1,11 @@
-"""Consumption: what a worker does with stored events, once each as far as anyone can tell.
+"""Consumption: what a worker does with stored events.
 
-For each event: make sure that no older value is cached, let the learners learn, mark it consumed, in this order; a
-crash at any point leaves it unconsumed, and the sweep takes it up again. Learners are given many events at once; where
-they fail, one by one. An event that fails by itself is counted and at `ATTEMPTS` becomes a dead letter; trouble with
-cache, queue or database (`Unavailable`) counts against no event.
-In one process an event is in one hand at a time, the sweep's or a job's, so nobody learns it twice at once.
+For each event, in this order: delete cached values older than the event, let the learners learn, mark it as consumed. A
+crash at any point leaves the event unconsumed, and the sweep consumes it. Learners get many events at once, and one by
+one after a failure. An event that fails alone is counted and becomes a dead letter after `ATTEMPTS` failures; an
+unavailable cache, queue or database (`Unavailable`) counts against no event.
+
+Within one process, either the sweep or a job holds an event, so it is never learned twice concurrently.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Consumer:
         self._in_hand: set[int] = set()
 
     async def consume(self, seqs: Sequence[int]) -> int:
-        """Consume events whose DEL has been made or is owed; how many were consumed.
+        """Consume events whose keys are deleted or owed; return how many were consumed.
 
-        Those that the sweep has in hand are left to it.
+        Events that the sweep holds are skipped.
 
         Raises:
             Unavailable: cache or database do not answer; nothing is lost, try again.
@@ -60,30 +61,28 @@ class Consumer:
             return await self._learn(events)
 
     async def sweep(self) -> int:
-        """Consume whatever stayed unconsumed for a while; how many events that were.
+        """Consume events that stayed unconsumed for a while; return how many.
 
-        Of these events nobody knows whether their DEL was made (their process may have died before it), so it is
-        made again, or owed.
+        Their process may have died before it deleted the keys, so the keys are deleted again, or owed.
         """
         swept = 0
         before_ms = self._clock.now_ms() - SWEEP_AGE_MS
-        # What arrived in the future arrived before the clock was set back: it would wait until the clock has come so
-        # far again.
+        # Events from the future arrived before the clock was set back; else they would wait until it has caught up.
         while events := await self._log.unconsumed(
             before_ms, SWEEP_CHUNK, or_after_ms=self._clock.now_ms() + SWEEP_AGE_MS
         ):
             consumed = await self._sweep([item.seq for item in events])
             swept += consumed
             if consumed < len(events):
-                break  # those that failed, or are in hand, come up again with the next sweep, not at once
+                break  # events that failed or are held elsewhere are retried by the next sweep, not at once
         if swept:
             log.info("swept", events=swept)
         return swept
 
     async def _sweep(self, seqs: Sequence[int]) -> int:
         with self._taken(seqs) as mine:
-            # 1. The sweep sees an event unconsumed; 2. a job that had it in hand marks it; 3. the sweep takes it, and
-            # learns it again. So it looks once more, now that nobody else here can mark it.
+            # 1. The sweep sees an unconsumed event; 2. a job that holds it marks it; 3. the sweep takes and learns it
+            # again. Hence the second query, now that nothing else in this process can mark it.
             if not (events := await self._log.logged(mine)):
                 return 0
             stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
@@ -92,7 +91,7 @@ class Consumer:
 
     @contextmanager
     def _taken(self, seqs: Sequence[int]) -> Iterator[list[int]]:
-        """Those of these events that nobody in this process has in hand; they are in ours until the block ends."""
+        """The events that nothing else in this process holds; they are held until the block ends."""
         mine = [seq for seq in seqs if seq not in self._in_hand]
         self._in_hand.update(mine)
         try:
@@ -118,7 +117,7 @@ class Consumer:
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
-        """Those that were learned from: all at once, or one by one where that fails, to find out which it is."""
+        """The events learned from: all at once or, after a failure, one by one to find the faulty one."""
         if not events:
             return events
         try:

@@ -1,8 +1,8 @@
-"""Hand-over: what jobs have stored is consumed a little later, the events of many jobs at once.
+"""Batches the consumption of events that queue jobs have stored.
 
-A job's promise is kept once its events are durable and their keys gone; consumption need not hold it up. Taken
-together, the events of many jobs cost one look at the log, one at the cache and one commit. Nothing is lost where the
-hand-over fails, ends or overflows: what is not marked consumed, the sweep takes up.
+A job is done when its events are durable and their keys deleted, so it does not wait for consumption. Consuming the
+events of many jobs together takes one query of the log, one of the cache and one commit. If a batch fails, is cut short
+or overflows, nothing is lost: the sweep consumes every event that is not marked as consumed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ log = logger("events.handover")
 
 
 class Handover:
-    """From jobs to the consumer of the same process."""
+    """Passes stored events from jobs to the consumer of the same process."""
 
     def __init__(
         self, consumer: Consumer, within_s: float, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """`within_s`: how long one consumption may take."""
+        """`within_s`: the time limit of one batch."""
         self._consumer = consumer
         self._within_s = within_s
         self._pause = pause
@@ -34,7 +34,7 @@ class Handover:
         self._consuming: asyncio.Task[None] | None = None
 
     def add(self, seqs: Sequence[int]) -> None:
-        """Events that are stored, and whose keys are gone or owed. They are consumed soon; nobody need wait."""
+        """Add events that are stored and whose keys are deleted or owed. They are consumed soon, in the background."""
         if not seqs or len(self._pending) > PENDING_CAP:
             return
         self._pending.extend(seqs)
@@ -42,7 +42,7 @@ class Handover:
             self._consuming = asyncio.get_running_loop().create_task(self._consume_all())
 
     async def close(self, grace_s: float) -> None:
-        """Consume what is pending, as far as the time allows. Nothing may be added any more."""
+        """Consume pending events for up to `grace_s` seconds. No events may be added afterwards."""
         if (consuming := self._consuming) is not None:
             await asyncio.wait({consuming}, timeout=grace_s)
             consuming.cancel()

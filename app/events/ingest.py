@@ -1,14 +1,14 @@
-"""Ingest: the one function behind both doors.
+"""Ingest: the one function behind `POST /events`, queue jobs and `profiles events`.
 
-Invariant: `ingest` returns only after the events are durable and their keys are gone (or the debt is committed and
-every older look has expired). The order is fixed:
-  1. commit the events; 2. DEL the keys; 3. tell the workers; 4. answer.
-DEL before commit would let a reader refill from the old facts in between; an answer before DEL would let the sender
-read the old value. A sender that got no answer sends again: the events are duplicates then, and 2 is made again,
-because the first try may have died before it.
+Invariant: `ingest` returns only after the events are durable and their keys are deleted, or the invalidation is
+recorded as owed and every earlier trust check has expired. The order is fixed:
+  1. commit the events; 2. DEL the keys; 3. notify the workers; 4. answer.
+With DEL before the commit, a reader could refill the cache from the old facts in between. With the answer before DEL,
+the sender could read the old value. A sender without an answer retries: its events are duplicates then, and step 2 is
+repeated, because the first attempt may have failed before it.
 
-Requests that wait at the same time share a commit; each is stored whole or not at all. Where requests come one by one
-(arq starts one job after the other), commits that begin some time apart find more of them waiting.
+Requests that wait at the same time share a commit; each is stored as a whole or not at all. arq starts jobs one by one,
+so commits at the queue are spaced out, and more requests share each.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from app.telemetry import Metrics
 COMMIT_CAP = 2_000
 _SENDERS = {"queue": "the queue", "command": "the command line"}
 WAITING_CAP = 50_000
-# How long events may wait for their commit at the door where somebody waits for the answer, and how many may in any
-# case. What comes by the queue is not sent away: its jobs wait there as well as here.
+# How long events of an HTTP request may wait for their commit, and how many may wait in any case. Jobs are never
+# rejected: they can wait in the queue as well.
 PATIENCE_S, ALWAYS = {"http": 2.0}, COMMIT_CAP
-# By door; at the others commits follow one another. arq starts a job every half millisecond at best, and looks for new
-# ones every ten: only under load is a commit put off.
+# Time between commits, per door. arq starts a job every half millisecond at best and polls every ten milliseconds, so
+# a commit is only delayed under load.
 COMMITS_APART_S = {"queue": 0.004}
 
 
 class Receipt(NamedTuple):
-    """What became of one request. `invalidated` False: the debt is recorded, and reads compute until it is settled."""
+    """The result of one request. `invalidated` False: the invalidation is owed, and reads compute until it is made."""
 
     accepted: int
     duplicates: int
@@ -53,7 +53,7 @@ class _PendingIngest(NamedTuple):
 
 
 class Ingestor:
-    """Stores events and makes the profiles they touch untrue."""
+    """Stores events and invalidates the features that they change."""
 
     def __init__(
         self,
@@ -84,21 +84,20 @@ class Ingestor:
 
     @property
     def overloaded(self) -> bool:
-        """Whether events that came now would wait too long; nobody need decode them then."""
+        """Whether new events would be rejected; checked before a body is decoded."""
         return self._backlog.full
 
     async def ingest(self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False) -> Receipt:
         """Store all of these events, or none. `sent_by`: the key in words, or else the door.
 
-        `historical` ones, those known already too, count as known from their event time on when a past moment is asked
-        about with `known_at`. That is for imports by an admin: it rewrites what was known when.
+        With `historical`, the events (duplicates included) count as known from their event time on in queries with
+        `known_at`. This is for imports by admins, since it changes what past queries return.
 
         Raises:
-            InvalidInput: a time is refused.
+            InvalidInput: an event time is not allowed.
             Conflict: an event id is known with other content.
-            Overloaded: too much waits for the database already; nothing is stored.
-            StoreUnavailable: the database does not answer. The events may or may not be stored; sending them again is
-                safe.
+            Overloaded: too many events wait already; nothing is stored.
+            StoreUnavailable: the database does not answer. The events may or may not be stored; retrying is safe.
         """
         try:
             who = sent_by or _SENDERS.get(self._door, self._door)
@@ -113,12 +112,12 @@ class Ingestor:
         self._backlog.waiting += len(admitted)
         if self._committing is None:
             self._committing = asyncio.get_running_loop().create_task(self._commit_all())
-        # Shielded: a sender that hangs up must not undo what shares its commit.
+        # Shielded: a sender that disconnects must not cancel the commit it shares with others.
         return await asyncio.shield(request.done)
 
     async def close(self) -> None:
-        """Finish what was begun."""
-        # Looked at by `done`: a task that is cancelled before it has begun clears nothing behind it.
+        """Wait for pending commits and invalidations."""
+        # A task that is cancelled before it starts never resets `_committing`, hence `done`.
         while begun := [task for task in (self._committing, *self._finishing) if task is not None and not task.done()]:
             await asyncio.wait(begun)
 
@@ -154,7 +153,7 @@ class Ingestor:
         self._backlog.worked(size, took)
         self._metrics.commit_seconds.observe(took)
         self._metrics.commit_events.observe(size)
-        # The next commit need not wait for this one's DEL.
+        # The next commit does not wait for the DEL of this one.
         task = asyncio.get_running_loop().create_task(self._finish(group, outcomes))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
@@ -199,4 +198,4 @@ def _fail(requests: Sequence[_PendingIngest], error: Exception) -> None:
     for request in requests:
         if not request.done.done():
             request.done.set_exception(error)
-            request.done.exception()  # marked as seen: the sender may be gone
+            request.done.exception()  # retrieved, since the sender may be gone

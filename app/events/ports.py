@@ -1,7 +1,7 @@
-"""What events need from outside, as small protocols with their value types. `app.stores` implements them.
+"""Protocols and value types of the event package; `app.stores` implements the protocols.
 
-A *sequence number* is the order in which events were committed; numbers are never reused. All methods of the SQLite
-ports raise `StoreUnavailable` when the database does not answer.
+Sequence numbers rise with every commit and are never reused. Methods that use the database raise `StoreUnavailable` if
+it does not answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Admitted(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """One request's events are stored. `stale` names per user the features that they make untrue, duplicates' too."""
+    """The stored events of one request. `stale`: per user, the features that they invalidate, duplicates included."""
 
     accepted: int
     duplicates: int
@@ -40,14 +40,14 @@ class Appended(NamedTuple):
 
 
 class ClashingEvent(NamedTuple):
-    """One request was refused whole: the event at `position` reuses an id with other content."""
+    """A request that was rejected as a whole: the event at `position` reuses an id with other content."""
 
     position: int
     event_id: str
 
 
 class LoggedEvent(NamedTuple):
-    """A stored event, as a worker takes it up. `attempts` counts failures by itself."""
+    """A stored event. `attempts` counts the failures to consume it alone."""
 
     seq: int
     event: TipEvent
@@ -56,8 +56,11 @@ class LoggedEvent(NamedTuple):
 
 
 class TracedEvent(NamedTuple):
-    """A stored event and what became of it. `counted_at_ms` is its event time; `claimed_at_ms` the producer's own
-    where that is another. `letter_id` is set where it is a dead letter, whose consumption ended without success."""
+    """A stored event and its processing state.
+
+    `counted_at_ms` is its event time, `claimed_at_ms` the producer's own if that differs. `letter_id` is set for a dead
+    letter.
+    """
 
     logged: LoggedEvent
     counted_at_ms: int
@@ -67,9 +70,9 @@ class TracedEvent(NamedTuple):
 
 
 class Holdings(NamedTuple):
-    """How much the database holds of a user: rows of each kind, and ended rebuilds that name them.
+    """How much the database holds of a user: rows of each kind, and finished rebuilds that name the user.
 
-    `learned`: how many decisions the evidence was learned from that the bandit keeps of the user.
+    `learned`: the number of decisions in the user's sufficient statistics.
     """
 
     views: int
@@ -86,9 +89,9 @@ class Holdings(NamedTuple):
 
 
 class ActivityCount(NamedTuple):
-    """So many events of a kind (`served`, or the feedback's action) fell on a day and a local hour of the user.
+    """The number of a user's events of one kind (`served` or an action) in one day and local hour.
 
-    Days are 24 hours each, counted back from now: 0 is the last 24 hours.
+    `days_ago` counts periods of 24 hours back from now: 0 is the last 24 hours.
     """
 
     days_ago: int
@@ -98,7 +101,7 @@ class ActivityCount(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """What could not be consumed. `seq` is None where it never became an event; then `payload` is all there is."""
+    """A payload that could not be consumed. `seq` is None if it was never stored as an event."""
 
     id: int
     source: str
@@ -121,70 +124,63 @@ class EventLog(Protocol):
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
-        """The oldest events that no worker has consumed and that arrived before a moment, or after another."""
+        """The oldest unconsumed events that arrived before `received_before_ms` or after `or_after_ms`."""
         ...
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
-        """Those of these events that are not consumed yet."""
+        """The given events that are not consumed yet."""
         ...
 
     async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
-        """Consumed: no worker takes them up again."""
+        """Mark events as consumed. Idempotent."""
         ...
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """Per subject, the features that any process of this database caches and the subject makes untrue."""
+        """Per subject, the features it invalidates, over all registries announced to this database."""
         ...
 
     async def oldest_ms(self) -> int | None:
-        """When the oldest event occurred; None if there is none."""
+        """The event time of the oldest event; None if there is none."""
         ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` of the oldest events that occurred before a moment; how many went."""
+        """Delete up to `limit` of the oldest events before a moment; return how many were deleted."""
         ...
 
 
 class DeadLetters(Protocol):
-    """What failed by itself again and again, or was never an event."""
+    """Payloads that failed repeatedly, or were never events."""
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        """Keep what came by the queue and is no event."""
+        """Store a payload from the queue that is no event; return the id."""
         ...
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        """Count one failure of a logged event; at `limit` it becomes a dead letter, and True is returned."""
+        """Count a failure of a stored event. At `limit` the event becomes a dead letter, and True is returned."""
         ...
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
-        """Dead letters by id, above `after`."""
+        """Up to `limit` dead letters with ids above `after`, in order."""
         ...
 
-    async def get(self, letter_id: int) -> DeadLetter | None:
-        """One of them."""
-        ...
+    async def get(self, letter_id: int) -> DeadLetter | None: ...
 
     async def discard(self, *letter_ids: int) -> int:
-        """Forget these; how many there were."""
+        """Delete dead letters; return how many existed."""
         ...
 
     async def newest_id(self) -> int:
-        """The highest id; 0 where there is no letter."""
+        """The highest id; 0 if there is no dead letter."""
         ...
 
-    async def count(self) -> int:
-        """How many there are."""
-        ...
+    async def count(self) -> int: ...
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
-        """They were tried again and are still no events: count that, and keep the newest reason of each."""
+        """Record that a replay was rejected again, with the newest reason of each."""
         ...
 
     async def revive(self, *letter_ids: int) -> int:
-        """Put logged events back among the unconsumed, their counts at zero, and forget the letters.
-
-        How many letters there were.
-        """
+        """Make the events unconsumed again, with no failures counted, and delete the dead letters; return how many."""
         ...
 
 
@@ -192,29 +188,29 @@ class Invalidates(Protocol):
     """The part of `app.profiles.online.invalidation.Invalidator` that events use."""
 
     async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
-        """Drop the keys (True), or record the debt and wait (False)."""
+        """Delete the keys (True), or record the invalidation as owed and wait (False)."""
         ...
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Drop values computed before an event whose DEL is known to have been made."""
+        """Delete values that are older than an event whose keys were deleted before."""
         ...
 
 
 class Publisher(Protocol):
-    """Tells workers of stored events. Never fails the caller and never makes it wait."""
+    """Notifies workers of stored events. Never raises and never blocks."""
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Events whose keys have been dropped, or are owed."""
+        """Announce events whose keys are deleted or owed."""
         ...
 
 
 class Learner(Protocol):
-    """Learns from events once."""
+    """Learns from each event once."""
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from all of these, or from none where one of them cannot be learned from: then it raises.
+        """Learn from all of these events, or raise and learn from none.
 
-        Called at least once per event: an implementation tells repeats by `seq`. Most events concern no learner; they
-        must cost next to nothing.
+        Events are delivered at least once; an implementation recognises repeats by `seq`. Most events concern no
+        learner, so skipping one must be cheap.
         """
         ...

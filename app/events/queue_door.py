@@ -1,8 +1,8 @@
-"""The queue's door: events that other programs publish as jobs.
+"""Ingest of events that other programs publish as queue jobs.
 
-One bad event among many goes to the dead letters with the reason; the rest count. Invariant: when `take_in` returns,
-every item of the payload is either stored or buried. Storing comes first, because it may be repeated and burying may
-not: a payload that is given again after trouble in between leaves one letter for each bad item.
+Invariant: when `take_in` returns, every item of the payload is either stored or a dead letter. Events are stored first,
+because storing is idempotent and burying is not: a payload that is retried after a failure in between leaves one dead
+letter per bad item.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logger("events.queue_door")
 
 
 class QueueDoor:
-    """Takes in what came by the queue."""
+    """Ingests the payloads of queue jobs."""
 
     def __init__(self, ingestor: Ingestor, letters: DeadLetters, clock: Clock, metrics: Metrics) -> None:
         self._ingestor = ingestor
@@ -33,10 +33,12 @@ class QueueDoor:
         self._metrics = metrics
 
     async def take_in(self, payload: object, first: int = 0) -> list[int]:
-        """Store a list of events; the sequence numbers of those that are new. `first`: the place of its first event.
+        """Store a list of events and return the sequence numbers of the new ones.
+
+        `first` is the index of its first event in the job, for messages.
 
         Raises:
-            StoreUnavailable: the database does not answer; give the whole payload again.
+            StoreUnavailable: the database does not answer; retry the whole payload.
         """
         if not isinstance(payload, list):
             await self.bury(payload, "expected a list of events")
@@ -56,7 +58,7 @@ class QueueDoor:
         return seqs
 
     async def bury(self, payload: object, reason: str) -> None:
-        """Keep what is no event. Raises `StoreUnavailable`."""
+        """Store a payload that is no event as a dead letter. Raises `StoreUnavailable`."""
         try:
             text = msgspec.json.encode(payload, enc_hook=repr).decode()
         except RecursionError:
@@ -69,7 +71,7 @@ class QueueDoor:
         try:
             return list((await self._ingestor.ingest(events)).seqs)
         except (InvalidInput, Conflict):
-            pass  # one of them is at fault: each for itself, which still shares a commit
+            pass  # at least one is invalid: ingest them one by one, which still shares a commit
         outcomes = await asyncio.gather(*(self._ingestor.ingest([event]) for event in events), return_exceptions=True)
         seqs: list[int] = []
         for event, outcome in zip(events, outcomes, strict=True):

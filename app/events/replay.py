@@ -1,8 +1,8 @@
-"""Replaying dead letters: what failed is given another try.
+"""Replaying dead letters.
 
-A letter whose event is stored goes back to the workers; any other's payload is taken in as if it had just come, its
-event id making that idempotent. Invariants: a letter goes only when its event is stored, or was before; one that is
-still no event stays, with the newest reason. Two that replay the same letter at once store its event once.
+The event of a letter is consumed again if it is stored; otherwise the payload is ingested as if it had just arrived,
+which the event id makes idempotent. Invariants: a letter is deleted only after its event is stored; a letter that is
+still invalid stays, with the newest reason. Two concurrent replays of a letter store its event once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFUSALS = (Undecodable, InvalidInput, Conflict)
 
 
 class ReplayResult(NamedTuple):
-    """What replaying one letter did. `revived`: its event was stored already and is with the workers again."""
+    """The result of replaying one letter. `revived`: its event was stored already and will be consumed again."""
 
     accepted: int
     duplicates: int
@@ -34,9 +34,9 @@ class ReplayResult(NamedTuple):
 
 @dataclass(slots=True)
 class ReplaySummary:
-    """What replaying many letters did: letters that went; events taken in, known before, with the workers again.
+    """The result of replaying many letters: letters deleted, events accepted, duplicates, events consumed again.
 
-    `failures`: letter to reason. `next_after`: where to go on, None at the end.
+    `failures`: reason by letter. `next_after`: the id to continue after, None at the end.
     """
 
     replayed: int = 0
@@ -48,7 +48,7 @@ class ReplaySummary:
 
 
 class Replayer:
-    """Gives letters another try."""
+    """Replays dead letters."""
 
     def __init__(self, ingestor: Ingestor, letters: DeadLetters, clock: Clock) -> None:
         self._ingestor = ingestor
@@ -59,27 +59,27 @@ class Replayer:
         """One letter.
 
         Raises:
-            Undecodable, InvalidInput, Conflict: it is still no event that can be stored; the letter stays.
-            NotFound: somebody else replayed or discarded it meanwhile.
+            Undecodable, InvalidInput, Conflict: the payload is still invalid; the letter stays.
+            NotFound: the letter was replayed or discarded meanwhile.
             StoreUnavailable: try again.
         """
         if letter.seq is not None:
             if not await self._letters.revive(letter.id):
-                raise NotFound(f"dead letter {letter.id} is gone: somebody else replayed or discarded it")
+                raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
             return ReplayResult(0, 0, True)
         try:
             receipt = await self._take_in(letter)
         except REFUSALS as error:
             await self._letters.refused({letter.id: reason_of(error)}, self._clock.now_ms())
             raise
-        # 1. The event is stored; 2. the letter goes. Dying in between leaves a letter that is a duplicate next time.
+        # 1. The event is stored; 2. the letter is deleted. A crash in between leaves a letter that is a duplicate.
         await self._letters.discard(letter.id)
         return ReplayResult(receipt.accepted, receipt.duplicates, False)
 
     async def replay_all(self, after: int) -> ReplaySummary:
-        """Up to `MOST` letters above an id, some at once, so that they share commits.
+        """Replay up to `MOST` letters with ids above `after`, several at once, so that they share commits.
 
-        Letters buried meanwhile wait for another time. Raises `StoreUnavailable`; what was replayed stays so.
+        Letters that are created meanwhile are skipped. Raises `StoreUnavailable`; finished replays stay.
         """
         tally = ReplaySummary()
         newest = await self._letters.newest_id()
@@ -122,7 +122,7 @@ class Replayer:
 
 
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:
-    """Why a payload is no event that can be stored: each place and what is wrong with it."""
+    """Why a payload is invalid: each place and what is wrong with it."""
     places = (issue.detail if issue.path == "$" else f"{issue.path}: {issue.detail}" for issue in error.issues)
     reason = "; ".join(places) or str(error)
     return reason[:MAX_REASON]

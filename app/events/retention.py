@@ -1,7 +1,7 @@
-"""Retention: what is older than a setting goes, night by night, in small steps, so that no other writer waits long.
+"""Retention: rows older than a setting are deleted every night, in small transactions that delay no other writer.
 
-Invariant: a run's cutoff is at most `LARGEST_MOVE_MS` from that of the run before, so that a clock that is wrong for a
-night deletes no more than that. What a first run would delete beyond it waits until an admin confirms it.
+Invariant: the cutoff of a run is at most `LARGEST_MOVE_MS` from that of the previous run, so a wrong clock deletes no
+more than that in one night. A first run that would delete more waits for an admin's confirmation.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ log = logger("events.retention")
 
 
 class Prunable(Protocol):
-    """Where something is kept that grows old."""
+    """A store with a retention."""
 
     async def oldest_ms(self) -> int | None:
-        """The moment of the oldest; None if there is nothing."""
+        """The time of the oldest row; None if there is none."""
         ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` of the oldest that are of before a moment; how many went."""
+        """Delete up to `limit` of the oldest rows before a time; return how many."""
         ...
 
 
 class Cutoffs(Protocol):
-    """Remembers up to which moment each kind has been deleted."""
+    """The stored cutoff of each kind of row."""
 
     async def cutoff(self, what: str) -> int | None:
-        """That moment; None before the first run."""
+        """The cutoff of the last run; None before the first."""
         ...
 
     async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
-        """To be called before anything is deleted up to there."""
+        """Store the cutoff; called before rows up to it are deleted."""
         ...
 
 
 class Kept(NamedTuple):
-    """A kind of thing that grows old (`events`, `decisions`), where it is, and for how many days it is kept."""
+    """A kind of row (`events`, `decisions`), its store and its retention in days."""
 
     what: str
     store: Prunable
@@ -51,10 +51,10 @@ class Kept(NamedTuple):
 
 
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
-    """The cutoff of a run, which deletes nothing beyond it; None if the run waits for confirmation.
+    """The cutoff of a run; None if the run waits for confirmation.
 
-    `wanted_ms` is what the clock and the setting say, `done_ms` the cutoff of the run before. A cutoff moves back as
-    slowly as it moves on: after a night with a clock far behind it soon is where it was.
+    `wanted_ms` follows from the clock and the setting, `done_ms` is the cutoff of the previous run. A cutoff moves back
+    as slowly as it moves forward, so after a night with a clock far behind it soon recovers.
     """
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))
@@ -62,7 +62,7 @@ def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> i
 
 
 class Retention:
-    """Deletes what has been kept for long enough. Every method raises `StoreUnavailable`."""
+    """Deletes expired rows. Every method raises `StoreUnavailable`."""
 
     def __init__(self, kept: Sequence[Kept], cutoffs: Cutoffs, clock: Clock) -> None:
         self._kept = kept
@@ -70,7 +70,7 @@ class Retention:
         self._clock = clock
 
     async def waiting(self) -> list[str]:
-        """The kinds whose first run waits for confirmation."""
+        """The kinds of rows whose first run waits for confirmation."""
         return [kept.what for kept in self._kept if await self._next(kept, go_on=False) is None]
 
     async def prune(
@@ -81,9 +81,9 @@ class Retention:
         go_on: bool = False,
         confirmed: bool = False,
     ) -> dict[str, int] | None:
-        """Delete for about `budget_s` seconds; how many went of each kind, or None if more are left.
+        """Delete for about `budget_s` seconds; return how many of each kind, or None if expired rows are left.
 
-        `go_on`: up to where the run before was to delete. `confirmed`: all that is too old by this machine's clock.
+        `go_on` continues with the cutoff of the previous run. `confirmed` deletes everything expired by this clock.
         """
         deadline = self._clock.monotonic() + budget_s
         gone: dict[str, int] = {}
