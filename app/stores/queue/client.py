@@ -1,7 +1,7 @@
-"""The arq queue, as the API and the command line use it: telling workers of events, and asking how they are.
+"""The arq queue, as the API and the command line use it: enqueueing jobs and querying the queue's state.
 
-Publishing never fails the caller and never makes it wait: what the queue does not take, the sweep makes good for.
-Jobs are msgpack; what is not, or names no job of ours, is turned into a job that buries it, never unpickled.
+Publishing never raises and never blocks the caller; the sweep consumes events whose job was lost. Jobs are msgpack. A
+job that is not, or that has an unknown name, becomes a job that stores it as a dead letter; it is never unpickled.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def serialize(job: dict[str, Any]) -> bytes:
 
 
 class _Job(msgspec.Struct):
-    """A job as arq writes it; other publishers may leave out all but the first two."""
+    """A job as arq writes it. Other publishers may leave out all fields but the first two."""
 
     f: str
     a: list[Any]
@@ -62,9 +62,9 @@ class _Job(msgspec.Struct):
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """A job as arq wants it; anything else becomes a job that buries what came.
+    """A job as arq expects it, or a job that stores the bytes as a dead letter.
 
-    Never raises: arq forgets a job that it cannot deserialize, and one with a wrong type in it ends the worker.
+    Never raises: arq drops a job that it cannot deserialize, and a job with a wrong type ends the worker.
     """
     try:
         found = msgspec.msgpack.decode(raw)
@@ -117,8 +117,8 @@ def _rest(argument: object, user_id: str) -> object:
 def connect(
     url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
 ) -> ArqRedis:
-    """A client of the queue of that name; connects when first used."""
-    # Without a library name: while redis-py announces that, a cancellation is swallowed, and stopping would hang.
+    """A client of the named queue; it connects when first used."""
+    # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
     pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
     return ArqRedis(
         connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
@@ -126,17 +126,17 @@ def connect(
 
 
 def own_name(job: str, queue: str) -> str:
-    """A name or an id of a job that no other queue of the server uses: arq keeps the jobs of all queues together."""
+    """A job name or id that is unique among the queues of a server, because arq stores all jobs in one key space."""
     return job if queue == QUEUE else f"{job}:{queue}"
 
 
 def health_key(name: str) -> str:
-    """The key by which workers of a queue show that they are alive."""
+    """The key that workers of a queue refresh while they are alive."""
     return name + health_check_key_suffix
 
 
 class Queue:
-    """Implements `app.events.ports.Publisher`, and what admins ask."""
+    """Implements `app.events.ports.Publisher`, and queries for admins."""
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE) -> None:
         self._name = name
@@ -146,7 +146,7 @@ class Queue:
         self._publishing: asyncio.Task[None] | None = None
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Tell workers, soon, many events in one job."""
+        """Notify workers of events, many in one job, soon."""
         if not seqs or len(self._pending) > PENDING_CAP:
             return
         self._pending.extend(seqs)
@@ -154,11 +154,11 @@ class Queue:
             self._publishing = asyncio.get_running_loop().create_task(self._publish_all())
 
     async def start_rebuild(self, run_id: str) -> None:
-        """Ask a worker to carry out a run; without an answer, the sweep does."""
+        """Enqueue a rebuild; if that fails, the sweep starts it."""
         await self._start(REBUILD, run_id, own_name(f"rebuild:{run_id}", self._name))
 
     async def start_quality(self, run_id: int) -> None:
-        """Ask a worker to measure data quality; without an answer, the sweep does."""
+        """Enqueue a measurement of data quality; if that fails, the sweep starts it."""
         await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
 
     async def depth(self) -> int:
@@ -166,22 +166,22 @@ class Queue:
         return int(await self._ask("ZCARD", self._name))
 
     async def worker_alive(self) -> bool:
-        """Whether some worker has shown itself lately. Raises `QueueUnavailable`."""
+        """Whether a worker refreshed its health key lately. Raises `QueueUnavailable`."""
         return int(await self._ask("EXISTS", health_key(self._name))) == 1
 
     async def show_database(self, database_id: str, now_ms: int) -> None:
-        """Tell that a worker of this database takes jobs from the queue. Raises `QueueUnavailable`."""
+        """Record that a worker of this database uses the queue. Raises `QueueUnavailable`."""
         key = self._name + DATABASES_SUFFIX
         await self._ask("ZADD", key, str(now_ms), database_id)
         await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
 
     async def databases(self, now_ms: int) -> set[str]:
-        """The databases whose workers have shown themselves lately. Raises `QueueUnavailable`."""
+        """The databases whose workers used the queue lately. Raises `QueueUnavailable`."""
         found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
         return {item.decode() for item in found}
 
     async def erase(self, user_id: str) -> int:
-        """Take a user's events out of the jobs that wait; in how many there were any. Raises `QueueUnavailable`."""
+        """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
         from app.stores.queue.large_jobs import LargeJob, position_of, set_aside  # noqa: PLC0415  # which needs this module
 
         touched = 0
@@ -196,13 +196,13 @@ class Queue:
                     continue
                 if raw is None or (rest := without_user(raw, user_id)) == raw:
                     continue
-                # XX: a worker may have ended the job meanwhile, which must not bring it back.
+                # XX: a worker may have finished the job meanwhile; it must not be recreated.
                 await self._ask("SET", key, rest, "XX", "KEEPTTL")
                 touched += 1
         return touched
 
     async def close(self) -> None:
-        """Publish what waits, then close."""
+        """Publish pending events, then close."""
         if self._publishing is not None:
             await asyncio.gather(self._publishing, return_exceptions=True)
         await self._redis.aclose(close_connection_pool=True)
@@ -224,7 +224,7 @@ class Queue:
         try:
             while self._pending:
                 if len(self._pending) < SEQS_PER_JOB:
-                    # A job costs far more than an event, and nobody waits for this one: the keys are gone already.
+                    # A job costs far more than an event, and no caller waits: the keys are deleted already.
                     await asyncio.sleep(LINGER_S)
                 seqs, self._pending = self._pending[:SEQS_PER_JOB], self._pending[SEQS_PER_JOB:]
                 try:

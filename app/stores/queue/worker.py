@@ -1,11 +1,10 @@
-"""Keeps arq's worker on the queue: arq's own dies when its Redis disconnects, so it is begun again until told to stop.
+"""Runs arq's worker and restarts it after a disconnect, which ends arq's own.
 
-Invariant: when `keep_working` returns, no job runs in this process. What was cut short comes back by itself, after the
-job timeout + `ARQ_EXTRA_S`.
+Invariant: when `keep_working` returns, no job runs in this process. arq retries interrupted jobs after the job timeout
+plus `ARQ_EXTRA_S`.
 
-What arq does for a job (some thirty replies to wait for) bounds how many events a second one worker takes in, so its
-connections are lean (`_Lean`), and no reply has a timer of its own. That a queue has fallen silent is seen from the
-worker as a whole: it does not come round any more.
+arq waits for about thirty replies per job, which limits the throughput of a worker. Its connections are therefore lean
+(`_Lean`) and have no timeout per reply. A silent queue is noticed because the worker's polling loop stops turning.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from app.telemetry import logger
 ARQ_EXTRA_S = 10
 POLL_DELAY_S = 0.01
 HEALTH_EVERY_S = 2
-# Enough to have a burst under way at once. Many more would hurt: each round, arq asks anew for every job that runs.
+# Enough for a burst. More would be slower: in every poll, arq queries each running job again.
 MAX_JOBS = 20
 BLOCKING_S = 2.0
 SILENT_S = 2.0
@@ -42,23 +41,23 @@ log = logger("stores.queue")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long jobs may take. A crashed worker's job comes back after `job_timeout_s` + `ARQ_EXTRA_S`."""
+    """Time limits of jobs. arq retries the job of a crashed worker after `job_timeout_s` + `ARQ_EXTRA_S`."""
 
     job_timeout_s: float = 20.0
 
     @property
     def work_s(self) -> float:
-        """After this a job gives up by itself, before arq ends it."""
+        """The time after which a job ends itself, before arq cancels it."""
         return 0.9 * self.job_timeout_s
 
     @property
     def budget_s(self) -> float:
-        """A piece of a long piece of work."""
+        """The time of one slice of a long job."""
         return 0.5 * self.job_timeout_s
 
     @property
     def untouched_ms(self) -> int:
-        """A rebuild that nobody has touched for so long has lost its job."""
+        """A run without progress for this long has lost its job."""
         return int(1000 * (self.job_timeout_s + ARQ_EXTRA_S + 5.0))
 
 
@@ -74,7 +73,7 @@ async def keep_working(
 ) -> None:
     """Work until `stop` is set.
 
-    No cron job may have a longer timeout than the pace says: arq hides every crashed job for the longest of all.
+    No cron job may have a longer timeout than the pace, because arq hides every crashed job for the longest timeout.
     """
     stopping = asyncio.create_task(stop.wait())
     lost = False
@@ -90,7 +89,7 @@ async def keep_working(
                     (log.debug if lost else log.warning)("queue_lost", error=error)
                     lost = worker.jobs_complete == 0
                     with suppress(*AWAY):
-                        # Whatever waits for an answer on these connections is told that none will come.
+                        # Wakes everything that waits for a reply on these connections.
                         await worker.pool.connection_pool.disconnect()
                     await asyncio.wait({stopping}, timeout=RESTART_AFTER_S)
             finally:
@@ -101,7 +100,7 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's, which counts how often it has come round, and takes no job more once it may not."""
+    """arq's worker, which also counts its polls and stops taking jobs at once when told to."""
 
     rounds = 0
 
@@ -110,26 +109,26 @@ class _Worker(Worker):
         self.came_round = asyncio.Event()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """As arq's, which once begun would take the whole list, however long it waits for places."""
+        """Take jobs one by one; arq's own would start the whole list, however long it waits for free slots."""
         for job_id in job_ids:
             if not self.allow_pick_jobs:
                 return
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """As arq's, which would fetch it whole."""
+        """Set a large job aside first; arq's own would fetch it whole."""
         await set_aside(self.pool, job_id)
         await super().run_job(job_id, score)
 
     async def heart_beat(self) -> None:
-        """The end of a round."""
+        """The end of a poll."""
         self.rounds += 1
         self.came_round.set()
         await super().heart_beat()
 
 
 async def _silence(worker: _Worker) -> None:
-    """Return when the worker has not come round for a while: the queue keeps it waiting."""
+    """Return when the worker has not finished a poll for `SILENT_S`, because the queue does not reply."""
     seen = -1
     while worker.rounds != seen:
         seen = worker.rounds
@@ -137,23 +136,22 @@ async def _silence(worker: _Worker) -> None:
 
 
 class _Lean:
-    """Before a class of redis-py's asyncio connections: the same, for less.
+    """Mixin that makes an asyncio connection of redis-py cheaper.
 
-    Commands are packed by hiredis, as redis-py's blocking connections do it; the asyncio ones do it in Python.
+    hiredis packs the commands, as in redis-py's blocking connections; the asyncio ones pack them in Python.
     """
 
     _packer: Any = HiredisRespSerializer()
     _reader: asyncio.StreamReader | None
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        """One command."""
         packed: list[bytes] = self._packer.pack(*args)
         return packed
 
     async def can_read_destructive(self) -> bool:
-        """Whether something is left to read that nobody asked for; raises where the connection has ended.
+        """Whether unread data is left; raises if the connection is closed.
 
-        Asked for each connection that leaves the pool. redis-py tries to read, and cancels itself a turn later.
+        Called whenever a connection leaves the pool. redis-py's own starts a read and cancels it a turn later.
         """
         reader = self._reader
         if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
@@ -163,7 +161,7 @@ class _Lean:
 
 
 def _client(url: str, name: str) -> ArqRedis:
-    """The worker's lean client: a timer for each reply, and a task for each write, cost more than the jobs do."""
+    """The worker's client. A timer per reply and a task per write would cost more than the jobs themselves."""
     client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
     pool = client.connection_pool
     pool.connection_kwargs["socket_timeout"] = None
@@ -195,10 +193,10 @@ def _worker(
 
 
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish, then close; those that take too long, or lost the queue, come back by themselves.
+    """Let jobs finish, then close. arq retries jobs that take too long.
 
-    First let a round end that is under way. Otherwise: 1. arq marks a job as taken; 2. it is cancelled before it has
-    begun the job, which then stays hidden for `ARQ_EXTRA_S` and its timeout, though nothing has crashed.
+    A poll under way finishes first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has
+    started, and the job stays hidden for its timeout plus `ARQ_EXTRA_S`, though nothing crashed.
     """
     worker.allow_pick_jobs = False
     worker.came_round.clear()
