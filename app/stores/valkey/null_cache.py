@@ -1,4 +1,4 @@
-"""The cache of a process that was given none: never available, so every read computes and every debt is recorded."""
+"""The cache of a process without one: never available, so reads compute and invalidations are owed."""
 
 from __future__ import annotations
 

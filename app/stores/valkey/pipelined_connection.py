@@ -1,10 +1,10 @@
-"""A lane: one connection that many commands share, each written at once, their replies matched in order.
+"""A pipelined connection: many callers share it, commands are written at once and replies are matched in order.
 
-Nobody waits for a connection, and commands of one tick of the event loop travel in one write. redis-py connects (TLS,
-password, Sentinel) and hands the established transport over; from then on the lane is its protocol, and hiredis reads
-the replies.
-Invariants: a reply reaches the command it answers, or nobody: whoever was cancelled leaves its place in the row, and a
-lane on which one command timed out is closed, with everything that still waits on it. Nothing is sent on a closed lane.
+Callers never wait for a free connection, and the commands of one tick of the event loop travel in one write. redis-py
+connects (TLS, password, Sentinel); then this protocol takes over the transport, and hiredis parses the replies.
+
+Invariants: a reply reaches the command it answers or is dropped. A cancelled command keeps its place in the order. If a
+command times out, the connection is closed and every waiting command fails. Nothing is sent on a closed connection.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignm
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """One per use of a server. `server` is the `run_id` that it was greeted with."""
+    """One connection to a server. `server` is the identity that the server gave."""
 
     def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:
-        """Take over an established connection whose last reply was read."""
+        """Take over an established connection without outstanding replies."""
         self.server = server
         self.closed = False
         self._loop = asyncio.get_running_loop()
@@ -49,13 +49,13 @@ class PipelinedConnection(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def ask(self, commands: Sequence[Command]) -> Replies:
-        """Send commands; the future gives their replies, a refusal as a `hiredis.ReplyError` in its place.
+        """Send commands. The future returns their replies; an error reply is a `hiredis.ReplyError` in its place.
 
-        The future raises `CacheUnavailable` when the replies do not come in time or the connection ends.
+        The future raises `CacheUnavailable` on a timeout or when the connection ends.
 
         Raises:
-            CacheUnavailable: the lane is closed; nothing was sent.
-            CacheRefused: too many commands wait already; nothing was sent.
+            CacheUnavailable: the connection is closed; nothing was sent.
+            CacheRefused: too many commands are waiting; nothing was sent.
         """
         if self.closed or self._transport.is_closing():
             raise CacheUnavailable("the connection is closed")
@@ -64,34 +64,34 @@ class PipelinedConnection(asyncio.Protocol):
         replies: Replies = self._loop.create_future()
         self._waiting.append((replies, len(commands), self._loop.time() + self._timeout_s))
         if self._watch is None:
-            self._watch = self._loop.call_later(self._timeout_s, self._look)
+            self._watch = self._loop.call_later(self._timeout_s, self._check_oldest)
         self._transport.write(_pack(commands[0]) if len(commands) == 1 else b"".join(map(_pack, commands)))
         return replies
 
     def close(self, reason: str = "the connection was closed") -> None:
-        """Close, and fail whatever waits."""
+        """Close, and fail every waiting command."""
         if self.closed:
             return
         self.closed = True
         if self._watch is not None:
             self._watch.cancel()
         self._transport.abort()
-        # Its stream is not its own any more; without one it has nothing to close or to complain about.
+        # The transport is ours; without a stream, redis-py neither closes it nor warns.
         self._connection._reader = self._connection._writer = None  # noqa: SLF001
         waiting, self._waiting = self._waiting, deque()
         for replies, _, _ in waiting:
             if not replies.done():
                 replies.set_exception(CacheUnavailable(reason))
-                replies.exception()  # marked as seen: who asked may be gone
+                replies.exception()  # retrieved, since the caller may be gone
 
     def data_received(self, data: bytes) -> None:
-        """Replies, or parts of some."""
+        """Parse replies and resolve their futures."""
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not _INCOMPLETE:
                 self._replies.append(reply)
                 if not self._waiting:
-                    self.close("the server answers what nobody asked")
+                    self.close("the server sent a reply without a command")
                     return
                 replies, count, _ = self._waiting[0]
                 if len(self._replies) == count:
@@ -103,20 +103,20 @@ class PipelinedConnection(asyncio.Protocol):
             self.close(f"the server does not speak the protocol: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other end closed."""
+        """The server closed the connection."""
         self.close(f"the connection ended: {exc or 'closed by the server'}")
 
-    def _look(self) -> None:
-        """Watch over the oldest command."""
+    def _check_oldest(self) -> None:
+        """Time out the oldest command."""
         self._watch = None
         if not self._waiting:
             return
         oldest = self._waiting[0]
         left = oldest[2] - self._loop.time()
         if left > 0:
-            self._watch = self._loop.call_later(left, self._look)
+            self._watch = self._loop.call_later(left, self._check_oldest)
         else:
-            # Our own loop may have been busy, and the reply lie in the socket: one more look there.
+            # Our own event loop may have been busy while the reply waits in the socket: read it first.
             self._watch = self._loop.call_later(_LAST_LOOK_S, self._give_up, oldest)
 
     def _give_up(self, oldest: tuple[Replies, int, float]) -> None:
@@ -124,4 +124,4 @@ class PipelinedConnection(asyncio.Protocol):
         if self._waiting and self._waiting[0] is oldest:
             self.close(f"no answer within {self._timeout_s * 1000:.0f} ms")
         else:
-            self._look()
+            self._check_oldest()

@@ -17,13 +17,13 @@ from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, Sentinel
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 SENTINEL_PORT = 26379
-# What redis-py raises where a server cannot be reached. RuntimeError is uvloop's, for a write to a connection that was
-# lost between redis-py's look at it and the write.
+# The errors of an unreachable server. uvloop raises RuntimeError for a write to a connection that was lost after
+# redis-py checked it.
 AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 def told(error: Exception) -> str:
-    """Why a server cannot be used, and the remedy, without its address: four different faults look alike otherwise."""
+    """Why a server cannot be used and the remedy, without its address."""
     text = str(error)
     if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "Authentication")):
         return "it refuses the user or the password: correct them in the URL"
@@ -35,7 +35,7 @@ def told(error: Exception) -> str:
 
 
 class _Master:
-    """What a sentinel-managed connection asks of its pool: where the master is now."""
+    """The part of a Sentinel pool that a managed connection uses: the current address of the master."""
 
     is_master = True
     check_connection = False
@@ -45,27 +45,26 @@ class _Master:
         self._name = name
 
     async def get_master_address(self) -> tuple[str, int]:
-        """Asked at each connect, so a failover needs no restart."""
+        """Called on every connect, so a failover needs no restart."""
         address: tuple[str, int] = await self._sentinel.discover_master(self._name)
         return address
 
 
 class _GroupPool(BlockingConnectionPool):
-    """Closes its connections to the sentinels with those to the master."""
+    """A pool that also closes the connections to the sentinels."""
 
     def __init__(self, sentinel: Sentinel, **options: Any) -> None:
         super().__init__(**options)
         self._sentinel = sentinel
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close everything."""
         await super().disconnect(inuse_connections)
         for client in self._sentinel.sentinels:
             await client.aclose()
 
 
 def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
-    """A pool that waits at most `timeout_s` for a connection, to connect, and for an answer.
+    """A pool with `timeout_s` as the limit for getting a connection, for connecting and for a reply.
 
     Raises:
         ValueError: the URL is not one of the forms above.

@@ -1,7 +1,4 @@
-"""What the server does in one step, where no command of its own does: small Lua scripts.
-
-Each is sent by its digest; a server that does not know it yet is told the text then.
-"""
+"""Small Lua scripts, for atomic steps that no command offers. They are called by digest and loaded on demand."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ NO_SCRIPT = "NOSCRIPT"
 
 
 class Script(NamedTuple):
-    """A script, and what it is known by."""
+    """A script and its SHA-1 digest."""
 
     text: bytes
     digest: str

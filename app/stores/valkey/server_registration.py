@@ -1,14 +1,15 @@
-"""Which server is the cache: all processes must agree, or one would delete where another does not read.
+"""Registration of the cache server: all processes must use the same one, or one deletes where another does not read.
 
-With a Sentinel group, a proxy or a DNS name, two processes can be connected to two servers at once: one still reads
-from the old master while the other deletes on the new one. So the server (its `run_id`) is registered in the database
-under a *generation*, and the generation is part of every key. Whoever meets another server than the registered one uses
-it for nothing, and registers it under the next generation, whose keys do not exist yet. Interleavings excluded, R reads
-on the old server S, E ingests on the new one T:
-  1. E registers T, E commits, E deletes on T, R hits on S      R's look is at most 50 ms old, and E's deletion counts
-                                                                 only 100 ms after E first saw T registered
-  2. R registers S again, R hits what S held before             S comes back under a generation with no keys
-  3. E deletes on S, which is not registered any more           E looks again after its commit: refused
+With a Sentinel group, a proxy or a DNS name, two processes can be connected to different servers: one still reads from
+the old master while the other deletes on the new one. The server's identity is therefore registered in the database
+under a *generation*, which is part of every key. A process that reaches another server does not use it, but registers
+it under the next generation, whose keys do not exist yet.
+
+Interleavings prevented; R reads on the old server S, E ingests on the new server T:
+  1. E registers T, E commits, E deletes on T, R hits on S    R's check is at most 50 ms old, and E's delete counts only
+                                                               100 ms after E first saw T registered
+  2. R registers S again, R hits an old value on S            S is registered under a new generation without keys
+  3. E deletes on S, which is no longer registered            E checks again after its commit and is refused
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ log = logger("stores.valkey")
 
 
 class RegistrationRepository(Protocol):
-    """Where the registration is kept."""
+    """The stored registration."""
 
     def current(self) -> tuple[str | None, int]:
         """Server and generation as of the last look; no look of its own."""
