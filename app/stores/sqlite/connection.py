@@ -1,8 +1,8 @@
-"""Opening SQLite, and running a whole piece of work on a connection's thread in one hop.
+"""Opening SQLite, and running work on a connection's thread in one hop.
 
 Every connection is in autocommit mode (transactions are explicit) and never checkpoints by itself: SQLite before 3.51.3
-can corrupt a WAL when two connections checkpoint and write at once, so `app.stores.sqlite.database` alone checkpoints,
-holding the write lock.
+can corrupt a WAL when two connections checkpoint and write at once, so only `app.stores.sqlite.database` checkpoints,
+while it holds the write lock.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from app.errors import StoreFull, StoreUnavailable
 T = TypeVar("T")
 MIN_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_S = 5.0
-# So many virtual-machine instructions lie between two looks at a statement's deadline: some ten milliseconds. Each look
-# takes Python's lock, which a busy event loop holds for up to five.
+# Virtual-machine instructions between two checks of a statement's deadline, about ten milliseconds. Each check needs
+# the GIL, which a busy event loop holds for up to five milliseconds.
 INSTRUCTIONS_PER_LOOK = 500_000
 RESERVE_BYTES = 128 * 1024  # of which the index of the WAL takes 32 KiB
 # A full disk; a quota or a limit of file sizes; no room for the index of the WAL.

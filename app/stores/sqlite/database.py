@@ -1,9 +1,8 @@
 """The database of one process: a few readers, one writer, one checkpointer.
 
-Invariants: a write is one transaction on the writer's thread, committed when `write` returns, and durably
-(`synchronous=FULL`) unless the caller says that it need not be, or wholly undone when it raises. A checkpoint runs only
-on the writer's thread, on a second connection, while the writer holds the write lock of the file, so that in no process
-anybody writes meanwhile.
+Invariants: a write is one transaction on the writer's thread. It is committed when `write` returns, durably
+(`synchronous=FULL`) by default, and rolled back when `write` raises. A checkpoint runs only on the writer's thread, on
+a second connection, while the writer holds the write lock of the file, so that no process writes meanwhile.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ INSERT INTO service (name, value) VALUES ('inode', ?) ON CONFLICT (name) DO UPDA
 
 
 def draw_id(connection: sqlite3.Connection) -> str:
-    """Give a database a new id, in the transaction at hand. Nothing that was cached from it is read any more."""
+    """Give the database a new id in the current transaction, which puts every cached value out of reach."""
     database_id = secrets.token_hex(16)
     connection.execute(UPDATE_DATABASE_ID, (database_id,))
     return database_id
 
 
 def check_links(path: Path) -> None:
-    """Raise `StoreUnavailable` if the file has several names: each has a log, which users of the others do not see."""
+    """Raise `StoreUnavailable` if the file has several hard links, since each name has a log of its own."""
     if path.is_file() and (links := path.stat().st_nlink) > 1:
         raise StoreUnavailable(f"the database at {path} has {links} names (hard links); remove all but one")
 
@@ -80,7 +79,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `StoreUnavailable` where the database is seen to be damaged: what it answers could not be believed."""
+    """Raise `StoreUnavailable` if a quick check finds damage."""
     if findings := quick_findings(connection):
         raise StoreUnavailable(
             f"the database at {path} is damaged: {findings[0]}; `profiles doctor --full` tells more, and "
@@ -91,9 +90,9 @@ def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
 class Database:
     """Open with `Database.open`, close with `close`.
 
-    `id` is part of the key of everything that is cached, so that nothing cached from another database is read. A copy
-    of the file gets an id of its own when it is first opened. `full`: the last write found no room; reads go on.
-    `links`: how many names the file has, as last seen.
+    `id` is part of every cache key, so values cached from another database are never read. A copy of the file gets a
+    new id when it is first opened. `full`: the last write found no room; reads continue. `links`: the number of hard
+    links when last checked.
     """
 
     def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -110,7 +109,7 @@ class Database:
         self._readers: list[ThreadConnection] = []
         self._writer: ThreadConnection | None = None
         self._write_turn = asyncio.Lock()
-        self._durable = True  # as the writer's connection is set
+        self._durable = True  # the current `synchronous` of the writer
         self._checkpointer: sqlite3.Connection | None = None
         self._checkpoint_at = CHECKPOINT_AT_BYTES
         self._wal = path.with_name(path.name + "-wal")
@@ -120,9 +119,8 @@ class Database:
         """Open an existing, migrated database.
 
         Raises:
-            StoreUnavailable: when it cannot be opened, has several names (hard links), or is damaged as far as a look
-                of some milliseconds tells.
-            SchemaMismatch: when it is unmigrated or newer than this program.
+            StoreUnavailable: it cannot be opened, has several hard links, or a quick check finds damage.
+            SchemaMismatch: it is unmigrated, or newer than this program.
         """
         check_links(path)
         first = connect(path, read_only=True)
@@ -133,7 +131,7 @@ class Database:
             first.close()
         database = cls(path)
         try:
-            # One more than compute features at the same time: a health check never waits for a slow feature.
+            # One more than compute features concurrently, so that a health check never waits for a slow feature.
             for _ in range(readers + 1):
                 reader = await open_thread(path, read_only=True)
                 database._readers.append(reader)
@@ -148,17 +146,17 @@ class Database:
         return database
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on an idle reader, one hop. Statements of one call may see different snapshots.
+        """Run `work` on an idle reader, in one thread hop. Statements of one call may see different snapshots.
 
         Raises:
-            StoreUnavailable: when SQLite fails in a way that may pass.
+            StoreUnavailable: SQLite fails.
         """
         async with self.reader() as reader:
             return await reader.run(lambda connection: self._of_the_file(work(connection)))
 
     @asynccontextmanager
     async def reader(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
-        """An idle reader, or an `extra` one that is opened for it and closed afterwards. Raises as `read`."""
+        """An idle reader, or an `extra` one that is opened and closed for the block. Raises as `read`."""
         try:
             reader = await open_thread(self.path, read_only=True) if extra else await self._idle.get()
             try:
@@ -172,17 +170,15 @@ class Database:
             raise unavailable(error) from error
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
-        """Run `work` in one write transaction, one hop.
+        """Run `work` in one write transaction, in one thread hop.
 
-        If another file has meanwhile taken the place of the database, `StoreUnavailable` is raised after the commit:
-        what was written is in a file that no process will open again.
-
-        What is not `durable` is committed without waiting for the disk: a machine that stops may lose it, wholly, until
-        the next durable write. No process that stops or is killed does.
+        A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
+        of the machine may undo it as a whole; a crash of the process never does.
 
         Raises:
-            StoreUnavailable: also when SQLite fails; nothing was written.
-            StoreFull: likewise, since there is no room. The log tells of the first of them, and of the end of it.
+            StoreUnavailable: SQLite fails and nothing was written; or another file has replaced the database, and the
+                commit went to a file that no process will open again.
+            StoreFull: there is no room; nothing was written. The log reports the beginning and the end of this state.
         """
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
@@ -201,7 +197,7 @@ class Database:
             return result
 
     async def _own_id(self) -> str:
-        """The id of this file: a new one if the stored one was given to a file with another inode, the original."""
+        """The id of this file; a new one if the stored id was given to a file with another inode, the original."""
         inode = str(self._file.st_ino)
 
         def claim(connection: sqlite3.Connection) -> str:
@@ -223,9 +219,9 @@ class Database:
             return str(found["database_id"])
 
     def check_file(self) -> None:
-        """Raise `StoreUnavailable` unless the path leads to the file that is open.
+        """Raise `StoreUnavailable` unless the path leads to the open file.
 
-        The file is not opened for it: closing it again would drop the locks of every connection of this process.
+        Uses `stat` alone: opening and closing the file would drop the locks of every connection of this process.
         """
         try:
             found = self.path.stat()
@@ -244,7 +240,7 @@ class Database:
         return StoreUnavailable(f"the database does not answer: {text}", text)
 
     def interrupt(self) -> None:
-        """Interrupt the statements that readers run, and from now on every one that takes long: the process stops."""
+        """Interrupt running and future long statements of the readers, because the process stops."""
         for reader in self._readers:
             reader.closing = True
 
@@ -261,14 +257,14 @@ class Database:
             self._checkpointer = None
 
     def _note(self, *, full: bool, detail: str) -> None:
-        """Tell of the beginning and the end, and seldom."""
+        """Log the beginning and the end of a full disk, at most once a minute."""
         if not (full or self.full):
             return
         now = self._monotonic()
         if full:
             self._refused_at = now
         elif now - self._refused_at < STILL_FULL_S:
-            return  # a small write may find room where a larger one does not, for instance where that one left off
+            return  # a small write may fit although larger ones still do not
         if full and not self.full and now - self._told_full_at >= TELL_FULL_EVERY_S:
             self._told_full, self._told_full_at = True, now
             log.error("database_full", database=str(self.path), error=detail, reads="go on")
@@ -279,7 +275,7 @@ class Database:
 
     def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
         if durable is not self._durable:
-            # Before the transaction: within one, SQLite refuses.
+            # Must precede the transaction; SQLite refuses it within one.
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
         connection.execute("BEGIN IMMEDIATE")
@@ -302,15 +298,15 @@ class Database:
             self._checkpoint_at = CHECKPOINT_AT_BYTES
         elif size >= self._checkpoint_at:
             self._checkpoint(writer)
-            # While a reader keeps the WAL from beginning anew, not every commit need pay for a checkpoint.
+            # While a reader keeps the WAL from restarting, not every commit pays for a checkpoint.
             self._checkpoint_at = size + CHECKPOINT_AT_BYTES
 
     def _checkpoint(self, writer: sqlite3.Connection) -> None:
-        # 1. BEGIN IMMEDIATE takes the write lock of the file; 2. PASSIVE copies frames and needs no lock of writers;
-        # 3. ROLLBACK lets writers on. Without 1, a writer in another process could reset the WAL during 2.
+        # 1. BEGIN IMMEDIATE takes the write lock; 2. a PASSIVE checkpoint copies frames; 3. ROLLBACK releases the lock.
+        # Without 1, a writer in another process could reset the WAL during 2.
         assert self._checkpointer is not None
         try:
-            # The commit before this stands and somebody waits for its answer: not now, if another process writes.
+            # A caller waits for the commit before this: skip the checkpoint if another process writes.
             writer.execute("PRAGMA busy_timeout = 0")
             writer.execute("BEGIN IMMEDIATE")
             try:

@@ -1,7 +1,7 @@
-"""The facts and their log, in SQLite.
+"""The event log and the fact tables in SQLite.
 
-Invariants: an event is in `event_log` exactly when its row is in `tip_views` or `tip_feedback`, under the same `seq`;
-`seq` rises with every commit and is never reused, pruning included (AUTOINCREMENT keeps the high-water mark).
+Invariants: an event is in `event_log` if and only if its row is in `tip_views` or `tip_feedback` under the same `seq`.
+`seq` rises with every commit and is never reused, even after pruning (AUTOINCREMENT keeps the high-water mark).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INSERT INTO tip_feedback
     (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-# Each is a text of its own, which the connection keeps compiled. SQLite takes 32,766 values in one statement.
+# Each size is a statement that the connection keeps compiled. SQLite allows 32,766 values in one statement.
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
        log.received_at_ms, log.attempts,
@@ -112,12 +112,12 @@ class SqliteEventLog:
         await self._database.write(lambda connection: connection.execute(UPDATE_CONSUMED, (now_ms, json.dumps(seqs))))
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """Over every process that ever announced its registry to this database."""
+        """Over every registry that was announced to this database."""
         known = await self._database.read(_features_by_subject)
         return {subject: known.get(subject, frozenset()) for subject in subjects}
 
     async def oldest_ms(self) -> int | None:
-        """By the time at which it occurred."""
+        """By event time."""
         (found,) = await self._database.read(lambda connection: connection.execute(SELECT_OLDEST).fetchone())
         return found if found is None else int(found)
 
@@ -141,11 +141,11 @@ def _features_by_subject(connection: sqlite3.Connection) -> dict[str, frozenset[
 def _append_all(
     connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None
 ) -> list[Appended | ClashingEvent]:
-    """Decide request by request, then insert everything at once: few statements, because each waits for the GIL."""
+    """Decide request by request, then insert all rows with few statements, because each one waits for the GIL."""
     features = _features_by_subject(connection)
     ids = [item.event.event_id for events in requests for item in events]
     known: dict[str, bytes] = dict(connection.execute(SELECT_KNOWN, (json.dumps(ids),)).fetchall())
-    # The write lock is held, so the next numbers are ours; AUTOINCREMENT records the highest explicit one.
+    # The write lock is held, so the next numbers are free; AUTOINCREMENT records the highest explicit one.
     row = connection.execute(SELECT_LAST_SEQ).fetchone()
     first = (row[0] if row else 0) + 1
     fresh: list[Admitted] = []
@@ -170,7 +170,7 @@ def _append_all(
 
 
 def _fresh(events: Sequence[Admitted], known: Mapping[str, bytes]) -> list[Admitted] | ClashingEvent:
-    """Those of one request's events that are new, each once."""
+    """The new events of one request, each once."""
     own: dict[str, Admitted] = {}
     for index, item in enumerate(events):
         event_id = item.event.event_id
@@ -211,8 +211,10 @@ def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted
 
 
 def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Many rows by each statement. With `executemany` this thread asks for the GIL twice for each row, and where the
-    event loop is busy it waits a part of a millisecond each time: a commit of 2,000 events took seconds.
+    """Insert many rows per statement.
+
+    With `executemany`, the thread takes the GIL twice per row and waits a fraction of a millisecond each time while the
+    event loop is busy; a commit of 2,000 events took seconds.
     """
     start = 0
     for size in _ROWS_AT_ONCE:
@@ -224,13 +226,13 @@ def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[
 
 @cache
 def _with_rows(statement: str, size: int) -> str:
-    """The statement, which ends with the values of one row, for so many."""
+    """The statement, which ends with the values of one row, for `size` rows."""
     row = statement[statement.rindex("(") :].strip()
     return statement.rstrip() + f", {row}" * (size - 1)
 
 
 def logged_events(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
-    """The events a statement over the log selects."""
+    """The events that a statement over the log selects."""
     return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
 
 
