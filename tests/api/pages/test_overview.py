@@ -17,6 +17,7 @@ from tests.operations.samples import hour, sample
 from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
 from tests.support.live import KEYS, Live
 from tests.support.servers import VALKEY, StartServer, ask
+from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 WELL = "Everything is well."
@@ -51,6 +52,16 @@ async def bury(site: Live) -> None:
     await site.service.letters.bury_payload("1", "no event", "", site.now_ms)
 
 
+async def see(visitor: Visitor) -> None:
+    """Open the overview, again if a busy machine kept it from asking everything in time."""
+
+    async def asked() -> bool:
+        await visitor.go("/admin")
+        return "Not everything could be asked" not in await visitor.page.locator("#verdict").inner_text()
+
+    await eventually_async(asked)
+
+
 async def beat(visitor: Visitor) -> None:
     """Time passes until the page refreshes itself."""
     await visitor.page.clock.run_for(BEAT_MS + 100)
@@ -60,12 +71,12 @@ async def beat(visitor: Visitor) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_overview_is_a_sound_page(well: Live, browser: Browser, scheme: Scheme, width: int) -> None:
     async with visiting(browser, well, scheme=scheme, width=width) as visitor:
-        await visitor.go("/admin")
+        await see(visitor)
         await expect(visitor.page.locator("#verdict")).to_contain_text(WELL)
         await visitor.page.locator("summary", has_text="What the figures mean").click()
         await visitor.assert_sound()
         await bury(well)
-        await visitor.go("/admin")
+        await see(visitor)
         await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are right; one thing needs a look.")
         await visitor.assert_sound()
 
@@ -196,7 +207,7 @@ async def test_page_comes_at_once_and_says_what_is_away(
         await sampler(site.service, "api").sample()
         async with visiting(browser, site) as visitor:
             visitor.page.set_default_timeout(5_000)
-            await visitor.go("/admin")
+            await see(visitor)
             await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are right; 2 things need a look.")
             findings = visitor.page.get_by_role("list", name="What needs a look")
             await expect(findings).to_contain_text("The cache is down")
