@@ -1,31 +1,31 @@
-"""Every error this service raises on purpose, as one tree.
+"""The errors of this service.
 
     ProfilesError
     ├── SettingsError           a setting is missing, malformed or unsafe
     ├── RegistryError           a feature entry breaks a rule of the registry
     ├── SchemaMismatch          the database is unmigrated, or newer than this program
-    ├── SpecMismatch            learned evidence of another feature spec than is asked of it
-    ├── Undecodable             input that is not JSON, not UTF-8, or not a value the query allows
-    ├── InvalidInput            input that decodes and is still wrong; says where and why
-    │   └── UnknownFeature      a feature name that the registry does not have
+    ├── SpecMismatch            sufficient statistics of another spec than the one required
+    ├── Undecodable             input that is not JSON, not UTF-8, or not allowed in a query
+    ├── InvalidInput            input that decodes but is invalid; names the place and the reason
+    │   └── UnknownFeature      a feature name that is not in the registry
     ├── TooLarge                a body over the limit
-    ├── TooSlow                 a body that does not come in
-    ├── UnsupportedMedia        a body of another kind than the route reads
-    ├── NotFound                the thing named does not exist
-    ├── Conflict                the request contradicts what is stored or running
-    ├── Unauthenticated         no key, or a key that is not known
-    ├── Forbidden               a known key without the scope
-    └── Unavailable             something outside does not answer; worth trying again
+    ├── TooSlow                 a body that arrives too slowly
+    ├── UnsupportedMedia        a body of an unsupported media type
+    ├── NotFound                the resource does not exist
+    ├── Conflict                the request contradicts the stored or running state
+    ├── Unauthenticated         no API key, or an unknown one
+    ├── Forbidden               an API key without the required scope
+    └── Unavailable             a dependency does not answer; retrying may help
         ├── StoreUnavailable    the database is locked or broken
         │   └── StoreFull       the database has no room to write; reads go on
-        ├── Overloaded          more is asked for than can be done in good time; says of what
-        ├── ModelFailed         the language model gave nothing that can be used; never leaves the core
+        ├── Overloaded          the request is shed, because it would wait too long
+        ├── ModelFailed         the language model returned nothing usable; never leaves the core
         ├── QueueUnavailable    the queue cannot be reached
-        └── CacheUnavailable    the cache cannot be reached, or is not to be used now
-            └── CacheRefused    the cache answers, but refuses this command (read-only, out of memory)
+        └── CacheUnavailable    the cache cannot be reached or must not be used now
+            └── CacheRefused    the cache refuses this command (read-only, out of memory)
 
-Callers catch by branch: `Unavailable` is retried, everything else is the caller's or the operator's to mend.
-This module knows nothing of HTTP; `app.api.problems` maps the tree to status codes.
+`Unavailable` errors are worth a retry; the others need a change by the caller or the operator. `app.api.problems` maps
+them to HTTP status codes.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ FallbackReason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """One thing wrong with an input: `path` names the place (`[3].occurred_at`, `line 7`), `detail` the reason."""
+    """One fault of an input: `path` is the place (`[3].occurred_at`, `line 7`), `detail` the reason."""
 
     path: str
     detail: str
 
 
 class ProfilesError(Exception):
-    """Root of the tree."""
+    """The base class of all errors of this service."""
 
 
 class SettingsError(ProfilesError):
-    """Names the setting and what it allows."""
+    """A setting is missing, malformed or unsafe; the message names it and what it allows."""
 
     def __init__(self, setting: str, reason: str) -> None:
         super().__init__(f"{setting}: {reason}")
@@ -69,7 +69,7 @@ class SettingsError(ProfilesError):
 
 
 class RegistryError(ProfilesError):
-    """Names the entry and the rule it breaks; `*` is the registry as a whole."""
+    """A feature entry breaks a rule; the message names both. The entry `*` is the registry as a whole."""
 
     def __init__(self, entry: str, reason: str) -> None:
         super().__init__(f"feature {entry!r}: {reason}" if entry != "*" else f"the registry: {reason}")
@@ -77,15 +77,15 @@ class RegistryError(ProfilesError):
 
 
 class SchemaMismatch(ProfilesError):
-    """The database and this program disagree about the schema."""
+    """The database is unmigrated, or newer than this program."""
 
 
 class SpecMismatch(ProfilesError):
-    """Evidence, or a vector, is of another feature spec, or cannot be of any: refused, never mixed."""
+    """Sufficient statistics or a vector belong to another spec, or to none."""
 
 
 class Undecodable(ProfilesError):
-    """The input cannot even be read."""
+    """The input cannot be decoded."""
 
     def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
         super().__init__(detail)
@@ -93,7 +93,7 @@ class Undecodable(ProfilesError):
 
 
 class InvalidInput(ProfilesError):
-    """The input can be read and is wrong."""
+    """The input can be decoded but is invalid."""
 
     def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
         super().__init__(detail)
@@ -101,7 +101,7 @@ class InvalidInput(ProfilesError):
 
 
 class UnknownFeature(InvalidInput):
-    """A name that the registry does not have; the message lists those it has."""
+    """A feature name that is not in the registry; the message lists the known names."""
 
 
 class TooLarge(ProfilesError):
@@ -109,19 +109,19 @@ class TooLarge(ProfilesError):
 
 
 class TooSlow(ProfilesError):
-    """The body does not come in within its time."""
+    """The body did not arrive in time."""
 
 
 class UnsupportedMedia(ProfilesError):
-    """The body is of a kind that the route does not read."""
+    """The route does not support the media type of the body."""
 
 
 class NotFound(ProfilesError):
-    """The thing named does not exist."""
+    """The resource does not exist."""
 
 
 class Conflict(ProfilesError):
-    """The request contradicts what is stored or running."""
+    """The request contradicts the stored or running state."""
 
     def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
         super().__init__(detail)
@@ -129,17 +129,17 @@ class Conflict(ProfilesError):
 
 
 class Unauthenticated(ProfilesError):
-    """No key, or one that is not known."""
+    """No API key, or an unknown one."""
 
 
 class Forbidden(ProfilesError):
-    """A known key without the scope."""
+    """The API key lacks the required scope."""
 
 
 class Unavailable(ProfilesError):
-    """Something outside does not answer; the same request may succeed later.
+    """A dependency does not answer; the same request may succeed later.
 
-    `told` is what anybody may read of the reason, without addresses and names; the message is for the log.
+    `told` is the reason without addresses and names, for any caller to read; the message is for the log.
     """
 
     def __init__(self, detail: str = "", told: str = "it does not answer") -> None:
@@ -152,11 +152,11 @@ class StoreUnavailable(Unavailable):
 
 
 class StoreFull(StoreUnavailable):
-    """There is no room to write to the database: the disk is full, or a quota or limit is reached. Reads go on."""
+    """The database cannot grow: the disk is full, or a quota or limit is reached. Reads continue."""
 
 
 class Overloaded(Unavailable):
-    """More is asked for than can be done in good time. `kind` is what there is too much of, of a small closed set."""
+    """The request is shed. `kind` is the kind of load, from a small closed set."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"too much load ({kind}); nothing was done, try again shortly")
@@ -164,12 +164,12 @@ class Overloaded(Unavailable):
 
 
 class ModelFailed(Unavailable):
-    """The language model gave nothing that can be used. The message is for the log: no key, nothing of the answer."""
+    """The language model returned nothing usable. The message is for the log and contains neither key nor answer."""
 
     def __init__(
         self, reason: FallbackReason, detail: str, *, well: bool = False, pause_s: float | None = None
     ) -> None:
-        """`well`: its endpoint works, and this call was at fault. `pause_s`: how long it asks to be left alone."""
+        """`well`: the endpoint works and only this call failed. `pause_s`: the pause that the endpoint asks for."""
         super().__init__(detail)
         self.reason = reason
         self.well = well
@@ -181,8 +181,8 @@ class QueueUnavailable(Unavailable):
 
 
 class CacheUnavailable(Unavailable):
-    """The cache cannot be reached, or is not to be used now."""
+    """The cache cannot be reached or must not be used now."""
 
 
 class CacheRefused(CacheUnavailable):
-    """The cache answers, but refuses this command."""
+    """The cache refuses this command."""
