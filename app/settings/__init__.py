@@ -1,7 +1,7 @@
 """Every setting, read once from the environment, validated, immutable.
 
 Each field of `Settings` is the setting `PROFILES_<FIELD>`; its metadata holds the parser and the text that the README
-and `profiles --help` show. A variable that starts with `PROFILES_` and is no setting is refused: a typo must not pass
+and `profiles --help` show. A variable that starts with `PROFILES_` but is unknown is rejected: a typo must not pass
 for a default. This module must not know what the settings are for.
 """
 
@@ -186,7 +186,7 @@ class Settings:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(known)}"
-                raise SettingsError(name, f"is no setting; {hint}")
+                raise SettingsError(name, f"unknown setting; {hint}")
         values: dict[str, Any] = {}
         for name, item in known.items():
             if name not in environ:
@@ -210,7 +210,7 @@ class Settings:
             )
 
     def require_decision_retention(self) -> None:
-        """Raise `SettingsError` where a decision could be pruned before its reward is known."""
+        """Raise `SettingsError` if a decision could be pruned before its reward is known."""
         least = -(-self.reward_window_hours // 24) + MIN_DECISION_MARGIN_DAYS
         if self.decision_retention_days < least:
             raise SettingsError(
@@ -220,7 +220,7 @@ class Settings:
             )
 
     def require_servers(self) -> None:
-        """Raise `SettingsError` where cache or queue is not named (only `profiles up` can do without)."""
+        """Raise `SettingsError` if cache or queue is not set (only `profiles up` can do without)."""
         for name, url in (("PROFILES_CACHE_URL", self.cache_url), ("PROFILES_QUEUE_URL", self.queue_url)):
             if url is None:
                 raise SettingsError(
@@ -229,14 +229,14 @@ class Settings:
                 )
 
     def require_whole_model(self) -> None:
-        """Raise `SettingsError` where of the model's address, name and key something is set that needs another."""
+        """Raise `SettingsError` if only a part of the model's address, name and key is set."""
         if self.model_url is None and (self.model is not None or self.model_key is not None):
-            raise SettingsError("PROFILES_MODEL_URL", "must be set where PROFILES_MODEL or PROFILES_MODEL_KEY is")
+            raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is")
         if self.model_url is not None and self.model is None:
-            raise SettingsError("PROFILES_MODEL", "must name a model where PROFILES_MODEL_URL is set")
+            raise SettingsError("PROFILES_MODEL", "must name a model if PROFILES_MODEL_URL is set")
 
     def require_safe_binding(self) -> None:
-        """Raise `SettingsError` where the service would be open to others without any key."""
+        """Raise `SettingsError` if other machines could reach the service without a key."""
         if self.api_keys or (is_loopback(self.host) and not self.trusted_proxies):
             return
         cause = "PROFILES_TRUSTED_PROXIES is set" if is_loopback(self.host) else f"PROFILES_HOST is {self.host}"

@@ -86,7 +86,7 @@ def test_cycle_collector_is_on_again_when_serving_was_refused(profiles: Run) -> 
     ("settings", "message"),
     [
         ({"port": "http"}, "PROFILES_PORT: must be a whole number from 1 to 65535 (given: 'http')"),
-        ({"databse": "x"}, "PROFILES_DATABSE: is no setting; did you mean PROFILES_DATABASE?"),
+        ({"databse": "x"}, "PROFILES_DATABSE: unknown setting; did you mean PROFILES_DATABASE?"),
         ({"cache_url": "http://x"}, "PROFILES_CACHE_URL: must start with redis://, rediss:// or unix://"),
         ({"queue_url": "redis://host:port"}, "PROFILES_QUEUE_URL: "),
         ({"retention_days": "0"}, "PROFILES_RETENTION_DAYS: must be a whole number from 1 to"),

@@ -62,7 +62,7 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
         return await _sign_in_page(request, next_path, "This key is not known.", status=401)
     except Forbidden as error:
         await api.audit(api.authenticator.caller(key).name, "sign in", "session", f"refused: {error}")
-        return await _sign_in_page(request, next_path, "This key has not the scope admin.", status=403)
+        return await _sign_in_page(request, next_path, "This key lacks the scope admin.", status=403)
     # Written down first: where that fails, the page of the error must not bring the session's cookie.
     await api.audit(name, "sign in", "session", "done")
     if request.headers.get("x-forwarded-proto") == "https" and request.scope["scheme"] != "https":

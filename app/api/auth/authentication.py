@@ -72,7 +72,7 @@ class Authenticator:
         """The caller, who has `scope`; raises `Unauthenticated` or `Forbidden`."""
         caller = self.caller(key)
         if scope not in caller.scopes:
-            raise Forbidden(f"the key {caller.name!r} has not the scope {scope!r}")
+            raise Forbidden(f"key {caller.name!r} lacks the scope {scope}")
         return caller
 
     def grants(self, key: str | None, scope: str) -> bool:

@@ -186,7 +186,7 @@ async def test_sign_in_and_out_are_audited_and_an_unknown_key_is_not(keyed: Live
     assert found[: len(found) - before] == [
         ("admin", "sign out", "done"),
         ("admin", "sign in", "done"),
-        ("writer", "sign in", "refused: the key 'writer' has not the scope 'admin'"),
+        ("writer", "sign in", "refused: key 'writer' lacks the scope admin"),
     ]
 
 
