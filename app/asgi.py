@@ -40,7 +40,6 @@ from app.errors import CacheUnavailable, ProfilesError, QueueUnavailable
 from app.events.ports import Holdings
 from app.events.replay import Replayer
 from app.generation.writing import Writing
-from app.profiles.rebuild.progress import RunProgress
 from app.settings import Settings
 from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.sessions import SqliteSessions
@@ -89,7 +88,6 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
             async with open_writing(settings, service.clock, service.metrics) as writing:
                 begin(application, service, writing)
                 yield
-                await application.state.api.watch.close()
             return
         async with (
             open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened,
@@ -98,7 +96,6 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
         ):
             begin(application, opened, writing)
             yield
-            await application.state.api.watch.close()
 
     application = Litestar(
         route_handlers=[*options_of(ROUTES), *ROUTES, _assets(), pages_assets()],
@@ -135,10 +132,9 @@ def create_app(settings: Settings, *, service: Service | None = None, contract: 
 
 
 def about_to_stop(application: Litestar) -> None:
-    """Be no longer ready, and end what would go on for as long as somebody listens; when the server is told to stop."""
+    """Report not ready and ask no language model any more. Called when the server is told to stop."""
     application.state[operations.STOPPING] = True
     if (api := application.state.get("api")) is not None:
-        api.watch.stop()
         api.writing.stop()
 
 
@@ -224,7 +220,6 @@ def _api(service: Service, writing: Writing) -> Api:
         start_rebuild=start_rebuild,
         audit=audit,
         trail=service.audit,
-        watch=RunProgress(service.book),
         scorer=service.bandit.scorer,
         lineup=service.bandit.lineup,
         rollout=service.bandit.rollout,
