@@ -40,7 +40,6 @@ from app.errors import CacheUnavailable, ProfilesError, QueueUnavailable
 from app.events.ports import Holdings
 from app.events.replay import Replayer
 from app.generation.writing import Writing
-from app.profiles.rebuild.progress import RunProgress
 from app.settings import Settings
 from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.sessions import SqliteSessions
@@ -95,7 +94,6 @@ def create_app(
             async with open_writing(settings, service.clock, service.metrics) as writing:
                 begin(application, service, writing)
                 yield
-                await application.state.api.watch.close()
             return
         async with (
             open_service(settings, door="http", contract=contract, metrics=shared_metrics) as opened,
@@ -104,7 +102,6 @@ def create_app(
         ):
             begin(application, opened, writing)
             yield
-            await application.state.api.watch.close()
 
     application = Litestar(
         route_handlers=[*options_of(ROUTES), *ROUTES, _assets(), pages_assets()],
@@ -141,10 +138,9 @@ def create_app(
 
 
 def about_to_stop(application: Litestar) -> None:
-    """Be no longer ready, and end what would go on for as long as somebody listens; when the server is told to stop."""
+    """Report not ready and ask no language model any more. Called when the server is told to stop."""
     application.state[operations.STOPPING] = True
     if (api := application.state.get("api")) is not None:
-        api.watch.stop()
         api.writing.stop()
 
 
@@ -230,7 +226,6 @@ def _api(service: Service, writing: Writing) -> Api:
         start_rebuild=start_rebuild,
         audit=audit,
         trail=service.audit,
-        watch=RunProgress(service.book),
         scorer=service.bandit.scorer,
         lineup=service.bandit.lineup,
         rollout=service.bandit.rollout,

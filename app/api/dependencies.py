@@ -29,7 +29,6 @@ from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.reader import ProfileReader
 from app.profiles.quality.parts import QualityServices
-from app.profiles.rebuild.progress import RunProgress
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRepository, RebuildRunner
 from app.telemetry import Metrics
@@ -106,7 +105,6 @@ class Api:
     start_rebuild: Callable[[str], Awaitable[None]]
     audit: Callable[[str, str, str, str], Awaitable[None]]
     trail: AuditTrail
-    watch: RunProgress
     scorer: Scorer
     lineup: Policies
     rollout: Rollout

@@ -21,14 +21,6 @@ DAYS_NAMED = 6  # a weekday further away than this would name the wrong week
 _QUOTES = re.compile('["“”„‟«»「」『』]')
 
 
-class TemplateWriter:
-    """Implements `app.generation.ports.Writer`; never fails."""
-
-    async def write(self, order: Order) -> str:
-        """The text."""
-        return worded(order)
-
-
 def worded(order: Order) -> str:
     """The text of a tip: what is to be done, an encouragement that fits the user, and where they fit, hour and note.
 

@@ -1,8 +1,8 @@
 """Wording a tip: the model is asked where there is one, and the template stands in for whatever goes wrong.
 
 Invariants: every text keeps the rules of `app.generation.text_rules`, whatever the model returns. At most `at_once`
-calls run at a time; a request beyond that gets the template at once. After a stop, no call lasts longer than
-`STOPPING_S`.
+calls run at a time; a request beyond that gets the template at once. While the model is skipped, no call begins. After
+a stop, no call lasts longer than `STOPPING_S`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from app.errors import FallbackReason, ModelFailed
 from app.features.clock import Clock
-from app.generation.breaker import Breaker
 from app.generation.ports import Order, Writer
 from app.generation.prompt import PROMPT_VERSION
 from app.generation.template import worded
@@ -20,6 +19,8 @@ from app.generation.text_rules import links, problem_of, tidied
 from app.telemetry import Metrics, logger
 
 NOT_ASKED = frozenset({"circuit open", "busy", "stopping"})
+SKIP_AFTER = 3  # failures in a row
+SKIP_S, LONGEST_SKIP_S = 5.0, 60.0
 STOPPING_S = 1.5  # of the five seconds that a process takes to stop at most
 log = logger("generation")
 
@@ -49,7 +50,8 @@ class Writing:
         self._model = model
         self._clock = clock
         self._metrics = metrics
-        self._breaker = Breaker(clock)
+        self._failures = 0
+        self._skip_until = 0.0
         self._under_way: set[asyncio.Timeout] = set()
         self._stopping = False
 
@@ -83,28 +85,35 @@ class Writing:
             raise ModelFailed("stopping", "the process is about to end", well=True)
         if len(self._under_way) >= model.at_once:
             raise ModelFailed("busy", f"{model.at_once} calls are under way", well=True)
-        entry = self._breaker.enter()
-        if entry is None:
-            raise ModelFailed("circuit open", "it failed several times in a row")
-        well: bool | None = None
-        pause_s: float | None = None
         started = self._clock.monotonic()
+        if started < self._skip_until:
+            raise ModelFailed("circuit open", "it failed several times in a row")
         try:
             text = tidied(await self._until_stopped(model, order))
-            well = True
         except ModelFailed as failed:
-            well, pause_s = failed.well, failed.pause_s
+            self._note(started, well=failed.well, pause_s=failed.pause_s)
             raise
         except Exception:
-            well = False
+            self._note(started, well=False)
             raise
-        finally:
-            self._breaker.leave(entry, well=well, pause_s=pause_s)
-            if well is not None:
-                self._metrics.model_seconds.observe(self._clock.monotonic() - started)
+        self._note(started, well=True)
         if (problem := problem_of(text, may_link=links(order.task.title))) is not None:
             raise ModelFailed("invalid answer", f"the text is no tip: {problem}", well=True)
         return text
+
+    def _note(self, started: float, *, well: bool, pause_s: float | None = None) -> None:
+        """Record a call that has ended, and skip the model after a series of failures.
+
+        After the pause every call goes to the model again; one more failure begins the next pause. A call that began
+        before a pause and fails within it may lengthen the pause but not shorten it.
+        """
+        now = self._clock.monotonic()
+        self._metrics.model_seconds.observe(now - started)
+        self._failures = 0 if well else self._failures + 1
+        if self._failures >= SKIP_AFTER:
+            skip_s = min(LONGEST_SKIP_S, max(SKIP_S, pause_s or 0.0))
+            self._skip_until = max(self._skip_until, now + skip_s)
+            log.warning("model_skipped", for_s=skip_s)
 
     async def _until_stopped(self, model: Model, order: Order) -> str:
         timer = asyncio.timeout(None)

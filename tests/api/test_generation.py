@@ -17,8 +17,8 @@ from app.api import generation
 from app.bootstrap.health import sampler
 from app.concurrency.load_estimate import LoadEstimate
 from app.errors import FallbackReason, StoreUnavailable
-from app.generation.breaker import TRIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
+from app.generation.writing import SKIP_AFTER
 from tests.api.conftest import ServeSite
 from tests.support.chat_server import (
     ChatServer,
@@ -236,9 +236,9 @@ async def test_model_words_a_tip_when_it_knows_no_schema(modelled: Live, endpoin
 
 async def test_nobody_waits_for_a_model_that_is_away(modelled: Live, endpoint: ChatServer) -> None:
     endpoint.will(answers(404))
-    reasons = [(await worded(modelled))["fallback_reason"] for _ in range(TRIP_AFTER + 2)]
-    assert reasons == ["refused"] * TRIP_AFTER + ["circuit open"] * 2
-    assert len(endpoint.asked) == TRIP_AFTER
+    reasons = [(await worded(modelled))["fallback_reason"] for _ in range(SKIP_AFTER + 2)]
+    assert reasons == ["refused"] * SKIP_AFTER + ["circuit open"] * 2
+    assert len(endpoint.asked) == SKIP_AFTER
 
 
 async def test_nobody_waits_for_others_calls(modelled: Live, endpoint: ChatServer) -> None:
@@ -270,7 +270,7 @@ async def test_model_that_keeps_failing_is_found_on_the_overview_and_readiness_d
     ready = (await modelled.client.get("/readyz")).json()
     assert await findings() == []
     endpoint.will(answers(401))
-    for _ in range(TRIP_AFTER + 2):
+    for _ in range(SKIP_AFTER + 2):
         assert (await worded(modelled))["source"] == "template"
     (found,) = await findings()
     assert re.search(r"since \d\d:\d\d UTC: refused \(3\), circuit open \(2\)\.$", found["text"])

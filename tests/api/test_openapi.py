@@ -81,7 +81,6 @@ async def test_document_covers_every_route_of_the_design(document: Document) -> 
         "GET /admin/rebuilds",
         "GET /admin/rebuilds/{run_id}",
         "DELETE /admin/rebuilds/{run_id}",
-        "GET /admin/rebuilds/{run_id}/events",
         "POST /admin/features/{name}/disable",
         "POST /admin/features/{name}/enable",
         "GET /admin/rollout",

@@ -8,7 +8,6 @@ import pytest
 
 from app.profiles.online.reader import ProfileReader
 from tests.support.live import Live, new_user, problem, raw_status
-from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -123,19 +122,6 @@ async def test_head_answers_as_get_does_without_the_body(site: Live, path: str) 
     assert (head.status_code, head.content) == (got.status_code, b"")
     assert head.headers.keys() == got.headers.keys()
     assert head.headers["content-type"] == got.headers["content-type"]
-
-
-async def test_head_of_a_stream_ends(site: Live) -> None:
-    run = (await site.client.post("/admin/rebuilds", json={"user_ids": [new_user()]})).json()["id"]
-    head = await site.client.head(f"/admin/rebuilds/{run}/events")
-    assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["content-type"].startswith("text/event-stream")
-    counted = 'profiles_http_request_duration_seconds_count{method="HEAD",route="/admin/rebuilds/{run_id}/events"'
-
-    async def ended() -> bool:
-        return counted in (await site.client.get("/metrics")).text
-
-    await eventually_async(ended)
 
 
 async def test_head_is_refused_where_get_is(site: Live) -> None:

@@ -229,15 +229,3 @@ async def test_the_api_stops_all_the_same_when_a_sender_stalled_in_its_request(f
         assert api.program.stop() == 0
     assert "requests_cut_short" in api.program.output
     await client.close()
-
-
-async def test_the_api_stops_at_once_when_somebody_follows_a_rebuild(fleet: Fleet) -> None:
-    (api,) = await fleet.apis(1)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}", trust_env=False) as client:
-        run = (await client.post("/admin/rebuilds", json={"user_ids": ["u"]})).json()["id"]
-        async with client.stream("GET", f"/admin/rebuilds/{run}/events") as answer:
-            lines = answer.aiter_lines()
-            assert await anext(lines) == "retry: 1000"
-            assert api.program.stop() == 0
-            assert [line async for line in lines][-1] == ""  # to its end, not broken off
-    assert "requests_cut_short" not in api.program.output

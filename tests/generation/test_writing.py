@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from app.errors import FallbackReason, ModelFailed
 from app.generation import writing
-from app.generation.breaker import PAUSE_S, TRIP_AFTER
 from app.generation.ports import Order
 from app.generation.prompt import PROMPT_VERSION
 from app.generation.template import worded
 from app.generation.text_rules import problem_of
-from app.generation.writing import Model, Writing, Written
+from app.generation.writing import LONGEST_SKIP_S, SKIP_AFTER, SKIP_S, Model, Writing, Written
 from app.telemetry import Metrics
 from tests.generation.orders import order
 from tests.support.clock import FakeClock
@@ -92,9 +91,9 @@ async def test_template_stands_in_when_the_writer_has_a_defect(capsys: pytest.Ca
 @pytest.mark.parametrize("text", ["", " ", "…", "x" * 501, "a\x1bb", "see http://evil.example", "\U000e0041 x"])
 async def test_text_is_refused_when_it_is_no_tip(text: str) -> None:
     bench = Bench(text)
-    for _ in range(2 * TRIP_AFTER):  # and that is no reason to leave the endpoint alone
+    for _ in range(2 * SKIP_AFTER):  # and that is no reason to leave the endpoint alone
         assert await bench.writing.write(ORDER) == Written(TEMPLATE, None, "invalid answer")
-    assert bench.writer.calls == 2 * TRIP_AFTER
+    assert bench.writer.calls == 2 * SKIP_AFTER
 
 
 @given(st.text())
@@ -109,15 +108,58 @@ async def test_link_is_let_through_when_the_title_has_one() -> None:
     assert (await bench.writing.write(with_link)).model == "m-1"
 
 
-async def test_model_is_left_alone_when_it_failed_several_times() -> None:
+async def test_model_is_skipped_after_failures_in_a_row_until_the_pause_is_over() -> None:
     bench = Bench(ModelFailed("timeout", "silent"))
-    reasons = [(await bench.writing.write(ORDER)).reason for _ in range(TRIP_AFTER + 2)]
-    assert reasons == ["timeout"] * TRIP_AFTER + ["circuit open"] * 2
-    assert bench.writer.calls == bench.timed == TRIP_AFTER
+    reasons = [(await bench.writing.write(ORDER)).reason for _ in range(SKIP_AFTER + 2)]
+    assert reasons == ["timeout"] * SKIP_AFTER + ["circuit open"] * 2
+    assert bench.writer.calls == bench.timed == SKIP_AFTER
+    bench.clock.advance(int(SKIP_S * 1000) - 1)
+    assert (await bench.writing.write(ORDER)).reason == "circuit open"
+    bench.clock.advance(1)
+    reasons = [(await bench.writing.write(ORDER)).reason for _ in range(2)]
+    assert reasons == ["timeout", "circuit open"]  # one more failure begins the next pause
     bench.writer.outcome = "Well again."
-    bench.clock.advance(int(PAUSE_S * 1000))
+    bench.clock.advance(int(SKIP_S * 1000))
     assert (await bench.writing.write(ORDER)).text == "Well again."
-    assert (await bench.writing.write(ORDER)).model == "m-1"
+    bench.writer.outcome = ModelFailed("timeout", "silent")
+    reasons = [(await bench.writing.write(ORDER)).reason for _ in range(SKIP_AFTER)]
+    assert reasons == ["timeout"] * SKIP_AFTER
+
+
+async def test_failures_with_a_success_between_them_do_not_skip_the_model() -> None:
+    bench = Bench()
+    for number in range(3 * SKIP_AFTER):
+        bench.writer.outcome = ModelFailed("timeout", "silent") if number % SKIP_AFTER else "A tip."
+        assert (await bench.writing.write(ORDER)).reason != "circuit open"
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "skipped_s"), [(None, SKIP_S), (1.0, SKIP_S), (30.0, 30.0), (3600.0, LONGEST_SKIP_S)]
+)
+async def test_model_is_skipped_for_as_long_as_it_asks_within_bounds(
+    retry_after_s: float | None, skipped_s: float
+) -> None:
+    bench = Bench(ModelFailed("rate limited", "429", pause_s=retry_after_s))
+    for _ in range(SKIP_AFTER):
+        await bench.writing.write(ORDER)
+    bench.clock.advance(int(skipped_s * 1000) - 1)
+    assert (await bench.writing.write(ORDER)).reason == "circuit open"
+    bench.clock.advance(1)
+    assert (await bench.writing.write(ORDER)).reason == "rate limited"
+
+
+async def test_call_from_before_a_pause_does_not_shorten_it() -> None:
+    bench = Bench(ModelFailed("rate limited", "429", pause_s=30.0))
+    bench.writer.gate.clear()
+    early = asyncio.get_running_loop().create_task(bench.writing.write(ORDER))
+    await eventually(lambda: bench.writer.calls == 1)
+    bench.writer.gate.set()
+    for _ in range(SKIP_AFTER):
+        await bench.writing.write(ORDER)
+    bench.writer.outcome = ModelFailed("timeout", "silent")
+    assert (await early).reason == "timeout"
+    bench.clock.advance(29_999)
+    assert (await bench.writing.write(ORDER)).reason == "circuit open"
 
 
 async def test_calls_do_not_pile_up_when_the_model_is_slow() -> None:
@@ -125,7 +167,7 @@ async def test_calls_do_not_pile_up_when_the_model_is_slow() -> None:
     bench.writer.gate.clear()
     waiting = [asyncio.get_running_loop().create_task(bench.writing.write(ORDER)) for _ in range(2)]
     await eventually(lambda: bench.writer.calls == 2)
-    for _ in range(2 * TRIP_AFTER):
+    for _ in range(2 * SKIP_AFTER):
         assert await bench.writing.write(ORDER) == Written(TEMPLATE, None, "busy")
     bench.writer.gate.set()
     assert [written.model for written in await asyncio.gather(*waiting)] == ["m-1", "m-1"]
@@ -162,12 +204,12 @@ async def test_time_that_is_over_in_a_writer_is_its_defect_while_nothing_stops()
 
 async def test_place_is_free_when_somebody_goes_away() -> None:
     bench = Bench(ModelFailed("timeout", "silent"), at_once=1)
-    for _ in range(TRIP_AFTER):
+    for _ in range(SKIP_AFTER):
         await bench.writing.write(ORDER)
-    bench.clock.advance(int(PAUSE_S * 1000))
+    bench.clock.advance(int(SKIP_S * 1000))
     bench.writer.gate.clear()
     trial = asyncio.get_running_loop().create_task(bench.writing.write(ORDER))
-    await eventually(lambda: bench.writer.calls == TRIP_AFTER + 1)
+    await eventually(lambda: bench.writer.calls == SKIP_AFTER + 1)
     trial.cancel()
     with pytest.raises(asyncio.CancelledError):
         await trial

@@ -1,5 +1,5 @@
-"""What every implementation of the port `Cache` promises: the model in memory, embedded Valkey (`SET … IFEQ`) and
-Redis 7.0 (a Lua script) keep the same rules, so that what is proven on one is true of the others.
+"""What the cache promises on every server: embedded Valkey (`SET … IFEQ`) and Redis 7.0 (a Lua script) keep the same
+rules.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import pytest
 from app.errors import CacheRefused, CacheUnavailable
 from app.profiles.ports import Cell, Fill
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.caches import LEASE_MS, ModelSubject, ServerSubject, Subject
+from tests.support.caches import LEASE_MS, ServerSubject
 from tests.support.servers import FLAVOURS, StartServer
 
-MODEL = "model"
 CELL = Cell("ann", "tip_volume_30d")
 OTHER = Cell("bob", "tip_volume_30d")
 VALUE = b"V0123abcd:7:1:2:3.5"
@@ -42,38 +41,37 @@ ODD_IDS = [
 ]
 
 
-@pytest.fixture(params=[MODEL, *FLAVOURS])
+@pytest.fixture(params=FLAVOURS)
 async def subject(
     request: pytest.FixtureRequest, shared_servers: Callable[[str], EmbeddedServer]
-) -> AsyncIterator[Subject]:
-    made: Subject = ModelSubject() if request.param == MODEL else ServerSubject(shared_servers(request.param))
+) -> AsyncIterator[ServerSubject]:
+    made = ServerSubject(shared_servers(request.param))
     yield made
     await made.close()
 
 
-@pytest.fixture(params=[MODEL, *FLAVOURS])
-async def restartable(request: pytest.FixtureRequest, start_server: StartServer) -> AsyncIterator[Subject]:
-    server = None if request.param == MODEL else start_server(request.param)
-    made: Subject = ModelSubject() if server is None else ServerSubject(server)
+@pytest.fixture(params=FLAVOURS)
+async def restartable(request: pytest.FixtureRequest, start_server: StartServer) -> AsyncIterator[ServerSubject]:
+    server = start_server(request.param)
+    made = ServerSubject(server)
     yield made
     await made.close()
-    if server is not None:
-        server.kill()
+    server.kill()
 
 
-async def test_read_gives_nothing_when_the_cell_is_empty(subject: Subject) -> None:
+async def test_read_gives_nothing_when_the_cell_is_empty(subject: ServerSubject) -> None:
     _, held = await subject.cache.read([CELL, OTHER])
     assert held == [None, None]
 
 
-async def test_read_gives_the_exact_bytes_in_order_when_some_are_held(subject: Subject) -> None:
+async def test_read_gives_the_exact_bytes_in_order_when_some_are_held(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     raw = b"V\x00\r\n\xff:" + bytes(range(256))
     subject.put(epoch, OTHER, raw)
     assert await subject.cache.read([CELL, OTHER, OTHER]) == (epoch, [None, raw, raw])
 
 
-async def test_lease_is_fresh_and_expires_when_the_cell_is_empty(subject: Subject) -> None:
+async def test_lease_is_fresh_and_expires_when_the_cell_is_empty(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     one, two = await subject.cache.lease(epoch, [CELL, OTHER])
     assert one != two
@@ -82,24 +80,24 @@ async def test_lease_is_fresh_and_expires_when_the_cell_is_empty(subject: Subjec
     assert LEASE_MS - 5_000 < subject.pttl(epoch, CELL) <= LEASE_MS
 
 
-async def test_lease_is_shared_when_another_process_has_one(subject: Subject) -> None:
+async def test_lease_is_shared_when_another_process_has_one(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     (theirs,) = await subject.process().lease(epoch, [CELL])
     assert await subject.cache.lease(epoch, [CELL]) == [theirs]
 
 
-async def test_lease_gives_the_value_when_it_came_in_between(subject: Subject) -> None:
+async def test_lease_gives_the_value_when_it_came_in_between(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     subject.put(epoch, CELL, VALUE, ttl_ms=90_000)
     assert await subject.cache.lease(epoch, [CELL]) == [VALUE]
     assert subject.pttl(epoch, CELL) > LEASE_MS, "a value keeps its TTL"
 
 
-async def test_lease_asks_nothing_when_there_are_no_cells(subject: Subject) -> None:
+async def test_lease_asks_nothing_when_there_are_no_cells(subject: ServerSubject) -> None:
     assert await subject.cache.lease("no epoch at all", []) == []
 
 
-async def test_fill_lands_with_its_ttl_when_the_lease_is_held(subject: Subject) -> None:
+async def test_fill_lands_with_its_ttl_when_the_lease_is_held(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
     assert await subject.cache.fill(epoch, [Fill(CELL, token, VALUE, 90_000)]) == [True]
@@ -107,7 +105,7 @@ async def test_fill_lands_with_its_ttl_when_the_lease_is_held(subject: Subject) 
     assert 85_000 < subject.pttl(epoch, CELL) <= 90_000
 
 
-async def test_fill_lands_when_the_replaced_value_is_the_token(subject: Subject) -> None:
+async def test_fill_lands_when_the_replaced_value_is_the_token(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     subject.put(epoch, CELL, VALUE, ttl_ms=1_000_000)
     assert await subject.cache.fill(epoch, [Fill(CELL, VALUE, NEWER, 50_000)]) == [True]
@@ -116,7 +114,7 @@ async def test_fill_lands_when_the_replaced_value_is_the_token(subject: Subject)
 
 
 @pytest.mark.parametrize("how", ["dropped", "flushed", "expired"])
-async def test_fill_is_refused_when_the_token_is_gone(subject: Subject, how: str) -> None:
+async def test_fill_is_refused_when_the_token_is_gone(subject: ServerSubject, how: str) -> None:
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
     if how == "dropped":
@@ -129,7 +127,7 @@ async def test_fill_is_refused_when_the_token_is_gone(subject: Subject, how: str
     assert await subject.cache.read([CELL]) == (epoch, [None])
 
 
-async def test_fill_is_refused_when_a_newer_lease_stands(subject: Subject) -> None:
+async def test_fill_is_refused_when_a_newer_lease_stands(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
     other = subject.process()
@@ -139,7 +137,7 @@ async def test_fill_is_refused_when_a_newer_lease_stands(subject: Subject) -> No
     assert await subject.cache.read([CELL]) == (epoch, [newer])
 
 
-async def test_fill_is_refused_when_the_token_was_used(subject: Subject) -> None:
+async def test_fill_is_refused_when_the_token_was_used(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
     assert await subject.process().fill(epoch, [Fill(CELL, token, VALUE, 90_000)]) == [True]
@@ -147,14 +145,14 @@ async def test_fill_is_refused_when_the_token_was_used(subject: Subject) -> None
     assert await subject.cache.read([CELL]) == (epoch, [VALUE])
 
 
-async def test_fill_is_refused_when_the_value_to_replace_changed(subject: Subject) -> None:
+async def test_fill_is_refused_when_the_value_to_replace_changed(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     subject.put(epoch, CELL, NEWER)
     assert await subject.cache.fill(epoch, [Fill(CELL, VALUE, VALUE + b"0", 90_000)]) == [False]
     assert await subject.cache.read([CELL]) == (epoch, [NEWER])
 
 
-async def test_each_fill_is_judged_alone_when_many_go_together(subject: Subject) -> None:
+async def test_each_fill_is_judged_alone_when_many_go_together(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     cells = [Cell(f"user {number}", "f") for number in range(6)]
     tokens = await subject.cache.lease(epoch, cells)
@@ -164,7 +162,7 @@ async def test_each_fill_is_judged_alone_when_many_go_together(subject: Subject)
     assert await subject.cache.read(cells) == (epoch, [None, VALUE] * 3)
 
 
-async def test_drop_takes_values_and_leases_when_they_are_held(subject: Subject) -> None:
+async def test_drop_takes_values_and_leases_when_they_are_held(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     third = Cell("cid", "f")
     subject.put(epoch, CELL, VALUE)
@@ -174,11 +172,11 @@ async def test_drop_takes_values_and_leases_when_they_are_held(subject: Subject)
     assert await subject.cache.read([CELL, OTHER, third]) == (epoch, [None, None, VALUE])
 
 
-async def test_drop_does_nothing_when_there_are_no_cells(subject: Subject) -> None:
+async def test_drop_does_nothing_when_there_are_no_cells(subject: ServerSubject) -> None:
     await subject.cache.drop([])
 
 
-async def test_drop_exactly_spares_what_changed(subject: Subject) -> None:
+async def test_drop_exactly_spares_what_changed(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     subject.put(epoch, CELL, VALUE)
     subject.put(epoch, OTHER, NEWER)
@@ -187,7 +185,7 @@ async def test_drop_exactly_spares_what_changed(subject: Subject) -> None:
     assert await subject.cache.read([CELL, OTHER, gone]) == (epoch, [None, NEWER, None])
 
 
-async def test_ids_are_kept_apart_when_they_are_odd(subject: Subject) -> None:
+async def test_ids_are_kept_apart_when_they_are_odd(subject: ServerSubject) -> None:
     cells = [Cell(user_id, feature) for user_id in ODD_IDS for feature in ("f", "g")]
     epoch, _ = await subject.cache.read(cells)
     tokens = await subject.cache.lease(epoch, cells)
@@ -200,7 +198,7 @@ async def test_ids_are_kept_apart_when_they_are_odd(subject: Subject) -> None:
     assert await subject.cache.read(cells) == (epoch, [None] * 4 + values[4:])
 
 
-async def test_nothing_is_mixed_up_when_there_are_thousands_of_cells(subject: Subject) -> None:
+async def test_nothing_is_mixed_up_when_there_are_thousands_of_cells(subject: ServerSubject) -> None:
     cells = [Cell(f"user {number}", "f") for number in range(3_000)]
     epoch, held = await subject.cache.read(cells)
     assert held == [None] * len(cells)
@@ -214,7 +212,7 @@ async def test_nothing_is_mixed_up_when_there_are_thousands_of_cells(subject: Su
     assert await subject.cache.read(cells) == (epoch, [None] * len(cells))
 
 
-async def test_processes_share_an_epoch_when_they_share_a_database(subject: Subject) -> None:
+async def test_processes_share_an_epoch_when_they_share_a_database(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     subject.put(epoch, CELL, VALUE)
     assert await subject.process().read([CELL]) == (epoch, [VALUE])
@@ -223,7 +221,7 @@ async def test_processes_share_an_epoch_when_they_share_a_database(subject: Subj
     assert held == [None]
 
 
-async def test_nothing_old_is_reached_when_the_server_restarts_with_its_contents(restartable: Subject) -> None:
+async def test_nothing_old_is_reached_when_the_server_restarts_with_its_contents(restartable: ServerSubject) -> None:
     epoch, _ = await restartable.cache.read([CELL])
     restartable.put(epoch, CELL, VALUE)
     (token,) = await restartable.cache.lease(epoch, [OTHER])

@@ -1,17 +1,16 @@
-"""The three caches that must keep the contract of the port: the model, the embedded Valkey and Redis 7.0."""
+"""Caches on real servers, and what a test may do to the servers behind them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from app.profiles.ports import Cache, Cell, Epoch
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
-from tests.support.model_cache import ModelCache, ModelServer
 from tests.support.servers import ask
 
 LEASE_MS = 60_000
@@ -38,78 +37,6 @@ def valkey_cache(
         clock=FakeClock(),
         metrics=metrics or Metrics(),
     )
-
-
-class Subject(Protocol):
-    """A cache under test, and what a test may do to the server behind it."""
-
-    cache: Cache
-
-    def process(self, database_id: str = "database") -> Cache:
-        """The cache of one more process."""
-        ...
-
-    def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:
-        """Write past the port."""
-        ...
-
-    def pttl(self, epoch: Epoch, cell: Cell) -> int:
-        """Milliseconds until a cell expires; -2 where it is empty, -1 where it never expires."""
-        ...
-
-    def expire(self, epoch: Epoch, cell: Cell) -> None:
-        """Let a cell reach its expiry."""
-        ...
-
-    def flush(self) -> None:
-        """Forget everything."""
-        ...
-
-    def restart(self) -> None:
-        """Start anew, with the contents it had."""
-        ...
-
-    async def close(self) -> None:
-        """Close every process's cache."""
-        ...
-
-
-class ModelSubject:
-    """The model."""
-
-    def __init__(self) -> None:
-        self.clock = FakeClock()
-        self.server = ModelServer(self.clock)
-        self.cache: Cache = self.process()
-
-    def process(self, database_id: str = "database") -> Cache:
-        """See `Subject`, as all below."""
-        return ModelCache(self.server, database_id, LEASE_MS)
-
-    def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:
-        """A dict entry."""
-        self.server.put(epoch, cell, raw, ttl_ms)
-
-    def pttl(self, epoch: Epoch, cell: Cell) -> int:
-        """From the fake clock."""
-        if self.server.get(epoch, cell) is None:
-            return -2
-        return round((self.server.contents[epoch, cell][1] - self.clock.monotonic()) * 1000)
-
-    def expire(self, epoch: Epoch, cell: Cell) -> None:
-        """Time passes."""
-        self.clock.advance(max(0, self.pttl(epoch, cell)))
-
-    def flush(self) -> None:
-        """An empty dict."""
-        self.server.contents.clear()
-
-    def restart(self) -> None:
-        """The next run."""
-        self.server.restart(self.server.contents)
-
-    async def close(self) -> None:
-        """Nothing to close."""
 
 
 class ServerSubject:

@@ -24,7 +24,6 @@ from app.features.ids import id_problem
 from app.profiles.rebuild.runs import RebuildRun
 
 SHOWN = 100
-LIVE_ON_ONE_PAGE = 3  # a browser keeps six connections to a host at once, and pages need some
 
 
 @dataclass(slots=True)
@@ -104,7 +103,6 @@ async def rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int 
         features=list(api.registry),
         obstacles=await obstacles(api),
         most=MAX_USERS,
-        live=LIVE_ON_ONE_PAGE,
         shown_at_most=SHOWN,
         window_ms=api.registry.longest_window_ms(),
     )

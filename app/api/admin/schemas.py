@@ -56,14 +56,6 @@ class RebuildStatus(msgspec.Struct):
     took_s: Annotated[float | None, Meta(description="From its start to its end; null before that.")]
 
 
-class RebuildProgress(msgspec.Struct):
-    """One event of the stream that follows a rebuild."""
-
-    event: Literal["progress"]
-    id: Annotated[str, Meta(description="State and count: what `Last-Event-ID` says.")]
-    data: Annotated[str, Meta(description="The rebuild, as JSON.")]
-
-
 class RebuildList(msgspec.Struct):
     """Newest first."""
 

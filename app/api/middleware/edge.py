@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from random import Random
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
 from litestar.enums import HttpMethod, ScopeType
-from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from app.api import event_stream
 from app.api.middleware.body_limits import Bodies, Body
 from app.api.middleware.load_shedding import DETAIL, Shedding, mark_of
 from app.api.middleware.rate_limit import is_limited
@@ -41,7 +39,6 @@ MAX_PARAMETERS = MAX_COOKIES = 64  # of either, Litestar keeps the last thousand
 _OWN_COOKIE = re.compile(rb"(?:^|;)[ \t]*(profiles_[A-Za-z0-9_]+=[A-Za-z0-9_.\-]*)[ \t]*(?=;|$)")
 # A client may send any word as its method: what is none of these counts as one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_STREAM = event_stream.MEDIA_TYPE.encode()
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 CACHE_CONTROL = (b"cache-control", b"no-store")
 _random = Random()  # noqa: S311  # to tell requests apart, not to keep anybody out
@@ -69,17 +66,15 @@ class Edge:
         request_id = _request_id(scope)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
-        status, answered = 500, None
+        status = 500
         body = Body(scope, receive, self.bodies)
 
         async def send_marked(message: Message) -> None:
-            nonlocal status, answered
+            nonlocal status
             if message["type"] == "http.response.start":
                 if body.unread:
                     await body.drain()
                 status = message["status"]
-                if _is_stream(message["headers"]):
-                    answered = perf_counter()
                 headers = [*message["headers"], (b"x-request-id", request_id), NO_SNIFF]
                 if all(name.lower() != b"cache-control" for name, _ in headers):
                     headers.append(CACHE_CONTROL)
@@ -98,17 +93,19 @@ class Edge:
             raise
         finally:
             body.forget()
-            # A stream lasts as long as somebody listens: what counts is when it began.
-            self._note(scope, status, (answered or perf_counter()) - started)
+            self._note(scope, status, perf_counter() - started)
 
     async def _passed_on(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         if scope["method"] != "HEAD":
             await self._inner(scope, receive, send)
             return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
         scope["method"] = HttpMethod.GET.value
         try:
-            reader = _HeadReader(receive, send)
-            await self._inner(scope, reader.receive, reader.send)
+            await self._inner(scope, receive, send_without_body)
         finally:
             scope["method"] = HttpMethod.HEAD.value
 
@@ -129,36 +126,6 @@ class Edge:
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
-
-
-class _HeadReader:
-    """A reader who asked with HEAD, as a route for GET sees it: gone as soon as the body begins."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self._asked = False
-        self._gone = asyncio.Event()
-
-    async def receive(self) -> HTTPReceiveMessage:
-        """The request; after that, that the reader has gone."""
-        if not self._asked:
-            self._asked = True
-            return await self._receive()  # type: ignore[return-value]  # no websocket comes here
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        """Nothing of the body."""
-        if message["type"] == "http.response.start":
-            await self._send(message)
-        elif not self._gone.is_set():
-            self._gone.set()
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(name.lower() == b"content-type" and value.startswith(_STREAM) for name, value in headers)
 
 
 def request_id_of(value: bytes) -> bytes | None:

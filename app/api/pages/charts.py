@@ -1,44 +1,42 @@
-"""Charts as inline SVG, drawn by pygal.
+"""Charts as inline SVG: lines over time, bars, and the small bars of a tile.
 
-pygal brings styles and a script inside each drawing. A page's policy allows neither, so they are taken out: the page's
-own style sheet colours the drawing by its classes, in light and dark, and each point gets a `<title>`, which browsers
-show on hover. Every drawing has a role and a name for people who cannot see it. What it is called is escaped by the
-XML writer.
+The style sheets of the pages colour them by class, light and dark, since the content security policy forbids inline
+styles. Each chart is an image with a name for screen readers. Each value has a `<title>`, which browsers show on hover.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, floor, log10
 
-import pygal
-from markupsafe import Markup
-from pygal.etree import etree
-from pygal.style import Style
-
-# pygal adds a finder of its own for its maps, which are not used here, in a form that Python has given up: each import
-# that fails after that would be warned of.
-sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
+from markupsafe import Markup, escape
 
 Series = Mapping[str, Sequence[float | None]]
-_STYLE = Style(
-    font_family="inherit", label_font_size=11, major_label_font_size=11, legend_font_size=12, no_data_font_size=14
-)
+COLOURS = 4
+MOST_LABELS, MOST_STEPS = 6, 5
+CHARACTER_PX, LINE_PX, MARGIN_PX = 6.5, 22, 8
+LARGEST = 1e300  # so that the difference of two values is finite
+SLOT, SLOT_GAP, SLOT_HEIGHT, LEAST_HEIGHT = 4, 1, 40, 1.5
 
 
 def lines(
     title: str, labels: Sequence[str], series: Series, *, unit: str = "", width: int = 480, height: int = 190
 ) -> Markup:
-    """Lines over time. A None is a gap. About six of the labels are written."""
-    chart = pygal.Line(
-        **_frame(series, unit, width, height),
-        allow_interruptions=True,
-        show_dots=True,
-        dots_size=2,
-        range=_from_zero(series),
-    )
-    return _drawn(chart, title, labels, series)
+    """Lines over time. None is a gap."""
+    axes = _Axes(labels, series, _known(series), unit, width, height)
+    drawn = []
+    for values in series.values():
+        path, points, pen = "", "", "M"
+        for place, value in enumerate(values):
+            if value is None:
+                pen = "M"
+                continue
+            at = f"{axes.x(place):.1f} {axes.y(value):.1f}"
+            path += f"{pen}{at}h0"  # a line of no length, so that a point between two gaps shows
+            pen = "L"
+            points += f'<path class="point" d="M{at}h0">{axes.title(place, value)}</path>'
+        drawn.append(f'<path d="{path}"/>{points}')
+    return axes.chart(drawn, _summary(title, series))
 
 
 def bars(
@@ -52,118 +50,137 @@ def bars(
     width: int = 480,
     height: int = 190,
 ) -> Markup:
-    """Bars side by side, or one on the other. `spoken` is the drawing's name where the order of bars is not time."""
-    chart = (pygal.StackedBar if stacked else pygal.Bar)(**_frame(series, unit, width, height))
-    return _drawn(chart, title, labels, series, spoken=spoken)
+    """Bars side by side, or stacked, of values from zero up. `spoken` is the chart's name if its order is not time."""
+    totals = [sum(value or 0 for value in column) for column in zip(*series.values(), strict=True)]
+    axes = _Axes(labels, series, totals if stacked else _known(series), unit, width, height)
+    thick = 0.8 * axes.slot / (1 if stacked else len(series))
+    bases = [0.0] * len(labels)
+    drawn = []
+    for number, values in enumerate(series.values()):
+        shift = -0.4 * axes.slot + (0 if stacked else number * thick)
+        group = ""
+        for place, value in enumerate(values):
+            if value is not None:
+                top, bottom = sorted((axes.y(bases[place]), axes.y(bases[place] + value)))
+                group += (
+                    f'<rect x="{axes.x(place) + shift:.1f}" y="{top:.1f}" width="{thick:.1f}" '
+                    f'height="{bottom - top:.1f}">{axes.title(place, value)}</rect>'
+                )
+                bases[place] += value if stacked else 0
+        drawn.append(group)
+    return axes.chart(drawn, spoken or _summary(title, series))
 
 
-def _frame(series: Series, unit: str, width: int, height: int) -> dict[str, Any]:
-    """What every chart has: axes with few labels, and a legend in one line where there is more than one series."""
-    return {
-        "style": _STYLE,
-        "js": (),
-        "css": (),
-        "no_data_text": "nothing yet",
-        "truncate_label": -1,
-        "width": width,
-        "height": height,
-        "show_legend": len(series) > 1,
-        "legend_at_bottom": True,
-        "legend_at_bottom_columns": max(1, len(series)),
-        "legend_box_size": 10,
-        "show_minor_x_labels": False,
-        "margin": 6,
-        "spacing": 8,
-        "max_scale": 5,
-        "value_formatter": _formatter(unit),
-    }
+def slots(title: str, labels: Sequence[str], values: Sequence[float | None], said: Sequence[str]) -> Markup:
+    """The small bars of a tile, without axes. `said` is each value as text. Zero is a thin bar, None is a gap."""
+    known = [(value, text) for value, text in zip(values, said, strict=True) if value is not None]
+    most, most_said = max(known, key=lambda item: item[0], default=(0.0, ""))
+    most = most or 1.0
+    drawn = "".join(
+        f'<rect x="{place * SLOT}" y="{SLOT_HEIGHT - tall:.1f}" width="{SLOT - SLOT_GAP}" height="{tall:.1f}">'
+        f"<title>{escape(label)}: {escape(text)}</title></rect>"
+        for place, (label, value, text) in enumerate(zip(labels, values, said, strict=True))
+        if value is not None
+        for tall in [LEAST_HEIGHT + (SLOT_HEIGHT - LEAST_HEIGHT) * max(0.0, value / most)]
+    )
+    latest = f"latest {known[-1][1]}, highest {most_said}" if known else "nothing to show yet"
+    frame = Markup(
+        '<svg class="slots" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    )
+    return frame.format(len(values) * SLOT - SLOT_GAP, SLOT_HEIGHT, f"{title}: {latest}", Markup(drawn))  # noqa: S704
 
 
-def _from_zero(series: Series) -> tuple[float, float] | None:
-    known = [value for values in series.values() for value in values if value is not None]
-    if not known:
-        return None
-    return min(0.0, *map(_drawable, known)), max(map(_drawable, known)) or 1.0
+class _Axes:
+    """The frame of a chart: a scale from zero with round steps, labels below, and a legend of several series."""
+
+    def __init__(
+        self, labels: Sequence[str], series: Series, values: Iterable[float], unit: str, width: int, height: int
+    ) -> None:
+        self._labels, self._names, self._unit = labels, list(series), unit
+        self._width, self._height = width, height
+        self._low, self._high, self._step = _scale(values)
+        steps = round((self._high - self._low) / self._step)
+        self._ticks = [self._low + self._step * number for number in range(steps + 1)]
+        self._left = MARGIN_PX + CHARACTER_PX * max(len(self._text(tick)) for tick in self._ticks)
+        self._bottom = height - LINE_PX * (2 if len(series) > 1 else 1)
+        self.slot = (width - self._left - MARGIN_PX) / len(labels)
+
+    def x(self, place: int) -> float:
+        """The middle of a label's slot."""
+        return self._left + self.slot * (place + 0.5)
+
+    def y(self, value: float) -> float:
+        share = (max(-LARGEST, min(LARGEST, value)) - self._low) / (self._high - self._low)
+        return self._bottom - share * (self._bottom - MARGIN_PX)
+
+    def title(self, place: int, value: float) -> str:
+        return f"<title>{escape(self._labels[place])}: {escape(self._text(value))}</title>"
+
+    def chart(self, drawn: Sequence[str], name: str) -> Markup:
+        """The chart with what was drawn for each series, in the series' colours."""
+        groups = "".join(
+            f'<g class="series-{number % COLOURS}">{part}{self._legend(number)}</g>'
+            for number, part in enumerate(drawn)
+        )
+        frame = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
+        body = Markup(self._grid() + self._labels_below() + groups)  # noqa: S704  # texts in it are escaped
+        return frame.format(self._width, self._height, name, body)
+
+    def _grid(self) -> str:
+        return "".join(
+            f'<path class="grid" d="M{self._left:.1f} {self.y(tick):.1f}H{self._width - MARGIN_PX}"/>'
+            f'<text class="y" x="{self._left - 4:.1f}" y="{self.y(tick) + 4:.1f}">{escape(self._text(tick))}</text>'
+            for tick in self._ticks
+        )
+
+    def _labels_below(self) -> str:
+        widest = CHARACTER_PX * (max(map(len, self._labels)) + 1)
+        shown = max(1, min(MOST_LABELS, int((self._width - self._left) / widest)))
+        return "".join(
+            f'<text x="{self.x(place):.1f}" y="{self._bottom + 17:.1f}">{escape(self._labels[place])}</text>'
+            for place in range(0, len(self._labels), ceil(len(self._labels) / shown))
+        )
+
+    def _legend(self, number: int) -> str:
+        if len(self._names) == 1:
+            return ""
+        x = self._left + number * (self._width - self._left) / len(self._names)
+        y = self._height - MARGIN_PX
+        return (
+            f'<rect x="{x:.1f}" y="{y - 10}" width="10" height="10"/>'
+            f'<text class="legend" x="{x + 15:.1f}" y="{y}">{escape(self._names[number])}</text>'
+        )
+
+    def _text(self, value: float) -> str:
+        whole = value == int(value) and abs(value) < 1e15
+        digits = f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.3g}"
+        return f"{digits} {self._unit}".rstrip()
 
 
-def _drawable(value: float) -> float:
-    """The value, or 0 where it is too small for pygal to divide by its power of ten."""
-    return float(value) if abs(value) > sys.float_info.min else 0.0
+def _known(series: Series) -> list[float]:
+    return [value for values in series.values() for value in values if value is not None]
 
 
-def _formatter(unit: str) -> Callable[[float], str]:
-    def text(value: float) -> str:
-        digits = f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
-        return f"{digits} {unit}".rstrip()
-
-    return text
-
-
-def _drawn(chart: Any, title: str, labels: Sequence[str], series: Series, *, spoken: str | None = None) -> Markup:
-    if all(value is None or value == int(value) for values in series.values() for value in values):
-        chart.config.order_min = 0  # no halves of what is counted
-    chart.x_labels = [str(label) for label in labels]
-    every = max(1, -(-len(labels) // 6))
-    chart.x_labels_major_every = every
-    for name, values in series.items():
-        chart.add(str(name), [None if value is None else _drawable(value) for value in values])
-    root = chart.render_tree()
-    _strip(root)
-    _name_points(root)
-    root.set("class", "chart")
-    root.set("role", "img")
-    root.set("aria-label", spoken or _spoken(title, series))
-    root.attrib.pop("id", None)
-    text: str = etree.tostring(root, encoding="unicode")
-    return Markup(text)  # noqa: S704  # written by an XML writer, which escapes
+def _scale(values: Iterable[float]) -> tuple[float, float, float]:
+    """Lower end, upper end and step of the axis. What is counted has no halves."""
+    clamped = [0.0, *(max(-LARGEST, min(LARGEST, value)) for value in values)]
+    low, high = min(clamped), max(clamped)
+    if high - low < 1e-9:
+        high = low + 1
+    rough = (high - low) / MOST_STEPS
+    power = 10.0 ** floor(log10(rough))
+    step = next((power * factor for factor in (1, 2, 5) if power * factor >= rough), 10 * power)
+    if all(value == int(value) for value in clamped):
+        step = max(1.0, step)
+    return floor(low / step) * step, ceil(high / step) * step, step
 
 
-def _spoken(title: str, series: Series) -> str:
+def _summary(title: str, series: Series) -> str:
     parts = []
     for name, values in series.items():
         known = [value for value in values if value is not None]
         if known:
-            latest = values[-1]
-            said = f"latest {latest:.4g}" if latest is not None else "no latest value"
+            latest = f"latest {values[-1]:.4g}" if values[-1] is not None else "no latest value"
             prefix = "" if name == title else f"{name}: "
-            parts.append(f"{prefix}{said}, lowest {min(known):.4g}, highest {max(known):.4g}")
+            parts.append(f"{prefix}{latest}, lowest {min(known):.4g}, highest {max(known):.4g}")
     return f"{title}. {'; '.join(parts) or 'Nothing to show yet'}."
-
-
-def _strip(root: Any) -> None:
-    """Take out styles, scripts, comments, the title of pygal and what only its script would use."""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            tag = child.tag if isinstance(child.tag, str) else ""
-            name = tag.rpartition("}")[2]
-            unused = child.get("class", "") in ("plot text-overlay", "plot tooltip-overlay", "background")
-            if (
-                not tag
-                or name in ("style", "script")
-                or (parent is root and name in ("defs", "title"))
-                or unused
-                or child.get("class", "").startswith("tooltip ")
-            ):
-                parent.remove(child)
-            else:
-                child.attrib.pop("style", None)
-                child.attrib.pop("id", None)
-
-
-def _name_points(root: Any) -> None:
-    """What pygal notes beside a point for its script becomes the point's title."""
-    for group in list(root.iter()):
-        notes = {
-            child.get("class"): child
-            for child in group
-            if isinstance(child.tag, str) and child.tag.rpartition("}")[2] == "desc"
-        }
-        if not notes:
-            continue
-        value = notes["value"].text or "" if "value" in notes else ""
-        label = notes["x_label"].text or "" if "x_label" in notes else ""
-        for note in notes.values():
-            group.remove(note)
-        if value and len(group):
-            title = etree.SubElement(group[0], "title")
-            title.text = f"{label}: {value}" if label else value

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import app
-from app.api.pages import charts, sparks
+from app.api.pages import charts
 from app.features import ids
 from app.features.clock import EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import Scalar
@@ -73,7 +73,7 @@ def environment() -> Environment:
         "version": app.__version__,
         "lines": charts.lines,
         "bars": charts.bars,
-        "slots": sparks.slots,
+        "slots": charts.slots,
     }
     return made
 
@@ -144,7 +144,7 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
     if value == int(value) or abs(value) >= 10**digits:
         text = f"{value:,.0f}"
     else:
-        text = f"{value:.{digits}g}"
+        text = f"{value:,.{digits}g}"
         if "e" in text:
             text = f"{value:.6f}".rstrip("0")
     return f"{text} {unit}".rstrip().replace(",", "\u202f")

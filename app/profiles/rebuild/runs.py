@@ -71,10 +71,6 @@ class RebuildRepository(Protocol):
         """Newest first, without their lists of users."""
         ...
 
-    async def progress(self, run_ids: Sequence[str]) -> list[RebuildRun]:
-        """These runs, without their lists of users; cheap."""
-        ...
-
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
         """Active runs that were touched last before a moment, or, as the clock has it, after another in the future."""
         ...

@@ -18,9 +18,7 @@ INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?,
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
 SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
 # Without the lists, which may hold a thousand ids each.
-_PROGRESS = _COLUMNS.replace("user_ids", "NULL")
-SELECT_RUNS = f"SELECT {_PROGRESS} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
-SELECT_PROGRESS = f"SELECT {_PROGRESS} FROM rebuilds WHERE id IN (SELECT value FROM json_each(?))"
+SELECT_RUNS = f"SELECT {_COLUMNS.replace('user_ids', 'NULL')} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
 SELECT_UNTOUCHED = (
     "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND (touched_at_ms < ? OR touched_at_ms > ?)"
 )
@@ -70,12 +68,6 @@ class SqliteRebuildRepository:
     async def newest(self, limit: int) -> list[RebuildRun]:
         """Newest first."""
         rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
-        return [_run(row) for row in rows]
-
-    async def progress(self, run_ids: Sequence[str]) -> list[RebuildRun]:
-        """By key, in one statement."""
-        parameters = (json.dumps(run_ids),)
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_PROGRESS, parameters).fetchall())
         return [_run(row) for row in rows]
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:

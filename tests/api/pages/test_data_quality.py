@@ -97,8 +97,9 @@ async def test_report_tells_its_figures_in_words_and_histograms(
         assert "major drift" in cells[10]
         await expect(page.locator("svg.chart")).to_have_count(len(REGISTRY))
         card = page.locator("#tip_volume_30d")
-        assert await card.locator("svg.chart rect.rect").count() >= 4
-        fills = {await bar.evaluate("e => getComputedStyle(e).fill") for bar in await card.locator("rect.rect").all()}
+        bars = await card.locator("svg.chart rect:has(title)").all()
+        assert len(bars) >= 4
+        fills = {await bar.evaluate("e => getComputedStyle(e).fill") for bar in bars}
         assert len(fills) == 2  # each population in its own colour
         await expect(card.locator("svg.chart")).to_have_accessible_name(
             "tip_volume_30d, share of users by value: now most have 4 (67%), 7 days before most have 3 (100%). "

@@ -6,7 +6,7 @@ import asyncio
 import re
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
@@ -15,10 +15,10 @@ from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.events import served
 from tests.support.live import KEYS, Live, new_user
 from tests.support.servers import VALKEY, StartServer, ask
-from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 WORKER_MISSING = "No worker is alive"
+ADMIN = {"X-API-Key": KEYS["admin"]}
 
 
 async def some_users(site: Live, count: int = 4) -> list[str]:
@@ -183,18 +183,54 @@ async def test_bar_moves_by_itself_while_the_run_goes_on(
         await expect(page.locator("[data-part=finished] time")).to_have_count(1)
         assert await page.evaluate("window.loadedOnce")
         await visitor.assert_sound()
-        # The stream is over, and the browser does not come back for more.
-        await eventually(lambda: own_site.app.state.api.watch.followers == 0)
 
 
-async def test_bar_moves_all_the_same_when_events_do_not_come_through(own_site: Live, browser: Browser) -> None:
+async def test_bar_moves_again_after_requests_have_failed(own_site: Live, browser: Browser) -> None:
+    await some_users(own_site)
+    run = await started(own_site)
+    failures = iter(["502", "refused", "no JSON"])
+
+    async def fail_at_first(route: Route) -> None:
+        match next(failures, None):
+            case "502":
+                await route.fulfill(status=502, body="bad gateway")
+            case "refused":
+                await route.abort("connectionrefused")
+            case "no JSON":
+                await route.fulfill(body="<html>")
+            case _:
+                await route.continue_()
+
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(f"/admin/rebuilds/{run}")
+        await visitor.page.route("**/admin/rebuilds/*", fail_at_first)
+        await own_site.service.book.advance(run, 3, "u", own_site.now_ms)
+        await expect(visitor.page.locator("[data-part=done]")).to_have_text("3", timeout=20_000)
+        assert next(failures, None) is None
+
+
+async def test_page_stops_polling_when_the_run_has_ended(own_site: Live, browser: Browser) -> None:
     await some_users(own_site)
     run = await started(own_site)
     async with visiting(browser, own_site) as visitor:
-        await visitor.page.route("**/events", lambda route: route.fulfill(status=502, body="a proxy that cannot"))
+        await visitor.page.clock.install()
         await visitor.go(f"/admin/rebuilds/{run}")
-        await own_site.service.book.advance(run, 3, "u", own_site.now_ms)
-        await expect(visitor.page.locator("[data-part=done]")).to_have_text("3")
+        await own_site.service.runner.run(run, budget_s=30)
+        await visitor.page.clock.fast_forward(1_500)
+        await expect(visitor.page.locator("[data-part=state]")).to_have_text("completed")
+        requests: list[str] = []
+        visitor.page.on("request", lambda request: requests.append(request.url))
+        await visitor.page.clock.run_for(10_000)
+        assert requests == []
+
+
+async def test_page_leads_to_signing_in_when_the_session_has_ended(keyed: Live, browser: Browser) -> None:
+    run = (await keyed.client.post("/admin/rebuilds", json={"user_ids": [new_user()]}, headers=ADMIN)).json()["id"]
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        await visitor.go(f"/admin/rebuilds/{run}")
+        await visitor.context.clear_cookies()
+        await expect(visitor.page.get_by_label("API key")).to_be_visible()
 
 
 async def test_run_loads_itself_anew_when_there_is_no_javascript(own_site: Live, browser: Browser) -> None:

@@ -91,6 +91,17 @@ async def test_charts_draw_what_the_tables_say(site: Live, browser: Browser) -> 
         assert sum(map(int, cells)) == 29 == (await site.features(user))["tip_volume_30d"]
         volume = visitor.page.get_by_role("img", name="tip_volume_30d.")
         await expect(volume).to_have_accessible_name(re.compile("latest 29, lowest 0, highest 29"))
+        await visitor.page.get_by_text("The development as a table").click()
+        table = visitor.page.get_by_role("table", name="Features by day")
+        last = dict(
+            zip(
+                await table.locator("thead th").all_inner_texts(),
+                await table.locator("tbody tr").last.locator("th, td").all_inner_texts(),
+                strict=True,
+            )
+        )
+        assert await table.locator("tbody tr").count() == 30
+        assert last["tip_volume_30d"] == "29"
 
 
 async def test_nothing_is_filled_when_a_page_is_looked_at(

@@ -1,9 +1,10 @@
-// Follows rebuilds: whatever has data-follow hears of its run by server-sent events and fills in its parts. Where these
-// do not come through, it asks every few seconds. Without this script the page of a run loads itself anew.
+// Shows the progress of rebuilds: requests the run of each element with data-follow once a second until the run ends,
+// and fills in its parts. Without this script the page of a run reloads itself.
 "use strict";
 
 const KINDS = { queued: "warn", running: "none", completed: "good", cancelled: "none", failed: "bad" };
-const POLL_MS = 3000;
+const POLL_MS = 1000;
+const TIMEOUT_MS = 10000;
 
 function number(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: Math.max(3, String(Math.trunc(value)).length) }).replaceAll(",", "\u202f");
@@ -59,26 +60,24 @@ function show(root, run) {
   return over;
 }
 
-function follow(root) {
-  const address = root.dataset.follow;
+async function follow(root) {
   const first = root.querySelector("progress").value;
-  const source = new EventSource(`${address}/events`);
-  source.addEventListener("progress", (event) => {
-    const run = JSON.parse(event.data);
-    if (show(root, run)) source.close();
-    // Whatever stood in the way does so no longer.
-    if (run.done > first) document.querySelectorAll("[data-obstacle]").forEach((element) => element.remove());
-  });
-  source.addEventListener("error", () => {
-    // While the browser comes back by itself there is nothing to do.
-    if (source.readyState === EventSource.CLOSED) poll(root, address);
-  });
-}
-
-async function poll(root, address) {
-  const answer = await fetch(address, { headers: { Accept: "application/json" } }).catch(() => undefined);
-  if (answer?.ok && show(root, await answer.json())) return;
-  setTimeout(() => poll(root, address), POLL_MS);
+  for (;;) {
+    const answer = await fetch(root.dataset.follow, {
+      headers: { Accept: "application/json" },
+      signal: AbortSignal.timeout(TIMEOUT_MS),
+    }).catch(() => null);
+    const run = answer?.ok ? await answer.json().catch(() => null) : null;
+    if (run !== null) {
+      // A run that moves on is no longer held up by an obstacle.
+      if (run.done > first) document.querySelectorAll("[data-obstacle]").forEach((element) => element.remove());
+      if (show(root, run)) return;
+    } else if (answer?.status === 401) {
+      location.reload(); // the session is over: the page itself leads to signing in
+      return;
+    }
+    await new Promise((resume) => setTimeout(resume, POLL_MS));
+  }
 }
 
 document.querySelectorAll("[data-follow]").forEach(follow);
