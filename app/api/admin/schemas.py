@@ -71,26 +71,31 @@ class RebuildList(msgspec.Struct):
 
 
 class Quality(msgspec.Struct):
-    """Data quality, measured at `measured_at`; eligible are users with any event within the longest window.
+    """Data quality at `measured_at`; no figure is older. Eligible are users with any event within the longest window.
 
-    No figure is older than `measured_at`. `eligible_before` is who was eligible 7 days earlier, at `before_at`.
+    `measured` of them were drawn at random, or all. `eligible_before` and `measured_before` are the same 7 days before,
+    at `before_at`.
     """
 
     measured_at: str
     took_s: float
     eligible: int
+    measured: int
     before_at: str
     eligible_before: int
+    measured_before: int
+    margin: Annotated[
+        float, Meta(description="Any share of the measured users is within this of all, 95 % confidence; 0 if exact.")
+    ]
     features: dict[str, FeatureQuality]
 
 
 class QualityRefresh(msgspec.Struct):
-    """A measurement by a worker, and how far it is."""
+    """A measurement by a worker, and how many users it has measured once it is completed."""
 
     id: int
     state: Literal["queued", "running", "completed", "failed"]
-    done: int
-    total: int | None
+    measured: int
     requested_by: str
     requested_at: str
     started_at: str | None
