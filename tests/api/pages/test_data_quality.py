@@ -151,7 +151,7 @@ async def test_number_leads_to_its_users_page_by_page(
         assert await page.locator("tbody a.id").all_inner_texts() == [users[9]]
         await page.get_by_label("State").select_option("null")
         await page.get_by_role("button", name="List").click()
-        await expect(page.get_by_text("Nobody, to the end of the eligible users.")).to_be_visible()
+        await expect(page.get_by_text("None, to the end of the eligible users.")).to_be_visible()
 
 
 @pytest.mark.parametrize("scripts", [True, False])
