@@ -229,6 +229,22 @@ async def test_next_measurement_is_made_when_one_fails(
     assert (await fixture.measurement.measure()).measured == 5
 
 
+async def test_measurement_does_not_pause_when_it_is_behind_its_time(
+    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fixture.service.send(*(served(f"user-{number}") for number in range(9)))
+    inner = fixture.service.source.compute
+
+    async def slow(*asked: object) -> object:
+        fixture.service.clock.advance(1_000)
+        return await inner(*asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fixture.service.source, "compute", slow)
+    # A third of the users may take 1.5 s, and takes 1 s; the pauses take no time by this clock.
+    await fixture.measurement.measure(budget_s=4.5)
+    assert fixture.pauses == pytest.approx([0.5, 1.0, 1.5])
+
+
 async def test_request_is_not_answered_by_a_measurement_that_began_before(
     fixture: QualityFixture, world: World
 ) -> None:
