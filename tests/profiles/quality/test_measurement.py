@@ -241,7 +241,7 @@ async def test_measurement_does_not_pause_when_it_is_behind_its_time(
 
     monkeypatch.setattr(fixture.service.source, "compute", slow)
     # A third of the users may take 1.5 s, and takes 1 s; the pauses take no time by this clock.
-    await fixture.measurement.measure(budget_s=4.5)
+    await fixture.measurement.measure(budget_s=4.5 / module.PACE)
     assert fixture.pauses == pytest.approx([0.5, 1.0, 1.5])
 
 
