@@ -14,7 +14,7 @@ from litestar.params import QueryParameter
 
 from app.api.admin.auditing import audited, caller
 from app.api.admin.quality_page import cards
-from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
+from app.api.admin.schemas import QualityRefresh, UserBehind, UsersBehindList
 from app.api.auth.forms import is_form
 from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.openapi.document import problems
@@ -58,19 +58,19 @@ async def get_quality(
     max_age_s: Annotated[
         int | None, QueryParameter(ge=0, le=YEAR_S, description="How old a stored report may be that is answered.")
     ] = None,
-) -> Response[Quality]:
+) -> Response[QualityReport]:
     """All features."""
     api = api_of(request)
     if prefers_page(request):
         return await _page(request)
     if max_age_s is not None:
-        oldest_ms = api.clock.now_ms() - 1000 * max_age_s
+        oldest = rfc3339(api.clock.now_ms() - 1000 * max_age_s)
         run = await api.quality.runs.newest_completed()
         if run is not None:
             stored = readable_report(run)
-            if stored is not None and stored.measured_at_ms >= oldest_ms:
-                return as_json(shown(stored))
-    return as_json(shown(await api.quality.measurement.measure()))
+            if stored is not None and stored.measured_at >= oldest:
+                return as_json(stored)
+    return as_json(await api.quality.measurement.measure())
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
@@ -81,16 +81,14 @@ async def _page(request: HttpRequest) -> Response[Any]:
     begun = report is None and not (runs and runs[0].active)
     if begun:
         runs = [await begin_refresh(request), *runs]
-    body = shown(report) if report is not None else None
     latest = await refresh_status(api, runs[0])
     return await page(
         request,
         "data_quality.html",
-        body=body,
-        cards=cards(body.features, api.registry) if body is not None else [],
-        away=report is not None and not report.cache_answered,
+        body=report,
+        cards=cards(report.features, api.registry) if report is not None else [],
         latest=latest,
-        old=report is not None and api.clock.now_ms() - report.measured_at_ms > OLD_MS,
+        old=report is not None and report.measured_at < rfc3339(api.clock.now_ms() - OLD_MS),
         begun=begun,
         unreadable=run is not None and report is None,
         window_ms=api.registry.longest_window_ms(),
@@ -207,24 +205,9 @@ async def refresh_status(api: Api, run: QualityRun) -> QualityRefresh:
     )
 
 
-def as_json(body: Quality) -> Response[Quality]:
+def as_json(report: QualityReport) -> Response[QualityReport]:
     """The answer to a program."""
-    return Response(body, headers={"Vary": "Accept"})
-
-
-def shown(report: QualityReport) -> Quality:
-    """A report with its times as text."""
-    return Quality(
-        rfc3339(report.measured_at_ms),
-        report.took_ms / 1000,
-        report.eligible,
-        report.measured,
-        rfc3339(report.before_ms),
-        report.eligible_before,
-        report.measured_before,
-        report.margin,
-        report.features,
-    )
+    return Response(report, headers={"Vary": "Accept"})
 
 
 def listed(feature: str, sought: Sought, found: Behind) -> UsersBehindList:

@@ -9,7 +9,6 @@ from msgspec import Meta
 
 from app.api.schemas import MAX_USERS, FeatureNames, Value
 from app.features.ids import Id
-from app.profiles.quality.report import FeatureQuality
 
 
 class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -68,26 +67,6 @@ class RebuildList(msgspec.Struct):
     """Newest first."""
 
     rebuilds: list[RebuildStatus]
-
-
-class Quality(msgspec.Struct):
-    """Data quality at `measured_at`; no figure is older. Eligible are users with any event within the longest window.
-
-    `measured` of them were drawn at random, or all. `eligible_before` and `measured_before` are the same 7 days before,
-    at `before_at`.
-    """
-
-    measured_at: str
-    took_s: float
-    eligible: int
-    measured: int
-    before_at: str
-    eligible_before: int
-    measured_before: int
-    margin: Annotated[
-        float, Meta(description="Any share of the measured users is within this of all, 95 % confidence; 0 if exact.")
-    ]
-    features: dict[str, FeatureQuality]
 
 
 class QualityRefresh(msgspec.Struct):

@@ -151,7 +151,9 @@ def _categories(pooled: Counter[float], now: Counter[float], before: Counter[flo
 
 def _edges(dtype: Dtype, pooled: Counter[float]) -> list[float]:
     """Edges at round numbers, equally far apart, from the first to the last percentile of both populations together."""
-    low, high = _trimmed(pooled)
+    low, high = quantiles(pooled.elements(), (_TAIL, 1 - _TAIL))
+    if low is None or high is None or low == high:
+        low, high = min(pooled), max(pooled)
     raw = (high - low) / BINS
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(nice * magnitude for nice in _NICE if nice * magnitude >= raw * (1 - 1e-9))
@@ -163,14 +165,3 @@ def _edges(dtype: Dtype, pooled: Counter[float]) -> list[float]:
         count += 1  # a bin of whole numbers never holds its upper edge
     digits = max(0, 3 - math.floor(math.log10(step)))
     return [round((start + place) * step, digits) for place in range(count + 1)]
-
-
-def _trimmed(pooled: Counter[float]) -> tuple[float, float]:
-    """The first and the last percentile, or the extremes where those are equal."""
-    total, passed, ends = pooled.total(), 0, list[float]()
-    for number, count in sorted(pooled.items()):
-        passed += count
-        while len(ends) < 2 and passed >= total * (_TAIL, 1 - _TAIL)[len(ends)]:
-            ends.append(number)
-    low, high = ends
-    return (low, high) if low < high else (min(pooled), max(pooled))

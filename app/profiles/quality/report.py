@@ -104,28 +104,34 @@ class FeatureQuality(msgspec.Struct):
 
 
 class QualityReport(msgspec.Struct):
-    """A measurement that began at `measured_at_ms`: no figure is older."""
+    """Data quality at `measured_at`; no figure is older. Eligible are users with any event within the longest window.
 
-    measured_at_ms: int
-    took_ms: int
-    before_ms: int
+    `measured` of them were drawn at random, or all. `eligible_before` and `measured_before` are the same 7 days before,
+    at `before_at`.
+    """
+
+    measured_at: str
+    took_s: float
     eligible: int
     measured: int
+    before_at: str
     eligible_before: int
     measured_before: int
-    margin: float
-    cache_answered: bool
+    margin: Annotated[
+        float, Meta(description="Any share of the measured users is within this of all, 95 % confidence; 0 if exact.")
+    ]
+    cache_answered: Annotated[bool, Meta(description="False: nothing is known of what the cache held.")]
     features: dict[str, FeatureQuality]
 
 
 def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> QualityReport:
     """The report of a sample of which every user was measured."""
     return QualityReport(
-        sample.now_ms,
-        max(0, finished_at_ms - sample.now_ms),
-        sample.before_ms,
+        rfc3339(sample.now_ms),
+        max(0, finished_at_ms - sample.now_ms) / 1000,
         sample.eligible,
         len(sample.now),
+        rfc3339(sample.before_ms),
         sample.eligible_before,
         len(sample.before),
         max(margin(len(sample.now), sample.eligible), margin(len(sample.before), sample.eligible_before)),

@@ -36,12 +36,6 @@ SELECT user_id FROM (
 )
 ORDER BY user_id LIMIT :limit
 """
-SELECT_COUNT_ELIGIBLE = """
-SELECT COUNT(*) FROM (
-    SELECT user_id FROM tip_views WHERE occurred_at_ms >= :since
-    UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
-)
-"""
 # Both halves come sorted from their covering indexes and are merged. To rank the users here and draw ranks in Python
 # costs Python 20,000 rows, not all of them: a long loop there would hold up the process's requests.
 _ELIGIBLE_WITHIN = """
@@ -130,7 +124,7 @@ class SqliteUsers:
         """How many in all."""
 
         def work(connection: sqlite3.Connection) -> int:
-            (count,) = connection.execute(SELECT_COUNT_ELIGIBLE, {"since": since_ms}).fetchone()
+            (count,) = connection.execute(SELECT_COUNT_WITHIN, {"since": since_ms, "until": END_OF_TIME_MS}).fetchone()
             return int(count)
 
         return await self._database.read(work)

@@ -34,6 +34,7 @@ async def quality(site: Live, query: str = "") -> dict[str, Any]:
         "eligible_before",
         "measured_before",
         "margin",
+        "cache_answered",
         "features",
     }
     assert report["features"].keys() == set(REGISTRY.names)
