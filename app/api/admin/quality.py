@@ -107,6 +107,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
     responses=problems(400, 401, 403, 503, 507),
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
+    """A form is redirected to the page; a program gets the run."""
     status = await refresh_status(api_of(request), await begin_refresh(request))
     if is_form(request):
         return await redirect(request, PATH, WAITING[status.waiting_for])
@@ -121,6 +122,7 @@ async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     responses=problems(400, 401, 403, 404, 503),
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
+    """404 if none was ever requested."""
     api = api_of(request)
     runs = await api.quality.runs.newest(1)
     if not runs:

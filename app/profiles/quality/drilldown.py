@@ -30,6 +30,8 @@ class Behind(NamedTuple):
 
 
 class Drilldown:
+    """Reads `PAGE` users at a time, and stops after `MOST_SCANNED` users or `MOST_S` seconds."""
+
     def __init__(self, *, meter: FreshnessMeter, users: NewestEvents, registry: Registry, clock: Clock) -> None:
         self._meter = meter
         self._users = users
