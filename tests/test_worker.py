@@ -242,35 +242,25 @@ async def test_a_job_comes_back_at_once_when_there_is_more_to_rebuild(
     assert (run.state, run.done) == ("completed", 3)
 
 
-async def test_quality_is_measured_piece_by_piece_when_there_are_many_users(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_quality_is_measured_in_one_job(service: Service) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    monkeypatch.setattr("app.profiles.quality.scan.PAGE", 2)
-    run, _ = await service.quality.book.open("ann", now_ms())
-    with monkeypatch.context() as patch:
-        patch.setattr(Pace, "budget_s", -1)
-        with pytest.raises(Retry) as caught:
-            await module.measure_quality(job(service), run.id)
-    assert caught.value.defer_score == 0
+    run, _ = await service.quality.runs.open("ann", now_ms())
     await module.measure_quality(job(service), run.id)
-    ended = await service.quality.book.get(run.id)
-    assert ended is not None
-    assert (ended.state, ended.done) == ("completed", 3)
+    (ended,) = await service.quality.runs.newest(9)
+    assert (ended.state, ended.measured) == ("completed", 3)
 
 
 async def test_a_measurement_fails_when_its_job_fails_again_and_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = await service.quality.book.open("ann", now_ms())
-    monkeypatch.setattr(type(service.quality.runner), "run", failing(RuntimeError("a defect")))
+    run, _ = await service.quality.runs.open("ann", now_ms())
+    monkeypatch.setattr(type(service.quality.measurement), "measure", failing(RuntimeError("a defect")))
     ctx = job(service)
     for _ in range(UNEXPECTED_TRIES - 1):
         with pytest.raises(Retry):
             await module.measure_quality(ctx, run.id)
     await module.measure_quality(ctx, run.id)
-    ended = await service.quality.book.get(run.id)
-    assert ended is not None
+    (ended,) = await service.quality.runs.newest(9)
     assert (ended.state, ended.error) == (
         "failed",
         f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')",
@@ -280,7 +270,7 @@ async def test_a_measurement_fails_when_its_job_fails_again_and_again(
 async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_under_way(service: Service) -> None:
     await module.hourly_quality(job(service))
     await module.hourly_quality(job(service))
-    (run,) = await service.quality.book.newest(10)
+    (run,) = await service.quality.runs.newest(10)
     assert (run.state, run.requested_by) == ("queued", module.HOURLY)
     assert {entry.name for entry in module.crons(PACE)} <= queue.JOBS
 
@@ -402,13 +392,13 @@ async def test_quality_is_measured_when_somebody_asks_and_when_a_job_was_lost(se
     async with working(settings, pace=Pace(job_timeout_s=3)) as (service, _):
 
         async def completed(count: int) -> bool:
-            runs = await service.quality.book.newest(10)
+            runs = await service.quality.runs.newest(10)
             return [run.state for run in runs] == ["completed"] * count
 
-        run, _ = await service.quality.book.open("ann", now_ms())
+        run, _ = await service.quality.runs.open("ann", now_ms())
         await service.quality.start(run.id)
         await eventually_async(lambda: completed(1))
-        await service.quality.book.open("bob", now_ms() - 60_000)  # and nobody was told
+        await service.quality.runs.open("bob", now_ms() - 60_000)  # and nobody was told
         await eventually_async(lambda: completed(2))
 
 
@@ -484,7 +474,7 @@ async def test_services_with_queues_of_their_own_take_no_jobs_of_each_other(
         # What has a name of its own does not keep the other's from running, either.
         for each in (service, other):
             assert each.queue is not None
-            run, _ = await each.quality.book.open("ann", now_ms())
+            run, _ = await each.quality.runs.open("ann", now_ms())
             await each.quality.start(run.id)
         for each in (service, other):
             await eventually_async(partial(completed, each))
@@ -495,7 +485,7 @@ async def test_services_with_queues_of_their_own_take_no_jobs_of_each_other(
 
 async def completed(service: Service) -> bool:
     """Whether a report of data quality is there."""
-    return await service.quality.book.newest_completed() is not None
+    return await service.quality.runs.newest_completed() is not None
 
 
 async def test_workers_of_two_databases_on_one_queue_are_seen(settings: Settings, other_settings: Settings) -> None:

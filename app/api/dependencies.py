@@ -28,7 +28,7 @@ from app.operations.states import ReadinessCheck
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.reader import ProfileReader
-from app.profiles.quality.parts import QualityServices
+from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRepository, RebuildRunner
 from app.telemetry import Metrics
@@ -99,7 +99,7 @@ class Api:
     process: str
     book: RebuildRepository
     runner: RebuildRunner
-    quality: QualityServices
+    quality: DataQuality
     erase: Callable[[str], Awaitable[Holdings]]
     recall: Callable[[], Awaitable[None]]
     start_rebuild: Callable[[str], Awaitable[None]]

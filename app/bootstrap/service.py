@@ -29,6 +29,7 @@ from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
+from app.profiles.consistency.freshness import FreshnessMeter
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.compute import Computation
 from app.profiles.online.fill import Filler
@@ -36,7 +37,9 @@ from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.online.trust import TrustGate
-from app.profiles.quality.parts import QualityServices, join
+from app.profiles.quality.drilldown import Drilldown
+from app.profiles.quality.measurement import QualityMeasurement
+from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRunner
 from app.profiles.trial import SAMPLE, costs, try_features
@@ -51,7 +54,7 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
-from app.stores.sqlite.quality_runs import quality_facts
+from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.rebuilds import SqliteRebuildRepository
 from app.stores.sqlite.registries import SqliteRegistries
 from app.stores.sqlite.samples import SqliteSamples
@@ -101,7 +104,7 @@ class Service:
     computation: Computation
     costs: Mapping[int, float]
     runner: RebuildRunner
-    quality: QualityServices
+    quality: DataQuality
     retention: Retention
     bandit: Bandit
 
@@ -190,7 +193,6 @@ async def open_service(
         stack.push_async_callback(service.reader.close)
         stack.push_async_callback(service.bandit.scorer.close)
         stack.push_async_callback(service.ingestor.close)
-        stack.push_async_callback(service.quality.measurement.close)
         settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
         stack.push_async_callback(end, [settling])
         stack.callback(database.interrupt)  # first of all: what closes next waits for what is being computed
@@ -303,7 +305,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         computation=computation,
         costs=base.costs,
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        quality=join(quality_facts(database, users, source), cache, base.queue, base.availability, registry, clock),
+        quality=_quality(base, users),
         retention=Retention(
             [
                 Kept("events", log, settings.retention_days),
@@ -313,4 +315,30 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
             clock,
         ),
         bandit=own,
+    )
+
+
+def _quality(base: _Foundation, users: SqliteUsers) -> DataQuality:
+    registry, clock = base.contract.registry, base.clock
+    meter = FreshnessMeter(cache=base.cache, users=users, registry=registry, clock=clock)
+    measurement = QualityMeasurement(
+        meter=meter,
+        users=users,
+        source=base.source,
+        registry=registry,
+        availability=base.availability,
+        clock=clock,
+        random=Random(),  # noqa: S311  # a sample, not secrecy
+    )
+
+    async def start(run_id: int) -> None:
+        if base.queue is not None:
+            await base.queue.start_quality(run_id)
+
+    return DataQuality(
+        measurement=measurement,
+        runs=SqliteQualityRepository(base.database),
+        drilldown=Drilldown(meter=meter, users=users, registry=registry, clock=clock),
+        clock=clock,
+        start=start,
     )

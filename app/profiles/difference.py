@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -10,8 +11,7 @@ import msgspec
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry, Scalar, as_dtype
 from app.profiles.ports import ComputeRow, NewestEvents, Source
-from app.profiles.quality.drift import CommonBin, band, common_bins, psi, too_few
-from app.profiles.quality.sketch import Sketch
+from app.profiles.quality.drift import CommonBin, band, common_bins, numbers, psi, quantiles, too_few
 
 PAGE = 128
 SHOWN = 5
@@ -79,7 +79,7 @@ async def compare(
         StoreUnavailable: the database does not answer.
     """
     now_ms = clock.now_ms()
-    chosen = await _drawn(users, now_ms - max(before.window_ms, after.window_ms), count, random)
+    _, chosen = await users.draw(now_ms - max(before.window_ms, after.window_ms), None, count, random)
     sides = [_Computed(entry, source_of(Registry([entry]))) for entry in (before, after)]
     changed: list[ChangedUser] = []
     for start in range(0, len(chosen), PAGE):
@@ -87,7 +87,7 @@ async def compare(
         old, new = [await side.values(page, now_ms) for side in sides]
         changed += [ChangedUser(*row) for row in zip(page, old, new, strict=True) if row[1] != row[2]]
         tell(start + len(page))
-    bins, why_not = _bins(before, after, sides[1].sketch, sides[0].sketch)
+    bins, why_not = _bins(before, after, sides[1].counts, sides[0].counts)
     return Difference(
         feature=after.name,
         users=len(chosen),
@@ -101,7 +101,9 @@ async def compare(
     )
 
 
-def _bins(before: Feature, after: Feature, now: Sketch, then: Sketch) -> tuple[list[CommonBin], str | None]:
+def _bins(
+    before: Feature, after: Feature, now: Counter[Scalar], then: Counter[Scalar]
+) -> tuple[list[CommonBin], str | None]:
     if before.dtype != after.dtype:
         return [], f"the dtype changes from {before.dtype} to {after.dtype}"
     bins = common_bins(after.dtype, now, then)
@@ -115,7 +117,7 @@ class _Computed:
         self._entry = entry
         self._source = source
         self._failed = 0
-        self.sketch = Sketch()
+        self.counts: Counter[Scalar] = Counter()
 
     async def values(self, user_ids: list[str], now_ms: int) -> list[Scalar]:
         snapshot = await self._source.compute(now_ms, [ComputeRow(user_id, 1) for user_id in user_ids])
@@ -126,24 +128,10 @@ class _Computed:
                 self._failed += 1
                 value = None
             else:
-                self.sketch.add(value)
+                self.counts[value] += 1
             found.append(value)
         return found
 
     def side(self) -> Side:
-        return Side(self._entry.fingerprint, self.sketch.nulls, self._failed, self.sketch.quantiles([0.25, 0.5, 0.75]))
-
-
-async def _drawn(users: NewestEvents, since_ms: int, count: int, random: Random) -> list[str]:
-    """A sample of the eligible users: each is as likely (Vitter's algorithm R), in memory for `count`."""
-    chosen: list[str] = []
-    seen, after = 0, ""
-    while page := await users.eligible(after, since_ms, 1_000):
-        for user_id in page:
-            seen += 1
-            if len(chosen) < count:
-                chosen.append(user_id)
-            elif (place := random.randrange(seen)) < count:
-                chosen[place] = user_id
-        after = page[-1]
-    return chosen
+        quartiles = quantiles(numbers(self.counts).elements(), (0.25, 0.5, 0.75))
+        return Side(self._entry.fingerprint, self.counts[None], self._failed, quartiles)

@@ -8,6 +8,7 @@ not answer in time and `CacheRefused` when it refuses the command; those of the 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from random import Random
 from typing import NamedTuple, Protocol
 
 Epoch = str
@@ -164,6 +165,17 @@ class NewestEvents(Protocol):
         """How many there are in all."""
         ...
 
+    async def draw(self, since_ms: int, until_ms: int | None, size: int, random: Random) -> tuple[int, list[str]]:
+        """How many users have any event since `since_ms`, and up to `until_ms` if given; and `size` of them at most.
+
+        Each set of `size` users is equally likely. They come in random order.
+        """
+        ...
+
+    async def oldest_event_ms(self) -> int | None:
+        """Event time of the oldest event that is kept."""
+        ...
+
 
 class RecentEvent(NamedTuple):
     """An event lately committed: its sequence number, its user, and when it arrived."""
@@ -186,36 +198,4 @@ class RecentEvents(Protocol):
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
         """Whether some event of the user above a sequence number has not been consumed yet."""
-        ...
-
-
-class Spans(NamedTuple):
-    """When a user counts: an event since `since_ms` now; one in `before_since_ms` to `before_ms` before."""
-
-    since_ms: int
-    before_since_ms: int
-    before_ms: int
-
-
-class Member(NamedTuple):
-    """A user who is eligible now, or was before, or both."""
-
-    user_id: str
-    now: bool
-    before: bool
-
-
-class Population(Protocol):
-    """Who is eligible now, and who was at a moment before. Raises `StoreUnavailable`."""
-
-    async def members(self, after: str, spans: Spans, limit: int) -> list[Member]:
-        """A page of users above `after`, ascending."""
-        ...
-
-    async def count(self, spans: Spans) -> int:
-        """How many there are in all."""
-        ...
-
-    async def history_from_ms(self) -> int | None:
-        """Event time of the oldest event that is kept."""
         ...

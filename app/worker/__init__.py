@@ -131,18 +131,14 @@ async def _prune(ctx: Context) -> None:
 
 
 async def measure_quality(ctx: Context, run_id: int) -> None:
-    """A piece of a survey of data quality; the job comes back at once while there is more."""
+    """A run of data quality, in one job."""
 
     async def fail(reason: str) -> None:
         service = service_of(ctx)
-        await service.quality.book.finish(run_id, "failed", service.clock.now_ms(), None, reason)
+        await service.quality.runs.finish(run_id, "failed", service.clock.now_ms(), error=reason)
 
-    await carried_out(ctx, client.QUALITY, _measure_quality(ctx, run_id), fail)
-
-
-async def _measure_quality(ctx: Context, run_id: int) -> None:
-    if not await service_of(ctx).quality.runner.run(run_id, pace_of(ctx).budget_s):
-        come_back(ctx, client.QUALITY)
+    work = service_of(ctx).quality.carry_out(run_id, 0.8 * pace_of(ctx).work_s)
+    await carried_out(ctx, client.QUALITY, work, fail)
 
 
 async def hourly_quality(ctx: Context) -> None:
@@ -151,7 +147,7 @@ async def hourly_quality(ctx: Context) -> None:
 
 
 async def _ask_for_quality(service: Service) -> None:
-    run, _ = await service.quality.book.open(HOURLY, service.clock.now_ms())
+    run, _ = await service.quality.runs.open(HOURLY, service.clock.now_ms())
     await service.quality.start(run.id)
 
 
@@ -165,7 +161,7 @@ async def sweep(service: Service, pace: Pace) -> None:
     before_ms, after_ms = now_ms - pace.untouched_ms, now_ms + pace.untouched_ms
     for run_id in await service.book.untouched(before_ms, after_ms):
         await service.queue.start_rebuild(run_id)
-    for quality_id in await service.quality.book.untouched(before_ms, after_ms):
+    for quality_id in await service.quality.runs.untouched(before_ms, after_ms):
         await service.quality.start(quality_id)
 
 

@@ -1,7 +1,7 @@
 """Data quality: how true and how alive what the cache holds is, and whether the values have changed.
 
-An answer as JSON is measured when it is asked for, unless the caller accepts an older one. Invariant: it never shows
-figures older than `max_age_s` allows. A page shows the newest stored report, with its age.
+JSON is measured on request, unless the caller accepts an older report. Invariant: no figure is older than `max_age_s`
+allows. The page shows the newest stored report, with its age.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from litestar.params import QueryParameter
 
 from app.api.admin.auditing import audited, caller
 from app.api.admin.quality_page import cards
-from app.api.admin.schemas import Quality, QualityRefresh, UserBehind, UsersBehindList
+from app.api.admin.schemas import QualityRefresh, UserBehind, UsersBehindList
 from app.api.auth.forms import is_form
 from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.openapi.document import problems
@@ -46,10 +46,11 @@ WAITING = {
     opt={"scope": "admin", "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
     tags=["Admin"],
     summary="Measure data quality",
-    description="Over the users with any event within the longest window of any feature, per feature: how many values "
-    "are fresh, missing or stale, how old they are, how they are distributed, and whether the values have drifted "
-    "within 7 days, or why they could not be computed. Measured now, which takes up to a minute at 100,000 users; with "
-    "`max_age_s` the newest stored report is answered if it is no older than that.",
+    description="Eligible are the users with any event within the longest window of any feature. Of them, 20,000 drawn "
+    "at random are measured, or all if there are fewer: per feature, how many values are fresh, missing or stale, with "
+    "95 % intervals of the shares, how old they are, how they are distributed, and whether the values have drifted "
+    "within 7 days, or why they could not be computed. Measured now, which takes seconds; with `max_age_s` the newest "
+    "stored report is answered if it is no older than that.",
     responses=problems(400, 401, 403, 503),
 )
 async def get_quality(
@@ -57,42 +58,41 @@ async def get_quality(
     max_age_s: Annotated[
         int | None, QueryParameter(ge=0, le=YEAR_S, description="How old a stored report may be that is answered.")
     ] = None,
-) -> Response[Quality]:
+) -> Response[QualityReport]:
     """All features."""
     api = api_of(request)
     if prefers_page(request):
         return await _page(request)
     if max_age_s is not None:
-        oldest_ms = api.clock.now_ms() - 1000 * max_age_s
-        run = await api.quality.book.newest_completed()
+        oldest = rfc3339(api.clock.now_ms() - 1000 * max_age_s)
+        run = await api.quality.runs.newest_completed()
         if run is not None:
             stored = readable_report(run)
-            if stored is not None and stored.measured_at_ms >= oldest_ms:
-                return as_json(shown(stored))
-    return as_json(shown(await api.quality.measurement.measure()))
+            if stored is not None and stored.measured_at >= oldest:
+                return as_json(stored)
+    return as_json(await api.quality.measurement.measure())
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The newest stored report. Where there is none, one is begun, and the page says so."""
+    """The newest stored report. If there is none, a measurement is requested, and the page says so."""
     api = api_of(request)
-    run, runs = await api.quality.book.newest_completed(), await api.quality.book.newest(RUNS_SHOWN)
+    run, runs = await api.quality.runs.newest_completed(), await api.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
     begun = report is None and not (runs and runs[0].active)
     if begun:
         runs = [await begin_refresh(request), *runs]
-    body = shown(report) if report is not None else None
     latest = await refresh_status(api, runs[0])
     return await page(
         request,
         "data_quality.html",
-        body=body,
-        cards=cards(body.features, api.registry) if body is not None else [],
-        away=report is not None and not report.measured,
+        body=report,
+        cards=cards(report.features, api.registry) if report is not None else [],
         latest=latest,
-        old=report is not None and api.clock.now_ms() - report.measured_at_ms > OLD_MS,
+        old=report is not None and report.measured_at < rfc3339(api.clock.now_ms() - OLD_MS),
         begun=begun,
         unreadable=run is not None and report is None,
         window_ms=api.registry.longest_window_ms(),
+        most=api.quality.measurement.sample,
         runs=runs,
     )
 
@@ -107,7 +107,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
     responses=problems(400, 401, 403, 503, 507),
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
-    """Start one, unless one is under way."""
+    """A form is redirected to the page; a program gets the run."""
     status = await refresh_status(api_of(request), await begin_refresh(request))
     if is_form(request):
         return await redirect(request, PATH, WAITING[status.waiting_for])
@@ -122,11 +122,11 @@ async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     responses=problems(400, 401, 403, 404, 503),
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
-    """The newest."""
+    """404 if none was ever requested."""
     api = api_of(request)
-    runs = await api.quality.book.newest(1)
+    runs = await api.quality.runs.newest(1)
     if not runs:
-        raise NotFound("nobody has asked for a report yet; POST here to have one measured")
+        raise NotFound("no report has been requested yet; POST here to have one measured")
     return await refresh_status(api, runs[0])
 
 
@@ -139,8 +139,8 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
     },
     tags=["Admin"],
     summary="List the users behind a number",
-    description="Looked up now, while a report is as of its own time. Each request looks at a bounded number of "
-    "eligible users; go on with `after`.",
+    description="Looked up now among all eligible users, while a report is as of its own time, and may be of a sample. "
+    "Each request looks at a bounded number of them; go on with `after`.",
     responses=problems(400, 401, 403, 503),
 )
 async def get_users_behind(
@@ -159,7 +159,7 @@ async def get_users_behind(
         api.registry.mask([feature])
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
-    body = listed(feature, state, await api.quality.behind.find(feature, state, after, limit))
+    body = listed(feature, state, await api.quality.drilldown.find(feature, state, after, limit))
     return await answer(request, body, USERS_PAGE, names=api.registry.names, states=SOUGHT, limit=limit)
 
 
@@ -178,7 +178,7 @@ async def begin_refresh(request: HttpRequest) -> QualityRun:
     """Ask a worker for a report, on the caller's behalf; the run that is active then."""
     api = api_of(request)
     async with audited(request, "refresh data quality", "everyone") as act:
-        run, new = await api.quality.book.open(caller(request).name, api.clock.now_ms())
+        run, new = await api.quality.runs.open(caller(request).name, api.clock.now_ms())
         if new:
             await api.quality.start(run.id)
         act.outcome = f"report {run.id}" + ("" if new else ", which was under way already")
@@ -197,8 +197,7 @@ async def refresh_status(api: Api, run: QualityRun) -> QualityRefresh:
     return QualityRefresh(
         run.id,
         run.state,
-        run.done,
-        run.total,
+        run.measured,
         run.requested_by,
         rfc3339(run.requested_at_ms),
         rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
@@ -208,21 +207,9 @@ async def refresh_status(api: Api, run: QualityRun) -> QualityRefresh:
     )
 
 
-def as_json(body: Quality) -> Response[Quality]:
+def as_json(report: QualityReport) -> Response[QualityReport]:
     """The answer to a program."""
-    return Response(body, headers={"Vary": "Accept"})
-
-
-def shown(report: QualityReport) -> Quality:
-    """A report with its times as text."""
-    return Quality(
-        rfc3339(report.measured_at_ms),
-        report.took_ms / 1000,
-        report.eligible,
-        rfc3339(report.before_ms),
-        report.eligible_before,
-        report.features,
-    )
+    return Response(report, headers={"Vary": "Accept"})
 
 
 def listed(feature: str, sought: Sought, found: Behind) -> UsersBehindList:

@@ -9,7 +9,6 @@ from msgspec import Meta
 
 from app.api.schemas import MAX_USERS, FeatureNames, Value
 from app.features.ids import Id
-from app.profiles.quality.report import FeatureQuality
 
 
 class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -62,27 +61,12 @@ class RebuildList(msgspec.Struct):
     rebuilds: list[RebuildStatus]
 
 
-class Quality(msgspec.Struct):
-    """Data quality, measured at `measured_at`; eligible are users with any event within the longest window.
-
-    No figure is older than `measured_at`. `eligible_before` is who was eligible 7 days earlier, at `before_at`.
-    """
-
-    measured_at: str
-    took_s: float
-    eligible: int
-    before_at: str
-    eligible_before: int
-    features: dict[str, FeatureQuality]
-
-
 class QualityRefresh(msgspec.Struct):
-    """A measurement by a worker, and how far it is."""
+    """A measurement by a worker, and how many users it has measured once it is completed."""
 
     id: int
     state: Literal["queued", "running", "completed", "failed"]
-    done: int
-    total: int | None
+    measured: int
     requested_by: str
     requested_at: str
     started_at: str | None

@@ -1,4 +1,4 @@
-"""Drift: two populations of values in common bins, and one figure for how far apart they are.
+"""Drift: two populations of values, counted, in common bins, and one figure for how far apart they are.
 
 The population stability index over bins with shares `now_i` and `before_i`:
 
@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
 from app.features.registry import Dtype, Scalar
-from app.profiles.quality.sketch import Sketch
 
 BINS = 10
 MAX_CATEGORIES = 24
@@ -32,9 +32,11 @@ SMOOTHING = 1e-4
 FEWEST = 100
 MOST_NOISE = 0.06
 MODERATE, MAJOR = 0.1, 0.25
+TINY, HUGE = 1e-6, 1e12
 _TAIL = 0.01
 _NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 Band = Literal["stable", "moderate", "major"]
+N = TypeVar("N", int, float)
 
 
 class CommonBin(msgspec.Struct, omit_defaults=True):
@@ -52,12 +54,27 @@ class CommonBin(msgspec.Struct, omit_defaults=True):
     end: float | None = msgspec.field(default=None, name="to")
 
 
-def common_bins(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
-    """Both populations in the same bins, every user in one; those for null and for other texts where there are such."""
-    bins = _texts(now, before) if dtype == "str" else _numbers(dtype, now, before)
-    if now.nulls or before.nulls:
-        bins.append(CommonBin(now.nulls, before.nulls, "null"))
+def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> list[CommonBin]:
+    """Both populations in the same bins, every user in one; those for null and for other texts if there are such."""
+    bins = _texts(now, before) if dtype == "str" else _numbers(dtype, numbers(now), numbers(before))
+    if now[None] or before[None]:
+        bins.append(CommonBin(now[None], before[None], "null"))
     return bins
+
+
+def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
+    """The numbers among counted values. In bins, less than `TINY` is 0 and more than `HUGE` is `HUGE`."""
+    counts: Counter[float] = Counter()
+    for value, count in values.items():
+        if isinstance(value, int | float):
+            counts[0.0 if abs(value) <= TINY else float(min(max(value, -HUGE), HUGE))] += count
+    return counts
+
+
+def quantiles(found: Iterable[N], shares: Sequence[float]) -> list[N | None]:
+    """Numbers of the nearest rank, the greatest for a share of 1; None each if there is no number."""
+    ranked = sorted(found)
+    return [ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else None for share in shares]
 
 
 def psi(bins: Sequence[CommonBin]) -> float:
@@ -88,33 +105,28 @@ def too_few(bins: Sequence[CommonBin]) -> str | None:
     return None
 
 
-def _texts(now: Sketch, before: Sketch) -> list[CommonBin]:
+def _texts(now: Counter[Scalar], before: Counter[Scalar]) -> list[CommonBin]:
     names = sorted(
-        now.texts.keys() | before.texts.keys(),
-        key=lambda text: (-now.texts.get(text, 0) - before.texts.get(text, 0), text),
+        (text for text in now.keys() | before.keys() if isinstance(text, str)),
+        key=lambda text: (-now[text] - before[text], text),
     )
     shown, rest = names[:MAX_CATEGORIES], names[MAX_CATEGORIES:]
-    bins = [CommonBin(now.texts.get(text, 0), before.texts.get(text, 0), "value", text) for text in shown]
-    others = [sketch.other_texts + sum(sketch.texts.get(text, 0) for text in rest) for sketch in (now, before)]
-    if any(others):
-        bins.append(CommonBin(others[0], others[1], "other"))
+    bins = [CommonBin(now[text], before[text], "value", text) for text in shown]
+    if rest:
+        bins.append(CommonBin(sum(now[text] for text in rest), sum(before[text] for text in rest), "other"))
     return bins
 
 
-def _numbers(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
-    exact = now.exact and before.exact
-    sides = [now.counts(exact=exact), before.counts(exact=exact)]
-    pooled: dict[float, int] = {}
-    for number, count in (item for side in sides for item in side):
-        pooled[number] = pooled.get(number, 0) + count
+def _numbers(dtype: Dtype, now: Counter[float], before: Counter[float]) -> list[CommonBin]:
+    pooled = now + before
     if not pooled:
         return []
-    if len(pooled) == 1 or (dtype == "int" and exact and len(pooled) <= MAX_CATEGORIES):
-        return _categories(pooled, dict(sides[0]), dict(sides[1]))
+    if len(pooled) == 1 or (dtype == "int" and len(pooled) <= MAX_CATEGORIES):
+        return _categories(pooled, now, before)
     edges = _edges(dtype, pooled)
-    counts = [[0] * (len(edges) - 1) for _ in sides]
-    for side, filled in zip(sides, counts, strict=True):
-        for number, count in side:
+    counts = [[0] * (len(edges) - 1) for _ in range(2)]
+    for side, filled in zip((now, before), counts, strict=True):
+        for number, count in side.items():
             filled[min(max(bisect_right(edges, number) - 1, 0), len(edges) - 2)] += count
     bins = [
         CommonBin(in_now, in_before, start=start, end=end)
@@ -127,20 +139,21 @@ def _numbers(dtype: Dtype, now: Sketch, before: Sketch) -> list[CommonBin]:
     return bins
 
 
-def _categories(pooled: dict[float, int], now: dict[float, int], before: dict[float, int]) -> list[CommonBin]:
-    """A bin a value; also for whole numbers between them that nobody has, where those are few."""
+def _categories(pooled: Counter[float], now: Counter[float], before: Counter[float]) -> list[CommonBin]:
+    """A bin a value; also for the whole numbers between them, if those are few."""
     low, high = min(pooled), max(pooled)
     wide = high - low >= MAX_CATEGORIES or not (low.is_integer() and high.is_integer())
     values = sorted(pooled) if wide else [low + step for step in range(int(high - low) + 1)]
     return [
-        CommonBin(now.get(value, 0), before.get(value, 0), "value", int(value) if value.is_integer() else value)
-        for value in values
+        CommonBin(now[value], before[value], "value", int(value) if value.is_integer() else value) for value in values
     ]
 
 
-def _edges(dtype: Dtype, pooled: dict[float, int]) -> list[float]:
+def _edges(dtype: Dtype, pooled: Counter[float]) -> list[float]:
     """Edges at round numbers, equally far apart, from the first to the last percentile of both populations together."""
-    low, high = _trimmed(pooled)
+    low, high = quantiles(pooled.elements(), (_TAIL, 1 - _TAIL))
+    if low is None or high is None or low == high:
+        low, high = min(pooled), max(pooled)
     raw = (high - low) / BINS
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(nice * magnitude for nice in _NICE if nice * magnitude >= raw * (1 - 1e-9))
@@ -152,14 +165,3 @@ def _edges(dtype: Dtype, pooled: dict[float, int]) -> list[float]:
         count += 1  # a bin of whole numbers never holds its upper edge
     digits = max(0, 3 - math.floor(math.log10(step)))
     return [round((start + place) * step, digits) for place in range(count + 1)]
-
-
-def _trimmed(pooled: dict[float, int]) -> tuple[float, float]:
-    """The first and the last percentile, or the extremes where those are equal."""
-    total, passed, ends = sum(pooled.values()), 0, list[float]()
-    for number, count in sorted(pooled.items()):
-        passed += count
-        while len(ends) < 2 and passed >= total * (_TAIL, 1 - _TAIL)[len(ends)]:
-            ends.append(number)
-    low, high = ends
-    return (low, high) if low < high else (min(pooled), max(pooled))

@@ -1,7 +1,7 @@
-"""The users behind a number, as of now: a bounded look at the eligible users, and a place to go on from.
+"""The users behind a number: a bounded search of all eligible users, which a next request continues.
 
-The number in a report is as of its own time; the list is looked up live. Invariant: whoever is passed over is not of
-the state asked for, as of the look; so following `next_after` to its end finds every user who stays so meanwhile.
+A number in a report is as of its own time, and may be of a sample; the search is live. Invariant: a user that a search
+passed over was not in the state asked for. So following `next_after` to its end finds every user that stays in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Sought = Literal["fresh", "missing", "stale", "null"]
 
 
 class Behind(NamedTuple):
-    """Whom a look found. `next_after` is where to go on, None at the end; `looks` None: the cache is away."""
+    """What a search found. It continues after `next_after`, None at the end. `looks` is None if the cache is away."""
 
     at_ms: int
     looks: list[CellFreshness] | None
@@ -30,7 +30,7 @@ class Behind(NamedTuple):
 
 
 class Drilldown:
-    """Finds them."""
+    """Reads `PAGE` users at a time, and stops after `MOST_SCANNED` users or `MOST_S` seconds."""
 
     def __init__(self, *, meter: FreshnessMeter, users: NewestEvents, registry: Registry, clock: Clock) -> None:
         self._meter = meter

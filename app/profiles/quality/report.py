@@ -1,39 +1,78 @@
-"""The report: what a survey has found, as it is stored and shown. Every figure says what it is of.
+"""The report of a measurement, as it is stored and shown. Every figure says what it is of.
 
-Invariant: per feature, fresh + missing + stale = eligible, or all three are None, while the cache was away. The drift
-needs no cache.
+Invariant: per feature, fresh + missing + stale = measured, or all three are None if the cache did not answer. The
+drift needs no cache. If every eligible user was measured, measured = eligible and the intervals have no width.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from app.features.clock import DAY_MS, rfc3339
-from app.features.registry import Feature, Registry
-from app.profiles.quality.drift import (
-    MAX_CATEGORIES,
-    CommonBin,
-    band,
-    common_bins,
-    psi,
-    too_few,
-)
-from app.profiles.quality.scan import BEFORE_DAYS, Figures, Survey
-from app.profiles.quality.sketch import Sketch
+from app.features.registry import Feature, Registry, Scalar
+from app.profiles.consistency.inspection import State
+from app.profiles.quality.drift import MAX_CATEGORIES, CommonBin, band, common_bins, numbers, psi, quantiles, too_few
 
 AGE_SHARES = (0.5, 0.9, 0.99, 1.0)
+Z_95 = 1.96
+ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, description="From and to, 95 % confidence.")]
+
+
+@dataclass(slots=True)
+class Figures:
+    """The counts of one feature. `held` are the live cached values; `now` and `before` are computed ones."""
+
+    states: Counter[State] = field(default_factory=Counter)
+    ages_ms: list[int] = field(default_factory=list)
+    held: Counter[Scalar] = field(default_factory=Counter)
+    now: Counter[Scalar] = field(default_factory=Counter)
+    before: Counter[Scalar] = field(default_factory=Counter)
+    failed: int = 0
+    failure: str = ""
+
+    def fail(self, reason: str) -> None:
+        """Count a value that could not be computed; the first reason is kept."""
+        self.failed += 1
+        self.failure = self.failure or reason
+
+
+@dataclass(slots=True)
+class UserSample:
+    """Users drawn from those eligible at `now_ms` and at `before_ms`, in random order, and what was counted of them."""
+
+    now_ms: int
+    before_ms: int
+    oldest_event_ms: int | None
+    eligible: int
+    now: list[str]
+    eligible_before: int
+    before: list[str]
+    figures: dict[str, Figures]
+    cache_answers: bool = True
 
 
 class Ages(msgspec.Struct):
-    """Ages of the live values, in milliseconds; to within 1 % where there are more than 512 different ones."""
+    """Ages of the live values of the measured users, in milliseconds."""
 
     p50: int | None
     p90: int | None
     p99: int | None
     max: int | None
+
+
+class Intervals(msgspec.Struct):
+    """95 % intervals of the shares among all eligible users. `null` is the share of the live values."""
+
+    fresh: ShareInterval | None
+    missing: ShareInterval | None
+    stale: ShareInterval | None
+    null: ShareInterval | None
 
 
 class Drift(msgspec.Struct):
@@ -50,102 +89,146 @@ class Drift(msgspec.Struct):
 
 
 class FeatureQuality(msgspec.Struct):
-    """One feature over the eligible users; `fresh + missing + stale = eligible`. Null while the cache is away."""
+    """One feature of the measured users: `fresh + missing + stale = measured`, of `eligible`. Null without a cache."""
 
     eligible: int
+    measured: int
     fresh: int | None
     missing: int | None
     stale: int | None
     null_share: Annotated[float | None, Meta(description="Share of the live values that are null.")]
+    intervals: Intervals | None
     ages_ms: Ages | None
     distribution: Annotated[list[dict[str, Any]] | None, Meta(description="The live values that are not null.")]
     drift: Drift
 
 
 class QualityReport(msgspec.Struct):
-    """What was found, at `measured_at_ms`, which is when the survey began: no figure is older than that."""
+    """Data quality at `measured_at`; no figure is older. Eligible are users with any event within the longest window.
 
-    measured_at_ms: int
-    took_ms: int
-    before_ms: int
+    `measured` of them were drawn at random, or all. `eligible_before` and `measured_before` are the same 7 days before,
+    at `before_at`.
+    """
+
+    measured_at: str
+    took_s: float
     eligible: int
+    measured: int
+    before_at: str
     eligible_before: int
-    measured: Annotated[bool, Meta(description="False: the cache was away.")]
+    measured_before: int
+    margin: Annotated[
+        float, Meta(description="Any share of the measured users is within this of all, 95 % confidence; 0 if exact.")
+    ]
+    cache_answered: Annotated[bool, Meta(description="False: nothing is known of what the cache held.")]
     features: dict[str, FeatureQuality]
 
 
-def report(survey: Survey, registry: Registry, finished_at_ms: int) -> QualityReport:
-    """What a survey that has reached its end found."""
-    features = {entry.name: _feature(entry, survey, survey.features[entry.name]) for entry in registry}
+def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> QualityReport:
+    """The report of a sample of which every user was measured."""
     return QualityReport(
-        survey.now_ms,
-        max(0, finished_at_ms - survey.now_ms),
-        survey.before_ms,
-        survey.eligible,
-        survey.eligible_before,
-        survey.measured,
-        features,
+        rfc3339(sample.now_ms),
+        max(0, finished_at_ms - sample.now_ms) / 1000,
+        sample.eligible,
+        len(sample.now),
+        rfc3339(sample.before_ms),
+        sample.eligible_before,
+        len(sample.before),
+        max(margin(len(sample.now), sample.eligible), margin(len(sample.before), sample.eligible_before)),
+        sample.cache_answers,
+        {entry.name: _feature(entry, sample, sample.figures[entry.name]) for entry in registry},
     )
 
 
-def _feature(entry: Feature, survey: Survey, figures: Figures) -> FeatureQuality:
-    drift = _drift(entry, survey, figures)
-    if not survey.measured:
-        return FeatureQuality(survey.eligible, None, None, None, None, None, None, drift)
-    live = figures.fresh + figures.stale
-    ages = [round(age) if age is not None else None for age in figures.ages_ms.quantiles(AGE_SHARES)]
+def interval(count: float, measured: int, eligible: int, of: int | None = None) -> ShareInterval | None:
+    """The 95 % interval of the share `count / of` among all eligible users; None if `of`, or nothing, is 0.
+
+    E. B. Wilson's score interval (Probable inference, the law of succession, and statistical inference, 1927), with the
+    correction for a finite population: if `measured` is `eligible`, the share is exact. `of` (by default `measured`) is
+    how many of the measured users the share is of.
+    """
+    of = measured if of is None else of
+    if not of:
+        return None
+    share = count / of
+    if measured >= eligible:
+        return [share, share]
+    size = of / (1 - measured / eligible)
+    shrink = 1 + Z_95**2 / size
+    middle = (share + Z_95**2 / (2 * size)) / shrink
+    half = Z_95 / shrink * math.sqrt(share * (1 - share) / size + (Z_95 / (2 * size)) ** 2)
+    return [round(max(0.0, middle - half), 6), round(min(1.0, middle + half), 6)]
+
+
+def margin(measured: int, eligible: int) -> float:
+    """Half of the widest 95 % interval that a share of the measured users can have: that of one half."""
+    widest = interval(measured / 2, measured, eligible)
+    return (widest[1] - widest[0]) / 2 if widest else 0.0
+
+
+def _feature(entry: Feature, sample: UserSample, figures: Figures) -> FeatureQuality:
+    drift, measured = _drift(entry, sample, figures), len(sample.now)
+    if not sample.cache_answers:
+        return FeatureQuality(sample.eligible, measured, None, None, None, None, None, None, None, drift)
+    fresh, missing, stale = (figures.states[state] for state in ("fresh", "missing", "stale"))
+    live, nulls = fresh + stale, figures.held[None]
+    shares = [interval(count, measured, sample.eligible) for count in (fresh, missing, stale)]
+    null = interval(nulls, measured, sample.eligible, live)
     return FeatureQuality(
-        survey.eligible,
-        figures.fresh,
-        figures.missing,
-        figures.stale,
-        figures.held.nulls / live if live else None,
-        Ages(*ages),
+        sample.eligible,
+        measured,
+        fresh,
+        missing,
+        stale,
+        nulls / live if live else None,
+        Intervals(shares[0], shares[1], shares[2], null),
+        Ages(*quantiles(figures.ages_ms, AGE_SHARES)),
         distribution(entry, figures.held),
         drift,
     )
 
 
-def _drift(entry: Feature, survey: Survey, figures: Figures) -> Drift:
+def _drift(entry: Feature, sample: UserSample, figures: Figures) -> Drift:
     bins = common_bins(entry.dtype, figures.now, figures.before)
     if figures.failed:
         values = f"{figures.failed:,} value{'' if figures.failed == 1 else 's'}"
         failed = f"{values} could not be computed: {figures.failure}"
         return Drift(None, "failed", failed, bins, figures.failed)
-    why_not = _unreached(entry, survey) or too_few(bins)
+    why_not = _unreached(entry, sample) or too_few(bins)
     if why_not is not None:
         return Drift(None, None, why_not, bins)
     figure = psi(bins)
     return Drift(round(figure, 4), band(figure), None, bins)
 
 
-def _unreached(entry: Feature, survey: Survey) -> str | None:
-    """Why values of 7 days before mean nothing; None if they do."""
-    if survey.history_from_ms is not None and survey.history_from_ms <= survey.before_ms - entry.window_ms:
+def _unreached(entry: Feature, sample: UserSample) -> str | None:
+    """Why values of the earlier moment mean nothing; None if they do."""
+    oldest_ms = sample.oldest_event_ms
+    if oldest_ms is not None and oldest_ms <= sample.before_ms - entry.window_ms:
         return None
-    begun = f"begins at {rfc3339(survey.history_from_ms)}" if survey.history_from_ms is not None else "is empty"
-    days = entry.window_ms / DAY_MS
-    return f"the history {begun}; {BEFORE_DAYS} days before, the window of {days:g} days was not yet filled"
+    begun = f"begins at {rfc3339(oldest_ms)}" if oldest_ms is not None else "is empty"
+    days, before_days = entry.window_ms / DAY_MS, (sample.now_ms - sample.before_ms) // DAY_MS
+    return f"the history {begun}; {before_days} days before, the window of {days:g} days was not yet filled"
 
 
-def distribution(entry: Feature, held: Sketch) -> list[dict[str, object]]:
+def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
     """Counts of the values that are not null: ten equal bins for floats and wide ints, else one a value.
 
     A bin is `{"from", "to", "count"}` (`to` belongs to the last bin only); a category `{"value", "count"}`.
     """
     if entry.dtype == "str":
-        ranked = sorted(held.texts.items(), key=lambda item: -item[1])[:MAX_CATEGORIES]
-        return [{"value": value, "count": count} for value, count in ranked]
-    counts = held.counts()
-    if held.low is None or held.high is None:
+        ranked = [(value, count) for value, count in held.most_common() if value is not None]
+        return [{"value": value, "count": count} for value, count in ranked[:MAX_CATEGORIES]]
+    counts = sorted(numbers(held).items())
+    if not counts:
         return []
-    if entry.dtype == "int" and held.exact and len(counts) <= MAX_CATEGORIES:
+    if entry.dtype == "int" and len(counts) <= MAX_CATEGORIES:
         return [{"value": int(number), "count": count} for number, count in counts]
-    low = held.low
-    width = (held.high - low) / 10 or 1.0
+    low = counts[0][0]
+    width = (counts[-1][0] - low) / 10 or 1.0
     bins = [0] * 10
     for number, count in counts:
-        bins[min(9, max(0, int((number - low) / width)))] += count
+        bins[min(9, int((number - low) / width))] += count
     return [
         {"from": low + place * width, "to": low + (place + 1) * width, "count": count}
         for place, count in enumerate(bins)

@@ -1,60 +1,51 @@
-"""Runs of the survey as bookkeeping: one at a time, resumable after a crash, the last few reports kept.
+"""Data quality of one process: it measures, on request or as a run that a worker carries out, and finds users.
 
-A worker carries a run out in pieces of limited time. After each piece the survey itself is stored, so whoever takes the
-run up goes on from there; what a crash cost is walked again. A survey of which nobody has heard for `FORGOTTEN_MS`, or
-that another release began with other definitions, is begun anew: its earlier figures would mean something else by now.
+One run is active at a time. It is one job: a run that a crash has cut short is measured again from the beginning.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
 from app.features.clock import Clock
-from app.features.registry import Registry
-from app.profiles.quality.report import QualityReport, report
-from app.profiles.quality.scan import Scanner, Survey
+from app.profiles.quality.drilldown import Drilldown
+from app.profiles.quality.measurement import QualityMeasurement
+from app.profiles.quality.report import QualityReport
 from app.telemetry import logger
 
 KEPT = 10
-TELL_EVERY_S = 0.5
-FORGOTTEN_MS = 5 * 60_000
-ACTIVE = ("queued", "running")
 log = logger("profiles.quality")
 State = Literal["queued", "running", "completed", "failed"]
 
 
 class QualityRun(NamedTuple):
-    """One run. `body` is the survey while it runs, and then the report; `total` is not known before it begins."""
+    """One run. `measured` users; `body` is the report."""
 
     id: int
     state: State
     requested_by: str
     requested_at_ms: int
     started_at_ms: int | None
-    touched_at_ms: int
     finished_at_ms: int | None
-    done: int
-    total: int | None
+    measured: int
     body: str | None
     error: str | None
 
     @property
     def active(self) -> bool:
         """Whether it is queued or running."""
-        return self.state in ACTIVE
+        return self.state in ("queued", "running")
 
 
 class QualityRepository(Protocol):
-    """Where runs are kept. Raises `StoreUnavailable`."""
+    """Stores runs. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
         """The run that is active, and whether it is a new one."""
-        ...
-
-    async def get(self, run_id: int) -> QualityRun | None:
-        """One run."""
         ...
 
     async def newest(self, limit: int) -> list[QualityRun]:
@@ -66,68 +57,46 @@ class QualityRepository(Protocol):
         ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Active runs that were touched last before a moment, or, as the clock has it, after another in the future."""
+        """Active runs last touched before `before_ms`, or after `after_ms`: before the clock was set back."""
         ...
 
-    async def advance(self, run_id: int, done: int, total: int, now_ms: int, body: str | None) -> bool:
-        """Record progress, and the survey where it is given; False where the run has ended."""
+    async def begin(self, run_id: int, now_ms: int) -> bool:
+        """Mark a run as running; False if it has ended."""
         ...
 
-    async def finish(self, run_id: int, state: State, now_ms: int, body: str | None, error: str | None) -> bool:
-        """End an active run, and forget all but the last `KEPT`; False where it had ended before."""
+    async def finish(
+        self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
+    ) -> bool:
+        """End an active run, and delete all but the last `KEPT`; False if it had ended before."""
         ...
 
 
-class QualityRunner:
-    """Carries runs out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataQuality:
+    """`start` asks a worker to carry out a run; if that is lost, the sweep asks again."""
 
-    def __init__(self, *, book: QualityRepository, surveyor: Scanner, registry: Registry, clock: Clock) -> None:
-        self._book = book
-        self._surveyor = surveyor
-        self._registry = registry
-        self._clock = clock
+    measurement: QualityMeasurement
+    runs: QualityRepository
+    drilldown: Drilldown
+    clock: Clock
+    start: Callable[[int], Awaitable[None]]
 
-    async def run(self, run_id: int, budget_s: float) -> bool:
-        """Go on with a run for about `budget_s` seconds; False where there is more to do.
+    async def carry_out(self, run_id: int, budget_s: float) -> None:
+        """Measure, and store the report, unless the run has ended.
 
         Raises:
-            Unavailable: try again later; the run goes on from where it was stored.
+            Unavailable: try again later.
         """
-        run = await self._book.get(run_id)
-        if run is None or not run.active:
-            return True
-        survey = self._stored(run) or await self._surveyor.begin()
-        if not await self._tell(run_id, survey, whole=True):
-            return True
-        told = began = self._clock.monotonic()
-        async for _ in self._surveyor.pages(survey):
-            moment = self._clock.monotonic()
-            over = moment - began > budget_s
-            if over or moment - told > TELL_EVERY_S:
-                told = moment
-                if not await self._tell(run_id, survey, whole=over):
-                    return True
-            if over:
-                return False
-        now_ms = self._clock.now_ms()
-        body = msgspec.json.encode(report(survey, self._registry, now_ms)).decode()
-        await self._book.finish(run_id, "completed", now_ms, body, None)
-        log.info("quality_measured", run=run_id, eligible=survey.eligible, cache=survey.measured)
-        return True
-
-    async def _tell(self, run_id: int, survey: Survey, *, whole: bool) -> bool:
-        body = msgspec.json.encode(survey).decode() if whole else None
-        return await self._book.advance(run_id, survey.walked, survey.total, self._clock.now_ms(), body)
-
-    def _stored(self, run: QualityRun) -> Survey | None:
-        if run.body is None or self._clock.now_ms() - run.touched_at_ms > FORGOTTEN_MS:
-            return None
-        survey = msgspec.json.decode(run.body, type=Survey)
-        return survey if survey.fingerprints == self._surveyor.fingerprints else None
+        if not await self.runs.begin(run_id, self.clock.now_ms()):
+            return
+        report = await self.measurement.measure(budget_s)
+        body = msgspec.json.encode(report).decode()
+        await self.runs.finish(run_id, "completed", self.clock.now_ms(), measured=report.measured, body=body)
+        log.info("quality_measured", run=run_id, eligible=report.eligible, measured=report.measured)
 
 
 def readable_report(run: QualityRun) -> QualityReport | None:
-    """The report of a completed run; None where another release wrote it, and this one cannot read it."""
+    """The report of a completed run; None if another release wrote it, and this one cannot read it."""
     try:
         return msgspec.json.decode(run.body or "", type=QualityReport)
     except msgspec.MsgspecError as error:

@@ -1,17 +1,13 @@
-"""Runs of the survey of data quality in SQLite. A unique partial index lets one at a time be active."""
+"""Runs of data quality in SQLite. A unique partial index lets one at a time be active."""
 
 from __future__ import annotations
 
 import sqlite3
 
-from app.profiles.quality.parts import Facts
 from app.profiles.quality.runs import KEPT, QualityRun, State
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.population import SqlitePopulation
-from app.stores.sqlite.source import SqliteSource
-from app.stores.sqlite.users import SqliteUsers
 
-_BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, touched_at_ms, finished_at_ms, done, total, "
+_BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, finished_at_ms, done, "
 _COLUMNS = f"{_BEFORE_BODY}body, error"
 _ACTIVE = "state IN ('queued', 'running')"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM quality_reports WHERE {_ACTIVE}"
@@ -22,14 +18,12 @@ SELECT_RUN = f"SELECT {_COLUMNS} FROM quality_reports WHERE id = ?"
 SELECT_RUNS = f"SELECT {_BEFORE_BODY}NULL, error FROM quality_reports ORDER BY id DESC LIMIT ?"
 SELECT_COMPLETED = f"SELECT {_COLUMNS} FROM quality_reports WHERE state = 'completed' ORDER BY id DESC LIMIT 1"
 SELECT_UNTOUCHED = f"SELECT id FROM quality_reports WHERE {_ACTIVE} AND (touched_at_ms < ? OR touched_at_ms > ?)"
-UPDATE_PROGRESS = f"""
-UPDATE quality_reports SET state = 'running', done = :done, total = :total, touched_at_ms = :now,
-    started_at_ms = COALESCE(started_at_ms, :now), body = COALESCE(:body, body)
-WHERE id = :id AND {_ACTIVE}
+UPDATE_BEGUN = f"""
+UPDATE quality_reports SET state = 'running', touched_at_ms = :now, started_at_ms = :now WHERE id = :id AND {_ACTIVE}
 """
 UPDATE_FINISHED = f"""
-UPDATE quality_reports SET state = :state, finished_at_ms = :now, touched_at_ms = :now, body = :body, error = :error,
-    done = CASE WHEN :state = 'completed' THEN COALESCE(total, done) ELSE done END
+UPDATE quality_reports SET state = :state, finished_at_ms = :now, touched_at_ms = :now, done = :measured, body = :body,
+    error = NULLIF(:error, '')
 WHERE id = :id AND {_ACTIVE}
 """
 # A report stays as long as there is none newer, however many runs have failed since.
@@ -59,10 +53,6 @@ class SqliteQualityRepository:
 
         return await self._database.write(work)
 
-    async def get(self, run_id: int) -> QualityRun | None:
-        """One, or None."""
-        return await self._one(SELECT_RUN, (run_id,))
-
     async def newest(self, limit: int) -> list[QualityRun]:
         """Newest first."""
         rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
@@ -70,7 +60,8 @@ class SqliteQualityRepository:
 
     async def newest_completed(self) -> QualityRun | None:
         """The newest with a report."""
-        return await self._one(SELECT_COMPLETED, ())
+        row = await self._database.read(lambda connection: connection.execute(SELECT_COMPLETED).fetchone())
+        return QualityRun(*row) if row else None
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
         """Ids of active runs touched last before a moment; or after another: before the clock was set back."""
@@ -78,14 +69,16 @@ class SqliteQualityRepository:
         rows = await self._database.read(lambda connection: connection.execute(SELECT_UNTOUCHED, parameters).fetchall())
         return [run_id for (run_id,) in rows]
 
-    async def advance(self, run_id: int, done: int, total: int, now_ms: int, body: str | None) -> bool:
-        """Record, unless it has ended."""
-        values = {"id": run_id, "done": done, "total": total, "now": now_ms, "body": body}
-        return await self._database.write(lambda connection: connection.execute(UPDATE_PROGRESS, values).rowcount > 0)
+    async def begin(self, run_id: int, now_ms: int) -> bool:
+        """Mark it as running, unless it has ended."""
+        values = {"id": run_id, "now": now_ms}
+        return await self._database.write(lambda connection: connection.execute(UPDATE_BEGUN, values).rowcount > 0)
 
-    async def finish(self, run_id: int, state: State, now_ms: int, body: str | None, error: str | None) -> bool:
+    async def finish(
+        self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
+    ) -> bool:
         """End it, unless it has ended."""
-        values = {"id": run_id, "state": state, "now": now_ms, "body": body, "error": error}
+        values = {"id": run_id, "state": state, "now": now_ms, "measured": measured, "body": body, "error": error}
 
         def work(connection: sqlite3.Connection) -> bool:
             ended = connection.execute(UPDATE_FINISHED, values).rowcount > 0
@@ -93,12 +86,3 @@ class SqliteQualityRepository:
             return ended
 
         return await self._database.write(work)
-
-    async def _one(self, statement: str, parameters: tuple[int, ...]) -> QualityRun | None:
-        row = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchone())
-        return QualityRun(*row) if row else None
-
-
-def quality_facts(database: Database, users: SqliteUsers, source: SqliteSource) -> Facts:
-    """What data quality is measured from, and where its reports are kept."""
-    return Facts(SqlitePopulation(database), users, source, SqliteQualityRepository(database))

@@ -25,12 +25,23 @@ async def quality(site: Live, query: str = "") -> dict[str, Any]:
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
     report: dict[str, Any] = answer.json()
-    assert report.keys() == {"measured_at", "took_s", "eligible", "before_at", "eligible_before", "features"}
+    assert report.keys() == {
+        "measured_at",
+        "took_s",
+        "eligible",
+        "measured",
+        "before_at",
+        "eligible_before",
+        "measured_before",
+        "margin",
+        "cache_answered",
+        "features",
+    }
     assert report["features"].keys() == set(REGISTRY.names)
     return report
 
 
-async def test_quality_is_all_zero_when_nobody_is_eligible(own_site: Live) -> None:
+async def test_quality_is_all_zero_when_no_user_is_eligible(own_site: Live) -> None:
     await own_site.send(served(new_user(), own_site.now_ms - 31 * DAY_MS))
     report = await quality(own_site)
     assert report["eligible"] == 0
@@ -41,10 +52,12 @@ async def test_quality_is_all_zero_when_nobody_is_eligible(own_site: Live) -> No
         assert sum(part["now"] for part in drift["bins"]) == 0
         assert figures == {
             "eligible": 0,
+            "measured": 0,
             "fresh": 0,
             "missing": 0,
             "stale": 0,
             "null_share": None,
+            "intervals": {"fresh": None, "missing": None, "stale": None, "null": None},
             "ages_ms": {"p50": None, "p90": None, "p99": None, "max": None},
             "distribution": [],
         }
@@ -80,6 +93,8 @@ async def test_quality_ties_out_when_values_are_fresh_missing_and_stale(
     }
     for figures in report["features"].values():
         live = figures["fresh"] + figures["stale"]
+        assert figures["measured"] == 3
+        assert figures["intervals"]["fresh"] == [figures["fresh"] / 3] * 2  # all users are measured: exact
         not_null = round(live * (1 - figures["null_share"]))
         assert sum(part["count"] for part in figures["distribution"]) == not_null
         ages = figures["ages_ms"]
@@ -102,7 +117,7 @@ async def test_quality_is_null_but_for_eligible_when_the_cache_is_away(
         report = await quality(site)
     assert report["eligible"] == 2
     for figures in report["features"].values():
-        assert figures.pop("eligible") == 2
+        assert (figures.pop("eligible"), figures.pop("measured")) == (2, 2)
         assert sum(part["now"] for part in figures.pop("drift")["bins"]) == 2  # values need no cache
         assert set(figures.values()) == {None}
 
@@ -110,8 +125,34 @@ async def test_quality_is_null_but_for_eligible_when_the_cache_is_away(
 async def measured_by_a_worker(site: Live) -> dict[str, Any]:
     """A report as a worker leaves it; the run."""
     run: dict[str, Any] = (await site.client.post("/admin/data-quality/refresh")).json()
-    assert await site.service.quality.runner.run(run["id"], 60) is True
+    await site.service.quality.carry_out(run["id"], 60)
     return run
+
+
+async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> None:
+    users = [new_user() for _ in range(60)]
+    await own_site.send(*(served(user, own_site.now_ms - 1) for user in users))
+    for user in users[:30]:
+        await own_site.features(user)
+    await own_site.filled()
+    own_site.service.quality.measurement.sample = 20
+    report = await quality(own_site)
+    assert (report["eligible"], report["measured"], report["eligible_before"], report["measured_before"]) == (
+        60,
+        20,
+        0,
+        0,
+    )
+    assert 0.1 < report["margin"] < 0.25
+    figures = report["features"]["tip_volume_30d"]
+    assert (figures["eligible"], figures["measured"]) == (60, 20)
+    assert figures["fresh"] + figures["missing"] + figures["stale"] == 20
+    for state in ("fresh", "missing", "stale"):
+        low, high = figures["intervals"][state]
+        assert 0 <= low <= figures[state] / 20 <= high <= 1
+        assert high - low > 0.05
+    listed = await behind(own_site, "feature=tip_volume_30d&state=fresh")
+    assert len(listed["users"]) == 30  # of all eligible users
 
 
 async def test_an_answer_is_never_older_than_an_acknowledged_event_unless_that_is_allowed(own_site: Live) -> None:
@@ -142,12 +183,12 @@ async def test_a_refresh_is_queued_watched_and_audited(own_site: Live) -> None:
     answer = await site.client.post("/admin/data-quality/refresh")
     assert answer.status_code == 202
     run = answer.json()
-    assert (run["state"], run["total"], run["waiting_for"]) == ("queued", None, "worker")  # no worker is there
+    assert (run["state"], run["measured"], run["waiting_for"]) == ("queued", 0, "worker")  # no worker is there
     assert (await site.client.post("/admin/data-quality/refresh")).json() == run  # it is under way: not a second one
     await site.send(served(new_user(), site.now_ms))
-    await site.service.quality.runner.run(run["id"], 60)
+    await site.service.quality.carry_out(run["id"], 60)
     ended = (await site.client.get("/admin/data-quality/refresh")).json()
-    assert (ended["state"], ended["done"], ended["total"], ended["waiting_for"]) == ("completed", 1, 1, None)
+    assert (ended["state"], ended["measured"], ended["waiting_for"]) == ("completed", 1, None)
     entries = await site.service.audit.page(AuditFilter(), 2**62, 5)
     assert {(entry.action, entry.subject) for entry in entries} == {("refresh data quality", "everyone")}
     assert [entry.outcome for entry in entries] == [

@@ -26,13 +26,13 @@ HOSTILE = "<img src=x onerror=alert(1)>&\"' 🎯"
 
 async def newest(site: Live) -> int:
     """The id of the newest run."""
-    return (await site.service.quality.book.newest(1))[0].id
+    return (await site.service.quality.runs.newest(1))[0].id
 
 
 async def measured(site: Live) -> None:
     """A report is stored, as a worker does it."""
-    run, _ = await site.service.quality.book.open("ann", site.now_ms)
-    assert await site.service.quality.runner.run(run.id, 60) is True
+    run, _ = await site.service.quality.runs.open("ann", site.now_ms)
+    await site.service.quality.carry_out(run.id, 60)
 
 
 async def populated(site: Live, cache_server: EmbeddedServer, count: int = 120) -> list[str]:
@@ -57,8 +57,8 @@ async def test_a_report_is_asked_for_when_there_is_none(own_site: Live, browser:
         await visitor.assert_sound()
         await visitor.go(PATH)  # another visit asks for no other
         run = await newest(own_site)
-        assert len(await own_site.service.quality.book.newest(9)) == 1
-        await own_site.service.quality.runner.run(run, 60)
+        assert len(await own_site.service.quality.runs.newest(9)) == 1
+        await own_site.service.quality.carry_out(run, 60)
         await expect(visitor.page.get_by_text("Eligible 7 days before")).to_be_visible()  # the page came anew by itself
         await visitor.assert_sound()
 
@@ -108,6 +108,26 @@ async def test_report_tells_its_figures_in_words_and_histograms(
         await expect(page.locator("p.lead")).to_have_text(re.compile(r"^Measured (just now|\d.* s ago), which took \d"))
 
 
+async def test_sampling_error_is_shown_when_users_were_drawn(
+    own_site: Live, cache_server: EmbeddedServer, browser: Browser
+) -> None:
+    await populated(own_site, cache_server)
+    own_site.service.quality.measurement.sample = 60
+    await measured(own_site)
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(PATH)
+        text = await visitor.text()
+        assert "from 60 users drawn at random" in text
+        assert re.search(r"within \d+\.\d percentage points of the share among all", text)
+        row = visitor.page.get_by_role("row").filter(
+            has=visitor.page.get_by_role("link", name="tip_volume_30d", exact=True)
+        )
+        cells = await row.get_by_role("cell").all_inner_texts()
+        assert cells[1].strip() == "60"
+        assert re.search(r"\d\n?\s*\d+\.\d\d–\d+\.\d\d\s%", cells[3]), cells[3]
+        await visitor.assert_sound()
+
+
 async def test_number_leads_to_its_users_page_by_page(
     own_site: Live, cache_server: EmbeddedServer, browser: Browser
 ) -> None:
@@ -132,7 +152,7 @@ async def test_number_leads_to_its_users_page_by_page(
         assert await page.locator("tbody a.id").all_inner_texts() == [users[9]]
         await page.get_by_label("State").select_option("null")
         await page.get_by_role("button", name="List").click()
-        await expect(page.get_by_text("Nobody, to the end of the eligible users.")).to_be_visible()
+        await expect(page.get_by_text("None, to the end of the eligible users.")).to_be_visible()
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -154,12 +174,7 @@ async def test_report_is_refreshed_when_the_button_is_pressed(
             if scripts:  # axe is one
                 await visitor.assert_accessible()
             run = await newest(own_site)
-            await own_site.service.quality.book.advance(run, 1, 4, own_site.now_ms, None)
-            if not scripts:
-                await page.get_by_role("link", name="Look again").click()
-            await expect(page.locator("[data-words]")).to_have_text("1 of 4 users")
-            assert await page.locator("progress").evaluate("bar => [bar.value, bar.max]") == [1, 4]
-            await own_site.service.quality.runner.run(run, 60)
+            await own_site.service.quality.carry_out(run, 60)
             if not scripts:
                 await page.get_by_role("link", name="Look again").click()
             await expect(page.locator(".tile .figure").first).to_have_text("2")
@@ -184,8 +199,8 @@ async def test_refresh_says_that_nothing_runs_when_the_queue_is_away(
 
 async def test_failure_is_shown_when_the_last_measurement_failed(own_site: Live, browser: Browser) -> None:
     await measured(own_site)
-    run, _ = await own_site.service.quality.book.open("ann", own_site.now_ms)
-    await own_site.service.quality.book.finish(run.id, "failed", own_site.now_ms, None, f"the job failed: {HOSTILE}")
+    run, _ = await own_site.service.quality.runs.open("ann", own_site.now_ms)
+    await own_site.service.quality.runs.finish(run.id, "failed", own_site.now_ms, error=f"the job failed: {HOSTILE}")
     async with visiting(browser, own_site) as visitor:
         await visitor.go(PATH)
         await expect(visitor.page.get_by_role("alert")).to_contain_text(HOSTILE)
@@ -247,14 +262,12 @@ async def test_failed_values_are_told_instead_of_a_drift(
 
 
 async def test_page_asks_anew_when_the_report_is_of_another_release(own_site: Live, browser: Browser) -> None:
-    run, _ = await own_site.service.quality.book.open("ann", own_site.now_ms)
-    await own_site.service.quality.book.finish(run.id, "completed", own_site.now_ms, '{"of": "another"}', None)
+    run, _ = await own_site.service.quality.runs.open("ann", own_site.now_ms)
+    await own_site.service.quality.runs.finish(run.id, "completed", own_site.now_ms, body='{"of": "another"}')
     async with visiting(browser, own_site) as visitor:
         await visitor.go(PATH)
         assert "another release" in await visitor.text()
-        ended = await own_site.service.quality.book.get(await newest(own_site))
-        assert ended is not None
-        assert ended.active
+        assert (await own_site.service.quality.runs.newest(1))[0].active
 
 
 async def test_unknown_state_is_an_error_page(site: Live, browser: Browser) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import Counter
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.features.registry import Dtype
-from app.profiles.quality.drift import CommonBin, band, common_bins, psi, too_few
-from app.profiles.quality.sketch import EXACT
-from tests.profiles.quality.test_sketch import sketch
+from app.features.registry import Dtype, Scalar
+from app.profiles.quality.drift import CommonBin, band, common_bins, psi, quantiles, too_few
 
 counts = st.integers(0, 10_000)
 pairs = st.lists(st.tuples(counts, counts), min_size=1, max_size=30).filter(
@@ -22,6 +21,11 @@ pairs = st.lists(st.tuples(counts, counts), min_size=1, max_size=30).filter(
 )
 numbers = st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)), max_size=40)
 integers = st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)), max_size=60)
+
+
+def counted(*values: Scalar) -> Counter[Scalar]:
+    """Each value with its count."""
+    return Counter(values)
 
 
 def bins(*found: tuple[int, int]) -> list[CommonBin]:
@@ -79,7 +83,7 @@ def total(found: list[CommonBin]) -> tuple[int, int]:
 
 @given(now=numbers, before=numbers)
 def test_every_user_is_in_one_bin_when_values_are_floats(now: list[float | None], before: list[float | None]) -> None:
-    found = common_bins("float", sketch(*now), sketch(*before))
+    found = common_bins("float", counted(*now), counted(*before))
     assert total(found) == (len(now), len(before))
     ranges = [part for part in found if part.kind == "range"]
     assert len(ranges) <= 12
@@ -89,13 +93,13 @@ def test_every_user_is_in_one_bin_when_values_are_floats(now: list[float | None]
 
 @given(now=integers, before=integers)
 def test_every_user_is_in_one_bin_when_values_are_integers(now: list[int | None], before: list[int | None]) -> None:
-    found = common_bins("int", sketch(*now), sketch(*before))
+    found = common_bins("int", counted(*now), counted(*before))
     assert total(found) == (len(now), len(before))
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", None]), max_size=30), st.lists(st.text(max_size=2), max_size=60))
 def test_every_user_is_in_one_bin_when_values_are_texts(now: list[str | None], before: list[str]) -> None:
-    assert total(common_bins("str", sketch(*now), sketch(*before))) == (len(now), len(before))
+    assert total(common_bins("str", counted(*now), counted(*before))) == (len(now), len(before))
 
 
 @pytest.mark.parametrize("dtype", ["float", "int"])
@@ -104,34 +108,24 @@ def test_every_user_is_in_one_bin_when_there_are_many(dtype: Dtype) -> None:
     kind = int if dtype == "int" else float
     now = [kind(chance.lognormvariate(8, 2)) for _ in range(5_000)]
     before = [kind(chance.lognormvariate(8, 1)) for _ in range(300)] + [None]
-    found = common_bins(dtype, sketch(*now), sketch(*before))
+    found = common_bins(dtype, counted(*now), counted(*before))
     assert total(found) == (5_000, 301)
     assert [part.kind for part in found].count("null") == 1
 
 
-def test_equal_values_are_in_the_same_bin_when_only_one_side_is_counted_in_buckets() -> None:
-    few = [0.1 * number for number in range(1, 400)]
-    many = few * 3
-    exact, coarse = sketch(*few), sketch(*many, *(1e-5 * number for number in range(2 * EXACT)))
-    assert exact.exact
-    assert not coarse.exact
-    found = [part for part in common_bins("float", exact, coarse) if part.kind == "range"]
-    assert all(part.before >= 3 * part.now for part in found)
-
-
 def test_bins_have_round_edges_and_are_open_where_values_lie_beyond() -> None:
     shares = [number / 1_000 for number in range(1_001)]
-    found = common_bins("float", sketch(*shares[:EXACT]), sketch(*shares[-EXACT:]))
+    found = common_bins("float", counted(*shares[:500]), counted(*shares[500:]))
     assert [(part.start, part.end) for part in found[:2]] == [(0.0, 0.1), (0.1, 0.2)]
     assert len(found) == 10
     assert found[-1].end == 1.0
     skewed = [*(float(number) for number in range(200)), 1e9]
-    found = common_bins("float", sketch(*skewed), sketch(*skewed))
+    found = common_bins("float", counted(*skewed), counted(*skewed))
     assert (found[0].start, found[-1].start, found[-1].end) == (0.0, 180.0, None)
 
 
 def test_integers_have_a_bin_each_when_they_are_few_and_null_has_its_own() -> None:
-    found = common_bins("int", sketch(7, 8, 8, None), sketch(10))
+    found = common_bins("int", counted(7, 8, 8, None), counted(10))
     assert msgspec.to_builtins(found) == [
         {"now": 1, "before": 0, "kind": "value", "value": 7},
         {"now": 2, "before": 0, "kind": "value", "value": 8},
@@ -139,13 +133,19 @@ def test_integers_have_a_bin_each_when_they_are_few_and_null_has_its_own() -> No
         {"now": 0, "before": 1, "kind": "value", "value": 10},
         {"now": 1, "before": 0, "kind": "null"},
     ]
-    assert all(part.start == round(part.start or 0) for part in common_bins("int", sketch(*range(90)), sketch()))
+    assert all(part.start == round(part.start or 0) for part in common_bins("int", counted(*range(90)), counted()))
 
 
 @pytest.mark.parametrize("most", [30, 45, 49, 50, 99, 100, 500])
 def test_a_bin_of_whole_numbers_holds_those_below_its_upper_edge(most: int) -> None:
-    found = common_bins("int", sketch(*range(most + 1)), sketch())
+    found = common_bins("int", counted(*range(most + 1)), counted())
     for part in found:
         assert part.start is not None
         last = most if part.end is None else part.end - 1
         assert part.now == min(most, last) - part.start + 1
+
+
+def test_quantiles_are_of_the_nearest_rank() -> None:
+    assert quantiles([], (0.5, 1.0)) == [None, None]
+    assert quantiles([7], (0.0, 0.5, 1.0)) == [7, 7, 7]
+    assert quantiles(range(100, 0, -1), (0.5, 0.9, 0.99, 1.0)) == [51, 91, 100, 100]

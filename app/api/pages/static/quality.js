@@ -1,4 +1,4 @@
-// The page of data quality while a worker measures: how far it is, and the page anew when the report is there.
+// The page of data quality while a worker measures: it loads again when the report is there.
 "use strict";
 
 const watched = document.querySelector("[data-watch]");
@@ -11,15 +11,7 @@ async function look() {
       location.assign(location.pathname); // not reload(), which would send a form again
       return;
     }
-    const bar = watched.querySelector("progress");
-    const words = watched.querySelector("[data-words]");
-    if (run.total) {
-      bar.max = run.total;
-      bar.value = run.done;
-      words.textContent = `${run.done.toLocaleString("en").replaceAll(",", "\u202f")} of ${run.total.toLocaleString("en").replaceAll(",", "\u202f")} users`;
-    }
-    const waiting = watched.querySelector("[data-waiting]");
-    waiting.hidden = run.waiting_for === null;
+    watched.querySelector("[data-waiting]").hidden = run.waiting_for === null;
   }
   setTimeout(look, 1000);
 }

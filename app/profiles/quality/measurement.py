@@ -1,0 +1,147 @@
+"""Measures data quality for users drawn at random: what the cache holds of them, and how their values are distributed.
+
+A page of users is compared with the log and the cache as `FreshnessMeter` does, and its values are computed, by the
+statement that serves reads, as of the measurement and as of `BEFORE_DAYS` days before. The users come in random order:
+if time runs out before all of them are measured, those that were are a uniform sample too, only a smaller one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+import msgspec
+
+from app.errors import CacheUnavailable
+from app.features.clock import DAY_MS, Clock
+from app.features.registry import Registry, as_dtype
+from app.profiles.availability import FeatureAvailability
+from app.profiles.consistency.freshness import CellFreshness, FreshnessMeter
+from app.profiles.ports import ComputeRow, NewestEvents, Snapshot, Source
+from app.profiles.quality.report import Figures, QualityReport, UserSample, report
+from app.profiles.trial import described
+from app.telemetry import logger
+
+BEFORE_DAYS = 7
+SAMPLE = 20_000
+# A longer statement holds a core for longer than the scheduler lets others wait; see `app.profiles.rebuild.rebuilder`.
+PAGE = 16
+# After each page the measurement pauses up to this many times as long as the page took, as far as its time allows. With
+# 3, the p99 of reads beside it is 1.2 to 1.5 times as long as without; with 1, 1.8 times.
+REST = 3.0
+PACE = 0.9  # of the time allowed, to keep some for pages that take longer
+BUDGET_S = 30.0
+TRIES = 5
+TRY_AGAIN_S = 0.5
+log = logger("profiles.quality")
+
+
+class QualityMeasurement:
+    """Makes one measurement at a time. At most `sample` users are drawn for each of the two moments."""
+
+    def __init__(
+        self,
+        *,
+        meter: FreshnessMeter,
+        users: NewestEvents,
+        source: Source,
+        registry: Registry,
+        availability: FeatureAvailability,
+        clock: Clock,
+        random: Random,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.sample = SAMPLE
+        self._meter = meter
+        self._users = users
+        self._source = source
+        self._registry = registry
+        self._availability = availability
+        self._clock = clock
+        self._random = random
+        self._pause = pause
+        self._turn = asyncio.Lock()
+
+    async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
+        """Draw users and measure as many of them as `budget_s` seconds allow, at least one page.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        async with self._turn:
+            begun = self._clock.monotonic()
+            sample = await self._draw()
+            users = max(len(sample.now), len(sample.before))
+            for start in range(0, users, PAGE):
+                page_begun = self._clock.monotonic()
+                if start and page_begun - begun > budget_s:
+                    del sample.now[start:], sample.before[start:]
+                    break
+                await self._page(sample, start)
+                ended = self._clock.monotonic()
+                spare_s = PACE * budget_s * (start + PAGE) / users - (ended - begun)
+                await self._pause(max(0.0, min(REST * (ended - page_begun), spare_s)))
+            return report(sample, self._registry, self._clock.now_ms())
+
+    async def _draw(self) -> UserSample:
+        """Draw from the users with an event within the longest window, at each of the two moments."""
+        now_ms = self._clock.now_ms()
+        before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self._registry.longest_window_ms()
+        eligible, now = await self._users.draw(now_ms - window_ms, None, self.sample, self._random)
+        eligible_before, before = await self._users.draw(before_ms - window_ms, before_ms, self.sample, self._random)
+        figures = {entry.name: Figures() for entry in self._registry}
+        oldest_ms = await self._users.oldest_event_ms()
+        return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
+
+    async def _page(self, sample: UserSample, start: int) -> None:
+        now, before = sample.now[start : start + PAGE], sample.before[start : start + PAGE]
+        if sample.cache_answers:
+            await self._look(sample, now, first=start == 0)
+        mask = self._registry.full_mask & ~self._availability.unavailable
+        asked = [ComputeRow(user_id, mask, sample.now_ms) for user_id in now]
+        asked += [ComputeRow(user_id, mask, sample.before_ms) for user_id in before]
+        snapshot = await self._source.compute(sample.now_ms, asked)
+        for (place, index), error in snapshot.errors.items():
+            if snapshot.overdue >> index & 1:
+                self._availability.pause(index, asked[place].user_id, error, slow=True)
+        self._count_values(sample, asked, snapshot, len(now))
+
+    async def _look(self, sample: UserSample, user_ids: Sequence[str], *, first: bool) -> None:
+        """Count what the cache holds. A cache that has answered before may be silent for a moment."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                looks = await self._meter.look(user_ids)
+            except CacheUnavailable as error:
+                if first or attempt == TRIES:
+                    log.warning("measured_without_cache", error=str(error))
+                    sample.cache_answers = False
+                    return
+                await self._pause(TRY_AGAIN_S)
+            else:
+                for look in looks:
+                    _count_look(sample.figures[self._registry.names[look.feature]], look, sample.now_ms)
+                return
+
+    def _count_values(self, sample: UserSample, asked: Sequence[ComputeRow], snapshot: Snapshot, now: int) -> None:
+        """The first `now` rows are of the present moment, the others of the one before."""
+        for index, entry in enumerate(self._registry):
+            figures = sample.figures[entry.name]
+            for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
+                raw = raws[index]
+                value = entry.default if raw is None else as_dtype(entry.dtype, raw)
+                if not row.mask >> index & 1:
+                    figures.fail(self._availability.reason(index))
+                elif (place, index) in snapshot.errors:
+                    figures.fail(snapshot.errors[place, index])
+                elif raw is not None and value is None:
+                    figures.fail(described(raw, entry.dtype))
+                else:
+                    (figures.now if place < now else figures.before)[value] += 1
+
+
+def _count_look(figures: Figures, look: CellFreshness, now_ms: int) -> None:
+    figures.states[look.state] += 1
+    if look.value is not None:
+        figures.ages_ms.append(max(0, now_ms - look.value.computed_at_ms))
+        figures.held[msgspec.json.decode(look.value.json)] += 1

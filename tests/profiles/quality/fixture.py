@@ -1,0 +1,52 @@
+"""Data quality over one process of a world, with a seed for the draw and pauses that take no time."""
+
+from __future__ import annotations
+
+from random import Random
+
+from app.profiles.availability import FeatureAvailability
+from app.profiles.consistency.freshness import FreshnessMeter
+from app.profiles.quality.drilldown import Drilldown
+from app.profiles.quality.measurement import QualityMeasurement
+from app.profiles.quality.runs import DataQuality
+from app.stores.sqlite.quality_runs import SqliteQualityRepository
+from app.stores.sqlite.users import SqliteUsers
+from tests.support.service import Service
+
+
+class QualityFixture:
+    """The parts, the pauses that they asked for, and the runs that workers were asked to carry out."""
+
+    def __init__(self, service: Service, seed: int = 1) -> None:
+        self.service = service
+        self.pauses: list[float] = []
+        self.started: list[int] = []
+        self.users = SqliteUsers(service.database)
+        registry, clock = service.registry, service.clock
+        self.meter = FreshnessMeter(
+            cache=service.cache, users=self.users, registry=registry, clock=clock, pause=self._at_once
+        )
+        self.measurement = QualityMeasurement(
+            meter=self.meter,
+            users=self.users,
+            source=service.source,
+            registry=registry,
+            availability=FeatureAvailability(registry, clock),
+            clock=clock,
+            random=Random(seed),
+            pause=self._pause,
+        )
+        self.drilldown = Drilldown(meter=self.meter, users=self.users, registry=registry, clock=clock)
+        self.runs = SqliteQualityRepository(service.database)
+        self.quality = DataQuality(
+            measurement=self.measurement, runs=self.runs, drilldown=self.drilldown, clock=clock, start=self._start
+        )
+
+    async def _at_once(self, _: float) -> None:
+        """No pause before a second look."""
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    async def _start(self, run_id: int) -> None:
+        self.started.append(run_id)
