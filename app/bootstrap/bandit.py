@@ -13,7 +13,8 @@ from app.bandit.learning.attribution import Rules
 from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.assignment import serves_challenger
-from app.bandit.rollout.controller import Growth, Rollout
+from app.bandit.rollout.controller import Rollout
+from app.bandit.rollout.status import Growth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.shadow.subprocess.process import ProcessBeside
 from app.bootstrap.bandit_parts import Bandit, Outside, join
@@ -87,7 +88,7 @@ def rollout(settings: Settings, database: Database, clock: Clock, lineup: Polici
         book=SqliteRollout(database),
         limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
         window_ms=rules.window_ms,
-        challenged=lineup.challenger is not None,
+        policies=lineup,
         growth=growth,
         audited=in_the_trail,
         clock=clock,
