@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import msgspec
 from litestar import Response, get
 
-from app.api.admin.overview_schemas import Component, FigureView, FindingView, OverviewView, ProcessView
 from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
-from app.features.clock import rfc3339
 from app.operations.figures import HOUR_MS, SLOT_MS
 from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
 from app.operations.overview import Overview, Sight, overview
@@ -52,10 +51,14 @@ GROUPS = (
     "not well. Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_overview(request: HttpRequest) -> Response[OverviewView]:
+async def get_overview(request: HttpRequest) -> Response[Overview]:
     """Now."""
     api = api_of(request)
-    body = _view(await look(api), api.root_path)
+    body = await look(api)
+    body.findings = [
+        msgspec.structs.replace(item, path=api.root_path + PLACES[item.subject]) if item.subject in PLACES else item
+        for item in body.findings
+    ]
     slot_names = [f"{start[11:16]} UTC" for start in body.slots]
     return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
 
@@ -97,38 +100,3 @@ async def _told(api: Api) -> list[Finding]:
         return []
     found = [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
     return found + waiting_to_be_pruned(waiting) + wrong_decisions(unknown)
-
-
-def _view(found: Overview, root_path: str) -> OverviewView:
-    return OverviewView(
-        measured_at=rfc3339(found.at_ms),
-        state=found.state,
-        verdict=found.verdict,
-        findings=[
-            FindingView(*item, root_path + PLACES[item.subject] if item.subject in PLACES else None)
-            for item in found.findings
-        ],
-        components=[
-            Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
-            for item in found.standings
-        ],
-        processes=[
-            ProcessView(item.role, item.process, rfc3339(item.seen_ms), item.stopped, item.registry)
-            for item in found.watchers
-        ],
-        sampled=found.sampled,
-        slot_s=SLOT_MS // 1000,
-        slots=[rfc3339(start) for start in found.starts_ms],
-        figures={
-            name: FigureView(
-                item.kind.title,
-                item.kind.explanation,
-                item.kind.unit,
-                item.now,
-                item.hour,
-                item.kind.hour_is,
-                item.series,
-            )
-            for name, item in found.figures.items()
-        },
-    )
