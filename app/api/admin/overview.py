@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
 
 import msgspec
 from litestar import Response, get
@@ -19,6 +20,7 @@ from app.operations.ports import Record
 from app.operations.states import looks_of
 from app.telemetry import logger
 
+T = TypeVar("T")
 LOOK_S = 1.5
 log = logger("api.overview")
 # Where to act on a finding, by its subject.
@@ -65,38 +67,34 @@ async def get_overview(request: HttpRequest) -> Response[Overview]:
 
 async def look(api: Api) -> Overview:
     """Everything at a glance, whatever is away."""
-    sight, record, told = await asyncio.gather(_sight(api), _record(api), _told(api))
+    oldest_ms = api.clock.now_ms() - HOUR_MS - SLOT_MS
+    sight, record, told = await asyncio.gather(
+        _soon("readiness", _sight(api)),
+        _soon("samples", api.samples.since(oldest_ms)),
+        _soon("findings", _told(api)),
+    )
     # An hour of samples takes some milliseconds to add up; reads need not wait for them.
-    return await asyncio.to_thread(overview, record, sight, api.process, api.clock.now_ms(), told)
+    return await asyncio.to_thread(
+        overview, record or Record([], {}), sight, api.process, api.clock.now_ms(), told or ()
+    )
 
 
-async def _sight(api: Api) -> Sight | None:
+async def _soon(what: str, asked: Awaitable[T]) -> T | None:
+    """What is asked, if it comes within `LOOK_S`."""
     try:
         async with asyncio.timeout(LOOK_S):
-            checks, gauges = await asyncio.gather(api.readiness(), api.gauges())
-            return Sight(looks_of(checks), gauges)
-    except TimeoutError:
-        log.warning("readiness_took_too_long")
+            return await asked
+    except (StoreUnavailable, TimeoutError) as error:
+        log.warning("overview_incomplete", what=what, error=str(error) or "it took too long")
         return None
 
 
-async def _record(api: Api) -> Record:
-    try:
-        async with asyncio.timeout(LOOK_S):
-            return await api.samples.since(api.clock.now_ms() - HOUR_MS - SLOT_MS)
-    except (StoreUnavailable, TimeoutError) as error:
-        log.warning("samples_not_read", error=str(error))
-        return Record([], {})
+async def _sight(api: Api) -> Sight:
+    checks, gauges = await asyncio.gather(api.readiness(), api.gauges())
+    return Sight(looks_of(checks), gauges)
 
 
 async def _told(api: Api) -> list[Finding]:
-    try:
-        async with asyncio.timeout(LOOK_S):
-            alarm, waiting, unknown = await asyncio.gather(
-                api.rollout.alarm(), api.pruning_waits(), api.unknown_decisions()
-            )
-    except (StoreUnavailable, TimeoutError) as error:
-        log.warning("findings_not_read", error=str(error))
-        return []
+    alarm, waiting, unknown = await asyncio.gather(api.rollout.alarm(), api.pruning_waits(), api.unknown_decisions())
     found = [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
     return found + waiting_to_be_pruned(waiting) + wrong_decisions(unknown)
