@@ -1,7 +1,7 @@
 """The roll-out: how the challenger does, what follows from that, and moving it from stage to stage.
 
-Invariant: every change is audited, with who and why, whoever makes it; and no change is made on a state that somebody
-else has changed meanwhile. Looks are made elsewhere (`rollout_watch`); reading never makes one, however often it is.
+Invariant: every change is audited with its actor and reason, and none is made on a state that has changed meanwhile.
+Looks are made by `app.bandit.rollout.monitor`; reading never makes one.
 """
 
 from __future__ import annotations
