@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
 from litestar import post
 from msgspec import UNSET
 
@@ -18,7 +17,7 @@ from app.api.openapi.document import problems
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.errors import InvalidInput, Issue, Unavailable
 from app.features.clock import EPOCH, MILLISECOND
-from app.features.registry import Scalar, indices
+from app.features.registry import Scalar
 from app.generation.ports import Order, Task
 from app.generation.profile_traits import ALLOWED, traits_of
 from app.telemetry import logger
@@ -77,9 +76,7 @@ async def _read(api: Api, user_id: str) -> dict[str, Scalar] | None:
         return None
     try:
         async with asyncio.timeout(PROFILE_S):
-            values = (await api.reader.read_values({user_id: mask}))[user_id]
+            return await api.reader.read_features(user_id, mask)
     except (TimeoutError, Unavailable) as error:
         log.info("worded_without_a_profile", error=str(error) or "it took too long")
         return None
-    names = [api.registry.names[index] for index in indices(mask)]
-    return {name: msgspec.json.decode(value) for name, value in zip(names, values, strict=True)}

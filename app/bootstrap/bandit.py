@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 
-import msgspec
-
 from app.bandit.learning.attribution import Rules
 from app.bandit.model.policies import Policies
-from app.bandit.ports import ReadProfile
 from app.bandit.rollout.assignment import serves_challenger
-from app.bandit.rollout.controller import Growth, Rollout
+from app.bandit.rollout.controller import Rollout
+from app.bandit.rollout.status import Growth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.shadow.subprocess.process import ProcessBeside
 from app.bootstrap.bandit_parts import Bandit, Outside, join
 from app.features.clock import Clock
-from app.features.registry import Registry, Scalar
+from app.features.registry import Registry
 from app.operations.audit import AuditedAction, audited
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
@@ -40,12 +37,8 @@ from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.telemetry import Metrics
 
-_values = msgspec.json.Decoder(list[Scalar]).decode
 
-
-def bandit(
-    settings: Settings, database: Database, reader: ProfileReader, registry: Registry, clock: Clock, metrics: Metrics
-) -> Bandit:
+def bandit(settings: Settings, database: Database, reader: ProfileReader, clock: Clock, metrics: Metrics) -> Bandit:
     """The bandit of one process."""
     lineup = Policies.of(shadow=settings.shadow)
     rules = Rules.of(settings.rewards, settings.reward_window_hours)
@@ -53,7 +46,7 @@ def bandit(
         SqliteDecisions(database, lineup.longest),
         SqliteLearning(database, lineup, rules),
         SqliteStates(database, lineup.longest),
-        profiles(reader, registry),
+        reader.read_features,
         ProcessBeside(),
     )
 
@@ -87,24 +80,11 @@ def rollout(settings: Settings, database: Database, clock: Clock, lineup: Polici
         book=SqliteRollout(database),
         limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
         window_ms=rules.window_ms,
-        challenged=lineup.challenger is not None,
+        policies=lineup,
         growth=growth,
         audited=in_the_trail,
         clock=clock,
     )
-
-
-def profiles(reader: ProfileReader, registry: Registry) -> ReadProfile:
-    """Reads profiles as a recommender does, near values first."""
-    mask = registry.full_mask
-
-    async def read(user_id: str) -> Mapping[str, Scalar]:
-        found = reader.near_values(user_id, mask)
-        if found is None:
-            found = (await reader.read_far_values({user_id: mask}))[user_id]
-        return dict(zip(registry.names, _values(b"[" + b",".join(found) + b"]"), strict=True))
-
-    return read
 
 
 def auditor(

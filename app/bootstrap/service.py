@@ -267,7 +267,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     inspector = Inspector(
         cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
     )
-    own = bandit(settings, database, reader, registry, clock, metrics)
+    own = bandit(settings, database, reader, clock, metrics)
     consumer = Consumer(
         log=log,
         letters=letters,

@@ -323,9 +323,8 @@ def enable(name: str, reason: str) -> None:
 
 
 async def _switch(name: str, reason: str, *, on: bool) -> None:
-    from app.api.admin.reasons import reason_problem
     from app.errors import InvalidInput, Issue
-    from app.operations.audit import audited
+    from app.operations.audit import audited, reason_problem
     from app.stores.sqlite.audit_trail import SqliteAuditTrail
     from app.stores.sqlite.registries import SqliteRegistries
     from app.stores.system_clock import SystemClock

@@ -9,8 +9,8 @@ import click
 from app.cli.output import ACTOR, out, plain, print_json, run, settings_of_command
 
 if TYPE_CHECKING:
-    from app.api.admin.rollout_schemas import IntervalView, RolloutView
     from app.bandit.rollout.stages import Move
+    from app.bandit.rollout.status import IntervalView, RolloutStatus
 
 _reason = click.option("--reason", default="", help="Why, for the audit trail; no user's id.")
 _json = click.option("--json", "as_json", is_flag=True, help="For a program.")
@@ -31,46 +31,34 @@ def status(as_json: bool) -> None:
     _show(run(_work(None, "")), as_json)
 
 
-@rollout.command()
-@_reason
-@_json
-def ramp(reason: str, as_json: bool) -> None:
-    """One step more: 5 %, 25 %, 100 % of the users; once rolled back, the shadow anew."""
-    _show(run(_work("ramp", reason)), as_json)
+def _add_command(move: Move, text: str) -> None:
+    @rollout.command(move, help=text)
+    @_reason
+    @_json
+    def command(reason: str, as_json: bool) -> None:
+        _show(run(_work(move, reason)), as_json)
 
 
-@rollout.command()
-@_reason
-@_json
-def promote(reason: str, as_json: bool) -> None:
-    """Let the challenger serve for good, once it serves everybody and is shown to be better."""
-    _show(run(_work("promote", reason)), as_json)
+_add_command("ramp", "One step more: 5 %, 25 %, 100 % of the users; once rolled back, the shadow anew.")
+_add_command("promote", "Let the challenger serve for good, once it serves everybody and is shown to be better.")
+_add_command("rollback", "Let the champion serve everybody again, at any stage.")
 
 
-@rollout.command()
-@_reason
-@_json
-def rollback(reason: str, as_json: bool) -> None:
-    """Let the champion serve everybody again, at any stage."""
-    _show(run(_work("rollback", reason)), as_json)
-
-
-async def _work(move: Move | None, reason: str) -> RolloutView:
-    from app.api.admin.reasons import reason_problem
-    from app.api.admin.rollout_views import view
+async def _work(move: Move | None, reason: str) -> RolloutStatus:
     from app.bootstrap.service import open_service
     from app.errors import InvalidInput, Issue
+    from app.operations.audit import reason_problem
 
     if (wrong := reason_problem(reason)) is not None:
         raise InvalidInput("the reason is not allowed", [Issue("--reason", wrong)])
     async with open_service(settings_of_command(), door="command") as service:
-        bandit = service.bandit
+        controller = service.bandit.rollout
         if move is not None:
-            await bandit.rollout.move(move, ACTOR, reason)
-        return view(await bandit.rollout.status(), bandit.lineup)
+            await controller.move(move, ACTOR, reason)
+        return await controller.status()
 
 
-def _show(found: RolloutView, as_json: bool) -> None:
+def _show(found: RolloutStatus, as_json: bool) -> None:
     if as_json:
         import msgspec
 
@@ -86,11 +74,11 @@ def _show(found: RolloutView, as_json: bool) -> None:
     out().print(table)
 
 
-def _rows(found: RolloutView) -> list[tuple[str, str]]:
+def _rows(found: RolloutStatus) -> list[tuple[str, str]]:
     return [*_standing(found), *_figures(found), *_guardrails(found), *_moves(found)]
 
 
-def _standing(found: RolloutView) -> list[tuple[str, str]]:
+def _standing(found: RolloutStatus) -> list[tuple[str, str]]:
     decisions = found.decisions
     over = found.stage in ("promoted", "rolled back")
     looks = "no more looks" if over or found.challenger is None else f"next look at {decisions.next_look_at:,}"
@@ -110,7 +98,7 @@ def _standing(found: RolloutView) -> list[tuple[str, str]]:
     ]
 
 
-def _figures(found: RolloutView) -> list[tuple[str, str]]:
+def _figures(found: RolloutStatus) -> list[tuple[str, str]]:
     figures = found.figures
     if figures is None:
         return [("look", "none yet")]
@@ -136,7 +124,7 @@ def _figures(found: RolloutView) -> list[tuple[str, str]]:
     ]
 
 
-def _guardrails(found: RolloutView) -> list[tuple[str, str]]:
+def _guardrails(found: RolloutStatus) -> list[tuple[str, str]]:
     rails, few = found.guardrails, "too few to say"
     shown = rails.dismissals
     dismissed, longest, without = few, few, few
@@ -156,7 +144,7 @@ def _guardrails(found: RolloutView) -> list[tuple[str, str]]:
     ]
 
 
-def _moves(found: RolloutView) -> list[tuple[str, str]]:
+def _moves(found: RolloutStatus) -> list[tuple[str, str]]:
     return [(item.move, "allowed" if item.why_not is None else f"not now: {item.why_not}") for item in found.moves]
 
 

@@ -11,6 +11,7 @@ No entry holds a user's id, only its hash.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from app.telemetry import logger
 BEGUN = "begun"
 DONE = "done"
 MAX_OUTCOME = 600
+MAX_REASON = 400
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 log = logger("audit")
 
 
@@ -113,3 +116,10 @@ def state_of(outcome: str) -> str:
     """`begun`, `refused`, `failed` or `done`."""
     kind = outcome.partition(":")[0]
     return kind if kind in (BEGUN, "refused", "failed") else DONE
+
+
+def reason_problem(reason: str) -> str | None:
+    """Why an admin's reason is not allowed; None if it is."""
+    if len(reason) > MAX_REASON:
+        return f"must be at most {MAX_REASON} characters, has {len(reason)}"
+    return "must not contain control characters" if _CONTROL.search(reason) else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from app.operations.figures import Figure
 from app.operations.samples import Sample
@@ -14,13 +15,14 @@ LATE_MS = 1_000
 OLD_S = 60
 
 
-class Finding(NamedTuple):
-    """Something that is not well. `subject` names a component, a figure or a count."""
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is not well, what to do, and where. `subject` names a component, a figure or a count."""
 
     state: State
     subject: str
     text: str
     advice: str
+    path: str | None = None
 
 
 ADVICE: Mapping[str, str] = {

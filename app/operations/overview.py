@@ -7,9 +7,13 @@ says who saw it. Without a database there are no figures, and the states are tho
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from app.operations.figures import Figure, board, slot_starts
+import msgspec
+from msgspec import Meta
+
+from app.features.clock import rfc3339
+from app.operations.figures import SLOT_MS, Figure, board, slot_starts
 from app.operations.findings import Finding, findings, mixed_registries
 from app.operations.model_watch import failing_model
 from app.operations.ports import Record
@@ -28,28 +32,39 @@ class Sight(NamedTuple):
     gauges: Gauges
 
 
-class Watcher(NamedTuple):
-    """A process that takes samples. `registry` is the fingerprint of the registry that it serves, "" if unknown."""
+class Component(msgspec.Struct):
+    """How a part stands, since when, and when that was last seen."""
+
+    name: str
+    state: State
+    detail: str
+    since: str
+    seen: str
+
+
+class ProcessView(msgspec.Struct):
+    """A process that took a sample in the last 30 seconds. Its name is random, new with every start."""
 
     role: Role
     process: str
-    seen_ms: int
+    last_seen: str
     stopped: bool
-    registry: str
+    registry: Annotated[str, Meta(description="The fingerprint of the registry that it serves; empty if unknown.")]
 
 
-class Overview(NamedTuple):
-    """Everything at a glance. `sampled` False: nobody has taken a sample yet."""
+class Overview(msgspec.Struct, kw_only=True):
+    """Is everything well?"""
 
-    at_ms: int
+    measured_at: str
     state: State
     verdict: str
     findings: list[Finding]
-    standings: list[ComponentStatus]
-    watchers: list[Watcher]
+    components: list[Component]
+    processes: list[ProcessView]
+    sampled: Annotated[bool, Meta(description="Whether any process has stored a sample within the hour.")]
+    slot_s: int
+    slots: Annotated[list[str], Meta(description="When each slot of `series` begins.")]
     figures: dict[str, Figure]
-    starts_ms: list[int]
-    sampled: bool
 
 
 def overview(record: Record, sight: Sight | None, process: str, now_ms: int, told: Sequence[Finding] = ()) -> Overview:
@@ -61,26 +76,32 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int, tol
     samples = [*record.samples]
     if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
         samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
-    found = board(samples, starts_ms, now_ms)
+    figures, counted = board(samples, starts_ms, now_ms)
     alive = [item for item in _newest(record.samples) if now_ms - item.at_ms <= ALIVE_MS]
     wrong = [
-        *findings(shown, found.figures, found.counted),
+        *findings(shown, figures, counted),
         *mixed_registries(alive),
         *failing_model(record.samples, now_ms),
         *told,
     ]
-    state = _overall(shown, wrong)
-    watchers = [Watcher(item.role, item.process, item.at_ms, item.stopped, item.registry) for item in alive]
+    state, sampled = _overall(shown, wrong), bool(record.samples)
     return Overview(
-        now_ms,
-        state,
-        _verdict(state, len(wrong), sampled=bool(record.samples)),
-        wrong,
-        shown,
-        sorted(watchers),
-        found.figures,
-        starts_ms,
-        bool(record.samples),
+        measured_at=rfc3339(now_ms),
+        state=state,
+        verdict=_verdict(state, len(wrong), sampled=sampled),
+        findings=wrong,
+        components=[
+            Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
+            for item in shown
+        ],
+        processes=[
+            ProcessView(item.role, item.process, rfc3339(item.at_ms), item.stopped, item.registry)
+            for item in sorted(alive, key=lambda item: (item.role, item.process))
+        ],
+        sampled=sampled,
+        slot_s=SLOT_MS // 1000,
+        slots=[rfc3339(start) for start in starts_ms],
+        figures=figures,
     )
 
 

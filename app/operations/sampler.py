@@ -81,7 +81,7 @@ class Sampler:
 
     async def _keep(self, gauges: Gauges, checks: Mapping[str, ReadinessCheck] | None) -> None:
         reading, at = read(self._metrics), self._clock.monotonic()
-        counted, seconds = reading.since(self._last), at - self._last_at
+        counted, seconds = reading - self._last, at - self._last_at
         before = self._last, self._last_at
         # Now, not after the write: a write that is cancelled may have been committed, and must not count twice.
         self._last, self._last_at = reading, at
@@ -90,9 +90,7 @@ class Sampler:
             process=self._process.name,
             role=self._process.role,
             seconds=round(seconds, 3),
-            counts=dict(counted.counts),
-            latency=dict(counted.latency),
-            lag=dict(counted.lag),
+            counts=dict(counted),
             gauges=gauges,
             looks=looks_of(checks) if checks is not None else {},
             stopped=checks is None,

@@ -1,21 +1,19 @@
 """What a process counted within some seconds, as a sample, and samples of many processes summed.
 
-A sample is the difference between two readings of a process's `Metrics`, so a restart, where counters begin at zero,
-does no harm. Sums over processes are honest: counts and buckets add up; of gauges, which are the whole service's and
-not a process's, the newest counts. Time without a sample is unknown, never zero.
+A sample is the difference between two readings of a process's `Metrics`, so a restart, which sets counters to zero,
+does no harm. Counts and the buckets of histograms add up over processes. A gauge is of the whole service, so its newest
+value counts. Time without a sample is unknown, never zero.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import msgspec
-import prometheus_client
 
-from app.operations import buckets
 from app.operations.states import ComponentView
 from app.telemetry import Metrics
 
@@ -23,8 +21,30 @@ Role = Literal["api", "worker"]
 # Routes of people and probes: an admin's page of many seconds is not what the recommender waits for.
 LEFT_OUT = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
 UNMATCHED = ("unmatched", "/")
-# What waits for a machine of somebody else's says nothing of this service's own speed.
-WAITS_ELSEWHERE = ("/generate",)
+# The time of a request that waits for a language model says nothing of this service's own speed.
+WAITS_ELSEWHERE = "/generate"
+# What is read of the metrics: the name of the count, and the label whose value is appended to it.
+COUNTERS = {
+    "profiles_cache_hits_total": ("hits", ""),
+    "profiles_near_hits_total": ("near_hits", ""),
+    "profiles_cache_misses_total": ("misses", ""),
+    "profiles_cache_fills_total": ("fills", "outcome"),
+    "profiles_degraded_reads_total": ("degraded_reads", ""),
+    "profiles_events_total": ("events", "outcome"),
+    "profiles_invalidations_total": ("invalidations", "outcome"),
+    "profiles_computation_errors_total": ("feature_errors", ""),
+    "profiles_stale_values_dropped_total": ("stale_dropped", ""),
+    "profiles_consistency_checks_total": ("checks", "outcome"),
+    "profiles_consistency_violations_total": ("untrue", ""),
+    "profiles_publish_failures_total": ("publish_failures", ""),
+    "profiles_requests_shed_total": ("shed", ""),
+    "profiles_generations_total": ("generations", "outcome"),
+}
+REQUESTS = "profiles_http_request_duration_seconds_count"
+BUCKETS = {
+    "profiles_http_request_duration_seconds_bucket": "latency",
+    "profiles_invalidation_lag_seconds_bucket": "lag",
+}
 
 
 class Process(NamedTuple):
@@ -48,9 +68,10 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one process counted in the `seconds` before `at_ms`, and what it saw then of what it depends on.
+    """What one process counted in the `seconds` before `at_ms`, and how its dependencies looked to it then.
 
-    `registry` is the fingerprint of the registry that it serves.
+    A bucket is counted by its upper bound as Prometheus writes it (`latency_0.005`, `lag_+Inf`), so that samples of two
+    releases with other bounds can be added. `registry` is the fingerprint of the registry that the process serves.
     """
 
     at_ms: int
@@ -58,8 +79,6 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: Role
     seconds: float
     counts: dict[str, int] = msgspec.field(default_factory=dict)
-    latency: dict[str, int] = msgspec.field(default_factory=dict)
-    lag: dict[str, int] = msgspec.field(default_factory=dict)
     gauges: Gauges = Gauges()
     looks: dict[str, ComponentView] = msgspec.field(default_factory=dict)
     stopped: bool = False
@@ -71,52 +90,24 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{'worker' if self.role == 'worker' else 'API process'} {self.process}"
 
 
-class CounterSnapshot(NamedTuple):
-    """A process's counters at a moment; latency is of the recommender's and the producers' routes."""
-
-    counts: Counter[str]
-    latency: Counter[str]
-    lag: Counter[str]
-
-    def since(self, before: CounterSnapshot) -> CounterSnapshot:
-        """What was counted since an earlier reading; only what is not zero."""
-        return CounterSnapshot(self.counts - before.counts, self.latency - before.latency, self.lag - before.lag)
-
-
-def read(metrics: Metrics) -> CounterSnapshot:
-    """Read the counters of this process; some tens of microseconds."""
-    counts: Counter[str] = Counter(
-        hits=metrics.cache_hits.total, near_hits=metrics.near_hits.total, misses=metrics.cache_misses.total
-    )
-    latency: Counter[str] = Counter()
-    for (_, route, status), spread in metrics.request_seconds.spreads():
-        if route.startswith(LEFT_OUT) or route in UNMATCHED:
-            continue
-        counts[f"requests_{status[0]}xx"] += sum(spread.counts)
-        if route not in WAITS_ELSEWHERE:
-            latency += buckets.of_spread(spread)
-    for prefix, counter, label in (
-        ("fills", metrics.fills, "outcome"),
-        ("degraded_reads", metrics.degraded_reads, ""),
-        ("events", metrics.events, "outcome"),
-        ("invalidations", metrics.invalidations, "outcome"),
-        ("feature_errors", metrics.computation_errors, ""),
-        ("stale_dropped", metrics.stale_dropped, ""),
-        ("checks", metrics.consistency_checks, "outcome"),
-        ("untrue", metrics.consistency_violations, ""),
-        ("publish_failures", metrics.publish_failures, ""),
-        ("shed", metrics.shed, ""),
-        ("generations", metrics.generations, "outcome"),
-    ):
-        _add(counts, prefix, counter, label)
-    return CounterSnapshot(counts, latency, buckets.of_histogram(metrics.invalidation_lag))
-
-
-def _add(counts: Counter[str], prefix: str, counter: prometheus_client.Counter, label: str) -> None:
-    for family in counter.collect():
-        for sample in family.samples:
-            if sample.name.endswith("_total"):
-                counts[f"{prefix}_{sample.labels[label]}" if label else prefix] += int(sample.value)
+def read(metrics: Metrics) -> Counter[str]:
+    """What this process has counted since its start; latency is of the recommender's and the producers' routes."""
+    found: Counter[str] = Counter()
+    below = 0.0
+    for name, labels, value, *_ in (sample for family in metrics.collectors.collect() for sample in family.samples):
+        route = labels.get("route", "")
+        asked = not route.startswith(LEFT_OUT) and route not in UNMATCHED
+        if name in COUNTERS:
+            counted, label = COUNTERS[name]
+            found[f"{counted}_{labels[label]}" if label else counted] += round(value)
+        elif name == REQUESTS and asked:
+            found[f"requests_{labels['status'][0]}xx"] += round(value)
+        elif name in BUCKETS:  # of each set of labels in order, each with all that are below it
+            bound, count = labels["le"], round(value - below)
+            below = 0.0 if bound == "+Inf" else value
+            if asked and route != WAITS_ELSEWHERE:
+                found[f"{BUCKETS[name]}_{bound}"] += count
+    return found
 
 
 @dataclass(slots=True)
@@ -127,8 +118,6 @@ class Sum:
     """
 
     counts: Counter[str] = field(default_factory=Counter)
-    latency: Counter[str] = field(default_factory=Counter)
-    lag: Counter[str] = field(default_factory=Counter)
     newest: dict[str, float] = field(default_factory=dict)
     highest: dict[str, float] = field(default_factory=dict)
     covered_s: float = 0.0
@@ -138,44 +127,16 @@ class Sum:
 def summed(samples: Iterable[Sample]) -> Sum:
     """Add samples up; they come in the order of time."""
     total = Sum()
-    spans: list[tuple[float, float]] = []
-    served: list[tuple[float, float]] = []
+    spans: dict[Role, list[tuple[float, float]]] = {"api": [], "worker": []}
     for sample in samples:
-        _count(total, sample.counts, sample.latency, sample.lag)
-        gauges = msgspec.structs.asdict(sample.gauges)
-        _note(total, gauges, gauges)
-        span = (sample.at_ms / 1000 - sample.seconds, sample.at_ms / 1000)
-        spans.append(span)
-        if sample.role == "api":
-            served.append(span)
-    total.covered_s, total.served_s = _union(spans), _union(served)
+        total.counts.update(sample.counts)
+        for name, value in msgspec.structs.asdict(sample.gauges).items():
+            if value is not None:
+                total.newest[name] = value
+                total.highest[name] = max(value, total.highest.get(name, value))
+        spans[sample.role].append((sample.at_ms / 1000 - sample.seconds, sample.at_ms / 1000))
+    total.covered_s, total.served_s = _union(spans["api"] + spans["worker"]), _union(spans["api"])
     return total
-
-
-def joined(parts: Iterable[Sum]) -> Sum:
-    """Sums of one stretch of time after the other, as one."""
-    total = Sum()
-    for part in parts:
-        _count(total, part.counts, part.latency, part.lag)
-        _note(total, part.newest, part.highest)
-        total.covered_s += part.covered_s
-        total.served_s += part.served_s
-    return total
-
-
-def _count(total: Sum, counts: Mapping[str, int], latency: Mapping[str, int], lag: Mapping[str, int]) -> None:
-    for into, more in ((total.counts, counts), (total.latency, latency), (total.lag, lag)):
-        for name, count in more.items():
-            into[name] += count
-
-
-def _note(total: Sum, newest: Mapping[str, float | None], highest: Mapping[str, float | None]) -> None:
-    for name, value in newest.items():
-        if value is not None:
-            total.newest[name] = value
-    for name, value in highest.items():
-        if value is not None:
-            total.highest[name] = max(value, total.highest.get(name, value))
 
 
 def _union(spans: Sequence[tuple[float, float]]) -> float:
@@ -185,13 +146,3 @@ def _union(spans: Sequence[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, until))
         until = max(until, end)
     return covered
-
-
-def in_slots(samples: Iterable[Sample], starts_ms: Sequence[int], slot_ms: int) -> list[Sum | None]:
-    """A sum for each slot of time; None where nobody took a sample in it."""
-    slots: Mapping[int, list[Sample]] = {start: [] for start in starts_ms}
-    for sample in samples:
-        found = slots.get(sample.at_ms - sample.at_ms % slot_ms)
-        if found is not None:
-            found.append(sample)
-    return [summed(found) if (found := slots[start]) else None for start in starts_ms]

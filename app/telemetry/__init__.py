@@ -55,7 +55,6 @@ class Metrics:
         )
         self.cache_errors = self._counter("cache_errors_total", "Cache commands that failed, by kind.", "kind")
         self.cache_available = self._gauge("cache_available", "1 while the circuit to the cache is closed.")
-        self.computations = self._counter("computations_total", "Statements that computed features.")
         self.computed_users = self._counter("computed_users_total", "Users whose features were computed.")
         self.computation_seconds = self._histogram(
             "computation_seconds", "Time of one computing statement, thread hop included.", FAST

@@ -28,11 +28,6 @@ class FastCounter:
     def inc(self, by: int = 1) -> None:
         self._total += by
 
-    @property
-    def total(self) -> int:
-        """The current value."""
-        return self._total
-
     def collect(self) -> Iterator[Metric]:
         """For prometheus-client."""
         yield CounterMetricFamily(self._name, self._text, value=self._total)
@@ -77,14 +72,10 @@ class HistogramCollector:
             spread = self._spreads[key] = FastHistogram(self._bounds)
         return spread
 
-    def spreads(self) -> list[tuple[tuple[str, ...], FastHistogram]]:
-        """Every set of labels seen so far, with its observations."""
-        return list(self._spreads.items())
-
     def collect(self) -> Iterator[Metric]:
         """For prometheus-client."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        for key, spread in self.spreads():
+        for key, spread in list(self._spreads.items()):
             buckets = list(zip(self._marks, map(float, accumulate(spread.counts)), strict=True))
             family.add_metric(key, buckets, spread.sum)
         yield family

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from app.bandit.model.inputs import Array, Candidate, Context, Inputs, terms_of
+from app.bandit.model.policy import Policy
 from app.bandit.model.specs import SPEC_V2, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 
@@ -90,6 +91,12 @@ def taught(phi: Array, rewards: Array, start: SufficientStatistics) -> Sufficien
     for row, reward in zip(phi, rewards, strict=True):
         start = start.learned(row, float(reward))
     return start
+
+
+def variances(policy: Policy, evidence: SufficientStatistics, mu: Array | None, phi: Array) -> Array:
+    """φᵀA⁻¹φ of each candidate, without the factor v²."""
+    roots = policy.posterior(evidence, mu).roots(phi[:, : policy.spec.size])
+    return np.asarray((roots**2).sum(axis=0))
 
 
 def same_bits(one: Array, other: Array) -> bool:

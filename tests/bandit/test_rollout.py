@@ -17,6 +17,8 @@ from app.bandit.rollout.aggregates import Page
 from app.bandit.rollout.controller import FEWEST_RECENT, Rollout
 from app.bandit.rollout.monitor import RolloutWatch
 from app.bandit.rollout.ports import RecentDecisions
+from app.bandit.rollout.stages import Move
+from app.bandit.rollout.status import RolloutStatus
 from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
@@ -69,6 +71,13 @@ async def set_stage(database: Database, share: float, *, since_ms: int = NOW_MS 
     await database.write(work)
 
 
+def why_not(found: RolloutStatus, wanted: Move) -> str | None:
+    """Why a move is not allowed."""
+    (move,) = (item for item in found.moves if item.move == wanted)
+    assert move.allowed == (move.why_not is None)
+    return move.why_not
+
+
 def dismissing(page: Page) -> Page:
     """What the challenger likes is dismissed."""
     return page._replace(dismissed=(page.pi_challenger > page.pi_champion).astype(float), rewards=page.rewards * 0)
@@ -77,10 +86,10 @@ def dismissing(page: Page) -> Page:
 async def test_nothing_is_known_when_there_are_no_decisions(rollout: Rollout, watch: RolloutWatch) -> None:
     await watch.once()
     found = await rollout.status()
-    assert (found.verdict.word, found.next_look_at, list(found.looks)) == ("insufficient data", 1_000, [])
+    assert (found.verdict.verdict, found.decisions.next_look_at, list(found.looks)) == ("insufficient data", 1_000, [])
     assert found.verdict.reason == "0 decisions can be evaluated; the first look is at 1,000."
-    assert found.refusals["ramp"] == f"insufficient data: {found.verdict.reason}"
-    assert found.refusals["rollback"] is None
+    assert why_not(found, "ramp") == f"insufficient data: {found.verdict.reason}"
+    assert why_not(found, "rollback") is None
 
 
 async def test_looks_are_made_when_they_are_due_and_once(
@@ -103,8 +112,8 @@ async def test_looks_are_made_when_they_are_due_and_once(
     await watch.once()
     assert [item.number for item in await rollout.book.looks()] == [1, 3]
     found = await rollout.status()
-    assert (found.looks[-1].estimates.n, found.next_look_at) == (4_500, 8_000)
-    assert (found.verdict.word, found.verdict.improved) == ("promote", True)
+    assert (found.looks[-1].decisions, found.decisions.next_look_at) == (4_500, 8_000)
+    assert (found.verdict.verdict, found.verdict.improved) == ("promote", True)
 
 
 async def test_no_look_is_made_when_everything_was_decided_without_a_pooled_prior(
@@ -114,7 +123,7 @@ async def test_no_look_is_made_when_everything_was_decided_without_a_pooled_prio
     await write(database, rows_of(some(4_000, skill=0.0), prior_version=0))
     await watch.once()
     found = await rollout.status()
-    assert (list(found.looks), found.verdict.word) == ([], "insufficient data")
+    assert (list(found.looks), found.verdict.verdict) == ([], "insufficient data")
     assert "a prior has been pooled" in found.verdict.reason
 
 
@@ -130,7 +139,7 @@ async def test_evidence_begins_with_the_first_prior_and_goes_on_with_those_that_
     assert await states.add_prior(first, 2)
     assert not await states.add_prior(first, 2)
     assert (await rollout.book.state()).evaluated_after == 30
-    assert (await rollout.status()).counts.evaluated == 20
+    assert (await rollout.status()).decisions.evaluated == 20
 
 
 async def test_first_prior_forgets_looks_at_a_challenger_that_knew_none(
@@ -177,9 +186,9 @@ async def test_no_look_is_made_when_decisions_were_erased_meanwhile(rollout: Rol
 async def test_time_that_counts_is_that_of_the_slowest_in_a_hundred(rollout: Rollout, database: Database) -> None:
     rows = rows_of(some(1_000), made_ms=LATELY)
     await write(database, [{**row, "elapsed_us": 700_000 if place < 12 else 4_000} for place, row in enumerate(rows)])
-    assert (await rollout.status()).rails.p99_ms == pytest.approx(700)
+    assert (await rollout.status()).guardrails.p99_ms.value == pytest.approx(700)
     await database.write(lambda c: c.execute("UPDATE tip_scores SET elapsed_us = 4000 WHERE number <= 4"))
-    assert (await rollout.status()).rails.p99_ms == pytest.approx(4)
+    assert (await rollout.status()).guardrails.p99_ms.value == pytest.approx(4)
 
 
 async def test_reader_is_told_what_waits_when_older_decisions_are_unsettled(
@@ -190,7 +199,7 @@ async def test_reader_is_told_what_waits_when_older_decisions_are_unsettled(
     await write(database, rows)
     await watch.once()
     found = await rollout.status()
-    assert (found.counts.evaluated, found.counts.waiting, list(found.looks)) == (400, 1_099, [])
+    assert (found.decisions.evaluated, found.decisions.waiting, list(found.looks)) == (400, 1_099, [])
     assert "1,099 more are settled, and count once all that were made before" in found.verdict.reason
 
 
@@ -302,7 +311,7 @@ async def test_dismissals_count_at_once_when_an_older_decision_is_not_settled(
     (first, *rows) = rows_of(dismissing(some(3_000, share=0.25)), made_ms=NOW_MS - HOUR_MS)
     await write(database, [{**first, "state": "served", "reward": None, "action": None}, *rows])
     await set_stage(database, 0.25)
-    assert (await rollout.status()).counts.evaluated == 0
+    assert (await rollout.status()).decisions.evaluated == 0
     await watch.once()
     assert (await rollout.book.state()).stage == "rolled back"
 
@@ -313,8 +322,8 @@ async def test_broken_guardrail_is_only_said_in_the_shadow_and_undoes_no_promoti
     await write(database, rows_of(dismissing(some(3_000))))
     await watch.once()
     found = await rollout.status()
-    assert (found.state.stage, found.verdict.word) == ("shadow", "roll back")
-    assert (found.refusals["ramp"] or "").startswith("roll back: The challenger's tips are dismissed")
+    assert (found.stage, found.verdict.verdict) == ("shadow", "roll back")
+    assert (why_not(found, "ramp") or "").startswith("roll back: The challenger's tips are dismissed")
     await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'promoted', share = 1"))
     await watch.once()
     assert (await rollout.book.state()).stage == "promoted"
@@ -328,10 +337,10 @@ async def test_slow_answers_break_nothing_when_the_challenger_serves_nobody(
     await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, elapsed_us=900_000))
     await watch.once()
     found = await rollout.status()
-    assert found.rails.p99_ms == pytest.approx(900), "it is shown all the same"
-    assert rollout.broken(found.rails) == []
-    assert (found.verdict.word, found.looks[-1].verdict.word) == ("promote", "promote")
-    assert found.refusals["ramp"] is None
+    assert found.guardrails.p99_ms.value == pytest.approx(900), "it is shown all the same"
+    assert found.guardrails.broken == []
+    assert (found.verdict.verdict, found.looks[-1].verdict.verdict) == ("promote", "promote")
+    assert why_not(found, "ramp") is None
 
 
 async def test_answers_of_the_champion_do_not_count_when_the_challenger_serves(
@@ -343,8 +352,8 @@ async def test_answers_of_the_champion_do_not_count_when_the_challenger_serves(
     await set_stage(database, 0.05)
     await watch.once()
     found = await rollout.status()
-    assert found.state.share == 0.05
-    assert found.rails.p99_ms == pytest.approx(1.0)
+    assert found.share == 0.05
+    assert found.guardrails.p99_ms.value == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("champion_ms", "stage"), [(700, "ramp"), (4, "rolled back")])
@@ -357,8 +366,8 @@ async def test_machine_that_is_slow_for_everybody_rolls_nothing_back(
     await set_stage(database, 0.05)
     await watch.once()
     found = await rollout.status()
-    assert found.state.stage == stage
-    assert found.verdict.word == ("roll back" if stage == "rolled back" else "insufficient data")
+    assert found.stage == stage
+    assert found.verdict.verdict == ("roll back" if stage == "rolled back" else "insufficient data")
 
 
 async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: RolloutWatch, database: Database) -> None:
@@ -367,7 +376,7 @@ async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: Roll
     await write(database, rows_of(wrong))
     await watch.once()
     found = await rollout.status()
-    assert found.verdict.word == "hold"
+    assert found.verdict.verdict == "hold"
     with pytest.raises(Conflict, match="cannot be believed"):
         await rollout.move("ramp", "ann")
 
@@ -375,7 +384,7 @@ async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: Roll
 async def test_without_a_challenger_nothing_can_be_ramped(database: Database, clock: FakeClock) -> None:
     rules = Rules.of(Settings().rewards, 24)
     rollout = bandit.rollout(Settings(), database, clock, Policies.of(shadow=False), rules)
-    assert "PROFILES_SHADOW" in ((await rollout.status()).refusals["ramp"] or "")
+    assert "PROFILES_SHADOW" in (why_not(await rollout.status(), "ramp") or "")
 
 
 async def test_nobody_is_alarmed_when_there_is_no_challenger_that_could_serve(
@@ -397,7 +406,7 @@ async def test_alarm_is_about_the_lift_and_not_about_a_guardrail_that_was_broken
     await write(database, rows_of(some(4_000)))
     await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, profile_present=0))
     await watch.once()
-    assert (await rollout.status()).verdict.word == "roll back"
+    assert (await rollout.status()).verdict.verdict == "roll back"
     clock.advance(2 * HOUR_MS)
     await rollout.move("ramp", "ann")
     assert await rollout.alarm() is None

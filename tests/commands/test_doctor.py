@@ -23,7 +23,7 @@ from app.operations.samples import Sample
 from app.operations.states import ComponentView
 from app.settings import hash_key
 from app.stores.queue.client import HEALTH_KEY, health_key
-from app.stores.sqlite import diagnostics
+from app.stores.sqlite.diagnostics import diagnose_file_system
 from app.stores.sqlite.states import ASIDE
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.commands.conftest import Outcome, Run
@@ -351,14 +351,10 @@ MOUNTS = """\
         *(("tmpfs", "warn"), ("overlay", "warn")),
     ],
 )
-def test_file_system_is_told_by_what_the_system_says_is_mounted(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, state: str
-) -> None:
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(MOUNTS.format(place=deployment.database.parent, kind=kind))
-    given = diagnostics.machine_facts
-    monkeypatch.setattr(diagnostics, "machine_facts", lambda path: given(path, mounts))
-    assert deployment.lines()["file system"][0] == state
+def test_file_system_is_told_by_what_the_system_says_is_mounted(tmp_path: Path, kind: str, state: str) -> None:
+    mounts, place = tmp_path / "mountinfo", tmp_path / "var"
+    mounts.write_text(MOUNTS.format(place=place, kind=kind))
+    assert diagnose_file_system(place, mounts).state == state
 
 
 def test_small_memory_is_named_when_the_database_really_lies_there(deployment: Deployment, tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ async def site(fleet: Fleet) -> AsyncIterator[Site]:
     small = add_users(fleet.database, "small", SMALL_USERS, 60, now_ms())
     (api,) = await fleet.apis(1)
     connection = Connection(api.port)
-    before = await counted(api.port, "computations_total")
+    before = await counted(api.port, "computation_seconds_count")
     asking = asyncio.create_task(connection.post("/profiles/history", rows_of(heavy, ROWS)))
 
     async def begun() -> bool:
-        return await counted(api.port, "computations_total") >= before + 2
+        return await counted(api.port, "computation_seconds_count") >= before + 2
 
     await eventually_async(begun)
     yield Site(fleet, api, connection, asking, small)

@@ -31,12 +31,13 @@ def hour(now_ms: int, gap: range = range(0)) -> Iterator[Sample]:
             process="c0ffee42",
             role="worker",
             seconds=10.0,
-            lag={"0.005": 4, "0.01": 1},
+            counts={"lag_0.005": 4, "lag_0.01": 1},
             gauges=gauges,
             looks=dict.fromkeys(COMPONENTS, OK),
         )
         yield common
         for process in ("3f9a01bc", "77aa10ff"):
             counts = {"requests_2xx": load, "hits": 5 * load, "misses": 9, "fills_refused": number % 2}
-            latency = {"0.00025": load // 2, "0.0005": load // 2, "0.005": number % 9}
-            yield msgspec.structs.replace(common, process=process, role="api", counts=counts, latency=latency)
+            latency = {"latency_0.00025": load // 2, "latency_0.0005": load // 2, "latency_0.005": number % 9}
+            counts |= common.counts | latency
+            yield msgspec.structs.replace(common, process=process, role="api", counts=counts)

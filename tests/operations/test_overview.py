@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
 
+from app.features.clock import rfc3339, to_ms
 from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
 from app.operations.overview import ALIVE_MS, NEWS_MS, Overview, Sight, overview
 from app.operations.ports import Record
@@ -30,8 +32,9 @@ def seen(*samples: Sample, **changes: Any) -> Overview:
 
 def state_of(found: Overview, name: str) -> tuple[str, str, int]:
     """State, detail, and seconds since."""
-    (item,) = (item for item in found.standings if item.component == name)
-    return item.state, item.detail, (NOW_MS - item.since_ms) // 1000
+    (item,) = (item for item in found.components if item.name == name)
+    since_ms = to_ms(datetime.fromisoformat(item.since))
+    return item.state, item.detail, (NOW_MS - since_ms) // 1000
 
 
 def test_everything_is_well_when_nothing_is_wrong() -> None:
@@ -39,7 +42,7 @@ def test_everything_is_well_when_nothing_is_wrong() -> None:
     assert (found.state, found.findings) == ("ok", [])
     assert found.verdict == "Everything is well."
     assert state_of(found, "cache") == ("ok", "", 900)
-    assert [item.component for item in found.standings] == list(COMPONENTS)
+    assert [item.name for item in found.components] == list(COMPONENTS)
 
 
 def test_nothing_is_known_when_there_is_no_sample() -> None:
@@ -60,7 +63,7 @@ def test_gauges_are_those_of_now() -> None:
     assert (found.figures["dead_letters"].now, found.figures["dead_letters"].hour) == (0, 2)
     assert found.figures["dead_letters"].series[-1] == 0
     assert found.figures["owed"].now == 1
-    assert [item.seen_ms for item in found.watchers] == [NOW_MS - 5_000]
+    assert [item.last_seen for item in found.processes] == [rfc3339(NOW_MS - 5_000)]
 
 
 def test_state_is_that_of_now_when_it_differs_from_what_was_stored() -> None:
@@ -85,7 +88,7 @@ def test_state_is_what_another_process_saw_lately_and_names_it() -> None:
 def test_states_are_those_stored_when_looking_took_too_long() -> None:
     assert state_of(seen(live=None), "queue") == ("ok", "", 900)
     found = seen(live=None, record=Record([], {}))
-    assert {item.state for item in found.standings} == {"unknown"}
+    assert {item.state for item in found.components} == {"unknown"}
     assert (found.state, found.verdict) == ("unknown", "Not everything could be asked.")
 
 
@@ -115,10 +118,8 @@ def test_figures_are_of_all_processes_together() -> None:
             sample(process="two", at_ms=NOW_MS - second * 1000, counts={"requests_2xx": 40, "requests_5xx": 10})
             for second in range(0, 60, 10)
         ),
-        sample(
-            at_ms=NOW_MS - 600_000, counts={"hits": 1, "misses": 1}, latency={"0.5": 1}, gauges=Gauges(queue_depth=9)
-        ),
-        sample(counts={"hits": 3, "misses": 1}, latency={"0.001": 3}, gauges=Gauges(queue_depth=2), seconds=0.0),
+        sample(at_ms=NOW_MS - 600_000, counts={"hits": 1, "misses": 1, "latency_0.5": 1}, gauges=Gauges(queue_depth=9)),
+        sample(counts={"hits": 3, "misses": 1, "latency_0.001": 3}, gauges=Gauges(queue_depth=2), seconds=0.0),
     ).figures
     assert found["request_rate"].now == pytest.approx(10)
     assert found["failed_requests"].now == 60
@@ -140,7 +141,7 @@ def test_series_has_a_gap_where_nobody_took_a_sample() -> None:
     assert found.figures["fills_refused"].series[-4:] == [1, None, 0, 2]
     assert found.figures["fills_refused"].series[:-4] == [None] * (SLOTS - 4)
     assert found.figures["hit_ratio"].series == [None] * SLOTS
-    assert (found.starts_ms[-1], len(found.starts_ms)) == (start, SLOTS)
+    assert (found.slots[-1], len(found.slots)) == (rfc3339(start), SLOTS)
 
 
 def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
@@ -155,8 +156,8 @@ def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
         ("failed_requests", {"counts": {"requests_5xx": 1}}, "1 request failed (5xx) in the last minute."),
         ("shed", {"counts": {"requests_5xx": 7, "shed": 7}}, "7 requests of the last minute were sent away"),
         ("degraded_reads", {"counts": {"degraded_reads": 1234}}, "1,234 profiles of the last minute"),
-        ("latency_p99_ms", {"latency": {"0.5": 100}}, "over 498 ms"),
-        ("lag_p99_ms", {"lag": {"2.5": 100}}, "over 2,485 ms"),
+        ("latency_p99_ms", {"counts": {"latency_0.5": 100}}, "over 498 ms"),
+        ("lag_p99_ms", {"counts": {"lag_2.5": 100}}, "over 2,485 ms"),
         ("outbox_age_s", {"gauges": Gauges(outbox_age_s=61.0)}, "has waited 61 s"),
         ("dead_letters", {"gauges": Gauges(dead_letters=2)}, "2 dead letters wait."),
         (
@@ -185,7 +186,7 @@ def test_processes_with_different_registries_are_named() -> None:
     assert (finding.subject, finding.state) == ("registry", "degraded")
     assert finding.text.endswith(": 1a by API process one, API process two; 2b by worker w.")
     assert "PROFILES_FEATURES" in finding.advice
-    assert [item.registry for item in found.watchers] == ["1a", "1a", "2b"]
+    assert [item.registry for item in found.processes] == ["1a", "1a", "2b"]
 
 
 def test_registries_of_processes_that_do_not_run_or_do_not_tell_are_passed_over() -> None:
@@ -217,7 +218,7 @@ def test_processes_are_those_that_took_a_sample_lately() -> None:
         sample(process="dead", at_ms=NOW_MS - 31_000),
         sample(process="ended", at_ms=NOW_MS - 1_000, stopped=True),
     )
-    assert [(item.role, item.process, item.stopped) for item in found.watchers] == [
+    assert [(item.role, item.process, item.stopped) for item in found.processes] == [
         ("api", "ended", True),
         ("api", "one", False),
         ("worker", "w", False),
@@ -227,7 +228,7 @@ def test_processes_are_those_that_took_a_sample_lately() -> None:
 def test_samples_from_before_the_clock_was_set_back_are_passed_over() -> None:
     ahead = sample(process="two", at_ms=NOW_MS + 600_000, looks=AWAY, counts={"requests_5xx": 9})
     found = seen(sample(counts={"requests_2xx": 5}), ahead)
-    assert [item.process for item in found.watchers] == ["one"]
+    assert [item.process for item in found.processes] == ["one"]
     assert (found.state, found.figures["failed_requests"].now) == ("ok", 0)
     assert not seen(ahead).sampled
 

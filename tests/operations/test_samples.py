@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.operations.samples import Gauges, in_slots, joined, read, summed
+from app.operations.samples import Gauges, read, summed
 from app.telemetry import Metrics
 from tests.operations.samples import sample
 from tests.support.clock import NOW_MS
@@ -58,25 +58,35 @@ ONCE = {
     "requests_2xx": 1,
     "requests_4xx": 1,
     "requests_5xx": 1,
+    "latency_0.0005": 1,
+    "latency_0.005": 1,
+    "latency_0.25": 1,
+    "lag_0.025": 1,
 }
 
 
 def test_reading_holds_what_was_counted() -> None:
-    found = read(counted(Metrics()))
-    assert found.counts == ONCE
-    assert found.latency == {"0.0005": 1, "0.005": 1, "0.25": 1}
-    assert found.lag == {"0.025": 1}
+    assert +read(counted(Metrics())) == ONCE
 
 
 def test_difference_of_two_readings_holds_what_came_between() -> None:
     metrics = counted(Metrics())
     before = read(metrics)
-    quiet = read(metrics).since(before)
-    assert (dict(quiet.counts), dict(quiet.latency), dict(quiet.lag)) == ({}, {}, {})
-    found = read(counted(metrics)).since(before)
-    assert found.counts == ONCE
-    assert found.latency == {"0.0005": 1, "0.005": 1, "0.25": 1}
-    assert found.lag == {"0.025": 1}
+    assert read(metrics) - before == {}
+    assert read(counted(metrics)) - before == ONCE
+
+
+@given(values=st.lists(st.floats(0.00001, 20), max_size=30))
+def test_both_kinds_of_histogram_give_the_same_buckets(values: list[float]) -> None:
+    metrics = Metrics()
+    for number, value in enumerate(values):
+        metrics.invalidation_lag.labels("http" if number % 2 else "queue").observe(value)
+        metrics.request_seconds.labels("GET", "/profiles", 500 if number % 3 else 200).observe(value)
+    found = +read(metrics)
+    lag = {name.removeprefix("lag_"): count for name, count in found.items() if name.startswith("lag_")}
+    latency = {name.removeprefix("latency_"): count for name, count in found.items() if name.startswith("latency_")}
+    assert lag == latency
+    assert sum(lag.values()) == len(values)
 
 
 @pytest.mark.parametrize(
@@ -87,28 +97,25 @@ def test_pages_and_probes_are_no_requests(route: str) -> None:
     metrics = Metrics()
     metrics.request_seconds.labels("GET", route, 200).observe(9)
     metrics.request_seconds.labels("GET", "unmatched", 404).observe(9)
-    found = read(metrics)
-    assert not +found.counts
-    assert not found.latency
+    assert not +read(metrics)
 
 
 def test_request_that_waits_for_a_model_counts_but_not_its_time() -> None:
     metrics = Metrics()
     metrics.request_seconds.labels("POST", "/generate", 200).observe(7)
-    assert (read(metrics).counts["requests_2xx"], sum(read(metrics).latency.values())) == (1, 0)
+    assert +read(metrics) == {"requests_2xx": 1}
 
 
 def test_sum_adds_counts_and_takes_the_newest_gauge() -> None:
     found = summed(
         [
             sample(at_ms=NOW_MS - 1_000, counts={"hits": 3, "misses": 1}, gauges=Gauges(queue_depth=7, owed=2)),
-            sample(at_ms=NOW_MS, process="two", counts={"hits": 2}, gauges=Gauges(queue_depth=1), lag={"0.5": 1}),
+            sample(at_ms=NOW_MS, process="two", counts={"hits": 2}, gauges=Gauges(queue_depth=1)),
         ]
     )
     assert found.counts == {"hits": 5, "misses": 1}
     assert found.newest == {"queue_depth": 1, "owed": 2}
     assert found.highest == {"queue_depth": 7, "owed": 2}
-    assert found.lag == {"0.5": 1}
 
 
 def test_time_counts_once_when_several_processes_watched_it() -> None:
@@ -125,28 +132,3 @@ def test_time_covered_is_the_union_of_what_the_samples_cover(spans: list[tuple[i
     samples = [sample(at_ms=end * 1000, seconds=float(length)) for end, length in spans]
     seconds = {second for end, length in spans for second in range(end - length, end)}
     assert summed(samples).covered_s == pytest.approx(len(seconds))
-
-
-@given(cut=st.integers(0, 8))
-def test_sums_of_stretches_joined_are_the_sum_of_the_whole(cut: int) -> None:
-    samples = [
-        sample(
-            at_ms=number * 10_000,
-            role="api" if number % 3 else "worker",
-            counts={"hits": number},
-            latency={"0.5": number % 2},
-            gauges=Gauges(queue_depth=(7 * number) % 5, owed=1 if number == 2 else None),
-        )
-        for number in range(8)
-    ]
-    assert joined([summed(samples[:cut]), summed(samples[cut:])]) == summed(samples)
-
-
-def test_slot_without_a_sample_is_unknown_and_not_empty() -> None:
-    starts = [0, 1_000, 2_000]
-    found = in_slots([sample(at_ms=1, counts={"hits": 1}), sample(at_ms=2_999), sample(at_ms=3_000)], starts, 1_000)
-    assert found[1] is None
-    assert found[0] is not None
-    assert found[0].counts == {"hits": 1}
-    assert found[2] is not None
-    assert found[2].counts == {}

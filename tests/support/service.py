@@ -219,6 +219,11 @@ class Service:
         """A counter of this process."""
         return self.metrics.collectors.get_sample_value(f"profiles_{name}_total", labels) or 0.0
 
+    @property
+    def statements(self) -> float:
+        """How many statements computed features."""
+        return self.metrics.collectors.get_sample_value("profiles_computation_seconds_count") or 0.0
+
 
 @asynccontextmanager
 async def open_service(

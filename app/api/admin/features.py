@@ -10,7 +10,7 @@ from litestar.params import PathParameter
 from msgspec import Meta
 
 from app.api.admin.auditing import audited, caller
-from app.api.admin.reasons import MAX_REASON, WITH_REASON, Reason, reason_of
+from app.api.admin.reasons import WITH_REASON, Reason, reason_of
 from app.api.auth.forms import is_form
 from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.openapi.document import problems
@@ -24,6 +24,7 @@ from app.features.clock import rfc3339
 from app.features.events import KNOWN_SUBJECTS
 from app.features.export import FORMATS
 from app.features.plan import Announced
+from app.operations.audit import MAX_REASON
 
 HOME = "/admin/features"
 SWITCHED = {**WITH_REASON, "schemas": {**WITH_REASON["schemas"], "name": feature_name}}

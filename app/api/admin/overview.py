@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
 
+import msgspec
 from litestar import Response, get
 
-from app.api.admin.overview_schemas import Component, FigureView, FindingView, OverviewView, ProcessView
 from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
-from app.features.clock import rfc3339
 from app.operations.figures import HOUR_MS, SLOT_MS
 from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
 from app.operations.overview import Overview, Sight, overview
@@ -20,6 +20,7 @@ from app.operations.ports import Record
 from app.operations.states import looks_of
 from app.telemetry import logger
 
+T = TypeVar("T")
 LOOK_S = 1.5
 log = logger("api.overview")
 # Where to act on a finding, by its subject.
@@ -52,83 +53,48 @@ GROUPS = (
     "not well. Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_overview(request: HttpRequest) -> Response[OverviewView]:
+async def get_overview(request: HttpRequest) -> Response[Overview]:
     """Now."""
     api = api_of(request)
-    body = _view(await look(api), api.root_path)
+    body = await look(api)
+    body.findings = [
+        msgspec.structs.replace(item, path=api.root_path + PLACES[item.subject]) if item.subject in PLACES else item
+        for item in body.findings
+    ]
     slot_names = [f"{start[11:16]} UTC" for start in body.slots]
     return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
 
 
 async def look(api: Api) -> Overview:
     """Everything at a glance, whatever is away."""
-    sight, record, told = await asyncio.gather(_sight(api), _record(api), _told(api))
+    oldest_ms = api.clock.now_ms() - HOUR_MS - SLOT_MS
+    sight, record, told = await asyncio.gather(
+        _soon("readiness", _sight(api)),
+        _soon("samples", api.samples.since(oldest_ms)),
+        _soon("findings", _told(api)),
+    )
     # An hour of samples takes some milliseconds to add up; reads need not wait for them.
-    return await asyncio.to_thread(overview, record, sight, api.process, api.clock.now_ms(), told)
+    return await asyncio.to_thread(
+        overview, record or Record([], {}), sight, api.process, api.clock.now_ms(), told or ()
+    )
 
 
-async def _sight(api: Api) -> Sight | None:
+async def _soon(what: str, asked: Awaitable[T]) -> T | None:
+    """What is asked, if it comes within `LOOK_S`."""
     try:
         async with asyncio.timeout(LOOK_S):
-            checks, gauges = await asyncio.gather(api.readiness(), api.gauges())
-            return Sight(looks_of(checks), gauges)
-    except TimeoutError:
-        log.warning("readiness_took_too_long")
+            return await asked
+    except (StoreUnavailable, TimeoutError) as error:
+        log.warning("overview_incomplete", what=what, error=str(error) or "it took too long")
         return None
 
 
-async def _record(api: Api) -> Record:
-    try:
-        async with asyncio.timeout(LOOK_S):
-            return await api.samples.since(api.clock.now_ms() - HOUR_MS - SLOT_MS)
-    except (StoreUnavailable, TimeoutError) as error:
-        log.warning("samples_not_read", error=str(error))
-        return Record([], {})
+async def _sight(api: Api) -> Sight:
+    checks, gauges = await asyncio.gather(api.readiness(), api.gauges())
+    return Sight(looks_of(checks), gauges)
 
 
 async def _told(api: Api) -> list[Finding]:
-    try:
-        async with asyncio.timeout(LOOK_S):
-            alarm, waiting, unknown = await asyncio.gather(
-                api.rollout.alarm(), api.pruning_waits(), api.unknown_decisions()
-            )
-    except (StoreUnavailable, TimeoutError) as error:
-        log.warning("findings_not_read", error=str(error))
-        return []
+    alarm, waiting, unknown = await asyncio.gather(api.rollout.alarm(), api.pruning_waits(), api.unknown_decisions())
     found = [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
     return found + waiting_to_be_pruned(waiting) + wrong_decisions(unknown)
-
-
-def _view(found: Overview, root_path: str) -> OverviewView:
-    return OverviewView(
-        measured_at=rfc3339(found.at_ms),
-        state=found.state,
-        verdict=found.verdict,
-        findings=[
-            FindingView(*item, root_path + PLACES[item.subject] if item.subject in PLACES else None)
-            for item in found.findings
-        ],
-        components=[
-            Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
-            for item in found.standings
-        ],
-        processes=[
-            ProcessView(item.role, item.process, rfc3339(item.seen_ms), item.stopped, item.registry)
-            for item in found.watchers
-        ],
-        sampled=found.sampled,
-        slot_s=SLOT_MS // 1000,
-        slots=[rfc3339(start) for start in found.starts_ms],
-        figures={
-            name: FigureView(
-                item.kind.title,
-                item.kind.explanation,
-                item.kind.unit,
-                item.now,
-                item.hour,
-                item.kind.hour_is,
-                item.series,
-            )
-            for name, item in found.figures.items()
-        },
-    )

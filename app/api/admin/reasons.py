@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 import msgspec
@@ -13,9 +12,8 @@ from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest
 from app.api.request_parsing import body_as
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
+from app.operations.audit import MAX_REASON, reason_problem
 
-MAX_REASON = 400
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 REASON_SCHEMA: dict[str, Any] = {"type": "string", "maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 Reason = Annotated[
     str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user's id.")
@@ -40,13 +38,6 @@ WITH_REASON: dict[str, Any] = {
     "body": [ReasonRequest],
     "body_required": False,
 }
-
-
-def reason_problem(reason: str) -> str | None:
-    """Why a reason is not allowed; None if it is."""
-    if len(reason) > MAX_REASON:
-        return f"must be at most {MAX_REASON} characters, has {len(reason)}"
-    return "must not contain control characters" if _CONTROL.search(reason) else None
 
 
 async def reason_of(request: HttpRequest, of_query: str) -> str:

@@ -7,17 +7,17 @@ from typing import Any
 from litestar import Response, get, post
 
 from app.api.admin.auditing import audited, caller
-from app.api.admin.reasons import MAX_REASON, WITH_REASON, Reason, reason_of
-from app.api.admin.rollout_schemas import RolloutView
-from app.api.admin.rollout_views import view
+from app.api.admin.reasons import WITH_REASON, Reason, reason_of
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, api_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout.controller import ACTIONS, NEWEST_SHOWN, WORKER
 from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
+from app.bandit.rollout.status import RolloutStatus
 from app.errors import Conflict
 from app.features.clock import rfc3339
+from app.operations.audit import MAX_REASON
 
 HOME = "/admin/rollout"
 # What a form says it has seen where nobody has changed anything yet.
@@ -34,9 +34,9 @@ UNCHANGED = "unchanged"
     "A page for a browser.",
     responses=problems(400, 401, 403, 503),
 )
-async def get_rollout(request: HttpRequest) -> Response[RolloutView]:
+async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
     """Now."""
-    body = await _seen(request)
+    body = await api_of(request).rollout.status()
     return await answer(
         request,
         body,
@@ -61,7 +61,7 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutView]:
     "the verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
-async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
+async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     """One step."""
     return await _move(request, "ramp", reason)
 
@@ -75,7 +75,7 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
     description="Where it serves everybody, and an improvement is shown; else 409.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
-async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
+async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     """For good."""
     return await _move(request, "promote", reason)
 
@@ -89,22 +89,18 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
     description="At any stage, whatever the verdict; nothing that was learned is lost. 409 where it is so already.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
-async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutView]:
+async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     """Back."""
     return await _move(request, "rollback", reason)
-
-
-async def _seen(request: HttpRequest) -> RolloutView:
-    api = api_of(request)
-    return view(await api.rollout.status(), api.lineup)
 
 
 async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
     if is_form(request):
         return await _pressed(request, move)
     reason = await reason_of(request, reason)
-    await api_of(request).rollout.move(move, caller(request).name, reason)
-    return Response(await _seen(request))
+    rollout = api_of(request).rollout
+    await rollout.move(move, caller(request).name, reason)
+    return Response(await rollout.status())
 
 
 async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
@@ -149,12 +145,12 @@ def _told(state: RolloutState) -> str:
     return "Done. The challenger is rolled back: the champion serves everybody from now on."
 
 
-def _own_words(body: RolloutView) -> bool:
+def _own_words(body: RolloutStatus) -> bool:
     """Whether nobody gave a reason for the newest change: it is in the service's own words."""
     return body.changed_by == WORKER or body.reason in [look.verdict.reason for look in body.looks]
 
 
-def _chart(body: RolloutView) -> dict[str, Any]:
+def _chart(body: RolloutStatus) -> dict[str, Any]:
     """The lift by look, with its bounds."""
     bounds = {
         "upper bound": [look.lift.high for look in body.looks],

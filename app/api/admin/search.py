@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import quote
 
+import msgspec
 from litestar import Response, get
 from litestar.params import QueryParameter
 
-from app.api.admin.overview_schemas import UsersFound
 from app.api.dependencies import HttpRequest, api_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import ID_PREFIX
@@ -17,6 +17,14 @@ from app.api.request_parsing import prefix_of
 from app.features.ids import id_problem
 
 FOUND_BY_DEFAULT, FOUND_MOST = 20, 100
+
+
+class UsersFound(msgspec.Struct):
+    """Ids that begin with `prefix`, in the order of their UTF-8 bytes; `more`: there are others."""
+
+    prefix: str
+    user_ids: list[str]
+    more: bool
 
 
 @get(

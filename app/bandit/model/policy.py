@@ -43,10 +43,6 @@ class Posterior:
         """Expected reward of each row of φ (K, D)."""
         return phi @ self.theta
 
-    def variances(self, phi: Array) -> Array:
-        """φᵀA⁻¹φ of each row, without the factor v²."""
-        return _squares(self.roots(phi))
-
     def roots(self, phi: Array) -> Array:
         """L⁻¹φᵀ, (D, K), where A = LLᵀ: standard normals e (D,) give the draw θ̂ + vL⁻ᵀe, so scores φθ̂ + v(L⁻¹φᵀ)ᵀe."""
         return np.asarray(np.linalg.solve(self._root, phi.T), np.float64)
@@ -54,10 +50,9 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """One decision's arithmetic. `means`, `variances` (without v²) and `pi` are (K,); `theta` (D,) makes the means."""
+    """One decision's arithmetic. `means` and `pi` are (K,); `theta` (D,) makes the means."""
 
     means: Array
-    variances: Array
     pi: Array
     theta: Array
 
@@ -77,10 +72,9 @@ class Policy:
         """
         posterior = self.posterior(evidence, mu)
         mine = self._mine(phi)
-        roots = posterior.roots(mine)
         means = posterior.means(mine)
-        drawn = means[:, None] + SCALE * (roots.T @ noise(decision_id, self.spec.size))
-        return Scored(means, _squares(roots), propensities(drawn), posterior.theta)
+        drawn = means[:, None] + SCALE * (posterior.roots(mine).T @ noise(decision_id, self.spec.size))
+        return Scored(means, propensities(drawn), posterior.theta)
 
     def posterior(self, evidence: SufficientStatistics, mu: Array | None) -> Posterior:
         """What this policy believes of its inputs' weights. Raises SpecMismatch as `decide` does."""
@@ -136,15 +130,6 @@ def sample(pi: Array, decision_id: str) -> int:
     return min(place, len(pi) - 1)  # π sums to 1 but for rounding
 
 
-def greedy(means: Array) -> int:
-    """The index of the best mean, the first of those that tie."""
-    return int(np.argmax(means >= means.max() - TIE))
-
-
 def contributions(theta: Array, phi: Array) -> Array:
     """What each input adds to each score, (K, D) for `theta` (D,): the rows sum to the means."""
     return phi[:, : len(theta)] * theta
-
-
-def _squares(roots: Array) -> Array:
-    return np.asarray(np.einsum("dk,dk->k", roots, roots), np.float64)

@@ -1,7 +1,7 @@
 """The roll-out: how the challenger does, what follows from that, and moving it from stage to stage.
 
-Invariant: every change is audited, with who and why, whoever makes it; and no change is made on a state that somebody
-else has changed meanwhile. Looks are made elsewhere (`rollout_watch`); reading never makes one, however often it is.
+Invariant: every change is audited with its actor and reason, and none is made on a state that has changed meanwhile.
+Looks are made by `app.bandit.rollout.monitor`; reading never makes one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,25 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from app.bandit.model.policies import Policies
 from app.bandit.rollout.aggregates import Page, Sums
 from app.bandit.rollout.bootstrap_intervals import Interval, look_size
 from app.bandit.rollout.off_policy import Floats
 from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, StageEvidence, refusal, target
+from app.bandit.rollout.status import (
+    DecisionsView,
+    FiguresView,
+    Growth,
+    GuardrailsView,
+    LookView,
+    MoveView,
+    RolloutStatus,
+    VerdictView,
+)
 from app.bandit.rollout.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken, too_little, verdict
 from app.errors import Conflict
-from app.features.clock import DAY_MS, Clock
+from app.features.clock import DAY_MS, Clock, rfc3339
 
 # What guardrails are watched on: the newest tips shown for dismissals, and the decisions of the last hour for the rest.
 # A tip that nobody has answered yet counts as not dismissed: for both policies alike, so harm shows as soon as it is
@@ -56,33 +67,11 @@ class Audited(Protocol):
         ...
 
 
-class Growth(NamedTuple):
-    """Users with learned evidence, and of these, how many are yet to grow to the challenger's spec."""
-
-    states: int
-    to_grow: int
-
-
 class Alarm(NamedTuple):
     """Something about the roll-out that somebody should look at, and what to do."""
 
     text: str
     advice: str
-
-
-class Status(NamedTuple):
-    """The roll-out at a moment. `refusals` say of each move why it is not allowed; None where it is."""
-
-    state: RolloutState
-    limits: Limits
-    counts: Counts
-    looks: Sequence[RolloutLook]
-    rails: Guardrails
-    verdict: Verdict
-    next_look_at: int
-    challenged: bool
-    growth: Growth
-    refusals: dict[Move, str | None]
 
 
 class Rollout:
@@ -94,43 +83,49 @@ class Rollout:
         book: RolloutRepository,
         limits: Limits,
         window_ms: int,
-        challenged: bool,
+        policies: Policies,
         growth: Callable[[], Awaitable[Growth]],
         audited: Audited,
         clock: Clock,
         chance: Callable[[int], np.random.Generator] = np.random.default_rng,
     ) -> None:
-        """`window_ms` is of rewards; `challenged`: there is a challenger; `chance` makes a generator of a seed."""
+        """`window_ms` is of rewards; `chance` makes a generator from a seed."""
         self.book = book
         self.limits = limits
         self._window_ms = window_ms
-        self._challenged = challenged
+        self._policies = policies
+        self._challenged = policies.challenger is not None
         self._growth = growth
         self._audited = audited
         self._clock = clock
         self.chance = chance
         self._kept: tuple[float, list[str]] | None = None
 
-    async def status(self) -> Status:
+    async def status(self) -> RolloutStatus:
         """How it stands now."""
         state = await self.book.state()
-        counts = await self.counts(state)
-        looks = await self.book.looks()
+        counts, looks = await self.counts(state), await self.book.looks()
         rails = await self.rails(state)
-        newest = looks[-1] if looks else None
-        said = self._verdict(newest, rails, counts)
-        standing = StageEvidence(state, said, counts.served, self._challenged)
-        return Status(
-            state,
-            self.limits,
-            counts,
-            looks,
-            rails,
-            said,
-            look_size((newest.number if newest else 0) + 1),
-            self._challenged,
-            await self._growth(),
-            {move: refusal(move, standing) for move in MOVES},
+        evidence = self._evidence(state, counts, looks, rails)
+        refusals = {move: refusal(move, evidence) for move in MOVES}
+        champion, challenger = self._policies.champion, self._policies.challenger
+        next_look_at = look_size((looks[-1].number if looks else 0) + 1)
+        return RolloutStatus(
+            stage=state.stage,
+            share=state.share,
+            reason=state.reason,
+            changed_by=state.changed_by,
+            changed_at=rfc3339(state.changed_at_ms) if state.changed_at_ms else None,
+            champion=champion.id,
+            challenger=challenger.id if challenger is not None else None,
+            margin=self.limits.margin,
+            verdict=VerdictView.of(evidence.verdict),
+            decisions=DecisionsView(counts.evaluated, counts.waiting, counts.unshadowed, counts.served, next_look_at),
+            figures=FiguresView.of(looks[-1]) if looks else None,
+            guardrails=GuardrailsView.of(rails, self.limits),
+            looks=[LookView.of(look) for look in looks],
+            moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
+            states=await self._growth(),
         )
 
     async def counts(self, state: RolloutState) -> Counts:
@@ -166,12 +161,11 @@ class Rollout:
         """
         async with self._audited(actor, ACTIONS[move]) as act:
             state = await self.book.state()
-            if move == "rollback":  # needs no grounds, so it waits for none
-                said, served = Verdict("hold", ""), 0
-            else:
-                found = await self.status()
-                state, said, served = found.state, found.verdict, found.counts.served
-            to = target(move, StageEvidence(state, said, served, self._challenged))
+            evidence = StageEvidence(state, Verdict("hold", ""), 0, self._challenged)
+            if move != "rollback":  # which needs no grounds
+                counts, looks = await self.counts(state), await self.book.looks()
+                evidence = self._evidence(state, counts, looks, await self.rails(state))
+            to, said = target(move, evidence), evidence.verdict
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
             moved = await self.book.move(state, to, why, actor, self._clock.now_ms())
             if moved is None:
@@ -206,6 +200,12 @@ class Rollout:
         if (kept := self._kept) is None or self._clock.monotonic() - kept[0] > KEPT_S:
             kept = self._kept = self._clock.monotonic(), self.broken(await self.rails(state))
         return kept[1]
+
+    def _evidence(
+        self, state: RolloutState, counts: Counts, looks: Sequence[RolloutLook], rails: Guardrails
+    ) -> StageEvidence:
+        said = self._verdict(looks[-1] if looks else None, rails, counts)
+        return StageEvidence(state, said, counts.served, self._challenged)
 
     def _verdict(self, look: RolloutLook | None, rails: Guardrails, counts: Counts) -> Verdict:
         if look is not None:

@@ -265,7 +265,6 @@ class Computation:
         started = self._clock.monotonic()
         snapshot = await self._source.compute(self._clock.now_ms(), wanted)
         self._metrics.computation_seconds.observe(self._clock.monotonic() - started)
-        self._metrics.computations.inc()
         self._metrics.computed_users.inc(len(asked))
         found = [self._outcomes(place, row, snapshot) for place, row in enumerate(wanted)]
         if withheld:

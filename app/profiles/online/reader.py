@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from app.concurrency.overload_queue import OverloadQueue
 from app.errors import Overloaded
-from app.features.registry import Registry, indices
+from app.features.registry import Registry, Scalar, indices
 from app.profiles.online.compute import Computation
 from app.profiles.online.feature_mask import FeatureMasks
 from app.profiles.online.fill import Filler, Profile, Reading
@@ -25,6 +27,8 @@ from app.telemetry import Metrics
 
 NULL = b"null"
 WAIT_S = 1.0  # where too much is to be computed: for the look into the cache's server
+
+_decode = msgspec.json.Decoder(Scalar).decode
 
 
 class ProfileReader:
@@ -49,6 +53,7 @@ class ProfileReader:
         self._computation = computation
         self._availability = computation.availability
         self._metrics = metrics
+        self._registry = registry
         self._groups = RequestBatching(
             cache=cache,
             gate=gate,
@@ -109,6 +114,14 @@ class ProfileReader:
                 await self._turn()
             return await self._groups.join(wanted, plain=True)
         return await self._in_pieces(wanted, plain=True)
+
+    async def read_features(self, user_id: str, mask: int | None = None) -> dict[str, Scalar]:
+        """One user's values by the feature's name, as `read_values`; of every feature without a mask."""
+        if mask is None:
+            mask = self._registry.full_mask
+        values = self.near_values(user_id, mask) or (await self.read_far_values({user_id: mask}))[user_id]
+        names = self._registry.names
+        return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """What `read_values` would give for one user, where it is at hand without waiting."""

@@ -1,4 +1,4 @@
-"""Looks at the database and what it lies on, for `profiles doctor`. It changes nothing."""
+"""Diagnoses the database, the disk it lies on and this process, for `profiles doctor`. It changes nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import resource
 import shutil
 import sqlite3
 import stat
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from app.errors import SchemaMismatch, StoreUnavailable
+from app.events.retention import next_cutoff
 from app.features.clock import DAY_MS
-from app.operations.doctor.facts import DatabaseFacts, MachineFacts
+from app.operations.doctor import Line, diagnose_features
+from app.operations.findings import waiting_to_be_pruned, wrong_decisions
+from app.operations.samples import Sample
 from app.profiles.availability import Disabled
 from app.stores.sqlite.connection import connect, unavailable
 from app.stores.sqlite.cutoffs import SELECT_CUTOFF
@@ -32,87 +37,209 @@ from app.stores.sqlite.priors import damaged_priors
 from app.stores.sqlite.samples import running
 from app.stores.sqlite.states import damaged
 
-MOUNTS = Path("/proc/self/mountinfo")
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
+SELECT_OLDEST = {"events": SELECT_OLDEST_EVENT, "decisions": SELECT_OLDEST_DECISION}
+MIB, GIB = 2**20, 2**30
+WAL_WARN, WAL_BAD = 64 * MIB, GIB
+FREE_WARN, FREE_BAD = GIB, 100 * MIB
+OPEN_FILES_WARN, OPEN_FILES_BAD = 4_096, 256
+OUTBOX_OLD_S = 60.0
+SAMPLE_OLD_S = 60.0
+MOUNTS = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(r"\\([0-7]{3})")
+# Neither their locks nor the shared memory of the write-ahead log work between machines.
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "ocfs2", "davfs")
+NETWORK_FUSE = ("fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.ceph", "fuse.davfs", "fuse.juicefs")
+FLEETING = {
+    "tmpfs": "memory; a restart of the machine empties it",
+    "ramfs": "memory; a restart of the machine empties it",
+    "overlay": "a container's own layer, which goes with the container",
+}
+# The releases that repair the WAL-reset bug: https://sqlite.org/wal.html
+REPAIRED_FROM = (3, 51, 3)
+REPAIRED_BACKPORTS = ((3, 50, 7), (3, 44, 6))
 
 
-def database_facts(path: Path, now_ms: int, *, whole: bool) -> DatabaseFacts:
-    """What is in the file; `whole` reads all of it.
+def diagnose_database(
+    path: Path, now_ms: int, days: Mapping[str, int], *, whole: bool
+) -> tuple[list[Line], list[Sample]]:
+    """Lines about the file and its contents, and the newest sample of each running process.
 
-    Raises:
-        StoreUnavailable: it cannot be opened.
-        SchemaMismatch: it is unmigrated, behind, or newer than this program.
+    `days` is the retention of `events` and of `decisions`; `whole` checks the integrity of the whole file.
     """
-    with closing(connect(path, read_only=True)) as connection:
-        check_schema(connection, path)
-        findings = (full_findings if whole else quick_findings)(connection)
-        try:
-            unconsumed, oldest_ms = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()
-            (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
-            (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
-            (ahead,) = connection.execute(SELECT_AHEAD_COUNT, (now_ms + AHEAD_MS,)).fetchone()
-            unknown = connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()
-            kept = {
-                what: (_first(connection, SELECT_CUTOFF, what), _first(connection, statement))
-                for what, statement in (("events", SELECT_OLDEST_EVENT), ("decisions", SELECT_OLDEST_DECISION))
-            }
-            unreadable = damaged(connection, whole=whole)
-            priors = damaged_priors(connection)
-            (sample_ms,) = connection.execute(SELECT_NEWEST_SAMPLE).fetchone()
-            samples = running(connection, now_ms)
-            disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
-        except sqlite3.Error as error:
-            raise unavailable(error) from error
+    try:
+        with closing(connect(path, read_only=True)) as connection:
+            check_schema(connection, path)
+            return _diagnose(connection, path, now_ms, days, whole=whole)
+    except SchemaMismatch as error:
+        remedy = "Run `profiles migrate`, with the service stopped; or the release that the database belongs to."
+        return [Line("database", "bad", str(error), remedy)], []
+    except (StoreUnavailable, sqlite3.Error) as error:
+        remedy = "Run `profiles migrate` for a new database, or `profiles restore` for a backup."
+        text = str(unavailable(error) if isinstance(error, sqlite3.Error) else error)
+        return [Line("database", "bad", text, remedy)], []
+
+
+def _diagnose(
+    connection: sqlite3.Connection, path: Path, now_ms: int, days: Mapping[str, int], *, whole: bool
+) -> tuple[list[Line], list[Sample]]:
+    def first(statement: str, *parameters: object) -> int | None:
+        row = connection.execute(statement, parameters).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
+
+    def none_or(check: str, count: int | None, ok: str, wrong: str, remedy: str) -> Line:
+        return Line(check, "warn", f"{count:,} {wrong}", remedy) if count else Line(check, "ok", ok)
+
+    file, samples = path.stat(), running(connection, now_ms)
+    disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
+    lines = [
+        Line("database", "ok", f"{path} answers and is migrated ({file.st_size / MIB:,.1f} MiB)"),
+        _integrity(connection, whole=whole),
+        _wal(path),
+        _rights(file),
+        _outbox(now_ms, *connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()),
+        none_or(
+            "invalidations",
+            first(SELECT_OWED_COUNT),
+            "none is owed to the cache",
+            "are owed to the cache; reads compute until they are made",
+            "Bring the cache back; any process that reaches it makes them.",
+        ),
+        none_or(
+            "event times",
+            first(SELECT_AHEAD_COUNT, now_ms + AHEAD_MS),
+            "no event lies in the future",
+            "lie more than five minutes in the future",
+            "A clock was wrong when they came. They count as recent until that time; correct the clock if it still is.",
+        ),
+        _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
+        none_or(
+            "dead letters",
+            first(SELECT_LETTER_COUNT),
+            "there are none",
+            "wait",
+            "Replay or discard each: /admin/dead-letters.",
+        ),
+        _evidence(damaged(connection, whole=whole)),
+        _priors(damaged_priors(connection)),
+        _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
+        diagnose_features(samples, {row.feature: str(row) for row in disabled}),
+        _retention(
+            [
+                what
+                for what, kept in days.items()
+                if next_cutoff(now_ms - kept * DAY_MS, first(SELECT_CUTOFF, what), first(SELECT_OLDEST[what])) is None
+            ]
+        ),
+    ]
+    return lines, samples
+
+
+def _integrity(connection: sqlite3.Connection, *, whole: bool) -> Line:
+    if found := (full_findings if whole else quick_findings)(connection):
+        remedy = "Stop the service, copy the files aside, and put a backup in place with `profiles restore`."
+        return Line("integrity", "bad", f"it is damaged: {'; '.join(found)}", remedy)
+    sound = "every page, row and index is sound" if whole else "its end is sound; --full looks at all of it"
+    return Line("integrity", "ok", sound)
+
+
+def _wal(path: Path) -> Line:
     wal = path.with_name(path.name + "-wal")
-    return DatabaseFacts(
-        bytes=path.stat().st_size,
-        wal_bytes=wal.stat().st_size if wal.exists() else 0,
-        links=path.stat().st_nlink,
-        world_writable=bool(path.stat().st_mode & stat.S_IWOTH),
-        findings=tuple(findings),
-        whole=whole,
-        kept=kept,
-        unconsumed=unconsumed,
-        oldest_unconsumed_s=(now_ms - oldest_ms) / 1000 if oldest_ms is not None else None,
-        dead_letters=letters,
-        owed=owed,
-        events_ahead=ahead,
-        unknown_decisions=unknown,
-        unreadable=unreadable,
-        damaged_priors=priors,
-        newest_sample_s=(now_ms - sample_ms) / 1000 if sample_ms is not None else None,
-        running=tuple(samples),
-        disabled={row.feature: str(row) for row in disabled},
+    size = wal.stat().st_size if wal.exists() else 0
+    text = f"the write-ahead log has {size / MIB:,.1f} MiB"
+    if size < WAL_WARN:
+        return Line("wal", "ok", text)
+    remedy = (
+        "Look for a program that keeps a read transaction open (a shell, a backup): it keeps the log from shrinking."
     )
+    return Line("wal", "bad" if size >= WAL_BAD else "warn", text, remedy)
 
 
-def _first(connection: sqlite3.Connection, statement: str, *parameters: object) -> int | None:
-    row = connection.execute(statement, parameters).fetchone()
-    return None if row is None or row[0] is None else int(row[0])
+def _rights(file: os.stat_result) -> Line:
+    if file.st_mode & stat.S_IWOTH:
+        return Line("rights", "bad", "everybody on this machine may write to the database", "chmod o-w the file.")
+    if file.st_nlink > 1:
+        text = f"the file has {file.st_nlink} names (hard links), each with a write-ahead log of its own"
+        return Line("rights", "bad", text, "Remove all but one, unless a backup tool holds the other one for a moment.")
+    return Line("rights", "ok", "not everybody may write to the database")
 
 
-def machine_facts(path: Path, mounts: Path = MOUNTS) -> MachineFacts:
-    """What the file lies on, or would; and what this process may do."""
+def _outbox(now_ms: int, count: int, oldest_ms: int | None) -> Line:
+    age_s = 0.0 if oldest_ms is None else (now_ms - oldest_ms) / 1000
+    if age_s < OUTBOX_OLD_S:
+        return Line("outbox", "ok", f"{count:,} events wait for a worker")
+    text = f"{count:,} events wait for a worker, the oldest for {age_s:,.0f} s"
+    return Line("outbox", "warn", text, "Start `profiles worker`, or one more.")
+
+
+def _decision_ids(senders: Sequence[tuple[str, int]]) -> Line:
+    if not (wrong := wrong_decisions(senders)):
+        return Line("decision ids", "ok", "every one that was sent in the last day is known")
+    return Line("decision ids", "warn", " ".join(finding.text for finding in wrong), wrong[0].advice)
+
+
+def _evidence(count: int) -> Line:
+    if not count:
+        return Line("evidence", "ok", "nobody's learned evidence is known to be damaged")
+    text = f"the learned evidence of {count:,} user{'' if count == 1 else 's'} is damaged"
+    remedy = "They are scored as new ones. Put their rows of bandit_states back from a backup, or erase the users."
+    return Line("evidence", "bad", text, remedy)
+
+
+def _priors(count: int) -> Line:
+    if not count:
+        return Line("priors", "ok", "no pooled prior is damaged")
+    text = f"{count:,} pooled prior is damaged" if count == 1 else f"{count:,} pooled priors are damaged"
+    remedy = "Decisions use the newest that is sound; a new one is pooled once anything is learned. Look at the disk."
+    return Line("priors", "bad", text, remedy)
+
+
+def _samples(newest_ms: int | None, now_ms: int) -> Line:
+    age_s = None if newest_ms is None else (now_ms - newest_ms) / 1000
+    if age_s is not None and age_s <= SAMPLE_OLD_S:
+        return Line("samples", "ok", f"a process stored its figures {max(0.0, age_s):,.0f} s ago")
+    text = "no process has ever stored its figures" if age_s is None else f"the newest figures are {age_s:,.0f} s old"
+    remedy = "Start `profiles serve` and `profiles worker`, or look at why they cannot write."
+    return Line("samples", "warn", text, remedy)
+
+
+def _retention(waiting: Sequence[str]) -> Line:
+    for finding in waiting_to_be_pruned(waiting):
+        return Line("retention", "warn", finding.text, finding.advice)
+    return Line("retention", "ok", "what is too old is deleted every night")
+
+
+def diagnose_machine(path: Path) -> list[Line]:
+    """Lines about the disk that the file lies on or would, the release of SQLite, and the limits of this process."""
     place = path.resolve()
     while not place.exists():
         place = place.parent
-    kind, mounted_at = file_system(place, mounts)
     usage = shutil.disk_usage(place)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MachineFacts(
-        file_system=kind,
-        mounted_at=mounted_at,
-        free_bytes=usage.free,
-        disk_bytes=usage.total,
-        open_files=soft if soft != resource.RLIM_INFINITY else 2**31,
-        sqlite=sqlite3.sqlite_version_info,
-    )
+    return [
+        diagnose_file_system(place),
+        diagnose_space(usage.free, usage.total, place.stat().st_size if place.is_file() else 0),
+        diagnose_sqlite(sqlite3.sqlite_version_info),
+        _open_files(soft if soft != resource.RLIM_INFINITY else 2**31),
+    ]
 
 
-def file_system(place: Path, mounts: Path = MOUNTS) -> tuple[str, str]:
-    """The kind of file system a place is on, and where that is mounted; empty where the system does not tell."""
+def diagnose_file_system(place: Path, mounts: Path = MOUNTS) -> Line:
+    """Whether SQLite can use the file system of a place, and a restart leaves it as it is."""
+    kind, mounted_at = _file_system(place, mounts)
+    if kind in NETWORK or kind.startswith(NETWORK_FUSE):
+        text = f"the database lies on a network file system ({kind} at {mounted_at})"
+        remedy = "Put it on a local disk: SQLite's log needs memory that processes share."
+        return Line("file system", "bad", text, remedy)
+    if kind in FLEETING:
+        text = f"the database lies in {FLEETING[kind]} ({kind} at {mounted_at})"
+        return Line("file system", "warn", text, "Put it on a volume that stays.")
+    return Line("file system", "ok", f"{kind} at {mounted_at}" if kind else "of a kind that is not known")
+
+
+def _file_system(place: Path, mounts: Path) -> tuple[str, str]:
+    """The kind of file system and its mount point; both are empty if the system does not tell."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:
@@ -122,10 +249,38 @@ def file_system(place: Path, mounts: Path = MOUNTS) -> tuple[str, str]:
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4]) if len(fields) > 4 else ""
-        if point and len(point) >= len(found[1]) and _is_below(place, point):
+        if point and len(point) >= len(found[1]) and os.path.commonpath([place, point]) == point:
             found = (after.split(" ")[0], point)
     return found
 
 
-def _is_below(place: Path, point: str) -> bool:
-    return os.path.commonpath([place, point]) == point
+def diagnose_space(free: int, total: int, database: int) -> Line:
+    """Whether there is room for growth and for a backup beside a database of that many bytes."""
+    text = f"{free / GIB:,.1f} GiB free of {total / GIB:,.1f}"
+    if free < FREE_BAD:
+        return Line("disk space", "bad", text, "Make room: on a full disk events are refused (507), reads go on.")
+    if free < max(FREE_WARN, database):
+        remedy = "Make room: a backup beside the database, and growth, want as much as the database takes."
+        return Line("disk space", "warn", text, remedy)
+    return Line("disk space", "ok", text)
+
+
+def diagnose_sqlite(version: tuple[int, ...]) -> Line:
+    """Whether this release has the bug that can corrupt a write-ahead log."""
+    shown = ".".join(map(str, version))
+    if version >= REPAIRED_FROM or any(version[:2] == fixed[:2] and version >= fixed for fixed in REPAIRED_BACKPORTS):
+        return Line("sqlite", "ok", f"SQLite {shown} has no defect that is known to matter here")
+    text = f"SQLite {shown} can corrupt a database when two programs checkpoint and write at once"
+    remedy = (
+        "The service avoids it: one connection checkpoints, holding the write lock. Let no other program write to the "
+        "file while the service runs, or use SQLite 3.51.3, 3.50.7 or 3.44.6."
+    )
+    return Line("sqlite", "warn", text, remedy)
+
+
+def _open_files(limit: int) -> Line:
+    text = f"a process started from here may open {limit:,} files; every connection is one"
+    if limit >= OPEN_FILES_WARN:
+        return Line("open files", "ok", text)
+    remedy = "Raise it: ulimit -n 65536, LimitNOFILE= of systemd, or ulimits: of Compose."
+    return Line("open files", "bad" if limit < OPEN_FILES_BAD else "warn", text, remedy)

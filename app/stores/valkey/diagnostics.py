@@ -1,10 +1,13 @@
-"""Asks a Redis or Valkey how it is set up, for `profiles doctor`. It leaves nothing behind."""
+"""Diagnoses the cache and the queue, for `profiles doctor`: the one may lose anything, the other nothing.
+
+It leaves nothing behind.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import CacheUnavailable
-from app.operations.doctor.facts import ServerFacts, Unreached
+from app.operations.doctor import Line
+from app.settings import Settings
 from app.stores.queue.client import DATABASES_SUFFIX, SHOWN_MS, health_key
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
@@ -21,72 +25,82 @@ from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
 PROBE_KEY = "profiles:doctor"
+LEAST_VERSION = (7, 0)
+SKEW_WARN_MS, SKEW_BAD_MS = 1_000, 30_000
+NO_EVICTION = "noeviction"
+UNTIL_THEN = {
+    "cache": "Until then every read computes: right, but slower.",
+    "queue": "Until then events wait for a worker's sweep.",
+}
+Info = Mapping[str, Any]
+Now = Callable[[], float]
 
 
-async def server_facts(
-    url: str, queue: str | None = None, now_s: Callable[[], float] = time.time
-) -> ServerFacts | Unreached:
-    """What it says of itself: as the server of the named queue, or as the cache.
+async def diagnose_servers(settings: Settings) -> list[Line]:
+    """Lines about the cache, about the queue and its workers, and whether they are two servers."""
+    cache_lines, cache = await diagnose_server("cache", settings.cache_url)
+    queue_lines, queue = await diagnose_server("queue", settings.queue_url, settings.queue_name)
+    return [*cache_lines, *queue_lines, *_separate(cache, queue)]
 
-    `now_s` is our wall clock. Raises `ValueError` where the URL is none.
+
+async def diagnose_server(
+    name: str, url: str | None, queue: str | None = None, now_s: Now = time.time
+) -> tuple[list[Line], Info | None]:
+    """Lines about a server, and its INFO if it answers. `queue`: of the queue by that name; None: of the cache.
+
+    `now_s` is our wall clock.
     """
+    setting = f"PROFILES_{name.upper()}_URL"
+    if url is None:
+        reason = f"{setting} is not set, and no `profiles up` runs here"
+    else:
+        try:
+            return await _answered(name, url, queue, now_s)
+        except ValueError as error:
+            reason = f"{setting}: {error}"
+        except AWAY as error:
+            reason = f"{told(error)} ({type(error).__name__}: {error})"
+    remedy = f"Start it, or correct {setting}. {UNTIL_THEN[name]}"
+    return [Line(name, "bad", f"it cannot be asked: {reason}", remedy)], None
+
+
+async def _answered(name: str, url: str, queue: str | None, now_s: Now) -> tuple[list[Line], Info]:
     client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
     try:
-        found = await _asked(client, queue, now_s)
-        return found if queue is not None else found._replace(refuses=await _cache_refusal(url))
-    except AWAY as error:
-        return Unreached(f"{told(error)} ({type(error).__name__}: {error})")
+        info: Info = await client.info()
+        clock = await _clock(name, client, now_s)
+        refusal = await (_cache_refusal(url) if queue is None else _queue_refusal(client))
+        lines = [diagnose_release(name, info), _writes(name, info, refusal), clock]
+        if queue is None:
+            return [*lines, _cache_memory(info)], info
+        persistence = diagnose_persistence(info, await _snapshots(client))
+        return [*lines, _queue_eviction(info), persistence, await _worker(client, queue, now_s)], info
     finally:
         await client.aclose(close_connection_pool=True)
 
 
-async def _asked(client: Any, queue: str | None, now_s: Callable[[], float]) -> ServerFacts:
-    info: dict[str, Any] = await client.info()
-    before_s = now_s()
-    seconds, microseconds = await client.time()
-    after_s = now_s()
-    ahead_s = seconds + microseconds / 1e6 - (before_s + after_s) / 2
+def diagnose_release(name: str, info: Info) -> Line:
+    """Whether the server is new enough."""
     valkey = info.get("valkey_version")
-    return ServerFacts(
-        flavour="Valkey" if valkey else "Redis",
-        version=tuple(int(part) for part in str(valkey or info["redis_version"]).split(".") if part.isdigit()),
-        run_id=str(info["run_id"]),
-        role="replica" if info["role"] == "slave" else str(info["role"]),
-        maxmemory=int(info.get("maxmemory", 0)),
-        policy=str(info.get("maxmemory_policy", "noeviction")),
-        appends=bool(info.get("aof_enabled")),
-        snapshots=await _snapshots(client),
-        write_error=_write_error(info),
-        refuses=await _refusal(client) if queue is not None else None,
-        ahead_ms=round(ahead_s * 1000),
-        unsure_ms=round((after_s - before_s) * 500) + 1,
-        worker_alive=queue is not None and bool(await client.exists(health_key(queue))),
-        databases=await _databases(client, queue, now_s()) if queue is not None else 0,
-    )
+    version = str(valkey or info["redis_version"])
+    shown = f"{'Valkey' if valkey else 'Redis'} {version}"
+    if tuple(int(part) for part in version.split(".") if part.isdigit()) < LEAST_VERSION:
+        return Line(name, "bad", f"{shown} is too old", "Run Redis or Valkey 7.0 or later.")
+    return Line(name, "ok", f"{shown} answers")
 
 
-async def _databases(client: Any, queue: str, now_s: float) -> int:
-    return int(await client.zcount(queue + DATABASES_SUFFIX, now_s * 1000 - SHOWN_MS, "+inf"))
+def _writes(name: str, info: Info, refusal: str | None) -> Line:
+    if info["role"] != "master":
+        role = "replica" if info["role"] == "slave" else info["role"]
+        remedy = f"Point PROFILES_{name.upper()}_URL at the master, or at the Sentinels (?sentinel=NAME)."
+        return Line(f"{name} writes", "bad", f"it is a {role}, which takes no writes", remedy)
+    if refusal is not None:
+        remedy = "Look at its log, its disk, its memory limit and the rights of the user in the URL."
+        return Line(f"{name} writes", "bad", refusal, remedy)
+    return Line(f"{name} writes", "ok", "it takes writes")
 
 
-async def _snapshots(client: Any) -> bool | None:
-    """Hosted servers often do not let one ask."""
-    with suppress(ResponseError):
-        found: dict[str, str] = await client.config_get("save")
-        if "save" in found:
-            return bool(found["save"])
-    return None
-
-
-def _write_error(info: dict[str, Any]) -> str | None:
-    if info.get("aof_enabled") and info.get("aof_last_write_status") == "err":
-        return "the last write of the append-only file failed"
-    if info.get("rdb_last_bgsave_status") == "err":
-        return "the last snapshot failed"
-    return None
-
-
-async def _refusal(client: Any) -> str | None:
+async def _queue_refusal(client: Any) -> str | None:
     try:
         await client.set(PROBE_KEY, "", px=1_000)
         await client.delete(PROBE_KEY)
@@ -113,3 +127,96 @@ async def _cache_refusal(url: str) -> str | None:
     finally:
         await cache.close()
     return None
+
+
+async def _clock(name: str, client: Any, now_s: Now) -> Line:
+    before_s = now_s()
+    seconds, microseconds = await client.time()
+    after_s = now_s()
+    ahead_ms = round((seconds + microseconds / 1e6 - (before_s + after_s) / 2) * 1000)
+    unsure_ms = round((after_s - before_s) * 500) + 1
+    off_ms = max(0, abs(ahead_ms) - unsure_ms)
+    if off_ms < SKEW_WARN_MS:
+        return Line(f"{name} clock", "ok", f"it agrees with ours to {max(unsure_ms, abs(ahead_ms))} ms")
+    text = f"it is {off_ms / 1000:,.1f} s {'ahead of' if ahead_ms > 0 else 'behind'} ours"
+    remedy = "Let NTP set the clocks of both machines; events more than five minutes ahead are refused."
+    return Line(f"{name} clock", "bad" if off_ms >= SKEW_BAD_MS else "warn", text, remedy)
+
+
+def _policy(info: Info) -> str:
+    return str(info.get("maxmemory_policy", NO_EVICTION))
+
+
+def _limit(info: Info) -> int:
+    return int(info.get("maxmemory", 0))
+
+
+def _cache_memory(info: Info) -> Line:
+    if not _limit(info):
+        remedy = "Set maxmemory, and maxmemory-policy allkeys-lru or allkeys-lfu."
+        return Line("cache memory", "warn", "it has no memory limit, and grows with the users", remedy)
+    shown = f"{_limit(info) / 2**20:,.0f} MiB, {_policy(info)}"
+    if _policy(info) == NO_EVICTION:
+        remedy = "Set maxmemory-policy allkeys-lru or allkeys-lfu."
+        return Line("cache memory", "warn", f"{shown}: once full, it takes no new values", remedy)
+    return Line("cache memory", "ok", f"limited to {shown}")
+
+
+def _queue_eviction(info: Info) -> Line:
+    remedy = "Set maxmemory-policy noeviction on the queue's server."
+    policy = _policy(info)
+    if policy == NO_EVICTION:
+        return Line("queue eviction", "ok", "it never evicts")
+    if _limit(info):
+        return Line("queue eviction", "bad", f"it may throw jobs away ({policy})", remedy)
+    return Line("queue eviction", "warn", f"with a memory limit it would throw jobs away ({policy})", remedy)
+
+
+async def _snapshots(client: Any) -> bool | None:
+    """Whether it takes snapshots; None if its setting may not be read, as with many hosted servers."""
+    with suppress(ResponseError):
+        found: dict[str, str] = await client.config_get("save")
+        if "save" in found:
+            return bool(found["save"])
+    return None
+
+
+def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
+    """Whether a restart of the queue's server loses jobs. `snapshots` as `_snapshots` returns it."""
+    failed = None
+    if info.get("aof_enabled") and info.get("aof_last_write_status") == "err":
+        failed = "the last write of the append-only file failed"
+    elif info.get("rdb_last_bgsave_status") == "err":
+        failed = "the last snapshot failed"
+    if failed is not None:
+        text = f"it cannot keep its jobs on disk: {failed}"
+        return Line("queue persistence", "bad", text, "Look at its disk and its log.")
+    if info.get("aof_enabled"):
+        return Line("queue persistence", "ok", "it keeps an append-only file")
+    remedy = "Set appendonly yes. Events posted over HTTP are safe either way; what is published on the queue is not."
+    if snapshots is None:
+        return Line("queue persistence", "warn", "it keeps no append-only file, and does not say of snapshots", remedy)
+    kept = "it keeps snapshots only" if snapshots else "it keeps nothing on disk"
+    return Line("queue persistence", "warn", f"{kept}: a restart loses jobs that no worker has taken up", remedy)
+
+
+async def _worker(client: Any, queue: str, now_s: Now) -> Line:
+    databases = int(await client.zcount(queue + DATABASES_SUFFIX, now_s() * 1000 - SHOWN_MS, "+inf"))
+    if databases > 1:
+        text = f"workers of {databases} databases take one another's jobs from this queue"
+        return Line("worker", "bad", text, "Give each service a PROFILES_QUEUE_NAME of its own.")
+    if await client.exists(health_key(queue)):
+        return Line("worker", "ok", "a worker has shown itself within the last seconds")
+    remedy = "Start `profiles worker`. Until then events wait, unconsumed; reads are not affected."
+    return Line("worker", "bad", "no worker has shown itself within the last seconds", remedy)
+
+
+def _separate(cache: Info | None, queue: Info | None) -> list[Line]:
+    if cache is None or queue is None:
+        return []
+    if cache["run_id"] != queue["run_id"]:
+        return [Line("separate", "ok", "cache and queue are two servers")]
+    remedy = "Give the queue a server of its own: a cache must evict, a queue must not."
+    if _limit(cache) and _policy(cache) != NO_EVICTION:
+        return [Line("separate", "bad", f"cache and queue share a server that evicts ({_policy(cache)})", remedy)]
+    return [Line("separate", "warn", "cache and queue share a server; emptying the cache would empty both", remedy)]

@@ -45,7 +45,7 @@ async def cache(samples: SqliteSamples) -> tuple[str, float]:
 
 
 async def test_samples_come_back_as_they_were_kept(samples: SqliteSamples) -> None:
-    full = at(1, counts={"hits": 1}, latency={"0.5": 2}, lag={"+Inf": 1}, gauges=Gauges(owed=0, outbox=3), looks=AWAY)
+    full = at(1, counts={"hits": 1, "latency_0.5": 2, "lag_+Inf": 1}, gauges=Gauges(owed=0, outbox=3), looks=AWAY)
     await samples.keep(at(2, process="é", role="worker", stopped=True))
     await samples.keep(full)
     assert (await samples.since(NOW_MS)).samples == [full, at(2, process="é", role="worker", stopped=True)]

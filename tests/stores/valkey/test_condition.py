@@ -2,51 +2,70 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 
 from app.errors import CacheUnavailable, QueueUnavailable
-from app.operations.doctor.facts import ServerFacts, Unreached
+from app.operations.doctor import Line
 from app.stores.queue.client import Queue
-from app.stores.valkey.diagnostics import server_facts
+from app.stores.valkey.diagnostics import diagnose_server
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.caches import valkey_cache
 from tests.support.servers import VALKEY, ask
 
 
+def by_check(lines: list[Line]) -> dict[str, tuple[str, str]]:
+    return {line.check: (line.state, line.text) for line in lines}
+
+
 async def test_server_tells_its_kind_and_setup(server: EmbeddedServer, flavour: str) -> None:
-    found = await server_facts(server.url)
-    assert isinstance(found, ServerFacts)
-    assert found.flavour == ("Valkey" if flavour == VALKEY else "Redis")
-    assert found.version >= (7, 0)
-    assert (found.role, found.refuses, found.appends, found.snapshots) == ("master", None, False, False)
-    assert abs(found.ahead_ms) <= found.unsure_ms + 1
+    lines, info = await diagnose_server("cache", server.url)
+    assert info is not None
+    found = by_check(lines)
+    assert found["cache"][0] == "ok"
+    assert found["cache"][1].startswith("Valkey" if flavour == VALKEY else "Redis")
+    assert found["cache writes"] == ("ok", "it takes writes")
+    assert found["cache clock"][0] == "ok"
     assert ask(server, "DBSIZE") == 0
 
 
-async def test_clocks_are_compared(server: EmbeddedServer) -> None:
-    found = await server_facts(server.url, now_s=lambda: time.time() - 100)
-    assert isinstance(found, ServerFacts)
-    assert abs(found.ahead_ms - 100_000) <= found.unsure_ms + 1
+@pytest.mark.parametrize(
+    ("ours_s", "state", "text"),
+    [
+        ((0.9, 0.9), "ok", "agrees with ours"),
+        ((-2.5, -2.5), "warn", "2.5 s ahead of ours"),
+        ((2.5, 2.5), "warn", "2.5 s behind ours"),
+        ((-400, -400), "bad", "400.0 s ahead of ours"),
+        ((-4.5, -0.5), "ok", "agrees with ours"),  # 2.5 s ahead, if the answer did not take 4 s
+    ],
+)
+async def test_clock_of_a_server_must_agree_with_ours(
+    server: EmbeddedServer, ours_s: tuple[float, float], state: str, text: str
+) -> None:
+    seconds, microseconds = ask(server, "TIME")
+    now_s = int(seconds) + int(microseconds) / 1e6
+    readings = iter(now_s + off_s for off_s in ours_s)
+    found = by_check((await diagnose_server("cache", server.url, now_s=lambda: next(readings)))[0])["cache clock"]
+    assert found[0] == state
+    assert text in found[1]
 
 
 async def test_settings_that_may_not_be_asked_for_are_not_known(own_server: EmbeddedServer) -> None:
     ask(own_server, "ACL", "SETUSER", "default", "-config")
-    found = await server_facts(own_server.url)
-    assert isinstance(found, ServerFacts)
-    assert found.snapshots is None
+    lines, _ = await diagnose_server("queue", own_server.url, "arq:queue")
+    assert "does not say of snapshots" in by_check(lines)["queue persistence"][1]
 
 
 async def test_server_that_refuses_to_be_asked_is_no_defect_of_ours(own_server: EmbeddedServer) -> None:
     ask(own_server, "ACL", "SETUSER", "default", "-info")
-    assert isinstance(await server_facts(own_server.url), Unreached)
-    own_server.kill()
-    found = await server_facts(own_server.url)
-    assert isinstance(found, Unreached)
-    assert "Error" in found.reason
+    for _ in range(2):
+        lines, info = await diagnose_server("cache", own_server.url)
+        assert info is None
+        assert [(line.check, line.state) for line in lines] == [("cache", "bad")]
+        assert "Error" in lines[0].text
+        own_server.kill()
 
 
 @pytest.mark.parametrize(
@@ -73,9 +92,8 @@ async def test_each_reason_to_be_out_of_reach_is_told_with_its_remedy(
     queue = Queue(own_server.url + option, Metrics())
     disturb(own_server)
     url = own_server.url + option
-    found = await server_facts(url)
-    assert isinstance(found, Unreached)
-    assert found.reason.startswith(expected)
+    (line,), _ = await diagnose_server("cache", url)
+    assert line.text.startswith(f"it cannot be asked: {expected}")
     cache = valkey_cache(own_server, url=url)
     with pytest.raises(CacheUnavailable) as refused:
         await cache.check()

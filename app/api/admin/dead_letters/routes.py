@@ -9,7 +9,7 @@ from litestar.params import FromPath, QueryParameter
 
 from app.api.admin.auditing import audited
 from app.api.admin.dead_letters.views import discard, found, replay, shown, user_of
-from app.api.admin.reasons import REASON_SCHEMA, Reason, reason_problem
+from app.api.admin.reasons import REASON_SCHEMA, Reason
 from app.api.admin.schemas import Letter, LetterFailure, LetterList, Replayed, ReplayedAll
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, api_of
@@ -18,6 +18,7 @@ from app.api.openapi.parameters import MAX_ROWID, rowid
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.errors import InvalidInput, Issue, NotFound, Undecodable
 from app.events.replay import MOST, REFUSALS, reason_of
+from app.operations.audit import reason_problem
 
 LETTERS_PER_PAGE = 100
 LETTERS_ON_A_PAGE = 20

@@ -1,4 +1,4 @@
-"""The roll-out's answer, as typed structs."""
+"""How the challenger does: what `GET /admin/rollout` answers, and `profiles rollout` and the page show."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from app.bandit.rollout.bootstrap_intervals import Interval
+from app.bandit.rollout.ports import RolloutLook
 from app.bandit.rollout.stages import Move, Stage
-from app.bandit.rollout.verdict import Word
+from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, Word, broken, effective_needed, longest_allowed
+from app.features.clock import rfc3339
 
 
 class IntervalView(msgspec.Struct):
@@ -25,6 +28,10 @@ class VerdictView(msgspec.Struct):
     verdict: Word
     reason: str
     improved: bool
+
+    @classmethod
+    def of(cls, said: Verdict) -> VerdictView:
+        return cls(said.word, said.reason, said.improved)
 
 
 class FiguresView(msgspec.Struct, kw_only=True):
@@ -49,6 +56,24 @@ class FiguresView(msgspec.Struct, kw_only=True):
     champion_effective_sample_size: float
     effective_sample_size_needed: Annotated[float, Meta(description="Of both, for the lift rests on both.")]
 
+    @classmethod
+    def of(cls, look: RolloutLook) -> FiguresView:
+        found = look.estimates
+        # Fields of the same name are copied; the others follow.
+        named = {name: getattr(found, name) for name in cls.__struct_fields__ if hasattr(found, name)}
+        intervals = {name: IntervalView(*value) for name, value in named.items() if isinstance(value, Interval)}
+        return cls(
+            **named | intervals,
+            look=look.number,
+            made_at=rfc3339(look.at_ms),
+            decisions=found.n,
+            level=look.level,
+            doubly_robust=IntervalView(*found.dr),
+            effective_sample_size=found.ess,
+            champion_effective_sample_size=found.champion_ess,
+            effective_sample_size_needed=effective_needed(found.n),
+        )
+
 
 class DismissalsView(msgspec.Struct):
     """How often tips are dismissed under each policy, as a share of decisions; null while there are too few."""
@@ -70,12 +95,22 @@ class GuardrailView(msgspec.Struct):
 
 
 class GuardrailsView(msgspec.Struct):
-    """What must not break, on decisions of late; `broken` has a sentence for each that does not hold."""
+    """What must not break, on recent decisions; `broken` has a sentence for each that does not hold."""
 
     dismissals: DismissalsView
     p99_ms: GuardrailView
     no_profile: GuardrailView
     broken: list[str]
+
+    @classmethod
+    def of(cls, rails: Guardrails, limits: Limits) -> GuardrailsView:
+        more = IntervalView(*rails.dismissed_more) if rails.dismissed_more is not None else None
+        return cls(
+            DismissalsView(rails.dismissed_champion, rails.dismissed_challenger, more, limits.dismissed),
+            GuardrailView(rails.p99_ms, longest_allowed(rails, limits), rails.p99_judged),
+            GuardrailView(rails.no_profile, limits.no_profile),
+            broken(rails, limits),
+        )
 
 
 class DecisionsView(msgspec.Struct):
@@ -88,15 +123,8 @@ class DecisionsView(msgspec.Struct):
     next_look_at: int
 
 
-class StatesView(msgspec.Struct):
-    """Users with learned evidence, and how many of these are yet to grow to the challenger's spec."""
-
-    users: int
-    to_grow: int
-
-
 class LookView(msgspec.Struct):
-    """A look, and what was said of it then."""
+    """A look, and the verdict of its time."""
 
     look: int
     made_at: str
@@ -108,6 +136,13 @@ class LookView(msgspec.Struct):
     effective_sample_size: Annotated[float, Meta(description="The lesser of both policies'.")]
     verdict: VerdictView
 
+    @classmethod
+    def of(cls, look: RolloutLook) -> LookView:
+        found = look.estimates
+        lift, least = IntervalView(*found.lift), min(found.ess, found.champion_ess)
+        at, said = rfc3339(look.at_ms), VerdictView.of(look.verdict)
+        return cls(look.number, at, found.n, found.users, look.words, lift, found.mean_weight, least, said)
+
 
 class MoveView(msgspec.Struct):
     """A move, and why it is not allowed now."""
@@ -117,8 +152,15 @@ class MoveView(msgspec.Struct):
     why_not: str | None
 
 
-class RolloutView(msgspec.Struct, kw_only=True):
-    """How the challenger does, and who is served by it."""
+class Growth(msgspec.Struct):
+    """Users with learned evidence, and how many of these are yet to grow to the challenger's spec."""
+
+    users: int
+    to_grow: int
+
+
+class RolloutStatus(msgspec.Struct, kw_only=True):
+    """How the challenger does, and which users it serves."""
 
     stage: Stage
     share: Annotated[float, Meta(description="Of the users, who are served by the challenger where there is one.")]
@@ -134,4 +176,4 @@ class RolloutView(msgspec.Struct, kw_only=True):
     guardrails: GuardrailsView
     looks: list[LookView]
     moves: list[MoveView]
-    states: StatesView
+    states: Growth
