@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
-from app.bootstrap.bandit import auditor, bandit
+from app.bootstrap.bandit import bandit
 from app.bootstrap.bandit_parts import Bandit
 from app.bootstrap.contract import Contract, check_contract, load_contract
 from app.bootstrap.servers import named_cache, named_queue
@@ -32,7 +32,7 @@ from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.compute import Computation
 from app.profiles.online.fill import Filler
-from app.profiles.online.invalidation import Invalidator
+from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.online.trust import TrustGate
@@ -53,6 +53,7 @@ from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
 from app.stores.sqlite.quality_runs import quality_facts
 from app.stores.sqlite.rebuilds import SqliteRebuildRepository
+from app.stores.sqlite.recent_events import SqliteRecentEvents
 from app.stores.sqlite.registries import SqliteRegistries
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
@@ -92,7 +93,7 @@ class Service:
     users: SqliteUsers
     user_events: SqliteUserEvents
     inspector: Inspector
-    auditor: ConsistencyChecker
+    checker: ConsistencyChecker
     book: SqliteRebuildRepository
     audit: SqliteAuditTrail
     samples: SqliteSamples
@@ -262,9 +263,12 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         metrics=metrics,
         near=base.near,
     )
-    inspector = Inspector(
-        cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
-    )
+    inspector = Inspector(cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry)
+
+    async def drop(stale: Stale) -> None:
+        await invalidator.invalidate(stale)
+        await recall(database)
+
     own = bandit(settings, database, reader, registry, clock, metrics)
     consumer = Consumer(
         log=log,
@@ -294,7 +298,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         users=users,
         user_events=SqliteUserEvents(database),
         inspector=inspector,
-        auditor=auditor(database, cache, invalidator, gate, computation, inspector, registry),
+        checker=ConsistencyChecker(inspector=inspector, events=SqliteRecentEvents(database), drop=drop),
         book=book,
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),
@@ -303,7 +307,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         computation=computation,
         costs=base.costs,
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        quality=join(quality_facts(database, users, source), cache, base.queue, base.availability, registry, clock),
+        quality=join(quality_facts(database, users, source), inspector, base.queue, base.availability, registry, clock),
         retention=Retention(
             [
                 Kept("events", log, settings.retention_days),

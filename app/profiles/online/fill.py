@@ -11,14 +11,14 @@ this excludes, R a reader, E an event's ingest:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
 from app.errors import CacheUnavailable
-from app.features.registry import Feature, Registry, indices
+from app.features.registry import Feature, Registry
 from app.profiles.codec import Value, decode, encode, hits
-from app.profiles.online.compute import Computed, ComputedValue
+from app.profiles.online.compute import ComputedValue
 from app.profiles.ports import Cache, Cell, Epoch, Fill
 from app.telemetry import Metrics
 
@@ -64,23 +64,6 @@ class Filling(NamedTuple):
     token: bytes
     seq: int
     reading: Reading
-
-
-def own_outcomes(
-    parts: Sequence[Computed], wanted: Mapping[str, int]
-) -> Iterator[tuple[Computed, str, Mapping[int, ComputedValue]]]:
-    """Each user wanted, once, from the first part that computed all that is wanted of them.
-
-    A statement is shared: a part may name, for another request and with fewer features, a user of ours whom a later
-    part computes in full. Every part began after our tokens were taken, so any that covers a user will do.
-    """
-    rest = dict(wanted)
-    for part in parts:
-        for user_id in part.outcomes.keys() & rest.keys():
-            outcomes = part.outcomes[user_id]
-            if all(index in outcomes for index in indices(rest[user_id])):
-                del rest[user_id]
-                yield part, user_id, outcomes
 
 
 class Filler:

@@ -17,7 +17,7 @@ from app.errors import CacheUnavailable, Overloaded
 from app.features.registry import indices
 from app.profiles.online.compute import Computation
 from app.profiles.online.feature_mask import FeatureMasks
-from app.profiles.online.fill import Filler, Missing, Profile, Reading, own_outcomes
+from app.profiles.online.fill import Filler, Missing, Profile, Reading
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.single_flight import Boarding, SingleFlight
 from app.profiles.online.trust import TrustGate
@@ -218,10 +218,10 @@ class RequestBatching:
             return
         profiles: dict[str, Profile] = {
             user_id: {
-                index: Reading(outcomes[index].json, part.at_ms, None, False, outcomes[index].error)
+                index: Reading(one.outcomes[index].json, one.at_ms, None, False, one.outcomes[index].error)
                 for index in indices(wanted[user_id])
             }
-            for part, user_id, outcomes in own_outcomes(computed, wanted)
+            for user_id, one in computed.items()
         }
         self._answer([request], profiles)
 

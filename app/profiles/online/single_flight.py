@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from app.features.registry import indices
 from app.profiles.online.compute import Computation
-from app.profiles.online.fill import Filler, Filling, Profile, own_outcomes
+from app.profiles.online.fill import Filler, Filling, Profile
 from app.profiles.ports import Epoch
 
 # A fill waits for so long: the answers that it was computed for go out first, and the fills of several flights share a
@@ -98,10 +98,10 @@ class SingleFlight:
     async def _compute(self, wanted: Mapping[str, int]) -> tuple[dict[str, Profile], dict[str, int]]:
         profiles: dict[str, Profile] = {}
         seqs: dict[str, int] = {}
-        for part, user_id, outcomes in own_outcomes(await self._computation.live(wanted), wanted):
-            seqs[user_id] = part.seq
+        for user_id, one in (await self._computation.live(wanted)).items():
+            seqs[user_id] = one.seq
             profiles[user_id] = {
-                index: self._filler.reading(index, outcomes[index], part.at_ms) for index in indices(wanted[user_id])
+                index: self._filler.reading(index, one.outcomes[index], one.at_ms) for index in indices(wanted[user_id])
             }
         return profiles, seqs
 

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
-from app.profiles.consistency.freshness import FreshnessMeter
-from app.profiles.ports import Cache, NewestEvents, Population, Source
+from app.profiles.consistency.inspection import Inspector
+from app.profiles.ports import NewestEvents, Population, Source
 from app.profiles.quality.coalescing import SharedMeasurement
 from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.runs import QualityRepository, QualityRunner
@@ -49,7 +49,7 @@ class Facts(NamedTuple):
 
 def join(
     facts: Facts,
-    cache: Cache,
+    inspector: Inspector,
     queue: Starter | None,
     availability: FeatureAvailability,
     registry: Registry,
@@ -57,11 +57,10 @@ def join(
 ) -> QualityServices:
     """The parts over these."""
     population, users, source, book = facts
-    meter = FreshnessMeter(cache=cache, users=users, registry=registry, clock=clock)
 
     def surveyor(rest: float) -> Scanner:
         return Scanner(
-            meter=meter,
+            inspector=inspector,
             population=population,
             source=source,
             registry=registry,
@@ -76,7 +75,7 @@ def join(
         SharedMeasurement(surveyor(REST_WHEN_AWAITED), registry, clock),
         book,
         QualityRunner(book=book, surveyor=unhurried, registry=registry, clock=clock),
-        Drilldown(meter=meter, users=users, registry=registry, clock=clock),
+        Drilldown(inspector=inspector, users=users, registry=registry, clock=clock),
         queue.start_quality if queue is not None else _nobody,
     )
 

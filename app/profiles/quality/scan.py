@@ -19,7 +19,7 @@ from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
 from app.features.registry import Registry, as_dtype
 from app.profiles.availability import FeatureAvailability
-from app.profiles.consistency.freshness import CellFreshness, FreshnessMeter
+from app.profiles.consistency.inspection import CellFreshness, Inspector
 from app.profiles.ports import ComputeRow, Member, Population, Snapshot, Source, Spans
 from app.profiles.quality.sketch import Sketch
 from app.profiles.trial import described
@@ -78,7 +78,7 @@ class Scanner:
     def __init__(
         self,
         *,
-        meter: FreshnessMeter,
+        inspector: Inspector,
         population: Population,
         source: Source,
         registry: Registry,
@@ -87,7 +87,7 @@ class Scanner:
         rest: float = REST,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._meter = meter
+        self._inspector = inspector
         self._population = population
         self._source = source
         self._registry = registry
@@ -155,7 +155,7 @@ class Scanner:
             return None
         for attempt in range(1, TRIES + 1):
             try:
-                return await self._meter.look(user_ids)
+                return await self._inspector.freshness(user_ids)
             except CacheUnavailable as error:
                 if attempt == TRIES or not survey.walked:
                     log.warning("survey_without_cache", error=str(error))

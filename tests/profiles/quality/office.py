@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.profiles.consistency.freshness import FreshnessMeter
+from app.profiles.consistency.inspection import Inspector
 from app.profiles.quality.coalescing import SharedMeasurement
 from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.runs import QualityRunner
@@ -21,11 +21,16 @@ class Office:
         self.rests: list[float] = []
         users = SqliteUsers(service.database)
         registry, clock = service.registry, service.clock
-        self.meter = FreshnessMeter(
-            cache=service.cache, users=users, registry=registry, clock=clock, pause=self._at_once
+        self.meter = Inspector(
+            cache=service.cache,
+            trusted=service.gate.holds,
+            users=users,
+            computation=service.computation,
+            registry=registry,
+            pause=self._at_once,
         )
         self.surveyor = Scanner(
-            meter=self.meter,
+            inspector=self.meter,
             population=SqlitePopulation(service.database),
             source=service.source,
             registry=registry,
@@ -35,7 +40,7 @@ class Office:
         self.measurement = SharedMeasurement(self.surveyor, registry, clock)
         self.book = SqliteQualityRepository(service.database)
         self.runner = QualityRunner(book=self.book, surveyor=self.surveyor, registry=registry, clock=clock)
-        self.behind = Drilldown(meter=self.meter, users=users, registry=registry, clock=clock)
+        self.behind = Drilldown(inspector=self.meter, users=users, registry=registry, clock=clock)
 
     async def _at_once(self, _: float) -> None:
         """No pause before a second look."""

@@ -58,13 +58,13 @@ async def test_everyone_of_a_state_is_found_once_whatever_the_pieces(
 
 
 async def test_a_piece_ends_when_its_time_is_over(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = office.meter.look
+    inner = office.meter.freshness
 
     async def slow(*asked: object) -> object:
         office.service.clock.advance(700)
         return await inner(*asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(office.meter, "look", slow)
+    monkeypatch.setattr(office.meter, "freshness", slow)
     piece = await office.behind.find("tip_volume_30d", "missing", "", 100)
     assert (piece.scanned, piece.next_after) == (10, USERS[9])
 

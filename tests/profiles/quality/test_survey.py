@@ -17,7 +17,7 @@ from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import Value, encode
-from app.profiles.consistency.freshness import CellFreshness
+from app.profiles.consistency.inspection import CellFreshness
 from app.profiles.ports import Cell
 from app.profiles.quality.report import QualityReport, report
 from app.profiles.quality.scan import Survey
@@ -190,7 +190,7 @@ async def test_the_cache_may_be_silent_for_a_moment_during_the_walk(
     office: Office, monkeypatch: pytest.MonkeyPatch, silences: int, measured: bool
 ) -> None:
     await office.service.send(*(served(f"user-{number}") for number in range(8)))
-    inner = office.meter.look
+    inner = office.meter.freshness
     left = silences
 
     async def look(user_ids: Sequence[str]) -> list[CellFreshness]:
@@ -200,7 +200,7 @@ async def test_the_cache_may_be_silent_for_a_moment_during_the_walk(
             raise CacheUnavailable("silent")
         return await inner(user_ids)
 
-    monkeypatch.setattr(office.meter, "look", look)
+    monkeypatch.setattr(office.meter, "freshness", look)
     survey = await walked(office)
     assert (survey.measured, survey.eligible) == (measured, 8)
     ties_out(report(survey, REGISTRY, NOW_MS))
