@@ -182,7 +182,9 @@ async def open_service(
             cache=cache,
             owed=owed,
             queue=queue,
-            near=_near(stack, settings, contract.registry, clock) if door == "http" else None,
+            near=LocalCache(SqliteChangeFeed(owed.data_version), contract.registry, clock, settings.near_users)
+            if door == "http" and settings.near_users
+            else None,
             source=source,
             availability=availability,
             costs=measured,
@@ -222,13 +224,6 @@ async def _tried(
             raise RegistryError(entry.name, f"a trial with {len(users)} stored users failed: {trial.error}")
         availability.pause(trial.feature, trial.user_id, trial.error, slow=trial.overdue)
     return measured
-
-
-def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> LocalCache | None:
-    if not settings.near_users:
-        return None
-    stack.callback((tail := SqliteChangeFeed(settings.database)).close)
-    return LocalCache(tail, registry, clock, settings.near_users)
 
 
 def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
