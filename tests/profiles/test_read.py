@@ -22,7 +22,7 @@ from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY, TIP_VOLUME
 from tests.support.servers import calls, keys
-from tests.support.service import NEAR_AFTER, Service, assert_true, let_pass
+from tests.support.service import NEAR_AFTER, READERS, Service, assert_true, let_pass
 from tests.support.waiting import eventually
 
 USER = "ann"
@@ -53,15 +53,15 @@ async def test_one_mget_and_one_statement_serve_all_when_requests_share_a_tick(s
     assert service.counted("cache_hits") == service.counted("cache_misses") == 50 * len(REGISTRY)
 
 
-async def test_one_computation_serves_500_requests_when_the_user_is_cold(service: Service) -> None:
+async def test_readers_plus_one_statements_serve_500_requests_when_the_user_is_cold(service: Service) -> None:
     await service.send(served(USER))
     profiles = await asyncio.gather(*(service.features(USER) for _ in range(500)))
     assert profiles == [await service.recomputed(USER)] * 500
-    assert len(service.source.statements) == 1
-    assert service.counted("computations") == 1
+    assert len(service.source.statements) <= READERS + 1
+    await assert_true([service], USER)
 
 
-async def test_one_computation_serves_500_requests_when_they_come_over_many_ticks(
+async def test_readers_plus_one_statements_serve_500_requests_when_they_come_over_many_ticks(
     service: Service, world: World
 ) -> None:
     tasks = [await world.stopped_at(service.source.before, service.features(USER))]
@@ -72,7 +72,8 @@ async def test_one_computation_serves_500_requests_when_they_come_over_many_tick
     service.source.before.go()
     assert len({json.dumps(profile) for profile in await asyncio.gather(*tasks)}) == 1
     assert len(tasks) == 500
-    assert len(service.source.statements) == 1
+    assert len(service.source.statements) <= READERS + 1
+    await assert_true([service], USER)
 
 
 def _asked(service: Service, reads: int) -> bool:
@@ -278,13 +279,13 @@ async def test_others_are_answered_when_one_of_a_tick_is_cancelled(service: Serv
     outcomes = await asyncio.gather(tasks[0], late, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
     await assert_true([service], USER)
-    assert len(service.source.statements) == 1
+    assert len(service.source.statements) <= READERS
 
 
 async def test_all_are_told_and_the_next_is_served_when_the_database_fails(service: Service, world: World) -> None:
     service.source.failure = StoreUnavailable("locked")
     tasks = [await world.stopped_at(service.source.before, service.features(USER))]
-    tasks.append(await world.started(service.features(USER)))  # joins by token
+    tasks.append(await world.started(service.features(USER)))
     await eventually(lambda: service.cache.commands["read"] == 2)
     service.source.before.go()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,6 +11,7 @@ this excludes, R a reader, E an event's ingest:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from app.profiles.ports import Cache, Cell, Epoch, Fill
 from app.telemetry import Metrics
 
 TTL_JITTER = 0.1
+# A fill waits for so long: the answers that it was computed for go out first, and several fills share a write.
+FILL_AFTER_S = 0.002
 
 
 class Reading(NamedTuple):
@@ -76,6 +79,8 @@ class Filler:
         self._metrics = metrics
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
         self._hits = [hits([fingerprint]) for fingerprint in self._fingerprints]
+        self._later: list[tuple[Epoch, Sequence[Filling]]] = []
+        self._storing: set[asyncio.Task[None]] = set()
 
     def cell(self, user_id: str, index: int) -> Cell:
         """The cell of a user's feature."""
@@ -104,6 +109,27 @@ class Filler:
         if outcome.error is not None:
             return Reading(outcome.json, at_ms, None, False, outcome.error)
         return Reading(outcome.json, at_ms, at_ms + self._ttl_ms(self._registry[index]), False)
+
+    def store_later(self, epoch: Epoch, fillings: Sequence[Filling]) -> None:
+        """`store` in the background, after `FILL_AFTER_S`."""
+        self._later.append((epoch, fillings))
+        if len(self._later) == 1:
+            task = asyncio.get_running_loop().create_task(self._store_later())
+            self._storing.add(task)
+            task.add_done_callback(self._storing.discard)
+
+    async def close(self) -> None:
+        """Finish the fills in the background."""
+        while self._storing:
+            await asyncio.gather(*self._storing, return_exceptions=True)
+
+    async def _store_later(self) -> None:
+        try:
+            await asyncio.sleep(FILL_AFTER_S)
+        finally:
+            later, self._later = self._later, []
+        for epoch in {epoch for epoch, _ in later}:
+            await self.store(epoch, [filling for own, fillings in later if own == epoch for filling in fillings])
 
     async def store(self, epoch: Epoch, fillings: Sequence[Filling]) -> list[bool]:
         """Compare-and-set computed readings, in one round trip.
