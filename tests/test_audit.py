@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import CacheUnavailable, Conflict, NotFound, ProfilesError, StoreUnavailable
-from app.operations.audit import MAX_OUTCOME, AuditEntry, AuditFilter, audited, state_of, user_hash
+from app.features.ids import user_hash
+from app.operations.audit import MAX_OUTCOME, AuditEntry, AuditFilter, audited, state_of
 from app.stores.sqlite.audit_trail import NEWEST, SqliteAuditTrail
 from app.stores.sqlite.database import Database
 from tests.support.clock import NOW_MS

@@ -1,4 +1,4 @@
-"""Builds the bandit, its roll-out and the consistency monitor."""
+"""Builds the bandit and its roll-out."""
 
 from __future__ import annotations
 
@@ -15,26 +15,15 @@ from app.bandit.rollout.verdict import Limits
 from app.bandit.shadow.subprocess.process import ProcessBeside
 from app.bootstrap.bandit_parts import Bandit, Outside, join
 from app.features.clock import Clock
-from app.features.registry import Registry
 from app.operations.audit import AuditedAction, audited
-from app.profiles.consistency.checker import ConsistencyChecker
-from app.profiles.consistency.inspection import Inspector
-from app.profiles.online.compute import Computation
-from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.reader import ProfileReader
-from app.profiles.online.trust import TrustGate
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decisions import SqliteDecisions
 from app.stores.sqlite.learning import SqliteLearning
-from app.stores.sqlite.local_cache_epoch import recall
-from app.stores.sqlite.recent_events import SqliteRecentEvents
 from app.stores.sqlite.rollout import SqliteRollout
 from app.stores.sqlite.states import SqliteStates
-from app.stores.sqlite.users import SqliteUsers
-from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.null_cache import NullCache
 from app.telemetry import Metrics
 
 
@@ -84,31 +73,4 @@ def rollout(settings: Settings, database: Database, clock: Clock, lineup: Polici
         growth=growth,
         audited=in_the_trail,
         clock=clock,
-    )
-
-
-def auditor(
-    database: Database,
-    cache: ValkeyCache | NullCache,
-    invalidator: Invalidator,
-    gate: TrustGate,
-    computation: Computation,
-    inspector: Inspector,
-    registry: Registry,
-) -> ConsistencyChecker:
-    """What checks cached profiles; a value that it drops is forgotten by every process."""
-
-    async def drop(stale: Stale) -> None:
-        await invalidator.invalidate(stale)
-        await recall(database)
-
-    return ConsistencyChecker(
-        cache=cache,
-        trusted=gate.holds,
-        users=SqliteUsers(database),
-        events=SqliteRecentEvents(database),
-        computation=computation,
-        inspector=inspector,
-        drop=drop,
-        registry=registry,
     )

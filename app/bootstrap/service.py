@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
-from app.bootstrap.bandit import auditor, bandit
+from app.bootstrap.bandit import bandit
 from app.bootstrap.bandit_parts import Bandit
 from app.bootstrap.contract import Contract, check_contract, load_contract
 from app.bootstrap.servers import named_cache, named_queue
@@ -29,11 +29,10 @@ from app.features.clock import Clock
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
-from app.profiles.consistency.freshness import FreshnessMeter
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.compute import Computation
 from app.profiles.online.fill import Filler
-from app.profiles.online.invalidation import Invalidator
+from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.online.trust import TrustGate
@@ -56,6 +55,7 @@ from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.rebuilds import SqliteRebuildRepository
+from app.stores.sqlite.recent_events import SqliteRecentEvents
 from app.stores.sqlite.registries import SqliteRegistries
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
@@ -95,7 +95,7 @@ class Service:
     users: SqliteUsers
     user_events: SqliteUserEvents
     inspector: Inspector
-    auditor: ConsistencyChecker
+    checker: ConsistencyChecker
     book: SqliteRebuildRepository
     audit: SqliteAuditTrail
     samples: SqliteSamples
@@ -184,7 +184,9 @@ async def open_service(
             cache=cache,
             owed=owed,
             queue=queue,
-            near=_near(stack, settings, contract.registry, clock) if door == "http" else None,
+            near=LocalCache(SqliteChangeFeed(owed.data_version), contract.registry, clock, settings.near_users)
+            if door == "http" and settings.near_users
+            else None,
             source=source,
             availability=availability,
             costs=measured,
@@ -225,13 +227,6 @@ async def _tried(
     return measured
 
 
-def _near(stack: AsyncExitStack, settings: Settings, registry: Registry, clock: Clock) -> LocalCache | None:
-    if not settings.near_users:
-        return None
-    stack.callback((tail := SqliteChangeFeed(settings.database)).close)
-    return LocalCache(tail, registry, clock, settings.near_users)
-
-
 def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     settings, clock, metrics, database, cache = base.settings, base.clock, base.metrics, base.database, base.cache
     registry = base.contract.registry
@@ -264,9 +259,12 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         metrics=metrics,
         near=base.near,
     )
-    inspector = Inspector(
-        cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry, clock=clock
-    )
+    inspector = Inspector(cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry)
+
+    async def drop(stale: Stale) -> None:
+        await invalidator.invalidate(stale)
+        await recall(database)
+
     own = bandit(settings, database, reader, clock, metrics)
     consumer = Consumer(
         log=log,
@@ -296,7 +294,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         users=users,
         user_events=SqliteUserEvents(database),
         inspector=inspector,
-        auditor=auditor(database, cache, invalidator, gate, computation, inspector, registry),
+        checker=ConsistencyChecker(inspector=inspector, events=SqliteRecentEvents(database), drop=drop),
         book=book,
         audit=SqliteAuditTrail(database),
         samples=SqliteSamples(database),
@@ -305,7 +303,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
         computation=computation,
         costs=base.costs,
         runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        quality=_quality(base, users),
+        quality=_quality(base, users, inspector),
         retention=Retention(
             [
                 Kept("events", log, settings.retention_days),
@@ -318,11 +316,10 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     )
 
 
-def _quality(base: _Foundation, users: SqliteUsers) -> DataQuality:
+def _quality(base: _Foundation, users: SqliteUsers, inspector: Inspector) -> DataQuality:
     registry, clock = base.contract.registry, base.clock
-    meter = FreshnessMeter(cache=base.cache, users=users, registry=registry, clock=clock)
     measurement = QualityMeasurement(
-        meter=meter,
+        inspector=inspector,
         users=users,
         source=base.source,
         registry=registry,
@@ -338,7 +335,7 @@ def _quality(base: _Foundation, users: SqliteUsers) -> DataQuality:
     return DataQuality(
         measurement=measurement,
         runs=SqliteQualityRepository(base.database),
-        drilldown=Drilldown(meter=meter, users=users, registry=registry, clock=clock),
+        drilldown=Drilldown(inspector=inspector, users=users, registry=registry, clock=clock),
         clock=clock,
         start=start,
     )

@@ -13,7 +13,7 @@ from app.cli.output import print_json, progress, run, say, settings_of_command
 
 if TYPE_CHECKING:
     from app.bootstrap.service import Service
-    from app.profiles.consistency.checker import Untrue
+    from app.profiles.consistency.checker import CheckResult
 
 PAGE = 64
 SHOWN = 20
@@ -48,7 +48,7 @@ async def _audit(users: list[str], repair: bool) -> dict[str, Any]:
 
 
 async def _walk(service: Service, users: list[str], repair: bool) -> dict[str, Any]:
-    from app.profiles.consistency.checker import tell
+    from app.profiles.consistency.checker import report
 
     since_ms = service.clock.now_ms() - service.contract.registry.longest_window_ms()
     total = len(users) or await service.users.count_eligible(since_ms)
@@ -58,31 +58,35 @@ async def _walk(service: Service, users: list[str], repair: bool) -> dict[str, A
     with progress("users") as bar:
         task = bar.add_task("auditing", total=total)
         while page := users[done : done + PAGE] if users else await service.users.eligible(after, since_ms, PAGE):
-            verdicts = await service.auditor.check(page)
-            for verdict in verdicts:
-                counts[verdict.outcome] += 1
-                untrue += map(_plain, verdict.untrue)
-                tell(verdict, service.metrics, after="on demand")
+            results = await service.checker.check(page)
+            for result in results:
+                counts[result.outcome] += 1
+                untrue += _plain(result)
+                report(result, service.metrics, after="on demand")
             if repair:
-                repaired += await service.auditor.repair(verdicts)
+                repaired += await service.checker.repair(results)
             after, done = page[-1], done + len(page)
             bar.update(task, completed=done)
     return {"checked": done, "users": dict(counts), "untrue": untrue, "repaired": repaired}
 
 
-def _plain(item: Untrue) -> dict[str, Any]:
+def _plain(result: CheckResult) -> list[dict[str, Any]]:
     from app.features.clock import rfc3339
 
-    return {
-        "user_id": item.user_id,
-        "feature": item.feature,
-        "fault": item.fault,
-        "held": item.held.json.decode(errors="replace"),
-        "computed": item.computed.decode(errors="replace"),
-        "held_seq": item.held.seq,
-        "newest_events": dict(item.newest),
-        "held_computed_at": rfc3339(item.held.computed_at_ms),
-    }
+    return [
+        {
+            "user_id": result.user_id,
+            "feature": cell.entry.name,
+            "fault": cell.fault,
+            "held": cell.held.json.decode(errors="replace"),
+            "computed": cell.outcome.json.decode(errors="replace"),
+            "held_seq": cell.held.seq,
+            "newest_events": dict(result.inspection.newest),
+            "held_computed_at": rfc3339(cell.held.computed_at_ms),
+        }
+        for cell in result.untrue
+        if cell.held is not None and result.inspection is not None
+    ]
 
 
 def _show(found: dict[str, Any]) -> None:

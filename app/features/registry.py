@@ -12,7 +12,7 @@ import hashlib
 import json
 import keyword
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from textwrap import dedent
@@ -89,6 +89,10 @@ class Feature:
                     "out, and it is derived",
                 )
         return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
+
+    def newest_event(self, newest: Mapping[str, int]) -> int:
+        """The newest event that invalidates the feature, given the newest sequence number by subject; 0 without one."""
+        return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
 
     @property
     def superfluous_subjects(self) -> tuple[str, ...]:

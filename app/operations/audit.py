@@ -10,7 +10,6 @@ No entry holds a user's id, only its hash.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -105,11 +104,6 @@ async def _settle(trail: AuditTrail, entry_id: int, outcome: str) -> None:
     except StoreUnavailable as error:
         # The action is over, whatever the answer says of it; the entry stays `begun`, which the page explains.
         log.error("audit_outcome_lost", entry=entry_id, outcome=outcome[:MAX_OUTCOME], error=str(error))
-
-
-def user_hash(user_id: str) -> str:
-    """What the audit trail keeps of a user, who may be erased one day, or was just now."""
-    return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def state_of(outcome: str) -> str:

@@ -26,6 +26,10 @@ class Value(NamedTuple):
     expires_at_ms: int
     json: bytes
 
+    def is_stale(self, newest_event: int) -> bool:
+        """Whether the computation missed `newest_event`, the user's newest that invalidates the feature."""
+        return self.seq < newest_event
+
 
 def encode(value: Value) -> bytes:
     """The bytes that stand in the key."""

@@ -45,7 +45,9 @@ class Metrics:
         self.near_hits = self._tally("near_hits_total", "Of these, values from the process's own memory.")
         self.cache_misses = self._tally("cache_misses_total", "Feature values that the cache did not hold.")
         self.fills = self._counter(
-            "cache_fills_total", "Fills by outcome: stored; refused (an invalidation came first); failed.", "outcome"
+            "cache_fills_total",
+            "Fills by outcome: stored; refused (an invalidation or another fill came first); failed.",
+            "outcome",
         )
         self.degraded_reads = self._counter(
             "degraded_reads_total", "Profiles computed because the cache was away or not trusted.", "reason"

@@ -168,7 +168,7 @@ async def sweep(service: Service, pace: Pace) -> None:
 def watch(service: Service) -> ConsistencyMonitor:
     """The running audit of this worker."""
     return ConsistencyMonitor(
-        auditor=service.auditor,
+        checker=service.checker,
         users_per_s=service.settings.audit_users,
         random=Random(),  # noqa: S311  # a sample, no secret
         clock=service.clock,

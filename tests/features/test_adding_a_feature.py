@@ -63,10 +63,10 @@ async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_
     (stored,) = await event_log.append([[admitted(feedback("ann", NOW_MS - 1, action)) for action in actions]])
     computation = Computation(SqliteSource(database, EXTENDED), EXTENDED, FakeClock(), Metrics(), width=2)
 
-    (computed,) = await computation.live({"ann": EXTENDED.full_mask, "bob": EXTENDED.full_mask})
+    computed = await computation.live({"ann": EXTENDED.full_mask, "bob": EXTENDED.full_mask})
 
     def profile(user_id: str) -> Extended:
-        outcomes = computed.outcomes[user_id]
+        outcomes = computed[user_id].outcomes
         text = ",".join(f'"{EXTENDED[index].name}":{outcomes[index].json.decode()}' for index in outcomes)
         return msgspec.json.decode(f"{{{text}}}", type=Extended)
 

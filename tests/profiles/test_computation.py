@@ -74,7 +74,11 @@ async def test_requests_of_one_tick_share_a_statement(metrics: Metrics) -> None:
     live = computation(source, metrics, width=4)
     answers = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 2}), live.live({"ann": 2, "cid": 3}))
     assert source.begun == [[ComputeRow("ann", 3), ComputeRow("bob", 2), ComputeRow("cid", 3)]]
-    assert {answer[0].seq for answer in answers} == {1}
+    assert [{user: one.seq for user, one in answer.items()} for answer in answers] == [
+        {"ann": 1},
+        {"bob": 1},
+        {"ann": 1, "cid": 1},
+    ]
     assert counted(metrics, "computed_users") == 3
 
 
@@ -87,7 +91,7 @@ async def test_request_gets_a_statement_of_its_own_when_the_running_one_has_begu
     second = asyncio.create_task(live.live({"ann": 1}))
     await eventually(lambda: len(source.begun) == 2)
     source.open.set()
-    assert ((await first)[0].seq, (await second)[0].seq) == (1, 2)
+    assert ((await first)["ann"].seq, (await second)["ann"].seq) == (1, 2)
 
 
 async def test_requests_wait_together_when_every_reader_is_busy() -> None:
@@ -100,24 +104,33 @@ async def test_requests_wait_together_when_every_reader_is_busy() -> None:
     source.open.set()
     answers = await asyncio.gather(first, *waiting)
     assert [len(asked) for asked in source.begun] == [1, 10]
-    assert [answer[0].seq for answer in answers] == [1] + [2] * 10
+    assert [one.seq for answer in answers for one in answer.values()] == [1] + [2] * 10
 
 
 async def test_single_read_goes_between_when_a_batch_needs_several_statements() -> None:
     source = ScriptedSource()
     live = computation(source, width=1)
     batch = {f"user-{number}": 1 for number in range(2 * CAP + 1)}
-    pieces, single = await asyncio.gather(live.live(batch), live.live({"ann": 1}))
-    assert len(pieces) == 3
+    found, single = await asyncio.gather(live.live(batch), live.live({"ann": 1}))
     assert [len(asked) for asked in source.begun] == [CAP, 1, CAP, 1]
     assert source.begun[1] == [ComputeRow("ann", 1)]
-    assert single[0].outcomes["ann"] == {0: ComputedValue(b"0")}
-    assert {user for piece in pieces for user in piece.outcomes} >= set(batch)
+    assert single["ann"].outcomes == {0: ComputedValue(b"0")}
+    assert list(found) == list(batch)
+
+
+async def test_each_user_comes_in_full_when_another_request_wants_less_of_it() -> None:
+    source = ScriptedSource()
+    live = computation(source, width=1)
+    batch = {f"user-{number}": 3 for number in range(CAP + 1)}
+    whole, narrow = await asyncio.gather(live.live(batch), live.live({"user-0": 1}))
+    assert [len(asked) for asked in source.begun] == [CAP, 2]
+    assert [len(one.outcomes) for one in whole.values()] == [2] * (CAP + 1)
+    assert {user: one.outcomes for user, one in narrow.items()} == {"user-0": {0: ComputedValue(b"0")}}
 
 
 async def test_nothing_is_computed_when_nothing_is_asked() -> None:
     source = ScriptedSource()
-    assert await computation(source).live({}) == []
+    assert await computation(source).live({}) == {}
     assert await computation(source).moments([]) == []
     assert source.begun == []
 
@@ -168,7 +181,7 @@ async def test_past_moments_are_refused_and_live_reads_answered_when_the_process
         with pytest.raises(StoreUnavailable, match="this process stops"):
             await refused
     source.open.set()
-    assert (await past.live({"ann": 1}))[0].outcomes["ann"] == {0: ComputedValue(b"0")}
+    assert (await past.live({"ann": 1}))["ann"].outcomes == {0: ComputedValue(b"0")}
 
 
 async def test_others_are_answered_when_one_who_shares_the_statement_goes_away() -> None:
@@ -181,7 +194,7 @@ async def test_others_are_answered_when_one_who_shares_the_statement_goes_away()
     with pytest.raises(asyncio.CancelledError):
         await gone
     source.open.set()
-    assert (await stays)[0].outcomes["bob"] == {0: ComputedValue(b"0")}
+    assert (await stays)["bob"].outcomes == {0: ComputedValue(b"0")}
 
 
 async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_succeeds() -> None:
@@ -191,23 +204,23 @@ async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_suc
     failed = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 1}), return_exceptions=True)
     assert [str(error) for error in failed] == ["locked", "locked"]
     source.failure = None
-    assert (await live.live({"ann": 1}))[0].outcomes == {"ann": {0: ComputedValue(b"0")}}
+    assert (await live.live({"ann": 1}))["ann"].outcomes == {0: ComputedValue(b"0")}
 
 
 async def test_default_stands_when_the_sql_gives_nothing() -> None:
     source = ScriptedSource(lambda asked, index: None)
-    (computed,) = await computation(source).live({"ann": 3})
-    assert computed.outcomes["ann"] == {0: ComputedValue(b"null"), 1: ComputedValue(b"7")}
+    computed = await computation(source).live({"ann": 3})
+    assert computed["ann"].outcomes == {0: ComputedValue(b"null"), 1: ComputedValue(b"7")}
 
 
 @pytest.mark.parametrize("raw", [1.5, "1", b"", b"blob", float("inf"), True])
 async def test_value_is_refused_and_counted_by_name_when_it_is_not_of_its_dtype(metrics: Metrics, raw: object) -> None:
     source = ScriptedSource(lambda asked, index: raw if (asked.user_id, index) == ("bob", 0) else 5)
-    (computed,) = await computation(source, metrics).live({"ann": 3, "bob": 3})
-    refused = computed.outcomes["bob"][0]
+    computed = await computation(source, metrics).live({"ann": 3, "bob": 3})
+    refused = computed["bob"].outcomes[0]
     assert refused.json == b"null"
     assert "int is declared" in (refused.error or "")
-    sound = [computed.outcomes["ann"][0], computed.outcomes["ann"][1], computed.outcomes["bob"][1]]
+    sound = [computed["ann"].outcomes[0], computed["ann"].outcomes[1], computed["bob"].outcomes[1]]
     assert sound == [ComputedValue(b"5")] * 3
     assert counted(metrics, "computation_errors", feature="one") == 1
     assert counted(metrics, "computation_errors", feature="two") == 0
@@ -242,9 +255,9 @@ async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
     events: list[TipEvent] = [feedback("ann", dwell_ms=0), feedback("ann", dwell_ms=100), served("ann"), served("bob")]
     await event_log.append([[admitted(event) for event in events]])
     live = Computation(SqliteSource(database, registry), registry, FakeClock(), metrics, width=2)
-    (computed,) = await live.live({"ann": registry.full_mask, "bob": registry.full_mask})
+    computed = await live.live({"ann": registry.full_mask, "bob": registry.full_mask})
 
-    assert profile(registry, computed.outcomes["ann"]) == {
+    assert profile(registry, computed["ann"].outcomes) == {
         "completion_rate_30d": 1.0,
         "dismiss_rate_30d": 0.0,
         "mean_dwell_ms_30d": 50.0,
@@ -252,11 +265,11 @@ async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
         "tip_volume_30d": 1,
         **dict.fromkeys(FAULTS),
     }
-    assert profile(registry, computed.outcomes["bob"])["tip_volume_30d"] == 1
-    assert not [outcome for outcome in computed.outcomes["bob"].values() if outcome.error]
+    assert profile(registry, computed["bob"].outcomes)["tip_volume_30d"] == 1
+    assert not [outcome for outcome in computed["bob"].outcomes.values() if outcome.error]
     for name, (_, _, reason) in FAULTS.items():
         index = registry.names.index(name)
-        assert reason in (computed.outcomes["ann"][index].error or ""), name
+        assert reason in (computed["ann"].outcomes[index].error or ""), name
         assert counted(metrics, "computation_errors", feature=name) == 1
 
 
@@ -271,8 +284,8 @@ async def test_an_event_ahead_of_the_clock_counts_and_hides_nothing(
     ahead_ms = NOW_MS + 40 * DAY_MS
     await event_log.append([[admitted(served("ann")), admitted(served("bob")), admitted(served("bob", ahead_ms))]])
     live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=1)
-    (computed,) = await live.live({"ann": REGISTRY.full_mask, "bob": REGISTRY.full_mask})
-    assert [computed.outcomes[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"2"]
+    computed = await live.live({"ann": REGISTRY.full_mask, "bob": REGISTRY.full_mask})
+    assert [computed[user_id].outcomes[4].json for user_id in ("ann", "bob")] == [b"1", b"2"]
 
 
 class Failing(ScriptedSource):
@@ -307,9 +320,9 @@ class Paused:
 
     async def read(self, user_id: str) -> ComputedValue:
         """The failing feature of a user; the other one is always right."""
-        (computed,) = await self.computation.live({user_id: 3})
-        assert computed.outcomes[user_id][1] == ComputedValue(b"5")
-        return computed.outcomes[user_id][0]
+        computed = await self.computation.live({user_id: 3})
+        assert computed[user_id].outcomes[1] == ComputedValue(b"5")
+        return computed[user_id].outcomes[0]
 
     async def tried(self) -> None:
         """Return when an attempt under way is over."""

@@ -18,7 +18,6 @@ from app.profiles.online.invalidation import Stale
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.recent_events import SqliteRecentEvents
-from app.stores.sqlite.users import SqliteUsers
 from tests.profiles.test_inspection import inspector, put
 from tests.profiles.world import World
 from tests.support.clock import NOW_MS
@@ -41,14 +40,9 @@ def auditor(service: Service, pause: Callable[[float], Awaitable[None]] = _at_on
         await recall(service.database)
 
     return ConsistencyChecker(
-        cache=service.cache,
-        trusted=service.gate.holds,
-        users=SqliteUsers(service.database),
-        events=SqliteRecentEvents(service.database),
-        computation=service.computation,
         inspector=inspector(service, pause),
+        events=SqliteRecentEvents(service.database),
         drop=drop,
-        registry=service.registry,
     )
 
 
@@ -71,9 +65,11 @@ async def test_each_user_gets_its_own_verdict_when_many_are_checked(service: Ser
     await put(service, world, VOLUME, 3, b"77")
     ann, bob, cleo = await auditor(service).check(["ann", "bob", "cleo"])
     assert outcomes([ann, bob, cleo]) == ["violation", "consistent", "empty"]
-    (item,) = ann.untrue
-    assert (item.feature, item.fault, item.held.json, item.computed) == (VOLUME, "unexplained", b"77", b"1")
-    assert item.newest == {"signals.tip.served": 1}
+    (cell,) = ann.untrue
+    assert cell.held is not None
+    assert (cell.entry.name, cell.fault, cell.held.json, cell.outcome.json) == (VOLUME, "unexplained", b"77", b"1")
+    assert ann.inspection is not None
+    assert ann.inspection.newest == {"signals.tip.served": 1}
 
 
 async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_taken_in(
@@ -84,7 +80,7 @@ async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_tak
     assert outcomes(await auditor(service).check(["ann"])) == ["pending"]
     await consumed(service)
     (verdict,) = await auditor(service).check(["ann"])
-    assert [(item.feature, item.fault) for item in verdict.untrue] == [(VOLUME, "stale")]
+    assert [(cell.entry.name, cell.fault) for cell in verdict.untrue] == [(VOLUME, "stale")]
 
 
 async def test_a_value_is_a_violation_when_it_is_right_by_chance_but_older_than_its_event(
@@ -111,7 +107,7 @@ async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(s
     async def drop(_: float) -> None:
         await service.invalidator.invalidate({"ann": [VOLUME]})
 
-    assert outcomes(await auditor(service, drop).check(["ann"])) == ["consistent"]
+    assert outcomes(await auditor(service, drop).check(["ann"])) == ["empty"]
 
 
 async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: Service, world: World) -> None:
@@ -154,7 +150,7 @@ async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(ser
 def watch(service: Service, users_per_s: int = 5) -> ConsistencyMonitor:
     """The running audit of that process."""
     return ConsistencyMonitor(
-        auditor=auditor(service),
+        checker=auditor(service),
         users_per_s=users_per_s,
         random=Random(1),
         clock=service.clock,

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import pytest
 
+from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.profiles.codec import LEASE, Value, encode
@@ -45,9 +46,14 @@ def inspector(service: Service, pause: Callable[[float], Awaitable[None]] = _at_
         users=SqliteUsers(service.database),
         computation=service.computation,
         registry=service.registry,
-        clock=service.clock,
         pause=pause,
     )
+
+
+async def inspect(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
+    """Inspects ann."""
+    (inspection,) = await inspector(service, pause).inspect(["ann"])
+    return inspection
 
 
 async def put_raw(service: Service, world: World, feature: str, raw: bytes) -> None:
@@ -71,7 +77,7 @@ def by_name(inspection: Inspection, what: str) -> dict[str, object]:
 async def test_nothing_is_changed_when_an_admin_looks(service: Service, world: World) -> None:
     await service.send(served("ann"), feedback("ann", dwell_ms=7))
     keys = ask(world.server, "DBSIZE")
-    first, second = [await inspector(service).inspect("ann") for _ in range(2)]
+    first, second = [await inspect(service) for _ in range(2)]
     assert set(by_name(first, "state").values()) == set(by_name(second, "state").values()) == {"missing"}
     assert set(by_name(second, "holds").values()) == {"nothing"}
     assert ask(world.server, "DBSIZE") == keys
@@ -90,7 +96,7 @@ async def test_state_of_each_cell_is_told_when_they_differ(service: Service, wor
     await put(service, world, "mean_dwell_ms_30d", 1, b"null", fingerprint=b"another")
     await put_raw(service, world, "dismiss_rate_30d", LEASE + b"nonce")
     await service.cache.inner.drop([Cell("ann", "preferred_hour")])
-    inspection = await inspector(service).inspect("ann")
+    inspection = await inspect(service)
     assert inspection.cache == "trusted"
     assert by_name(inspection, "state") == {
         "completion_rate_30d": "fresh",
@@ -120,7 +126,7 @@ async def test_state_of_each_cell_is_told_when_they_differ(service: Service, wor
 async def test_only_events_of_its_subjects_make_a_cell_stale(service: Service, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, "completion_rate_30d", 0, b"null")
-    assert by_name(await inspector(service).inspect("ann"), "state")["completion_rate_30d"] == "fresh"
+    assert by_name(await inspect(service), "state")["completion_rate_30d"] == "fresh"
 
 
 async def test_time_alone_explains_a_difference_when_the_window_moved_on(service: Service) -> None:
@@ -128,7 +134,7 @@ async def test_time_alone_explains_a_difference_when_the_window_moved_on(service
     await service.features("ann")
     await service.drain()
     service.clock.advance(120_000)
-    cell = (await inspector(service, _never).inspect("ann")).cells[VOLUME]
+    cell = (await inspect(service, _never)).cells[VOLUME]
     assert cell.held is not None
     assert (cell.state, cell.held.json, cell.outcome.json, cell.difference) == ("fresh", b"2", b"1", "time")
 
@@ -141,13 +147,13 @@ async def test_event_of_the_computations_own_moment_is_no_mystery(service: Servi
     service.clock.step_to(NOW_MS)
     await put(service, world, "tip_volume_30d", 2, b"2")
     service.clock.advance(120_000)
-    assert (await inspector(service).inspect("ann")).cells[VOLUME].difference == "time"
+    assert (await inspect(service)).cells[VOLUME].difference == "time"
 
 
 async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(service: Service, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 1, b"77")
-    cell = (await inspector(service).inspect("ann")).cells[VOLUME]
+    cell = (await inspect(service)).cells[VOLUME]
     assert (cell.state, cell.difference) == ("fresh", "unexplained")
 
 
@@ -163,7 +169,7 @@ async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
         pauses.append(seconds)
         await service.cache.inner.drop([Cell("ann", "tip_volume_30d")])
 
-    cell = (await inspector(service, drop).inspect("ann")).cells[VOLUME]
+    cell = (await inspect(service, drop)).cells[VOLUME]
     assert (cell.state, cell.difference, len(pauses)) == ("missing", None, 1)
 
 
@@ -176,10 +182,9 @@ async def test_look_comes_to_an_end_when_events_never_do(service: Service, world
 
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 0, b"0")
-    cell = (await inspector(service, one_more).inspect("ann")).cells[VOLUME]
+    cell = (await inspect(service, one_more)).cells[VOLUME]
     assert len(pauses) == LOOKS
-    assert cell.held is not None
-    assert (cell.state, cell.held.json, cell.difference) == ("stale", b"%d" % LOOKS, None)
+    assert (cell.state, cell.held, cell.difference) == ("missing", None, None)
 
 
 async def test_difference_of_an_event_is_not_put_down_to_time_when_it_comes_during_the_look(
@@ -189,7 +194,7 @@ async def test_difference_of_an_event_is_not_put_down_to_time_when_it_comes_duri
     await service.features("ann")
     await service.drain()
     # The cells are read; then an event is committed, and its DEL comes before the second look.
-    looking = await world.stopped_at(service.source.before, inspector(service).inspect("ann"))
+    looking = await world.stopped_at(service.source.before, inspect(service))
     await (await world.open()).send(served("ann"))
     service.go()
     cell = (await looking).cells[VOLUME]
@@ -201,7 +206,7 @@ async def test_nothing_is_said_of_a_difference_when_computing_fails(world: World
     service = await world.open(Registry([broken]))
     await service.send(served("ann"))
     await put(service, world, "probe", 1, b"5")
-    (cell,) = (await inspector(service).inspect("ann")).cells
+    (cell,) = (await inspect(service)).cells
     assert (cell.state, cell.difference) == ("fresh", None)
     assert cell.outcome.error is not None
 
@@ -221,17 +226,16 @@ async def test_nothing_is_claimed_of_the_cache_when_it_is_away(fragile_world: Wo
     await service.send(served("ann"))
     await service.features("ann")
     await service.drain()
-    looking = inspector(service)
     with paused(fragile_world):
-        silent = await looking.inspect("ann")
+        silent = await inspect(service)
     fragile_world.server.kill()
-    dead = await looking.inspect("ann")
+    dead = await inspect(service)
     for inspection in (silent, dead):
         assert inspection.cache == "away"
         assert set(by_name(inspection, "state").values()) == {None}
         assert set(by_name(inspection, "difference").values()) == {None}
         assert inspection.reading(VOLUME).json == b"1"
-    assert await looking.held("ann") is None
+    assert await inspector(service).live_values("ann") is None
 
 
 async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_second_look(fragile_world: World) -> None:
@@ -242,7 +246,7 @@ async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_seco
     async def kill(_: float) -> None:
         fragile_world.server.kill()
 
-    inspection = await inspector(service, kill).inspect("ann")
+    inspection = await inspect(service, kill)
     assert (inspection.cache, inspection.cells[VOLUME].state) == ("away", None)
     assert inspection.reading(VOLUME).json == b"1"
 
@@ -250,7 +254,7 @@ async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_seco
 async def test_no_second_look_is_needed_when_the_value_knows_more(service: Service, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 99, b"77")
-    cell = (await inspector(service, _never).inspect("ann")).cells[VOLUME]
+    cell = (await inspect(service, _never)).cells[VOLUME]
     assert (cell.state, cell.difference) == ("fresh", None)
 
 
@@ -259,6 +263,53 @@ async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: Servi
     await put(service, world, "tip_volume_30d", 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
     service.clock.advance(1_000)
-    inspection = await inspector(service).inspect("ann")
+    inspection = await inspect(service)
     assert (inspection.cache, inspection.cells[VOLUME].state) == ("owed", "fresh")
     assert inspection.reading(VOLUME).json == b"1"
+
+
+# --- freshness, without a computation
+
+
+async def put_of(service: Service, world: World, user: str, seq: int, fingerprint: bytes = b"") -> None:
+    """Put a volume of another user past the protocol."""
+    known = fingerprint or service.registry[VOLUME].fingerprint.encode()
+    now_ms = service.clock.now_ms()
+    cell = Cell(user, "tip_volume_30d")
+    epoch, _ = await service.cache.inner.read([cell])
+    ask(world.server, "SET", key(epoch, cell), encode(Value(known, seq, now_ms, now_ms + 60_000, b"1")))
+
+
+async def test_cells_of_many_users_are_fresh_missing_and_stale_when_the_cache_holds_such(
+    service: Service, world: World
+) -> None:
+    users = ["ann", "bob", "cyd", "dee"]
+    await service.send(*map(served, users), feedback("ann"))
+    await service.batch(["ann", "bob"])
+    await service.drain()
+    await put_of(service, world, "cyd", seq=1)
+    await put_of(service, world, "dee", seq=99, fingerprint=b"another")
+    statements = len(service.source.statements)
+    looks = await inspector(service).freshness(users)
+    assert len(service.source.statements) == statements
+    assert [(look.user_id, look.feature) for look in looks] == [
+        (user, index) for user in users for index in range(len(REGISTRY))
+    ]
+    assert all((look.value is None) == (look.state == "missing") for look in looks)
+    volumes = [look for look in looks if look.feature == VOLUME]
+    assert [look.state for look in volumes] == ["fresh", "fresh", "stale", "missing"]
+    assert [look.value.json for look in volumes if look.value] == [b"1", b"1", b"1"]
+
+
+async def test_only_the_features_asked_for_are_read(service: Service) -> None:
+    looks = await inspector(service).freshness(["ann"], REGISTRY.mask(["preferred_hour"]))
+    assert [(look.feature, look.state) for look in looks] == [(3, "missing")]
+    assert await inspector(service).freshness([]) == []
+
+
+async def test_no_freshness_is_claimed_when_the_cache_goes_away(fragile_world: World) -> None:
+    service = await fragile_world.open()
+    await service.send(served("ann"))
+    fragile_world.server.kill()
+    with pytest.raises(CacheUnavailable):
+        await inspector(service).freshness(["ann"])

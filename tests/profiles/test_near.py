@@ -175,7 +175,7 @@ async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_loo
     await writer.send(served(USER))
     await kept(reader, USER)
     await writer.send(served(USER))
-    tail = reader.tail._connection
+    tail = reader.owed.data_version._connection
 
     class Between:
         """Erases before the second statement of a look."""
@@ -191,10 +191,10 @@ async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_loo
                         hand.execute(erasing, {"user": USER})
             return tail.execute(statement, *parameters)
 
-    reader.tail._connection = between = Between()  # type: ignore[assignment]
+    reader.owed.data_version._connection = between = Between()  # type: ignore[assignment]
     assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
     assert set(between.seen[1:3]) == {SELECT_TAIL, SELECT_RECALLS}
-    reader.tail._connection = tail
+    reader.owed.data_version._connection = tail
     await admin.erase(USER)
 
 
@@ -276,7 +276,7 @@ async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: Ser
 
 async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: Service) -> None:
     await kept(service, USER)
-    service.tail.close()
+    service.owed.close()
     await service.send(served(USER))
     for _ in range(NEAR_AFTER + 1):
         assert (await service.plain(USER))["tip_volume_30d"] == 1
@@ -346,7 +346,7 @@ async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
     valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tests.support.service.NearCache", mutant)
+    monkeypatch.setattr("tests.support.service.LocalCache", mutant)
     async with World(database_path, valkey) as world:
         with pytest.raises(AssertionError):
             await schedule(world)

@@ -77,7 +77,6 @@ class Service:
         clock: FakeClock,
         metrics: Metrics,
         registry: Registry,
-        tail: SqliteChangeFeed,
     ) -> None:
         self.database = database
         self.clock = clock
@@ -95,8 +94,7 @@ class Service:
         self.availability = FeatureAvailability(registry, clock, owed.disabled)
         self.computation = Computation(self.source, registry, clock, metrics, READERS, self.availability)
         self.filler = Filler(self.cache, registry, Random(7), metrics)
-        self.tail = tail
-        self.near = LocalCache(tail, registry, clock, NEAR_USERS)
+        self.near = LocalCache(SqliteChangeFeed(owed.data_version), registry, clock, NEAR_USERS)
         self.reader = ProfileReader(
             cache=self.cache,
             gate=self.gate,
@@ -241,11 +239,7 @@ async def open_service(
         stack.push_async_callback(cache.close)
         await cache.open()
         let_pass(clock, REGISTERED_HOLD_BACK_S)  # so that no DEL has to wait for it
-        tail = SqliteChangeFeed(path)
-        stack.callback(tail.close)
-        service = Service(
-            database=database, owed=owed, cache=cache, clock=clock, metrics=metrics, registry=registry, tail=tail
-        )
+        service = Service(database=database, owed=owed, cache=cache, clock=clock, metrics=metrics, registry=registry)
         stack.push_async_callback(service.close)
         yield service
 

@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 from litestar import Response, get
 from litestar.params import QueryParameter
 
-from app.api.admin.auditing import user_hash
 from app.api.admin.schemas import AuditLine, AuditPage
 from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.openapi.document import problems
@@ -17,6 +16,7 @@ from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
 from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
+from app.features.ids import user_hash
 from app.operations.audit import AuditEntry, AuditFilter, state_of
 
 ENTRIES_PER_PAGE = 50

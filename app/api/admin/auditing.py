@@ -7,9 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from app.api.auth.authentication import Caller
 from app.api.dependencies import HttpRequest, api_of
 from app.operations import audit
-from app.operations.audit import user_hash
-
-__all__ = ["audited", "caller", "user_hash"]
 
 
 def caller(request: HttpRequest) -> Caller:

@@ -22,7 +22,7 @@ from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
-from app.profiles.consistency.freshness import CellFreshness
+from app.profiles.consistency.inspection import CellFreshness
 from app.profiles.quality.drilldown import Behind, Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report

@@ -10,7 +10,7 @@ from typing import Any
 
 from litestar import Response, delete, get, post
 
-from app.api.admin.auditing import audited, user_hash
+from app.api.admin.auditing import audited
 from app.api.admin.user_schemas import UserHoldings
 from app.api.auth.forms import read_form
 from app.api.dependencies import Api, HttpRequest, api_of
@@ -18,7 +18,7 @@ from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, page
 from app.api.request_parsing import check_ids
 from app.events.ports import Holdings
-from app.features.ids import visible
+from app.features.ids import user_hash, visible
 
 
 @get(
@@ -69,8 +69,9 @@ async def erase_user(request: HttpRequest, user_id: UserId) -> None:
 
 
 async def _holdings(api: Api, user_id: str) -> UserHoldings:
-    held = await api.inspector.held(user_id)
-    return _counted(user_id, await api.users.holdings(user_id), _live(api, held))
+    values = await api.inspector.live_values(user_id)
+    cached = sum(value is not None for value in values) if values is not None else None
+    return UserHoldings(user_id, *await api.users.holdings(user_id), cached)
 
 
 async def _erase(request: HttpRequest, user_id: str) -> Holdings:
@@ -79,13 +80,3 @@ async def _erase(request: HttpRequest, user_id: str) -> Holdings:
         erased = await api_of(request).erase(user_id)
         act.outcome = f"done, {erased.events} events"
     return erased
-
-
-def _live(api: Api, held: list[bytes | None] | None) -> int | None:
-    if held is None:
-        return None
-    return sum(api.inspector.live(index, raw) is not None for index, raw in enumerate(held))
-
-
-def _counted(user_id: str, holdings: Holdings, cached: int | None) -> UserHoldings:
-    return UserHoldings(user_id, *holdings, cached)

@@ -8,16 +8,18 @@ import msgspec
 from litestar import MediaType, Response, post
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.api.admin.auditing import audited, user_hash
+from app.api.admin.auditing import audited
 from app.api.admin.user_schemas import UserRebuildRequest
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import Api, HttpRequest, api_of, selected
+from app.api.dependencies import HttpRequest, api_of, selected
 from app.api.openapi.document import ProfileAnswer, UserId, problems
 from app.api.pages.negotiation import page, prefers_page
 from app.api.profiles import renderer
 from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import Value
+from app.features.ids import user_hash
 from app.features.registry import indices
+from app.profiles.codec import Value as HeldValue
 from app.profiles.online.fill import Profile, Reading
 
 
@@ -38,17 +40,20 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Any]:
     api = api_of(request)
     check_ids([user_id], "user_id")
     mask = selected(api.registry, await _wanted(request))
-    held = await api.inspector.held(user_id) if prefers_page(request) else None
+    before = await api.inspector.live_values(user_id) if prefers_page(request) else None
     profile = await _rebuild(request, user_id, mask)
     if not prefers_page(request):
         return Response(renderer(api).profile(user_id, profile, mask, detail=True), media_type=MediaType.JSON)
-    rows = [_row(api, index, held, profile[index]) for index in indices(mask)]
+    rows = [
+        _row(api.registry.names[index], before[index] if before is not None else None, profile[index])
+        for index in indices(mask)
+    ]
     return await page(
         request,
         "user_rebuilt.html",
         user_id=user_id,
         rows=rows,
-        away=held is None,
+        away=before is None,
         kept=any(row.expires_at_ms is not None for row in rows),
         changed=sum(row.changed for row in rows),
     )
@@ -73,10 +78,9 @@ class RebuiltFeature(NamedTuple):
     changed: bool
 
 
-def _row(api: Api, index: int, held: list[bytes | None] | None, after: Reading) -> RebuiltFeature:
-    before = api.inspector.live(index, held[index]) if held is not None else None
+def _row(name: str, before: HeldValue | None, after: Reading) -> RebuiltFeature:
     return RebuiltFeature(
-        api.registry.names[index],
+        name,
         before is not None,
         msgspec.json.decode(before.json) if before is not None else None,
         before.computed_at_ms if before is not None else None,

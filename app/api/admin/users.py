@@ -43,14 +43,14 @@ async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
     check_ids([user_id], "user_id")
     if prefers_page(request):
         return await _page(request, api, user_id)
-    inspection = await api.inspector.inspect(user_id)
+    (inspection,) = await api.inspector.inspect([user_id])
     view = await _view(api, user_id, inspection, await _read(api, user_id, inspection))
     return await answer(request, view, "user.html")
 
 
 async def _page(request: HttpRequest, api: Api, user_id: str) -> Response[UserView]:
-    inspection, holdings, development = await asyncio.gather(
-        api.inspector.inspect(user_id), api.users.holdings(user_id), user_development(api, user_id)
+    (inspection,), holdings, development = await asyncio.gather(
+        api.inspector.inspect([user_id]), api.users.holdings(user_id), user_development(api, user_id)
     )
     profile = {index: inspection.reading(index) for index in range(len(api.registry))}
     return await answer(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from app.errors import Unavailable
 from app.features.clock import Clock
-from app.profiles.consistency.checker import ConsistencyChecker, tell
+from app.profiles.consistency.checker import ConsistencyChecker, report
 from app.profiles.ports import RecentEvent
 from app.telemetry import Metrics, logger, warn
 
@@ -43,15 +43,15 @@ class ConsistencyMonitor:
     def __init__(
         self,
         *,
-        auditor: ConsistencyChecker,
+        checker: ConsistencyChecker,
         users_per_s: int,
         random: Random,
         clock: Clock,
         metrics: Metrics,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._auditor = auditor
-        self._events = auditor.events
+        self._checker = checker
+        self._events = checker.events
         self._users_per_s = users_per_s
         self._random = random
         self._clock = clock
@@ -108,14 +108,14 @@ class ConsistencyMonitor:
         return due
 
     async def _check(self, checks: Sequence[ScheduledCheck]) -> None:
-        verdicts = await self._auditor.check(list(dict.fromkeys(check.user_id for check in checks)))
-        by_user = {verdict.user_id: verdict for verdict in verdicts}
+        results = await self._checker.check(list(dict.fromkeys(check.user_id for check in checks)))
+        by_user = {result.user_id: result for result in results}
         for check in checks:
             self._metrics.consistency_checks.labels(check.after, by_user[check.user_id].outcome).inc()
-        for verdict in verdicts:
-            if verdict.untrue:
-                of = [check for check in checks if check.user_id == verdict.user_id]
-                tell(verdict, self._metrics, after=of[0].after, event_seq=of[0].seq)
-        if repaired := await self._auditor.repair(verdicts):
+        for result in results:
+            if result.untrue:
+                check = next(check for check in checks if check.user_id == result.user_id)
+                report(result, self._metrics, after=check.after, event_seq=check.seq)
+        if repaired := await self._checker.repair(results):
             self._metrics.consistency_repairs.inc(repaired)
             log.warning("untrue_values_dropped", values=repaired)

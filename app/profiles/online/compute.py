@@ -45,18 +45,11 @@ class ComputedValue(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """Per user one outcome per feature index; what was not asked for is absent."""
+    """A user's values by feature index, of a statement that began at `at_ms` and saw the events up to `seq`."""
 
     seq: int
     at_ms: int
-    outcomes: Mapping[str, Mapping[int, ComputedValue]]
-
-
-class _Found(NamedTuple):
-    """What one statement gave, row by row."""
-
-    seq: int
-    by_row: list[dict[int, ComputedValue]]
+    outcomes: Mapping[int, ComputedValue]
 
 
 class _Statement:
@@ -64,7 +57,7 @@ class _Statement:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.wanted: dict[str, int] = {}
-        self.done: asyncio.Future[Computed] = loop.create_future()
+        self.done: asyncio.Future[dict[str, Computed]] = loop.create_future()
 
     def takes(self, wanted: Mapping[str, int]) -> bool:
         return len(self.wanted) + len(wanted) <= CAP
@@ -134,21 +127,24 @@ class Computation:
         for task in self._moments_left:
             task.cancel()
 
-    async def live(self, wanted: Mapping[str, int]) -> list[Computed]:
+    async def live(self, wanted: Mapping[str, int]) -> dict[str, Computed]:
         """Compute each user's mask of features as of now, in slices of at most `CAP` users.
 
+        The outcomes of a user may include features that only another request asked for.
+
         Raises:
-            StoreUnavailable: when the database does not answer.
+            StoreUnavailable: the database does not answer.
         """
         pairs = iter(wanted.items())
-        results: list[Computed] = []
+        results: dict[str, Computed] = {}
         self._live.waiting += (later := len(wanted))
         try:
             while piece := dict(islice(pairs, CAP)):
                 self._live.waiting -= len(piece)
                 later -= len(piece)
                 # Shielded: a caller that goes away must not take the others' statement with it.
-                results.append(await asyncio.shield(self._join(piece)))
+                shared = await asyncio.shield(self._join(piece))
+                results.update((user_id, shared[user_id]) for user_id in piece)
         finally:
             self._live.waiting -= later
         return results
@@ -171,7 +167,8 @@ class Computation:
                     started = self._clock.monotonic()
                     piece = asked[len(results) : len(results) + CAP]
                     piece = piece[: await self._source.fitting(piece)]
-                    results.extend((await self._compute(piece)).by_row)
+                    _, outcomes = await self._compute(piece, self._clock.now_ms())
+                    results.extend(outcomes)
                     self._moments.worked(1, self._clock.monotonic() - started)
         except asyncio.CancelledError:
             if not self._stopping:
@@ -182,7 +179,7 @@ class Computation:
             self._moments_left.pop(task, None)
         return results
 
-    def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[Computed]:
+    def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[dict[str, Computed]]:
         if not self._waiting or not self._waiting[-1].takes(wanted):
             self._waiting.append(_Statement(self._loop))
             self._pump()
@@ -209,8 +206,8 @@ class Computation:
         asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
         try:
             at_ms = self._clock.now_ms()
-            found = await self._compute(asked)
-            result = Computed(found.seq, at_ms, dict(zip(statement.wanted, found.by_row, strict=True)))
+            seq, rows = await self._compute(asked, at_ms)
+            result = {row.user_id: Computed(seq, at_ms, outcomes) for row, outcomes in zip(asked, rows, strict=True)}
         except BaseException as error:
             if not statement.done.done():
                 statement.done.set_exception(error)
@@ -256,14 +253,15 @@ class Computation:
         else:
             self.availability.pause(index, user_id, outcome.error, slow=bool(snapshot.overdue))
 
-    async def _compute(self, asked: Sequence[ComputeRow]) -> _Found:
+    async def _compute(self, asked: Sequence[ComputeRow], now_ms: int) -> tuple[int, list[dict[int, ComputedValue]]]:
+        """The newest sequence number that the statement saw, and the outcomes row by row."""
         self.try_again()
         withheld = self.availability.unavailable
         # Before anything is awaited: a feature may be available again when the others have been computed.
         reasons = {index: ComputedValue(b"null", self.availability.reason(index)) for index in indices(withheld)}
         wanted = [row._replace(mask=row.mask & ~withheld) for row in asked] if withheld else asked
         started = self._clock.monotonic()
-        snapshot = await self._source.compute(self._clock.now_ms(), wanted)
+        snapshot = await self._source.compute(now_ms, wanted)
         self._metrics.computation_seconds.observe(self._clock.monotonic() - started)
         self._metrics.computed_users.inc(len(asked))
         found = [self._outcomes(place, row, snapshot) for place, row in enumerate(wanted)]
@@ -272,7 +270,7 @@ class Computation:
                 for index in indices(row.mask & withheld):
                     self.availability.withheld(index, row.user_id)
                     outcomes[index] = reasons[index]
-        return _Found(snapshot.seq, found)
+        return snapshot.seq, found
 
     def _outcomes(self, place: int, row: ComputeRow, snapshot: Snapshot) -> dict[int, ComputedValue]:
         raw = snapshot.rows[place]

@@ -11,18 +11,21 @@ this excludes, R a reader, E an event's ingest:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
 from app.errors import CacheUnavailable
-from app.features.registry import Feature, Registry, indices
+from app.features.registry import Feature, Registry
 from app.profiles.codec import Value, decode, encode, hits
-from app.profiles.online.compute import Computed, ComputedValue
+from app.profiles.online.compute import ComputedValue
 from app.profiles.ports import Cache, Cell, Epoch, Fill
 from app.telemetry import Metrics
 
 TTL_JITTER = 0.1
+# A fill waits for so long: the answers that it was computed for go out first, and several fills share a write.
+FILL_AFTER_S = 0.002
 
 
 class Reading(NamedTuple):
@@ -66,23 +69,6 @@ class Filling(NamedTuple):
     reading: Reading
 
 
-def own_outcomes(
-    parts: Sequence[Computed], wanted: Mapping[str, int]
-) -> Iterator[tuple[Computed, str, Mapping[int, ComputedValue]]]:
-    """Each user wanted, once, from the first part that computed all that is wanted of them.
-
-    A statement is shared: a part may name, for another request and with fewer features, a user of ours whom a later
-    part computes in full. Every part began after our tokens were taken, so any that covers a user will do.
-    """
-    rest = dict(wanted)
-    for part in parts:
-        for user_id in part.outcomes.keys() & rest.keys():
-            outcomes = part.outcomes[user_id]
-            if all(index in outcomes for index in indices(rest[user_id])):
-                del rest[user_id]
-                yield part, user_id, outcomes
-
-
 class Filler:
     """Takes tokens and stores what was computed."""
 
@@ -93,6 +79,8 @@ class Filler:
         self._metrics = metrics
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
         self._hits = [hits([fingerprint]) for fingerprint in self._fingerprints]
+        self._later: list[tuple[Epoch, Sequence[Filling]]] = []
+        self._storing: set[asyncio.Task[None]] = set()
 
     def cell(self, user_id: str, index: int) -> Cell:
         """The cell of a user's feature."""
@@ -121,6 +109,27 @@ class Filler:
         if outcome.error is not None:
             return Reading(outcome.json, at_ms, None, False, outcome.error)
         return Reading(outcome.json, at_ms, at_ms + self._ttl_ms(self._registry[index]), False)
+
+    def store_later(self, epoch: Epoch, fillings: Sequence[Filling]) -> None:
+        """`store` in the background, after `FILL_AFTER_S`."""
+        self._later.append((epoch, fillings))
+        if len(self._later) == 1:
+            task = asyncio.get_running_loop().create_task(self._store_later())
+            self._storing.add(task)
+            task.add_done_callback(self._storing.discard)
+
+    async def close(self) -> None:
+        """Finish the fills in the background."""
+        while self._storing:
+            await asyncio.gather(*self._storing, return_exceptions=True)
+
+    async def _store_later(self) -> None:
+        try:
+            await asyncio.sleep(FILL_AFTER_S)
+        finally:
+            later, self._later = self._later, []
+        for epoch in {epoch for epoch, _ in later}:
+            await self.store(epoch, [filling for own, fillings in later if own == epoch for filling in fillings])
 
     async def store(self, epoch: Epoch, fillings: Sequence[Filling]) -> list[bool]:
         """Compare-and-set computed readings, in one round trip.

@@ -99,7 +99,7 @@ class Invalidator:
         old = [
             (cell, raw)
             for cell, raw in zip(order, held, strict=True)
-            if raw is not None and (value := decode(raw)) is not None and value.seq < cells[cell]
+            if raw is not None and (value := decode(raw)) is not None and value.is_stale(cells[cell])
         ]
         if old:
             dropped = await self._cache.drop_exactly(epoch, old)

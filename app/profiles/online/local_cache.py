@@ -118,9 +118,7 @@ class LocalCache:
         expires_at_ms: list[int] = []
         for index, raw in zip(indices(mask), held, strict=True):
             value = decode(raw)
-            if value is None or any(
-                newest.get(subject, 0) > value.seq for subject in self._registry[index].invalidated_by
-            ):
+            if value is None or value.is_stale(self._registry[index].newest_event(newest)):
                 return 0.0
             expires_at_ms.append(value.expires_at_ms)
         return min((min(expires_at_ms) - self._clock.now_ms()) / 1000, MAX_AGE_S)

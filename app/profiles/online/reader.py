@@ -98,21 +98,16 @@ class ProfileReader:
         near = self._near_hits(wanted)
         if len(near) == len(wanted):
             return near
-        return near | await self._read_far_values({user: mask for user, mask in wanted.items() if user not in near})
+        return near | await self._in_pieces(
+            {user: mask for user, mask in wanted.items() if user not in near}, plain=True
+        )
 
     async def read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """As `read_values`, for users of whom it is known that they are not near."""
         off = self._availability.disabled
         if off:
-            found = await self._read_far_values(_without(wanted, off))
+            found = await self._in_pieces(_without(wanted, off), plain=True)
             return {user_id: _with_nulls(found.get(user_id, ()), mask, off) for user_id, mask in wanted.items()}
-        return await self._read_far_values(wanted)
-
-    async def _read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        if len(wanted) <= GROUP_CAP:
-            if self._computation.overloaded:
-                await self._turn()
-            return await self._groups.join(wanted, plain=True)
         return await self._in_pieces(wanted, plain=True)
 
     async def read_features(self, user_id: str, mask: int | None = None) -> dict[str, Scalar]:
@@ -165,18 +160,16 @@ class ProfileReader:
         await self._computation.close()
 
     async def _in_pieces(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
+        # After its turn a read asks the cache. Hits are answered; misses are computed if there is room by then.
+        if self._computation.overloaded and not patient and not await self._turns.wait():
+            raise Overloaded("reads")
+        if len(wanted) <= GROUP_CAP:
+            return await self._groups.join(wanted, plain=plain, patient=patient)
         answer: dict[str, Any] = {}
         pairs = iter(wanted.items())
-        if self._computation.overloaded and not patient:
-            await self._turn()
         while piece := dict(islice(pairs, GROUP_CAP)):
             answer.update(await self._groups.join(piece, plain=plain, patient=patient or bool(answer)))
         return answer
-
-    async def _turn(self) -> None:
-        """Wait for a turn: one that the cache's server holds is answered then, and others if there is room by now."""
-        if not await self._turns.wait():
-            raise Overloaded("reads")
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         near = self._trusted_near()

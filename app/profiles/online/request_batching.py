@@ -1,8 +1,8 @@
 """RequestBatching: requests of one tick of the event loop, which share one MGET.
 
-Their misses share one statement, and concurrent misses of a cell under one token share one computation
-(`app.profiles.online.single_flight`). A request that has every value is answered at once, whatever the others of its
-group wait for.
+Their misses share one statement, also with the misses of other groups that wait for a database connection. So many
+simultaneous cold requests for a user cost at most as many statements as there are readers, plus one. A request that has
+every value is answered at once, whatever the others of its group wait for.
 Invariant: a hit is served only while the trust gate holds, asked when the group begins, which is after each of its
 requests did. Must not know Redis or SQL.
 """
@@ -17,9 +17,8 @@ from app.errors import CacheUnavailable, Overloaded
 from app.features.registry import indices
 from app.profiles.online.compute import Computation
 from app.profiles.online.feature_mask import FeatureMasks
-from app.profiles.online.fill import Filler, Missing, Profile, Reading, own_outcomes
+from app.profiles.online.fill import Filler, Filling, Missing, Profile, Reading
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.online.single_flight import Boarding, SingleFlight
 from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Cache, Epoch
 from app.telemetry import Metrics
@@ -30,7 +29,7 @@ Wanted = Mapping[str, int]
 
 
 class _BatchedRead(NamedTuple):
-    """`plain`: answered with each feature's JSON; else with readings. `patient`: it is never sent away."""
+    """`plain`: answered with each feature's JSON; else with readings. `patient`: it is never shed."""
 
     wanted: Wanted
     plain: bool
@@ -55,7 +54,7 @@ class _Group:
 
 
 class RequestBatching:
-    """The groups of one process."""
+    """One per process."""
 
     def __init__(
         self,
@@ -76,27 +75,30 @@ class RequestBatching:
         self._metrics = metrics
         self._near = near
         self._open: _Group | None = None
-        # Kept, for to ask which loop is running costs a system call in Python 3.11.
+        # Cached: `get_running_loop()` makes a system call on Python 3.11.
         self._loop = asyncio.get_running_loop()
-        self._flights = SingleFlight(computation, filler)
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Finish what was begun, background fills included."""
-        await self._flights.close()
+        while self._serving:
+            await asyncio.gather(*self._serving, return_exceptions=True)
+        await self._filler.close()
 
     def join(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
-        """Read at most `GROUP_CAP` users, together with whoever asks in this tick.
+        """Read at most `GROUP_CAP` users, together with the other requests of this tick.
 
-        The future raises `StoreUnavailable`; or `Overloaded` where something must be computed, too much waits for that,
-        and it is not
-        `patient`.
+        The future raises `StoreUnavailable`; and `Overloaded` if a request that is not `patient` needs a computation
+        and too many wait already.
         """
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
-            # It begins in the next turn of the loop; whoever asks until then is in it.
-            self._flights.spawn(self._serve(group))
+            # It begins in the next turn of the loop, and takes the requests that come until then.
+            task = self._loop.create_task(self._serve(group))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
         group.requests.append(request)
         group.users += len(wanted)
         return request.done
@@ -218,10 +220,10 @@ class RequestBatching:
             return
         profiles: dict[str, Profile] = {
             user_id: {
-                index: Reading(outcomes[index].json, part.at_ms, None, False, outcomes[index].error)
+                index: Reading(one.outcomes[index].json, one.at_ms, None, False, one.outcomes[index].error)
                 for index in indices(wanted[user_id])
             }
-            for part, user_id, outcomes in own_outcomes(computed, wanted)
+            for user_id, one in computed.items()
         }
         self._answer([request], profiles)
 
@@ -235,19 +237,20 @@ class RequestBatching:
             tokens = await self._filler.tokens(epoch, missing)
         finally:
             self._computation.coming(-users)
-        joined: list[tuple[Missing, asyncio.Future[Mapping[str, Profile]]]] = []
-        mine: dict[Boarding, None] = {}
+        token_of: dict[tuple[str, int], bytes] = {}
+        wanted: dict[str, int] = {}
         for item, token in zip(missing, tokens, strict=True):
             if item.held is None and (reading := self._filler.hit(item.feature, token)) is not None:
-                profiles[item.user_id][item.feature] = reading  # somebody filled it since the MGET
+                profiles[item.user_id][item.feature] = reading  # filled by another reader since the MGET
                 continue
-            boarding = Boarding(epoch, item.user_id, item.feature, token)
-            if (flight := self._flights.aloft(boarding)) is not None:
-                joined.append((item, flight))
-            else:
-                mine[boarding] = None
-        if mine:
-            for user_id, profile in (await self._flights.fly(epoch, mine)).items():
-                profiles[user_id].update(profile)
-        for item, flight in joined:
-            profiles[item.user_id][item.feature] = (await asyncio.shield(flight))[item.user_id][item.feature]
+            token_of[item.user_id, item.feature] = token
+            wanted[item.user_id] = wanted.get(item.user_id, 0) | 1 << item.feature
+        if not wanted:
+            return
+        computed = await self._computation.live(wanted)
+        fillings: list[Filling] = []
+        for (user_id, index), token in token_of.items():
+            one = computed[user_id]
+            profiles[user_id][index] = reading = self._filler.reading(index, one.outcomes[index], one.at_ms)
+            fillings.append(Filling(user_id, index, token, one.seq, reading))
+        self._filler.store_later(epoch, fillings)

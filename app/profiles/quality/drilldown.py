@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry
-from app.profiles.consistency.freshness import CellFreshness, FreshnessMeter
+from app.profiles.consistency.inspection import CellFreshness, Inspector
 from app.profiles.ports import NewestEvents
 
 PAGE = 200
@@ -32,8 +32,8 @@ class Behind(NamedTuple):
 class Drilldown:
     """Reads `PAGE` users at a time, and stops after `MOST_SCANNED` users or `MOST_S` seconds."""
 
-    def __init__(self, *, meter: FreshnessMeter, users: NewestEvents, registry: Registry, clock: Clock) -> None:
-        self._meter = meter
+    def __init__(self, *, inspector: Inspector, users: NewestEvents, registry: Registry, clock: Clock) -> None:
+        self._inspector = inspector
         self._users = users
         self._registry = registry
         self._clock = clock
@@ -53,7 +53,7 @@ class Drilldown:
         while scanned < MOST_SCANNED and self._clock.monotonic() <= deadline:
             page = await self._users.eligible(after, now_ms - self._registry.longest_window_ms(), PAGE)
             try:
-                looks = await self._meter.look(page, mask) if page else []
+                looks = await self._inspector.freshness(page, mask) if page else []
             except CacheUnavailable:
                 return Behind(now_ms, None, scanned, None)
             for look in looks:

@@ -17,7 +17,7 @@ from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
 from app.features.registry import Registry, as_dtype
 from app.profiles.availability import FeatureAvailability
-from app.profiles.consistency.freshness import CellFreshness, FreshnessMeter
+from app.profiles.consistency.inspection import CellFreshness, Inspector
 from app.profiles.ports import ComputeRow, NewestEvents, Snapshot, Source
 from app.profiles.quality.report import Figures, QualityReport, UserSample, report
 from app.profiles.trial import described
@@ -43,7 +43,7 @@ class QualityMeasurement:
     def __init__(
         self,
         *,
-        meter: FreshnessMeter,
+        inspector: Inspector,
         users: NewestEvents,
         source: Source,
         registry: Registry,
@@ -53,7 +53,7 @@ class QualityMeasurement:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.sample = SAMPLE
-        self._meter = meter
+        self._inspector = inspector
         self._users = users
         self._source = source
         self._registry = registry
@@ -111,7 +111,7 @@ class QualityMeasurement:
         """Count what the cache holds. A cache that has answered before may be silent for a moment."""
         for attempt in range(1, TRIES + 1):
             try:
-                looks = await self._meter.look(user_ids)
+                looks = await self._inspector.freshness(user_ids)
             except CacheUnavailable as error:
                 if first or attempt == TRIES:
                     log.warning("measured_without_cache", error=str(error))

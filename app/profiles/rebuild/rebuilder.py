@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from app.errors import CacheUnavailable
 from app.features.registry import Registry, indices
 from app.profiles.online.compute import Computation
-from app.profiles.online.fill import Filler, Filling, Missing, Profile, own_outcomes
+from app.profiles.online.fill import Filler, Filling, Missing, Profile
 from app.profiles.online.invalidation import Stale
 from app.profiles.ports import Cache
 from app.telemetry import logger
@@ -88,14 +88,14 @@ class Rebuilder:
             tokens = []
         token_of = dict(zip(places, tokens, strict=True)) if tokens else {}
         fillings: list[Filling] = []
-        for part, user_id, outcomes in own_outcomes(await self._computation.live(wanted), wanted):
+        for user_id, one in (await self._computation.live(wanted)).items():
             profile = results.setdefault(user_id, {})
             for index in indices(wanted[user_id]):
-                profile[index] = self._filler.reading(index, outcomes[index], part.at_ms)
+                profile[index] = self._filler.reading(index, one.outcomes[index], one.at_ms)
                 if not token_of:
                     profile[index] = profile[index]._replace(expires_at_ms=None)  # nothing keeps it
                 else:
-                    fillings.append(Filling(user_id, index, token_of[user_id, index], part.seq, profile[index]))
+                    fillings.append(Filling(user_id, index, token_of[user_id, index], one.seq, profile[index]))
         if not token_of:
             return dict(wanted)
         refused: dict[str, int] = {}

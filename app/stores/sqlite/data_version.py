@@ -1,15 +1,15 @@
-"""The look: what a read must know before it believes the cache, from a connection kept for nothing else.
+"""The connection on which a process asks, on the event loop's thread, what other connections have committed.
 
-It runs on the caller's thread; a hop to another thread would cost more than the look. While no connection committed
-since the last look, it costs one PRAGMA. Invariant: what a look returns was committed, and true, at some moment since
-the look began.
+A hop to another thread would cost more than the query. While no connection commits, each question costs one
+`PRAGMA data_version`. Invariant: an answer was committed, and true, at some moment since the question was asked.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.stores.sqlite.connection import connect, unavailable
 
@@ -33,25 +33,36 @@ class State(NamedTuple):
 
 
 class DataVersion:
-    """One per process. Close it when done."""
+    """One per process. Close it when done. All methods raise `StoreUnavailable`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `StoreUnavailable` where the database cannot be opened."""
         self._connection = connect(path, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S)
-        self._version = -1
+        self._version: int | None = None
         self.last = State(owed=True, server=None, generation=None)
 
-    def look(self) -> State:
-        """Look now. Raises `StoreUnavailable`."""
-        try:
-            (version,) = self._connection.execute(SELECT_DATA_VERSION).fetchone()
-            if version != self._version:  # some connection committed since
-                owed, server, generation, disabled = self._connection.execute(SELECT_STATE).fetchone()
-                self.last, self._version = State(bool(owed), server, generation, disabled), version
-        except sqlite3.Error as error:
-            self._version = -1
-            raise unavailable(error) from error
+    def state(self) -> State:
+        """The state now."""
+        version = self.current()
+        if version != self._version:
+            owed, server, generation, disabled = self.row(SELECT_STATE)
+            self.last, self._version = State(bool(owed), server, generation, disabled), version
         return self.last
+
+    def current(self) -> int:
+        """A number that changes whenever another connection commits."""
+        version: int = self.row(SELECT_DATA_VERSION)[0]
+        return version
+
+    def row(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> Any:
+        """The only row."""
+        return self.rows(sql, parameters)[0]
+
+    def rows(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
+        """All rows."""
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
 
     def close(self) -> None:
         """Close the connection."""

@@ -15,10 +15,11 @@ from app.bandit.model.specs import Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.ports import Proposed, Question, Recorded
 from app.errors import SpecMismatch
+from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, decision_of, outcome_of, row_of
 from app.stores.sqlite.priors import newest_prior
-from app.stores.sqlite.states import grow_evidence, pseudonym, read_evidence
+from app.stores.sqlite.states import grow_evidence, read_evidence
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
@@ -149,7 +150,7 @@ class SqliteDecisions:
         except SpecMismatch as error:
             if user_id not in self._told and len(self._told) < TOLD_OF:
                 self._told.add(user_id)
-                log.warning("evidence_refused", user=pseudonym(user_id), error=str(error))
+                log.warning("evidence_refused", user=user_hash(user_id), error=str(error))
             return None
 
     def _record(self, connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:

@@ -29,15 +29,15 @@ class SqliteOwedInvalidations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lookout = DataVersion(database.path)
+        self.data_version = DataVersion(database.path)
 
     def any_owed(self) -> bool:
-        """Look now. Raises `StoreUnavailable`."""
-        return self._lookout.look().owed
+        """Whether anything is owed now. Raises `StoreUnavailable`."""
+        return self.data_version.state().owed
 
     def disabled(self) -> str:
-        """Which features are disabled, as of the last look; every process looks at least once a second."""
-        return self._lookout.last.disabled
+        """Which features are disabled, as of the last query; every process makes one at least once a second."""
+        return self.data_version.last.disabled
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
         """Committed when this returns."""
@@ -54,7 +54,10 @@ class SqliteOwedInvalidations:
         return await self._database.read(work)
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Forget these rows, and recall: with an erased user's debt goes the last sign of what was untrue."""
+        """Delete these rows, and make every process forget its local copies.
+
+        The owed row of an erased user is the only record that the cached values are stale.
+        """
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(DELETE_OWED, (json.dumps(ids),))
@@ -63,29 +66,29 @@ class SqliteOwedInvalidations:
         await self._database.write(work)
 
     def close(self) -> None:
-        """Close the connection kept for looking."""
-        self._lookout.close()
+        """Close the connection of `data_version`."""
+        self.data_version.close()
 
     @property
     def registration(self) -> SqliteRegistrationRepository:
-        """The registration, seen by the same looks."""
-        return SqliteRegistrationRepository(self._database, self._lookout)
+        """The registration, on the same connection."""
+        return SqliteRegistrationRepository(self._database, self.data_version)
 
 
 class SqliteRegistrationRepository:
-    """Implements `app.stores.valkey.server_registration.ServerRegistrationBook`."""
+    """Implements `app.stores.valkey.server_registration.RegistrationRepository`."""
 
-    def __init__(self, database: Database, lookout: DataVersion) -> None:
+    def __init__(self, database: Database, data_version: DataVersion) -> None:
         self._database = database
-        self._lookout = lookout
+        self._data_version = data_version
 
     def current(self) -> tuple[str | None, int]:
-        """As of the last look, whoever looked."""
-        return self._lookout.last.server, self._lookout.last.generation or 0
+        """As of the last query by this process."""
+        return self._data_version.last.server, self._data_version.last.generation or 0
 
     def look(self) -> tuple[str | None, int]:
         """Now. Raises `StoreUnavailable`."""
-        state = self._lookout.look()
+        state = self._data_version.state()
         return state.server, state.generation or 0
 
     async def register(self, server: str, after: int) -> None:

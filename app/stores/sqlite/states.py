@@ -7,7 +7,6 @@ damage sets the row aside in a write transaction and logs it; no other user is a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from app.bandit.model.pooled_prior import Pool, Prior
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
+from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.priors import SELECT_NEWEST_VERSION
 from app.stores.sqlite.rollout import begin_evidence
@@ -73,7 +73,7 @@ def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
     except SpecMismatch as error:
         if row[0] in SPECS:
             connection.execute(UPDATE_ASIDE, (ASIDE + row[0], user_id))
-            log.warning("evidence_set_aside", user=pseudonym(user_id), error=str(error))
+            log.warning("evidence_set_aside", user=user_hash(user_id), error=str(error))
         return True
     return False
 
@@ -87,11 +87,6 @@ def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
             states = [(evidence, decisions) for _, own, evidence, decisions in page if own == spec_hash]
             count += sound(SPECS[spec_hash], *zip(*states, strict=True)).count(False) if states else 0
     return int(count)
-
-
-def pseudonym(user_id: str) -> str:
-    """A user in the log, to be found by whoever has the id."""
-    return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.operations.audit import user_hash
+from app.features.ids import user_hash
 from tests.support.live import Live, as_caller, new_user, paths, problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

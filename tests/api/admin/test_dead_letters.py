@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.events.ports import DeadLetter
-from app.operations.audit import user_hash
+from app.features.ids import user_hash
 from tests.support.events import payload, served
 from tests.support.live import Live, new_user, paths, problem
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import Browser, expect
 
-from app.operations.audit import user_hash
+from app.features.ids import user_hash
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.live import KEYS, Live, new_user
 

@@ -247,7 +247,7 @@ async def test_disabled_feature_is_marked_with_its_reason_and_is_no_fault(own_si
     assert (cell["value"], cell["held"]["value"], cell["difference"], cell["disabled"]) == (None, 29, None, True)
     assert cell["error"].endswith(": INC-12")
     place = REGISTRY.names.index("tip_volume_30d")
-    assert (await own_site.service.inspector.inspect(user)).reading(place).json == b"null"
+    assert (await own_site.service.inspector.inspect([user]))[0].reading(place).json == b"null"
     async with visiting(browser, own_site) as visitor:
         await visitor.go(address(user))
         await expect(visitor.page.get_by_role("status")).to_contain_text("Disabled: tip_volume_30d.")

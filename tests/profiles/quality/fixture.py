@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from app.profiles.availability import FeatureAvailability
-from app.profiles.consistency.freshness import FreshnessMeter
+from app.profiles.consistency.inspection import Inspector
 from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
@@ -23,11 +23,16 @@ class QualityFixture:
         self.started: list[int] = []
         self.users = SqliteUsers(service.database)
         registry, clock = service.registry, service.clock
-        self.meter = FreshnessMeter(
-            cache=service.cache, users=self.users, registry=registry, clock=clock, pause=self._at_once
+        self.inspector = Inspector(
+            cache=service.cache,
+            trusted=service.gate.holds,
+            users=self.users,
+            computation=service.computation,
+            registry=registry,
+            pause=self._at_once,
         )
         self.measurement = QualityMeasurement(
-            meter=self.meter,
+            inspector=self.inspector,
             users=self.users,
             source=service.source,
             registry=registry,
@@ -36,7 +41,7 @@ class QualityFixture:
             random=Random(seed),
             pause=self._pause,
         )
-        self.drilldown = Drilldown(meter=self.meter, users=self.users, registry=registry, clock=clock)
+        self.drilldown = Drilldown(inspector=self.inspector, users=self.users, registry=registry, clock=clock)
         self.runs = SqliteQualityRepository(service.database)
         self.quality = DataQuality(
             measurement=self.measurement, runs=self.runs, drilldown=self.drilldown, clock=clock, start=self._start

@@ -58,13 +58,13 @@ async def test_every_user_of_a_state_is_found_once_whatever_the_pieces(
 
 
 async def test_a_piece_ends_when_its_time_is_over(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = fixture.meter.look
+    inner = fixture.inspector.freshness
 
     async def slow(*asked: object) -> object:
         fixture.service.clock.advance(700)
         return await inner(*asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fixture.meter, "look", slow)
+    monkeypatch.setattr(fixture.inspector, "freshness", slow)
     piece = await fixture.drilldown.find("tip_volume_30d", "missing", "", 100)
     assert (piece.scanned, piece.next_after) == (10, USERS[9])
 

@@ -15,7 +15,7 @@ from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.codec import Value, encode
-from app.profiles.consistency.freshness import CellFreshness
+from app.profiles.consistency.inspection import CellFreshness
 from app.profiles.ports import Cell, ComputeRow
 from app.profiles.quality.report import QualityReport
 from app.stores.valkey.cache import key
@@ -185,7 +185,7 @@ async def test_cache_may_be_silent_for_a_moment_meanwhile(
     fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch, silences: int, answered: bool
 ) -> None:
     await fixture.service.send(*(served(f"user-{number}") for number in range(8)))
-    inner = fixture.meter.look
+    inner = fixture.inspector.freshness
     left = silences
 
     meanwhile = False
@@ -198,7 +198,7 @@ async def test_cache_may_be_silent_for_a_moment_meanwhile(
         meanwhile = True
         return await inner(user_ids)
 
-    monkeypatch.setattr(fixture.meter, "look", look)
+    monkeypatch.setattr(fixture.inspector, "freshness", look)
     found = await fixture.measurement.measure()
     assert (found.cache_answered, found.measured) == (answered, 8)
     ties_out(found)

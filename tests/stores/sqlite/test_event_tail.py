@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.change_feed import TAIL_CAP, SqliteChangeFeed
+from app.stores.sqlite.data_version import DataVersion
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.local_cache_epoch import recall
@@ -28,9 +30,9 @@ async def database(database_path: Path) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def tail(database: Database) -> Iterator[SqliteChangeFeed]:
-    opened = SqliteChangeFeed(database.path)
-    yield opened
-    opened.close()
+    data_version = DataVersion(database.path)
+    yield SqliteChangeFeed(data_version)
+    data_version.close()
 
 
 async def store(database: Database, *users: str) -> None:
@@ -49,9 +51,8 @@ async def test_each_event_is_told_of_once_when_it_was_committed(database: Databa
 
 async def test_nothing_is_told_of_when_the_events_came_before_the_first_look(database: Database) -> None:
     await store(database, "ann")
-    tail = SqliteChangeFeed(database.path)
-    assert tail.look() == NOBODY
-    tail.close()
+    with closing(DataVersion(database.path)) as data_version:
+        assert SqliteChangeFeed(data_version).look() == NOBODY
 
 
 async def test_nobody_is_named_when_a_commit_was_about_something_else(
@@ -101,8 +102,9 @@ async def test_the_newest_event_is_known_by_subject_when_there_are_several(
 
 
 async def test_what_fails_is_said_when_the_database_does_not_answer(database: Database) -> None:
-    tail = SqliteChangeFeed(database.path)
-    tail.close()
+    data_version = DataVersion(database.path)
+    tail = SqliteChangeFeed(data_version)
+    data_version.close()
     with pytest.raises(StoreUnavailable):
         tail.look()
     with pytest.raises(StoreUnavailable):

@@ -104,11 +104,11 @@ async def test_live_features_equal_the_reference_when_events_lie_ahead_of_the_cl
     database: Database, stored: list[Admitted], asked: dict[str, int]
 ) -> None:
     computation = await store(database, stored)
-    (computed,) = await computation.live(asked)
+    computed = await computation.live(asked)
     for user_id, mask in asked.items():
         values = {
             REGISTRY[index].name: msgspec.json.decode(outcome.json)
-            for index, outcome in computed.outcomes[user_id].items()
+            for index, outcome in computed[user_id].outcomes.items()
         }
         assert same(values, expected(stored, ComputeRow(user_id, mask), NOW_MS))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from app.api.admin.auditing import audited, user_hash
+from app.api.admin.auditing import audited
 from app.api.admin.schemas import Letter, Replayed
 from app.api.dependencies import Api, HttpRequest, api_of
 from app.api.openapi.parameters import MAX_ROWID
@@ -15,7 +15,7 @@ from app.errors import Conflict, NotFound
 from app.events.ports import DeadLetter
 from app.events.replay import REFUSALS
 from app.features.clock import rfc3339
-from app.features.ids import id_problem
+from app.features.ids import id_problem, user_hash
 
 
 async def found(api: Api, letter_id: int) -> DeadLetter:
