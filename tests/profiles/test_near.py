@@ -346,7 +346,7 @@ async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
     valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tests.support.service.NearCache", mutant)
+    monkeypatch.setattr("tests.support.service.LocalCache", mutant)
     async with World(database_path, valkey) as world:
         with pytest.raises(AssertionError):
             await schedule(world)
