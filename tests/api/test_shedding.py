@@ -143,7 +143,7 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
     await _held(gateway.bodies, 3 * part)
 
     answer = await site.client.post(path, content=b" " * part, headers=JSON)
-    assert "too much load (body_limits)" in problem(answer, 503)["detail"]
+    assert "too much load (bodies)" in problem(answer, 503)["detail"]
     assert shed(site, "bodies") == 1
     small = json.dumps({"user_ids": ["u"]}) if path == "/profiles/batch" else body(served("u", site.now_ms))
     assert (await site.client.post(path, content=small, headers=JSON)).status_code in (200, 202)
