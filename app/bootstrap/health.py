@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager, suppress
 
 from app.bandit.rollout.stages import STAGES
 from app.bootstrap.service import Service
+from app.concurrency.periodic import repeat
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
 from app.features.clock import rfc3339
-from app.operations.sampler import Sampler
+from app.operations.sampler import EVERY_S, Sampler
 from app.operations.samples import Gauges, Process, Role
 from app.operations.states import ReadinessCheck, State
 from app.stores.sqlite.connection import check_rights
@@ -175,7 +176,7 @@ async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
     """Take samples in the background, and the last one at the end."""
     own = sampler(service, role)
     log.info("sampling", role=role, process=service.process)
-    task = asyncio.get_running_loop().create_task(own.keep_sampling())
+    task = asyncio.get_running_loop().create_task(repeat("sample", own.sample, EVERY_S))
     try:
         yield
     finally:

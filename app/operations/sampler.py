@@ -15,12 +15,11 @@ from app.features.clock import Clock
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges, Process, Sample, read
 from app.operations.states import ReadinessCheck, looks_of
-from app.telemetry import Metrics, logger, warn
+from app.telemetry import Metrics
 
 EVERY_S = 10.0
 LAST_S = 0.3
 ASK_AGAIN_S = 1.0
-log = logger("operations.sampler")
 
 
 class Sampler:
@@ -52,17 +51,6 @@ class Sampler:
         """Take one and keep it. Raises `StoreUnavailable`."""
         checks = await self._believed()
         await self._keep(await self._ask_gauges(), checks)
-
-    async def keep_sampling(self) -> None:
-        """Sample at once, and every ten seconds. Runs until cancelled."""
-        while True:
-            try:
-                await self.sample()
-            except Unavailable as error:
-                warn(log, error)("sample_not_kept", error=str(error))
-            except Exception:
-                log.exception("sample_failed")
-            await self._pause(EVERY_S)
 
     async def close(self) -> None:
         """Keep what was counted since the last sample, if that is quickly done; it asks nobody. Never raises."""

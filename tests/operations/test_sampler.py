@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.operations.ports import Record
 from app.operations.sampler import ASK_AGAIN_S, EVERY_S, LAST_S, Sampler
@@ -78,7 +79,7 @@ class Watched:
     async def run(self, rounds: int) -> None:
         """Let the loop take some samples, then cancel it."""
         self.rounds = rounds
-        task = asyncio.create_task(self.sampler.keep_sampling())
+        task = asyncio.create_task(repeat("sample", self.sampler.sample, EVERY_S, self._pause))
         await self.done.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
