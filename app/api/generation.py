@@ -1,7 +1,7 @@
 """The route that words a tip.
 
 Invariant: nothing that a profile lacks, and nothing that goes wrong while one is read, fails the request or makes it
-wait; the tip is then worded for somebody unknown.
+wait; the tip is then worded for an unknown user.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from app.telemetry import logger
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
-RETRY_AFTER_FULL_S = 10  # somebody has to make room
+RETRY_AFTER_FULL_S = 10  # an operator has to make room
 MAX_ISSUES = 100
 log = logger("api")
 # The names of RFC 9110: those of `http` differ between versions of Python, and a problem's type must not.
@@ -131,6 +131,6 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
 
 
 def on_exception(request: HttpRequest, error: Exception) -> Response[Any]:
-    """A defect. Logged with its traceback, told to nobody."""
+    """A defect: logged with its traceback, but not disclosed."""
     log.error("unexpected_error", route=request.scope.get("path_template"), exc_info=error)
     return _respond(request, 500, "the service failed in a way it should not")

@@ -116,7 +116,7 @@ class Health(msgspec.Struct):
 
 class Readiness(msgspec.Struct):
     """`ready`; `degraded`: reads are right, but something is away; `unavailable`: it cannot serve; `stopping`: it was
-    told to stop, and still serves whoever comes."""
+    told to stop, and still serves requests."""
 
     status: Literal["ready", "degraded", "unavailable", "stopping"]
     checks: dict[str, str]

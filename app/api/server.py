@@ -1,7 +1,7 @@
 """Serving an ASGI application with granian, in this process and event loop, until a signal comes.
 
 Invariants: `listen` returns within the drain and `STOP_GRACE_S`, whatever clients do. A client that was let in is
-answered: the socket is closed only when nobody waits in its queue and nobody new gets in, and until then each answer
+answered: the socket is closed only when its accept queue is empty and stays empty, and until then each answer
 tells its connection to close, so that no client sends its next request to a process that is gone.
 What granian cannot end, the system does: a peer that takes nothing, or is gone, is dropped after `UNTAKEN_S`.
 """

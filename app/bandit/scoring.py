@@ -61,7 +61,7 @@ class Scorer:
 
     @property
     def overloaded(self) -> bool:
-        """Whether a decision that were asked for now would wait too long; nobody need decode it then."""
+        """Whether the next decision would be rejected; checked before its body is decoded."""
         return self._looks.overloaded or self._records.overloaded
 
     async def score(self, asked: ScoringRequest) -> Decision:
@@ -164,7 +164,7 @@ class Scorer:
 
 
 def _logged(spec: Spec, terms: Inputs, shown: int) -> Array:
-    """The vector of what is shown, with the inputs that only the other policy looks at; nobody else's is needed now."""
+    """The vector of the shown candidate, with the inputs that only the other policy reads."""
     return spec.joined(terms.by_candidate[shown : shown + 1], terms.shared).reshape(-1)
 
 

@@ -55,7 +55,7 @@ def bandit(settings: Settings, database: Database, reader: ProfileReader, clock:
 
 
 def rollout(settings: Settings, database: Database, clock: Clock, lineup: Policies, rules: Rules) -> Rollout:
-    """The challenger's roll-out. All that is done to it stands in the audit trail, whoever does it."""
+    """The challenger's roll-out. Every action on it is in the audit trail."""
     trail, states = SqliteAuditTrail(database), SqliteStates(database, lineup.longest)
 
     async def growth() -> Growth:

@@ -165,7 +165,7 @@ def sampler(service: Service, role: Role) -> Sampler:
         process=Process(role, service.process, service.contract.registry.fingerprint),
         metrics=service.metrics,
         store=service.samples,
-        ask_gauges=lambda: _refreshed(service),  # nobody scrapes a worker through its event loop
+        ask_gauges=lambda: _refreshed(service),  # a worker is not scraped through its event loop
         ask_readiness=lambda: readiness(service),
         clock=service.clock,
     )

@@ -242,7 +242,7 @@ def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
     ingestor = Ingestor(
         log=log,
         invalidator=invalidator,
-        # A worker consumes what it takes in itself; it tells nobody.
+        # A worker consumes the events of its own jobs, so it publishes nothing.
         publisher=None if door == "queue" else base.queue,
         admission=Admission(settings.retention_days),
         clock=clock,

@@ -40,8 +40,8 @@ def _add_command(move: Move, text: str) -> None:
 
 
 _add_command("ramp", "One step more: 5 %, 25 %, 100 % of the users; once rolled back, the shadow anew.")
-_add_command("promote", "Let the challenger serve for good, once it serves everybody and is shown to be better.")
-_add_command("rollback", "Let the champion serve everybody again, at any stage.")
+_add_command("promote", "Let the challenger serve for good, once it serves every user and is shown to be better.")
+_add_command("rollback", "Let the champion serve every user again, at any stage.")
 
 
 async def _work(move: Move | None, reason: str) -> RolloutStatus:

@@ -100,6 +100,6 @@ def _follow_parent(parent: int | None) -> None:
             pause.wait(PARENT_LOOK_S)
         os.kill(os.getpid(), signal.SIGTERM)
         pause.wait(PARENT_GRACE_S)
-        os._exit(1)  # nobody is left who would kill a process that does not heed SIGTERM
+        os._exit(1)  # no parent is left to kill a process that ignores SIGTERM
 
     threading.Thread(target=watch, daemon=True, name="follow-parent").start()

@@ -1,7 +1,7 @@
 """`profiles up`: two embedded servers, the API and a worker, kept running until Ctrl-C.
 
-Order: lock, migrate, servers, demonstration set, children; stopping goes the other way round, so that whoever uses a
-server stops before it. Invariant: when `supervise` returns, nothing it started is running.
+Start order: lock, migrate, servers, demonstration set, children. The stop order is the reverse, so that every process
+stops before the servers it uses. Invariant: when `supervise` returns, nothing that it started is running.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def supervise(settings: Settings) -> int:
                 PREFIX + "WORKER_METRICS_PORT": str(settings.worker_metrics_port),
                 PREFIX + "CACHE_URL": cache_url,
                 PREFIX + "QUEUE_URL": queue_url,
-                PREFIX + "DRAIN_S": "0",  # nobody stands in front, and Ctrl-C is not to take minutes
+                PREFIX + "DRAIN_S": "0",  # there is no balancer, and Ctrl-C must not take minutes
             }
             with _announced(settings.database, cache_url, queue_url):
                 if with_demo and not _load_demo(settings, stop):

@@ -1,4 +1,4 @@
-"""What wording a tip needs: an order, and somebody who writes.
+"""What wording a tip needs: an order and a writer.
 
 An order carries what may be said and nothing else: it has no field for a user, so no writer can tell whom it is for.
 """

@@ -15,7 +15,7 @@ from app.features.registry import Scalar
 COMPLETION, DISMISSAL, DWELL = "completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d"
 HOUR, VOLUME = "preferred_hour", "tip_volume_30d"
 ALLOWED = (COMPLETION, DISMISSAL, DWELL, HOUR, VOLUME)
-# Where somebody has seen fewer tips than this, a rate says nothing of a habit.
+# If a user has seen fewer tips than this, a rate says nothing about a habit.
 FEW_TIPS, MANY_TIPS = 3, 100
 USUALLY, SELDOM = 0.6, 0.35
 OFTEN, HARDLY_EVER = 0.4, 0.1
@@ -51,7 +51,7 @@ def traits_of(features: Mapping[str, Scalar] | None) -> Traits:
     volume, hour, dwell = found[VOLUME], found[HOUR], found[DWELL]
     completion, dismissal = _rate(found[COMPLETION]), _rate(found[DISMISSAL])
     if volume == 0 and (completion, dismissal) != (None, None):
-        volume = None  # there was feedback: whoever sends it does not tell of tips that were served
+        volume = None  # there was feedback, so the producer does not report served tips
     if volume is not None and volume < FEW_TIPS:
         completion = dismissal = None
     return Traits(

@@ -2,7 +2,7 @@
 
 Invariant: nothing is done that the trail does not hold. The intent is committed before the action begins, as an entry
 whose outcome is `begun`; where that cannot be written, the action is refused. The outcome follows when the action is
-over. An entry that still says `begun` tells of an action whose end nobody could write down (a crash, a full disk).
+over. An entry that still says `begun` is of an action whose end could not be recorded (a crash, a full disk).
 
 An action begins where it is understood: who asks, what for, and on what. A request that cannot be read is none.
 No entry holds a user's id, only its hash.
@@ -62,7 +62,7 @@ class AuditTrail(Protocol):
         ...
 
     async def actors(self) -> list[str]:
-        """Everybody who acted lately."""
+        """The actors of recent entries."""
         ...
 
     async def actions(self) -> list[str]:

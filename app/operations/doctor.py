@@ -44,7 +44,7 @@ def diagnose_keys(settings: Settings) -> list[Line]:
         admin = Line("keys", "ok", f"{len(keys)}, of which {admins} with the scope admin")
     else:
         remedy = "Make one with `profiles keys new NAME --scope admin`."
-        admin = Line("keys", "warn", "none has the scope admin: nobody can sign in to the pages", remedy)
+        admin = Line("keys", "warn", "none has the scope admin, so no admin can sign in to the pages", remedy)
     words = {*COMMON_KEYS, *(key.name for key in keys)}
     digests = {hash_key(form) for word in words for form in (word, word.upper(), word.capitalize())}
     weak = [

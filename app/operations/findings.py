@@ -1,4 +1,4 @@
-"""What is not well, worst first: of states and figures the ones that somebody should look at, and what to do."""
+"""Findings, worst first: states and figures that need attention, and what to do about them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ADVICE: Mapping[str, str] = {
 }
 
 UNREADABLE = (
-    "Such a user is scored as a new one and teaches nothing; everybody else is not affected. The workers' logs tell of "
+    "Such a user is scored as a new one and teaches nothing; other users are not affected. The workers' logs tell of "
     "each (evidence_set_aside). Put the rows back from a backup, or erase the users. Look at the disk, too."
 )
 

@@ -1,7 +1,7 @@
 """Does the language model keep failing? What the samples of all processes say of the tips that a model should word.
 
 Templates stand in for it, so nothing else tells of it: no request fails, and readiness is not touched. It keeps failing
-where most tips of a minute fell back to the template, and so on up to now; minutes in which nobody asked say nothing.
+where most tips of a minute fell back to the template, and so on up to now; minutes without requests say nothing.
 """
 
 from __future__ import annotations

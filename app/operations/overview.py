@@ -117,7 +117,7 @@ def _standings(
         ]
         seen = together([live, *others])
         found |= {item.component: item for item in standings(record.standings, seen, now_ms)}
-    unknown = "nobody has looked yet"
+    unknown = "no process has looked yet"
     return [found.get(name) or ComponentStatus(name, "unknown", unknown, now_ms, now_ms) for name in COMPONENTS]
 
 

@@ -53,7 +53,7 @@ class Sampler:
         await self._keep(await self._ask_gauges(), checks)
 
     async def close(self) -> None:
-        """Keep what was counted since the last sample, if that is quickly done; it asks nobody. Never raises."""
+        """Keep what was counted since the last sample, if that is quick; it asks no server. Never raises."""
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)

@@ -2,7 +2,7 @@
 
 What processes see may differ: one may not reach the cache that another does. Together they are as bad as the worst
 that any process saw lately. Every process works that out from the same samples, so states do not flap when two
-processes disagree, and a state gets better as soon as nobody says otherwise.
+processes disagree, and a state gets better as soon as no process says otherwise.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def together(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, Componen
 def standings(
     before: Mapping[str, ComponentStatus], seen: Mapping[str, ComponentView], now_ms: int
 ) -> list[ComponentStatus]:
-    """How components stand now: a state that goes on keeps its beginning, unless nobody looked for a while."""
+    """How components stand now: a state that goes on keeps its beginning, unless no process looked for a while."""
     found = []
     for name, look in seen.items():
         held = before.get(name)

@@ -2,7 +2,7 @@
 
 `Metrics` belongs to one process and is handed in; each of its attributes is one Prometheus metric. Labels are always
 of a small closed set (feature, route, outcome), never a user. `configure_logging` sets structlog up once; keys and
-headers are never given to it, and `_censor` drops them where somebody does.
+headers are never logged, and `_censor` drops them if they are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The bandit's metrics: a part of `app.telemetry.Metrics`, under the same rules.
 
-Must not tell what nobody has looked at: a gauge that this process does not know is no series of it, rather than a 0.
+A gauge whose value this process does not know is no series, rather than a 0.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ async def _ask_for_quality(service: Service) -> None:
 
 
 async def sweep(service: Service, pace: Pace) -> None:
-    """Take up whatever stayed unconsumed, and runs that nobody carries on. Raises `Unavailable`."""
+    """Consume events that stayed unconsumed, and restart runs that have lost their job. Raises `Unavailable`."""
     await service.consumer.sweep()
     if service.queue is None:
         return

@@ -38,7 +38,7 @@ def pace_of(ctx: Context) -> Pace:
 
 
 def context(service: Service, pace: Pace) -> Context:
-    """What every job is given; `failures` counts, per job, errors that nobody expected."""
+    """What every job is given; `failures` counts, per job, unexpected errors."""
     handover = Handover(service.consumer, pace.work_s)
     return {"service": service, "pace": pace, "handover": handover, "failures": Counter()}
 

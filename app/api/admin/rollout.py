@@ -20,7 +20,7 @@ from app.features.clock import rfc3339
 from app.operations.audit import MAX_REASON
 
 HOME = "/admin/rollout"
-# What a form says it has seen where nobody has changed anything yet.
+# The version that a form names before the first change.
 UNCHANGED = "unchanged"
 
 
@@ -72,7 +72,7 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
     opt=WITH_REASON,
     tags=["Admin"],
     summary="Let the challenger serve for good",
-    description="Where it serves everybody, and an improvement is shown; else 409.",
+    description="Where it serves every user, and an improvement is shown; else 409.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
@@ -85,7 +85,7 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
     status_code=200,
     opt=WITH_REASON,
     tags=["Admin"],
-    summary="Let the champion serve everybody again",
+    summary="Let the champion serve every user again",
     description="At any stage, whatever the verdict; nothing that was learned is lost. 409 where it is so already.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
@@ -107,7 +107,7 @@ async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
     """What a button of the page does; the page then says what came of it."""
     form, reason = await read_form(request), await reason_of(request, "")
     try:
-        if move != "rollback":  # going back is right, whatever somebody else has done
+        if move != "rollback":  # going back is right, whatever happened meanwhile
             await _refuse_if_changed(request, move, form.get("seen"))
         state = await api_of(request).rollout.move(move, caller(request).name, reason)
     except Conflict as error:
@@ -122,7 +122,7 @@ async def _back(request: HttpRequest, said: str) -> Response[Any]:
 
 
 async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
-    """A button pressed twice, or on a page that is out of date, would go a step that nobody asked for.
+    """A button pressed twice, or on an outdated page, would take a step that the admin did not ask for.
 
     Of two that come at the same moment both may pass; then the second is refused for want of decisions at its stage.
     """
@@ -142,11 +142,11 @@ def _told(state: RolloutState) -> str:
         return "Done. The roll-out begins anew, in the shadow."
     if state.stage == "promoted":
         return "Done. The challenger is promoted."
-    return "Done. The challenger is rolled back: the champion serves everybody from now on."
+    return "Done. The challenger is rolled back: the champion serves every user from now on."
 
 
 def _own_words(body: RolloutStatus) -> bool:
-    """Whether nobody gave a reason for the newest change: it is in the service's own words."""
+    """Whether the newest change has no reason of an admin's, but the service's own words."""
     return body.changed_by == WORKER or body.reason in [look.verdict.reason for look in body.looks]
 
 

@@ -89,7 +89,7 @@ class UserBehind(msgspec.Struct):
 
 
 class UsersBehindList(msgspec.Struct):
-    """By id, as of `at`; go on with `after=next_after`, also where this piece holds nobody: it is bounded."""
+    """By id, as of `at`; go on with `after=next_after`, even if this page is empty: it is bounded."""
 
     feature: str
     state: Literal["fresh", "missing", "stale", "null"]

@@ -57,7 +57,7 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
     try:
         name = api.authenticator.require(key, "admin").name
     except Unauthenticated:
-        # Not audited: whoever can reach this page could fill the disk with attempts.
+        # Not audited: any client that can reach this page could fill the disk with attempts.
         log.warning("sign_in_refused", reason="the key is not known")
         return await _sign_in_page(request, next_path, "This key is not known.", status=401)
     except Forbidden as error:

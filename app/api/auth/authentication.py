@@ -139,7 +139,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 
 @lru_cache(maxsize=64)
 def names_this_machine(host: str | None) -> bool:
-    """Whether a `Host` is a name for this machine that nobody else can give it.
+    """Whether a `Host` is a name for this machine that no other party can give it.
 
     Any site may let its own name lead to 127.0.0.1 once its page is loaded; to the browser that page is ours then, and
     reads what we answer. Where no key is asked for, the name is what gives it away. Browsers always send one.

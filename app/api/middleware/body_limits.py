@@ -73,7 +73,7 @@ class Body:
         self._held = 0
         self._until: float | None = None
         self._more = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        # Until somebody asks for its body, such a sender sends none.
+        # Such a sender waits until the body is requested.
         self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
 
     @property
@@ -103,7 +103,7 @@ class Body:
         return message  # type: ignore[return-value]  # no websocket comes here
 
     async def drain(self) -> None:
-        """Take in what nobody read, and forget it."""
+        """Receive and discard the unread rest."""
         self.forget()
         left = DRAIN_BYTES
         with suppress(TimeoutError, Undecodable, TooSlow, Overloaded):
@@ -128,8 +128,8 @@ class Body:
         except asyncio.CancelledError:
             if not timer.caused():
                 raise
-            self._more = False  # what still comes is waited for by nobody
-            # No name for it in this frame: the two would keep each other, and the connection, until somebody collects.
+            self._more = False  # the rest is not waited for
+            # Not bound to a name: exception and frame would keep each other and the connection alive.
             raise too_slow() from None
         finally:
             timer.stop()

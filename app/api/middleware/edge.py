@@ -29,7 +29,7 @@ from app.api.problems import MEDIA_TYPE, encoded, headers_of
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.structlog_without_rich import structlog
 
-CUT_SHORT = 499  # as nginx counts it: nobody was there to answer, or the process ended; no fault of the service
+CUT_SHORT = 499  # as in nginx: the client was gone, or the process ended; no fault of the service
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # As nginx and Apache have it by default.

@@ -3,7 +3,7 @@
 A caller without a key that is known counts by the address it comes from, so that who guesses keys is slowed down and
 does not use up what others may send. Probes and Prometheus are not limited. Each answer says what is left, after
 draft-ietf-httpapi-ratelimit-headers-09. Invariants: in no stretch of time does a caller get more than the burst and
-what has come in since; who waits as long as `Retry-After` says is let in, where nobody else uses the same key.
+what has come in since; who waits as long as `Retry-After` says is let in, if no other client uses the same key.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ async def visit_of(request: HttpRequest) -> Visit:
 
 
 async def begin_visit(request: HttpRequest, name: str) -> Visit:
-    """Somebody has shown a key: from here on a new session, with an id that nobody has seen."""
+    """A key was shown: start a new session with a fresh id."""
     sessions = api_of(request).sessions
     session = sessions.begin(name)
     visit = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=True)

@@ -1,7 +1,7 @@
 """Templates and what they may use: times, numbers with units, paths, charts.
 
 Everything a template prints is escaped, unless a function here made it as markup from escaped parts. A name that a
-template uses and nobody gave is an error, not an empty string.
+template uses without being given is an error, not an empty string.
 """
 
 from __future__ import annotations

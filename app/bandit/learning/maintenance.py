@@ -65,7 +65,7 @@ class Maintenance:
         return total
 
     async def pool(self) -> bool:
-        """Pool the prior, where somebody uses it and anything was learned since; whether there is a new one."""
+        """Pool the prior if it is used and anything was learned since; return whether there is a new one."""
         if not self._lineup.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())

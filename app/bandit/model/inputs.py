@@ -72,7 +72,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """When the tip would be shown, with the user's own UTC offset; None where nobody said."""
+    """When the tip would be shown, with the user's own UTC offset; None if it is not given."""
 
     at: datetime | None = None
 

@@ -41,7 +41,7 @@ class SufficientStatistics:
 
     @classmethod
     def none(cls, spec: Spec) -> SufficientStatistics:
-        """What is known of somebody who was never heard of."""
+        """The statistics of a new user."""
         return cls(spec.hash, spec.size, np.zeros(_length(spec.size)), 0)
 
     @property

@@ -47,7 +47,7 @@ class Page(NamedTuple):
 class Estimates(msgspec.Struct, frozen=True):
     """What a look found. Values are rewards a decision; `mean_weight` and `ess` are of the challenger's weights.
 
-    The champion's stand beside them, for the lift rests on both: while one policy serves everybody its own weights are
+    The champion's stand beside them, for the lift rests on both: while one policy serves every user its own weights are
     exactly 1, and only the other's say how much the decisions are worth.
     `dismissed_more` is how much more often the challenger's choices are dismissed, as a share of all decisions.
     """

@@ -20,5 +20,5 @@ def share_of(user_id: str) -> float:
 
 
 def serves_challenger(user_id: str, share: float) -> bool:
-    """Whether the challenger serves this user where it serves that share of users: 0 nobody, 1 everybody."""
+    """Whether the challenger serves this user if it serves this share of users, from 0 (none) to 1 (all)."""
     return share_of(user_id) < share

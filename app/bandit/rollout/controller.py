@@ -34,7 +34,7 @@ from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
 
 # What guardrails are watched on: the newest tips shown for dismissals, and the decisions of the last hour for the rest.
-# A tip that nobody has answered yet counts as not dismissed: for both policies alike, so harm shows as soon as it is
+# A tip without feedback so far counts as not dismissed: for both policies alike, so harm shows as soon as it is
 # done, and at worst as less than it is.
 NEWEST_SHOWN = 4_000
 RECENT = 20_000
@@ -44,7 +44,7 @@ FEWEST_RECENT = 200
 RAIL_LEVEL = 0.001
 RAIL_REPLICATES = 1_000
 _SEED = 20_251
-# Who moves it when nobody does, and how long the overview tells of that.
+# The actor of automatic moves, and how long the overview shows them.
 WORKER = "the worker"
 TOLD_FOR_MS = 7 * DAY_MS
 # What is broken after promotion is found out for the overview, which is drawn anew every ten seconds, but not so often.
@@ -68,7 +68,7 @@ class Audited(Protocol):
 
 
 class Alarm(NamedTuple):
-    """Something about the roll-out that somebody should look at, and what to do."""
+    """Something about the roll-out that needs attention, and what to do."""
 
     text: str
     advice: str
@@ -157,7 +157,7 @@ class Rollout:
         """Ramp one step (or begin anew, once rolled back), promote, or roll back.
 
         Raises:
-            Conflict: it is not allowed now, and why; or somebody else was quicker.
+            Conflict: it is not allowed now, with the reason; or it was changed meanwhile.
         """
         async with self._audited(actor, ACTIONS[move]) as act:
             state = await self.book.state()
@@ -169,7 +169,7 @@ class Rollout:
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
             moved = await self.book.move(state, to, why, actor, self._clock.now_ms())
             if moved is None:
-                raise Conflict("the roll-out was changed by somebody else just now; look again")
+                raise Conflict("the roll-out was changed meanwhile; look again")
             act.outcome = f"done: {state.words} to {to.words}: {why}"
             return moved
 
@@ -178,9 +178,9 @@ class Rollout:
         state = await self.book.state()
         age_ms = self._clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < TOLD_FOR_MS:
-            advice = "The champion serves everybody again. Mend what is behind it; ramping begins anew in the shadow."
+            advice = "The champion serves every user again. Mend what is behind it; ramping begins anew in the shadow."
             return Alarm(f"The roll-out was rolled back by itself. {state.reason}", advice)
-        if not self._challenged:  # the champion serves everybody, whatever the stage
+        if not self._challenged:  # the champion serves every user, whatever the stage
             return None
         if state.stage == "promoted" and (found := await self._broken_of_late(state)):
             advice = "Nothing rolls it back by itself after promotion. Mend what is behind it, or roll it back."

@@ -2,7 +2,7 @@
 
 Looks are made at fixed numbers of decisions (`intervals`), each once, by whichever worker comes first; the same look
 made twice is the same. Guardrails are watched all the time. One that breaks while the challenger serves anybody rolls
-it back at once: said in the log, in the audit trail and on the overview. In the shadow nobody is harmed, so nothing is
+it back at once: said in the log, in the audit trail and on the overview. In the shadow no user is harmed, so nothing is
 done there but to say it; nor is anything undone that people have promoted.
 """
 
@@ -68,7 +68,7 @@ class RolloutWatch:
             reason = " ".join(found)
             try:
                 await self._rollout.move("rollback", WORKER, reason)
-            except Conflict as error:  # somebody else was quicker
+            except Conflict as error:  # another process was faster
                 log.info("rollout_changed_meanwhile", detail=str(error))
                 return
             log.warning("rolled_back", share=state.share, reason=reason)

@@ -96,7 +96,7 @@ def _ramped(standing: StageEvidence) -> Target:
     if state.stage == "rolled back":
         return Target("shadow", 0.0, anew=True)
     if state.stage == "promoted" or state.share >= STEPS[-1]:
-        raise Conflict("the challenger serves everybody already")
+        raise Conflict("the challenger serves every user already")
     _on_good_grounds(standing)
     return Target("ramp", next(step for step in STEPS if step > state.share))
 
@@ -106,7 +106,7 @@ def _promoted(standing: StageEvidence) -> Target:
     if state.stage == "promoted":
         raise Conflict("the challenger is promoted already")
     if state.share < STEPS[-1]:
-        raise Conflict("only a challenger that serves everybody can be promoted; ramp it first")
+        raise Conflict("only a challenger that serves every user can be promoted; ramp it first")
     _on_good_grounds(standing)
     if not standing.verdict.improved:
         raise Conflict(f"no improvement is shown: {standing.verdict.reason}")

@@ -103,7 +103,7 @@ def broken(rails: Guardrails, limits: Limits) -> list[str]:
 def longest_allowed(rails: Guardrails, limits: Limits) -> float:
     """How long 99 in 100 answers may take, in ms: more than the limit where the champion is as slow at the same time.
 
-    A machine that is slow for everybody is no fault of the challenger's, and going back would not help.
+    A machine that is slow for all users is no fault of the challenger, and going back would not help.
     """
     return max(limits.p99_ms, SLOWER * (rails.champion_p99_ms or 0.0))
 

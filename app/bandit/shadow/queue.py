@@ -35,7 +35,7 @@ class ShadowWork(Protocol):
         ...
 
     async def close(self) -> None:
-        """Whoever waits for shadows is told that there are none; so is who asks afterwards."""
+        """Fail waiting and later requests for shadows."""
         ...
 
 

@@ -187,7 +187,7 @@ class Computation:
         return self._waiting[-1].done
 
     def _pump(self) -> None:
-        """Begin what may begin: in the next turn of the loop, and whoever asks until then joins."""
+        """Start what may start in the next turn of the loop; requests until then join."""
         while len(self._waiting) > self._beginning and len(self._running) < self._width:
             self._beginning += 1
             task = self._loop.create_task(self._run())

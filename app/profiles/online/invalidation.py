@@ -1,7 +1,7 @@
 """Invalidation: delete the keys an event made untrue, or record that it is owed; and settle what is owed.
 
 Invariant: `invalidate` returns only when either the DEL was confirmed, or the debt is committed and every older look
-of every trust gate has expired. So whoever answers after it keeps the promise to read one's own events.
+of every trust gate has expired. So an answer after it keeps the promise to read one's own events.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The near cache: profiles of the users who are asked for most, in this process's own memory.
 
 A hit here asks no server, and is still never stale: each is held against the event log, not against the cache. All
-processes share the log, and a look at its tail costs one PRAGMA while nobody committed.
+processes share the log, and a look at its tail costs one PRAGMA if nothing was committed.
 Invariant: what a read finds here accounts for every event that was committed before the read began, and is no older
 than the last recall. Interleavings this excludes, R a reader, E an event's ingest, A an admin who rebuilds or erases:
   1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's number: not kept
@@ -83,7 +83,7 @@ class LocalCache:
             self._keep(user_id, mask, _Kept(values, self._clock.monotonic() + left_s))
 
     def _look(self) -> bool:
-        """Forget what is no longer true; False where nobody can tell.
+        """Forget what is no longer true; False if that cannot be told.
 
         Who runs in the same turn of the event loop shares a look. The turn's end is put in line before the look is
         taken: whoever comes before it stood in line, and so had begun, before the look.

@@ -20,7 +20,7 @@ class TrustGate:
     """Looks when the last look is too old; never on a timer, which a busy event loop would starve."""
 
     def __init__(self, any_owed: Callable[[], bool], clock: Clock, on_owed: Callable[[], None]) -> None:
-        """`on_owed` is told each time a look finds a debt, so that somebody settles it."""
+        """`on_owed` is called each time a check finds an owed invalidation, so that it is made."""
         self._any_owed = any_owed
         self._clock = clock
         self._on_owed = on_owed

@@ -1,7 +1,7 @@
 """Rebuilds of many users, as runs that a worker carries out piece by piece.
 
 A run is a row: what it covers, how far it is, and its state. Invariants: at most one run of a scope is queued or
-running; a run goes on after its last recorded position whoever takes it up; a cancelled run stops at the next chunk.
+running; a run continues after its last recorded position in any worker; a cancelled run stops at the next chunk.
 """
 
 from __future__ import annotations

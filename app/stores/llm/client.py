@@ -54,7 +54,7 @@ class LlmClient:
         self._url = f"{endpoint.url}/chat/completions"
         self._client = httpx.AsyncClient(
             headers=headers,
-            # Whoever asks has a deadline for all of it; a bound for each read would let a trickle go on for ever.
+            # The caller has a deadline for the whole answer; a limit per read would let a trickle go on for ever.
             timeout=httpx.Timeout(None, connect=connect_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
             follow_redirects=False,

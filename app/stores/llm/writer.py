@@ -42,7 +42,7 @@ class LlmWriter:
         patience_s: float = PATIENCE_S,
         least_s: float = LEAST_S,
     ) -> None:
-        """`new_mark` gives letters and digits that nobody can foresee, for the fence around a task."""
+        """`new_mark` returns unpredictable letters and digits, for the fence around a task."""
         self._exchange = exchange
         self._model = model
         self._clock = clock

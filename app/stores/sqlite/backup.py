@@ -70,7 +70,7 @@ def restore(source: Path, database: Path) -> None:
             old.backup(new)
             _check(new, source)
             draw_id(new)
-            new.execute(UPDATE_SESSION_SECRET, (secrets.token_hex(32),))  # whoever held the backup has seen the old one
+            new.execute(UPDATE_SESSION_SECRET, (secrets.token_hex(32),))  # holders of the backup may know the old one
             new.execute(UPDATE_SEQ)
             new.commit()
         with _alone(database):
@@ -114,7 +114,7 @@ def _check(copy: sqlite3.Connection, source: Path) -> None:
 
 @contextmanager
 def _alone(database: Path) -> Iterator[sqlite3.Connection | None]:
-    """Everybody else is kept out meanwhile, and no write-ahead log is left; raises `Conflict` where somebody is in.
+    """Keep other processes out, and leave no write-ahead log; raises `Conflict` if one has the database open.
 
     Gives a connection within a transaction, or None if SQLite cannot read the file or there is none.
 

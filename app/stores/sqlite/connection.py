@@ -152,7 +152,7 @@ def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Conn
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
-        # Whoever begins the WAL anew cuts the file too; its size then says how much waits for a checkpoint.
+        # A restart of the WAL also truncates the file, so its size tells how much waits for a checkpoint.
         connection.execute("PRAGMA journal_size_limit = 0")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")

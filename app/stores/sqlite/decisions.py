@@ -86,7 +86,7 @@ class SqliteDecisions:
         def work(connection: sqlite3.Connection) -> list[Known]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             (share,) = connection.execute(SELECT_SHARE).fetchone()
-            # Kept, for it is the same for everybody until there is a newer one.
+            # Cached: it is the same for every user until there is a newer one.
             prior = self._prior = newest_prior(connection, self._spec, self._prior, self._refused)
             return [
                 Known(

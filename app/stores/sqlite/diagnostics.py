@@ -158,11 +158,11 @@ def _wal(path: Path) -> Line:
 
 def _rights(file: os.stat_result) -> Line:
     if file.st_mode & stat.S_IWOTH:
-        return Line("rights", "bad", "everybody on this machine may write to the database", "chmod o-w the file.")
+        return Line("rights", "bad", "every account on this machine may write to the database", "chmod o-w the file.")
     if file.st_nlink > 1:
         text = f"the file has {file.st_nlink} names (hard links), each with a write-ahead log of its own"
         return Line("rights", "bad", text, "Remove all but one, unless a backup tool holds the other one for a moment.")
-    return Line("rights", "ok", "not everybody may write to the database")
+    return Line("rights", "ok", "only some accounts may write to the database")
 
 
 def _outbox(now_ms: int, count: int, oldest_ms: int | None) -> Line:
@@ -181,7 +181,7 @@ def _decision_ids(senders: Sequence[tuple[str, int]]) -> Line:
 
 def _evidence(count: int) -> Line:
     if not count:
-        return Line("evidence", "ok", "nobody's learned evidence is known to be damaged")
+        return Line("evidence", "ok", "no learned evidence is known to be damaged")
     text = f"the learned evidence of {count:,} user{'' if count == 1 else 's'} is damaged"
     remedy = "They are scored as new ones. Put their rows of bandit_states back from a backup, or erase the users."
     return Line("evidence", "bad", text, remedy)

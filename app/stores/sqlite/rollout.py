@@ -25,7 +25,7 @@ NEWEST = 2**63 - 1
 log = logger("stores.rollout")
 
 SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after FROM rollout"
-# Only where nobody has changed it since it was seen.
+# Only if it has not changed since it was read.
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
     evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END

@@ -79,7 +79,7 @@ def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
 
 
 def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
-    """Users whose evidence was set aside; `whole` reads everybody's, and counts what nobody has come across yet."""
+    """Users whose evidence was set aside; `whole` reads those of every user and counts new damage, too."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
     cursor = connection.execute(SELECT_STATES)
     while whole and (page := cursor.fetchmany(PAGE)):
@@ -97,7 +97,7 @@ def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_
     try:
         grown = _evidence(*row).grown(own, spec)
     except SpecMismatch:
-        return  # whoever decides by it is told; one user's must not fail the decisions of others
+        return  # the next decision reports it; one user's damage must not fail the decisions of others
     write_evidence(connection, {user_id: grown}, now_ms)
 
 

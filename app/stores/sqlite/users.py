@@ -92,7 +92,7 @@ DELETE_DECISIONS = (
     "DELETE FROM bandit_states WHERE user_id = :user",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
-# Whoever has read something of the user stores nothing made of it any more; and the pooled prior is made anew.
+# A request that has read data of the user stores nothing derived from it, and the prior is pooled anew.
 UPDATE_LEDGER = "UPDATE bandit_ledger SET changes = changes + 1, erasures = erasures + 1"
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 

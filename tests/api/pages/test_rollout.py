@@ -85,7 +85,7 @@ async def test_challenger_is_ramped_rolled_back_and_begun_anew_from_the_page(
             "It cannot be ramped now: of the decisions that the challenger served at 5\u202f%, 0 are"
             in await visitor.text()
         )
-        said = "Done. The challenger is rolled back: the champion serves everybody from now on."
+        said = "Done. The challenger is rolled back: the champion serves every user from now on."
         await press("Roll back", "Roll back", "complaints", said)
         assert "No more looks are made." in await visitor.text()
         assert await page.get_by_text("Verdict:").count() == 0
@@ -269,5 +269,5 @@ async def test_challenger_is_promoted_from_the_page(own_site: Live, browser: Bro
         await visitor.page.locator("main summary.button", has_text="Promote").click()
         await visitor.page.get_by_role("button", name="Promote", exact=True).click()
         await expect(visitor.page.get_by_role("status")).to_have_text("Done. The challenger is promoted.")
-        assert "is promoted: it serves everybody" in await visitor.text()
+        assert "is promoted: it serves every user" in await visitor.text()
         await visitor.assert_sound()
