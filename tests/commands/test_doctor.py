@@ -395,7 +395,7 @@ def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
     reader = STRONG.replace("admin", "read")
     assert deployment.lines(api_keys=reader)["keys"] == (
         "warn",
-        "none has the scope admin: nobody can sign in to the pages",
+        "none has the scope admin, so no admin can sign in to the pages",
     )
 
 
