@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
@@ -10,8 +11,9 @@ import msgspec
 
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry, Scalar, as_dtype
-from app.profiles.ports import ComputeRow, NewestEvents, Source
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
 from app.profiles.quality.drift import CommonBin, band, common_bins, numbers, psi, quantiles, too_few
+from app.profiles.quality.measurement import draw
 
 PAGE = 128
 SHOWN = 5
@@ -79,7 +81,8 @@ async def compare(
         StoreUnavailable: the database does not answer.
     """
     now_ms = clock.now_ms()
-    _, chosen = await users.draw(now_ms - max(before.window_ms, after.window_ms), None, count, random)
+    since_ms = now_ms - max(before.window_ms, after.window_ms)
+    _, chosen = await draw(users, (since_ms, END_OF_TIME_MS), count, random, asyncio.sleep, clock)
     sides = [_Computed(entry, source_of(Registry([entry]))) for entry in (before, after)]
     changed: list[ChangedUser] = []
     for start in range(0, len(chosen), PAGE):

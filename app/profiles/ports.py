@@ -8,10 +8,10 @@ not answer in time and `CacheRefused` when it refuses the command; those of the 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from random import Random
 from typing import NamedTuple, Protocol
 
 Epoch = str
+END_OF_TIME_MS = (1 << 63) - 1
 
 
 class Cell(NamedTuple):
@@ -157,19 +157,12 @@ class NewestEvents(Protocol):
         """(user, subject) to the sequence number of the newest event."""
         ...
 
-    async def eligible(self, after: str, since_ms: int, limit: int) -> list[str]:
-        """User ids above `after`, ascending, with any event since `since_ms`."""
+    async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
+        """User ids above `after`, ascending, with any event from `since_ms` to `until_ms`."""
         ...
 
     async def count_eligible(self, since_ms: int) -> int:
         """How many there are in all."""
-        ...
-
-    async def draw(self, since_ms: int, until_ms: int | None, size: int, random: Random) -> tuple[int, list[str]]:
-        """How many users have any event since `since_ms`, and up to `until_ms` if given; and `size` of them at most.
-
-        Each set of `size` users is equally likely. They come in random order.
-        """
         ...
 
     async def oldest_event_ms(self) -> int | None:

@@ -15,24 +15,20 @@ COUNT, AVERAGE = "SELECT user_id, 1 AS value FROM views", "SELECT user_id, 2 AS 
 
 
 class Users:
-    """So many eligible users, drawn from in memory; remembers since when they were asked for."""
+    """So many eligible users; remembers since when they were asked for."""
 
     def __init__(self, count: int) -> None:
         self.user_ids = [f"user-{number:05}" for number in range(count)]
         self.since_ms: set[int] = set()
 
-    async def draw(self, since_ms: int, until_ms: int | None, size: int, random: Random) -> tuple[int, list[str]]:
-        """Some of them."""
-        self.since_ms.add(since_ms)
-        return len(self.user_ids), random.sample(self.user_ids, min(size, len(self.user_ids)))
-
     async def oldest_event_ms(self) -> int | None:
         """Not used."""
         raise AssertionError
 
-    async def eligible(self, after: str, since_ms: int, limit: int) -> list[str]:
-        """Not used."""
-        raise AssertionError
+    async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = 0) -> list[str]:
+        """A page."""
+        self.since_ms.add(since_ms)
+        return [user_id for user_id in self.user_ids if user_id > after][:limit]
 
     async def count_eligible(self, since_ms: int) -> int:
         """Not used."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from random import Random
 
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
+from app.profiles.ports import END_OF_TIME_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import erase_letters, letters_of
 from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
@@ -27,30 +27,24 @@ SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LI
 SELECT_ELIGIBLE = """
 SELECT user_id FROM (
     SELECT DISTINCT user_id FROM tip_views
-    WHERE user_id > :after AND occurred_at_ms >= :since ORDER BY user_id LIMIT :limit
+    WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
 )
 UNION
 SELECT user_id FROM (
     SELECT DISTINCT user_id FROM tip_feedback
-    WHERE user_id > :after AND occurred_at_ms >= :since ORDER BY user_id LIMIT :limit
+    WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
 )
 ORDER BY user_id LIMIT :limit
 """
-# Both halves come sorted from their covering indexes and are merged. To rank the users here and draw ranks in Python
-# costs Python 20,000 rows, not all of them: a long loop there would hold up the process's requests.
-_ELIGIBLE_WITHIN = """
-SELECT user_id FROM tip_views WHERE occurred_at_ms BETWEEN :since AND :until
-UNION
-SELECT user_id FROM tip_feedback WHERE occurred_at_ms BETWEEN :since AND :until
-ORDER BY user_id
-"""
-SELECT_COUNT_WITHIN = f"SELECT COUNT(*) FROM ({_ELIGIBLE_WITHIN})"
-SELECT_RANKED = f"""
-SELECT user_id FROM (SELECT user_id, row_number() OVER (ORDER BY user_id) - 1 AS rank FROM ({_ELIGIBLE_WITHIN}))
-WHERE rank IN (SELECT value FROM json_each(:ranks))
+# Both halves come sorted from their covering indexes, so they are merged without a table in between.
+SELECT_COUNT_ELIGIBLE = """
+SELECT COUNT(*) FROM (
+    SELECT user_id FROM tip_views WHERE occurred_at_ms >= :since
+    UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
+    ORDER BY user_id
+)
 """
 SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
-END_OF_TIME_MS = (1 << 63) - 1
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
 SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
@@ -109,9 +103,9 @@ class SqliteUsers:
         rows = await self._database.read(lambda connection: connection.execute(SELECT_NEWEST, parameters).fetchall())
         return {(user, subject): seq for user, subject, seq in rows if seq is not None}
 
-    async def eligible(self, after: str, since_ms: int, limit: int) -> list[str]:
-        """A page of users with any event since a moment, by id."""
-        parameters = {"after": after, "since": since_ms, "limit": limit}
+    async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
+        """A page of users with any event within these times, by id."""
+        parameters = {"after": after, "since": since_ms, "until": until_ms, "limit": limit}
         rows = await self._database.read(lambda connection: connection.execute(SELECT_ELIGIBLE, parameters).fetchall())
         return [user_id for (user_id,) in rows]
 
@@ -124,21 +118,8 @@ class SqliteUsers:
         """How many in all."""
 
         def work(connection: sqlite3.Connection) -> int:
-            (count,) = connection.execute(SELECT_COUNT_WITHIN, {"since": since_ms, "until": END_OF_TIME_MS}).fetchone()
+            (count,) = connection.execute(SELECT_COUNT_ELIGIBLE, {"since": since_ms}).fetchone()
             return int(count)
-
-        return await self._database.read(work)
-
-    async def draw(self, since_ms: int, until_ms: int | None, size: int, random: Random) -> tuple[int, list[str]]:
-        """How many users have any event within these times, and at most `size` of them, drawn uniformly."""
-        within = {"since": since_ms, "until": END_OF_TIME_MS if until_ms is None else until_ms}
-
-        def work(connection: sqlite3.Connection) -> tuple[int, list[str]]:
-            (total,) = connection.execute(SELECT_COUNT_WITHIN, within).fetchone()
-            ranks = json.dumps(random.sample(range(total), min(size, total)))
-            drawn = [user_id for (user_id,) in connection.execute(SELECT_RANKED, {**within, "ranks": ranks})]
-            random.shuffle(drawn)
-            return total, drawn
 
         return await self._database.read(work)
 

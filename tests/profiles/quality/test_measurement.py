@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -242,7 +243,7 @@ async def test_measurement_does_not_pause_when_it_is_behind_its_time(
     monkeypatch.setattr(fixture.service.source, "compute", slow)
     # A third of the users may take 1.5 s, and takes 1 s; the pauses take no time by this clock.
     await fixture.measurement.measure(budget_s=4.5 / module.PACE)
-    assert fixture.pauses == pytest.approx([0.5, 1.0, 1.5])
+    assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.5, 1.0, 1.5])
 
 
 async def test_request_is_not_answered_by_a_measurement_that_began_before(
@@ -310,7 +311,7 @@ async def test_measurement_pauses_after_each_page(fixture: QualityFixture, monke
 
     monkeypatch.setattr(fixture.service.source, "compute", slow)
     await fixture.measurement.measure()
-    assert fixture.pauses == pytest.approx([0.04 * module.REST] * 3)
+    assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.04 * module.REST] * 3)
 
 
 async def test_a_value_of_another_type_is_in_no_bin_and_counted(world: World) -> None:
@@ -355,3 +356,27 @@ async def test_drift_is_stable_when_nothing_changes_and_major_when_much_does(fix
     await fixture.service.send(*(served(f"user-{n:03d}", NOW_MS - DAY_MS) for n in range(100)))
     drift = (await fixture.measurement.measure()).features["tip_volume_30d"].drift
     assert drift.band == "major"
+
+
+async def test_users_are_drawn_uniformly_from_the_eligible(
+    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"user-{number}" for number in range(8)]
+    await fixture.service.send(*(served(name, NOW_MS - DAY_MS) for name in (*names[:5], *names[:5])))
+    await fixture.service.send(*(feedback(name, NOW_MS - DAY_MS) for name in names[3:]))
+    await fixture.service.send(served("too-old", NOW_MS - 3 * DAY_MS), served("too-new", NOW_MS))
+    monkeypatch.setattr(module, "DRAW_PAGE", 3)
+    span, pause, clock = (NOW_MS - 2 * DAY_MS, NOW_MS - 1), fixture.measurement._pause, fixture.service.clock
+    random, times, first = Random(7), Counter[str](), Counter[str]()
+    for _ in range(400):
+        total, drawn = await module.draw(fixture.users, span, 3, random, pause, clock)
+        assert (total, len(set(drawn))) == (8, 3)
+        times.update(drawn)
+        first.update(drawn[:1])
+    # Each is drawn 150 times (standard deviation 9.7) and stands first 50 times (6.6).
+    assert times.keys() == first.keys() == set(names)
+    assert all(abs(count - 150) < 4 * 9.7 for count in times.values()), times
+    assert all(abs(count - 50) < 4 * 6.6 for count in first.values()), first
+    same = [await module.draw(fixture.users, span, 9, Random(1), pause, clock) for _ in range(2)]
+    assert same[0] == same[1]
+    assert sorted(same[0][1]) == names

@@ -1,20 +1,19 @@
-"""Eligible users in pages and drawn at random, and users by prefix."""
+"""Eligible users in pages, and users by prefix."""
 
 from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.events.ports import Holdings
+from app.profiles.ports import END_OF_TIME_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_ELIGIBLE, SqliteUsers
 
@@ -78,7 +77,9 @@ async def test_pages_hold_every_user_once_when_some_have_events_of_both_kinds(
 
 def test_page_costs_the_same_when_there_are_many_more_users(events: sqlite3.Connection) -> None:
     def steps() -> int:
-        return steps_of(events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "limit": PAGE})
+        return steps_of(
+            events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": END_OF_TIME_MS, "limit": PAGE}
+        )
 
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100)])
@@ -86,37 +87,6 @@ def test_page_costs_the_same_when_there_are_many_more_users(events: sqlite3.Conn
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100, 10_000)])
     assert steps() <= few + 1
-
-
-async def test_users_are_drawn_uniformly_from_the_eligible(database: Database, events: sqlite3.Connection) -> None:
-    names = [f"user-{number}" for number in range(8)]
-    store(events, VIEW, names[:5])
-    store(events, VIEW, names[:5])
-    store(events, FEEDBACK, names[3:])
-    store(events, VIEW, ["too-old"], SINCE_MS - 1)
-    store(events, FEEDBACK, ["too-new"], SINCE_MS + 10)
-    users, random = SqliteUsers(database), Random(7)
-    times, first = Counter[str](), Counter[str]()
-    for _ in range(800):
-        total, drawn = await users.draw(SINCE_MS, SINCE_MS + 9, 3, random)
-        assert (total, len(set(drawn))) == (8, 3)
-        times.update(drawn)
-        first.update(drawn[:1])
-    # Each is drawn 300 times (standard deviation 13.7) and stands first 100 times (9.4).
-    assert times.keys() == first.keys() == set(names)
-    assert all(abs(count - 300) < 4 * 13.7 for count in times.values()), times
-    assert all(abs(count - 100) < 4 * 9.4 for count in first.values()), first
-
-
-async def test_all_users_are_drawn_when_they_are_few(database: Database, events: sqlite3.Connection) -> None:
-    users = SqliteUsers(database)
-    assert await users.draw(SINCE_MS, None, 5, Random(1)) == (0, [])
-    assert await users.oldest_event_ms() is None
-    store(events, VIEW, ["ann", "bob"])
-    store(events, FEEDBACK, ["cyd"], SINCE_MS + 10**9)
-    total, drawn = await users.draw(SINCE_MS, None, 5, Random(1))
-    assert (total, sorted(drawn)) == (3, ["ann", "bob", "cyd"])
-    assert (total, drawn) == await users.draw(SINCE_MS, None, 5, Random(1)), "the same seed draws the same users"
 
 
 async def test_holdings_are_what_erasing_then_deletes(database: Database, events: sqlite3.Connection) -> None:
