@@ -109,7 +109,7 @@ def test_statement_compiles_against_the_migrated_schema(migrated_template: Path,
 def test_statements_of_every_kind_are_found() -> None:
     names = {name for name, _ in statements()}
     assert {"event_log.INSERT_LOG", "event_log.DELETE_BY_SEQ", "dead_letters.UPDATE_ATTEMPTS"} < names
-    assert {"users.SELECT_ELIGIBLE", "owed.DELETE_OWED", "database.SELECT_REVISION"} < names
+    assert {"users.SELECT_ELIGIBLE", "owed_invalidations.DELETE_OWED", "database.SELECT_REVISION"} < names
 
 
 async def refused(path: Path, error: type[Exception]) -> str:
