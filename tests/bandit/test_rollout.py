@@ -245,7 +245,7 @@ async def test_one_of_two_that_move_at_once_is_refused(rollout: Rollout, databas
     moves = (rollout.move("rollback", "ann"), rollout.move("rollback", "bob"))
     found = await asyncio.gather(*moves, return_exceptions=True)
     (error,) = [item for item in found if isinstance(item, Conflict)]
-    assert "somebody else" in str(error) or "already" in str(error)
+    assert "changed meanwhile" in str(error) or "already" in str(error)
     assert (await rollout.book.state()).stage == "rolled back"
     assert sorted(entry[2].partition(":")[0] for entry in await trail(database)) == ["done", "refused"]
 
