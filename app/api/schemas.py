@@ -31,7 +31,7 @@ class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     features: FeatureNames | None = None
 
 
-class HistoryRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A user at a moment."""
 
     user_id: Id
@@ -41,7 +41,7 @@ class HistoryRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A training set: one row per example, each at its own moment."""
 
-    rows: Annotated[list[HistoryRow], Meta(min_length=1, max_length=MAX_MOMENTS)]
+    rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=MAX_MOMENTS)]
     features: FeatureNames | None = None
     known_at: (
         Annotated[

@@ -18,7 +18,7 @@ class Node(NamedTuple):
     height: int
 
 
-class Edge(NamedTuple):
+class Curve(NamedTuple):
     """A curve as SVG's path commands, and what it joins."""
 
     path: str
@@ -32,7 +32,7 @@ class Drawing(NamedTuple):
     width: int
     height: int
     nodes: list[Node]
-    edges: list[Edge]
+    edges: list[Curve]
 
 
 def drawn(joined: Mapping[str, Sequence[str]], targets: Sequence[str]) -> Drawing:
@@ -48,7 +48,7 @@ def drawn(joined: Mapping[str, Sequence[str]], targets: Sequence[str]) -> Drawin
         name: Node(name, RIGHT, top(place, len(targets)), WIDTH - RIGHT - 2, BOX) for place, name in enumerate(targets)
     }
     edges = [
-        Edge(_curve(sources[source], sinks[target]), source, target)
+        Curve(_curve(sources[source], sinks[target]), source, target)
         for source, names in joined.items()
         for target in names
     ]
