@@ -1,8 +1,8 @@
-"""Reading profiles: hits from the cache, misses computed once and filled, everything computed where the cache is away.
+"""Reading profiles: hits come from the cache, misses are computed and filled.
 
-Plain reads look into the process's own memory first (`app.profiles.online.local_cache`); the rest is read in groups
-(`app.profiles.online.request_batching`). Invariant: a hit, near or not, is served only while the trust gate holds.
-Must not know Redis or SQL.
+Plain reads try the local cache first (`app.profiles.online.local_cache`); the others are batched
+(`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is served
+only while the trust gate holds.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from app.profiles.ports import Cache, ComputeRow
 from app.telemetry import Metrics
 
 NULL = b"null"
-WAIT_S = 1.0  # where too much is to be computed: for the look into the cache's server
+WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 
 _decode = msgspec.json.Decoder(Scalar).decode
 
 
 class ProfileReader:
-    """Answers masks of features for users. One per process."""
+    """Reads features of users. One per process."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ProfileReader:
         metrics: Metrics,
         near: LocalCache | None = None,
     ) -> None:
-        """Without `near` every hit comes from the cache's server."""
+        """Without `near`, every hit comes from the cache's server."""
         self._cache = cache
         self._gate = gate
         self._near = near
@@ -65,13 +65,13 @@ class ProfileReader:
         )
 
     async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
-        """Read each user's mask of features, as of now or later than the last acknowledged event.
+        """Read each user's mask of features. The result reflects every event acknowledged before the call.
 
-        Who is `patient` is never sent away.
+        A `patient` read is never shed.
 
         Raises:
-            StoreUnavailable: when values must be computed and the database does not answer.
-            Overloaded: when values must be computed and too much waits for that.
+            StoreUnavailable: values must be computed and the database does not answer.
+            Overloaded: values must be computed and the read is shed.
         """
         off = self._availability.disabled
         if not off:
@@ -87,7 +87,7 @@ class ProfileReader:
         }
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """As `read`, but of each feature only the value, as JSON, in the order of the registry."""
+        """As `read`, but returns only the JSON of each feature, in registry order."""
         off = self._availability.disabled
         if off:
             found = await self._read_values(_without(wanted, off))
@@ -103,7 +103,7 @@ class ProfileReader:
         )
 
     async def read_far_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """As `read_values`, for users of whom it is known that they are not near."""
+        """As `read_values`, for users that are known not to be in the local cache."""
         off = self._availability.disabled
         if off:
             found = await self._in_pieces(_without(wanted, off), plain=True)
@@ -111,7 +111,7 @@ class ProfileReader:
         return await self._in_pieces(wanted, plain=True)
 
     async def read_features(self, user_id: str, mask: int | None = None) -> dict[str, Scalar]:
-        """One user's values by the feature's name, as `read_values`; of every feature without a mask."""
+        """One user's values by feature name; all features without a mask. Raises as `read`."""
         if mask is None:
             mask = self._registry.full_mask
         values = self.near_values(user_id, mask) or (await self.read_far_values({user_id: mask}))[user_id]
@@ -119,7 +119,7 @@ class ProfileReader:
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     def near_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
-        """What `read_values` would give for one user, where it is at hand without waiting."""
+        """The result of `read_values` for one user if the local cache has it, else None."""
         off = mask & self._availability.disabled
         if off == mask:
             return [NULL] * mask.bit_count()
@@ -130,11 +130,11 @@ class ProfileReader:
         return _with_nulls(values, mask, off) if off and values is not None else values
 
     async def read_as_of(self, asked: list[ComputeRow]) -> list[Profile]:
-        """Compute past moments, uncached, in the order asked. Cancelled, it interrupts its statement.
+        """Compute past moments, uncached, in the given order. Cancellation interrupts the running statement.
 
         Raises:
-            Overloaded: too much waits already.
-            StoreUnavailable: when the database does not answer, or the process stops.
+            Overloaded: the read is shed.
+            StoreUnavailable: the database does not answer, or the process stops.
         """
         overloaded = self._computation.history_overloaded
         if overloaded(len(asked)) and (not await self._turns.wait() or overloaded(len(asked))):
@@ -150,17 +150,17 @@ class ProfileReader:
 
     @property
     def history_overloaded(self) -> bool:
-        """Whether `read_as_of` would refuse any request now."""
+        """Whether `read_as_of` would shed any request now."""
         return self._computation.history_overloaded()
 
     async def close(self) -> None:
-        """Finish what was begun, background fills included."""
+        """Wait for running reads and fills."""
         await self._turns.close()
         await self._groups.close()
         await self._computation.close()
 
     async def _in_pieces(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
-        # After its turn a read asks the cache. Hits are answered; misses are computed if there is room by then.
+        # After its turn in the overload queue, a read asks the cache. Misses are computed if there is capacity by then.
         if self._computation.overloaded and not patient and not await self._turns.wait():
             raise Overloaded("reads")
         if len(wanted) <= GROUP_CAP:
@@ -182,7 +182,7 @@ class ProfileReader:
         return found
 
     def _trusted_near(self) -> LocalCache | None:
-        # Where hits from the cache would not be served, near ones are not either: what a client sees is one rule.
+        # One rule for all hits: if hits from the server would not be served, local ones are not served either.
         near = self._near
         return near if near is not None and self._cache.available and self._gate.holds() else None
 
@@ -192,11 +192,11 @@ class ProfileReader:
 
 
 def _without(wanted: Wanted, off: int) -> dict[str, int]:
-    """What is left to be read; a user of whom only disabled features are wanted is not."""
+    """The masks without the disabled features; users without any other feature are left out."""
     return {user_id: mask & ~off for user_id, mask in wanted.items() if mask & ~off}
 
 
 def _with_nulls(values: Sequence[bytes], mask: int, off: int) -> Sequence[bytes]:
-    """The values of `mask & ~off` with a null in the place of each feature that is off."""
+    """The values of `mask & ~off`, with a null for each disabled feature."""
     read = iter(values)
     return [NULL if off >> index & 1 else next(read) for index in indices(mask)]

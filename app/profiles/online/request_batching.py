@@ -1,10 +1,10 @@
-"""RequestBatching: requests of one tick of the event loop, which share one MGET.
+"""Batching of reads: the requests of one tick of the event loop share one MGET.
 
-Their misses share one statement, also with the misses of other groups that wait for a database connection. So many
-simultaneous cold requests for a user cost at most as many statements as there are readers, plus one. A request that has
-every value is answered at once, whatever the others of its group wait for.
-Invariant: a hit is served only while the trust gate holds, asked when the group begins, which is after each of its
-requests did. Must not know Redis or SQL.
+Their misses share one statement, also with the misses of other groups that wait for a database connection. Concurrent
+cold requests for one user therefore cost at most as many statements as there are readers, plus one. A request whose
+values are all cached is answered at once.
+
+Invariant: a hit is served only if the trust gate holds when the group starts, which is after each of its requests came.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Wanted = Mapping[str, int]
 
 
 class _BatchedRead(NamedTuple):
-    """`plain`: answered with each feature's JSON; else with readings. `patient`: it is never shed."""
+    """`plain`: the answer is the JSON of each feature, else readings. A `patient` request is never shed."""
 
     wanted: Wanted
     plain: bool
@@ -46,7 +46,7 @@ class _BatchedRead(NamedTuple):
 
 
 class _Group:
-    """Requests that will share one MGET."""
+    """Requests that share one MGET."""
 
     def __init__(self) -> None:
         self.requests: list[_BatchedRead] = []
@@ -54,7 +54,7 @@ class _Group:
 
 
 class RequestBatching:
-    """One per process."""
+    """Reads in groups. One per process."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class RequestBatching:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Finish what was begun, background fills included."""
+        """Wait for running reads and fills."""
         while self._serving:
             await asyncio.gather(*self._serving, return_exceptions=True)
         await self._filler.close()
@@ -95,7 +95,7 @@ class RequestBatching:
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
-            # It begins in the next turn of the loop, and takes the requests that come until then.
+            # It starts in the next turn of the loop and includes the requests that come until then.
             task = self._loop.create_task(self._serve(group))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
@@ -137,7 +137,7 @@ class RequestBatching:
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], list[Missing]]:
-        """Step 1: answer what has every value. The rest is returned, with what was found for it and what was not."""
+        """Answer requests whose values are all cached; return the others with their hits and misses."""
         near = self._near
         overloaded = self._computation.overloaded
         shed = 0
@@ -178,7 +178,7 @@ class RequestBatching:
     def _found(
         self, user_id: str, mask: int, held: list[bytes | None], missing: dict[tuple[str, int], Missing]
     ) -> Profile:
-        """The hits among what a user's cells hold; the others are noted in `missing`, if they can be computed."""
+        """The hits among a user's cells. Misses that can be computed are added to `missing`."""
         profile: Profile = {}
         for index, raw in zip(self._shapes[mask].indices, held, strict=True):
             reading = self._filler.hit(index, raw)
@@ -210,7 +210,7 @@ class RequestBatching:
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
-        """Answer from the database; a failure is told to this request alone."""
+        """Compute the answer; a failure affects this request alone."""
         wanted = request.wanted
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:
