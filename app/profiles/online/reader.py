@@ -1,8 +1,8 @@
 """Reading profiles: hits come from the cache, misses are computed and filled.
 
 Plain reads try the local cache first (`app.profiles.online.local_cache`); the others are batched
-(`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is served
-only while the trust gate holds.
+(`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed.
+Invariant: a hit is served only while the trust gate holds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ProfileReader:
         self._availability = computation.availability
         self._metrics = metrics
         self._registry = registry
-        self._groups = RequestBatching(
+        self._batching = RequestBatching(
             cache=cache,
             gate=gate,
             computation=computation,
@@ -156,7 +156,7 @@ class ProfileReader:
     async def close(self) -> None:
         """Wait for running reads and fills."""
         await self._turns.close()
-        await self._groups.close()
+        await self._batching.close()
         await self._computation.close()
 
     async def _in_pieces(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
@@ -164,11 +164,11 @@ class ProfileReader:
         if self._computation.overloaded and not patient and not await self._turns.wait():
             raise Overloaded("reads")
         if len(wanted) <= GROUP_CAP:
-            return await self._groups.join(wanted, plain=plain, patient=patient)
+            return await self._batching.submit(wanted, plain=plain, patient=patient)
         answer: dict[str, Any] = {}
         pairs = iter(wanted.items())
         while piece := dict(islice(pairs, GROUP_CAP)):
-            answer.update(await self._groups.join(piece, plain=plain, patient=patient or bool(answer)))
+            answer.update(await self._batching.submit(piece, plain=plain, patient=patient or bool(answer)))
         return answer
 
     def _near_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:

@@ -85,7 +85,7 @@ class RequestBatching:
             await asyncio.gather(*self._serving, return_exceptions=True)
         await self._filler.close()
 
-    def join(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
+    def submit(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with the other requests of this tick.
 
         The future raises `StoreUnavailable`; and `Overloaded` if a request that is not `patient` needs a computation
