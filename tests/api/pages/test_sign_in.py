@@ -32,7 +32,7 @@ async def test_page_sends_one_to_sign_in_and_back_when_nobody_has_signed_in(keye
         assert KEYS["admin"] not in cookie["value"]
 
 
-@pytest.mark.parametrize(("key", "reason"), [("stranger", "not known"), ("reader", "not the scope")])
+@pytest.mark.parametrize(("key", "reason"), [("stranger", "not known"), ("reader", "lacks the scope")])
 async def test_sign_in_is_refused_when_the_key_is_no_admins(
     keyed: Live, browser: Browser, key: str, reason: str
 ) -> None:
