@@ -146,7 +146,6 @@ class LastAnswers:
         self._begun = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         self._begun += 1
 
         async def send_last(message: Message) -> None:

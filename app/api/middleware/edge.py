@@ -55,7 +55,6 @@ class Edge:
         self.shedding = Shedding(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         if scope["type"] == ScopeType.HTTP:
             await self._answer(scope, receive, send)
         else:

@@ -89,7 +89,6 @@ class FastPath:
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         if scope["type"] == ScopeType.HTTP and self._reader is not None:
             path = scope.get("raw_path") or b""
             if scope["method"] == "GET":

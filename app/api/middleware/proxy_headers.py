@@ -37,7 +37,6 @@ class BehindProxy:
         self._ambiguous = bool(root_path) and root_path.split("/")[1] in own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         if scope["type"] == ScopeType.HTTP:
             said = self._said(scope)
             # The last one is the nearest proxy's; those before it came in with the request.

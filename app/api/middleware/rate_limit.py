@@ -77,7 +77,6 @@ class RateLimit:
         self._buckets = TokenBuckets(self._per_s, self._burst, now)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         if scope["type"] != ScopeType.HTTP or self._buckets is None or scope["path"] in NOT_LIMITED:
             await self._inner(scope, receive, send)
             return

@@ -58,7 +58,6 @@ class DataVersion:
         return self.rows(sql, parameters)[0]
 
     def rows(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
-        """All rows."""
         try:
             return self._connection.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:

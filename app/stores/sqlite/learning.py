@@ -106,8 +106,6 @@ class SqliteLearning:
         return [item for item, question in zip(events, asked, strict=True) if question in found]
 
     async def note_unknown(self, events: Sequence[Told], now_ms: int) -> Mapping[str, int]:
-        """One transaction."""
-
         def work(connection: sqlite3.Connection) -> Mapping[str, int]:
             found = [connection.execute(SELECT_SENT_BY, (item.seq,)).fetchone() for item in events]
             counts = Counter(str(row[0]) for row in found if row is not None)

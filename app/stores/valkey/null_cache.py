@@ -10,44 +10,35 @@ from app.profiles.ports import Cell, Epoch, Fill, Row
 
 
 class NullCache:
-    """Implements `app.profiles.ports.Cache`."""
+    """Implements `app.profiles.ports.Cache`: every operation raises `CacheUnavailable`."""
 
     available = False
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
-        """Raises `CacheUnavailable`, as every method here."""
         _refuse()
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Raises."""
         _refuse()
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Raises."""
         _refuse()
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Raises."""
         _refuse()
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Raises."""
         _refuse()
 
     async def drop_user(self, user_id: str) -> None:
-        """Raises."""
         _refuse()
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
-        """Raises."""
         _refuse()
 
     async def ping(self) -> None:
-        """Raises."""
         _refuse()
 
     async def check(self) -> None:
-        """Raises."""
         _refuse()
 
     async def open(self) -> None:
