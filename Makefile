@@ -16,7 +16,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help up quick test check format bench bench-peers torture soak durability fuzz screenshots lock clean
+.PHONY: help up unit quick test check format bench bench-peers torture soak durability fuzz screenshots lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -24,8 +24,11 @@ help: ## Show this list
 up: $(STAMP) ## Run everything on this machine: cache, queue, API and worker (Ctrl-C stops it)
 	@exec $(BIN)/profiles up
 
-quick: $(STAMP) ## Run the fast tests
-	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal $(ARGS)
+unit: $(STAMP) ## Run the tests that need no server: pure code and SQLite
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal tests/unit $(ARGS)
+
+quick: $(STAMP) ## Run the fast tests: unit and integration
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal tests/unit tests/integration $(ARGS)
 
 test: $(STAMP) ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -53,7 +56,7 @@ soak: $(STAMP) ## Watch memory under ten minutes of mixed load (shorter: ARGS="-
 	@$(BIN)/python -m tests.bench.soak $(ARGS)
 
 durability: $(STAMP) ## Kill the API 500 times in the middle of ingest (fewer: ARGS="--kills 50")
-	@$(BIN)/python -m tests.end_to_end.durability $(ARGS)
+	@$(BIN)/python -m tests.system.durability $(ARGS)
 
 fuzz: $(STAMP) $(FUZZER)/atheris ## Look for faults with input of all kinds, for a quarter of an hour
 	@$(BIN)/python -m tests.fuzz $(FUZZER) $(ARGS)
@@ -70,7 +73,7 @@ $(PEERS)/bin/feast:
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check "feast[redis]==$(FEAST)"
 
 screenshots: $(STAMP) ## Take pictures of the admins' pages of a running `make up` (needs Chromium)
-	@$(BIN)/python -m tests.api.pages.screenshots $(ARGS)
+	@$(BIN)/python -m tests.browser.screenshots $(ARGS)
 
 lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 takes the newest versions)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv

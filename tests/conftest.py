@@ -6,7 +6,12 @@ import os
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.support.database", "tests.support.processes", "tests.support.servers"]
+pytest_plugins = [
+    "tests.support.database",
+    "tests.support.processes",
+    "tests.support.servers",
+    "tests.support.site",
+]
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

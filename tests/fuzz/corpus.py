@@ -1,6 +1,6 @@
 """The inputs that coverage-guided fuzzing has found, kept as text: one JSON list for each target, a string an input.
 
-Each character is a byte (latin-1). `tests/test_fuzz_targets.py` runs them all without any fuzzer.
+Each character is a byte (latin-1). `tests/fuzz/test_targets.py` runs them all without any fuzzer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What coverage-guided fuzzing drives: each target takes any bytes and raises where an invariant does not hold.
 
-They know no fuzzer: `tests.fuzz.guided` drives them with atheris, `tests/test_fuzz_targets.py` with what was found.
+They know no fuzzer: `tests.fuzz.guided` drives them with atheris, `tests/fuzz/test_targets.py` with what was found.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import numpy as np
 
 from app.bandit.rollout.aggregates import Page
 from app.stores.sqlite.database import Database
-from tests.bandit.logs import logged, town
 from tests.support.clock import NOW_MS
+from tests.support.decision_logs import logged, town
 
 HOUR_MS = 3_600_000
 BLANK: Mapping[str, object] = {

@@ -2,7 +2,7 @@
 
 `sh` blocks run in bash, and `json` after one shows an answer of it. A `python` block whose first line is `# NAME.py` is
 that file; any other is run. The commands need `profiles` and `python` on the PATH: see `Reader`. What is `nginx`
-configures the one of `tests/api/pages/test_behind_proxy.py`.
+configures the one of `tests/browser/test_behind_proxy.py`.
 """
 
 from __future__ import annotations

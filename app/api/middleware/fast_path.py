@@ -3,7 +3,7 @@
 It answers 200 or nothing: whatever it does not recognise at a glance (an escape, an odd id, another query than
 `features=`, a body where none belongs, a key that is not good, trouble while reading) goes on to the documented route,
 which is the reference, with what was read of its body; where there is too much load, no further than to the gateway.
-`tests/api/test_hit_path.py` drives both with the same requests and demands the same answers.
+`tests/integration/api/middleware/test_fast_path.py` drives both with the same requests and demands the same answers.
 Invariant: what it answers is what the documented route would have answered, request id and metrics included.
 """
 

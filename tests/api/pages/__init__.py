@@ -1,1 +1,0 @@
-"""Tests of `app.api.pages` and of the pages themselves, in a real browser."""

@@ -1,0 +1,341 @@
+"""Users, profiles, candidates and rewards that follow other formulas than v2's inputs: does the pooled prior pay?
+
+    python -m tests.bench.bandit_simulation --populations 40 --users 300
+
+Two arms, v1 and v2, meet the same users, candidates, random numbers and outcomes; each arm learns from its own
+decisions only, and v2's prior is pooled from the population's evidence every few rounds, as the worker does. Users
+arrive one after another, so that most meet a prior that others have taught. What is compared is the expected reward of
+the chosen candidate, population by population.
+
+A decision here takes one draw of the posterior, the policy takes M and samples from their shares: the same action
+distribution, since each draw is equally likely to be the one that counts. `test_simulation` holds the arithmetic here
+(all users at once) against `app.bandit.model.policy`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.bandit.model.inputs import Array, Candidate, Context, Profile, candidate_terms, shared_terms
+from app.bandit.model.policy import EPSILON, SCALE
+from app.bandit.model.pooled_prior import SHRINKAGE
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+
+COLD = 20  # a user's first decisions
+FEW = -0.84  # a fifth of the normal distribution lies below
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is simulated."""
+
+    populations: int = 8
+    users: int = 120
+    rounds: int = 60
+    candidates: int = 6
+    refresh: int = 3  # rounds between two pooled priors
+    without_profile: float = 0.15
+
+
+class World(NamedTuple):
+    """Everything that does not depend on what is chosen. N users of all populations, R rounds, K candidates."""
+
+    population: NDArray[np.intp]  # (N,)
+    start: NDArray[np.intp]  # (N,) the round of a user's first decision
+    terms: Array  # (N, R, K, candidate terms)
+    shared: Array  # (N, R, shared terms)
+    traits: Array  # (N, R, K, effects): what the reward depends on, see `effects`
+    own: Array  # (N, 3) what each user likes, beside all that is shared
+    luck: Array  # (N, R, K) uniform: the outcome of each candidate
+    noise: Array  # (N, R, K) normal: the draws
+    whim: Array  # (N, R, 2) uniform: epsilon
+
+
+def world(size: Size, seed: int) -> World:
+    """Draws one."""
+    random = np.random.default_rng(seed)
+    n, r, k = size.populations * size.users, size.rounds, size.candidates
+    overdue = random.random((n, r, k)) < 0.4
+    age = random.lognormal(2.0, 1.3, (n, r, k))
+    priority = random.integers(0, 5, (n, r, k))
+    tips = [
+        Candidate("", bool(o), float(a), float(p))
+        for o, a, p in zip(overdue.ravel(), age.ravel(), priority.ravel(), strict=True)
+    ]
+    kind = random.dirichlet((2.0, 2.0, 1.5), n)  # completes, dismisses, snoozes
+    dwell = random.lognormal(8.5, 1.0, n)
+    preferred = np.round(random.choice([8, 12, 20], n) + random.normal(0, 2, n)) % 24
+    volume = random.negative_binomial(2, 0.05, n)
+    hour = random.integers(6, 23, (n, r)) + random.integers(0, 60, (n, r)) / 60
+    known = random.random(n) >= size.without_profile
+    shared = np.array(
+        [
+            [
+                shared_terms(Context(datetime(2026, 3, 2) + timedelta(hours=float(h))), profile)  # noqa: DTZ001
+                for h in hours
+            ]
+            for profile, hours in zip(_profiles(random, kind, dwell, preferred, volume, known), hour, strict=True)
+        ]
+    )
+    apart = np.abs((hour - preferred[:, None] + 12) % 24 - 12)
+    return World(
+        np.repeat(np.arange(size.populations), size.users),
+        random.integers(0, r - COLD + 1, n),
+        candidate_terms(tips).reshape(n, r, k, -1),
+        shared,
+        _traits(overdue, age, priority, kind, dwell, volume, apart),
+        random.normal(0, 1, (n, 3)),
+        random.random((n, r, k)),
+        random.normal(size=(n, r, k)),
+        random.random((n, r, 2)),
+    )
+
+
+def _profiles(
+    random: np.random.Generator,
+    kind: Array,
+    dwell: Array,
+    preferred: Array,
+    volume: NDArray[np.int64],
+    known: NDArray[np.bool_],
+) -> Sequence[Profile]:
+    """What the service knows of each: rates as counted over the feedback there was, not as they are."""
+    found: list[Profile] = []
+    for user, there in enumerate(known):
+        n = int(volume[user])
+        if not there:
+            found.append(None)
+            continue
+        counts = random.multinomial(n, kind[user])
+        rates = (counts / n).tolist() if n else [None, None, None]
+        found.append(
+            {
+                "completion_rate_30d": rates[0],
+                "dismiss_rate_30d": rates[1],
+                "mean_dwell_ms_30d": float(dwell[user] * np.exp(random.normal(0, 0.2))) if n else None,
+                "preferred_hour": int(preferred[user]) if counts[0] else None,
+                "tip_volume_30d": n,
+            }
+        )
+    return found
+
+
+def _traits(
+    overdue: NDArray[np.bool_],
+    age: Array,
+    priority: NDArray[np.int64],
+    kind: Array,
+    dwell: Array,
+    volume: NDArray[np.int64],
+    apart: Array,
+) -> Array:
+    """(N, R, K, 3 + 5): of the candidate alone, and of candidate and user together. Steps, bumps and roots on purpose:
+    none is a transform of v2."""
+    o = overdue - 0.4
+    a = np.sqrt(np.minimum(age, 100) / 100) - 0.3
+    p = (priority - 2) / 2
+    eager = np.tanh(4 * (kind[:, 0] - 0.36))[:, None, None]
+    curt = (kind[:, 1] > 0.4)[:, None, None]
+    reader = (dwell > 6000)[:, None, None]
+    busy = (np.sqrt(volume) / 6 - 1)[:, None, None]
+    near = (np.exp(-((apart / 3) ** 2)) - 0.3)[:, :, None]
+    return np.stack([o, a, p, eager * p, (curt - 0.4) * o, (reader - 0.5) * a, near * o, busy * a], axis=-1)
+
+
+Rewards = Callable[[World], Array]
+_MAIN = np.array([0.3, -0.4, 0.3])
+_TOGETHER = np.array([1.0, -1.6, 2.0, 1.6, -0.8])
+
+
+def _logistic(utility: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(0.6 - utility)), np.float64)
+
+
+def _own(at: World, spread: float = 0.8) -> Array:
+    return np.asarray(np.einsum("nrke,ne->nrk", at.traits[..., :3], at.own * spread), np.float64)
+
+
+def _common(at: World) -> Array:
+    return np.asarray(at.traits[..., :3] @ _MAIN + at.traits[..., 3:] @ _TOGETHER, np.float64)
+
+
+def shared(at: World) -> Array:
+    """A profile means the same for everybody; beside it, users differ."""
+    return _logistic(_common(at) + _own(at))
+
+
+def shared_linear(at: World) -> Array:
+    """As `shared`, but linear in its effects."""
+    return np.clip(0.35 + 0.15 * (_common(at) + _own(at)), 0, 1)
+
+
+def main_only(at: World) -> Array:
+    """Users have likes in common, but the profile says nothing."""
+    return _logistic(at.traits[..., :3] @ (2 * _MAIN) + _own(at))
+
+
+def nothing_shared(at: World) -> Array:
+    """Every user is a world apart."""
+    return _logistic(_own(at, 1.2))
+
+
+def opposite(at: World) -> Array:
+    """Half of the users feel the opposite of the other half, about everything."""
+    sign = np.where(at.own[:, 0] > 0, 1.0, -1.0)[:, None, None]
+    return _logistic(sign * _common(at))
+
+
+def minority(at: World) -> Array:
+    """As `opposite`, but only every fifth user is of the other opinion."""
+    sign = np.where(at.own[:, 0] > FEW, 1.0, -1.0)[:, None, None]
+    return _logistic(sign * _common(at))
+
+
+def chance(at: World) -> Array:
+    """Nothing matters."""
+    return np.full(at.luck.shape, 0.35)
+
+
+SCENARIOS: dict[str, Rewards] = {
+    scenario.__name__: scenario
+    for scenario in (shared, shared_linear, main_only, nothing_shared, opposite, minority, chance)
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A policy with its constants."""
+
+    spec: Spec
+    precisions: Array
+    v: float = SCALE
+    shrinkage: float = SHRINKAGE
+
+
+V1 = Arm(SPEC_V1, SPEC_V1.precisions)
+V2 = Arm(SPEC_V2, SPEC_V2.precisions)
+
+
+def features(at: World, spec: Spec) -> Array:
+    """φ of every candidate there will be, (N, R, K, D)."""
+    return spec.joined(at.terms, at.shared)
+
+
+class Learners:
+    """What N users have taught one arm, all at once: A⁻¹ and y of each, and the sums of each population."""
+
+    def __init__(self, arm: Arm, population: NDArray[np.intp]) -> None:
+        self._arm = arm
+        self._population = population
+        n, d, populations = len(population), arm.spec.size, int(population.max()) + 1
+        self.inverse = np.tile(np.diag(1 / arm.precisions), (n, 1, 1))
+        self.y = np.zeros((n, d))
+        self.mu: Array = np.zeros((populations, d))
+        self._pool_s, self._pool_y = np.zeros((populations, d, d)), np.zeros((populations, d))
+
+    def refresh(self) -> None:
+        """Makes a new prior of each population, if the arm has any use for one."""
+        if self._arm.spec.pooled:
+            a = self._pool_s + self._arm.shrinkage * np.eye(self.y.shape[1])
+            self.mu = np.asarray(np.linalg.solve(a, self._pool_y[..., None])[..., 0], np.float64)
+
+    def scores(self, users: NDArray[np.intp], phi: Array) -> tuple[Array, Array]:
+        """Means (n, K) and A⁻¹'s covariances (n, K, K) of some users' candidates φ (n, K, D)."""
+        inverse = self.inverse[users]
+        towards = self._arm.precisions * self.mu[self._population[users]] + self.y[users]
+        theta = np.einsum("nde,ne->nd", inverse, towards)
+        return np.einsum("nkd,nd->nk", phi, theta), phi @ inverse @ phi.transpose(0, 2, 1)
+
+    def learn(self, users: NDArray[np.intp], phi: Array, reward: Array) -> None:
+        """One decision of each of some users: φ (n, D) of the chosen, and its reward (n,)."""
+        seen = np.einsum("nde,ne->nd", self.inverse[users], phi)
+        # Sherman and Morrison's update of A⁻¹.
+        self.inverse[users] -= seen[:, :, None] * seen[:, None, :] / (1 + (seen * phi).sum(axis=1))[:, None, None]
+        self.y[users] += reward[:, None] * phi
+        np.add.at(self._pool_s, self._population[users], phi[:, :, None] * phi[:, None, :])
+        np.add.at(self._pool_y, self._population[users], reward[:, None] * phi)
+
+
+def run(arm: Arm, at: World, phi: Array, expected: Array, refresh: int) -> Array:
+    """The expected reward of what was chosen, (N, R); NaN before a user's first decision."""
+    users, rounds, candidates, _ = phi.shape
+    learners = Learners(arm, at.population)
+    got = np.full((users, rounds), np.nan)
+    for turn in range(rounds):
+        if turn % refresh == 0:
+            learners.refresh()
+        here = np.flatnonzero(at.start <= turn)
+        means, spread = learners.scores(here, phi[here, turn])
+        root = np.linalg.cholesky(spread + 1e-9 * np.eye(candidates))
+        drawn = means + arm.v * np.einsum("nkj,nj->nk", root, at.noise[here, turn])
+        whim = at.whim[here, turn]
+        chosen = np.where(whim[:, 0] < EPSILON, (whim[:, 1] * candidates).astype(int), drawn.argmax(axis=1))
+        worth, luck = expected[here, turn, chosen], at.luck[here, turn, chosen]
+        reward = np.where(luck < worth, 1.0, np.where(luck < worth + 0.2 * (1 - worth), 0.3, 0.0))
+        learners.learn(here, phi[here, turn, chosen], reward)
+        got[here, turn] = worth
+    return got
+
+
+class Lift(NamedTuple):
+    """v2 minus v1 in expected reward a decision, over populations: the mean and its standard error."""
+
+    mean: float
+    error: float
+    v1: float
+    v2: float
+
+
+def lift(at: World, first: Array, second: Array, decisions: slice, users: NDArray[np.bool_] | None = None) -> Lift:
+    """Compares decisions of the numbers `decisions`, of all users or some, population by population."""
+    number = np.arange(first.shape[1]) - at.start[:, None]
+    counted = (number >= (decisions.start or 0)) & (number < (decisions.stop or first.shape[1]))
+    if users is not None:
+        counted &= users[:, None]
+    populations = at.population[:, None] == np.arange(at.population[-1] + 1)[:, None, None]
+    means = np.array([[got[mine & counted].mean() for mine in populations] for got in (first, second)])
+    gaps = means[1] - means[0]
+    error = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    return Lift(float(gaps.mean()), error, float(means[0].mean()), float(means[1].mean()))
+
+
+PARTS = {"first 20": slice(0, COLD), "later": slice(COLD, None), "all": slice(None)}
+
+
+def main() -> None:
+    """Prints every scenario's comparison, and what the best and a blind choice would get."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--populations", type=int, default=20)
+    arguments.add_argument("--users", type=int, default=200)
+    arguments.add_argument("--rounds", type=int, default=100)
+    arguments.add_argument("--seed", type=int, default=1)
+    asked = arguments.parse_args()
+    size = Size(asked.populations, asked.users, asked.rounds)
+    at = world(size, asked.seed)
+    one, two = features(at, SPEC_V1), features(at, SPEC_V2)
+    print("lift of v2 over v1 (± standard error), expected reward a decision")
+    for name, rewards in SCENARIOS.items():
+        expected = rewards(at)
+        first = run(V1, at, one, expected, size.refresh)
+        second = run(V2, at, two, expected, size.refresh)
+        blind, best = float(expected.mean()), float(expected.max(axis=2).mean())
+        print(f"{name:15} blind {blind:.4f}, best {best:.4f}")
+        for label, part in PARTS.items():
+            print(f"    {label:9} {_told(lift(at, first, second, part))}")
+        if rewards is minority:
+            print(f"    of the few {_told(lift(at, first, second, slice(None), at.own[:, 0] <= FEW))}")
+
+
+def _told(found: Lift) -> str:
+    return f"v1 {found.v1:.4f}, v2 {found.v2:.4f}: {found.mean:+.4f} ± {found.error:.4f}"
+
+
+if __name__ == "__main__":
+    main()

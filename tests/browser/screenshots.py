@@ -1,0 +1,138 @@
+"""Pictures of the pages of a service that runs, for the README and for whoever changes a page.
+
+`make screenshots` takes them of `make up`: every page, light and dark, wide and narrow, into `var/screenshots`. With
+`ARGS=--readme` it takes the few that the README shows, into `tests/browser/pictures`. The demonstration set has no
+decisions; `ARGS=--decisions=4000` makes so many first (a minute), with feedback, so that the roll-out has something to
+show. They stay, and the bandit learns from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from playwright.async_api import Browser
+
+from tests.support.browser import NARROW, WIDE, Scheme, chromium
+
+PICTURES = Path(__file__).parent / "pictures"
+PAGES = {
+    "overview": "/admin",
+    "user": "/admin/users/user-0007",
+    "erase": "/admin/users/user-0007/erase",
+    "find": "/admin/users?prefix=user-00",
+    "data-quality": "/admin/data-quality",
+    "rebuilds": "/admin/rebuilds",
+    "rollout": "/admin/rollout",
+    "dead-letters": "/admin/dead-letters",
+    "features": "/admin/features",
+    "audit": "/admin/audit",
+    "sign-in": "/admin/sign-in",
+    "error": "/admin/nowhere",
+}
+# (page, scheme, height that is shown)
+README: tuple[tuple[str, Scheme, int], ...] = (
+    ("overview", "light", 1000),
+    ("user", "dark", 1150),
+    ("data-quality", "light", 1150),
+    ("rollout", "light", 1010),
+)
+AT_ONCE, USERS = 8, 300
+LOOK_WITHIN_S = 90
+
+
+async def shoot(
+    browser: Browser, url: str, scheme: Scheme, width: int, target: Path, *, height: int | None = None
+) -> None:
+    """One page; whole, or its upper part of that height."""
+    context = await browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height or 900})
+    page = await context.new_page()
+    await page.goto(url)
+    await page.screenshot(path=target, full_page=height is None)
+    await context.close()
+
+
+async def decide(url: str, decisions: int) -> None:
+    """Ask for so many decisions and answer each at once, by the users' habits; then wait for a look at them."""
+    chance, run = random.Random(), time.time_ns()
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        for first in range(0, decisions, AT_ONCE):
+            batch = range(first, min(first + AT_ONCE, decisions))
+            pairs = await asyncio.gather(*(_answered(client, f"{run}-{number}", chance) for number in batch))
+            answer = await client.post("/events", json=[event for pair in pairs for event in pair])
+            answer.raise_for_status()
+        deadline = time.monotonic() + LOOK_WITHIN_S
+        while time.monotonic() < deadline:
+            seen = (await client.get("/admin/rollout")).json()
+            over = seen["stage"] in ("promoted", "rolled back")
+            if over or seen["decisions"]["evaluated"] < seen["decisions"]["next_look_at"]:
+                return
+            await asyncio.sleep(1)
+
+
+async def _answered(client: httpx.AsyncClient, request_id: str, chance: random.Random) -> list[dict[str, Any]]:
+    """One decision, as the two events of its tip. Who completes much likes what is overdue, and the others do not."""
+    user = f"user-{chance.randint(1, USERS):04d}"
+    candidates: list[dict[str, Any]] = [
+        {
+            "id": f"tip-{place}",
+            "features": {
+                "is_overdue": chance.random() < 0.4,
+                "task_age_days": round(chance.expovariate(0.1), 2),
+                "priority": chance.randrange(4),
+            },
+        }
+        for place in range(chance.randint(4, 7))
+    ]
+    now = datetime.now(UTC).isoformat()
+    asked = {"request_id": request_id, "user_id": user, "candidates": candidates, "context": {"at": now}}
+    made = await client.post("/score", json=asked)
+    made.raise_for_status()
+    decision = made.json()
+    profile = (await client.get(f"/profiles/{user}")).json()["features"]
+    (chosen,) = [item["features"] for item in candidates if item["id"] == decision["chosen_id"]]
+    habit = (profile["completion_rate_30d"] or 0.4) - 0.4
+    likes = 0.35 + habit * (1.2 if chosen["is_overdue"] else -0.6) + 0.05 * chosen["priority"]
+    action = "completed" if chance.random() < likes else chance.choice(("dismissed", "dismissed", "snoozed"))
+    about = {
+        "user_id": user,
+        "tip_id": decision["chosen_id"],
+        "decision_id": decision["decision_id"],
+        "occurred_at": datetime.now(UTC).isoformat(),
+    }
+    return [
+        {"subject": "signals.tip.served", "event_id": f"{request_id}-s", **about},
+        {"subject": "signals.tip.feedback", "event_id": f"{request_id}-f", "action": action, **about},
+    ]
+
+
+async def main(url: str, *, readme: bool, decisions: int) -> None:
+    """Take them."""
+    await decide(url, decisions)
+    directory = PICTURES if readme else Path("var/screenshots")
+    directory.mkdir(parents=True, exist_ok=True)
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    async with chromium() as browser:
+        if readme:
+            for name, scheme, height in README:
+                await shoot(browser, url + PAGES[name], scheme, WIDE, directory / f"{name}.png", height=height)
+            return
+        for name, path in PAGES.items():
+            for scheme in schemes:
+                for width in (WIDE, NARROW):
+                    await shoot(browser, url + path, scheme, width, directory / f"{name}-{scheme}-{width}.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--readme", action="store_true", help="only those that the README shows")
+    parser.add_argument("--decisions", type=int, default=0, help="make so many decisions first, with feedback")
+    asked = parser.parse_args()
+    asyncio.run(main(asked.url, readme=asked.readme, decisions=asked.decisions))

@@ -1,0 +1,216 @@
+"""The overview in a browser: the verdict at a glance, kept fresh, and usable without script and without a mouse."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from app.bootstrap.health import sampler
+from app.stores.queue.client import HEALTH_KEY
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
+from tests.support.live import KEYS, Live
+from tests.support.samples import hour, sample
+from tests.support.servers import VALKEY, StartServer, ask
+from tests.support.site import ServeSite
+from tests.support.waiting import eventually_async
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+WELL = "Everything is well."
+BEAT_MS = 10_000
+
+
+@pytest.fixture(scope="module")
+def cache(start_server: StartServer) -> EmbeddedServer:
+    """A cache of these tests' own."""
+    return start_server(VALKEY)
+
+
+@pytest.fixture(scope="module")
+def queue(start_server: StartServer) -> EmbeddedServer:
+    """A queue in which a worker has shown itself."""
+    server = start_server(VALKEY)
+    ask(server, "SET", HEALTH_KEY, "alive")
+    return server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def well(serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer) -> AsyncIterator[Live]:
+    """A site where everything is well, and was for an hour, but for some minutes that nobody watched."""
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
+        for sample in hour(site.now_ms, gap=range(120, 140)):
+            await site.service.samples.keep(sample)
+        yield site
+
+
+async def bury(site: Live) -> None:
+    """A dead letter: something to look at."""
+    await site.service.letters.bury_payload("1", "no event", "", site.now_ms)
+
+
+async def see(visitor: Visitor) -> None:
+    """Open the overview, again if a busy machine kept it from asking everything in time."""
+
+    async def asked() -> bool:
+        await visitor.go("/admin")
+        return "Not everything could be asked" not in await visitor.page.locator("#verdict").inner_text()
+
+    await eventually_async(asked)
+
+
+async def beat(visitor: Visitor) -> None:
+    """Time passes until the page refreshes itself."""
+    await visitor.page.clock.run_for(BEAT_MS + 100)
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_overview_is_a_sound_page(well: Live, browser: Browser, scheme: Scheme, width: int) -> None:
+    async with visiting(browser, well, scheme=scheme, width=width) as visitor:
+        await see(visitor)
+        await expect(visitor.page.locator("#verdict")).to_contain_text(WELL)
+        await visitor.page.locator("summary", has_text="What the figures mean").click()
+        await visitor.assert_sound()
+        await bury(well)
+        await see(visitor)
+        await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are right; one thing needs a look.")
+        await visitor.assert_sound()
+
+
+async def test_states_say_since_when_and_figures_have_a_bar_for_each_minute(well: Live, browser: Browser) -> None:
+    async with visiting(browser, well) as visitor:
+        await visitor.go("/admin")
+        states = visitor.page.locator(".states li")
+        await expect(states).to_have_count(6)
+        for state in await states.all():
+            await expect(state).to_contain_text("ok")
+            await expect(state).to_contain_text("min ago")
+        await expect(states.nth(0)).to_contain_text("2 API processes")
+        await expect(states.nth(3)).to_contain_text("1 worker process")
+        requests = visitor.page.locator(".figures li", has_text="Requests").first
+        await expect(requests).to_contain_text("/s")
+        bars = await requests.locator("svg rect").count()
+        assert 55 <= bars <= 58  # of sixty minutes, two or three are a gap
+        await expect(requests.locator("svg rect title").first).to_contain_text(" UTC: ")
+        await expect(requests.get_by_role("img")).to_have_accessible_name(
+            re.compile(r"^Requests: latest [\d.]+ /s, highest [\d.]+ /s$")
+        )
+
+
+async def test_overview_names_the_registry_of_each_process(well: Live, browser: Browser) -> None:
+    await sampler(well.service, "api").sample()
+    own = well.service.contract.registry.fingerprint
+    async with visiting(browser, well) as visitor:
+        await visitor.go("/admin")
+        row = visitor.page.get_by_role("row").filter(has_text=well.service.process)
+        await expect(row).to_contain_text(own)
+        await well.service.samples.keep(sample(at_ms=well.now_ms, process="new", role="worker", registry="0ther"))
+        await visitor.go("/admin")
+        finding = visitor.page.locator(".findings li", has_text="different registries")
+        await expect(finding).to_contain_text(f"0ther by worker new; {own} by API process {well.service.process}")
+        await expect(finding.get_by_role("link", name="Features")).to_have_attribute("href", "/admin/features")
+        await visitor.assert_sound()
+
+
+async def test_overview_says_so_when_there_is_no_sample_yet(own_site: Live, browser: Browser) -> None:
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go("/admin")
+        await expect(visitor.page.locator("#overview")).to_contain_text("There are no samples yet")
+        await visitor.assert_sound()
+
+
+async def test_page_refreshes_itself_and_keeps_what_is_focused_and_open(well: Live, browser: Browser) -> None:
+    async with visiting(browser, well) as visitor:
+        await visitor.page.clock.install()
+        await visitor.go("/admin")
+        await expect(visitor.page.locator("#announcement")).to_be_empty()
+        await visitor.page.locator("summary", has_text="What the figures mean").click()
+        letters = visitor.page.locator(".figures").get_by_role("link", name="Dead letters")
+        await letters.focus()
+        before = await visitor.page.title()
+        await bury(well)
+        await beat(visitor)
+        await expect(visitor.page.locator("#verdict")).to_contain_text("one thing needs a look")
+        await expect(visitor.page.locator("#announcement")).to_have_text("Reads are right; one thing needs a look.")
+        await expect(visitor.page.locator("#meanings")).to_have_attribute("open", "")
+        assert await visitor.page.title() != before
+        await expect(letters).to_be_focused()
+        await visitor.assert_sound()
+
+
+async def test_page_rests_while_it_is_paused_or_hidden(well: Live, browser: Browser) -> None:
+    async with visiting(browser, well) as visitor:
+        await visitor.page.clock.install()
+        await visitor.go("/admin")
+        asked: list[str] = []
+        visitor.page.on("request", lambda request: asked.append(request.url))
+        await visitor.page.get_by_role("button", name="Pause").click()
+        await beat(visitor)
+        assert asked == []
+        await visitor.page.get_by_role("button", name="Go on").click()
+        await expect(visitor.page.get_by_role("button", name="Pause")).to_be_visible()
+        await beat(visitor)
+        assert asked
+        asked.clear()
+        await visitor.page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+        await beat(visitor)
+        await beat(visitor)
+        assert asked == []
+
+
+async def test_page_says_how_old_it_is_when_it_cannot_refresh(well: Live, browser: Browser) -> None:
+    async with visiting(browser, well) as visitor:
+        await visitor.page.clock.install()
+        await visitor.go("/admin")
+        await visitor.context.set_offline(True)
+        await beat(visitor)
+        await expect(visitor.page.locator("#freshness")).to_contain_text("Could not refresh")
+        await expect(visitor.page.locator("#verdict")).to_contain_text(WELL)
+        await visitor.context.set_offline(False)
+        await beat(visitor)
+        await expect(visitor.page.locator("#freshness")).to_contain_text("As of")
+
+
+async def test_page_leads_to_signing_in_when_the_session_is_over(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.page.clock.install()
+        await visitor.sign_in(KEYS["admin"])
+        await expect(visitor.page.locator("#verdict")).to_be_visible()
+        await visitor.context.clear_cookies()
+        await beat(visitor)
+        await visitor.page.wait_for_url("**/admin/sign-in?**")
+
+
+async def test_overview_can_be_used_when_there_is_no_javascript(well: Live, browser: Browser) -> None:
+    async with visiting(browser, well, scripts=False) as visitor:
+        await visitor.go("/admin")
+        await expect(visitor.page.locator("#verdict")).to_contain_text(WELL)
+        await bury(well)
+        await visitor.page.get_by_role("link", name="Refresh").click()
+        await expect(visitor.page.locator("#verdict")).to_contain_text("one thing needs a look")
+        findings = visitor.page.get_by_role("list", name="What needs a look")
+        link = findings.get_by_role("link", name="Dead letters")
+        await expect(link).to_have_attribute("href", "/admin/dead-letters")
+
+
+async def test_page_comes_at_once_and_says_what_is_away(
+    serve_site: ServeSite, start_server: StartServer, browser: Browser
+) -> None:
+    cache, queue = start_server(VALKEY), start_server(VALKEY)
+    async with serve_site(cache_url=cache.url, queue_url=queue.url, cache_timeout_ms=100) as site:
+        cache.kill()
+        queue.kill()
+        await sampler(site.service, "api").sample()
+        async with visiting(browser, site) as visitor:
+            visitor.page.set_default_timeout(5_000)
+            await see(visitor)
+            await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are right; 2 things need a look.")
+            findings = visitor.page.get_by_role("list", name="What needs a look")
+            await expect(findings).to_contain_text("The cache is down")
+            await expect(findings).to_contain_text("The queue is down")
+            await expect(visitor.page.locator(".states li").nth(3)).to_contain_text("unknown")
+            await visitor.assert_sound()

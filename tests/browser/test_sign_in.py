@@ -1,0 +1,224 @@
+"""Signing in and out, what is refused, and what every form must carry."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from playwright.async_api import Browser, expect
+
+from app.api.admin.sign_in import safe_next
+from app.errors import StoreUnavailable
+from tests.support.browser import visiting
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem
+from tests.support.site import ServeSite
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+HTML = {"Accept": "text/html"}
+
+
+async def test_page_sends_one_to_sign_in_and_back_when_nobody_has_signed_in(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.page.goto(f"{keyed.url}/admin/users/ada%3Fb?")
+        await expect(visitor.page).to_have_url(f"{keyed.url}/admin/sign-in?next=%2Fadmin%2Fusers%2Fada%253Fb")
+        await visitor.assert_sound()
+        await visitor.page.get_by_label("API key").fill(KEYS["admin"])
+        await visitor.page.keyboard.press("Enter")
+        await expect(visitor.page).to_have_url(f"{keyed.url}/admin/users/ada%3Fb")
+        (cookie,) = await visitor.context.cookies()
+        assert cookie["name"] == keyed.cookie_name
+        assert cookie["httpOnly"]
+        assert cookie["sameSite"] == "Lax"
+        assert cookie["path"] == "/admin"
+        assert KEYS["admin"] not in cookie["value"]
+
+
+@pytest.mark.parametrize(("key", "reason"), [("stranger", "not known"), ("reader", "lacks the scope")])
+async def test_sign_in_is_refused_when_the_key_is_no_admins(
+    keyed: Live, browser: Browser, key: str, reason: str
+) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS[key])
+        await expect(visitor.page.get_by_role("alert")).to_contain_text(reason)
+        await visitor.assert_sound()
+        assert KEYS[key] not in await visitor.page.content()
+        await visitor.page.goto(f"{keyed.url}/admin/users/ada")
+        await expect(visitor.page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+async def test_every_page_names_the_key_when_somebody_has_signed_in(keyed: Live) -> None:
+    cookie = {"Cookie": f"{keyed.cookie_name}={await session_cookie(keyed)}"}
+    for path in ("/admin/features", "/admin/nowhere"):
+        page = await keyed.client.get(path, headers={**cookie, **HTML})
+        assert 'you signed in with">admin<' in page.text
+
+
+async def test_session_is_worth_nothing_when_it_was_signed_out_of(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        (cookie,) = await visitor.context.cookies()
+        stolen = {"Cookie": f"{keyed.cookie_name}={cookie['value']}"}
+        assert (await keyed.client.get("/admin/users/ada", headers=stolen)).status_code == 200
+        await visitor.page.get_by_role("button", name="Sign out").click()
+        await expect(visitor.page.get_by_role("status")).to_have_text("You have signed out.")
+        problem(await keyed.client.get("/admin/users/ada", headers=stolen), 401)
+
+
+async def test_page_says_so_when_there_are_no_keys(site: Live, browser: Browser) -> None:
+    async with visiting(browser, site) as visitor:
+        await visitor.go("/admin/sign-in")
+        assert "nothing to sign in to" in await visitor.text()
+        await visitor.assert_sound()
+
+
+async def test_error_is_a_page_when_a_browser_asks_and_a_problem_otherwise(site: Live, browser: Browser) -> None:
+    async with visiting(browser, site) as visitor:
+        await visitor.go("/admin/nowhere", 404)
+        await visitor.assert_sound()
+        assert "nothing at this path" in await visitor.text()
+    problem(await site.client.get("/admin/nowhere"), 404)
+    problem(await site.client.get("/nowhere", headers=HTML), 404)
+
+
+@pytest.mark.parametrize("accept", ["text/html;q=inf", "text/html;q=1e999", "text/html;q=nan", ";,/;=", ""])
+async def test_answer_is_no_failure_when_accept_is_nonsense(site: Live, accept: str) -> None:
+    for path, status in (("/admin/features", 200), ("/admin/nowhere", 404)):
+        answer = await site.client.get(path, headers={"Accept": accept})
+        assert answer.status_code == status
+        assert answer.headers["x-request-id"]
+
+
+async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for url in ("/admin/users/ada/rebuild", "/admin/sign-in"):
+        for sent in ("", "csrf_token=", "csrf_token=" + "0" * 64, "csrf_token=%C3%A9"):
+            body = problem(await site.client.post(url, content=sent, headers=form), 403)
+            assert "load its page again" in body["detail"]
+    signed_in = {"Cookie": f"{keyed.cookie_name}={await session_cookie(keyed)}"}
+    problem(await keyed.client.post("/admin/users/ada/rebuild", headers=signed_in), 403)
+    problem(await keyed.client.delete("/admin/users/ada", headers=signed_in), 403)
+    assert (await keyed.client.post("/admin/users/ada/rebuild", headers=as_caller("admin"))).status_code == 200
+
+
+async def session_cookie(keyed: Live) -> str:
+    """The cookie of an admin who has just signed in. The client is shared: what other tests left in it is not sent."""
+    keyed.client.cookies.clear()
+    first = await keyed.client.get("/admin/sign-in", headers=HTML)
+    token = token_in(first)
+    cookies = {"Cookie": f"{keyed.cookie_name}={first.cookies[keyed.cookie_name]}"}
+    keyed.client.cookies.clear()
+    answer = await keyed.client.post(
+        "/admin/sign-in", data={"csrf_token": token, "key": KEYS["admin"], "next": "/admin"}, headers=cookies
+    )
+    assert answer.status_code == 303
+    keyed.client.cookies.clear()
+    return str(answer.cookies[keyed.cookie_name])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://elsewhere.example"},
+        {"Origin": "null"},
+        {"Origin": "null", "Host": ""},
+        {"Origin": "http://["},
+        {"Origin": ""},
+    ],
+)
+async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, headers: dict[str, str]) -> None:
+    for method, url in (("POST", "/admin/users/ada/rebuild"), ("DELETE", "/admin/users/ada"), ("POST", "/events")):
+        body = problem(await site.client.request(method, url, headers=headers), 403)
+        assert "another site" in body["detail"]
+    assert (await site.client.get("/admin/users/ada", headers=headers)).status_code == 200
+
+
+async def test_nobody_is_signed_out_when_another_sites_page_sends_a_form(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        # To the browser `localhost` is another site than 127.0.0.1, and gets none of its cookies.
+        elsewhere = keyed.url.replace("127.0.0.1", "localhost")
+        page = f'<form action="{keyed.url}/admin/users/ada/rebuild" method="post"></form>'
+        await visitor.page.route(f"{elsewhere}/", lambda route: route.fulfill(body=page, content_type="text/html"))
+        await visitor.page.goto(f"{elsewhere}/")
+        await visitor.page.evaluate("document.forms[0].submit()")
+        await expect(visitor.page.get_by_text("A page of another site sent this")).to_be_visible()
+        await visitor.go("/admin/users/ada")
+        await expect(visitor.page.get_by_role("button", name="Sign out")).to_be_visible()
+        visitor.elsewhere.clear()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://elsewhere.example",
+        "//elsewhere.example",
+        "/adminx",
+        "/admin\\x",
+        "/admin/é",
+        "/admin/\n",
+        "",
+        "/events",
+    ],
+)
+async def test_next_page_is_the_overview_when_it_would_lead_away(path: str) -> None:
+    assert safe_next(path) == "/admin"
+    assert safe_next("/admin/users/a%20b?x=1") == "/admin/users/a%20b?x=1"
+
+
+async def test_sign_in_and_out_are_audited_and_an_unknown_key_is_not(keyed: Live, browser: Browser) -> None:
+    async def entries() -> list[tuple[str, str, str]]:
+        answer = await keyed.client.get("/admin/audit", headers=as_caller("admin"))
+        return [
+            (entry["actor"], entry["action"], entry["outcome"])
+            for entry in answer.json()["entries"]
+            if entry["action"].startswith("sign")
+        ]
+
+    before = len(await entries())
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["stranger"])
+        await visitor.sign_in(KEYS["writer"])
+        await visitor.sign_in(KEYS["admin"])
+        await visitor.page.get_by_role("button", name="Sign out").click()
+        await expect(visitor.page.get_by_role("status")).to_be_visible()
+    found = await entries()
+    assert found[: len(found) - before] == [
+        ("admin", "sign out", "done"),
+        ("admin", "sign in", "done"),
+        ("writer", "sign in", "refused: key 'writer' lacks the scope admin"),
+    ]
+
+
+async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
+    serve_site: ServeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> int:
+        raise StoreUnavailable("the disk is full")
+
+    async with serve_site(api_keys=API_KEYS) as site:
+        signed_in = await session_cookie(site)
+        token = await form_token(site, signed_in)
+        fresh = await site.client.get("/admin/sign-in", headers=HTML)
+        form = {"csrf_token": token_in(fresh), "key": KEYS["admin"]}
+        monkeypatch.setattr(site.service.audit, "begin", fails)
+        # The client brings the cookie of the page that it has just seen.
+        refused = await site.client.post("/admin/sign-in", data=form, headers=HTML)
+        assert refused.status_code == 503
+        assert site.cookie_name not in refused.cookies
+        site.client.cookies.clear()
+        cookie = {"Cookie": f"{site.cookie_name}={signed_in}"}
+        problem(await site.client.post("/admin/sign-out", data={"csrf_token": token}, headers=cookie), 503)
+        assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
+
+
+def token_in(page: httpx.Response) -> str:
+    """The token in the forms of a page."""
+    return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
+
+
+async def form_token(keyed: Live, cookie: str) -> str:
+    """The token that forms of a session carry."""
+    return token_in(
+        await keyed.client.get("/admin/features", headers={"Cookie": f"{keyed.cookie_name}={cookie}", **HTML})
+    )

@@ -1,0 +1,287 @@
+"""A user's page in a browser: what is held against what is computed, events, charts, and a dead cache."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Annotated
+from urllib.parse import quote
+
+import pytest
+from msgspec import UNSET, Meta, UnsetType
+from playwright.async_api import Browser, Locator, expect
+
+from app.bootstrap.contract import Contract
+from app.features.clock import DAY_MS
+from app.features.registry import Registry
+from app.features.schema import Int, Str
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.integration.api.admin.test_user_inspection import NASTY
+from tests.integration.api.admin.test_users import put
+from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
+from tests.support.entries import entry
+from tests.support.events import feedback, served
+from tests.support.live import Live, new_user
+from tests.support.registry import REGISTRY, ProfileFeatures
+from tests.support.servers import VALKEY, StartServer, ask
+from tests.support.site import ServeSite
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+HTML = {"Accept": "text/html"}
+SCRIPTS = ["<script>alert(1)<\\script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "javascript:alert(1)"]
+
+
+def address(user: str, part: str = "") -> str:
+    """The path of one of the user's pages."""
+    return f"/admin/users/{quote(user, safe='')}{part}"
+
+
+def feature(visitor: Visitor, name: str) -> Locator:
+    """The row of a feature."""
+    return visitor.page.locator(f"#feature-{name}")
+
+
+async def lively(site: Live) -> str:
+    """A user with a month of events, all of whose features are cached."""
+    user, now = new_user(), site.now_ms
+    await site.send(
+        *(served(user, now - ago * DAY_MS - 5_000) for ago in range(29)),
+        *(feedback(user, now - ago * DAY_MS - 4_000, "dismissed", dwell_ms=900) for ago in range(0, 29, 3)),
+        *(feedback(user, now - ago * DAY_MS - 4_000, dwell_ms=7_000) for ago in range(1, 29, 3)),
+    )
+    await site.features(user)
+    await site.filled()
+    return user
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_page_is_sound_when_the_user_is_lively(site: Live, browser: Browser, scheme: Scheme, width: int) -> None:
+    user = await lively(site)
+    async with visiting(browser, site, scheme=scheme, width=width) as visitor:
+        await visitor.go(address(user))
+        for summary in await visitor.page.locator("main > details > summary").all():
+            await summary.click()
+        await visitor.page.locator("table.events summary").first.click()
+        await visitor.assert_sound()
+        await expect(visitor.page.get_by_role("heading", level=1)).to_have_text(f"User {user}")
+        for known in REGISTRY:
+            row = feature(visitor, known.name)
+            await expect(row).to_contain_text(known.description)
+            await expect(row).to_contain_text("fresh")
+            await expect(row).to_contain_text("the same")
+            await expect(row).to_contain_text(known.invalidated_by[0])
+            left = row.get_by_role("meter")
+            share = float(await left.get_attribute("value") or 0) / known.ttl.total_seconds()
+            assert 0.85 < share <= 1
+        assert await visitor.page.locator("figure svg").count() == 4 + len(REGISTRY)
+        assert await visitor.page.locator("table.events tbody tr").count() == 49
+
+
+async def test_charts_draw_what_the_tables_say(site: Live, browser: Browser) -> None:
+    user = await lively(site)
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        drawn = visitor.page.get_by_role("img", name="Tips served, by day.")
+        await expect(drawn).to_have_accessible_name(re.compile("latest 1, lowest 0, highest 1"))
+        await visitor.page.get_by_text("The same as tables").click()
+        table = visitor.page.get_by_role("table", name="By day", exact=True)
+        assert await table.locator("tbody tr").count() == 30
+        cells = await table.locator("tbody tr td:nth-child(2)").all_inner_texts()
+        assert sum(map(int, cells)) == 29 == (await site.features(user))["tip_volume_30d"]
+        volume = visitor.page.get_by_role("img", name="tip_volume_30d.")
+        await expect(volume).to_have_accessible_name(re.compile("latest 29, lowest 0, highest 29"))
+        await visitor.page.get_by_text("The development as a table").click()
+        table = visitor.page.get_by_role("table", name="Features by day")
+        last = dict(
+            zip(
+                await table.locator("thead th").all_inner_texts(),
+                await table.locator("tbody tr").last.locator("th, td").all_inner_texts(),
+                strict=True,
+            )
+        )
+        assert await table.locator("tbody tr").count() == 30
+        assert last["tip_volume_30d"] == "29"
+
+
+async def test_nothing_is_filled_when_a_page_is_looked_at(
+    site: Live, browser: Browser, cache_server: EmbeddedServer
+) -> None:
+    user = new_user()
+    await site.send(served(user, site.now_ms))
+    async with visiting(browser, site) as visitor:
+        for _ in range(2):
+            await visitor.go(address(user))
+            await expect(feature(visitor, "tip_volume_30d")).to_contain_text("missing")
+            await expect(feature(visitor, "tip_volume_30d")).to_contain_text("the next read computes it")
+    await site.filled()
+    assert ask(cache_server, "KEYS", f"pf:*:{{{user}}}:*") == []
+
+
+async def test_page_warns_when_what_is_cached_is_wrong(
+    site: Live, browser: Browser, cache_server: EmbeddedServer
+) -> None:
+    user = new_user()
+    await site.send(
+        served(user, site.now_ms - 30 * DAY_MS + 700), served(user, site.now_ms), feedback(user, site.now_ms)
+    )
+    (newest, *_) = (await site.client.get(address(user))).json()["events"]
+    await site.filled()
+    await put(site, cache_server, user, "preferred_hour", seq=newest["seq"])
+    await put(site, cache_server, user, "completion_rate_30d", seq=0)
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        alerts = visitor.page.get_by_role("alert")
+        await expect(alerts).to_have_count(2)
+        await expect(alerts.filter(has_text="Stale:")).to_contain_text("completion_rate_30d")
+        await expect(alerts.filter(has_text="Cached wrongly:")).to_contain_text("preferred_hour")
+        await expect(feature(visitor, "completion_rate_30d")).to_contain_text("differs: an event came")
+        await expect(feature(visitor, "preferred_hour")).to_contain_text("differs: unexplained")
+        await visitor.assert_sound()
+
+
+async def test_page_says_what_it_means_when_nobody_heard_of_the_user(site: Live, browser: Browser) -> None:
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(new_user()))
+        assert "No event of this user is stored." in await visitor.text()
+        await expect(feature(visitor, "tip_volume_30d")).to_contain_text("0")
+        await visitor.assert_sound()
+
+
+@pytest.mark.parametrize("nasty", [*NASTY[:4], *SCRIPTS])
+async def test_page_holds_what_was_sent_and_runs_none_of_it(site: Live, browser: Browser, nasty: str) -> None:
+    user = new_user(nasty)
+    await site.send(feedback(user, site.now_ms, tip_id=nasty, decision_id=nasty, event_id=user))
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        await expect(visitor.page.locator("h1 .id")).to_have_text(user)
+        await expect(visitor.page.locator("table.events td.tip")).to_have_text(nasty)
+        assert await visitor.page.title() == f"{user} · Profiles"
+        await visitor.page.get_by_role("link", name="Erase this user").click()
+        await expect(visitor.page.locator("h1 .id")).to_have_text(user)
+        await visitor.page.get_by_role("link", name="Keep the user").click()
+        await visitor.page.get_by_role("button", name="Rebuild all").click()
+        await expect(visitor.page.get_by_role("heading", level=1)).to_have_text(f"Rebuilt {user}")
+        await visitor.page.get_by_role("link", name="Back to the user").click()
+        await expect(visitor.page.locator("h1")).to_have_text(f"User {user}")
+        await visitor.assert_sound()
+
+
+async def test_events_tell_what_came_of_them(own_site: Live, browser: Browser) -> None:
+    site, user = own_site, new_user()
+    await site.send(served(user, site.now_ms - 60_000), feedback(user, site.now_ms + 200_000, "snoozed", dwell_ms=0))
+    first, second = (item.seq for item in await site.service.log.unconsumed(site.now_ms + 1, 10))
+    await site.service.letters.failed(first, "it failed", "Traceback", site.now_ms, 1)
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        rows = visitor.page.locator("table.events tbody tr")
+        await expect(rows.nth(0)).to_contain_text(str(second))
+        for said in ("snoozed", "time corrected", "early", "waiting", "4 features", "0 ms"):
+            await expect(rows.nth(0)).to_contain_text(said)
+        for said in ("served", "1 min", "dead letter", "1 feature"):
+            await expect(rows.nth(1)).to_contain_text(said)
+        await visitor.page.get_by_role("columnheader", name="No.").get_by_role("button").click()
+        await expect(rows.nth(0)).to_contain_text(str(first))
+
+
+async def test_page_comes_at_once_when_the_cache_is_silent(
+    serve_site: ServeSite, start_server: StartServer, browser: Browser
+) -> None:
+    cache = start_server(VALKEY)
+    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
+        user = await lively(site)
+        async with visiting(browser, site) as visitor:
+            cache.signal(signal.SIGSTOP)
+            try:
+                visitor.context.set_default_timeout(3_000)
+                await visitor.go(address(user))
+                assert "The cache does not answer." in await visitor.text()
+                await expect(feature(visitor, "tip_volume_30d")).to_contain_text("degraded")
+                await expect(feature(visitor, "tip_volume_30d")).to_contain_text("29")
+                await visitor.assert_sound()
+                await visitor.page.get_by_role("button", name="Rebuild all").click()
+                await expect(visitor.page.get_by_role("status")).to_contain_text("Computed, but not kept")
+            finally:
+                cache.signal(signal.SIGCONT)
+
+
+async def test_page_says_so_when_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
+    user = await lively(own_site)
+    # What another process that cannot reach the cache leaves, until somebody has settled it.
+    own_site.service.inspector._trusted = lambda: False
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(address(user))
+        assert "The cache is not trusted just now." in await visitor.text()
+        await expect(feature(visitor, "tip_volume_30d")).to_contain_text("held, but not served")
+        await visitor.assert_sound()
+
+
+class Extended(ProfileFeatures, kw_only=True, frozen=True):
+    """The mirror with a text, and with a feature whose SQL gives one where an int is declared."""
+
+    mood: Annotated[Str | UnsetType, Meta(description="A feature of the tests.")] = UNSET
+    broken: Annotated[Int | UnsetType, Meta(description="A feature of the tests.")] = UNSET
+
+
+async def test_texts_are_listed_and_failures_told_when_the_registry_has_them(
+    serve_site: ServeSite, browser: Browser
+) -> None:
+    latest = "SELECT user_id, MAX(action) AS value FROM feedback GROUP BY user_id"
+    added = (entry(name="mood", dtype="str", compute=latest), entry(name="broken", compute=latest))
+    async with serve_site(contract=Contract(registry=Registry([*REGISTRY, *added]), mirror=Extended)) as site:
+        user, now = new_user(), site.now_ms
+        await site.send(feedback(user, now - 9 * DAY_MS), feedback(user, now - 2 * DAY_MS, "snoozed"))
+        async with visiting(browser, site) as visitor:
+            await visitor.go(address(user))
+            await expect(visitor.page.get_by_role("alert")).to_contain_text("the SQL gave text where int is declared")
+            await expect(feature(visitor, "broken")).to_contain_text("failed")
+            course = await visitor.page.locator("ol.course li").all_inner_texts()
+            assert [line.rpartition(": ")[2] for line in course] == ["null", "completed", "snoozed"]
+            await visitor.assert_sound()
+
+
+async def test_disabled_feature_is_marked_with_its_reason_and_is_no_fault(own_site: Live, browser: Browser) -> None:
+    user = await lively(own_site)
+    await own_site.client.post("/admin/features/tip_volume_30d/disable", json={"reason": "INC-12"})
+    cell = (await own_site.client.get(address(user))).json()["features"]["tip_volume_30d"]
+    assert (cell["value"], cell["held"]["value"], cell["difference"], cell["disabled"]) == (None, 29, None, True)
+    assert cell["error"].endswith(": INC-12")
+    place = REGISTRY.names.index("tip_volume_30d")
+    assert (await own_site.service.inspector.inspect([user]))[0].reading(place).json == b"null"
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(address(user))
+        await expect(visitor.page.get_by_role("status")).to_contain_text("Disabled: tip_volume_30d.")
+        assert await visitor.page.get_by_role("alert").count() == 0
+        row = feature(visitor, "tip_volume_30d")
+        for said in ("disabled", "held, but reads answer null", "not computed", "INC-12"):
+            await expect(row).to_contain_text(said)
+        await expect(row).not_to_contain_text("differs")
+        await expect(feature(visitor, "preferred_hour")).to_contain_text("the same")
+        await visitor.assert_sound()
+        await row.get_by_role("button", name="Rebuild").click()
+        await expect(visitor.page.get_by_role("alert")).to_contain_text("tip_volume_30d was not computed: disabled by")
+        assert await visitor.page.get_by_role("status").count() == 0
+        await visitor.assert_sound()
+
+
+async def test_page_works_when_there_is_no_javascript(site: Live, browser: Browser) -> None:
+    user = await lively(site)
+    async with visiting(browser, site, scripts=False) as visitor:
+        await visitor.go(address(user))
+        await feature(visitor, "preferred_hour").get_by_role("button").click()
+        await expect(visitor.page.locator("tbody tr")).to_have_count(1)
+        await visitor.page.get_by_role("link", name="Back to the user").click()
+        await visitor.page.get_by_text("The same as tables").click()
+        await expect(visitor.page.get_by_role("table", name="By day", exact=True)).to_be_visible()
+
+
+async def test_browser_finds_the_last_30_days_on_the_page_of_the_user(site: Live) -> None:
+    answer = await site.client.get(address("a?b", "/development"), headers=HTML)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/admin/users/a%3Fb#activity")
+
+
+async def test_error_is_a_page_when_the_id_is_not_allowed(site: Live, browser: Browser) -> None:
+    async with visiting(browser, site) as visitor:
+        await visitor.go("/admin/users/" + "x" * 129, status=422)
+        assert "at most 128 characters" in await visitor.text()
+        await visitor.assert_sound()

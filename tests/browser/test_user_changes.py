@@ -1,0 +1,133 @@
+"""Rebuilding and erasing from a user's pages: before and after, and asked twice."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from app.features.events import TipEvent
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.browser.test_user import address, feature, lively
+from tests.integration.api.admin.test_users import cached_keys, put
+from tests.support.browser import visiting
+from tests.support.events import feedback, served
+from tests.support.live import KEYS, Live, as_caller, new_user
+from tests.support.registry import REGISTRY
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_before_and_after_stand_side_by_side_when_all_is_rebuilt(
+    own_site: Live, browser: Browser, cache_server: EmbeddedServer
+) -> None:
+    site = own_site
+    user = await lively(site)
+    await put(site, cache_server, user, "tip_volume_30d", seq=10**9)
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        await visitor.page.get_by_role("button", name="Rebuild all").click()
+        await expect(visitor.page.get_by_role("status")).to_have_text(
+            "5 features were computed anew; 1 has another value than the cache held."
+        )
+        rows = visitor.page.locator("tbody tr")
+        await expect(rows).to_have_count(len(REGISTRY))
+        changed = rows.filter(has_text="tip_volume_30d")
+        assert (await changed.locator("td.number").all_inner_texts()) == ["77", "29"]
+        await expect(changed).to_contain_text("changed")
+        await expect(rows.filter(has_text="preferred_hour")).to_contain_text("the same")
+        await visitor.assert_sound()
+        await visitor.page.get_by_role("link", name="Back to the user").click()
+        await expect(feature(visitor, "tip_volume_30d")).to_contain_text("the same")
+    (entry,) = await site.service.audit.newest(1)
+    assert (entry.action, entry.outcome) == ("rebuild", "done")
+
+
+async def test_one_feature_is_rebuilt_when_its_button_is_pressed(own_site: Live, browser: Browser) -> None:
+    site, user = own_site, new_user()
+    await site.send(served(user, site.now_ms))
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        await visitor.page.get_by_role("button", name="Rebuild tip_volume_30d").click()
+        rows = visitor.page.locator("tbody tr")
+        await expect(rows).to_have_count(1)
+        for said in ("tip_volume_30d", "nothing", "new"):
+            await expect(rows).to_contain_text(said)
+        await visitor.page.get_by_role("link", name="Back to the user").click()
+        await expect(feature(visitor, "tip_volume_30d")).to_contain_text("fresh")
+        await expect(feature(visitor, "preferred_hour")).to_contain_text("missing")
+    (entry,) = await site.service.audit.newest(1)
+    assert (entry.action, entry.outcome) == ("rebuild", "done: tip_volume_30d")
+
+
+async def test_user_is_erased_when_the_id_is_typed(
+    own_site: Live, browser: Browser, cache_server: EmbeddedServer
+) -> None:
+    site, user = own_site, new_user("ex  tra")
+    sent: list[TipEvent] = [served(user, site.now_ms), served(user, site.now_ms), feedback(user, site.now_ms)]
+    await site.send(*sent)
+    await site.features(user)
+    await site.filled()
+    tip = {"id": "tip", "features": {"is_overdue": True, "task_age_days": 1, "priority": 1}}
+    assert (await site.client.post("/score", json={"user_id": user, "candidates": [tip]})).status_code == 200
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        await visitor.page.get_by_role("link", name="Erase this user").click()
+        facts = visitor.page.locator("dl")
+        for said in ("Tips served\n2", "Reactions\n1", "Decisions\n1", "Learned state\nnone", "Cached values\n5"):
+            assert said in (await facts.inner_text()).replace("\n\n", "\n")
+        await visitor.assert_sound()
+        confirm = visitor.page.get_by_label("type the user's id")
+        button = visitor.page.get_by_role("button", name="Erase for good")
+        await button.click()  # the browser wants the field filled
+        for wrong in ("nobody", user.upper(), f" {user}"):
+            await confirm.fill(wrong)
+            await button.click()
+            await expect(visitor.page.get_by_role("alert")).to_contain_text("nothing was deleted")
+            await expect(confirm).to_have_value("")
+        await visitor.assert_sound()
+        assert (await site.service.users.holdings(user)).events == 3
+        await confirm.fill(user)
+        await button.click()
+        await expect(visitor.page.get_by_role("status")).to_contain_text("3 events are gone")
+        hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
+        assert hashed in await visitor.text()
+        assert "Decisions\n1 deleted" in (await visitor.page.locator("dl").inner_text()).replace("\n\n", "\n")
+        await visitor.assert_sound()
+        for name in ("Go to the overview", "See the audit trail"):
+            await expect(visitor.page.get_by_role("link", name=name)).to_be_visible()
+        await visitor.go(address(user))
+        assert "No event of this user is stored." in await visitor.text()
+    assert (await site.service.users.holdings(user)).events == 0
+    assert not [key for key in cached_keys(cache_server, "*") if b"ex%20%20tra" in key]
+    (entry,) = await site.service.audit.newest(2)
+    assert (entry.action, entry.subject, entry.outcome) == ("erase", hashed, "done, 3 events")
+    assert user not in repr(entry)
+
+
+async def test_nothing_is_changed_when_a_form_lacks_its_token(keyed: Live, browser: Browser) -> None:
+    user = new_user()
+    await keyed.client.post("/events", json=[], headers=as_caller("admin"))
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        for part, button in (("", "Rebuild all"), ("/erase", "Erase for good")):
+            await visitor.go(address(user, part))
+            for field in await visitor.page.locator("main input[name=csrf_token]").all():
+                await field.evaluate("field => { field.value = 'forged'; }")
+            if part:
+                await visitor.page.get_by_label("type the user's id").fill(user)
+            await visitor.page.get_by_role("button", name=button).click()
+            await expect(visitor.page.get_by_role("heading", level=1)).to_have_text("Forbidden")
+    hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
+    assert hashed not in {entry.subject for entry in await keyed.service.audit.newest(20)}
+
+
+async def test_who_signed_in_is_in_the_audit_trail_when_a_user_is_rebuilt(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        await visitor.go(address(new_user()))
+        await visitor.page.get_by_role("button", name="Rebuild all").click()
+        await expect(visitor.page.get_by_role("heading", level=1)).to_contain_text("Rebuilt")
+    (entry,) = await keyed.service.audit.newest(1)
+    assert (entry.actor, entry.action) == ("admin", "rebuild")

@@ -1,1 +1,0 @@
-"""Batching, load estimates and periodic work."""

@@ -1,0 +1,270 @@
+"""`GET /admin/data-quality`: measured figures that tie out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.features.clock import DAY_MS
+from app.operations.audit import AuditFilter
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.integration.api.admin.test_users import put
+from tests.support.events import feedback, served
+from tests.support.live import Live, new_user, paths, problem
+from tests.support.registry import REGISTRY
+from tests.support.servers import VALKEY, StartServer
+from tests.support.site import ServeSite
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def quality(site: Live, query: str = "") -> dict[str, Any]:
+    """The report."""
+    answer = await site.client.get(f"/admin/data-quality{query}")
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    report: dict[str, Any] = answer.json()
+    assert report.keys() == {
+        "measured_at",
+        "took_s",
+        "eligible",
+        "measured",
+        "before_at",
+        "eligible_before",
+        "measured_before",
+        "margin",
+        "cache_answered",
+        "features",
+    }
+    assert report["features"].keys() == set(REGISTRY.names)
+    return report
+
+
+async def test_quality_is_all_zero_when_no_user_is_eligible(own_site: Live) -> None:
+    await own_site.send(served(new_user(), own_site.now_ms - 31 * DAY_MS))
+    report = await quality(own_site)
+    assert report["eligible"] == 0
+    for figures in report["features"].values():
+        drift = figures.pop("drift")
+        assert (drift["psi"], drift["band"], drift["failed"]) == (None, None, 0)
+        assert "the history begins at" in drift["why_not"]
+        assert sum(part["now"] for part in drift["bins"]) == 0
+        assert figures == {
+            "eligible": 0,
+            "measured": 0,
+            "fresh": 0,
+            "missing": 0,
+            "stale": 0,
+            "null_share": None,
+            "intervals": {"fresh": None, "missing": None, "stale": None, "null": None},
+            "ages_ms": {"p50": None, "p90": None, "p99": None, "max": None},
+            "distribution": [],
+        }
+
+
+async def test_quality_ties_out_when_values_are_fresh_missing_and_stale(
+    own_site: Live, cache_server: EmbeddedServer
+) -> None:
+    site = own_site
+    whole, part, none, old = (new_user() for _ in range(4))
+    await site.send(
+        *(served(user, site.now_ms - 1) for user in (whole, part, none)),
+        feedback(whole, site.now_ms - 1, "completed"),
+        served(old, site.now_ms - 40 * DAY_MS),
+    )
+    await site.features(whole)
+    await site.features(old)
+    await site.client.get(f"/profiles/{part}?features=tip_volume_30d,completion_rate_30d")
+    await site.filled()
+    await put(site, cache_server, part, "tip_volume_30d", seq=0)
+    report = await quality(site)
+    assert report["eligible"] == 3
+    counts = {
+        name: (figures["eligible"], figures["fresh"], figures["missing"], figures["stale"])
+        for name, figures in report["features"].items()
+    }
+    assert counts == {
+        "completion_rate_30d": (3, 2, 1, 0),
+        "dismiss_rate_30d": (3, 1, 2, 0),
+        "mean_dwell_ms_30d": (3, 1, 2, 0),
+        "preferred_hour": (3, 1, 2, 0),
+        "tip_volume_30d": (3, 1, 1, 1),
+    }
+    for figures in report["features"].values():
+        live = figures["fresh"] + figures["stale"]
+        assert figures["measured"] == 3
+        assert figures["intervals"]["fresh"] == [figures["fresh"] / 3] * 2  # all users are measured: exact
+        not_null = round(live * (1 - figures["null_share"]))
+        assert sum(part["count"] for part in figures["distribution"]) == not_null
+        ages = figures["ages_ms"]
+        assert 0 <= ages["p50"] <= ages["p90"] <= ages["p99"] <= ages["max"] < 60_000
+    assert report["features"]["completion_rate_30d"]["null_share"] == 0.5
+    assert report["features"]["mean_dwell_ms_30d"]["null_share"] == 1
+    assert report["features"]["tip_volume_30d"]["distribution"] == [
+        {"value": 1, "count": 1},
+        {"value": 77, "count": 1},
+    ]
+
+
+async def test_quality_is_null_but_for_eligible_when_the_cache_is_away(
+    serve_site: ServeSite, start_server: StartServer
+) -> None:
+    cache = start_server(VALKEY)
+    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
+        await site.send(served(new_user(), site.now_ms), served(new_user(), site.now_ms))
+        cache.kill()
+        report = await quality(site)
+    assert report["eligible"] == 2
+    for figures in report["features"].values():
+        assert (figures.pop("eligible"), figures.pop("measured")) == (2, 2)
+        assert sum(part["now"] for part in figures.pop("drift")["bins"]) == 2  # values need no cache
+        assert set(figures.values()) == {None}
+
+
+async def measured_by_a_worker(site: Live) -> dict[str, Any]:
+    """A report as a worker leaves it; the run."""
+    run: dict[str, Any] = (await site.client.post("/admin/data-quality/refresh")).json()
+    await site.service.quality.carry_out(run["id"], 60)
+    return run
+
+
+async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> None:
+    users = [new_user() for _ in range(60)]
+    await own_site.send(*(served(user, own_site.now_ms - 1) for user in users))
+    for user in users[:30]:
+        await own_site.features(user)
+    await own_site.filled()
+    own_site.service.quality.measurement.sample = 20
+    report = await quality(own_site)
+    assert (report["eligible"], report["measured"], report["eligible_before"], report["measured_before"]) == (
+        60,
+        20,
+        0,
+        0,
+    )
+    assert 0.1 < report["margin"] < 0.25
+    figures = report["features"]["tip_volume_30d"]
+    assert (figures["eligible"], figures["measured"]) == (60, 20)
+    assert figures["fresh"] + figures["missing"] + figures["stale"] == 20
+    for state in ("fresh", "missing", "stale"):
+        low, high = figures["intervals"][state]
+        assert 0 <= low <= figures[state] / 20 <= high <= 1
+        assert high - low > 0.05
+    listed = await behind(own_site, "feature=tip_volume_30d&state=fresh")
+    assert len(listed["users"]) == 30  # of all eligible users
+
+
+async def test_an_answer_is_never_older_than_an_acknowledged_event_unless_that_is_allowed(own_site: Live) -> None:
+    site = own_site
+    await site.send(served(new_user(), site.now_ms))
+    await measured_by_a_worker(site)
+    await site.send(served(new_user(), site.now_ms))
+    assert (await quality(site))["eligible"] == 2
+    stored = await quality(site, "?max_age_s=60")
+    assert stored["eligible"] == 1
+    assert stored == await quality(site, "?max_age_s=3600")
+    assert (await quality(site, "?max_age_s=0"))["eligible"] == 2
+
+
+async def test_a_report_is_measured_when_none_is_stored(own_site: Live) -> None:
+    assert (await quality(own_site, "?max_age_s=3600"))["eligible"] == 0
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "", "1.5", "null", "NULL", "99999999999999999999"])
+async def test_max_age_is_refused_when_it_is_no_number_of_seconds(site: Live, value: str) -> None:
+    body = problem(await site.client.get(f"/admin/data-quality?max_age_s={value}"), 400)
+    assert paths(body) == ["max_age_s"]
+
+
+async def test_a_refresh_is_queued_watched_and_audited(own_site: Live) -> None:
+    site = own_site
+    problem(await site.client.get("/admin/data-quality/refresh"), 404)
+    answer = await site.client.post("/admin/data-quality/refresh")
+    assert answer.status_code == 202
+    run = answer.json()
+    assert (run["state"], run["measured"], run["waiting_for"]) == ("queued", 0, "worker")  # no worker is there
+    assert (await site.client.post("/admin/data-quality/refresh")).json() == run  # it is under way: not a second one
+    await site.send(served(new_user(), site.now_ms))
+    await site.service.quality.carry_out(run["id"], 60)
+    ended = (await site.client.get("/admin/data-quality/refresh")).json()
+    assert (ended["state"], ended["measured"], ended["waiting_for"]) == ("completed", 1, None)
+    entries = await site.service.audit.page(AuditFilter(), 2**62, 5)
+    assert {(entry.action, entry.subject) for entry in entries} == {("refresh data quality", "everyone")}
+    assert [entry.outcome for entry in entries] == [
+        f"report {run['id']}, which was under way already",
+        f"report {run['id']}",
+    ]
+
+
+async def test_a_refresh_says_what_it_waits_for_when_the_queue_is_away(
+    serve_site: ServeSite, start_server: StartServer
+) -> None:
+    queue = start_server(VALKEY)
+    async with serve_site(queue_url=queue.url) as site:
+        queue.kill()
+        answer = await site.client.post("/admin/data-quality/refresh")
+        assert answer.status_code == 202
+        assert (answer.json()["state"], answer.json()["waiting_for"]) == ("queued", "queue")
+
+
+async def behind(site: Live, query: str) -> dict[str, Any]:
+    """The users of a state."""
+    answer = await site.client.get(f"/admin/data-quality/users?{query}")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_users_behind_a_number_are_listed_page_by_page(own_site: Live, cache_server: EmbeddedServer) -> None:
+    site = own_site
+    users = sorted(new_user() for _ in range(5))
+    await site.send(*(served(user, site.now_ms - 1) for user in users))
+    for user in users[:3]:
+        await site.features(user)
+    await site.filled()
+    await put(site, cache_server, users[4], "tip_volume_30d", seq=0)
+    first = await behind(site, "feature=tip_volume_30d&state=fresh&limit=2")
+    assert [user["user_id"] for user in first["users"]] == users[:2]
+    assert first["next_after"] == users[1]
+    second = await behind(site, f"feature=tip_volume_30d&state=fresh&limit=2&after={first['next_after']}")
+    assert ([user["user_id"] for user in second["users"]], second["next_after"]) == (users[2:3], None)
+    assert (second["users"][0]["value"], second["users"][0]["state"]) == (1, "fresh")
+    missing = await behind(site, "feature=tip_volume_30d&state=missing")
+    assert missing["users"] == [
+        {"user_id": users[3], "state": "missing", "value": None, "computed_at": None, "expires_at": None}
+    ]
+    stale = await behind(site, "feature=tip_volume_30d&state=stale")
+    assert [(user["user_id"], user["value"]) for user in stale["users"]] == [(users[4], 77)]
+    nulls = await behind(site, "feature=completion_rate_30d&state=null")
+    assert [user["user_id"] for user in nulls["users"]] == users[:3]
+    assert (nulls["scanned"], nulls["feature"], nulls["state"]) == (5, "completion_rate_30d", "null")
+
+
+@pytest.mark.parametrize(
+    ("query", "path"),
+    [
+        ("state=fresh", "feature"),
+        ("feature=tip_volume_30d", "state"),
+        ("feature=tip_volume_30d&state=rotten", "state"),
+        ("feature=tip_volume_30d&state=fresh&limit=0", "limit"),
+        ("feature=tip_volume_30d&state=fresh&sought=fresh", "sought"),
+    ],
+)
+async def test_users_are_refused_when_the_question_is_unclear(site: Live, query: str, path: str) -> None:
+    body = problem(await site.client.get(f"/admin/data-quality/users?{query}"), 400)
+    assert path in paths(body)
+
+
+async def test_users_are_refused_when_there_is_no_such_feature(site: Live) -> None:
+    answer = await site.client.get("/admin/data-quality/users?feature=nope&state=fresh")
+    assert "known are" in problem(answer, 400)["errors"][0]["detail"]
+
+
+async def test_no_users_are_claimed_when_the_cache_is_away(serve_site: ServeSite, start_server: StartServer) -> None:
+    cache = start_server(VALKEY)
+    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
+        await site.send(served(new_user(), site.now_ms))
+        cache.kill()
+        found = await behind(site, "feature=tip_volume_30d&state=missing")
+    assert (found["users"], found["next_after"]) == (None, None)

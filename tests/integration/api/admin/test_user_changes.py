@@ -1,0 +1,106 @@
+"""Rebuilding some of a user's features, and what erasing would delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from arq.constants import job_key_prefix
+
+from app.stores.queue.client import QUEUE, TIP_EVENTS, serialize
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.integration.api.admin.test_user_inspection import look
+from tests.integration.api.admin.test_users import put
+from tests.support.events import feedback, served
+from tests.support.live import JSON, Live, new_user, paths, problem
+from tests.support.servers import ask
+from tests.support.site import ServeSite
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_only_the_features_named_are_rebuilt(own_site: Live, cache_server: EmbeddedServer) -> None:
+    site, user = own_site, new_user()
+    await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
+    for name in ("tip_volume_30d", "preferred_hour"):
+        await put(site, cache_server, user, name, seq=10**9)
+    answer = await site.client.post(f"/admin/users/{user}/rebuild", json={"features": ["tip_volume_30d"]})
+    assert answer.status_code == 200
+    assert answer.json()["features"].keys() == {"tip_volume_30d"}
+    assert answer.json()["features"]["tip_volume_30d"]["value"] == 1
+    after = await site.features(user)
+    assert (after["tip_volume_30d"], after["preferred_hour"]) == (1, 77)
+    (entry,) = await site.service.audit.newest(1)
+    assert (entry.action, entry.outcome) == ("rebuild", "done: tip_volume_30d")
+
+
+@pytest.mark.parametrize("body", [{}, {"features": None}])
+async def test_everything_is_rebuilt_when_no_feature_is_named(own_site: Live, body: dict[str, Any]) -> None:
+    user = new_user()
+    answer = await own_site.client.post(f"/admin/users/{user}/rebuild", json=body)
+    assert len(answer.json()["features"]) == 5
+    (entry,) = await own_site.service.audit.newest(1)
+    assert entry.outcome == "done"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "path"),
+    [
+        (b'{"features": ["nope"]}', 422, "features"),
+        (b'{"features": []}', 422, "features"),
+        (b'{"feature": "tip_volume_30d"}', 422, "feature"),
+        (b"nonsense", 400, None),
+        (b"[]", 422, "$"),
+    ],
+)
+async def test_nothing_is_rebuilt_when_the_body_is_wrong(
+    own_site: Live, body: bytes, status: int, path: str | None
+) -> None:
+    answer = await own_site.client.post("/admin/users/ann/rebuild", content=body, headers=JSON)
+    found = problem(answer, status)
+    assert path is None or paths(found) == [path]
+    assert await own_site.service.audit.newest(1) == []
+
+
+async def test_holdings_are_told_and_nothing_is_deleted_when_an_admin_asks(site: Live) -> None:
+    user = new_user()
+    await site.send(served(user, site.now_ms), served(user, site.now_ms), feedback(user, site.now_ms))
+    await site.features(user)
+    await site.filled()
+    told = [await look(site, user, "/erase") for _ in range(2)]
+    none = {"dead_letters": 0, "rebuilds": 0, "decisions": 0, "learned": 0}
+    assert told == [{"user_id": user, "views": 2, "feedback": 1, "cached": 5, **none}] * 2
+    await site.client.delete(f"/admin/users/{user}")
+    assert await look(site, user, "/erase") == {**told[0], "views": 0, "feedback": 0, "cached": 0}
+
+
+async def test_erasing_reaches_earlier_epochs_and_jobs_that_wait(
+    serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
+) -> None:
+    event = {"user_id": "ann", "tip_id": "t"}
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
+        await site.send(served("ann", site.now_ms))
+        await site.features("ann")
+        await site.filled()
+        ask(cache, "SET", "pf:0123456789ab:{ann}:tip_volume_30d", "V of another epoch")
+        ask(queue, "SET", f"{job_key_prefix}j", serialize({"f": TIP_EVENTS, "a": [[event]]}))
+        ask(queue, "ZADD", QUEUE, 1, "j")
+        assert (await site.client.delete("/admin/users/ann")).status_code == 204
+        assert ask(cache, "KEYS", "*ann*") == []
+        assert b"ann" not in ask(queue, "GET", f"{job_key_prefix}j")
+
+
+async def test_the_admin_is_told_when_jobs_that_wait_could_not_be_looked_at(
+    serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
+) -> None:
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
+        await site.send(served("ann", site.now_ms))
+        queue.kill()
+        told = problem(await site.client.delete("/admin/users/ann"), 503)
+        assert told["detail"].startswith("the user is erased, but for jobs that wait in the queue: ")
+        assert told["detail"].endswith("; erase again once it answers")
+        assert (await look(site, "ann", "/erase"))["views"] == 0
+        (entry,) = await site.service.audit.newest(1)
+        assert (entry.action, "but for jobs" in entry.outcome) == ("erase", True)
+        queue.start()
+        assert (await site.client.delete("/admin/users/ann")).status_code == 204

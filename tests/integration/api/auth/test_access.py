@@ -1,0 +1,269 @@
+"""Who may do what: every route of the application, with no key, a wrong one, and one of each scope."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import httpx
+import pytest
+import pytest_asyncio
+from litestar.routes import HTTPRoute
+
+from app.api.auth.sessions import ANYONE
+from app.settings import hash_key
+from app.settings.parsers import ApiKey
+from tests.support.live import KEYS, Live, as_caller, problem
+from tests.support.site import ServeSite
+from tests.support.wire import exchange
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+class Access(NamedTuple):
+    """A request, the scope it needs (None: open to all), and its status for whoever has the scope."""
+
+    method: str
+    route: str
+    path: str
+    scope: str | None
+    status: int
+
+
+# Bodies are left out, so a request that gets past the guards and needs one is a 400.
+TABLE = [
+    Access("GET", "/profiles/{user_id:str}", "/profiles/u", "read", 200),
+    Access("POST", "/profiles/batch", "/profiles/batch", "read", 400),
+    Access("POST", "/profiles/history", "/profiles/history", "read", 400),
+    Access("GET", "/features", "/features", "read", 200),
+    Access("POST", "/events", "/events", "write", 400),
+    Access("POST", "/score", "/score", "read", 400),
+    Access("GET", "/decisions/{decision_id:str}", "/decisions/nope", "read", 404),
+    Access("POST", "/generate", "/generate", "read", 400),
+    Access("GET", "/admin", "/admin", "admin", 200),
+    Access("GET", "/admin/users", "/admin/users", "admin", 200),
+    Access("GET", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 200),
+    Access("DELETE", "/admin/users/{user_id:str}", "/admin/users/u", "admin", 204),
+    Access("POST", "/admin/users/{user_id:str}/rebuild", "/admin/users/u/rebuild", "admin", 200),
+    Access("GET", "/admin/users/{user_id:str}/development", "/admin/users/u/development", "admin", 200),
+    Access("GET", "/admin/users/{user_id:str}/erase", "/admin/users/u/erase", "admin", 200),
+    Access("POST", "/admin/users/{user_id:str}/erase", "/admin/users/u/erase", "admin", 415),
+    Access("GET", "/admin/data-quality", "/admin/data-quality", "admin", 200),
+    Access("POST", "/admin/data-quality/refresh", "/admin/data-quality/refresh", "admin", 202),
+    Access("GET", "/admin/data-quality/refresh", "/admin/data-quality/refresh", "admin", 200),
+    Access("GET", "/admin/data-quality/users", "/admin/data-quality/users", "admin", 400),
+    Access("GET", "/admin/dead-letters", "/admin/dead-letters", "admin", 200),
+    Access("POST", "/admin/dead-letters/replay", "/admin/dead-letters/replay?after=9223372036854775807", "admin", 200),
+    Access("GET", "/admin/dead-letters/{letter_id:int}", "/admin/dead-letters/999999999", "admin", 404),
+    Access("POST", "/admin/dead-letters/{letter_id:int}/replay", "/admin/dead-letters/999999999/replay", "admin", 404),
+    Access(
+        "POST", "/admin/dead-letters/{letter_id:int}/discard", "/admin/dead-letters/999999999/discard", "admin", 415
+    ),
+    Access("DELETE", "/admin/dead-letters/{letter_id:int}", "/admin/dead-letters/999999999", "admin", 404),
+    Access("GET", "/admin/rebuilds", "/admin/rebuilds", "admin", 200),
+    Access("POST", "/admin/rebuilds", "/admin/rebuilds", "admin", 400),
+    Access("GET", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
+    Access("DELETE", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
+    Access("POST", "/admin/rebuilds/{run_id:str}/cancel", "/admin/rebuilds/nope/cancel", "admin", 415),
+    Access("GET", "/admin/rollout", "/admin/rollout", "admin", 200),
+    Access("POST", "/admin/rollout/ramp", "/admin/rollout/ramp", "admin", 409),
+    Access("POST", "/admin/rollout/promote", "/admin/rollout/promote", "admin", 409),
+    # Whoever asks for the first time would roll it back: with a reason that is not allowed, nobody does.
+    Access("POST", "/admin/rollout/rollback", "/admin/rollout/rollback?reason=%0A", "admin", 400),
+    Access("GET", "/admin/audit", "/admin/audit", "admin", 200),
+    Access("GET", "/admin/features", "/admin/features", "admin", 200),
+    Access("POST", "/admin/features/{name:str}/disable", "/admin/features/nope/disable", "admin", 404),
+    Access("POST", "/admin/features/{name:str}/enable", "/admin/features/nope/enable", "admin", 404),
+    Access("GET", "/admin/sign-in", "/admin/sign-in", None, 200),
+    Access("POST", "/admin/sign-in", "/admin/sign-in", None, 415),
+    Access("POST", "/admin/sign-out", "/admin/sign-out", "admin", 303),
+    Access("GET", "/admin/static/{file_path:path}", "/admin/static/pages.css", None, 200),
+    Access("HEAD", "/admin/static/{file_path:path}", "/admin/static/pages.css", None, 200),
+    Access("GET", "/healthz", "/healthz", None, 200),
+    Access("GET", "/readyz", "/readyz", None, 200),
+    Access("GET", "/metrics", "/metrics", None, 200),
+    Access("GET", "/schema", "/schema", None, 200),
+    Access("GET", "/schema/openapi.json", "/schema/openapi.json", None, 200),
+    Access("GET", "/schema/assets/{file_path:path}", "/schema/assets/swagger-ui.css", None, 200),
+    Access("HEAD", "/schema/assets/{file_path:path}", "/schema/assets/swagger-ui.css", None, 200),
+]
+SCOPES = {"reader": {"read"}, "writer": {"write"}, "admin": {"read", "write", "admin"}}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session", autouse=True)
+async def report_is_asked_for(site: Live, keyed: Live) -> None:
+    """There is something to watch, in whichever order the tests run."""
+    for served in (site, keyed):
+        assert (await served.client.post("/admin/data-quality/refresh", headers=as_caller("admin"))).status_code == 202
+
+
+def name(access: Access) -> str:
+    """As tests are named."""
+    return f"{access.method} {access.route}"
+
+
+async def test_table_names_every_route_of_the_application(keyed: Live) -> None:
+    served = {
+        (method, route.path)
+        for route in keyed.app.routes
+        if isinstance(route, HTTPRoute)
+        for method in route.methods
+        if method != "OPTIONS"  # tells the methods, and nothing else
+    }
+    assert served == {(access.method, access.route) for access in TABLE}
+    assert all(isinstance(route, HTTPRoute) for route in keyed.app.routes)
+
+
+@pytest.mark.parametrize("access", TABLE, ids=name)
+async def test_access_is_as_the_table_says(keyed: Live, access: Access) -> None:
+    async def ask(headers: dict[str, str]) -> httpx.Response:
+        return await keyed.client.request(access.method, access.path, headers=headers)
+
+    for headers in ({}, as_caller("stranger"), {"X-API-Key": ""}, {"X-API-Key": "x" * 8_000}):
+        answer = await ask(headers)
+        if access.scope is None:
+            assert answer.status_code == access.status
+        else:
+            problem(answer, 401)
+            assert answer.headers["www-authenticate"] == 'ApiKey realm="profiles"'
+    for caller, scopes in SCOPES.items():
+        answer = await ask(as_caller(caller))
+        if access.scope is None or access.scope in scopes:
+            assert answer.status_code == access.status, answer.text
+        else:
+            assert access.scope in problem(answer, 403)["detail"]
+
+
+@pytest.mark.parametrize("access", TABLE, ids=name)
+async def test_everything_is_allowed_when_no_key_is_configured(site: Live, access: Access) -> None:
+    assert (await site.client.request(access.method, access.path)).status_code == access.status
+    assert (await site.client.request(access.method, access.path, headers=as_caller("stranger"))).status_code < 500
+
+
+async def visit(site: Live, key_name: str) -> tuple[dict[str, str], str]:
+    """The cookie of a session, as a header, and the token of its forms."""
+    sessions = site.app.state.api.sessions
+    session = sessions.begin(key_name)
+    return {"Cookie": f"{sessions.cookie_name}={await sessions.cookie(session)}"}, await sessions.form_token(session)
+
+
+@pytest.mark.parametrize("access", TABLE, ids=name)
+async def test_session_opens_the_admins_routes_alone_and_changes_nothing_without_its_token(
+    keyed: Live, access: Access
+) -> None:
+    async def ask(headers: dict[str, str]) -> httpx.Response:
+        keyed.client.cookies.clear()
+        return await keyed.client.request(access.method, access.path, headers=headers)
+
+    cookie, token = await visit(keyed, "admin")
+    answer = await ask(cookie)
+    if access.scope is None:  # who has signed in is sent on, and signs in again with a form of that session only
+        told = {"GET /admin/sign-in": 303, "POST /admin/sign-in": 403}
+        assert answer.status_code == told.get(name(access), access.status)
+    elif access.scope != "admin":
+        problem(answer, 401)
+    elif access.method == "GET":
+        assert answer.status_code == access.status
+    else:
+        assert "load its page again" in problem(answer, 403)["detail"]
+        _, anothers = await visit(keyed, "admin")
+        problem(await ask({**cookie, "X-CSRF-Token": anothers}), 403)
+        assert (await ask({**cookie, "X-CSRF-Token": token})).status_code == access.status
+    if access.scope is not None:
+        problem(await ask((await visit(keyed, ANYONE))[0]), 401)
+        problem(await ask({"Cookie": cookie["Cookie"][:-2]}), 401)
+        if access.scope == "admin":  # a key that is shown decides, and not the session
+            assert (await ask({**cookie, **as_caller("reader")})).status_code == 403
+
+
+FOREIGN = [
+    "rebound.example",
+    "rebound.example:8000",
+    "127.0.0.1.rebound.example",
+    "localhost.example",
+    "localhost.",  # what a resolver makes of it is not ours to say
+    "[",
+    "[::1",
+    "[::2]:8000",
+    "192.0.2.1",
+    "0.0.0.0",  # noqa: S104  # nobody binds to it
+    "0",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "localhost@rebound.example",
+]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+async def test_keyless_site_is_closed_when_another_name_leads_to_it(site: Live, keyed: Live, host: str) -> None:
+    asked = {"Host": host, "Origin": f"http://{host}"}
+    for access in TABLE:
+        if access.scope is not None:
+            body = problem(await site.client.request(access.method, access.path, headers=asked), 403)
+            assert "without keys" in body["detail"] or "another site" in body["detail"]
+    for path in ("/profiles/u", "/profiles/u?features=tip_volume_30d"):  # which the hit path answers otherwise
+        problem(await site.client.get(path, headers={"Host": host}), 403)
+    batch = {"user_ids": ["u"]}
+    problem(await site.client.post("/profiles/batch", json=batch, headers={"Host": host}), 403)
+    answer = await keyed.client.get("/profiles/u", headers={"Host": host, **as_caller("reader")})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:1", "LOCALHOST", "127.0.0.1:8000", "127.9.9.9", "[::1]", "[::1]:8000", ""]
+)
+async def test_keyless_site_is_open_when_a_name_can_be_of_this_machine_only(site: Live, host: str) -> None:
+    for path in ("/profiles/u", "/profiles/u?detail=true", "/admin/users"):
+        assert (await site.client.get(path, headers={"Host": host})).status_code == 200
+
+
+TARGETS = [
+    (b"http://localhost:8000/profiles/u", b"Host: rebound.example\r\n", [403]),
+    (b"http://rebound.example/profiles/u", b"Host: rebound.example\r\n", [403]),
+    (b"http://rebound.example/profiles/u", b"", [403]),
+    (b"http://localhost/profiles/u", b"", [200]),
+    (b"/profiles/u", b"Host: localhost\r\nHost: rebound.example\r\n", [400]),
+    (b"/profiles/u", b"Host: rebound.example\r\nHost: localhost\r\n", [400]),
+    (b"/profiles/u", b"Host: localhost\\@rebound.example\r\n", [400]),
+    (b"/profiles/u", b"Host: loc\xe4lhost\r\n", [400]),
+    (b"/profiles/u", b"Host: localhost,rebound.example\r\n", [403]),
+    (b"/profiles/u?detail=true", b"Host: localhost\r\nHost: rebound.example\r\n", [400]),
+]
+
+
+@pytest.mark.parametrize(("target", "host", "expected"), TARGETS)
+async def test_keyless_site_is_closed_when_a_whole_address_or_two_hosts_name_another(
+    site: Live, target: bytes, host: bytes, expected: list[int]
+) -> None:
+    sent = b"GET " + target + b" HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n"
+    assert (await exchange(site.port, sent)).statuses == expected
+
+
+async def test_nothing_is_read_from_the_body_when_the_key_is_missing(keyed: Live) -> None:
+    problem(await keyed.client.post("/events", content=b"nonsense"), 401)
+    problem(await keyed.client.get("/profiles/u?nope=1"), 401)
+
+
+@pytest.mark.parametrize("key", [KEYS["reader"].upper(), KEYS["reader"] + " x", KEYS["reader"][:-1], "é"])
+async def test_key_is_refused_when_it_is_nearly_right(keyed: Live, key: str) -> None:
+    problem(await keyed.client.get("/features", headers=[(b"X-API-Key", key.encode())]), 401)
+
+
+async def test_hash_is_no_key(keyed: Live) -> None:
+    for sent in (hash_key(KEYS["admin"]).hex(), hash_key(KEYS["admin"]).hex().upper()):
+        problem(await keyed.client.get("/features", headers={"X-API-Key": sent}), 401)
+
+
+async def test_key_has_every_scope_it_names(serve_site: ServeSite) -> None:
+    both = ApiKey("both", frozenset({"read", "write"}), hash_key("both-of-them"))
+    async with serve_site(api_keys=(both,)) as site:
+        headers = {"X-API-Key": "both-of-them"}
+        assert (await site.client.get("/features", headers=headers)).status_code == 200
+        problem(await site.client.post("/events", headers=headers), 400)
+        problem(await site.client.get("/admin/rebuilds", headers=headers), 403)
+
+
+async def test_audit_names_the_key(keyed: Live) -> None:
+    await keyed.client.post("/admin/users/u/rebuild", headers=as_caller("admin"))
+    (entry,) = await keyed.service.audit.newest(1)
+    assert entry.actor == "admin"

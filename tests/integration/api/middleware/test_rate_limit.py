@@ -1,0 +1,168 @@
+"""Limits for each caller: off by default, a token bucket for each key, headers that tell, and nobody else affected."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.api.middleware import rate_limit
+from app.api.middleware.rate_limit import TokenBuckets
+from tests.support.events import body, served
+from tests.support.live import API_KEYS, JSON, Live, as_caller, problem
+from tests.support.site import ServeSite
+
+session = pytest.mark.asyncio(loop_scope="session")
+
+
+class Now:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+PAUSES = st.lists(st.floats(0, 3, allow_nan=False), min_size=1, max_size=120)
+
+
+@given(per_s=st.integers(1, 50), burst=st.integers(1, 30), pauses=PAUSES)
+def test_no_stretch_of_time_lets_in_more_than_the_burst_and_what_has_come_in_since(
+    per_s: int, burst: int, pauses: list[float]
+) -> None:
+    now = Now()
+    buckets = TokenBuckets(per_s, burst, now)
+    let_in: list[float] = []
+    for pause in pauses:
+        now.s += pause
+        if buckets.take("one").allowed:
+            let_in.append(now.s)
+    for first, begin in enumerate(let_in):
+        for last in range(first, len(let_in)):
+            assert last - first + 1 <= burst + (let_in[last] - begin) * per_s + 1e-6
+
+
+@given(per_s=st.integers(1, 50), burst=st.integers(1, 30), pauses=PAUSES)
+def test_whoever_waits_as_long_as_told_is_let_in_and_what_is_left_is_true(
+    per_s: int, burst: int, pauses: list[float]
+) -> None:
+    now = Now()
+    buckets = TokenBuckets(per_s, burst, now)
+    for pause in pauses:
+        now.s += pause
+        verdict = buckets.take("one")
+        if not verdict.allowed:
+            now.s += verdict.wait_s + 1e-6
+            verdict = buckets.take("one")
+            assert verdict.allowed
+        assert 0 <= verdict.left < burst
+        for _ in range(verdict.left):
+            verdict = buckets.take("one")
+            assert verdict.allowed
+        assert not buckets.take("one").allowed
+        now.s += verdict.full_s + 1e-6
+        assert buckets.take("one").left == burst - 1
+
+
+def test_the_clock_may_not_give_anything_when_it_stands_still_or_goes_back() -> None:
+    now = Now()
+    buckets = TokenBuckets(5, 2, now)
+    assert [buckets.take("one").allowed for _ in range(3)] == [True, True, False]
+    assert buckets.take("two").left == 1
+    now.s -= 100
+    assert not buckets.take("one").allowed
+    assert buckets.take("two").allowed, "nor may it take anything"
+
+
+def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "PEERS", 3)
+    buckets = TokenBuckets(1, 1, Now())
+    for name in "abcd":
+        assert buckets.take(name).allowed
+    assert not buckets.take("d").allowed
+    assert len(buckets._held) == 3
+
+
+def left(answer: httpx.Response) -> int:
+    """What the headers say is left."""
+    assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=3'
+    found = re.fullmatch(r'"requests";r=(\d+);t=([0-3])', answer.headers["ratelimit"])
+    assert found is not None, answer.headers["ratelimit"]
+    assert int(found[2]) == 3 - int(found[1]), "one comes in each second; `t` is until all are there"
+    return int(found[1])
+
+
+@session
+async def test_requests_are_refused_when_one_key_sends_too_many_and_others_are_answered(serve_site: ServeSite) -> None:
+    async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
+        reader, admin = as_caller("reader"), as_caller("admin")
+        answers = [await site.client.get("/profiles/u", headers=reader) for _ in range(2)]
+        answers += await asyncio.gather(*(site.client.get("/profiles/u", headers=reader) for _ in range(12)))
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert left(answers[0]) == 2
+        assert "too many requests" in problem(refused, 429)["detail"]
+        assert refused.headers["retry-after"] == "1"
+        assert left(refused) == 0
+        assert (await site.client.get("/profiles/u", headers=admin)).status_code == 200
+        for path in ("/healthz", "/readyz", "/metrics"):
+            answer = await site.client.get(path, headers=reader)
+            assert answer.status_code == 200
+            assert "ratelimit" not in answer.headers
+        assert _limited(site, "reader") == sum(answer.status_code == 429 for answer in answers)
+
+
+@session
+async def test_guesses_count_by_their_address_and_take_nothing_from_keys(serve_site: ServeSite) -> None:
+    async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
+        get, guesses = site.client.get, [{"X-API-Key": f"guess {number}"} for number in range(12)]
+        answers = await asyncio.gather(*(get("/profiles/u", headers=guess) for guess in guesses))
+        assert {answer.status_code for answer in answers} == {401, 429}
+        keyless = await asyncio.gather(*(get("/profiles/u") for _ in guesses))
+        problem(next(answer for answer in keyless if answer.status_code != 401), 429)
+        assert (await site.client.get("/profiles/u", headers=as_caller("reader"))).status_code == 200
+        event = body(served("u", site.now_ms))
+        floods = await asyncio.gather(
+            *(site.client.post("/events", content=event * 10_000, headers=JSON) for _ in range(6))
+        )
+        problem(next(answer for answer in floods if answer.status_code != 401), 429)
+        assert _limited(site, "without a key") >= 2
+
+
+@session
+async def test_who_has_no_key_is_answered_when_another_address_sends_too_many(serve_site: ServeSite) -> None:
+    async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
+        answers = await asyncio.gather(*(site.client.get("/profiles/u") for _ in range(12)))
+        assert {answer.status_code for answer in answers} == {401, 429}
+        elsewhere = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+        async with httpx.AsyncClient(base_url=site.url, transport=elsewhere) as another:
+            assert (await another.get("/profiles/u")).status_code == 401
+
+
+@session
+async def test_nothing_is_said_of_limits_when_there_are_none(site: Live) -> None:
+    answer = await site.client.get("/profiles/u")
+    assert not {"ratelimit", "ratelimit-policy"} & answer.headers.keys()
+    document = (await site.client.get("/schema/openapi.json")).json()
+    assert "429" not in document["paths"]["/events"]["post"]["responses"]
+    assert "408" in document["paths"]["/events"]["post"]["responses"]
+
+
+@session
+async def test_the_document_says_so_when_there_are_limits(serve_site: ServeSite) -> None:
+    async with serve_site(rate_limit=1000) as limited:
+        document = (await limited.client.get("/schema/openapi.json")).json()
+        assert "429" in document["paths"]["/events"]["post"]["responses"]
+        assert "429" not in document["paths"]["/healthz"]["get"]["responses"]
+        answer = await limited.client.get("/profiles/u")
+        assert answer.headers["ratelimit-policy"] == '"requests";q=1000;w=1'
+
+
+def _limited(site: Live, key: str) -> float:
+    value = site.service.metrics.collectors.get_sample_value("profiles_rate_limited_total", {"key": key})
+    return value or 0.0

@@ -1,0 +1,183 @@
+"""Senders that are slow, stop, or send too much, and readers that do not read: each ends in bounded time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+
+import psutil  # type: ignore[import-untyped]  # publishes no types
+import pytest
+import pytest_asyncio
+
+from app.api import server as listening
+from app.api.middleware import body_limits, fast_path
+from app.api.server import HEAD_BYTES
+from tests.support.gates import turn
+from tests.support.live import Live
+from tests.support.site import ServeSite
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+HEAD_S = 0.5
+BODY_S = 0.4
+SLACK_S = 6.0  # a busy machine
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+BATCH = (
+    b"POST /profiles/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+)
+EVENTS = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+CHUNKED = (
+    b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def brisk(serve_site: ServeSite) -> AsyncIterator[Live]:
+    """A site that waits half a second for a head or a body."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(body_limits, "BODY_S", BODY_S)
+        patched.setattr(fast_path, "BODY_S", BODY_S)
+        async with serve_site(head_s=HEAD_S) as served:
+            yield served
+
+
+@asynccontextmanager
+async def line(site: Live) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection, closed in the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def drip(writer: asyncio.StreamWriter, text: bytes) -> None:
+    """A byte at a time, for as long as somebody takes it."""
+    for place in range(len(text)):
+        writer.write(text[place : place + 1])
+        await turn(0.05)
+
+
+async def until_closed(reader: asyncio.StreamReader, least_s: float) -> bytes:
+    """What comes until the server closes; it must be neither too early nor too late."""
+    began = monotonic()
+    async with asyncio.timeout(SLACK_S):
+        answer = await _all(reader)
+    assert monotonic() - began > least_s / 2
+    return answer
+
+
+async def _all(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+
+
+async def test_a_connection_is_closed_when_nothing_comes(brisk: Live) -> None:
+    async with line(brisk) as (reader, _):
+        assert await until_closed(reader, HEAD_S) == b""
+
+
+async def test_a_connection_is_closed_when_its_head_comes_slowly(brisk: Live) -> None:
+    async with line(brisk) as (reader, writer):
+        dripping = asyncio.create_task(drip(writer, HEAD + b"X-Slow: " + b"s" * 500))
+        answer = await until_closed(reader, HEAD_S)
+        dripping.cancel()
+    assert b"200" not in answer.split(b"\r\n")[0]
+
+
+async def test_a_connection_is_closed_when_no_further_request_comes(brisk: Live) -> None:
+    async with line(brisk) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        answer = await until_closed(reader, HEAD_S)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_head_is_refused_when_it_is_too_long(brisk: Live) -> None:
+    for more in (b"X-Long: " + b"a" * 2 * HEAD_BYTES + b"\r\n", b"X-Many: a\r\n" * 101):
+        async with line(brisk) as (reader, writer):
+            writer.write(HEAD + more + b"\r\n")
+            assert (await until_closed(reader, 0)).startswith(b"HTTP/1.1 431 ")
+    async with line(brisk) as (reader, writer):
+        writer.write(HEAD + (b"X-Long: " + b"a" * 8_000 + b"\r\n") * 4 + b"X-Many: a\r\n" * 90 + b"\r\n")
+        assert (await until_closed(reader, 0)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("request_head", [BATCH, EVENTS, CHUNKED])
+@pytest.mark.parametrize("how", ["nothing", "slowly"])
+async def test_a_body_that_does_not_come_in_is_given_up(brisk: Live, request_head: bytes, how: str) -> None:
+    text = b" " * 49 if request_head is not CHUNKED else b"1\r\n \r\n" * 30
+    async with line(brisk) as (reader, writer):
+        writer.write(request_head)
+        dripping = asyncio.create_task(drip(writer, text if how == "slowly" else b""))
+        answer = await until_closed(reader, BODY_S)
+        dripping.cancel()
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert b"application/problem+json" in answer
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
+async def test_a_body_is_read_when_it_comes_in_parts_but_in_time(brisk: Live) -> None:
+    text = b'{"user_ids":["u"]}'.ljust(50)
+    async with line(brisk) as (reader, writer):
+        writer.write(BATCH + text[:20])
+        await writer.drain()
+        await asyncio.sleep(0)
+        writer.write(text[20:])
+        assert (await until_closed(reader, 0)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_everyone_else_is_answered_when_many_senders_are_stuck(brisk: Live) -> None:
+    """More of them than any limit on requests at once would let in."""
+    stuck = [socket.create_connection(("127.0.0.1", brisk.port)) for _ in range(300)]
+    try:
+        for place, connection in enumerate(stuck):
+            connection.sendall((HEAD, BATCH, EVENTS + b" ")[place % 3])
+        assert (await brisk.client.get("/profiles/u")).status_code == 200
+        assert (await brisk.client.get("/healthz")).status_code == 200
+    finally:
+        for connection in stuck:
+            connection.close()
+
+
+@pytest.mark.slow
+async def test_a_reader_is_dropped_when_it_takes_nothing(
+    serve_site: ServeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "UNTAKEN_S", 1)
+    target = b"GET /schema/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with serve_site() as site:
+        size = len((await site.client.get("/schema/assets/swagger-ui-bundle.js")).content)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(connection, ("127.0.0.1", site.port))
+            await loop.sock_sendall(connection, target)
+            await _dropped(connection)
+            taken = 0
+            try:
+                while part := await asyncio.wait_for(loop.sock_recv(connection, 65_536), 10):
+                    taken += len(part)
+            except ConnectionError:
+                pass
+    assert taken < size
+
+
+async def _dropped(connection: socket.socket) -> None:
+    """Return when the far end of a connection is gone, without reading from it."""
+    mine = connection.getsockname()
+    await eventually(
+        lambda: (
+            not [
+                one
+                for one in psutil.net_connections("tcp")
+                if one.raddr and one.raddr == mine and one.status == "ESTABLISHED"
+            ]
+        ),
+        20,
+    )

@@ -1,0 +1,96 @@
+"""`profiles audit`: finds what is untrue among everyone, and its exit code tells whether something is left."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.bootstrap.service import open_service
+from app.profiles.codec import Value, encode
+from app.profiles.ports import Cell
+from app.settings import Settings
+from app.stores.valkey.cache import ValkeyCache, key
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.integration.cli.conftest import Run
+from tests.support.events import served
+from tests.support.registry import FEATURES, REGISTRY
+from tests.support.servers import ask
+
+ODD = "user-6\u200b "
+USERS = [*(f"user-{number}" for number in range(6)), ODD]
+
+
+async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> None:
+    """Everyone's profile is cached; of some with a value that nothing explains."""
+    async with open_service(
+        Settings(features=FEATURES, database=database, cache_url=server.url), door="command"
+    ) as service:
+        now_ms = service.clock.now_ms()
+        await service.ingestor.ingest([served(user, now_ms) for user in USERS])
+        await service.log.mark_consumed(list(range(1, len(USERS) + 1)), now_ms)
+        await service.rebuilder.rebuild(USERS, REGISTRY.full_mask)
+        assert isinstance(service.cache, ValkeyCache)
+        for user in untrue:
+            cell = Cell(user, "tip_volume_30d")
+            epoch, _ = await service.cache.read([cell])
+            known = REGISTRY.named(cell.feature).fingerprint.encode()
+            value = Value(known, len(USERS), now_ms, now_ms + 60_000, b"77")
+            ask(server, "SET", key(epoch, cell), encode(value))
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["app.cli.audit"], "PAGE", 3)
+
+
+def test_nothing_is_found_when_everything_is_true(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
+    asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, []))
+    done = migrated("audit", "--json", cache_url=valkey.url)
+    assert done.code == 0
+    assert done.json["checked"] == done.json["users"]["consistent"] == len(USERS)
+    assert (done.json["untrue"], done.json["repaired"]) == ([], 0)
+
+
+def test_what_is_untrue_is_named_and_then_repaired(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
+    asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, ["user-1", "user-5"]))
+    found = migrated("audit", "--json", cache_url=valkey.url)
+    assert found.code == 1
+    assert [(item["user_id"], item["feature"], item["held"], item["computed"]) for item in found.json["untrue"]] == [
+        ("user-1", "tip_volume_30d", "77", "1"),
+        ("user-5", "tip_volume_30d", "77", "1"),
+    ]
+    only = migrated("audit", "user-2", "user-5", cache_url=valkey.url)
+    assert only.code == 1
+    assert "2 users: 1 hold the truth" in only.out
+    assert "user-5: tip_volume_30d is unexplained: holds 77 (event 7), computed 1" in only.out
+    repaired = migrated("audit", "--repair", "--json", cache_url=valkey.url)
+    assert (repaired.code, repaired.json["repaired"]) == (0, 2)
+    after = migrated("audit", "--json", cache_url=valkey.url)
+    assert (after.code, after.json["users"]["violation"]) == (0, 0)
+
+
+def test_user_is_named_by_what_can_be_seen(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
+    asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, [ODD]))
+    assert "user-6⟨U+200B⟩⟨U+0020⟩: tip_volume_30d is" in migrated("audit", cache_url=valkey.url).out
+    assert migrated("audit", "--json", cache_url=valkey.url).json["untrue"][0]["user_id"] == ODD
+
+
+def test_it_does_not_pass_for_success_when_nothing_could_be_checked(migrated: Run, tmp_path: Path) -> None:
+    async def store() -> None:
+        async with open_service(
+            Settings(features=FEATURES, database=tmp_path / "var/profiles.db"), door="command"
+        ) as service:
+            await service.ingestor.ingest([served("ann", service.clock.now_ms())])
+
+    asyncio.run(store())
+    done = migrated("audit", "--json")
+    assert (done.code, done.json["users"]["unchecked"]) == (1, 1)
+
+
+def test_a_user_is_refused_when_its_id_is_not_allowed(migrated: Run) -> None:
+    done = migrated("audit", "a/b")
+    assert done.code == 5
+    assert "must not contain /" in done.err

@@ -1,0 +1,425 @@
+"""`profiles doctor` on real servers and files: nothing to mend where nothing is wrong, and each fault by its name."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sqlite3
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.features.clock import DAY_MS
+from app.operations.samples import Sample
+from app.operations.states import ComponentView
+from app.settings import hash_key
+from app.stores.queue.client import HEALTH_KEY, health_key
+from app.stores.sqlite.diagnostics import diagnose_file_system
+from app.stores.sqlite.states import ASIDE
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.integration.cli.conftest import Outcome, Run
+from tests.support.registry import own_entry, own_registry
+from tests.support.servers import VALKEY, StartServer, ask
+from tests.support.small_disk import small_file_system
+from tests.support.traffic import now_ms
+
+STRONG = f"ops:admin:{hash_key('pk_3v8Jq0bKpYw2s9TfHnE7').hex()}"
+# Of the machine that the tests run on, whatever is right for the service.
+OF_THE_MACHINE = {"sqlite", "file system", "disk space", "open files"}
+
+
+class Deployment(NamedTuple):
+    """What the doctor looks at; sound unless a test changes it."""
+
+    profiles: Run
+    database: Path
+    cache: EmbeddedServer
+    queue: EmbeddedServer
+
+    def look(self, *arguments: str, **settings: object) -> Outcome:
+        """Run it."""
+        given: dict[str, object] = {"cache_url": self.cache.url, "queue_url": self.queue.url, "api_keys": STRONG}
+        return self.profiles("doctor", *arguments, **(given | settings))
+
+    def lines(self, *arguments: str, **settings: object) -> dict[str, tuple[str, str]]:
+        """State and text by the name of the check."""
+        found = self.look("--json", *arguments, **settings).json
+        assert all(bool(line["remedy"]) == (line["state"] != "ok") for line in found), "a fault without a remedy"
+        return {line["check"]: (line["state"], line["text"]) for line in found}
+
+    def execute(self, statement: str, *parameters: object) -> None:
+        """Change the database past the service."""
+        with closing(sqlite3.connect(self.database, isolation_level=None)) as connection:
+            connection.execute(statement, parameters)
+
+
+@pytest.fixture
+def deployment(migrated: Run, tmp_path: Path, start_server: StartServer) -> Iterator[Deployment]:
+    cache = start_server(VALKEY, options=("--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"))
+    queue = start_server(VALKEY, options=("--appendonly", "yes"))
+    ask(queue, "SET", HEALTH_KEY, "alive")
+    made = Deployment(migrated, tmp_path / "var/profiles.db", cache, queue)
+    made.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'one', '{}')", now_ms())
+    yield made
+    cache.kill()
+    queue.kill()
+
+
+def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment) -> None:
+    lines = deployment.lines()
+    assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in OF_THE_MACHINE} == {}
+    assert lines.keys() == {
+        *(
+            "database",
+            "integrity",
+            "wal",
+            "rights",
+            "outbox",
+            "invalidations",
+            "event times",
+            "decision ids",
+            "dead letters",
+            "evidence",
+            "retention",
+        ),
+        *("priors", "samples", "features", "registry"),
+        *("file system", "disk space", "sqlite", "open files"),
+        *("cache", "cache writes", "cache clock", "cache memory"),
+        *("queue", "queue writes", "queue clock", "queue eviction", "queue persistence", "worker", "separate"),
+        *("keys", "weak keys"),
+    }
+    shown = deployment.look()
+    assert shown.code == 0
+    assert "0 bad" in shown.out
+    assert ask(deployment.cache, "DBSIZE") == 0, "it leaves nothing behind"
+
+
+def test_whole_database_is_looked_at_when_asked(deployment: Deployment) -> None:
+    assert deployment.lines("--full")["integrity"] == ("ok", "every page, row and index is sound")
+
+
+Change = Callable[[Deployment], object]
+SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
+    ("no limit", lambda d: ask(d.cache, "CONFIG", "SET", "maxmemory", "0"), "cache memory", "warn", "no memory limit"),
+    (
+        "full and stuck",
+        lambda d: ask(d.cache, "CONFIG", "SET", "maxmemory-policy", "noeviction"),
+        *("cache memory", "warn", "takes no new values"),
+    ),
+    (
+        "queue evicts",
+        lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory", "64mb", "maxmemory-policy", "volatile-lru"),
+        *("queue eviction", "bad", "throw jobs away (volatile-lru)"),
+    ),
+    (
+        "queue would evict",
+        lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru"),
+        *("queue eviction", "warn", "with a memory limit"),
+    ),
+    (
+        "nothing on disk",
+        lambda d: ask(d.queue, "CONFIG", "SET", "appendonly", "no"),
+        *("queue persistence", "warn", "keeps nothing on disk"),
+    ),
+    (
+        "snapshots only",
+        lambda d: ask(d.queue, "CONFIG", "SET", "appendonly", "no", "save", "3600 1"),
+        *("queue persistence", "warn", "snapshots only"),
+    ),
+    ("no worker", lambda d: ask(d.queue, "DEL", HEALTH_KEY), "worker", "bad", "no worker has shown itself"),
+    (
+        "replica",
+        lambda d: ask(d.cache, "REPLICAOF", "127.0.0.1", "1"),
+        *("cache writes", "bad", "it is a replica"),
+    ),
+    (
+        "out of memory",
+        lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory", "1"),
+        *("queue writes", "bad", "refuses writes: "),
+    ),
+    (
+        "no rights",
+        lambda d: ask(d.cache, "ACL", "SETUSER", "default", "-set"),
+        *("cache writes", "bad", "it refuses a lease: NOPERM"),
+    ),
+    (
+        "two services on one queue",
+        lambda d: ask(d.queue, "ZADD", "arq:queue:databases", str(now_ms()), "one", str(now_ms()), "other"),
+        *("worker", "bad", "workers of 2 databases take one another's jobs"),
+    ),
+    ("cache is gone", lambda d: d.cache.kill(), "cache", "bad", "cannot be asked"),
+    ("queue is gone", lambda d: d.queue.kill(), "queue", "bad", "cannot be asked"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "state", "text"), [row[1:] for row in SERVER_FAULTS], ids=[row[0] for row in SERVER_FAULTS]
+)
+def test_fault_of_a_server_is_named(deployment: Deployment, change: Change, check: str, state: str, text: str) -> None:
+    assert deployment.lines()[check][0] == "ok"
+    change(deployment)
+    found = deployment.lines()[check]
+    assert found[0] == state
+    assert text in found[1]
+    assert deployment.look().code == (1 if state == "bad" else 0)
+    assert deployment.look("--strict").code == 1
+
+
+def test_a_server_that_does_not_answer_holds_it_up_only_for_a_while(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.stores.valkey.diagnostics.TIMEOUT_S", 0.2)
+    deployment.cache.signal(signal.SIGSTOP)
+    try:
+        assert deployment.lines()["cache"][0] == "bad"
+    finally:
+        deployment.cache.signal(signal.SIGCONT)
+
+
+def test_one_server_for_both_is_bad_where_it_evicts(deployment: Deployment) -> None:
+    assert deployment.lines()["separate"][0] == "ok"
+    assert deployment.lines(queue_url=deployment.cache.url)["separate"][0] == "bad"
+    assert deployment.lines(cache_url=deployment.queue.url)["separate"][0] == "warn"
+
+
+def test_servers_are_missing_when_no_setting_names_them(migrated: Run) -> None:
+    done = migrated("doctor", "--json")
+    assert done.code == 1
+    lines = {line["check"]: line for line in done.json}
+    for name in ("cache", "queue"):
+        assert f"PROFILES_{name.upper()}_URL is not set" in lines[name]["text"]
+    assert "separate" not in lines
+
+
+OLD_MS = 600_000
+ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
+    (
+        "outbox",
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
+        f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() - OLD_MS}, {now_ms() - OLD_MS})",
+        *("outbox", "warn", "1 events wait for a worker, the oldest for"),
+    ),
+    (
+        "decision ids",
+        f"INSERT INTO unknown_decisions VALUES ('shop', 12, {now_ms() - OLD_MS}), ('old', 1, {now_ms() - 90_000_000})",
+        *("decision ids", "warn", "12 events sent by shop named no decision of the user."),
+    ),
+    (
+        "owed",
+        "INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('u', 0)",
+        *("invalidations", "warn", "1 are owed"),
+    ),
+    (
+        "ahead",
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
+        f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() + DAY_MS}, 0)",
+        *("event times", "warn", "1 lie more than five minutes in the future"),
+    ),
+    (
+        "letter",
+        "INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms) "
+        "VALUES ('queue', '{}', 'e', '', 1, 0, 0)",
+        *("dead letters", "warn", "1 wait"),
+    ),
+    (
+        "evidence",
+        f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0)",
+        *("evidence", "bad", "the learned evidence of 1 user is damaged"),
+    ),
+    (
+        "prior",
+        "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) "
+        f"VALUES ('{SPEC_V2.hash}', x'00', 1, 1, 1, 0), ('of another release', x'00', 1, 1, 1, 0)",
+        *("priors", "bad", "1 pooled prior is damaged"),
+    ),
+    (
+        "disabled",
+        "INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES ('f', 'ann', 'slow', 0)",
+        *("features", "warn", "f is disabled by ann at 1970-01-01T00:00:00.000Z: slow"),
+    ),
+    ("old sample", f"UPDATE samples SET at_ms = {now_ms() - OLD_MS}", "samples", "warn", "the newest figures are"),
+    ("no sample", "DELETE FROM samples", "samples", "warn", "no process has ever"),
+    ("behind", "UPDATE alembic_version SET version_num = '0001'", "database", "bad", "is at revision 0001"),
+    ("newer", "UPDATE alembic_version SET version_num = '9999'", "database", "bad", "is newer (9999)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("statement", "check", "state", "text"), [row[1:] for row in ROW_FAULTS], ids=[row[0] for row in ROW_FAULTS]
+)
+def test_fault_in_the_database_is_named(
+    deployment: Deployment, statement: str, check: str, state: str, text: str
+) -> None:
+    assert deployment.lines()[check][0] == "ok"
+    deployment.execute(statement)
+    found = deployment.lines()[check]
+    assert found[0] == state
+    assert text in found[1]
+
+
+def test_features_and_registry_of_running_processes_are_told(deployment: Deployment, tmp_path: Path) -> None:
+    looks = {"features": ComponentView("degraded", "failing, and answered as null: f")}
+    told = Sample(at_ms=now_ms(), process="two", role="api", seconds=10.0, looks=looks, registry="0ther")
+    body = msgspec.json.encode(told).decode()
+    deployment.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'two', ?)", told.at_ms, body)
+    lines = deployment.lines()
+    assert lines["features"] == ("bad", "failing, and answered as null: f")
+    assert lines["registry"][0] == "warn"
+    assert lines["registry"][1].startswith("running processes serve the registry 0ther, and these settings name ")
+    broken = own_registry(tmp_path / "broken.py", own_entry("probe", "SELECT user_id FROM views"))
+    for features, text in ((broken, "feature 'probe': "), (tmp_path / "none.py:R", "PROFILES_FEATURES: cannot load ")):
+        state, shown = deployment.lines(features=features)["registry"]
+        assert state == "bad"
+        assert shown.startswith(f"it cannot be served: {text}")
+    assert deployment.lines(database=tmp_path / "none.db")["registry"][0] == "ok"
+
+
+def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_looked_at(
+    deployment: Deployment,
+) -> None:
+    for user_id, spec, packed, decisions in (
+        ("well", SPEC_V1, SufficientStatistics.none(SPEC_V1).pack(), 0),
+        ("grown", SPEC_V2, SufficientStatistics.none(SPEC_V2).pack(), 0),
+        ("cut short", SPEC_V1, b"", 1),
+        ("minus", SPEC_V2, struct.pack("<d", -1) + SufficientStatistics.none(SPEC_V2).pack()[8:], 1),
+    ):
+        deployment.execute("INSERT INTO bandit_states VALUES (?, ?, ?, ?, 0)", user_id, spec.hash, packed, decisions)
+    assert deployment.lines()["evidence"][0] == "ok"
+    assert deployment.lines("--full")["evidence"] == ("bad", "the learned evidence of 2 users is damaged")
+
+
+def test_database_that_is_not_there_or_something_else_is_named(deployment: Deployment, tmp_path: Path) -> None:
+    assert "there is no database" in deployment.lines(database=tmp_path / "nowhere/none.db")["database"][1]
+    other = tmp_path / "photo.jpg"
+    other.write_bytes(b"\xff\xd8" * 4_000)
+    assert deployment.lines(database=other)["database"][0] == "bad"
+
+
+def test_damage_is_named(deployment: Deployment) -> None:
+    deployment.execute(
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms) "
+        "VALUES ('e', 'signals.tip.served', 'u', x'00', 0, 0, 0)"
+    )
+    assert deployment.lines()["integrity"] == ("bad", "it is damaged: event 1 has no fact")
+    assert deployment.lines("--full")["integrity"] == ("bad", "it is damaged: event 1 has no fact")
+
+
+def test_a_second_name_of_the_file_is_named(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "second.db").hardlink_to(deployment.database)
+    assert deployment.lines()["rights"] == (
+        "bad",
+        "the file has 2 names (hard links), each with a write-ahead log of its own",
+    )
+
+
+def test_rights_are_named_when_everybody_may_write(deployment: Deployment) -> None:
+    deployment.database.chmod(deployment.database.stat().st_mode | stat.S_IWOTH)
+    assert deployment.lines()["rights"][0] == "bad"
+
+
+@pytest.mark.parametrize(("mebibytes", "state"), [(65, "warn"), (1025, "bad")])
+def test_log_that_does_not_shrink_is_named(deployment: Deployment, mebibytes: int, state: str) -> None:
+    wal = deployment.database.with_name("profiles.db-wal")
+    with closing(sqlite3.connect(deployment.database)) as connection:
+        connection.execute("SELECT * FROM samples").fetchall()  # so that the log stays while it is open
+        os.truncate(wal, mebibytes * 2**20)  # a hole: it takes no room
+        assert deployment.lines()["wal"][0] == state
+        os.truncate(wal, 0)
+
+
+MOUNTS = """\
+22 1 0:20 / / rw,relatime - ext4 /dev/root rw
+30 22 0:30 / {place} rw,relatime shared:1 - {kind} server:/export rw
+31 22 0:31 / /somewhere\\040else rw - nfs4 server:/other rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        *(("ext4", "ok"), ("xfs", "ok"), ("btrfs", "ok"), ("zfs", "ok"), ("fuse.mergerfs", "ok")),
+        *(("nfs", "bad"), ("nfs4", "bad"), ("cifs", "bad"), ("9p", "bad"), ("fuse.sshfs", "bad"), ("lustre", "bad")),
+        *(("tmpfs", "warn"), ("overlay", "warn")),
+    ],
+)
+def test_file_system_is_told_by_what_the_system_says_is_mounted(tmp_path: Path, kind: str, state: str) -> None:
+    mounts, place = tmp_path / "mountinfo", tmp_path / "var"
+    mounts.write_text(MOUNTS.format(place=place, kind=kind))
+    assert diagnose_file_system(place, mounts).state == state
+
+
+def test_small_memory_is_named_when_the_database_really_lies_there(deployment: Deployment, tmp_path: Path) -> None:
+    with small_file_system(tmp_path / "small") as small:
+        if small is None:
+            pytest.skip("only root may mount a file system")
+        lines = deployment.lines(database=small.directory / "profiles.db")
+        assert lines["file system"][0] == "warn"
+        assert lines["file system"][1].startswith("the database lies in memory")
+        assert lines["disk space"][0] == "bad"
+    assert not deployment.lines()["file system"][1].startswith("the database lies in memory")
+
+
+@contextmanager
+def open_files(limit: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(("limit", "state"), [(4_096, "ok"), (1_024, "warn"), (200, "bad")])
+def test_limit_of_open_files_is_named(deployment: Deployment, limit: int, state: str) -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < limit:
+        pytest.skip("this user may not open so many")
+    with open_files(limit):
+        assert deployment.lines()["open files"][0] == state
+
+
+# --- keys
+
+
+def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
+    assert deployment.lines(api_keys="")["keys"][0] == "warn"
+    assert deployment.lines(api_keys="", host="0.0.0.0")["keys"][0] == "bad"  # noqa: S104  # nothing listens
+    reader = STRONG.replace("admin", "read")
+    assert deployment.lines(api_keys=reader)["keys"] == (
+        "warn",
+        "none has the scope admin, so no admin can sign in to the pages",
+    )
+
+
+@pytest.mark.parametrize("key", ["", "secret", "SECRET", "Admin", "123456", "ops"])
+def test_a_key_that_anybody_would_try_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
+    weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
+    assert deployment.lines(api_keys=weak)["weak keys"] == ("bad", "the key ops is a word that anybody would try")
+
+
+def test_a_first_pruning_that_waits_is_named(deployment: Deployment) -> None:
+    old_ms = now_ms() - 200 * DAY_MS
+    deployment.execute(
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms) "
+        "VALUES ('e', 'signals.tip.served', 'u', x'00', ?, ?, ?)",
+        *(old_ms, old_ms, old_ms),
+    )
+    state, text = deployment.lines()["retention"]
+    assert (state, "Old events are not deleted" in text) == ("warn", True)
+    assert deployment.lines(retention_days=300)["retention"][0] == "ok"
+    deployment.execute("INSERT INTO service (name, value) VALUES ('pruned events', '0')")  # after the first run
+    assert deployment.lines()["retention"][0] == "ok"
+
+
+def test_worker_of_the_queue_of_that_name_is_looked_for(deployment: Deployment) -> None:
+    assert deployment.lines(queue_name="other")["worker"][0] == "bad"
+    ask(deployment.queue, "SET", health_key("other"), "alive")
+    assert deployment.lines(queue_name="other")["worker"][0] == "ok"

@@ -1,0 +1,87 @@
+"""Every command opens exactly the file that it is given, whatever its name, or says why it does not."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cli.conftest import Run
+
+NAMES = ["b%31.db", "b#1.db", "a?b/p.db", "a b.db", "//p.db", "file:p.db?mode=memory", "ä'\"&=.db", ":memory:", "-x.db"]
+
+
+def users(path: Path) -> int:
+    """How many users a database has; it is copied to a plain name first."""
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    with closing(sqlite3.connect(copy)) as connection:
+        (count,) = connection.execute("SELECT COUNT(DISTINCT user_id) FROM event_log").fetchone()
+    copy.unlink()
+    return int(count)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_database_is_the_named_file(profiles: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m" / name.lstrip("/")
+    named = f"m/{name}" if not name.startswith("//") else f"/{path}"
+    path.parent.mkdir(parents=True)
+    assert profiles("migrate", database=named).code == 0
+    assert path.is_file()
+    assert profiles("demo", "--users", "3", "--days", "2", database=named).code == 0
+    assert profiles("doctor", "--full", "--json", database=named).json[0]["state"] == "ok"
+    assert profiles("profile", "user-0001", "--json", database=named).code == 0
+    assert [item for item in tmp_path.rglob("*") if item.is_file() and item.parent != path.parent] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backup_and_restore_take_the_named_file(profiles: Run, tmp_path: Path, name: str) -> None:
+    decoy, path = tmp_path / "b1.db", tmp_path / name.lstrip("/")
+    named = str(path) if not name.startswith("//") else f"/{path}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert profiles("migrate", database=decoy).code == 0
+    assert profiles("demo", "--users", "3", "--days", "2", database=decoy).code == 0
+    assert profiles("backup", named, database=decoy).code == 0
+    assert users(path) == 3
+    assert profiles("demo", "--users", "5", "--days", "2", database=decoy).code == 0
+    assert profiles("restore", "--yes", named, database=tmp_path / "new.db").code == 0
+    assert users(tmp_path / "new.db") == 3
+    assert profiles("restore", "--yes", str(decoy), database=path.with_name(path.name + "2")).code == 0
+    assert users(path.with_name(path.name + "2")) == 5
+
+
+def test_the_home_directory_is_meant_by_a_tilde(profiles: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert profiles("migrate", database="~/p.db").code == 0
+    assert (tmp_path / "home" / "p.db").is_file()
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/db", "sqlite:///p.db", "POSTGRES://u:p@h/db"])
+def test_a_url_is_refused(profiles: Run, tmp_path: Path, url: str) -> None:
+    shown = profiles("migrate", database=url)
+    assert shown.code == 2
+    assert "PROFILES_DATABASE" in shown.err
+    assert "must be the path of a SQLite file" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_lies_beside_the_file_that_a_link_leads_to(profiles: Run, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    assert profiles("migrate", database=tmp_path / "disk" / "p.db").code == 0
+    (tmp_path / "link.db").symlink_to(tmp_path / "disk" / "p.db")
+    assert profiles("demo", "--users", "3", "--days", "2", database="link.db").code == 0
+    assert profiles("backup", "b.db", database="link.db").code == 0
+    assert profiles("restore", "--yes", "b.db", database="link.db").code == 0
+    assert (tmp_path / "link.db").is_symlink()
+    assert {item.name for item in tmp_path.iterdir()} >= {"disk", "link.db", "b.db"}
+
+
+def test_a_database_is_adopted_by_name(profiles: Run) -> None:
+    assert profiles("migrate", database="b%31.db").code == 0
+    shown = profiles("adopt", database="b%31.db")
+    assert (shown.code, shown.err) == (0, "b%31.db has a new id\n")
+    assert profiles("adopt", database="absent.db").code == 4

@@ -1,0 +1,88 @@
+"""`profiles rollout`: the same figures and the same moves as the page, beside a running service or without one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from app.bandit.learning.attribution import Rules
+from app.bandit.model.policies import Policies
+from app.bandit.rollout.monitor import RolloutWatch
+from app.bootstrap import bandit
+from app.settings import Settings
+from app.stores.sqlite.audit_trail import SqliteAuditTrail
+from app.stores.sqlite.database import Database
+from app.stores.system_clock import SystemClock
+from tests.integration.cli.conftest import Run
+from tests.support.decisions import rows_of, some, write
+
+
+async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write decisions, and let a worker look."""
+    database, settings, clock = await Database.open(path, 1), Settings(), SystemClock()
+    await write(database, rows)
+    rules = Rules.of(settings.rewards, settings.reward_window_hours)
+    rollout = bandit.rollout(settings, database, clock, Policies.of(shadow=True), rules)
+    await RolloutWatch(rollout, clock).once()
+    await database.close()
+
+
+async def outcomes(path: Path) -> list[tuple[str, str, str]]:
+    """What the audit trail holds, oldest first."""
+    database = await Database.open(path, 1)
+    entries = await SqliteAuditTrail(database).newest(10)
+    await database.close()
+    return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
+
+
+def test_status_says_where_it_stands_when_nothing_was_decided(profiles: Run, database_path: Path) -> None:
+    shown = profiles("rollout", "status", database=database_path)
+    assert shown.code == 0
+    assert "shadow, the challenger serves 0% of the users" in shown.out
+    assert "too few to say" in shown.out
+    assert "they are the champion's, so not judged" in shown.out
+    assert "insufficient data: 0 decisions can be evaluated" in shown.out
+    found = profiles("rollout", "status", "--json", database=database_path).json
+    assert (found["stage"], found["figures"]) == ("shadow", None)
+
+
+def test_challenger_is_ramped_and_rolled_back_audited(profiles: Run, database_path: Path) -> None:
+    refused = profiles("rollout", "ramp", database=database_path)
+    assert refused.code == 5
+    assert "insufficient data: 0 decisions" in refused.err
+    asyncio.run(look(database_path, rows_of(some(4_000))))
+    shown = profiles("rollout", "ramp", "--reason", "looks [good]", database=database_path)
+    assert shown.code == 0
+    for text in (
+        "ramp, the challenger serves 5%",
+        "by the command line: looks [good]",
+        "lift",
+        "not now",
+        "200 are needed",
+    ):
+        assert text in shown.out
+    rails = profiles("rollout", "status", "--json", database=database_path).json["guardrails"]
+    assert f"challenger {rails['dismissals']['challenger']:.1%}, champion" in shown.out
+    promoted = profiles("rollout", "promote", database=database_path)
+    assert (promoted.code, "ramp it first" in promoted.err) == (5, True)
+    back = profiles("rollout", "rollback", "--json", database=database_path)
+    assert (back.code, back.json["stage"]) == (0, "rolled back")
+    over = profiles("rollout", "status", database=database_path).out
+    assert "none, the roll-out is over" in over
+    assert "no more looks" in over
+    assert [entry[:2] for entry in asyncio.run(outcomes(database_path))] == [
+        *[("the command line", "ramp roll-out")] * 2,
+        ("the command line", "promote challenger"),
+        ("the command line", "roll back roll-out"),
+    ]
+
+
+@pytest.mark.parametrize("reason", ["x" * 401, "a\nb"])
+def test_reason_is_bounded_text(profiles: Run, database_path: Path, reason: str) -> None:
+    refused = profiles("rollout", "rollback", "--reason", reason, database=database_path)
+    assert refused.code == 5
+    assert "--reason" in refused.err
+    assert asyncio.run(outcomes(database_path)) == []

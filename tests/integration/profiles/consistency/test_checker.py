@@ -1,0 +1,276 @@
+"""The audit: it finds what is untrue, blames nobody for what is not over, and repairs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.features.clock import DAY_MS
+from app.profiles.consistency import checker, monitor
+from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
+from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
+from app.profiles.online.invalidation import Stale
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.local_cache_epoch import recall
+from app.stores.sqlite.recent_events import SqliteRecentEvents
+from tests.integration.profiles.consistency.test_inspection import inspector, put
+from tests.support.clock import NOW_MS
+from tests.support.events import admitted, feedback, served
+from tests.support.logs import Recorder
+from tests.support.service import Service
+from tests.support.world import World
+
+VOLUME = "tip_volume_30d"
+
+
+async def _at_once(_: float) -> None:
+    """No pause."""
+
+
+def auditor(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
+    """Audits that service's cache."""
+
+    async def drop(stale: Stale) -> None:
+        await service.invalidator.invalidate(stale)
+        await recall(service.database)
+
+    return ConsistencyChecker(
+        inspector=inspector(service, pause),
+        events=SqliteRecentEvents(service.database),
+        drop=drop,
+    )
+
+
+async def consumed(service: Service) -> None:
+    """A worker has taken up every event."""
+    log = SqliteEventLog(service.database)
+    await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
+
+
+def outcomes(verdicts: list[CheckResult]) -> list[str]:
+    """In the order asked."""
+    return [verdict.outcome for verdict in verdicts]
+
+
+async def test_each_user_gets_its_own_verdict_when_many_are_checked(service: Service, world: World) -> None:
+    await service.send(served("ann"), served("bob"), served("cleo"))
+    await consumed(service)
+    await service.batch(["ann", "bob"])
+    await service.drain()
+    await put(service, world, VOLUME, 3, b"77")
+    ann, bob, cleo = await auditor(service).check(["ann", "bob", "cleo"])
+    assert outcomes([ann, bob, cleo]) == ["violation", "consistent", "empty"]
+    (cell,) = ann.untrue
+    assert cell.held is not None
+    assert (cell.entry.name, cell.fault, cell.held.json, cell.outcome.json) == (VOLUME, "unexplained", b"77", b"1")
+    assert ann.inspection is not None
+    assert ann.inspection.newest == {"signals.tip.served": 1}
+
+
+async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_taken_in(
+    service: Service, world: World
+) -> None:
+    await service.send(served("ann"))
+    await put(service, world, VOLUME, 0, b"0")
+    assert outcomes(await auditor(service).check(["ann"])) == ["pending"]
+    await consumed(service)
+    (verdict,) = await auditor(service).check(["ann"])
+    assert [(cell.entry.name, cell.fault) for cell in verdict.untrue] == [(VOLUME, "stale")]
+
+
+async def test_a_value_is_a_violation_when_it_is_right_by_chance_but_older_than_its_event(
+    service: Service, world: World
+) -> None:
+    await service.send(served("ann"))
+    await consumed(service)
+    await put(service, world, VOLUME, 0, b"1")
+    assert outcomes(await auditor(service).check(["ann"])) == ["violation"]
+
+
+async def test_time_alone_is_no_violation(service: Service) -> None:
+    await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000), served("ann"))
+    await service.features("ann")
+    await service.drain()
+    service.clock.advance(120_000)
+    assert outcomes(await auditor(service).check(["ann"])) == ["consistent"]
+
+
+async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(service: Service, world: World) -> None:
+    await service.send(served("ann"))
+    await put(service, world, VOLUME, 1, b"77")
+
+    async def drop(_: float) -> None:
+        await service.invalidator.invalidate({"ann": [VOLUME]})
+
+    assert outcomes(await auditor(service, drop).check(["ann"])) == ["empty"]
+
+
+async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: Service, world: World) -> None:
+    await service.send(served("ann"))
+    await put(service, world, VOLUME, 1, b"77")
+    await service.owed.owe(["bob"], NOW_MS)
+    service.clock.advance(1_000)
+    assert outcomes(await auditor(service).check(["ann", "bob"])) == ["unchecked", "unchecked"]
+
+
+async def test_nothing_is_claimed_while_the_cache_is_away(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=100)
+    await service.send(served("ann"))
+    fragile_world.server.signal(signal.SIGSTOP)
+    try:
+        assert outcomes(await auditor(service).check(["ann", "bob"])) == ["unchecked", "unchecked"]
+    finally:
+        fragile_world.server.signal(signal.SIGCONT)
+
+
+async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(service: Service, world: World) -> None:
+    await service.send(served("ann"), feedback("ann"))
+    await consumed(service)
+    await service.features("ann")
+    await service.drain()
+    await put(service, world, VOLUME, 2, b"77")
+    for _ in range(4):
+        assert (await service.plain("ann"))[VOLUME] == 77  # kept near by now
+    audit = auditor(service)
+    assert await audit.repair(await audit.check(["ann", "bob"])) == 1
+    assert (await service.plain("ann"))[VOLUME] == 1
+    await service.drain()
+    assert outcomes(await audit.check(["ann"])) == ["consistent"]
+    assert await audit.repair(await audit.check(["ann"])) == 0
+
+
+# --- the running audit
+
+
+def watch(service: Service, users_per_s: int = 5) -> ConsistencyMonitor:
+    """The running audit of that process."""
+    return ConsistencyMonitor(
+        checker=auditor(service),
+        users_per_s=users_per_s,
+        random=Random(1),
+        clock=service.clock,
+        metrics=service.metrics,
+        pause=_at_once,
+    )
+
+
+def checks(service: Service, after: str, outcome: str) -> float:
+    """How many were counted so."""
+    return service.counted("consistency_checks", after=after, outcome=outcome)
+
+
+async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: Service) -> None:
+    watching = watch(service)
+    await service.send(served("old"))
+    await watching.round()  # what was there before counts for nothing
+    await service.send(served("ann"))
+    await consumed(service)
+    await service.features("ann")
+    await service.drain()
+    await watching.round()
+    assert not any(checks(service, name, "consistent") for name, _ in DELAYS)
+    moment = 0.0
+    for place, (name, delay_s) in enumerate(DELAYS):
+        service.clock.advance(round((delay_s - moment) * 1000) - 1)
+        await watching.round()
+        assert not checks(service, name, "consistent")
+        service.clock.advance(1)
+        await watching.round()
+        assert [checks(service, other, "consistent") for other, _ in DELAYS] == [1] * (place + 1) + [0] * (2 - place)
+        moment = delay_s
+
+
+async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_it(
+    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(checker, "log", recorder)
+    watching = watch(service)
+    await watching.round()
+    await service.send(served("ann"))
+    await consumed(service)
+    await put(service, world, VOLUME, 1, b"77")
+    await watching.round()
+    service.clock.advance(1_000)
+    await watching.round()
+    assert checks(service, "1s", "violation") == 1
+    assert service.counted("consistency_violations", feature=VOLUME, fault="unexplained") == 1
+    assert service.counted("consistency_repairs") == 1
+    (line,) = recorder.of("consistency_violation")
+    assert (line["feature"], line["held"], line["computed"], line["held_seq"]) == (VOLUME, "77", "1", 1)
+    assert (line["event_seq"], line["after"], line["newest_events"]) == (1, "1s", {"signals.tip.served": 1})
+    assert "ann" not in line["user"]
+    assert (await service.features("ann"))[VOLUME] == 1
+
+
+async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service: Service) -> None:
+    watching = watch(service, users_per_s=3)
+    await watching.round()
+    await service.send(*(served(f"user-{number}") for number in range(300)))
+    await watching.round()
+    service.clock.advance(1_000)
+    await watching.round()
+    assert sum(checks(service, "1s", outcome) for outcome in ("empty", "consistent", "pending")) == 3
+
+
+async def test_a_check_that_comes_too_late_says_nothing(service: Service) -> None:
+    watching = watch(service)
+    await watching.round()
+    await service.send(served("ann"))
+    await watching.round()
+    service.clock.advance(round(1000 * (1.0 + LATE_S)) + 1)
+    await watching.round()
+    assert checks(service, "1s", "unchecked") == 1
+
+
+@pytest.mark.parametrize("fault", [StoreUnavailable("locked"), ValueError("a defect")])
+async def test_watch_goes_on_and_says_so_once_when_the_database_does_not_answer(
+    service: Service, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(monitor, "log", recorder)
+    rounds = 0
+    over = asyncio.Event()
+
+    async def pause(_: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 4:
+            over.set()
+            await asyncio.Event().wait()
+
+    async def fail() -> None:
+        raise fault
+
+    watching = watch(service)
+    watching._pause = pause
+    watching.round = fail  # type: ignore[method-assign]
+    task = asyncio.create_task(watching.keep_watching())
+    await over.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    levels = [line["level"] for line in recorder.lines]
+    assert levels == (
+        ["warning", "debug", "debug", "debug"] if isinstance(fault, StoreUnavailable) else ["exception"] * 4
+    )
+
+
+async def test_nothing_is_watched_when_that_is_switched_off(service: Service) -> None:
+    await watch(service, users_per_s=0).keep_watching()
+
+
+async def test_events_that_were_never_consumed_are_found_by_their_user(service: Service) -> None:
+    recent = SqliteRecentEvents(service.database)
+    assert await recent.newest_seq() == 0
+    await SqliteEventLog(service.database).append([[admitted(served("ann")), admitted(served("bob"))]])
+    assert [item.seq for item in await recent.since(0, 1)] == [2]
+    assert await recent.any_unconsumed("ann", 0)
+    assert not await recent.any_unconsumed("ann", 1)
+    await consumed(service)
+    assert not await recent.any_unconsumed("ann", 0)

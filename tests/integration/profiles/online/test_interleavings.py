@@ -1,0 +1,41 @@
+"""Every interleaving that the protocol excludes, forced on both servers; and proof that the schedules can fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.schedules import Schedule, caught, on_own_server, on_shared_server
+from tests.support.servers import StartServer
+from tests.support.world import Kind, World
+
+
+def _name(value: Schedule | Kind) -> str:
+    return value.name if isinstance(value, Kind) else getattr(value, "__name__", repr(value))
+
+
+@pytest.mark.parametrize("schedule", on_shared_server, ids=_name)
+async def test_reads_are_true_when_forced(schedule: Schedule, server: EmbeddedServer, database_path: Path) -> None:
+    async with World(database_path, server) as world:
+        await schedule(world)
+
+
+@pytest.mark.parametrize("schedule", on_own_server, ids=_name)
+async def test_reads_are_true_when_the_server_restarts(
+    schedule: Schedule, own_server: EmbeddedServer, database_path: Path
+) -> None:
+    async with World(database_path, own_server) as world:
+        await schedule(world)
+
+
+@pytest.mark.parametrize(("schedule", "mutant"), caught, ids=_name)
+async def test_a_stale_read_is_seen_when_the_cache_is_a_mutant(
+    schedule: Schedule, mutant: Kind, start_server: StartServer, database_path: Path
+) -> None:
+    server = start_server("valkey")
+    async with World(database_path, server, mutant) as world:
+        with pytest.raises(AssertionError, match="is not the truth"):
+            await schedule(world)
+    server.kill()

@@ -1,0 +1,382 @@
+"""Invalidation: made at once, or owed, waited for and settled; and what comes out in two processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.profiles.codec import Value, encode
+from app.profiles.online.invalidation import SETTLE_CHUNK
+from app.profiles.online.trust import HOLD_BACK_S
+from app.profiles.ports import Cell, Fill
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.database import column
+from tests.support.events import feedback, served
+from tests.support.proxy import Proxy, proxy
+from tests.support.registry import REGISTRY
+from tests.support.servers import ask, keys
+from tests.support.service import Service, assert_reads, assert_true
+from tests.support.waiting import eventually
+from tests.support.world import World
+
+USER = "ann"
+HASTY_MS = 60
+
+
+async def owed(service: Service) -> list[object]:
+    """The users whose invalidation is owed, in order."""
+    return await column(service.database, "SELECT user_id FROM owed_invalidations ORDER BY id")
+
+
+async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: Service) -> None:
+    await assert_true([service], USER, "bob")
+    assert await service.invalidator.invalidate({USER: REGISTRY.names}) is True
+    held = await service.held(USER, "bob")
+    assert [raw is None for raw in held.values()] == [True] * len(REGISTRY) + [False] * len(REGISTRY)
+    assert service.pauses == []
+    assert await owed(service) == []
+
+
+async def test_nothing_is_asked_when_nothing_is_stale(service: Service) -> None:
+    assert await service.invalidator.invalidate({}) is True
+    assert service.cache.commands == {}
+
+
+def kill(server: EmbeddedServer) -> None:
+    server.kill()
+
+
+def pause(server: EmbeddedServer) -> None:
+    server.signal(signal.SIGSTOP)
+
+
+def make_read_only(server: EmbeddedServer) -> None:
+    ask(server, "REPLICAOF", "127.0.0.1", "1")
+
+
+def unpause(server: EmbeddedServer) -> None:
+    server.signal(signal.SIGCONT)
+
+
+def make_writable(server: EmbeddedServer) -> None:
+    ask(server, "REPLICAOF", "NO", "ONE")
+
+
+def start(server: EmbeddedServer) -> None:
+    server.start()
+
+
+Disturb = Callable[[EmbeddedServer], None]
+OUTAGES = [
+    pytest.param(kill, start, id="killed"),
+    pytest.param(pause, unpause, id="paused"),
+    pytest.param(make_read_only, make_writable, id="read-only"),
+]
+
+
+@pytest.mark.parametrize(("begin", "end"), OUTAGES)
+async def test_the_debt_is_committed_before_the_wait_when_the_cache_is_away(
+    fragile_world: World, begin: Disturb, end: Disturb
+) -> None:
+    service = await fragile_world.open(timeout_ms=HASTY_MS)
+    await assert_true([service], USER)
+    during: list[list[object]] = []
+
+    async def wait(seconds: float) -> None:
+        assert seconds == HOLD_BACK_S
+        during.append(await owed(service))
+
+    service.invalidator._pause = wait
+    begin(fragile_world.server)
+    assert await service.invalidator.invalidate({USER: REGISTRY.names, "bob": ["tip_volume_30d"]}) is False
+    assert during == [[USER, "bob"]]
+    assert service.counted("invalidations", outcome="owed") == 2
+    end(fragile_world.server)
+
+
+@pytest.mark.parametrize(("begin", "end"), OUTAGES)
+async def test_no_process_reads_older_than_an_answer_when_the_cache_goes_and_returns(
+    fragile_world: World, begin: Disturb, end: Disturb
+) -> None:
+    one, two = [await fragile_world.open(timeout_ms=HASTY_MS) for _ in range(2)]
+    await assert_true([one, two], USER)
+    begin(fragile_world.server)
+    receipt = await one.send(served(USER), feedback(USER))
+    assert receipt.invalidated is False
+    for service in (one, two):
+        assert await service.features(USER) == await service.recomputed(USER)
+        assert service.counted("degraded_reads", reason="owed") + service.counted(
+            "degraded_reads", reason="unavailable"
+        )
+    end(fragile_world.server)
+    for service in (two, one):  # not settled yet
+        assert await service.features(USER) == await service.recomputed(USER)
+    await two.reconnected()
+    assert await two.invalidator.settle() == 1
+    fragile_world.clock.advance(51)
+    await one.reconnected()
+    await assert_true([one, two], USER)
+    await hits_again(two)
+
+
+@pytest.mark.parametrize("contents", ["none", "old"])
+async def test_no_process_reads_older_than_an_answer_when_the_cache_dies_and_rises(
+    fragile_world: World, contents: str
+) -> None:
+    one, two = [await fragile_world.open(timeout_ms=HASTY_MS) for _ in range(2)]
+    await assert_true([one, two], USER)
+    dump = fragile_world.save() if contents == "old" else None
+    fragile_world.server.kill()
+    await one.send(served(USER), feedback(USER))
+    fragile_world.restart(dump)
+    for service in (two, one):
+        assert await service.features(USER) == await service.recomputed(USER)
+    await two.reconnected()
+    await one.reconnected()
+    assert await one.invalidator.settle() == 1
+    fragile_world.clock.advance(51)
+    await assert_true([one, two], USER)
+    await hits_again(one)
+
+
+async def hits_again(service: Service) -> None:
+    """The next read computes nothing."""
+    statements = len(service.source.statements)
+    await service.features(USER)
+    assert len(service.source.statements) == statements
+
+
+async def test_nobody_waits_for_a_timeout_when_the_breaker_is_open(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=HASTY_MS)
+    fragile_world.server.signal(signal.SIGSTOP)
+    for _ in range(3):
+        await service.features(USER)
+    assert not service.cache.available
+    service.cache.commands.clear()
+    assert (await service.send(served(USER))).invalidated is False
+    assert await service.features(USER) == await service.recomputed(USER)
+    assert service.cache.commands == {}
+    fragile_world.server.signal(signal.SIGCONT)
+
+
+async def test_invalidate_raises_when_neither_cache_nor_database_answer(fragile_world: World) -> None:
+    service = await fragile_world.open(timeout_ms=HASTY_MS)
+    fragile_world.server.kill()
+    await service.database.close()
+    with pytest.raises(StoreUnavailable):
+        await service.invalidator.invalidate({USER: REGISTRY.names})
+
+
+CUTS = [pytest.param(Proxy.cut, id="cut"), pytest.param(Proxy.silence, id="silent")]
+
+
+async def one_process_cut_off(world: World, lose: Callable[[Proxy], None]) -> None:
+    """An event comes in by the process that cannot reach the cache; the one that can must not serve a hit."""
+    async with proxy(world.server.socket_path) as line:
+        near, far = await world.open(), await world.open(url=line.url, timeout_ms=HASTY_MS)
+        await assert_true([near, far], USER)
+        lose(line)
+        assert (await far.send(served(USER), feedback(USER))).invalidated is False
+        assert await near.features(USER) == await near.recomputed(USER), "is not the truth"
+        assert await far.features(USER) == await far.recomputed(USER)
+        assert near.counted("degraded_reads", reason="owed") == 1
+        assert await near.invalidator.settle() == 1
+        world.clock.advance(51)
+        await assert_true([near], USER)
+        await assert_reads([far], USER)
+        await hits_again(near)
+        line.mend()
+        await far.reconnected()
+        await assert_true([far, near], USER)
+        await hits_again(far)
+
+
+@pytest.mark.parametrize("lose", CUTS)
+async def test_the_other_process_is_right_at_once_when_one_is_cut_off(
+    world: World, lose: Callable[[Proxy], None]
+) -> None:
+    await one_process_cut_off(world, lose)
+
+
+async def test_a_stale_read_is_seen_when_the_gate_always_holds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.profiles.online.trust.TrustGate.holds", lambda gate: True)
+    with pytest.raises(AssertionError, match="is not the truth"):
+        await one_process_cut_off(world, Proxy.cut)
+
+
+async def test_a_stale_read_is_seen_when_the_answer_is_not_held_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.profiles.online.invalidation.HOLD_BACK_S", 0)
+    with pytest.raises(AssertionError, match="is not the truth"):
+        await one_process_cut_off(world, Proxy.cut)
+
+
+async def test_a_debt_stays_when_it_is_recorded_while_an_older_one_is_settled(world: World) -> None:
+    one, two = await world.open(), await world.open()
+    await two.owed.owe([USER, "bob"], 1)
+    settling = await world.stopped_at(one.cache.before_drop, one.invalidator.settle())
+    await two.owed.owe([USER], 2)
+    one.cache.before_drop.go()
+    # It is found by the next look of the same settling, and the keys are dropped again.
+    assert await settling == 3
+    assert one.cache.commands["drop"] == 2
+
+
+async def test_a_debt_recorded_between_drop_and_forgetting_is_settled_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await world.open(), await world.open()
+    await two.owed.owe([USER], 1)
+    left: list[list[object]] = []
+    settled = one.owed.settled
+
+    async def late(ids: list[int]) -> None:
+        await two.owed.owe([USER], 2)
+        await settled(ids)
+        left.append(await owed(one))
+
+    monkeypatch.setattr(one.owed, "settled", late)
+    settling = asyncio.get_running_loop().create_task(one.invalidator.settle())
+    await eventually(lambda: left)
+    monkeypatch.setattr(one.owed, "settled", settled)
+    await settling
+    assert left[0] == [USER]
+    assert await owed(one) == []
+
+
+async def test_every_debt_is_settled_when_there_are_more_than_one_look_takes(service: Service) -> None:
+    users = [f"user {number}" for number in range(SETTLE_CHUNK * 2 + 7)]
+    await service.batch(users)
+    await service.drain()
+    await service.owed.owe(users, 1)
+    service.clock.advance(51)
+    assert not service.gate.holds()
+    assert await service.invalidator.settle() == len(users)
+    assert await owed(service) == []
+    assert service.cache.commands["drop"] == 3
+    assert set((await service.held(*users)).values()) == {None}
+
+
+async def test_keys_of_another_release_are_settled_too(world: World) -> None:
+    """The one that settles need not know the feature; what any process announced is dropped."""
+    service = await world.open()
+    await service.database.write(
+        lambda connection: connection.execute(
+            "INSERT INTO feature_keys VALUES ('signals.tip.served', 'of_tomorrow', 1)"
+        )
+    )
+    epoch, _ = await service.cache.read([Cell(USER, "of_tomorrow")])
+    await service.cache.lease(epoch, [Cell(USER, "of_tomorrow")])
+    await service.owed.owe([USER], 1)
+    await service.invalidator.settle()
+    assert keys(world.server) == []
+
+
+async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: Service) -> None:
+    cells = {name: Cell(USER, name) for name in ("old", "same", "newer", "lease", "garbage", "empty")}
+    epoch, _ = await service.cache.read(list(cells.values()))
+    tokens = dict(zip(cells, await service.cache.lease(epoch, list(cells.values())), strict=True))
+    stand = {
+        "old": encode(Value(b"f", 6, 1, 2, b"3")),
+        "same": encode(Value(b"f", 7, 1, 2, b"3")),
+        "newer": encode(Value(b"f", 8, 1, 2, b"3")),
+        "garbage": b"garbage",
+    }
+    await service.cache.fill(epoch, [Fill(cells[name], tokens[name], raw, 60_000) for name, raw in stand.items()])
+    await service.cache.drop([cells["empty"]])
+    await service.invalidator.drop_older({USER: dict.fromkeys(cells, 7)})
+    _, held = await service.cache.read(list(cells.values()))
+    assert dict(zip(cells, held, strict=True)) == {**stand, "old": None, "lease": tokens["lease"], "empty": None}
+    assert service.counted("stale_values_dropped") == 1
+
+
+async def test_nothing_is_asked_when_a_worker_takes_up_no_event(service: Service) -> None:
+    await service.invalidator.drop_older({})
+    assert service.cache.commands == {}
+
+
+class Books:
+    """Debts as a test sets them."""
+
+    def __init__(self) -> None:
+        self.debts = False
+        self.failing = False
+        self.looks = 0
+
+    def any_owed(self) -> bool:
+        self.looks += 1
+        if self.failing:
+            raise StoreUnavailable("locked")
+        return self.debts
+
+
+async def test_settling_goes_on_when_looks_and_commands_fail(
+    fragile_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await fragile_world.open(timeout_ms=HASTY_MS)
+    await assert_true([service], USER)
+    fragile_world.server.signal(signal.SIGSTOP)
+    await service.send(served(USER))
+    keeping = await fragile_world.started(service.invalidator.keep_settling())
+    books, any_owed = Books(), service.owed.any_owed
+    books.failing = True
+    monkeypatch.setattr(service.owed, "any_owed", books.any_owed)
+    await eventually(lambda: books.looks > 2)
+    monkeypatch.setattr(service.owed, "any_owed", any_owed)
+    fragile_world.server.signal(signal.SIGCONT)
+    await eventually(lambda: service.metrics.collectors.get_sample_value("profiles_owed_invalidations") == 0)
+    assert not any_owed()
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+
+
+async def test_the_gauge_falls_when_another_process_settled(world: World) -> None:
+    one, two = await world.open(), await world.open()
+    await one.owed.owe([USER], 1)
+    one.metrics.owed.set(1)
+    await two.invalidator.settle()
+    keeping = await world.started(one.invalidator.keep_settling())
+    await eventually(lambda: one.metrics.collectors.get_sample_value("profiles_owed_invalidations") == 0)
+    keeping.cancel()
+
+
+async def test_settling_ends_when_it_is_cancelled_in_its_wait(service: Service, world: World) -> None:
+    keeping = await world.started(service.invalidator.keep_settling())
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+
+
+async def test_settling_ends_when_it_is_cancelled_in_its_pause(
+    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = asyncio.Event()
+
+    async def forever(_: float) -> None:
+        paused.set()
+        await asyncio.get_running_loop().create_future()
+
+    books = Books()
+    books.failing = True
+    monkeypatch.setattr(service.owed, "any_owed", books.any_owed)
+    service.invalidator._pause = forever
+    keeping = await world.started(service.invalidator.keep_settling())
+    await eventually(paused.is_set)
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+
+
+async def test_settling_keeps_the_debt_when_it_is_cancelled_before_its_drop(service: Service, world: World) -> None:
+    await service.owed.owe([USER], 1)
+    keeping = await world.stopped_at(service.cache.before_drop, service.invalidator.keep_settling())
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    assert await owed(service) == [USER]

@@ -1,0 +1,361 @@
+"""The near cache: what is answered from this process's own memory, and when it must not be."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, LocalCache
+from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
+from app.stores.sqlite.local_cache_epoch import SELECT_RECALLS, UPSERT_RECALLS
+from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.events import feedback, served
+from tests.support.registry import REGISTRY
+from tests.support.servers import ask
+from tests.support.service import NEAR_AFTER, NEAR_USERS, Service, let_pass
+from tests.support.world import World
+
+USER = "ann"
+FULL = REGISTRY.full_mask
+WIDTH = len(REGISTRY)
+
+
+async def kept(service: Service, *user_ids: str) -> None:
+    """Plain reads until the users are kept near."""
+    for user_id in user_ids:
+        for _ in range(NEAR_AFTER):
+            await service.plain(user_id)
+            await service.drain()
+        assert await is_near(service, user_id)
+
+
+async def is_near(service: Service, user_id: str) -> bool:
+    """Whether a plain read, which is made, asks no server."""
+    await service.drain()
+    before = service.cache.commands.copy()
+    await service.plain(user_id)
+    await service.drain()
+    return service.cache.commands == before
+
+
+async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: Service) -> None:
+    await service.send(served(USER), feedback(USER, dwell_ms=5))
+    await kept(service, USER)
+    service.cache.commands.clear()
+    hits = service.counted("near_hits")
+    for _ in range(5):
+        assert await service.plain(USER) == await service.recomputed(USER)
+    assert service.cache.commands == {}
+    assert service.counted("near_hits") == hits + 5 * WIDTH
+    assert service.counted("cache_hits") >= service.counted("near_hits")
+
+
+async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: Service) -> None:
+    await service.plain(USER)
+    await service.drain()
+    await service.plain(USER)
+    assert not await is_near(service, USER), "this read is the second hit, and keeps"
+    assert await is_near(service, USER)
+
+
+async def test_a_detailed_read_asks_the_server_when_the_user_is_near(service: Service) -> None:
+    await kept(service, USER)
+    service.cache.commands.clear()
+    await service.features(USER)
+    assert service.cache.commands == {"read": 1}
+
+
+async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(service: Service) -> None:
+    await kept(service, "a", "c")
+    await service.send(served("b"))
+    wanted = dict.fromkeys(["a", "b", "c", "d"], FULL)
+    service.source.statements.clear()
+    values = await service.reader.read_values(wanted)
+    assert {user_id: values[user_id][4] for user_id in wanted} == {"a": b"0", "b": b"1", "c": b"0", "d": b"0"}
+    assert [row.user_id for row in service.source.statements[0]] == ["b", "d"]
+
+
+async def test_each_selection_is_kept_for_itself_when_features_are_selected(service: Service) -> None:
+    await kept(service, USER)
+    volume = REGISTRY.mask(["tip_volume_30d"])
+    service.cache.commands.clear()
+    assert (await service.reader.read_values({USER: volume}))[USER] == (b"0",)
+    assert (await service.reader.read_values({USER: volume}))[USER] == (b"0",)
+    assert service.cache.commands == {"read": 1}
+    assert await is_near(service, USER)
+
+
+async def test_an_event_is_seen_when_it_came_through_another_process(world: World) -> None:
+    reader, writer = await world.open(), await world.open()
+    await kept(reader, USER, "bob")
+    for number in range(1, 4):
+        await writer.send(served(USER))
+        assert (await reader.plain(USER))["tip_volume_30d"] == number
+        assert await is_near(reader, "bob"), "an event is about its own user"
+        await kept(reader, USER)
+
+
+async def test_a_profile_stays_near_when_only_another_feature_became_untrue(service: Service) -> None:
+    """The event log's newest number grows, the values of the other subject keep theirs: they are still proved."""
+    await service.send(feedback(USER))
+    await kept(service, USER)
+    await service.send(served(USER))
+    await kept(service, USER)
+    assert await service.plain(USER) == await service.recomputed(USER)
+
+
+async def test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come(world: World) -> None:
+    """E commit, R looks, R reads the old value; E DEL, E answer; R finds."""
+    reader, writer = await world.open(), await world.open()
+    await kept(reader, USER, "bob")
+    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    await reader.plain("bob")  # a look that sees the event
+    for _ in range(NEAR_AFTER):
+        assert (await reader.plain(USER))["tip_volume_30d"] == 0, "nobody was told of the event yet"
+    assert not await is_near(reader, USER)
+    writer.cache.before_drop.go()
+    await sending
+    assert (await reader.plain(USER))["tip_volume_30d"] == 1
+
+
+async def test_an_old_value_is_not_kept_when_the_event_comes_while_it_is_read(world: World) -> None:
+    """R reads the old value, E commit, E DEL, E answer, R keeps; R finds."""
+    reader, writer = await world.open(), await world.open()
+    await kept(reader, USER)
+    let_pass(world.clock, MAX_AGE_S)
+    reading = await world.stopped_at(reader.cache.after_read, reader.plain(USER))
+    await writer.send(served(USER))
+    reader.cache.after_read.go()
+    assert (await reading)["tip_volume_30d"] == 0, "it began before"
+    assert (await reader.plain(USER))["tip_volume_30d"] == 1
+
+
+async def test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read(world: World) -> None:
+    """R reads the old value, A erases, A DEL, A recalls, R keeps, R finds: the log forgot the user."""
+    reader, admin = await world.open(), await world.open()
+    await reader.send(served(USER))
+    await kept(reader, USER)
+    let_pass(world.clock, MAX_AGE_S)
+    reading = await world.stopped_at(reader.cache.after_read, reader.plain(USER))
+    await admin.erase(USER)
+    reader.cache.after_read.go()
+    await reading
+    assert (await reader.plain(USER))["tip_volume_30d"] == 0
+
+
+async def test_nothing_of_a_user_is_left_when_another_process_erased_them(world: World) -> None:
+    reader, admin = await world.open(), await world.open()
+    await reader.send(served(USER), feedback(USER))
+    await kept(reader, USER)
+    await admin.erase(USER)
+    assert await reader.plain(USER) == await reader.recomputed(USER)
+
+
+async def test_an_event_is_not_forgotten_when_its_user_is_being_erased(world: World) -> None:
+    """R keeps; E commit, E DEL, E answer; A erases and has not settled; R finds. The log does not know E any more."""
+    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    await writer.send(served(USER))
+    await kept(reader, USER)
+    await writer.send(served(USER))
+    erasing = await world.stopped_at(admin.cache.before_drop, admin.erase(USER))
+    assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
+    admin.cache.before_drop.go()
+    await erasing
+    assert (await reader.plain(USER))["tip_volume_30d"] == 0
+
+
+async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_looks_of_one(world: World) -> None:
+    """R keeps; E commit, E answer; R reads the tail; A erases; R reads the recalls."""
+    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    await writer.send(served(USER))
+    await kept(reader, USER)
+    await writer.send(served(USER))
+    tail = reader.owed.data_version._connection
+
+    class Between:
+        """Erases before the second statement of a look."""
+
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            self.seen.append(statement)
+            if len(self.seen) == 3:  # the version, one of the two, and now the other
+                with sqlite3.connect(world.path) as hand:
+                    for erasing in (*DELETE_USER, UPDATE_SEQ, UPSERT_RECALLS):
+                        hand.execute(erasing, {"user": USER})
+            return tail.execute(statement, *parameters)
+
+    reader.owed.data_version._connection = between = Between()  # type: ignore[assignment]
+    assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
+    assert set(between.seen[1:3]) == {SELECT_TAIL, SELECT_RECALLS}
+    reader.owed.data_version._connection = tail
+    await admin.erase(USER)
+
+
+async def test_nothing_is_kept_when_an_erased_user_is_owed_an_invalidation(world: World) -> None:
+    """E commit; A erases; R reads the old value and may not keep it; E DEL, E answer; R finds; A settles."""
+    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    await writer.send(served(USER))
+    await kept(reader, USER, "bob")
+    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    erasing = await world.stopped_at(admin.cache.before_drop, admin.erase(USER))
+    await kept_as_far_as_allowed(reader)
+    writer.cache.before_drop.go()
+    await sending
+    assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
+    admin.cache.before_drop.go()
+    await erasing
+    assert (await reader.plain(USER))["tip_volume_30d"] == 0
+
+
+async def kept_as_far_as_allowed(service: Service) -> None:
+    """More plain reads than it takes; the clock stands still, so a look at what is owed is never too old."""
+    await service.plain("bob")
+    for _ in range(NEAR_AFTER):
+        await service.plain(USER)
+
+
+async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: Service) -> None:
+    users = [f"user {number}" for number in range(PROOFS_PER_TURN * 2)]
+    for round_ in range(NEAR_AFTER + 1):
+        await service.reader.read_values(dict.fromkeys(users, FULL))
+        await service.drain()
+        assert len(service.near._kept) == PROOFS_PER_TURN * max(0, round_ - 1)
+
+
+async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(world: World, database_path: Path) -> None:
+    """Somebody mended the facts by hand, which no event tells of; that is what a rebuild is for."""
+    reader, admin = await world.open(), await world.open()
+    await reader.send(served(USER), feedback(USER))
+    await kept(reader, USER)
+    with sqlite3.connect(database_path) as hand:
+        hand.execute("DELETE FROM tip_views")
+    assert (await reader.plain(USER))["tip_volume_30d"] == 1
+    await admin.rebuild(USER)
+    assert (await reader.plain(USER))["tip_volume_30d"] == 0
+
+
+async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: Service) -> None:
+    await kept(service, USER)
+    let_pass(service.clock, MAX_AGE_S - 1)
+    assert await is_near(service, USER)
+    let_pass(service.clock, 1)
+    assert not await is_near(service, USER)
+    assert await is_near(service, USER)
+
+
+async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(service: Service) -> None:
+    await service.plain(USER)
+    await service.drain()
+    (soonest,) = {min(reading.expires_at_ms or 0 for reading in (await service.profile(USER)).values())}
+    service.clock.step_to(soonest - 500)
+    await kept(service, USER)
+    let_pass(service.clock, 0.5)
+    assert not await is_near(service, USER)
+
+
+@pytest.mark.parametrize("trouble", ["owed", "locked out"])
+async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: Service, trouble: str) -> None:
+    await kept(service, USER)
+    if trouble == "owed":
+        await service.owed.owe(["somebody else"], 1)
+    else:
+        service.owed.close()  # a look fails
+    let_pass(service.clock, 0.051)
+    hits = service.counted("near_hits")
+    assert await service.plain(USER) == await service.recomputed(USER)
+    assert service.counted("near_hits") == hits
+    assert service.counted("degraded_reads", reason="owed") == 1
+
+
+async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: Service) -> None:
+    await kept(service, USER)
+    service.owed.close()
+    await service.send(served(USER))
+    for _ in range(NEAR_AFTER + 1):
+        assert (await service.plain(USER))["tip_volume_30d"] == 1
+
+
+async def test_only_so_many_users_are_kept_when_more_are_read(service: Service) -> None:
+    users = [f"user {number}" for number in range(NEAR_USERS + 3)]
+    for user_id in users:
+        await kept(service, user_id)
+    assert len(service.near._kept) == NEAR_USERS
+    assert await is_near(service, users[-1])
+    assert not await is_near(service, users[0])
+
+
+async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service: Service) -> None:
+    for mask in range(1, MASKS_PER_USER + 4):
+        for _ in range(NEAR_AFTER):
+            await service.reader.read_values({USER: mask})
+            await service.drain()
+    assert 0 < len(service.near._kept[USER]) <= MASKS_PER_USER
+
+
+async def test_everything_is_forgotten_when_more_events_came_than_are_looked_through(world: World) -> None:
+    reader, writer = await world.open(), await world.open()
+    await kept(reader, USER)
+    await writer.send(*(served(f"user {number}") for number in range(1_000)))
+    await writer.send(*(served(f"user {number}") for number in range(1_000)))
+    await writer.send(*(served("bob") for _ in range(TAIL_CAP - 1_999)), served(USER))
+    assert (await reader.plain(USER))["tip_volume_30d"] == 1
+
+
+class Unproved(LocalCache):
+    """A mutant: it keeps whatever the cache held."""
+
+    def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
+        return MAX_AGE_S
+
+
+class Unmarked(LocalCache):
+    """A mutant: it does not care what was recalled meanwhile."""
+
+    def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
+        """Look, and forget that something was recalled."""
+        self._look()
+        super().offer(self._recalls, user_id, mask, held, values)
+
+
+class Blind(LocalCache):
+    """A mutant: it does not look before it answers."""
+
+    def _look(self) -> bool:
+        return True
+
+
+MUTANTS: list[tuple[type[LocalCache], Callable[[World], Awaitable[None]]]] = [
+    (Unproved, test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come),
+    (Unmarked, test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read),
+    (Blind, test_an_event_is_seen_when_it_came_through_another_process),
+]
+
+
+@pytest.mark.parametrize(("mutant", "schedule"), MUTANTS, ids=lambda value: value.__name__)
+async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
+    mutant: type[LocalCache],
+    schedule: Callable[[World], Awaitable[None]],
+    database_path: Path,
+    valkey: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.support.service.LocalCache", mutant)
+    async with World(database_path, valkey) as world:
+        with pytest.raises(AssertionError):
+            await schedule(world)
+
+
+async def test_a_profile_stays_near_when_the_cache_is_emptied(world: World) -> None:
+    service = await world.open()
+    await kept(service, USER)
+    ask(world.server, "FLUSHALL")
+    assert await is_near(service, USER)
+    await service.send(served(USER))
+    assert await service.plain(USER) == await service.recomputed(USER)

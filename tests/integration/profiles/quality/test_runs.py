@@ -1,0 +1,99 @@
+"""Runs: one at a time, each a report, and the last few kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.profiles.quality.runs import KEPT, QualityRun, readable_report
+from tests.integration.profiles.quality.fixture import QualityFixture
+from tests.support.clock import NOW_MS
+from tests.support.events import served
+from tests.support.service import Service
+
+AMPLE_S = 60
+
+
+@pytest.fixture
+async def fixture(service: Service) -> QualityFixture:
+    await service.send(*(served(f"user-{number}") for number in range(8)))
+    return QualityFixture(service)
+
+
+async def newest(fixture: QualityFixture) -> QualityRun:
+    """The newest run, without its body."""
+    return (await fixture.runs.newest(1))[0]
+
+
+async def test_a_run_leaves_a_report(fixture: QualityFixture) -> None:
+    run, new = await fixture.runs.open("ann", NOW_MS)
+    assert (run.state, run.requested_by, run.measured, new) == ("queued", "ann", 0, True)
+    await fixture.quality.carry_out(run.id, AMPLE_S)
+    ended = await fixture.runs.newest_completed()
+    assert ended is not None
+    assert (ended.id, ended.state, ended.measured, ended.error) == (run.id, "completed", 8, None)
+    found = readable_report(ended)
+    assert found is not None
+    assert (found.eligible, found.features["tip_volume_30d"].missing) == (8, 8)
+    fixture.service.source.statements.clear()
+    await fixture.quality.carry_out(run.id, AMPLE_S)  # it has ended
+    assert fixture.service.source.statements == []
+
+
+async def test_a_run_begins_again_when_a_crash_cut_it_short(fixture: QualityFixture) -> None:
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+    assert await fixture.runs.begin(run.id, NOW_MS)
+    assert (await newest(fixture)).state == "running"
+    fixture.service.clock.advance(1_000)
+    await fixture.quality.carry_out(run.id, AMPLE_S)
+    ended = await newest(fixture)
+    assert (ended.state, ended.started_at_ms, ended.measured) == ("completed", NOW_MS + 1_000, 8)
+
+
+async def test_one_run_is_active_at_a_time(fixture: QualityFixture) -> None:
+    first, _ = await fixture.runs.open("ann", NOW_MS)
+    again, new = await fixture.runs.open("bob", NOW_MS + 1)
+    assert (again, new) == (first, False)
+    await fixture.quality.carry_out(first.id, AMPLE_S)
+    second, new = await fixture.runs.open("bob", NOW_MS + 2)
+    assert (second.id > first.id, new) == (True, True)
+
+
+async def test_a_run_is_not_measured_when_it_has_ended(fixture: QualityFixture) -> None:
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+    assert await fixture.runs.finish(run.id, "failed", NOW_MS, error="given up") is True
+    await fixture.quality.carry_out(run.id, AMPLE_S)
+    ended = await newest(fixture)
+    assert (ended.state, ended.error) == ("failed", "given up")
+    assert await fixture.runs.finish(run.id, "completed", NOW_MS, body="{}") is False
+
+
+async def test_only_the_last_reports_are_kept_and_always_the_newest_good_one(fixture: QualityFixture) -> None:
+    good, _ = await fixture.runs.open("ann", NOW_MS)
+    await fixture.quality.carry_out(good.id, AMPLE_S)
+    for _ in range(KEPT + 5):
+        run, _ = await fixture.runs.open("ann", NOW_MS)
+        await fixture.runs.finish(run.id, "failed", NOW_MS, error="no")
+    kept = await fixture.runs.newest(100)
+    assert len(kept) == KEPT + 1
+    assert kept[-1].id == good.id
+    assert all(run.body is None for run in kept)
+    completed = await fixture.runs.newest_completed()
+    assert completed is not None
+    assert completed.id == good.id
+
+
+async def test_active_runs_are_found_when_they_were_not_touched(fixture: QualityFixture) -> None:
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+    assert await fixture.runs.untouched(NOW_MS, NOW_MS) == []
+    assert await fixture.runs.untouched(NOW_MS + 1, NOW_MS + 1) == [run.id]
+    assert await fixture.runs.untouched(NOW_MS - 2, NOW_MS - 1) == [run.id], "the clock was set back"
+    await fixture.quality.carry_out(run.id, AMPLE_S)
+    assert await fixture.runs.untouched(NOW_MS + 1_000_000, NOW_MS + 1_000_000) == []
+
+
+async def test_a_report_is_none_when_another_release_wrote_it(fixture: QualityFixture) -> None:
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+    await fixture.runs.finish(run.id, "completed", NOW_MS, body='{"of": "another release"}')
+    completed = await fixture.runs.newest_completed()
+    assert completed is not None
+    assert readable_report(completed) is None

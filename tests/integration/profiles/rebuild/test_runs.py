@@ -1,0 +1,226 @@
+"""Runs of rebuilds: piece by piece, on from where they were, cancelled, and one of a scope at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import pytest
+
+import app.profiles.rebuild.runs as module
+from app.errors import CacheUnavailable, StoreUnavailable
+from app.features.clock import DAY_MS
+from app.profiles.codec import decode
+from app.profiles.rebuild.runs import RebuildRun, RebuildRunner, scope_of
+from app.stores.sqlite.rebuilds import SqliteRebuildRepository
+from app.stores.sqlite.users import SqliteUsers
+from tests.support.clock import NOW_MS
+from tests.support.events import served
+from tests.support.registry import REGISTRY
+from tests.support.service import Service
+from tests.support.world import World
+
+FOR_EVER = 1e9
+
+
+class Office(NamedTuple):
+    """A service, its book of runs, and who carries them out."""
+
+    service: Service
+    book: SqliteRebuildRepository
+    runner: RebuildRunner
+
+    async def eligible(self, count: int) -> list[str]:
+        """So many users with an event, ids in order."""
+        users = [f"user-{number:03d}" for number in range(count)]
+        await self.service.send(*(served(user) for user in users))
+        return users
+
+    async def opened(
+        self, run_id: str = "run", users: Sequence[str] | None = None, features: Sequence[str] = REGISTRY.names
+    ) -> RebuildRun | None:
+        """Ask for a run; None, or the active one of that scope."""
+        run = RebuildRun(
+            id=run_id,
+            scope=scope_of(users),
+            user_ids=list(users) if users is not None else None,
+            features=list(features),
+            state="queued",
+            done=0,
+            total=await self.runner.total(users, REGISTRY.full_mask),
+            position="",
+            requested_by="ann",
+            created_at_ms=NOW_MS,
+            started_at_ms=None,
+            touched_at_ms=NOW_MS,
+            finished_at_ms=None,
+            error=None,
+        )
+        return await self.book.open(run)
+
+    async def look(self, run_id: str = "run") -> RebuildRun:
+        """How a run is."""
+        run = await self.book.get(run_id)
+        assert run is not None
+        return run
+
+    async def live(self, users: Collection[str]) -> set[str]:
+        """Those of the users of whom every feature is cached."""
+        held = await self.service.held(*users)
+        missing = {cell.user_id for cell, raw in held.items() if decode(raw) is None}
+        return set(users) - missing
+
+
+@pytest.fixture
+async def office(service: Service) -> Office:
+    book = SqliteRebuildRepository(service.database)
+    return Office(service, book, runner(service, book))
+
+
+def runner(service: Service, book: SqliteRebuildRepository) -> RebuildRunner:
+    """Carries runs out."""
+    users = SqliteUsers(service.database)
+    return RebuildRunner(
+        book=book, rebuilder=service.rebuilder, users=users, registry=service.registry, clock=service.clock
+    )
+
+
+async def test_everyone_eligible_is_rebuilt_when_the_scope_is_all(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    users = await office.eligible(10)
+    await office.service.send(served("long ago", NOW_MS - 31 * DAY_MS))
+    assert await office.opened() is None
+    assert await office.runner.run("run", FOR_EVER) is True
+    run = await office.look()
+    assert (run.state, run.done, run.total, run.error) == ("completed", 10, 10, None)
+    assert run.finished_at_ms == office.service.clock.now_ms()
+    assert await office.live(users) == set(users)
+    assert await office.live(["long ago"]) == set()
+
+
+async def test_only_those_named_are_rebuilt_when_users_are_listed(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    users = await office.eligible(6)
+    await office.opened(users=[*users[3:], "never heard of"], features=["tip_volume_30d"])
+    assert await office.runner.run("run", FOR_EVER) is True
+    run = await office.look()
+    assert (run.state, run.done, run.total) == ("completed", 4, 4)
+    held = await office.service.held(*users, "never heard of")
+    live = {(cell.user_id, cell.feature) for cell, raw in held.items() if decode(raw) is not None}
+    assert live == {(user, "tip_volume_30d") for user in [*users[3:], "never heard of"]}
+
+
+async def test_a_run_goes_on_where_it_was_when_somebody_else_takes_it_up(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    users = await office.eligible(8)
+    await office.opened()
+    assert await office.runner.run("run", -1) is False  # a piece, and no time for more
+    run = await office.look()
+    assert (run.state, run.done, run.position) == ("running", 3, users[2])
+    assert await office.live(users) == set(users[:3])
+
+    office.service.source.statements.clear()
+    assert await runner(office.service, office.book).run("run", FOR_EVER) is True
+    assert (await office.look()).done == 8
+    computed = [user for statement in office.service.source.statements for user, *_ in statement]
+    assert computed == users[3:]
+
+
+async def test_a_run_stops_at_the_next_piece_when_it_is_cancelled(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    users = await office.eligible(9)
+    await office.opened()
+    await office.runner.run("run", -1)
+    assert await office.book.finish("run", "cancelled", NOW_MS + 5, None) is True
+    assert await office.runner.run("run", FOR_EVER) is True
+    run = await office.look()
+    assert (run.state, run.done, run.finished_at_ms) == ("cancelled", 3, NOW_MS + 5)
+    assert await office.live(users) == set(users[:3])
+    assert await office.book.finish("run", "cancelled", NOW_MS, None) is False
+
+
+async def test_a_run_stays_cancelled_when_that_came_during_its_last_piece(office: Office, world: World) -> None:
+    await office.eligible(2)
+    await office.opened()
+    office.service.source.before.stop()
+    running = await world.started(office.runner.run("run", FOR_EVER))
+    await office.service.source.before.reached()
+    await office.book.finish("run", "cancelled", NOW_MS, None)
+    office.service.go()
+    assert await running is True
+    run = await office.look()
+    assert (run.state, run.done) == ("cancelled", 0)
+
+
+async def test_a_run_is_refused_when_one_of_the_same_scope_is_active(office: Office) -> None:
+    await office.eligible(1)
+    assert await office.opened("first") is None
+    active = await office.opened("second")
+    assert active is not None
+    assert active.id == "first"
+    assert await office.opened("third", users=["b", "a"]) is None
+    assert await office.opened("fourth", users=["a", "b"]) is not None
+    assert await office.opened("fifth", users=["a"]) is None
+    await office.runner.run("first", FOR_EVER)
+    assert await office.opened("second") is None
+
+
+async def test_nothing_is_done_when_there_is_no_such_run(office: Office) -> None:
+    assert await office.runner.run("no such run", FOR_EVER) is True
+
+
+async def test_a_run_fails_when_this_release_knows_none_of_its_features(office: Office) -> None:
+    await office.eligible(1)
+    await office.opened(features=["of_another_release"])
+    assert await office.runner.run("run", FOR_EVER) is True
+    run = await office.look()
+    assert (run.state, run.error) == ("failed", "this release knows none of of_another_release")
+
+
+async def test_a_run_is_not_over_when_the_cache_would_keep_nothing(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await office.eligible(3)
+    await office.opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(office.service.cache), "available", False)
+        with pytest.raises(CacheUnavailable):
+            await office.runner.run("run", FOR_EVER)
+    assert ((await office.look()).state, (await office.look()).done) == ("running", 0)
+    assert await office.runner.run("run", FOR_EVER) is True
+    assert (await office.look()).state == "completed"
+
+
+async def test_a_run_is_not_over_when_the_database_does_not_answer(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await office.eligible(3)
+    await office.opened()
+
+    async def locked(*_: object) -> None:
+        raise StoreUnavailable("locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(office.service.source, "compute", locked)
+        with pytest.raises(StoreUnavailable):
+            await office.runner.run("run", FOR_EVER)
+    assert await office.runner.run("run", FOR_EVER) is True
+    assert (await office.look()).done == 3
+
+
+async def test_active_runs_are_found_when_nobody_touched_them(office: Office) -> None:
+    await office.eligible(1)
+    await office.opened("queued")
+    await office.opened("ended", users=["a"])
+    await office.runner.run("ended", FOR_EVER)
+    assert await office.book.untouched(NOW_MS, NOW_MS) == []
+    assert await office.book.untouched(NOW_MS + 1, NOW_MS + 1) == ["queued"]
+    assert await office.book.untouched(NOW_MS - 2, NOW_MS - 1) == ["queued"], "the clock was set back"

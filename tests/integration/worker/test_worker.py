@@ -1,0 +1,754 @@
+"""The worker: errors become retries, retries never lose an event, and nothing on the queue ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix
+from arq.worker import Retry
+
+import app.worker as module
+from app.bandit.decisions import ScoringRequest
+from app.bandit.model.inputs import Context as When
+from app.bootstrap.health import readiness
+from app.bootstrap.service import Service, open_service
+from app.concurrency.tasks import end
+from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
+from app.events import consume, retention
+from app.events.ports import LoggedEvent
+from app.features.clock import DAY_MS
+from app.profiles.rebuild.runs import RebuildRun, scope_of
+from app.settings import Settings
+from app.stores.queue import client as queue
+from app.stores.queue import worker as queue_worker
+from app.stores.queue.client import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
+from app.stores.queue.worker import ARQ_EXTRA_S, Pace
+from app.stores.sqlite.outbox import backlog
+from app.stores.valkey.embedded import EmbeddedServer
+from app.worker import crons, work
+from app.worker.retry import UNEXPECTED_TRIES, Context, back_off, context
+from tests.support.database import copy_database
+from tests.support.events import admitted, payload, served
+from tests.support.learning import TIPS
+from tests.support.processes import ROOT, free_port
+from tests.support.registry import FEATURES, REGISTRY
+from tests.support.servers import ask
+from tests.support.traffic import now_ms
+from tests.support.waiting import eventually, eventually_async
+
+PACE = Pace(job_timeout_s=3)
+START_S, STOP_S = 20.0, 30.0
+
+
+class Pupil:
+    """A learner that cannot learn from the tip `poison`, and waits at the tip `gate` until it is open."""
+
+    def __init__(self) -> None:
+        self.cured = False
+        self.learned: list[str] = []
+        self.waiting = 0
+        self.gate = asyncio.Event()
+
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        tips = {event.event.tip_id for event in events}
+        if "poison" in tips and not self.cured:
+            raise ValueError("cannot learn from this")
+        if "gate" in tips:
+            self.waiting += 1
+            await self.gate.wait()
+        self.learned += [event.event.event_id for event in events]
+
+
+@pytest.fixture
+def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
+    """A cache that all tests share, and a queue of this test's own."""
+    return Settings(
+        features=FEATURES,
+        database=database_path,
+        cache_url=valkey.url,
+        queue_url=own_valkey.url,
+        worker_metrics_port=0,
+        cache_timeout_ms=5_000,
+    )
+
+
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """The worker's parts, without arq."""
+    async with open_service(settings, door="queue") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
+    """Somebody who publishes on the queue."""
+    connected = connect(own_valkey.url)
+    yield connected
+    await connected.aclose(close_connection_pool=True)
+
+
+def event(event_id: str, **changes: Any) -> dict[str, Any]:
+    """A sound payload, with fields replaced."""
+    return payload(served("ann", now_ms(), event_id=event_id), **changes)
+
+
+def run_of(service: Service, run_id: str, touched_ms: int) -> RebuildRun:
+    """A rebuild of everyone, asked for at a moment."""
+    features = list(REGISTRY.names)
+    return RebuildRun(
+        run_id, scope_of(None), None, features, "queued", 0, 0, "", "ann", touched_ms, None, touched_ms, None, None
+    )
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    """A coroutine function that fails."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def jobs(service: Service, name: str, outcome: str) -> float:
+    """How many jobs of that name ended so."""
+    labels = {"job": name, "outcome": outcome}
+    return service.metrics.collectors.get_sample_value("profiles_worker_jobs_total", labels) or 0.0
+
+
+def job(service: Service, tries: int = 1, pace: Pace = PACE) -> Context:
+    """What arq gives a job."""
+    return {**context(service, pace), "job_id": "job", "job_try": tries}
+
+
+# --- Thin jobs: what becomes of errors
+
+
+def test_back_off_doubles_up_to_a_bound() -> None:
+    assert [back_off(tries) for tries in (1, 2, 3, 4, 5, 6, 50)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("locked"), CacheUnavailable("away"), TimeoutError()])
+async def test_a_job_is_retried_for_ever_when_something_outside_does_not_answer(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(service.queue_door, "take_in", failing(error))
+    ctx = job(service)
+    for tries in range(1, 4 * UNEXPECTED_TRIES):
+        with pytest.raises(Retry) as caught:
+            await module.tip_events({**ctx, "job_try": tries}, [event("a")])
+        assert caught.value.defer_score == int(back_off(tries) * 1000)
+    assert jobs(service, TIP_EVENTS, "retried") == 4 * UNEXPECTED_TRIES - 1
+    assert (await backlog(service.database)).dead_letters == 0
+
+
+async def test_a_payload_is_buried_when_its_job_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = job(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(service.queue_door, "take_in", failing(StoreUnavailable("locked")))
+        with pytest.raises(Retry):
+            await module.tip_events({**ctx, "job_try": 50}, [event("a")])  # of no account
+    monkeypatch.setattr(service.queue_door, "take_in", failing(RuntimeError("a defect")))
+    for tries in range(1, UNEXPECTED_TRIES):
+        with pytest.raises(Retry):
+            await module.tip_events({**ctx, "job_try": 50 + tries}, [event("a")])
+        assert (await backlog(service.database)).dead_letters == 0
+    with monkeypatch.context() as patch:  # the last failure, and burying fails too
+        patch.setattr(service.queue_door, "bury", failing(StoreUnavailable("locked")))
+        with pytest.raises(Retry):
+            await module.tip_events(ctx, [event("a")])
+    await module.tip_events(ctx, [event("a")])
+    (letter,) = await service.letters.list(0, 10)
+    assert letter.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
+    assert '"event_id":"a"' in letter.payload
+    assert ctx["failures"] == {}
+
+
+async def test_a_job_gives_up_its_work_when_its_time_is_over(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = asyncio.Event()
+    monkeypatch.setattr(service.queue_door, "take_in", lambda _: never.wait())
+    with pytest.raises(Retry):
+        await module.tip_events(job(service, pace=Pace(job_timeout_s=0.05)), [])
+
+
+async def test_a_payload_is_not_taken_in_again_when_only_its_consumption_fails(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.consumer, "consume", failing(CacheUnavailable("away")))
+    ctx = job(service)
+    await module.tip_events(ctx, [event("a"), "bad"])
+    await ctx["handover"].close(5)
+    state = await backlog(service.database)
+    assert (state.unconsumed, state.dead_letters) == (1, 1)
+    assert jobs(service, TIP_EVENTS, "done") == 1
+
+
+async def test_a_consumption_is_left_to_the_sweep_when_it_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.consumer, "consume", failing(RuntimeError("a defect")))
+    ctx = job(service)
+    for _ in range(UNEXPECTED_TRIES - 1):
+        with pytest.raises(Retry):
+            await module.consume_events(ctx, [1])
+    await module.consume_events(ctx, [1])
+    assert jobs(service, queue.CONSUME, "given up") == 1
+
+
+async def test_a_rebuild_fails_when_its_job_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.book.open(run_of(service, "run", now_ms()))
+    monkeypatch.setattr(service.runner, "run", failing(RuntimeError("a defect")))
+    ctx = job(service)
+    for _ in range(UNEXPECTED_TRIES - 1):
+        with pytest.raises(Retry):
+            await module.run_rebuild(ctx, "run")
+    await module.run_rebuild(ctx, "run")
+    run = await service.book.get("run")
+    assert run is not None
+    assert run.state == "failed"
+    assert run.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
+
+
+async def test_a_job_comes_back_at_once_when_there_is_more_to_rebuild(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
+    monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
+    await service.book.open(run_of(service, "run", now_ms()))
+    with pytest.raises(Retry) as caught:
+        await module.run_rebuild(job(service, pace=Pace(job_timeout_s=0.001 + 1e-9)), "run")
+    assert caught.value.defer_score in (0, int(back_off(1) * 1000))
+    await module.run_rebuild(job(service), "run")
+    run = await service.book.get("run")
+    assert run is not None
+    assert (run.state, run.done) == ("completed", 3)
+
+
+async def test_quality_is_measured_in_one_job(service: Service) -> None:
+    await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
+    run, _ = await service.quality.runs.open("ann", now_ms())
+    await module.measure_quality(job(service), run.id)
+    (ended,) = await service.quality.runs.newest(9)
+    assert (ended.state, ended.measured) == ("completed", 3)
+
+
+async def test_a_measurement_fails_when_its_job_fails_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = await service.quality.runs.open("ann", now_ms())
+    monkeypatch.setattr(type(service.quality.measurement), "measure", failing(RuntimeError("a defect")))
+    ctx = job(service)
+    for _ in range(UNEXPECTED_TRIES - 1):
+        with pytest.raises(Retry):
+            await module.measure_quality(ctx, run.id)
+    await module.measure_quality(ctx, run.id)
+    (ended,) = await service.quality.runs.newest(9)
+    assert (ended.state, ended.error) == (
+        "failed",
+        f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')",
+    )
+
+
+async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_under_way(service: Service) -> None:
+    await module.hourly_quality(job(service))
+    await module.hourly_quality(job(service))
+    (run,) = await service.quality.runs.newest(10)
+    assert (run.state, run.requested_by) == ("queued", module.HOURLY)
+    assert {entry.name for entry in module.crons(PACE)} <= queue.JOBS
+
+
+async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "STEP", 2)
+    old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
+    await service.log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
+    with monkeypatch.context() as patch:
+        patch.setattr(Pace, "budget_s", -1)
+        with pytest.raises(Retry) as caught:
+            await module.prune(job(service))
+    assert caught.value.defer_score == 0
+    assert jobs(service, queue.PRUNE, "continued") == 1
+    await module.prune(job(service, 2))
+    assert (await backlog(service.database)).unconsumed == 0
+
+
+async def test_decisions_are_pruned_by_their_own_retention(service: Service) -> None:
+    old_ms = now_ms() - (service.settings.decision_retention_days + 1) * DAY_MS
+    for user_id in ("ann", "bob"):
+        await service.bandit.scorer.score(ScoringRequest(user_id=user_id, candidates=TIPS, context=When()))
+    await service.database.write(
+        lambda c: c.execute("UPDATE tip_scores SET created_at_ms = ? WHERE user_id = 'ann'", (old_ms,))
+    )
+    await module.prune(job(service))
+    rows = await service.database.read(lambda c: c.execute("SELECT user_id FROM tip_scores").fetchall())
+    assert rows == [("bob",)]
+
+
+# --- A running worker
+
+
+@asynccontextmanager
+async def working(
+    settings: Settings, pupil: Pupil | None = None, pace: Pace = PACE
+) -> AsyncIterator[tuple[Service, asyncio.Event]]:
+    """A worker in this event loop, its parts, and what stops it; stopped at the end in any case."""
+    stop = asyncio.Event()
+    ready: list[Service] = []
+    running = asyncio.create_task(work(settings, stop, pace=pace, learners=[pupil or Pupil()], on_ready=ready.append))
+    try:
+        await eventually(lambda: ready or running.done(), START_S)
+        if running.done():
+            await running
+        yield ready[0], stop
+    finally:
+        stop.set()
+        await ended(running)
+
+
+async def ended(running: asyncio.Task[None]) -> None:
+    """Return when a worker that was told to stop has ended; one that does not is ended, and fails the test alone."""
+    await asyncio.wait({running}, timeout=STOP_S)
+    if not running.done():
+        stack = StringIO()
+        running.print_stack(file=stack)
+        await end([running])
+        pytest.fail(f"the worker did not stop within {STOP_S} s:\n{stack.getvalue()}")
+    await running
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds takes milliseconds."""
+    monkeypatch.setattr(module, "SWEEP_EVERY_S", 0.02)
+    monkeypatch.setattr(consume, "SWEEP_AGE_MS", 200)
+    monkeypatch.setattr(queue_worker, "RESTART_AFTER_S", 0.02)
+
+
+async def all_consumed(service: Service) -> bool:
+    """Whether nothing waits."""
+    return (await backlog(service.database)).unconsumed == 0
+
+
+async def stored(service: Service) -> int:
+    """How many events there are."""
+    count = await service.database.read(lambda c: c.execute("SELECT COUNT(*) FROM event_log").fetchone())
+    return int(count[0])
+
+
+async def test_no_worker_is_left_behind_when_a_test_fails_while_it_starts(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would work on in the event loop, and take what is meant for the next one of the same test."""
+    monkeypatch.setattr(f"{__name__}.START_S", 0.0)
+    with pytest.raises(AssertionError, match="not true within"):
+        async with working(settings):
+            pytest.fail("it cannot have started")
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_worker_is_ended_and_its_test_fails_when_it_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.STOP_S", 0.01)
+    running = asyncio.create_task(asyncio.Event().wait())
+    with pytest.raises(pytest.fail.Exception, match="did not stop within"):
+        await ended(running)  # type: ignore[arg-type]  # whatever it would have returned
+    assert running.cancelled()
+
+
+async def test_events_are_taken_in_and_consumed_when_they_come_by_the_queue(
+    settings: Settings, client: ArqRedis
+) -> None:
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a"), event("b")])
+        await eventually(lambda: len(pupil.learned) == 2)
+        await eventually_async(lambda: all_consumed(service))
+        features = (await service.reader.read({"ann": REGISTRY.full_mask}))["ann"]
+        assert features[REGISTRY.names.index("tip_volume_30d")].json == b"2"
+        lag = service.metrics.collectors.get_sample_value("profiles_queue_door_lag_seconds_count")
+        assert lag == 1
+        assert await client.zcard(QUEUE) == 0
+
+
+async def test_quality_is_measured_when_somebody_asks_and_when_a_job_was_lost(settings: Settings) -> None:
+    async with working(settings, pace=Pace(job_timeout_s=3)) as (service, _):
+
+        async def completed(count: int) -> bool:
+            runs = await service.quality.runs.newest(10)
+            return [run.state for run in runs] == ["completed"] * count
+
+        run, _ = await service.quality.runs.open("ann", now_ms())
+        await service.quality.start(run.id)
+        await eventually_async(lambda: completed(1))
+        await service.quality.runs.open("bob", now_ms() - 60_000)  # and nobody was told
+        await eventually_async(lambda: completed(2))
+
+
+async def test_an_event_becomes_a_dead_letter_and_its_neighbours_are_consumed_when_it_is_poison(
+    settings: Settings, client: ArqRedis
+) -> None:
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a"), event("bad", tip_id="poison"), event("c")])
+
+        async def buried() -> bool:
+            return (await backlog(service.database)).dead_letters == 1
+
+        await eventually_async(buried, 10)
+        assert sorted(pupil.learned) == ["a", "c"]
+        (letter,) = await service.letters.list(0, 10)
+        assert (letter.attempts, letter.error) == (consume.ATTEMPTS, "ValueError: cannot learn from this")
+
+        pupil.cured = True
+        await service.letters.revive(letter.id)
+        await eventually(lambda: "bad" in pupil.learned)
+        await eventually_async(lambda: all_consumed(service))
+
+
+async def test_the_worker_goes_on_when_what_comes_off_the_queue_is_no_job(settings: Settings, client: ArqRedis) -> None:
+    junk: dict[str, bytes] = {
+        "pickle": pickle.dumps({"f": TIP_EVENTS}),
+        "noise": os.urandom(64),
+        "wrong types": queue.serialize({"f": TIP_EVENTS, "a": [[]], "k": {}, "t": "x", "et": "y"}),
+        "huge": queue.serialize({"f": TIP_EVENTS, "a": ["no list"], "k": {}, "t": 2**60, "et": 2**60}),
+        "unknown": queue.serialize({"f": "drop_tables", "a": [], "k": {}}),
+    }
+    async with working(settings) as (service, _):
+        for job_id, raw in junk.items():
+            await client.set(job_key_prefix + job_id, raw)
+            await client.zadd(QUEUE, {job_id: now_ms()})
+        await client.zadd(QUEUE, {"without a body": now_ms()})
+
+        async def buried() -> bool:
+            return (await backlog(service.database)).dead_letters == len(junk)
+
+        await eventually_async(buried, 10)
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually_async(lambda: stored_is(service, 1))
+
+        async def empty() -> bool:
+            return bool(await client.zcard(QUEUE) == 0)
+
+        await eventually_async(empty)
+
+
+async def stored_is(service: Service, count: int) -> bool:
+    """Whether so many events are stored."""
+    return await stored(service) == count
+
+
+@pytest.fixture
+def other_settings(settings: Settings, migrated_template: Path, tmp_path: Path) -> Settings:
+    """Another service, with a database of its own, on the same servers."""
+    return replace(settings, database=copy_database(migrated_template, tmp_path / "other.db", "another database"))
+
+
+async def test_services_with_queues_of_their_own_take_no_jobs_of_each_other(
+    settings: Settings, other_settings: Settings, client: ArqRedis, own_valkey: EmbeddedServer
+) -> None:
+    other_client = connect(own_valkey.url, "other")
+    async with working(settings) as (service, _), working(replace(other_settings, queue_name="other")) as (other, _):
+        for number in range(20):
+            await client.enqueue_job(TIP_EVENTS, [event(f"a{number}")])
+            await other_client.enqueue_job(TIP_EVENTS, [event(f"b{number}"), event(f"c{number}")])
+        await eventually_async(lambda: stored_is(service, 20))
+        await eventually_async(lambda: stored_is(other, 40))
+        # What has a name of its own does not keep the other's from running, either.
+        for each in (service, other):
+            assert each.queue is not None
+            run, _ = await each.quality.runs.open("ann", now_ms())
+            await each.quality.start(run.id)
+        for each in (service, other):
+            await eventually_async(partial(completed, each))
+        names = [{job.name for job in crons(Pace(), name)} for name in (QUEUE, "other")]
+        assert not names[0] & names[1]
+    await other_client.aclose(close_connection_pool=True)
+
+
+async def completed(service: Service) -> bool:
+    """Whether a report of data quality is there."""
+    return await service.quality.runs.newest_completed() is not None
+
+
+async def test_workers_of_two_databases_on_one_queue_are_seen(settings: Settings, other_settings: Settings) -> None:
+    async with working(settings) as (service, _):
+        await eventually_async(lambda: shown(service, 1))
+        assert (await readiness(service))["queue"].ok
+        async with working(other_settings):
+            await eventually_async(lambda: shown(service, 2))
+            check = (await readiness(service))["queue"]
+            assert (check.ok, check.state) == (False, "degraded")
+            assert "PROFILES_QUEUE_NAME" in check.detail
+
+
+async def shown(service: Service, count: int) -> bool:
+    """Whether workers of so many databases have shown themselves."""
+    assert service.queue is not None
+    return len(await service.queue.databases(service.clock.now_ms())) == count
+
+
+async def test_the_worker_goes_on_when_the_queue_goes_away_and_comes_back(
+    settings: Settings, own_valkey: EmbeddedServer
+) -> None:
+    async with working(settings) as (service, _):
+        await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
+        own_valkey.kill()
+        # What comes by HTTP meanwhile is consumed all the same.
+        await service.log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await eventually_async(lambda: all_consumed(service), 10)
+        own_valkey.start()
+        await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY), 15)
+        returned = connect(own_valkey.url)
+        await returned.enqueue_job(TIP_EVENTS, [event("b")])
+        await eventually_async(lambda: stored_is(service, 2), 10)
+        await returned.aclose(close_connection_pool=True)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[queue_worker._Worker]:
+    """arq's workers, one for each time that work was begun."""
+    workers: list[queue_worker._Worker] = []
+    begin = queue_worker._worker
+
+    def beginning(*args: Any) -> queue_worker._Worker:
+        workers.append(begin(*args))
+        return workers[-1]
+
+    monkeypatch.setattr(queue_worker, "_worker", beginning)
+    return workers
+
+
+class Gate:
+    """Holds every job up at the queue's door until it is open."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting = 0
+        self.open = asyncio.Event()
+        self._take_in = service.queue_door.take_in
+        monkeypatch.setattr(service.queue_door, "take_in", self._wait)
+
+    async def _wait(self, payload: object) -> list[int]:
+        self.waiting += 1
+        await self.open.wait()
+        return await self._take_in(payload)
+
+
+async def test_a_crashed_job_is_hidden_no_longer_than_the_job_timeout_allows(
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(settings) as (service, _):
+        gate = Gate(service, monkeypatch)
+        job = await client.enqueue_job(TIP_EVENTS, [event("a")])
+        assert job is not None
+        await eventually(lambda: gate.waiting)
+        hidden_ms = await client.pttl(in_progress_key_prefix + job.job_id)
+        assert 0 < hidden_ms <= (PACE.job_timeout_s + ARQ_EXTRA_S) * 1000
+        gate.open.set()
+
+
+async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
+    settings: Settings, client: ArqRedis, begun: list[queue_worker._Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, stop):
+        gate = Gate(service, monkeypatch)
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually(lambda: gate.waiting)
+        assert await client.exists(HEALTH_KEY)
+        stop.set()
+        await eventually(lambda: not begun[0].allow_pick_jobs)
+        await client.enqueue_job(TIP_EVENTS, [event("late")])
+        gate.open.set()
+    assert pupil.learned == ["a"]
+    assert await client.zcard(QUEUE) == 1
+    assert not await client.exists(HEALTH_KEY)
+    async with working(settings, pupil):
+        await eventually(lambda: pupil.learned == ["a", "late"])
+
+
+async def test_a_job_comes_back_when_it_takes_longer_than_stopping_may(
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_worker, "STOP_GRACE_S", 0.05)
+    pupil = Pupil()
+    async with working(settings, pupil, Pace()) as (service, _):
+        gate = Gate(service, monkeypatch)
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually(lambda: gate.waiting)
+    assert pupil.learned == []
+    assert await client.zcard(QUEUE) == 1
+    assert await client.keys(in_progress_key_prefix + "*") == []
+    async with working(settings, pupil) as (service, _):
+        await eventually(lambda: pupil.learned == ["a"])
+        await eventually_async(lambda: all_consumed(service))
+
+
+async def test_a_job_is_done_when_its_events_are_stored_though_they_are_not_consumed_yet(
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_GRACE_S", 0.05)
+    pupil = Pupil()
+    async with working(settings, pupil) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
+        await eventually(lambda: pupil.waiting)
+        await eventually_async(lambda: emptied(client))
+        assert (await backlog(service.database)).unconsumed == 1
+    assert pupil.learned == []
+    pupil.gate.set()
+    async with working(settings, pupil) as (service, _):  # the sweep takes it up
+        await eventually_async(lambda: all_consumed(service))
+    assert pupil.learned == ["a"]
+
+
+async def emptied(client: ArqRedis) -> bool:
+    """Whether no job waits or runs."""
+    return bool(await client.zcard(QUEUE) == 0)
+
+
+async def test_the_worker_goes_on_when_the_queue_falls_silent_and_answers_again(
+    settings: Settings,
+    own_valkey: EmbeddedServer,
+    client: ArqRedis,
+    begun: list[queue_worker._Worker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Paused, not gone: its connections stay open, and nobody is told."""
+    monkeypatch.setattr(queue_worker, "SILENT_S", 0.2)
+    monkeypatch.setattr(queue_worker, "BLOCKING_S", 0.2)
+    async with working(settings) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually_async(lambda: emptied(client))
+        own_valkey.signal(signal.SIGSTOP)
+        await eventually(lambda: len(begun) > 2, 15)
+        own_valkey.signal(signal.SIGCONT)
+        await client.enqueue_job(TIP_EVENTS, [event("b")])
+        await eventually_async(lambda: stored_is(service, 2), 15)
+        await eventually_async(lambda: all_consumed(service))
+
+
+async def test_a_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:
+    async with working(settings) as (service, _):
+        await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(300)])
+        await service.book.open(run_of(service, "run", now_ms()))
+        assert service.queue is not None
+        await service.queue.start_rebuild("run")
+
+        async def completed() -> bool:
+            run = await service.book.get("run")
+            return run is not None and run.state == "completed" and run.done == 300
+
+        await eventually_async(completed, 10)
+
+
+async def test_a_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> None:
+    async with working(settings) as (service, _):
+        await service.ingestor.ingest([served("ann", now_ms())])
+        await service.book.open(run_of(service, "run", now_ms() - PACE.untouched_ms - 1))
+
+        async def completed() -> bool:
+            run = await service.book.get("run")
+            return run is not None and run.state == "completed"
+
+        await eventually_async(completed, 10)
+
+
+async def test_the_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with working(settings) as (service, _):
+        sound = service.consumer.sweep
+        for error in (StoreUnavailable("locked"), RuntimeError("a defect")):
+            failures: list[Exception] = []
+
+            async def fail(error: Exception = error, failures: list[Exception] = failures) -> int:
+                failures.append(error)
+                raise error
+
+            monkeypatch.setattr(service.consumer, "sweep", fail)
+            await eventually(lambda failures=failures: len(failures) > 2)  # type: ignore[misc]  # a default binds
+        monkeypatch.setattr(service.consumer, "sweep", sound)
+        await service.log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await eventually_async(lambda: all_consumed(service))
+
+
+@pytest.mark.slow
+async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, client: ArqRedis) -> None:
+    port = free_port()
+    chosen = {name: getattr(settings, name) for name in ("database", "cache_url", "queue_url", "cache_timeout_ms")}
+    served_there = Settings(features=FEATURES, **chosen, worker_metrics_port=port)
+    async with working(served_there) as (service, _):
+        await client.enqueue_job(TIP_EVENTS, [event("a")])
+        await eventually_async(lambda: stored_is(service, 1))
+        await eventually_async(lambda: all_consumed(service))  # counted before it is consumed
+        async with httpx.AsyncClient(trust_env=False) as browser:
+            text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
+        assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text
+        async with working(served_there) as (another, _):  # without metrics, but of use
+            await service.log.append([[admitted(served("bob", now_ms()), now_ms())]])
+            await eventually_async(lambda: all_consumed(another))
+    async with working(served_there):  # the port is free again
+        pass
+
+
+@pytest.mark.slow
+async def test_it_stops_when_it_has_only_just_started(settings: Settings) -> None:
+    for turns in (0, 2, 5, 8):
+        async with working(settings):
+            for _ in range(turns):
+                turn = asyncio.Event()
+                asyncio.get_running_loop().call_soon(turn.set)
+                await turn.wait()
+
+
+async def test_it_refuses_to_start_when_a_server_is_not_named(settings: Settings) -> None:
+    for name, missing in (
+        ("PROFILES_CACHE_URL", Settings(features=FEATURES, database=settings.database, queue_url=settings.queue_url)),
+        ("PROFILES_QUEUE_URL", Settings(features=FEATURES, database=settings.database, cache_url=settings.cache_url)),
+    ):
+        with pytest.raises(SettingsError, match=f"{name}: must be set"):
+            await work(missing, asyncio.Event())
+
+
+@pytest.mark.slow
+async def test_users_of_new_events_are_checked_when_a_worker_works(settings: Settings) -> None:
+    async with working(settings) as (service, _):
+        labels = {"after": "1s", "outcome": "empty"}  # nobody has read them
+
+        async def checked() -> bool:
+            await service.ingestor.ingest([served("ann", now_ms())])
+            count = service.metrics.collectors.get_sample_value("profiles_consistency_checks_total", labels)
+            return bool(count)
+
+        await eventually_async(checked, 20, 0.3)
+
+
+@pytest.mark.parametrize(("name", "beating"), [("arq:queue", True), ("mine", True), ("arq:queue", False)])
+def test_arq_can_check_the_worker(own_valkey: EmbeddedServer, tmp_path: Path, name: str, beating: bool) -> None:
+    if beating:
+        ask(own_valkey, "SET", f"{name}:health-check", "alive")
+    environment = {
+        **os.environ,
+        "PROFILES_QUEUE_URL": own_valkey.url,
+        "PROFILES_CACHE_URL": own_valkey.url,
+        "PROFILES_QUEUE_NAME": name,
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "arq", "--check", "app.worker.WorkerSettings"]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, "Traceback" in shown.stderr) == (0 if beating else 1, False), shown.stderr

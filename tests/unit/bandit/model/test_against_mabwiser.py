@@ -1,0 +1,51 @@
+"""Means, confidence widths and draws, held against an independent implementation: MABWiser, whose ridge has λ = 1."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.bandit.model.inputs import Array
+from app.bandit.model.policy import CHAMPION, SCALE, noise
+from app.bandit.model.specs import SPEC_V1
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from tests.support.score_requests import history_of, request_of, taught, variances
+
+pytestmark = pytest.mark.slow  # importing it takes seconds
+
+PHI, REWARDS = history_of(11, 60, SPEC_V1)
+ASKED = request_of(12, 20, SPEC_V1)
+EVIDENCE = taught(PHI, REWARDS, SufficientStatistics.none(SPEC_V1))
+
+
+def expectations(policy: str, asked: Array = ASKED, **constants: float) -> Array:
+    """What MABWiser expects of each row: one arm, since here the candidates' features tell them apart."""
+    from mabwiser.mab import MAB, LearningPolicy  # noqa: PLC0415
+
+    bandit = MAB(["tip"], getattr(LearningPolicy, policy)(l2_lambda=1.0, **constants), seed=7)
+    bandit.fit(["tip"] * len(REWARDS), REWARDS, PHI)
+    return np.array([found["tip"] for found in bandit.predict_expectations(asked)])
+
+
+def test_means_are_those_of_lin_greedy() -> None:
+    scored = CHAMPION.decide("d", EVIDENCE, None, ASKED)
+    np.testing.assert_allclose(scored.means, expectations("LinGreedy", epsilon=0.0), rtol=1e-9)
+
+
+def test_deviations_are_those_of_lin_ucb() -> None:
+    scored = CHAMPION.decide("d", EVIDENCE, None, ASKED)
+    bounds = scored.means + 1.5 * np.sqrt(variances(CHAMPION, EVIDENCE, None, ASKED))
+    np.testing.assert_allclose(bounds, expectations("LinUCB", alpha=1.5), rtol=1e-9)
+
+
+def test_draws_are_distributed_as_those_of_lin_ts() -> None:
+    draws = 20_000
+    posterior = CHAMPION.posterior(EVIDENCE, None)
+    for row in ASKED[:4]:
+        theirs = expectations("LinTS", np.tile(row, (draws, 1)), alpha=SCALE)
+        one = row[None]
+        ours = posterior.means(one)[0] + SCALE * (posterior.roots(one).T @ noise("d", SPEC_V1.size, draws))[0]
+        deviation = SCALE * np.sqrt(variances(CHAMPION, EVIDENCE, None, one)[0])
+        assert ours.mean() == pytest.approx(theirs.mean(), abs=6 * deviation / np.sqrt(draws))
+        assert ours.std() == pytest.approx(theirs.std(), rel=6 / np.sqrt(draws))
+        assert deviation == pytest.approx(theirs.std(), rel=4 / np.sqrt(draws))

@@ -1,0 +1,233 @@
+"""Feature specs: fixed and bounded transforms, a hash that stands for all of them, and a prior derived from bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.bandit.model import specs
+from app.bandit.model.inputs import PROFILE_FEATURES, Candidate, Context, Profile
+from app.bandit.model.specs import GROWN_WITHIN, NEW_PRECISION, SPEC_V1, SPEC_V2, SPECS, Input, Spec, least_precision
+from tests.support.registry import REGISTRY
+from tests.support.score_requests import KEEN, MORNING, candidates, contexts, numbers, profiles
+
+TIP = Candidate("a", is_overdue=True, task_age_days=10.0, priority=3.0)
+OLD = SPEC_V1.size
+
+
+def test_v2_is_v1_and_a_block_of_its_own() -> None:
+    assert (SPEC_V1.size, SPEC_V2.size) == (6, 25)
+    assert SPEC_V1.names == ("intercept", "is_overdue", "task_age", "priority", "hour_cos", "hour_sin")
+    assert SPEC_V2.names[:OLD] == SPEC_V1.names
+    assert SPEC_V2.names[OLD] == "profile_present"
+    assert SPEC_V2.names[OLD + 1 : OLD + 4] == (
+        "completion_x_is_overdue",
+        "completion_x_task_age",
+        "completion_x_priority",
+    )
+    assert len(set(SPEC_V2.names)) == SPEC_V2.size
+    assert SPEC_V1.prefix_of(SPEC_V2)
+    assert not SPEC_V2.prefix_of(SPEC_V1)
+
+
+def test_hashes_stay_what_they_are_when_evidence_is_stored_under_them() -> None:
+    # A changed transform needs a new version of the spec: evidence under the old hash was learned with the old one.
+    assert SPEC_V1.hash == "8d5f60760b330b03ccd8e8002672687e2da86c0124b51eb4e74bf5916e6c3a93"
+    assert SPEC_V2.hash == "dd4bd9b905e81fe314a0ff986a76f4e3b6f76d11cccbab17fec6650e6248d35b"
+    assert {SPEC_V1.hash: SPEC_V1, SPEC_V2.hash: SPEC_V2} == SPECS
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(SPEC_V1, id="others"),
+        replace(SPEC_V1, version=3),
+        replace(SPEC_V1, pooled=True),
+        replace(SPEC_V1, inputs=SPEC_V1.inputs[::-1]),
+        replace(SPEC_V1, inputs=SPEC_V1.inputs[:-1]),
+        replace(SPEC_V1, inputs=(Input("other"), *SPEC_V1.inputs[1:])),
+        replace(SPEC_V1, inputs=(Input("intercept", precision=2.0), *SPEC_V1.inputs[1:])),
+        replace(SPEC_V1, inputs=(Input("intercept", shared="dwell"), *SPEC_V1.inputs[1:])),
+    ],
+)
+def test_hash_is_another_when_anything_of_the_spec_is(changed: Spec) -> None:
+    assert changed.hash != SPEC_V1.hash
+
+
+@pytest.mark.parametrize(("terms", "term"), [("CANDIDATE_TERMS", "priority"), ("SHARED_TERMS", "hour_cos")])
+def test_hash_is_another_when_a_formula_is(terms: str, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, terms, {**getattr(specs, terms), term: "something else"})
+    assert replace(SPEC_V1).hash != SPEC_V1.hash
+
+
+def test_phi_is_what_the_formulas_say_when_written_out_by_hand() -> None:
+    at = datetime(2026, 3, 2, 9, 30, 36, tzinfo=timezone(timedelta(hours=5)))
+    hour = 9 + 30 / 60 + 36 / 3600
+    age = math.log(11) / math.log(366)
+    candidate = [1.0, age, 0.75]
+    completion = (0.8 * 40 + 1) / 43 - 1 / 3
+    dismissal = (0.1 * 40 + 1) / 43 - 1 / 3
+    dwell = math.log(9001) / math.log(86_400_001) - 0.5
+    volume = math.log(41) / math.log(1001) - 0.5
+    apart = 2 * math.pi * (hour - 8) / 24
+    of_profile = [completion, dismissal, dwell, volume, math.cos(apart), math.sin(apart)]
+    expected = [
+        1.0,
+        *candidate,
+        math.cos(2 * math.pi * hour / 24),
+        math.sin(2 * math.pi * hour / 24),
+        1.0,
+        *(left * right for left in of_profile for right in candidate),
+    ]
+    (phi,) = SPEC_V2.phi([TIP], Context(at), KEEN)
+    np.testing.assert_allclose(phi, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_time_of_day_is_the_users_own() -> None:
+    noon = datetime(2026, 3, 2, 12, tzinfo=UTC)
+    (here,) = SPEC_V1.phi([TIP], Context(noon), None)
+    (there,) = SPEC_V1.phi([TIP], Context(noon.astimezone(timezone(timedelta(hours=6)))), None)
+    np.testing.assert_allclose(here[4:], [-1, 0], atol=1e-12)
+    np.testing.assert_allclose(there[4:], [0, -1], atol=1e-12)
+
+
+def test_inputs_of_time_are_zero_when_nobody_said_the_time() -> None:
+    (phi,) = SPEC_V2.phi([TIP], Context(None), KEEN)
+    named = dict(zip(SPEC_V2.names, phi, strict=True))
+    assert [value for name, value in named.items() if name.startswith("hour")] == [0.0] * 8
+    assert named["completion_x_priority"] != 0
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [None, {}, dict.fromkeys(PROFILE_FEATURES), {"streak": 4}, {"completion_rate_30d": "high"}, {"x": 1, "y": None}],
+)
+def test_new_block_is_zero_when_nothing_is_known_of_the_user(profile: Profile) -> None:
+    phi = SPEC_V2.phi([TIP, replace(TIP, is_overdue=False)], MORNING, profile)
+    assert not phi[:, OLD:].any()
+    assert phi[:, :OLD].any()
+
+
+@pytest.mark.parametrize("name", PROFILE_FEATURES)
+def test_only_its_own_interactions_are_zero_when_a_feature_is_null(name: str) -> None:
+    (full,) = SPEC_V2.phi([TIP], MORNING, KEEN)
+    (without,) = SPEC_V2.phi([TIP], MORNING, {**KEEN, name: None})
+    assert without[OLD] == 1.0
+    terms = {
+        "completion_rate_30d": ["completion"],
+        "dismiss_rate_30d": ["dismissal"],
+        "mean_dwell_ms_30d": ["dwell"],
+        "preferred_hour": ["hour_distance_cos", "hour_distance_sin"],
+        "tip_volume_30d": ["volume"],
+    }[name]
+    for place, entry in enumerate(SPEC_V2.inputs[OLD + 1 :], OLD + 1):
+        assert full[place] != 0
+        if entry.shared in terms:
+            assert without[place] == 0
+        elif name != "tip_volume_30d" or entry.shared not in ("completion", "dismissal"):
+            assert without[place] == full[place]
+
+
+@pytest.mark.parametrize("volume", [{}, {"tip_volume_30d": None}, {"tip_volume_30d": 0}])
+def test_a_rate_counts_as_of_ten_feedbacks_when_there_is_no_volume_to_go_by(volume: dict[str, int | None]) -> None:
+    (without,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": 1.0, **volume})
+    (ten,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": 1.0, "tip_volume_30d": 10})
+    place = SPEC_V2.names.index("completion_x_is_overdue")
+    assert without[place] == ten[place] == pytest.approx(11 / 13 - 1 / 3)
+
+
+def test_a_user_who_was_served_nothing_is_known_to_be_new() -> None:
+    (phi,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": None, "tip_volume_30d": 0})
+    named = dict(zip(SPEC_V2.names, phi, strict=True))
+    assert named["profile_present"] == 1
+    assert named["volume_x_is_overdue"] == -0.5
+
+
+def test_features_that_v2_reads_are_numbers_that_the_service_serves() -> None:
+    dtypes = {entry.name: entry.dtype for entry in REGISTRY}
+    assert {dtypes[name] for name in PROFILE_FEATURES} == {"float", "int"}
+
+
+@example([TIP], MORNING, {**KEEN, "preferred_hour": -1.7e308, "mean_dwell_ms_30d": -5.0, "tip_volume_30d": -3})
+@example([TIP], MORNING, {**KEEN, "completion_rate_30d": 1e6, "dismiss_rate_30d": -1e6})
+@given(st.lists(candidates, min_size=1, max_size=4), contexts, profiles)
+def test_phi_is_bounded_and_begins_with_v1_whatever_comes(
+    tips: list[Candidate], context: Context, profile: Profile
+) -> None:
+    phi = SPEC_V2.phi(tips, context, profile)
+    assert phi.shape == (len(tips), SPEC_V2.size)
+    assert phi.flags.c_contiguous
+    assert (np.abs(phi) <= 1).all()  # false for NaN, too
+    assert (phi[:, :OLD] == SPEC_V1.phi(tips, context, profile)).all()
+    # The bounds that `least_precision` is derived from.
+    x, z = np.square(phi[:, :OLD]).sum(axis=1), np.square(phi[:, OLD:]).sum(axis=1)
+    assert (x <= 5 + 1e-12).all()
+    assert (z <= 49 / 30 * x + 1e-12).all()
+
+
+@given(candidates, st.tuples(numbers, numbers), st.tuples(st.floats(0), st.floats(0)))
+def test_candidate_inputs_never_fall_when_their_numbers_rise(
+    tip: Candidate, priorities: tuple[float, float], ages: tuple[float, float]
+) -> None:
+    less, more = (
+        replace(tip, priority=p, task_age_days=a) for p, a in zip(sorted(priorities), sorted(ages), strict=True)
+    )
+    low, high = SPEC_V1.phi([less, more], Context(), None)
+    assert (low <= high).all()
+
+
+def _worst() -> tuple[Candidate, Profile]:
+    """The candidate and profile with the largest |z|² beside |x|²: everything at its bound."""
+    profile = {
+        "completion_rate_30d": 1.0,
+        "dismiss_rate_30d": 1.0,
+        "mean_dwell_ms_30d": 86_400_000.0,
+        "preferred_hour": 8,
+        "tip_volume_30d": 10**9,
+    }
+    return Candidate("", is_overdue=True, task_age_days=1e6, priority=1e9), profile
+
+
+Seen = list[tuple[Candidate, Context, int]]  # what was learned, and how many times
+
+
+def _added(precision: float, learned: Seen, asked: Candidate, context: Context, profile: Profile) -> float:
+    """By which factor the new block raises a score's standard deviation, just after growth."""
+    s = np.eye(OLD)
+    for tip, when, times in learned:
+        (x,) = SPEC_V1.phi([tip], when, None)
+        s += times * np.outer(x, x)
+    (phi,) = SPEC_V2.phi([asked], context, profile)
+    x, z = phi[:OLD], phi[OLD:]
+    variance = float(x @ np.linalg.solve(s, x))
+    return math.sqrt(variance + float(z @ z) / precision) / math.sqrt(variance)
+
+
+def test_new_block_adds_ten_percent_to_the_deviation_in_the_worst_case_and_not_more() -> None:
+    tip, profile = _worst()
+    added = _added(NEW_PRECISION, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile)
+    assert 1.0995 < added <= 1.1
+    assert _added(NEW_PRECISION * 0.99, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile) > 1.1
+    assert least_precision(GROWN_WITHIN) <= NEW_PRECISION < least_precision(GROWN_WITHIN) * 1.01
+    assert set(SPEC_V2.precisions[OLD:]) == {NEW_PRECISION}
+
+
+@given(
+    st.lists(st.tuples(candidates, contexts, st.integers(0, GROWN_WITHIN // 4)), max_size=4),
+    candidates,
+    contexts,
+    profiles,
+    st.booleans(),
+)
+def test_new_block_adds_at_most_ten_percent_to_the_deviation_whoever_the_user_is(
+    learned: Seen, asked: Candidate, context: Context, profile: Profile, again: bool
+) -> None:
+    if again and learned:
+        asked, context = learned[0][:2]
+    assert _added(NEW_PRECISION, learned, asked, context, profile) <= 1.1 + 1e-9

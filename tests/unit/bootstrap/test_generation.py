@@ -1,0 +1,46 @@
+"""Who words tips is joined as the settings say, and costs a start without a model nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from app.bootstrap.generation import open_writing
+from app.errors import SettingsError
+from app.settings import Settings
+from app.telemetry import Metrics
+from tests.support.chat_server import chat_server, says
+from tests.support.clock import FakeClock
+from tests.support.tip_orders import order
+
+
+async def test_template_words_when_no_model_is_set() -> None:
+    async with open_writing(Settings(), FakeClock(), Metrics()) as writing:
+        written = await writing.write(order())
+    assert (written.model, written.reason) == (None, None)
+
+
+async def test_model_words_when_one_is_set() -> None:
+    async with chat_server() as endpoint:
+        endpoint.will(says("A tip."))
+        settings = Settings(model_url=endpoint.url, model="m-1", model_key="k")
+        async with open_writing(settings, FakeClock(), Metrics()) as writing:
+            written = [await writing.write(order()) for _ in range(2)]
+    assert [(one.text, one.model) for one in written] == [("A tip.", "m-1")] * 2
+    marks = {asked.prompt.partition("<task-")[2].partition(">")[0] for asked in endpoint.asked}
+    assert len(marks) == 2
+    assert all(len(mark) == 16 for mark in marks)
+
+
+async def test_nothing_is_opened_when_the_model_is_set_by_half() -> None:
+    with pytest.raises(SettingsError):
+        async with open_writing(Settings(model="m"), FakeClock(), Metrics()):
+            pass
+
+
+def test_start_does_not_import_what_only_a_model_needs() -> None:
+    program = "import app.asgi, sys; print('httpx' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.strip() == "False"

@@ -1,0 +1,146 @@
+"""The hand-over: many jobs' events share a consumption, and what is not consumed is left to the sweep."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.errors import CacheUnavailable
+from app.events import handover as module
+from app.events.consume import SWEEP_AGE_MS
+from app.events.handover import Handover
+from app.events.ports import LoggedEvent
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.owed_invalidations import announce
+from tests.support.clock import NOW_MS
+from tests.support.consumption import Desk
+from tests.support.events import served
+from tests.support.registry import REGISTRY
+from tests.support.waiting import eventually, eventually_async
+
+GRACE_S = 5.0
+
+
+class Linger:
+    """A pause that lasts until a test says so."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.over = asyncio.Event()
+
+    async def __call__(self, seconds: float) -> None:
+        assert seconds == module.LINGER_S
+        self.begun += 1
+        await self.over.wait()
+
+
+@pytest.fixture
+async def desk(database: Database) -> Desk:
+    await announce(database, REGISTRY, NOW_MS)
+    return Desk(database)
+
+
+@pytest.fixture
+def linger() -> Linger:
+    return Linger()
+
+
+@pytest.fixture
+def handover(desk: Desk, linger: Linger) -> Handover:
+    return Handover(desk.consumer, within_s=GRACE_S, pause=linger)
+
+
+async def test_events_of_many_jobs_share_a_consumption_when_they_come_together(
+    desk: Desk, handover: Handover, linger: Linger
+) -> None:
+    for number in range(20):
+        handover.add(await desk.store(served(f"user-{number}", event_id=f"e{number}")))
+    await eventually(lambda: linger.begun)
+    assert len(await desk.unconsumed()) == 20
+    linger.over.set()
+    await eventually(lambda: len(desk.pupil.learned) == 20)
+    await handover.close(GRACE_S)
+    assert len(desk.drops.older) == 1
+    assert desk.drops.all == []
+    assert await desk.unconsumed() == []
+
+
+async def test_nobody_lingers_when_there_is_enough_for_one_consumption(
+    desk: Desk, handover: Handover, linger: Linger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVENTS_AT_ONCE", 2)
+    handover.add(await desk.store(*(served(event_id=name) for name in "abcd")))
+    await handover.close(GRACE_S)
+    assert (desk.pupil.learned, len(desk.drops.older), linger.begun) == (list("abcd"), 2, 0)
+
+
+async def test_nothing_is_begun_when_a_job_brought_no_new_event(handover: Handover, linger: Linger) -> None:
+    handover.add([])
+    await handover.close(GRACE_S)
+    assert linger.begun == 0
+
+
+@pytest.mark.parametrize("error", [CacheUnavailable("away"), RuntimeError("a defect")])
+async def test_events_are_left_to_the_sweep_when_their_consumption_fails(
+    desk: Desk, handover: Handover, linger: Linger, error: Exception
+) -> None:
+    linger.over.set()
+    desk.drops.failure = error
+    handover.add(await desk.store(served(event_id="a")))
+    await handover.close(GRACE_S)
+    assert await desk.unconsumed() == ["a"]
+    desk.drops.failure = None
+    handover.add(await desk.store(served(event_id="b")))
+    await handover.close(GRACE_S)
+    assert await desk.unconsumed() == ["a"]
+    desk.clock.advance(SWEEP_AGE_MS + 1)
+    assert await desk.consumer.sweep() == 1
+
+
+async def test_the_next_events_are_consumed_when_one_consumption_takes_too_long(
+    desk: Desk, linger: Linger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linger.over.set()
+    never = asyncio.Event()
+
+    async def hang(_: LoggedEvent) -> None:
+        await never.wait()
+
+    handover = Handover(desk.consumer, within_s=0.02, pause=linger)
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.pupil, "learn", hang)
+        handover.add(await desk.store(served(event_id="a")))
+        await handover.close(GRACE_S)
+    await _consumed(desk, Handover(desk.consumer, GRACE_S, linger), "b")
+    assert await desk.unconsumed() == ["a"]
+
+
+async def _consumed(desk: Desk, handover: Handover, event_id: str) -> None:
+    handover.add(await desk.store(served(event_id=event_id)))
+    await eventually_async(lambda: _is_learned(desk, event_id))
+    await handover.close(GRACE_S)
+
+
+async def _is_learned(desk: Desk, event_id: str) -> bool:
+    return event_id in desk.pupil.learned
+
+
+async def test_events_beyond_the_cap_are_left_to_the_sweep_when_consumption_falls_behind(
+    desk: Desk, handover: Handover, linger: Linger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PENDING_CAP", 1)
+    for name in "abc":
+        handover.add(await desk.store(served(event_id=name)))
+    linger.over.set()
+    await handover.close(GRACE_S)
+    assert await desk.unconsumed() == ["c"]
+
+
+async def test_what_is_pending_is_left_to_the_sweep_when_closing_may_not_take_so_long(
+    desk: Desk, handover: Handover, linger: Linger
+) -> None:
+    handover.add(await desk.store(served(event_id="a")))
+    await eventually(lambda: linger.begun)
+    await handover.close(0.01)
+    assert (desk.pupil.learned, await desk.unconsumed()) == ([], ["a"])

@@ -1,0 +1,123 @@
+"""The queue's door: every item of a payload is stored or buried, whatever it is, and however often it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.errors import StoreUnavailable
+from app.events.admission import MAX_EVENTS
+from app.events.ports import DeadLetter
+from app.events.queue_door import QueueDoor
+from app.features.clock import DAY_MS
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sqlite.owed_invalidations import announce
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.events import feedback, payload, served
+from tests.support.registry import REGISTRY
+from tests.unit.events.recorders import Stage
+
+
+class Door:
+    """A queue door over a real log and real letters."""
+
+    def __init__(self, database: Database) -> None:
+        self.stage = Stage(database)
+        self.letters = SqliteDeadLetters(database)
+        self.door = QueueDoor(self.stage.ingestor, self.letters, FakeClock(), self.stage.metrics)
+
+    async def take_in(self, *items: object) -> list[int]:
+        """A list, as it comes off the queue."""
+        return await self.door.take_in(msgspec.msgpack.decode(msgspec.msgpack.encode(list(items))))
+
+    async def buried(self) -> list[DeadLetter]:
+        """The letters."""
+        return await self.letters.list(0, 100)
+
+
+@pytest.fixture
+async def door(database: Database) -> Door:
+    await announce(database, REGISTRY, NOW_MS)
+    return Door(database)
+
+
+def event(event_id: str, **changes: Any) -> dict[str, Any]:
+    """A sound payload, with fields replaced."""
+    return payload(served("ann", event_id=event_id), **changes)
+
+
+async def test_all_are_stored_when_all_are_sound(door: Door) -> None:
+    assert await door.take_in(event("a"), event("b"), payload(feedback("bob", event_id="c"))) == [1, 2, 3]
+    assert await door.stage.stored() == ["a", "b", "c"]
+    assert await door.buried() == []
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (event("x", subject="signals.tip.unknown"), "[1].subject: unknown subject 'signals.tip.unknown'"),
+        (event("x", user_id=...), "[1].user_id: missing"),
+        (event("x", colour="red"), "[1].colour: unknown field"),
+        (event("x", user_id="a/b"), "[1].user_id: must not contain /"),
+        (event("x", occurred_at="2026-04-25T12:00:00"), "[1].occurred_at: "),
+        (event("x", occurred_at="2027-01-01T00:00:00Z"), "occurred_at: more than five minutes ahead"),
+        (payload(served("ann", NOW_MS - 181 * DAY_MS, event_id="x")), "occurred_at: "),
+        (event("a", tip_id="another"), "event_id: 'a' is known with other content"),
+        ("text", "[1]: "),
+        (None, "[1]: "),
+        (b"bytes", "[1]: "),
+        ({b"bytes": 1, 2: [None, float("nan")]}, "[1]"),
+        (msgspec.msgpack.Ext(5, b"x"), "[1]: "),
+    ],
+)
+async def test_the_rest_counts_when_one_item_is_bad(door: Door, item: object, reason: str) -> None:
+    await door.take_in(event("a"), item, event("b"))
+    assert await door.stage.stored() == ["a", "b"]
+    (letter,) = await door.buried()
+    assert letter.error.startswith(reason)
+    assert (letter.source, letter.seq) == ("queue", None)
+    msgspec.json.decode(letter.payload)
+
+
+@pytest.mark.parametrize("whole", [None, "text", {"events": []}, 7])
+async def test_the_whole_is_buried_when_it_is_no_list(door: Door, whole: object) -> None:
+    assert await door.door.take_in(whole) == []
+    (letter,) = await door.buried()
+    assert letter.error == "expected a list of events"
+    assert msgspec.json.decode(letter.payload) == whole
+
+
+async def test_a_duplicate_is_no_fault_when_it_comes_again(door: Door) -> None:
+    assert await door.take_in(event("a")) == [1]
+    assert await door.take_in(event("a"), event("b")) == [2]
+    assert await door.buried() == []
+
+
+async def test_each_bad_item_is_buried_once_when_the_payload_is_given_again_after_trouble(door: Door) -> None:
+    door.stage.log.failure = StoreUnavailable("locked")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await door.take_in(event("a"), "bad")
+    assert await door.buried() == []
+    door.stage.log.failure = None
+    await door.take_in(event("a"), "bad")
+    assert await door.stage.stored() == ["a"]
+    assert len(await door.buried()) == 1
+
+
+async def test_a_payload_is_stored_in_pieces_when_it_is_very_long(door: Door) -> None:
+    seqs = await door.take_in(*(event(f"e{number}") for number in range(2 * MAX_EVENTS + 1)))
+    assert len(seqs) == 2 * MAX_EVENTS + 1
+    assert door.stage.log.commits == [[MAX_EVENTS], [MAX_EVENTS], [1]]
+
+
+async def test_something_is_kept_when_a_payload_is_too_deep_to_be_written(door: Door) -> None:
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    await door.door.bury(deep, "too deep")
+    (letter,) = await door.buried()
+    assert letter.payload == '"nested too deeply to be kept"'

@@ -1,0 +1,89 @@
+"""A profile becomes words: of allowed features only, and never a number but the hour."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+
+from app.features.registry import Scalar
+from app.generation.profile_traits import ALLOWED, Mood, Traits, described, traits_of
+from tests.support.registry import REGISTRY
+from tests.support.tip_orders import FEATURES, HABITS
+
+
+def test_profile_is_described_as_a_person_would() -> None:
+    assert described(traits_of(HABITS)) == (
+        "usually completes tips; hardly ever dismisses tips; most active around 9:00"
+    )
+
+
+def test_every_allowed_feature_is_one_that_is_served() -> None:
+    assert set(ALLOWED) <= set(REGISTRY.names)
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (None, ""),
+        ({}, ""),
+        (dict.fromkeys(ALLOWED), ""),
+        ({"completion_rate_30d": 0.6}, "usually completes tips"),
+        ({"completion_rate_30d": 0.59}, "sometimes completes tips"),
+        ({"completion_rate_30d": 0.35}, "sometimes completes tips"),
+        ({"completion_rate_30d": 0.34}, "seldom completes tips"),
+        ({"completion_rate_30d": 0}, "seldom completes tips"),
+        ({"dismiss_rate_30d": 0.4}, "often dismisses tips"),
+        ({"dismiss_rate_30d": 0.2}, ""),
+        ({"dismiss_rate_30d": 0.1}, "hardly ever dismisses tips"),
+        ({"mean_dwell_ms_30d": 2_999.0}, "reads tips briefly"),
+        ({"mean_dwell_ms_30d": 3_000.0}, ""),
+        ({"mean_dwell_ms_30d": 15_000.0}, "reads tips at length"),
+        ({"preferred_hour": 0}, "most active around 0:00"),
+        ({"preferred_hour": 23}, "most active around 23:00"),
+        ({"tip_volume_30d": 0}, "new to tips"),
+        ({"tip_volume_30d": 100}, "has seen many tips"),
+        ({"tip_volume_30d": 0, "completion_rate_30d": 0.9}, "usually completes tips"),
+        ({"tip_volume_30d": 2, "completion_rate_30d": 1.0, "dismiss_rate_30d": 0.0}, "new to tips"),
+    ],
+)
+def test_words_follow_the_values(features: dict[str, Scalar] | None, words: str) -> None:
+    assert described(traits_of(features)) == words
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, 10**400, "0.9", True, None])
+def test_a_value_says_nothing_when_it_is_out_of_its_range(value: Scalar) -> None:
+    assert traits_of({"completion_rate_30d": value, "dismiss_rate_30d": value}) == Traits()
+
+
+@pytest.mark.parametrize("hour", [-1, 24, 10**400, -(10**400), "9", True])
+def test_an_hour_says_nothing_when_no_clock_shows_it(hour: Scalar) -> None:
+    assert traits_of({"preferred_hour": hour}) == Traits()
+
+
+def test_nothing_is_said_of_a_feature_that_is_not_allowed() -> None:
+    assert traits_of({"email": "ada@example.com", "snooze_rate_30d": 0.9}) == Traits()
+
+
+@given(FEATURES)
+def test_no_number_is_told_but_the_hour(features: dict[str, Scalar] | None) -> None:
+    traits = traits_of(features)
+    told = re.findall(r"[0-9]+(?::00)?", described(traits))
+    assert told == ([] if traits.hour is None else [f"{traits.hour}:00"])
+
+
+@pytest.mark.parametrize(
+    ("traits", "mood"),
+    [
+        (Traits(), "unknown"),
+        (Traits(hour=9, tips="many"), "unknown"),
+        (Traits(completes="usually"), "finisher"),
+        (Traits(completes="sometimes", dismisses="hardly ever"), "mixed"),
+        (Traits(completes="seldom"), "hesitant"),
+        (Traits(completes="usually", dismisses="often"), "wary"),
+    ],
+)
+def test_mood_follows_the_habits(traits: Traits, mood: Mood) -> None:
+    assert traits.mood == mood

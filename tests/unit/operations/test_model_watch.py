@@ -1,0 +1,67 @@
+"""A model that keeps failing is found, since when and why; one that is well, or was not asked, is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.operations.model_watch import LATELY_MS, failing_model
+from app.operations.samples import Sample
+from tests.support.clock import NOW_MS
+from tests.support.samples import sample
+
+# Half a minute before a minute ends.
+AT_MS = NOW_MS - NOW_MS % 60_000 + 30_000
+
+
+def asked(minutes_ago: float, process: str = "one", **outcomes: int) -> Sample:
+    """What came of tips so long ago; `_` stands for a space."""
+    counts = {f"generations_{name.replace('_', ' ')}": count for name, count in outcomes.items()}
+    return sample(at_ms=AT_MS - round(minutes_ago * 60_000), process=process, counts=counts)
+
+
+def said(*samples: Sample) -> str:
+    """The finding's text; empty where there is none."""
+    found = failing_model(samples, AT_MS)
+    assert all((item.state, item.subject) == ("degraded", "model") and item.advice for item in found)
+    return " ".join(item.text for item in found)
+
+
+def test_finding_says_since_when_and_why_with_the_cause_before_what_follows_from_it() -> None:
+    text = said(
+        asked(20, model=40),
+        asked(4, timeout=3),
+        asked(3, circuit_open=30, process="two"),
+        asked(1),
+        asked(0, circuit_open=8, refused=1),
+    )
+    assert "The language model has kept failing since " in text
+    assert text.endswith("UTC: timeout (3), refused (1), circuit open (38).")
+    began = (AT_MS - 4 * 60_000 - 10_000) // 60_000 % 1_440
+    assert f"since {began // 60:02d}:{began % 60:02d} UTC" in text
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [],
+        [asked(2, template=50), asked(1, template=9)],
+        [asked(2, timeout=2)],
+        [asked(2, timeout=9), asked(0, model=1)],
+        [asked(2, timeout=5, model=5), asked(1, timeout=4, model=5), asked(0, timeout=1, model=30)],
+        [asked(1, stopping=16)],
+        [asked(LATELY_MS / 60_000 + 1, timeout=9)],
+    ],
+    ids=["nobody asked", "no model is set", "too few", "well again", "some of many", "a process that ends", "long ago"],
+)
+def test_there_is_no_finding_when_the_model_does_not_keep_failing(samples: list[Sample]) -> None:
+    assert said(*samples) == ""
+
+
+def test_failing_begins_anew_when_it_was_well_in_between() -> None:
+    text = said(asked(30, timeout=99), asked(9, model=5), asked(3, server_error=3, model=1), asked(2, server_error=1))
+    assert text.endswith("UTC: server error (4).")
+
+
+def test_most_of_a_minute_decides_whichever_process_asked() -> None:
+    assert said(asked(1, model=6), asked(1, process="two", timeout=5)) == ""
+    assert said(asked(1, model=4), asked(1, process="two", timeout=5)).endswith("timeout (5).")

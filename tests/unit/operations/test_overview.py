@@ -1,0 +1,239 @@
+"""The overview: what is shown of what is kept and seen, and what is found not well."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from app.features.clock import rfc3339, to_ms
+from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
+from app.operations.overview import ALIVE_MS, NEWS_MS, Overview, Sight, overview
+from app.operations.ports import Record
+from app.operations.samples import Gauges, Sample
+from app.operations.states import COMPONENTS, OK, ComponentStatus
+from app.operations.states import ComponentView as View
+from tests.support.clock import NOW_MS
+from tests.support.samples import sample
+
+WELL = dict.fromkeys(COMPONENTS, OK)
+STANDINGS = {name: ComponentStatus(name, "ok", "", NOW_MS - 900_000, NOW_MS - 5_000) for name in COMPONENTS}
+AWAY = {**WELL, "cache": View("down", "away")}
+
+
+def seen(*samples: Sample, **changes: Any) -> Overview:
+    """The overview of some samples, everything being well; `live` and arguments of `overview` by keyword."""
+    live = changes.pop("live", WELL)
+    sight = Sight(live, changes.pop("gauges", Gauges())) if live is not None else None
+    arguments = {"record": Record([*samples], STANDINGS), "sight": sight, "process": "one", "now_ms": NOW_MS, **changes}
+    return overview(**arguments)
+
+
+def state_of(found: Overview, name: str) -> tuple[str, str, int]:
+    """State, detail, and seconds since."""
+    (item,) = (item for item in found.components if item.name == name)
+    since_ms = to_ms(datetime.fromisoformat(item.since))
+    return item.state, item.detail, (NOW_MS - since_ms) // 1000
+
+
+def test_everything_is_well_when_nothing_is_wrong() -> None:
+    found = seen(sample(looks=WELL, gauges=Gauges(dead_letters=0, outbox_age_s=0.0)))
+    assert (found.state, found.findings) == ("ok", [])
+    assert found.verdict == "Everything is well."
+    assert state_of(found, "cache") == ("ok", "", 900)
+    assert [item.name for item in found.components] == list(COMPONENTS)
+
+
+def test_nothing_is_known_when_there_is_no_sample() -> None:
+    found = seen(record=Record([], {}))
+    assert not found.sampled
+    for figure in found.figures.values():
+        assert (figure.now, figure.hour) == (None, None)
+        assert figure.series == [None] * SLOTS
+    assert state_of(found, "cache") == ("ok", "", 0)
+    assert (found.state, found.verdict) == ("ok", "Everything answers; there are no figures yet.")
+
+
+def test_gauges_are_those_of_now() -> None:
+    waiting = sample(at_ms=NOW_MS - 5_000, gauges=Gauges(dead_letters=2, owed=1))
+    assert [item.subject for item in seen(waiting).findings] == ["dead_letters"]
+    found = seen(waiting, gauges=Gauges(dead_letters=0))
+    assert found.findings == []
+    assert (found.figures["dead_letters"].now, found.figures["dead_letters"].hour) == (0, 2)
+    assert found.figures["dead_letters"].series[-1] == 0
+    assert found.figures["owed"].now == 1
+    assert [item.last_seen for item in found.processes] == [rfc3339(NOW_MS - 5_000)]
+
+
+def test_state_is_that_of_now_when_it_differs_from_what_was_stored() -> None:
+    found = seen(sample(looks=WELL), live=AWAY)
+    assert state_of(found, "cache") == ("down", "away", 0)
+    assert found.state == "degraded"
+    (finding,) = found.findings
+    assert (finding.subject, finding.text) == ("cache", "The cache is down: away.")
+    assert finding.advice
+
+
+def test_state_is_what_another_process_saw_lately_and_names_it() -> None:
+    other = sample(process="two", role="worker", looks=AWAY, at_ms=NOW_MS - NEWS_MS)
+    assert state_of(seen(other), "cache") == ("down", "away (seen by worker two)", 0)
+    assert state_of(seen(other, process="two"), "cache")[0] == "ok"
+    old = sample(process="two", looks=AWAY, at_ms=NOW_MS - NEWS_MS - 1)
+    assert state_of(seen(old), "cache")[0] == "ok"
+    ended = sample(process="two", at_ms=NOW_MS - 1, stopped=True)
+    assert state_of(seen(other, ended), "cache")[0] == "ok"
+
+
+def test_states_are_those_stored_when_looking_took_too_long() -> None:
+    assert state_of(seen(live=None), "queue") == ("ok", "", 900)
+    found = seen(live=None, record=Record([], {}))
+    assert {item.state for item in found.components} == {"unknown"}
+    assert (found.state, found.verdict) == ("unknown", "Not everything could be asked.")
+
+
+def test_it_is_down_only_when_reads_cannot_be_served() -> None:
+    away = {
+        **WELL,
+        "queue": View("down", "away"),
+        "worker": View("unknown", "?"),
+        "service": View("degraded", ""),
+    }
+    assert seen(live=away).state == "degraded"
+    assert [item.subject for item in seen(live=away).findings] == ["queue"]
+    gone = {
+        **WELL,
+        "database": View("down", "gone"),
+        "service": View("down", "it cannot serve reads"),
+    }
+    found = seen(live=gone, record=Record([], {}))
+    assert found.state == "down"
+    assert found.verdict.startswith("It cannot serve reads")
+
+
+def test_figures_are_of_all_processes_together() -> None:
+    found = seen(
+        *(sample(at_ms=NOW_MS - second * 1000, counts={"requests_2xx": 50}) for second in range(0, 60, 10)),
+        *(
+            sample(process="two", at_ms=NOW_MS - second * 1000, counts={"requests_2xx": 40, "requests_5xx": 10})
+            for second in range(0, 60, 10)
+        ),
+        sample(at_ms=NOW_MS - 600_000, counts={"hits": 1, "misses": 1, "latency_0.5": 1}, gauges=Gauges(queue_depth=9)),
+        sample(counts={"hits": 3, "misses": 1, "latency_0.001": 3}, gauges=Gauges(queue_depth=2), seconds=0.0),
+    ).figures
+    assert found["request_rate"].now == pytest.approx(10)
+    assert found["failed_requests"].now == 60
+    assert found["hit_ratio"].now == 0.75
+    assert found["hit_ratio"].hour == pytest.approx(4 / 6)
+    assert (found["queue_depth"].now, found["queue_depth"].hour) == (2, 9)
+    assert found["latency_p50_ms"].now == pytest.approx(0.75)
+    assert found["latency_p99_ms"].hour == pytest.approx(490)
+
+
+def test_series_has_a_gap_where_nobody_took_a_sample() -> None:
+    start = NOW_MS - NOW_MS % SLOT_MS
+    found = seen(
+        sample(at_ms=start, counts={"fills_refused": 2}),
+        sample(at_ms=start - SLOT_MS),
+        sample(at_ms=start - 3 * SLOT_MS, counts={"fills_refused": 1}),
+        sample(at_ms=NOW_MS - HOUR_MS - 2 * SLOT_MS, counts={"fills_refused": 9}),
+    )
+    assert found.figures["fills_refused"].series[-4:] == [1, None, 0, 2]
+    assert found.figures["fills_refused"].series[:-4] == [None] * (SLOTS - 4)
+    assert found.figures["hit_ratio"].series == [None] * SLOTS
+    assert (found.slots[-1], len(found.slots)) == (rfc3339(start), SLOTS)
+
+
+def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
+    found = seen(sample(role="worker")).figures
+    assert found["request_rate"].now is None
+    assert found["fills_refused"].now == 0
+
+
+@pytest.mark.parametrize(
+    ("subject", "changes", "text"),
+    [
+        ("failed_requests", {"counts": {"requests_5xx": 1}}, "1 request failed (5xx) in the last minute."),
+        ("shed", {"counts": {"requests_5xx": 7, "shed": 7}}, "7 requests of the last minute were sent away"),
+        ("degraded_reads", {"counts": {"degraded_reads": 1234}}, "1,234 profiles of the last minute"),
+        ("latency_p99_ms", {"counts": {"latency_0.5": 100}}, "over 498 ms"),
+        ("lag_p99_ms", {"counts": {"lag_2.5": 100}}, "over 2,485 ms"),
+        ("outbox_age_s", {"gauges": Gauges(outbox_age_s=61.0)}, "has waited 61 s"),
+        ("dead_letters", {"gauges": Gauges(dead_letters=2)}, "2 dead letters wait."),
+        (
+            "events_ahead",
+            {"gauges": Gauges(events_ahead=1)},
+            "1 event lies more than five minutes in the future.",
+        ),
+        ("unreadable", {"gauges": Gauges(unreadable=1)}, "The learned evidence of 1 user is damaged"),
+        ("feature_errors", {"counts": {"feature_errors": 3}, "at_ms": NOW_MS - 1_800_000}, "3 values of a feature"),
+        ("stale_dropped", {"counts": {"stale_dropped": 1}, "at_ms": NOW_MS - 1_800_000}, "1 value older than"),
+        ("untrue", {"counts": {"untrue": 1}, "at_ms": NOW_MS - 1_800_000}, "The audit found 1 cached value untrue"),
+    ],
+)
+def test_what_is_not_well_is_found(subject: str, changes: dict[str, Any], text: str) -> None:
+    (found,) = seen(sample(**changes)).findings
+    assert (found.subject, found.state) == (subject, "degraded")
+    assert text in found.text
+    assert found.advice
+
+
+def test_processes_with_different_registries_are_named() -> None:
+    one, two = sample(registry="1a"), sample(process="two", registry="1a")
+    other = sample(process="w", role="worker", registry="2b")
+    found = seen(other, two, one)
+    (finding,) = found.findings
+    assert (finding.subject, finding.state) == ("registry", "degraded")
+    assert finding.text.endswith(": 1a by API process one, API process two; 2b by worker w.")
+    assert "PROFILES_FEATURES" in finding.advice
+    assert [item.registry for item in found.processes] == ["1a", "1a", "2b"]
+
+
+def test_registries_of_processes_that_do_not_run_or_do_not_tell_are_passed_over() -> None:
+    said, unsaid = sample(registry="1a"), sample(process="two")
+    ended = sample(process="three", registry="2b", stopped=True)
+    old = sample(process="four", registry="2b", at_ms=NOW_MS - ALIVE_MS - 1)
+    assert seen(old, said, unsaid, ended).findings == []
+    renewed = sample(process="three", registry="1a")
+    assert seen(sample(process="three", registry="2b", at_ms=NOW_MS - 1), said, renewed).findings == []
+
+
+def test_features_that_fail_are_a_finding() -> None:
+    failing = {**WELL, "features": View("degraded", "failing: probe")}
+    (finding,) = seen(sample(looks=WELL), live=failing).findings
+    assert (finding.subject, finding.text) == ("features", "The features are degraded: failing: probe.")
+
+
+def test_worst_comes_first() -> None:
+    found = seen(sample(gauges=Gauges(dead_letters=1)), live=AWAY)
+    assert [item.subject for item in found.findings] == ["cache", "dead_letters"]
+    assert found.verdict == "Reads are right; 2 things need a look."
+
+
+def test_processes_are_those_that_took_a_sample_lately() -> None:
+    found = seen(
+        sample(at_ms=NOW_MS - 5_000),
+        sample(at_ms=NOW_MS - 15_000),
+        sample(process="w", role="worker", at_ms=NOW_MS - 29_000),
+        sample(process="dead", at_ms=NOW_MS - 31_000),
+        sample(process="ended", at_ms=NOW_MS - 1_000, stopped=True),
+    )
+    assert [(item.role, item.process, item.stopped) for item in found.processes] == [
+        ("api", "ended", True),
+        ("api", "one", False),
+        ("worker", "w", False),
+    ]
+
+
+def test_samples_from_before_the_clock_was_set_back_are_passed_over() -> None:
+    ahead = sample(process="two", at_ms=NOW_MS + 600_000, looks=AWAY, counts={"requests_5xx": 9})
+    found = seen(sample(counts={"requests_2xx": 5}), ahead)
+    assert [item.process for item in found.processes] == ["one"]
+    assert (found.state, found.figures["failed_requests"].now) == ("ok", 0)
+    assert not seen(ahead).sampled
+
+
+def test_share_of_consistent_checks_is_of_those_that_could_tell() -> None:
+    counts = {"checks_consistent": 3, "checks_violation": 1, "checks_empty": 50, "checks_unchecked": 7}
+    assert seen(sample(counts=counts)).figures["consistent"].now == 0.75
+    assert seen(sample(counts={"checks_empty": 50})).figures["consistent"].now is None

@@ -1,0 +1,139 @@
+"""Decisions as rows: they come back to the last bit, go when they are old, and are found by indexes."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.bandit.decisions import Decision, Ranking, Role
+from app.bandit.model.inputs import Candidate, Context
+from app.features.clock import DAY_MS
+from app.stores.sqlite import decisions, learning, states
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.decision_rows import WRITTEN, decision_of, row_of
+from tests.support.events import feedback
+from tests.support.learning import School
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=8)
+values = st.one_of(st.none(), numbers, st.integers(-(10**30), 10**30), texts)
+zones = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+counts = st.integers(1, 5)
+
+
+@st.composite
+def made(draw: st.DrawFn) -> Decision:
+    """Any decision."""
+    count = draw(counts)
+    rankings = [
+        Ranking(np.array(draw(st.lists(numbers, min_size=count, max_size=count))), np.full(count, 1 / count))
+        for _ in range(2)
+    ]
+    role: Role = draw(st.sampled_from(["champion", "challenger"]))
+    return Decision(
+        id=draw(texts),
+        request_id=draw(st.one_of(st.none(), texts)),
+        user_id=draw(texts),
+        created_at_ms=draw(st.integers(0, 2**50)),
+        explore=draw(st.booleans()),
+        role=role,
+        served_by="policy",
+        policy_hash="a",
+        spec_hash="b",
+        state_version=draw(st.integers(0, 2**40)),
+        prior_version=draw(st.integers(0, 2**40)),
+        origin=draw(st.sampled_from(["request", "service", "absent"])),
+        profile=draw(st.one_of(st.none(), st.dictionaries(texts, values, max_size=3))),
+        profile_present=draw(st.booleans()),
+        candidates=tuple(
+            Candidate(str(number), draw(st.booleans()), abs(draw(numbers)), draw(numbers)) for number in range(count)
+        ),
+        context=Context(draw(st.one_of(st.none(), st.datetimes(timezones=zones)))),
+        chosen=draw(st.integers(0, count - 1)),
+        elapsed_us=draw(st.integers(0, 2**40)),
+        theta=np.array(draw(st.lists(numbers, min_size=1, max_size=4))),
+        phi=np.array(draw(st.lists(numbers, min_size=1, max_size=4))),
+        champion=rankings[0] if role == "champion" or draw(st.booleans()) else None,
+        challenger=rankings[1] if role == "challenger" or draw(st.booleans()) else None,
+    )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(made())
+def test_a_decision_comes_back_as_it_was_to_the_last_bit(decision: Decision) -> None:
+    back = decision_of(dict(zip(WRITTEN, row_of(decision), strict=True)))
+    for name in Decision.__dataclass_fields__:
+        one, other = getattr(decision, name), getattr(back, name)
+        if isinstance(one, Ranking):
+            assert other is not None
+            assert all(map(np.array_equal, one, other))
+        elif isinstance(one, np.ndarray):
+            assert one.tobytes() == other.tobytes()
+        else:
+            assert one == other, name
+    assert back.context.at is None or back.context.at.utcoffset() == decision.context.at.utcoffset()  # type: ignore[union-attr]
+
+
+async def test_old_decisions_go_with_what_belongs_to_them_and_priors_stay_as_long_as_they_are_named(
+    database: Database,
+) -> None:
+    school = School(database)
+    kept: list[Decision] = []
+    for day in range(6):
+        decision = await school.decide(request_id=f"request-{day}")
+        await school.tell(feedback("ann", school.clock.now_ms(), tip_id=decision.chosen_id, decision_id=decision.id))
+        await school.bandit.upkeep.pool()
+        kept.append(decision)
+        school.clock.advance(DAY_MS)
+    before_ms = kept[3].created_at_ms
+    prune = school.bandit.decisions.prune
+    assert [await prune(before_ms, 2), await prune(before_ms, 2), await prune(before_ms, 2)] == [2, 1, 0]
+    assert await school.rows("SELECT decision_id FROM tip_scores") == [(item.id,) for item in kept[3:]]
+    assert await school.rows("SELECT COUNT(*) FROM decision_events") == [(3,)]
+    assert [item.prior_version for item in kept] == [0, 1, 2, 3, 4, 5]
+    assert await school.rows("SELECT version FROM bandit_priors") == [(3,), (4,), (5,), (6,)]
+    evidence = await school.evidence()
+    assert evidence is not None
+    assert evidence.decisions == 6, "what was learned stays"
+    school.clock.advance(100 * DAY_MS)
+    assert await prune(school.clock.now_ms(), 10) == 3
+    assert await school.rows("SELECT version FROM bandit_priors") == [(6,)], "the newest is in force"
+
+
+STATEMENTS = {
+    "a look": (states.SELECT_STATE, ("u",)),
+    "by request": (decisions.SELECT_BY_REQUEST, ("r",)),
+    "by id": (decisions.SELECT_BY_ID, ("d",)),
+    "the shadow": (decisions.update_shadows(3), (None,) * 36),
+    "prunable": (decisions.SELECT_PRUNABLE, (1, 1)),
+    "unsettled": (learning.SELECT_IS_UNSETTLED, ("u", "t")),
+    "a decision": (learning.SELECT_IS_DECISION, ("d", "u")),
+    "named": (learning.SELECT_NAMED, {"decision": "d", "user": "u", "seq": 1}),
+    "newest": (learning.SELECT_NEWEST, {"user": "u", "tip": "t", "latest": 1, "seq": 1}),
+    "any closed": (learning.SELECT_ANY_CLOSED, {"closed": 1}),
+    "closed": (learning.SELECT_CLOSED, {"closed": 1, "known": "[]", "limit": 1}),
+    "expired": (learning.UPDATE_EXPIRED, {"closed": 1, "now": 1, "limit": 1}),
+    "to grow": (states.SELECT_TO_GROW, ("[]", 1)),
+    "counts": (states.SELECT_COUNTS, ()),
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_table_is_scanned_for_a_decision_or_a_lesson(migrated_template: Path, name: str) -> None:
+    sql, parameters = STATEMENTS[name]
+    with closing(sqlite3.connect(f"file:{migrated_template}?mode=ro", uri=True)) as connection:
+        plan: list[Any] = connection.execute("EXPLAIN QUERY PLAN " + sql, parameters).fetchall()  # type: ignore[arg-type]
+    steps = [step for *_, step in plan]
+    harmless = ("json_each", "VIRTUAL TABLE", "COVERING", "CONSTANT ROW", "SCAN shadows")
+    scans = [step for step in steps if step.startswith("SCAN") and not any(word in step for word in harmless)]
+    # Whose events wait, and what waits to expire: partial indexes, read from their ends.
+    by_index = name in ("closed", "expired")
+    assert not [step for step in scans if not by_index or "USING INDEX" not in step], steps

@@ -1,0 +1,76 @@
+"""Conventions of the repository: module sizes, lock files, the compose file and the wheel."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from app.settings import Settings, described, hash_key
+from tests.support.processes import ROOT
+
+MAX_LINES = 400
+
+
+def test_compose_file_shows_every_setting() -> None:
+    compose = (ROOT / "docker" / "compose.yaml").read_text()
+    for name, _, _ in described():
+        assert re.search(rf"^    {name}: ", compose, re.MULTILINE), f"{name} is not in docker/compose.yaml"
+
+
+def test_compose_file_keeps_the_defaults_but_for_what_makes_a_container() -> None:
+    compose = (ROOT / "docker" / "compose.yaml").read_text()
+    lines = re.findall(r"^    (PROFILES_\w+): (.*)$", compose, re.MULTILINE)
+    given = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value.strip('"')) for name, value in lines}
+    given["PROFILES_API_KEYS"] = f"admin:admin:{hash_key('key').hex()}"
+    settings, usual = Settings.from_environment(given), Settings()
+    own = {item.name for item in fields(Settings) if getattr(settings, item.name) != getattr(usual, item.name)}
+    assert own == {"database", "cache_url", "queue_url", "host", "api_keys", "log_format", "demo"}
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "docker/requirements.lock"])
+def test_lock_pins_versions_and_hashes_and_names_no_address(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*(-|--)[if]", text, re.MULTILINE)
+    assert not re.search(r"^\s*--(?!hash=sha256:)", text, re.MULTILINE)
+    pins = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
+    assert all(re.match(r"[A-Za-z0-9_.\-]+(\[[a-z,\-]+\])?==\S+", pin) for pin in pins)
+
+
+def test_image_is_built_from_the_versions_that_are_tested() -> None:
+    def pins(path: str) -> dict[str, str]:
+        text = (ROOT / path).read_text()
+        return dict(re.findall(r"^([A-Za-z0-9_.\-]+)(?:\[[a-z,\-]+\])?==(\S+)", text, re.MULTILINE))
+
+    tested = pins("requirements.lock")
+    for name, version in pins("docker/requirements.lock").items():
+        assert tested[name] == version
+
+
+def test_modules_have_a_docstring_and_at_most_400_lines() -> None:
+    texts = {path: path.read_text() for path in (ROOT / "app").rglob("*.py") if path.stat().st_size}
+    assert not [path for path, text in texts.items() if len(text.splitlines()) > MAX_LINES]
+    assert not [path for path, text in texts.items() if not ast.get_docstring(ast.parse(text))]
+
+
+def test_package_is_typed_for_its_consumers() -> None:
+    assert (ROOT / "app" / "py.typed").exists()
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", "wheels", "."]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=100)
+    (wheel,) = (tmp_path / "wheels").glob("profiles-*.whl")
+    tree = {str(path.relative_to(tmp_path)) for path in (tmp_path / "app").rglob("*") if path.is_file()}
+    assert tree <= set(ZipFile(wheel).namelist())
