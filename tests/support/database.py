@@ -21,10 +21,11 @@ WIPED = ("tip_views", "tip_feedback", "event_log")
 
 
 def copy_database(template: Path, path: Path, database_id: str) -> Path:
-    """A new database at `path`, as the migrations leave it."""
+    """A copy with an id of its own, which no process has opened at `path` yet."""
     shutil.copyfile(template, path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE service SET value = ? WHERE name = 'database_id'", (database_id,))
+        connection.execute("DELETE FROM service WHERE name = 'inode'")
     return path
 
 

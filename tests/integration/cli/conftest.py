@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from app.cli import main, output
 from app.features.clock import DAY_MS
+from app.settings import Settings
+from tests.support.database import copy_database
 from tests.support.events import feedback, payload, served
 from tests.support.logs import logging_put_back
 from tests.support.registry import FEATURES
@@ -68,10 +71,17 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def migrated(profiles: Run) -> Run:
-    """The same, with the default database made."""
-    assert profiles("migrate").code == 0
+def migrated(profiles: Run, migrated_template: Path, tmp_path: Path) -> Run:
+    """`profiles`, in a directory with a migrated, empty database at the default path."""
+    copy_database(migrated_template, default_database(tmp_path), tmp_path.name)
     return profiles
+
+
+def default_database(directory: Path) -> Path:
+    """The path of `PROFILES_DATABASE`'s default under that directory, which is made."""
+    path = directory / Settings().database
+    path.parent.mkdir(exist_ok=True)
+    return path
 
 
 def write_events(path: Path, *events: dict[str, Any]) -> str:
@@ -80,16 +90,25 @@ def write_events(path: Path, *events: dict[str, Any]) -> str:
     return str(path)
 
 
-@pytest.fixture
-def lived_in(migrated: Run, tmp_path: Path) -> Run:
-    """A database with some weeks of two users."""
+@pytest.fixture(scope="session")
+def forty_days_template(migrated_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with forty days of events of the users ann and bob, loaded by `profiles events`."""
+    directory = tmp_path_factory.mktemp("forty-days")
+    path = copy_database(migrated_template, directory / "profiles.db", "forty days")
     today = now_ms()
     events = [payload(served("ann", today - day * DAY_MS, event_id=f"s{day}")) for day in range(1, 41)]
     for day in range(1, 41):
-        action = "completed" if day % 3 else "dismissed"
-        shown = feedback(
-            "ann" if day % 2 else "bob", today - day * DAY_MS, action, dwell_ms=day * 100, event_id=f"f{day}"
-        )
+        user, action = "ann" if day % 2 else "bob", "completed" if day % 3 else "dismissed"
+        shown = feedback(user, today - day * DAY_MS, action, dwell_ms=day * 100, event_id=f"f{day}")
         events.append(payload(shown))
-    assert migrated("events", write_events(tmp_path / "events.ndjson", *events)).code == 0
-    return migrated
+    command = [sys.executable, "-m", "app", "events", write_events(directory / "events.ndjson", *events)]
+    environment = {**os.environ, "PROFILES_DATABASE": str(path), "PROFILES_FEATURES": FEATURES}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return path
+
+
+@pytest.fixture
+def lived_in(profiles: Run, forty_days_template: Path, tmp_path: Path) -> Run:
+    """`profiles`, in a directory whose database has forty days of two users."""
+    copy_database(forty_days_template, default_database(tmp_path), tmp_path.name)
+    return profiles
