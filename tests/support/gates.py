@@ -99,6 +99,7 @@ class GatedCache:
         self.before_fill = Turnstile()
         self.before_drop = Turnstile()
         self.commands: Counter[str] = Counter()
+        self.answered_reads = 0
         self.filled: list[Fill] = []
 
     def go(self) -> None:
@@ -128,6 +129,7 @@ class GatedCache:
         self.commands["read"] += 1
         await self.before_read.pass_through()
         found = await self.inner.read_rows(rows)
+        self.answered_reads += 1
         await self.after_read.pass_through()
         return found
 
