@@ -6,7 +6,7 @@ from litestar import post
 
 from app.api.admin.auditing import caller
 from app.api.auth.authentication import ANYONE
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.request_parsing import JSON, NDJSON, media_type
 from app.api.schemas import EventsReceipt
@@ -31,7 +31,7 @@ async def post_events(request: HttpRequest) -> EventsReceipt:
     kind = media_type(request, (JSON, NDJSON))
     body = await request.body()
     events = decode_lines(body) if kind == NDJSON else decode_json(body)
-    receipt = await api_of(request).ingestor.ingest(events, _sender(request))
+    receipt = await service_of(request).ingestor.ingest(events, _sender(request))
     return EventsReceipt(receipt.accepted, receipt.duplicates, receipt.invalidated)
 
 

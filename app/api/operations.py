@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import MediaType, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.schemas import Health, Readiness
 
@@ -32,7 +32,7 @@ async def healthz(request: HttpRequest) -> Health:
 )
 async def readyz(request: HttpRequest) -> Response[Readiness]:
     """Ask everything it depends on."""
-    checks = await api_of(request).readiness()
+    checks = await service_of(request).readiness()
     shown = {name: "ok" if check.ok else check.detail for name, check in checks.items()}
     if request.app.state.get(STOPPING):
         return Response(Readiness("stopping", shown), status_code=503)
@@ -50,6 +50,6 @@ async def readyz(request: HttpRequest) -> Response[Readiness]:
 )
 async def metrics(request: HttpRequest) -> Response[bytes]:
     """Prometheus' text format."""
-    api = api_of(request)
-    await api.refresh_gauges()
-    return Response(api.metrics.exposition(), media_type="text/plain; version=0.0.4")  # a charset is added
+    service = service_of(request)
+    await service.refresh_gauges()
+    return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")  # a charset is added

@@ -11,7 +11,7 @@ from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from app import errors
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.middleware.load_shedding import mark
 from app.api.openapi.allowed_methods import allow_of
 from app.api.pages.errors import ErrorPage
@@ -119,7 +119,7 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
         issues = [Issue(str(item.get("key", "query")), str(item.get("message", ""))) for item in extra]
         return _respond(request, 400, "the request has a parameter that is not allowed", issues)
     details = {
-        404: f"there is nothing at this path; see {api_of(request).root_path}/schema",
+        404: f"there is nothing at this path; see {service_of(request).settings.root_path}/schema",
         405: "this path does not answer to this method",
         413: "the body is over 8 MB",
     }

@@ -9,12 +9,11 @@ from litestar import MediaType, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
-from app.api.dependencies import Api, HttpRequest, api_of, selected
+from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
 from app.api.disconnect import cancelled_on_disconnect
 from app.api.openapi.document import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
 from app.api.openapi.parameters import MOMENT
 from app.api.openapi.parameters import feature_names as feature_names_schema
-from app.api.rendering import Renderer
 from app.api.request_parsing import body_as, check_ids, feature_names, known_ms, moment_ms
 from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
@@ -23,6 +22,7 @@ from app.features.export import catalogue_entry
 from app.profiles.history.validation import Moments
 from app.profiles.online.fill import failures
 from app.profiles.ports import ComputeRow
+from app.service import Service
 
 AS_OF_DETAIL = "Only events up to this time, those at it included, RFC 3339. Computed, never cached."
 KNOWN_AT_DETAIL = "Also leave out events that arrived after this time. Goes with `as_of`."
@@ -30,14 +30,6 @@ KNOWN_AT_DETAIL = "Also leave out events that arrived after this time. Goes with
 
 def _json(body: bytes) -> Response[bytes]:
     return Response(body, media_type=MediaType.JSON)
-
-
-def renderer(api: Api) -> Renderer:
-    """The renderer of an application, made once."""
-    made: Renderer | None = api.scratch.get("renderer")
-    if made is None:
-        made = api.scratch["renderer"] = Renderer(api.registry)
-    return made
 
 
 @get(
@@ -60,24 +52,24 @@ async def get_profile(
     known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL)] = None,
 ) -> Response[bytes]:
     """One profile."""
-    api = api_of(request)
+    service = service_of(request)
     check_ids([user_id], "user_id")
     try:
-        mask = selected(api.registry, feature_names(features))
+        mask = selected(service.registry, feature_names(features))
     except UnknownFeature as error:
         raise Undecodable(str(error), error.issues) from error  # a value that the query does not allow
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
-        if problem := _moment_problem(api, moment, known, mask):
+        if problem := _moment_problem(service, moment, known, mask):
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
         async with cancelled_on_disconnect(request):
-            (profile,) = await api.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
+            (profile,) = await service.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
     elif known_at is not None:
         raise Undecodable("known_at goes with as_of", [Issue("known_at", "is allowed only together with as_of")])
     else:
-        profile = (await api.reader.read({user_id: mask}))[user_id]
-    return _json(renderer(api).profile(user_id, profile, mask, detail=detail))
+        profile = (await service.reader.read({user_id: mask}))[user_id]
+    return _json(renderer_of(request).profile(user_id, profile, mask, detail=detail))
 
 
 @post(
@@ -91,12 +83,12 @@ async def get_profile(
 )
 async def post_batch(request: HttpRequest) -> Response[bytes]:
     """Many profiles."""
-    api = api_of(request)
+    service = service_of(request)
     asked = await body_as(request, BatchRequest)
     check_ids(asked.user_ids, "user_ids[{}]")
-    mask = selected(api.registry, asked.features)
-    values = await api.reader.read_values(dict.fromkeys(asked.user_ids, mask))
-    return _json(renderer(api).batch(asked.user_ids, values, mask))
+    mask = selected(service.registry, asked.features)
+    values = await service.reader.read_values(dict.fromkeys(asked.user_ids, mask))
+    return _json(renderer_of(request).batch(asked.user_ids, values, mask))
 
 
 @post(
@@ -114,31 +106,31 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
 )
 async def post_history(request: HttpRequest) -> Response[bytes]:
     """Many past moments."""
-    api = api_of(request)
+    service = service_of(request)
     wanted = await body_as(request, HistoryRequest)
     check_ids([row.user_id for row in wanted.rows], "rows[{}].user_id")
-    mask = selected(api.registry, wanted.features)
+    mask = selected(service.registry, wanted.features)
     known_for_all = known_ms(wanted.known_at)
     asked: list[ComputeRow] = []
     issues: list[Issue] = []
     for index, row in enumerate(wanted.rows):
         moment = to_ms(row.as_of)
         known = moment if wanted.known_at == "as_of" else known_for_all
-        if problem := _moment_problem(api, moment, known, mask):
+        if problem := _moment_problem(service, moment, known, mask):
             path = f"rows[{index}].as_of" if problem.path == "as_of" else "known_at"
             issues.append(Issue(path, problem.detail))
         asked.append(ComputeRow(row.user_id, mask, moment, known))
     if issues:
         raise InvalidInput("a moment is not allowed", issues)
     async with cancelled_on_disconnect(request):
-        profiles = await api.reader.read_as_of(asked)
-    render = renderer(api).values
+        profiles = await service.reader.read_as_of(asked)
+    render = renderer_of(request).values
     rows = [
         b'{"user_id":%b,"as_of":"%b","features":%b}'
         % (msgspec.json.encode(row.user_id), rfc3339(row.now_ms or 0).encode(), render(profile, mask))
         for row, profile in zip(asked, profiles, strict=True)
     ]
-    failed = failures(api.registry, profiles)
+    failed = failures(service.registry, profiles)
     told = b',"failed":' + msgspec.json.encode(failed) if failed else b""
     return _json(b'{"rows":[' + b",".join(rows) + b"]" + told + b"}")
 
@@ -152,15 +144,15 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
 )
 async def get_features(request: HttpRequest) -> FeatureList:
     """The registry."""
-    api = api_of(request)
-    return FeatureList([feature_entry(api, index) for index in range(len(api.registry))])
+    service = service_of(request)
+    return FeatureList([feature_entry(service, index) for index in range(len(service.registry))])
 
 
-def feature_entry(api: Api, index: int) -> FeatureEntry:
+def feature_entry(service: Service, index: int) -> FeatureEntry:
     """An entry of the registry as it stands in this process."""
-    entry, availability = api.registry[index], api.availability
+    entry, availability = service.registry[index], service.computation.availability
     reason = availability.reason(index)
-    cost = api.costs.get(index)
+    cost = service.costs.get(index)
     return FeatureEntry(
         **catalogue_entry(entry),
         us_per_user=round(cost, 1) if cost is not None else None,
@@ -169,5 +161,5 @@ def feature_entry(api: Api, index: int) -> FeatureEntry:
     )
 
 
-def _moment_problem(api: Api, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
-    return Moments(api.registry, api.retention_days, api.clock).problem(at_ms, known_at_ms, mask)
+def _moment_problem(service: Service, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
+    return Moments(service.registry, service.settings.retention_days, service.clock).problem(at_ms, known_at_ms, mask)

@@ -9,7 +9,7 @@ from litestar import MediaType, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import USER_ID
 from app.api.request_parsing import check_ids
@@ -55,8 +55,8 @@ _encode = msgspec.json.Encoder().encode
 )
 async def post_score(request: HttpRequest) -> Response[bytes]:
     """Decide."""
-    api = api_of(request)
-    decision = await api.scorer.score(await asked_of(request, api))
+    service = service_of(request)
+    decision = await service.bandit.scorer.score(await asked_of(request, service))
     return Response(_encode(_answer(decision)), media_type=MediaType.JSON)
 
 
@@ -72,7 +72,7 @@ async def post_score(request: HttpRequest) -> Response[bytes]:
 async def get_decision(request: HttpRequest, decision_id: DecisionId) -> DecisionAnswer:
     """Explain."""
     check_ids([decision_id], "decision_id")
-    decision, outcome = await api_of(request).scorer.explain(decision_id)
+    decision, outcome = await service_of(request).bandit.scorer.explain(decision_id)
     return _explanation(decision, outcome)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from app.api.dependencies import Api, HttpRequest
+from app.api.dependencies import HttpRequest
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.scoring_schemas import ScoreCandidate, ScoreRequest
 from app.bandit.decisions import MAX_CANDIDATES, Origin, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context, Profile
 from app.errors import InvalidInput, Issue
 from app.events.decoding import decode
+from app.service import Service
 
 _SOME_ITEM = "candidates["
 # Of the longest list of candidates that can be right, ids without commas.
@@ -28,14 +29,14 @@ class _Loose(msgspec.Struct):
 _decode_loose = msgspec.json.Decoder(_Loose).decode
 
 
-async def asked_of(request: HttpRequest, api: Api) -> ScoringRequest:
+async def asked_of(request: HttpRequest, service: Service) -> ScoringRequest:
     """What is asked.
 
     Raises:
         UnsupportedMedia, Undecodable, InvalidInput: as `body_as`, naming every candidate that is at fault.
     """
     try:
-        sent = await body_as(request, with_mirror(ScoreRequest, api.mirror))
+        sent = await body_as(request, with_mirror(ScoreRequest, service.mirror))
     except InvalidInput as error:
         if error.issues[0].path.startswith(_SOME_ITEM):  # the decoder stops at the first
             raise InvalidInput(str(error), _broken(await request.body()) or error.issues) from error
@@ -47,7 +48,7 @@ async def asked_of(request: HttpRequest, api: Api) -> ScoringRequest:
     check_ids(ids, "candidates[{}].id")
     if len(set(ids)) != len(ids):
         raise InvalidInput("candidates have the same id", _repeated(ids))
-    origin, profile = _profile(api, sent)
+    origin, profile = _profile(service, sent)
     return ScoringRequest(
         user_id=sent.user_id,
         candidates=tuple(
@@ -62,13 +63,13 @@ async def asked_of(request: HttpRequest, api: Api) -> ScoringRequest:
     )
 
 
-def _profile(api: Api, sent: ScoreRequest) -> tuple[Origin, Profile]:
+def _profile(service: Service, sent: ScoreRequest) -> tuple[Origin, Profile]:
     features = sent.profile_features
     if features is UNSET:
         return "service", None
     if features is None:
         return "absent", None
-    given = {name: getattr(features, name) for name in api.registry.names}
+    given = {name: getattr(features, name) for name in service.registry.names}
     return "request", {name: value for name, value in given.items() if value is not UNSET}
 
 

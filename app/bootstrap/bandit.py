@@ -1,22 +1,26 @@
-"""Builds the bandit and its roll-out."""
+"""Builds the bandit and its roll-out over the database."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 
-from app.bandit.learning.attribution import Rules
+from app.bandit.learning.attribution import DecisionLearner, Rules
+from app.bandit.learning.maintenance import Maintenance
 from app.bandit.model.policies import Policies
+from app.bandit.ports import ReadProfile
 from app.bandit.rollout.assignment import serves_challenger
 from app.bandit.rollout.controller import Rollout
 from app.bandit.rollout.status import Growth
 from app.bandit.rollout.verdict import Limits
+from app.bandit.scoring import Scorer
+from app.bandit.shadow.queue import BackgroundShadower, NoShadow, ShadowWork
 from app.bandit.shadow.subprocess.process import ProcessBeside
-from app.bootstrap.bandit_parts import Bandit, Outside, join
 from app.features.clock import Clock
 from app.operations.audit import AuditedAction, audited
-from app.profiles.online.reader import ProfileReader
+from app.service import Bandit
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
@@ -27,50 +31,68 @@ from app.stores.sqlite.states import SqliteStates
 from app.telemetry import Metrics
 
 
-def bandit(settings: Settings, database: Database, reader: ProfileReader, clock: Clock, metrics: Metrics) -> Bandit:
-    """The bandit of one process."""
-    lineup = Policies.of(shadow=settings.shadow)
-    rules = Rules.of(settings.rewards, settings.reward_window_hours)
-    outside = Outside(
-        SqliteDecisions(database, lineup.longest),
-        SqliteLearning(database, lineup, rules),
-        SqliteStates(database, lineup.longest),
-        reader.read_features,
-        ProcessBeside(),
-    )
+def build_bandit(
+    settings: Settings,
+    database: Database,
+    read_profile: ReadProfile,
+    clock: Clock,
+    metrics: Metrics,
+    *,
+    shadow_work: ShadowWork | None = None,
+    new_id: Callable[[], str] | None = None,
+) -> Bandit:
+    """The bandit of one process. By default a subprocess computes shadows, and ids begin with the time in hex."""
 
-    def new_id() -> str:
-        # It begins with the time, so that the newest stand together in the index.
+    def id_by_time() -> str:
+        # Ids that begin with the time put the newest decisions next to each other in the index.
         return f"{clock.now_ms():012x}{secrets.token_hex(10)}"
 
-    return join(
-        outside,
-        lineup,
-        serves_challenger=serves_challenger,
-        rollout=rollout(settings, database, clock, lineup, rules),
-        new_id=new_id,
-        clock=clock,
-        metrics=metrics,
+    policies = Policies.of(shadow=settings.shadow)
+    rules = Rules.of(settings.rewards, settings.reward_window_hours)
+    decisions = SqliteDecisions(database, policies.longest)
+    states = SqliteStates(database, policies.longest)
+    learner = DecisionLearner(SqliteLearning(database, policies, rules), clock, metrics)
+    shadower = (
+        NoShadow()
+        if policies.challenger is None
+        else BackgroundShadower(decisions, shadow_work or ProcessBeside(), metrics)
+    )
+    return Bandit(
+        scorer=Scorer(
+            book=decisions,
+            read_profile=read_profile,
+            lineup=policies,
+            serves_challenger=serves_challenger,
+            shadower=shadower,
+            new_id=new_id or id_by_time,
+            clock=clock,
+            metrics=metrics,
+        ),
+        learner=learner,
+        maintenance=Maintenance(learner=learner, states=states, lineup=policies, clock=clock, metrics=metrics),
+        decisions=decisions,
+        states=states,
+        rollout=build_rollout(settings, database, policies, clock),
     )
 
 
-def rollout(settings: Settings, database: Database, clock: Clock, lineup: Policies, rules: Rules) -> Rollout:
-    """The challenger's roll-out. Every action on it is in the audit trail."""
-    trail, states = SqliteAuditTrail(database), SqliteStates(database, lineup.longest)
+def build_rollout(settings: Settings, database: Database, policies: Policies, clock: Clock) -> Rollout:
+    """The roll-out of the challenger. Its actions are recorded in the audit trail."""
+    trail, states = SqliteAuditTrail(database), SqliteStates(database, policies.longest)
 
     async def growth() -> Growth:
         counts = await states.counts()
-        return Growth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in lineup.shorter()))
+        return Growth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in policies.shorter()))
 
-    def in_the_trail(actor: str, action: str) -> AbstractAsyncContextManager[AuditedAction]:
+    def audited_action(actor: str, action: str) -> AbstractAsyncContextManager[AuditedAction]:
         return audited(trail, clock.now_ms(), actor, action, "rollout")
 
     return Rollout(
         book=SqliteRollout(database),
         limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
-        window_ms=rules.window_ms,
-        policies=lineup,
+        window_ms=Rules.of(settings.rewards, settings.reward_window_hours).window_ms,
+        policies=policies,
         growth=growth,
-        audited=in_the_trail,
+        audited=audited_action,
         clock=clock,
     )

@@ -1,7 +1,4 @@
-"""Joins what words tips: the service of `app.generation`, and the model behind it where one is set.
-
-Only the HTTP service needs it, so it stands beside `app.bootstrap.service` and not in it.
-"""
+"""Opens the writer of tips: a language model if the settings name one, the template in any case."""
 
 from __future__ import annotations
 
@@ -14,28 +11,24 @@ from app.generation.writing import Model, Writing
 from app.settings import Settings
 from app.telemetry import Metrics, logger
 
-log = logger("wording")
+log = logger("generation")
 
 
 @asynccontextmanager
 async def open_writing(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[Writing]:
-    """Open it, and close its connections on the way out.
-
-    Raises:
-        SettingsError: the model is set by half.
-    """
+    """Raises `SettingsError` if only one of the model's name and URL is set."""
     settings.require_whole_model()
     if settings.model_url is None or settings.model is None:
         yield Writing(None, clock, metrics)
         return
-    # Only now: httpx takes a seventh of the start, and most services have no model.
+    # Imported here because most services have no model, and httpx takes a seventh of the start.
     from app.stores.llm.client import Endpoint, LlmClient  # noqa: PLC0415
     from app.stores.llm.writer import LlmWriter  # noqa: PLC0415
 
-    exchange = LlmClient(Endpoint(settings.model_url, settings.model_key))
+    client = LlmClient(Endpoint(settings.model_url, settings.model_key))
     try:
-        writer = LlmWriter(exchange, settings.model, clock, lambda: secrets.token_hex(8))
+        writer = LlmWriter(client, settings.model, clock, lambda: secrets.token_hex(8))
         log.info("model_set", url=settings.model_url, model=settings.model)
         yield Writing(Model(writer, settings.model, settings.model_calls), clock, metrics)
     finally:
-        await exchange.close()
+        await client.close()

@@ -1,7 +1,7 @@
-"""What a process asks of its parts about how they are: readiness, gauges, and the samples made of both.
+"""The state of a process and of the servers it depends on: readiness, gauges, and the samples of both.
 
-Must not know HTTP. What does not answer is told as such, within the timeouts of its adapter; readiness and gauges
-raise nothing. Addresses and paths are for the log: readiness may be asked for by anybody.
+A server that does not answer is reported within the timeouts of its adapter; readiness and gauges raise nothing.
+Readiness needs no key, so its details name no address and no path: those are logged.
 """
 
 from __future__ import annotations
@@ -9,91 +9,156 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
+from app.bandit.rollout.controller import Rollout
 from app.bandit.rollout.stages import STAGES
-from app.bootstrap.service import Service
 from app.concurrency.periodic import repeat
-from app.concurrency.tasks import end
+from app.concurrency.tasks import running
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
-from app.features.clock import rfc3339
+from app.features.clock import Clock, rfc3339
 from app.operations.sampler import EVERY_S, Sampler
 from app.operations.samples import Gauges, Process, Role
 from app.operations.states import ReadinessCheck, State
+from app.profiles.online.compute import Computation
+from app.profiles.ports import Cache
+from app.service import Service
+from app.stores.queue.client import Queue
 from app.stores.sqlite.connection import check_rights
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.outbox import backlog, events_ahead
-from app.telemetry import logger
+from app.telemetry import Metrics, logger
 
-log = logger("probes")
-
-
-async def readiness(service: Service) -> dict[str, ReadinessCheck]:
-    """What the service depends on, each asked now."""
-    database, cache, queue = await asyncio.gather(
-        _check_database(service), _check_cache(service), _check_queue(service)
-    )
-    return {**database, **cache, **queue, "features": _check_features(service)}
+log = logger("health")
 
 
-async def _check_database(service: Service) -> dict[str, ReadinessCheck]:
-    try:
-        owed = (await backlog(service.database)).owed
-    except StoreUnavailable as error:
-        return {"database": _unanswered("database", f"{error.told}; nothing can be served", error, vital=True)}
-    detail = f"{owed} invalidations are owed to the cache; reads compute until they are made"
-    trouble = await _database_trouble(service.database)
-    return {
-        "database": ReadinessCheck(trouble is None, trouble or "", state="degraded"),
-        "invalidations": ReadinessCheck(owed == 0, detail, state="degraded"),
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Queries the database, the cache, the queue and the features of one process."""
 
+    database: Database
+    cache: Cache
+    queue: Queue | None
+    computation: Computation
+    rollout: Rollout
+    clock: Clock
+    metrics: Metrics
 
-async def _database_trouble(database: Database) -> str | None:
-    if database.full:
-        return "the disk is full: events and decisions are refused, reads go on"
-    if (links := database.links) > 1:
-        return f"its file has {links} names (hard links); remove all but one: each has a write-ahead log of its own"
-    try:
-        await asyncio.to_thread(check_rights, database.path)
-    except StoreUnavailable as error:
-        log.warning("not_answering", what="database", error=str(error))
-        return error.told
-    return None
+    async def readiness(self) -> dict[str, ReadinessCheck]:
+        """Check every dependency now."""
+        database, cache, queue = await asyncio.gather(self._check_database(), self._check_cache(), self._check_queue())
+        return {**database, "cache": cache, **queue, "features": self._check_features()}
 
+    async def _check_database(self) -> dict[str, ReadinessCheck]:
+        try:
+            owed = (await backlog(self.database)).owed
+        except StoreUnavailable as error:
+            return {"database": _unanswered("database", f"{error.told}; nothing can be served", error, vital=True)}
+        problem = await self._database_problem()
+        return {
+            "database": ReadinessCheck(problem is None, problem or "", state="degraded"),
+            "invalidations": ReadinessCheck(
+                owed == 0,
+                f"{owed} invalidations are owed to the cache; reads compute until they are made",
+                state="degraded",
+            ),
+        }
 
-async def _check_cache(service: Service) -> dict[str, ReadinessCheck]:
-    try:
-        await service.cache.check()
-    except CacheRefused as error:
-        detail = f"{str(error).partition(':')[0]}; what it lacks is computed from the database"
-        return {"cache": _unanswered("cache", detail, error, state="degraded")}
-    except CacheUnavailable as error:
-        return {"cache": _unanswered("cache", f"{error.told}; reads compute from the database", error)}
-    return {"cache": ReadinessCheck(service.cache.available, "it answers again; reads compute for a moment longer")}
+    async def _database_problem(self) -> str | None:
+        if self.database.full:
+            return "the disk is full: events and decisions are rejected, reads continue"
+        if (links := self.database.links) > 1:
+            return f"its file has {links} names (hard links); remove all but one: each has its own write-ahead log"
+        try:
+            await asyncio.to_thread(check_rights, self.database.path)
+        except StoreUnavailable as error:
+            log.warning("not_answering", what="database", error=str(error))
+            return error.told
+        return None
 
+    async def _check_cache(self) -> ReadinessCheck:
+        try:
+            await self.cache.check()
+        except CacheRefused as error:
+            detail = f"{str(error).partition(':')[0]}; missing values are computed from the database"
+            return _unanswered("cache", detail, error, state="degraded")
+        except CacheUnavailable as error:
+            return _unanswered("cache", f"{error.told}; reads compute from the database", error)
+        return ReadinessCheck(self.cache.available, "it answers again; reads compute for a moment longer")
 
-def _check_features(service: Service) -> ReadinessCheck:
-    """Whether every feature can be computed in this process. What admins have disabled is no fault."""
-    service.computation.try_again()
-    troubles = service.computation.availability.troubles()
-    detail = "; ".join(f"{item.feature}: {item.reason}, since {rfc3339(item.since_ms)}" for item in troubles)
-    return ReadinessCheck(not troubles, f"failing, and answered as null: {detail}", state="degraded")
+    def _check_features(self) -> ReadinessCheck:
+        """Whether this process can compute every feature. A feature that an admin disabled is not a failure."""
+        self.computation.try_again()
+        troubles = self.computation.availability.troubles()
+        detail = "; ".join(f"{item.feature}: {item.reason}, since {rfc3339(item.since_ms)}" for item in troubles)
+        return ReadinessCheck(not troubles, f"failing, and answered as null: {detail}", state="degraded")
 
+    async def _check_queue(self) -> dict[str, ReadinessCheck]:
+        if self.queue is None:
+            return {"queue": ReadinessCheck(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
+        try:
+            alive = await self.queue.worker_alive()
+            others = await self.queue.databases(self.clock.now_ms()) - {self.database.id}
+        except QueueUnavailable as error:
+            queue = _unanswered("queue", f"{error.told}; events are kept and wait for a sweep", error)
+            unknown = ReadinessCheck(False, "unknown: the queue does not answer", state="unknown")
+            return {"queue": queue, "worker": unknown}
+        shared = "workers of another database take jobs from it; give each service its own PROFILES_QUEUE_NAME"
+        return {
+            "queue": ReadinessCheck(not others, shared, state="degraded"),
+            "worker": ReadinessCheck(alive, "no worker has reported in the last seconds; start `profiles worker`"),
+        }
 
-async def _check_queue(service: Service) -> dict[str, ReadinessCheck]:
-    if service.queue is None:
-        return {"queue": ReadinessCheck(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
-    try:
-        alive = await service.queue.worker_alive()
-        others = await service.queue.databases(service.clock.now_ms()) - {service.database.id}
-    except QueueUnavailable as error:
-        queue = _unanswered("queue", f"{error.told}; events are kept and wait for a sweep", error)
-        return {"queue": queue, "worker": ReadinessCheck(False, "unknown: the queue does not answer", state="unknown")}
-    shared = "workers of another database take jobs from it; give each service its own PROFILES_QUEUE_NAME"
-    return {
-        "queue": ReadinessCheck(not others, shared, state="degraded"),
-        "worker": ReadinessCheck(alive, "no worker has shown itself in the last seconds"),
-    }
+    async def refresh_gauges(self) -> Gauges:
+        """Query the work that waits, and set the metrics.
+
+        A figure is None if its server does not answer. Then its metric stays, but the queue depth becomes -1.
+        """
+        metrics, found = self.metrics, await self._gauges()
+        await self._refresh_rollout()
+        metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)
+        for gauge, value in (
+            (metrics.oldest_unconsumed, found.outbox_age_s),
+            (metrics.unconsumed, found.outbox),
+            (metrics.dead_letters, found.dead_letters),
+            (metrics.owed, found.owed),
+            (metrics.events_ahead, found.events_ahead),
+            (metrics.bandit.unreadable, found.unreadable),
+        ):
+            if value is not None:
+                gauge.set(value)
+        return found
+
+    async def _gauges(self) -> Gauges:
+        depth: int | None = None
+        if self.queue is not None:
+            with suppress(QueueUnavailable):  # readiness logs it
+                depth = await self.queue.depth()
+        try:
+            state = await backlog(self.database)
+            ahead = await events_ahead(self.database, self.clock.now_ms())
+        except StoreUnavailable as error:
+            log.warning("gauges_not_refreshed", error=str(error))
+            return Gauges(queue_depth=depth)
+        oldest = state.oldest_received_at_ms
+        return Gauges(
+            queue_depth=depth,
+            outbox=state.unconsumed,
+            outbox_age_s=max(0, self.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
+            dead_letters=state.dead_letters,
+            owed=state.owed,
+            events_ahead=ahead,
+            unreadable=state.unreadable,
+        )
+
+    async def _refresh_rollout(self) -> None:
+        try:
+            state = await self.rollout.book.state()
+        except StoreUnavailable:  # `_gauges` logs it
+            return
+        self.metrics.bandit.share.set(state.share)
+        for stage in STAGES:
+            self.metrics.bandit.stage.labels(stage).set(stage == state.stage)
 
 
 def _unanswered(
@@ -103,82 +168,25 @@ def _unanswered(
     return ReadinessCheck(False, detail, vital, state)
 
 
-async def gauges(service: Service) -> Gauges:
-    """Work not done, asked for now; None for what does not answer."""
-    depth: int | None = None
-    if service.queue is not None:
-        with suppress(QueueUnavailable):  # readiness tells the log
-            depth = await service.queue.depth()
-    try:
-        state = await backlog(service.database)
-        ahead = await events_ahead(service.database, service.clock.now_ms())
-    except StoreUnavailable as error:
-        log.warning("gauges_not_refreshed", error=str(error))
-        return Gauges(queue_depth=depth)
-    oldest = state.oldest_received_at_ms
-    return Gauges(
-        queue_depth=depth,
-        outbox=state.unconsumed,
-        outbox_age_s=max(0, service.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
-        dead_letters=state.dead_letters,
-        owed=state.owed,
-        events_ahead=ahead,
-        unreadable=state.unreadable,
-    )
-
-
-async def refresh_gauges(service: Service) -> None:
-    """Bring the metrics up to date. What does not answer keeps its last value, the queue's depth is -1."""
-    await _refreshed(service)
-
-
-async def _refreshed(service: Service) -> Gauges:
-    metrics, found = service.metrics, await gauges(service)
-    await _tell_of_the_rollout(service)
-    metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)
-    for gauge, value in (
-        (metrics.oldest_unconsumed, found.outbox_age_s),
-        (metrics.unconsumed, found.outbox),
-        (metrics.dead_letters, found.dead_letters),
-        (metrics.owed, found.owed),
-        (metrics.events_ahead, found.events_ahead),
-        (metrics.bandit.unreadable, found.unreadable),
-    ):
-        if value is not None:
-            gauge.set(value)
-    return found
-
-
-async def _tell_of_the_rollout(service: Service) -> None:
-    try:
-        state = await service.bandit.rollout.book.state()
-    except StoreUnavailable:  # `gauges` tells the log
-        return
-    service.metrics.bandit.share.set(state.share)
-    for stage in STAGES:
-        service.metrics.bandit.stage.labels(stage).set(stage == state.stage)
-
-
 def sampler(service: Service, role: Role) -> Sampler:
     """The sampler of a process."""
     return Sampler(
-        process=Process(role, service.process, service.contract.registry.fingerprint),
+        process=Process(role, service.process, service.registry.fingerprint),
         metrics=service.metrics,
         store=service.samples,
-        ask_gauges=lambda: _refreshed(service),  # a worker is not scraped through its event loop
-        ask_readiness=lambda: readiness(service),
+        ask_gauges=service.refresh_gauges,  # a scrape of a worker's metrics does not refresh them
+        ask_readiness=service.readiness,
         clock=service.clock,
     )
 
 
 @asynccontextmanager
 async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
-    """Take samples in the background, and the last one at the end."""
+    """Take samples in the background, and a last one when the block ends."""
     own = sampler(service, role)
     log.info("sampling", role=role, process=service.process)
-    task = asyncio.get_running_loop().create_task(repeat("sample", own.sample, EVERY_S))
     try:
-        yield
+        async with running(repeat("sample", own.sample, EVERY_S)):
+            yield
     finally:
-        await end([task])
         await own.close()

@@ -1,10 +1,11 @@
-"""The servers that settings name: cache and queue, each where it is named."""
+"""Opens the servers that the settings name: the cache and the queue."""
 
 from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from app.errors import SettingsError
 from app.features.clock import Clock
@@ -20,30 +21,32 @@ from app.telemetry import Metrics
 NONCE_BYTES = 12
 
 
-def named_queue(settings: Settings, metrics: Metrics) -> Queue | None:
-    """The queue, where one is named. Raises `SettingsError`."""
+@asynccontextmanager
+async def open_queue(settings: Settings, metrics: Metrics) -> AsyncIterator[Queue | None]:
+    """The queue, or None if the settings name none. Raises `SettingsError`."""
     if settings.queue_url is None:
-        return None
+        yield None
+        return
     try:
-        return Queue(settings.queue_url, metrics, settings.queue_name)
+        queue = Queue(settings.queue_url, metrics, settings.queue_name)
     except ValueError as error:
         raise SettingsError("PROFILES_QUEUE_URL", str(error)) from error
-
-
-def nonces() -> Callable[[], bytes]:
-    """Draws nonces that no other process draws, and that this one draws once: a random start, and a number."""
-    start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
-    return lambda: b"%b.%x" % (start, next(numbers))
-
-
-def named_cache(
-    settings: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
-) -> ValkeyCache | NullCache:
-    """The cache, or none. Raises `SettingsError`."""
-    if settings.cache_url is None:
-        return NullCache()
     try:
-        return ValkeyCache(
+        yield queue
+    finally:
+        await queue.close()
+
+
+@asynccontextmanager
+async def open_cache(
+    settings: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
+) -> AsyncIterator[ValkeyCache | NullCache]:
+    """The cache, or a `NullCache` if the settings name none. Raises `SettingsError`."""
+    if settings.cache_url is None:
+        yield NullCache()
+        return
+    try:
+        cache = ValkeyCache(
             url=settings.cache_url,
             database_id=database.id,
             timeout_ms=settings.cache_timeout_ms,
@@ -55,3 +58,14 @@ def named_cache(
         )
     except ValueError as error:
         raise SettingsError("PROFILES_CACHE_URL", str(error)) from error
+    try:
+        await cache.open()
+        yield cache
+    finally:
+        await cache.close()
+
+
+def nonces() -> Callable[[], bytes]:
+    """A generator of nonces that are unique among all processes: a random start and a counter."""
+    start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
+    return lambda: b"%b.%x" % (start, next(numbers))

@@ -1,32 +1,34 @@
-"""Joins the parts of one process: what the API, the worker and the command line have in common.
-
-Knows every adapter and no HTTP. Each process opens one `Service` and closes it; while it is open, it settles owed
-invalidations in the background.
-"""
+"""Opens one process of the service and closes it: every adapter, every part, and the order of both."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
-from app.bootstrap.bandit import bandit
-from app.bootstrap.bandit_parts import Bandit
-from app.bootstrap.contract import Contract, check_contract, load_contract
-from app.bootstrap.servers import named_cache, named_queue
-from app.concurrency.tasks import end
+from app.bootstrap.bandit import build_bandit
+from app.bootstrap.contract import load_contract
+from app.bootstrap.generation import open_writing
+from app.bootstrap.health import Health
+from app.bootstrap.servers import open_cache, open_queue
+from app.concurrency.tasks import running
 from app.errors import RegistryError
 from app.events.admission import Admission
 from app.events.consume import Consumer
+from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
 from app.events.ports import Learner
 from app.events.queue_door import QueueDoor
+from app.events.replay import Replayer
 from app.events.retention import Kept, Retention
 from app.features.clock import Clock
+from app.features.contract import Contract
 from app.features.registry import Registry
+from app.generation.writing import Writing
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
@@ -36,12 +38,14 @@ from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.online.trust import TrustGate
+from app.profiles.ports import Cache, Source
 from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRunner
 from app.profiles.trial import SAMPLE, costs, try_features
+from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
@@ -52,6 +56,7 @@ from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.local_cache_epoch import recall
+from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.rebuilds import SqliteRebuildRepository
@@ -62,280 +67,284 @@ from app.stores.sqlite.source import SqliteSource
 from app.stores.sqlite.user_events import SqliteUserEvents
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
-from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.null_cache import NullCache
 from app.telemetry import Metrics, logger
 
-# The doors of processes that go on serving what they announce; a command does its work and ends.
+# Processes that serve a registry until they are stopped. A command ends, so it announces nothing.
 SERVING = ("http", "queue")
-log = logger("assembly")
+log = logger("bootstrap")
+
+OpenCache = Callable[[Settings, Database, SqliteOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """The parts of one process, joined. `process` is its name: random, new with every start. `costs`: what a trial at
-    the start has measured, in microseconds a user, by the index of the feature.
+class OpenService(Service):
+    """A service with the adapters it runs on, for entry points, commands and tests."""
+
+    database: Database
+    cache: Cache
+    queue: Queue | None
+    owed: SqliteOwedInvalidations
+    event_log: SqliteEventLog
+    users: SqliteUsers
+    registries: SqliteRegistries
+    audit_trail: SqliteAuditTrail
+    trust_gate: TrustGate
+    local_cache: LocalCache | None
+
+
+def _same(source: Source) -> Source:
+    return source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edges:
+    """The places where a process touches the outside world and the settings do not say how. Tests replace them.
+
+    `pause` is the wait after an owed invalidation. `settles=False` leaves owed invalidations to the caller.
     """
 
-    settings: Settings
-    contract: Contract
-    clock: Clock
-    metrics: Metrics
-    database: Database
-    cache: ValkeyCache | NullCache
-    queue: Queue | None
-    reader: ProfileReader
-    rebuilder: Rebuilder
-    invalidator: Invalidator
-    ingestor: Ingestor
-    queue_door: QueueDoor
-    consumer: Consumer
-    log: SqliteEventLog
-    letters: SqliteDeadLetters
-    users: SqliteUsers
-    user_events: SqliteUserEvents
-    inspector: Inspector
-    checker: ConsistencyChecker
-    book: SqliteRebuildRepository
-    audit: SqliteAuditTrail
-    samples: SqliteSamples
-    process: str
-    registries: SqliteRegistries
-    computation: Computation
-    costs: Mapping[int, float]
-    runner: RebuildRunner
-    quality: DataQuality
-    retention: Retention
-    bandit: Bandit
-
-    async def recall(self) -> None:
-        """Let every process forget what it keeps near; to be called once rebuilt values stand."""
-        await recall(self.database)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Foundation:
-    """What is opened first, and closed last."""
-
-    settings: Settings
-    contract: Contract
-    clock: Clock
-    metrics: Metrics
-    database: Database
-    cache: ValkeyCache | NullCache
-    owed: SqliteOwedInvalidations
-    queue: Queue | None
-    near: LocalCache | None
-    source: SqliteSource
-    availability: FeatureAvailability
-    costs: Mapping[int, float]
+    clock: Clock = field(default_factory=SystemClock)
+    random: Random = field(default_factory=Random)
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    open_cache: OpenCache = open_cache
+    wrap_source: Callable[[Source], Source] = _same
+    local_cache: type[LocalCache] = LocalCache
+    settles: bool = True
 
 
 @asynccontextmanager
-async def open_service(
+async def open_service(  # noqa: PLR0915  # one graph, readable from top to bottom
     settings: Settings,
     *,
     door: str,
     contract: Contract | None = None,
-    clock: Clock | None = None,
     metrics: Metrics | None = None,
     learners: Sequence[Learner] = (),
-) -> AsyncIterator[Service]:
-    """Open everything, and close it on the way out. `door` labels the ingest metrics.
+    edges: Edges | None = None,
+) -> AsyncIterator[OpenService]:
+    """Open a process, and close it in the reverse order when the block ends.
 
-    Without `cache_url` the service computes every read and owes every invalidation; without `queue_url` events wait
-    for the sweep. That is what commands do where no server is named.
+    `door` labels the ingest metrics; `http` adds the local cache and the language model, `http` and `queue` announce
+    the registry. Without `cache_url` every read computes and every invalidation is owed. Without `queue_url` events
+    wait for the sweep.
 
     Raises:
-        SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process must not start.
+        SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
     """
-    contract = contract or load_contract(settings)
-    clock = clock or SystemClock()
+    if contract is None:
+        contract = load_contract(settings)
+    else:
+        contract.check(settings)
+    registry = contract.registry
     metrics = metrics or Metrics()
-    check_contract(contract, settings)
+    edges = edges or Edges()
+    clock = edges.clock
+
     async with AsyncExitStack() as stack:
+        # 1. The database.
         database = await Database.open(settings.database, settings.readers)
         stack.push_async_callback(database.close)
-        await database.read(lambda connection: check_features(contract.registry, connection))
+        await database.read(lambda connection: check_features(registry, connection))
         owed = SqliteOwedInvalidations(database)
         stack.callback(owed.close)
-        owed.any_owed()  # a first look, which also tells which features are disabled
-        source = SqliteSource(
-            database, contract.registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
+        owed.any_owed()  # the first query also reads which features are disabled
+        event_log, users = SqliteEventLog(database), SqliteUsers(database)
+        dead_letters, rebuild_runs = SqliteDeadLetters(database), SqliteRebuildRepository(database)
+        registries = SqliteRegistries(database, owed.any_owed)
+        availability = FeatureAvailability(registry, clock, owed.disabled)
+        sqlite_source = SqliteSource(
+            database, registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
         )
-        availability = FeatureAvailability(contract.registry, clock, owed.disabled)
-        serves = door in SERVING
-        measured = await _tried(database, source, contract.registry, clock, availability) if serves else {}
-        await announce(database, contract.registry, clock.now_ms())
-        if serves:
-            await SqliteRegistries(database).announce(contract.registry, clock.now_ms())
-        queue = named_queue(settings, metrics)
-        if queue is not None:
-            stack.push_async_callback(queue.close)
-        cache = named_cache(settings, database, owed, clock, metrics)
-        stack.push_async_callback(cache.close)
-        await cache.open()
-        foundation = _Foundation(
+        measured: Mapping[int, float] = {}
+        if door in SERVING:
+            measured = await _try_features(sqlite_source, registry, users, registries, clock, availability)
+        await announce(database, registry, clock.now_ms())
+        if door in SERVING:
+            await registries.announce(registry, clock.now_ms())
+
+        # 2. The servers.
+        queue = await stack.enter_async_context(open_queue(settings, metrics))
+        cache = await stack.enter_async_context(edges.open_cache(settings, database, owed, clock, metrics))
+        if door == "http":
+            writing = await stack.enter_async_context(open_writing(settings, clock, metrics))
+        else:
+            writing = Writing(None, clock, metrics)
+
+        # 3. Reads.
+        source = edges.wrap_source(sqlite_source)
+        invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics, pause=edges.pause)
+        trust_gate = TrustGate(owed.any_owed, clock, invalidator.wake)
+        computation = Computation(source, registry, clock, metrics, settings.readers, availability)
+        filler = Filler(cache, registry, edges.random, metrics)
+        local_cache = None
+        if door == "http" and settings.near_users:
+            local_cache = edges.local_cache(SqliteChangeFeed(owed.data_version), registry, clock, settings.near_users)
+        reader = ProfileReader(
+            cache=cache,
+            gate=trust_gate,
+            computation=computation,
+            filler=filler,
+            registry=registry,
+            metrics=metrics,
+            near=local_cache,
+        )
+        stack.push_async_callback(reader.close)
+        inspector = Inspector(
+            cache=cache, trusted=trust_gate.holds, users=users, computation=computation, registry=registry
+        )
+        rebuilder = Rebuilder(
+            cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
+        )
+        drop_local_caches = partial(recall, database)
+
+        async def drop(stale: Stale) -> None:
+            await invalidator.invalidate(stale)
+            await drop_local_caches()
+
+        # 4. Decisions and events.
+        bandit = build_bandit(settings, database, reader.read_features, clock, metrics)
+        stack.push_async_callback(bandit.scorer.close)
+        ingestor = Ingestor(
+            log=event_log,
+            invalidator=invalidator,
+            # A worker consumes the events of its own jobs, so it publishes nothing.
+            publisher=None if door == "queue" else queue,
+            admission=Admission(settings.retention_days),
+            clock=clock,
+            metrics=metrics,
+            door=door,
+        )
+        stack.push_async_callback(ingestor.close)
+        consumer = Consumer(
+            log=event_log,
+            letters=dead_letters,
+            invalidator=invalidator,
+            learners=[bandit.learner, *learners],
+            clock=clock,
+            metrics=metrics,
+        )
+
+        # 5. Admins' and workers' tasks.
+        quality = DataQuality(
+            measurement=QualityMeasurement(
+                inspector=inspector,
+                users=users,
+                source=source,
+                registry=registry,
+                availability=availability,
+                clock=clock,
+                random=edges.random,
+            ),
+            runs=SqliteQualityRepository(database),
+            drilldown=Drilldown(inspector=inspector, users=users, registry=registry, clock=clock),
+            clock=clock,
+            start=queue.start_quality if queue is not None else _no_job,
+        )
+        health = Health(
+            database=database,
+            cache=cache,
+            queue=queue,
+            computation=computation,
+            rollout=bandit.rollout,
+            clock=clock,
+            metrics=metrics,
+        )
+        if edges.settles:
+            await stack.enter_async_context(running(invalidator.keep_settling()))
+        stack.callback(database.interrupt)  # runs first: the parts that close next wait for their computations
+
+        yield OpenService(
             settings=settings,
-            contract=contract,
+            process=secrets.token_hex(4),
             clock=clock,
             metrics=metrics,
             database=database,
             cache=cache,
-            owed=owed,
             queue=queue,
-            near=LocalCache(SqliteChangeFeed(owed.data_version), contract.registry, clock, settings.near_users)
-            if door == "http" and settings.near_users
-            else None,
-            source=source,
-            availability=availability,
+            owed=owed,
+            registry=registry,
+            mirror=contract.mirror,
+            registries=registries,
             costs=measured,
+            reader=reader,
+            trust_gate=trust_gate,
+            local_cache=local_cache,
+            computation=computation,
+            invalidator=invalidator,
+            rebuilder=rebuilder,
+            rebuild_runs=rebuild_runs,
+            rebuild_runner=RebuildRunner(
+                book=rebuild_runs, rebuilder=rebuilder, users=users, registry=registry, clock=clock
+            ),
+            start_rebuild=queue.start_rebuild if queue is not None else _no_job,
+            drop_local_caches=drop_local_caches,
+            inspector=inspector,
+            checker=ConsistencyChecker(inspector=inspector, events=SqliteRecentEvents(database), drop=drop),
+            quality=quality,
+            event_log=event_log,
+            ingestor=ingestor,
+            queue_door=QueueDoor(ingestor, dead_letters, clock, metrics),
+            consumer=consumer,
+            dead_letters=dead_letters,
+            replayer=Replayer(ingestor, dead_letters, clock),
+            retention=Retention(
+                [
+                    Kept("events", event_log, settings.retention_days),
+                    Kept("decisions", bandit.decisions, settings.decision_retention_days),
+                ],
+                SqliteCutoffs(database),
+                clock,
+            ),
+            users=users,
+            user_events=SqliteUserEvents(database),
+            erasure=Erasure(
+                users=users,
+                erase_jobs=queue.erase if queue is not None else _no_job,
+                settle=invalidator.make_good,
+                drop_cached=cache.drop_user,
+                clock=clock,
+            ),
+            bandit=bandit,
+            writing=writing,
+            audit_trail=SqliteAuditTrail(database),
+            samples=SqliteSamples(database),
+            readiness=health.readiness,
+            refresh_gauges=health.refresh_gauges,
+            unknown_decisions=lambda: unknown_decisions(database, clock.now_ms()),
         )
-        service = _join(foundation, door, learners)
-        stack.push_async_callback(service.reader.close)
-        stack.push_async_callback(service.bandit.scorer.close)
-        stack.push_async_callback(service.ingestor.close)
-        settling = asyncio.get_running_loop().create_task(service.invalidator.keep_settling())
-        stack.push_async_callback(end, [settling])
-        stack.callback(database.interrupt)  # first of all: what closes next waits for what is being computed
-        yield service
 
 
-async def _tried(
-    database: Database, source: SqliteSource, registry: Registry, clock: Clock, availability: FeatureAvailability
+async def _no_job(_: object) -> None:
+    """Without a queue no job exists. The sweep of a worker starts the runs that lack one."""
+
+
+async def _try_features(
+    source: SqliteSource,
+    registry: Registry,
+    stored: SqliteUsers,
+    registries: SqliteRegistries,
+    clock: Clock,
+    availability: FeatureAvailability,
 ) -> Mapping[int, float]:
-    """Compute each feature once for some stored users; what each costs.
+    """Compute each feature for some stored users; return the cost of each in microseconds per user.
+
+    A failing feature that was served before is paused.
 
     Raises:
-        RegistryError: one fails that no process has served before. One that has been served is paused instead.
+        RegistryError: a feature fails that no process has served before.
     """
-    users = await SqliteUsers(database).newest_users(SAMPLE)
-    announced = await SqliteRegistries(database).announced()
-    served = {item.fingerprint for known in announced for item in known.definitions}
+    users = await stored.newest_users(SAMPLE)
+    served = {item.fingerprint for known in await registries.announced() for item in known.definitions}
     trials = await try_features(source, registry, registry.full_mask & ~availability.disabled, users, clock)
     measured = costs(trials)
     if measured:
         shown = {registry.names[index]: round(cost) for index, cost in measured.items()}
         log.info("features_tried", users=len(users), us_per_user=shown)
     for trial in trials:
-        entry = registry[trial.feature]
         if trial.error is None:
             continue
+        entry = registry[trial.feature]
         if entry.fingerprint not in served:
             raise RegistryError(entry.name, f"a trial with {len(users)} stored users failed: {trial.error}")
         availability.pause(trial.feature, trial.user_id, trial.error, slow=trial.overdue)
     return measured
-
-
-def _join(base: _Foundation, door: str, learners: Sequence[Learner]) -> Service:
-    settings, clock, metrics, database, cache = base.settings, base.clock, base.metrics, base.database, base.cache
-    registry = base.contract.registry
-    invalidator = Invalidator(cache=cache, owed=base.owed, clock=clock, metrics=metrics)
-    source = base.source
-    computation = Computation(source, registry, clock, metrics, settings.readers, base.availability)
-    filler = Filler(cache, registry, Random(), metrics)  # noqa: S311  # jitter, not secrecy
-    rebuilder = Rebuilder(
-        cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
-    )
-    log, letters, users = SqliteEventLog(database), SqliteDeadLetters(database), SqliteUsers(database)
-    book = SqliteRebuildRepository(database)
-    ingestor = Ingestor(
-        log=log,
-        invalidator=invalidator,
-        # A worker consumes the events of its own jobs, so it publishes nothing.
-        publisher=None if door == "queue" else base.queue,
-        admission=Admission(settings.retention_days),
-        clock=clock,
-        metrics=metrics,
-        door=door,
-    )
-    gate = TrustGate(base.owed.any_owed, clock, invalidator.wake)
-    reader = ProfileReader(
-        cache=cache,
-        gate=gate,
-        computation=computation,
-        filler=filler,
-        registry=registry,
-        metrics=metrics,
-        near=base.near,
-    )
-    inspector = Inspector(cache=cache, trusted=gate.holds, users=users, computation=computation, registry=registry)
-
-    async def drop(stale: Stale) -> None:
-        await invalidator.invalidate(stale)
-        await recall(database)
-
-    own = bandit(settings, database, reader, clock, metrics)
-    consumer = Consumer(
-        log=log,
-        letters=letters,
-        invalidator=invalidator,
-        learners=[own.learner, *learners],
-        clock=clock,
-        metrics=metrics,
-    )
-
-    return Service(
-        settings=settings,
-        contract=base.contract,
-        clock=clock,
-        metrics=metrics,
-        database=database,
-        cache=cache,
-        queue=base.queue,
-        reader=reader,
-        rebuilder=rebuilder,
-        invalidator=invalidator,
-        ingestor=ingestor,
-        queue_door=QueueDoor(ingestor, letters, clock, metrics),
-        consumer=consumer,
-        log=log,
-        letters=letters,
-        users=users,
-        user_events=SqliteUserEvents(database),
-        inspector=inspector,
-        checker=ConsistencyChecker(inspector=inspector, events=SqliteRecentEvents(database), drop=drop),
-        book=book,
-        audit=SqliteAuditTrail(database),
-        samples=SqliteSamples(database),
-        process=secrets.token_hex(4),
-        registries=SqliteRegistries(database, base.owed.any_owed),
-        computation=computation,
-        costs=base.costs,
-        runner=RebuildRunner(book=book, rebuilder=rebuilder, users=users, registry=registry, clock=clock),
-        quality=_quality(base, users, inspector),
-        retention=Retention(
-            [
-                Kept("events", log, settings.retention_days),
-                Kept("decisions", own.decisions, settings.decision_retention_days),
-            ],
-            SqliteCutoffs(database),
-            clock,
-        ),
-        bandit=own,
-    )
-
-
-def _quality(base: _Foundation, users: SqliteUsers, inspector: Inspector) -> DataQuality:
-    registry, clock = base.contract.registry, base.clock
-    measurement = QualityMeasurement(
-        inspector=inspector,
-        users=users,
-        source=base.source,
-        registry=registry,
-        availability=base.availability,
-        clock=clock,
-        random=Random(),  # noqa: S311  # a sample, not secrecy
-    )
-
-    async def start(run_id: int) -> None:
-        if base.queue is not None:
-            await base.queue.start_quality(run_id)
-
-    return DataQuality(
-        measurement=measurement,
-        runs=SqliteQualityRepository(base.database),
-        drilldown=Drilldown(inspector=inspector, users=users, registry=registry, clock=clock),
-        clock=clock,
-        start=start,
-    )

@@ -12,7 +12,7 @@ from app.cli.look import check_user
 from app.cli.output import print_json, progress, run, say, settings_of_command
 
 if TYPE_CHECKING:
-    from app.bootstrap.service import Service
+    from app.bootstrap.service import OpenService
     from app.profiles.consistency.checker import CheckResult
 
 PAGE = 64
@@ -47,10 +47,10 @@ async def _audit(users: list[str], repair: bool) -> dict[str, Any]:
         return await _walk(service, users, repair)
 
 
-async def _walk(service: Service, users: list[str], repair: bool) -> dict[str, Any]:
+async def _walk(service: OpenService, users: list[str], repair: bool) -> dict[str, Any]:
     from app.profiles.consistency.checker import report
 
-    since_ms = service.clock.now_ms() - service.contract.registry.longest_window_ms()
+    since_ms = service.clock.now_ms() - service.registry.longest_window_ms()
     total = len(users) or await service.users.count_eligible(since_ms)
     counts: Counter[str] = Counter(consistent=0, empty=0, pending=0, violation=0, unchecked=0)
     untrue: list[dict[str, Any]] = []

@@ -95,7 +95,7 @@ async def _rebuild(
     chunk = min(REBUILD_CHUNK, rate or REBUILD_CHUNK)
     failures: dict[str, tuple[int, str]] = {}
     async with open_service(settings, door="command", contract=load_contract(settings, source)) as service:
-        registry = service.contract.registry
+        registry = service.registry
         mask = registry.mask(features) if features else registry.full_mask
         since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
         await service.invalidator.settle()  # else what is owed would be made later, and take the rebuilt values away
@@ -122,7 +122,7 @@ async def _rebuild(
                     after, done = page[-1], done + len(page)
                     bar.update(task, completed=done)
             finally:
-                await service.recall()
+                await service.drop_local_caches()
 
 
 @click.command()
@@ -154,7 +154,7 @@ async def _load(file: Path, size: int | None, skip_bad: bool, historical: bool) 
         ingest = partial(service.ingestor.ingest, historical=historical)
         if not historical:
             return await _load_file(file, size, skip_bad, ingest)
-        async with audited(service.audit, service.clock.now_ms(), ACTOR, "load historical events", "") as act:
+        async with audited(service.audit_trail, service.clock.now_ms(), ACTOR, "load historical events", "") as act:
             totals = await _load_file(file, size, skip_bad, ingest)
             act.outcome = TOTALS.format(**totals)
             return totals
@@ -247,7 +247,7 @@ async def load_demo(
     stored = 0
     async with (
         open_service(settings, door="command") as service,
-        audited(service.audit, service.clock.now_ms(), ACTOR, "load the demonstration set", "") as act,
+        audited(service.audit_trail, service.clock.now_ms(), ACTOR, "load the demonstration set", "") as act,
     ):
         made = generate(users=users, days=days, seed=seed, now_ms=service.clock.now_ms())
         with progress("users") as bar:
@@ -291,7 +291,7 @@ async def _prune(confirm: bool) -> dict[str, int]:
 
     async with open_service(settings_of_command(), door="command") as service:
         action = "prune everything too old" if confirm else "prune"
-        async with audited(service.audit, service.clock.now_ms(), ACTOR, action, "") as act:
+        async with audited(service.audit_trail, service.clock.now_ms(), ACTOR, action, "") as act:
             gone = await service.retention.prune(asyncio.sleep, confirmed=confirm) or {}
             act.outcome = ", ".join(f"{count:,} {what}" for what, count in gone.items()) or "nothing"
         return gone

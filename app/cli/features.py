@@ -16,7 +16,7 @@ from app.cli.output import ACTOR, out, plain, print_json, progress, registry_opt
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.bootstrap.contract import Contract
+    from app.features.contract import Contract
     from app.features.plan import Announced, Change, Definition
     from app.profiles.difference import Difference
     from app.profiles.trial import Trial

@@ -91,7 +91,7 @@ async def _history(
 
     count, failed = 0, dict[str, str]()
     async with open_service(settings_of_command(), door="command") as service:
-        registry, reader = service.contract.registry, service.reader
+        registry, reader = service.registry, service.reader
         mask = registry.mask(options.features) if options.features else registry.full_mask
         features = {index: registry[index] for index in indices(mask)}
         _check_names(rows.names, features.values())

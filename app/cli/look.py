@@ -53,7 +53,7 @@ async def _read(user: str, as_of_ms: int | None) -> tuple[dict[int, Any], Any]:
     from app.profiles.ports import ComputeRow
 
     async with open_service(settings_of_command(), door="command") as service:
-        registry = service.contract.registry
+        registry = service.registry
         if as_of_ms is None:
             return (await service.reader.read({user: registry.full_mask}, patient=True))[user], registry
         problem = Moments(registry, service.settings.retention_days, service.clock).problem

@@ -77,7 +77,7 @@ def migrate(as_json: bool) -> None:
 def _collector_off() -> Iterator[None]:
     """What is made while starting is there to stay: the cycle collector would look through it 160 times, in vain.
 
-    That took a sixth of the start. `app.asgi.spare_the_collector` switches it on when the service is ready.
+    That took a sixth of the start. `app.asgi.tune_collector` switches it on when the service is ready.
     """
     gc.disable()
     try:

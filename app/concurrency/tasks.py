@@ -1,12 +1,23 @@
-"""Cancelling background tasks reliably."""
+"""Running background tasks, and cancelling them reliably."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 CANCEL_AGAIN_S = 0.5
+
+
+@asynccontextmanager
+async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines in the background until the block ends, then cancel them."""
+    tasks = [asyncio.get_running_loop().create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        await end(tasks)
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:

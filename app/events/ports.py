@@ -184,6 +184,36 @@ class DeadLetters(Protocol):
         ...
 
 
+class UserEvents(Protocol):
+    """What an admin sees of a user's events. Raises `StoreUnavailable`."""
+
+    async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
+        """Newest first."""
+        ...
+
+    async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
+        """Counts over `days` periods of 24 hours that end at `until_ms`, unordered. A count of 0 is left out."""
+        ...
+
+
+class UserRecords(Protocol):
+    """Everything that the database holds of a user. Raises `StoreUnavailable`."""
+
+    async def find(self, prefix: str, limit: int) -> list[str]:
+        """Ids that begin with `prefix`, in the order of their UTF-8 bytes."""
+        ...
+
+    async def holdings(self, user_id: str) -> Holdings: ...
+
+    async def erase(self, user_id: str, now_ms: int) -> Holdings:
+        """Delete all rows of a user, and owe the invalidation of the user's keys in the same transaction."""
+        ...
+
+    async def erase_decisions(self, user_id: str) -> None:
+        """Delete decisions that were made while the user's cached values still existed."""
+        ...
+
+
 class Invalidates(Protocol):
     """The part of `app.profiles.online.invalidation.Invalidator` that events use."""
 

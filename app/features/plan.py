@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -36,6 +36,18 @@ class Announced(NamedTuple):
     definitions: tuple[Definition, ...]
     first_seen_ms: int
     last_seen_ms: int
+
+
+class Registries(Protocol):
+    """Which registries were served, and which features are disabled. Raises `StoreUnavailable`."""
+
+    async def announced(self) -> list[Announced]:
+        """Every registry that was ever served, the most recent last."""
+        ...
+
+    async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
+        """Enable or disable a feature; return a sentence for the audit trail. Raises `Conflict` if nothing changes."""
+        ...
 
 
 class Change(NamedTuple):

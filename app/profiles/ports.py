@@ -66,6 +66,14 @@ class Cache(Protocol):
         """Delete each cell that still holds exactly those bytes; how many did."""
         ...
 
+    async def drop_user(self, user_id: str) -> None:
+        """Delete a user's keys under every epoch. Scans the whole key space."""
+        ...
+
+    async def check(self) -> None:
+        """Try every command of the protocol on a key of its own."""
+        ...
+
 
 class ComputeRow(NamedTuple):
     """One row of a computation: a user, a mask of features, and the moment.

@@ -1,8 +1,7 @@
-"""Composition root of the arq worker: `WorkerSettings`, thin jobs, and the sweep.
+"""The worker process: arq jobs, the periodic work beside them, and `WorkerSettings`.
 
-A job only translates: arguments in, `Retry` out if a server does not answer (`app.worker.retry`). `work` keeps going:
-arq's own worker dies when its Redis disconnects. The sweep runs beside arq, not as one of its jobs, so that
-events are consumed while the queue is away, too.
+A job only passes its arguments to the service. If a server does not answer, it raises `Retry` (`app.worker.retry`).
+The sweep is not an arq job, so that events are also consumed while the queue is unavailable.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 from random import Random
@@ -25,9 +25,9 @@ from app.bandit.learning import maintenance
 from app.bandit.rollout import monitor
 from app.bandit.rollout.monitor import RolloutWatch
 from app.bootstrap.health import sampling
-from app.bootstrap.service import Service, open_service
+from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
-from app.concurrency.tasks import end
+from app.concurrency.tasks import running
 from app.errors import InvalidInput, SettingsError
 from app.events.handover import Handover
 from app.events.ports import Learner
@@ -46,7 +46,7 @@ log = logger("worker")
 
 
 async def tip_events(ctx: Context, events: object) -> None:
-    """The queue's door: a list of the same payloads that `POST /events` takes."""
+    """Store a list of the payloads that `POST /events` accepts."""
 
     async def bury(reason: str) -> None:
         await service_of(ctx).queue_door.bury(events, reason)
@@ -61,11 +61,11 @@ async def _take_in(ctx: Context, events: object) -> None:
     if isinstance(enqueued_at, datetime) and enqueued_at.timestamp() > 0:
         lag_s = (datetime.now(UTC) - enqueued_at).total_seconds()
         service.metrics.queue_door_lag.observe(max(0.0, lag_s))
-    cast(Handover, ctx["handover"]).add(seqs)  # stored and invalidated: the job is done
+    cast(Handover, ctx["handover"]).add(seqs)  # the job is done once its events are stored and invalidated
 
 
 async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> None:
-    """A `tip_events` job that was set aside: some pieces of it; the job comes back at once while there is more."""
+    """Store pieces of a large `tip_events` job until its time is over; then it is retried at once for the rest."""
     position, job = Position(at, taken, events), LargeJob(ctx["redis"], str(ctx["job_id"]))
 
     async def bury(reason: str) -> None:
@@ -95,43 +95,43 @@ async def _take_in_pieces(
 
 
 async def consume_events(ctx: Context, seqs: list[int]) -> None:
-    """Events that an API process stored and invalidated."""
+    """Consume events that an API process stored and invalidated."""
     await carried_out(ctx, client.CONSUME, service_of(ctx).consumer.consume(seqs))
 
 
 async def run_rebuild(ctx: Context, run_id: str) -> None:
-    """A piece of a rebuild; the job comes back at once while there is more."""
+    """Rebuild a part of a run; the job is retried at once for the rest."""
 
     async def fail(reason: str) -> None:
         service = service_of(ctx)
-        await service.book.finish(run_id, "failed", service.clock.now_ms(), reason)
+        await service.rebuild_runs.finish(run_id, "failed", service.clock.now_ms(), reason)
 
     await carried_out(ctx, client.REBUILD, _rebuild(ctx, run_id), fail)
 
 
 async def _rebuild(ctx: Context, run_id: str) -> None:
-    if not await service_of(ctx).runner.run(run_id, pace_of(ctx).budget_s):
+    if not await service_of(ctx).rebuild_runner.run(run_id, pace_of(ctx).budget_s):
         come_back(ctx, client.REBUILD)
 
 
 async def bury_job(ctx: Context, payload: object, reason: str) -> None:
-    """A job that is no job of ours: kept for an admin."""
+    """Store a job that is not one of this service as a dead letter."""
     await carried_out(ctx, client.BURY, service_of(ctx).queue_door.bury(payload, reason))
 
 
 async def prune(ctx: Context) -> None:
-    """Nightly: events and decisions older than their retention go, piece by piece."""
+    """Every night: delete events and decisions that are older than their retention, a part per try."""
     await carried_out(ctx, client.PRUNE, _prune(ctx))
 
 
 async def _prune(ctx: Context) -> None:
-    again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, however many pieces the night takes
+    again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, at the first try
     if await service_of(ctx).retention.prune(asyncio.sleep, pace_of(ctx).budget_s, go_on=again) is None:
         come_back(ctx, client.PRUNE)
 
 
 async def measure_quality(ctx: Context, run_id: int) -> None:
-    """A run of data quality, in one job."""
+    """Carry out a run of data quality."""
 
     async def fail(reason: str) -> None:
         service = service_of(ctx)
@@ -142,35 +142,34 @@ async def measure_quality(ctx: Context, run_id: int) -> None:
 
 
 async def hourly_quality(ctx: Context) -> None:
-    """Every hour: a report, unless one is under way."""
-    await carried_out(ctx, client.HOURLY_QUALITY, _ask_for_quality(service_of(ctx)))
+    """Every hour: start a run of data quality, unless one is active."""
+    await carried_out(ctx, client.HOURLY_QUALITY, _start_quality(service_of(ctx)))
 
 
-async def _ask_for_quality(service: Service) -> None:
+async def _start_quality(service: OpenService) -> None:
     run, _ = await service.quality.runs.open(HOURLY, service.clock.now_ms())
     await service.quality.start(run.id)
 
 
-async def sweep(service: Service, pace: Pace) -> None:
-    """Consume events that stayed unconsumed, and restart runs that have lost their job. Raises `Unavailable`."""
+async def sweep(service: OpenService, pace: Pace) -> None:
+    """Consume events that were left unconsumed, and restart runs that have lost their job. Raises `Unavailable`."""
     await service.consumer.sweep()
     if service.queue is None:
         return
     now_ms = service.clock.now_ms()
     await service.queue.show_database(service.database.id, now_ms)
     before_ms, after_ms = now_ms - pace.untouched_ms, now_ms + pace.untouched_ms
-    for run_id in await service.book.untouched(before_ms, after_ms):
-        await service.queue.start_rebuild(run_id)
+    for run_id in await service.rebuild_runs.untouched(before_ms, after_ms):
+        await service.start_rebuild(run_id)
     for quality_id in await service.quality.runs.untouched(before_ms, after_ms):
         await service.quality.start(quality_id)
 
 
-def watch(service: Service) -> ConsistencyMonitor:
-    """The running audit of this worker."""
+def consistency_monitor(service: OpenService) -> ConsistencyMonitor:
     return ConsistencyMonitor(
         checker=service.checker,
         users_per_s=service.settings.audit_users,
-        random=Random(),  # noqa: S311  # a sample, no secret
+        random=Random(),  # noqa: S311  # draws a sample
         clock=service.clock,
         metrics=service.metrics,
     )
@@ -190,7 +189,7 @@ FUNCTIONS = tuple(
 
 
 def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
-    """Nightly pruning, before the day begins in Europe, and an hourly report of data quality."""
+    """Pruning every night before the day begins in Europe, and a run of data quality every hour."""
     nightly, hourly = (client.own_name(name, queue_name) for name in (client.PRUNE, client.HOURLY_QUALITY))
     return [
         cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
@@ -199,7 +198,7 @@ def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
 
 
 def __getattr__(name: str) -> type:
-    """`WorkerSettings`, read from the environment for `arq --check app.worker.WorkerSettings`."""
+    """Make `WorkerSettings` from the environment, for `arq --check app.worker.WorkerSettings`."""
     if name != "WorkerSettings":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     settings = Settings.from_environment()
@@ -207,7 +206,7 @@ def __getattr__(name: str) -> type:
     assert settings.queue_url is not None
 
     async def refuse(_: object) -> None:
-        raise SettingsError("WorkerSettings", "serves `arq --check`; run the worker with `profiles worker`")
+        raise SettingsError("WorkerSettings", "is for `arq --check` only; run the worker with `profiles worker`")
 
     attributes = {
         "functions": FUNCTIONS,
@@ -225,43 +224,43 @@ async def work(
     *,
     pace: Pace | None = None,
     learners: Sequence[Learner] = (),
-    on_ready: Callable[[Service], None] = lambda _: None,
+    on_ready: Callable[[OpenService], None] = lambda _: None,
 ) -> None:
-    """Work until `stop` is set; begin again whenever the queue goes away.
+    """Work until `stop` is set. arq's worker is restarted after the queue was unavailable.
 
     Raises:
-        ProfilesError: whatever forbids to start.
+        ProfilesError: the worker cannot start.
     """
     settings.require_servers()
     assert settings.queue_url is not None
     pace = pace or Pace()
-    async with open_service(settings, door="queue", learners=learners) as service, sampling(service, "worker"):
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(open_service(settings, door="queue", learners=learners))
+        await stack.enter_async_context(sampling(service, "worker"))
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
-        background = [
-            asyncio.create_task(repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S)),
-            asyncio.create_task(watch(service).keep_watching()),
-            asyncio.create_task(repeat("bandit maintenance", service.bandit.upkeep.once, maintenance.EVERY_S)),
-            asyncio.create_task(
-                repeat("roll-out", RolloutWatch(service.bandit.rollout, service.clock).once, monitor.EVERY_S)
-            ),
-        ]
-        ctx = context(service, pace)
-        try:
-            log.info("worker_started", database=str(settings.database))
-            on_ready(service)
-            await keep_working(
-                settings.queue_url,
-                settings.queue_name,
-                stop,
-                functions=FUNCTIONS,
-                crons=crons(pace, settings.queue_name),
-                pace=pace,
-                context=ctx,
+        stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        rollout_watch = RolloutWatch(service.bandit.rollout, service.clock)
+        await stack.enter_async_context(
+            running(
+                repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
+                consistency_monitor(service).keep_watching(),
+                repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
+                repeat("roll-out", rollout_watch.once, monitor.EVERY_S),
             )
-        finally:
-            await ctx["handover"].close(STOP_GRACE_S)
-            await end(background)
-            await asyncio.to_thread(stop_metrics)
+        )
+        ctx = context(service, pace)
+        stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)
+        log.info("worker_started", database=str(settings.database))
+        on_ready(service)
+        await keep_working(
+            settings.queue_url,
+            settings.queue_name,
+            stop,
+            functions=FUNCTIONS,
+            crons=crons(pace, settings.queue_name),
+            pace=pace,
+            context=ctx,
+        )
     log.info("worker_stopped")
 
 
@@ -275,5 +274,5 @@ def run(settings: Settings, *, pace: Pace | None = None, learners: Sequence[Lear
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await work(settings, stop, pace=pace, learners=learners)
 
-    sys.setswitchinterval(0.0005)  # by default, a busy event loop keeps the database's threads waiting 5 ms at a time
+    sys.setswitchinterval(0.0005)  # by default, a busy event loop makes the database's threads wait 5 ms at a time
     uvloop.run(main())

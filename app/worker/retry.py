@@ -1,7 +1,7 @@
-"""How a job is carried out: thin, bounded in time, and with `Retry` for whatever goes wrong.
+"""Runs the work of a job within its time limit and turns errors into `Retry`.
 
-arq drops a job that raises anything but `Retry`, and forgets one it has tried `max_tries` times; an event must survive
-both, so jobs raise nothing but `Retry`, and may be tried for ever.
+arq drops a job that raises anything but `Retry`, and a job that was tried `max_tries` times. An event must survive
+both, so jobs raise only `Retry` and have no limit of tries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from arq.worker import Retry
 
-from app.bootstrap.service import Service
+from app.bootstrap.service import OpenService
 from app.errors import Unavailable
 from app.events.handover import Handover
 from app.stores.queue.worker import Pace
@@ -27,38 +27,39 @@ log = logger("worker")
 Context = dict[str, Any]
 
 
-def service_of(ctx: Context) -> Service:
-    """The parts of this worker."""
-    return cast(Service, ctx["service"])
+def service_of(ctx: Context) -> OpenService:
+    return cast(OpenService, ctx["service"])
 
 
 def pace_of(ctx: Context) -> Pace:
-    """How long its jobs may take."""
     return cast(Pace, ctx["pace"])
 
 
-def context(service: Service, pace: Pace) -> Context:
-    """What every job is given; `failures` counts, per job, unexpected errors."""
+def context(service: OpenService, pace: Pace) -> Context:
+    """The context that arq passes to every job. `failures` counts unexpected errors by job id."""
     handover = Handover(service.consumer, pace.work_s)
     return {"service": service, "pace": pace, "handover": handover, "failures": Counter()}
 
 
 def back_off(tries: int) -> float:
-    """Seconds before try `tries` + 1: doubling, up to a bound."""
+    """The delay in seconds before try `tries` + 1: it doubles up to `RETRY_MOST_S`."""
     return float(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(tries - 1, 10)))
 
 
 async def nothing(_: str) -> None:
-    """Give up without a word: the sweep, or the next night, makes good for it."""
+    """For jobs whose work the sweep or the next night repeats."""
 
 
 async def carried_out(
     ctx: Context, name: str, work: Awaitable[object], give_up: Callable[[str], Awaitable[None]] = nothing
 ) -> None:
-    """Run a job's work within its time; whatever goes wrong becomes a `Retry`.
+    """Run a job's work within its time limit.
 
-    What is no fault of the job (`Unavailable`, the time) is tried for ever. Of other errors one job may have
-    `UNEXPECTED_TRIES`; then `give_up` is told the reason, and the job ends.
+    `Unavailable` and a timeout are retried without limit. After `UNEXPECTED_TRIES` other errors of the same job,
+    `give_up` is called with the reason and the job ends.
+
+    Raises:
+        Retry: the work failed and is tried again.
     """
     metrics = service_of(ctx).metrics
     tries = int(ctx.get("job_try") or 1)
@@ -88,6 +89,6 @@ async def carried_out(
 
 
 def come_back(ctx: Context, name: str) -> None:
-    """End this piece of a job and have the next one at once: raises `Retry`."""
+    """End this try of a job and start the next one at once. Raises `Retry`."""
     service_of(ctx).metrics.jobs.labels(name, "continued").inc()
     raise Retry(defer=0)

@@ -19,7 +19,7 @@ from app.bandit.model.inputs import Candidate, Context
 from app.bandit.model.policy import CHAMPION, sample
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bootstrap.service import Service, open_service
+from app.bootstrap.service import OpenService, open_service
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import Action, TipFeedback
 from app.stores.sqlite.states import UPSERT_STATE
@@ -109,7 +109,7 @@ async def _learning(ground: Ground) -> Comparison:
     return Comparison("consume an event that a decision learns from", "an event without a decision", without, learning)
 
 
-async def _decided(opened: Service, user_id: str) -> tuple[str, str, str | None]:
+async def _decided(opened: OpenService, user_id: str) -> tuple[str, str, str | None]:
     decision = await opened.bandit.scorer.score(
         ScoringRequest(user_id=user_id, candidates=_candidates(), context=Context(), origin="absent")
     )
@@ -117,7 +117,7 @@ async def _decided(opened: Service, user_id: str) -> tuple[str, str, str | None]
 
 
 async def _consumed(
-    opened: Service, prefix: str, feedback: Sequence[tuple[str, str, str | None]], now_ms: int
+    opened: OpenService, prefix: str, feedback: Sequence[tuple[str, str, str | None]], now_ms: int
 ) -> float:
     """Seconds per event."""
     events = [
@@ -143,7 +143,7 @@ async def _consumed(
     return (perf_counter() - started) / len(seqs)
 
 
-async def _last_seq(opened: Service) -> int:
+async def _last_seq(opened: OpenService) -> int:
     (seq,) = await opened.database.read(lambda c: c.execute("SELECT MAX(seq) FROM event_log").fetchone())
     return int(seq)
 

@@ -15,7 +15,7 @@ EVIL = "<script>document.title='taken'</script>"
 
 async def write(site: Live, actor: str, action: str, subject: str, outcome: str = "done") -> None:
     """An entry."""
-    await site.service.audit.begin(site.now_ms, actor, action, subject, outcome)
+    await site.service.audit_trail.begin(site.now_ms, actor, action, subject, outcome)
 
 
 async def test_page_says_so_when_nobody_has_done_anything(own_site: Live, browser: Browser) -> None:

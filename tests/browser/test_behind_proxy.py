@@ -154,7 +154,7 @@ async def follow_a_rebuild(visitor: Visitor, site: Live) -> None:
     await visitor.page.get_by_role("button", name="Start the rebuild").click()
     await expect(visitor.page.locator("[data-part=state]")).to_have_text("queued")
     run = visitor.page.url.rpartition("/")[2]
-    await site.service.runner.run(run, budget_s=30)
+    await site.service.rebuild_runner.run(run, budget_s=30)
     await expect(visitor.page.locator("[data-part=state]")).to_have_text("completed")
 
 

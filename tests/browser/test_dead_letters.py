@@ -19,16 +19,16 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 async def bury(site: Live, content: object, error: str = "no event", traceback: str = "") -> int:
     """A letter as the queue's door leaves it."""
     text = content if isinstance(content, str) else json.dumps(content)
-    return await site.service.letters.bury_payload(text, error, traceback, site.now_ms)
+    return await site.service.dead_letters.bury_payload(text, error, traceback, site.now_ms)
 
 
 async def bury_event(site: Live, user: str) -> int:
     """A letter of an event that workers could not consume."""
     await site.send(served(user, site.now_ms))
-    (event,) = await site.service.log.unconsumed(site.now_ms + 1, 10)
+    (event,) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
     trace = 'Traceback (most recent call last):\n  File "learn.py", line 7\nValueError: cannot learn'
-    await site.service.letters.failed(event.seq, "ValueError: cannot learn", trace, site.now_ms, 1)
-    return await site.service.letters.newest_id()
+    await site.service.dead_letters.failed(event.seq, "ValueError: cannot learn", trace, site.now_ms, 1)
+    return await site.service.dead_letters.newest_id()
 
 
 async def test_page_says_so_when_there_is_nothing_to_do(own_site: Live, browser: Browser) -> None:
@@ -115,7 +115,7 @@ async def test_event_is_with_the_workers_again_when_its_letter_is_replayed(own_s
         await visitor.go(f"/admin/dead-letters/{letter}")
         await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
         await expect(visitor.page.get_by_role("status")).to_contain_text("its event is with the workers again")
-    assert len(await own_site.service.log.unconsumed(own_site.now_ms + 1, 10)) == 1
+    assert len(await own_site.service.event_log.unconsumed(own_site.now_ms + 1, 10)) == 1
 
 
 async def test_page_says_why_when_a_letter_still_is_no_event(own_site: Live, browser: Browser) -> None:
@@ -164,7 +164,7 @@ async def test_all_are_replayed_and_the_page_says_which_still_fail(
         await page.get_by_role("button", name="Replay the next ones").click()
         await expect(page.locator("tbody")).to_have_count(0)
         assert "Events taken in: 1." in await visitor.text()
-    assert [letter.id for letter in await own_site.service.letters.list(0, 10)] == [bad]
+    assert [letter.id for letter in await own_site.service.dead_letters.list(0, 10)] == [bad]
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -177,11 +177,11 @@ async def test_letter_is_discarded_with_a_reason(own_site: Live, browser: Browse
         await expect(confirm).to_be_hidden()
         await page.locator("summary", has_text="Discard").click()
         await confirm.click()  # the browser asks for the reason
-        assert await own_site.service.letters.get(letter) is not None
+        assert await own_site.service.dead_letters.get(letter) is not None
         await page.get_by_label("Why?").fill(f"a test {EVIL}")
         await confirm.click()
         await expect(page.get_by_role("status")).to_have_text(f"Letter {letter} is discarded.")
-        assert await own_site.service.letters.get(letter) is None
+        assert await own_site.service.dead_letters.get(letter) is None
         await visitor.go("/admin/audit")
         assert f"a test {EVIL}" in (await page.locator("tbody tr").first.inner_text())
         if scripts:
@@ -199,7 +199,7 @@ async def test_letter_stays_when_the_reason_is_not_allowed(own_site: Live, brows
         )
         assert answer.status == 422
         assert "reason" in await answer.text()
-    assert await own_site.service.letters.get(letter) is not None
+    assert await own_site.service.dead_letters.get(letter) is not None
 
 
 async def test_form_is_refused_when_it_carries_no_token(own_site: Live) -> None:
@@ -207,7 +207,7 @@ async def test_form_is_refused_when_it_carries_no_token(own_site: Live) -> None:
     for path in (f"{letter}/replay", f"{letter}/discard", "replay"):
         answer = await own_site.client.post(f"/admin/dead-letters/{path}", content="reason=x", headers=FORM)
         assert answer.status_code == 403
-    assert await own_site.service.letters.get(letter) is not None
+    assert await own_site.service.dead_letters.get(letter) is not None
 
 
 async def test_letter_is_an_error_page_when_there_is_none(own_site: Live, browser: Browser) -> None:

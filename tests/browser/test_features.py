@@ -144,7 +144,7 @@ async def test_feature_is_disabled_and_enabled_from_the_page_by_keyboard(
         await press("Enable", "mended", "tip_volume_30d is served again.")
         await expect(card.locator(".badge").first).to_have_text("ok")
         assert (await own_site.features(user))["tip_volume_30d"] == 1
-        trail = [(item.action, item.subject, item.outcome) for item in await own_site.service.audit.newest(2)]
+        trail = [(item.action, item.subject, item.outcome) for item in await own_site.service.audit_trail.newest(2)]
         assert trail == [
             ("enable feature", "tip_volume_30d", "enabled: mended"),
             ("disable feature", "tip_volume_30d", "disabled: wrong since noon"),

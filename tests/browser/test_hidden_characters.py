@@ -76,7 +76,7 @@ async def test_no_page_hides_a_character(own_site: Live) -> None:
     assert (await site.client.delete(f"/admin/dead-letters/{discarded}", params=because)).status_code == 204
     listed = await site.client.post("/admin/rebuilds", json={"user_ids": [ODD]})
     run = listed.json()["id"]
-    await site.service.book.finish(run, "failed", site.now_ms, f"cannot compute {ODD}")
+    await site.service.rebuild_runs.finish(run, "failed", site.now_ms, f"cannot compute {ODD}")
     pages = {
         "/admin": "/admin",
         "/admin/users": f"/admin/users?prefix={quote(ODD[:3])}",

@@ -49,7 +49,7 @@ async def well(serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServ
 
 async def bury(site: Live) -> None:
     """A dead letter: something to look at."""
-    await site.service.letters.bury_payload("1", "no event", "", site.now_ms)
+    await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
 
 
 async def see(visitor: Visitor) -> None:
@@ -103,7 +103,7 @@ async def test_states_say_since_when_and_figures_have_a_bar_for_each_minute(well
 
 async def test_overview_names_the_registry_of_each_process(well: Live, browser: Browser) -> None:
     await sampler(well.service, "api").sample()
-    own = well.service.contract.registry.fingerprint
+    own = well.service.registry.fingerprint
     async with visiting(browser, well) as visitor:
         await visitor.go("/admin")
         row = visitor.page.get_by_role("row").filter(has_text=well.service.process)

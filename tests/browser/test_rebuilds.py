@@ -59,11 +59,11 @@ async def test_pages_are_sound_when_there_is_nothing_yet(own_site: Live, browser
 async def test_pages_are_sound_when_there_is_much(own_site: Live, browser: Browser, scheme: Scheme, width: int) -> None:
     users = await some_users(own_site)
     failed = await started(own_site, user_ids=users[:2], features=["tip_volume_30d"])
-    await own_site.service.book.finish(failed, "failed", own_site.now_ms, "<img src=x onerror=alert(1)>" * 20)
+    await own_site.service.rebuild_runs.finish(failed, "failed", own_site.now_ms, "<img src=x onerror=alert(1)>" * 20)
     done = await started(own_site, user_ids=users)
-    await own_site.service.runner.run(done, budget_s=30)
+    await own_site.service.rebuild_runner.run(done, budget_s=30)
     running = await started(own_site)
-    await own_site.service.book.advance(running, 2, users[1], own_site.now_ms)
+    await own_site.service.rebuild_runs.advance(running, 2, users[1], own_site.now_ms)
     async with visiting(browser, own_site, scheme=scheme, width=width) as visitor:
         await visitor.go("/admin/rebuilds")
         await visitor.assert_sound()
@@ -83,10 +83,10 @@ async def test_everyone_is_rebuilt_when_the_form_says_so(own_site: Live, browser
         await page.get_by_label("tip_volume_30d").check()
         await page.get_by_role("button", name="Start the rebuild").click()
         await expect(page.get_by_role("status").first).to_have_text("The rebuild is queued.")
-        run = await own_site.service.book.get(run_id(page))
+        run = await own_site.service.rebuild_runs.get(run_id(page))
         assert run is not None
         assert (run.scope, run.features, run.total) == ("all", ["tip_volume_30d"], 4)
-        await own_site.service.runner.run(run.id, budget_s=30)
+        await own_site.service.rebuild_runner.run(run.id, budget_s=30)
         await expect(page.locator("[data-part=state]")).to_have_text("completed")
 
 
@@ -97,7 +97,7 @@ async def test_pasted_list_is_rebuilt_without_blanks_and_repeats(own_site: Live,
         await visitor.page.get_by_label("The users of this list").check()
         await visitor.page.get_by_label("User ids").fill(f"{users[0]}\n\n  {users[1]}  \r\n{users[0]}\nnobody 🎯\n")
         await visitor.page.get_by_role("button", name="Start the rebuild").click()
-        run = await own_site.service.book.get(run_id(visitor.page))
+        run = await own_site.service.rebuild_runs.get(run_id(visitor.page))
         assert run is not None
         assert run.user_ids == [users[0], users[1], "nobody 🎯"]
 
@@ -126,7 +126,7 @@ async def test_form_comes_back_as_it_was_filled_in_when_the_list_is_not_allowed(
         await expect(visitor.page.get_by_label("The users of this list")).to_be_checked()
         await expect(visitor.page.get_by_label("preferred_hour")).not_to_be_checked()
         await visitor.assert_sound()
-    assert await own_site.service.book.newest(10) == []
+    assert await own_site.service.rebuild_runs.newest(10) == []
 
 
 async def test_form_comes_back_when_no_feature_is_chosen(own_site: Live, browser: Browser) -> None:
@@ -153,7 +153,7 @@ async def test_second_start_leads_to_the_first_when_one_of_the_same_scope_is_act
         await visitor.assert_sound()
         await alert.get_by_role("link").click()
         await expect(visitor.page).to_have_url(f"{own_site.url}/admin/rebuilds/{run}")
-    assert len(await own_site.service.book.newest(10)) == 1
+    assert len(await own_site.service.rebuild_runs.newest(10)) == 1
 
 
 async def test_bar_moves_by_itself_while_the_run_goes_on(
@@ -169,14 +169,14 @@ async def test_bar_moves_by_itself_while_the_run_goes_on(
         await page.evaluate("window.loadedOnce = true")
         seen = []
         for done in range(1, len(users)):
-            assert await own_site.service.runner.run(run, budget_s=-1) is False
+            assert await own_site.service.rebuild_runner.run(run, budget_s=-1) is False
             await expect(page.locator("[data-part=done]")).to_have_text(str(done))
             seen.append((await progress(page))[0])
             await expect(page.locator("[data-part=state]")).to_have_text("running")
             await expect(page.locator("[data-part=pace]")).to_contain_text("per second, about")
         assert seen == [1, 2, 3]
         await expect(page.get_by_text(WORKER_MISSING)).to_be_hidden()
-        assert await own_site.service.runner.run(run, budget_s=30)
+        assert await own_site.service.rebuild_runner.run(run, budget_s=30)
         await expect(page.locator("[data-part=state]")).to_have_text("completed")
         assert await progress(page) == [4, 4]
         await expect(page.get_by_text("Cancel")).to_have_count(0)
@@ -204,7 +204,7 @@ async def test_bar_moves_again_after_requests_have_failed(own_site: Live, browse
     async with visiting(browser, own_site) as visitor:
         await visitor.go(f"/admin/rebuilds/{run}")
         await visitor.page.route("**/admin/rebuilds/*", fail_at_first)
-        await own_site.service.book.advance(run, 3, "u", own_site.now_ms)
+        await own_site.service.rebuild_runs.advance(run, 3, "u", own_site.now_ms)
         await expect(visitor.page.locator("[data-part=done]")).to_have_text("3", timeout=20_000)
         assert next(failures, None) is None
 
@@ -215,7 +215,7 @@ async def test_page_stops_polling_when_the_run_has_ended(own_site: Live, browser
     async with visiting(browser, own_site) as visitor:
         await visitor.page.clock.install()
         await visitor.go(f"/admin/rebuilds/{run}")
-        await own_site.service.runner.run(run, budget_s=30)
+        await own_site.service.rebuild_runner.run(run, budget_s=30)
         await visitor.page.clock.fast_forward(1_500)
         await expect(visitor.page.locator("[data-part=state]")).to_have_text("completed")
         requests: list[str] = []
@@ -239,10 +239,10 @@ async def test_run_loads_itself_anew_when_there_is_no_javascript(own_site: Live,
     async with visiting(browser, own_site, scripts=False) as visitor:
         await visitor.go(f"/admin/rebuilds/{run}")
         await expect(visitor.page.locator("noscript meta[http-equiv=refresh]")).to_have_count(1)
-        await own_site.service.book.advance(run, 3, "u", own_site.now_ms)
+        await own_site.service.rebuild_runs.advance(run, 3, "u", own_site.now_ms)
         await visitor.page.get_by_role("link", name="Look again").click()
         await expect(visitor.page.locator("progress")).to_have_attribute("value", "3")
-        await own_site.service.book.finish(run, "failed", own_site.now_ms, "it broke")
+        await own_site.service.rebuild_runs.finish(run, "failed", own_site.now_ms, "it broke")
         await visitor.page.reload()
         await expect(visitor.page.locator("meta[http-equiv=refresh]")).to_have_count(0)
         await expect(visitor.page.get_by_text("it broke")).to_be_visible()
@@ -262,7 +262,7 @@ async def test_run_is_cancelled_when_the_question_is_answered(own_site: Live, br
         await expect(page.get_by_role("status").first).to_have_text("The rebuild is cancelled, at 0 of 4 users.")
         await expect(page.locator("[data-part=state]")).to_have_text("cancelled")
         await visitor.assert_sound() if scripts else None
-    (entry, _) = await own_site.service.audit.newest(2)
+    (entry, _) = await own_site.service.audit_trail.newest(2)
     assert (entry.action, entry.outcome) == ("cancel rebuild", run)
 
 
@@ -270,7 +270,7 @@ async def test_page_says_so_when_the_run_had_ended_before_it_was_cancelled(own_s
     run = await started(own_site, user_ids=["u"])
     async with visiting(browser, own_site, scripts=False) as visitor:
         await visitor.go(f"/admin/rebuilds/{run}")
-        await own_site.service.runner.run(run, budget_s=30)
+        await own_site.service.rebuild_runner.run(run, budget_s=30)
         await visitor.page.locator("summary", has_text="Cancel").click()
         await visitor.page.get_by_role("button", name="Cancel the rebuild").click()
         await expect(visitor.page.get_by_role("status").first).to_contain_text("Nothing was cancelled")
@@ -284,7 +284,7 @@ async def test_history_says_who_started_it_and_how_it_ended(keyed: Live, browser
         await visitor.page.get_by_label("The users of this list").check()
         await visitor.page.get_by_label("User ids").fill(new_user())
         await visitor.page.get_by_role("button", name="Start the rebuild").click()
-        await keyed.service.runner.run(run_id(visitor.page), budget_s=30)
+        await keyed.service.rebuild_runner.run(run_id(visitor.page), budget_s=30)
         await expect(visitor.page.locator("[data-part=state]")).to_have_text("completed")  # live, by the session
         await visitor.go("/admin/rebuilds")
         row = visitor.page.locator("tbody tr").first
@@ -339,4 +339,4 @@ async def test_form_is_refused_when_it_carries_no_token(own_site: Live) -> None:
     for path in ("/admin/rebuilds", "/admin/rebuilds/nope/cancel"):
         answer = await own_site.client.post(path, content="scope=all", headers=form)
         assert answer.status_code == 403
-    assert await own_site.service.book.newest(10) == []
+    assert await own_site.service.rebuild_runs.newest(10) == []

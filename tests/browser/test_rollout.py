@@ -136,7 +136,7 @@ async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
             "since this page was made it has moved, to 5\u202f% of the users, by "
         )
         assert (await own_site.service.bandit.rollout.book.state()).share == 0.05
-        (newest,) = await own_site.service.audit.newest(1)
+        (newest,) = await own_site.service.audit_trail.newest(1)
         assert (newest.action, newest.outcome.partition(":")[0]) == ("ramp roll-out", "refused")
         # Having looked again, one may.
         await stale.locator("main summary.button", has_text="Ramp to 25").click()

@@ -201,7 +201,7 @@ async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
         token = await form_token(site, signed_in)
         fresh = await site.client.get("/admin/sign-in", headers=HTML)
         form = {"csrf_token": token_in(fresh), "key": KEYS["admin"]}
-        monkeypatch.setattr(site.service.audit, "begin", fails)
+        monkeypatch.setattr(site.service.audit_trail, "begin", fails)
         # The client brings the cookie of the page that it has just seen.
         refused = await site.client.post("/admin/sign-in", data=form, headers=HTML)
         assert refused.status_code == 503

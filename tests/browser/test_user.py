@@ -11,8 +11,8 @@ import pytest
 from msgspec import UNSET, Meta, UnsetType
 from playwright.async_api import Browser, Locator, expect
 
-from app.bootstrap.contract import Contract
 from app.features.clock import DAY_MS
+from app.features.contract import Contract
 from app.features.registry import Registry
 from app.features.schema import Int, Str
 from app.stores.valkey.embedded import EmbeddedServer
@@ -170,8 +170,8 @@ async def test_page_holds_what_was_sent_and_runs_none_of_it(site: Live, browser:
 async def test_events_tell_what_came_of_them(own_site: Live, browser: Browser) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms - 60_000), feedback(user, site.now_ms + 200_000, "snoozed", dwell_ms=0))
-    first, second = (item.seq for item in await site.service.log.unconsumed(site.now_ms + 1, 10))
-    await site.service.letters.failed(first, "it failed", "Traceback", site.now_ms, 1)
+    first, second = (item.seq for item in await site.service.event_log.unconsumed(site.now_ms + 1, 10))
+    await site.service.dead_letters.failed(first, "it failed", "Traceback", site.now_ms, 1)
     async with visiting(browser, site) as visitor:
         await visitor.go(address(user))
         rows = visitor.page.locator("table.events tbody tr")

@@ -40,7 +40,7 @@ async def test_before_and_after_stand_side_by_side_when_all_is_rebuilt(
         await visitor.assert_sound()
         await visitor.page.get_by_role("link", name="Back to the user").click()
         await expect(feature(visitor, "tip_volume_30d")).to_contain_text("the same")
-    (entry,) = await site.service.audit.newest(1)
+    (entry,) = await site.service.audit_trail.newest(1)
     assert (entry.action, entry.outcome) == ("rebuild", "done")
 
 
@@ -57,7 +57,7 @@ async def test_one_feature_is_rebuilt_when_its_button_is_pressed(own_site: Live,
         await visitor.page.get_by_role("link", name="Back to the user").click()
         await expect(feature(visitor, "tip_volume_30d")).to_contain_text("fresh")
         await expect(feature(visitor, "preferred_hour")).to_contain_text("missing")
-    (entry,) = await site.service.audit.newest(1)
+    (entry,) = await site.service.audit_trail.newest(1)
     assert (entry.action, entry.outcome) == ("rebuild", "done: tip_volume_30d")
 
 
@@ -101,7 +101,7 @@ async def test_user_is_erased_when_the_id_is_typed(
         assert "No event of this user is stored." in await visitor.text()
     assert (await site.service.users.holdings(user)).events == 0
     assert not [key for key in cached_keys(cache_server, "*") if b"ex%20%20tra" in key]
-    (entry,) = await site.service.audit.newest(2)
+    (entry,) = await site.service.audit_trail.newest(2)
     assert (entry.action, entry.subject, entry.outcome) == ("erase", hashed, "done, 3 events")
     assert user not in repr(entry)
 
@@ -120,7 +120,7 @@ async def test_nothing_is_changed_when_a_form_lacks_its_token(keyed: Live, brows
             await visitor.page.get_by_role("button", name=button).click()
             await expect(visitor.page.get_by_role("heading", level=1)).to_have_text("Forbidden")
     hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
-    assert hashed not in {entry.subject for entry in await keyed.service.audit.newest(20)}
+    assert hashed not in {entry.subject for entry in await keyed.service.audit_trail.newest(20)}
 
 
 async def test_who_signed_in_is_in_the_audit_trail_when_a_user_is_rebuilt(keyed: Live, browser: Browser) -> None:
@@ -129,5 +129,5 @@ async def test_who_signed_in_is_in_the_audit_trail_when_a_user_is_rebuilt(keyed:
         await visitor.go(address(new_user()))
         await visitor.page.get_by_role("button", name="Rebuild all").click()
         await expect(visitor.page.get_by_role("heading", level=1)).to_contain_text("Rebuilt")
-    (entry,) = await keyed.service.audit.newest(1)
+    (entry,) = await keyed.service.audit_trail.newest(1)
     assert (entry.actor, entry.action) == ("admin", "rebuild")

@@ -45,7 +45,7 @@ async def test_application_opens_and_closes_its_own_service_when_it_is_given_non
             application.lifespan(),
             _client(application) as client,
         ):
-            now = application.state.api.clock.now_ms()
+            now = application.state.service.clock.now_ms()
             sent = await client.post("/events", json=payload(served(user, now)))
             assert sent.status_code == 202
             answer = await client.get(f"/profiles/{user}")

@@ -35,7 +35,7 @@ from tests.support.database import column, copy_database
 from tests.support.events import admitted, feedback, served
 from tests.support.reference import profile
 from tests.support.servers import StartServer, ask, keys
-from tests.support.service import NEAR_AFTER, Features, Service, let_pass, open_service, over
+from tests.support.service import NEAR_AFTER, Features, GatedService, let_pass, open_gated, over
 from tests.support.world import DEAF_TO_RESTARTS, PLAIN_SET, TRUE, Kind
 
 T = TypeVar("T")
@@ -90,11 +90,11 @@ class Machine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
 
-    async def _open(self) -> list[Service]:
+    async def _open(self) -> list[GatedService]:
         make = [
             over(self.server.url, timeout_ms=TIMEOUT_MS, kind=self.kind.cache, nonce=self.kind.nonce) for _ in range(2)
         ]
-        return [await self._stack.enter_async_context(open_service(self._path, each, self.clock)) for each in make]
+        return [await self._stack.enter_async_context(open_gated(self._path, each, self.clock)) for each in make]
 
     def _start(self, dump: Path | None) -> None:
         self.server.signal(signal.SIGCONT)

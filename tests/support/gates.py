@@ -58,7 +58,7 @@ class GatedSource:
     """A source that can be stopped just before and just after its snapshot, or made to fail; counts its statements."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self.inner = source
         self.before = Turnstile()
         self.after = Turnstile()
         self.failure: Exception | None = None
@@ -75,17 +75,17 @@ class GatedSource:
         await self.before.pass_through()
         if self.failure is not None:
             raise self.failure
-        snapshot = await self._source.compute(clock_ms, asked)
+        snapshot = await self.inner.compute(clock_ms, asked)
         await self.after.pass_through()
         return snapshot
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """As the source does; it is not stopped."""
-        return await self._source.fitting(asked)
+        return await self.inner.fitting(asked)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """As the source does; it is not stopped."""
-        return await self._source.attempt(clock_ms, asked)
+        return await self.inner.attempt(clock_ms, asked)
 
 
 class GatedCache:
@@ -157,3 +157,11 @@ class GatedCache:
         """As the cache does."""
         self.commands["drop_exactly"] += 1
         return await self.inner.drop_exactly(epoch, held)
+
+    async def drop_user(self, user_id: str) -> None:
+        """As the cache does."""
+        await self.inner.drop_user(user_id)
+
+    async def check(self) -> None:
+        """As the cache does."""
+        await self.inner.check()

@@ -7,24 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest, Shadow
-from app.bandit.learning.attribution import Rules
 from app.bandit.model.inputs import Candidate, Context
 from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.rollout.assignment import serves_challenger
 from app.bandit.shadow.scores import Unshadowed, shadows_of
-from app.bootstrap import bandit as joins
-from app.bootstrap.bandit_parts import Bandit, Outside, join
+from app.bootstrap.bandit import build_bandit
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
 from app.features.registry import Scalar
 from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
-from app.stores.sqlite.decisions import SqliteDecisions
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.learning import SqliteLearning
-from app.stores.sqlite.states import SqliteStates, read_evidence
+from app.stores.sqlite.states import read_evidence
 from app.stores.sqlite.users import SqliteUsers
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
@@ -60,23 +55,14 @@ class School:
         self.metrics = Metrics()
         self.profiles: dict[str, Mapping[str, Scalar]] = {}
         self.meanwhile: Callable[[], Any] | None = None
-        self.rules = Rules.of((), WINDOW_H)
-        self.lineup = Policies.of(shadow=shadow)
-        self.outside = Outside(
-            SqliteDecisions(database, self.lineup.longest),
-            SqliteLearning(database, self.lineup, self.rules),
-            SqliteStates(database, self.lineup.longest),
+        self.bandit = build_bandit(
+            Settings(shadow=shadow, reward_window_hours=WINDOW_H),
+            database,
             self._profile,
-            Here(),
-        )
-        self.bandit: Bandit = join(
-            self.outside,
-            self.lineup,
-            serves_challenger=serves_challenger,
-            rollout=joins.rollout(Settings(), database, self.clock, self.lineup, self.rules),
+            self.clock,
+            self.metrics,
+            shadow_work=Here(),
             new_id=lambda: f"decision-{next(_numbers)}",
-            clock=self.clock,
-            metrics=self.metrics,
         )
         self.log = SqliteEventLog(database)
         self.letters = SqliteDeadLetters(database)

@@ -24,12 +24,13 @@ from litestar.types import ASGIApp
 from app.api.middleware.fast_path import FastPath
 from app.api.server import KEEP_ALIVE_S, GranianServer, listening_socket
 from app.asgi import about_to_stop, create_app
-from app.bootstrap.contract import Contract
-from app.bootstrap.service import Service, open_service
+from app.bootstrap.service import Edges, OpenService, open_service
 from app.features.clock import Clock
+from app.features.contract import Contract
 from app.features.events import TipEvent
 from app.settings import Settings, hash_key
 from app.settings.parsers import ApiKey
+from app.stores.system_clock import SystemClock
 from tests.support.database import copy_database
 from tests.support.events import body
 
@@ -51,14 +52,14 @@ class Live:
 
     url: str
     port: int
-    service: Service
+    service: OpenService
     app: Litestar
     client: httpx.AsyncClient
 
     @property
     def cookie_name(self) -> str:
         """Of the session's cookie."""
-        name: str = self.app.state.api.sessions.cookie_name
+        name: str = self.app.state.sessions.cookie_name
         return name
 
     @property
@@ -143,7 +144,9 @@ async def live(
     head_s: float = KEEP_ALIVE_S,
 ) -> AsyncIterator[Live]:
     """Serve until the block ends. Without the hit path, every request goes to its documented route."""
-    async with open_service(settings, door="http", contract=contract, clock=clock) as service:
+    async with open_service(
+        settings, door="http", contract=contract, edges=Edges(clock=clock or SystemClock())
+    ) as service:
         application = create_app(settings, service=service)
         if not hit_path:
             application.asgi_handler = behind_the_hit_path(application)

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app.bootstrap.contract import Contract
+from app.features.contract import Contract
 from app.features.registry import Feature, Registry
 from app.features.schema import Float, Int
 from app.stores.sqlite.feature_check import compile_registry

@@ -15,7 +15,7 @@ from app.profiles.codec import LEASE
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
-from tests.support.service import Service, assert_true
+from tests.support.service import GatedService, assert_true
 from tests.support.waiting import eventually
 from tests.support.world import DEAF_TO_RESTARTS, PLAIN_SET, SAME_NONCE, Kind, World
 
@@ -38,7 +38,7 @@ def schedule(*mutants: Kind, own_server: bool = False) -> Callable[[Schedule], S
     return register
 
 
-def refused(service: Service) -> float:
+def refused(service: GatedService) -> float:
     """Fills of a process that did not land because their token was gone."""
     return service.counted("cache_fills", outcome="refused")
 

@@ -1,8 +1,9 @@
-"""One process of the service, wired over a SQLite file and a cache, with places to stop it.
+"""One process of the service over a SQLite file and a cache, with gates that stop it at chosen places.
 
-Two of them over one file and one server are two processes, as far as the protocol goes: they share nothing else. Their
-clock is the test's. Time passes only where the test or the hold-back of an owed invalidation says so, which is the
-hardest case for the trust gate: a look stays valid as long as it can.
+`app.bootstrap` builds it; the tests replace its clock, its cache, its source of values and its randomness. Two of them
+over one file and one server behave as two processes: they share nothing else. Time passes only when a test says so, or
+during the wait after an owed invalidation. That is the hardest case for the trust gate: a check stays valid as long as
+possible. Owed invalidations are not settled in the background.
 """
 
 from __future__ import annotations
@@ -12,33 +13,25 @@ import itertools
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
+from app.bootstrap.service import Edges, OpenCache, OpenService, open_service
 from app.errors import CacheUnavailable
-from app.events.admission import Admission
-from app.events.ingest import Ingestor, Receipt
+from app.events.ingest import Receipt
+from app.features.clock import Clock
+from app.features.contract import Contract
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.availability import FeatureAvailability
+from app.features.schema import mirror_of
 from app.profiles.codec import decode
-from app.profiles.online.compute import Computation
-from app.profiles.online.fill import Filler, Profile, Reading
-from app.profiles.online.invalidation import Invalidator
+from app.profiles.online.fill import Profile, Reading
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.online.reader import ProfileReader
-from app.profiles.online.trust import TrustGate
-from app.profiles.ports import Cache, Cell, ComputeRow
-from app.profiles.rebuild.rebuilder import Rebuilder
-from app.stores.sqlite.change_feed import SqliteChangeFeed
+from app.profiles.ports import Cell, ComputeRow, Source
+from app.settings import Settings
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.local_cache_epoch import recall
-from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
-from app.stores.sqlite.registries import SqliteRegistries
-from app.stores.sqlite.source import SqliteSource
-from app.stores.sqlite.users import SqliteUsers
+from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
 from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
@@ -49,82 +42,42 @@ from tests.support.registry import REGISTRY
 
 READERS = 2
 NEAR_USERS = 100
-NEAR_AFTER = 3  # plain reads after which a profile is kept near, where it may be: computed, seen, kept
-TIMEOUT_MS = 5_000  # an unresponsive server is the subject of few tests; a busy machine must not look like one
+NEAR_AFTER = 3  # plain reads after which the local cache holds a profile: computed, seen, kept
+TIMEOUT_MS = 5_000  # so long that a busy machine does not look like a server that does not answer
 LEASE_MS = 60_000
 _processes = itertools.count(1)
 
 Features = dict[str, object]
-MakeCache = Callable[[Database, SqliteOwedInvalidations, FakeClock, Metrics], ValkeyCache]
 
 
 def let_pass(clock: FakeClock, seconds: float) -> None:
-    """Time passes, as the wall clock does not show: what counts as now in features stays."""
+    """Time passes on the monotonic clock only: the moment that features count from stays."""
     now_ms = clock.now_ms()
     clock.advance(math.ceil(seconds * 1000))
     clock.step_to(now_ms)
 
 
-class Service:
-    """The parts of one process."""
+class GatedService:
+    """An open service, its gates, and shorthands for what tests do with it."""
 
-    def __init__(
-        self,
-        *,
-        database: Database,
-        owed: SqliteOwedInvalidations,
-        cache: Cache,
-        clock: FakeClock,
-        metrics: Metrics,
-        registry: Registry,
-    ) -> None:
-        self.database = database
+    def __init__(self, service: OpenService, clock: FakeClock, source: GatedSource, pauses: list[float]) -> None:
+        assert isinstance(service.cache, GatedCache)
+        assert service.local_cache is not None
+        self.inner = service
         self.clock = clock
-        self.metrics = metrics
-        self.registry = registry
-        self.plain_source = SqliteSource(database, registry)
-        self.source = GatedSource(self.plain_source)
-        self.cache = GatedCache(cache)
-        self.owed = owed
-        self.pauses: list[float] = []
-        self.invalidator = Invalidator(
-            cache=self.cache, owed=self.owed, clock=clock, metrics=metrics, pause=self._pause
-        )
-        self.gate = TrustGate(self.owed.any_owed, clock, self.invalidator.wake)
-        self.availability = FeatureAvailability(registry, clock, owed.disabled)
-        self.computation = Computation(self.source, registry, clock, metrics, READERS, self.availability)
-        self.filler = Filler(self.cache, registry, Random(7), metrics)
-        self.near = LocalCache(SqliteChangeFeed(owed.data_version), registry, clock, NEAR_USERS)
-        self.reader = ProfileReader(
-            cache=self.cache,
-            gate=self.gate,
-            computation=self.computation,
-            filler=self.filler,
-            registry=registry,
-            metrics=metrics,
-            near=self.near,
-        )
-        self.rebuilder = Rebuilder(
-            cache=self.cache,
-            computation=self.computation,
-            filler=self.filler,
-            registry=registry,
-            invalidate=self.invalidator.invalidate,
-        )
-        self.ingestor = Ingestor(
-            log=SqliteEventLog(database),
-            invalidator=self.invalidator,
-            publisher=None,
-            admission=Admission(180),
-            clock=clock,
-            metrics=metrics,
-            door="http",
-        )
-
-    async def _pause(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        let_pass(self.clock, seconds)
-        await turn(0.001)
+        self.cache = service.cache
+        self.source = source
+        self.pauses = pauses
+        self.database = service.database
+        self.owed = service.owed
+        self.metrics = service.metrics
+        self.registry = service.registry
+        self.reader = service.reader
+        self.near = service.local_cache
+        self.computation = service.computation
+        self.invalidator = service.invalidator
+        self.rebuilder = service.rebuilder
+        self.ingestor = service.ingestor
 
     async def profile(self, user_id: str, mask: int | None = None) -> Profile:
         """Read one user."""
@@ -147,19 +100,17 @@ class Service:
     async def rebuild(self, *user_ids: str) -> dict[str, Features]:
         """Rebuild users; what the rebuild answers."""
         profiles = await self.rebuilder.rebuild(user_ids, self.registry.full_mask)
-        await recall(self.database)
+        await self.inner.drop_local_caches()
         return {user_id: self.decoded(profile) for user_id, profile in profiles.items()}
 
     async def erase(self, user_id: str) -> None:
         """Erase a user."""
-        await SqliteUsers(self.database).erase(user_id, self.clock.now_ms())
+        await self.inner.users.erase(user_id, self.clock.now_ms())
         await self.invalidator.make_good()
 
     async def switch(self, feature: str, *, on: bool) -> None:
-        """Disable or enable a feature, as an admin does; this process has looked since."""
-        registries = SqliteRegistries(self.database)
-        await registries.switch(feature, "ada", "it is wrong", self.clock.now_ms(), on=on)
-        self.owed.any_owed()
+        """Disable or enable a feature, as an admin does. This process knows it when this returns."""
+        await self.inner.registries.switch(feature, "ada", "it is wrong", self.clock.now_ms(), on=on)
 
     async def send(self, *events: TipEvent) -> Receipt:
         """Ingest; returns when the events are acknowledged."""
@@ -168,7 +119,7 @@ class Service:
     async def recomputed(self, user_id: str) -> Features:
         """The truth: the same SQL past cache, gate and sharing."""
         asked = [ComputeRow(user_id, self.registry.full_mask)]
-        snapshot = await self.plain_source.compute(self.clock.now_ms(), asked)
+        snapshot = await self.source.inner.compute(self.clock.now_ms(), asked)
         values = (
             entry.default if raw is None else raw for entry, raw in zip(self.registry, snapshot.rows[0], strict=True)
         )
@@ -203,12 +154,6 @@ class Service:
         self.source.go()
         self.cache.go()
 
-    async def close(self) -> None:
-        """As a process shuts down; not the cache, which was handed in."""
-        self.go()
-        await self.reader.close()
-        await self.ingestor.close()
-
     def decoded(self, profile: Mapping[int, Reading]) -> Features:
         """Name to value."""
         return {self.registry.names[index]: json.loads(reading.json) for index, reading in profile.items()}
@@ -224,24 +169,43 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(
-    path: Path, make_cache: MakeCache, clock: FakeClock, registry: Registry = REGISTRY
-) -> AsyncIterator[Service]:
+async def open_gated(
+    path: Path,
+    open_cache: OpenCache,
+    clock: FakeClock,
+    registry: Registry = REGISTRY,
+    local_cache: type[LocalCache] = LocalCache,
+) -> AsyncIterator[GatedService]:
     """One process over a migrated database."""
-    async with AsyncExitStack() as stack:
-        database = await Database.open(path, READERS)
-        stack.push_async_callback(database.close)
-        metrics = Metrics()
-        await announce(database, registry, clock.now_ms())
-        owed = SqliteOwedInvalidations(database)
-        stack.callback(owed.close)
-        cache = make_cache(database, owed, clock, metrics)
-        stack.push_async_callback(cache.close)
-        await cache.open()
-        let_pass(clock, REGISTERED_HOLD_BACK_S)  # so that no DEL has to wait for it
-        service = Service(database=database, owed=owed, cache=cache, clock=clock, metrics=metrics, registry=registry)
-        stack.push_async_callback(service.close)
-        yield service
+    pauses: list[float] = []
+    sources: list[GatedSource] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        let_pass(clock, seconds)
+        await turn(0.001)
+
+    def gated(source: Source) -> GatedSource:
+        sources.append(GatedSource(source))
+        return sources[-1]
+
+    edges = Edges(
+        clock=clock,
+        random=Random(7),
+        pause=pause,
+        open_cache=open_cache,
+        wrap_source=gated,
+        local_cache=local_cache,
+        settles=False,
+    )
+    settings = Settings(database=path, readers=READERS, near_users=NEAR_USERS)
+    contract = Contract(registry=registry, mirror=mirror_of(registry))
+    async with open_service(settings, door="http", contract=contract, edges=edges) as service:
+        opened = GatedService(service, clock, sources[0], pauses)
+        try:
+            yield opened
+        finally:
+            opened.go()
 
 
 def over(
@@ -251,16 +215,21 @@ def over(
     lease_ms: int = LEASE_MS,
     kind: type[ValkeyCache] = ValkeyCache,
     nonce: Callable[[], bytes] | None = None,
-) -> MakeCache:
-    """Makes the cache of a process that reaches a server by `url`. Nonces are numbered, unique within a run."""
+) -> OpenCache:
+    """Opens the cache of a process that reaches a server by `url`. Nonces are numbered and unique within a run."""
     process = next(_processes)
     numbers = itertools.count(1)
 
-    def make(database: Database, owed: SqliteOwedInvalidations, clock: FakeClock, metrics: Metrics) -> ValkeyCache:
+    @asynccontextmanager
+    async def opened(
+        _: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
+    ) -> AsyncIterator[GatedCache]:
+        assert isinstance(clock, FakeClock)
+
         async def pause(seconds: float) -> None:
             let_pass(clock, seconds)
 
-        return kind(
+        cache = kind(
             url=url,
             database_id=database.id,
             timeout_ms=timeout_ms,
@@ -270,11 +239,17 @@ def over(
             metrics=metrics,
             registration=ServerRegistration(owed.registration, clock, pause),
         )
+        try:
+            await cache.open()
+            let_pass(clock, REGISTERED_HOLD_BACK_S)  # so that no DEL waits for it
+            yield GatedCache(cache)
+        finally:
+            await cache.close()
 
-    return make
+    return opened
 
 
-async def assert_reads(services: Sequence[Service], *user_ids: str) -> None:
+async def assert_reads(services: Sequence[GatedService], *user_ids: str) -> None:
     """Reads in every process equal a recomputation.
 
     The first read of each process may still be answered from the cache as it was left; that is the point.
@@ -293,7 +268,7 @@ async def assert_reads(services: Sequence[Service], *user_ids: str) -> None:
         await service.drain()
 
 
-async def assert_true(services: Sequence[Service], *user_ids: str) -> None:
+async def assert_true(services: Sequence[GatedService], *user_ids: str) -> None:
     """Reads in every process equal a recomputation, and whatever value stands in the cache is right."""
     await assert_reads(services, *user_ids)
     for service in services:

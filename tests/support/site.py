@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from app.api.server import KEEP_ALIVE_S
-from app.bootstrap.contract import Contract
 from app.features.clock import Clock
+from app.features.contract import Contract
 from app.settings import Settings
 from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from app.features.registry import Registry
+from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Epoch, Fill
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Connections, Use
@@ -20,7 +21,7 @@ from tests.support.clock import FakeClock
 from tests.support.gates import DEADLINE_S, Turnstile, turn
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import LEASE_MS, TIMEOUT_MS, Service, open_service, over
+from tests.support.service import LEASE_MS, TIMEOUT_MS, GatedService, open_gated, over
 
 T = TypeVar("T")
 
@@ -49,11 +50,12 @@ class DeafToRestarts(ValkeyCache):
 
 
 class Kind(NamedTuple):
-    """Which cache the processes of a world use: the true one, or a mutant that a schedule must catch."""
+    """Which caches the processes of a world use: the true ones, or a mutant that a schedule must catch."""
 
     name: str
     cache: type[ValkeyCache] = ValkeyCache
     nonce: Callable[[], bytes] | None = None
+    local_cache: type[LocalCache] = LocalCache
 
 
 TRUE = Kind("true")
@@ -72,7 +74,7 @@ class World:
         self._kind = kind
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
-        self._services: list[Service] = []
+        self._services: list[GatedService] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +96,7 @@ class World:
         lease_ms: int = LEASE_MS,
         timeout_ms: int = TIMEOUT_MS,
         url: str | None = None,
-    ) -> Service:
+    ) -> GatedService:
         """One more process."""
         make = over(
             url or self.server.url,
@@ -103,7 +105,9 @@ class World:
             kind=self._kind.cache,
             nonce=self._kind.nonce,
         )
-        service = await self._stack.enter_async_context(open_service(self.path, make, self.clock, registry))
+        service = await self._stack.enter_async_context(
+            open_gated(self.path, make, self.clock, registry, self._kind.local_cache)
+        )
         self._services.append(service)
         return service
 

@@ -67,7 +67,7 @@ async def test_the_sweep_makes_good_for_it_when_nobody_sends_again(database_path
         event = served("ada", service.clock.now_ms() - 10_000)
         await service.rebuilder.rebuild(["ada"], 1 << VOLUME)
         admitted = service.ingestor._admission.admit([event], service.clock.now_ms() - 5_000)
-        await service.log.append([admitted])  # what a process has done that dies here
+        await service.event_log.append([admitted])  # what a process has done that dies here
         assert await service.consumer.sweep() == 1
         after = (await service.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]
         assert (after.json, after.cached) == (b"1", False)

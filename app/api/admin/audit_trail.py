@@ -9,7 +9,7 @@ from litestar import Response, get
 from litestar.params import QueryParameter
 
 from app.api.admin.schemas import AuditLine, AuditPage
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import MAX_ROWID, USER_ID_OR_NONE, rowid
 from app.api.pages.negotiation import answer, prefers_page
@@ -18,6 +18,7 @@ from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
 from app.features.ids import user_hash
 from app.operations.audit import AuditEntry, AuditFilter, state_of
+from app.service import Service
 
 ENTRIES_PER_PAGE = 50
 _OF_RUNS = ("start rebuild", "cancel rebuild")
@@ -41,20 +42,20 @@ async def get_audit(
     user_id: Annotated[str, QueryParameter(description="Only what was done to this user; instead of `subject`.")] = "",
 ) -> Response[AuditPage]:
     """A page of it."""
-    api = api_of(request)
+    service = service_of(request)
     wanted = AuditFilter(actor or None, action or None, _subject(subject, user_id))
-    entries = await api.trail.page(wanted, before, ENTRIES_PER_PAGE + 1)
+    entries = await service.audit_trail.page(wanted, before, ENTRIES_PER_PAGE + 1)
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
     body = AuditPage([_line(entry) for entry in page], more)
-    context = await _choices(api, wanted, before, more) if prefers_page(request) else {}
+    context = await _choices(service, wanted, before, more) if prefers_page(request) else {}
     return await answer(request, body, "audit.html", **context)
 
 
-async def _choices(api: Api, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
+async def _choices(service: Service, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
     """What the page offers besides: the filters, as they are set, and where to go on."""
     kept = {name: value for name, value in wanted._asdict().items() if value is not None}
-    actors, actions = await api.trail.actors(), await api.trail.actions()
+    actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
     return {
         "wanted": wanted,
         "actors": _with(actors, wanted.actor),

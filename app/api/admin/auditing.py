@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 
 from app.api.auth.authentication import Caller
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.operations import audit
 
 
@@ -17,5 +17,5 @@ def caller(request: HttpRequest) -> Caller:
 
 def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
     """Around what an admin does: the intent is written before, what came of it after; see `app.operations.audit`."""
-    api = api_of(request)
-    return audit.audited(api.trail, api.clock.now_ms(), caller(request).name, action, subject)
+    service = service_of(request)
+    return audit.audited(service.audit_trail, service.clock.now_ms(), caller(request).name, action, subject)

@@ -12,7 +12,7 @@ from msgspec import Meta
 from app.api.admin.auditing import audited, caller
 from app.api.admin.reasons import WITH_REASON, Reason, reason_of
 from app.api.auth.forms import is_form
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import feature_name
 from app.api.pages.invalidation_graph import drawn
@@ -25,6 +25,7 @@ from app.features.events import KNOWN_SUBJECTS
 from app.features.export import FORMATS
 from app.features.plan import Announced
 from app.operations.audit import MAX_REASON
+from app.service import Service
 
 HOME = "/admin/features"
 SWITCHED = {**WITH_REASON, "schemas": {**WITH_REASON["schemas"], "name": feature_name}}
@@ -81,28 +82,28 @@ class Switched(msgspec.Struct):
 )
 async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
     """The registry."""
-    api = api_of(request)
-    announced = await api.registries.announced()
-    names = list(api.registry.names)
+    service = service_of(request)
+    announced = await service.registries.announced()
+    names = list(service.registry.names)
     subjects = {
-        subject: [name for name in names if name in api.registry.invalidated_by(subject)]
+        subject: [name for name in names if name in service.registry.invalidated_by(subject)]
         for subject in sorted(KNOWN_SUBJECTS, reverse=True)  # `served` comes before `feedback` in a tip's life
     }
-    exports = [Export(name, export(api.registry, api.mirror)) for name, export in FORMATS.items()]
-    definitions = [_definition(api, index, announced) for index in range(len(names))]
-    body = Catalogue(api.registry.fingerprint, definitions, subjects, exports)
+    exports = [Export(name, export(service.registry, service.mirror)) for name, export in FORMATS.items()]
+    definitions = [_definition(service, index, announced) for index in range(len(names))]
+    body = Catalogue(service.registry.fingerprint, definitions, subjects, exports)
     return await answer(
         request,
         body,
         "features.html",
         graph=drawn(subjects, names),
         max_reason=MAX_REASON,
-        measured=bool(api.costs),
+        measured=bool(service.costs),
     )
 
 
-def _definition(api: Api, index: int, announced: list[Announced]) -> FeatureDefinition:
-    entry = api.registry[index]
+def _definition(service: Service, index: int, announced: list[Announced]) -> FeatureDefinition:
+    entry = service.registry[index]
     spans: dict[str, list[int]] = {}
     for known in announced:
         for item in known.definitions:
@@ -112,7 +113,7 @@ def _definition(api: Api, index: int, announced: list[Announced]) -> FeatureDefi
         Seen(fingerprint, rfc3339(min(moments)), rfc3339(max(moments)))
         for fingerprint, moments in sorted(spans.items(), key=lambda item: -max(item[1]))
     ]
-    return FeatureDefinition(**msgspec.structs.asdict(feature_entry(api, index)), sql=entry.compute, seen=seen)
+    return FeatureDefinition(**msgspec.structs.asdict(feature_entry(service, index)), sql=entry.compute, seen=seen)
 
 
 @post(
@@ -145,13 +146,15 @@ async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") 
 
 
 async def _switch(request: HttpRequest, name: str, reason: str, *, on: bool) -> Response[Any]:
-    api = api_of(request)
+    service = service_of(request)
     reason = await reason_of(request, reason)
-    if name not in api.registry.names:
-        raise NotFound(f"there is no feature of that name; known are {', '.join(api.registry.names)}")
+    if name not in service.registry.names:
+        raise NotFound(f"there is no feature of that name; known are {', '.join(service.registry.names)}")
     try:
         async with audited(request, "enable feature" if on else "disable feature", name) as act:
-            act.outcome = await api.registries.switch(name, caller(request).name, reason, api.clock.now_ms(), on=on)
+            act.outcome = await service.registries.switch(
+                name, caller(request).name, reason, service.clock.now_ms(), on=on
+            )
     except Conflict as error:
         if is_form(request):
             return await redirect(request, HOME, f"Nothing was changed: {error}.")

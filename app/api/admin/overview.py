@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from litestar import Response, get
 
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
@@ -18,6 +18,7 @@ from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisio
 from app.operations.overview import Overview, Sight, overview
 from app.operations.ports import Record
 from app.operations.states import looks_of
+from app.service import Service
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -55,27 +56,29 @@ GROUPS = (
 )
 async def get_overview(request: HttpRequest) -> Response[Overview]:
     """Now."""
-    api = api_of(request)
-    body = await look(api)
+    service = service_of(request)
+    body = await look(service)
     body.findings = [
-        msgspec.structs.replace(item, path=api.root_path + PLACES[item.subject]) if item.subject in PLACES else item
+        msgspec.structs.replace(item, path=service.settings.root_path + PLACES[item.subject])
+        if item.subject in PLACES
+        else item
         for item in body.findings
     ]
     slot_names = [f"{start[11:16]} UTC" for start in body.slots]
     return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
 
 
-async def look(api: Api) -> Overview:
+async def look(service: Service) -> Overview:
     """Everything at a glance, whatever is away."""
-    oldest_ms = api.clock.now_ms() - HOUR_MS - SLOT_MS
+    oldest_ms = service.clock.now_ms() - HOUR_MS - SLOT_MS
     sight, record, told = await asyncio.gather(
-        _soon("readiness", _sight(api)),
-        _soon("samples", api.samples.since(oldest_ms)),
-        _soon("findings", _told(api)),
+        _soon("readiness", _sight(service)),
+        _soon("samples", service.samples.since(oldest_ms)),
+        _soon("findings", _told(service)),
     )
     # An hour of samples takes some milliseconds to add up; reads need not wait for them.
     return await asyncio.to_thread(
-        overview, record or Record([], {}), sight, api.process, api.clock.now_ms(), told or ()
+        overview, record or Record([], {}), sight, service.process, service.clock.now_ms(), told or ()
     )
 
 
@@ -89,12 +92,14 @@ async def _soon(what: str, asked: Awaitable[T]) -> T | None:
         return None
 
 
-async def _sight(api: Api) -> Sight:
-    checks, gauges = await asyncio.gather(api.readiness(), api.gauges())
+async def _sight(service: Service) -> Sight:
+    checks, gauges = await asyncio.gather(service.readiness(), service.refresh_gauges())
     return Sight(looks_of(checks), gauges)
 
 
-async def _told(api: Api) -> list[Finding]:
-    alarm, waiting, unknown = await asyncio.gather(api.rollout.alarm(), api.pruning_waits(), api.unknown_decisions())
+async def _told(service: Service) -> list[Finding]:
+    alarm, waiting, unknown = await asyncio.gather(
+        service.bandit.rollout.alarm(), service.retention.waiting(), service.unknown_decisions()
+    )
     found = [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
     return found + waiting_to_be_pruned(waiting) + wrong_decisions(unknown)

@@ -16,7 +16,7 @@ from app.api.admin.auditing import audited, caller
 from app.api.admin.quality_page import cards
 from app.api.admin.schemas import QualityRefresh, UserBehind, UsersBehindList
 from app.api.auth.forms import is_form
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
@@ -26,6 +26,7 @@ from app.profiles.consistency.inspection import CellFreshness
 from app.profiles.quality.drilldown import Behind, Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
+from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
 LIMIT, MOST = 50, 500
@@ -60,39 +61,39 @@ async def get_quality(
     ] = None,
 ) -> Response[QualityReport]:
     """All features."""
-    api = api_of(request)
+    service = service_of(request)
     if prefers_page(request):
         return await _page(request)
     if max_age_s is not None:
-        oldest = rfc3339(api.clock.now_ms() - 1000 * max_age_s)
-        run = await api.quality.runs.newest_completed()
+        oldest = rfc3339(service.clock.now_ms() - 1000 * max_age_s)
+        run = await service.quality.runs.newest_completed()
         if run is not None:
             stored = readable_report(run)
             if stored is not None and stored.measured_at >= oldest:
                 return as_json(stored)
-    return as_json(await api.quality.measurement.measure())
+    return as_json(await service.quality.measurement.measure())
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
     """The newest stored report. If there is none, a measurement is requested, and the page says so."""
-    api = api_of(request)
-    run, runs = await api.quality.runs.newest_completed(), await api.quality.runs.newest(RUNS_SHOWN)
+    service = service_of(request)
+    run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
     begun = report is None and not (runs and runs[0].active)
     if begun:
         runs = [await begin_refresh(request), *runs]
-    latest = await refresh_status(api, runs[0])
+    latest = await refresh_status(service, runs[0])
     return await page(
         request,
         "data_quality.html",
         body=report,
-        cards=cards(report.features, api.registry) if report is not None else [],
+        cards=cards(report.features, service.registry) if report is not None else [],
         latest=latest,
-        old=report is not None and report.measured_at < rfc3339(api.clock.now_ms() - OLD_MS),
+        old=report is not None and report.measured_at < rfc3339(service.clock.now_ms() - OLD_MS),
         begun=begun,
         unreadable=run is not None and report is None,
-        window_ms=api.registry.longest_window_ms(),
-        most=api.quality.measurement.sample,
+        window_ms=service.registry.longest_window_ms(),
+        most=service.quality.measurement.sample,
         runs=runs,
     )
 
@@ -108,7 +109,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     """A form is redirected to the page; a program gets the run."""
-    status = await refresh_status(api_of(request), await begin_refresh(request))
+    status = await refresh_status(service_of(request), await begin_refresh(request))
     if is_form(request):
         return await redirect(request, PATH, WAITING[status.waiting_for])
     return Response(status, status_code=202)
@@ -123,11 +124,11 @@ async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
     """404 if none was ever requested."""
-    api = api_of(request)
-    runs = await api.quality.runs.newest(1)
+    service = service_of(request)
+    runs = await service.quality.runs.newest(1)
     if not runs:
         raise NotFound("no report has been requested yet; POST here to have one measured")
-    return await refresh_status(api, runs[0])
+    return await refresh_status(service, runs[0])
 
 
 @get(
@@ -151,16 +152,16 @@ async def get_users_behind(
     limit: Annotated[int, QueryParameter(ge=1, le=MOST)] = LIMIT,
 ) -> Response[UsersBehindList]:
     """Those of a state. In a handler, Litestar keeps the name `state` for itself."""
-    api = api_of(request)
+    service = service_of(request)
     if prefers_page(request) and not feature and not sought:
-        return await page(request, USERS_PAGE, body=None, names=api.registry.names, states=SOUGHT, limit=limit)
+        return await page(request, USERS_PAGE, body=None, names=service.registry.names, states=SOUGHT, limit=limit)
     state = sought_state(feature, sought)
     try:
-        api.registry.mask([feature])
+        service.registry.mask([feature])
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
-    body = listed(feature, state, await api.quality.drilldown.find(feature, state, after, limit))
-    return await answer(request, body, USERS_PAGE, names=api.registry.names, states=SOUGHT, limit=limit)
+    body = listed(feature, state, await service.quality.drilldown.find(feature, state, after, limit))
+    return await answer(request, body, USERS_PAGE, names=service.registry.names, states=SOUGHT, limit=limit)
 
 
 def sought_state(feature: str, state: str) -> Sought:
@@ -176,20 +177,20 @@ def sought_state(feature: str, state: str) -> Sought:
 
 async def begin_refresh(request: HttpRequest) -> QualityRun:
     """Ask a worker for a report, on the caller's behalf; the run that is active then."""
-    api = api_of(request)
+    service = service_of(request)
     async with audited(request, "refresh data quality", "everyone") as act:
-        run, new = await api.quality.runs.open(caller(request).name, api.clock.now_ms())
+        run, new = await service.quality.runs.open(caller(request).name, service.clock.now_ms())
         if new:
-            await api.quality.start(run.id)
+            await service.quality.start(run.id)
         act.outcome = f"report {run.id}" + ("" if new else ", which was under way already")
     return run
 
 
-async def refresh_status(api: Api, run: QualityRun) -> QualityRefresh:
+async def refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
     """A run as it is shown."""
     waiting_for = None
     if run.active:
-        checks = await api.readiness()
+        checks = await service.readiness()
         if not checks["queue"].ok:
             waiting_for = "queue"
         elif not checks["worker"].ok:

@@ -16,12 +16,13 @@ from litestar.params import FromPath
 from app.api.admin.rebuild_runs import cancel, start, status_of
 from app.api.admin.schemas import RebuildList
 from app.api.auth.forms import Form, read_form
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import page, redirect
 from app.api.schemas import MAX_USERS
 from app.errors import Conflict, InvalidInput, Issue
 from app.features.ids import id_problem
 from app.profiles.rebuild.runs import RebuildRun
+from app.service import Service
 
 SHOWN = 100
 
@@ -37,9 +38,9 @@ class Draft:
     active: RebuildRun | None = None
 
 
-def blank(api: Api) -> Draft:
+def blank(service: Service) -> Draft:
     """The form before anybody has touched it: everyone, every feature."""
-    return Draft("all", "", api.registry.names)
+    return Draft("all", "", service.registry.names)
 
 
 async def start_from_form(request: HttpRequest) -> Response[Any]:
@@ -92,25 +93,25 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 
 async def rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int = 200) -> Response[Any]:
     """Everything about rebuilds: what runs, the form to start one, the history."""
-    api = api_of(request)
-    body = RebuildList([status_of(api, run) for run in await api.book.newest(SHOWN)])
+    service = service_of(request)
+    body = RebuildList([status_of(service, run) for run in await service.rebuild_runs.newest(SHOWN)])
     return await page(
         request,
         "rebuilds.html",
         status_code=status_code,
         body=body,
         draft=draft,
-        features=list(api.registry),
-        obstacles=await obstacles(api),
+        features=list(service.registry),
+        obstacles=await obstacles(service),
         most=MAX_USERS,
         shown_at_most=SHOWN,
-        window_ms=api.registry.longest_window_ms(),
+        window_ms=service.registry.longest_window_ms(),
     )
 
 
-async def obstacles(api: Api) -> list[str]:
+async def obstacles(service: Service) -> list[str]:
     """Why nothing would be rebuilt just now."""
-    checks = await api.readiness()
+    checks = await service.readiness()
     said = []
     if not checks["queue"].ok:
         said.append("The queue does not answer: no worker hears of a rebuild until it does.")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.api.admin.auditing import audited, caller
 from app.api.admin.schemas import RebuildStatus
-from app.api.dependencies import Api, HttpRequest, api_of, selected
+from app.api.dependencies import HttpRequest, selected, service_of
 from app.errors import Conflict, NotFound
 from app.features.clock import rfc3339
 from app.features.registry import indices
 from app.profiles.rebuild.runs import RebuildRun, scope_of
+from app.service import Service
 
 
 class Start(NamedTuple):
@@ -29,18 +31,18 @@ class Start(NamedTuple):
 
 async def start(request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None) -> Start:
     """Start a rebuild of everyone eligible (None) or of these users; raises `UnknownFeature`."""
-    api = api_of(request)
-    mask = selected(api.registry, features)
+    service = service_of(request)
+    mask = selected(service.registry, features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None
-    now_ms = api.clock.now_ms()
+    now_ms = service.clock.now_ms()
     run = RebuildRun(
-        id=api.new_id(),
+        id=secrets.token_hex(8),
         scope=scope_of(users),
         user_ids=users,
-        features=[api.registry.names[index] for index in indices(mask)],
+        features=[service.registry.names[index] for index in indices(mask)],
         state="queued",
         done=0,
-        total=await api.runner.total(users, mask),
+        total=await service.rebuild_runner.total(users, mask),
         position="",
         requested_by=caller(request).name,
         created_at_ms=now_ms,
@@ -50,11 +52,11 @@ async def start(request: HttpRequest, user_ids: Sequence[str] | None, features: 
         error=None,
     )
     async with audited(request, "start rebuild", run.scope) as act:
-        active = await api.book.open(run)
+        active = await service.rebuild_runs.open(run)
         outcome = Start(active or run, active is None)
         act.outcome = run.id if outcome.new else f"refused: {outcome.refusal}"
         if outcome.new:
-            await api.start_rebuild(run.id)
+            await service.start_rebuild(run.id)
     return outcome
 
 
@@ -65,28 +67,28 @@ async def cancel(request: HttpRequest, run_id: str) -> RebuildRun:
         NotFound: there is none.
         Conflict: it has ended.
     """
-    api = api_of(request)
-    run = await found(api, run_id)
+    service = service_of(request)
+    run = await found(service, run_id)
     async with audited(request, "cancel rebuild", run.scope) as act:
-        if not await api.book.finish(run.id, "cancelled", api.clock.now_ms(), None):
-            raise Conflict(f"rebuild {run.id} has ended: it is {(await found(api, run_id)).state}")
+        if not await service.rebuild_runs.finish(run.id, "cancelled", service.clock.now_ms(), None):
+            raise Conflict(f"rebuild {run.id} has ended: it is {(await found(service, run_id)).state}")
         act.outcome = run.id
-    return await found(api, run_id)
+    return await found(service, run_id)
 
 
-async def found(api: Api, run_id: str) -> RebuildRun:
+async def found(service: Service, run_id: str) -> RebuildRun:
     """One run; raises `NotFound`."""
-    run = await api.book.get(run_id)
+    run = await service.rebuild_runs.get(run_id)
     if run is None:
         raise NotFound(f"there is no rebuild {run_id}")
     return run
 
 
-def status_of(api: Api, run: RebuildRun) -> RebuildStatus:
+def status_of(service: Service, run: RebuildRun) -> RebuildStatus:
     """A run as it is shown."""
     rate, eta, took = None, None, None
     if run.started_at_ms is not None:
-        until_ms = run.finished_at_ms or api.clock.now_ms()
+        until_ms = run.finished_at_ms or service.clock.now_ms()
         rate = run.done / max(0.001, (until_ms - run.started_at_ms) / 1000)
         if run.active and rate > 0:
             eta = max(0, run.total - run.done) / rate

@@ -9,7 +9,7 @@ from app.api.admin.rebuild_forms import SHOWN, blank, obstacles, rebuilds_page, 
 from app.api.admin.rebuild_runs import cancel, found, start, status_of
 from app.api.admin.schemas import RebuildList, RebuildOfAll, RebuildOfUsers, RebuildRequest, RebuildStatus
 from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import body_as, check_ids
@@ -37,7 +37,7 @@ async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     asked = await start(request, wanted.user_ids, wanted.features)
     if not asked.new:
         raise Conflict(asked.refusal)
-    return Response(status_of(api_of(request), asked.run), status_code=202)
+    return Response(status_of(service_of(request), asked.run), status_code=202)
 
 
 @get(
@@ -50,10 +50,10 @@ async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
 )
 async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
     """Newest first."""
-    api = api_of(request)
+    service = service_of(request)
     if prefers_page(request):
-        return await rebuilds_page(request, blank(api))
-    body = RebuildList([status_of(api, run) for run in await api.book.newest(SHOWN)])
+        return await rebuilds_page(request, blank(service))
+    body = RebuildList([status_of(service, run) for run in await service.rebuild_runs.newest(SHOWN)])
     return Response(body, headers={"Vary": "Accept"})
 
 
@@ -67,10 +67,10 @@ async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
 )
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
     """One."""
-    api = api_of(request)
-    run = await found(api, run_id)
-    hindered = await obstacles(api) if run.active and prefers_page(request) else []
-    return await answer(request, status_of(api, run), "rebuild.html", obstacles=hindered)
+    service = service_of(request)
+    run = await found(service, run_id)
+    hindered = await obstacles(service) if run.active and prefers_page(request) else []
+    return await answer(request, status_of(service, run), "rebuild.html", obstacles=hindered)
 
 
 @delete(
@@ -84,4 +84,4 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[R
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     """Cancel one."""
-    return status_of(api_of(request), await cancel(request, run_id))
+    return status_of(service_of(request), await cancel(request, run_id))

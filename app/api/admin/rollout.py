@@ -9,7 +9,7 @@ from litestar import Response, get, post
 from app.api.admin.auditing import audited, caller
 from app.api.admin.reasons import WITH_REASON, Reason, reason_of
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout.controller import ACTIONS, NEWEST_SHOWN, WORKER
@@ -36,7 +36,7 @@ UNCHANGED = "unchanged"
 )
 async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
     """Now."""
-    body = await api_of(request).rollout.status()
+    body = await service_of(request).bandit.rollout.status()
     return await answer(
         request,
         body,
@@ -98,7 +98,7 @@ async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
     if is_form(request):
         return await _pressed(request, move)
     reason = await reason_of(request, reason)
-    rollout = api_of(request).rollout
+    rollout = service_of(request).bandit.rollout
     await rollout.move(move, caller(request).name, reason)
     return Response(await rollout.status())
 
@@ -109,7 +109,7 @@ async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
     try:
         if move != "rollback":  # going back is right, whatever happened meanwhile
             await _refuse_if_changed(request, move, form.get("seen"))
-        state = await api_of(request).rollout.move(move, caller(request).name, reason)
+        state = await service_of(request).bandit.rollout.move(move, caller(request).name, reason)
     except Conflict as error:
         return await _back(request, f"Nothing was changed: {str(error).rstrip('.')}.")
     return await _back(request, _told(state))
@@ -126,7 +126,7 @@ async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> Non
 
     Of two that come at the same moment both may pass; then the second is refused for want of decisions at its stage.
     """
-    state = await api_of(request).rollout.book.state()
+    state = await service_of(request).bandit.rollout.book.state()
     if seen in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
         return
     async with audited(request, ACTIONS[move], "rollout"):

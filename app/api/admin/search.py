@@ -9,7 +9,7 @@ import msgspec
 from litestar import Response, get
 from litestar.params import QueryParameter
 
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import ID_PREFIX
 from app.api.pages.negotiation import answer, prefers_page, redirect
@@ -48,7 +48,7 @@ async def get_users(
 ) -> Response[UsersFound]:
     """Some; in a browser an id that was typed whole leads to its user."""
     wanted, most = prefix_of(prefix), limit or FOUND_BY_DEFAULT
-    found = await api_of(request).users.find(wanted, most + 1)
+    found = await service_of(request).users.find(wanted, most + 1)
     body = UsersFound(wanted, found[:most], len(found) > most)
     if limit is None and found[:1] == [wanted] and prefers_page(request):
         return await redirect(request, f"/admin/users/{quote(wanted, safe='')}")

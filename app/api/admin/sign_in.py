@@ -8,7 +8,7 @@ from litestar import Response, get, post
 
 from app.api.admin.auditing import audited
 from app.api.auth.forms import Form, read_form
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
 from app.api.pages.negotiation import page, redirect
 from app.api.pages.session_cookies import begin_visit, visit_of
 from app.errors import Forbidden, Unauthenticated
@@ -32,7 +32,7 @@ async def _sign_in_page(request: HttpRequest, next_path: str, refusal: str = "",
         status_code=status,
         next=next_path,
         refusal=refusal,
-        hours=api_of(request).session_hours,
+        hours=service_of(request).settings.session_hours,
     )
 
 
@@ -48,23 +48,24 @@ async def get_sign_in(request: HttpRequest) -> Response[Any]:
 @post(SIGN_IN, status_code=200, opt={"form": True}, include_in_schema=False)
 async def post_sign_in(request: HttpRequest) -> Response[Any]:
     """Exchange a key for a session."""
-    api = api_of(request)
+    service, authenticator = service_of(request), authenticator_of(request)
     form: Form = await read_form(request)
     next_path = safe_next(form.get("next", HOME))
-    if api.authenticator.keyless:
+    if authenticator.keyless:
         return await redirect(request, next_path, "There is nothing to sign in to: no keys are configured.")
     key = form.get("key").strip() or None
     try:
-        name = api.authenticator.require(key, "admin").name
+        name = authenticator.require(key, "admin").name
     except Unauthenticated:
         # Not audited: any client that can reach this page could fill the disk with attempts.
         log.warning("sign_in_refused", reason="the key is not known")
         return await _sign_in_page(request, next_path, "This key is not known.", status=401)
     except Forbidden as error:
-        await api.audit(api.authenticator.caller(key).name, "sign in", "session", f"refused: {error}")
+        name = authenticator.caller(key).name
+        await service.audit_trail.begin(service.clock.now_ms(), name, "sign in", "session", f"refused: {error}")
         return await _sign_in_page(request, next_path, "This key lacks the scope admin.", status=403)
     # Written down first: where that fails, the page of the error must not bring the session's cookie.
-    await api.audit(name, "sign in", "session", "done")
+    await service.audit_trail.begin(service.clock.now_ms(), name, "sign in", "session", "done")
     if request.headers.get("x-forwarded-proto") == "https" and request.scope["scheme"] != "https":
         log.warning("proxy_not_trusted", effect="the session's cookie lacks Secure", setting="PROFILES_TRUSTED_PROXIES")
     visit = await begin_visit(request, name)
@@ -78,6 +79,6 @@ async def post_sign_out(request: HttpRequest) -> Response[Any]:
     if not visit.session.signed_in:
         return await redirect(request, HOME)
     async with audited(request, "sign out", "session"):
-        await api_of(request).sessions.end(visit.session)
+        await sessions_of(request).end(visit.session)
     anonymous = await begin_visit(request, "")
     return await redirect(request, SIGN_IN, "You have signed out.", visit=anonymous)

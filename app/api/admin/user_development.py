@@ -13,7 +13,7 @@ import msgspec
 from litestar import Response, get
 
 from app.api.admin.user_schemas import KINDS, Day, FeaturePoint, Hour, UserDevelopment
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.request_parsing import check_ids
@@ -22,6 +22,7 @@ from app.features.clock import DAY_MS, rfc3339
 from app.features.events import Action
 from app.profiles.history.timeline import DAYS, Point, development
 from app.profiles.history.validation import Moments
+from app.service import Service
 
 
 @get(
@@ -38,23 +39,23 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
     check_ids([user_id], "user_id")
     if prefers_page(request):
         return await redirect(request, f"/admin/users/{quote(user_id, safe='')}#activity")
-    return await answer(request, await user_development(api_of(request), user_id), "user.html")
+    return await answer(request, await user_development(service_of(request), user_id), "user.html")
 
 
-async def user_development(api: Api, user_id: str) -> UserDevelopment:
+async def user_development(service: Service, user_id: str) -> UserDevelopment:
     """Counts and features, as of one moment."""
-    now_ms = api.clock.now_ms()
-    moments = Moments(api.registry, api.retention_days, api.clock)
+    now_ms = service.clock.now_ms()
+    moments = Moments(service.registry, service.settings.retention_days, service.clock)
     counts, points = await asyncio.gather(
-        api.user_events.activity(user_id, now_ms, DAYS),
-        development(api.reader.read_as_of, moments, user_id, now_ms),
+        service.user_events.activity(user_id, now_ms, DAYS),
+        development(service.reader.read_as_of, moments, user_id, now_ms),
     )
     return UserDevelopment(
         user_id,
         rfc3339(now_ms),
         days(counts, now_ms),
         hours(counts),
-        {name: _course(index, points) for index, name in enumerate(api.registry.names)},
+        {name: _course(index, points) for index, name in enumerate(service.registry.names)},
     )
 
 

@@ -13,12 +13,13 @@ from litestar import Response, delete, get, post
 from app.api.admin.auditing import audited
 from app.api.admin.user_schemas import UserHoldings
 from app.api.auth.forms import read_form
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, page
 from app.api.request_parsing import check_ids
 from app.events.ports import Holdings
 from app.features.ids import user_hash, visible
+from app.service import Service
 
 
 @get(
@@ -32,7 +33,7 @@ from app.features.ids import user_hash, visible
 async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHoldings]:
     """What is there of one user."""
     check_ids([user_id], "user_id")
-    return await answer(request, await _holdings(api_of(request), user_id), "user_erase.html", refusal=None)
+    return await answer(request, await _holdings(service_of(request), user_id), "user_erase.html", refusal=None)
 
 
 @post(
@@ -43,11 +44,11 @@ async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHol
 )
 async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[Any]:
     """Erase one user whose id was typed."""
-    api = api_of(request)
+    service = service_of(request)
     check_ids([user_id], "user_id")
     if (await read_form(request)).get("confirm") not in (user_id, visible(user_id)):
         refusal = "That is not the user's id, so nothing was deleted. Capitals and spaces count."
-        body = await _holdings(api, user_id)
+        body = await _holdings(service, user_id)
         return await answer(request, body, "user_erase.html", status_code=422, refusal=refusal)
     erased = await _erase(request, user_id)
     return await page(request, "user_erased.html", user_id=user_id, erased=erased, hashed=user_hash(user_id))
@@ -68,15 +69,15 @@ async def erase_user(request: HttpRequest, user_id: UserId) -> None:
     await _erase(request, user_id)
 
 
-async def _holdings(api: Api, user_id: str) -> UserHoldings:
-    values = await api.inspector.live_values(user_id)
+async def _holdings(service: Service, user_id: str) -> UserHoldings:
+    values = await service.inspector.live_values(user_id)
     cached = sum(value is not None for value in values) if values is not None else None
-    return UserHoldings(user_id, *await api.users.holdings(user_id), cached)
+    return UserHoldings(user_id, *await service.users.holdings(user_id), cached)
 
 
 async def _erase(request: HttpRequest, user_id: str) -> Holdings:
     """Everything goes; the audit keeps a hash of the id, and how much it was."""
     async with audited(request, "erase", user_hash(user_id)) as act:
-        erased = await api_of(request).erase(user_id)
+        erased = await service_of(request).erasure.erase(user_id)
         act.outcome = f"done, {erased.events} events"
     return erased

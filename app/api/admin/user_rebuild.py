@@ -11,10 +11,9 @@ from litestar.openapi.datastructures import ResponseSpec
 from app.api.admin.auditing import audited
 from app.api.admin.user_schemas import UserRebuildRequest
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, api_of, selected
+from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
 from app.api.openapi.document import ProfileAnswer, UserId, problems
 from app.api.pages.negotiation import page, prefers_page
-from app.api.profiles import renderer
 from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import Value
 from app.features.ids import user_hash
@@ -37,15 +36,15 @@ from app.profiles.online.fill import Profile, Reading
 )
 async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Any]:
     """Compute and cache features of one user. A form gets a page with before and after."""
-    api = api_of(request)
+    service = service_of(request)
     check_ids([user_id], "user_id")
-    mask = selected(api.registry, await _wanted(request))
-    before = await api.inspector.live_values(user_id) if prefers_page(request) else None
+    mask = selected(service.registry, await _wanted(request))
+    before = await service.inspector.live_values(user_id) if prefers_page(request) else None
     profile = await _rebuild(request, user_id, mask)
     if not prefers_page(request):
-        return Response(renderer(api).profile(user_id, profile, mask, detail=True), media_type=MediaType.JSON)
+        return Response(renderer_of(request).profile(user_id, profile, mask, detail=True), media_type=MediaType.JSON)
     rows = [
-        _row(api.registry.names[index], before[index] if before is not None else None, profile[index])
+        _row(service.registry.names[index], before[index] if before is not None else None, profile[index])
         for index in indices(mask)
     ]
     return await page(
@@ -93,10 +92,10 @@ def _row(name: str, before: HeldValue | None, after: Reading) -> RebuiltFeature:
 
 async def _rebuild(request: HttpRequest, user_id: str, mask: int) -> Profile:
     """Rebuild, and let every process forget what it keeps near. The audit says with which features, if not with all."""
-    api = api_of(request)
+    service = service_of(request)
     async with audited(request, "rebuild", user_hash(user_id)) as act:
-        profiles = await api.rebuilder.rebuild([user_id], mask)
-        await api.recall()
-        if mask != api.registry.full_mask:
-            act.outcome = "done: " + ", ".join(api.registry.names[index] for index in indices(mask))
+        profiles = await service.rebuilder.rebuild([user_id], mask)
+        await service.drop_local_caches()
+        if mask != service.registry.full_mask:
+            act.outcome = "done: " + ", ".join(service.registry.names[index] for index in indices(mask))
     return profiles[user_id]

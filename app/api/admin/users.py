@@ -14,7 +14,7 @@ from litestar import Response, get
 
 from app.api.admin.user_development import figures, user_development
 from app.api.admin.user_schemas import CellState, HeldValue, StoredEvent, UserView
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
@@ -24,6 +24,7 @@ from app.features.events import subject_of
 from app.features.registry import Registry
 from app.profiles.consistency.inspection import InspectedCell, Inspection
 from app.profiles.online.fill import Profile, Reading
+from app.service import Service
 
 NEWEST_EVENTS = 50
 
@@ -39,45 +40,45 @@ NEWEST_EVENTS = 50
 )
 async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
     """One user."""
-    api = api_of(request)
+    service = service_of(request)
     check_ids([user_id], "user_id")
     if prefers_page(request):
-        return await _page(request, api, user_id)
-    (inspection,) = await api.inspector.inspect([user_id])
-    view = await _view(api, user_id, inspection, await _read(api, user_id, inspection))
+        return await _page(request, service, user_id)
+    (inspection,) = await service.inspector.inspect([user_id])
+    view = await _view(service, user_id, inspection, await _read(service, user_id, inspection))
     return await answer(request, view, "user.html")
 
 
-async def _page(request: HttpRequest, api: Api, user_id: str) -> Response[UserView]:
+async def _page(request: HttpRequest, service: Service, user_id: str) -> Response[UserView]:
     (inspection,), holdings, development = await asyncio.gather(
-        api.inspector.inspect([user_id]), api.users.holdings(user_id), user_development(api, user_id)
+        service.inspector.inspect([user_id]), service.users.holdings(user_id), user_development(service, user_id)
     )
-    profile = {index: inspection.reading(index) for index in range(len(api.registry))}
+    profile = {index: inspection.reading(index) for index in range(len(service.registry))}
     return await answer(
         request,
-        await _view(api, user_id, inspection, profile),
+        await _view(service, user_id, inspection, profile),
         "user.html",
         cache=inspection.cache,
         holdings=holdings,
-        retention_days=api.retention_days,
+        retention_days=service.settings.retention_days,
         development=development,
         **figures(development),
     )
 
 
-async def _read(api: Api, user_id: str, inspection: Inspection) -> Profile:
+async def _read(service: Service, user_id: str, inspection: Inspection) -> Profile:
     """Read the profile, unless the look has just computed what that would compute again."""
     if inspection.cache == "trusted":
-        return (await api.reader.read({user_id: api.registry.full_mask}, patient=True))[user_id]
-    return {index: inspection.reading(index) for index in range(len(api.registry))}
+        return (await service.reader.read({user_id: service.registry.full_mask}, patient=True))[user_id]
+    return {index: inspection.reading(index) for index in range(len(service.registry))}
 
 
-async def _view(api: Api, user_id: str, inspection: Inspection, profile: Profile) -> UserView:
-    events = await api.user_events.newest_events(user_id, NEWEST_EVENTS)
+async def _view(service: Service, user_id: str, inspection: Inspection, profile: Profile) -> UserView:
+    events = await service.user_events.newest_events(user_id, NEWEST_EVENTS)
     return UserView(
         user_id,
         {cell.entry.name: cell_state(cell, profile[index], inspection) for index, cell in enumerate(inspection.cells)},
-        [stored(item, api.registry) for item in events],
+        [stored(item, service.registry) for item in events],
     )
 
 

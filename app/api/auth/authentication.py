@@ -112,7 +112,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if scope is None and not handler.opt.get("form"):
         return
     changes = connection.scope["method"] not in _SAFE  # type: ignore[typeddict-item]  # every connection is HTTP here
-    authenticator: Authenticator = connection.app.state.api.authenticator
+    authenticator: Authenticator = connection.app.state.authenticator
     if changes:
         _refuse_other_sites(connection, any_port=not authenticator.keyless)
     if authenticator.keyless and not names_this_machine(connection.headers.get("host")):
@@ -124,7 +124,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     for_admins = scope is None or scope == "admin"
     session: Session | None = None
     if key is None and for_admins:
-        sessions: Sessions = connection.app.state.api.sessions
+        sessions: Sessions = connection.app.state.sessions
         session = await sessions.recognise(connection.cookies.get(sessions.cookie_name))
     visitor = authenticator.named(session.name) if session is not None and session.signed_in else None
     if scope is not None:
@@ -181,11 +181,11 @@ async def _require_token(connection: ASGIConnection[Any, Any, Any, Any], session
     if sent is None and is_form(connection):
         sent = (await read_form(connection)).get(TOKEN_FIELD)  # type: ignore[arg-type]  # a Request
     right = session is not None and hmac.compare_digest(
-        (sent or "").encode(), (await connection.app.state.api.sessions.form_token(session)).encode()
+        (sent or "").encode(), (await connection.app.state.sessions.form_token(session)).encode()
     )
     if not right:
         detail = "the form was not made for this session, or is out of date; load its page again and send it anew"
-        if connection.app.state.api.sessions.cookie_name not in connection.cookies:
+        if connection.app.state.sessions.cookie_name not in connection.cookies:
             detail += (
                 ". The browser sent no session cookie: if that happens again, it blocks cookies, or PROFILES_ROOT_PATH "
                 "is not the path under which it sees this service, or a proxy says https where it speaks http"

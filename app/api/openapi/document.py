@@ -15,7 +15,7 @@ from litestar.router import Router
 from msgspec import UNSET, Meta, UnsetType
 
 import app
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.parameters import describe, name_features
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.request_parsing import with_mirror
@@ -151,7 +151,7 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
 
     And with the problems that no route makes: whatever has a body may be given up, and all may be `limited`.
     """
-    mirror, registry = api_of(request).mirror, api_of(request).registry
+    mirror, registry = service_of(request).mirror, service_of(request).registry
     operations = [
         (document["paths"][route.path_format][method.lower()], handler.opt)
         for route in request.app.routes
@@ -186,7 +186,7 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
                 _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
             )
     whole = {**document, "components": {**document["components"], "schemas": schemas}}
-    return _of_yesterday(whole, rfc3339(api_of(request).clock.now_ms() - DAY_MS))
+    return _of_yesterday(whole, rfc3339(service_of(request).clock.now_ms() - DAY_MS))
 
 
 def _of_yesterday(document: dict[str, Any], yesterday: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.api.auth.authentication import ANYONE
 from app.api.auth.sessions import Session
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, authenticator_of, service_of
 from app.api.pages.negotiation import HTML, PAGE_HEADERS, render
 from app.api.pages.session_cookies import Visit, visit_of
 from app.errors import Issue, StoreUnavailable
@@ -51,7 +51,7 @@ class ErrorPage(Response[Any]):
     async def _rendered(self, request: HttpRequest) -> Response[Any]:
         if self.status_code == 401:
             return _to_sign_in(request)
-        api = api_of(request)
+        service = service_of(request)
         try:
             visit = await visit_of(request)
         except StoreUnavailable:
@@ -60,10 +60,10 @@ class ErrorPage(Response[Any]):
             "error.html",
             visit=visit,
             caller=request.scope.get("user") or ANYONE,
-            keyless=api.authenticator.keyless,
-            root=api.root_path,
+            keyless=authenticator_of(request).keyless,
+            root=service.settings.root_path,
             path=request.scope["path"],
-            now_ms=api.clock.now_ms(),
+            now_ms=service.clock.now_ms(),
             message=None,
             **self._error,
         )
@@ -76,5 +76,5 @@ def _to_sign_in(request: HttpRequest) -> Response[Any]:
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
-    location = f"{api_of(request).root_path}/admin/sign-in?next={quote(target, safe='')}"
+    location = f"{service_of(request).settings.root_path}/admin/sign-in?next={quote(target, safe='')}"
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location})

@@ -16,7 +16,7 @@ from litestar.types import Scope
 
 from app.api.auth.authentication import ANYONE, Caller
 from app.api.auth.sessions import PATH
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, authenticator_of, service_of
 from app.api.pages.session_cookies import Visit, cookies_of, message_cookie, no_message, take_message, visit_of
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -60,7 +60,7 @@ async def answer(
 
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
     """A page. Templates see `visit`, `caller`, `keyless`, `root`, `path` and `now_ms` besides `context`."""
-    api = api_of(request)
+    service = service_of(request)
     visit = await visit_of(request)
     caller: Caller = request.scope.get("user") or ANYONE
     message = await take_message(request)
@@ -68,10 +68,10 @@ async def page(request: HttpRequest, template: str, *, status_code: int = 200, *
         template,
         visit=visit,
         caller=caller,
-        keyless=api.authenticator.keyless,
-        root=api.root_path,
+        keyless=authenticator_of(request).keyless,
+        root=service.settings.root_path,
         path=request.scope["path"],
-        now_ms=api.clock.now_ms(),
+        now_ms=service.clock.now_ms(),
         message=message,
         **context,
     )
@@ -87,7 +87,7 @@ async def redirect(request: HttpRequest, path: str, message: str = "", *, visit:
     cookies = await cookies_of(request, visit)
     if message:
         cookies.append(await message_cookie(request, visit, message))
-    location = api_of(request).root_path + path
+    location = service_of(request).settings.root_path + path
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)
 
 

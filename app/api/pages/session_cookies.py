@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from litestar.datastructures import Cookie
 
 from app.api.auth.sessions import PATH, Session
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of, sessions_of
 
 MESSAGE_LENGTH = 600
 _VISIT = "visit"
@@ -30,7 +30,7 @@ async def visit_of(request: HttpRequest) -> Visit:
     """The visit that a request belongs to."""
     known: Visit | None = request.state.get(_VISIT)
     if known is None:
-        sessions = api_of(request).sessions
+        sessions = sessions_of(request)
         session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
         fresh = session is None
         session = session or sessions.begin()
@@ -40,7 +40,7 @@ async def visit_of(request: HttpRequest) -> Visit:
 
 async def begin_visit(request: HttpRequest, name: str) -> Visit:
     """A key was shown: start a new session with a fresh id."""
-    sessions = api_of(request).sessions
+    sessions = sessions_of(request)
     session = sessions.begin(name)
     visit = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=True)
     return visit
@@ -50,26 +50,26 @@ async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
     """The session's cookie, where the browser lacks it."""
     if not visit.fresh:
         return []
-    api = api_of(request)
-    lasts_s = max(0, visit.session.expires_at_ms - api.clock.now_ms()) // 1000
-    return [_cookie(request, api.sessions.cookie_name, await api.sessions.cookie(visit.session), lasts_s)]
+    sessions = sessions_of(request)
+    lasts_s = max(0, visit.session.expires_at_ms - service_of(request).clock.now_ms()) // 1000
+    return [_cookie(request, sessions.cookie_name, await sessions.cookie(visit.session), lasts_s)]
 
 
 async def message_cookie(request: HttpRequest, visit: Visit, text: str) -> Cookie:
     """The message, to be shown by the next page."""
-    sessions = api_of(request).sessions
+    sessions = sessions_of(request)
     signed = await sessions.sign(visit.session, text[:MESSAGE_LENGTH])
     return _cookie(request, sessions.message_cookie_name, signed, 60)
 
 
 def no_message(request: HttpRequest) -> Cookie:
     """Takes the message away, once it was shown."""
-    return _cookie(request, api_of(request).sessions.message_cookie_name, "", 0)
+    return _cookie(request, sessions_of(request).message_cookie_name, "", 0)
 
 
 async def take_message(request: HttpRequest) -> str | None:
     """The message that the last action left."""
-    sessions = api_of(request).sessions
+    sessions = sessions_of(request)
     cookie = request.cookies.get(sessions.message_cookie_name)
     if cookie is None:
         return None
@@ -80,7 +80,7 @@ def _cookie(request: HttpRequest, name: str, value: str, max_age_s: int) -> Cook
     return Cookie(
         key=name,
         value=value,
-        path=api_of(request).root_path + PATH,
+        path=service_of(request).settings.root_path + PATH,
         max_age=max_age_s,
         httponly=True,
         secure=request.scope["scheme"] == "https",

@@ -67,7 +67,7 @@ async def test_metrics_count_the_traffic(own_site: Live) -> None:
     await site.client.post("/events", json=[{"subject": "?"}])
     conflict = served(user, site.now_ms, event_id=event.event_id, tip_id="another")
     assert (await site.client.post("/events", json=[])).status_code == 422
-    await site.service.letters.bury_payload("1", "no event", "", site.now_ms)
+    await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
     seen = await scrape(site)
 
     def requests(method: str, route: str, status: int) -> float:
@@ -106,7 +106,7 @@ async def test_what_only_a_worker_knows_is_no_series_of_an_api_process(own_site:
     seen = await scrape(own_site)
     names = {"learned_states", "states_to_grow", "prior_version"}
     assert not {f"profiles_{name}" for name in names} & seen.documented().keys()
-    await own_site.service.bandit.upkeep.once()  # as a worker does
+    await own_site.service.bandit.maintenance.once()  # as a worker does
     seen = await scrape(own_site)
     assert {f"profiles_{name}" for name in names} <= seen.documented().keys()
     assert seen.value("unreadable_states") == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.asgi import create_app
-from app.bootstrap.health import readiness, refresh_gauges, sampling
+from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
 from app.settings import Settings
@@ -75,19 +75,19 @@ async def test_gauges_of_a_worker_are_the_truth_once_it_has_taken_a_sample(
 async def test_readiness_tells_what_has_become_of_the_database_file(settings: Settings, database_path: Path) -> None:
     second = database_path.with_name("second.db")
     async with open_service(settings, door="queue") as service:
-        assert (await readiness(service))["database"].ok
+        assert (await service.readiness())["database"].ok
         second.hardlink_to(database_path)
-        check = (await readiness(service))["database"]
+        check = (await service.readiness())["database"]
         assert (check.ok, check.vital, check.state) == (False, False, "degraded")
         assert "its file has 2 names (hard links)" in check.detail
         await asyncio.to_thread(database_path.unlink)
-        check = (await readiness(service))["database"]
+        check = (await service.readiness())["database"]
         assert (check.ok, check.vital) == (False, True)
         assert check.detail == (
             "its file has been removed since this process opened it; restart the process; nothing can be served"
         )
         second.rename(database_path)
-        assert (await readiness(service))["database"].ok
+        assert (await service.readiness())["database"].ok
 
 
 async def test_readiness_tells_that_the_database_cannot_be_written_to(
@@ -96,12 +96,12 @@ async def test_readiness_tells_that_the_database_cannot_be_written_to(
     path = copy_database(migrated_template, reachable / "profiles.db", "of another account")
     async with open_service(replace(settings, database=path), door="queue") as service:
         with as_another_account(path):
-            check = (await readiness(service))["database"]
+            check = (await service.readiness())["database"]
             assert (check.ok, check.state) == (False, "degraded")
             assert check.detail == "its files cannot be written to by the account of this process"
             with pytest.raises(StoreUnavailable, match="may not write to"):
                 await Database.open(path, readers=1)
-        assert (await readiness(service))["database"].ok
+        assert (await service.readiness())["database"].ok
 
 
 async def test_events_ahead_of_the_clock_are_counted(settings: Settings, database: Database) -> None:
@@ -109,7 +109,7 @@ async def test_events_ahead_of_the_clock_are_counted(settings: Settings, databas
         now_ms = service.clock.now_ms()
         moments = (now_ms, now_ms + AHEAD_MS - 60_000, now_ms + AHEAD_MS + 60_000, now_ms + 40 * 86_400_000)
         await SqliteEventLog(database).append([[admitted(served("ann", moment)) for moment in moments]])
-        await refresh_gauges(service)
+        await service.refresh_gauges()
         assert service.metrics.collectors.get_sample_value("profiles_events_ahead") == 2
 
 
@@ -118,16 +118,16 @@ async def test_gauges_of_the_rollout_keep_their_values_when_the_database_does_no
 ) -> None:
     async with open_service(settings, door="queue") as service:
         await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"))
-        await refresh_gauges(service)
+        await service.refresh_gauges()
         await database.write(lambda c: c.execute("ALTER TABLE rollout RENAME TO rollout_away"))
-        await refresh_gauges(service)
+        await service.refresh_gauges()
         seen = service.metrics.collectors.get_sample_value
         assert seen("profiles_rollout_share_ratio") == 0.25
         assert [seen("profiles_rollout_stage", {"stage": stage}) for stage in ("shadow", "ramp")] == [0, 1]
         assert seen("profiles_dead_letters") == 0, "the others are told of all the same"
         await database.write(lambda c: c.execute("ALTER TABLE rollout_away RENAME TO rollout"))
         await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'rolled back', share = 0"))
-        await refresh_gauges(service)
+        await service.refresh_gauges()
         assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
 
 

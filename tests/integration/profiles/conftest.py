@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.service import Service
+from tests.support.service import GatedService
 from tests.support.world import World
 
 
@@ -27,6 +27,6 @@ async def fragile_world(database_path: Path, own_valkey: EmbeddedServer) -> Asyn
 
 
 @pytest.fixture
-async def service(world: World) -> Service:
+async def service(world: World) -> GatedService:
     """One process in that world."""
     return await world.open()

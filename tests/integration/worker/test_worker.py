@@ -25,8 +25,7 @@ from arq.worker import Retry
 import app.worker as module
 from app.bandit.decisions import ScoringRequest
 from app.bandit.model.inputs import Context as When
-from app.bootstrap.health import readiness
-from app.bootstrap.service import Service, open_service
+from app.bootstrap.service import OpenService, open_service
 from app.concurrency.tasks import end
 from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
 from app.events import consume, retention
@@ -88,7 +87,7 @@ def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedSe
 
 
 @pytest.fixture
-async def service(settings: Settings) -> AsyncIterator[Service]:
+async def service(settings: Settings) -> AsyncIterator[OpenService]:
     """The worker's parts, without arq."""
     async with open_service(settings, door="queue") as opened:
         yield opened
@@ -107,7 +106,7 @@ def event(event_id: str, **changes: Any) -> dict[str, Any]:
     return payload(served("ann", now_ms(), event_id=event_id), **changes)
 
 
-def run_of(service: Service, run_id: str, touched_ms: int) -> RebuildRun:
+def run_of(service: OpenService, run_id: str, touched_ms: int) -> RebuildRun:
     """A rebuild of everyone, asked for at a moment."""
     features = list(REGISTRY.names)
     return RebuildRun(
@@ -124,13 +123,13 @@ def failing(error: Exception) -> Callable[..., Any]:
     return fail
 
 
-def jobs(service: Service, name: str, outcome: str) -> float:
+def jobs(service: OpenService, name: str, outcome: str) -> float:
     """How many jobs of that name ended so."""
     labels = {"job": name, "outcome": outcome}
     return service.metrics.collectors.get_sample_value("profiles_worker_jobs_total", labels) or 0.0
 
 
-def job(service: Service, tries: int = 1, pace: Pace = PACE) -> Context:
+def job(service: OpenService, tries: int = 1, pace: Pace = PACE) -> Context:
     """What arq gives a job."""
     return {**context(service, pace), "job_id": "job", "job_try": tries}
 
@@ -144,7 +143,7 @@ def test_back_off_doubles_up_to_a_bound() -> None:
 
 @pytest.mark.parametrize("error", [StoreUnavailable("locked"), CacheUnavailable("away"), TimeoutError()])
 async def test_a_job_is_retried_for_ever_when_something_outside_does_not_answer(
-    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+    service: OpenService, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(service.queue_door, "take_in", failing(error))
     ctx = job(service)
@@ -157,7 +156,7 @@ async def test_a_job_is_retried_for_ever_when_something_outside_does_not_answer(
 
 
 async def test_a_payload_is_buried_when_its_job_fails_again_and_again(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx = job(service)
     with monkeypatch.context() as patch:
@@ -174,13 +173,15 @@ async def test_a_payload_is_buried_when_its_job_fails_again_and_again(
         with pytest.raises(Retry):
             await module.tip_events(ctx, [event("a")])
     await module.tip_events(ctx, [event("a")])
-    (letter,) = await service.letters.list(0, 10)
+    (letter,) = await service.dead_letters.list(0, 10)
     assert letter.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
     assert '"event_id":"a"' in letter.payload
     assert ctx["failures"] == {}
 
 
-async def test_a_job_gives_up_its_work_when_its_time_is_over(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_gives_up_its_work_when_its_time_is_over(
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     never = asyncio.Event()
     monkeypatch.setattr(service.queue_door, "take_in", lambda _: never.wait())
     with pytest.raises(Retry):
@@ -188,7 +189,7 @@ async def test_a_job_gives_up_its_work_when_its_time_is_over(service: Service, m
 
 
 async def test_a_payload_is_not_taken_in_again_when_only_its_consumption_fails(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.consumer, "consume", failing(CacheUnavailable("away")))
     ctx = job(service)
@@ -200,7 +201,7 @@ async def test_a_payload_is_not_taken_in_again_when_only_its_consumption_fails(
 
 
 async def test_a_consumption_is_left_to_the_sweep_when_it_fails_again_and_again(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.consumer, "consume", failing(RuntimeError("a defect")))
     ctx = job(service)
@@ -212,37 +213,37 @@ async def test_a_consumption_is_left_to_the_sweep_when_it_fails_again_and_again(
 
 
 async def test_a_rebuild_fails_when_its_job_fails_again_and_again(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await service.book.open(run_of(service, "run", now_ms()))
-    monkeypatch.setattr(service.runner, "run", failing(RuntimeError("a defect")))
+    await service.rebuild_runs.open(run_of(service, "run", now_ms()))
+    monkeypatch.setattr(service.rebuild_runner, "run", failing(RuntimeError("a defect")))
     ctx = job(service)
     for _ in range(UNEXPECTED_TRIES - 1):
         with pytest.raises(Retry):
             await module.run_rebuild(ctx, "run")
     await module.run_rebuild(ctx, "run")
-    run = await service.book.get("run")
+    run = await service.rebuild_runs.get("run")
     assert run is not None
     assert run.state == "failed"
     assert run.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
 
 
 async def test_a_job_comes_back_at_once_when_there_is_more_to_rebuild(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
     monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
-    await service.book.open(run_of(service, "run", now_ms()))
+    await service.rebuild_runs.open(run_of(service, "run", now_ms()))
     with pytest.raises(Retry) as caught:
         await module.run_rebuild(job(service, pace=Pace(job_timeout_s=0.001 + 1e-9)), "run")
     assert caught.value.defer_score in (0, int(back_off(1) * 1000))
     await module.run_rebuild(job(service), "run")
-    run = await service.book.get("run")
+    run = await service.rebuild_runs.get("run")
     assert run is not None
     assert (run.state, run.done) == ("completed", 3)
 
 
-async def test_quality_is_measured_in_one_job(service: Service) -> None:
+async def test_quality_is_measured_in_one_job(service: OpenService) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
     run, _ = await service.quality.runs.open("ann", now_ms())
     await module.measure_quality(job(service), run.id)
@@ -251,7 +252,7 @@ async def test_quality_is_measured_in_one_job(service: Service) -> None:
 
 
 async def test_a_measurement_fails_when_its_job_fails_again_and_again(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = await service.quality.runs.open("ann", now_ms())
     monkeypatch.setattr(type(service.quality.measurement), "measure", failing(RuntimeError("a defect")))
@@ -267,7 +268,7 @@ async def test_a_measurement_fails_when_its_job_fails_again_and_again(
     )
 
 
-async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_under_way(service: Service) -> None:
+async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_under_way(service: OpenService) -> None:
     await module.hourly_quality(job(service))
     await module.hourly_quality(job(service))
     (run,) = await service.quality.runs.newest(10)
@@ -276,11 +277,11 @@ async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_und
 
 
 async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "STEP", 2)
     old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
-    await service.log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
+    await service.event_log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
     with monkeypatch.context() as patch:
         patch.setattr(Pace, "budget_s", -1)
         with pytest.raises(Retry) as caught:
@@ -291,7 +292,7 @@ async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
     assert (await backlog(service.database)).unconsumed == 0
 
 
-async def test_decisions_are_pruned_by_their_own_retention(service: Service) -> None:
+async def test_decisions_are_pruned_by_their_own_retention(service: OpenService) -> None:
     old_ms = now_ms() - (service.settings.decision_retention_days + 1) * DAY_MS
     for user_id in ("ann", "bob"):
         await service.bandit.scorer.score(ScoringRequest(user_id=user_id, candidates=TIPS, context=When()))
@@ -309,10 +310,10 @@ async def test_decisions_are_pruned_by_their_own_retention(service: Service) -> 
 @asynccontextmanager
 async def working(
     settings: Settings, pupil: Pupil | None = None, pace: Pace = PACE
-) -> AsyncIterator[tuple[Service, asyncio.Event]]:
+) -> AsyncIterator[tuple[OpenService, asyncio.Event]]:
     """A worker in this event loop, its parts, and what stops it; stopped at the end in any case."""
     stop = asyncio.Event()
-    ready: list[Service] = []
+    ready: list[OpenService] = []
     running = asyncio.create_task(work(settings, stop, pace=pace, learners=[pupil or Pupil()], on_ready=ready.append))
     try:
         await eventually(lambda: ready or running.done(), START_S)
@@ -343,12 +344,12 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_worker, "RESTART_AFTER_S", 0.02)
 
 
-async def all_consumed(service: Service) -> bool:
+async def all_consumed(service: OpenService) -> bool:
     """Whether nothing waits."""
     return (await backlog(service.database)).unconsumed == 0
 
 
-async def stored(service: Service) -> int:
+async def stored(service: OpenService) -> int:
     """How many events there are."""
     count = await service.database.read(lambda c: c.execute("SELECT COUNT(*) FROM event_log").fetchone())
     return int(count[0])
@@ -414,11 +415,11 @@ async def test_an_event_becomes_a_dead_letter_and_its_neighbours_are_consumed_wh
 
         await eventually_async(buried, 10)
         assert sorted(pupil.learned) == ["a", "c"]
-        (letter,) = await service.letters.list(0, 10)
+        (letter,) = await service.dead_letters.list(0, 10)
         assert (letter.attempts, letter.error) == (consume.ATTEMPTS, "ValueError: cannot learn from this")
 
         pupil.cured = True
-        await service.letters.revive(letter.id)
+        await service.dead_letters.revive(letter.id)
         await eventually(lambda: "bad" in pupil.learned)
         await eventually_async(lambda: all_consumed(service))
 
@@ -450,7 +451,7 @@ async def test_the_worker_goes_on_when_what_comes_off_the_queue_is_no_job(settin
         await eventually_async(empty)
 
 
-async def stored_is(service: Service, count: int) -> bool:
+async def stored_is(service: OpenService, count: int) -> bool:
     """Whether so many events are stored."""
     return await stored(service) == count
 
@@ -483,7 +484,7 @@ async def test_services_with_queues_of_their_own_take_no_jobs_of_each_other(
     await other_client.aclose(close_connection_pool=True)
 
 
-async def completed(service: Service) -> bool:
+async def completed(service: OpenService) -> bool:
     """Whether a report of data quality is there."""
     return await service.quality.runs.newest_completed() is not None
 
@@ -491,15 +492,15 @@ async def completed(service: Service) -> bool:
 async def test_workers_of_two_databases_on_one_queue_are_seen(settings: Settings, other_settings: Settings) -> None:
     async with working(settings) as (service, _):
         await eventually_async(lambda: shown(service, 1))
-        assert (await readiness(service))["queue"].ok
+        assert (await service.readiness())["queue"].ok
         async with working(other_settings):
             await eventually_async(lambda: shown(service, 2))
-            check = (await readiness(service))["queue"]
+            check = (await service.readiness())["queue"]
             assert (check.ok, check.state) == (False, "degraded")
             assert "PROFILES_QUEUE_NAME" in check.detail
 
 
-async def shown(service: Service, count: int) -> bool:
+async def shown(service: OpenService, count: int) -> bool:
     """Whether workers of so many databases have shown themselves."""
     assert service.queue is not None
     return len(await service.queue.databases(service.clock.now_ms())) == count
@@ -512,7 +513,7 @@ async def test_the_worker_goes_on_when_the_queue_goes_away_and_comes_back(
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
         own_valkey.kill()
         # What comes by HTTP meanwhile is consumed all the same.
-        await service.log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await service.event_log.append([[admitted(served("ann", now_ms()), now_ms())]])
         await eventually_async(lambda: all_consumed(service), 10)
         own_valkey.start()
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY), 15)
@@ -539,7 +540,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[queue_worker._Worker]:
 class Gate:
     """Holds every job up at the queue's door until it is open."""
 
-    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
         self.waiting = 0
         self.open = asyncio.Event()
         self._take_in = service.queue_door.take_in
@@ -647,12 +648,12 @@ async def test_the_worker_goes_on_when_the_queue_falls_silent_and_answers_again(
 async def test_a_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:
     async with working(settings) as (service, _):
         await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(300)])
-        await service.book.open(run_of(service, "run", now_ms()))
+        await service.rebuild_runs.open(run_of(service, "run", now_ms()))
         assert service.queue is not None
         await service.queue.start_rebuild("run")
 
         async def completed() -> bool:
-            run = await service.book.get("run")
+            run = await service.rebuild_runs.get("run")
             return run is not None and run.state == "completed" and run.done == 300
 
         await eventually_async(completed, 10)
@@ -661,10 +662,10 @@ async def test_a_rebuild_is_completed_when_it_is_started_by_the_queue(settings: 
 async def test_a_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> None:
     async with working(settings) as (service, _):
         await service.ingestor.ingest([served("ann", now_ms())])
-        await service.book.open(run_of(service, "run", now_ms() - PACE.untouched_ms - 1))
+        await service.rebuild_runs.open(run_of(service, "run", now_ms() - PACE.untouched_ms - 1))
 
         async def completed() -> bool:
-            run = await service.book.get("run")
+            run = await service.rebuild_runs.get("run")
             return run is not None and run.state == "completed"
 
         await eventually_async(completed, 10)
@@ -683,7 +684,7 @@ async def test_the_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: 
             monkeypatch.setattr(service.consumer, "sweep", fail)
             await eventually(lambda failures=failures: len(failures) > 2)  # type: ignore[misc]  # a default binds
         monkeypatch.setattr(service.consumer, "sweep", sound)
-        await service.log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await service.event_log.append([[admitted(served("ann", now_ms()), now_ms())]])
         await eventually_async(lambda: all_consumed(service))
 
 
@@ -700,7 +701,7 @@ async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, cli
             text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text
         async with working(served_there) as (another, _):  # without metrics, but of use
-            await service.log.append([[admitted(served("bob", now_ms()), now_ms())]])
+            await service.event_log.append([[admitted(served("bob", now_ms()), now_ms())]])
             await eventually_async(lambda: all_consumed(another))
     async with working(served_there):  # the port is free again
         pass

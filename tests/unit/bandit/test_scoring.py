@@ -265,7 +265,7 @@ async def test_the_shadow_is_what_the_other_policy_makes_of_the_same_snapshot(sc
     for _ in range(4):
         decision = await school.decide()
         await school.tell(feedback("ann", tip_id=decision.chosen_id, decision_id=decision.id))
-    assert await school.bandit.upkeep.pool()
+    assert await school.bandit.maintenance.pool()
     evidence = await school.evidence()
     assert evidence is not None
     for serving in (0.0, 1.0):

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.bootstrap.contract import Contract, load_contract
+from app.bootstrap.contract import load_contract
 from app.errors import RegistryError
+from app.features.contract import Contract
 from app.features.export import python
 from app.features.scaffold import scaffold
 from app.settings import Settings

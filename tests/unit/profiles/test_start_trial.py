@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.bootstrap.contract import Contract
-from app.bootstrap.health import readiness
-from app.bootstrap.service import Service, open_service
+from app.bootstrap.service import OpenService, open_service
 from app.errors import RegistryError
+from app.features.contract import Contract
 from app.features.registry import Feature, Registry
 from app.features.schema import mirror_of
 from app.settings import Settings
@@ -34,7 +33,7 @@ FAULTS = {
 faults = pytest.mark.parametrize(("compute", "reason"), FAULTS.values(), ids=FAULTS)
 
 
-def start(path: Path, *entries: Feature, door: str = "http") -> AbstractAsyncContextManager[Service]:
+def start(path: Path, *entries: Feature, door: str = "http") -> AbstractAsyncContextManager[OpenService]:
     """A process that serves these features."""
     registry = compile_registry(Registry([SOUND, *entries]))
     settings = Settings(database=path, statement_timeout_ms=60)
@@ -66,7 +65,7 @@ async def test_process_starts_degraded_when_a_served_definition_fails(
     await event_log.append([[admitted(served("ann", now_ms())) for _ in range(2)]])
     async with start(database.path, faulty) as service:
         assert service.computation.availability.unavailable == 0b10
-        check = (await readiness(service))["features"]
+        check = (await service.readiness())["features"]
         assert (check.ok, check.vital, check.state) == (False, False, "degraded")
         assert f"faulty: {reason}" in check.detail
         profile = (await service.reader.read({"ann": 0b11}))["ann"]
@@ -92,7 +91,7 @@ async def test_feature_is_served_again_when_its_data_allow_it(database: Database
             return availability.unavailable == 0
 
         await eventually(resumed)
-        assert (await readiness(service))["features"].ok
+        assert (await service.readiness())["features"].ok
 
 
 async def test_costs_are_measured_when_users_are_stored(stored: Database) -> None:

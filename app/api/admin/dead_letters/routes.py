@@ -12,7 +12,7 @@ from app.api.admin.dead_letters.views import discard, found, replay, shown, user
 from app.api.admin.reasons import REASON_SCHEMA, Reason
 from app.api.admin.schemas import Letter, LetterFailure, LetterList, Replayed, ReplayedAll
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import MAX_ROWID, rowid
 from app.api.pages.negotiation import answer, prefers_page, redirect
@@ -36,16 +36,16 @@ After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only lett
 )
 async def get_letters(request: HttpRequest, after: After = 0) -> Response[LetterList]:
     """A page of them."""
-    api = api_of(request)
+    service = service_of(request)
     as_page = prefers_page(request)
     limit = LETTERS_ON_A_PAGE if as_page else LETTERS_PER_PAGE
-    letters = await api.letters.list(after, limit)
+    letters = await service.dead_letters.list(after, limit)
     more = letters[-1].id if len(letters) == limit else None
     body = LetterList([shown(item) for item in letters], more)
     if not as_page:
         return await answer(request, body, "dead_letters.html")
     users = {item.id: user_of(item) for item in letters}
-    count = await api.letters.count()
+    count = await service.dead_letters.count()
     return await answer(request, body, "dead_letters.html", users=users, count=count, after=after, most=MOST)
 
 
@@ -59,7 +59,7 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[Letter
 )
 async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Letter]:
     """One."""
-    letter = await found(api_of(request), letter_id)
+    letter = await found(service_of(request), letter_id)
     return await answer(request, shown(letter), "dead_letter.html", user=user_of(letter))
 
 
@@ -76,7 +76,7 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:
     """Try all again."""
     async with audited(request, "replay all", "dead-letters") as act:
-        tally = await api_of(request).replayer.replay_all(after)
+        tally = await service_of(request).replayer.replay_all(after)
         act.outcome = f"done: {tally.replayed} replayed, {len(tally.failures)} still fail"
     failures = [LetterFailure(letter_id, reason) for letter_id, reason in tally.failures.items()]
     body = ReplayedAll(

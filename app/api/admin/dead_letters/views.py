@@ -9,18 +9,19 @@ import msgspec
 
 from app.api.admin.auditing import audited
 from app.api.admin.schemas import Letter, Replayed
-from app.api.dependencies import Api, HttpRequest, api_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.parameters import MAX_ROWID
 from app.errors import Conflict, NotFound
 from app.events.ports import DeadLetter
 from app.events.replay import REFUSALS
 from app.features.clock import rfc3339
 from app.features.ids import id_problem, user_hash
+from app.service import Service
 
 
-async def found(api: Api, letter_id: int) -> DeadLetter:
+async def found(service: Service, letter_id: int) -> DeadLetter:
     """One letter; raises `NotFound`."""
-    letter = await api.letters.get(letter_id) if 0 <= letter_id <= MAX_ROWID else None
+    letter = await service.dead_letters.get(letter_id) if 0 <= letter_id <= MAX_ROWID else None
     if letter is None:
         raise NotFound(f"there is no dead letter {letter_id}")
     return letter
@@ -28,11 +29,11 @@ async def found(api: Api, letter_id: int) -> DeadLetter:
 
 async def replay(request: HttpRequest, letter_id: int) -> Replayed:
     """Try one again; raises `NotFound`, or what `Replayer.replay` raises."""
-    api = api_of(request)
-    letter = await found(api, letter_id)
+    service = service_of(request)
+    letter = await found(service, letter_id)
     async with audited(request, "replay", _subject(letter_id)) as act:
         try:
-            return Replayed(*await api.replayer.replay(letter))
+            return Replayed(*await service.replayer.replay(letter))
         except REFUSALS as error:
             # What is wrong in detail may quote the payload.
             clash = isinstance(error, Conflict)
@@ -42,10 +43,10 @@ async def replay(request: HttpRequest, letter_id: int) -> Replayed:
 
 async def discard(request: HttpRequest, letter_id: int, reason: str) -> None:
     """Forget a letter, for a reason that is allowed (or none); raises `NotFound`."""
-    api = api_of(request)
-    letter = await found(api, letter_id)
+    service = service_of(request)
+    letter = await found(service, letter_id)
     async with audited(request, "discard", _subject(letter_id)) as act:
-        if not await api.letters.discard(letter_id):
+        if not await service.dead_letters.discard(letter_id):
             raise NotFound(f"there is no dead letter {letter_id}")
         act.outcome = f"done: {_without_users(reason.strip(), letter)}" if reason.strip() else "done"
 

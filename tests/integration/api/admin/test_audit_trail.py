@@ -24,7 +24,7 @@ async def trail(site: Live, **query: object) -> dict[str, Any]:
 async def written(site: Live, count: int) -> None:
     """So many entries."""
     for number in range(count):
-        await site.service.audit.begin(site.now_ms, "ann" if number % 2 else "bob", "erase", f"s{number}", "done")
+        await site.service.audit_trail.begin(site.now_ms, "ann" if number % 2 else "bob", "erase", f"s{number}", "done")
 
 
 async def test_action_is_shown_with_everything_that_is_known_of_it(own_site: Live) -> None:

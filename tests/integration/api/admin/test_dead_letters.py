@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 async def bury(site: Live, text: object) -> int:
     """A letter as the queue door leaves it."""
-    letter = await site.service.letters.bury_payload(json.dumps(text), "no event", "Traceback", site.now_ms)
+    letter = await site.service.dead_letters.bury_payload(json.dumps(text), "no event", "Traceback", site.now_ms)
     assert letter is not None
     return int(letter)
 
@@ -43,7 +43,7 @@ async def listed(site: Live, after: int) -> list[dict[str, Any]]:
 
 async def kept(site: Live, letter: int) -> DeadLetter | None:
     """What the database holds of a letter."""
-    return await site.service.letters.get(letter)
+    return await site.service.dead_letters.get(letter)
 
 
 async def test_letters_are_listed_with_payload_and_reason(site: Live) -> None:
@@ -113,14 +113,14 @@ async def test_letter_stays_when_its_event_conflicts(site: Live) -> None:
 async def test_event_is_with_the_workers_again_when_it_is_replayed(own_site: Live) -> None:
     site = own_site
     await site.send(served(new_user(), site.now_ms))
-    (event,) = await site.service.log.unconsumed(site.now_ms + 1, 10)
-    assert await site.service.letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
-    assert await site.service.log.unconsumed(site.now_ms + 1, 10) == []
+    (event,) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
+    assert await site.service.dead_letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
+    assert await site.service.event_log.unconsumed(site.now_ms + 1, 10) == []
     (letter,) = await listed(site, 0)
     assert (letter["source"], letter["event_seq"]) == ("consumption", event.seq)
     answer = await site.client.post(f"/admin/dead-letters/{letter['id']}/replay")
     assert answer.json() == {"accepted": 0, "duplicates": 0, "revived": True}
-    assert [again.seq for again in await site.service.log.unconsumed(site.now_ms + 1, 10)] == [event.seq]
+    assert [again.seq for again in await site.service.event_log.unconsumed(site.now_ms + 1, 10)] == [event.seq]
     assert await listed(site, 0) == []
 
 
@@ -146,7 +146,7 @@ async def test_change_is_audited_when_a_letter_is_replayed_or_discarded(own_site
     first, second = await bury(own_site, payload(served(new_user(), own_site.now_ms))), await bury(own_site, 1)
     await own_site.client.post(f"/admin/dead-letters/{first}/replay")
     await own_site.client.delete(f"/admin/dead-letters/{second}")
-    entries = await own_site.service.audit.newest(10)
+    entries = await own_site.service.audit_trail.newest(10)
     assert [(entry.actor, entry.action, entry.subject) for entry in entries] == [
         ("anyone", "discard", f"dead-letter:{second}"),
         ("anyone", "replay", f"dead-letter:{first}"),
@@ -174,7 +174,7 @@ async def test_all_letters_are_replayed_and_the_answer_says_which_still_fail(own
     assert (await own_site.features(user))["tip_volume_30d"] == 1
     assert await kept(own_site, fine) is None
     assert (await listed(own_site, 0))[0]["error"] == failure["reason"]
-    (entry,) = await own_site.service.audit.newest(1)
+    (entry,) = await own_site.service.audit_trail.newest(1)
     assert (entry.action, entry.subject) == ("replay all", "dead-letters")
     assert entry.outcome == "done: 1 replayed, 1 still fail"
 
@@ -204,7 +204,7 @@ async def test_reason_is_kept_and_the_payload_is_not_when_a_letter_is_discarded(
     reason = f"a test event of {user}, <script>alert(1)</script>"
     answer = await own_site.client.delete(f"/admin/dead-letters/{letter}", params={"reason": reason})
     assert answer.status_code == 204
-    (entry,) = await own_site.service.audit.newest(1)
+    (entry,) = await own_site.service.audit_trail.newest(1)
     assert user not in repr(entry)
     assert entry.outcome == f"done: a test event of {user_hash(user)}, <script>alert(1)</script>"
 
@@ -227,7 +227,7 @@ async def test_reason_is_kept_without_users_when_the_payload_names_them(
 ) -> None:
     letter = await bury(own_site, content)
     await own_site.client.delete(f"/admin/dead-letters/{letter}", params={"reason": reason})
-    (entry,) = await own_site.service.audit.newest(1)
+    (entry,) = await own_site.service.audit_trail.newest(1)
     assert entry.outcome == "done: " + re.sub(r"\{(.+?)\}", lambda found: user_hash(found[1]), outcome)
 
 
@@ -246,7 +246,7 @@ async def test_refusal_is_audited_without_what_the_payload_says(own_site: Live) 
     clash = await bury(own_site, {**payload(event), "tip_id": "another"})
     problem(await own_site.client.post(f"/admin/dead-letters/{bad}/replay"), 422)
     problem(await own_site.client.post(f"/admin/dead-letters/{clash}/replay"), 409)
-    entries = await own_site.service.audit.newest(10)
+    entries = await own_site.service.audit_trail.newest(10)
     assert [entry.outcome for entry in entries] == [
         "refused: its event id is known with other content",
         "refused: it is still no event",
@@ -263,7 +263,7 @@ async def test_nothing_is_discarded_when_the_audit_trail_cannot_be_written(
         raise StoreUnavailable("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(own_site.service.audit, "begin", full)
+        patch.setattr(own_site.service.audit_trail, "begin", full)
         problem(await own_site.client.delete(f"/admin/dead-letters/{letter}"), 503)
         problem(await own_site.client.post("/admin/dead-letters/replay"), 503)
     assert await kept(own_site, letter) is not None

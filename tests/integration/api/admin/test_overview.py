@@ -112,7 +112,7 @@ async def test_overview_tells_of_an_outage_and_since_when(
 
 async def test_overview_leads_to_the_dead_letters(own_site: Live) -> None:
     await sampler(own_site.service, "api").sample()
-    await own_site.service.letters.bury_payload("1", "no event", "", own_site.now_ms)
+    await own_site.service.dead_letters.bury_payload("1", "no event", "", own_site.now_ms)
     body = await looked(own_site)
     (finding,) = (item for item in body["findings"] if item["subject"] == "dead_letters")
     assert finding["path"] == "/admin/dead-letters"
@@ -147,7 +147,7 @@ async def test_every_place_to_act_at_is_a_page_in_the_navigation() -> None:
 async def test_overview_says_when_the_first_pruning_waits(serve_site: ServeSite) -> None:
     async with serve_site() as site:
         old_ms = site.now_ms - 200 * DAY_MS
-        await site.service.log.append([[admitted(served(new_user(), old_ms))]])
+        await site.service.event_log.append([[admitted(served(new_user(), old_ms))]])
         found = {item["subject"]: item for item in (await looked(site))["findings"]}
         assert found["retention"]["text"].startswith("Old events are not deleted")
         assert "profiles prune --confirm" in found["retention"]["advice"]

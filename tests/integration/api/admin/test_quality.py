@@ -189,7 +189,7 @@ async def test_a_refresh_is_queued_watched_and_audited(own_site: Live) -> None:
     await site.service.quality.carry_out(run["id"], 60)
     ended = (await site.client.get("/admin/data-quality/refresh")).json()
     assert (ended["state"], ended["measured"], ended["waiting_for"]) == ("completed", 1, None)
-    entries = await site.service.audit.page(AuditFilter(), 2**62, 5)
+    entries = await site.service.audit_trail.page(AuditFilter(), 2**62, 5)
     assert {(entry.action, entry.subject) for entry in entries} == {("refresh data quality", "everyone")}
     assert [entry.outcome for entry in entries] == [
         f"report {run['id']}, which was under way already",

@@ -64,7 +64,7 @@ async def test_rebuild_is_queued_until_a_worker_takes_it_up(site: Live, users: l
 async def test_rebuild_caches_every_feature_when_it_is_carried_out(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": users})
     assert run["features"] == list(REGISTRY.names)
-    assert await site.service.runner.run(run["id"], budget_s=30)
+    assert await site.service.rebuild_runner.run(run["id"], budget_s=30)
     ended = await look(site, run["id"])
     assert (ended["state"], ended["done"], ended["total"], ended["eta_s"]) == ("completed", 3, 3, None)
     assert ended["rate_per_s"] > 0
@@ -89,14 +89,14 @@ async def test_rebuild_of_all_covers_the_eligible_users(own_site: Live) -> None:
     run = await start(own_site, {"scope": "all"})
     assert (run["scope"], run["total"]) == ("all", 3)
     problem(await own_site.client.post("/admin/rebuilds", json={"scope": "all"}), 409)
-    await own_site.service.runner.run(run["id"], budget_s=30)
+    await own_site.service.rebuild_runner.run(run["id"], budget_s=30)
     assert (await look(own_site, run["id"]))["done"] == 3
     await start(own_site, {"scope": "all", "features": ["tip_volume_30d"]})
 
 
 async def test_rebuild_tells_its_rate_when_it_is_running(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": users})
-    await site.service.book.advance(run["id"], 1, "1", site.now_ms)
+    await site.service.rebuild_runs.advance(run["id"], 1, "1", site.now_ms)
     running = await look(site, run["id"])
     assert (running["state"], running["done"]) == ("running", 1)
     assert running["rate_per_s"] > 0
@@ -108,7 +108,7 @@ async def test_rebuild_stops_when_it_is_cancelled(site: Live, users: list[str]) 
     answer = await site.client.delete(f"/admin/rebuilds/{run['id']}")
     assert answer.status_code == 200
     assert answer.json()["state"] == "cancelled"
-    assert await site.service.runner.run(run["id"], budget_s=30)
+    assert await site.service.rebuild_runner.run(run["id"], budget_s=30)
     ended = await look(site, run["id"])
     assert (ended["state"], ended["done"]) == ("cancelled", 0)
     assert "cancelled" in problem(await site.client.delete(f"/admin/rebuilds/{run['id']}"), 409)["detail"]
@@ -152,7 +152,7 @@ async def test_rebuild_is_refused_when_its_body_is_invalid(site: Live, body: obj
 async def test_change_is_audited_when_a_rebuild_is_started_or_cancelled(own_site: Live) -> None:
     run = await start(own_site, {"user_ids": ["u"]})
     await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
-    entries = await own_site.service.audit.newest(10)
+    entries = await own_site.service.audit_trail.newest(10)
     assert [(entry.actor, entry.action, entry.outcome) for entry in entries] == [
         ("anyone", "cancel rebuild", run["id"]),
         ("anyone", "start rebuild", run["id"]),
@@ -164,7 +164,7 @@ async def test_refusal_is_audited_when_a_rebuild_may_not_be_started_or_cancelled
     problem(await own_site.client.post("/admin/rebuilds", json={"user_ids": ["u"]}), 409)
     await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
     problem(await own_site.client.delete(f"/admin/rebuilds/{run['id']}"), 409)
-    cancelled_again, _, started_again, _ = await own_site.service.audit.newest(10)
+    cancelled_again, _, started_again, _ = await own_site.service.audit_trail.newest(10)
     assert (started_again.action, started_again.subject) == ("start rebuild", run["scope"])
     assert started_again.outcome == f"refused: rebuild {run['id']} of the same scope is queued, at 0 of 1"
     assert cancelled_again.outcome == f"refused: rebuild {run['id']} has ended: it is cancelled"
@@ -177,12 +177,14 @@ async def test_rebuild_goes_on_where_it_was_when_its_worker_was_restarted(
     users = sorted(new_user() for _ in range(5))
     await own_site.send(*(served(user, own_site.now_ms) for user in users))
     run = await start(own_site, {"scope": "all"})
-    assert await own_site.service.runner.run(run["id"], budget_s=-1) is False  # a piece, then the worker is gone
+    assert (
+        await own_site.service.rebuild_runner.run(run["id"], budget_s=-1) is False
+    )  # a piece, then the worker is gone
     halfway = await look(own_site, run["id"])
     assert (halfway["state"], halfway["done"], halfway["started_at"] is None) == ("running", 2, False)
-    untouched = await own_site.service.book.untouched(own_site.now_ms + 1, own_site.now_ms + 1)
+    untouched = await own_site.service.rebuild_runs.untouched(own_site.now_ms + 1, own_site.now_ms + 1)
     assert untouched == [run["id"]]  # which is what the next worker's sweep takes up
-    assert await own_site.service.runner.run(run["id"], budget_s=30)
+    assert await own_site.service.rebuild_runner.run(run["id"], budget_s=30)
     ended = await look(own_site, run["id"])
     assert (ended["state"], ended["done"], ended["total"]) == ("completed", 5, 5)
     assert ended["started_at"] == halfway["started_at"]

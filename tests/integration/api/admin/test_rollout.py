@@ -144,7 +144,7 @@ async def test_challenger_that_serves_everybody_and_is_better_is_promoted(own_si
 async def test_key_that_moves_it_is_named(keyed: Live) -> None:
     answer = await keyed.client.post("/admin/rollout/ramp", headers=as_caller("admin"))
     problem(answer, 409)
-    (entry,) = await keyed.service.audit.newest(1)
+    (entry,) = await keyed.service.audit_trail.newest(1)
     assert (entry.actor, entry.action) == ("admin", "ramp roll-out")
     assert entry.outcome.startswith("refused: insufficient data: 0 decisions")
 
@@ -161,7 +161,7 @@ async def test_reason_is_bounded_text(site: Live, reason: str, status: int) -> N
 async def test_reason_may_come_in_a_body(own_site: Live, query: str) -> None:
     answer = await own_site.client.post(f"/admin/rollout/rollback{query}", json={"reason": "complaints"})
     assert (answer.status_code, answer.json()["reason"]) == (200, "complaints")
-    (entry,) = await own_site.service.audit.newest(1)
+    (entry,) = await own_site.service.audit_trail.newest(1)
     assert entry.outcome == "done: shadow to rolled back: complaints"
 
 
@@ -226,7 +226,7 @@ async def test_one_step_is_made_when_the_same_button_is_pressed_many_times_at_on
     sent = {"csrf_token": token, "seen": seen_at}
     await asyncio.gather(*(own_site.client.post(f"/admin/rollout/{move}", data=sent) for _ in range(6)))
     assert (await book.state())[:2] == expected
-    outcomes = [entry.outcome.partition(":")[0] for entry in await own_site.service.audit.newest(6)]
+    outcomes = [entry.outcome.partition(":")[0] for entry in await own_site.service.audit_trail.newest(6)]
     assert sorted(outcomes) == ["done"] + ["refused"] * 5
 
 
@@ -312,7 +312,7 @@ async def test_decisions_that_were_scored_shown_and_answered_are_evaluated_and_t
             user, own_site.now_ms, tip_id=body["chosen_id"], event_id=f"e-{number}", decision_id=body["decision_id"]
         )
         await own_site.send(told)
-    waiting = await own_site.service.log.unconsumed(own_site.now_ms + 1, 100)
+    waiting = await own_site.service.event_log.unconsumed(own_site.now_ms + 1, 100)
     await own_site.service.consumer.consume([item.seq for item in waiting])
     decisions = (await seen(own_site))["decisions"]
     assert (decisions["evaluated"], decisions["waiting"], decisions["unshadowed"]) == (29, 0, 0)

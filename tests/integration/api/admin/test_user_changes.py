@@ -30,7 +30,7 @@ async def test_only_the_features_named_are_rebuilt(own_site: Live, cache_server:
     assert answer.json()["features"]["tip_volume_30d"]["value"] == 1
     after = await site.features(user)
     assert (after["tip_volume_30d"], after["preferred_hour"]) == (1, 77)
-    (entry,) = await site.service.audit.newest(1)
+    (entry,) = await site.service.audit_trail.newest(1)
     assert (entry.action, entry.outcome) == ("rebuild", "done: tip_volume_30d")
 
 
@@ -39,7 +39,7 @@ async def test_everything_is_rebuilt_when_no_feature_is_named(own_site: Live, bo
     user = new_user()
     answer = await own_site.client.post(f"/admin/users/{user}/rebuild", json=body)
     assert len(answer.json()["features"]) == 5
-    (entry,) = await own_site.service.audit.newest(1)
+    (entry,) = await own_site.service.audit_trail.newest(1)
     assert entry.outcome == "done"
 
 
@@ -59,7 +59,7 @@ async def test_nothing_is_rebuilt_when_the_body_is_wrong(
     answer = await own_site.client.post("/admin/users/ann/rebuild", content=body, headers=JSON)
     found = problem(answer, status)
     assert path is None or paths(found) == [path]
-    assert await own_site.service.audit.newest(1) == []
+    assert await own_site.service.audit_trail.newest(1) == []
 
 
 async def test_holdings_are_told_and_nothing_is_deleted_when_an_admin_asks(site: Live) -> None:
@@ -97,10 +97,10 @@ async def test_the_admin_is_told_when_jobs_that_wait_could_not_be_looked_at(
         await site.send(served("ann", site.now_ms))
         queue.kill()
         told = problem(await site.client.delete("/admin/users/ann"), 503)
-        assert told["detail"].startswith("the user is erased, but for jobs that wait in the queue: ")
-        assert told["detail"].endswith("; erase again once it answers")
+        assert told["detail"].startswith("the user is erased except for jobs in the queue: ")
+        assert told["detail"].endswith("; erase again when it answers")
         assert (await look(site, "ann", "/erase"))["views"] == 0
-        (entry,) = await site.service.audit.newest(1)
+        (entry,) = await site.service.audit_trail.newest(1)
         assert (entry.action, "but for jobs" in entry.outcome) == ("erase", True)
         queue.start()
         assert (await site.client.delete("/admin/users/ann")).status_code == 204

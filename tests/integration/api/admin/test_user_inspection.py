@@ -84,9 +84,9 @@ async def test_event_tells_what_came_of_it(own_site: Live) -> None:
     await site.send(served(user, site.now_ms - 5_000))
     await site.send(feedback(user, ahead_ms))
     await site.send(feedback(user, site.now_ms))
-    first, second, third = (item.seq for item in await site.service.log.unconsumed(site.now_ms + 1, 10))
-    await site.service.log.mark_consumed([first], site.now_ms)
-    await site.service.letters.failed(third, "it failed", "Traceback", site.now_ms, 1)
+    first, second, third = (item.seq for item in await site.service.event_log.unconsumed(site.now_ms + 1, 10))
+    await site.service.event_log.mark_consumed([first], site.now_ms)
+    await site.service.dead_letters.failed(third, "it failed", "Traceback", site.now_ms, 1)
     newest, corrected, oldest = (await look(site, user))["events"]
     assert [item["seq"] for item in (newest, corrected, oldest)] == [third, second, first]
     assert [item["state"] for item in (newest, corrected, oldest)] == ["dead letter", "waiting", "consumed"]

@@ -149,7 +149,7 @@ async def test_audit_trail_never_holds_the_id_of_an_erased_user(own_site: Live) 
     await own_site.send(served(user, own_site.now_ms))
     await own_site.client.post(f"/admin/users/{user}/rebuild")
     await own_site.client.delete(f"/admin/users/{user}")
-    entries = await own_site.service.audit.newest(10)
+    entries = await own_site.service.audit_trail.newest(10)
     hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
     assert [(entry.action, entry.subject, entry.outcome) for entry in entries] == [
         ("erase", hashed, "done, 1 events"),
@@ -162,17 +162,17 @@ async def test_audit_trail_never_holds_the_id_of_an_erased_user(own_site: Live) 
 async def test_nothing_in_the_database_names_a_user_who_was_erased(own_site: Live) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
-    (event, _) = await site.service.log.unconsumed(site.now_ms + 1, 10)
-    await site.service.letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
+    (event, _) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
+    await site.service.dead_letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
     several = [{"user_id": "another", "n": 1.50, "ok": True}, {"user_id": user}, {"events": [{"user_id": user}]}, 7]
     for sent in ({"user_id": user}, {"user_id": "another"}, {"deep": [{"user_id": user}]}, several, [several[1]]):
-        await site.service.letters.bury_payload(json.dumps(sent), "no event", "", site.now_ms)
+        await site.service.dead_letters.bury_payload(json.dumps(sent), "no event", "", site.now_ms)
     loose = (json.dumps({"userId": user}), f'"csv,{user},t"', f"no JSON, of {user}")
     for text in ("[1]", "nonsense", *loose):
-        await site.service.letters.bury_payload(text, "no event", "", site.now_ms)
+        await site.service.dead_letters.bury_payload(text, "no event", "", site.now_ms)
     for body in ({"user_ids": [user]}, {"scope": "all"}):
         run = (await site.client.post("/admin/rebuilds", json=body)).json()["id"]
-        await site.service.runner.run(run, budget_s=30)
+        await site.service.rebuild_runner.run(run, budget_s=30)
     active = (await site.client.post("/admin/rebuilds", json={"user_ids": ["a", user, "b"]})).json()["id"]
     assert (await site.client.delete(f"/admin/users/{user}")).status_code == 204
 
@@ -187,7 +187,7 @@ async def test_nothing_in_the_database_names_a_user_who_was_erased(own_site: Liv
         "[1]",
         "nonsense",
     ]
-    await site.service.runner.run(active, budget_s=30)
+    await site.service.rebuild_runner.run(active, budget_s=30)
     status = (await site.client.get(f"/admin/rebuilds/{active}")).json()
     assert (status["state"], status["done"]) == ("completed", 3)
 

@@ -141,7 +141,7 @@ async def test_everything_is_allowed_when_no_key_is_configured(site: Live, acces
 
 async def visit(site: Live, key_name: str) -> tuple[dict[str, str], str]:
     """The cookie of a session, as a header, and the token of its forms."""
-    sessions = site.app.state.api.sessions
+    sessions = site.app.state.sessions
     session = sessions.begin(key_name)
     return {"Cookie": f"{sessions.cookie_name}={await sessions.cookie(session)}"}, await sessions.form_token(session)
 
@@ -265,5 +265,5 @@ async def test_key_has_every_scope_it_names(serve_site: ServeSite) -> None:
 
 async def test_audit_names_the_key(keyed: Live) -> None:
     await keyed.client.post("/admin/users/u/rebuild", headers=as_caller("admin"))
-    (entry,) = await keyed.service.audit.newest(1)
+    (entry,) = await keyed.service.audit_trail.newest(1)
     assert entry.actor == "admin"

@@ -295,7 +295,7 @@ async def test_nothing_old_is_answered_from_memory_when_another_process_changed_
         assert (await admin.client.post(f"/admin/users/{user}/rebuild")).status_code == 200
     elif how == "rebuilt by a run":
         run = (await admin.client.post("/admin/rebuilds", json={"user_ids": [user]})).json()
-        assert await admin.service.runner.run(run["id"], 5)
+        assert await admin.service.rebuild_runner.run(run["id"], 5)
         assert (await admin.client.get(f"/admin/rebuilds/{run['id']}")).json()["state"] == "completed"
     answer = await told(site, Ask(f"/profiles/{user}", headers=KEY))
     assert b'"tip_volume_30d":0' in answer.body  # type: ignore[operator]

@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 from msgspec import UNSET, Meta, UnsetType
 
-from app.bootstrap.contract import Contract
 from app.events.admission import decode_json, decode_lines
 from app.features.clock import DAY_MS
+from app.features.contract import Contract
 from app.features.registry import Registry
 from app.features.schema import Int
 from app.stores.system_clock import SystemClock

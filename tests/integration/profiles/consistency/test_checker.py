@@ -22,7 +22,7 @@ from tests.integration.profiles.consistency.test_inspection import inspector, pu
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
 from tests.support.logs import Recorder
-from tests.support.service import Service
+from tests.support.service import GatedService
 from tests.support.world import World
 
 VOLUME = "tip_volume_30d"
@@ -32,7 +32,7 @@ async def _at_once(_: float) -> None:
     """No pause."""
 
 
-def auditor(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
+def auditor(service: GatedService, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
     """Audits that service's cache."""
 
     async def drop(stale: Stale) -> None:
@@ -46,7 +46,7 @@ def auditor(service: Service, pause: Callable[[float], Awaitable[None]] = _at_on
     )
 
 
-async def consumed(service: Service) -> None:
+async def consumed(service: GatedService) -> None:
     """A worker has taken up every event."""
     log = SqliteEventLog(service.database)
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
@@ -57,7 +57,7 @@ def outcomes(verdicts: list[CheckResult]) -> list[str]:
     return [verdict.outcome for verdict in verdicts]
 
 
-async def test_each_user_gets_its_own_verdict_when_many_are_checked(service: Service, world: World) -> None:
+async def test_each_user_gets_its_own_verdict_when_many_are_checked(service: GatedService, world: World) -> None:
     await service.send(served("ann"), served("bob"), served("cleo"))
     await consumed(service)
     await service.batch(["ann", "bob"])
@@ -73,7 +73,7 @@ async def test_each_user_gets_its_own_verdict_when_many_are_checked(service: Ser
 
 
 async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_taken_in(
-    service: Service, world: World
+    service: GatedService, world: World
 ) -> None:
     await service.send(served("ann"))
     await put(service, world, VOLUME, 0, b"0")
@@ -84,7 +84,7 @@ async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_tak
 
 
 async def test_a_value_is_a_violation_when_it_is_right_by_chance_but_older_than_its_event(
-    service: Service, world: World
+    service: GatedService, world: World
 ) -> None:
     await service.send(served("ann"))
     await consumed(service)
@@ -92,7 +92,7 @@ async def test_a_value_is_a_violation_when_it_is_right_by_chance_but_older_than_
     assert outcomes(await auditor(service).check(["ann"])) == ["violation"]
 
 
-async def test_time_alone_is_no_violation(service: Service) -> None:
+async def test_time_alone_is_no_violation(service: GatedService) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000), served("ann"))
     await service.features("ann")
     await service.drain()
@@ -100,7 +100,9 @@ async def test_time_alone_is_no_violation(service: Service) -> None:
     assert outcomes(await auditor(service).check(["ann"])) == ["consistent"]
 
 
-async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(service: Service, world: World) -> None:
+async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(
+    service: GatedService, world: World
+) -> None:
     await service.send(served("ann"))
     await put(service, world, VOLUME, 1, b"77")
 
@@ -110,7 +112,7 @@ async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(s
     assert outcomes(await auditor(service, drop).check(["ann"])) == ["empty"]
 
 
-async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: Service, world: World) -> None:
+async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: GatedService, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, VOLUME, 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
@@ -128,7 +130,9 @@ async def test_nothing_is_claimed_while_the_cache_is_away(fragile_world: World) 
         fragile_world.server.signal(signal.SIGCONT)
 
 
-async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(service: Service, world: World) -> None:
+async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(
+    service: GatedService, world: World
+) -> None:
     await service.send(served("ann"), feedback("ann"))
     await consumed(service)
     await service.features("ann")
@@ -147,7 +151,7 @@ async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(ser
 # --- the running audit
 
 
-def watch(service: Service, users_per_s: int = 5) -> ConsistencyMonitor:
+def watch(service: GatedService, users_per_s: int = 5) -> ConsistencyMonitor:
     """The running audit of that process."""
     return ConsistencyMonitor(
         checker=auditor(service),
@@ -159,12 +163,12 @@ def watch(service: Service, users_per_s: int = 5) -> ConsistencyMonitor:
     )
 
 
-def checks(service: Service, after: str, outcome: str) -> float:
+def checks(service: GatedService, after: str, outcome: str) -> float:
     """How many were counted so."""
     return service.counted("consistency_checks", after=after, outcome=outcome)
 
 
-async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: Service) -> None:
+async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: GatedService) -> None:
     watching = watch(service)
     await service.send(served("old"))
     await watching.round()  # what was there before counts for nothing
@@ -186,7 +190,7 @@ async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: Se
 
 
 async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_it(
-    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
     monkeypatch.setattr(checker, "log", recorder)
@@ -208,7 +212,7 @@ async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_i
     assert (await service.features("ann"))[VOLUME] == 1
 
 
-async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service: Service) -> None:
+async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service: GatedService) -> None:
     watching = watch(service, users_per_s=3)
     await watching.round()
     await service.send(*(served(f"user-{number}") for number in range(300)))
@@ -218,7 +222,7 @@ async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service
     assert sum(checks(service, "1s", outcome) for outcome in ("empty", "consistent", "pending")) == 3
 
 
-async def test_a_check_that_comes_too_late_says_nothing(service: Service) -> None:
+async def test_a_check_that_comes_too_late_says_nothing(service: GatedService) -> None:
     watching = watch(service)
     await watching.round()
     await service.send(served("ann"))
@@ -230,7 +234,7 @@ async def test_a_check_that_comes_too_late_says_nothing(service: Service) -> Non
 
 @pytest.mark.parametrize("fault", [StoreUnavailable("locked"), ValueError("a defect")])
 async def test_watch_goes_on_and_says_so_once_when_the_database_does_not_answer(
-    service: Service, fault: Exception, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, fault: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
     monkeypatch.setattr(monitor, "log", recorder)
@@ -261,11 +265,11 @@ async def test_watch_goes_on_and_says_so_once_when_the_database_does_not_answer(
     )
 
 
-async def test_nothing_is_watched_when_that_is_switched_off(service: Service) -> None:
+async def test_nothing_is_watched_when_that_is_switched_off(service: GatedService) -> None:
     await watch(service, users_per_s=0).keep_watching()
 
 
-async def test_events_that_were_never_consumed_are_found_by_their_user(service: Service) -> None:
+async def test_events_that_were_never_consumed_are_found_by_their_user(service: GatedService) -> None:
     recent = SqliteRecentEvents(service.database)
     assert await recent.newest_seq() == 0
     await SqliteEventLog(service.database).append([[admitted(served("ann")), admitted(served("bob"))]])

@@ -23,7 +23,7 @@ from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import Service
+from tests.support.service import GatedService
 from tests.support.world import World
 
 VOLUME = REGISTRY.names.index("tip_volume_30d")
@@ -38,11 +38,11 @@ async def _never(_: float) -> None:
     raise AssertionError("a pause")
 
 
-def inspector(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
+def inspector(service: GatedService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
     """Looks at that service's users."""
     return Inspector(
         cache=service.cache,
-        trusted=service.gate.holds,
+        trusted=service.inner.trust_gate.holds,
         users=SqliteUsers(service.database),
         computation=service.computation,
         registry=service.registry,
@@ -50,19 +50,21 @@ def inspector(service: Service, pause: Callable[[float], Awaitable[None]] = _at_
     )
 
 
-async def inspect(service: Service, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
+async def inspect(service: GatedService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
     """Inspects ann."""
     (inspection,) = await inspector(service, pause).inspect(["ann"])
     return inspection
 
 
-async def put_raw(service: Service, world: World, feature: str, raw: bytes) -> None:
+async def put_raw(service: GatedService, world: World, feature: str, raw: bytes) -> None:
     """Put bytes past the protocol."""
     epoch, _ = await service.cache.inner.read([Cell("ann", feature)])
     ask(world.server, "SET", key(epoch, Cell("ann", feature)), raw)
 
 
-async def put(service: Service, world: World, feature: str, seq: int, text: bytes, fingerprint: bytes = b"") -> None:
+async def put(
+    service: GatedService, world: World, feature: str, seq: int, text: bytes, fingerprint: bytes = b""
+) -> None:
     """Put a value past the protocol."""
     known = fingerprint or service.registry.named(feature).fingerprint.encode()
     now_ms = service.clock.now_ms()
@@ -74,7 +76,7 @@ def by_name(inspection: Inspection, what: str) -> dict[str, object]:
     return {cell.entry.name: getattr(cell, what) for cell in inspection.cells}
 
 
-async def test_nothing_is_changed_when_an_admin_looks(service: Service, world: World) -> None:
+async def test_nothing_is_changed_when_an_admin_looks(service: GatedService, world: World) -> None:
     await service.send(served("ann"), feedback("ann", dwell_ms=7))
     keys = ask(world.server, "DBSIZE")
     first, second = [await inspect(service) for _ in range(2)]
@@ -88,7 +90,7 @@ async def test_nothing_is_changed_when_an_admin_looks(service: Service, world: W
         assert (reading.cached, reading.expires_at_ms, cell.difference) == (False, None, None)
 
 
-async def test_state_of_each_cell_is_told_when_they_differ(service: Service, world: World) -> None:
+async def test_state_of_each_cell_is_told_when_they_differ(service: GatedService, world: World) -> None:
     await service.send(served("ann"))
     await service.features("ann")
     await service.drain()
@@ -123,13 +125,13 @@ async def test_state_of_each_cell_is_told_when_they_differ(service: Service, wor
     assert inspection.reading(VOLUME).json == b"0"  # a read would have answered that
 
 
-async def test_only_events_of_its_subjects_make_a_cell_stale(service: Service, world: World) -> None:
+async def test_only_events_of_its_subjects_make_a_cell_stale(service: GatedService, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, "completion_rate_30d", 0, b"null")
     assert by_name(await inspect(service), "state")["completion_rate_30d"] == "fresh"
 
 
-async def test_time_alone_explains_a_difference_when_the_window_moved_on(service: Service) -> None:
+async def test_time_alone_explains_a_difference_when_the_window_moved_on(service: GatedService) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000), served("ann", NOW_MS))
     await service.features("ann")
     await service.drain()
@@ -139,7 +141,7 @@ async def test_time_alone_explains_a_difference_when_the_window_moved_on(service
     assert (cell.state, cell.held.json, cell.outcome.json, cell.difference) == ("fresh", b"2", b"1", "time")
 
 
-async def test_event_of_the_computations_own_moment_is_no_mystery(service: Service, world: World) -> None:
+async def test_event_of_the_computations_own_moment_is_no_mystery(service: GatedService, world: World) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000))
     service.clock.advance(20)
     await service.send(served("ann", NOW_MS + 20))
@@ -150,7 +152,9 @@ async def test_event_of_the_computations_own_moment_is_no_mystery(service: Servi
     assert (await inspect(service)).cells[VOLUME].difference == "time"
 
 
-async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(service: Service, world: World) -> None:
+async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(
+    service: GatedService, world: World
+) -> None:
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 1, b"77")
     cell = (await inspect(service)).cells[VOLUME]
@@ -159,7 +163,7 @@ async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(
 
 @pytest.mark.parametrize(("seq", "text"), [(0, b"0"), (1, b"77")], ids=["stale", "unexplained"])
 async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
-    service: Service, world: World, seq: int, text: bytes
+    service: GatedService, world: World, seq: int, text: bytes
 ) -> None:
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", seq, text)
@@ -173,7 +177,7 @@ async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
     assert (cell.state, cell.difference, len(pauses)) == ("missing", None, 1)
 
 
-async def test_look_comes_to_an_end_when_events_never_do(service: Service, world: World) -> None:
+async def test_look_comes_to_an_end_when_events_never_do(service: GatedService, world: World) -> None:
     pauses: list[float] = []
 
     async def one_more(seconds: float) -> None:
@@ -188,7 +192,7 @@ async def test_look_comes_to_an_end_when_events_never_do(service: Service, world
 
 
 async def test_difference_of_an_event_is_not_put_down_to_time_when_it_comes_during_the_look(
-    service: Service, world: World
+    service: GatedService, world: World
 ) -> None:
     await service.send(served("ann"))
     await service.features("ann")
@@ -251,14 +255,14 @@ async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_seco
     assert inspection.reading(VOLUME).json == b"1"
 
 
-async def test_no_second_look_is_needed_when_the_value_knows_more(service: Service, world: World) -> None:
+async def test_no_second_look_is_needed_when_the_value_knows_more(service: GatedService, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 99, b"77")
     cell = (await inspect(service, _never)).cells[VOLUME]
     assert (cell.state, cell.difference) == ("fresh", None)
 
 
-async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: Service, world: World) -> None:
+async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: GatedService, world: World) -> None:
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
@@ -271,7 +275,7 @@ async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: Servi
 # --- freshness, without a computation
 
 
-async def put_of(service: Service, world: World, user: str, seq: int, fingerprint: bytes = b"") -> None:
+async def put_of(service: GatedService, world: World, user: str, seq: int, fingerprint: bytes = b"") -> None:
     """Put a volume of another user past the protocol."""
     known = fingerprint or service.registry[VOLUME].fingerprint.encode()
     now_ms = service.clock.now_ms()
@@ -281,7 +285,7 @@ async def put_of(service: Service, world: World, user: str, seq: int, fingerprin
 
 
 async def test_cells_of_many_users_are_fresh_missing_and_stale_when_the_cache_holds_such(
-    service: Service, world: World
+    service: GatedService, world: World
 ) -> None:
     users = ["ann", "bob", "cyd", "dee"]
     await service.send(*map(served, users), feedback("ann"))
@@ -301,7 +305,7 @@ async def test_cells_of_many_users_are_fresh_missing_and_stale_when_the_cache_ho
     assert [look.value.json for look in volumes if look.value] == [b"1", b"1", b"1"]
 
 
-async def test_only_the_features_asked_for_are_read(service: Service) -> None:
+async def test_only_the_features_asked_for_are_read(service: GatedService) -> None:
     looks = await inspector(service).freshness(["ann"], REGISTRY.mask(["preferred_hour"]))
     assert [(look.feature, look.state) for look in looks] == [(3, "missing")]
     assert await inspector(service).freshness([]) == []

@@ -19,7 +19,7 @@ from tests.support.events import feedback, served
 from tests.support.proxy import Proxy, proxy
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
-from tests.support.service import Service, assert_reads, assert_true
+from tests.support.service import GatedService, assert_reads, assert_true
 from tests.support.waiting import eventually
 from tests.support.world import World
 
@@ -27,12 +27,12 @@ USER = "ann"
 HASTY_MS = 60
 
 
-async def owed(service: Service) -> list[object]:
+async def owed(service: GatedService) -> list[object]:
     """The users whose invalidation is owed, in order."""
     return await column(service.database, "SELECT user_id FROM owed_invalidations ORDER BY id")
 
 
-async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: Service) -> None:
+async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: GatedService) -> None:
     await assert_true([service], USER, "bob")
     assert await service.invalidator.invalidate({USER: REGISTRY.names}) is True
     held = await service.held(USER, "bob")
@@ -41,7 +41,7 @@ async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: S
     assert await owed(service) == []
 
 
-async def test_nothing_is_asked_when_nothing_is_stale(service: Service) -> None:
+async def test_nothing_is_asked_when_nothing_is_stale(service: GatedService) -> None:
     assert await service.invalidator.invalidate({}) is True
     assert service.cache.commands == {}
 
@@ -143,7 +143,7 @@ async def test_no_process_reads_older_than_an_answer_when_the_cache_dies_and_ris
     await hits_again(one)
 
 
-async def hits_again(service: Service) -> None:
+async def hits_again(service: GatedService) -> None:
     """The next read computes nothing."""
     statements = len(service.source.statements)
     await service.features(USER)
@@ -249,13 +249,13 @@ async def test_a_debt_recorded_between_drop_and_forgetting_is_settled_apart(
     assert await owed(one) == []
 
 
-async def test_every_debt_is_settled_when_there_are_more_than_one_look_takes(service: Service) -> None:
+async def test_every_debt_is_settled_when_there_are_more_than_one_look_takes(service: GatedService) -> None:
     users = [f"user {number}" for number in range(SETTLE_CHUNK * 2 + 7)]
     await service.batch(users)
     await service.drain()
     await service.owed.owe(users, 1)
     service.clock.advance(51)
-    assert not service.gate.holds()
+    assert not service.inner.trust_gate.holds()
     assert await service.invalidator.settle() == len(users)
     assert await owed(service) == []
     assert service.cache.commands["drop"] == 3
@@ -277,7 +277,7 @@ async def test_keys_of_another_release_are_settled_too(world: World) -> None:
     assert keys(world.server) == []
 
 
-async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: Service) -> None:
+async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: GatedService) -> None:
     cells = {name: Cell(USER, name) for name in ("old", "same", "newer", "lease", "garbage", "empty")}
     epoch, _ = await service.cache.read(list(cells.values()))
     tokens = dict(zip(cells, await service.cache.lease(epoch, list(cells.values())), strict=True))
@@ -295,7 +295,7 @@ async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: Ser
     assert service.counted("stale_values_dropped") == 1
 
 
-async def test_nothing_is_asked_when_a_worker_takes_up_no_event(service: Service) -> None:
+async def test_nothing_is_asked_when_a_worker_takes_up_no_event(service: GatedService) -> None:
     await service.invalidator.drop_older({})
     assert service.cache.commands == {}
 
@@ -346,7 +346,7 @@ async def test_the_gauge_falls_when_another_process_settled(world: World) -> Non
     keeping.cancel()
 
 
-async def test_settling_ends_when_it_is_cancelled_in_its_wait(service: Service, world: World) -> None:
+async def test_settling_ends_when_it_is_cancelled_in_its_wait(service: GatedService, world: World) -> None:
     keeping = await world.started(service.invalidator.keep_settling())
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -354,7 +354,7 @@ async def test_settling_ends_when_it_is_cancelled_in_its_wait(service: Service, 
 
 
 async def test_settling_ends_when_it_is_cancelled_in_its_pause(
-    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paused = asyncio.Event()
 
@@ -373,7 +373,9 @@ async def test_settling_ends_when_it_is_cancelled_in_its_pause(
         await keeping
 
 
-async def test_settling_keeps_the_debt_when_it_is_cancelled_before_its_drop(service: Service, world: World) -> None:
+async def test_settling_keeps_the_debt_when_it_is_cancelled_before_its_drop(
+    service: GatedService, world: World
+) -> None:
     await service.owed.owe([USER], 1)
     keeping = await world.stopped_at(service.cache.before_drop, service.invalidator.keep_settling())
     keeping.cancel()

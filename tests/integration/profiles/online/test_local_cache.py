@@ -17,15 +17,15 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import NEAR_AFTER, NEAR_USERS, Service, let_pass
-from tests.support.world import World
+from tests.support.service import NEAR_AFTER, NEAR_USERS, GatedService, let_pass
+from tests.support.world import Kind, World
 
 USER = "ann"
 FULL = REGISTRY.full_mask
 WIDTH = len(REGISTRY)
 
 
-async def kept(service: Service, *user_ids: str) -> None:
+async def kept(service: GatedService, *user_ids: str) -> None:
     """Plain reads until the users are kept near."""
     for user_id in user_ids:
         for _ in range(NEAR_AFTER):
@@ -34,7 +34,7 @@ async def kept(service: Service, *user_ids: str) -> None:
         assert await is_near(service, user_id)
 
 
-async def is_near(service: Service, user_id: str) -> bool:
+async def is_near(service: GatedService, user_id: str) -> bool:
     """Whether a plain read, which is made, asks no server."""
     await service.drain()
     before = service.cache.commands.copy()
@@ -43,7 +43,7 @@ async def is_near(service: Service, user_id: str) -> bool:
     return service.cache.commands == before
 
 
-async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: Service) -> None:
+async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: GatedService) -> None:
     await service.send(served(USER), feedback(USER, dwell_ms=5))
     await kept(service, USER)
     service.cache.commands.clear()
@@ -55,7 +55,7 @@ async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: S
     assert service.counted("cache_hits") >= service.counted("near_hits")
 
 
-async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: Service) -> None:
+async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: GatedService) -> None:
     await service.plain(USER)
     await service.drain()
     await service.plain(USER)
@@ -63,14 +63,14 @@ async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: Serv
     assert await is_near(service, USER)
 
 
-async def test_a_detailed_read_asks_the_server_when_the_user_is_near(service: Service) -> None:
+async def test_a_detailed_read_asks_the_server_when_the_user_is_near(service: GatedService) -> None:
     await kept(service, USER)
     service.cache.commands.clear()
     await service.features(USER)
     assert service.cache.commands == {"read": 1}
 
 
-async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(service: Service) -> None:
+async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(service: GatedService) -> None:
     await kept(service, "a", "c")
     await service.send(served("b"))
     wanted = dict.fromkeys(["a", "b", "c", "d"], FULL)
@@ -80,7 +80,7 @@ async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(servi
     assert [row.user_id for row in service.source.statements[0]] == ["b", "d"]
 
 
-async def test_each_selection_is_kept_for_itself_when_features_are_selected(service: Service) -> None:
+async def test_each_selection_is_kept_for_itself_when_features_are_selected(service: GatedService) -> None:
     await kept(service, USER)
     volume = REGISTRY.mask(["tip_volume_30d"])
     service.cache.commands.clear()
@@ -100,7 +100,7 @@ async def test_an_event_is_seen_when_it_came_through_another_process(world: Worl
         await kept(reader, USER)
 
 
-async def test_a_profile_stays_near_when_only_another_feature_became_untrue(service: Service) -> None:
+async def test_a_profile_stays_near_when_only_another_feature_became_untrue(service: GatedService) -> None:
     """The event log's newest number grows, the values of the other subject keep theirs: they are still proved."""
     await service.send(feedback(USER))
     await kept(service, USER)
@@ -214,14 +214,14 @@ async def test_nothing_is_kept_when_an_erased_user_is_owed_an_invalidation(world
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def kept_as_far_as_allowed(service: Service) -> None:
+async def kept_as_far_as_allowed(service: GatedService) -> None:
     """More plain reads than it takes; the clock stands still, so a look at what is owed is never too old."""
     await service.plain("bob")
     for _ in range(NEAR_AFTER):
         await service.plain(USER)
 
 
-async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: Service) -> None:
+async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: GatedService) -> None:
     users = [f"user {number}" for number in range(PROOFS_PER_TURN * 2)]
     for round_ in range(NEAR_AFTER + 1):
         await service.reader.read_values(dict.fromkeys(users, FULL))
@@ -241,7 +241,7 @@ async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(world: 
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: Service) -> None:
+async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: GatedService) -> None:
     await kept(service, USER)
     let_pass(service.clock, MAX_AGE_S - 1)
     assert await is_near(service, USER)
@@ -250,7 +250,7 @@ async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: Ser
     assert await is_near(service, USER)
 
 
-async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(service: Service) -> None:
+async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(service: GatedService) -> None:
     await service.plain(USER)
     await service.drain()
     (soonest,) = {min(reading.expires_at_ms or 0 for reading in (await service.profile(USER)).values())}
@@ -261,7 +261,7 @@ async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(serv
 
 
 @pytest.mark.parametrize("trouble", ["owed", "locked out"])
-async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: Service, trouble: str) -> None:
+async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: GatedService, trouble: str) -> None:
     await kept(service, USER)
     if trouble == "owed":
         await service.owed.owe(["somebody else"], 1)
@@ -274,7 +274,7 @@ async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: Ser
     assert service.counted("degraded_reads", reason="owed") == 1
 
 
-async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: Service) -> None:
+async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: GatedService) -> None:
     await kept(service, USER)
     service.owed.close()
     await service.send(served(USER))
@@ -282,7 +282,7 @@ async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: Servic
         assert (await service.plain(USER))["tip_volume_30d"] == 1
 
 
-async def test_only_so_many_users_are_kept_when_more_are_read(service: Service) -> None:
+async def test_only_so_many_users_are_kept_when_more_are_read(service: GatedService) -> None:
     users = [f"user {number}" for number in range(NEAR_USERS + 3)]
     for user_id in users:
         await kept(service, user_id)
@@ -291,7 +291,7 @@ async def test_only_so_many_users_are_kept_when_more_are_read(service: Service) 
     assert not await is_near(service, users[0])
 
 
-async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service: Service) -> None:
+async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service: GatedService) -> None:
     for mask in range(1, MASKS_PER_USER + 4):
         for _ in range(NEAR_AFTER):
             await service.reader.read_values({USER: mask})
@@ -344,10 +344,8 @@ async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
     schedule: Callable[[World], Awaitable[None]],
     database_path: Path,
     valkey: EmbeddedServer,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tests.support.service.LocalCache", mutant)
-    async with World(database_path, valkey) as world:
+    async with World(database_path, valkey, Kind(mutant.__name__, local_cache=mutant)) as world:
         with pytest.raises(AssertionError):
             await schedule(world)
 

@@ -16,14 +16,14 @@ from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.ports import ComputeRow
 from tests.support.clock import NOW_MS
 from tests.support.events import served
-from tests.support.service import NEAR_AFTER, READERS, Service
+from tests.support.service import NEAR_AFTER, READERS, GatedService
 from tests.support.waiting import eventually
 from tests.support.world import World
 
 SLOW_S = 5  # what a statement takes where a test says that it is slow
 
 
-async def overwhelmed(service: Service, world: World) -> list[asyncio.Task[dict[str, Profile]]]:
+async def overwhelmed(service: GatedService, world: World) -> list[asyncio.Task[dict[str, Profile]]]:
     """Statements are slow, and so many users wait for one that another one would wait too long."""
     slow = await world.stopped_at(service.source.before, service.features("first"))
     service.clock.advance(SLOW_S * 1000)
@@ -42,11 +42,13 @@ async def overwhelmed(service: Service, world: World) -> list[asyncio.Task[dict[
     return waiting
 
 
-def _begun(service: Service, statements: int) -> bool:
+def _begun(service: GatedService, statements: int) -> bool:
     return len(service.source.statements) == statements
 
 
-async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(service: Service, world: World) -> None:
+async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(
+    service: GatedService, world: World
+) -> None:
     await service.send(served("ann"))
     expected = await service.features("ann")
     await service.drain()
@@ -68,7 +70,7 @@ async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(se
 
 
 async def test_a_read_is_sent_away_when_the_cache_is_away_and_too_many_wait(
-    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = await overwhelmed(service, world)
     monkeypatch.setattr(type(service.cache), "available", property(lambda _: False))
@@ -82,7 +84,7 @@ async def test_a_read_is_sent_away_when_the_cache_is_away_and_too_many_wait(
 
 
 async def test_a_batch_is_finished_when_too_many_wait_after_it_was_let_in(
-    service: Service, world: World, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = [f"batch {number}" for number in range(2 * GROUP_CAP)]
     first = await world.stopped_at(service.source.before, service.batch(users))
@@ -104,7 +106,7 @@ class Late(OverloadQueue):
 
 
 async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turns_come_too_late(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(NEAR_AFTER):
         await service.plain("near")
@@ -124,7 +126,7 @@ async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turn
 
 
 async def test_who_is_patient_takes_no_turn_when_too_many_wait(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.reader, "_turns", Late(1.0))
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
@@ -133,7 +135,7 @@ async def test_who_is_patient_takes_no_turn_when_too_many_wait(
 
 
 async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     never = asyncio.Event()
@@ -150,7 +152,7 @@ async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
 
 
 async def test_a_read_is_answered_when_there_is_room_by_its_turn(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Relief(OverloadQueue):
         async def wait(self) -> bool:
@@ -162,13 +164,15 @@ async def test_a_read_is_answered_when_there_is_room_by_its_turn(
     assert (await service.features("cold"))["tip_volume_30d"] == 0
 
 
-async def test_a_rebuild_is_not_sent_away_when_too_many_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rebuild_is_not_sent_away_when_too_many_wait(
+    service: GatedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     assert (await service.rebuild("ann"))["ann"]["tip_volume_30d"] == 0
 
 
 async def test_past_moments_are_sent_away_when_too_many_wait_and_leave_a_reader_to_others(
-    service: Service, world: World
+    service: GatedService, world: World
 ) -> None:
     mask = service.registry.full_mask
     rows = [ComputeRow("ann", mask, NOW_MS, None)] * CAP * (MOMENTS_ALWAYS + 1)

@@ -11,13 +11,13 @@ from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.users import SqliteUsers
-from tests.support.service import Service
+from tests.support.service import GatedService
 
 
 class QualityFixture:
     """The parts, the pauses that they asked for, and the runs that workers were asked to carry out."""
 
-    def __init__(self, service: Service, seed: int = 1) -> None:
+    def __init__(self, service: GatedService, seed: int = 1) -> None:
         self.service = service
         self.pauses: list[float] = []
         self.started: list[int] = []
@@ -25,7 +25,7 @@ class QualityFixture:
         registry, clock = service.registry, service.clock
         self.inspector = Inspector(
             cache=service.cache,
-            trusted=service.gate.holds,
+            trusted=service.inner.trust_gate.holds,
             users=self.users,
             computation=service.computation,
             registry=registry,

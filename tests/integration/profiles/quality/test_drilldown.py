@@ -12,14 +12,14 @@ from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.integration.profiles.quality.test_measurement import put
 from tests.support.clock import NOW_MS
 from tests.support.events import served
-from tests.support.service import Service
+from tests.support.service import GatedService
 from tests.support.world import World
 
 USERS = [f"user-{number:02d}" for number in range(12)]
 
 
 @pytest.fixture
-async def fixture(service: Service, world: World, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
+async def fixture(service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
     """Of the volume, four users are fresh, two stale and six missing; of the rate, four are null."""
     monkeypatch.setattr(module, "PAGE", 5)
     await service.send(*(served(user) for user in USERS), served("old", NOW_MS - 31 * DAY_MS))

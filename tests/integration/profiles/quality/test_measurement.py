@@ -28,7 +28,7 @@ from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import Service
+from tests.support.service import GatedService
 from tests.support.world import World
 
 WEEK_MS = 7 * DAY_MS
@@ -37,7 +37,7 @@ held = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChe
 
 
 @pytest.fixture
-def fixture(service: Service, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
+def fixture(service: GatedService, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
     monkeypatch.setattr(module, "PAGE", 3)
     return QualityFixture(service)
 
@@ -68,7 +68,7 @@ def ties_out(found: QualityReport) -> None:
                 assert found.measured < found.eligible or low == high
 
 
-async def put(world: World, service: Service, user: str, feature: str, seq: int) -> None:
+async def put(world: World, service: GatedService, user: str, feature: str, seq: int) -> None:
     """Put a value past the protocol."""
     now_ms = service.clock.now_ms()
     epoch, _ = await service.cache.inner.read([Cell(user, feature)])
@@ -327,7 +327,7 @@ async def test_a_value_of_another_type_is_in_no_bin_and_counted(world: World) ->
 async def test_slow_feature_is_computed_for_one_page_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
     service = await world.open(Registry([entry(name="slow", compute=ENDLESS), entry(name="sound")]))
-    monkeypatch.setattr(service.plain_source, "_timeout_s", 0.05)
+    monkeypatch.setattr(service.source.inner, "_timeout_s", 0.05)
     await service.send(*(served(f"user-{number}") for number in range(9)))
     fixture = QualityFixture(service)
     found = await fixture.measurement.measure()

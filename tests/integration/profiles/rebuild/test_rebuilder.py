@@ -12,19 +12,19 @@ from app.profiles.rebuild.rebuilder import ATTEMPTS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import Service, assert_true
+from tests.support.service import GatedService, assert_true
 from tests.support.world import World
 
 USER = "ann"
 
 
-async def test_values_are_in_the_cache_when_the_rebuild_answers(service: Service) -> None:
+async def test_values_are_in_the_cache_when_the_rebuild_answers(service: GatedService) -> None:
     await service.send(served(USER))
     assert await service.rebuild(USER, "bob") == {user: await service.recomputed(user) for user in (USER, "bob")}
     assert all(decode(raw) is not None for raw in (await service.held(USER, "bob")).values())
 
 
-async def test_values_are_computed_anew_when_they_were_held(service: Service) -> None:
+async def test_values_are_computed_anew_when_they_were_held(service: GatedService) -> None:
     await assert_true([service], USER)
     service.clock.advance(60_000)
     await service.rebuild(USER)
@@ -32,7 +32,7 @@ async def test_values_are_computed_anew_when_they_were_held(service: Service) ->
     assert {value.computed_at_ms for value in values if value} == {service.clock.now_ms()}
 
 
-async def test_only_the_selection_is_rebuilt_when_features_are_selected(service: Service) -> None:
+async def test_only_the_selection_is_rebuilt_when_features_are_selected(service: GatedService) -> None:
     await assert_true([service], USER)
     service.clock.advance(60_000)
     await service.rebuilder.rebuild([USER], REGISTRY.mask(["preferred_hour"]))
@@ -40,13 +40,13 @@ async def test_only_the_selection_is_rebuilt_when_features_are_selected(service:
     assert fresh == ["preferred_hour"]
 
 
-def computed_now(service: Service, raw: bytes | None) -> bool:
+def computed_now(service: GatedService, raw: bytes | None) -> bool:
     value = decode(raw)
     return value is not None and value.computed_at_ms == service.clock.now_ms()
 
 
 async def test_a_rebuild_gives_up_filling_when_events_keep_coming(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: GatedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer is right as of its last snapshot, and the next read computes."""
     fill = service.cache.inner.fill
@@ -92,7 +92,7 @@ async def test_nothing_older_is_left_when_the_cache_does_not_take_the_rebuilt_va
         assert (await read(USER))["tip_volume_30d"] == 0
 
 
-async def test_a_rebuild_raises_when_the_database_fails(service: Service) -> None:
+async def test_a_rebuild_raises_when_the_database_fails(service: GatedService) -> None:
     service.source.failure = StoreUnavailable("locked")
     with pytest.raises(StoreUnavailable):
         await service.rebuild(USER)

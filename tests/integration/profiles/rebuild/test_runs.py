@@ -17,7 +17,7 @@ from app.stores.sqlite.users import SqliteUsers
 from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
-from tests.support.service import Service
+from tests.support.service import GatedService
 from tests.support.world import World
 
 FOR_EVER = 1e9
@@ -26,7 +26,7 @@ FOR_EVER = 1e9
 class Office(NamedTuple):
     """A service, its book of runs, and who carries them out."""
 
-    service: Service
+    service: GatedService
     book: SqliteRebuildRepository
     runner: RebuildRunner
 
@@ -72,12 +72,12 @@ class Office(NamedTuple):
 
 
 @pytest.fixture
-async def office(service: Service) -> Office:
+async def office(service: GatedService) -> Office:
     book = SqliteRebuildRepository(service.database)
     return Office(service, book, runner(service, book))
 
 
-def runner(service: Service, book: SqliteRebuildRepository) -> RebuildRunner:
+def runner(service: GatedService, book: SqliteRebuildRepository) -> RebuildRunner:
     """Carries runs out."""
     users = SqliteUsers(service.database)
     return RebuildRunner(

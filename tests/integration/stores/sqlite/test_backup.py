@@ -54,7 +54,7 @@ async def test_backup_is_one_moment_when_events_keep_coming(database_path: Path,
             while not stop.is_set():
                 requests = [[served("ada", now_ms) for _ in range(20)] for _ in range(5)]
                 admitted = [service.ingestor._admission.admit(events, now_ms + 1_000) for events in requests]
-                await service.log.append(admitted)
+                await service.event_log.append(admitted)
                 sent += sum(len(events) for events in admitted)
 
         producing = asyncio.create_task(produce())
@@ -258,14 +258,14 @@ async def test_backup_holds_what_was_acknowledged_before_it_when_writers_of_ever
         async def produce(user: str) -> None:
             while not stop.is_set():
                 events = [(served if len(acknowledged) % 2 else feedback)(user, now_ms) for _ in range(7)]
-                await service.log.append([service.ingestor._admission.admit(events, now_ms + 1_000)])
+                await service.event_log.append([service.ingestor._admission.admit(events, now_ms + 1_000)])
                 acknowledged.extend(event.event_id for event in events)
 
         async def others() -> None:
             while not stop.is_set():
-                await service.log.append([service.ingestor._admission.admit([served("gone", now_ms)], now_ms)])
+                await service.event_log.append([service.ingestor._admission.admit([served("gone", now_ms)], now_ms)])
                 await service.users.erase("gone", now_ms)
-                await service.log.mark_consumed(range_of(acknowledged), now_ms)
+                await service.event_log.mark_consumed(range_of(acknowledged), now_ms)
 
         writing = [asyncio.create_task(work) for work in (produce("ann"), produce("bob"), others())]
         for number in range(5):

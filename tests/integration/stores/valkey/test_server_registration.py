@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import app.bootstrap.servers
-from app.bootstrap.service import Service, open_service
+from app.bootstrap.service import OpenService, open_service
 from app.errors import CacheRefused
 from app.events.admission import from_queue
 from app.features.clock import rfc3339
@@ -32,7 +32,7 @@ VOLUME = 4
 class World:
     """Two processes over one database, each with a way of its own to the cache."""
 
-    def __init__(self, first: Service, second: Service, ways: tuple[Proxy, Proxy]) -> None:
+    def __init__(self, first: OpenService, second: OpenService, ways: tuple[Proxy, Proxy]) -> None:
         self.first = first
         self.second = second
         self.ways = ways
@@ -44,11 +44,11 @@ class World:
         raw = {"subject": "signals.tip.served", "event_id": f"e{self.sent}", "user_id": "ada", "tip_id": "t"}
         return from_queue({**raw, "occurred_at": at}, "event")
 
-    async def volume(self, service: Service) -> tuple[int, bool]:
+    async def volume(self, service: OpenService) -> tuple[int, bool]:
         reading = (await service.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]
         return int(reading.json), reading.cached
 
-    async def until_hit(self, service: Service) -> None:
+    async def until_hit(self, service: OpenService) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + 10
         while not (await self.volume(service))[1]:

@@ -65,7 +65,7 @@ async def learn_one(school: School, user_id: str = "ann") -> None:
 async def test_prior_is_pooled_over_all_users_grown_or_not(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.stores.sqlite.states.PAGE", 7)
     states = await enroll(school, 40)
-    assert await school.bandit.upkeep.pool()
+    assert await school.bandit.maintenance.pool()
     pool = Pool(SPEC_V2)
     for evidence in states:
         pool.add(evidence)
@@ -79,7 +79,7 @@ async def test_prior_is_pooled_over_all_users_grown_or_not(school: School, monke
 
 
 async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(school: School) -> None:
-    pool = school.bandit.upkeep.pool
+    pool = school.bandit.maintenance.pool
     assert not await pool(), "there is nothing to pool"
     await learn_one(school)
     assert [await pool(), await pool()] == [True, False]
@@ -95,7 +95,7 @@ async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(s
 async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Database) -> None:
     workers = [School(database), School(database)]
     await learn_one(workers[0])
-    assert sorted(await asyncio.gather(*(worker.bandit.upkeep.pool() for worker in workers))) == [False, True]
+    assert sorted(await asyncio.gather(*(worker.bandit.maintenance.pool() for worker in workers))) == [False, True]
 
 
 async def test_evidence_of_another_release_is_left_out_of_the_prior(school: School) -> None:
@@ -103,7 +103,7 @@ async def test_evidence_of_another_release_is_left_out_of_the_prior(school: Scho
     await school.database.write(
         lambda c: c.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', x'00', 5, 1)")
     )
-    assert await school.bandit.upkeep.pool()
+    assert await school.bandit.maintenance.pool()
     assert await school.rows("SELECT users FROM bandit_priors") == [(1,)]
 
 
@@ -122,9 +122,9 @@ async def test_evidence_grows_page_by_page_and_goes_on_where_it_was_cut_short(
 
     monkeypatch.setattr(SqliteStates, "grow", grow)
     with pytest.raises(StoreUnavailable):
-        await school.bandit.upkeep.grow()
+        await school.bandit.maintenance.grow()
     assert await school.bandit.states.counts() == {SPEC_V1.hash: 4, SPEC_V2.hash: 16}
-    assert await school.bandit.upkeep.grow() == 4
+    assert await school.bandit.maintenance.grow() == 4
     assert await school.bandit.states.counts() == {SPEC_V2.hash: 20}
     for number, before in enumerate(states):
         after = await school.evidence(f"user-{number:04d}")
@@ -135,7 +135,7 @@ async def test_evidence_grows_page_by_page_and_goes_on_where_it_was_cut_short(
         np.testing.assert_array_equal(after.y[:size], before.y)
         assert not after.s[size:].any()
         assert not after.y[size:].any()
-    assert await school.bandit.upkeep.grow() == 0
+    assert await school.bandit.maintenance.grow() == 0
 
 
 async def test_evidence_grows_when_it_is_read_for_a_decision(database: Database) -> None:
@@ -197,10 +197,10 @@ async def test_damaged_evidence_is_set_aside_and_everybody_elses_goes_on(
     monkeypatch.setattr("app.bandit.learning.maintenance.REST_S", 0.0)
     states = await enroll(school, 8)
     bad = await damage(school, user_id, how)
-    await school.bandit.upkeep.once()
+    await school.bandit.maintenance.once()
     school.clock.advance(int(POOL_EVERY_S * 1000))
     await learn_one(school)
-    await school.bandit.upkeep.once()
+    await school.bandit.maintenance.once()
     ((spec_hash, kept),) = await school.rows("SELECT spec_hash, evidence FROM bandit_states WHERE user_id = ?", user_id)
     assert (spec_hash[:11], kept) == ("unreadable ", bad), "it stays as it is, under no spec"
     assert (await backlog(school.database)).unreadable == 1
@@ -301,7 +301,7 @@ async def test_decisions_go_on_with_the_newest_sound_prior_when_the_newest_is_da
 ) -> None:
     for user_id in ("ann", "bob", "cid"):
         await learn_one(school, user_id)
-        assert await school.bandit.upkeep.pool()
+        assert await school.bandit.maintenance.pool()
     for version in (2, 3):
         await damage_prior(school, version, how)
     other = School(school.database)  # a process that knows none of them
@@ -313,13 +313,13 @@ async def test_decisions_go_on_with_the_newest_sound_prior_when_the_newest_is_da
         ("prior_refused", "warning", 2),
     ], "each is said once"
     await learn_one(school, "dan")
-    assert await school.bandit.upkeep.pool()
+    assert await school.bandit.maintenance.pool()
     assert (await other.decide()).prior_version == 4
 
 
 async def test_decisions_go_on_without_a_prior_when_the_only_one_is_damaged(school: School, said: Recorder) -> None:
     await learn_one(school)
-    assert await school.bandit.upkeep.pool()
+    assert await school.bandit.maintenance.pool()
     await damage_prior(school, 1, PRIOR_DAMAGE["too short"])
     assert (await school.decide()).prior_version == 0
     assert len(said.lines) == 1
@@ -327,10 +327,10 @@ async def test_decisions_go_on_without_a_prior_when_the_only_one_is_damaged(scho
 
 async def test_prior_that_is_known_stays_known_when_a_newer_one_is_damaged(school: School, said: Recorder) -> None:
     await learn_one(school)
-    assert await school.bandit.upkeep.pool()
+    assert await school.bandit.maintenance.pool()
     assert (await school.decide()).prior_version == 1
     await learn_one(school, "bob")
-    assert await school.bandit.upkeep.pool()
+    assert await school.bandit.maintenance.pool()
     await damage_prior(school, 2, PRIOR_DAMAGE["no number"])
     await damage_prior(school, 1, PRIOR_DAMAGE["no number"])
     assert (await school.decide()).prior_version == 1
@@ -346,9 +346,9 @@ async def test_a_champion_alone_looks_for_no_prior() -> None:
 async def test_nothing_grows_without_a_challenger(database: Database) -> None:
     school = School(database, shadow=False)
     await enroll(school, 4)
-    assert await school.bandit.upkeep.grow() == 0
+    assert await school.bandit.maintenance.grow() == 0
     assert await school.bandit.states.counts() == {SPEC_V1.hash: 2, SPEC_V2.hash: 2}
-    assert not await school.bandit.upkeep.pool(), "the champion has no use for it"
+    assert not await school.bandit.maintenance.pool(), "the champion has no use for it"
 
 
 async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
@@ -363,7 +363,7 @@ async def test_upkeep_counts_and_goes_on_when_the_database_does_not_answer(
         return await real(book, limit, now_ms)
 
     monkeypatch.setattr(SqliteStates, "grow", grow)
-    task = asyncio.create_task(repeat("maintenance", school.bandit.upkeep.once, 0.0))
+    task = asyncio.create_task(repeat("maintenance", school.bandit.maintenance.once, 0.0))
     sample = school.metrics.collectors.get_sample_value
     await eventually(lambda: sample("profiles_prior_version") == 1)
     assert (sample("profiles_learned_states"), sample("profiles_states_to_grow")) == (4, 0)

@@ -90,7 +90,7 @@ async def test_old_decisions_go_with_what_belongs_to_them_and_priors_stay_as_lon
     for day in range(6):
         decision = await school.decide(request_id=f"request-{day}")
         await school.tell(feedback("ann", school.clock.now_ms(), tip_id=decision.chosen_id, decision_id=decision.id))
-        await school.bandit.upkeep.pool()
+        await school.bandit.maintenance.pool()
         kept.append(decision)
         school.clock.advance(DAY_MS)
     before_ms = kept[3].created_at_ms

@@ -1,0 +1,54 @@
+"""Erasing a user from the queue, the database and the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from app.errors import CacheUnavailable, QueueUnavailable
+from app.events.ports import Holdings, UserRecords
+from app.features.clock import Clock
+from app.telemetry import logger
+
+log = logger("events.erasure")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """Erases users.
+
+    `erase_jobs` removes a user's events from waiting queue jobs, `settle` makes the invalidation that erasing the rows
+    owes, `drop_cached` deletes a user's keys under every epoch.
+    """
+
+    users: UserRecords
+    erase_jobs: Callable[[str], Awaitable[object]]
+    settle: Callable[[], Awaitable[object]]
+    drop_cached: Callable[[str], Awaitable[None]]
+    clock: Clock
+
+    async def erase(self, user_id: str) -> Holdings:
+        """Erase a user; return what the database held.
+
+        Raises:
+            QueueUnavailable: the user is erased except for queue jobs.
+            StoreUnavailable: the user is not erased, or not completely; repeat it.
+        """
+        # The queue comes first: a job that a worker takes meanwhile is in the database before the rows are deleted.
+        unavailable: QueueUnavailable | None = None
+        try:
+            await self.erase_jobs(user_id)
+        except QueueUnavailable as error:
+            log.warning("jobs_not_erased", error=str(error))
+            unavailable = error
+        erased = await self.users.erase(user_id, self.clock.now_ms())
+        await self.settle()
+        await self.users.erase_decisions(user_id)
+        try:
+            await self.drop_cached(user_id)
+        except CacheUnavailable as error:  # no process reads the keys of earlier epochs, and they expire
+            log.warning("earlier_values_not_erased", error=str(error))
+        if unavailable is not None:
+            told = f"the user is erased except for jobs in the queue: {unavailable.told}; erase again when it answers"
+            raise QueueUnavailable(told)
+        return erased

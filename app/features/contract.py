@@ -1,0 +1,96 @@
+"""The contract of a deployment: the registry that it serves and its typed mirror, ours or an operator's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from traceback import walk_tb
+from types import ModuleType
+
+import msgspec
+
+from app.errors import RegistryError, SettingsError
+from app.features.registry import Registry
+from app.features.schema import ProfileFeatures, check_mirror
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """A compiled registry and its mirror."""
+
+    registry: Registry
+    mirror: type[msgspec.Struct]
+
+    def check(self, settings: Settings) -> None:
+        """Raise `RegistryError` if the mirror disagrees, `SettingsError` if a retention is too short."""
+        check_mirror(self.registry, self.mirror)
+        settings.require_retention(self.registry.longest_window_ms())
+        settings.require_decision_retention()
+
+
+def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.Struct] | None]:
+    """Import `module:NAME` or `/path/features.py:NAME`: the registry, not compiled, and the module's mirror if any.
+
+    Errors name `setting`.
+
+    Raises:
+        RegistryError: an entry breaks a rule, or the mirror is not a Struct.
+        SettingsError: the module cannot be imported, or `NAME` in it is not a registry.
+    """
+    place, _, name = source.rpartition(":")
+    try:
+        module = (
+            _run_file(Path(place).expanduser().absolute()) if place.endswith(".py") else importlib.import_module(place)
+        )
+    except RegistryError:
+        raise
+    except (Exception, SystemExit) as error:  # an operator's module can raise anything
+        raise SettingsError(setting, f"cannot load {place}: {_explanation(error, place)}") from error
+    registry = getattr(module, name, None)
+    if not isinstance(registry, Registry):
+        problem = f"{name} is of type {type(registry).__name__}" if hasattr(module, name) else f"there is no {name}"
+        found = [key for key, value in vars(module).items() if isinstance(value, Registry)]
+        raise SettingsError(setting, f"in {place}, {problem}; registries in it: {', '.join(found) or 'none'}")
+    mirror = getattr(module, ProfileFeatures.__name__, None)
+    if mirror is not None and not (isinstance(mirror, type) and issubclass(mirror, msgspec.Struct)):
+        raise RegistryError("*", f"{ProfileFeatures.__name__} in {place} must be a msgspec.Struct")
+    return registry, mirror
+
+
+def _run_file(path: Path) -> ModuleType:
+    """Run a file as a module without writing bytecode into the operator's directory."""
+    name = f"profiles_features_{sha256(str(path).encode()).hexdigest()[:8]}"
+    code = compile(path.read_bytes(), path, "exec")
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # msgspec looks up annotations in the module of a Struct
+    try:
+        exec(code, module.__dict__)  # noqa: S102  # as an import would
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _explanation(error: BaseException, place: str) -> str:
+    """The error in one line, with the file and line of the module that raised it."""
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        frames, text = [(error.filename or place, error.lineno or 1)], error.msg
+    elif isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
+        text = (
+            f"there is no module {error.name!r}; put its directory on PYTHONPATH (the current one is not searched), or "
+            "name the file, as /path/features.py:NAME"
+        )
+    elif isinstance(error, OSError) and not frames:
+        text = f"{error.strerror}: {error.filename}"
+    return " ".join(text.split()) + (f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else "")

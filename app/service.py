@@ -1,0 +1,104 @@
+"""One process of the service as its callers see it: routes, queue jobs and commands use its parts.
+
+`app.bootstrap.service` builds it. This module names no adapter, so the HTTP layer can import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from app.bandit.learning.attribution import DecisionLearner
+from app.bandit.learning.maintenance import Maintenance
+from app.bandit.ports import DecisionRepository, StateRepository
+from app.bandit.rollout.controller import Rollout
+from app.bandit.scoring import Scorer
+from app.events.consume import Consumer
+from app.events.erasure import Erasure
+from app.events.ingest import Ingestor
+from app.events.ports import DeadLetters, UserEvents, UserRecords
+from app.events.queue_door import QueueDoor
+from app.events.replay import Replayer
+from app.events.retention import Retention
+from app.features.clock import Clock
+from app.features.plan import Registries
+from app.features.registry import Registry
+from app.generation.writing import Writing
+from app.operations.audit import AuditTrail
+from app.operations.ports import SampleStore
+from app.operations.samples import Gauges
+from app.operations.states import ReadinessCheck
+from app.profiles.consistency.checker import ConsistencyChecker
+from app.profiles.consistency.inspection import Inspector
+from app.profiles.online.compute import Computation
+from app.profiles.online.invalidation import Invalidator
+from app.profiles.online.reader import ProfileReader
+from app.profiles.quality.runs import DataQuality
+from app.profiles.rebuild.rebuilder import Rebuilder
+from app.profiles.rebuild.runs import RebuildRepository, RebuildRunner
+from app.settings import Settings
+from app.telemetry import Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bandit:
+    """The parts of the bandit."""
+
+    scorer: Scorer
+    learner: DecisionLearner
+    maintenance: Maintenance
+    decisions: DecisionRepository
+    states: StateRepository
+    rollout: Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The parts of one process.
+
+    `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds per user
+    that the trial at the start measured. `mirror` is the registry as a typed Struct.
+    """
+
+    settings: Settings
+    process: str
+    clock: Clock
+    metrics: Metrics
+
+    registry: Registry
+    mirror: type[msgspec.Struct]
+    registries: Registries
+    costs: Mapping[int, float]
+
+    reader: ProfileReader
+    computation: Computation
+    invalidator: Invalidator
+    rebuilder: Rebuilder
+    rebuild_runs: RebuildRepository
+    rebuild_runner: RebuildRunner
+    start_rebuild: Callable[[str], Awaitable[None]]
+    drop_local_caches: Callable[[], Awaitable[None]]
+    inspector: Inspector
+    checker: ConsistencyChecker
+    quality: DataQuality
+
+    ingestor: Ingestor
+    queue_door: QueueDoor
+    consumer: Consumer
+    dead_letters: DeadLetters
+    replayer: Replayer
+    retention: Retention
+    users: UserRecords
+    user_events: UserEvents
+    erasure: Erasure
+
+    bandit: Bandit
+    writing: Writing
+
+    audit_trail: AuditTrail
+    samples: SampleStore
+    readiness: Callable[[], Awaitable[dict[str, ReadinessCheck]]]
+    refresh_gauges: Callable[[], Awaitable[Gauges]]
+    unknown_decisions: Callable[[], Awaitable[list[tuple[str, int]]]]
