@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +29,6 @@ from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import InvalidInput, SettingsError
-from app.events.handover import Handover
 from app.events.ports import Learner
 from app.profiles.consistency.monitor import ConsistencyMonitor
 from app.settings import Settings
@@ -37,7 +36,7 @@ from app.stores.queue import client
 from app.stores.queue.large_jobs import LargeJob, Position
 from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working
 from app.telemetry import configure_logging, logger, serve_metrics
-from app.worker.retry import Context, carried_out, come_back, context, pace_of, service_of
+from app.worker.retry import Context, Unfinished, context, job
 
 FOR_EVER = 1_000_000_000
 SWEEP_EVERY_S = 2.0
@@ -45,108 +44,95 @@ HOURLY = "the worker, hourly"
 log = logger("worker")
 
 
+async def _bury_events(ctx: Context, reason: str, events: object) -> None:
+    await ctx["service"].queue_door.bury(events, reason)
+
+
+@job(client.TIP_EVENTS, _bury_events)
 async def tip_events(ctx: Context, events: object) -> None:
     """Store a list of the payloads that `POST /events` accepts."""
-
-    async def bury(reason: str) -> None:
-        await service_of(ctx).queue_door.bury(events, reason)
-
-    await carried_out(ctx, client.TIP_EVENTS, _take_in(ctx, events), bury)
-
-
-async def _take_in(ctx: Context, events: object) -> None:
-    service = service_of(ctx)
+    service = ctx["service"]
     seqs = await service.queue_door.take_in(events)
     enqueued_at = ctx.get("enqueue_time")
     if isinstance(enqueued_at, datetime) and enqueued_at.timestamp() > 0:
         lag_s = (datetime.now(UTC) - enqueued_at).total_seconds()
         service.metrics.queue_door_lag.observe(max(0.0, lag_s))
-    cast(Handover, ctx["handover"]).add(seqs)  # the job is done once its events are stored and invalidated
+    ctx["handover"].add(seqs)  # the job is done once its events are stored and invalidated
 
 
+async def _bury_large_job(ctx: Context, reason: str, _: int, taken: int, events: int) -> None:
+    payload = f"a job of {events} events; {taken} or more of them are stored"
+    await ctx["service"].queue_door.bury(payload, reason)
+    await LargeJob(ctx["redis"], str(ctx["job_id"])).forget()
+
+
+@job(client.LARGE_TIP_EVENTS, _bury_large_job)
 async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> None:
-    """Store pieces of a large `tip_events` job until its time is over; then it is retried at once for the rest."""
-    position, job = Position(at, taken, events), LargeJob(ctx["redis"], str(ctx["job_id"]))
-
-    async def bury(reason: str) -> None:
-        await service_of(ctx).queue_door.bury(f"a job of {events} events; {taken} or more of them are stored", reason)
-        await job.forget()
-
-    await carried_out(ctx, client.LARGE_TIP_EVENTS, _take_in_pieces(ctx, job, position, bury), bury)
-
-
-async def _take_in_pieces(
-    ctx: Context, job: LargeJob, position: Position, bury: Callable[[str], Awaitable[None]]
-) -> None:
-    service = service_of(ctx)
-    until = service.clock.monotonic() + pace_of(ctx).budget_s
+    """Store pieces of a large `tip_events` job until its time is over; then it is tried again for the rest."""
+    service = ctx["service"]
+    position, large = Position(at, taken, events), LargeJob(ctx["redis"], str(ctx["job_id"]))
+    until = service.clock.monotonic() + ctx["pace"].budget_s
     while position.taken < position.events:
         try:
-            piece, following = await job.read(position)
+            piece, following = await large.read(position)
         except InvalidInput as error:
-            await bury(str(error))
+            await _bury_large_job(ctx, str(error), at, taken, events)
             return
-        cast(Handover, ctx["handover"]).add(await service.queue_door.take_in(piece, position.taken))
+        ctx["handover"].add(await service.queue_door.take_in(piece, position.taken))
         position = following
-        await job.move(position)
+        await large.move(position)
         if service.clock.monotonic() > until:
-            come_back(ctx, client.LARGE_TIP_EVENTS)
-    await job.forget()
+            raise Unfinished
+    await large.forget()
 
 
+@job(client.CONSUME)
 async def consume_events(ctx: Context, seqs: list[int]) -> None:
     """Consume events that an API process stored and invalidated."""
-    await carried_out(ctx, client.CONSUME, service_of(ctx).consumer.consume(seqs))
+    await ctx["service"].consumer.consume(seqs)
 
 
+async def _fail_rebuild(ctx: Context, reason: str, run_id: str) -> None:
+    service = ctx["service"]
+    await service.rebuild_runs.finish(run_id, "failed", service.clock.now_ms(), reason)
+
+
+@job(client.REBUILD, _fail_rebuild)
 async def run_rebuild(ctx: Context, run_id: str) -> None:
-    """Rebuild a part of a run; the job is retried at once for the rest."""
-
-    async def fail(reason: str) -> None:
-        service = service_of(ctx)
-        await service.rebuild_runs.finish(run_id, "failed", service.clock.now_ms(), reason)
-
-    await carried_out(ctx, client.REBUILD, _rebuild(ctx, run_id), fail)
+    """Rebuild a part of a run; then the job is tried again for the rest."""
+    if not await ctx["service"].rebuild_runner.run(run_id, ctx["pace"].budget_s):
+        raise Unfinished
 
 
-async def _rebuild(ctx: Context, run_id: str) -> None:
-    if not await service_of(ctx).rebuild_runner.run(run_id, pace_of(ctx).budget_s):
-        come_back(ctx, client.REBUILD)
-
-
+@job(client.BURY)
 async def bury_job(ctx: Context, payload: object, reason: str) -> None:
     """Store a job that is not one of this service as a dead letter."""
-    await carried_out(ctx, client.BURY, service_of(ctx).queue_door.bury(payload, reason))
+    await ctx["service"].queue_door.bury(payload, reason)
 
 
+@job(client.PRUNE)
 async def prune(ctx: Context) -> None:
     """Every night: delete events and decisions that are older than their retention, a part per try."""
-    await carried_out(ctx, client.PRUNE, _prune(ctx))
-
-
-async def _prune(ctx: Context) -> None:
     again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, at the first try
-    if await service_of(ctx).retention.prune(asyncio.sleep, pace_of(ctx).budget_s, go_on=again) is None:
-        come_back(ctx, client.PRUNE)
+    if await ctx["service"].retention.prune(asyncio.sleep, ctx["pace"].budget_s, go_on=again) is None:
+        raise Unfinished
 
 
+async def _fail_quality(ctx: Context, reason: str, run_id: int) -> None:
+    service = ctx["service"]
+    await service.quality.runs.finish(run_id, "failed", service.clock.now_ms(), error=reason)
+
+
+@job(client.QUALITY, _fail_quality)
 async def measure_quality(ctx: Context, run_id: int) -> None:
     """Carry out a run of data quality."""
-
-    async def fail(reason: str) -> None:
-        service = service_of(ctx)
-        await service.quality.runs.finish(run_id, "failed", service.clock.now_ms(), error=reason)
-
-    work = service_of(ctx).quality.carry_out(run_id, 0.8 * pace_of(ctx).work_s)
-    await carried_out(ctx, client.QUALITY, work, fail)
+    await ctx["service"].quality.carry_out(run_id, 0.8 * ctx["pace"].work_s)
 
 
+@job(client.HOURLY_QUALITY)
 async def hourly_quality(ctx: Context) -> None:
     """Every hour: start a run of data quality, unless one is active."""
-    await carried_out(ctx, client.HOURLY_QUALITY, _start_quality(service_of(ctx)))
-
-
-async def _start_quality(service: OpenService) -> None:
+    service = ctx["service"]
     run, _ = await service.quality.runs.open(HOURLY, service.clock.now_ms())
     await service.quality.start(run.id)
 
@@ -176,8 +162,8 @@ def consistency_monitor(service: OpenService) -> ConsistencyMonitor:
 
 
 FUNCTIONS = tuple(
-    func(cast(Any, job), name=name, max_tries=FOR_EVER)
-    for name, job in (
+    func(cast(Any, each), name=name, max_tries=FOR_EVER)
+    for name, each in (
         (client.TIP_EVENTS, tip_events),
         (client.LARGE_TIP_EVENTS, large_tip_events),
         (client.CONSUME, consume_events),
@@ -259,7 +245,7 @@ async def work(
             functions=FUNCTIONS,
             crons=crons(pace, settings.queue_name),
             pace=pace,
-            context=ctx,
+            context=cast(dict[str, Any], ctx),
         )
     log.info("worker_stopped")
 
