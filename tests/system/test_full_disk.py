@@ -137,7 +137,8 @@ async def test_events_are_refused_whole_and_reads_go_on_when_the_disk_is_full(
     cold = await producer.connection.get("/profiles/nobody-knows-me?detail=true")
     assert (cold.status, cold.json["features"]["tip_volume_30d"]["value"]) == (200, 0)
     assert await producer.send() == 507
-    assert await ready(producer.connection) == (200, "the disk is full: events and decisions are rejected, reads continue")
+    full = "the disk is full: events and decisions are rejected, reads continue"
+    assert await ready(producer.connection) == (200, full)
     refused_rebuild = await producer.connection.post("/admin/users/user-1/rebuild", {})
     assert refused_rebuild.status == 507  # an action whose entry in the trail cannot be written is not done
     await publish(small_fleet, "by-the-queue")
