@@ -15,8 +15,6 @@ from app.profiles.consistency import checker, monitor
 from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
 from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
-from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.recent_events import SqliteRecentEvents
 from tests.integration.profiles.consistency.test_inspection import inspector, put
 from tests.support.clock import NOW_MS
@@ -37,7 +35,7 @@ def auditor(service: GatedService, pause: Callable[[float], Awaitable[None]] = _
 
     async def drop(stale: Stale) -> None:
         await service.invalidator.invalidate(stale)
-        await recall(service.database)
+        await service.inner.drop_local_caches()
 
     return ConsistencyChecker(
         inspector=inspector(service, pause),
@@ -48,7 +46,7 @@ def auditor(service: GatedService, pause: Callable[[float], Awaitable[None]] = _
 
 async def consumed(service: GatedService) -> None:
     """A worker has taken up every event."""
-    log = SqliteEventLog(service.database)
+    log = service.inner.event_log
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
 
 
@@ -272,7 +270,7 @@ async def test_nothing_is_watched_when_that_is_switched_off(service: GatedServic
 async def test_events_that_were_never_consumed_are_found_by_their_user(service: GatedService) -> None:
     recent = SqliteRecentEvents(service.database)
     assert await recent.newest_seq() == 0
-    await SqliteEventLog(service.database).append([[admitted(served("ann")), admitted(served("bob"))]])
+    await service.inner.event_log.append([[admitted(served("ann")), admitted(served("bob"))]])
     assert [item.seq for item in await recent.since(0, 1)] == [2]
     assert await recent.any_unconsumed("ann", 0)
     assert not await recent.any_unconsumed("ann", 1)

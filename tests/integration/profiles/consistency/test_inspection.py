@@ -16,7 +16,6 @@ from app.features.registry import Registry
 from app.profiles.codec import LEASE, Value, encode
 from app.profiles.consistency.inspection import LOOKS, Inspection, Inspector
 from app.profiles.ports import Cell
-from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.cache import key
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
@@ -43,7 +42,7 @@ def inspector(service: GatedService, pause: Callable[[float], Awaitable[None]] =
     return Inspector(
         cache=service.cache,
         trusted=service.inner.trust_gate.holds,
-        users=SqliteUsers(service.database),
+        users=service.inner.users,
         computation=service.computation,
         registry=service.registry,
         pause=pause,

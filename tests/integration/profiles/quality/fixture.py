@@ -10,7 +10,6 @@ from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
-from app.stores.sqlite.users import SqliteUsers
 from tests.support.service import GatedService
 
 
@@ -21,7 +20,7 @@ class QualityFixture:
         self.service = service
         self.pauses: list[float] = []
         self.started: list[int] = []
-        self.users = SqliteUsers(service.database)
+        self.users = service.inner.users
         registry, clock = service.registry, service.clock
         self.inspector = Inspector(
             cache=service.cache,

@@ -11,9 +11,7 @@ import app.profiles.rebuild.runs as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.codec import decode
-from app.profiles.rebuild.runs import RebuildRun, RebuildRunner, scope_of
-from app.stores.sqlite.rebuilds import SqliteRebuildRepository
-from app.stores.sqlite.users import SqliteUsers
+from app.profiles.rebuild.runs import RebuildRepository, RebuildRun, RebuildRunner, scope_of
 from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
@@ -27,7 +25,7 @@ class Office(NamedTuple):
     """A service, its book of runs, and who carries them out."""
 
     service: GatedService
-    book: SqliteRebuildRepository
+    book: RebuildRepository
     runner: RebuildRunner
 
     async def eligible(self, count: int) -> list[str]:
@@ -73,16 +71,7 @@ class Office(NamedTuple):
 
 @pytest.fixture
 async def office(service: GatedService) -> Office:
-    book = SqliteRebuildRepository(service.database)
-    return Office(service, book, runner(service, book))
-
-
-def runner(service: GatedService, book: SqliteRebuildRepository) -> RebuildRunner:
-    """Carries runs out."""
-    users = SqliteUsers(service.database)
-    return RebuildRunner(
-        book=book, rebuilder=service.rebuilder, users=users, registry=service.registry, clock=service.clock
-    )
+    return Office(service, service.inner.rebuild_runs, service.inner.rebuild_runner)
 
 
 async def test_everyone_eligible_is_rebuilt_when_the_scope_is_all(
@@ -115,7 +104,7 @@ async def test_only_those_named_are_rebuilt_when_users_are_listed(
 
 
 async def test_a_run_goes_on_where_it_was_when_somebody_else_takes_it_up(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    office: Office, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 3)
     users = await office.eligible(8)
@@ -125,10 +114,10 @@ async def test_a_run_goes_on_where_it_was_when_somebody_else_takes_it_up(
     assert (run.state, run.done, run.position) == ("running", 3, users[2])
     assert await office.live(users) == set(users[:3])
 
-    office.service.source.statements.clear()
-    assert await runner(office.service, office.book).run("run", FOR_EVER) is True
+    other = await world.open()
+    assert await other.inner.rebuild_runner.run("run", FOR_EVER) is True
     assert (await office.look()).done == 8
-    computed = [user for statement in office.service.source.statements for user, *_ in statement]
+    computed = [user for statement in other.source.statements for user, *_ in statement]
     assert computed == users[3:]
 
 
