@@ -169,7 +169,6 @@ def _unanswered(
 
 
 def sampler(service: Service, role: Role) -> Sampler:
-    """The sampler of a process."""
     return Sampler(
         process=Process(role, service.process, service.registry.fingerprint),
         metrics=service.metrics,

@@ -51,7 +51,7 @@ Features = dict[str, object]
 
 
 def let_pass(clock: FakeClock, seconds: float) -> None:
-    """Time passes on the monotonic clock only: the moment that features count from stays."""
+    """Advance the monotonic clock, but not the wall clock that features count from."""
     now_ms = clock.now_ms()
     clock.advance(math.ceil(seconds * 1000))
     clock.step_to(now_ms)
@@ -80,31 +80,28 @@ class GatedService:
         self.ingestor = service.ingestor
 
     async def profile(self, user_id: str, mask: int | None = None) -> Profile:
-        """Read one user."""
         return (await self.reader.read({user_id: mask or self.registry.full_mask}))[user_id]
 
     async def features(self, user_id: str) -> Features:
-        """Read one user; name to value."""
+        """Read one user; feature name to value."""
         return self.decoded(await self.profile(user_id))
 
     async def plain(self, user_id: str) -> Features:
-        """Read one user as a recommender does: only the values, from this process's memory where they are there."""
+        """Read one user as a recommender does: values only, from the local cache if it holds them."""
         values = (await self.reader.read_values({user_id: self.registry.full_mask}))[user_id]
         return dict(zip(self.registry.names, map(json.loads, values), strict=True))
 
     async def batch(self, user_ids: Iterable[str]) -> dict[str, Features]:
-        """Read many users."""
         profiles = await self.reader.read(dict.fromkeys(user_ids, self.registry.full_mask))
         return {user_id: self.decoded(profile) for user_id, profile in profiles.items()}
 
     async def rebuild(self, *user_ids: str) -> dict[str, Features]:
-        """Rebuild users; what the rebuild answers."""
         profiles = await self.rebuilder.rebuild(user_ids, self.registry.full_mask)
         await self.inner.drop_local_caches()
         return {user_id: self.decoded(profile) for user_id, profile in profiles.items()}
 
     async def erase(self, user_id: str) -> None:
-        """Erase a user."""
+        """Erase the rows and cached values of a user."""
         await self.inner.users.erase(user_id, self.clock.now_ms())
         await self.invalidator.make_good()
 
@@ -117,7 +114,7 @@ class GatedService:
         return await self.ingestor.ingest(events)
 
     async def recomputed(self, user_id: str) -> Features:
-        """The truth: the same SQL past cache, gate and sharing."""
+        """The values that the feature SQL gives now, without the cache, the trust gate and the single flight."""
         asked = [ComputeRow(user_id, self.registry.full_mask)]
         snapshot = await self.source.inner.compute(self.clock.now_ms(), asked)
         values = (
@@ -126,7 +123,7 @@ class GatedService:
         return dict(zip(self.registry.names, values, strict=True))
 
     async def held(self, *user_ids: str) -> dict[Cell, bytes | None]:
-        """What the cache holds for users now, in bytes."""
+        """The bytes that the cache holds for users now."""
         cells = [Cell(user_id, name) for user_id in user_ids for name in self.registry.names]
         _, held = await self.cache.inner.read(cells)
         return dict(zip(cells, held, strict=True))
@@ -150,21 +147,21 @@ class GatedService:
         await self.reader.close()
 
     def go(self) -> None:
-        """Let whatever is stopped go on."""
+        """Open all gates."""
         self.source.go()
         self.cache.go()
 
     def decoded(self, profile: Mapping[int, Reading]) -> Features:
-        """Name to value."""
+        """Feature name to value."""
         return {self.registry.names[index]: json.loads(reading.json) for index, reading in profile.items()}
 
     def counted(self, name: str, **labels: str) -> float:
-        """A counter of this process."""
+        """The value of the counter `profiles_<name>_total`."""
         return self.metrics.collectors.get_sample_value(f"profiles_{name}_total", labels) or 0.0
 
     @property
     def statements(self) -> float:
-        """How many statements computed features."""
+        """The number of statements that computed features."""
         return self.metrics.collectors.get_sample_value("profiles_computation_seconds_count") or 0.0
 
 
@@ -176,7 +173,7 @@ async def open_gated(
     registry: Registry = REGISTRY,
     local_cache: type[LocalCache] = LocalCache,
 ) -> AsyncIterator[GatedService]:
-    """One process over a migrated database."""
+    """Open one process over a migrated database."""
     pauses: list[float] = []
     sources: list[GatedSource] = []
 
@@ -250,26 +247,25 @@ def over(
 
 
 async def assert_reads(services: Sequence[GatedService], *user_ids: str) -> None:
-    """Reads in every process equal a recomputation.
-
-    The first read of each process may still be answered from the cache as it was left; that is the point.
-    """
+    """Assert that reads in every process equal a recomputation. The first read may be answered from the cache."""
     for service in services:
         await service.drain()
     for user_id in user_ids:
         for service in services:
             expected = await service.recomputed(user_id)
             found = await service.features(user_id)
-            assert found == expected, f"a read of {user_id!r} is not the truth"
+            assert found == expected, f"a read of {user_id!r} differs from a recomputation"
             await service.drain()
             for _ in range(NEAR_AFTER):
-                assert await service.plain(user_id) == expected, f"a plain read of {user_id!r} is not the truth"
+                assert await service.plain(user_id) == expected, (
+                    f"a plain read of {user_id!r} differs from a recomputation"
+                )
     for service in services:
         await service.drain()
 
 
 async def assert_true(services: Sequence[GatedService], *user_ids: str) -> None:
-    """Reads in every process equal a recomputation, and whatever value stands in the cache is right."""
+    """Assert that reads in every process, and all values in the cache, equal a recomputation."""
     await assert_reads(services, *user_ids)
     for service in services:
         fingerprints = {entry.name: entry.fingerprint.encode() for entry in service.registry}
