@@ -69,7 +69,7 @@ from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, logger
 
-# Processes that serve a registry until they are stopped. A command ends, so it announces nothing.
+# The doors of processes that serve a registry until they are stopped. A command ends, so it announces none.
 SERVING = ("http", "queue")
 log = logger("bootstrap")
 
@@ -92,22 +92,18 @@ class OpenService(Service):
     local_cache: LocalCache | None
 
 
-def _same(source: Source) -> Source:
-    return source
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edges:
-    """The places where a process touches the outside world and the settings do not say how. Tests replace them.
+    """What a process takes from its surroundings and no setting names. Tests replace it.
 
-    `pause` is the wait after an owed invalidation. `settles=False` leaves owed invalidations to the caller.
+    `pause` is the wait after an owed invalidation. With `settles=False` the caller settles owed invalidations.
     """
 
     clock: Clock = field(default_factory=SystemClock)
     random: Random = field(default_factory=Random)
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     open_cache: OpenCache = open_cache
-    wrap_source: Callable[[Source], Source] = _same
+    wrap_source: Callable[[Source], Source] = lambda source: source
     local_cache: type[LocalCache] = LocalCache
     settles: bool = True
 

@@ -151,16 +151,6 @@ async def sweep(service: OpenService, pace: Pace) -> None:
         await service.quality.start(quality_id)
 
 
-def consistency_monitor(service: OpenService) -> ConsistencyMonitor:
-    return ConsistencyMonitor(
-        checker=service.checker,
-        users_per_s=service.settings.audit_users,
-        random=Random(),  # noqa: S311  # draws a sample
-        clock=service.clock,
-        metrics=service.metrics,
-    )
-
-
 FUNCTIONS = tuple(
     func(cast(Any, each), name=name, max_tries=FOR_EVER)
     for name, each in (
@@ -225,11 +215,18 @@ async def work(
         await stack.enter_async_context(sampling(service, "worker"))
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        consistency_monitor = ConsistencyMonitor(
+            checker=service.checker,
+            users_per_s=settings.audit_users,
+            random=Random(),  # noqa: S311  # draws a sample
+            clock=service.clock,
+            metrics=service.metrics,
+        )
         rollout_watch = RolloutWatch(service.bandit.rollout, service.clock)
         await stack.enter_async_context(
             running(
                 repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
-                consistency_monitor(service).keep_watching(),
+                consistency_monitor.keep_watching(),
                 repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
                 repeat("roll-out", rollout_watch.once, monitor.EVERY_S),
             )
