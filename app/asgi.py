@@ -32,6 +32,7 @@ from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
 from app.api.request_parsing import check_query
 from app.api.server import listen
+from app.bootstrap.generation import open_writing
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.errors import ProfilesError
@@ -80,6 +81,7 @@ def create_app(
                     open_service(settings, door="http", contract=contract, metrics=metrics)
                 )
                 await stack.enter_async_context(sampling(opened, "api"))
+            application.state.writing = await stack.enter_async_context(open_writing(settings, opened.clock, metrics))
             begin(application, opened)
             yield
 
@@ -141,8 +143,8 @@ def create_app(
 def about_to_stop(application: Litestar) -> None:
     """Report not ready and call no language model from now on. The server calls it when it is told to stop."""
     application.state[operations.STOPPING] = True
-    if (service := application.state.get("service")) is not None:
-        service.writing.stop()
+    if (writing := application.state.get("writing")) is not None:
+        writing.stop()
 
 
 def _interrupt(service: OpenService) -> None:
@@ -176,6 +178,7 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     """
     settings.require_safe_binding()
     settings.require_servers()
+    settings.require_whole_model()
     async with open_service(settings, door="http") as service, sampling(service, "api"):
         application = create_app(settings, service=service)
         tune_collector()

@@ -25,7 +25,6 @@ from app.events.retention import Retention
 from app.features.clock import Clock
 from app.features.plan import Registries
 from app.features.registry import Registry
-from app.generation.writing import Writing
 from app.operations.audit import AuditTrail
 from app.operations.ports import SampleStore
 from app.operations.samples import Gauges
@@ -95,7 +94,6 @@ class Service:
     erasure: Erasure
 
     bandit: Bandit
-    writing: Writing
 
     audit_trail: AuditTrail
     samples: SampleStore

@@ -12,6 +12,7 @@ from app.api.auth.authentication import Authenticator
 from app.api.auth.sessions import Sessions
 from app.api.rendering import Renderer
 from app.features.registry import Registry
+from app.generation.writing import Writing
 from app.service import Service
 
 HttpRequest = Request[Any, Any, Any]
@@ -32,6 +33,10 @@ def authenticator_of(connection: Connection) -> Authenticator:
 
 def renderer_of(connection: Connection) -> Renderer:
     return cast(Renderer, connection.app.state.renderer)
+
+
+def writing_of(connection: Connection) -> Writing:
+    return cast(Writing, connection.app.state.writing)
 
 
 def selected(registry: Registry, names: Sequence[str] | None) -> int:

@@ -12,7 +12,6 @@ from random import Random
 
 from app.bootstrap.bandit import build_bandit
 from app.bootstrap.contract import load_contract
-from app.bootstrap.generation import open_writing
 from app.bootstrap.health import Health
 from app.bootstrap.servers import open_cache, open_queue
 from app.concurrency.tasks import running
@@ -28,7 +27,6 @@ from app.events.retention import Kept, Retention
 from app.features.clock import Clock
 from app.features.contract import Contract
 from app.features.registry import Registry
-from app.generation.writing import Writing
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
@@ -120,9 +118,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 ) -> AsyncIterator[OpenService]:
     """Open a process, and close it in the reverse order when the block ends.
 
-    `door` labels the ingest metrics; `http` adds the local cache and the language model, `http` and `queue` announce
-    the registry. Without `cache_url` every read computes and every invalidation is owed. Without `queue_url` events
-    wait for the sweep.
+    `door` labels the ingest metrics. `http` adds the local cache, `http` and `queue` announce the registry.
+    Without `cache_url` every read computes and every invalidation is owed. Without `queue_url` events wait for the
+    sweep.
 
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
@@ -161,10 +159,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         # 2. The servers.
         queue = await stack.enter_async_context(open_queue(settings, metrics))
         cache = await stack.enter_async_context(edges.open_cache(settings, database, owed, clock, metrics))
-        if door == "http":
-            writing = await stack.enter_async_context(open_writing(settings, clock, metrics))
-        else:
-            writing = Writing(None, clock, metrics)
 
         # 3. Reads.
         source = edges.wrap_source(sqlite_source)
@@ -301,7 +295,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 clock=clock,
             ),
             bandit=bandit,
-            writing=writing,
             audit_trail=SqliteAuditTrail(database),
             samples=SqliteSamples(database),
             readiness=health.readiness,
