@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
 from app.bandit.learning.attribution import DecisionLearner
 from app.bandit.learning.maintenance import Maintenance
+from app.bandit.model.policies import Policies
 from app.bandit.ports import DecisionRepository, StateRepository
 from app.bandit.rollout.controller import Rollout
 from app.bandit.scoring import Scorer
@@ -41,10 +43,10 @@ from app.settings import Settings
 from app.telemetry import Metrics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bandit:
-    """The parts of the bandit."""
+class Bandit(NamedTuple):
+    """The parts of the bandit that other packages use."""
 
+    policies: Policies
     scorer: Scorer
     learner: DecisionLearner
     maintenance: Maintenance
@@ -78,7 +80,7 @@ class Service:
     rebuild_runs: RebuildRepository
     rebuild_runner: RebuildRunner
     start_rebuild: Callable[[str], Awaitable[None]]
-    drop_local_caches: Callable[[], Awaitable[None]]
+    clear_local_caches: Callable[[], Awaitable[None]]
     inspector: Inspector
     checker: ConsistencyChecker
     quality: DataQuality

@@ -31,7 +31,7 @@ from app.stores.sqlite.states import SqliteStates
 from app.telemetry import Metrics
 
 
-def build_bandit(
+def bandit(
     settings: Settings,
     database: Database,
     read_profile: ReadProfile,
@@ -41,30 +41,30 @@ def build_bandit(
     shadow_work: ShadowWork | None = None,
     new_id: Callable[[], str] | None = None,
 ) -> Bandit:
-    """The bandit of one process. By default a subprocess computes shadows, and ids begin with the time in hex."""
+    """The bandit of one process. `shadow_work` and `new_id` replace the shadow subprocess and the ids of decisions."""
 
-    def id_by_time() -> str:
-        # Ids that begin with the time put the newest decisions next to each other in the index.
+    def time_ordered_id() -> str:
+        # Begins with the time, so that the newest decisions are neighbours in the index.
         return f"{clock.now_ms():012x}{secrets.token_hex(10)}"
 
     policies = Policies.of(shadow=settings.shadow)
-    rules = Rules.of(settings.rewards, settings.reward_window_hours)
     decisions = SqliteDecisions(database, policies.longest)
     states = SqliteStates(database, policies.longest)
-    learner = DecisionLearner(SqliteLearning(database, policies, rules), clock, metrics)
+    learner = DecisionLearner(SqliteLearning(database, policies, _rules(settings)), clock, metrics)
     shadower = (
         NoShadow()
         if policies.challenger is None
         else BackgroundShadower(decisions, shadow_work or ProcessBeside(), metrics)
     )
     return Bandit(
+        policies=policies,
         scorer=Scorer(
             book=decisions,
             read_profile=read_profile,
             lineup=policies,
             serves_challenger=serves_challenger,
             shadower=shadower,
-            new_id=new_id or id_by_time,
+            new_id=new_id or time_ordered_id,
             clock=clock,
             metrics=metrics,
         ),
@@ -72,12 +72,13 @@ def build_bandit(
         maintenance=Maintenance(learner=learner, states=states, lineup=policies, clock=clock, metrics=metrics),
         decisions=decisions,
         states=states,
-        rollout=build_rollout(settings, database, policies, clock),
+        rollout=rollout(settings, database, clock),
     )
 
 
-def build_rollout(settings: Settings, database: Database, policies: Policies, clock: Clock) -> Rollout:
-    """The roll-out of the challenger. Its actions are recorded in the audit trail."""
+def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
+    """The challenger's roll-out. Every action on it is in the audit trail."""
+    policies = Policies.of(shadow=settings.shadow)
     trail, states = SqliteAuditTrail(database), SqliteStates(database, policies.longest)
 
     async def growth() -> Growth:
@@ -90,9 +91,13 @@ def build_rollout(settings: Settings, database: Database, policies: Policies, cl
     return Rollout(
         book=SqliteRollout(database),
         limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
-        window_ms=Rules.of(settings.rewards, settings.reward_window_hours).window_ms,
+        window_ms=_rules(settings).window_ms,
         policies=policies,
         growth=growth,
         audited=audited_action,
         clock=clock,
     )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules.of(settings.rewards, settings.reward_window_hours)

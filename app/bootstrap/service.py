@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
-from app.bootstrap.bandit import build_bandit
+from app.bootstrap.bandit import bandit as build_bandit
 from app.bootstrap.contract import load_contract
 from app.bootstrap.health import Health
 from app.bootstrap.servers import open_cache, open_queue
@@ -185,11 +185,11 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         rebuilder = Rebuilder(
             cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
         )
-        drop_local_caches = partial(recall, database)
+        clear_local_caches = partial(recall, database)
 
         async def drop(stale: Stale) -> None:
             await invalidator.invalidate(stale)
-            await drop_local_caches()
+            await clear_local_caches()
 
         # 4. Decisions and events.
         bandit = build_bandit(settings, database, reader.read_features, clock, metrics)
@@ -267,7 +267,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 book=rebuild_runs, rebuilder=rebuilder, users=users, registry=registry, clock=clock
             ),
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
-            drop_local_caches=drop_local_caches,
+            clear_local_caches=clear_local_caches,
             inspector=inspector,
             checker=ConsistencyChecker(inspector=inspector, events=SqliteRecentEvents(database), drop=drop),
             quality=quality,

@@ -122,7 +122,7 @@ async def _rebuild(
                     after, done = page[-1], done + len(page)
                     bar.update(task, completed=done)
             finally:
-                await service.drop_local_caches()
+                await service.clear_local_caches()
 
 
 @click.command()

@@ -11,7 +11,7 @@ from app.bandit.model.inputs import Candidate, Context
 from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.shadow.scores import Unshadowed, shadows_of
-from app.bootstrap.bandit import build_bandit
+from app.bootstrap.bandit import bandit
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
 from app.features.registry import Scalar
@@ -55,7 +55,7 @@ class School:
         self.metrics = Metrics()
         self.profiles: dict[str, Mapping[str, Scalar]] = {}
         self.meanwhile: Callable[[], Any] | None = None
-        self.bandit = build_bandit(
+        self.bandit = bandit(
             Settings(shadow=shadow, reward_window_hours=WINDOW_H),
             database,
             self._profile,

@@ -97,7 +97,7 @@ class GatedService:
 
     async def rebuild(self, *user_ids: str) -> dict[str, Features]:
         profiles = await self.rebuilder.rebuild(user_ids, self.registry.full_mask)
-        await self.inner.drop_local_caches()
+        await self.inner.clear_local_caches()
         return {user_id: self.decoded(profile) for user_id, profile in profiles.items()}
 
     async def erase(self, user_id: str) -> None:

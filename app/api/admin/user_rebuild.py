@@ -95,7 +95,7 @@ async def _rebuild(request: HttpRequest, user_id: str, mask: int) -> Profile:
     service = service_of(request)
     async with audited(request, "rebuild", user_hash(user_id)) as act:
         profiles = await service.rebuilder.rebuild([user_id], mask)
-        await service.drop_local_caches()
+        await service.clear_local_caches()
         if mask != service.registry.full_mask:
             act.outcome = "done: " + ", ".join(service.registry.names[index] for index in indices(mask))
     return profiles[user_id]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.bandit.model.policies import Policies
 from app.bandit.rollout.monitor import RolloutWatch
-from app.bootstrap.bandit import build_rollout
+from app.bootstrap import bandit
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
@@ -23,7 +22,7 @@ async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write decisions, and let a worker look."""
     database, settings, clock = await Database.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
-    rollout = build_rollout(settings, database, Policies.of(shadow=True), clock)
+    rollout = bandit.rollout(settings, database, clock)
     await RolloutWatch(rollout, clock).once()
     await database.close()
 

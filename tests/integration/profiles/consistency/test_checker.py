@@ -35,7 +35,7 @@ def auditor(service: GatedService, pause: Callable[[float], Awaitable[None]] = _
 
     async def drop(stale: Stale) -> None:
         await service.invalidator.invalidate(stale)
-        await service.inner.drop_local_caches()
+        await service.inner.clear_local_caches()
 
     return ConsistencyChecker(
         inspector=inspector(service, pause),

@@ -7,7 +7,6 @@ import sqlite3
 
 import pytest
 
-from app.bandit.model.policies import Policies
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V2
 from app.bandit.rollout import controller as rollout_module
@@ -18,7 +17,7 @@ from app.bandit.rollout.monitor import RolloutWatch
 from app.bandit.rollout.ports import RecentDecisions
 from app.bandit.rollout.stages import Move
 from app.bandit.rollout.status import RolloutStatus
-from app.bootstrap.bandit import build_rollout
+from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
@@ -39,7 +38,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def rollout(database: Database, clock: FakeClock) -> Rollout:
     settings = Settings()
-    return build_rollout(settings, database, Policies.of(shadow=True), clock)
+    return bandit.rollout(settings, database, clock)
 
 
 @pytest.fixture
@@ -380,7 +379,7 @@ async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: Roll
 
 
 async def test_without_a_challenger_nothing_can_be_ramped(database: Database, clock: FakeClock) -> None:
-    rollout = build_rollout(Settings(), database, Policies.of(shadow=False), clock)
+    rollout = bandit.rollout(Settings(shadow=False), database, clock)
     assert "PROFILES_SHADOW" in (why_not(await rollout.status(), "ramp") or "")
 
 
@@ -393,7 +392,7 @@ async def test_nobody_is_alarmed_when_there_is_no_challenger_that_could_serve(
     told = await rollout.alarm()
     assert told is not None
     assert told.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
-    alone = build_rollout(Settings(), database, Policies.of(shadow=False), clock)
+    alone = bandit.rollout(Settings(shadow=False), database, clock)
     assert await alone.alarm() is None
 
 
