@@ -181,7 +181,7 @@ async def one_process_cut_off(world: World, lose: Callable[[Proxy], None]) -> No
         await assert_true([near, far], USER)
         lose(line)
         assert (await far.send(served(USER), feedback(USER))).invalidated is False
-        assert await near.features(USER) == await near.recomputed(USER), "is not the truth"
+        assert await near.features(USER) == await near.recomputed(USER), "differs from a recomputation"
         assert await far.features(USER) == await far.recomputed(USER)
         assert near.counted("degraded_reads", reason="owed") == 1
         assert await near.invalidator.settle() == 1
@@ -204,7 +204,7 @@ async def test_the_other_process_is_right_at_once_when_one_is_cut_off(
 
 async def test_a_stale_read_is_seen_when_the_gate_always_holds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.profiles.online.trust.TrustGate.holds", lambda gate: True)
-    with pytest.raises(AssertionError, match="is not the truth"):
+    with pytest.raises(AssertionError, match="differs from a recomputation"):
         await one_process_cut_off(world, Proxy.cut)
 
 
@@ -212,7 +212,7 @@ async def test_a_stale_read_is_seen_when_the_answer_is_not_held_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.profiles.online.invalidation.HOLD_BACK_S", 0)
-    with pytest.raises(AssertionError, match="is not the truth"):
+    with pytest.raises(AssertionError, match="differs from a recomputation"):
         await one_process_cut_off(world, Proxy.cut)
 
 
