@@ -52,6 +52,11 @@ def family(mark: str, directory: Path) -> dict[int, str]:
     return found
 
 
+def resident_mib(pid: int) -> float:
+    """The resident memory of a process, in MiB."""
+    return float(psutil.Process(pid).memory_info().rss) / 2**20
+
+
 class Program:
     """One `python -m …`, in a session of its own."""
 
