@@ -17,7 +17,7 @@ USUAL = {
 INGEST = {"send": 60, "send many": 6, "read": 34}
 MIXED = {
     **USUAL, "new user": 10, "past": 1, "history": 0.5, "page": 0.4, "data quality": 0.02, "probe": 1.5, "invalid": 8,
-    "too large": 0.01, "hang up": 0.3, "unreadable job": 0.03, "rebuild all": 0.005
+    "too large": 0.01, "hang up": 0.3, "unreadable job": 0.03, "rebuild all": 0.02
 }  # fmt: skip
 
 
