@@ -108,7 +108,8 @@ def _compared(name: str, times: int, run: Run, normal: Run) -> Iterator[Comparis
             ("hits", normal.hits_s, run.hits_s),
             ("/healthz", normal.health_s, run.health_s),
         ):
-            yield Comparison(f"{name}, p99 of {what}", "× 1", _p99(before), _p99(after))
+            if min(len(before), len(after)) > 1:
+                yield Comparison(f"{name}, p99 of {what}", "× 1", _p99(before), _p99(after))
         yield Comparison(f"{name}, peak memory", "× 1", normal.mib * 2**20, run.mib * 2**20, unit="B")
 
 
@@ -213,4 +214,4 @@ def _events(numbers: Iterator[int]) -> list[bytes]:
 
 
 def _p99(latencies: Sequence[float]) -> float:
-    return quantiles(latencies, n=100)[98] if len(latencies) > 1 else float("nan")
+    return quantiles(latencies, n=100)[98]
