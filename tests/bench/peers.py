@@ -118,16 +118,16 @@ def measure(environment: Environment, directory: Path, feast: Path) -> Iterator[
 def _compare(
     against: str, ours: Mapping[str, int], theirs: int, views: Sequence[View], users: list[str]
 ) -> Iterator[Comparison]:
-    for size, connections, floor in (1, 32, 1 / 40), (1, 8, None), (10, 8, None), (100, 8, 1 / 12):
+    for size, connections, limit in (1, 32, 1 / 40), (100, 8, 1 / 12):
         groups = [users[start : start + size] for start in range(0, len(users), size)]
-        asked = singles(users) if connections == 32 else batches(users, size)
+        asked = singles(users) if size == 1 else batches(users, size)
         targets = [Target(theirs, [_feast_request(group, views) for group in groups])]
         targets += [Target(port, asked) for port in ours.values()]
         feast, *loads = alternately(targets, connections, rounds=ROUNDS, seconds=3)
         for how, load in zip(ours, loads, strict=True):
-            what = "single read" if connections == 32 else f"batch of {size}"
+            what = "single read" if size == 1 else f"batch of {size}"
             name = f"{what}{how}, {connections} connections"
-            yield Comparison(name, against, middle(feast, cost), middle(load, cost), floor)
+            yield Comparison(name, against, middle(feast, cost), middle(load, cost), limit)
 
 
 def _feast_request(users: list[str], views: Sequence[View]) -> bytes:
