@@ -24,7 +24,7 @@ CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 TIMEOUT_S = 3_600
 LETTERS = 200
 RUNS = 20
-CALLERS = ("nobody", "reader", "writer", "admin")
+CALLERS = ("anonymous", "reader", "writer", "admin")
 INSERT_LETTER = """
 INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
 VALUES ('queue', ?, 'no event', '', 1, 0, 0)

@@ -139,8 +139,8 @@ def refuses_schemas(otherwise: Plan, status: int = 400) -> Plan:
     """Rejects requests with `response_format`, as some endpoints do."""
 
     async def plan(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        told = b'{"error": {"message": "response_format is not supported"}}'
-        await (answers(status, told) if asked.held else otherwise)(asked, writer)
+        error = b'{"error": {"message": "response_format is not supported"}}'
+        await (answers(status, error) if asked.held else otherwise)(asked, writer)
 
     return plan
 

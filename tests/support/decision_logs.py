@@ -1,4 +1,4 @@
-"""Decisions made up: of users with habits of their own, by policies whose true value is known."""
+"""Generated decisions of users with habits, by policies whose true value is known."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def town(
     spread: float = 1.5,
 ) -> Town:
     """Draw decisions. `skill` is the advantage of the challenger; with 0, both policies have the same value."""
-    who = chance.integers(0, users, decisions)
-    mood = chance.beta(2, 5, users)[who, None]
+    served = chance.integers(0, users, decisions)
+    mood = chance.beta(2, 5, users)[served, None]
     taste = chance.normal(size=(decisions, candidates))
     means = np.clip(mood * (1 + 0.4 * taste), 0, 1)
     guesses = [spread * chance.normal(size=taste.shape) for _ in range(2)]
-    return Town(who, mixture(guesses[0], 1.0), mixture(guesses[1] + skill * taste, 1.0), means)
+    return Town(served, mixture(guesses[0], 1.0), mixture(guesses[1] + skill * taste, 1.0), means)
 
 
 def logged(chance: np.random.Generator, found: Town, *, share: float = 0.0, model: float = 0.0) -> Page:

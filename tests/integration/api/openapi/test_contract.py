@@ -15,7 +15,7 @@ from tests.support.live import KEYS
 
 pytestmark = pytest.mark.slow
 # What who may do everything sends counts most; others are refused whatever they send.
-LEAST = {"admin": 1_000, "reader": 200, "writer": 200, "nobody": 200}
+LEAST = {"admin": 1_000, "reader": 200, "writer": 200, "anonymous": 200}
 
 
 @pytest.fixture(scope="module")
