@@ -43,30 +43,30 @@ format: $(STAMP) ## Format the code and fix what the linter can fix
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure latency and throughput
+bench: $(STAMP) ## Measure latency and throughput against references
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-bench-peers: $(STAMP) $(PEERS)/bin/feast ## Measure beside Feast (installed into .venv-peers)
+bench-peers: $(STAMP) $(PEERS)/bin/feast ## Measure against Feast (installed into .venv-peers)
 	@$(BIN)/python -m tests.bench.peers $(PEERS)/bin
 
-torture: $(STAMP) ## Faults at random moments, every answer checked (longer: ARGS="--minutes 30 --seed 2")
+torture: $(STAMP) ## Cause random faults and check every answer (longer: ARGS="--minutes 30 --seed 2")
 	@$(BIN)/python -m tests.torture $(ARGS)
 
-soak: $(STAMP) ## Watch memory under ten minutes of mixed load (shorter: ARGS="--minutes 1")
-	@$(BIN)/python -m tests.bench.soak $(ARGS)
+soak: $(STAMP) ## Watch memory during ten minutes of mixed load (shorter: ARGS="--minutes 2")
+	@$(BIN)/python -m tests.torture --mode soak $(ARGS)
 
-durability: $(STAMP) ## Kill the API 500 times in the middle of ingest (fewer: ARGS="--kills 50")
-	@$(BIN)/python -m tests.system.durability $(ARGS)
+durability: $(STAMP) ## Kill API processes 500 times during ingest (fewer: ARGS="--kills 50")
+	@$(BIN)/python -m tests.torture --mode durability $(ARGS)
 
-fuzz: $(STAMP) $(FUZZER)/atheris ## Look for faults with input of all kinds, for a quarter of an hour
+fuzz: $(STAMP) $(FUZZER)/atheris ## Look for faults with generated input, for a quarter of an hour
 	@$(BIN)/python -m tests.fuzz $(FUZZER) $(ARGS)
 
-# Its wheels are for Linux on x86-64 and few versions of Python, and nothing else needs it.
+# Not in the lock: its wheels are for Linux on x86-64 and few versions of Python.
 $(FUZZER)/atheris:
 	@echo "Installing atheris $(ATHERIS) into $(FUZZER) ..."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --target $(FUZZER) "atheris==$(ATHERIS)"
 
-# Not of the lock: a peer to be measured, which nothing here depends on.
+# Not in the lock: Feast is measured, and nothing depends on it.
 $(PEERS)/bin/feast:
 	@echo "Installing Feast $(FEAST) into $(PEERS) ..."
 	@$(PYTHON) -m venv $(PEERS)

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against a reference in the same run, for machines are noisy. `make bench` runs them all."""
+"""Benchmarks. Each result is a ratio against a reference in the same run, because machines vary."""

@@ -1,6 +1,6 @@
-"""`make bench`: what is measured beside references in the same run, as tables, JSON and plots.
+"""`make bench`: measures the service and references in alternating rounds, and prints the ratios.
 
-Each measurement runs on servers of its own in a temporary directory, which are gone at its end.
+Each measurement has servers of its own in a temporary directory.
 """
 
 from __future__ import annotations
@@ -13,43 +13,39 @@ from pathlib import Path
 
 from app.telemetry import configure_logging
 from tests.bench import (
+    busy_reads,
     cold,
-    growth,
     history,
-    hit_ratio,
+    hits,
     hostile,
     ingest,
+    keys,
+    lag,
     overload,
-    queue_lag,
     rebuild,
     scoring,
     start,
     statements,
     warm,
-    while_measuring,
-    while_rebuilding,
 )
-from tests.bench.ground import Ground, ground, prepared
-from tests.bench.plots import draw
-from tests.bench.report import ratios, show, written
-from tests.bench.timing import Curve, Result
+from tests.bench.comparison import Comparison, earlier_ratios, show, to_json
+from tests.bench.environment import Environment, demonstration_set, environment
 
 OUTPUT = Path("var/bench")
-MEASUREMENTS: dict[str, Callable[[Ground], Iterator[Result]]] = {
+MEASUREMENTS: dict[str, Callable[[Environment], Iterator[Comparison]]] = {
     "concurrency": warm.concurrency,
     "batch": warm.batch,
-    "hits": hit_ratio.measure,
+    "hits": hits.measure,
     "cold": cold.measure,
-    "keys": growth.keys,
-    "size": growth.size,
+    "keys": keys.measure,
     "rebuild": rebuild.measure,
     "history": history.measure,
-    "reads-while-rebuilding": while_rebuilding.measure,
-    "reads-while-measuring": while_measuring.measure,
+    "reads-while-rebuilding": busy_reads.while_rebuilding,
+    "reads-while-measuring": busy_reads.while_measuring,
     "ingest": ingest.measure,
     "overload": overload.measure,
     "hostile": hostile.measure,
-    "lag": queue_lag.measure,
+    "lag": lag.measure,
     "statements": statements.measure,
     "scoring": scoring.measure,
     "start": start.measure,
@@ -57,27 +53,26 @@ MEASUREMENTS: dict[str, Callable[[Ground], Iterator[Result]]] = {
 
 
 def main() -> None:
-    """Measure, print and keep."""
     parser = argparse.ArgumentParser(prog="make bench", description="Ratios against references in the same run.")
     parser.add_argument("--only", action="append", choices=list(MEASUREMENTS), help="one measurement; may be repeated")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"where the JSON and the plots go ({OUTPUT})")
-    parser.add_argument("--against", type=Path, help="the JSON of an earlier run, whose ratios are shown beside")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"the directory of results.json ({OUTPUT})")
+    parser.add_argument("--against", type=Path, help="the results.json of an earlier run; its ratios are shown, too")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
-        sys.exit("wrk makes the load, and is missing (Debian: apt-get install wrk).")
-    earlier = ratios(arguments.against) if arguments.against else None
+        sys.exit("wrk is missing; the benchmarks need it to generate load (Debian: apt-get install wrk).")
+    earlier = earlier_ratios(arguments.against) if arguments.against else None
     configure_logging("console", "error")
-    results: list[Result] = []
-    with prepared() as template:
+    results: list[Comparison] = []
+    with demonstration_set() as template:
         for name in arguments.only or MEASUREMENTS:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            with ground(template) as place:
+            with environment(template) as place:
                 results += MEASUREMENTS[name](place)
     show(results, earlier)
-    drawn = draw([result for result in results if isinstance(result, Curve)], arguments.output)
-    figures = arguments.output / "results.json"
-    figures.write_text(written(results))
-    print(f"{figures} and {len(drawn)} plots beside it")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    file = arguments.output / "results.json"
+    file.write_text(to_json(results))
+    print(file)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`profiles history` of a million rows, against the same SQL by plain sqlite3: time, and memory, which must not grow.
+"""`profiles history` of a million rows, against the same SQL by plain sqlite3: time and peak memory.
 
-Both are processes of their own, which read and write CSV.
+Both are processes of their own that read and write CSV.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import NamedTuple
 
 from app.features.clock import DAY_MS, rfc3339
 from app.stores.sqlite.profile_statement import build
-from tests.bench.ground import DAYS, Ground
-from tests.bench.processes import told_of
-from tests.bench.timing import Comparison, Curve, Result
+from tests.bench.comparison import Comparison
+from tests.bench.environment import DAYS, Environment
+from tests.bench.servers import process_environment
 from tests.support.registry import REGISTRY
 
-COUNTS = (10_000, 100_000, 1_000_000)
+FEW, MANY = 10_000, 1_000_000
 AGAINST = "the same SQL, sqlite3"
 
-# A process's peak counts from its fork on, so it is started by one that is smaller than this.
+# A process inherits the peak of the process that forks it, so a small one starts it.
 _LAUNCHER = """
 import os, sys
 pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", *sys.argv[1:]])
@@ -37,38 +37,29 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 class Run(NamedTuple):
-    """What one process took."""
-
     seconds: float
     peak_bytes: int
 
 
-def measure(ground: Ground) -> Iterator[Result]:
-    """Seconds a row and peak memory of the longest; rows a second and memory over the rows."""
-    runs = [_runs(ground, count) for count in COUNTS]
-    count, (reference, ours) = COUNTS[-1], runs[-1]
-    name = f"history of {count:,} rows"
-    yield Comparison(f"{name}, per row", AGAINST, reference.seconds / count, ours.seconds / count, 2.5)
+def measure(environment: Environment) -> Iterator[Comparison]:
+    (_, few), (reference, ours) = _runs(environment, FEW), _runs(environment, MANY)
+    name = f"history of {MANY:,} rows"
+    yield Comparison(f"{name}, per row", AGAINST, reference.seconds / MANY, ours.seconds / MANY, 2.5)
     yield Comparison(f"{name}, peak memory", AGAINST, reference.peak_bytes, ours.peak_bytes, 5.0, "B")
-    yield Comparison(f"{name}, peak memory", f"of {COUNTS[0]:,} rows", runs[0][1].peak_bytes, ours.peak_bytes, 1.1, "B")
-    speed = {
-        who: [count / pair[place].seconds for count, pair in zip(COUNTS, runs, strict=True)]
-        for place, who in enumerate((AGAINST, "profiles"))
-    }
-    yield Curve("history", "rows", "rows per second", COUNTS, speed)
+    yield Comparison(f"{name}, peak memory", f"of {FEW:,} rows", few.peak_bytes, ours.peak_bytes, 1.1, "B")
 
 
-def _runs(ground: Ground, count: int) -> tuple[Run, Run]:
-    """The reference and ours, which must find the same."""
-    directory = ground.settings.database.parent
+def _runs(environment: Environment, count: int) -> tuple[Run, Run]:
+    """The reference and ours; raises `AssertionError` if their files differ."""
+    directory = environment.settings.database.parent
     rows, theirs, ours = (directory / name for name in ("rows.csv", "theirs.csv", "ours.csv"))
-    _write_rows(rows, count, ground)
+    _write_rows(rows, count, environment)
     plan = directory / "plan.json"
     plan.write_text(json.dumps([build(REGISTRY), REGISTRY.names, [entry.default for entry in REGISTRY]]))
     reference = _run(
-        ground, "tests.bench.history_sqlite", str(rows), str(theirs), str(ground.settings.database), str(plan)
+        environment, "tests.bench.history_sqlite", str(rows), str(theirs), str(environment.settings.database), str(plan)
     )
-    run = _run(ground, "app", "history", str(rows), "--output", str(ours))
+    run = _run(environment, "app", "history", str(rows), "--output", str(ours))
     with theirs.open() as one, ours.open() as other:
         for number, (line, found) in enumerate(zip(csv.reader(one), csv.reader(other), strict=True)):
             if line[:3] != found[:3] or (
@@ -85,19 +76,19 @@ def _value(cell: str) -> float | str:
         return cell
 
 
-def _write_rows(path: Path, count: int, ground: Ground) -> None:
+def _write_rows(path: Path, count: int, environment: Environment) -> None:
     random = Random(count)
     with path.open("w") as file:
         file.write("user_id,as_of,label\n")
         for _ in range(count):
-            at_ms = ground.now_ms - random.randrange(DAYS * DAY_MS)
-            file.write(f"{random.choice(ground.users)},{rfc3339(at_ms)},{random.randrange(2)}\n")
+            at_ms = environment.now_ms - random.randrange(DAYS * DAY_MS)
+            file.write(f"{random.choice(environment.users)},{rfc3339(at_ms)},{random.randrange(2)}\n")
 
 
-def _run(ground: Ground, *command: str) -> Run:
+def _run(environment: Environment, *command: str) -> Run:
     began = perf_counter()
-    environment = {**os.environ, **told_of(ground.settings)}
+    variables = {**os.environ, **process_environment(environment.settings)}
     launched = subprocess.run(
-        [sys.executable, "-c", _LAUNCHER, *command], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _LAUNCHER, *command], env=variables, capture_output=True, text=True, check=True
     )
     return Run(perf_counter() - began, int(launched.stdout) * (1024 if sys.platform == "linux" else 1))

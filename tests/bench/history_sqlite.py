@@ -1,6 +1,6 @@
-"""The least that can build a training set: `ROWS SET DATABASE PLAN`, in CSV, by the standard library alone.
+"""Builds a training set in CSV by the standard library alone. The arguments are ROWS OUTPUT DATABASE PLAN.
 
-PLAN is JSON: the statement, and the features' names and defaults.
+PLAN is JSON: the statement, and the names and defaults of the features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 128
 
 
 def main(rows: Path, output: Path, database: Path, plan: Path) -> None:
-    """As of each row's own moment; other columns stay."""
+    """Add the features as of each row's time; keep its other columns."""
     statement, names, defaults = json.loads(plan.read_text())
     mask = (1 << len(names)) - 1
     with closing(sqlite3.connect(database)) as connection, rows.open() as source, output.open("w") as target:

@@ -1,7 +1,7 @@
-"""How long one anonymous request can keep the event loop: heads and bodies made to hurt, as large as the edge lets in.
+"""How long one anonymous request can block the event loop: hostile heads and bodies of the largest accepted size.
 
-Measured is the processor time of the loop's thread, from when the application is called until it has answered. The
-service has a key, and the requests have none.
+The measure is the processor time of the loop's thread from the call of the application to its answer. The service has
+keys, and the requests have none.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from app.api.server import HEAD_BYTES
 from app.asgi import MAX_BODY_BYTES, create_app
 from app.bootstrap.service import open_service
 from app.settings import Settings
-from tests.bench.ground import Ground
-from tests.bench.timing import Comparison, Result
+from tests.bench.comparison import Comparison
+from tests.bench.environment import Environment
 from tests.support.live import API_KEYS
 
 AIM_S = 0.02
-TRIES = 3  # the quickest counts: what disturbs it is not the request's
+TRIES = 3  # the fastest counts, because other load can only make it slower
 HEADERS = (
     "accept", "accept-language", "accept-encoding", "authorization", "content-type", "content-encoding", "cookie",
     "expect", "forwarded", "host", "if-none-match", "if-modified-since", "last-event-id", "origin", "range", "referer",
@@ -73,8 +73,6 @@ CACHES = (parse_cookie_string, parse_query_string, parse_url_encoded_form_data, 
 
 
 class Request(NamedTuple):
-    """One request without a key."""
-
     name: str
     method: str
     path: bytes
@@ -84,12 +82,12 @@ class Request(NamedTuple):
 
 
 def filled(pattern: bytes, size: int) -> bytes:
-    """So many bytes of a pattern, over and over."""
+    """`size` bytes of a repeated pattern."""
     return (pattern * (size // len(pattern) + 1))[:size]
 
 
 def heads(routes: Sequence[str] = HEAD_ROUTES) -> Iterator[Request]:
-    """One header as long as allowed, longer, and many of them; and targets."""
+    """Single headers of the largest accepted size and beyond, many headers, and long targets."""
     quoted = b'profiles_session="%b"'
     for name in HEADERS:
         for pattern in PATTERNS:
@@ -99,7 +97,7 @@ def heads(routes: Sequence[str] = HEAD_ROUTES) -> Iterator[Request]:
             lines = [[(name.encode(), value)] for value in values]
             lines.append(lines[0] * (2 * HEAD_BYTES // MAX_HEADER_BYTES - 1))
             for route in routes:
-                # A page or JSON: which, is told by a header that is parsed, too.
+                # The header that chooses between a page and JSON is parsed, too.
                 page = [] if name == "accept" else [(b"accept", b"text/html")]
                 for line in lines:
                     called = f"{len(line)} × {name} of {len(line[0][1]):,} bytes of {pattern!r}, GET {route}"
@@ -108,7 +106,7 @@ def heads(routes: Sequence[str] = HEAD_ROUTES) -> Iterator[Request]:
 
 
 def targets(routes: Sequence[str]) -> Iterator[Request]:
-    """Queries and paths as long as allowed, and longer."""
+    """Queries and paths of the largest accepted size, and beyond."""
     for pattern in PATTERNS:
         for size in (MAX_TARGET_BYTES - 20, HEAD_BYTES):
             text = filled(pattern, size)
@@ -120,7 +118,7 @@ def targets(routes: Sequence[str]) -> Iterator[Request]:
 
 
 def bodies() -> Iterator[Request]:
-    """Each kind of body to routes that read one, and to others."""
+    """Each kind of body, to routes that read one and to others."""
     for pattern in BODY_PATTERNS:
         for size in BODY_SIZES:
             body = filled(pattern, size)
@@ -132,7 +130,7 @@ def bodies() -> Iterator[Request]:
 
 
 async def answered(application: Litestar, request: Request) -> tuple[int, float]:
-    """The status, and the loop's time."""
+    """The status, and the processor time of the loop."""
     scope: Any = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": request.method, "scheme": "http",
         "path": request.path.decode("latin-1"), "raw_path": request.path, "query_string": request.query,
@@ -153,7 +151,7 @@ async def answered(application: Litestar, request: Request) -> tuple[int, float]
         nonlocal status
         status = message.get("status", status)
 
-    for cached in CACHES:  # the next one comes with other bytes
+    for cached in CACHES:  # real requests would differ each time
         cached.cache_clear()
     started = thread_time()
     await application(scope, receive, send)
@@ -161,7 +159,7 @@ async def answered(application: Litestar, request: Request) -> tuple[int, float]
 
 
 async def slowest(application: Litestar, requests: Iterator[Request]) -> tuple[float, str]:
-    """The time of the worst, and what it was; raises `AssertionError` if any is answered 5xx."""
+    """The time and the description of the slowest request. Raises `AssertionError` if one is answered with 5xx."""
     worst, name = 0.0, ""
     for request in requests:
         status, seconds = 0, float("inf")
@@ -178,7 +176,7 @@ async def slowest(application: Litestar, requests: Iterator[Request]) -> tuple[f
 
 @asynccontextmanager
 async def application_of(settings: Settings) -> AsyncIterator[Litestar]:
-    """A service with keys, in this process, that believes what a proxy on this machine says of a client."""
+    """A service with keys in this process, which trusts the headers of a proxy on this machine."""
     settings = replace(settings, api_keys=API_KEYS, trusted_proxies=(ip_network("127.0.0.1"),))
     async with open_service(settings, door="http") as service:
         application = create_app(settings, service=service)
@@ -187,11 +185,9 @@ async def application_of(settings: Settings) -> AsyncIterator[Litestar]:
             yield application
 
 
-def measure(ground: Ground) -> Iterator[Result]:
-    """The worst head and the worst body."""
-
+def measure(environment: Environment) -> Iterator[Comparison]:
     async def run() -> list[tuple[float, str]]:
-        async with application_of(ground.settings) as application:
+        async with application_of(environment.settings) as application:
             return [await slowest(application, requests) for requests in (heads(), bodies())]
 
     for kind, (seconds, name) in zip(("head", "body"), asyncio.run(run()), strict=True):

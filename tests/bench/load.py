@@ -1,17 +1,18 @@
-"""Load by wrk, with the requests prepared before it begins: formatting them as it goes costs as much as the server."""
+"""Load by wrk. The requests are prepared in a file, because formatting them during the run costs as much as serving."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 SECONDS = 3
-# Takes the requests from a file, and the size of each from another.
-PREPARED = """
+SCRIPT = """
 local requests = {}
 local at = 0
 init = function()
@@ -35,33 +36,76 @@ class Load(NamedTuple):
     p99: float
 
 
+class Target(NamedTuple):
+    """A port, and the requests that are sent to it in turn."""
+
+    port: int
+    requests: Sequence[bytes]
+
+
 def get(path: str, key: str | None = None) -> bytes:
-    """A GET as it goes over the wire."""
+    """The bytes of a GET."""
     credentials = f"X-API-Key: {key}\r\n" if key else ""
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{credentials}\r\n".encode()
 
 
 def post(path: str, body: bytes, key: str | None = None) -> bytes:
-    """A POST of JSON as it goes over the wire."""
+    """The bytes of a POST of JSON."""
     credentials = f"X-API-Key: {key}\r\n" if key else ""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{credentials}Content-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def wrk(port: int, requests: Sequence[bytes], connections: int, seconds: int = SECONDS) -> Load:
-    """Send the requests in turn, over and over. Raises `AssertionError` where one is not answered with a 2xx."""
+@contextmanager
+def wrk_script(requests: Sequence[bytes], more: str = "") -> Iterator[str]:
+    """The path of a script for wrk that sends the requests in turn; `more` is added to it."""
     with tempfile.TemporaryDirectory(prefix="wrk-") as name:
         sizes, bodies, script = (Path(name) / part for part in ("sizes", "bodies", "script.lua"))
         sizes.write_text("".join(f"{len(request)}\n" for request in requests))
         bodies.write_bytes(b"".join(requests))
-        script.write_text(PREPARED % (bodies, sizes))
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
+        script.write_text(SCRIPT % (bodies, sizes) + more)
+        yield str(script)
+
+
+def wrk(port: int, requests: Sequence[bytes], connections: int, seconds: int = SECONDS) -> Load:
+    """Send the requests in turn, repeatedly. Raises `AssertionError` if a request is not answered with 2xx."""
+    with wrk_script(requests) as script:
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script]
         text = subprocess.run(
             [*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=True, timeout=seconds + 60
         ).stdout
     if "Non-2xx" in text or "Socket errors" in text:
-        raise AssertionError(f"not every request was answered well: {text}")
+        raise AssertionError(f"not every request was answered with 2xx: {text}")
     return Load(float(_found(r"Requests/sec:\s+([\d.]+)", text)[0]), _percentile(50, text), _percentile(99, text))
+
+
+def alternately(
+    targets: Sequence[Target], connections: int, *, rounds: int, seconds: int = 2
+) -> tuple[list[Load], ...]:
+    """Load the targets in alternating rounds; the loads of each target."""
+    loads: tuple[list[Load], ...] = tuple([] for _ in targets)
+    for _ in range(rounds):
+        for target, taken in zip(targets, loads, strict=True):
+            taken.append(wrk(target.port, target.requests, connections, seconds))
+    return loads
+
+
+def middle(loads: Sequence[Load], figure: Callable[[Load], float]) -> float:
+    """The median of a figure of the loads."""
+    return median(figure(load) for load in loads)
+
+
+def p50(load: Load) -> float:
+    return load.p50
+
+
+def p99(load: Load) -> float:
+    return load.p99
+
+
+def cost(load: Load) -> float:
+    """Seconds per request, over all connections."""
+    return 1 / load.rate
 
 
 def _found(pattern: str, text: str) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""`make bench-peers`: Feast's Python feature server with Redis beside ours, same data, one worker each, loaded by wrk.
+"""`make bench-peers`: Feast's Python feature server with Redis, and ours, with the same data and one worker each.
 
-Feast is asked in two ways. With all features in one feature view, as is quickest there: then they share a TTL and a
-source. And with a view for each TTL and source, as our registry declares them.
+Feast is measured twice: with all features in one feature view, which is fastest but gives them one TTL and source; and
+with a view for each TTL and source, as our registry declares them.
 
-Feast lives in an environment of its own (`.venv-peers`), made by the Makefile; nothing of it is a dependency.
+The Makefile installs Feast into an environment of its own (`.venv-peers`). It is no dependency.
 """
 
 from __future__ import annotations
@@ -22,24 +22,11 @@ from typing import NamedTuple
 from app.features.registry import Feature
 from app.stores.valkey.embedded import EmbeddedServer, queue_options
 from app.telemetry import configure_logging
-from tests.bench.ground import Ground, ground, prepared
-from tests.bench.load import post
-from tests.bench.report import show
-from tests.bench.serving import (
-    KEY,
-    Target,
-    alternately,
-    batches,
-    child,
-    free_port,
-    middle,
-    seconds,
-    service,
-    singles,
-    warm,
-    without_near,
-)
-from tests.bench.timing import Comparison
+from tests.bench.comparison import Comparison, show
+from tests.bench.environment import Environment, demonstration_set, environment
+from tests.bench.load import Target, alternately, cost, middle, post
+from tests.bench.servers import KEY, batches, service, serving, singles, warm_up, without_local_cache
+from tests.support.processes import free_port
 from tests.support.registry import REGISTRY
 
 ROUNDS = 5
@@ -90,7 +77,7 @@ _TYPES = {"float": "Float64", "int": "Int64", "str": "String"}
 
 
 class View(NamedTuple):
-    """A feature view of Feast's: what has a TTL and a source there."""
+    """A feature view of Feast, which has one TTL and one source."""
 
     name: str
     ttl_s: int
@@ -102,29 +89,28 @@ def _one_view() -> list[View]:
 
 
 def _view_for_each() -> list[View]:
-    """A view for each TTL and source."""
     found: dict[tuple[int, tuple[str, ...]], list[Feature]] = {}
     for entry in REGISTRY:
         found.setdefault((entry.ttl_ms // 1_000, entry.invalidated_by), []).append(entry)
     return [View(f"view_{number}", ttl_s, tuple(entries)) for number, ((ttl_s, _), entries) in enumerate(found.items())]
 
 
-def measure(ground: Ground, directory: Path, feast: Path) -> Iterator[Comparison]:
-    """Throughput of single reads and of batches."""
+def measure(environment: Environment, directory: Path, feast: Path) -> Iterator[Comparison]:
+    """Throughput of single reads and of batches. `feast` is the directory of Feast's programs."""
     port = free_port()
     options = (*queue_options(), "--port", str(port), "--bind", "127.0.0.1")
     online = EmbeddedServer(directory / "feast-redis", directory / "f.sock", options)
     online.start()
     try:
-        with service(ground.settings) as near, service(without_near(ground.settings)) as far:
-            profiles = _profiles(near, ground.users)
-            warm(near, ground.users)
+        with service(environment.settings) as near, service(without_local_cache(environment.settings)) as far:
+            profiles = _profiles(near, environment.users)
+            warm_up(near, environment.users)
             views = _one_view()
             with _feast(directory / "one", port, views, profiles, feast) as theirs:
-                yield from _compare("Feast", {"": near, " from the server": far}, theirs, views, ground.users)
+                yield from _compare("Feast", {"": near, " from the server": far}, theirs, views, environment.users)
             views = _view_for_each()
             with _feast(directory / "each", port, views, profiles, feast) as theirs:
-                yield from _compare(f"Feast, {len(views)} views", {"": near}, theirs, views, ground.users)
+                yield from _compare(f"Feast, {len(views)} views", {"": near}, theirs, views, environment.users)
     finally:
         online.stop()
 
@@ -132,17 +118,16 @@ def measure(ground: Ground, directory: Path, feast: Path) -> Iterator[Comparison
 def _compare(
     against: str, ours: Mapping[str, int], theirs: int, views: Sequence[View], users: list[str]
 ) -> Iterator[Comparison]:
-    """Each of ours beside it, in turn."""
-    for size, connections, floor in (1, 32, 1 / 40), (1, 8, None), (10, 8, None), (100, 8, 1 / 12):
+    for size, connections, limit in (1, 32, 1 / 40), (100, 8, 1 / 12):
         groups = [users[start : start + size] for start in range(0, len(users), size)]
-        asked = singles(users) if connections == 32 else batches(users, size)
+        asked = singles(users) if size == 1 else batches(users, size)
         targets = [Target(theirs, [_feast_request(group, views) for group in groups])]
         targets += [Target(port, asked) for port in ours.values()]
         feast, *loads = alternately(targets, connections, rounds=ROUNDS, seconds=3)
         for how, load in zip(ours, loads, strict=True):
-            what = "single read" if connections == 32 else f"batch of {size}"
+            what = "single read" if size == 1 else f"batch of {size}"
             name = f"{what}{how}, {connections} connections"
-            yield Comparison(name, against, middle(feast, seconds), middle(load, seconds), floor)
+            yield Comparison(name, against, middle(feast, cost), middle(load, cost), limit)
 
 
 def _feast_request(users: list[str], views: Sequence[View]) -> bytes:
@@ -154,12 +139,12 @@ def _feast_request(users: list[str], views: Sequence[View]) -> bytes:
 def _feast(
     repo: Path, redis_port: int, views: Sequence[View], profiles: list[dict[str, object]], feast: Path
 ) -> Iterator[int]:
-    """Feast's server with these views, filled; its port."""
+    """Feast's server with these views, filled; yields its port."""
     _fill(repo, redis_port, views, profiles, feast)
     port = free_port()
     command = [str(feast / "feast"), "--chdir", str(repo), "serve", "-p", str(port), "-w", "1"]
     command += ["--max-requests", "1000000000", "--no-access-log", "--keep-alive-timeout", "600"]
-    with child(command, {"FEAST_USAGE": "False", "PYTHONPATH": ""}, port, "/health", timeout_s=60):
+    with serving(command, {"FEAST_USAGE": "False", "PYTHONPATH": ""}, port, "/health", timeout_s=60):
         yield port
 
 
@@ -191,10 +176,13 @@ def _fill(repo: Path, port: int, views: Sequence[View], profiles: list[dict[str,
 
 
 def main() -> None:
-    """Measure and print. The argument: the directory of Feast's programs."""
     feast = Path(sys.argv[1]).resolve()
     configure_logging("console", "error")
-    with prepared() as template, ground(template) as ours, tempfile.TemporaryDirectory(prefix="peers-") as name:
+    with (
+        demonstration_set() as template,
+        environment(template) as ours,
+        tempfile.TemporaryDirectory(prefix="peers-") as name,
+    ):
         show(list(measure(ours, Path(name), feast)))
 
 

@@ -1,56 +1,48 @@
-"""From the start of `profiles serve` to its first 200, against the least that can be started on the same server.
+"""From the start of `profiles serve` to its first 200, against a one-route Litestar application on the same server.
 
-All are started in turn, and stopped again. Bytecode is kept, as everywhere but on machines that forbid it.
+Both start in alternating rounds, with cached bytecode.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from statistics import median
 from time import perf_counter, sleep
 
-from tests.bench.ground import Ground
+from tests.bench.comparison import Comparison
+from tests.bench.environment import Environment
 from tests.bench.load import get
-from tests.bench.processes import running
-from tests.bench.serving import free_port, served_on
-from tests.bench.timing import Comparison, Result
+from tests.bench.servers import running, service_environment
+from tests.support.processes import free_port
 
 ROUNDS = 15
-LOOK_S = 0.001
+POLL_S = 0.001
 START_S = 20
-OURS, LITESTAR, BARE = "profiles serve", "Litestar, one route", "bare ASGI constant"
+LITESTAR = "Litestar, one route"
 
 
-def measure(ground: Ground) -> Iterator[Result]:
+def measure(environment: Environment) -> Iterator[Comparison]:
     """Medians of the time to the first answer of /healthz."""
-    taken: dict[str, list[float]] = {LITESTAR: [], BARE: [], OURS: []}
-    for number in range(ROUNDS + 1):
-        for name, times in taken.items():
-            seconds = _once(name, ground)
-            if number > 0:  # the first may have had to compile
-                times.append(seconds)
-    ours = median(taken[OURS])
-    yield Comparison("start to first /healthz", LITESTAR, median(taken[LITESTAR]), ours, 1.75)
-    yield Comparison("start to first /healthz", BARE, median(taken[BARE]), ours)
+    reference: list[float] = []
+    ours: list[float] = []
+    for _ in range(ROUNDS + 1):
+        port = free_port()
+        reference.append(_start([sys.executable, "-m", "tests.bench.minimal_server", "litestar", str(port)], {}, port))
+        port = free_port()
+        variables = service_environment(environment.settings, port)
+        ours.append(_start([sys.executable, "-m", "app", "serve"], variables, port))
+    # The first start may have compiled bytecode.
+    yield Comparison("start to first /healthz", LITESTAR, median(reference[1:]), median(ours[1:]), 1.75)
 
 
-def _once(name: str, ground: Ground) -> float:
-    port = free_port()
-    command, environment = _command(name, ground, port)
+def _start(command: list[str], environment: dict[str, str], port: int) -> float:
     began = perf_counter()
     with running(command, {"PYTHONDONTWRITEBYTECODE": "", **environment}):
         _await_answer(port, began + START_S)
         return perf_counter() - began
-
-
-def _command(name: str, ground: Ground, port: int) -> tuple[list[str], Mapping[str, str]]:
-    if name == OURS:
-        return [sys.executable, "-m", "app", "serve"], served_on(ground.settings, port)
-    kind = "litestar" if name == LITESTAR else "asgi"
-    return [sys.executable, "-m", "tests.bench.hello", kind, str(port)], {}
 
 
 def _await_answer(port: int, deadline: float) -> None:
@@ -60,5 +52,5 @@ def _await_answer(port: int, deadline: float) -> None:
             line.sendall(request)
             if line.recv(12) == b"HTTP/1.1 200":
                 return
-        sleep(LOOK_S)
-    raise AssertionError(f"nothing answers on port {port}")
+        sleep(POLL_S)
+    raise AssertionError(f"no answer on port {port} within {START_S} s")

@@ -1,4 +1,4 @@
-"""The statement behind every profile, against the same features written set-based, by plain sqlite3 in one thread."""
+"""The profile statement, against set-based SQL for the same features, by plain sqlite3 in one thread."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import uvloop
 
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.profile_statement import build
-from tests.bench.ground import Ground
-from tests.bench.timing import Comparison, Result, compare
+from tests.bench.comparison import Comparison, compare
+from tests.bench.environment import Environment
 from tests.support.registry import REGISTRY
 
 _SET_BASED = """
@@ -28,13 +28,13 @@ feedback AS NOT MATERIALIZED (
 """
 
 
-def measure(ground: Ground) -> Iterator[Result]:
-    """For 1, 10, 100 and 256 users: seconds per user."""
-    yield from uvloop.run(_all(ground))
+def measure(environment: Environment) -> Iterator[Comparison]:
+    """Seconds per user, for 1, 10, 100 and 256 users."""
+    yield from uvloop.run(_all(environment))
 
 
-async def _all(ground: Ground) -> list[Comparison]:
-    return [result async for result in _measure(ground.settings.database, ground.now_ms)]
+async def _all(environment: Environment) -> list[Comparison]:
+    return [result async for result in _measure(environment.settings.database, environment.now_ms)]
 
 
 async def _measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:
@@ -65,7 +65,7 @@ def _asked(users: list[str], now_ms: int) -> dict[str, object]:
 
 
 def _same(connection: sqlite3.Connection, set_based: str, correlated: str, users: list[str], now_ms: int) -> None:
-    """Both must give the same values, or the comparison means nothing."""
+    """Raise if the values differ, since the comparison would mean nothing."""
     expected: dict[tuple[str, str], object] = {}
     for name, user, value in connection.execute(set_based, {"users": json.dumps(users), "now": now_ms}):
         expected[user, name] = value

@@ -1,1 +1,1 @@
-"""What the service is asked by programs that look for a fault: `make fuzz`, and short runs of the same in the tests."""
+"""Generated requests and input that look for faults: `make fuzz`, and short runs in the tests."""

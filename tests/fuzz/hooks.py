@@ -1,7 +1,7 @@
-"""What schemathesis does not know by itself: newline-delimited JSON, times that are not refused, ids that exist.
+"""Extensions that schemathesis loads: newline-delimited JSON, times that are accepted, and ids that exist.
 
-It loads this module; ids come in the environment, from `tests.fuzz.contract`. Which case gets one depends on the case
-alone, so that a run can be repeated.
+`tests.fuzz.openapi` passes the ids in the environment. Whether a case gets one depends on the case alone, so that a run
+can be repeated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ schemathesis.openapi.format(
 
 @schemathesis.serializer("application/x-ndjson")
 def lines(_: schemathesis.SerializationContext, value: Any) -> bytes:
-    """One item a line. What is no list is sent as it is, or as JSON."""
+    """Write one item a line. A string is sent unchanged."""
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
     return b"\n".join(json.dumps(item).encode() for item in (value if isinstance(value, list) else [value]))
@@ -42,7 +42,7 @@ def lines(_: schemathesis.SerializationContext, value: Any) -> bytes:
 
 @schemathesis.hook
 def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
-    """Let every other case whose path is sound be about something that exists."""
+    """Use an id that exists in about half of the cases with a valid path."""
     drawn = zlib.crc32(repr((case.path_parameters, case.query, case.body)).encode())
     if drawn % 2 or case.meta is None:
         return

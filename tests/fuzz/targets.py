@@ -1,6 +1,6 @@
-"""What coverage-guided fuzzing drives: each target takes any bytes and raises where an invariant does not hold.
+"""Targets of coverage-guided fuzzing. Each takes arbitrary bytes and raises if an invariant does not hold.
 
-They know no fuzzer: `tests.fuzz.guided` drives them with atheris, `tests/fuzz/test_targets.py` with what was found.
+`tests.fuzz.guided` runs them under atheris, and `tests/fuzz/test_targets.py` with the stored corpus.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from app.profiles.ports import Cell
 from app.stores.valkey.cache import key, keys_of
 
 NOW_MS = 1_777_000_000_000
-# The moments that are ever written: no answer names one that is refused.
-_WRITTEN = (-30_610_224_000_000, 253_402_300_800_000)  # the years 1000 to 9999
+# Times that the service writes in answers: the years 1000 to 9999.
+_WRITTEN = (-30_610_224_000_000, 253_402_300_800_000)
 _ADMISSION = Admission(180)
 
 
 def codec(raw: bytes) -> None:
-    """What stands in a key: a value is read as it was written, whoever wrote it, and both readers agree."""
+    """A cached value survives encoding and decoding, and both readers agree on it."""
     found = decode(raw)
     if found is None:
         return
@@ -40,7 +40,7 @@ def codec(raw: bytes) -> None:
     assert again == found
     fast = hits([found.fingerprint])([raw])
     assert fast is None or list(fast) == [found.json]
-    # A reader of several takes none of them for another.
+    # A reader of several values does not mix them up.
     two = hits([found.fingerprint, found.fingerprint])([raw, raw])
     assert two is None or list(two) == [found.json, found.json]
 
@@ -57,7 +57,7 @@ def _check_events(events: list[TipEvent]) -> None:
     try:
         admitted = _ADMISSION.admit(events, NOW_MS)
     except InvalidInput as error:
-        _short(error)
+        _check_error(error)
         return
     for item in admitted:
         assert NOW_MS - 180 * 86_400_000 <= item.occurred_at_ms <= NOW_MS
@@ -65,26 +65,26 @@ def _check_events(events: list[TipEvent]) -> None:
         assert rfc3339(item.occurred_at_ms)
 
 
-def _short(error: Undecodable | InvalidInput) -> None:
-    """A refusal says where and why, and does not send back what came."""
+def _check_error(error: Undecodable | InvalidInput) -> None:
+    """The error has a path and a reason, and does not repeat the input."""
     assert all(issue.path and issue.detail for issue in error.issues)
     assert all(len(issue.path) < 400 and len(issue.detail) < 600 for issue in error.issues)
     str(error).encode()
 
 
 def events(raw: bytes) -> None:
-    """A body of events is decoded into sound events, or refused with the service's own errors."""
+    """A body is decoded into valid events, or rejected with an error of the service."""
     for door in (decode_json, decode_lines):
         try:
             found = door(raw)
         except (Undecodable, InvalidInput) as error:
-            _short(error)
+            _check_error(error)
         else:
             _check_events(found)
 
 
 def queue(raw: bytes) -> None:
-    """A payload of the queue: the same, from msgpack."""
+    """A payload of the queue is decoded into a valid event, or rejected with an error of the service."""
     try:
         payload = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
@@ -92,24 +92,24 @@ def queue(raw: bytes) -> None:
     try:
         found = from_queue(payload, "[0]")
     except InvalidInput as error:
-        _short(error)
+        _check_error(error)
     else:
         _check_events([found])
 
 
 def ids(raw: bytes) -> None:
-    """Two ids never share a key, and a path leads to the id it was made from."""
+    """Different ids have different keys, and a path is decoded to the id that it was made from."""
     one, _, other = raw.decode("utf-8", "surrogateescape").partition("\n")
-    sound = [user for user in (one, other) if id_problem(user) is None]
-    made = [key("0123abcd", Cell(user, "tip_volume_30d")) for user in sound]
-    for user, found in zip(sound, made, strict=True):
+    valid = [user for user in (one, other) if id_problem(user) is None]
+    made = [key("0123abcd", Cell(user, "tip_volume_30d")) for user in valid]
+    for user, found in zip(valid, made, strict=True):
         assert found.isascii()
         assert found.decode().isprintable()
         assert " " not in found.decode()
         assert (found.count(b"{"), found.count(b"}")) == (1, 1)
         assert keys_of("0123abcd", [(user, [b"tip_volume_30d"])]) == [found]
         _check_path(user)
-    if len(sound) == 2:
+    if len(valid) == 2:
         assert (made[0] == made[1]) == (one == other)
 
 
@@ -124,7 +124,7 @@ def _check_path(user: str) -> None:
 
 
 def paths(raw: bytes) -> None:
-    """A path as it comes over the wire is decoded once and strictly, or refused; the hit path agrees."""
+    """A path is decoded once and strictly, or rejected; the fast path agrees."""
     scope: Any = {"path": "/", "raw_path": b"/profiles/" + raw, "query_string": raw, "headers": []}
     with suppress(UnicodeDecodeError):
         scope["path"] = (b"/profiles/" + raw.partition(b"?")[0]).decode()
@@ -137,7 +137,7 @@ def paths(raw: bytes) -> None:
 
 
 def moments(raw: bytes) -> None:
-    """A time of a query or a body is a moment, or refused."""
+    """A time in a query or a body is decoded and survives a round trip, or is rejected."""
     text = raw.decode(errors="replace")
     with suppress(Undecodable):
         found = moment_ms(text, "as_of")

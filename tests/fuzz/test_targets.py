@@ -1,4 +1,4 @@
-"""The invariants that fuzzing looks after, on what it has found so far and on a little more; no fuzzer is needed."""
+"""The targets of the fuzzer on its stored corpus and on variations of it, and with broken code; no fuzzer is needed."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from tests.fuzz.corpus import stored
 from tests.fuzz.targets import TARGETS
 from tests.support.events import served
 
-TURNS = count()  # never the same again
-SOUND = {target: stored(target) for target in TARGETS}
+TURNS = count()  # a different value each time
+STORED = {target: stored(target) for target in TARGETS}
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_invariant_holds_on_every_input_that_was_found(target: str) -> None:
-    assert len(SOUND[target]) >= 8
-    for raw in SOUND[target]:
+    assert len(STORED[target]) >= 8
+    for raw in STORED[target]:
         TARGETS[target](raw)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @given(data=st.data())
 def test_invariant_holds_when_an_input_is_cut_joined_and_changed(target: str, data: st.DataObject) -> None:
-    one, other = (data.draw(st.sampled_from(SOUND[target])) for _ in range(2))
+    one, other = (data.draw(st.sampled_from(STORED[target])) for _ in range(2))
     cut = data.draw(st.integers(0, len(one)))
     TARGETS[target](one[:cut] + data.draw(st.binary(max_size=4)) + other[data.draw(st.integers(0, len(other))) :])
 
 
 def broken_decode(held: bytes | None) -> Value | None:
-    """A codec that loses what comes after a colon."""
+    """A codec that cuts the value at a colon."""
     return Value(b"f", 1, 2, 3, (held or b"").rpartition(b":")[2] + b"!") if held and held[:1] == b"V" else None
 
 
 def broken_key(epoch: str, cell: Cell) -> bytes:
-    """Keys that do not escape the escape."""
+    """A key that does not escape the escape character."""
     return f"pf:{epoch}:{{{quote(cell.user_id, safe='%')}}}:{cell.feature}".encode()
 
 
 def broken_problem(value: str) -> None:
-    """A rule that allows everything."""
+    """A rule that accepts every id."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A TCP balancer before API processes: each connection goes to the next process that lets it in."""
+"""A TCP load balancer: each connection goes to the next API process that accepts it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONNECT_S = 0.3
 
 
 class Balancer:
-    """One listening port. Open with `balancer(...)`; `ports` may be changed at any time."""
+    """Opened with `balancer(...)`. `ports` may be changed at any time."""
 
     def __init__(self, ports: Sequence[int]) -> None:
         self.ports = list(ports)
@@ -19,31 +19,29 @@ class Balancer:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client's connection, until either side ends it."""
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
         try:
-            far_reader, far_writer = await self._let_in()
+            far_reader, far_writer = await self._connect()
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
         finally:
             writer.close()
             self._serving.discard(task)
 
     async def close(self) -> None:
-        """Break every connection."""
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
-    async def _let_in(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while True:
             self._turn += 1
             port = self.ports[self._turn % len(self.ports)]
             try:
                 async with asyncio.timeout(CONNECT_S):
                     return await asyncio.open_connection("127.0.0.1", port)
-            except OSError:  # refused, or not within the time: the next one
+            except OSError:  # refused or too slow
                 continue
 
 
@@ -53,14 +51,13 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             sink.write(piece)
             await sink.drain()
     except OSError:
-        pass  # the other end sees it as an end
+        pass  # the other side sees the end of the connection
     finally:
         sink.close()
 
 
 @asynccontextmanager
 async def balancer(ports: Sequence[int]) -> AsyncIterator[Balancer]:
-    """A balancer on a free loopback port."""
     opened = Balancer(ports)
     listener = await asyncio.start_server(opened.serve, "127.0.0.1", 0)
     opened.port = listener.sockets[0].getsockname()[1]

@@ -1,7 +1,6 @@
-"""A real Chromium for the tests of pages, and what every page must keep.
+"""A real Chromium for the tests of pages, and the checks for every page.
 
-Debian's package is used, through Playwright; no browser is downloaded. Where it is missing the tests are skipped and
-say so, but in CI they fail.
+Playwright uses Debian's package; no browser is downloaded. If it is missing, the tests are skipped, and fail in CI.
 """
 
 from __future__ import annotations
@@ -20,21 +19,19 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 Scheme = Literal["light", "dark"]
 WIDE, NARROW = 1280, 390
 _AXE = Axe()
-# A site under such a name is no trustworthy one to a browser, as it is under any name of this machine.
+# A browser trusts loopback addresses without TLS, but not these names.
 NAMES = "*.test"
 
 
 class Site(Protocol):
-    """What a visitor sees of a service."""
-
     @property
     def url(self) -> str:
-        """Without a slash at its end."""
+        """The base URL, without a slash at its end."""
         ...
 
 
 def chromium_path() -> str:
-    """Where Chromium is; skips the test where it is not, fails it in CI."""
+    """The path of Chromium. If it is missing, the test is skipped, or fails in CI."""
     for name in CHROMIUM:
         if (path := shutil.which(name)) is not None:
             return path
@@ -46,7 +43,6 @@ def chromium_path() -> str:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """A browser, until the block ends."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=chromium_path(),
@@ -64,7 +60,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Visitor:
-    """Somebody in front of one site: a tab whose every request, error and refusal is watched."""
+    """A tab on one site that records errors, dialogs and requests to other sites."""
 
     def __init__(self, site: Site, context: BrowserContext, page: Page) -> None:
         self.site = site
@@ -78,7 +74,7 @@ class Visitor:
         page.on("dialog", lambda dialog: self.complaints.append(f"a dialog: {dialog.message}"))
 
     def _heard(self, message: ConsoleMessage) -> None:
-        # A page with an error status is noted by the console, too; that is for the test to expect.
+        # The console also reports pages with an error status, which the test checks itself.
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.complaints.append(message.text)
 
@@ -87,47 +83,47 @@ class Visitor:
             self.elsewhere.append(url)
 
     async def go(self, path: str, status: int = 200) -> Response:
-        """Open a page, which must come with that status."""
+        """Open a page, and check its status."""
         answer = await self.page.goto(self.site.url + path)
         assert answer is not None
         assert answer.status == status, await answer.text()
         return answer
 
     async def text(self) -> str:
-        """What the page says."""
+        """The text of the page."""
         return await self.page.locator("main").inner_text()
 
     async def sign_in(self, key: str) -> None:
-        """Show a key on the page of signing in."""
+        """Sign in with a key."""
         await self.page.goto(f"{self.site.url}/admin/sign-in")
         await self.page.get_by_label("API key").fill(key)
         await self.page.get_by_role("button", name="Sign in").click()
 
     async def assert_accessible(self) -> None:
-        """No violation that axe can find."""
+        """Check the page with axe."""
         results = await _AXE.run(self.page)
         assert results.violations_count == 0, results.generate_report()
 
     async def assert_sound(self) -> None:
-        """Accessible; no error, no refused script or style, no request elsewhere; nothing wider than the window."""
+        """Check that the page is accessible, has no errors or requests to other sites, and fits the window."""
         await self.assert_accessible()
         assert not self.complaints
         assert not self.elsewhere
         width, inner = await self.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert width <= inner, f"the page is {width} wide in a window of {inner}"
+        assert width <= inner, f"the page is {width} pixels wide in a window of {inner}"
 
 
 @asynccontextmanager
 async def visiting(
     browser: Browser, site: Site, *, scheme: Scheme = "light", width: int = WIDE, scripts: bool = True
 ) -> AsyncIterator[Visitor]:
-    """A visitor with a clean profile; nothing it saw may have complained when the block ends."""
+    """A visitor with a new profile. When the block ends, no error and no request to another site may be recorded."""
     context = await browser.new_context(
         color_scheme=scheme,
         viewport={"width": width, "height": 900},
         java_script_enabled=scripts,
         locale="en-GB",
-        ignore_https_errors=True,  # of certificates that a test has made
+        ignore_https_errors=True,  # for self-signed certificates of tests
     )
     context.set_default_timeout(15_000)
     try:

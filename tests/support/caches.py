@@ -1,4 +1,4 @@
-"""Caches on real servers, and what a test may do to the servers behind them."""
+"""Caches on real servers, and operations on the servers behind them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def valkey_cache(
     nonce: Callable[[], bytes] | None = None,
     url: str | None = None,
 ) -> ValkeyCache:
-    """A process's cache on a server, with numbered nonces. Close it."""
+    """The cache of one process on a server, with numbered nonces. The caller closes it."""
     return ValkeyCache(
         url=url or server.url,
         database_id=database_id,
@@ -40,7 +40,7 @@ def valkey_cache(
 
 
 class ServerSubject:
-    """A real server."""
+    """A real server, for the contract tests of the cache."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self.server = server
@@ -48,34 +48,30 @@ class ServerSubject:
         self.cache: Cache = self.process()
 
     def process(self, database_id: str = "database") -> Cache:
-        """With connections of its own."""
+        """The cache of another process, with its own connections."""
         self._caches.append(valkey_cache(self.server, database_id=database_id))
         return self._caches[-1]
 
     def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:
-        """SET."""
         ask(self.server, "SET", key(epoch, cell), raw, "PX", ttl_ms)
 
     def pttl(self, epoch: Epoch, cell: Cell) -> int:
-        """PTTL."""
         found: Any = ask(self.server, "PTTL", key(epoch, cell))
         return int(found)
 
     def expire(self, epoch: Epoch, cell: Cell) -> None:
-        """A TTL of zero is an expiry, key-space event and all."""
+        """Set the TTL to zero, which the server handles as an expiry."""
         ask(self.server, "PEXPIRE", key(epoch, cell), 0)
 
     def flush(self) -> None:
-        """FLUSHALL."""
         ask(self.server, "FLUSHALL")
 
     def restart(self) -> None:
-        """Killed, and back from a dump."""
+        """Kill the server and start it from a dump."""
         ask(self.server, "SAVE")
         self.server.kill()
         self.server.start()
 
     async def close(self) -> None:
-        """Every connection."""
         for cache in self._caches:
             await cache.close()

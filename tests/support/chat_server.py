@@ -1,6 +1,6 @@
-"""A chat-completions endpoint on loopback that does as it is told: answers well, or in one of many ways badly.
+"""A chat-completions endpoint on loopback with scripted answers, valid and invalid.
 
-Each request takes the next of `plans`; the last one stays. What was asked is kept in `asked`.
+Each request uses the next of `plans`; the last plan is used repeatedly. Requests are recorded in `asked`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, as it came. Header names are in lower case."""
+    """A request. Header names are in lower case."""
 
     target: str
     headers: dict[str, str]
@@ -23,12 +23,12 @@ class Asked:
 
     @property
     def held(self) -> bool:
-        """Whether the answer is to keep a schema."""
+        """Whether the answer must match a schema."""
         return "response_format" in self.body
 
     @property
     def prompt(self) -> str:
-        """All that the model is told."""
+        """The text of all messages."""
         return "\n".join(message["content"] for message in self.body["messages"])
 
 
@@ -36,7 +36,7 @@ Plan = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ChatServer:
-    """The endpoint; open with `chat_server()`."""
+    """Opened with `chat_server()`."""
 
     def __init__(self) -> None:
         self.plans: list[Plan] = [says("A tip.")]
@@ -47,17 +47,15 @@ class ChatServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def will(self, *plans: Plan) -> None:
-        """What the next requests get; the last one goes for all that follow."""
+        """Set the plans of the next requests, and forget recorded requests."""
         self.plans = list(plans)
         self.asked.clear()
 
     async def open(self) -> None:
-        """Listen on a free loopback port."""
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}/v1"
 
     async def close(self) -> None:
-        """Break every connection and stop listening."""
         assert self._listener is not None
         self._listener.close()
         for task in list(self._tasks):
@@ -86,7 +84,6 @@ class ChatServer:
 
 @asynccontextmanager
 async def chat_server() -> AsyncIterator[ChatServer]:
-    """One that listens until the block ends."""
     server = ChatServer()
     await server.open()
     try:
@@ -105,7 +102,7 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
 
 
 def completion(content: object, finish_reason: str | None = "stop", refusal: str | None = None) -> bytes:
-    """A chat completion as endpoints send it."""
+    """The body of a chat completion."""
     message = {"role": "assistant", "content": content, "refusal": refusal}
     return json.dumps(
         {
@@ -118,12 +115,12 @@ def completion(content: object, finish_reason: str | None = "stop", refusal: str
 
 
 def tip(text: object) -> str:
-    """The content that is asked for."""
+    """The content that the prompt asks for."""
     return json.dumps({"text": text})
 
 
 def answers(status: int, body: bytes = b"{}", **headers: str) -> Plan:
-    """With a status, a body and headers (`_` stands for `-`)."""
+    """An answer with this status, body and headers (`_` stands for `-`)."""
 
     async def plan(_: Asked, writer: asyncio.StreamWriter) -> None:
         lines = [f"HTTP/1.1 {status} So", f"content-length: {len(body)}", "content-type: application/json"]
@@ -134,27 +131,27 @@ def answers(status: int, body: bytes = b"{}", **headers: str) -> Plan:
 
 
 def says(text: object) -> Plan:
-    """A good answer with this text."""
+    """A valid answer with this text."""
     return answers(200, completion(tip(text)))
 
 
 def refuses_schemas(otherwise: Plan, status: int = 400) -> Plan:
-    """As some do that have never heard of `response_format`."""
+    """Rejects requests with `response_format`, as some endpoints do."""
 
     async def plan(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        told = b'{"error": {"message": "response_format is not supported"}}'
-        await (answers(status, told) if asked.held else otherwise)(asked, writer)
+        error = b'{"error": {"message": "response_format is not supported"}}'
+        await (answers(status, error) if asked.held else otherwise)(asked, writer)
 
     return plan
 
 
 async def is_silent(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Takes the request and says nothing, for as long as somebody waits."""
+    """Reads the request and never answers."""
     await asyncio.Event().wait()
 
 
 async def trickles(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """A head at once, then a body byte by byte, without end."""
+    """Sends the head at once, then an endless body byte by byte."""
     writer.write(b"HTTP/1.1 200 So\r\ntransfer-encoding: chunked\r\n\r\n")
     while True:
         writer.write(b"1\r\n \r\n")
@@ -163,7 +160,7 @@ async def trickles(_: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 async def trickles_its_head(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Header after header, without end."""
+    """Sends endless headers."""
     writer.write(b"HTTP/1.1 200 So\r\n")
     while True:
         writer.write(b"x-more: 1\r\n")
@@ -172,12 +169,12 @@ async def trickles_its_head(_: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 async def closes(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Takes the request and hangs up."""
+    """Reads the request and closes the connection."""
     writer.close()
 
 
 async def is_cut_short(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """A good answer, of which the second half never comes."""
+    """Sends the first half of a valid answer and closes the connection."""
     body = completion(tip("A tip that is cut."))
     writer.write(b"HTTP/1.1 200 So\r\ncontent-length: %d\r\n\r\n" % len(body) + body[: len(body) // 2])
     await writer.drain()
@@ -185,7 +182,7 @@ async def is_cut_short(_: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 async def floods(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """An answer without end, as fast as it is read."""
+    """Sends an endless answer as fast as it is read."""
     writer.write(b"HTTP/1.1 200 So\r\ntransfer-encoding: chunked\r\n\r\n")
     piece = b" " * 16_384
     while True:
@@ -194,7 +191,7 @@ async def floods(_: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 async def speaks_no_http(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Something else listens there."""
+    """Answers like a mail server."""
     writer.write(b"220 mail.example ESMTP\r\n")
     await writer.drain()
     writer.close()

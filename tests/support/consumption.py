@@ -1,4 +1,4 @@
-"""A consumer over a real log, among recorders."""
+"""A consumer of events over a real log, with a recording invalidator and learner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.events import admitted
 
 
 class Drops:
-    """Implements `Invalidates`: notes what it is asked, or fails."""
+    """Implements `Invalidates`: records its arguments, or raises `failure`."""
 
     def __init__(self) -> None:
         self.older: list[Mapping[str, Mapping[str, int]]] = []
@@ -38,7 +38,7 @@ class Drops:
 
 
 class Pupil:
-    """A learner that cannot learn from the tip `poison` until cured; `failure` is raised for every event."""
+    """A learner that fails on events with the tip `poison` until it is cured. It raises `failure` if that is set."""
 
     def __init__(self) -> None:
         self.learned: list[str] = []
@@ -56,8 +56,6 @@ class Pupil:
 
 
 class Desk:
-    """A consumer over a real log."""
-
     def __init__(self, database: Database) -> None:
         self.database = database
         self.clock = FakeClock()
@@ -76,10 +74,10 @@ class Desk:
         )
 
     async def store(self, *events: TipEvent) -> list[int]:
-        """Sequence numbers of the events, now in the log."""
+        """Store events in the log; their sequence numbers."""
         (appended,) = await self.log.append([[admitted(event, self.clock.now_ms()) for event in events]])
         return list(appended.seqs)  # type: ignore[union-attr]  # nothing clashes here
 
     async def unconsumed(self) -> list[object]:
-        """Ids of the events no worker has consumed."""
+        """The ids of the events that are not consumed."""
         return await column(self.database, "SELECT event_id FROM event_log WHERE consumed_at_ms IS NULL ORDER BY seq")

@@ -1,4 +1,4 @@
-"""Databases for tests: migrated once per session, then copied, each with an id of its own."""
+"""Databases for tests. One is migrated per session; each test gets a copy with an id of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIPED = ("tip_views", "tip_feedback", "event_log")
 
 
 def copy_database(template: Path, path: Path, database_id: str) -> Path:
-    """A copy with an id of its own, which no process has opened at `path` yet."""
+    """Copy a database to `path` with an id of its own, as if no process had opened it there."""
     shutil.copyfile(template, path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE service SET value = ? WHERE name = 'database_id'", (database_id,))
@@ -31,7 +31,7 @@ def copy_database(template: Path, path: Path, database_id: str) -> Path:
 
 @contextmanager
 def as_another_account(path: Path) -> Iterator[None]:
-    """In the block this process may read the database and not write to it; it may write to its directory."""
+    """In the block, this process can read but not write the database, and can write to its directory."""
     path.chmod(0o644)
     path.parent.chmod(0o777)
     if os.geteuid() == 0:
@@ -47,14 +47,14 @@ def as_another_account(path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A directory that every account of this machine may use, as `tmp_path` is not."""
+    """A directory that every account of this machine can use, unlike `tmp_path`."""
     with TemporaryDirectory(prefix="profiles-test-") as directory:
         Path(directory).chmod(0o777)
         yield Path(directory)
 
 
 async def wipe(database: Database) -> None:
-    """Forget every event, between the examples of one property; sequence numbers go on."""
+    """Delete every event, between the examples of a property test; sequence numbers continue."""
 
     def work(connection: sqlite3.Connection) -> None:
         for table in WIPED:
@@ -64,14 +64,14 @@ async def wipe(database: Database) -> None:
 
 
 async def column(database: Database, sql: str, *parameters: object) -> list[object]:
-    """The first column of whatever a statement yields."""
+    """The first column of the result of a query."""
     rows = await database.read(lambda connection: connection.execute(sql, parameters).fetchall())
     return [row[0] for row in rows]
 
 
 @pytest.fixture(scope="session")
 def migrated_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database that nobody opens."""
+    """A migrated database that is only copied."""
     path = tmp_path_factory.mktemp("template") / "profiles.db"
     migrate(path)
     return path
@@ -79,13 +79,13 @@ def migrated_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def database_path(migrated_template: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A migrated, empty database file of this test's own."""
+    """A migrated, empty database file of one test."""
     return copy_database(migrated_template, tmp_path / "profiles.db", f"database of {request.node.name}")
 
 
 @pytest.fixture
 async def database(database_path: Path) -> AsyncIterator[Database]:
-    """That file, opened with two readers."""
+    """`database_path`, opened with two readers."""
     opened = await Database.open(database_path, readers=2)
     yield opened
     await opened.close()
@@ -93,5 +93,4 @@ async def database(database_path: Path) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def event_log(database: Database) -> SqliteEventLog:
-    """The event log of that database."""
     return SqliteEventLog(database)

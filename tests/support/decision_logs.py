@@ -1,4 +1,4 @@
-"""Decisions made up: of users with habits of their own, by policies whose true value is known."""
+"""Generated decisions of users with habits, by policies whose true value is known."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ EPSILON = 0.1
 
 
 class Town(NamedTuple):
-    """Decisions with all that could be known of them; one row each, one column a candidate."""
+    """Decisions with their true means: one row for each decision, one column for each candidate."""
 
     users: npt.NDArray[np.int64]
     champion: Floats
     challenger: Floats
-    means: Floats  # what each candidate earns on average
+    means: Floats  # the expected reward of each candidate
 
     @property
     def values(self) -> tuple[float, float]:
-        """True value of the champion and of the challenger, on these decisions."""
+        """The true values of the champion and of the challenger on these decisions."""
         of_champion, of_challenger = (
             float((pi * self.means).sum(axis=1).mean()) for pi in (self.champion, self.challenger)
         )
@@ -31,7 +31,7 @@ class Town(NamedTuple):
 
 
 def mixture(scores: Floats, sharpness: float) -> Floats:
-    """A policy as ours are: an epsilon of chance, the rest by scores."""
+    """The propensities of a policy that mixes a softmax of the scores with an epsilon of uniform choice."""
     weights = np.exp(sharpness * (scores - scores.max(axis=1, keepdims=True)))
     size = scores.shape[1]
     mixed: Floats = (1 - EPSILON) * weights / weights.sum(axis=1, keepdims=True) + EPSILON / size
@@ -47,17 +47,17 @@ def town(
     skill: float = 0.0,
     spread: float = 1.5,
 ) -> Town:
-    """`skill`: how much better the challenger knows what is good; 0: both policies are worth the same on average."""
-    who = chance.integers(0, users, decisions)
-    mood = chance.beta(2, 5, users)[who, None]
+    """Draw decisions. `skill` is the advantage of the challenger; with 0, both policies have the same value."""
+    served = chance.integers(0, users, decisions)
+    mood = chance.beta(2, 5, users)[served, None]
     taste = chance.normal(size=(decisions, candidates))
     means = np.clip(mood * (1 + 0.4 * taste), 0, 1)
     guesses = [spread * chance.normal(size=taste.shape) for _ in range(2)]
-    return Town(who, mixture(guesses[0], 1.0), mixture(guesses[1] + skill * taste, 1.0), means)
+    return Town(served, mixture(guesses[0], 1.0), mixture(guesses[1] + skill * taste, 1.0), means)
 
 
 def logged(chance: np.random.Generator, found: Town, *, share: float = 0.0, model: float = 0.0) -> Page:
-    """What is logged when the challenger serves that share of users; `model`: how much the reward model knows."""
+    """The log if the challenger serves that share of users. `model` is the quality of the reward model, 0 to 1."""
     rows = np.arange(len(found.users))
     serving = np.where((found.users % 100 < share * 100)[:, None], found.challenger, found.champion)
     chosen = (serving.cumsum(axis=1) > chance.random((len(rows), 1))).argmax(axis=1)
@@ -78,5 +78,5 @@ def logged(chance: np.random.Generator, found: Town, *, share: float = 0.0, mode
 
 
 def part(page: Page, start: int, end: int) -> Page:
-    """Some rows of a page."""
+    """The rows `start` to `end` of a page."""
     return Page(page.users[start:end], *(column[start:end] for column in page[1:]))

@@ -1,4 +1,4 @@
-"""Decisions written straight into a database: what scoring would have left, without the hours in between."""
+"""Settled decisions, written directly into a database."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BLANK: Mapping[str, object] = {
 def rows_of(
     page: Page, *, made_ms: int = NOW_MS - 100 * HOUR_MS, every_ms: int = 1, **changed: object
 ) -> list[dict[str, object]]:
-    """The settled decisions of a page, in its order; some columns otherwise."""
+    """The rows of the settled decisions of a page, with `changed` columns."""
     return [
         {
             **BLANK,
@@ -71,7 +71,7 @@ def rows_of(
 
 
 async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> None:
-    """Add them, the first one first."""
+    """Insert the rows in their order."""
 
     def work(connection: sqlite3.Connection) -> None:
         (made,) = connection.execute("SELECT COUNT(*) FROM tip_scores").fetchone()
@@ -86,6 +86,6 @@ async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> Non
 def some(
     decisions: int, *, users: int = 400, skill: float = 1.0, share: float = 0.0, model: float = 0.5, seed: int = 1
 ) -> Page:
-    """Decisions of users with habits; the challenger is as much better as `skill` makes it."""
+    """Draw decisions of users with habits. `skill` is the advantage of the challenger."""
     chance = np.random.default_rng(seed)
     return logged(chance, town(chance, users, decisions, skill=skill, spread=0.7), share=share, model=model)

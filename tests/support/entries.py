@@ -1,4 +1,4 @@
-"""A sound registry entry, for tests to break in one place."""
+"""A valid registry entry, for tests that change it in one place."""
 
 from __future__ import annotations
 

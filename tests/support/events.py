@@ -1,4 +1,4 @@
-"""Builders of events: every argument has a default, so that a test says only what it is about."""
+"""Builders of events. Every argument has a default, so that a test names only what matters to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 
 
 def local_time(moment_ms: int, offset_min: int = 0) -> datetime:
-    """A moment as a producer in that zone writes it."""
+    """A time with the offset of a producer."""
     return (EPOCH + moment_ms * MILLISECOND).astimezone(timezone(timedelta(minutes=offset_min)))
 
 
@@ -31,7 +31,6 @@ def served(
     tip_id: str = "tip",
     decision_id: str | None = None,
 ) -> TipServed:
-    """A tip put before a user."""
     return TipServed(
         event_id=event_id or f"event-{next(_numbers)}",
         user_id=user_id,
@@ -52,7 +51,6 @@ def feedback(
     tip_id: str = "tip",
     decision_id: str | None = None,
 ) -> TipFeedback:
-    """A user's reaction to a tip."""
     return TipFeedback(
         event_id=event_id or f"event-{next(_numbers)}",
         user_id=user_id,
@@ -65,7 +63,7 @@ def feedback(
 
 
 def admitted(event: TipEvent, received_at_ms: int = NOW_MS) -> Admitted:
-    """An event let in whatever its time, which is its event time."""
+    """An admitted event. Its time is not checked."""
     offset = event.occurred_at.utcoffset() or timedelta(0)
     return Admitted(
         event=event,
@@ -79,11 +77,11 @@ def admitted(event: TipEvent, received_at_ms: int = NOW_MS) -> Admitted:
 
 
 def payload(event: TipEvent, **changes: object) -> dict[str, Any]:
-    """An event as a producer sends it, with fields replaced; a field set to `...` is left out."""
+    """An event as JSON fields. `changes` replaces fields; a field set to `...` is left out."""
     fields: dict[str, Any] = {**msgspec.to_builtins(event), **changes}
     return {name: value for name, value in fields.items() if value is not ...}
 
 
 def body(*events: TipEvent) -> bytes:
-    """Events as the JSON array of a request."""
+    """Events as the JSON array of a request body."""
     return msgspec.json.encode(events)

@@ -1,10 +1,9 @@
-"""API processes and workers over one database, one cache and one queue; all real, all processes of their own."""
+"""Real API processes and workers that share a database, a cache and a queue."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,18 +14,16 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.http import Connection, serving
 from tests.support.processes import Program, Programs, free_port
 
-ODD_WORKER = "tests.support.odd_worker"
+FAULTY_WORKER = "tests.support.faulty_worker"
 
 
 class Member(NamedTuple):
-    """A process, and the port it serves on."""
-
     program: Program
     port: int
 
 
 class Fleet:
-    """Starts its members; the fixture `programs` ends them."""
+    """Starts processes, which the fixture `programs` ends."""
 
     def __init__(self, programs: Programs, database: Path, cache: EmbeddedServer, queue: EmbeddedServer) -> None:
         self.database = database
@@ -35,42 +32,41 @@ class Fleet:
         self._programs = programs
 
     def api(self, **settings: Any) -> Member:
-        """One API process, not waited for."""
+        """Start an API process; does not wait until it answers."""
         port = free_port()
         return Member(self._start("serve", port=port, **settings), port)
 
     async def apis(self, count: int, **settings: Any) -> list[Member]:
-        """API processes that answer."""
+        """Start API processes, and wait until they answer."""
         members = [self.api(**settings) for _ in range(count)]
         for member in members:
             await serving(member.port)
         return members
 
     def worker(self, **settings: Any) -> Member:
-        """A worker, working."""
+        """Start a worker, and wait until it works."""
         port = free_port()
         program = self._start("worker", worker_metrics_port=port, **settings)
         program.says("worker_started")
         return Member(program, port)
 
-    def odd_worker(self, *oddities: str, **settings: Any) -> Member:
-        """A worker of `tests.support.odd_worker`, working."""
+    def faulty_worker(self, *arguments: str, **settings: Any) -> Member:
+        """Start a worker of `tests.support.faulty_worker`, and wait until it works."""
         port = free_port()
-        program = self._start(*oddities, module=ODD_WORKER, worker_metrics_port=port, **settings)
+        program = self._start(*arguments, module=FAULTY_WORKER, worker_metrics_port=port, **settings)
         program.says("worker_started")
         return Member(program, port)
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """What the database says, read past the service."""
+        """Query the database directly."""
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(sql, parameters).fetchall()
 
     def stored(self) -> Counter[str]:
-        """How often each event id stands in the log."""
+        """How often each event id occurs in the log."""
         return Counter(event_id for (event_id,) in self.rows("SELECT event_id FROM event_log"))
 
     def unconsumed(self) -> int:
-        """How many events no worker has consumed."""
         return int(self.rows("SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL")[0][0])
 
     def _start(self, *arguments: str, module: str = "app", **settings: Any) -> Program:
@@ -85,7 +81,7 @@ class Fleet:
 
 
 async def counted(port: int, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels, as a process serves it."""
+    """The sum of the samples of a metric with these labels, from /metrics."""
     connection = Connection(port)
     try:
         text = (await connection.get("/metrics")).body.decode()
@@ -97,9 +93,3 @@ async def counted(port: int, name: str, **labels: str) -> float:
         for sample in family.samples
         if sample.name == f"profiles_{name}" and labels.items() <= sample.labels.items()
     )
-
-
-async def close_all(connections: Sequence[Connection]) -> None:
-    """Close them."""
-    for connection in connections:
-        await connection.close()

@@ -1,4 +1,4 @@
-"""A lean HTTP client: one keep-alive connection on asyncio streams. For tests that make requests by the thousand."""
+"""A small HTTP client for tests that send thousands of requests: one keep-alive connection on asyncio streams."""
 
 from __future__ import annotations
 
@@ -13,28 +13,25 @@ TIMEOUT_S = 30.0
 
 
 class Broken(Exception):
-    """No answer: whoever should have given it is gone, and what became of the request is not known."""
+    """The connection broke before the answer. The outcome of the request is unknown."""
 
 
 class Refused(Broken):
-    """Nobody listens: the request was not sent, and may be sent to another."""
+    """The connection was refused. The request was not sent."""
 
 
 class Answer(NamedTuple):
-    """One response, and how long it took."""
-
     status: int
     body: bytes
     seconds: float
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
         return json.loads(self.body)
 
 
 class Connection:
-    """Requests one after the other to one port; connects by itself, again after it broke."""
+    """Sends requests one after the other to one port. Connects when needed, also after the connection broke."""
 
     def __init__(self, port: int, key: str | None = None) -> None:
         self.port = port
@@ -42,20 +39,16 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def get(self, path: str) -> Answer:
-        """GET."""
         return await self._ask("GET", path, b"", "")
 
     async def post(self, path: str, value: object) -> Answer:
-        """POST a value as JSON."""
         body = json.dumps(value, default=str).encode()
         return await self._ask("POST", path, body, f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n")
 
     async def delete(self, path: str) -> Answer:
-        """DELETE."""
         return await self._ask("DELETE", path, b"", "")
 
     async def close(self) -> None:
-        """Close the connection."""
         if self._streams is not None:
             _, writer = self._streams
             self._streams = None
@@ -67,7 +60,7 @@ class Connection:
         return await self.send(head.encode() + body)
 
     async def send(self, request: bytes) -> Answer:
-        """A request as it goes over the wire; raises `Broken` where it is not answered."""
+        """Send the bytes of a request. Raises `Broken` if it is not answered."""
         started = monotonic()
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -90,11 +83,11 @@ class Connection:
         try:
             return await asyncio.open_connection("127.0.0.1", self.port)
         except ConnectionRefusedError as error:
-            raise Refused(f"nobody listens on {self.port}") from error
+            raise Refused(f"connection refused on port {self.port}") from error
 
 
 async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
-    """Status and body, and whether the connection is to be closed after it."""
+    """The status, the body, and whether the server closes the connection."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = int(head[9:12])
     last = b"\r\nconnection: close\r\n" in head
@@ -106,7 +99,7 @@ async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
 
 
 async def serving(port: int, timeout_s: float = 30.0) -> None:
-    """Return when something on the port answers /healthz."""
+    """Wait until the port answers /healthz with 200."""
     connection = Connection(port)
 
     async def answers() -> bool:

@@ -25,7 +25,7 @@ from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.consumption import Drops
 from tests.support.events import admitted
-from tests.support.learned import SELECT_LEARNED, SELECT_STATES, learning_faults
+from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
 
 WINDOW_H = 24
 HOUR_MS = 3_600_000

@@ -1,7 +1,7 @@
-"""The HTTP service on a real granian server, in the test's own event loop.
+"""The HTTP service on a real granian server, in the event loop of the test.
 
-`live` serves `create_app` over a service on a free loopback port; what stands behind it is real: a SQLite file, a cache
-and a queue. Tests reach into `Live.service` only for what HTTP cannot do (drive a rebuild, look at the audit trail).
+`live` serves the application on a free loopback port, with a real SQLite file, cache and queue. Tests use
+`Live.service` only for operations that HTTP does not offer (run a rebuild, read the audit trail).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.support.database import copy_database
 from tests.support.events import body
 
 KEYS = {"reader": "read-me-if-you-can", "writer": "write-it-down", "admin": "all-of-it", "stranger": "not-known-here"}
-# Loading the certificates of the world takes longer than most tests; nothing here speaks TLS.
+# Loading the system's certificates takes longer than most tests, and no test uses TLS here.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -46,10 +46,8 @@ API_KEYS = (
 )
 
 
-@dataclass(frozen=True, repr=False)  # it would fill every failure with the whole service
+@dataclass(frozen=True, repr=False)  # the repr of the whole service would fill every failure message
 class Live:
-    """A server that answers."""
-
     url: str
     port: int
     service: OpenService
@@ -58,51 +56,50 @@ class Live:
 
     @property
     def cookie_name(self) -> str:
-        """Of the session's cookie."""
+        """The name of the session cookie."""
         name: str = self.app.state.sessions.cookie_name
         return name
 
     @property
     def now_ms(self) -> int:
-        """The service's clock."""
         return self.service.clock.now_ms()
 
     async def send(self, *events: TipEvent) -> dict[str, Any]:
-        """Send events, which must be taken in; the receipt."""
+        """Send events, which must be accepted; the receipt."""
         answer = await self.client.post("/events", content=body(*events), headers=JSON)
         assert answer.status_code == 202, answer.text
         receipt: dict[str, Any] = answer.json()
         return receipt
 
     async def features(self, user_id: str) -> dict[str, Any]:
-        """Read one profile; name to value."""
+        """Read one profile; feature name to value."""
         answer = await self.client.get(f"/profiles/{quote(user_id, safe='')}")
         assert answer.status_code == 200, answer.text
         features: dict[str, Any] = answer.json()["features"]
         return features
 
     async def filled(self) -> None:
-        """Return when the fills that reads began have been answered."""
+        """Wait for the fills that reads have started."""
         await self.service.reader.close()
 
 
 def new_user(prefix: str = "user") -> str:
-    """A user that nothing was ever heard of."""
+    """The id of a user without events."""
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
 def as_caller(name: str) -> dict[str, str]:
-    """The header of one of `KEYS`."""
+    """The headers with one of `KEYS`."""
     return {"X-API-Key": KEYS[name]}
 
 
 def fresh_database(template: Path, directory: Path) -> Path:
-    """A migrated, empty database of its own."""
+    """A migrated, empty database."""
     return copy_database(template, directory / f"{uuid.uuid4().hex}.db", uuid.uuid4().hex)
 
 
 def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem detail that an answer must be."""
+    """Check that an answer is a problem with this status; the problem."""
     assert answer.status_code == status, answer.text[:500]
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"]
@@ -116,12 +113,12 @@ def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def paths(body: Mapping[str, Any]) -> list[str]:
-    """Where a problem says that a request is at fault."""
+    """The paths of the errors in a problem."""
     return [issue["path"] for issue in body.get("errors", [])]
 
 
 async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple[int, dict[str, object]]:
-    """Status and body for a request target that no client library would send as it is."""
+    """The status and body for a request target that client libraries would change."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(method + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     answer = await reader.read()
@@ -143,7 +140,7 @@ async def live(
     hit_path: bool = True,
     head_s: float = KEEP_ALIVE_S,
 ) -> AsyncIterator[Live]:
-    """Serve until the block ends. Without the hit path, every request goes to its documented route."""
+    """Serve until the block ends. Without the fast path, every request goes to its documented route."""
     async with open_service(
         settings, door="http", contract=contract, edges=Edges(clock=clock or SystemClock())
     ) as service:
@@ -162,19 +159,19 @@ async def live(
         finally:
             about_to_stop(application)  # as `profiles serve` does
             door.close()
-            server.stop()  # type: ignore[no-untyped-call]  # granian types it not
+            server.stop()  # type: ignore[no-untyped-call]  # granian does not type it
             await serving
 
 
 def behind_the_hit_path(application: Litestar) -> ASGIApp:
-    """What the hit path hands on to."""
+    """The application behind the fast path."""
     handler = application.asgi_handler
     assert isinstance(handler, FastPath)
     return handler._inner
 
 
 async def answering(port: int) -> None:
-    """Return when somebody listens on a loopback port."""
+    """Wait until a loopback port accepts connections."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 10
     while True:

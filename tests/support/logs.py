@@ -1,4 +1,4 @@
-"""What configuring the log changes, and putting it back."""
+"""Restores the configuration of logging, and records log lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.telemetry.structlog_without_rich import structlog
 
 @contextmanager
 def logging_put_back() -> Iterator[None]:
-    """Whatever `configure_logging` changes meanwhile is as it was afterwards."""
+    """Restore everything that `configure_logging` changes in the block."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     levels = {name: logging.getLogger(name).level for name in ("arq", "aiosqlite", "asyncio", "alembic")}
@@ -28,7 +28,7 @@ def logging_put_back() -> Iterator[None]:
 
 
 class Recorder:
-    """Stands in for a module's logger, and keeps what it is told."""
+    """Replaces the logger of a module and records its lines."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -40,5 +40,5 @@ class Recorder:
         return keep
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        """The lines of one kind."""
+        """The lines of one event."""
         return [line for line in self.lines if line["event"] == event]

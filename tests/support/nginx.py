@@ -1,7 +1,4 @@
-"""A real nginx, in front of a site.
-
-Debian's package is used. Where it is missing the tests are skipped and say so, but in CI they fail.
-"""
+"""A real nginx in front of a site, from Debian's package. If it is missing, tests are skipped, and fail in CI."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from tests.support.processes import free_port
 from tests.support.waiting import eventually_sync
 
 STOP_S = 10
-# All but the server is what Debian's own nginx.conf leaves at nginx's defaults.
+# Except for the server, these are the defaults of nginx that Debian's nginx.conf keeps.
 FRAME = """
 daemon off;
 master_process off;
@@ -42,7 +39,7 @@ TLS = " ssl;\n        ssl_certificate {directory}/cert.pem;\n        ssl_certifi
 
 
 def nginx_path() -> str:
-    """Where nginx is; skips the test where it is not, fails it in CI."""
+    """The path of nginx. If it is missing, the test is skipped, or fails in CI."""
     path = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if path is not None:
         return path
@@ -54,7 +51,7 @@ def nginx_path() -> str:
 
 @contextmanager
 def nginx(directory: Path, server: str, *, tls: bool = False) -> Iterator[int]:
-    """An nginx with the directives `server` in its only server; its port. With `tls` its certificate is its own."""
+    """An nginx with the directives `server` in its only server, with a self-signed certificate if `tls`; its port."""
     port = free_port()
     if tls:
         make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -keyout key.pem -out cert.pem"

@@ -1,8 +1,7 @@
-"""The service as processes of its own, started as a person would, and never left behind.
+"""The service as processes, started from the command line and never left running.
 
-Whatever a `Program` starts, and whatever that starts, carries a mark in its environment, or works in its directory (a
-Valkey overwrites its environment); closing kills it, by process id. What a program prints goes to a file, which
-assertion messages quote.
+All descendants of a `Program` have a mark in their environment, or work in its directory (a Valkey overwrites its
+environment). `close` kills them by process id. The output of a program goes to a file, which assertion messages quote.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ EPHEMERAL_FROM = 32_000
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on, below those that the system hands out by itself."""
+    """An unused loopback port below the ephemeral ports, which the system assigns itself."""
     while True:
         port = random.randrange(20_000, EPHEMERAL_FROM)
         with socket.socket() as probe, suppress(OSError):
@@ -42,7 +41,7 @@ def free_port() -> int:
 
 
 def family(mark: str, directory: Path) -> dict[int, str]:
-    """Process id to command line of everything alive that carries a mark or works below a directory."""
+    """The running processes that have the mark or work below the directory: process id to command line."""
     found: dict[int, str] = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -52,8 +51,13 @@ def family(mark: str, directory: Path) -> dict[int, str]:
     return found
 
 
+def resident_mib(pid: int) -> float:
+    """The resident memory of a process, in MiB."""
+    return float(psutil.Process(pid).memory_info().rss) / 2**20
+
+
 class Program:
-    """One `python -m …`, in a session of its own."""
+    """One `python -m …` in a session of its own."""
 
     def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], directory: Path) -> None:
         self.name = " ".join(arguments)
@@ -73,56 +77,53 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
         return self._process.poll() is None
 
     @property
     def output(self) -> str:
-        """What it, and what it started, printed so far."""
+        """The output so far, of the program and its descendants."""
         return self._log.read_text(errors="replace")
 
     def family(self) -> dict[int, str]:
-        """Everything alive that it started, itself included: process id to command line."""
+        """The program and its running descendants: process id to command line."""
         return family(self.mark, self.directory / "var" / "run")
 
     def child(self, *words: str) -> int:
-        """The process id of the one descendant whose command line has these words; 0 while there is not one."""
+        """The process id of the only descendant whose command line has these words; 0 if there is not exactly one."""
         found = [pid for pid, line in self.family().items() if all(word in line for word in words)]
         return found[0] if len(found) == 1 else 0
 
     def says(self, text: str) -> None:
-        """Wait until it prints `text`."""
+        """Wait until the program prints `text`."""
         eventually_sync(lambda: text in self.output or not self.running, START_S)
-        assert text in self.output, f"`{self.name}` did not say {text!r}:\n{self.output}"
+        assert text in self.output, f"`{self.name}` did not print {text!r}:\n{self.output}"
 
     def send(self, number: int) -> None:
-        """Send a signal."""
         self._process.send_signal(number)
 
     def wait(self, timeout_s: float = STOP_S) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for the end of the program; its exit code."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"`{self.name}` does not end:\n{self.output}") from None
+            raise AssertionError(f"`{self.name}` did not end within {timeout_s} s:\n{self.output}") from None
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ask it to stop; its exit code."""
+        """Send a signal and wait; the exit code."""
         self.send(number)
         return self.wait()
 
     def kill(self) -> None:
-        """Kill -9, itself alone."""
+        """Send SIGKILL to the program, not to its descendants."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> dict[int, str]:
-        """Kill whatever is left of it; what that was."""
+        """Kill the program and its descendants; the descendants that were still running."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGCONT)
         self._process.kill()
@@ -136,27 +137,26 @@ class Program:
 
 
 class Programs:
-    """Starts programs; all are closed with it."""
+    """Starts programs, and closes all of them in `close`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._started: list[Program] = []
 
     def start(self, *arguments: str, directory: Path | None = None, module: str = "app", **settings: Any) -> Program:
-        """Start `python -m app …`. `settings` by keyword: `database=…` is PROFILES_DATABASE; nothing else is set."""
+        """Start `python -m app …`. The keyword `database=…` sets PROFILES_DATABASE, and so on."""
         environment = environment_of(**settings)
         program = Program((module, *arguments), environment, directory or self.directory)
         self._started.append(program)
         return program
 
     def close(self) -> None:
-        """Kill whatever is left of any of them."""
         for program in self._started:
             program.close()
 
 
 def environment_of(**settings: Any) -> dict[str, str]:
-    """The environment of a program: ours, without our PROFILES_…, with these settings and the tests' registry."""
+    """Our environment without PROFILES_…, with these settings and the registry of the tests."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
     given = {"features": FEATURES, **settings}
     chosen = {f"PROFILES_{name.upper()}": str(value) for name, value in given.items() if value is not None}
@@ -165,7 +165,7 @@ def environment_of(**settings: Any) -> dict[str, str]:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
-    """Starts programs in the test's directory, and kills what is left of them when the test ends."""
+    """Starts programs in the directory of the test, and closes them when the test ends."""
     started = Programs(tmp_path)
     yield started
     started.close()

@@ -1,4 +1,4 @@
-"""A TCP proxy before a unix socket, which can be cut, silenced and mended: one process's way to the cache."""
+"""A TCP proxy in front of a unix socket, which can refuse connections or hold bytes back."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 class Proxy:
-    """One listening port. Open with `proxy(...)`.
+    """Opened with `proxy(...)`.
 
-    `target` may be set anew, for the connections to come; `holding` is how many pieces wait while it is silent.
+    A change of `target` applies to new connections. `holding` counts the pieces that are held back.
     """
 
     def __init__(self, target: Path) -> None:
@@ -26,31 +26,28 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """How a client reaches the server through this proxy."""
         assert self._listener is not None
         return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
-        """Break every connection, and each new one at once."""
+        """Close all connections, and each new one at once, until `mend`."""
         self._refusing = True
         for writer in self._writers:
             writer.close()
 
     def silence(self) -> None:
-        """Swallow nothing and pass nothing on: bytes wait, in both directions, until mended."""
+        """Hold back bytes in both directions until `mend`; none are lost."""
         self._passing.clear()
 
     def mend(self) -> None:
-        """Pass everything on again."""
+        """Forward everything again."""
         self._refusing = False
         self._passing.set()
 
     async def open(self) -> None:
-        """Listen on a free loopback port."""
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
     async def close(self) -> None:
-        """Break everything and stop listening."""
         assert self._listener is not None
         self._listener.close()
         self.cut()
@@ -79,7 +76,7 @@ class Proxy:
                 sink.write(piece)
                 await sink.drain()
         except OSError:
-            pass  # cut
+            pass  # the connection was cut
         finally:
             sink.close()
             self._writers.discard(sink)
@@ -87,7 +84,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy(target: Path) -> AsyncIterator[Proxy]:
-    """A proxy to the server that listens on the unix socket `target`."""
+    """A proxy to the server on the unix socket `target`."""
     opened = Proxy(target)
     await opened.open()
     try:

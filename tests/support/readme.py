@@ -1,8 +1,8 @@
-"""The code blocks of every README, and running those of one section as a reader would, from top to bottom.
+"""The code blocks of every README, and running the blocks of a section from top to bottom.
 
-`sh` blocks run in bash, and `json` after one shows an answer of it. A `python` block whose first line is `# NAME.py` is
-that file; any other is run. The commands need `profiles` and `python` on the PATH: see `Reader`. What is `nginx`
-configures the one of `tests/browser/test_behind_proxy.py`.
+`sh` blocks run in bash, and a `json` block after one shows an answer of it. A `python` block whose first line is
+`# NAME.py` is written to that file; any other is run. The commands need `profiles` and `python` on the PATH, which
+`Reader` provides. An `nginx` block configures the one of `tests/browser/test_behind_proxy.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STOP_S = 30
 
 
 class Block(NamedTuple):
-    """A code block; `section` is the heading above it."""
+    """A code block. `section` is the heading above it."""
 
     path: Path
     section: str
@@ -50,12 +50,11 @@ class Block(NamedTuple):
 
     @property
     def by_ci(self) -> bool:
-        """Whether it is not run here, but by CI."""
+        """Whether CI runs this block instead of the tests."""
         return self.language == "sh" and BY_CI.match(self.code) is not None
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """The fenced code blocks of a file."""
     text = path.read_text()
     found = list(FENCED.finditer(text))
     inside = [(block.start(), block.end()) for block in found]
@@ -73,7 +72,7 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def sections() -> dict[str, list[Block]]:
-    """The blocks of every README that are run here, by file and section."""
+    """The blocks that the tests run, by file and section."""
     found = [block for path in READMES for block in blocks_of(path) if not block.by_ci]
     return {
         f"{path.relative_to(ROOT)}: {section}": list(blocks)
@@ -82,7 +81,7 @@ def sections() -> dict[str, list[Block]]:
 
 
 class Reader:
-    """Someone with the README open, in a directory of their own, outside the repository."""
+    """A reader of the README, who runs its commands in a directory outside the repository."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -104,7 +103,7 @@ class Reader:
 
     @contextmanager
     def up(self, before: str = "") -> Iterator[None]:
-        """Run `profiles up`, after a script in the same shell, until the service is ready; stop it at the end."""
+        """Run the script `before` and `profiles up` in one shell. The block begins when the service is ready."""
         log = self.directory / "up.log"
         with log.open("wb") as output:
             # `exec`, so that the signal reaches `profiles up` and not the shell.
@@ -129,12 +128,11 @@ class Reader:
         return False
 
     def get(self, path: str) -> Any:
-        """An answer of the service."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
             return json.load(answer)
 
     def follow(self, blocks: Iterable[Block]) -> str:
-        """Run the blocks in their order; what they print. `profiles up` must run already."""
+        """Run the blocks in their order; their output. `profiles up` must be running."""
         printed = ""
         for block in blocks:
             if block.language == "json":
@@ -148,7 +146,7 @@ class Reader:
         return printed
 
     def adapted(self, script: str) -> str:
-        """The script with our port, and with curl failing if the answer is an error."""
+        """Replace the port by ours, and let curl fail if the answer is an error."""
         script = script.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
         return re.sub(r"\bcurl -s\b", r"curl -sS --fail-with-body -w '\\n'", script)
 
@@ -172,17 +170,17 @@ class Reader:
 
 
 def check_answer(block: Block, printed: str) -> None:
-    """The block shows an answer that was printed, if with other values."""
+    """Check that the block shows a printed answer; the values may differ."""
     answers = []
     for line in printed.splitlines():
         with suppress(ValueError):
             answers.append(json.loads(line))
     shown = shape(json.loads(block.code))
-    assert shown in [shape(answer) for answer in answers], f"line {block.line}: no answer has these keys"
+    assert shown in [shape(answer) for answer in answers], f"line {block.line}: no printed answer has these keys"
 
 
 def shape(value: object) -> object:
-    """The keys of a JSON value, without what stands below them."""
+    """The keys of a JSON value, without the scalar values."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     return [shape(item) for item in value] if isinstance(value, list) else None

@@ -1,6 +1,6 @@
-"""A copy of this tree with the README's example of a feature in it: `python -m tests.support.readme_example DIRECTORY`.
+"""Copies this tree and adds the README's example of a feature: `python -m tests.support.readme_example DIRECTORY`.
 
-CI runs the whole suite in such a copy, to show that adding a feature takes two edits. The README's command
+CI runs all tests in such a copy, to prove that adding a feature takes two edits. The README's command
 `profiles features new` prints both: an entry for `definitions.py`, and a line of the mirror for `schema.py`.
 """
 
@@ -20,14 +20,12 @@ DEFINITIONS = Path("app/features/definitions.py")
 SCHEMA = Path("app/features/schema.py")
 COMMAND = re.compile(r"^profiles (features new .*)$", re.MULTILINE)
 REGISTRY = re.compile(r"^REGISTRY = Registry\(\[(.*?),?\s*\]\)$", re.MULTILINE | re.DOTALL)
-# What a working tree holds besides the files of the repository.
+# Files of a working tree that are not part of the repository.
 UNTRACKED = (".git", ".venv*", ".env", ".*_cache", ".hypothesis", ".schemathesis", ".coverage*")
 MADE = ("__pycache__", "*.egg-info", "var", "build", "dist", "htmlcov")
 
 
 class Example(NamedTuple):
-    """What the README's command prints."""
-
     constant: str
     entry: str
     mirror_line: str
@@ -45,12 +43,11 @@ def readme_example() -> Example:
     module, _, mirror = printed.partition("# Its line in the mirror")
     entry = re.search(r"^(\w+) = Feature\(.*^\)$", module, re.MULTILINE | re.DOTALL)
     assert entry is not None, printed
-    mirror_line = re.sub("^#", "", mirror.partition("\n")[2], flags=re.MULTILINE)  # it is a comment of the module
+    mirror_line = re.sub("^#", "", mirror.partition("\n")[2], flags=re.MULTILINE)  # the line is a comment in the output
     return Example(entry[1], entry[0], mirror_line)
 
 
 def apply(example: Example, tree: Path) -> None:
-    """Make the two edits in the tree."""
     definitions, schema = tree / DEFINITIONS, tree / SCHEMA
     text = definitions.read_text()
     found = REGISTRY.search(text)
@@ -65,7 +62,7 @@ def apply(example: Example, tree: Path) -> None:
 
 
 def copy_with_example(tree: Path, example: Example) -> None:
-    """Copy this tree to a new directory, and make the edits there."""
+    """Copy this tree to a new directory, and apply the example there."""
     shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(*UNTRACKED, *MADE))
     apply(example, tree)
 

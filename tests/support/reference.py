@@ -1,7 +1,7 @@
-"""The five features by the plainest means, from the table in the design; the SQL is held against this.
+"""A reference implementation of the five features in plain Python, which the SQL must equal.
 
-One list of facts, no index, no window function, time arithmetic by `datetime`. Slow and obvious on purpose; it shares
-nothing with the code under test but the type of a stored event.
+It is slow and simple: one list of events and arithmetic by `datetime`. It shares only the type of a stored event with
+the code under test.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Value = float | int | None
 def profile(
     facts: Sequence[Admitted], user_id: str, now_ms: int, known_ms: int | None = None, *, live: bool = False
 ) -> dict[str, Value]:
-    """A user's features at a moment, from what had arrived by `known_ms`. `live`: whatever lies ahead counts, too."""
+    """A user's features at `now_ms`, from events received by `known_ms`. With `live`, later events count, too."""
     seen = [
         fact
         for fact in facts
@@ -43,7 +43,7 @@ def profile(
 def _preferred_hour(completed: Sequence[Admitted]) -> int | None:
     best: int | None = None
     best_rank = (0, 0)
-    for hour in range(24):  # ascending, so that of two equal ones the smaller stays
+    for hour in range(24):  # ascending, so that the smaller hour wins a tie
         times = [fact.occurred_at_ms for fact in completed if _local_hour(fact) == hour]
         if times and (len(times), max(times)) > best_rank:
             best, best_rank = hour, (len(times), max(times))

@@ -1,6 +1,6 @@
-"""The registry that the tests serve: fixed, so that they hold whatever features the service itself has.
+"""The registry of the tests. It is fixed, so that the tests do not depend on the features of the service.
 
-`FEATURES` names it for `PROFILES_FEATURES`; `REGISTRY` is compiled.
+`FEATURES` is its name for `PROFILES_FEATURES`, and `REGISTRY` is compiled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app.features.contract import Contract
 from app.features.registry import Feature, Registry
 from app.features.schema import Float, Int
 from app.stores.sqlite.feature_check import compile_registry
@@ -97,7 +96,7 @@ REGISTRY = compile_registry(Registry([COMPLETION_RATE, DISMISS_RATE, MEAN_DWELL,
 
 
 class ProfileFeatures(msgspec.Struct, kw_only=True, frozen=True):
-    """A user's features: declared behaviour over the last 30 days; null where nothing is known."""
+    """A user's features: declared behaviour over the last 30 days; null if it is unknown."""
 
     completion_rate_30d: Annotated[
         Float | UnsetType,
@@ -125,7 +124,6 @@ class ProfileFeatures(msgspec.Struct, kw_only=True, frozen=True):
 
 
 FEATURES = f"{Path(__file__)}:REGISTRY"
-CONTRACT = Contract(registry=REGISTRY, mirror=ProfileFeatures)
 
 MODULE = """
 from datetime import timedelta
@@ -145,11 +143,11 @@ COUNT_VIEWS = "SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id"
 def own_entry(
     name: str = "probe", compute: str = COUNT_VIEWS, dtype: str = "int", days: int = 30, more: str = ""
 ) -> str:
-    """An entry as an operator writes it. `more`: further arguments, as code."""
+    """The code of an entry. `more` is the code of further arguments."""
     return ENTRY.format(name=name, compute=compute, dtype=dtype, days=days, more=more)
 
 
 def own_registry(path: Path, *entries: str) -> str:
-    """A module with a registry of one's own, as `PROFILES_FEATURES` names it."""
+    """Write a module with a registry of these entries; its name for `PROFILES_FEATURES`."""
     path.write_text(MODULE.format(entries="".join(entries)))
     return f"{path}:REGISTRY"

@@ -1,4 +1,4 @@
-"""Samples for tests."""
+"""Builders of the samples that processes store about their operation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.support.clock import NOW_MS
 
 
 def sample(**changes: Any) -> Sample:
-    """Ten seconds of an API process, up to now; fields by keyword."""
+    """A sample of an API process over ten seconds, with fields replaced."""
     plain = Sample(at_ms=NOW_MS, process="one", role="api", seconds=10.0)
     return msgspec.structs.replace(plain, **changes)
 
 
 def hour(now_ms: int, gap: range = range(0)) -> Iterator[Sample]:
-    """Samples of two API processes and a worker over an hour, but for some of them, counted back from now."""
+    """Samples of two API processes and a worker over an hour. `gap` leaves some out, counted back from now."""
     for number in range(355, 0, -1):
         if number in gap:
             continue

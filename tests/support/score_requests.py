@@ -1,4 +1,4 @@
-"""Requests of all kinds, and what may have been learned from them."""
+"""Scoring requests of all kinds, and statistics that may have been learned from them."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ KEEN = {
 
 
 def request_of(seed: int, count: int = 20, spec: Spec = SPEC_V2, *, known: bool = True) -> Array:
-    """φ (K, D) of a plain request, the same for a seed: several candidates, some time of day, a profile or none."""
+    """φ (K, D) of a request that the seed determines."""
     return spec.joined(*request_terms(seed, count, known=known))
 
 
 def request_terms(seed: int, count: int = 20, *, known: bool = True) -> Inputs:
-    """What its vectors are made of."""
+    """The inputs of that request: candidates, a time of day, and a profile if `known`."""
     random = np.random.default_rng(seed)
     tips = [
         Candidate(str(n), bool(random.random() < 0.4), float(random.lognormal(2, 1.3)), float(random.integers(0, 5)))
@@ -78,7 +78,7 @@ def request_terms(seed: int, count: int = 20, *, known: bool = True) -> Inputs:
 
 
 def history_of(seed: int, decisions: int, spec: Spec = SPEC_V2) -> tuple[Array, Array]:
-    """φ (n, D) of chosen candidates and their rewards (n,)."""
+    """φ (n, D) of chosen candidates, and their rewards (n,)."""
     random = np.random.default_rng(seed)
     each = random.integers(2**31, size=decisions)
     chosen = [request_of(int(seed), 1, spec, known=seed % 5 > 0)[0] for seed in each]
@@ -87,7 +87,7 @@ def history_of(seed: int, decisions: int, spec: Spec = SPEC_V2) -> tuple[Array, 
 
 
 def taught(phi: Array, rewards: Array, start: SufficientStatistics) -> SufficientStatistics:
-    """`start` and these decisions."""
+    """The statistics `start` with these decisions added."""
     for row, reward in zip(phi, rewards, strict=True):
         start = start.learned(row, float(reward))
     return start
@@ -100,5 +100,5 @@ def variances(policy: Policy, evidence: SufficientStatistics, mu: Array | None, 
 
 
 def same_bits(one: Array, other: Array) -> bool:
-    """Whether two arrays are the same to the last bit. As a word, since pytest takes minutes to compare long bytes."""
+    """Whether two arrays are equal bit for bit. It returns a bool, since pytest takes minutes to compare long bytes."""
     return one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -1,7 +1,7 @@
 """Real servers for tests: the embedded Valkey 9 (compare-and-set in SET) and Debian's Redis 7.0 (a Lua script).
 
-`server` and `valkey` are shared by a whole run and emptied for each test; `own_server` starts one that its test may
-pause, kill and restart. Sockets lie in a short temporary directory: a unix socket path holds 107 bytes.
+`server` and `valkey` are shared by a whole run and emptied for each test. `own_server` starts a server that the test
+may pause, kill and restart. Sockets are in a short temporary directory, because a unix socket path holds 107 bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ StartServer = Callable[..., EmbeddedServer]
 
 
 def binary(flavour: str) -> str:
-    """Path of a flavour's binary. Where it is missing, the test fails on CI and is skipped elsewhere."""
+    """The path of a flavour's binary. If it is missing, the test is skipped, or fails in CI."""
     try:
         found = server_binary() if flavour == VALKEY else shutil.which("redis-server")
     except CacheUnavailable:
@@ -47,13 +47,13 @@ def binary(flavour: str) -> str:
 
 
 def ask(server: EmbeddedServer, *command: str | bytes | int) -> Any:
-    """One command on a connection of its own, past every wrapper; raises what redis-py raises."""
+    """Send one command on a new connection; raises the errors of redis-py."""
     with closing(Redis(unix_socket_path=str(server.socket_path), socket_timeout=5)) as client:
         return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py 5 types it not
 
 
 def keys(server: EmbeddedServer) -> list[bytes]:
-    """Every key the server holds, sorted."""
+    """All keys of the server, sorted."""
     return sorted(ask(server, "KEYS", "*"))
 
 
@@ -64,7 +64,7 @@ def calls(server: EmbeddedServer, command: str) -> int:
 
 @pytest.fixture(scope="session")
 def start_server() -> Iterator[StartServer]:
-    """Starts servers by flavour; all are stopped at the end of the run."""
+    """Starts servers by flavour. All are stopped at the end of the run."""
     root = Path(tempfile.mkdtemp(prefix="pf-"))
     started: list[EmbeddedServer] = []
 
@@ -85,7 +85,7 @@ def start_server() -> Iterator[StartServer]:
 
 @pytest.fixture(scope="session")
 def shared_servers(start_server: StartServer) -> Callable[[str], EmbeddedServer]:
-    """One server of each flavour for the whole run, started when first asked for and emptied whenever asked for."""
+    """One server of each flavour for the whole run. It is started on first use, and emptied on each use."""
     running: dict[str, EmbeddedServer] = {}
 
     def shared(flavour: str) -> EmbeddedServer:
@@ -100,25 +100,25 @@ def shared_servers(start_server: StartServer) -> Callable[[str], EmbeddedServer]
 
 @pytest.fixture(params=FLAVOURS)
 def flavour(request: pytest.FixtureRequest) -> str:
-    """Each kind of server in turn."""
+    """Each flavour in turn."""
     return str(request.param)
 
 
 @pytest.fixture
 def server(flavour: str, shared_servers: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
-    """An empty server of each kind. It is shared: leave it running, and its configuration as it was."""
+    """An empty server of each flavour. It is shared, so a test must not stop or reconfigure it."""
     return shared_servers(flavour)
 
 
 @pytest.fixture
 def valkey(shared_servers: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
-    """An empty embedded Valkey, for tests that are not about the server. Shared as `server` is."""
+    """An empty embedded Valkey, for tests that do not depend on the flavour. It is shared like `server`."""
     return shared_servers(VALKEY)
 
 
 @pytest.fixture
 def own_server(flavour: str, start_server: StartServer) -> Iterator[EmbeddedServer]:
-    """A server of each kind that the test may pause, kill and restart."""
+    """A server of each flavour that the test may pause, kill and restart."""
     server = start_server(flavour)
     yield server
     server.kill()

@@ -1,4 +1,4 @@
-"""Servers for the tests over HTTP. `site` and `keyed` serve the whole run: a test asks about users of its own."""
+"""Servers for the tests over HTTP. `site` and `keyed` serve the whole run, so each test uses users of its own."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ServeSite = Callable[..., AbstractAsyncContextManager[Live]]
 
 @pytest.fixture(scope="session")
 def cache_server(start_server: StartServer) -> EmbeddedServer:
-    """The cache behind every site that brings none of its own; each database has an id, so no key is shared."""
+    """The cache of all sites that do not bring their own. Each database has an id, so sites share no keys."""
     return start_server(VALKEY)
 
 
 @pytest.fixture(scope="session")
 def queue_server(start_server: StartServer) -> EmbeddedServer:
-    """The queue behind every site that brings none of its own; no worker takes from it."""
+    """The queue of all sites that do not bring their own. No worker consumes it."""
     return start_server(VALKEY)
 
 
@@ -41,7 +41,7 @@ def serve_site(
     cache_server: EmbeddedServer,
     queue_server: EmbeddedServer,
 ) -> ServeSite:
-    """Serves a site over an empty database; settings, contract and patience by keyword."""
+    """Serves a site over an empty database, with settings by keyword."""
 
     def serve(
         *,
@@ -61,7 +61,7 @@ def serve_site(
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def site(serve_site: ServeSite) -> AsyncIterator[Live]:
-    """A site without keys: everybody may do everything."""
+    """A site without keys: every caller has all scopes."""
     async with serve_site() as served:
         yield served
 
@@ -75,20 +75,20 @@ async def keyed(serve_site: ServeSite) -> AsyncIterator[Live]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def own_site(serve_site: ServeSite) -> AsyncIterator[Live]:
-    """A site of this test's own, without keys, over an empty database and the shared servers."""
+    """A site for one test, without keys, over an empty database and the shared servers."""
     async with serve_site() as served:
         yield served
 
 
 @pytest.fixture
 def cache(start_server: StartServer) -> EmbeddedServer:
-    """A cache to stop."""
+    """A cache that the test may stop."""
     return start_server(VALKEY)
 
 
 @pytest.fixture
 def queue(start_server: StartServer) -> EmbeddedServer:
-    """A queue to stop, in which a worker has shown itself."""
+    """A queue that the test may stop, with the heartbeat of a worker."""
     server = start_server(VALKEY)
     ask(server, "SET", HEALTH_KEY, "alive")
     return server

@@ -1,4 +1,4 @@
-"""Orders for tests: one that is plain, and a strategy of all that the API lets in."""
+"""Orders of tip texts: a builder, and a strategy for all that the API accepts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINISHER = traits_of(HABITS)
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 NEAR = st.timedeltas(timedelta(days=-400), timedelta(days=400)).map(lambda apart: NOW + apart)
 MOMENTS = st.datetimes(timezones=OFFSETS) | st.tuples(NEAR, OFFSETS).map(lambda pair: pair[0].astimezone(pair[1]))
-# Anything that JSON can hold; letters of many scripts, what is not to be seen, and what may pass for a mark.
+# Any JSON text: many scripts, invisible characters, and characters that resemble markup.
 TEXTS = st.one_of(
     st.text(max_size=300),
     st.text(st.characters(categories=["Cc", "Cf", "Zs", "Zl", "Zp"]), max_size=40),
@@ -82,6 +82,6 @@ def order(
     locale: str = "en",
     now: datetime = NOW,
 ) -> Order:
-    """An order; what is not named is not there."""
+    """An order for a task. Fields that are not given are absent."""
     task = Task(title=title, notes=notes, due_at=due_at, priority=priority)
     return Order(task=task, traits=traits, locale=locale, now=now)

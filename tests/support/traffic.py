@@ -1,7 +1,7 @@
-"""Clients that send events and read profiles, and keep the books: what must a read show?
+"""Clients that send events and read profiles, and check what the reads show.
 
-A *shared* user is written by many clients at once: a read must show at least what had been acknowledged when it began,
-and at most what had been sent when it ended. An *own* user is written by one client: its profile is known exactly.
+A *shared* user is written by many clients at once. A read must show at least the events that were acknowledged when it
+began, and at most those sent when it ended. An *own* user is written by one client, so its profile is known exactly.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ACTIONS = tuple(Action)
 
 
 def now_ms() -> int:
-    """The wall clock, as the processes have it."""
+    """The wall clock, in milliseconds."""
     return int(time() * 1000)
 
 
 @dataclass(slots=True)
-class Books:
-    """Of all clients together. `stale` and `wrong` hold a line for each read that broke the promise."""
+class TrafficRecord:
+    """The record of all clients. `stale` and `wrong` have a line for each read that broke the promise."""
 
     sent: Counter[str] = field(default_factory=Counter)
     acknowledged: Counter[str] = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class Books:
     statuses: Counter[int] = field(default_factory=Counter)
 
     def saw(self, answer: Answer) -> Any:
-        """Note an answer; its JSON."""
+        """Record an answer; its JSON."""
         self.statuses[answer.status] += 1
         self.slowest_s = max(self.slowest_s, answer.seconds)
         assert answer.status in (200, 202), answer
@@ -46,47 +46,46 @@ class Books:
 
 
 class Client:
-    """One client with a connection to each API process."""
+    """A client with a connection to each API process."""
 
-    def __init__(self, name: str, ports: list[int], books: Books, shared: list[str], seed: int = 0) -> None:
+    def __init__(self, name: str, ports: list[int], record: TrafficRecord, shared: list[str], seed: int = 0) -> None:
         self.name = name
         self.connections = [Connection(port) for port in ports]
         self.own = f"{name}-own"
-        self._books = books
+        self._record = record
         self._shared = shared
         self._random = random.Random(f"{name}/{seed}")
         self._actions: Counter[str] = Counter()
         self._dwells: list[int] = []
 
     async def pair(self) -> None:
-        """One event through one process, then one read through either."""
+        """Send one event to one process, then read the profile from any process."""
         if self._random.random() < 0.5:
             await self._shared_pair(self._random.choice(self._shared))
         else:
             await self._own_pair()
-        self._books.pairs += 1
+        self._record.pairs += 1
 
     async def close(self) -> None:
-        """Close the connections."""
         for connection in self.connections:
             await connection.close()
 
     async def _shared_pair(self, user: str) -> None:
-        books = self._books
-        books.sent[user] += 1
+        record = self._record
+        record.sent[user] += 1
         await self._send(served(user, now_ms()))
-        books.acknowledged[user] += 1
+        record.acknowledged[user] += 1
         await self.look_at(user)
 
     async def look_at(self, user: str) -> None:
-        """Read a shared user, through any process."""
-        books = self._books
-        least = books.acknowledged[user]
+        """Read a shared user from any process, and check the answer."""
+        record = self._record
+        least = record.acknowledged[user]
         shown = (await self._read(user))["tip_volume_30d"]
         if shown < least:
-            books.stale.append(f"{user}: {shown} tips shown, {least} acknowledged")
-        if shown > books.sent[user]:
-            books.wrong.append(f"{user}: {shown} tips shown, {books.sent[user]} sent")
+            record.stale.append(f"{user}: {shown} tips shown, {least} acknowledged")
+        if shown > record.sent[user]:
+            record.wrong.append(f"{user}: {shown} tips shown, {record.sent[user]} sent")
 
     async def _own_pair(self) -> None:
         action = self._random.choice(ACTIONS)
@@ -103,17 +102,17 @@ class Client:
             "tip_volume_30d": 0,
         }
         if {name: shown[name] for name in expected} != expected:
-            self._books.stale.append(f"{self.own}: {shown} shown, {expected} expected")
+            self._record.stale.append(f"{self.own}: {shown} shown, {expected} expected")
 
     async def _send(self, event: TipEvent) -> None:
-        # An id no other run used: the builders' numbers begin at 1 in every process.
-        event_id = f"{self.name}-{len(self._books.event_ids)}-{self._random.getrandbits(48)}"
-        self._books.event_ids.append(event_id)
+        # The builders' ids start at 1 in every process, so the id is drawn at random.
+        event_id = f"{self.name}-{len(self._record.event_ids)}-{self._random.getrandbits(48)}"
+        self._record.event_ids.append(event_id)
         answer = await self._random.choice(self.connections).post("/events", payload(event, event_id=event_id))
-        receipt = self._books.saw(answer)
+        receipt = self._record.saw(answer)
         assert receipt["accepted"] == 1, receipt
 
     async def _read(self, user: str) -> dict[str, Any]:
         answer = await self._random.choice(self.connections).get(f"/profiles/{user}")
-        features: dict[str, Any] = self._books.saw(answer)["features"]
+        features: dict[str, Any] = self._record.saw(answer)["features"]
         return features

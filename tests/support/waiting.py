@@ -1,4 +1,4 @@
-"""Waiting for a condition instead of for a time."""
+"""Waiting for a condition instead of a fixed time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 
 _STEP_S = 0.002
-# Reached only where a test fails. Generous, since a machine may have ten times more to do than it can.
+# Only failing tests wait for so long. It is generous, because the machine may be overloaded.
 PATIENCE_S = 20.0
 
 
 async def eventually(predicate: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-    """Return as soon as `predicate` is true; fail when it is not within `timeout_s`."""
+    """Return as soon as `predicate` is true. Raises `AssertionError` after `timeout_s`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while not predicate():
@@ -25,7 +25,7 @@ async def eventually(predicate: Callable[[], object], timeout_s: float = PATIENC
 
 
 def eventually_sync(predicate: Callable[[], object], timeout_s: float = PATIENCE_S, step_s: float = 0.02) -> None:
-    """The same, where no event loop runs."""
+    """The same without an event loop."""
     deadline = monotonic() + timeout_s
     never = threading.Event()
     while not predicate():
@@ -37,7 +37,7 @@ def eventually_sync(predicate: Callable[[], object], timeout_s: float = PATIENCE
 async def eventually_async(
     ask: Callable[[], Awaitable[object]], timeout_s: float = PATIENCE_S, step_s: float = 0.02
 ) -> None:
-    """The same, where the condition has to be awaited."""
+    """The same for a condition that is awaited."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while not await ask():

@@ -20,7 +20,7 @@ from tests.support.fleet import Fleet, Member, counted
 from tests.support.http import Connection
 from tests.support.proxy import proxy
 from tests.support.servers import ask
-from tests.support.traffic import Books, Client
+from tests.support.traffic import Client, TrafficRecord
 from tests.support.waiting import eventually, eventually_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -41,7 +41,7 @@ class Trouble:
     def __init__(self, fleet: Fleet, apis: list[Member]) -> None:
         self.fleet = fleet
         self.apis = apis
-        self.books = Books()
+        self.books = TrafficRecord()
         ports = [api.port for api in apis]
         self._clients = [Client(f"client-{number}", ports, self.books, SHARED_USERS) for number in range(CLIENTS)]
         self._probes = [Connection(port) for port in ports]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.features.clock import rfc3339
-from tests.bench.ground import add_users
+from tests.support.bulk_users import add_users
 from tests.support.fleet import Fleet, Member, counted
 from tests.support.http import Connection
 from tests.support.traffic import now_ms

@@ -12,7 +12,7 @@ import pytest
 from tests.support.events import feedback, payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Broken, Connection, serving
-from tests.support.learned import SELECT_LEARNED, SELECT_STATES, learning_faults
+from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually
 

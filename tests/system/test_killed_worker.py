@@ -13,9 +13,9 @@ from app.stores.queue.client import TIP_EVENTS, connect
 from app.stores.queue.worker import ARQ_EXTRA_S
 from app.worker import SWEEP_EVERY_S
 from tests.support.events import payload, served
+from tests.support.faulty_worker import JOB_TIMEOUT_S
 from tests.support.fleet import Fleet
 from tests.support.http import Connection
-from tests.support.odd_worker import JOB_TIMEOUT_S
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 
@@ -24,7 +24,7 @@ SLACK_S = 4.0  # a busy machine
 
 @pytest.mark.slow
 async def test_http_events_are_consumed_within_seconds_when_a_killed_worker_returns(fleet: Fleet) -> None:
-    worker = fleet.odd_worker("stuck")
+    worker = fleet.faulty_worker("stuck")
     (api,) = await fleet.apis(1)
     connection = Connection(api.port)
     events = [payload(served(f"user-{n}", now_ms(), tip_id="stuck"), event_id=f"stuck-{n}") for n in range(200)]
@@ -39,7 +39,7 @@ async def test_http_events_are_consumed_within_seconds_when_a_killed_worker_retu
     assert fleet.unconsumed() == 200
 
     returned = monotonic()
-    fleet.odd_worker()
+    fleet.faulty_worker()
     await eventually(lambda: fleet.unconsumed() == 0, 20)
 
     assert monotonic() - returned < (SWEEP_AGE_MS / 1000) + SWEEP_EVERY_S + SLACK_S
@@ -50,7 +50,7 @@ async def test_http_events_are_consumed_within_seconds_when_a_killed_worker_retu
 
 @pytest.mark.slow
 async def test_queue_events_are_taken_in_within_the_job_timeout_when_a_killed_worker_returns(fleet: Fleet) -> None:
-    worker = fleet.odd_worker()
+    worker = fleet.faulty_worker()
     (api,) = await fleet.apis(1)
     queue = connect(fleet.queue.url)
     events = [payload(served("ann", now_ms()), event_id=f"queued-{n}") for n in range(50)]
@@ -69,7 +69,7 @@ async def test_queue_events_are_taken_in_within_the_job_timeout_when_a_killed_wo
         other_writer.execute("ROLLBACK")
     assert fleet.stored() == {}
 
-    fleet.odd_worker()
+    fleet.faulty_worker()
     await eventually(lambda: len(fleet.stored()) == len(events), 40)
 
     assert monotonic() - killed < JOB_TIMEOUT_S + ARQ_EXTRA_S + SLACK_S

@@ -10,8 +10,8 @@ import pytest
 
 from app.stores.queue.client import QUEUE, TIP_EVENTS, connect
 from app.stores.queue.large_jobs import PIECE_EVENTS
+from tests.support.faulty_worker import JOB_TIMEOUT_S
 from tests.support.fleet import Fleet
-from tests.support.odd_worker import JOB_TIMEOUT_S
 from tests.support.waiting import eventually_async
 
 MIB = 1024 * 1024
@@ -34,7 +34,7 @@ async def test_a_job_of_many_events_ends_when_the_job_timeout_is_short_and_a_wor
     queue = connect(fleet.queue.url)
     job = await queue.enqueue_job(TIP_EVENTS, list(events(count)))
     assert job is not None
-    worker = fleet.odd_worker()
+    worker = fleet.faulty_worker()
     process = psutil.Process(worker.program.pid)
     idle = highest = process.memory_info().rss
 
@@ -47,7 +47,7 @@ async def test_a_job_of_many_events_ends_when_the_job_timeout_is_short_and_a_wor
     assert await queue.zcard(QUEUE) == 1
     worker.program.kill()
     assert await queue.delete(f"arq:in-progress:{job.job_id}") == 1, f"else it comes back after {JOB_TIMEOUT_S + 10} s"
-    worker = fleet.odd_worker()
+    worker = fleet.faulty_worker()
     process = psutil.Process(worker.program.pid)
 
     async def done() -> bool:

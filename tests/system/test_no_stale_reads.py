@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.support.fleet import Fleet, counted
-from tests.support.traffic import Books, Client
+from tests.support.traffic import Client, TrafficRecord
 from tests.support.waiting import eventually
 
 CLIENTS = 8
@@ -20,7 +20,7 @@ SHARED_USERS = [f"shared-{number}" for number in range(40)]
 async def test_no_read_is_older_than_an_acknowledged_event_when_clients_interleave(fleet: Fleet) -> None:
     worker = fleet.worker()
     apis = await fleet.apis(2, cache_timeout_ms=5_000)  # a busy machine is no outage
-    books = Books()
+    books = TrafficRecord()
     clients = [Client(f"client-{number}", [api.port for api in apis], books, SHARED_USERS) for number in range(CLIENTS)]
 
     async def run(client: Client) -> None:

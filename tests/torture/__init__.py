@@ -1,1 +1,1 @@
-"""The torture run: real processes, faults at random moments, a recorded history, and a checker that judges it."""
+"""The torture run: real processes, random faults, recorded histories, and a checker that judges them."""

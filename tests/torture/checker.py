@@ -1,19 +1,20 @@
-"""The checker: does some order of one user's writes explain every answer that was given about the user?
+"""The checker: does some order of one user's writes explain every answer about that user?
 
-Pure, and knows nothing of the service. The rule, for every answer and each feature in it: there is one total order of
-the writes such that
-  - a write that was acknowledged before another began stands before it; every acknowledged write is in the order, and
-    one whose outcome nobody knows is in it or not;
-  - a receipt that said "new" or "known" is true where the write stands;
-  - the value is that of a prefix of the order which holds every write acknowledged before the read began, and none that
-    began after the read was answered.
-So a read is never older than what was acknowledged before it, never newer than what had begun, and all reads agree on
-what happened in which order. Two reads while a write is under way may differ in whether they see it, whichever came
-first: that is the promise, and no more. For the same reason features with different subjects are judged apart: with a
-feedback event acknowledged, a read may still miss a tip that was stored before it and is not acknowledged yet.
+The checker is pure and does not know the service. A history is explained if one total order of the user's writes
+satisfies three conditions for each feature of every answer:
+  1. A write that was acknowledged before another write began comes before it. The order contains every acknowledged
+     write. A write with an unknown outcome may be in the order or not.
+  2. A receipt that said "new" or "known" is true at the place of its write.
+  3. The value is the value after some prefix of the order. This prefix contains every write that was acknowledged
+     before the read began, and no write that began after the read was answered.
+So a read is never older than the writes acknowledged before it, never newer than the writes begun before its answer,
+and all reads agree on one order. While a write is in progress, two reads may differ in whether they see it, whichever
+comes first. The service promises no more than that. For the same reason, features with different subjects are judged
+separately: after a feedback event is acknowledged, a read may still miss a tip that was stored earlier and is not yet
+acknowledged.
 
-It searches prefixes depth first and remembers where it has been. What is concurrent is little, so that a user's
-history takes time in proportion to its length. The oracle of the tests tries every permutation instead.
+The search visits prefixes depth first and remembers the states it has visited. Few writes are concurrent, so the time
+is roughly proportional to the length of the history. The tests compare it with an oracle that tries every permutation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.torture.facts import FEATURES, Fact, Value, Values, values
+from tests.torture.model import FEATURES, Event, Value, Values, values
 
 BUDGET = 100_000
 OF_SERVED = 1 << FEATURES.index("tip_volume_30d")
@@ -31,21 +32,21 @@ OF_FEEDBACK = (1 << len(FEATURES)) - 1 & ~OF_SERVED
 
 
 class Write(NamedTuple):
-    """Something that changes a user: some facts are added, or (`erases`) all that are there go.
+    """A change of a user: events are added, or with `erases` all stored events are deleted.
 
-    `facts` is a bit mask over the history's facts. `end` None: nobody knows whether, or when, it happened. `new`: the
-    receipt said that all its facts were new (True) or all known before (False).
+    `events` is a bit mask over the history's events. `end` is None if the outcome is unknown. `new` is True if the
+    receipt said that all events were new, and False if it said that all were known.
     """
 
     start: int
     end: int | None
-    facts: int
+    events: int
     erases: bool = False
     new: bool | None = None
 
 
 class Read(NamedTuple):
-    """An answer: `seen` has a value for each feature in the bit mask `asked`, and anything for the others."""
+    """An answer. `seen` has a place for each feature; only those in the bit mask `asked` count."""
 
     call: int
     answer: int
@@ -55,15 +56,15 @@ class Read(NamedTuple):
 
 @dataclass(slots=True)
 class History:
-    """Of one user; times are of one monotonic clock."""
+    """All writes and reads of one user. Times are nanoseconds of one monotonic clock."""
 
-    facts: list[Fact] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
 
-class Culprit(NamedTuple):
-    """An answer that no order explains, given those that came before; the state of the best attempt at that point."""
+class Unexplained(NamedTuple):
+    """An answer that no order explains, with the state of the best attempt. The masks are over the writes."""
 
     read: Read
     feature: str
@@ -75,16 +76,16 @@ class Culprit(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`explained` None: the budget was spent. `observations`: how many values of how many windows were judged."""
+    """`explained` is None if the search ran out of its budget. `observations` counts the distinct values judged."""
 
     explained: bool | None
     observations: int
     states: int
-    culprit: Culprit | None = None
+    unexplained: Unexplained | None = None
 
 
 class _Window(NamedTuple):
-    """Reads that had the same writes before and after them: (bit of the observation, feature, value, first read)."""
+    """Reads with the same required and allowed writes. An observation is (its bit, feature, value, first read)."""
 
     required: int
     allowed: int
@@ -99,7 +100,7 @@ class _State(NamedTuple):
 
 
 def check(history: History, budget: int = BUDGET) -> Verdict:
-    """Judge one user's history, by the subject that changes a feature."""
+    """Judge one user's history, separately for the features of each subject."""
     verdicts = [_Search(part, budget).run() for part in by_subject(history)]
     worst = min(verdicts, key=lambda verdict: {False: 0, None: 1, True: 2}[verdict.explained])
     return worst._replace(
@@ -109,42 +110,42 @@ def check(history: History, budget: int = BUDGET) -> Verdict:
 
 
 def by_subject(history: History) -> list[History]:
-    """What a history says of the features of each subject. Writes that do not touch them are empty."""
-    views = sum(1 << place for place, fact in enumerate(history.facts) if fact.action is None)
-    everything = (1 << len(history.facts)) - 1
+    """Split a history into one per subject. A write without events of the subject has an empty mask."""
+    views = sum(1 << place for place, event in enumerate(history.events) if event.action is None)
+    everything = (1 << len(history.events)) - 1
     return [
         History(
-            history.facts,
-            [write._replace(facts=write.facts & facts) for write in history.writes],
+            history.events,
+            [write._replace(events=write.events & events) for write in history.writes],
             [read._replace(asked=read.asked & features) for read in history.reads],
         )
-        for facts, features in ((views, OF_SERVED), (everything & ~views, OF_FEEDBACK))
+        for events, features in ((views, OF_SERVED), (everything & ~views, OF_FEEDBACK))
     ]
 
 
 class _Search:
     def __init__(self, history: History, budget: int) -> None:
-        self._facts = history.facts
+        self._events = history.events
         self._writes = history.writes
         self._budget = budget
-        self._values: dict[int, Values] = {}
-        # What does not touch these features has no place in their order.
-        touching = [bool(write.facts) or write.erases for write in history.writes]
-        self._touching = sum(1 << index for index, touches in enumerate(touching) if touches)
-        self._before = [mask & self._touching for mask in _predecessors(history.writes)]
+        self._known_values: dict[int, Values] = {}
+        # Writes that do not change these features take no part in their order.
+        relevant = [bool(write.events) or write.erases for write in history.writes]
+        self._relevant = sum(1 << index for index, counts in enumerate(relevant) if counts)
+        self._before = [mask & self._relevant for mask in _predecessors(history.writes)]
         self._twins = _twins(history.writes)
-        self._known = self._touching & sum(
+        self._known = self._relevant & sum(
             1 << index for index, write in enumerate(history.writes) if write.end is not None
         )
-        # What is acknowledged first is tried first; what nobody knows of, only where that explains nothing.
+        # Acknowledged writes are tried first, in their order. Writes with an unknown outcome are tried last.
         self._order = sorted(
-            (index for index, touches in enumerate(touching) if touches),
+            (index for index, counts in enumerate(relevant) if counts),
             key=lambda index: (history.writes[index].end is None, history.writes[index].end or 0),
         )
-        self._windows = _windows(history, self._touching)
+        self._windows = _windows(history, self._relevant)
         self._all = sum(window.bits for window in self._windows)
-        self._deepest = (-1, -1)
-        self._culprit: Culprit | None = None
+        self._best = (-1, -1)
+        self._unexplained: Unexplained | None = None
 
     def run(self) -> Verdict:
         count = self._all.bit_count()
@@ -156,86 +157,81 @@ class _Search:
                 continue
             seen.add(arrived)
             if len(seen) > self._budget:
-                return Verdict(None, count, len(seen), self._culprit)
+                return Verdict(None, count, len(seen), self._unexplained)
             if not arrived.pending and not self._known & ~arrived.applied:
                 return Verdict(True, count, len(seen))
             # The last one pushed is tried first.
             following = [self._after(arrived, index) for index in reversed(self._order)]
             further = [state for state in following if state is not None]
-            if not further:
-                self._stuck(arrived)
+            if not further and (window := next((each for each in self._windows if each.bits & arrived.pending), None)):
+                self._note_unexplained(arrived, window, arrived.pending)
             stack += further
-        return Verdict(False, count, len(seen), self._culprit)
+        return Verdict(False, count, len(seen), self._unexplained)
 
     def _observe(self, state: _State) -> _State | None:
-        """Strike out what this prefix explains; None where it has left something unexplained behind."""
+        """Remove the observations that this prefix explains; None if a pending one can no longer be explained."""
         pending = state.pending
         for window in self._windows:
             if not window.bits & pending:
                 continue
             if state.applied & ~window.allowed:
-                self._blame(state, window, pending)
+                self._note_unexplained(state, window, pending)
                 return None
             if not window.required & ~state.applied:
-                now = self._of(state.alive)
+                now = self._values_of(state.alive)
                 for bit, feature, value, _ in window.observed:
                     if now[feature] == value:
                         pending &= ~bit
         return state._replace(pending=pending)
 
     def _after(self, state: _State, index: int) -> _State | None:
-        """The next prefix, with one more write; None where that write cannot come next."""
+        """The next prefix, with one more write; None if that write cannot come next."""
         write = self._writes[index]
         bit = 1 << index
         if state.applied & bit or (self._before[index] | self._twins[index]) & ~state.applied:
             return None
-        if write.new is not None and write.facts & (state.alive if write.new else ~state.alive):
+        if write.new is not None and write.events & (state.alive if write.new else ~state.alive):
             return None
-        alive = 0 if write.erases else state.alive | write.facts
+        alive = 0 if write.erases else state.alive | write.events
         if write.end is None and alive == state.alive:
-            return None  # it would change nothing
+            return None  # the write would change nothing
         return _State(state.applied | bit, alive, state.pending)
 
-    def _of(self, alive: int) -> Values:
-        found = self._values.get(alive)
+    def _values_of(self, alive: int) -> Values:
+        found = self._known_values.get(alive)
         if found is None:
-            found = values(fact for index, fact in enumerate(self._facts) if alive >> index & 1)
-            self._values[alive] = found
+            found = values(event for index, event in enumerate(self._events) if alive >> index & 1)
+            self._known_values[alive] = found
         return found
 
-    def _stuck(self, state: _State) -> None:
-        for window in self._windows:
-            if window.bits & state.pending:
-                self._blame(state, window, state.pending)
-                return
-
-    def _blame(self, state: _State, window: _Window, pending: int) -> None:
-        depth = ((state.applied & self._known).bit_count(), (self._all & ~pending).bit_count())
-        if depth <= self._deepest:
+    def _note_unexplained(self, state: _State, window: _Window, pending: int) -> None:
+        explained = ((state.applied & self._known).bit_count(), (self._all & ~pending).bit_count())
+        if explained <= self._best:
             return
-        self._deepest = depth
+        self._best = explained
         feature, value, read = next(item[1:] for item in window.observed if item[0] & pending)
-        self._culprit = Culprit(
+        self._unexplained = Unexplained(
             read,
             FEATURES[feature],
             value,
             window.required,
             window.allowed,
             state.applied,
-            self._of(state.alive)[feature],
+            self._values_of(state.alive)[feature],
         )
 
 
 def _predecessors(writes: Sequence[Write]) -> list[int]:
-    """Of each write the mask of those that were acknowledged before it began."""
+    """For each write, the mask of the writes that were acknowledged before it began."""
     bounds = _Bounds(writes)
     return [bounds.ended_before(write.start) for write in writes]
 
 
 def _twins(writes: Sequence[Write]) -> list[int]:
-    """Of each unknown write the mask of earlier ones that would do the same.
+    """For each write with an unknown outcome, the mask of earlier unknown writes with the same effect.
 
-    An order that has the later one and not the earlier is no worse with the two exchanged, so it need not be tried.
+    If an order contains the later write and not the earlier one, the order with the two exchanged explains as much, so
+    the search tries only the exchanged one.
     """
     order = sorted(range(len(writes)), key=lambda index: (writes[index].start, index))
     seen: dict[tuple[int, bool], int] = {}
@@ -243,14 +239,14 @@ def _twins(writes: Sequence[Write]) -> list[int]:
     for index in order:
         write = writes[index]
         if write.end is None:
-            same = (write.facts, write.erases)
+            same = (write.events, write.erases)
             of[index] = seen.get(same, 0)
             seen[same] = of[index] | 1 << index
     return [of.get(index, 0) for index in range(len(writes))]
 
 
 class _Bounds:
-    """Masks of the writes that had ended, or begun, at a moment."""
+    """Masks of the writes that had ended, or begun, at a given time."""
 
     def __init__(self, writes: Sequence[Write]) -> None:
         ended = sorted((write.end, index) for index, write in enumerate(writes) if write.end is not None)
@@ -258,11 +254,11 @@ class _Bounds:
         self._ends, self._ended = [end for end, _ in ended], _running(index for _, index in ended)
         self._starts, self._begun = [start for start, _ in begun], _running(index for _, index in begun)
 
-    def ended_before(self, moment: int) -> int:
-        return self._ended[bisect_left(self._ends, moment)]
+    def ended_before(self, at: int) -> int:
+        return self._ended[bisect_left(self._ends, at)]
 
-    def begun_by(self, moment: int) -> int:
-        return self._begun[bisect_right(self._starts, moment)]
+    def begun_by(self, at: int) -> int:
+        return self._begun[bisect_right(self._starts, at)]
 
 
 def _running(indices: Iterable[int]) -> list[int]:
@@ -272,12 +268,12 @@ def _running(indices: Iterable[int]) -> list[int]:
     return masks
 
 
-def _windows(history: History, touching: int) -> list[_Window]:
-    """What was observed, each once. Most reads of a user saw what another one saw already."""
+def _windows(history: History, relevant: int) -> list[_Window]:
+    """The distinct observations. Most reads of a user repeat what another read saw."""
     bounds = _Bounds(history.writes)
     found: dict[tuple[int, int], dict[tuple[int, Value], Read]] = {}
     for read in history.reads:
-        between = (bounds.ended_before(read.call) & touching, bounds.begun_by(read.answer) & touching)
+        between = (bounds.ended_before(read.call) & relevant, bounds.begun_by(read.answer) & relevant)
         window = found.setdefault(between, {})
         for feature in range(len(FEATURES)):
             if read.asked >> feature & 1:

@@ -1,14 +1,14 @@
-"""Clients: each sends, reads, rebuilds and erases as its seed says, and writes down when an operation began and ended.
+"""Clients of the run. Each sends, reads, rebuilds and erases as its seed determines, and records every operation.
 
-Whatever is not answered, or answered with 503, may have happened or not; it is sent again under the same id. Any other
-status than those an operation may have is a violation by itself.
+If a write is not answered, or answered with 503, its outcome is unknown; the client sends it again under the same ids.
+A status that the operation may not have is a violation by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from random import Random
 from time import monotonic_ns, time
 from typing import Any
@@ -18,153 +18,180 @@ from arq.connections import ArqRedis
 from app.stores.queue.client import TIP_EVENTS
 from app.stores.valkey.pool import AWAY
 from tests.support.http import Answer, Broken, Connection
-from tests.torture.books import Book, Ledger
 from tests.torture.checker import Read, Write
-from tests.torture.facts import FEATURES, Fact, draw
-from tests.torture.site import Site, Slot
+from tests.torture.deployment import KEY, Deployment, ProcessSlot
+from tests.torture.model import FEATURES, Event, draw
+from tests.torture.records import RunRecord, UserRecord
 
 ALL = (1 << len(FEATURES)) - 1
-ALLOWED = (200, 202, 204, 503, 507)  # the last: the disk is full
+OK = (200, 202, 204)
+UNAVAILABLE = (503, 507)  # 507: the disk is full
 BY_WORKER = "rebuild by a worker"
-LATE_NS = 4_000_000_000
+RESEND_AFTER_NS = 4_000_000_000
 MAX_BY_QUEUE = 3
 ERASABLE = 0.2
+MANY = 200
 
 
-class Crowd:
-    """The users who are about, and who keeps their books. A user whose book is full is judged and replaced."""
+class UserPool:
+    """The users of the run. A user whose record is full is judged and replaced by a new one."""
 
-    def __init__(self, site: Site, ledger: Ledger, seed: int, size: int) -> None:
-        self.site = site
-        self.ledger = ledger
+    def __init__(self, deployment: Deployment, run: RunRecord, seed: int, size: int, *, erasable: float) -> None:
+        self.deployment = deployment
+        self.run = run
         self.seed = seed
-        self._random = Random(f"crowd/{seed}")
+        self._erasable = erasable
+        self._random = Random(f"users/{seed}")
         self._numbers = 0
-        self.books = [self._new() for _ in range(size)]
-        self.leaving: list[Book] = []
+        self.users = [self._new() for _ in range(size)]
+        self.leaving: list[UserRecord] = []
 
-    def pick(self, random: Random) -> Book:
-        """A user; some are asked for far more often than others."""
-        place = min(int(random.paretovariate(0.7)) - 1, len(self.books) - 1)
+    def pick(self, random: Random) -> UserRecord:
+        """A random user; some are picked far more often than others."""
+        index = min(int(random.paretovariate(0.7)) - 1, len(self.users) - 1)
         if random.random() < 0.3:
-            place = random.randrange(len(self.books))
-        book = self.books[place]
-        if book.full:
-            self.leaving.append(book)
-            book = self.books[place] = self._new()
-        return book
+            index = random.randrange(len(self.users))
+        user = self.users[index]
+        if user.full:
+            self.leaving.append(user)
+            user = self.users[index] = self._new()
+        return user
+
+    def pick_several(self, random: Random, count: int) -> list[UserRecord]:
+        """At most `count` different users."""
+        return list({user.user_id: user for user in (self.pick(random) for _ in range(count))}.values())
 
     def number(self) -> int:
-        """Different for every fact of the run."""
+        """A number that occurs once in the run."""
         self._numbers += 1
         return self._numbers
 
-    def _new(self) -> Book:
-        self._numbers += 1
-        return Book(f"user-{self.seed}-{self._numbers}", self._random.random() < ERASABLE)
+    def all(self) -> list[UserRecord]:
+        return [*self.users, *self.leaving]
+
+    def _new(self) -> UserRecord:
+        return UserRecord(f"user-{self.seed}-{self.number()}", self._random.random() < self._erasable)
 
 
 class Client:
     """One client, with a connection to each API process."""
 
-    def __init__(self, name: int, crowd: Crowd, queue: ArqRedis) -> None:
-        self._crowd = crowd
-        self._ledger = crowd.ledger
-        self._site = crowd.site
-        self._random = Random(f"client/{crowd.seed}/{name}")
-        self._name = f"{crowd.seed}-{name}"
+    strict = False  # with True, every request must be answered, and not with 503 or 507
+
+    def __init__(self, name: int, pool: UserPool, queue: ArqRedis) -> None:
+        self._pool = pool
+        self._run = pool.run
+        self._deployment = pool.deployment
+        self._random = Random(f"client/{pool.seed}/{name}")
+        self._name = f"{pool.seed}-{name}"
         self._queue = queue
         self._connections: dict[int, Connection] = {}
 
-    async def run(self) -> None:
-        """Until the run stops."""
-        actions = [
-            self._read,
-            self._batch,
-            self._send,
-            self._publish,
-            self._rebuild,
-            self._rebuild_many,
-            self._erase,
-            self._score,
-        ]
-        while not self._ledger.stop.is_set():
-            (action,) = self._random.choices(actions, weights=[62, 6, 22, 4, 3, 0.5, 1.5, 3])
-            await action()
+    async def run(self, weights: Mapping[str, float], pause_s: float) -> None:
+        """Choose operations by weight until the run stops, with a pause of `pause_s` on average between them."""
+        operations = self.operations()
+        while not self._run.stop.is_set():
+            (name,) = self._random.choices(list(weights), weights=list(weights.values()))
+            await operations[name]()
+            await asyncio.sleep(self._random.uniform(0, 2 * pause_s))
+
+    def operations(self) -> dict[str, Callable[[], Awaitable[object]]]:
+        return {
+            "read": lambda: self.read(self._pool.pick(self._random)),
+            "batch": self._batch,
+            "send": self._send,
+            "send many": self._send_many,
+            "publish": self._publish,
+            "rebuild": self._rebuild,
+            "rebuild several": self._rebuild_several,
+            "erase": self._erase,
+            "score": self._score,
+        }
 
     async def close(self) -> None:
-        """Close the connections."""
         for connection in self._connections.values():
             await connection.close()
 
     # Reads.
 
-    async def _read(self) -> None:
-        await self.read(self._crowd.pick(self._random))
-
-    async def read(self, book: Book, slot: Slot | None = None) -> bool:
-        """One user's profile, in one of the forms it can be asked for; whether there was an answer."""
+    async def read(self, user: UserRecord, slot: ProcessSlot | None = None) -> bool:
+        """Read one profile, in one of the forms of the request; False if the read failed."""
         form = self._random.random()
-        path, asked = f"/profiles/{book.user_id}", ALL
+        path, asked = f"/profiles/{user.user_id}", ALL
         if form < 0.15:
             asked = self._random.randint(1, ALL)
-            path += "?features=" + ",".join(name for place, name in enumerate(FEATURES) if asked >> place & 1)
+            path += "?features=" + ",".join(name for index, name in enumerate(FEATURES) if asked >> index & 1)
         elif form < 0.3:
             path += "?detail=true"
-        answer, call, end = await self._ask("read", slot, "GET", path, [book])
+        answer, call, end = await self._ask("read", "GET", path, [user], slot=slot)
         if answer is not None and answer.status == 200:
-            _saw(book, call, end, asked, answer.json["features"])
+            _record_read(user, call, end, asked, answer.json["features"])
             return True
         return False
 
     async def _batch(self) -> None:
-        books = list({book.user_id: book for book in (self._crowd.pick(self._random) for _ in range(12))}.values())
-        body = {"user_ids": [book.user_id for book in books]}
-        answer, call, end = await self._ask("batch", None, "POST", "/profiles/batch", books, body)
+        users = self._pool.pick_several(self._random, 12)
+        body = {"user_ids": [user.user_id for user in users]}
+        answer, call, end = await self._ask("batch", "POST", "/profiles/batch", users, body)
         if answer is not None and answer.status == 200:
-            for book, profile in zip(books, answer.json["profiles"], strict=True):
-                _saw(book, call, end, ALL, profile["features"])
+            for user, profile in zip(users, answer.json["profiles"], strict=True):
+                _record_read(user, call, end, ALL, profile["features"])
 
     async def _rebuild(self) -> None:
-        book = self._crowd.pick(self._random)
-        path = f"/admin/users/{book.user_id}/rebuild"
-        answer, call, end = await self._ask("rebuild", None, "POST", path, [book])
+        user = self._pool.pick(self._random)
+        answer, call, end = await self._ask("rebuild", "POST", f"/admin/users/{user.user_id}/rebuild", [user])
         if answer is not None and answer.status == 200:
-            _saw(book, call, end, ALL, answer.json["features"])
+            _record_read(user, call, end, ALL, answer.json["features"])
 
-    async def _rebuild_many(self) -> None:
-        """By a worker, beside everything else; it answers nothing to judge, but fills."""
-        books = list({book.user_id: book for book in (self._crowd.pick(self._random) for _ in range(12))}.values())
-        body = {"user_ids": [book.user_id for book in books]}
-        await self._ask(BY_WORKER, None, "POST", "/admin/rebuilds", books, body)
+    async def _rebuild_several(self) -> None:
+        """Let a worker rebuild users. The answer has no values to judge, but the worker fills the cache."""
+        users = self._pool.pick_several(self._random, 12)
+        body = {"user_ids": [user.user_id for user in users]}
+        # 409: another rebuild is in progress.
+        await self._ask(BY_WORKER, "POST", "/admin/rebuilds", users, body, allowed=(*OK, 409))
 
     # Writes.
 
     async def _send(self) -> None:
-        books = list({book.user_id: book for book in (self._crowd.pick(self._random) for _ in range(2))}.values())
+        users = self._pool.pick_several(self._random, 2)
         if self._random.random() < 0.6:
-            books = books[:1]
-        facts = [(book, self._fact()) for book in books for _ in range(self._random.choice([1, 1, 1, 2, 3]))]
-        if await self.send(facts):
-            # Who was just told reads at once, mostly elsewhere.
-            for book in books:
-                await self.read(book)
-        else:
-            await self._insist(facts)
+            users = users[:1]
+        await self._send_until_acknowledged(
+            [(user, self._event()) for user in users for _ in range(self._random.choice([1, 1, 1, 2, 3]))]
+        )
+        # The producer reads at once, usually from another process.
+        for user in users:
+            await self.read(user)
 
-    def _fact(self) -> Fact:
-        number = self._crowd.number()
+    async def _send_many(self) -> None:
+        user = self._pool.pick(self._random)
+        await self._send_until_acknowledged([(user, self._event()) for _ in range(MANY)])
+
+    def _event(self) -> Event:
+        number = self._pool.number()
         return draw(self._random, f"{self._name}-{number}", number, int(time() * 1000))
 
-    async def send(self, facts: Sequence[tuple[Book, Fact]]) -> bool:
-        """Events in one request; whether they were acknowledged."""
-        body = [fact.payload(book.user_id) for book, fact in facts]
-        self._ledger.sent.update(fact.event_id for _, fact in facts)
+    async def _send_until_acknowledged(self, events: Sequence[tuple[UserRecord, Event]]) -> None:
+        for user, _ in events:
+            user.in_progress += 1
+        try:
+            while not (await self.send(events) or self._run.stop.is_set()):
+                for user in {user.user_id: user for user, _ in events}.values():
+                    await self.read(user)
+                await asyncio.sleep(self._random.uniform(0.01, 0.2))
+        finally:
+            for user, _ in events:
+                user.in_progress -= 1
+
+    async def send(self, events: Sequence[tuple[UserRecord, Event]]) -> bool:
+        """Send events in one request; True if they were acknowledged."""
+        body = [event.payload(user.user_id) for user, event in events]
+        self._run.sent.update(event.event_id for _, event in events)
         masks: dict[str, int] = {}
-        books = {book.user_id: book for book, _ in facts}
-        for book, fact in facts:
-            masks[book.user_id] = masks.get(book.user_id, 0) | book.place(fact)
-        answer, start, end = await self._ask("send", None, "POST", "/events", list(books.values()), body)
+        users = {user.user_id: user for user, _ in events}
+        for user, event in events:
+            masks[user.user_id] = masks.get(user.user_id, 0) | user.bit(event)
+        answer, start, end = await self._ask("send", "POST", "/events", list(users.values()), body)
         if start == 0:
             return False
         new: bool | None = None
@@ -172,80 +199,82 @@ class Client:
         if acknowledged:
             assert answer is not None
             receipt = answer.json
-            new = True if receipt["accepted"] == len(facts) else False if receipt["duplicates"] == len(facts) else None
-            self._ledger.acknowledged.update(fact.event_id for book, fact in facts if not book.erasable)
+            new = {len(events): True, 0: False}.get(receipt["accepted"])
+            if receipt["accepted"] + receipt["duplicates"] != len(events):
+                self._run.violated(f"the receipt of {len(events)} events does not add up: {receipt}")
+            if new is None and not any(user.erasable for user in users.values()):
+                self._run.violated(f"a request of {len(events)} events had been stored in part: {receipt}")
+            self._run.acknowledged.update(event.event_id for user, event in events if not user.erasable)
         for user_id, mask in masks.items():
-            books[user_id].history.writes.append(Write(start, end if acknowledged else None, mask, new=new))
+            users[user_id].history.writes.append(Write(start, end if acknowledged else None, mask, new=new))
         return acknowledged
 
-    async def _insist(self, facts: Sequence[tuple[Book, Fact]]) -> None:
-        for book, _ in facts:
-            book.under_way += 1
-        try:
-            while not self._ledger.stop.is_set():
-                await asyncio.sleep(self._random.uniform(0.01, 0.2))
-                if await self.send(facts):
-                    break
-                for book, _ in facts:
-                    await self.read(book)
-        finally:
-            for book, _ in facts:
-                book.under_way -= 1
+    async def send_again(self, user: UserRecord, limit: int) -> None:
+        """Send acknowledged events again; the checker demands that the receipt calls all of them known."""
+        known = [event for event in user.history.events if event.event_id in self._run.acknowledged]
+        if known:
+            await self.send([(user, event) for event in known[:limit]])
 
     async def _publish(self) -> None:
-        book = self._crowd.pick(self._random)
-        if book.erasable or len(book.by_queue) >= MAX_BY_QUEUE:
+        user = self._pool.pick(self._random)
+        if user.erasable or len(user.by_queue) >= MAX_BY_QUEUE:
             return
-        fact = self._fact()
-        self._ledger.operations["publish"] += 1
-        self._ledger.sent.add(fact.event_id)
-        book.by_queue[fact.event_id] = len(book.history.writes)
-        book.history.writes.append(Write(monotonic_ns(), None, book.place(fact)))
+        event = self._event()
+        self._run.operations["publish"] += 1
+        self._run.sent.add(event.event_id)
+        user.by_queue[event.event_id] = len(user.history.writes)
+        user.history.writes.append(Write(monotonic_ns(), None, user.bit(event)))
         try:
-            await self._queue.enqueue_job(TIP_EVENTS, [fact.payload(book.user_id)])
+            await self._queue.enqueue_job(TIP_EVENTS, [event.payload(user.user_id)])
         except AWAY:
-            self._ledger.unanswered["publish"] += 1
+            self._run.unanswered["publish"] += 1
 
-    async def send_late(self, book: Book, event_id: str) -> None:
-        """What the queue seems to have lost, by the other door, under the same id."""
-        fact = book.history.facts[book.places[event_id]]
-        if await self.send([(book, fact)]):
-            book.by_queue.pop(event_id, None)
+    async def resend_by_http(self, user: UserRecord, event_id: str) -> None:
+        """Send an event over HTTP, under the same id, that the queue seems to have lost."""
+        event = user.history.events[user.indices[event_id]]
+        if await self.send([(user, event)]):
+            user.by_queue.pop(event_id, None)
 
     async def _erase(self) -> None:
-        book = self._crowd.pick(self._random)
-        if not book.erasable:
+        user = self._pool.pick(self._random)
+        if not user.erasable:
             return
-        answer, start, end = await self._ask("erase", None, "DELETE", f"/admin/users/{book.user_id}", [book])
+        answer, start, end = await self._ask("erase", "DELETE", f"/admin/users/{user.user_id}", [user])
         if start:
             done = answer is not None and answer.status == 204
-            book.history.writes.append(Write(start, end if done else None, 0, erases=True))
-            await self.read(book)
+            user.history.writes.append(Write(start, end if done else None, 0, erases=True))
+            await self.read(user)
 
-    # Decisions. What is sent of the tip `tip` is learned for whoever was last scored with it.
+    # Decisions. Later feedback about the tip `tip` settles the user's last decision that offered it.
 
     async def _score(self) -> None:
-        book = self._crowd.pick(self._random)
+        user = self._pool.pick(self._random)
         features = {"is_overdue": True, "task_age_days": self._random.randint(0, 9), "priority": 1}
         body = {
-            "user_id": book.user_id,
-            "request_id": f"{self._name}-{self._crowd.number()}",
+            "user_id": user.user_id,
+            "request_id": f"{self._name}-{self._pool.number()}",
             "candidates": [{"id": name, "features": features} for name in self._random.choice([["tip"], ["tip", "b"]])],
         }
-        answers = [(await self._ask("score", None, "POST", "/score", [book], body))[0] for _ in range(2)]
+        answers = [(await self._ask("score", "POST", "/score", [user], body))[0] for _ in range(2)]
         found = {answer.body for answer in answers if answer is not None and answer.status == 200}
-        if len(found) > 1 and not book.erasable:
-            self._ledger.violated(f"one request was answered with two decisions: {found}")
-        if found and not book.erasable:
-            self._ledger.decisions.update(json.loads(each)["decision_id"] for each in found)
-
-    # The wire.
+        if len(found) > 1 and not user.erasable:
+            self._run.violated(f"one request was answered with two decisions: {found}")
+        if found and not user.erasable:
+            self._run.decisions.update(json.loads(each)["decision_id"] for each in found)
 
     async def _ask(
-        self, what: str, slot: Slot | None, method: str, path: str, books: Sequence[Book], body: Any = None
+        self,
+        name: str,
+        method: str,
+        path: str,
+        users: Sequence[UserRecord],
+        body: Any = None,
+        *,
+        slot: ProcessSlot | None = None,
+        allowed: Collection[int] = OK,
     ) -> tuple[Answer | None, int, int]:
-        """The answer, and when the request began and ended; a beginning of 0: it was never sent."""
-        up = [each for each in self._site.apis if each.up] if slot is None else [slot]
+        """The answer, and when the request began and ended. A beginning of 0 means that it was not sent."""
+        up = [each for each in self._deployment.apis if each.up] if slot is None else [slot]
         if not up:
             await asyncio.sleep(0.02)
             return None, 0, 0
@@ -253,36 +282,39 @@ class Client:
         connection = self._connections.get(port)
         if connection is None:
             connection = self._connections[port] = Connection(port)
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-        sent = b""
-        if body is not None:
-            sent = json.dumps(body).encode()
-            head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n"
-        elif method == "POST":
-            head += "Content-Length: 0\r\n"
-        for book in books:
-            book.under_way += 1
+        for user in users:
+            user.in_progress += 1
         start = monotonic_ns()
         try:
-            answer = await connection.send(head.encode() + b"\r\n" + sent)
+            answer = await connection.send(_request(method, path, body))
         except Broken:
             self._connections.pop(port, None)
-            self._ledger.unanswered[what] += 1
-            self._ledger.operations[what] += 1
+            self._run.unanswered[name] += 1
+            self._run.operations[name] += 1
+            if self.strict:
+                self._run.violated(f"{method} {path} was not answered")
             return None, start, monotonic_ns()
         finally:
-            for book in books:
-                book.under_way -= 1
+            for user in users:
+                user.in_progress -= 1
         end = monotonic_ns()
-        self._ledger.operations[what] += 1
-        self._ledger.statuses[f"{what} {answer.status}"] += 1
-        self._ledger.slowest_s = max(self._ledger.slowest_s, answer.seconds)
-        if answer.status not in ALLOWED and (what, answer.status) != (BY_WORKER, 409):  # one is under way
-            self._ledger.violated(f"{method} {path} was answered with {answer.status}: {answer.body[:500]!r}")
+        self._run.operations[name] += 1
+        self._run.statuses[f"{name} {answer.status}"] += 1
+        self._run.slowest_s = max(self._run.slowest_s, answer.seconds)
+        if answer.status not in allowed and (self.strict or answer.status not in UNAVAILABLE):
+            self._run.violated(f"{method} {path} was answered with {answer.status}: {answer.body[:500]!r}")
         return answer, start, end
 
 
-def _saw(book: Book, call: int, answer: int, asked: int, features: dict[str, Any]) -> None:
+def _request(method: str, path: str, body: Any) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n"
+    if body is None:
+        return (head + ("Content-Length: 0\r\n\r\n" if method == "POST" else "\r\n")).encode()
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n".encode() + sent
+
+
+def _record_read(user: UserRecord, call: int, answer: int, asked: int, features: dict[str, Any]) -> None:
     shown = (features.get(name) for name in FEATURES)
-    seen = tuple(item["value"] if isinstance(item, dict) else item for item in shown)  # with `detail=true`
-    book.history.reads.append(Read(call, answer, asked, seen))
+    seen = tuple(item["value"] if isinstance(item, dict) else item for item in shown)  # a dict with `detail=true`
+    user.history.reads.append(Read(call, answer, asked, seen))

@@ -1,11 +1,11 @@
-"""One process of the service under torture: `python -m tests.torture.launcher serve`, or `worker`.
+"""Starts one process of the service: `python -m tests.torture.launcher serve`, or `worker`.
 
-It is the real command, with three things changed before it starts, each by an environment variable:
-  TORTURE_CLOCK      a file of eight bytes, mapped into memory: nanoseconds that are added to `time.time` and
+It is the real command with three changes, each controlled by an environment variable:
+  TORTURE_CLOCK      A file of eight bytes, mapped into memory: nanoseconds that are added to `time.time` and
                      `time.time_ns`. So the wall clock of all processes can be stepped while they run.
-  TORTURE_HESITATE   `probability:seconds`: how often, and how long at most, the protocol hesitates between its steps.
-                     Every interleaving stays one that a busy machine could make; the rare ones are made often.
-  TORTURE_MUTANT     the name of a fault that is built in (`tests.torture.mutants`); the checker must find it.
+  TORTURE_HESITATE   `probability:seconds`: the protocol pauses between its steps with this probability, for at most
+                     this time. A busy machine could cause each of the interleavings; this makes rare ones frequent.
+  TORTURE_MUTANT     The name of a fault to build in (`tests.torture.mutants`), which the run must find.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OFFSET = struct.Struct("q")
 
 
 def shift_clock(path: Path) -> None:
-    """From now on the wall clock of this process is the machine's and the offset in the file."""
+    """Add the offset in the file to the wall clock of this process."""
     with path.open("r+b") as file:
         shared = mmap.mmap(file.fileno(), _OFFSET.size)
     real, real_ns = time.time, time.time_ns
@@ -31,16 +31,15 @@ def shift_clock(path: Path) -> None:
 
 
 def set_clock(path: Path, offset_ns: int) -> None:
-    """Step the clock of every process that maps the file."""
+    """Set the offset for every process that maps the file."""
     with path.open("r+b") as file:
         file.write(_OFFSET.pack(offset_ns))
 
 
 def main() -> None:
-    """Change what is asked for, then be `profiles …`."""
     if clock := os.environ.get("TORTURE_CLOCK"):
         shift_clock(Path(clock))
-    # After the clock, which some modules take by name when they are imported.
+    # Imported after the change of the clock, because some modules import its functions by name.
     from app.cli import main as profiles  # noqa: PLC0415
     from tests.torture import mutants  # noqa: PLC0415
 

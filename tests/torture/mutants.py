@@ -1,6 +1,6 @@
-"""Faults built into the service on purpose, each by one change of the protocol; and hesitations between its steps.
+"""Faults that are built into the service to prove that the run finds them, and random pauses between its steps.
 
-They change classes of the process they are called in, so only `tests.torture.launcher` may call them.
+They change classes of the process, so only `tests.torture.launcher` may call them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from app.events.ingest import Ingestor
+from app.events.ingest import Ingestor, Receipt
 from app.features.events import KNOWN_SUBJECTS, subject_of
 from app.profiles.online.fill import Filler, Filling
 from app.profiles.online.invalidation import Invalidator
@@ -25,7 +25,7 @@ from app.stores.valkey.pipelined_connection import Command
 
 
 def hesitate(random: Random, probability: float, seconds: float) -> None:
-    """Between token and snapshot, snapshot and fill, commit and DEL, look and MGET."""
+    """Pause between token and snapshot, snapshot and fill, commit and DEL, trust check and MGET."""
 
     async def pause() -> None:
         if random.random() < probability:
@@ -49,7 +49,7 @@ def hesitate(random: Random, probability: float, seconds: float) -> None:
 
 
 def plain_set() -> None:
-    """A fill does not compare: it sets whatever the key holds."""
+    """A fill sets the key without comparing it with the token."""
 
     async def fill(self: ValkeyCache, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         commands: list[Command] = [(b"SET", key(epoch, item.cell), item.value, b"PX", item.ttl_ms) for item in fills]
@@ -59,15 +59,13 @@ def plain_set() -> None:
     _replace(ValkeyCache, "fill", fill)
 
 
-class _Done:
-    """An invalidator for whom everything is done."""
-
+class _NoInvalidator:
     async def invalidate(self, stale: object) -> bool:
         return True
 
 
 def del_before_commit() -> None:
-    """The keys are deleted before the events are committed, and not after."""
+    """The keys are deleted before the commit, and not after it."""
     original: Any = Ingestor._commit
 
     async def commit(self: Any, group: Any) -> None:
@@ -77,8 +75,8 @@ def del_before_commit() -> None:
             for item in request.events:
                 user_id = item.event.user_id
                 stale[user_id] = stale.get(user_id, frozenset()) | features[subject_of(item.event)]
-        if not isinstance(self._invalidator, _Done):
-            self._real, self._invalidator = self._invalidator, _Done()
+        if not isinstance(self._invalidator, _NoInvalidator):
+            self._real, self._invalidator = self._invalidator, _NoInvalidator()
         await self._real.invalidate(stale)
         await original(self, group)
 
@@ -100,17 +98,17 @@ def late_token() -> None:
 
 
 def constant_epoch() -> None:
-    """Every server, and every start of one, is taken for the same."""
+    """All cache servers have the same epoch, also after a restart."""
     _replace(Connections, "epoch", lambda self, lane: "forever")
 
 
 def open_gate() -> None:
-    """Hits are served whatever is owed."""
+    """Hits are served while invalidations are owed."""
     _replace(TrustGate, "holds", lambda self: True)
 
 
 def no_hold_back() -> None:
-    """An answer that could not invalidate does not wait until every older look has expired."""
+    """An answer with an owed invalidation does not wait until earlier trust checks have expired."""
 
     async def hold_back(self: Any) -> None:
         self.wake()
@@ -118,9 +116,41 @@ def no_hold_back() -> None:
     _replace(Invalidator, "_hold_back", hold_back)
 
 
-def near_blind() -> None:
-    """What is kept near is believed without a look at the log."""
+def local_cache_unchecked() -> None:
+    """The local cache is served without a check of the change feed."""
     _replace(LocalCache, "_look", lambda self: True)
+
+
+def answer_before_commit() -> None:
+    """Events are acknowledged half a second before their commit."""
+    original: Any = Ingestor._commit
+    late: set[asyncio.Task[None]] = set()
+
+    async def commit(self: Any, group: Any) -> None:
+        for request in group:
+            request.done.set_result(Receipt(len(request.events), 0, invalidated=True, seqs=()))
+
+        async def commit_late() -> None:
+            await asyncio.sleep(0.5)
+            await original(self, group)
+
+        task = asyncio.create_task(commit_late())
+        late.add(task)
+        task.add_done_callback(late.discard)
+
+    _replace(Ingestor, "_commit", commit)
+
+
+def leak() -> None:
+    """Each statement leaves 100 kB behind."""
+    original: Any = SqliteSource.compute
+    kept: list[bytes] = []
+
+    async def compute(self: Any, *arguments: Any) -> Any:
+        kept.append(b"x" * 100_000)
+        return await original(self, *arguments)
+
+    _replace(SqliteSource, "compute", compute)
 
 
 def _replace(owner: type, name: str, mutated: Callable[..., Any]) -> None:
@@ -129,11 +159,16 @@ def _replace(owner: type, name: str, mutated: Callable[..., Any]) -> None:
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
-    "plain_set": plain_set,
-    "del_before_commit": del_before_commit,
-    "late_token": late_token,
-    "constant_epoch": constant_epoch,
-    "open_gate": open_gate,
-    "no_hold_back": no_hold_back,
-    "near_blind": near_blind,
+    mutant.__name__: mutant
+    for mutant in (
+        plain_set,
+        del_before_commit,
+        late_token,
+        constant_epoch,
+        open_gate,
+        no_hold_back,
+        local_cache_unchecked,
+        answer_before_commit,
+        leak,
+    )
 }

@@ -1,4 +1,4 @@
-"""The plan of a run, drawn from its seed: which fault begins when. The clients' operations are drawn from it, too."""
+"""The plan of a run, drawn from its seed: which fault begins when."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-# Now and then nothing happens for a while, so that the cache is well and takes part.
+# The end of each period has no faults, so that the cache is available and takes part.
 QUIET_EVERY_S = 12.0
 QUIET_S = 3.0
 
 
 class Step(NamedTuple):
-    """A fault, when it begins, and the seed of what it draws itself."""
+    """A fault, when it begins, and the seed of its own random choices."""
 
     at_s: float
     fault: str
@@ -20,7 +20,7 @@ class Step(NamedTuple):
 
 
 def draw_plan(seed: int, seconds: float, faults: Sequence[str], rate_per_s: float) -> list[Step]:
-    """Every fault as often as every other, in an order by the seed, at moments by the seed."""
+    """Draw faults at random moments. All occur equally often: a fault is repeated only after each of the others."""
     random = Random(f"plan/{seed}")
     steps: list[Step] = []
     deck: list[str] = []
@@ -37,6 +37,5 @@ def draw_plan(seed: int, seconds: float, faults: Sequence[str], rate_per_s: floa
         steps.append(Step(now_s, deck.pop(), random.getrandbits(32)))
 
 
-def told(steps: Sequence[Step]) -> str:
-    """A line for each."""
+def listing(steps: Sequence[Step]) -> str:
     return "\n".join(f"{step.at_s:9.3f} s  {step.fault}  ({step.seed})" for step in steps)

@@ -1,4 +1,4 @@
-"""A run: opens the site, lets clients and faults loose on it, judges users as they leave, and says what was found."""
+"""A run: opens the deployment, starts clients and faults, judges users as they leave, and checks the end state."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from time import monotonic, monotonic_ns
 
@@ -15,105 +13,106 @@ from redis.exceptions import RedisError
 
 from app.stores.queue.client import connect
 from tests.support.fleet import counted
-from tests.support.learned import SELECT_LEARNED, SELECT_STATES, learning_faults
+from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
 from tests.support.waiting import eventually_async
-from tests.torture.books import Book, Ledger, Span
-from tests.torture.clients import LATE_NS, Client, Crowd
-from tests.torture.faults import FAULTS, Missed
-from tests.torture.plan import Step, draw_plan
-from tests.torture.site import Site
+from tests.torture.clients import ERASABLE, RESEND_AFTER_NS, Client, UserPool
+from tests.torture.config import Config
+from tests.torture.deployment import Deployment
+from tests.torture.faults import FAULTS, Skipped
+from tests.torture.plan import Step
+from tests.torture.records import FaultSpan, RunRecord
+from tests.torture.soak import UNREADABLE_JOB, SoakClient, watch
 
 SAVE_EVERY_S = 0.7
-LOOK_EVERY_S = 0.1
+POLL_S = 0.1
 SETTLE_S = 60.0
+KEPT_SPANS = 400
+SENT_AGAIN = 500
 SHOWN = ("cache_hits_total", "near_hits_total", "cache_misses_total", "degraded_reads_total", "cache_fills_total")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What a run is made of. The seed draws everything else."""
-
-    seed: int
-    seconds: float
-    clients: int = 10
-    users: int = 40
-    apis: int = 2
-    rate_per_s: float = 1.0
-    hesitate: str = "0.02:0.02"
-    faults: Sequence[str] = field(default_factory=lambda: tuple(FAULTS))
-    mutant: str | None = None
-    stop_at_first: bool = False
-    disk: Path | None = None
-    operations: int = 0
-
-    def plan(self) -> list[Step]:
-        """The faults of this run."""
-        return draw_plan(self.seed, self.seconds, self.faults, self.rate_per_s) if self.faults else []
+HALF_STORED = """
+SELECT seq FROM event_log WHERE subject = 'signals.tip.served' AND seq NOT IN (SELECT seq FROM tip_views)
+UNION ALL
+SELECT seq FROM event_log WHERE subject = 'signals.tip.feedback' AND seq NOT IN (SELECT seq FROM tip_feedback)
+UNION ALL
+SELECT seq FROM (SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback)
+WHERE seq NOT IN (SELECT seq FROM event_log)
+"""
 
 
 async def torture(
-    config: Config, say: Callable[[str], object] = lambda _: None, ledger: Ledger | None = None
-) -> Ledger:
-    """Run; whatever was found is in the ledger, in the one given also where the run itself fails."""
-    ledger = ledger or Ledger()
-    ledger.stop_at_first = config.stop_at_first
-    site = Site(apis=config.apis, mutant=config.mutant, hesitate=config.hesitate, disk=config.disk)
+    config: Config, say: Callable[[str], object] = lambda _: None, record: RunRecord | None = None
+) -> RunRecord:
+    """Run, and return the record. A record that is passed in is filled even if the run itself fails."""
+    record = record or RunRecord()
+    record.stop_at_first = config.stop_at_first
+    deployment = Deployment(apis=config.apis, mutant=config.mutant, hesitate=config.hesitate, disk=config.disk)
     try:
-        await site.open()
-        return await _Run(config, site, ledger, say).run()
+        await deployment.open()
+        await _Run(config, deployment, record, say).run()
     finally:
-        await site.close()
+        await deployment.close()
+    return record
 
 
 class _Run:
-    def __init__(self, config: Config, site: Site, ledger: Ledger, say: Callable[[str], object]) -> None:
+    def __init__(self, config: Config, deployment: Deployment, record: RunRecord, say: Callable[[str], object]) -> None:
         self._config = config
-        self._site = site
+        self._deployment = deployment
         self._say = say
-        self._ledger = ledger
-        self._crowd = Crowd(site, self._ledger, config.seed, config.users)
-        self._queue = connect(site.queue.url)
-        self._clients = [Client(number, self._crowd, self._queue) for number in range(config.clients)]
-        self._judge = Client(-1, self._crowd, self._queue)
+        self._record = record
+        erasable = ERASABLE if config.weights.get("erase") else 0.0
+        self._pool = UserPool(deployment, record, config.seed, config.users, erasable=erasable)
+        self._queue = connect(deployment.queue.url)
+        kind = SoakClient if config.memory_limit_mib else Client
+        self._clients = [kind(number, self._pool, self._queue) for number in range(config.clients)]
+        self._judge = Client(-1, self._pool, self._queue)
         self._started = monotonic()
-        self._befalling: set[asyncio.Task[None]] = set()
+        self._running_faults: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> Ledger:
-        beside = [
-            asyncio.create_task(work())
-            for work in (self._inject, self._save, self._watch_the_queue, self._judge_the_leaving, self._report)
+    async def run(self) -> None:
+        config = self._config
+        injecting = asyncio.create_task(self._inject())
+        background = [injecting] + [
+            asyncio.create_task(work()) for work in (self._watch_queue, self._judge_leaving_users, self._report)
         ]
-        clients = [asyncio.create_task(client.run()) for client in self._clients]
+        if "restart_old" in config.faults:
+            background.append(asyncio.create_task(self._save_dumps()))
+        memory = await watch(self._deployment) if config.memory_limit_mib else None
+        if memory is not None:
+            background.append(asyncio.create_task(memory.run()))
+        clients = [asyncio.create_task(client.run(config.weights, config.pause_s)) for client in self._clients]
         try:
-            await self._end_comes([*beside, *clients])
-            self._ledger.stop.set()
+            await self._wait_for_end([*background, *clients])
+            self._record.stop.set()
+            injecting.cancel()
             await asyncio.gather(*clients)
-            if self._befalling:
-                await asyncio.wait(self._befalling, timeout=SETTLE_S)
-            beside[0].cancel()
-            if self._config.stop_at_first:
-                self._judge_all()  # who looks for one violation need not wait until all is well, which may never come
+            if self._running_faults:
+                await asyncio.wait(self._running_faults, timeout=SETTLE_S)
+            if config.stop_at_first:
+                self._judge_all()  # a mutant may never settle, and the first violation is enough
             else:
                 await self._settle()
         finally:
-            for task in [*beside, *clients, *self._befalling]:
+            for task in [*background, *clients, *self._running_faults]:
                 task.cancel()
-            await asyncio.gather(*beside, *clients, *self._befalling, return_exceptions=True)
+            await asyncio.gather(*background, *clients, *self._running_faults, return_exceptions=True)
             for client in [*self._clients, self._judge]:
                 await client.close()
             await self._queue.aclose(close_connection_pool=True)
-        for defect in self._site.defects():
-            self._ledger.violated(defect)
-        return self._ledger
+        for defect in self._deployment.defects():
+            self._record.violated(defect)
+        if memory is not None:
+            self._record.memory = memory.report()
+            for violation in memory.violations(config.memory_limit_mib):
+                self._record.violated(violation)
 
-    async def _end_comes(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """The time is over, enough was done, or a violation ends it; raises what a task raised."""
-        stop = asyncio.create_task(self._ledger.stop.wait())
+    async def _wait_for_end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Return when the time is over, enough was done or a violation ends the run; raise if a task failed."""
+        stop = asyncio.create_task(self._record.stop.wait())
         try:
             while True:
                 left_s = self._started + self._config.seconds - monotonic()
-                enough = self._config.operations and self._ledger.operations.total() >= self._config.operations
-                if left_s <= 0 or enough or stop.done():
+                if left_s <= 0 or stop.done() or self._enough():
                     return
                 done, _ = await asyncio.wait(
                     {stop, *tasks}, timeout=min(left_s, 1.0), return_when=asyncio.FIRST_COMPLETED
@@ -125,150 +124,157 @@ class _Run:
         finally:
             stop.cancel()
 
+    def _enough(self) -> bool:
+        config, record = self._config, self._record
+        return bool(
+            (config.operations and record.operations.total() >= config.operations)
+            or (config.kills and record.faults["api_killed"] >= config.kills)
+        )
+
     # Faults.
 
     async def _inject(self) -> None:
         for step in self._config.plan():
             await asyncio.sleep(max(0.0, self._started + step.at_s - monotonic()))
-            task = asyncio.create_task(self._befall(step))
-            self._befalling.add(task)
-            task.add_done_callback(self._befalling.discard)
+            task = asyncio.create_task(self._run_fault(step))
+            self._running_faults.add(task)
+            task.add_done_callback(self._running_faults.discard)
 
-    async def _befall(self, step: Step) -> None:
+    async def _run_fault(self, step: Step) -> None:
         start = monotonic_ns()
         try:
-            async with FAULTS[step.fault](self._site, Random(step.seed)):
+            async with FAULTS[step.fault](self._deployment, Random(step.seed)):
                 pass
-        except (Missed, RedisError, OSError):
-            self._ledger.missed[step.fault] += 1
+        except (Skipped, RedisError, OSError):
+            self._record.skipped[step.fault] += 1
             return
         except Exception as error:
-            self._ledger.violated(f"the harness failed at {step}: {error!r}")
+            self._record.violated(f"the harness failed at {step}: {error!r}")
             return
-        self._ledger.faults[step.fault] += 1
-        self._ledger.spans.append(Span(start, monotonic_ns(), step.fault))
-        del self._ledger.spans[:-400]
+        self._record.faults[step.fault] += 1
+        self._record.spans.append(FaultSpan(start, monotonic_ns(), step.fault))
+        del self._record.spans[:-KEPT_SPANS]
 
-    async def _save(self) -> None:
+    async def _save_dumps(self) -> None:
         while True:
             await asyncio.sleep(SAVE_EVERY_S)
             with suppress(RedisError, OSError):
-                async with self._site.cache_turn:
-                    await self._site.save()
+                async with self._deployment.cache_lock:
+                    await self._deployment.save()
 
-    # Books.
+    # Records.
 
-    async def _watch_the_queue(self) -> None:
-        """What workers have consumed is effective; what they seem to have lost is sent again."""
+    async def _watch_queue(self) -> None:
+        """End the writes of events that workers have consumed, and send again those that seem to be lost."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            self._site.watch()
-            books = {event_id: book for book in self._all_books() for event_id in book.by_queue}
-            if not books:
+            await asyncio.sleep(POLL_S)
+            self._deployment.watch()
+            users = {event_id: user for user in self._pool.all() for event_id in user.by_queue}
+            if not users:
                 continue
             sql = """SELECT event_id FROM event_log
                      WHERE consumed_at_ms IS NOT NULL AND event_id IN (SELECT value FROM json_each(?))"""
-            consumed = await asyncio.to_thread(self._site.rows, sql, json.dumps(list(books)))
+            consumed = await asyncio.to_thread(self._deployment.rows, sql, json.dumps(list(users)))
             now = monotonic_ns()
             for (event_id,) in consumed:
-                book = books.pop(event_id)
-                place = book.by_queue.pop(event_id, None)
-                if place is not None:
-                    book.history.writes[place] = book.history.writes[place]._replace(end=now)
-                    self._ledger.operations["consumed by queue"] += 1
-                    self._ledger.acknowledged.add(event_id)
-            for event_id, book in books.items():
-                place = book.by_queue.get(event_id)
-                if place is not None and now - book.history.writes[place].start > LATE_NS:
-                    await self._judge.send_late(book, event_id)
+                user = users.pop(event_id)
+                index = user.by_queue.pop(event_id, None)
+                if index is not None:
+                    user.history.writes[index] = user.history.writes[index]._replace(end=now)
+                    self._record.operations["consumed by queue"] += 1
+                    self._record.acknowledged.add(event_id)
+            for event_id, user in users.items():
+                index = user.by_queue.get(event_id)
+                if index is not None and now - user.history.writes[index].start > RESEND_AFTER_NS:
+                    await self._judge.resend_by_http(user, event_id)
 
-    def _all_books(self) -> list[Book]:
-        return [*self._crowd.books, *self._crowd.leaving]
-
-    async def _judge_the_leaving(self) -> None:
+    async def _judge_leaving_users(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            for book in list(self._crowd.leaving):
-                if not book.under_way and not book.by_queue:
-                    self._crowd.leaving.remove(book)
-                    self._ledger.judge(book)
+            await asyncio.sleep(POLL_S)
+            for user in list(self._pool.leaving):
+                if not user.in_progress and not user.by_queue:
+                    self._pool.leaving.remove(user)
+                    self._record.judge(user)
                     await asyncio.sleep(0)
 
     # The end.
 
     async def _settle(self) -> None:
-        """All faults are over: soon nothing is owed, everything is consumed, and every process tells the truth."""
-        start = asyncio.get_running_loop().time()
+        """After the last fault: soon nothing is owed, everything is consumed, and every process answers correctly."""
+        start = monotonic()
         await self._eventually(self._consumed, "everything consumed and nothing owed")
-        self._say(f"settled within {asyncio.get_running_loop().time() - start:.1f} s")
-        books = self._all_books()
-        await self._eventually(self._no_queue, "no event waiting on the queue")
-        for book in books:
-            for slot in self._site.apis:
-                for _ in range(4):  # computed, from the cache, and from the process's own memory
-                    # Twice: a connection that nobody used for a while may have been closed.
-                    if not (await self._judge.read(book, slot) or await self._judge.read(book, slot)):
-                        self._ledger.violated(f"a read of {book.user_id} failed though all is well")
+        self._say(f"settled within {monotonic() - start:.1f} s")
+        users = self._pool.all()
+        await self._eventually(self._queue_empty, "no event waiting on the queue")
+        for user in users:
+            await self._judge.send_again(user, SENT_AGAIN)
+            for slot in self._deployment.apis:
+                for _ in range(4):  # computed, from the cache server, and from the local cache
+                    # A second attempt, since the server may have closed an idle connection.
+                    if not (await self._judge.read(user, slot) or await self._judge.read(user, slot)):
+                        self._record.violated(f"a read of {user.user_id} failed after the last fault")
         self._judge_all()
-        for slot in self._site.apis:
+        for slot in self._deployment.apis:
             for name in SHOWN:
-                self._ledger.metrics[name] += int(await counted(slot.port, name))
-        self._count_events()
+                self._record.metrics[name] += int(await counted(slot.port, name))
+        self._check_database()
 
     def _judge_all(self) -> None:
-        """Nobody asks anything any more: what is not known to have been done may have been, or not."""
-        for book in self._all_books():
-            self._ledger.judge(book)
-        self._crowd.books, self._crowd.leaving = [], []
+        """Judge all users; a write whose outcome is still unknown may or may not have happened."""
+        for user in self._pool.all():
+            self._record.judge(user)
+        self._pool.users, self._pool.leaving = [], []
 
-    async def _eventually(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def _eventually(self, condition: Callable[[], Awaitable[bool]], name: str) -> None:
         try:
             await eventually_async(condition, SETTLE_S, 0.05)
         except AssertionError:
-            self._ledger.violated(f"not within {SETTLE_S:.0f} s after the last fault: {what}\n{self._site.state()}")
+            state = self._deployment.state()
+            self._record.violated(f"not within {SETTLE_S:.0f} s after the last fault: {name}\n{state}")
 
     async def _consumed(self) -> bool:
         rows = await asyncio.to_thread(
-            self._site.rows,
+            self._deployment.rows,
             """SELECT (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),
                       (SELECT COUNT(*) FROM owed_invalidations)""",
         )
         return rows == [(0, 0)]
 
-    async def _no_queue(self) -> bool:
-        return not any(book.by_queue for book in self._all_books())
+    async def _queue_empty(self) -> bool:
+        return not any(user.by_queue for user in self._pool.all())
 
-    def _count_events(self) -> None:
-        """Durability: each acknowledged event is there once, and nothing is there that nobody sent.
-
-        So is each decision that was answered, and each was learned once.
-        """
-        stored = [event_id for (event_id,) in self._site.rows("SELECT event_id FROM event_log")]
-        held = set(stored)
-        facts = self._site.rows("SELECT (SELECT COUNT(*) FROM tip_views) + (SELECT COUNT(*) FROM tip_feedback)")[0][0]
-        if lost := self._ledger.acknowledged - held:
-            self._ledger.violated(f"{len(lost)} acknowledged events are gone: {sorted(lost)[:5]}")
-        if strange := held - self._ledger.sent:
-            self._ledger.violated(f"{len(strange)} events are stored that nobody sent: {sorted(strange)[:5]}")
-        if len(stored) != len(held) or facts != len(held):
-            self._ledger.violated(f"{len(held)} events have {len(stored)} log rows and {facts} facts")
-        decisions = {name for (name,) in self._site.rows("SELECT decision_id FROM tip_scores")}
-        if lost := self._ledger.decisions - decisions:
-            self._ledger.violated(f"{len(lost)} decisions that were answered are gone: {sorted(lost)[:5]}")
-        for fault in learning_faults(self._site.rows(SELECT_LEARNED), self._site.rows(SELECT_STATES)):
-            self._ledger.violated(fault)
-        letters = self._site.rows("SELECT * FROM dead_letters LIMIT 3")
-        if letters:
-            self._ledger.violated(f"good events were buried: {letters}")
+    def _check_database(self) -> None:
+        """Every acknowledged event is stored once and completely, and no other event; the same goes for decisions."""
+        rows, violated = self._deployment.rows, self._record.violated
+        stored = [event_id for (event_id,) in rows("SELECT event_id FROM event_log")]
+        if lost := self._record.acknowledged - set(stored):
+            violated(f"{len(lost)} acknowledged events are lost: {sorted(lost)[:5]}")
+        if unknown := set(stored) - self._record.sent:
+            violated(f"{len(unknown)} events are stored that no client sent: {sorted(unknown)[:5]}")
+        if len(stored) != len(set(stored)):
+            violated(f"{len(stored) - len(set(stored))} events are stored twice")
+        if halves := rows(HALF_STORED):
+            violated(f"{len(halves)} events are stored by half: {halves[:5]}")
+        if (damage := rows("PRAGMA integrity_check")) != [("ok",)]:
+            violated(f"the database is damaged: {damage[:5]}")
+        decisions = {decision_id for (decision_id,) in rows("SELECT decision_id FROM tip_scores")}
+        if lost := self._record.decisions - decisions:
+            violated(f"{len(lost)} decisions that were answered are lost: {sorted(lost)[:5]}")
+        for fault in learning_faults(rows(SELECT_LEARNED), rows(SELECT_STATES)):
+            violated(fault)
+        subject = UNREADABLE_JOB["subject"]
+        if letters := rows("SELECT * FROM dead_letters WHERE instr(payload, ?) = 0 LIMIT 3", subject):
+            violated(f"valid events became dead letters: {letters}")
 
     async def _report(self) -> None:
         before = 0
         while True:
             await asyncio.sleep(10)
-            done = self._ledger.operations.total()
+            record = self._record
+            done = record.operations.total()
             self._say(
                 f"{monotonic() - self._started:6.0f} s  {done:9,d} operations ({(done - before) / 10:,.0f}/s)  "
-                f"{self._ledger.faults.total():5d} faults  {self._ledger.users} users judged  "
-                f"{len(self._ledger.violations)} violations  {self._ledger.undecided} undecided"
+                f"{record.faults.total():5d} faults  {record.users} users judged  "
+                f"{len(record.violations)} violations  {record.undecided} undecided"
             )
             before = done

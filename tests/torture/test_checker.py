@@ -1,4 +1,4 @@
-"""The checker against an oracle that tries every permutation, and against histories whose verdict is plain."""
+"""The checker against an oracle that tries every permutation, and against histories with an obvious verdict."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
 from tests.support.reference import profile
 from tests.torture.checker import History, Read, Write, check
-from tests.torture.facts import FEATURES, Fact, draw, values
+from tests.torture.model import FEATURES, Event, draw, values
 
 ALL = (1 << len(FEATURES)) - 1
 VOLUME = 1 << FEATURES.index("tip_volume_30d")
 
 
-def view(name: str = "one") -> Fact:
-    return Fact(name, None, None, NOW_MS, 0)
+def view(name: str = "one") -> Event:
+    return Event(name, None, None, NOW_MS, 0)
 
 
 def volume(call: int, answer: int, count: int) -> Read:
@@ -32,19 +32,19 @@ def volume(call: int, answer: int, count: int) -> Read:
 
 
 def explains(history: History, order: Sequence[Write]) -> bool:
-    """The rule, word by word."""
+    """The rule of the checker, implemented literally for one order."""
     prefixes = [frozenset[Write]()]
     alive: set[int] = set()
     states = [values([])]
     for place, write in enumerate(order):
         if any(later.end is not None and later.end < write.start for later in order[place + 1 :]):
             return False
-        own = {index for index in range(len(history.facts)) if write.facts >> index & 1}
+        own = {index for index in range(len(history.events)) if write.events >> index & 1}
         if (write.new is True and own & alive) or (write.new is False and own - alive):
             return False
         alive = set() if write.erases else alive | own
         prefixes.append(prefixes[-1] | {write})
-        states.append(values([history.facts[index] for index in alive]))
+        states.append(values([history.events[index] for index in alive]))
     for read in history.reads:
         for feature in range(len(FEATURES)):
             if read.asked >> feature & 1 and not any(
@@ -58,13 +58,13 @@ def explains(history: History, order: Sequence[Write]) -> bool:
 
 
 def oracle(history: History) -> bool:
-    """Every subject by itself: every subset of the unknown writes, in every order."""
-    views = sum(1 << place for place, fact in enumerate(history.facts) if fact.action is None)
-    for facts, features in ((views, VOLUME), (15 & ~views, ALL & ~VOLUME)):
-        writes = [write._replace(facts=write.facts & facts) for write in history.writes]
+    """For each subject: every subset of the unknown writes, in every order."""
+    views = sum(1 << place for place, event in enumerate(history.events) if event.action is None)
+    for events, features in ((views, VOLUME), (15 & ~views, ALL & ~VOLUME)):
+        writes = [write._replace(events=write.events & events) for write in history.writes]
         part = History(
-            history.facts,
-            [write for write in writes if write.facts or write.erases],
+            history.events,
+            [write for write in writes if write.events or write.erases],
             [read._replace(asked=read.asked & features) for read in history.reads],
         )
         if not ordered(part):
@@ -73,7 +73,6 @@ def oracle(history: History) -> bool:
 
 
 def ordered(history: History) -> bool:
-    """Whether some order explains a history."""
     known = [write for write in history.writes if write.end is not None]
     unknown = [write for write in history.writes if write.end is None]
     for count in range(len(unknown) + 1):
@@ -84,63 +83,63 @@ def ordered(history: History) -> bool:
     return False
 
 
-FACTS = [
+EVENTS = [
     view("a"),
     view("b"),
-    Fact("c", "completed", 7, NOW_MS, 0),
-    Fact("d", "dismissed", 11, NOW_MS - 3_600_000, 0),
+    Event("c", "completed", 7, NOW_MS, 0),
+    Event("d", "dismissed", 11, NOW_MS - 3_600_000, 0),
 ]
 moments = st.integers(0, 12)
 
 
 @st.composite
 def histories(draw_from: st.DrawFn) -> History:
-    """Small ones, most of them nearly right: reads take their values from some set of facts."""
+    """Small histories. Many are nearly right, because reads take their values from some set of the events."""
     writes = []
     for number in range(draw_from(st.integers(0, 4))):
-        start = draw_from(moments) * 10 + number  # different, so that no two writes are equal
+        start = draw_from(moments) * 10 + number  # unique, so that no two writes are equal
         length = draw_from(st.none() | st.integers(1, 61))
         end = None if length is None else start + length
         erases = draw_from(st.integers(0, 4)) == 0
-        facts = 0 if erases else draw_from(st.sampled_from([1, 1, 2, 3, 4, 8, 12]))
+        events = 0 if erases else draw_from(st.sampled_from([1, 1, 2, 3, 4, 8, 12]))
         new = None if erases or end is None else draw_from(st.sampled_from([None, None, None, True, False]))
-        writes.append(Write(start, end, facts, erases, new))
+        writes.append(Write(start, end, events, erases, new))
     reads = []
     for _ in range(draw_from(st.integers(0, 4))):
         call = draw_from(moments) * 10 + 5
         answer = call + draw_from(st.integers(0, 40))
-        if draw_from(st.booleans()):  # what all writes that had begun make
+        if draw_from(st.booleans()):  # the values after all writes that had begun
             mask = 0
             for write in writes:
-                mask |= write.facts if write.start <= answer else 0
+                mask |= write.events if write.start <= answer else 0
         else:
             mask = draw_from(st.integers(0, 15))
-        seen = values(fact for index, fact in enumerate(FACTS) if mask >> index & 1)
+        seen = values(event for index, event in enumerate(EVENTS) if mask >> index & 1)
         reads.append(Read(call, answer, draw_from(st.integers(0, ALL)), seen))
-    return History(list(FACTS), writes, reads)
+    return History(list(EVENTS), writes, reads)
 
 
 @settings(max_examples=500, deadline=None)
 @given(histories())
-def test_checker_says_what_the_oracle_says_when_histories_are_small(history: History) -> None:
+def test_checker_agrees_with_the_oracle_when_histories_are_small(history: History) -> None:
     assert check(history).explained is oracle(history)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(0, 10_000), max_size=12), st.integers())
-def test_values_are_those_of_the_reference_when_events_are_drawn(numbers: list[int], seed: int) -> None:
+def test_values_equal_the_reference_when_events_are_drawn(numbers: list[int], seed: int) -> None:
     random = Random(seed)
-    facts = [draw(random, f"event-{place}", number, NOW_MS) for place, number in enumerate(numbers)]
-    stored = [admitted(_event(fact)) for fact in facts]
+    events = [draw(random, f"event-{place}", number, NOW_MS) for place, number in enumerate(numbers)]
+    stored = [admitted(_event(event)) for event in events]
     expected = profile(stored, "ann", NOW_MS + DAY_MS)
-    assert dict(zip(FEATURES, values(facts), strict=True)) == expected
+    assert dict(zip(FEATURES, values(events), strict=True)) == expected
 
 
-def _event(fact: Fact) -> TipEvent:
-    if fact.action is None:
-        return served("ann", fact.at_ms, offset_min=fact.offset_min, event_id=fact.event_id)
+def _event(event: Event) -> TipEvent:
+    if event.action is None:
+        return served("ann", event.at_ms, offset_min=event.offset_min, event_id=event.event_id)
     return feedback(
-        "ann", fact.at_ms, fact.action, dwell_ms=fact.dwell_ms, offset_min=fact.offset_min, event_id=fact.event_id
+        "ann", event.at_ms, event.action, dwell_ms=event.dwell_ms, offset_min=event.offset_min, event_id=event.event_id
     )
 
 
@@ -148,30 +147,30 @@ def _event(fact: Fact) -> TipEvent:
     ("reads", "explained"),
     [
         ([volume(0, 5, 0), volume(25, 30, 1)], True),
-        ([volume(12, 13, 1), volume(14, 15, 0)], True),  # while it is under way, each may see it or not
-        ([volume(21, 25, 0)], False),  # older than what was acknowledged
-        ([volume(0, 9, 1)], False),  # newer than what had begun
-        ([volume(21, 25, 2)], False),  # it counts twice
+        ([volume(12, 13, 1), volume(14, 15, 0)], True),  # while the write is in progress, each read may see it or not
+        ([volume(21, 25, 0)], False),  # older than the acknowledged write
+        ([volume(0, 9, 1)], False),  # newer than the writes that had begun
+        ([volume(21, 25, 2)], False),  # counted twice
     ],
 )
-def test_verdict_is_plain_when_there_is_one_event(reads: list[Read], explained: bool) -> None:
+def test_verdict_when_there_is_one_event(reads: list[Read], explained: bool) -> None:
     assert check(History([view()], [Write(10, 20, 1)], reads)).explained is explained
 
 
-def test_an_unknown_outcome_may_show_at_any_time_when_nobody_sent_it_again() -> None:
+def test_unknown_write_may_show_at_any_time_when_not_sent_again() -> None:
     lost = Write(10, None, 1)
     for reads in ([volume(100, 101, 0)], [volume(100, 101, 1)], [volume(50, 51, 0), volume(100, 101, 1)]):
         assert check(History([view()], [lost], reads)).explained
 
 
-def test_an_unknown_outcome_is_settled_when_it_is_sent_again() -> None:
+def test_unknown_write_is_settled_when_sent_again() -> None:
     writes = [Write(10, None, 1), Write(20, 30, 1, new=False)]
     assert check(History([view()], writes, [volume(15, 16, 1)])).explained
     assert not check(History([view()], writes, [volume(31, 32, 0)])).explained
-    assert not check(History([view()], [Write(20, 30, 1, new=False)], [])).explained, "known, though never sent"
+    assert not check(History([view()], [Write(20, 30, 1, new=False)], [])).explained, "known, although never sent"
 
 
-def test_an_erased_event_is_seen_as_a_fault_when_a_read_shows_it() -> None:
+def test_erased_event_is_a_violation_when_a_read_shows_it() -> None:
     writes = [Write(10, 20, 1, new=True), Write(30, 40, 0, erases=True)]
     assert check(History([view()], writes, [volume(35, 36, 1)])).explained
     assert not check(History([view()], writes, [volume(41, 42, 1)])).explained
@@ -179,26 +178,30 @@ def test_an_erased_event_is_seen_as_a_fault_when_a_read_shows_it() -> None:
     assert check(History([view()], again, [volume(45, 46, 0), volume(61, 62, 1)])).explained
 
 
-def test_features_of_one_answer_may_stem_from_different_moments_when_two_events_were_under_way() -> None:
-    facts = [view(), Fact("done", "completed", 7, NOW_MS, 0)]
+def test_features_may_differ_in_time_when_two_writes_are_in_progress() -> None:
+    events = [view(), Event("done", "completed", 7, NOW_MS, 0)]
     writes = [Write(10, 100, 1), Write(11, 100, 2)]
-    only_view = Read(20, 21, ALL, values(facts[:1]))
-    only_done = Read(30, 31, ALL, values(facts[1:]))
-    assert check(History(facts, writes, [only_view])).explained
-    assert check(History(facts, writes, [only_done])).explained
-    # A cell is filled by itself, so the second answer is no prefix as a whole, and right all the same.
-    assert check(History(facts, writes, [only_view, only_done])).explained
+    only_view = Read(20, 21, ALL, values(events[:1]))
+    only_done = Read(30, 31, ALL, values(events[1:]))
+    assert check(History(events, writes, [only_view])).explained
+    assert check(History(events, writes, [only_done])).explained
+    # Each cell is filled separately, so the second answer is valid although it is no prefix as a whole.
+    assert check(History(events, writes, [only_view, only_done])).explained
 
 
-def test_culprit_names_the_answer_when_nothing_explains_it() -> None:
+def test_verdict_names_the_answer_when_nothing_explains_it() -> None:
     verdict = check(History([view()], [Write(10, 20, 1)], [volume(1, 2, 0), volume(21, 25, 0), volume(26, 27, 1)]))
     assert verdict.explained is False
-    assert verdict.culprit is not None
-    assert (verdict.culprit.feature, verdict.culprit.value, verdict.culprit.expected) == ("tip_volume_30d", 0, 1)
+    assert verdict.unexplained is not None
+    assert (verdict.unexplained.feature, verdict.unexplained.value, verdict.unexplained.expected) == (
+        "tip_volume_30d",
+        0,
+        1,
+    )
 
 
 def busy(random: Random, writes: int, reads: int) -> History:
-    """A long true history: writes overlap a little, some outcomes are unknown, each read shows a true state."""
+    """A long valid history: writes overlap a little, some outcomes are unknown, each read shows a true state."""
     history = History()
     states = [values([])]
     commits: list[int] = []
@@ -207,9 +210,9 @@ def busy(random: Random, writes: int, reads: int) -> History:
         now += random.randrange(1, 100)
         start, commit, end = now, now + random.randrange(1, 60), now + 60 + random.randrange(1, 100)
         commit = max(commit, commits[-1] + 1 if commits else 0)
-        history.facts.append(draw(random, f"event-{number}", number, NOW_MS))
+        history.events.append(draw(random, f"event-{number}", number, NOW_MS))
         commits.append(commit)
-        states.append(values(history.facts))
+        states.append(values(history.events))
         history.writes.append(
             Write(start, None if random.random() < 0.05 else max(end, commit + 1), 1 << number, new=None)
         )
@@ -229,7 +232,7 @@ def test_checker_is_fast_when_histories_are_long() -> None:
     long = list(_histories(20, writes=60, reads=5_000))
     started = process_time()
     assert all(check(history).explained for history in long)
-    assert process_time() - started < 10, "a hundred thousand operations; a second or two is usual"
+    assert process_time() - started < 10, "100,000 operations; one or two seconds are usual"
 
 
 def test_one_stale_answer_among_thousands_is_found() -> None:
@@ -237,7 +240,7 @@ def test_one_stale_answer_among_thousands_is_found() -> None:
         random = Random(seed)
         late = [read for read in history.reads if read.call > history.writes[20].start + 300]
         chosen = random.choice(late)
-        stale = values(history.facts[:5])
+        stale = values(history.events[:5])
         assert stale != chosen.seen
         history.reads[history.reads.index(chosen)] = chosen._replace(seen=stale)
         assert check(history).explained is False

@@ -13,8 +13,8 @@ from app.api.auth.sessions import ANYONE
 from app.settings import hash_key
 from app.settings.parsers import ApiKey
 from tests.support.live import KEYS, Live, as_caller, problem
+from tests.support.raw_http import exchange
 from tests.support.site import ServeSite
-from tests.support.wire import exchange
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

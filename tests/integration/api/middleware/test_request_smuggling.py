@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.live import KEYS, Live
-from tests.support.wire import MARK, exchange
+from tests.support.raw_http import MARK, exchange
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 HOST = b"Host: localhost\r\n"

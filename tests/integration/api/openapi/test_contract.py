@@ -9,28 +9,28 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fuzz.contract import CALLERS, ask
-from tests.fuzz.ground import Ground, ground
+from tests.fuzz.openapi import CALLERS, check
+from tests.fuzz.service import FuzzedService, running_service
 from tests.support.live import KEYS
 
 pytestmark = pytest.mark.slow
 # What who may do everything sends counts most; others are refused whatever they send.
-LEAST = {"admin": 1_000, "reader": 200, "writer": 200, "nobody": 200}
+LEAST = {"admin": 1_000, "reader": 200, "writer": 200, "anonymous": 200}
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Ground]:
+def site() -> Iterator[FuzzedService]:
     """A site of its own: what is asked erases users and rebuilds everyone."""
-    with ground() as served:
+    with running_service() as served:
         yield served
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-def test_answers_are_as_the_document_says(site: Ground, caller: str) -> None:
+def test_answers_are_as_the_document_says(site: FuzzedService, caller: str) -> None:
     if caller == "admin":
-        asked = ask(site.url, KEYS[caller], phases=("examples", "coverage"), ids=site.ids)
+        asked = check(site.url, KEYS[caller], phases=("examples", "coverage"), ids=site.ids)
     else:
-        asked = ask(site.url, KEYS.get(caller), phases=("coverage",), mode="positive", ids=site.ids)
+        asked = check(site.url, KEYS.get(caller), phases=("coverage",), mode="positive", ids=site.ids)
     assert not asked.findings, asked.output
     assert asked.cases >= LEAST[caller]
     assert "unexpected_error" not in site.log()

@@ -1,4 +1,4 @@
-"""Where the service is asked: a database, a cache, a queue, an API process and a worker of their own."""
+"""The service that is fuzzed: an API process and a worker with a database, a cache and a queue of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from app.stores.sqlite.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
-from tests.fuzz.contract import populate
+from tests.fuzz.openapi import populate
 from tests.support.live import API_KEYS
 from tests.support.processes import Programs, free_port
 from tests.support.waiting import eventually_sync
@@ -21,8 +21,8 @@ CACHE_MB = 64
 READY = "serving"
 
 
-class Ground(NamedTuple):
-    """A service with keys. `ids`: what exists in it. `log`: what its API process has written."""
+class FuzzedService(NamedTuple):
+    """`ids` are ids that exist, by the name of the path parameter. `log` returns the output of the API process."""
 
     url: str
     ids: dict[str, list[Any]]
@@ -36,8 +36,7 @@ def _listening(port: int) -> bool:
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
-    """Open until the block ends; everything is gone then."""
+def running_service() -> Iterator[FuzzedService]:
     directory = Path(tempfile.mkdtemp(prefix="pf-"))
     servers = {
         name: EmbeddedServer(directory / name, directory / f"{name}.sock", options)
@@ -62,7 +61,7 @@ def ground() -> Iterator[Ground]:
         programs.start("worker", **settings)
         serving.says(READY)
         eventually_sync(lambda: _listening(settings["port"]), 10)
-        yield Ground(f"http://127.0.0.1:{settings['port']}", ids, lambda: serving.output)
+        yield FuzzedService(f"http://127.0.0.1:{settings['port']}", ids, lambda: serving.output)
     finally:
         programs.close()
         for server in servers.values():

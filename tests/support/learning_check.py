@@ -1,4 +1,4 @@
-"""Was each decision learned once? The evidence of every user, held against the sum over the decisions that say so."""
+"""Checks that each decision was learned once: the statistics of each user equal the sum over the learned decisions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_stat
 
 
 def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[Any, ...]]) -> list[str]:
-    """What is wrong, given the rows of both statements; nothing where every sum is right."""
+    """One line for each user whose statistics are wrong, given the rows of both statements."""
     decisions: dict[str, list[tuple[Any, float]]] = {}
     for user_id, phi, reward in learned:
         decisions.setdefault(user_id, []).append((np.frombuffer(phi), reward))
@@ -28,10 +28,11 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
             s[: len(phi), : len(phi)] += np.outer(phi, phi)
             y[: len(phi)] += reward * phi
         if count != len(own):
-            faults.append(f"{user_id}: evidence of {count} decisions, {len(own)} are learned")
+            faults.append(f"{user_id}: statistics of {count} decisions, but {len(own)} are learned")
         elif not (np.allclose(evidence.s, s, atol=1e-9) and np.allclose(evidence.y, y, atol=1e-9)):
-            faults.append(f"{user_id}: the evidence is not the sum over its {count} decisions")
+            faults.append(f"{user_id}: the statistics are not the sum over {count} decisions")
     faults += [
-        f"{user_id}: {len(own)} decisions are learned, and there is no evidence" for user_id, own in decisions.items()
+        f"{user_id}: {len(own)} decisions are learned, but there are no statistics"
+        for user_id, own in decisions.items()
     ]
     return faults

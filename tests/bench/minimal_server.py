@@ -1,7 +1,7 @@
-"""The least that can be started on the same server: `python -m tests.bench.hello litestar | asgi PORT`.
+"""Minimal applications on the same server: `python -m tests.bench.minimal_server litestar | asgi PORT`.
 
-`litestar` is an application with one route, `asgi` a bare function. Each imports what it needs and nothing else, for
-what is measured of them is their start.
+`litestar` has one route, and `asgi` is a bare function with a constant answer. They import no more than they need,
+because their start is measured.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ HEAD = {
 
 
 def litestar() -> Any:
-    """One route."""
-    from litestar import Litestar, get  # noqa: PLC0415  # the bare function must not pay for it
+    from litestar import Litestar, get  # noqa: PLC0415  # the bare function does not need it
 
     @get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -35,7 +34,6 @@ def litestar() -> Any:
 
 
 async def constant(scope: Any, receive: Any, send: Any) -> None:
-    """Always the same."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -47,7 +45,7 @@ async def constant(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def serve(application: Any, port: int) -> None:
-    """On granian, as the service itself, until SIGTERM."""
+    """Serve on granian, as the service does, until SIGTERM."""
     server = Server(
         application,
         port=port,

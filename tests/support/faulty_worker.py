@@ -1,7 +1,7 @@
-"""A worker with an odd learner and short job timeouts: `python -m tests.support.odd_worker [poison] [stuck]`.
+"""A worker with a faulty learner and short job timeouts: `python -m tests.support.faulty_worker [stuck]`.
 
-`poison`: events with the tip `poison` cannot be learned from, until the file `cured` stands beside the database.
-`stuck`: events with the tip `stuck` are learned from only when the file `go` stands there.
+Learning from an event with the tip `poison` fails until the file `cured` exists beside the database. With `stuck`,
+learning from an event with the tip `stuck` waits until the file `go` exists there.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ from tests.support.waiting import eventually
 JOB_TIMEOUT_S = 2.0
 
 
-class OddLearner:
+class FaultyLearner:
     """Learns nothing."""
 
-    def __init__(self, settings: Settings, oddities: list[str]) -> None:
+    def __init__(self, settings: Settings, *, stuck: bool) -> None:
         self._directory = settings.database.parent
-        self._oddities = oddities
+        self._stuck = stuck
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Raise, or wait, where an event asks for it."""
         tips = {item.event.tip_id for item in events}
         if "poison" in tips and not (self._directory / "cured").exists():
             raise ValueError("this event cannot be learned from")
-        if "stuck" in tips and "stuck" in self._oddities:
+        if "stuck" in tips and self._stuck:
             await eventually((self._directory / "go").exists, timeout_s=60)
 
 
 def main() -> None:
-    """Run until SIGTERM."""
     try:
         settings = Settings.from_environment()
-        learner = OddLearner(settings, sys.argv[1:])
+        learner = FaultyLearner(settings, stuck="stuck" in sys.argv[1:])
         run(settings, pace=Pace(job_timeout_s=JOB_TIMEOUT_S), learners=[learner])
     except ProfilesError as error:
         fail(error)

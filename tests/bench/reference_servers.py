@@ -1,8 +1,7 @@
-"""What others would do on the same server: `python -m tests.bench.references constant | mget | arq …`.
+"""References: `python -m tests.bench.reference_servers mget PORT URL`, or `arq URL`.
 
-`constant` is a bare ASGI application that answers always the same. `mget` is Litestar with one redis-py MGET a
-request: what a careful person writes in an afternoon; both on granian, as the service itself. `arq` is a worker whose
-only job deletes a key.
+`mget` is a straightforward implementation of the reads: Litestar with one redis-py MGET a request, on the same server
+as the service. `arq` is a worker whose only job deletes a key.
 """
 
 from __future__ import annotations
@@ -20,23 +19,19 @@ from litestar import Litestar, get, post
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from app.stores.queue.worker import POLL_DELAY_S
-from tests.bench.hello import constant, serve
+from tests.bench.minimal_server import serve
 from tests.support.registry import REGISTRY
 
 
 class Users(msgspec.Struct):
-    """The body of a batch."""
-
     user_ids: list[str]
 
 
 def key(user_id: str, feature: str) -> str:
-    """Where a value lies for `mget`."""
     return f"reference:{user_id}:{feature}"
 
 
 def mget(url: str) -> Litestar:
-    """One MGET a request, values as JSON."""
     pool: Any = BlockingConnectionPool.from_url(url, max_connections=64)
     redis: Any = Redis(connection_pool=pool)
 
@@ -59,7 +54,6 @@ def mget(url: str) -> Litestar:
 
 
 async def delete_key(context: dict[Any, Any], name: str) -> None:
-    """The bare job: what it does can be seen from outside."""
     await context["redis"].delete(name)
 
 
@@ -78,13 +72,11 @@ async def _work(url: str) -> None:
 
 
 def redis_settings(url: str) -> RedisSettings:
-    """How arq reaches a server on a unix socket."""
     return RedisSettings(unix_socket_path=url.removeprefix("unix://").partition("?")[0])
 
 
 if __name__ == "__main__":
-    which, place, *rest = sys.argv[1:]
-    if which == "arq":
-        uvloop.run(_work(place))
+    if sys.argv[1] == "arq":
+        uvloop.run(_work(sys.argv[2]))
     else:
-        uvloop.run(serve(constant if which == "constant" else mget(*rest), int(place)))
+        uvloop.run(serve(mget(sys.argv[3]), int(sys.argv[2])))

@@ -1,8 +1,8 @@
-"""What a user's events make of the five features: the checker's own arithmetic, which the SQL is held against.
+"""Events of the torture run, and the checker's own computation of the five features from them.
 
-Values are chosen so that they tell apart which events were seen: every dwell time occurs once in a run, so the mean
-names the set of feedback events, and each of the others differs for most sets. Event times lie a day or more in the
-past and far inside the window, so that no step of a clock moves an event across an edge.
+The values identify the events that were counted. Every dwell time occurs once in a run, so the mean identifies the set
+of feedback events, and each of the other features differs for most sets. Events are at least a day old and far from the
+end of the window, so that no step of a clock moves an event across an edge.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ACTIONS = (None, None, "completed", "completed", "dismissed", "snoozed")
 OFFSETS_MIN = (-570, -180, 0, 120, 345)
 
 
-class Fact(NamedTuple):
-    """One event. `action` None: a tip was served."""
+class Event(NamedTuple):
+    """One event. `action` is None if a tip was served."""
 
     event_id: str
     action: str | None
@@ -32,11 +32,9 @@ class Fact(NamedTuple):
 
     @property
     def hour(self) -> int:
-        """The user's local hour."""
         return (self.at_ms + self.offset_min * 60_000) // 3_600_000 % 24
 
     def payload(self, user_id: str) -> dict[str, Any]:
-        """As a producer sends it."""
         common = {
             "event_id": self.event_id,
             "user_id": user_id,
@@ -49,30 +47,30 @@ class Fact(NamedTuple):
         return {"subject": "signals.tip.feedback", **common, "action": self.action, "dwell_ms": self.dwell_ms}
 
 
-def draw(random: Random, event_id: str, number: int, now_ms: int) -> Fact:
-    """A fact by the seed. `number` is different for every fact of a run; it makes the dwell time."""
+def draw(random: Random, event_id: str, number: int, now_ms: int) -> Event:
+    """Draw an event. `number` must be unique in the run; the dwell time is derived from it."""
     action = random.choice(ACTIONS)
     at_ms = now_ms - DAY_MS - random.randrange(9 * DAY_MS)
     dwell_ms = None if action is None or random.random() < 0.1 else number % 86_000_000
-    return Fact(event_id, action, dwell_ms, at_ms, random.choice(OFFSETS_MIN))
+    return Event(event_id, action, dwell_ms, at_ms, random.choice(OFFSETS_MIN))
 
 
-def values(facts: Iterable[Fact]) -> Values:
-    """The five features, in the order of `FEATURES`."""
+def values(events: Iterable[Event]) -> Values:
+    """The five features of a user with these events, in the order of `FEATURES`."""
     views = 0
     actions: list[str] = []
     dwells: list[int] = []
     hours: dict[int, tuple[int, int, int]] = {}
-    for fact in facts:
-        if fact.action is None:
+    for event in events:
+        if event.action is None:
             views += 1
             continue
-        actions.append(fact.action)
-        if fact.dwell_ms is not None:
-            dwells.append(fact.dwell_ms)
-        if fact.action == "completed":
-            count, last, rank = hours.get(fact.hour, (0, 0, -fact.hour))
-            hours[fact.hour] = (count + 1, max(last, fact.at_ms), rank)
+        actions.append(event.action)
+        if event.dwell_ms is not None:
+            dwells.append(event.dwell_ms)
+        if event.action == "completed":
+            count, last, rank = hours.get(event.hour, (0, 0, -event.hour))
+            hours[event.hour] = (count + 1, max(last, event.at_ms), rank)
     return (
         actions.count("completed") / len(actions) if actions else None,
         actions.count("dismissed") / len(actions) if actions else None,

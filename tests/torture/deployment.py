@@ -1,6 +1,6 @@
-"""Everything that is tortured: servers, processes, one way to the cache through a proxy, and the wall clock.
+"""The deployment under test: a cache server, a queue server, API processes, workers and the wall clock they share.
 
-Faults and clients meet here. A slot is a place of a process; who sits in it changes when it is killed.
+Clients and faults act on it. Every second process reaches the cache through a proxy that can fail.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from app.settings import hash_key
 from app.stores.sqlite.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.processes import Program, environment_of, free_port
@@ -25,14 +26,15 @@ from tests.support.waiting import eventually_async
 from tests.torture.launcher import set_clock
 
 LAUNCHER = "tests.torture.launcher"
+KEY = "a-key-for-the-torture-run"
 TIMEOUT_MS = 100
 LEASE_MS = 400
 START_S = 60.0
 RESTART_AFTER_S = 0.2
 
 
-class Way(Proxy):
-    """A process's way to the cache: it can also delay replies, and be cut in the middle of a command or a reply."""
+class FaultyProxy(Proxy):
+    """A proxy that can also delay bytes, and break a connection in the middle of a command or a reply."""
 
     def __init__(self, target: Path) -> None:
         super().__init__(target)
@@ -42,7 +44,7 @@ class Way(Proxy):
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await super()._serve(reader, writer)
-        except OSError:  # nobody listens behind it
+        except OSError:  # the cache server is down
             writer.close()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -59,30 +61,29 @@ class Way(Proxy):
                 sink.write(piece)
                 await sink.drain()
         except (OSError, RuntimeError):
-            pass  # cut; uvloop says of a closed transport that it is one
+            pass  # the connection was cut; uvloop raises RuntimeError for a closed transport
         finally:
             sink.close()
             self._writers.discard(sink)
 
 
-class Slot:
-    """A place for one process."""
+class ProcessSlot:
+    """The place of one process, which keeps its role when the process is killed and started again."""
 
     def __init__(self, role: str, cache_url: str) -> None:
         self.role = role
         self.cache_url = cache_url
         self.program: Program | None = None
         self.port = 0
-        self.turn = asyncio.Lock()  # one fault at a time is about this process
+        self.lock = asyncio.Lock()  # held by the fault that stops, pauses or kills this process
 
     @property
     def up(self) -> bool:
-        """Whether it has said that it serves."""
         return self.port != 0
 
 
-class Site:
-    """Use `open` and `close`."""
+class Deployment:
+    """Servers and processes. Call `open` before use, and `close` at the end."""
 
     def __init__(
         self, *, apis: int = 2, mutant: str | None = None, hesitate: str = "", disk: Path | None = None
@@ -93,39 +94,38 @@ class Site:
         self.clock = self.directory / "clock"
         self.cache = EmbeddedServer(self.directory / "cache", self.directory / "c.sock", OPTIONS)
         self.queue = EmbeddedServer(self.directory / "queue", self.directory / "q.sock", OPTIONS)
-        self.way = Way(self.cache.socket_path)
+        self.proxy = FaultyProxy(self.cache.socket_path)
         self.dumps: list[Path] = []
-        self.cache_turn = asyncio.Lock()
-        self.queue_turn = asyncio.Lock()
-        self.ended: list[str] = []
-        self._count = apis
+        self.cache_lock = asyncio.Lock()
+        self.queue_lock = asyncio.Lock()
+        self.apis: list[ProcessSlot] = []
+        self.workers: list[ProcessSlot] = []
+        self._api_count = apis
         self._torture = {"TORTURE_CLOCK": str(self.clock), "TORTURE_HESITATE": hesitate, "TORTURE_MUTANT": mutant or ""}
         self._programs: list[Program] = []
-        self.apis: list[Slot] = []
-        self.workers: list[Slot] = []
+        self._defects: list[str] = []
         self._redis: dict[Path, Redis] = {}
 
     async def open(self) -> None:
-        """Start everything; every other process goes by the proxy."""
-        set_new(self.clock)
+        self.clock.write_bytes(bytes(8))
+        set_clock(self.clock, 0)
         migrate(self.database)
         for server in (self.cache, self.queue):
             await asyncio.to_thread(server.start)
-        await self.way.open()
-        urls = [self.cache.url, self.way.url]
-        self.apis = [Slot("serve", urls[number % 2]) for number in range(self._count)]
-        self.workers = [Slot("worker", url) for url in urls]  # the second is started by a fault
+        await self.proxy.open()
+        urls = [self.cache.url, self.proxy.url]
+        self.apis = [ProcessSlot("serve", urls[number % 2]) for number in range(self._api_count)]
+        self.workers = [ProcessSlot("worker", url) for url in urls]  # the fault `second_worker` starts the second
         await asyncio.gather(*(self.start(slot) for slot in [*self.apis, self.workers[0]]))
 
-    async def start(self, slot: Slot) -> None:
-        """Start a process in its slot, and return when it serves or works.
+    async def start(self, slot: ProcessSlot) -> None:
+        """Start a process, and return when it serves or works.
 
-        Where it refuses to start (the disk is full, the database locked), it is started again, as whoever supervises
-        it would.
+        If it refuses to start (the disk is full, the database locked), it is started again, as a supervisor would do.
         """
         await eventually_async(lambda: self._try_to_start(slot), START_S, RESTART_AFTER_S)
 
-    async def _try_to_start(self, slot: Slot) -> bool:
+    async def _try_to_start(self, slot: ProcessSlot) -> bool:
         port = free_port()
         settings: dict[str, Any] = {
             "database": self.database,
@@ -136,55 +136,60 @@ class Site:
             "log_level": "info" if slot.role == "worker" else "warning",
             "worker_metrics_port": 0,
             "port": port,
+            "api_keys": f"torture:admin:{hash_key(KEY).hex()}",
         }
         program = Program((LAUNCHER, slot.role), {**environment_of(**settings), **self._torture}, self.directory)
         self._programs.append(program)
         slot.program = program
 
-        async def stands() -> bool:
+        async def started_or_ended() -> bool:
             ready = await _listening(port) if slot.role == "serve" else "worker_started" in program.output
             return ready or not program.running
 
-        await eventually_async(stands, START_S)
+        await eventually_async(started_or_ended, START_S)
         if not program.running:
             slot.program = None
-            self._note(program)
+            self._forget(program)
             return False
         slot.port = port
         return True
 
-    async def kill(self, slot: Slot) -> None:
-        """Kill -9."""
+    async def kill(self, slot: ProcessSlot) -> None:
         slot.port = 0
         if slot.program is not None:
             program, slot.program = slot.program, None
-            self._note(program)
+            self._forget(program)
             await asyncio.to_thread(program.kill)
 
-    async def stop(self, slot: Slot) -> None:
-        """SIGTERM, and wait."""
+    async def stop(self, slot: ProcessSlot) -> None:
+        """Send SIGTERM and wait; an exit code other than 0 is a defect."""
         slot.port = 0
         if slot.program is not None:
             program, slot.program = slot.program, None
             code = await asyncio.to_thread(program.stop)
-            self._note(program)
+            self._forget(program)
             if code:
-                self.ended.append(f"{slot.role} ended with {code}:\n{program.output[-2000:]}")
+                self._defects.append(f"{slot.role} ended with {code}:\n{program.output[-2000:]}")
 
     def watch(self) -> None:
-        """Notice processes that ended by themselves, and what they said of defects."""
+        """Record processes that ended by themselves as defects."""
         for slot in [*self.apis, *self.workers]:
             if slot.up and slot.program is not None and not slot.program.running:
-                self.ended.append(f"a {slot.role} ended by itself:\n{slot.program.output[-3000:]}")
+                self._defects.append(f"a {slot.role} ended by itself:\n{slot.program.output[-3000:]}")
                 slot.port = 0
                 slot.program = None
 
-    def pids(self) -> list[int]:
-        """Of the service's processes that are up."""
-        return [slot.program.pid for slot in [*self.apis, *self.workers] if slot.program is not None]
+    def pids(self) -> dict[str, int]:
+        """The process ids of the running API processes and workers, by role and number."""
+        return {
+            f"{slot.role} {number}": slot.program.pid
+            for slots in (self.apis, self.workers)
+            for number, slot in enumerate(slots, start=1)
+            if slot.program is not None
+        }
 
     async def ask(self, server: EmbeddedServer, *command: Any) -> Any:
-        """A command of ours to a server, past the service."""
+        """Send a command directly to a server."""
         client = self._redis.get(server.socket_path)
         if client is None:
             client = Redis(unix_socket_path=str(server.socket_path), socket_timeout=2, socket_connect_timeout=2)
@@ -192,9 +197,9 @@ class Site:
         return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def restart(self, server: EmbeddedServer, dump: Path | None = None) -> None:
-        """Kill a server and start it, empty or with old contents."""
+        """Kill a server and start it, empty or with the contents of a dump."""
 
-        def anew() -> None:
+        def kill_and_start() -> None:
             server.kill()
             live = server.directory / "dump.rdb"
             live.unlink(missing_ok=True)
@@ -202,24 +207,24 @@ class Site:
                 shutil.copyfile(dump, live)
             server.start()
 
-        await asyncio.to_thread(anew)
+        await asyncio.to_thread(kill_and_start)
 
     async def save(self) -> None:
-        """Put a dump of the cache aside; the last few are kept."""
+        """Store a dump of the cache; the last six are kept."""
         await self.ask(self.cache, "SAVE")
-        aside = self.directory / f"dump-{len(self.dumps)}.rdb"
-        shutil.copyfile(self.cache.directory / "dump.rdb", aside)
-        self.dumps.append(aside)
+        dump = self.directory / f"dump-{len(self.dumps)}.rdb"
+        shutil.copyfile(self.cache.directory / "dump.rdb", dump)
+        self.dumps.append(dump)
         for old in self.dumps[:-6]:
             old.unlink(missing_ok=True)
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """What the database says, read past the service."""
+        """Query the database directly."""
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(sql, parameters).fetchall()
 
     def state(self) -> str:
-        """How things stand, for whoever wonders why they do not come to rest."""
+        """Describe the state, for a run that does not settle."""
         (counts,) = self.rows(
             """SELECT (SELECT COUNT(*) FROM event_log), (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),
                       (SELECT MAX(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL),
@@ -232,20 +237,13 @@ class Site:
         return "\n".join(lines)
 
     def defects(self) -> list[str]:
-        """Tracebacks in what the processes printed."""
-        found = list(self.ended)
-        for program in self._programs:
-            with suppress(OSError):
-                if "Traceback" in (text := program.output):
-                    place = text.index("Traceback")
-                    found.append(f"{program.name} printed:\n{text[max(0, place - 500) : place + 2500]}")
-        return found
+        """Processes that ended by themselves or with an error, and tracebacks in the output of all processes."""
+        return [*self._defects, *(found for program in self._programs if (found := _traceback(program)))]
 
     async def close(self) -> None:
-        """End everything that was started."""
         for client in self._redis.values():
             await client.aclose()
-        await self.way.close()
+        await self.proxy.close()
         for program in self._programs:
             if program.running:
                 await asyncio.to_thread(program.close)
@@ -253,12 +251,20 @@ class Site:
             await asyncio.to_thread(server.kill)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _note(self, program: Program) -> None:
-        """A process whose output need not be looked at again; it may hold thousands."""
-        if "Traceback" in (text := program.output):
-            place = text.index("Traceback")
-            self.ended.append(f"{program.name} printed:\n{text[max(0, place - 500) : place + 2500]}")
+    def _forget(self, program: Program) -> None:
+        """Check the output of a process that has ended now, since a run may start thousands."""
+        if found := _traceback(program):
+            self._defects.append(found)
         self._programs.remove(program)
+
+
+def _traceback(program: Program) -> str:
+    with suppress(OSError):
+        output = program.output
+        at = output.find("Traceback")
+        if at >= 0:
+            return f"{program.name} printed:\n{output[max(0, at - 500) : at + 2500]}"
+    return ""
 
 
 async def _listening(port: int) -> bool:
@@ -268,9 +274,3 @@ async def _listening(port: int) -> bool:
         return False
     writer.close()
     return True
-
-
-def set_new(clock: Path) -> None:
-    """A clock file without an offset."""
-    clock.write_bytes(bytes(8))
-    set_clock(clock, 0)

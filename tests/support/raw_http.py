@@ -1,4 +1,4 @@
-"""Bytes over a socket, for requests that no client library would send."""
+"""HTTP as raw bytes over a socket, for requests that no client library would send."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MARK = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Wire(NamedTuple):
-    """What came back until the server closed: the status of each answer, and everything."""
+    """All bytes until the server closed the connection, and the status of each answer in them."""
 
     statuses: list[int]
     raw: bytes
 
 
 async def exchange(port: int, sent: bytes) -> Wire:
-    """Send, and read until the server closes, which it must."""
+    """Send bytes and read until the server closes the connection. Raises `TimeoutError` if it does not."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     raw = b""
     try:
@@ -29,7 +29,7 @@ async def exchange(port: int, sent: bytes) -> Wire:
                 await writer.drain()
                 while more := await reader.read(65_536):
                     raw += more
-            except ConnectionError:  # closed before all of it was read
+            except ConnectionError:  # the server closed before it read everything
                 pass
     finally:
         writer.close()
