@@ -7,14 +7,17 @@ job that is not, or that has an unknown name, becomes a job that stores it as a 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from arq.connections import ArqRedis
 from arq.constants import default_queue_name, health_check_key_suffix, job_key_prefix
 
-from app.errors import QueueUnavailable
+from app.concurrency.batcher import Batcher, Bounds
+from app.errors import Overloaded, QueueUnavailable
 from app.events.naming import names, not_naming
 from app.stores.valkey.pool import AWAY, blocking_pool, told
 from app.telemetry import Metrics, logger
@@ -38,11 +41,11 @@ _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
 YEAR_3000_MS = 32_503_680_000_000
 TIMEOUT_S = 1.0
+CLOSE_S = 2.0
 MAX_CONNECTIONS = 8
-SEQS_PER_JOB = 1_000
 JOBS_AT_ONCE = 20
-PENDING_CAP = 100_000
-LINGER_S = 0.05
+# A job costs far more than an event, and no caller waits for it: the keys are deleted already.
+BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
 
 
@@ -138,20 +141,18 @@ def health_key(name: str) -> str:
 class Queue:
     """Implements `app.events.ports.Publisher`, and queries for admins."""
 
-    def __init__(self, url: str, metrics: Metrics, name: str = QUEUE) -> None:
+    def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
         self._redis = connect(url, name)
         self._metrics = metrics
-        self._pending: list[int] = []
-        self._publishing: asyncio.Task[None] | None = None
+        self._at_once = bounds.at_once
+        self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
 
     def publish(self, seqs: Sequence[int]) -> None:
         """Notify workers of events, many in one job, soon."""
-        if not seqs or len(self._pending) > PENDING_CAP:
-            return
-        self._pending.extend(seqs)
-        if self._publishing is None:
-            self._publishing = asyncio.get_running_loop().create_task(self._publish_all())
+        with suppress(Overloaded):
+            for start in range(0, len(seqs), self._at_once):
+                self._jobs.submit(seqs[start : start + self._at_once])
 
     async def start_rebuild(self, run_id: str) -> None:
         """Enqueue a rebuild; if that fails, the sweep starts it."""
@@ -203,8 +204,7 @@ class Queue:
 
     async def close(self) -> None:
         """Publish pending events, then close."""
-        if self._publishing is not None:
-            await asyncio.gather(self._publishing, return_exceptions=True)
+        await self._jobs.close(CLOSE_S)
         await self._redis.aclose(close_connection_pool=True)
 
     async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
@@ -220,18 +220,10 @@ class Queue:
         except AWAY as error:
             raise QueueUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
 
-    async def _publish_all(self) -> None:
+    async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
         try:
-            while self._pending:
-                if len(self._pending) < SEQS_PER_JOB:
-                    # A job costs far more than an event, and no caller waits: the keys are deleted already.
-                    await asyncio.sleep(LINGER_S)
-                seqs, self._pending = self._pending[:SEQS_PER_JOB], self._pending[SEQS_PER_JOB:]
-                try:
-                    await self._redis.enqueue_job(CONSUME, seqs)
-                except AWAY as error:
-                    self._pending.clear()
-                    self._metrics.publish_failures.inc()
-                    log.warning("publish_failed", job=CONSUME, error=str(error))
-        finally:
-            self._publishing = None
+            await self._redis.enqueue_job(CONSUME, [seq for part in parts for seq in part])
+        except AWAY as error:
+            self._metrics.publish_failures.inc()
+            log.warning("publish_failed", job=CONSUME, error=str(error))
+        return [None] * len(parts)

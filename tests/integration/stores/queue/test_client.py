@@ -149,9 +149,9 @@ async def test_many_events_share_a_job_when_they_are_published_together(publishe
 
 
 async def test_a_job_holds_a_bounded_number_of_events_when_very_many_are_published(
-    published: Queue, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    valkey: EmbeddedServer, client: ArqRedis
 ) -> None:
-    monkeypatch.setattr(queue, "SEQS_PER_JOB", 10)
+    published = Queue(valkey.url, Metrics(), bounds=queue.BOUNDS._replace(at_once=10))
     published.publish(range(25))
     await published.close()
     assert sorted(len(args[0]) for _, args in await jobs(client)) == [5, 10, 10]
