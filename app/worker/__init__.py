@@ -31,7 +31,7 @@ from app.concurrency.tasks import end
 from app.errors import InvalidInput, SettingsError
 from app.events.handover import Handover
 from app.events.ports import Learner
-from app.profiles.consistency.monitor import ConsistencyMonitor
+from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
 from app.stores.queue import client
 from app.stores.queue.large_jobs import LargeJob, Position
@@ -239,12 +239,13 @@ async def work(
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
         background = [
             asyncio.create_task(repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S)),
-            asyncio.create_task(watch(service).keep_watching()),
             asyncio.create_task(repeat("bandit maintenance", service.bandit.upkeep.once, maintenance.EVERY_S)),
             asyncio.create_task(
                 repeat("roll-out", RolloutWatch(service.bandit.rollout, service.clock).once, monitor.EVERY_S)
             ),
         ]
+        if settings.audit_users:
+            background.append(asyncio.create_task(repeat("audit", watch(service).round, ROUND_S)))
         ctx = context(service, pace)
         try:
             log.info("worker_started", database=str(settings.database))
