@@ -22,7 +22,7 @@ log = logger("events.handover")
 
 
 class Handover:
-    """Passes stored events from jobs to the consumer of the same process."""
+    """One per worker process."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ With DEL before the commit, a reader could refill the cache from the old facts i
 the sender could read the old value. A sender without an answer retries: its events are duplicates then, and step 2 is
 repeated, because the first attempt may have failed before it.
 
-Requests that wait at the same time share a commit; each is stored as a whole or not at all.
+Requests that wait at the same time share a commit and a DEL; each is stored as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ class _Committed(NamedTuple):
 
 
 class Ingestor:
-    """Stores events and invalidates the features that they change."""
-
     def __init__(
         self,
         *,
@@ -83,20 +81,21 @@ class Ingestor:
         return self._commits.overloaded
 
     async def ingest(self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False) -> Receipt:
-        """Store all of these events, or none. `sent_by`: the key in words, or else the door.
+        """Store all of these events, or none.
 
-        With `historical`, the events (duplicates included) count as known from their event time on in queries with
-        `known_at`. This is for imports by admins, since it changes what past queries return.
+        `sent_by` is recorded as their sender; by default, the name of the door. With `historical`, the events
+        (duplicates included) count as known from their event time on in queries with `known_at`. This is for imports
+        by admins, since it changes what past queries return.
 
         Raises:
             InvalidInput: an event time is not allowed.
             Conflict: an event id is known with other content.
-            Overloaded: too many events wait already; nothing is stored.
+            Overloaded: too many events wait; nothing is stored.
             StoreUnavailable: the database does not answer. The events may or may not be stored; retrying is safe.
         """
         try:
-            who = sent_by or _SENDERS.get(self._door, self._door)
-            admitted = self._admission.admit(events, self._clock.now_ms(), who, historical=historical)
+            sender = sent_by or _SENDERS.get(self._door, self._door)
+            admitted = self._admission.admit(events, self._clock.now_ms(), sender, historical=historical)
         except Exception:
             self._metrics.events.labels(self._door, "refused").inc(len(events))
             raise

@@ -115,8 +115,6 @@ class DeadLetter(NamedTuple):
 
 
 class EventLog(Protocol):
-    """The facts and their log."""
-
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
         """Store each request's events whole or not at all, all in one durable commit."""
         ...
