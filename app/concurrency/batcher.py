@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from app.concurrency.load_estimate import LoadEstimate
-from app.concurrency.tasks import end
+from app.concurrency.tasks import end, fail
 from app.errors import Overloaded
 
 Item = TypeVar("Item")
@@ -39,15 +39,6 @@ class _Entry(NamedTuple, Generic[Item, Result]):
     item: Item
     size: int
     done: asyncio.Future[Result]
-
-    def fail(self, error: BaseException) -> None:
-        if self.done.done():
-            return
-        if isinstance(error, Exception):
-            self.done.set_exception(error)
-            self.done.exception()  # retrieved, since the caller may be gone
-        else:
-            self.done.cancel()
 
 
 class Batcher(Generic[Item, Result]):
@@ -140,7 +131,7 @@ class Batcher(Generic[Item, Result]):
                 raise RuntimeError(f"{len(results)} results for {len(group)} items")
         except BaseException as error:
             for entry in group:
-                entry.fail(error)
+                fail(entry.done, error)
             if not isinstance(error, Exception):
                 raise
         else:

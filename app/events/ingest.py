@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.concurrency.batcher import Batcher, Bounds
+from app.concurrency.tasks import fail
 from app.errors import Conflict, Issue
 from app.events.admission import Admission, path_to
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
@@ -43,11 +44,9 @@ class Receipt(NamedTuple):
     seqs: tuple[int, ...]
 
 
-class _Committed(NamedTuple):
-    """The outcome of one request, and the task that invalidates the features of its commit."""
-
-    outcome: Appended | ClashingEvent
-    invalidating: asyncio.Task[bool]
+# The outcome of one request, and its future `Receipt.invalidated`. Each request has its own, because a sender that
+# disconnects cancels the future that it waits for.
+_Committed = tuple[Appended | ClashingEvent, asyncio.Future[bool]]
 
 
 class Ingestor:
@@ -73,7 +72,7 @@ class Ingestor:
         self._commits: Batcher[Sequence[Admitted], _Committed] = Batcher(
             self._commit, clock.monotonic, bounds or BOUNDS_OF.get(door, BOUNDS), size=len
         )
-        self._invalidating: set[asyncio.Task[bool]] = set()
+        self._invalidating: set[asyncio.Task[None]] = set()
 
     @property
     def overloaded(self) -> bool:
@@ -99,12 +98,11 @@ class Ingestor:
         except Exception:
             self._metrics.events.labels(self._door, "refused").inc(len(events))
             raise
-        stored = await self._commits.submit(admitted)
-        if isinstance(stored.outcome, ClashingEvent):
-            raise _conflict(stored.outcome, events)
-        # Shielded: a sender that disconnects must not cancel the DEL that it shares with others.
-        invalidated = await asyncio.shield(stored.invalidating)
-        return Receipt(stored.outcome.accepted, stored.outcome.duplicates, invalidated, stored.outcome.seqs)
+        outcome, invalidated = await self._commits.submit(admitted)
+        if isinstance(outcome, ClashingEvent):
+            self._metrics.events.labels(self._door, "conflict").inc(len(events))
+            raise _conflict(outcome, events)
+        return Receipt(outcome.accepted, outcome.duplicates, await invalidated, outcome.seqs)
 
     async def close(self) -> None:
         """Wait for pending commits and invalidations."""
@@ -118,25 +116,30 @@ class Ingestor:
         outcomes = await self._log.append(group)
         self._metrics.commit_seconds.observe(self._clock.monotonic() - started)
         self._metrics.commit_events.observe(sum(map(len, group)))
-        invalidating = asyncio.get_running_loop().create_task(self._invalidate(group, outcomes))
-        self._invalidating.add(invalidating)
-        invalidating.add_done_callback(self._invalidated)
-        return [_Committed(outcome, invalidating) for outcome in outcomes]
+        loop = asyncio.get_running_loop()
+        committed = [(outcome, loop.create_future()) for outcome in outcomes]
+        task = loop.create_task(self._invalidate(group, committed))
+        self._invalidating.add(task)
+        task.add_done_callback(self._invalidating.discard)
+        return committed
 
-    async def _invalidate(
-        self, group: Sequence[Sequence[Admitted]], outcomes: Sequence[Appended | ClashingEvent]
-    ) -> bool:
-        """Steps 2 and 3; returns False if the invalidation is owed."""
+    async def _invalidate(self, group: Sequence[Sequence[Admitted]], committed: Sequence[_Committed]) -> None:
+        """Steps 2 and 3."""
+        stored = [
+            (events, outcome)
+            for events, (outcome, _) in zip(group, committed, strict=True)
+            if isinstance(outcome, Appended)
+        ]
         stale: dict[str, frozenset[str]] = {}
-        stored: list[tuple[Sequence[Admitted], Appended]] = []
-        for events, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, ClashingEvent):
-                self._metrics.events.labels(self._door, "conflict").inc(len(events))
-                continue
-            stored.append((events, outcome))
+        for _, outcome in stored:
             for user_id, features in outcome.stale.items():
                 stale[user_id] = stale.get(user_id, frozenset()) | features
-        invalidated = await self._invalidator.invalidate(stale)
+        try:
+            invalidated = await self._invalidator.invalidate(stale)
+        except Exception as error:
+            for _, done in committed:
+                fail(done, error)
+            return
         if self._publisher is not None:
             self._publisher.publish([seq for _, outcome in stored for seq in outcome.seqs])
         now_ms = self._clock.now_ms()
@@ -145,12 +148,9 @@ class Ingestor:
             self._metrics.invalidation_lag.labels(self._door).observe(lag_ms / 1000)
             self._metrics.events.labels(self._door, "accepted").inc(outcome.accepted)
             self._metrics.events.labels(self._door, "duplicate").inc(outcome.duplicates)
-        return invalidated
-
-    def _invalidated(self, task: asyncio.Task[bool]) -> None:
-        self._invalidating.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, since every sender may be gone
+        for _, done in committed:
+            if not done.done():
+                done.set_result(invalidated)
 
 
 def _conflict(clash: ClashingEvent, sent: Sequence[TipEvent]) -> Conflict:
