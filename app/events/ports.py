@@ -137,14 +137,6 @@ class EventLog(Protocol):
         """Per subject, the features it invalidates, over all registries announced to this database."""
         ...
 
-    async def oldest_ms(self) -> int | None:
-        """The event time of the oldest event; None if there is none."""
-        ...
-
-    async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` of the oldest events before a moment; return how many were deleted."""
-        ...
-
 
 class DeadLetters(Protocol):
     """Payloads that failed repeatedly, or were never events."""
