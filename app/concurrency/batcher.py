@@ -1,7 +1,6 @@
-"""A batcher: items that wait at the same time are worked on together, one group after the other.
+"""A batcher collects items that are submitted while it is busy, and passes them to one call of a function.
 
-A hop to the database's thread or a durable commit costs about the same for one item as for many. Memory is bounded: an
-item is rejected if it would wait too long (`app.concurrency.load_estimate`) or if too many items wait.
+A commit, a job or a hop to the database's thread costs about the same for one item as for many.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from app.concurrency.load_estimate import LoadEstimate
+from app.concurrency.tasks import end, fail
 from app.errors import Overloaded
 
 Item = TypeVar("Item")
@@ -19,77 +19,123 @@ Result = TypeVar("Result")
 
 
 class Bounds(NamedTuple):
-    """`kind` names the load in a rejection. A group has up to `at_once` items, and up to `most` items may wait."""
+    """Limits of a batcher. `at_once` and `most` are sums of item sizes; by default each item has the size 1.
+
+    `kind`: names the load in `Overloaded`.
+    `at_once`: the largest group. A larger item forms a group of its own.
+    `most`: the largest backlog; items beyond it are rejected.
+    `patience_s`: while more than `at_once` waits, an item is rejected if its estimated wait is longer than this.
+    `apart_s`: a group that is not full starts at least this long after the start of the previous group.
+    """
 
     kind: str
     at_once: int
-    patience_s: float
     most: int
+    patience_s: float = float("inf")
+    apart_s: float = 0.0
+
+
+class _Entry(NamedTuple, Generic[Item, Result]):
+    item: Item
+    size: int
+    done: asyncio.Future[Result]
 
 
 class Batcher(Generic[Item, Result]):
-    """Passes groups of items to `work`, which returns one result per item or raises for the whole group."""
+    """Passes groups of items to `work`, which returns one result per item in the same order.
+
+    Guarantees:
+      1. Order: items are worked on in the order of their submission, each exactly once, one group at a time.
+      2. Freshness: `work` is called after each of its items was submitted.
+      3. Latency: an idle batcher calls `work` in the next turn of the event loop, unless `apart_s` defers it.
+      4. Isolation: an exception of `work` is raised to the items of its group; later groups are not affected.
+      5. Cancellation: cancelling the future of an item cancels neither its work nor another item.
+      6. Bounded memory: the items that wait never exceed `most`.
+      7. After `close`, every future is done.
+    """
 
     def __init__(
         self,
         work: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         monotonic: Callable[[], float],
         bounds: Bounds,
+        *,
+        size: Callable[[Item], int] = lambda _: 1,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._work = work
-        self._monotonic = monotonic
         self._bounds = bounds
-        self._backlog = LoadEstimate(lanes=1, patience_s=bounds.patience_s, always=bounds.at_once)
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._size = size
+        self._monotonic = monotonic
+        self._pause = pause
+        self._load = LoadEstimate(lanes=1, patience_s=bounds.patience_s, always=bounds.at_once)
+        self._waiting: deque[_Entry[Item, Result]] = deque()
         self._working: asyncio.Task[None] | None = None
+        self._next_at = float("-inf")
+        # Cached: `get_running_loop()` makes a system call on Python 3.11.
         self._loop = asyncio.get_running_loop()
 
     @property
     def overloaded(self) -> bool:
-        """Whether the next item would be rejected."""
-        return self._backlog.full or len(self._waiting) >= self._bounds.most
+        """Whether an item of size 1 would be rejected now."""
+        return self._load.full or self._load.waiting >= self._bounds.most
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
-        """Add an item to the next group. Cancelling the future does not cancel the work.
+        """Add an item to the next group.
 
         Raises:
             Overloaded: the item is rejected.
         """
-        if self.overloaded:
+        size = self._size(item)
+        if self._load.full or self._load.waiting + size > self._bounds.most:
             raise Overloaded(self._bounds.kind)
         done: asyncio.Future[Result] = self._loop.create_future()
-        self._waiting.append((item, done))
-        self._backlog.waiting += 1
-        if self._working is None:
+        self._waiting.append(_Entry(item, size, done))
+        self._load.waiting += size
+        if self._working is None or self._working.done():
             self._working = self._loop.create_task(self._work_off())
         return done
 
-    async def close(self) -> None:
-        """Wait until every submitted item is done."""
-        # A task that is cancelled before it starts never resets `_working`, hence `done`.
+    async def close(self, grace_s: float | None = None) -> None:
+        """Wait until every submitted item is done. After `grace_s` seconds, cancel the work and the items left."""
         while (working := self._working) is not None and not working.done():
-            await asyncio.wait({working})
+            await asyncio.wait({working}, timeout=grace_s)
+            if not working.done():
+                await end([working])
+        while self._waiting:  # the task was cancelled
+            self._waiting.popleft().done.cancel()
+        self._load.waiting = 0
 
     async def _work_off(self) -> None:
-        try:
-            while self._waiting:
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._bounds.at_once))]
-                self._backlog.waiting -= len(group)
-                await self._work_on(group)
-        finally:
-            self._working = None
+        while self._waiting:
+            early_s = self._next_at - self._monotonic()
+            if early_s > 0 and self._load.waiting < self._bounds.at_once:
+                await self._pause(early_s)
+            await self._work_on(self._take())
 
-    async def _work_on(self, group: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+    def _take(self) -> list[_Entry[Item, Result]]:
+        group: list[_Entry[Item, Result]] = []
+        taken = 0
+        while self._waiting and (not group or taken + self._waiting[0].size <= self._bounds.at_once):
+            group.append(self._waiting.popleft())
+            taken += group[-1].size
+        self._load.waiting -= taken
+        return group
+
+    async def _work_on(self, group: Sequence[_Entry[Item, Result]]) -> None:
         started = self._monotonic()
+        self._next_at = started + self._bounds.apart_s
         try:
-            results = await self._work([item for item, _ in group])
-        except Exception as error:
-            for _, done in group:
-                if not done.done():
-                    done.set_exception(error)
-                    done.exception()  # retrieved, since the caller may be gone
-            return
-        self._backlog.worked(len(group), self._monotonic() - started)
-        for (_, done), result in zip(group, results, strict=True):
-            if not done.done():
-                done.set_result(result)
+            results = await self._work([entry.item for entry in group])
+            if len(results) != len(group):
+                raise RuntimeError(f"{len(results)} results for {len(group)} items")
+        except BaseException as error:
+            for entry in group:
+                fail(entry.done, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._load.worked(sum(entry.size for entry in group), self._monotonic() - started)
+            for entry, result in zip(group, results, strict=True):
+                if not entry.done.done():
+                    entry.done.set_result(result)

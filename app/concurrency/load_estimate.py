@@ -11,12 +11,17 @@ _WEIGHT = 0.1  # of the newest sample in the moving averages
 
 
 class LoadEstimate:
-    """The load of one kind of work, of which `lanes` pieces run at once. The owner of the queue counts `waiting`."""
+    """The load of one kind of work. The owner of the queue keeps the count of `waiting` units."""
 
     __slots__ = ("_always", "_lanes", "_patience_s", "_seconds", "_units", "waiting")
 
     def __init__(self, *, lanes: int, patience_s: float, always: int) -> None:
-        """Up to `always` units may wait whatever the estimate says: one slow piece of work is no overload."""
+        """
+        `lanes`: how many pieces of work run at once.
+        `patience_s`: the longest estimated wait.
+        `always`: up to this many units may wait whatever the estimate says, because one slow piece of work is not an
+            overload.
+        """
         self._lanes = lanes
         self._patience_s = patience_s
         self._always = always
@@ -25,8 +30,7 @@ class LoadEstimate:
         self.waiting = 0
 
     def worked(self, units: int, seconds: float) -> None:
-        """Record a finished piece of work."""
-        # Two averages: the time per unit of a small piece that was held up says little about large pieces.
+        # Two averages instead of one of the time per unit, which a small piece that was held up would distort.
         self._seconds += _WEIGHT * (seconds - self._seconds)
         self._units += _WEIGHT * (units - self._units)
 

@@ -17,15 +17,19 @@ async def repeat(
     every_s: float,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Run `work`, pause for `every_s` seconds, and so on until cancelled.
+    """Run `work`, then pause for `every_s` seconds, until cancelled.
 
-    A run that fails is logged with its `name`: as put off if a server does not answer, else with its traceback.
+    A run that fails is logged under `name`, and the next run takes place as usual. If a server stays unavailable, only
+    the first failure is logged as a warning. Any other exception is logged with its traceback.
     """
+    unavailable = False
     while True:
         try:
             await work()
+            unavailable = False
         except Unavailable as error:
-            warn(log, error)("run_put_off", name=name, error=str(error))
+            (log.debug if unavailable else warn(log, error))("run_put_off", name=name, error=str(error))
+            unavailable = True
         except Exception:
             log.exception("run_failed", name=name)
         await pause(every_s)

@@ -1,4 +1,4 @@
-"""Running background tasks, and cancelling them reliably."""
+"""Runs and cancels background tasks, and fails futures, reliably."""
 
 from __future__ import annotations
 
@@ -30,3 +30,17 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
             task.cancel()
         await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def fail(done: asyncio.Future[Any], error: BaseException) -> None:
+    """Raise an error to the caller that waits for `done`, or cancel `done` if the error is a cancellation.
+
+    Nothing happens if the caller has cancelled `done` itself.
+    """
+    if done.done():
+        return
+    if isinstance(error, Exception):
+        done.set_exception(error)
+        done.exception()  # retrieved: asyncio logs an exception that no caller retrieves, and the caller may be gone
+    else:
+        done.cancel()

@@ -1,7 +1,6 @@
-"""Decoding payloads and deciding which events are let in.
+"""Decoding and validating events, before anything is stored.
 
-Every refusal names the place (`[3].occurred_at`, or `line 7` of newline-delimited JSON) and the reason. Nothing here
-has an effect: whatever is raised, nothing was stored.
+Every error names the place, as `[3].occurred_at` or `line 7` of newline-delimited JSON, and the reason.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ _MAGIC = {
     BOM_UTF16_BE: "text in UTF-16",
 }
 TABLE = "a table of columns"
-LINES_EXPECTED = "expected is newline-delimited JSON in UTF-8, one event a line"
-_FORMAT_BYTES = 4_096  # are enough to tell what the body is
-_MOST_LINES = 100 * MAX_EVENTS  # blank ones and all
-# Of the longest array that can be right: eight fields, and four ids full of commas.
+LINES_EXPECTED = "send newline-delimited JSON in UTF-8, one event per line"
+_FORMAT_BYTES = 4_096  # enough to recognise a format
+_MOST_LINES = 100 * MAX_EVENTS  # blank lines included
+# The most commas of a valid array: eight fields per event, and four ids that consist of commas.
 _MOST_COMMAS = MAX_EVENTS * (8 + 4 * MAX_ID_LENGTH)
 _ID_RULE = f"1 to {MAX_ID_LENGTH} characters without control characters or `/`, and not `.` or `..`"
 _ALLOWED = {
@@ -57,7 +56,7 @@ _ALLOWED = {
 
 
 class Batch(list[TipEvent]):
-    """Decoded events. `places` says where each stood, for refusals that come later: `[3]`, `line 7`, or nothing."""
+    """Decoded events, with the place of each in its payload for later errors: `[3]`, `line 7`, or empty."""
 
     def __init__(self, events: Iterable[TipEvent], places: Sequence[str]) -> None:
         super().__init__(events)
@@ -65,18 +64,18 @@ class Batch(list[TipEvent]):
 
 
 def path_to(events: Sequence[TipEvent], index: int, field: str) -> str:
-    """The path of a field of one of these events, as its producer knows it."""
+    """The path of a field of one of these events in the payload, as `[3].event_id`."""
     plain = f"[{index}]" if len(events) > 1 else ""
     place = events.places[index] if isinstance(events, Batch) else plain
     return f"{place}.{field}".removeprefix(".")
 
 
 def decode_json(body: bytes) -> Batch:
-    """One event or an array of up to 1,000.
+    """Decode one event, or an array of up to `MAX_EVENTS`.
 
     Raises:
-        Undecodable: not JSON or not UTF-8.
-        InvalidInput: naming every event at fault by its index.
+        Undecodable: the body is not JSON or not UTF-8.
+        InvalidInput: at least one event is invalid; each is named by its index.
     """
     text = body.lstrip(b" \t\r\n")
     if not text:
@@ -84,10 +83,10 @@ def decode_json(body: bytes) -> Batch:
     if text[:1] != b"[":
         return _decode_each([msgspec.Raw(body)], [""])
     if body.count(b",") > _MOST_COMMAS:
-        raise InvalidInput(f"at most {MAX_EVENTS} events at once; this array is longer, or holds no events")
+        raise InvalidInput(f"at most {MAX_EVENTS} events per request; this array is longer or holds no events")
     try:
         items = _RAW_DECODER.decode(body)
-        # Raw keeps the bytes unread; UTF-8 is checked when each is decoded.
+        # `Raw` does not decode the items. Their UTF-8 is checked when each is decoded.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(f"the body is {_undecodable(error)}") from error
     _check_count(len(items))
@@ -95,13 +94,13 @@ def decode_json(body: bytes) -> Batch:
 
 
 def decode_lines(body: bytes, first: int = 1) -> Batch:
-    """Newline-delimited JSON, blank lines ignored; raises as `decode_json`, naming lines counted from `first`."""
+    """Decode newline-delimited JSON. Blank lines are ignored. Raises as `decode_json`; lines count from `first`."""
     if first == 1:
         body = body.removeprefix(BOM_UTF8)
         if (found := other_format(body[:_FORMAT_BYTES])) is not None:
             raise Undecodable(f"the body is {found}; {LINES_EXPECTED}", [Issue("line 1", f"{found}; {LINES_EXPECTED}")])
     if body.count(b"\n") > _MOST_LINES:
-        raise InvalidInput(f"at most {MAX_EVENTS} events at once; this body has more than {_MOST_LINES} lines")
+        raise InvalidInput(f"at most {MAX_EVENTS} events per request; this body has more than {_MOST_LINES} lines")
     lines = [(number, line) for number, line in enumerate(body.split(b"\n"), start=first) if line.strip()]
     if not lines:
         raise Undecodable("the body is empty; send one event per line")
@@ -110,28 +109,28 @@ def decode_lines(body: bytes, first: int = 1) -> Batch:
 
 
 def other_format(head: bytes) -> str | None:
-    """What a file that begins so is, if it is plainly no newline-delimited JSON."""
+    """The format of a file that begins with `head`; None if it may be newline-delimited JSON."""
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             return name
-    if len(head) > 1 and head[:2].count(0) == 1:  # without a mark, as `iconv -t utf-16le` writes it
+    if len(head) > 1 and head[:2].count(0) == 1:  # UTF-16 without a byte order mark
         return "text in UTF-16"
     line = head.lstrip().partition(b"\n")[0].rstrip()
     if line.startswith(b"["):
         return "a JSON array"
     if line == b"{":
-        return "JSON that is spread over several lines"
+        return "one JSON document over several lines"
     if b"user_id" in line and b"{" not in line:
         return TABLE
     return None
 
 
 def _check_count(events: int) -> None:
-    """Before anything is made for each of them: eight megabytes hold four million."""
+    # Called before anything is allocated per item: a body of eight megabytes may hold four million items.
     if events == 0:
         raise InvalidInput(f"the array is empty; send 1 to {MAX_EVENTS} events")
     if events > MAX_EVENTS:
-        raise InvalidInput(f"at most {MAX_EVENTS} events at once, not {events}")
+        raise InvalidInput(f"at most {MAX_EVENTS} events per request, not {events}")
 
 
 def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
@@ -165,9 +164,9 @@ def _undecodable(error: Exception) -> str:
 
 
 def from_queue(payload: object, place: str) -> TipEvent:
-    """One event as it came by the queue, already decoded from msgpack; raises `InvalidInput`."""
+    """Validate one event from the queue, already decoded from msgpack. Raises `InvalidInput`."""
     if isinstance(payload, dict) and isinstance(payload.get("occurred_at"), datetime):
-        detail = f"a msgpack timestamp, which has lost its offset; allowed is {_ALLOWED['occurred_at']}"
+        detail = f"a msgpack timestamp, which has no UTC offset; send {_ALLOWED['occurred_at']}"
         raise InvalidInput("not a tip event", [Issue(f"{place}.occurred_at", detail)])
     try:
         event: TipEvent = convert(payload, TipEvent)
@@ -179,15 +178,15 @@ def from_queue(payload: object, place: str) -> TipEvent:
 
 
 def _issue(place: str, message: str) -> Issue:
-    """What msgspec found, at the field that it is about, with what that field allows."""
+    """A validation error of msgspec, with the path of its field and the values that the field allows."""
     found = _AT.search(message)
     path = found["path"] if found else ""
-    reason = _AT.sub("", message).replace("Invalid value", "unknown subject")  # only the tag has "values"
+    reason = _AT.sub("", message).replace("Invalid value", "unknown subject")  # msgspec says "value" only of the tag
     field = _FIELD.match(reason)
     if field is not None:
         path = f".{field['name']}"
     if field is not None and field["fault"] == "contains unknown":
-        detail = "unknown field; an event of this subject has none of that name"
+        detail = "unknown field; events of this subject have no field of that name"
     elif field is not None:
         detail = f"missing; allowed is {_ALLOWED[field['name']]}"
     else:
@@ -211,17 +210,17 @@ def _id_issues(event: TipEvent, place: str) -> list[Issue]:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The rule for event times: not older than the retention, at most five minutes ahead of the clock."""
+    """The rule for event times: within the retention, and at most `FUTURE_TOLERANCE_MS` ahead of the clock."""
 
     retention_days: int
 
     def admit(
         self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "", *, historical: bool = False
     ) -> list[Admitted]:
-        """Give each event its event time.
+        """Assign each event the event time that counts. A time ahead of the clock counts as now.
 
         Raises:
-            InvalidInput: naming every event whose time is refused.
+            InvalidInput: at least one event time is out of bounds; each is named.
         """
         oldest_ms = now_ms - self.retention_days * DAY_MS
         admitted: list[Admitted] = []
@@ -234,9 +233,9 @@ class Admission:
                 issues.append(Issue(path, "the time is out of range"))
                 continue
             if claimed_ms > now_ms + FUTURE_TOLERANCE_MS:
-                issues.append(Issue(path, f"more than five minutes ahead; the clock here says {rfc3339(now_ms)}"))
+                issues.append(Issue(path, f"more than five minutes ahead of the server's clock, {rfc3339(now_ms)}"))
             elif claimed_ms < oldest_ms:
-                issues.append(Issue(path, f"older than the {self.retention_days} days that events are kept"))
+                issues.append(Issue(path, f"older than the retention of {self.retention_days} days"))
             else:
                 early = claimed_ms > now_ms
                 offset = event.occurred_at.utcoffset() or timedelta(0)
@@ -253,15 +252,15 @@ class Admission:
                     )
                 )
         if issues:
-            raise InvalidInput("nothing was stored: the event times below are refused", issues)
+            raise InvalidInput("nothing was stored: the event times below are out of bounds", issues)
         return admitted
 
 
 def digest(event: TipEvent) -> bytes:
-    """16 bytes that tell whether two events with one id have the same content.
+    """A hash of 16 bytes that is equal for equal events.
 
-    Content is what is stored: the event time counts in whole milliseconds, so an event that is read back from the log
-    and sent again is a duplicate.
+    It covers what is stored: the event time in whole milliseconds. So an event that is read back from the log and sent
+    again is a duplicate.
     """
     if beyond := event.occurred_at.microsecond % 1000:
         event = msgspec.structs.replace(event, occurred_at=event.occurred_at - timedelta(microseconds=beyond))

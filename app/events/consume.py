@@ -27,8 +27,6 @@ log = logger("events.consume")
 
 
 class Consumer:
-    """Consumes stored events."""
-
     def __init__(
         self,
         *,
@@ -53,7 +51,7 @@ class Consumer:
         Events that the sweep holds are skipped.
 
         Raises:
-            Unavailable: cache or database do not answer; nothing is lost, try again.
+            Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
         """
         with self._taken(seqs) as mine:
             events = await self._log.logged(mine)
@@ -61,13 +59,13 @@ class Consumer:
             return await self._learn(events)
 
     async def sweep(self) -> int:
-        """Consume events that stayed unconsumed for a while; return how many.
+        """Consume events that are unconsumed for `SWEEP_AGE_MS`; return how many were consumed.
 
         Their process may have died before it deleted the keys, so the keys are deleted again, or owed.
         """
         swept = 0
         before_ms = self._clock.now_ms() - SWEEP_AGE_MS
-        # Events from the future arrived before the clock was set back; else they would wait until it has caught up.
+        # If the clock was set back, events that arrived before have a time ahead of it. They are swept at once.
         while events := await self._log.unconsumed(
             before_ms, SWEEP_CHUNK, or_after_ms=self._clock.now_ms() + SWEEP_AGE_MS
         ):
@@ -117,7 +115,7 @@ class Consumer:
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
-        """The events learned from: all at once or, after a failure, one by one to find the faulty one."""
+        """Teach all events at once or, after a failure, one by one; return the events that were learned from."""
         if not events:
             return events
         try:

@@ -1,7 +1,7 @@
-"""Decoding what callers send, strictly but for one thing: a whole number may be written as a float.
+"""Strict decoding of requests, with one exception: an integer may be written as a float.
 
-JSON Schema's `integer` takes `7200.0` and `7.2e3`, and pandas writes a column of integers with nulls so. msgspec takes
-them only where it would take `"7200"` as well.
+JSON Schema's `integer` allows `7200.0` and `7.2e3`, and pandas writes a column of integers with nulls that way. msgspec
+accepts them only in a mode that accepts `"7200"` as well.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Any, TypeVar
 import msgspec
 
 T = TypeVar("T")
-# A body is built a second time, untyped, which may take twenty times its size. No body longer than this can be right
-# where an integer is expected.
+# The second attempt decodes without a type, which may take twenty times the size of the body in memory. No valid body
+# with an integer is longer than this.
 _MOST_BYTES = 256 * 1024
-_EXACT = 2.0**53  # beyond, floats skip integers
+_EXACT = 2.0**53  # a larger float may stand for several integers
 
 
 def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
-    """JSON of the decoder's type.
+    """Decode JSON.
 
     Raises:
-        msgspec.ValidationError: it is JSON, and not of this type.
+        msgspec.ValidationError: the body is JSON, but not of the decoder's type.
         msgspec.DecodeError, UnicodeDecodeError, RecursionError: it is not JSON, not UTF-8, or nested too deeply.
     """
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        # The decoder stops at the first thing wrong. What follows may not even be JSON, which is the greater fault. It
-        # is looked through and not built: small lists take twenty times as much memory as their text.
+        # The decoder stops at the first wrong type, so the rest may not be JSON, which is the error to report then.
+        # `Raw` checks the syntax without building objects.
         msgspec.json.decode(body, type=msgspec.Raw)
         raw = bytes(body)
         raw.decode()
@@ -39,10 +39,10 @@ def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def convert(payload: object, kind: Any) -> Any:
-    """What was decoded without a type, as this type.
+    """Convert a value that was decoded without a type.
 
     Raises:
-        msgspec.ValidationError: it is not of this type.
+        msgspec.ValidationError: the value is not of this type.
         RecursionError: it is nested too deeply.
     """
     try:

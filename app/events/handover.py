@@ -8,57 +8,48 @@ or overflows, nothing is lost: the sweep consumes every event that is not marked
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
-from app.errors import Unavailable
+from app.concurrency.batcher import Batcher, Bounds
+from app.errors import Overloaded, Unavailable
 from app.events.consume import Consumer
 from app.telemetry import logger, warn
 
-LINGER_S = 0.2
-EVENTS_AT_ONCE = 500
-PENDING_CAP = 100_000
+BOUNDS = Bounds(kind="consumption", at_once=500, most=100_000, apart_s=0.2)
 log = logger("events.handover")
 
 
 class Handover:
-    """Passes stored events from jobs to the consumer of the same process."""
+    """One per worker process."""
 
     def __init__(
-        self, consumer: Consumer, within_s: float, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        consumer: Consumer,
+        within_s: float,
+        bounds: Bounds = BOUNDS,
+        monotonic: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`within_s`: the time limit of one batch."""
         self._consumer = consumer
         self._within_s = within_s
-        self._pause = pause
-        self._pending: list[int] = []
-        self._consuming: asyncio.Task[None] | None = None
+        self._at_once = bounds.at_once
+        self._batches: Batcher[Sequence[int], None] = Batcher(self._consume, monotonic, bounds, size=len, pause=pause)
 
     def add(self, seqs: Sequence[int]) -> None:
         """Add events that are stored and whose keys are deleted or owed. They are consumed soon, in the background."""
-        if not seqs or len(self._pending) > PENDING_CAP:
-            return
-        self._pending.extend(seqs)
-        if self._consuming is None:
-            self._consuming = asyncio.get_running_loop().create_task(self._consume_all())
+        with suppress(Overloaded):
+            for start in range(0, len(seqs), self._at_once):
+                self._batches.submit(seqs[start : start + self._at_once])
 
     async def close(self, grace_s: float) -> None:
         """Consume pending events for up to `grace_s` seconds. No events may be added afterwards."""
-        if (consuming := self._consuming) is not None:
-            await asyncio.wait({consuming}, timeout=grace_s)
-            consuming.cancel()
-            await asyncio.gather(consuming, return_exceptions=True)
+        await self._batches.close(grace_s)
 
-    async def _consume_all(self) -> None:
-        try:
-            while self._pending:
-                if len(self._pending) < EVENTS_AT_ONCE:
-                    await self._pause(LINGER_S)
-                seqs, self._pending = self._pending[:EVENTS_AT_ONCE], self._pending[EVENTS_AT_ONCE:]
-                await self._consume(seqs)
-        finally:
-            self._consuming = None
-
-    async def _consume(self, seqs: Sequence[int]) -> None:
+    async def _consume(self, parts: Sequence[Sequence[int]]) -> list[None]:
+        seqs = [seq for part in parts for seq in part]
         try:
             async with asyncio.timeout(self._within_s):
                 await self._consumer.consume(seqs)
@@ -66,3 +57,4 @@ class Handover:
             warn(log, error)("left_to_the_sweep", events=len(seqs), error=str(error) or type(error).__name__)
         except Exception:
             log.exception("left_to_the_sweep", events=len(seqs))
+        return [None] * len(parts)

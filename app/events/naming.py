@@ -1,7 +1,7 @@
-"""Whether something that never became an event names a user, so that erasing the user takes it along.
+"""Whether a payload that never became an event names a user, so that erasing the user erases the payload.
 
-Where it says whose it is (`user_id`, `userId`, `user` or `uid`, at any depth), that decides. Where it does not (text,
-bytes, a pickle), it names every user whose id stands in it as a word: rather too much is erased than too little.
+A field `user_id`, `userId`, `user` or `uid` at any depth decides. A payload without one (text, bytes, a pickle) names
+every user whose id occurs in it as a word: it is better to erase too much than too little.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _OWNER = frozenset({"userid", "user", "uid"})
-_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")  # a byte that is no text, as `backslashreplace` writes it
+_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")  # an undecodable byte, as `backslashreplace` writes it
 
 
 def names(value: object, user_id: str) -> bool:
-    """Whether decoded JSON or msgpack is, or may be, of this user."""
+    """Whether decoded JSON or msgpack names this user, or may do so."""
     parts = list(_parts(value))
     owners = {str(part) for key, part in parts if _plain(key) in _OWNER and isinstance(part, str | int)}
     if owners:
@@ -27,12 +27,12 @@ def names(value: object, user_id: str) -> bool:
 
 
 def not_naming(items: Sequence[T], values: Sequence[object], user_id: str) -> list[T]:
-    """The items whose values do not name this user."""
+    """The items whose value, in the same place, does not name this user."""
     return [item for item, value in zip(items, values, strict=True) if not names(value, user_id)]
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:
-    """Every scalar, with the key under which it stands, and every key. No recursion, as the depth is the sender's."""
+    """Every scalar with its key, and every key with an empty one. Not recursive: a sender chooses the depth."""
     waiting = [("", value)]
     while waiting:
         key, part = waiting.pop()
@@ -53,7 +53,7 @@ def _in_text(text: str, user_id: str) -> bool:
 
 
 def _unpacked(text: str) -> str:
-    """Bytes that a dead letter has as base64; nothing where it has none."""
+    """The text of base64, as dead letters hold bytes; empty if `text` is not base64."""
     try:
         return b64decode(text, validate=True).decode("utf-8", "backslashreplace")
     except (Error, ValueError):
@@ -62,7 +62,7 @@ def _unpacked(text: str) -> str:
 
 def _is_word_of(user_id: str, text: str) -> bool:
     text = _ESCAPED.sub("\0", text)
-    length = chr(len(user_id.encode()))  # stands before a text in msgpack and in pickles
+    length = chr(len(user_id.encode()))  # precedes a string in msgpack and in pickles
     start = text.find(user_id)
     while start >= 0:
         before, after = text[start - 1 : start], text[start + len(user_id) :][:1]

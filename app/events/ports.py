@@ -115,8 +115,6 @@ class DeadLetter(NamedTuple):
 
 
 class EventLog(Protocol):
-    """The facts and their log."""
-
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
         """Store each request's events whole or not at all, all in one durable commit."""
         ...
@@ -137,14 +135,6 @@ class EventLog(Protocol):
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
         """Per subject, the features it invalidates, over all registries announced to this database."""
-        ...
-
-    async def oldest_ms(self) -> int | None:
-        """The event time of the oldest event; None if there is none."""
-        ...
-
-    async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` of the oldest events before a moment; return how many were deleted."""
         ...
 
 

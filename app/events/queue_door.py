@@ -24,8 +24,6 @@ log = logger("events.queue_door")
 
 
 class QueueDoor:
-    """Ingests the payloads of queue jobs."""
-
     def __init__(self, ingestor: Ingestor, letters: DeadLetters, clock: Clock, metrics: Metrics) -> None:
         self._ingestor = ingestor
         self._letters = letters
@@ -71,7 +69,7 @@ class QueueDoor:
         try:
             return list((await self._ingestor.ingest(events)).seqs)
         except (InvalidInput, Conflict):
-            pass  # at least one is invalid: ingest them one by one, which still shares a commit
+            pass  # at least one event is rejected: ingest each alone, in a shared commit
         outcomes = await asyncio.gather(*(self._ingestor.ingest([event]) for event in events), return_exceptions=True)
         seqs: list[int] = []
         for event, outcome in zip(events, outcomes, strict=True):

@@ -34,9 +34,11 @@ class ReplayResult(NamedTuple):
 
 @dataclass(slots=True)
 class ReplaySummary:
-    """The result of replaying many letters: letters deleted, events accepted, duplicates, events consumed again.
+    """The result of replaying many letters.
 
-    `failures`: reason by letter. `next_after`: the id to continue after, None at the end.
+    `replayed` letters are deleted: their events were `accepted`, are `duplicates`, or were stored already and will be
+    consumed again (`revived`). `failures`: reason by id of the letter. `next_after`: the id to continue after; None at
+    the end.
     """
 
     replayed: int = 0
@@ -48,20 +50,18 @@ class ReplaySummary:
 
 
 class Replayer:
-    """Replays dead letters."""
-
     def __init__(self, ingestor: Ingestor, letters: DeadLetters, clock: Clock) -> None:
         self._ingestor = ingestor
         self._letters = letters
         self._clock = clock
 
     async def replay(self, letter: DeadLetter) -> ReplayResult:
-        """One letter.
+        """Replay one letter.
 
         Raises:
             Undecodable, InvalidInput, Conflict: the payload is still invalid; the letter stays.
             NotFound: the letter was replayed or discarded meanwhile.
-            StoreUnavailable: try again.
+            StoreUnavailable: the database does not answer; try again.
         """
         if letter.seq is not None:
             if not await self._letters.revive(letter.id):
@@ -72,7 +72,7 @@ class Replayer:
         except REFUSALS as error:
             await self._letters.refused({letter.id: reason_of(error)}, self._clock.now_ms())
             raise
-        # 1. The event is stored; 2. the letter is deleted. A crash in between leaves a letter that is a duplicate.
+        # 1. The event is stored; 2. the letter is deleted. After a crash in between, another replay finds a duplicate.
         await self._letters.discard(letter.id)
         return ReplayResult(receipt.accepted, receipt.duplicates, False)
 
@@ -122,7 +122,7 @@ class Replayer:
 
 
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:
-    """Why a payload is invalid: each place and what is wrong with it."""
+    """Why a payload is rejected: each place with its error, in at most `MAX_REASON` characters."""
     places = (issue.detail if issue.path == "$" else f"{issue.path}: {issue.detail}" for issue in error.issues)
     reason = "; ".join(places) or str(error)
     return reason[:MAX_REASON]

@@ -19,8 +19,6 @@ log = logger("events.retention")
 
 
 class Prunable(Protocol):
-    """A store with a retention."""
-
     async def oldest_ms(self) -> int | None:
         """The time of the oldest row; None if there is none."""
         ...
@@ -31,8 +29,6 @@ class Prunable(Protocol):
 
 
 class Cutoffs(Protocol):
-    """The stored cutoff of each kind of row."""
-
     async def cutoff(self, what: str) -> int | None:
         """The cutoff of the last run; None before the first."""
         ...
@@ -83,7 +79,8 @@ class Retention:
     ) -> dict[str, int] | None:
         """Delete for about `budget_s` seconds; return how many of each kind, or None if expired rows are left.
 
-        `go_on` continues with the cutoff of the previous run. `confirmed` deletes everything expired by this clock.
+        `go_on`: continue with the cutoff of the previous run. `confirmed`: delete every row that is expired by the
+        clock, however far the cutoff moves.
         """
         deadline = self._clock.monotonic() + budget_s
         gone: dict[str, int] = {}

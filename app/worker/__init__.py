@@ -30,7 +30,7 @@ from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import InvalidInput, SettingsError
 from app.events.ports import Learner
-from app.profiles.consistency.monitor import ConsistencyMonitor
+from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
 from app.stores.queue import client
 from app.stores.queue.large_jobs import LargeJob, Position
@@ -194,6 +194,16 @@ def __getattr__(name: str) -> type:
     return type(name, (), attributes)
 
 
+def consistency_monitor(service: OpenService) -> ConsistencyMonitor:
+    return ConsistencyMonitor(
+        checker=service.checker,
+        users_per_s=service.settings.audit_users,
+        random=Random(),  # noqa: S311  # draws a sample
+        clock=service.clock,
+        metrics=service.metrics,
+    )
+
+
 async def work(
     settings: Settings,
     stop: asyncio.Event,
@@ -215,22 +225,15 @@ async def work(
         await stack.enter_async_context(sampling(service, "worker"))
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
-        consistency_monitor = ConsistencyMonitor(
-            checker=service.checker,
-            users_per_s=settings.audit_users,
-            random=Random(),  # noqa: S311  # draws a sample
-            clock=service.clock,
-            metrics=service.metrics,
-        )
         rollout_watch = RolloutWatch(service.bandit.rollout, service.clock)
-        await stack.enter_async_context(
-            running(
-                repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
-                consistency_monitor.keep_watching(),
-                repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
-                repeat("roll-out", rollout_watch.once, monitor.EVERY_S),
-            )
-        )
+        periodic = [
+            repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
+            repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
+            repeat("roll-out", rollout_watch.once, monitor.EVERY_S),
+        ]
+        if settings.audit_users:
+            periodic.append(repeat("audit", consistency_monitor(service).round, ROUND_S))
+        await stack.enter_async_context(running(*periodic))
         ctx = context(service, pace)
         stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)
         log.info("worker_started", database=str(settings.database))

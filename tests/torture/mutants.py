@@ -68,17 +68,17 @@ def del_before_commit() -> None:
     """The keys are deleted before the commit, and not after it."""
     original: Any = Ingestor._commit
 
-    async def commit(self: Any, group: Any) -> None:
+    async def commit(self: Any, group: Any) -> Any:
         features = await self._log.stale_features(KNOWN_SUBJECTS)
         stale: dict[str, frozenset[str]] = {}
-        for request in group:
-            for item in request.events:
+        for events in group:
+            for item in events:
                 user_id = item.event.user_id
                 stale[user_id] = stale.get(user_id, frozenset()) | features[subject_of(item.event)]
         if not isinstance(self._invalidator, _NoInvalidator):
             self._real, self._invalidator = self._invalidator, _NoInvalidator()
         await self._real.invalidate(stale)
-        await original(self, group)
+        return await original(self, group)
 
     _replace(Ingestor, "_commit", commit)
 

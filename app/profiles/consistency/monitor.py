@@ -2,22 +2,20 @@
 
 Bounded: every second at most so many users are taken from the newest events, at random, so there are never more checks
 to come than that allows for the longest delay. What a stop of the worker cuts short is not made up for: the audit
-samples. Invariant: nothing that goes wrong here ends the loop or reaches an event.
+samples.
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from app.errors import Unavailable
 from app.features.clock import Clock
 from app.profiles.consistency.checker import ConsistencyChecker, report
 from app.profiles.ports import RecentEvent
-from app.telemetry import Metrics, logger, warn
+from app.telemetry import Metrics, logger
 
 DELAYS = (("1s", 1.0), ("1min", 60.0), ("5min", 300.0))
 ROUND_S = 1.0
@@ -38,7 +36,7 @@ class ScheduledCheck(NamedTuple):
 
 
 class ConsistencyMonitor:
-    """One per worker; `users_per_s` 0 watches nothing."""
+    """One per worker, which calls `round` every `ROUND_S`."""
 
     def __init__(
         self,
@@ -48,7 +46,6 @@ class ConsistencyMonitor:
         random: Random,
         clock: Clock,
         metrics: Metrics,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._checker = checker
         self._events = checker.events
@@ -56,23 +53,8 @@ class ConsistencyMonitor:
         self._random = random
         self._clock = clock
         self._metrics = metrics
-        self._pause = pause
         self._position: int | None = None
         self._to_come: list[ScheduledCheck] = []
-        self._failing = False
-
-    async def keep_watching(self) -> None:
-        """Take in and check, every second. Runs until cancelled."""
-        while self._users_per_s:
-            try:
-                await self.round()
-                self._failing = False
-            except Unavailable as error:
-                (log.debug if self._failing else warn(log, error))("audit_put_off", error=str(error))
-                self._failing = True
-            except Exception:
-                log.exception("audit_failed")
-            await self._pause(ROUND_S)
 
     async def round(self) -> None:
         """Take some of the newest events in, and make the checks that are due. Raises `StoreUnavailable`."""

@@ -7,21 +7,24 @@ job that is not, or that has an unknown name, becomes a job that stores it as a 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from arq.connections import ArqRedis
 from arq.constants import default_queue_name, health_check_key_suffix, job_key_prefix
 
-from app.errors import QueueUnavailable
+from app.concurrency.batcher import Batcher, Bounds
+from app.errors import Overloaded, QueueUnavailable
 from app.events.naming import names, not_naming
 from app.stores.valkey.pool import AWAY, blocking_pool, told
 from app.telemetry import Metrics, logger
 
 QUEUE = default_queue_name
 HEALTH_KEY = QUEUE + health_check_key_suffix
-# A sorted set: the ids of the databases that workers of this queue store events in, by when one has shown itself.
+# A sorted set of the ids of the databases in which workers of this queue store events, by the time of the last report.
 DATABASES_SUFFIX = ":databases"
 SHOWN_MS = 15_000
 CONSUME = "consume_events"
@@ -33,26 +36,26 @@ QUALITY = "measure_quality"
 PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
 JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
-PICKLED = "the job is a pickle, as arq makes by default; publish with job_serializer=msgspec.msgpack.encode"
+PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
 YEAR_3000_MS = 32_503_680_000_000
 TIMEOUT_S = 1.0
+CLOSE_S = 2.0
 MAX_CONNECTIONS = 8
-SEQS_PER_JOB = 1_000
 JOBS_AT_ONCE = 20
-PENDING_CAP = 100_000
-LINGER_S = 0.05
+# A job costs far more than an event, and no caller waits for it: the keys are deleted already.
+BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
 
 
 def serialize(job: dict[str, Any]) -> bytes:
-    """A job, or its result, as msgpack."""
+    """Encode a job, or its result, as msgpack."""
     return msgspec.msgpack.encode(job, enc_hook=repr)
 
 
 class _Job(msgspec.Struct):
-    """A job as arq writes it. Other publishers may leave out all fields but the first two."""
+    """A job as arq writes it. Other publishers may omit all fields but `f` and `a`."""
 
     f: str
     a: list[Any]
@@ -62,9 +65,9 @@ class _Job(msgspec.Struct):
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """A job as arq expects it, or a job that stores the bytes as a dead letter.
+    """Decode a job as arq expects it; one that is invalid becomes a job that stores it as a dead letter.
 
-    Never raises: arq drops a job that it cannot deserialize, and a job with a wrong type ends the worker.
+    Never raises: arq drops a job that it cannot deserialize, and a job with a field of a wrong type ends the worker.
     """
     try:
         found = msgspec.msgpack.decode(raw)
@@ -76,7 +79,7 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     except (msgspec.ValidationError, RecursionError) as error:
         return burial(found, f"not a job: {error}")
     if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
-        return burial(found, f"unknown job {job.f!r}; known is {TIP_EVENTS}")
+        return burial(found, f"unknown job {job.f!r}; publish events as {TIP_EVENTS}")
     if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
         return burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
     tries = min(max(job.t or 1, 1), MOST_TRIES)
@@ -85,17 +88,17 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 
 def is_pickle(raw: bytes) -> bool:
-    """Whether these may be the first bytes of a pickle."""
+    """Whether a pickle may begin with these bytes."""
     return raw.startswith(_PICKLE)
 
 
 def burial(payload: object, reason: str) -> dict[str, Any]:
-    """A job that buries what came."""
+    """A job that stores a payload as a dead letter."""
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
 def without_user(raw: bytes, user_id: str) -> bytes:
-    """A job as it waits, without what names a user. Of a list of events only the user's go."""
+    """A waiting job without the arguments that name a user. Of a list of events, only the user's are removed."""
     if user_id.encode() not in raw:
         return raw
     try:
@@ -117,7 +120,7 @@ def _rest(argument: object, user_id: str) -> object:
 def connect(
     url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
 ) -> ArqRedis:
-    """A client of the named queue; it connects when first used."""
+    """A client of the named queue. It connects on first use."""
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
     pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
     return ArqRedis(
@@ -138,20 +141,18 @@ def health_key(name: str) -> str:
 class Queue:
     """Implements `app.events.ports.Publisher`, and queries for admins."""
 
-    def __init__(self, url: str, metrics: Metrics, name: str = QUEUE) -> None:
+    def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
         self._redis = connect(url, name)
         self._metrics = metrics
-        self._pending: list[int] = []
-        self._publishing: asyncio.Task[None] | None = None
+        self._at_once = bounds.at_once
+        self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Notify workers of events, many in one job, soon."""
-        if not seqs or len(self._pending) > PENDING_CAP:
-            return
-        self._pending.extend(seqs)
-        if self._publishing is None:
-            self._publishing = asyncio.get_running_loop().create_task(self._publish_all())
+        """Enqueue jobs that consume these events, soon and in the background. Events beyond `most` are left out."""
+        with suppress(Overloaded):
+            for start in range(0, len(seqs), self._at_once):
+                self._jobs.submit(seqs[start : start + self._at_once])
 
     async def start_rebuild(self, run_id: str) -> None:
         """Enqueue a rebuild; if that fails, the sweep starts it."""
@@ -162,11 +163,11 @@ class Queue:
         await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
 
     async def depth(self) -> int:
-        """Jobs waiting or running. Raises `QueueUnavailable`."""
+        """The number of jobs that wait or run. Raises `QueueUnavailable`."""
         return int(await self._ask("ZCARD", self._name))
 
     async def worker_alive(self) -> bool:
-        """Whether a worker refreshed its health key lately. Raises `QueueUnavailable`."""
+        """Whether a worker refreshed its health key recently. Raises `QueueUnavailable`."""
         return int(await self._ask("EXISTS", health_key(self._name))) == 1
 
     async def show_database(self, database_id: str, now_ms: int) -> None:
@@ -176,19 +177,19 @@ class Queue:
         await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
 
     async def databases(self, now_ms: int) -> set[str]:
-        """The databases whose workers used the queue lately. Raises `QueueUnavailable`."""
+        """The databases whose workers used the queue in the last `SHOWN_MS`. Raises `QueueUnavailable`."""
         found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
         return {item.decode() for item in found}
 
     async def erase(self, user_id: str) -> int:
         """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
-        from app.stores.queue.large_jobs import LargeJob, position_of, set_aside  # noqa: PLC0415  # which needs this module
+        from app.stores.queue.large_jobs import LargeJob, position_of, set_aside  # noqa: PLC0415  # a cycle
 
         touched = 0
         waiting = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
         for start in range(0, len(waiting), JOBS_AT_ONCE):
             ids = waiting[start : start + JOBS_AT_ONCE]
-            await asyncio.gather(*(set_aside(self._redis, job_id) for job_id in ids))  # all are small then
+            await asyncio.gather(*(set_aside(self._redis, job_id) for job_id in ids))  # so that no job is large
             keys = [job_key_prefix + job_id for job_id in ids]
             for job_id, key, raw in zip(ids, keys, await self._ask("MGET", *keys), strict=True):
                 if raw is not None and (position := position_of(deserialize(raw))) is not None:
@@ -196,15 +197,14 @@ class Queue:
                     continue
                 if raw is None or (rest := without_user(raw, user_id)) == raw:
                     continue
-                # XX: a worker may have finished the job meanwhile; it must not be recreated.
+                # XX: a worker may have finished the job meanwhile, which must not be recreated.
                 await self._ask("SET", key, rest, "XX", "KEEPTTL")
                 touched += 1
         return touched
 
     async def close(self) -> None:
-        """Publish pending events, then close."""
-        if self._publishing is not None:
-            await asyncio.gather(self._publishing, return_exceptions=True)
+        """Publish pending events for up to `CLOSE_S` seconds, then close."""
+        await self._jobs.close(CLOSE_S)
         await self._redis.aclose(close_connection_pool=True)
 
     async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
@@ -220,18 +220,10 @@ class Queue:
         except AWAY as error:
             raise QueueUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
 
-    async def _publish_all(self) -> None:
+    async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
         try:
-            while self._pending:
-                if len(self._pending) < SEQS_PER_JOB:
-                    # A job costs far more than an event, and no caller waits: the keys are deleted already.
-                    await asyncio.sleep(LINGER_S)
-                seqs, self._pending = self._pending[:SEQS_PER_JOB], self._pending[SEQS_PER_JOB:]
-                try:
-                    await self._redis.enqueue_job(CONSUME, seqs)
-                except AWAY as error:
-                    self._pending.clear()
-                    self._metrics.publish_failures.inc()
-                    log.warning("publish_failed", job=CONSUME, error=str(error))
-        finally:
-            self._publishing = None
+            await self._redis.enqueue_job(CONSUME, [seq for part in parts for seq in part])
+        except AWAY as error:
+            self._metrics.publish_failures.inc()
+            log.warning("publish_failed", job=CONSUME, error=str(error))
+        return [None] * len(parts)

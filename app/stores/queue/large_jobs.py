@@ -1,9 +1,9 @@
 """Jobs of many events, read from the queue in pieces.
 
-arq fetches and decodes a job whole: a million events took 800 MB. So a `tip_events` job of more than `PIECE_BYTES` is
-set aside before arq fetches it. Its bytes get another key, and its own key holds a small job with a position, which
-comes back until nothing is left. Invariant: the position moves only after the events before it are stored or buried, so
-a worker that is killed leaves at most one piece to be taken in again.
+arq fetches and decodes a whole job at once: a million events took 800 MB. A `tip_events` job of more than `PIECE_BYTES`
+is therefore set aside before arq fetches it. Its bytes move to another key, and its own key gets a small job with a
+position in them, which is retried until no events are left. Invariant: the position moves only after all events before
+it are stored or dead letters, so after a worker is killed at most one piece is ingested again.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _SHOWN_BYTES = 1_000
 # msgpack, by the first byte of a value: https://github.com/msgpack/msgpack/blob/master/spec.md
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # nil, false, true, numbers
 _FIXED |= {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
-# Width of the length in bytes, and bytes beside it: binaries, extensions, texts.
+# Width of the length in bytes, and further bytes: binaries, extensions, strings.
 _SIZED = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)}
 _SIZED |= {0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)}
-_COUNTED = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of the count, values for each: arrays, maps
+_COUNTED = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of the count, values per item: arrays, maps
 _ARRAY, _MAP = 0x90, 0x80
 
 
 class Position(NamedTuple):
-    """The arguments of the small job: where the next event begins, how many came before it, how many there are."""
+    """The arguments of the small job: the byte offset of the next event, the events before it, and all events."""
 
     at: int
     taken: int
@@ -47,10 +47,9 @@ class Position(NamedTuple):
 
 
 async def set_aside(redis: ArqRedis, job_id: str) -> None:
-    """Put a small job in the place of a large one; of one that cannot be taken in, the job that buries it.
+    """Replace a large job by a small one, or by a dead letter if it is too large or not a list of events.
 
-    Raises:
-        QueueUnavailable: the queue does not answer.
+    Raises `QueueUnavailable`.
     """
     key = job_key_prefix + job_id
     with _asking():
@@ -62,22 +61,22 @@ async def set_aside(redis: ArqRedis, job_id: str) -> None:
             if size <= PIECE_BYTES:
                 return
             head = await pipe.getrange(key, 0, _HEAD_BYTES - 1)
-            pipe.multi()  # type: ignore[no-untyped-call]  # redis-py's, which has no types
+            pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
             try:
                 if size > MAX_JOB_BYTES:
-                    raise InvalidInput(f"the job has {size:,} bytes; allowed are {MAX_JOB_BYTES:,}: send several jobs")
+                    raise InvalidInput(f"the job has {size:,} bytes, more than {MAX_JOB_BYTES:,}; send several jobs")
                 job = {"t": 1, "f": LARGE_TIP_EVENTS, "a": list(_first(head)), "k": {}, "et": 0}
                 pipe.rename(key, _aside(job_id))
             except InvalidInput as error:
                 shown = head[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
                 job = burial(f"{shown}… ({size:,} bytes)", str(error))
             pipe.set(key, serialize(job), px=ttl_ms if ttl_ms > 0 else None)
-            with suppress(WatchError):  # it has expired, or another worker has done it
+            with suppress(WatchError):  # the job has expired, or another worker has replaced it
                 await pipe.execute()
 
 
 class LargeJob:
-    """One that was set aside. Every method raises `QueueUnavailable`."""
+    """A job that was set aside. Every method raises `QueueUnavailable`."""
 
     def __init__(self, redis: ArqRedis, job_id: str) -> None:
         self._redis = redis
@@ -87,38 +86,36 @@ class LargeJob:
         """The next events, and the position after them.
 
         Raises:
-            InvalidInput: the next event is missing or too large, so that none of the rest can be read.
+            InvalidInput: the next event is missing or too large, so the rest cannot be read.
         """
         with _asking():
             data = await self._redis.getrange(_aside(self._job_id), position.at, position.at + PIECE_BYTES - 1)
         values, end = split(data, min(PIECE_EVENTS, position.events - position.taken))
         if not values:
             fault = f"is larger than {PIECE_BYTES:,} bytes" if len(data) == PIECE_BYTES else "is missing"
-            raise InvalidInput(
-                f"the event [{position.taken}] of {position.events} {fault}; none of the rest can be read"
-            )
+            raise InvalidInput(f"the event [{position.taken}] of {position.events} {fault}; the rest cannot be read")
         events = [value for value in values if not _is_blank(value)]
         return events, Position(position.at + end, position.taken + len(values), position.events)
 
     async def move(self, position: Position) -> None:
-        """The next try begins there."""
+        """Store the position at which the next try begins."""
         job = {"t": 1, "f": LARGE_TIP_EVENTS, "a": list(position), "k": {}, "et": 0}
         with _asking():
             await self._redis.set(job_key_prefix + self._job_id, serialize(job), xx=True, keepttl=True)
 
     async def erase(self, user_id: str, position: Position) -> bool:
-        """Overwrite a user's events from there on, each by a blank of its length; whether there were any."""
+        """Overwrite a user's events from a position on with blanks of the same length; return whether any were."""
         key, found = _aside(self._job_id), False
         while position.taken < position.events:
             with _asking():
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    # Watched: 1. we read; 2. a worker forgets the job; 3. we write, and leave a key for good.
+                    # Without WATCH: 1. this reads; 2. a worker deletes the key; 3. this writes, and the key stays.
                     await pipe.watch(key)
                     data = await pipe.getrange(key, position.at, position.at + PIECE_BYTES - 1)
                     spans = list(_spans(data, min(PIECE_EVENTS, position.events - position.taken)))
                     if not spans:
                         break
-                    pipe.multi()  # type: ignore[no-untyped-call]  # as above
+                    pipe.multi()  # type: ignore[no-untyped-call]
                     for begin, end in spans:
                         item = data[begin:end]
                         if user_id.encode() in item and names(_decoded(item), user_id):
@@ -132,19 +129,19 @@ class LargeJob:
         return found
 
     async def forget(self) -> None:
-        """Nothing of it is needed any more."""
+        """Delete the bytes that were set aside."""
         with _asking():
             await self._redis.delete(_aside(self._job_id))
 
 
 def split(data: bytes, most: int) -> tuple[list[object], int]:
-    """The complete values at the beginning of concatenated msgpack, at most so many, and where the last one ends."""
+    """Up to `most` complete values at the start of concatenated msgpack, and the offset at which the last one ends."""
     spans = list(_spans(data, most))
     return [_decoded(data[begin:end]) for begin, end in spans], spans[-1][1] if spans else 0
 
 
 def position_of(job: dict[str, Any]) -> Position | None:
-    """Where a job that was set aside goes on; None if it was not."""
+    """The position of a job that was set aside; None for any other job."""
     return Position(*job["a"]) if job["f"] == LARGE_TIP_EVENTS else None
 
 
@@ -159,7 +156,7 @@ def _spans(data: bytes, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _blank(size: int) -> bytes:
-    """One value of msgpack, a binary of zeros, that is so many bytes long; at least two."""
+    """A msgpack binary of zeros that is `size` bytes long, header included. `size` is at least 2."""
     code, width = (0xC4, 1) if size < 258 else (0xC5, 2) if size < 65_539 else (0xC6, 4)
     length = size - 1 - width
     return bytes([code]) + length.to_bytes(width) + bytes(length)
@@ -182,7 +179,7 @@ def _asking() -> Iterator[None]:
 
 
 def _first(head: bytes) -> Position:
-    """Where the events of a `tip_events` job begin. Raises `InvalidInput` if it is none."""
+    """The position of the first event of a `tip_events` job. Raises `InvalidInput` if `head` is of another job."""
     name: object = None
     try:
         at, fields = _header(head, 0, _MAP)
@@ -208,7 +205,10 @@ def _first(head: bytes) -> Position:
 
 
 def _header(data: bytes, at: int, kind: int) -> tuple[int, int]:
-    """Where the items of a map or an array begin, and how many there are; raises `IndexError` if it is none."""
+    """The offset of the first item of a map or an array, and the number of items.
+
+    Raises `IndexError` if the value at `at` is neither or is incomplete.
+    """
     code = data[at]
     if code & 0xF0 == kind:
         return at + 1, code & 0x0F
@@ -219,7 +219,10 @@ def _header(data: bytes, at: int, kind: int) -> tuple[int, int]:
 
 
 def _end(data: bytes, at: int) -> int:
-    """Where the value that begins at `at` ends. Beyond the end of `data`, or `IndexError`: there it is not complete."""
+    """The offset at which the value that begins at `at` ends.
+
+    If the value is incomplete, the offset is beyond the end of `data`, or `IndexError` is raised.
+    """
     left = 1
     while left:
         code = data[at]
@@ -239,7 +242,7 @@ def _end(data: bytes, at: int) -> int:
             width, more = _SIZED[code]
             at += width + more + int.from_bytes(data[at : at + width])
         else:
-            width, values = _COUNTED.get(code, (0, 0))  # 0xC1 is never used, and is found out when it is decoded
+            width, values = _COUNTED.get(code, (0, 0))  # 0xC1 is invalid; decoding rejects it
             left += values * int.from_bytes(data[at : at + width])
             at += width
     return at
@@ -249,4 +252,4 @@ def _decoded(item: bytes) -> object:
     try:
         return msgspec.msgpack.decode(item)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
-        return item.decode("utf-8", "backslashreplace")  # it is buried as what is no event
+        return item.decode("utf-8", "backslashreplace")  # not an event: it becomes a dead letter

@@ -1,10 +1,10 @@
-"""Runs arq's worker and restarts it after a disconnect, which ends arq's own.
+"""Runs arq's worker, and restarts it when its Redis has disconnected, which ends arq's worker.
 
 Invariant: when `keep_working` returns, no job runs in this process. arq retries interrupted jobs after the job timeout
 plus `ARQ_EXTRA_S`.
 
 arq waits for about thirty replies per job, which limits the throughput of a worker. Its connections are therefore lean
-(`_Lean`) and have no timeout per reply. A silent queue is noticed because the worker's polling loop stops turning.
+(`_Lean`) and have no timeout per reply. A queue that does not reply is detected because the worker stops polling.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Pace:
 
     @property
     def work_s(self) -> float:
-        """The time after which a job ends itself, before arq cancels it."""
+        """The time after which a job stops itself, before arq cancels it."""
         return 0.9 * self.job_timeout_s
 
     @property
@@ -57,7 +57,7 @@ class Pace:
 
     @property
     def untouched_ms(self) -> int:
-        """A run without progress for this long has lost its job."""
+        """A run without progress for this long, in milliseconds, has lost its job and is enqueued again."""
         return int(1000 * (self.job_timeout_s + ARQ_EXTRA_S + 5.0))
 
 
@@ -71,9 +71,9 @@ async def keep_working(
     pace: Pace,
     context: dict[str, Any],
 ) -> None:
-    """Work until `stop` is set.
+    """Run jobs until `stop` is set.
 
-    No cron job may have a longer timeout than the pace, because arq hides every crashed job for the longest timeout.
+    No cron job may have a longer timeout than the pace: arq retries every crashed job after the longest timeout of all.
     """
     stopping = asyncio.create_task(stop.wait())
     lost = False
@@ -89,7 +89,7 @@ async def keep_working(
                     (log.debug if lost else log.warning)("queue_lost", error=error)
                     lost = worker.jobs_complete == 0
                     with suppress(*AWAY):
-                        # Wakes everything that waits for a reply on these connections.
+                        # Fails every command that waits for a reply on these connections.
                         await worker.pool.connection_pool.disconnect()
                     await asyncio.wait({stopping}, timeout=RESTART_AFTER_S)
             finally:
@@ -109,19 +109,19 @@ class _Worker(Worker):
         self.came_round = asyncio.Event()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Take jobs one by one; arq's own would start the whole list, however long it waits for free slots."""
+        """Start jobs one by one. arq would start the whole list, even if the worker is told to stop meanwhile."""
         for job_id in job_ids:
             if not self.allow_pick_jobs:
                 return
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Set a large job aside first; arq's own would fetch it whole."""
+        """Set a large job aside first: arq would fetch it whole."""
         await set_aside(self.pool, job_id)
         await super().run_job(job_id, score)
 
     async def heart_beat(self) -> None:
-        """The end of a poll."""
+        """Count the poll that ends here."""
         self.rounds += 1
         self.came_round.set()
         await super().heart_beat()
@@ -149,14 +149,14 @@ class _Lean:
         return packed
 
     async def can_read_destructive(self) -> bool:
-        """Whether unread data is left; raises if the connection is closed.
+        """Whether unread data is left. Raises if the connection is closed.
 
-        Called whenever a connection leaves the pool. redis-py's own starts a read and cancels it a turn later.
+        Called whenever a connection leaves the pool. redis-py's version starts a read and cancels it.
         """
         reader = self._reader
         if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
             return False
-        left: bool = await super().can_read_destructive()  # type: ignore[misc]  # of the class this stands before
+        left: bool = await super().can_read_destructive()  # type: ignore[misc]  # a mixin
         return left
 
 

@@ -139,7 +139,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_accepted(migrated: Run, 
 
 OTHER_FORMATS = {
     "a JSON array": f"[{line('a')}]".encode(),
-    "JSON that is spread over several lines": json.dumps(json.loads(line("a")), indent=2).encode(),
+    "one JSON document over several lines": json.dumps(json.loads(line("a")), indent=2).encode(),
     "a table of columns": b"event_id,user_id,tip_id\na,ann,t\n",
     "gzip": gzip.compress(line("a").encode()),
     "text in UTF-16": line("a").encode("utf-16"),
@@ -154,9 +154,9 @@ def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, cas
     (tmp_path / "events").write_bytes(OTHER_FORMATS[case])
     shown = migrated("events", "events", *bad)
     assert shown.code == 5
-    assert f"events is {name}; expected is newline-delimited JSON in UTF-8, one event a line" in shown.err
+    assert f"events is {name}; send newline-delimited JSON in UTF-8, one event per line" in shown.err
     assert stored(tmp_path) == []
-    with pytest.raises(Undecodable, match=f"the body is {name}; expected is newline-delimited JSON"):
+    with pytest.raises(Undecodable, match=f"the body is {name}; send newline-delimited JSON"):
         decode_lines(OTHER_FORMATS[case])
 
 

@@ -238,7 +238,7 @@ def test_a_file_may_begin_as_spreadsheets_write_it(lived_in: Run, tmp_path: Path
 ROW = b'{"user_id": "ann", "as_of": "2026-04-25T08:30:00Z"}'
 BAD_FILES = {
     "is a JSON array; expected is CSV": b"[" + ROW + b"]",
-    "is JSON that is spread over several lines": json.dumps(json.loads(ROW), indent=2).encode(),
+    "is one JSON document over several lines": json.dumps(json.loads(ROW), indent=2).encode(),
     "line 1: not JSON": b'{"user_id": "ann",\n"as_of": "2026-04-25T08:30:00Z"}',
     "is gzip": gzip.compress(ROW),
     "is text in UTF-16": ROW.decode().encode("utf-16"),

@@ -8,29 +8,28 @@ import pytest
 
 from app.concurrency import periodic
 from app.concurrency.periodic import repeat
-from app.errors import StoreFull, StoreUnavailable
+from app.errors import StoreUnavailable
 from tests.support.logs import Recorder
 
 
 async def test_work_is_repeated_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     logs = Recorder()
     monkeypatch.setattr(periodic, "log", logs)
-    errors = iter([StoreUnavailable("away"), RuntimeError("a defect"), StoreFull("full")])
+    away, defect = StoreUnavailable("away"), RuntimeError("a defect")
+    outcomes = iter([away, away, None, away, defect, defect])
     pauses: list[float] = []
 
     async def work() -> None:
-        for error in errors:
-            raise error
+        if (outcome := next(outcomes)) is not None:
+            raise outcome
 
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
-        if len(pauses) == 4:
+        if len(pauses) == 6:
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
         await repeat("sweep", work, 2.0, pause)
-    assert [(line["event"], line["name"]) for line in logs.lines][:2] == [
-        ("run_put_off", "sweep"),
-        ("run_failed", "sweep"),
-    ]
-    assert pauses == [2.0] * 4
+    assert pauses == [2.0] * 6
+    assert [line["level"] for line in logs.lines] == ["warning", "debug", "warning", "exception", "exception"]
+    assert {line["name"] for line in logs.lines} == {"sweep"}

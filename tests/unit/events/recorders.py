@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from app.concurrency.batcher import Bounds
 from app.events.admission import Admission
 from app.events.ingest import Ingestor, Receipt
 from app.events.ports import Admitted, Appended, ClashingEvent
@@ -87,9 +88,7 @@ class RecordingPublisher:
 class Stage:
     """An ingestor among recorders."""
 
-    def __init__(
-        self, database: Database, door: str = "http", pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
+    def __init__(self, database: Database, bounds: Bounds | None = None) -> None:
         self.database = database
         self.clock = FakeClock()
         self.journal = Journal()
@@ -104,8 +103,8 @@ class Stage:
             admission=Admission(retention_days=180),
             clock=self.clock,
             metrics=self.metrics,
-            door=door,
-            pause=pause,
+            door="http",
+            bounds=bounds,
         )
 
     async def ingest(self, *events: TipEvent) -> Receipt:

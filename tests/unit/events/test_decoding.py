@@ -130,9 +130,9 @@ def test_array_is_refused_when_it_holds_more_events_than_allowed() -> None:
     one = msgspec.json.encode(FEEDBACK_EVENT)
     assert len(decode_json(b"[" + b",".join([one] * MAX_EVENTS) + b"]")) == 1_000
     assert len(decode_lines(b"\n".join([one] * MAX_EVENTS))) == 1_000
-    with pytest.raises(InvalidInput, match="at most 1000 events at once, not 1001"):
+    with pytest.raises(InvalidInput, match="not 1001"):
         decode_json(b"[" + b",".join([one] * 1_001) + b"]")
-    with pytest.raises(InvalidInput, match="at most 1000 events at once, not 1001"):
+    with pytest.raises(InvalidInput, match="not 1001"):
         decode_lines(b"\n".join([one] * 1_001))
 
 

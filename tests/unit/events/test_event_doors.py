@@ -99,13 +99,9 @@ def refusal_of(anything: object) -> tuple[Issue, ...] | None:
 
 @given(valid_payloads)
 def test_a_time_that_has_lost_its_offset_on_the_way_is_refused(sent: dict[str, object]) -> None:
-    assert refusal_of(msgspec.msgpack.decode(msgspec.msgpack.encode(sent))) == (
-        Issue(
-            "[0].occurred_at",
-            "a msgpack timestamp, which has lost its offset; allowed is an RFC 3339 time with its UTC offset, as "
-            "2026-04-25T08:30:00+02:00",
-        ),
-    )
+    (issue,) = refusal_of(msgspec.msgpack.decode(msgspec.msgpack.encode(sent))) or ()
+    assert issue.path == "[0].occurred_at"
+    assert "msgpack timestamp" in issue.detail
 
 
 @given(st.one_of(json_like, st.fixed_dictionaries(dict.fromkeys(SENT, json_like))))

@@ -7,9 +7,8 @@ import asyncio
 import pytest
 
 from app.errors import CacheUnavailable
-from app.events import handover as module
 from app.events.consume import SWEEP_AGE_MS
-from app.events.handover import Handover
+from app.events.handover import BOUNDS, Handover
 from app.events.ports import LoggedEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed_invalidations import announce
@@ -22,15 +21,15 @@ from tests.support.waiting import eventually, eventually_async
 GRACE_S = 5.0
 
 
-class Linger:
-    """A pause that lasts until a test says so."""
+class Pause:
+    """A pause between groups that lasts until a test ends it."""
 
     def __init__(self) -> None:
         self.begun = 0
         self.over = asyncio.Event()
 
     async def __call__(self, seconds: float) -> None:
-        assert seconds == module.LINGER_S
+        assert 0 < seconds <= BOUNDS.apart_s
         self.begun += 1
         await self.over.wait()
 
@@ -42,50 +41,50 @@ async def desk(database: Database) -> Desk:
 
 
 @pytest.fixture
-def linger() -> Linger:
-    return Linger()
+def pause() -> Pause:
+    return Pause()
 
 
 @pytest.fixture
-def handover(desk: Desk, linger: Linger) -> Handover:
-    return Handover(desk.consumer, within_s=GRACE_S, pause=linger)
+async def handover(desk: Desk, pause: Pause) -> Handover:
+    return Handover(desk.consumer, GRACE_S, pause=pause)
 
 
 async def test_events_of_many_jobs_share_a_consumption_when_they_come_together(
-    desk: Desk, handover: Handover, linger: Linger
+    desk: Desk, handover: Handover, pause: Pause
 ) -> None:
+    handover.add(await desk.store(served(event_id="first")))
+    await eventually(lambda: desk.pupil.learned == ["first"])
     for number in range(20):
         handover.add(await desk.store(served(f"user-{number}", event_id=f"e{number}")))
-    await eventually(lambda: linger.begun)
+    await eventually(lambda: pause.begun)
     assert len(await desk.unconsumed()) == 20
-    linger.over.set()
-    await eventually(lambda: len(desk.pupil.learned) == 20)
+    pause.over.set()
+    await eventually(lambda: len(desk.pupil.learned) == 21)
     await handover.close(GRACE_S)
-    assert len(desk.drops.older) == 1
+    assert len(desk.drops.older) == 2
     assert desk.drops.all == []
     assert await desk.unconsumed() == []
 
 
-async def test_nobody_lingers_when_there_is_enough_for_one_consumption(
-    desk: Desk, handover: Handover, linger: Linger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "EVENTS_AT_ONCE", 2)
+async def test_a_consumption_does_not_wait_when_there_are_enough_events(desk: Desk, pause: Pause) -> None:
+    handover = Handover(desk.consumer, GRACE_S, BOUNDS._replace(at_once=2), pause=pause)
     handover.add(await desk.store(*(served(event_id=name) for name in "abcd")))
     await handover.close(GRACE_S)
-    assert (desk.pupil.learned, len(desk.drops.older), linger.begun) == (list("abcd"), 2, 0)
+    assert (desk.pupil.learned, len(desk.drops.older), pause.begun) == (list("abcd"), 2, 0)
 
 
-async def test_nothing_is_begun_when_a_job_brought_no_new_event(handover: Handover, linger: Linger) -> None:
+async def test_nothing_is_begun_when_a_job_brought_no_new_event(desk: Desk, handover: Handover) -> None:
     handover.add([])
     await handover.close(GRACE_S)
-    assert linger.begun == 0
+    assert desk.drops.older == []
 
 
 @pytest.mark.parametrize("error", [CacheUnavailable("away"), RuntimeError("a defect")])
 async def test_events_are_left_to_the_sweep_when_their_consumption_fails(
-    desk: Desk, handover: Handover, linger: Linger, error: Exception
+    desk: Desk, handover: Handover, pause: Pause, error: Exception
 ) -> None:
-    linger.over.set()
+    pause.over.set()
     desk.drops.failure = error
     handover.add(await desk.store(served(event_id="a")))
     await handover.close(GRACE_S)
@@ -99,20 +98,20 @@ async def test_events_are_left_to_the_sweep_when_their_consumption_fails(
 
 
 async def test_the_next_events_are_consumed_when_one_consumption_takes_too_long(
-    desk: Desk, linger: Linger, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, pause: Pause, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    linger.over.set()
+    pause.over.set()
     never = asyncio.Event()
 
     async def hang(_: LoggedEvent) -> None:
         await never.wait()
 
-    handover = Handover(desk.consumer, within_s=0.02, pause=linger)
+    handover = Handover(desk.consumer, within_s=0.02, pause=pause)
     with monkeypatch.context() as patch:
         patch.setattr(desk.pupil, "learn", hang)
         handover.add(await desk.store(served(event_id="a")))
         await handover.close(GRACE_S)
-    await _consumed(desk, Handover(desk.consumer, GRACE_S, linger), "b")
+    await _consumed(desk, Handover(desk.consumer, GRACE_S, pause=pause), "b")
     assert await desk.unconsumed() == ["a"]
 
 
@@ -127,20 +126,21 @@ async def _is_learned(desk: Desk, event_id: str) -> bool:
 
 
 async def test_events_beyond_the_cap_are_left_to_the_sweep_when_consumption_falls_behind(
-    desk: Desk, handover: Handover, linger: Linger, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, pause: Pause
 ) -> None:
-    monkeypatch.setattr(module, "PENDING_CAP", 1)
-    for name in "abc":
-        handover.add(await desk.store(served(event_id=name)))
-    linger.over.set()
+    handover = Handover(desk.consumer, GRACE_S, BOUNDS._replace(most=2), pause=pause)
+    for seqs in [await desk.store(served(event_id=name)) for name in "abc"]:
+        handover.add(seqs)
     await handover.close(GRACE_S)
     assert await desk.unconsumed() == ["c"]
 
 
-async def test_what_is_pending_is_left_to_the_sweep_when_closing_may_not_take_so_long(
-    desk: Desk, handover: Handover, linger: Linger
+async def test_pending_events_are_left_to_the_sweep_when_the_grace_period_ends(
+    desk: Desk, handover: Handover, pause: Pause
 ) -> None:
     handover.add(await desk.store(served(event_id="a")))
-    await eventually(lambda: linger.begun)
+    await eventually(lambda: desk.pupil.learned == ["a"])
+    handover.add(await desk.store(served(event_id="b")))
+    await eventually(lambda: pause.begun)
     await handover.close(0.01)
-    assert (desk.pupil.learned, await desk.unconsumed()) == ([], ["a"])
+    assert (desk.pupil.learned, await desk.unconsumed()) == (["a"], ["b"])

@@ -7,10 +7,9 @@ import asyncio
 import msgspec
 import pytest
 
-import app.events.ingest as module
 from app.errors import Conflict, InvalidInput, Overloaded, StoreUnavailable
 from app.events.admission import Batch, decode_json, decode_lines
-from app.events.ingest import Receipt
+from app.events.ingest import BOUNDS, BOUNDS_OF, Receipt
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
@@ -84,27 +83,19 @@ async def test_requests_share_a_commit_and_a_drop_when_they_wait_together(stage:
     assert sorted(seq for receipt in receipts for seq in receipt.seqs) == list(range(1, 51))
 
 
-async def test_requests_share_a_commit_when_they_come_one_by_one_by_the_queue(stage: Stage) -> None:
-    pauses: list[float] = []
-    over = asyncio.Event()
-
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        await over.wait()
-
-    by_queue = Stage(stage.database, "queue", pause)
-    await by_queue.ingest(served())
-    assert pauses == [], "the first need not wait"
-    sending = [asyncio.create_task(by_queue.ingest(served()))]
-    await eventually(lambda: pauses)
-    sending += [asyncio.create_task(by_queue.ingest(served())) for _ in range(2)]
-    over.set()
+async def test_requests_share_a_commit_when_commits_are_apart(stage: Stage) -> None:
+    stage = Stage(stage.database, BOUNDS._replace(apart_s=0.05))
+    await stage.ingest(served())
+    sending = []
+    for _ in range(3):
+        sending.append(asyncio.create_task(stage.ingest(served())))
+        await asyncio.sleep(0.001)
     await asyncio.gather(*sending)
-    assert by_queue.log.commits == [[1], [1, 1, 1]]
-    assert pauses == [pytest.approx(module.COMMITS_APART_S["queue"])]
-    by_queue.clock.advance(1_000)
-    await by_queue.ingest(served())
-    assert len(pauses) == 1, "the last commit is long ago"
+    assert stage.log.commits == [[1], [1, 1, 1]]
+
+
+def test_commits_are_apart_when_events_come_by_the_queue() -> None:
+    assert BOUNDS_OF["queue"].apart_s > 0
 
 
 async def test_next_commit_does_not_wait_for_the_drop_of_the_one_before(stage: Stage) -> None:
@@ -118,17 +109,15 @@ async def test_next_commit_does_not_wait_for_the_drop_of_the_one_before(stage: S
     await asyncio.gather(first, second)
 
 
-async def test_large_requests_are_committed_apart_when_they_exceed_the_cap(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "COMMIT_CAP", 5)
+async def test_large_requests_are_committed_apart_when_they_exceed_the_cap(stage: Stage) -> None:
+    stage = Stage(stage.database, BOUNDS._replace(at_once=5))
     sizes = (3, 2, 1, 7, 1)
     await asyncio.gather(*(stage.ingest(*(served() for _ in range(size))) for size in sizes))
     assert stage.log.commits == [[3, 2], [1], [7], [1]]
 
 
-async def test_request_is_turned_away_when_too_many_events_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITING_CAP", 3)
+async def test_request_is_turned_away_when_too_many_events_wait(stage: Stage) -> None:
+    stage = Stage(stage.database, BOUNDS._replace(most=3))
     outcomes = await asyncio.gather(
         *(stage.ingest(served(event_id=f"{number}-a"), served(event_id=f"{number}-b")) for number in range(2)),
         return_exceptions=True,

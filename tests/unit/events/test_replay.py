@@ -57,7 +57,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(database: Database) -> Desk:
+async def desk(database: Database) -> Desk:
     return Desk(database)
 
 

@@ -82,7 +82,7 @@ async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much
 
 async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, overload: Overload) -> None:
     site, user = own_site, new_user()
-    overload.begin(site.service.ingestor._backlog)
+    overload.begin(site.service.ingestor._commits._load)
     answer = await site.client.post("/events", content=body(served(user, site.now_ms)), headers=JSON)
     assert "too much load (events)" in problem(answer, 503)["detail"]
     assert answer.headers["retry-after"] == "1"
@@ -104,7 +104,7 @@ async def test_events_are_taken_in_when_there_is_room_by_their_turn(
         overload.begin(LoadEstimate(lanes=1, patience_s=1, always=1))
         return True
 
-    overload.begin(site.service.ingestor._backlog)
+    overload.begin(site.service.ingestor._commits._load)
     gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the hit path's
     monkeypatch.setattr(gateway.shedding._turns, "wait", relieved)
     await site.send(served(user, site.now_ms))

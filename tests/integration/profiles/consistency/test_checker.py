@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from random import Random
 
 import pytest
 
-from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
-from app.profiles.consistency import checker, monitor
+from app.profiles.consistency import checker
 from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
 from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
@@ -157,7 +155,6 @@ def watch(service: GatedService, users_per_s: int = 5) -> ConsistencyMonitor:
         random=Random(1),
         clock=service.clock,
         metrics=service.metrics,
-        pause=_at_once,
     )
 
 
@@ -228,43 +225,6 @@ async def test_a_check_that_comes_too_late_says_nothing(service: GatedService) -
     service.clock.advance(round(1000 * (1.0 + LATE_S)) + 1)
     await watching.round()
     assert checks(service, "1s", "unchecked") == 1
-
-
-@pytest.mark.parametrize("fault", [StoreUnavailable("locked"), ValueError("a defect")])
-async def test_watch_goes_on_and_says_so_once_when_the_database_does_not_answer(
-    service: GatedService, fault: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorder = Recorder()
-    monkeypatch.setattr(monitor, "log", recorder)
-    rounds = 0
-    over = asyncio.Event()
-
-    async def pause(_: float) -> None:
-        nonlocal rounds
-        rounds += 1
-        if rounds == 4:
-            over.set()
-            await asyncio.Event().wait()
-
-    async def fail() -> None:
-        raise fault
-
-    watching = watch(service)
-    watching._pause = pause
-    watching.round = fail  # type: ignore[method-assign]
-    task = asyncio.create_task(watching.keep_watching())
-    await over.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    levels = [line["level"] for line in recorder.lines]
-    assert levels == (
-        ["warning", "debug", "debug", "debug"] if isinstance(fault, StoreUnavailable) else ["exception"] * 4
-    )
-
-
-async def test_nothing_is_watched_when_that_is_switched_off(service: GatedService) -> None:
-    await watch(service, users_per_s=0).keep_watching()
 
 
 async def test_events_that_were_never_consumed_are_found_by_their_user(service: GatedService) -> None:

@@ -138,7 +138,7 @@ async def test_a_job_is_buried_when_it_is_larger_than_allowed(
     await set_aside(client, "job")
     name, (_, said) = await standing(client)
     assert name == BURY
-    assert "allowed are 300,000: send several jobs" in said
+    assert "300,000" in said
     assert await client.keys("arq:large:*") == []
 
 
