@@ -101,6 +101,6 @@ async def test_the_admin_is_told_when_jobs_that_wait_could_not_be_looked_at(
         assert told["detail"].endswith("; erase again when it answers")
         assert (await look(site, "ann", "/erase"))["views"] == 0
         (entry,) = await site.service.audit_trail.newest(1)
-        assert (entry.action, "but for jobs" in entry.outcome) == ("erase", True)
+        assert (entry.action, "except for jobs" in entry.outcome) == ("erase", True)
         queue.start()
         assert (await site.client.delete("/admin/users/ann")).status_code == 204
