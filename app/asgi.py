@@ -32,7 +32,7 @@ from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
 from app.api.request_parsing import check_query
 from app.api.server import listen
-from app.bootstrap.generation import open_writing
+from app.bootstrap.generation import open_tip_generator
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.errors import ProfilesError
@@ -81,7 +81,8 @@ def create_app(
                     open_service(settings, door="http", contract=contract, metrics=metrics)
                 )
                 await stack.enter_async_context(sampling(opened, "api"))
-            application.state.writing = await stack.enter_async_context(open_writing(settings, opened.clock, metrics))
+            tips = open_tip_generator(settings, opened.clock, metrics)
+            application.state.tips = await stack.enter_async_context(tips)
             begin(application, opened)
             yield
 
@@ -143,8 +144,8 @@ def create_app(
 def about_to_stop(application: Litestar) -> None:
     """Report not ready and call no language model from now on. The server calls it when it is told to stop."""
     application.state[operations.STOPPING] = True
-    if (writing := application.state.get("writing")) is not None:
-        writing.stop()
+    if (tips := application.state.get("tips")) is not None:
+        tips.stop()
 
 
 def _interrupt(service: OpenService) -> None:

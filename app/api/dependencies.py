@@ -12,7 +12,7 @@ from app.api.auth.authentication import Authenticator
 from app.api.auth.sessions import Sessions
 from app.api.rendering import Renderer
 from app.features.registry import Registry
-from app.generation.writing import Writing
+from app.generation.generator import TipGenerator
 from app.service import Service
 
 HttpRequest = Request[Any, Any, Any]
@@ -35,8 +35,8 @@ def renderer_of(connection: Connection) -> Renderer:
     return cast(Renderer, connection.app.state.renderer)
 
 
-def writing_of(connection: Connection) -> Writing:
-    return cast(Writing, connection.app.state.writing)
+def tips_of(connection: Connection) -> TipGenerator:
+    return cast(TipGenerator, connection.app.state.tips)
 
 
 def selected(registry: Registry, names: Sequence[str] | None) -> int:

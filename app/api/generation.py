@@ -11,14 +11,14 @@ import asyncio
 from litestar import post
 from msgspec import UNSET
 
-from app.api.dependencies import HttpRequest, service_of, writing_of
+from app.api.dependencies import HttpRequest, service_of, tips_of
 from app.api.generation_schemas import LOCALE, GeneratedTip, GenerateRequest
 from app.api.openapi.document import problems
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.errors import InvalidInput, Issue, Unavailable
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.registry import Scalar
-from app.generation.ports import Order, Task
+from app.generation.ports import Task, TipRequest
 from app.generation.profile_traits import ALLOWED, traits_of
 from app.service import Service
 from app.telemetry import logger
@@ -50,7 +50,7 @@ async def post_generate(request: HttpRequest) -> GeneratedTip:
     task = Task(title=asked.task.title, notes=asked.task.notes, due_at=asked.task.due_at, priority=asked.task.priority)
     traits = traits_of(await _features(service, asked))
     now = EPOCH + service.clock.now_ms() * MILLISECOND
-    written = await writing_of(request).write(Order(task=task, traits=traits, locale=asked.locale, now=now))
+    written = await tips_of(request).write(TipRequest(task=task, traits=traits, locale=asked.locale, now=now))
     return GeneratedTip(
         text=written.text,
         source="template" if written.model is None else "model",

@@ -31,7 +31,6 @@ from app.api.scoring_schemas import (
     UsedProfile,
 )
 from app.bandit.decisions import Decision, DecisionOutcome, Ranking
-from app.bandit.model.explanation import explained
 from app.features.clock import rfc3339
 
 DecisionId = Annotated[str, PathParameter(description="As `POST /score` answered it.")]
@@ -119,7 +118,7 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
 
 
 def _explained(decision: Decision) -> list[Explained]:
-    found = explained(decision)
+    found = decision.contributions()
     return [
         Explained(
             candidate.id,

@@ -1,7 +1,7 @@
-"""A decision: what was asked, what was known, what was chosen with which probability, and what came of it.
+"""A decision: the request, the profile used, the chosen candidate with its probability, and the outcome.
 
-Invariant: a decision that exists holds all that its answer is made of, so a repeated request gets the same answer,
-whatever was learned since. Arrays are float64. Knows nothing of storage or HTTP.
+A stored decision holds everything that its answer is made of. So a repeated request gets the same answer, whatever has
+been learned since. Arrays are float64. This module imports neither storage nor HTTP.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple
 
 from app.bandit.model.inputs import Array, Candidate, Context, Profile
 from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.events import Action
 
 Origin = Literal["request", "service", "absent"]
 Role = Literal["champion", "challenger"]
-State = Literal["open", "served", "learned", "expired"]
+DecisionState = Literal["open", "served", "learned", "expired"]
 RewardSource = Literal["feedback", "default"]
 EventOutcome = Literal["served", "learned", "repeated", "late", "other tip"]
 MAX_CANDIDATES = 100
@@ -25,7 +26,7 @@ MAX_CANDIDATES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringRequest:
-    """A request to rank candidates. `origin` "service": the profile is to be read; else it is `profile`."""
+    """A request to rank candidates. With `origin` "service" the scorer reads the profile, else it uses `profile`."""
 
     user_id: str
     candidates: tuple[Candidate, ...]
@@ -36,22 +37,23 @@ class ScoringRequest:
     request_id: str | None = None
 
 
-class Known(NamedTuple):
-    """What the database knew of a user at one look. `evidence` is None where nothing was learned.
+class UserSnapshot(NamedTuple):
+    """All that a decision needs from the database, as of one database snapshot.
 
-    `erasures` counts users erased so far, as of no later than the rest; `stored` is the decision of the same request
-    id, where there is one; `share` of the users are served by the challenger.
+    `erasures` counts the users erased so far. It is read first, so it is never newer than the other fields. `share` is
+    the share of users that the challenger serves. `statistics` is None for a user without learned decisions. `stored`
+    is the decision of the same request id, if there is one.
     """
 
     erasures: int
     prior: Prior
     share: float
-    evidence: SufficientStatistics | None
+    statistics: SufficientStatistics | None
     stored: Decision | None
 
 
 class Ranking(NamedTuple):
-    """What one policy makes of the candidates: posterior means (K,), and the probability of each (K,)."""
+    """One policy's view of K candidates: `scores` (K,), the posterior mean rewards, and `pi` (K,), the propensities."""
 
     scores: Array
     pi: Array
@@ -59,10 +61,12 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One decision. `theta` are the weights (D,) behind the serving policy's scores, `phi` (D,) is the chosen's vector.
+    """One decision, as stored.
 
-    `policy_hash` names the spec of the policy that served, `spec_hash` that of `phi`, which may go on after it.
-    `profile` holds the features used. The ranking of the policy that did not serve is None until it is known.
+    `theta` (D,) is the posterior mean θ̂ of the policy that served, `phi` (D',) the input vector of the chosen
+    candidate. `policy_hash` is the hash of the serving policy's spec, `spec_hash` that of the spec of `phi`, which may
+    have more inputs. `state_version` counts the user's learned decisions at that time. `profile` holds the features
+    used. The ranking of the policy that did not serve is None until its shadow is stored.
     """
 
     id: str
@@ -90,21 +94,31 @@ class Decision:
 
     @property
     def ranking(self) -> Ranking:
-        """What the policy that served made of it."""
+        """The ranking by the policy that served."""
         served = self.champion if self.role == "champion" else self.challenger
-        assert served is not None  # it was known when the decision was made
+        assert served is not None  # a decision is stored with the serving policy's ranking
         return served
 
     @property
     def chosen_id(self) -> str:
-        """The candidate that was chosen."""
         return self.candidates[self.chosen].id
+
+    def contributions(self) -> list[dict[str, float]] | None:
+        """θ̂ᵢφᵢ of each input i by name, for each candidate in the order sent; their sum is the candidate's score.
+
+        None if the policy's spec belongs to another release, whose formulas this one does not have.
+        """
+        spec = SPECS.get(self.policy_hash)
+        if spec is None:
+            return None
+        products = spec.phi(self.candidates, self.context, self.profile) * self.theta
+        return [dict(zip(spec.names, row, strict=True)) for row in (products + 0.0).tolist()]  # + 0.0: no "-0.0"
 
 
 class DecisionOutcome(NamedTuple):
-    """What came of a decision. `events` counts what events it was told of, by what came of them."""
+    """State and reward of a decision. `events` counts the events about it, by their effect on it."""
 
-    state: State
+    state: DecisionState
     served_at_ms: int | None
     reward: float | None
     source: RewardSource | None
@@ -114,12 +128,12 @@ class DecisionOutcome(NamedTuple):
 
 
 class Shadow(NamedTuple):
-    """What the policy that did not serve made of a decision, and what evaluation needs of both, as it is stored.
+    """Both policies' rankings of one decision, and the terms of the doubly robust estimate, in the form stored.
 
-    Scores and probabilities of all candidates are little-endian float64; `champion_p` and `challenger_p` are the
-    probabilities of the chosen one. `q_logged` is the reward expected of it by the pooled prior that the decision
-    names, and `v_champion` and `v_challenger` what that prior expects of each policy (the terms of a doubly robust
-    estimate). `agree`: both rank the same candidate first. `elapsed_us`: how long the answer took, its commit included.
+    `*_scores` and `*_pi` are little-endian float64 of all candidates. `*_p` is π(chosen). With q(a) the reward that
+    the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen), and `v_champion` and `v_challenger`
+    are Σₐ π(a) q(a). `agree`: both policies rank the same candidate first. `elapsed_us`: duration of the request,
+    commit included.
     """
 
     decision_id: str

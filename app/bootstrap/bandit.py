@@ -11,12 +11,12 @@ from app.bandit.learning.attribution import DecisionLearner, Rules
 from app.bandit.learning.maintenance import Maintenance
 from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
-from app.bandit.rollout.assignment import serves_challenger
 from app.bandit.rollout.controller import Rollout
+from app.bandit.rollout.stages import serves_challenger
 from app.bandit.rollout.status import Growth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
-from app.bandit.shadow.queue import BackgroundShadower, NoShadow, ShadowWork
+from app.bandit.shadow.queue import ShadowQueue, ShadowWork
 from app.bandit.shadow.subprocess.process import ProcessBeside
 from app.features.clock import Clock
 from app.operations.audit import AuditedAction, audited
@@ -51,25 +51,20 @@ def bandit(
     decisions = SqliteDecisions(database, policies.longest)
     states = SqliteStates(database, policies.longest)
     learner = DecisionLearner(SqliteLearning(database, policies, _rules(settings)), clock, metrics)
-    shadower = (
-        NoShadow()
-        if policies.challenger is None
-        else BackgroundShadower(decisions, shadow_work or ProcessBeside(), metrics)
-    )
     return Bandit(
         policies=policies,
         scorer=Scorer(
-            book=decisions,
+            decisions=decisions,
             read_profile=read_profile,
-            lineup=policies,
+            policies=policies,
             serves_challenger=serves_challenger,
-            shadower=shadower,
+            shadows=ShadowQueue(decisions, shadow_work or ProcessBeside(), metrics) if settings.shadow else None,
             new_id=new_id or time_ordered_id,
             clock=clock,
             metrics=metrics,
         ),
         learner=learner,
-        maintenance=Maintenance(learner=learner, states=states, lineup=policies, clock=clock, metrics=metrics),
+        maintenance=Maintenance(learner=learner, states=states, policies=policies, clock=clock, metrics=metrics),
         decisions=decisions,
         states=states,
         rollout=rollout(settings, database, clock),
@@ -89,7 +84,7 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
         return audited(trail, clock.now_ms(), actor, action, "rollout")
 
     return Rollout(
-        book=SqliteRollout(database),
+        repository=SqliteRollout(database),
         limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
         window_ms=_rules(settings).window_ms,
         policies=policies,

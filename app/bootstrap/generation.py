@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.features.clock import Clock
-from app.generation.writing import Model, Writing
+from app.generation.generator import Model, TipGenerator
 from app.settings import Settings
 from app.telemetry import Metrics, logger
 
@@ -15,20 +15,20 @@ log = logger("generation")
 
 
 @asynccontextmanager
-async def open_writing(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[Writing]:
+async def open_tip_generator(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[TipGenerator]:
     """Raises `SettingsError` if only one of the model's name and URL is set."""
     settings.require_whole_model()
     if settings.model_url is None or settings.model is None:
-        yield Writing(None, clock, metrics)
+        yield TipGenerator(None, clock, metrics)
         return
     # Imported here because most services have no model, and httpx takes a seventh of the start.
-    from app.stores.llm.client import Endpoint, LlmClient  # noqa: PLC0415
+    from app.stores.llm.client import LlmClient  # noqa: PLC0415
     from app.stores.llm.writer import LlmWriter  # noqa: PLC0415
 
-    client = LlmClient(Endpoint(settings.model_url, settings.model_key))
+    client = LlmClient(settings.model_url, settings.model_key)
     try:
         writer = LlmWriter(client, settings.model, clock, lambda: secrets.token_hex(8))
         log.info("model_set", url=settings.model_url, model=settings.model)
-        yield Writing(Model(writer, settings.model, settings.model_calls), clock, metrics)
+        yield TipGenerator(Model(writer, settings.model, settings.model_calls), clock, metrics)
     finally:
         await client.close()

@@ -153,7 +153,7 @@ class Health:
 
     async def _refresh_rollout(self) -> None:
         try:
-            state = await self.rollout.book.state()
+            state = await self.rollout.repository.state()
         except StoreUnavailable:  # `_gauges` logs it
             return
         self.metrics.bandit.share.set(state.share)

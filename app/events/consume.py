@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from app.errors import Unavailable
-from app.events.ports import DeadLetters, EventLog, Invalidates, Learner, LoggedEvent
+from app.events.ports import DeadLetters, EventLog, Invalidates, Learner
 from app.features.clock import Clock
-from app.features.events import KNOWN_SUBJECTS, subject_of
+from app.features.events import KNOWN_SUBJECTS, LoggedEvent, subject_of
 from app.telemetry import Metrics, logger
 
 ATTEMPTS = 5

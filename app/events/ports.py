@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from app.features.events import TipEvent
+from app.features.events import LoggedEvent, TipEvent
 
 
 class Admitted(NamedTuple):
@@ -44,15 +44,6 @@ class ClashingEvent(NamedTuple):
 
     position: int
     event_id: str
-
-
-class LoggedEvent(NamedTuple):
-    """A stored event. `attempts` counts the failures to consume it alone."""
-
-    seq: int
-    event: TipEvent
-    received_at_ms: int
-    attempts: int
 
 
 class TracedEvent(NamedTuple):

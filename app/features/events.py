@@ -1,13 +1,13 @@
 """The two tip events, as producers send them: the complete lists of subjects and of feedback actions.
 
-Everything else about an event (its arrival, its sequence number) belongs to `app.events`.
+`LoggedEvent` is a stored event as the worker hands it to its consumers. How events are stored belongs to `app.events`.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Self, cast
+from typing import Annotated, NamedTuple, Self, cast
 
 import msgspec
 from msgspec import Meta
@@ -85,6 +85,15 @@ class TipFeedback(
 
 
 TipEvent = TipServed | TipFeedback
+
+
+class LoggedEvent(NamedTuple):
+    """A stored event. `attempts` counts the failures to consume it alone."""
+
+    seq: int
+    event: TipEvent
+    received_at_ms: int
+    attempts: int
 
 
 def subject_of(event: TipEvent) -> str:

@@ -1,1 +1,1 @@
-"""Wording a tip: what is asked, how it is said without a model, how a model is asked, and the port for one."""
+"""Generating tips: the prompt and the port of a language model, and the template that needs no model."""

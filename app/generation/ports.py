@@ -1,6 +1,6 @@
-"""What wording a tip needs: an order and a writer.
+"""A request for a tip, and the protocol of a writer.
 
-An order carries what may be said and nothing else: it has no field for a user, so no writer can tell whom it is for.
+A request contains only what may be said in the tip. It has no field for a user, so no writer can learn the user's id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from app.generation.profile_traits import Traits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task, as its owner wrote it: untrusted. A higher `priority` matters more; `due_at` is aware."""
+    """A task as its owner wrote it: untrusted text. A higher `priority` matters more; `due_at` has a UTC offset."""
 
     title: str
     notes: str | None = None
@@ -23,8 +23,8 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A tip to be worded. `locale` is a BCP 47 tag, `now` the aware time at which it is read."""
+class TipRequest:
+    """A request for a tip. `locale` is a BCP 47 tag, `now` the current time with a UTC offset."""
 
     task: Task
     traits: Traits
@@ -33,12 +33,12 @@ class Order:
 
 
 class Writer(Protocol):
-    """Words tips. Stateless as far as its caller can tell: any number of orders may be under way."""
+    """Writes tips; safe for concurrent calls."""
 
-    async def write(self, order: Order) -> str:
-        """The text of a tip, not checked yet.
+    async def write(self, request: TipRequest) -> str:
+        """The text of a tip, unchecked. Returns or raises within a bounded time.
 
         Raises:
-            ModelFailed: there is none, and why. Nothing else, and within a bounded time.
+            ModelFailed: there is no text; the error has the reason.
         """
         ...

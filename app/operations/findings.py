@@ -35,7 +35,7 @@ ADVICE: Mapping[str, str] = {
 
 UNREADABLE = (
     "Such a user is scored as a new one and teaches nothing; other users are not affected. The workers' logs tell of "
-    "each (evidence_set_aside). Put the rows back from a backup, or erase the users. Look at the disk, too."
+    "each (statistics_set_aside). Put the rows back from a backup, or erase the users. Look at the disk, too."
 )
 
 

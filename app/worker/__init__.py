@@ -23,7 +23,7 @@ from arq.worker import func
 
 from app.bandit.learning import maintenance
 from app.bandit.rollout import monitor
-from app.bandit.rollout.monitor import RolloutWatch
+from app.bandit.rollout.monitor import RolloutMonitor
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
@@ -225,11 +225,11 @@ async def work(
         await stack.enter_async_context(sampling(service, "worker"))
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
-        rollout_watch = RolloutWatch(service.bandit.rollout, service.clock)
+        rollout_monitor = RolloutMonitor(service.bandit.rollout, service.clock)
         periodic = [
             repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
             repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
-            repeat("roll-out", rollout_watch.once, monitor.EVERY_S),
+            repeat("roll-out", rollout_monitor.once, monitor.EVERY_S),
         ]
         if settings.audit_users:
             periodic.append(repeat("audit", consistency_monitor(service).round, ROUND_S))

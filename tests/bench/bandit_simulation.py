@@ -1,15 +1,15 @@
-"""Users, profiles, candidates and rewards that follow other formulas than v2's inputs: does the pooled prior pay?
+"""Simulates users whose rewards follow other formulas than v2's inputs: does the pooled prior pay?
 
     python -m tests.bench.bandit_simulation --populations 40 --users 300
 
-Two arms, v1 and v2, meet the same users, candidates, random numbers and outcomes; each arm learns from its own
-decisions only, and v2's prior is pooled from the population's evidence every few rounds, as the worker does. Users
-arrive one after another, so that most meet a prior that others have taught. What is compared is the expected reward of
-the chosen candidate, population by population.
+Two arms, v1 and v2, see the same users, candidates, random numbers and outcomes. Each arm learns from its own decisions
+only, and v2's prior is pooled from the population's statistics every few rounds, as a worker does. Users arrive one
+after another, so most of them start from a prior that others have taught. The result is the expected reward of the
+chosen candidate, per population.
 
-A decision here takes one draw of the posterior, the policy takes M and samples from their shares: the same action
-distribution, since each draw is equally likely to be the one that counts. `test_simulation` holds the arithmetic here
-(all users at once) against `app.bandit.model.policy`.
+A decision here takes one draw of the posterior. The policy takes M draws and samples from their shares. The action has
+the same distribution, since each draw is equally likely to be the one that counts. `test_simulation` compares the
+arithmetic here (all users at once) with `app.bandit.model.policy`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.bandit.model.inputs import Array, Candidate, Context, Profile, candidate_terms, shared_terms
+from app.bandit.model.inputs import Array, Candidate, Context, Profile, candidate_factors, shared_factors
 from app.bandit.model.policy import EPSILON, SCALE
 from app.bandit.model.pooled_prior import SHRINKAGE
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
@@ -34,8 +34,6 @@ FEW = -0.84  # a fifth of the normal distribution lies below
 
 @dataclass(frozen=True)
 class Size:
-    """How much is simulated."""
-
     populations: int = 8
     users: int = 120
     rounds: int = 60
@@ -44,22 +42,21 @@ class Size:
     without_profile: float = 0.15
 
 
-class World(NamedTuple):
-    """Everything that does not depend on what is chosen. N users of all populations, R rounds, K candidates."""
+class SimulatedUsers(NamedTuple):
+    """Everything that does not depend on the choices: N users of all populations, R rounds, K candidates."""
 
     population: NDArray[np.intp]  # (N,)
     start: NDArray[np.intp]  # (N,) the round of a user's first decision
-    terms: Array  # (N, R, K, candidate terms)
-    shared: Array  # (N, R, shared terms)
-    traits: Array  # (N, R, K, effects): what the reward depends on, see `effects`
-    own: Array  # (N, 3) what each user likes, beside all that is shared
-    luck: Array  # (N, R, K) uniform: the outcome of each candidate
+    factors: Array  # (N, R, K, candidate factors)
+    shared: Array  # (N, R, shared factors)
+    traits: Array  # (N, R, K, 8): the effects that the reward depends on, see `_traits`
+    own: Array  # (N, 3) each user's own preferences
+    outcomes: Array  # (N, R, K) uniform: decides the reward of each candidate
     noise: Array  # (N, R, K) normal: the draws
-    whim: Array  # (N, R, 2) uniform: epsilon
+    exploration: Array  # (N, R, 2) uniform: whether to explore, and the candidate
 
 
-def world(size: Size, seed: int) -> World:
-    """Draws one."""
+def simulated_users(size: Size, seed: int) -> SimulatedUsers:
     random = np.random.default_rng(seed)
     n, r, k = size.populations * size.users, size.rounds, size.candidates
     overdue = random.random((n, r, k)) < 0.4
@@ -78,17 +75,17 @@ def world(size: Size, seed: int) -> World:
     shared = np.array(
         [
             [
-                shared_terms(Context(datetime(2026, 3, 2) + timedelta(hours=float(h))), profile)  # noqa: DTZ001
+                shared_factors(Context(datetime(2026, 3, 2) + timedelta(hours=float(h))), profile)  # noqa: DTZ001
                 for h in hours
             ]
             for profile, hours in zip(_profiles(random, kind, dwell, preferred, volume, known), hour, strict=True)
         ]
     )
     apart = np.abs((hour - preferred[:, None] + 12) % 24 - 12)
-    return World(
+    return SimulatedUsers(
         np.repeat(np.arange(size.populations), size.users),
         random.integers(0, r - COLD + 1, n),
-        candidate_terms(tips).reshape(n, r, k, -1),
+        candidate_factors(tips).reshape(n, r, k, -1),
         shared,
         _traits(overdue, age, priority, kind, dwell, volume, apart),
         random.normal(0, 1, (n, 3)),
@@ -106,7 +103,7 @@ def _profiles(
     volume: NDArray[np.int64],
     known: NDArray[np.bool_],
 ) -> Sequence[Profile]:
-    """What the service knows of each: rates as counted over the feedback there was, not as they are."""
+    """Each user's profile, with rates as counted over the feedback received, not the true ones."""
     found: list[Profile] = []
     for user, there in enumerate(known):
         n = int(volume[user])
@@ -136,8 +133,10 @@ def _traits(
     volume: NDArray[np.int64],
     apart: Array,
 ) -> Array:
-    """(N, R, K, 3 + 5): of the candidate alone, and of candidate and user together. Steps, bumps and roots on purpose:
-    none is a transform of v2."""
+    """(N, R, K, 3 + 5): effects of the candidate alone, and of candidate and user together.
+
+    They are steps, bumps and roots on purpose, so that none is a transform of v2.
+    """
     o = overdue - 0.4
     a = np.sqrt(np.minimum(age, 100) / 100) - 0.3
     p = (priority - 2) / 2
@@ -149,7 +148,7 @@ def _traits(
     return np.stack([o, a, p, eager * p, (curt - 0.4) * o, (reader - 0.5) * a, near * o, busy * a], axis=-1)
 
 
-Rewards = Callable[[World], Array]
+Rewards = Callable[[SimulatedUsers], Array]
 _MAIN = np.array([0.3, -0.4, 0.3])
 _TOGETHER = np.array([1.0, -1.6, 2.0, 1.6, -0.8])
 
@@ -158,61 +157,59 @@ def _logistic(utility: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(0.6 - utility)), np.float64)
 
 
-def _own(at: World, spread: float = 0.8) -> Array:
+def _own(at: SimulatedUsers, spread: float = 0.8) -> Array:
     return np.asarray(np.einsum("nrke,ne->nrk", at.traits[..., :3], at.own * spread), np.float64)
 
 
-def _common(at: World) -> Array:
+def _common(at: SimulatedUsers) -> Array:
     return np.asarray(at.traits[..., :3] @ _MAIN + at.traits[..., 3:] @ _TOGETHER, np.float64)
 
 
-def shared(at: World) -> Array:
-    """A profile means the same for everybody; beside it, users differ."""
+def shared(at: SimulatedUsers) -> Array:
+    """A profile has the same effect for all users, who also have own preferences."""
     return _logistic(_common(at) + _own(at))
 
 
-def shared_linear(at: World) -> Array:
+def shared_linear(at: SimulatedUsers) -> Array:
     """As `shared`, but linear in its effects."""
     return np.clip(0.35 + 0.15 * (_common(at) + _own(at)), 0, 1)
 
 
-def main_only(at: World) -> Array:
-    """Users have likes in common, but the profile says nothing."""
+def main_only(at: SimulatedUsers) -> Array:
+    """Users have preferences in common, but the profile has no effect."""
     return _logistic(at.traits[..., :3] @ (2 * _MAIN) + _own(at))
 
 
-def nothing_shared(at: World) -> Array:
-    """Every user is a world apart."""
+def nothing_shared(at: SimulatedUsers) -> Array:
+    """Users have nothing in common."""
     return _logistic(_own(at, 1.2))
 
 
-def opposite(at: World) -> Array:
-    """Half of the users feel the opposite of the other half, about everything."""
+def opposite(at: SimulatedUsers) -> Array:
+    """Half of the users have the opposite preferences of the other half."""
     sign = np.where(at.own[:, 0] > 0, 1.0, -1.0)[:, None, None]
     return _logistic(sign * _common(at))
 
 
-def minority(at: World) -> Array:
-    """As `opposite`, but only every fifth user is of the other opinion."""
+def minority(at: SimulatedUsers) -> Array:
+    """As `opposite`, but for one user in five."""
     sign = np.where(at.own[:, 0] > FEW, 1.0, -1.0)[:, None, None]
     return _logistic(sign * _common(at))
 
 
-def chance(at: World) -> Array:
-    """Nothing matters."""
-    return np.full(at.luck.shape, 0.35)
+def constant(at: SimulatedUsers) -> Array:
+    """Every candidate has the same expected reward."""
+    return np.full(at.outcomes.shape, 0.35)
 
 
 SCENARIOS: dict[str, Rewards] = {
     scenario.__name__: scenario
-    for scenario in (shared, shared_linear, main_only, nothing_shared, opposite, minority, chance)
+    for scenario in (shared, shared_linear, main_only, nothing_shared, opposite, minority, constant)
 }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A policy with its constants."""
-
     spec: Spec
     precisions: Array
     v: float = SCALE
@@ -223,13 +220,13 @@ V1 = Arm(SPEC_V1, SPEC_V1.precisions)
 V2 = Arm(SPEC_V2, SPEC_V2.precisions)
 
 
-def features(at: World, spec: Spec) -> Array:
-    """φ of every candidate there will be, (N, R, K, D)."""
-    return spec.joined(at.terms, at.shared)
+def features(at: SimulatedUsers, spec: Spec) -> Array:
+    """φ of all candidates (N, R, K, D)."""
+    return spec.phi_from(at.factors, at.shared)
 
 
 class Learners:
-    """What N users have taught one arm, all at once: A⁻¹ and y of each, and the sums of each population."""
+    """What one arm has learned of N users: A⁻¹ and y of each, and the pooled sums of each population."""
 
     def __init__(self, arm: Arm, population: NDArray[np.intp]) -> None:
         self._arm = arm
@@ -241,30 +238,30 @@ class Learners:
         self._pool_s, self._pool_y = np.zeros((populations, d, d)), np.zeros((populations, d))
 
     def refresh(self) -> None:
-        """Makes a new prior of each population, if the arm has any use for one."""
+        """Pool a new prior in each population, if the arm's spec is pooled."""
         if self._arm.spec.pooled:
             a = self._pool_s + self._arm.shrinkage * np.eye(self.y.shape[1])
             self.mu = np.asarray(np.linalg.solve(a, self._pool_y[..., None])[..., 0], np.float64)
 
     def scores(self, users: NDArray[np.intp], phi: Array) -> tuple[Array, Array]:
-        """Means (n, K) and A⁻¹'s covariances (n, K, K) of some users' candidates φ (n, K, D)."""
+        """Means (n, K) and covariances φA⁻¹φᵀ (n, K, K) of candidates φ (n, K, D) of n users."""
         inverse = self.inverse[users]
         towards = self._arm.precisions * self.mu[self._population[users]] + self.y[users]
         theta = np.einsum("nde,ne->nd", inverse, towards)
         return np.einsum("nkd,nd->nk", phi, theta), phi @ inverse @ phi.transpose(0, 2, 1)
 
     def learn(self, users: NDArray[np.intp], phi: Array, reward: Array) -> None:
-        """One decision of each of some users: φ (n, D) of the chosen, and its reward (n,)."""
+        """Learn one decision of each of n users: φ (n, D) of the chosen candidate, and its reward (n,)."""
         seen = np.einsum("nde,ne->nd", self.inverse[users], phi)
-        # Sherman and Morrison's update of A⁻¹.
+        # Sherman-Morrison update of A⁻¹.
         self.inverse[users] -= seen[:, :, None] * seen[:, None, :] / (1 + (seen * phi).sum(axis=1))[:, None, None]
         self.y[users] += reward[:, None] * phi
         np.add.at(self._pool_s, self._population[users], phi[:, :, None] * phi[:, None, :])
         np.add.at(self._pool_y, self._population[users], reward[:, None] * phi)
 
 
-def run(arm: Arm, at: World, phi: Array, expected: Array, refresh: int) -> Array:
-    """The expected reward of what was chosen, (N, R); NaN before a user's first decision."""
+def run(arm: Arm, at: SimulatedUsers, phi: Array, expected: Array, refresh: int) -> Array:
+    """The expected reward of the chosen candidates (N, R); NaN before a user's first decision."""
     users, rounds, candidates, _ = phi.shape
     learners = Learners(arm, at.population)
     got = np.full((users, rounds), np.nan)
@@ -275,17 +272,17 @@ def run(arm: Arm, at: World, phi: Array, expected: Array, refresh: int) -> Array
         means, spread = learners.scores(here, phi[here, turn])
         root = np.linalg.cholesky(spread + 1e-9 * np.eye(candidates))
         drawn = means + arm.v * np.einsum("nkj,nj->nk", root, at.noise[here, turn])
-        whim = at.whim[here, turn]
-        chosen = np.where(whim[:, 0] < EPSILON, (whim[:, 1] * candidates).astype(int), drawn.argmax(axis=1))
-        worth, luck = expected[here, turn, chosen], at.luck[here, turn, chosen]
-        reward = np.where(luck < worth, 1.0, np.where(luck < worth + 0.2 * (1 - worth), 0.3, 0.0))
+        explore = at.exploration[here, turn]
+        chosen = np.where(explore[:, 0] < EPSILON, (explore[:, 1] * candidates).astype(int), drawn.argmax(axis=1))
+        mean, draw = expected[here, turn, chosen], at.outcomes[here, turn, chosen]
+        reward = np.where(draw < mean, 1.0, np.where(draw < mean + 0.2 * (1 - mean), 0.3, 0.0))
         learners.learn(here, phi[here, turn, chosen], reward)
-        got[here, turn] = worth
+        got[here, turn] = mean
     return got
 
 
 class Lift(NamedTuple):
-    """v2 minus v1 in expected reward a decision, over populations: the mean and its standard error."""
+    """v2 minus v1 in expected reward per decision: mean and standard error over populations."""
 
     mean: float
     error: float
@@ -293,8 +290,10 @@ class Lift(NamedTuple):
     v2: float
 
 
-def lift(at: World, first: Array, second: Array, decisions: slice, users: NDArray[np.bool_] | None = None) -> Lift:
-    """Compares decisions of the numbers `decisions`, of all users or some, population by population."""
+def lift(
+    at: SimulatedUsers, first: Array, second: Array, decisions: slice, users: NDArray[np.bool_] | None = None
+) -> Lift:
+    """Compare the decisions with numbers in `decisions`, of all or some users, population by population."""
     number = np.arange(first.shape[1]) - at.start[:, None]
     counted = (number >= (decisions.start or 0)) & (number < (decisions.stop or first.shape[1]))
     if users is not None:
@@ -310,7 +309,6 @@ PARTS = {"first 20": slice(0, COLD), "later": slice(COLD, None), "all": slice(No
 
 
 def main() -> None:
-    """Prints every scenario's comparison, and what the best and a blind choice would get."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--populations", type=int, default=20)
     arguments.add_argument("--users", type=int, default=200)
@@ -318,9 +316,9 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=1)
     asked = arguments.parse_args()
     size = Size(asked.populations, asked.users, asked.rounds)
-    at = world(size, asked.seed)
+    at = simulated_users(size, asked.seed)
     one, two = features(at, SPEC_V1), features(at, SPEC_V2)
-    print("lift of v2 over v1 (± standard error), expected reward a decision")
+    print("lift of v2 over v1 (± standard error), expected reward per decision")
     for name, rewards in SCENARIOS.items():
         expected = rewards(at)
         first = run(V1, at, one, expected, size.refresh)
@@ -328,12 +326,12 @@ def main() -> None:
         blind, best = float(expected.mean()), float(expected.max(axis=2).mean())
         print(f"{name:15} blind {blind:.4f}, best {best:.4f}")
         for label, part in PARTS.items():
-            print(f"    {label:9} {_told(lift(at, first, second, part))}")
+            print(f"    {label:9} {_row(lift(at, first, second, part))}")
         if rewards is minority:
-            print(f"    of the few {_told(lift(at, first, second, slice(None), at.own[:, 0] <= FEW))}")
+            print(f"    minority {_row(lift(at, first, second, slice(None), at.own[:, 0] <= FEW))}")
 
 
-def _told(found: Lift) -> str:
+def _row(found: Lift) -> str:
     return f"v1 {found.v1:.4f}, v2 {found.v2:.4f}: {found.mean:+.4f} ± {found.error:.4f}"
 
 

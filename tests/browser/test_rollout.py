@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.api.pages.templating import spelled
-from app.bandit.rollout.monitor import RolloutWatch
+from app.bandit.rollout.monitor import RolloutMonitor
 from app.bandit.rollout.stages import Target
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.decisions import HOUR_MS, rows_of, some, write
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 async def decide(site: Live, *sizes: int) -> None:
     """Settled decisions of days ago, with a look after so many each."""
     rows = rows_of(some(sum(sizes)), made_ms=site.now_ms - 100 * HOUR_MS)
-    watch = RolloutWatch(site.service.bandit.rollout, site.service.clock)
+    watch = RolloutMonitor(site.service.bandit.rollout, site.service.clock)
     for size in sizes:
         await write(site.service.database, rows[:size])
         rows = rows[size:]
@@ -109,7 +109,7 @@ async def test_reason_of_a_step_is_spelled_as_the_page_when_it_is_the_verdicts_a
 async def on_trial(site: Live, share: float, served: int = 250) -> None:
     """At that share, with the verdict to go on, and decisions that the challenger served there."""
     await decide(site, 4_000)
-    book = site.service.bandit.rollout.book
+    book = site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", share), "looks good", "ann", site.now_ms - 2_000)
     await write(site.service.database, rows_of(some(served, share=1.0, seed=2), made_ms=site.now_ms - 1_000))
 
@@ -135,7 +135,7 @@ async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
         await expect(stale.get_by_role("status")).to_contain_text(
             "since this page was made it has moved, to 5\u202f% of the users, by "
         )
-        assert (await own_site.service.bandit.rollout.book.state()).share == 0.05
+        assert (await own_site.service.bandit.rollout.repository.state()).share == 0.05
         (newest,) = await own_site.service.audit_trail.newest(1)
         assert (newest.action, newest.outcome.partition(":")[0]) == ("ramp roll-out", "refused")
         # Having looked again, one may.
@@ -151,14 +151,14 @@ async def test_button_that_is_pressed_twice_goes_one_step(own_site: Live, browse
         await visitor.page.locator("main summary.button", has_text="Ramp to 25").click()
         await visitor.page.get_by_role("button", name="Ramp", exact=True).dblclick()
         await expect(visitor.page.get_by_role("status")).to_be_visible()
-        assert (await own_site.service.bandit.rollout.book.state()).share == 0.25
+        assert (await own_site.service.bandit.rollout.repository.state()).share == 0.25
 
 
 async def test_rolling_back_from_a_page_that_is_out_of_date_rolls_back(own_site: Live, browser: Browser) -> None:
     await on_trial(own_site, 0.05)
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
-        book = own_site.service.bandit.rollout.book
+        book = own_site.service.bandit.rollout.repository
         await book.move(await book.state(), Target("ramp", 0.25), "", "ann", own_site.now_ms)
         await visitor.page.locator("main summary.button", has_text="Roll back").click()
         await visitor.page.get_by_role("textbox", name="Why?").fill("complaints")
@@ -180,7 +180,7 @@ async def test_every_step_can_be_made_by_keyboard_alone(own_site: Live, browser:
         await page.get_by_role("link", name="All changes").focus()
         for keys in ("Tab", "Space", "Tab", "Enter"):
             await page.keyboard.press(keys)
-        assert (await own_site.service.bandit.rollout.book.state()).share == 0.25
+        assert (await own_site.service.bandit.rollout.repository.state()).share == 0.25
         await page.keyboard.type("complaints")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("status")).to_contain_text("is rolled back")
@@ -208,8 +208,8 @@ async def test_page_does_not_say_that_the_verdict_forbids_it_when_only_an_improv
 ) -> None:
     rows = rows_of(some(4_000, skill=0.0), made_ms=own_site.now_ms - 100 * HOUR_MS)
     await write(own_site.service.database, rows)
-    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
-    book = own_site.service.bandit.rollout.book
+    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
+    book = own_site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", 1.0), "", "ann", own_site.now_ms - 2_000)
     await write(own_site.service.database, rows_of(some(250, share=1.0, seed=2), made_ms=own_site.now_ms - 1_000))
     async with visiting(browser, own_site) as visitor:
@@ -253,7 +253,7 @@ async def test_who_has_signed_in_is_named_as_who_did_it(serve_site: Any, browser
 
 async def test_what_a_look_said_can_be_read_without_a_mouse(own_site: Live, browser: Browser) -> None:
     await decide(own_site, 1_000)
-    (look,) = await own_site.service.bandit.rollout.book.looks()
+    (look,) = await own_site.service.bandit.rollout.repository.looks()
     async with visiting(browser, own_site, width=NARROW) as visitor:
         await visitor.go("/admin/rollout")
         await visitor.page.locator("details.said summary").focus()

@@ -1,6 +1,6 @@
-"""A chat-completions endpoint on loopback with scripted answers, valid and invalid.
+"""A chat-completions endpoint on loopback with scripted answers, correct ones and failures.
 
-Each request uses the next of `plans`; the last plan is used repeatedly. Requests are recorded in `asked`.
+Each request takes the next of `plans`; the last one is used for all later requests. Requests are kept in `asked`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Asked:
-    """A request. Header names are in lower case."""
+    """A received request. Header names are in lower case."""
 
     target: str
     headers: dict[str, str]
     body: dict[str, Any]
 
     @property
-    def held(self) -> bool:
-        """Whether the answer must match a schema."""
+    def has_schema(self) -> bool:
         return "response_format" in self.body
 
     @property
     def prompt(self) -> str:
-        """The text of all messages."""
+        """The contents of all messages."""
         return "\n".join(message["content"] for message in self.body["messages"])
 
 
@@ -36,8 +35,6 @@ Plan = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ChatServer:
-    """Opened with `chat_server()`."""
-
     def __init__(self) -> None:
         self.plans: list[Plan] = [says("A tip.")]
         self.asked: list[Asked] = []
@@ -47,7 +44,7 @@ class ChatServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def will(self, *plans: Plan) -> None:
-        """Set the plans of the next requests, and forget recorded requests."""
+        """Set the plans of the next requests; the last one is used for all later requests."""
         self.plans = list(plans)
         self.asked.clear()
 
@@ -102,7 +99,6 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
 
 
 def completion(content: object, finish_reason: str | None = "stop", refusal: str | None = None) -> bytes:
-    """The body of a chat completion."""
     message = {"role": "assistant", "content": content, "refusal": refusal}
     return json.dumps(
         {
@@ -115,12 +111,12 @@ def completion(content: object, finish_reason: str | None = "stop", refusal: str
 
 
 def tip(text: object) -> str:
-    """The content that the prompt asks for."""
+    """The content of a correct answer."""
     return json.dumps({"text": text})
 
 
 def answers(status: int, body: bytes = b"{}", **headers: str) -> Plan:
-    """An answer with this status, body and headers (`_` stands for `-`)."""
+    """An answer with this status, body and headers (`_` in a name becomes `-`)."""
 
     async def plan(_: Asked, writer: asyncio.StreamWriter) -> None:
         lines = [f"HTTP/1.1 {status} So", f"content-length: {len(body)}", "content-type: application/json"]
@@ -131,16 +127,16 @@ def answers(status: int, body: bytes = b"{}", **headers: str) -> Plan:
 
 
 def says(text: object) -> Plan:
-    """A valid answer with this text."""
+    """A correct answer with this text."""
     return answers(200, completion(tip(text)))
 
 
 def refuses_schemas(otherwise: Plan, status: int = 400) -> Plan:
-    """Rejects requests with `response_format`, as some endpoints do."""
+    """Refuses requests with `response_format`, as some endpoints do, and answers others as `otherwise`."""
 
     async def plan(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        error = b'{"error": {"message": "response_format is not supported"}}'
-        await (answers(status, error) if asked.held else otherwise)(asked, writer)
+        told = b'{"error": {"message": "response_format is not supported"}}'
+        await (answers(status, told) if asked.has_schema else otherwise)(asked, writer)
 
     return plan
 
@@ -151,21 +147,21 @@ async def is_silent(_: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 async def trickles(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Sends the head at once, then an endless body byte by byte."""
+    """A head at once, then an endless body, byte by byte."""
     writer.write(b"HTTP/1.1 200 So\r\ntransfer-encoding: chunked\r\n\r\n")
     while True:
         writer.write(b"1\r\n \r\n")
         await writer.drain()
-        await _a_while()
+        await _short_pause()
 
 
 async def trickles_its_head(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Sends endless headers."""
+    """Endless headers, one by one."""
     writer.write(b"HTTP/1.1 200 So\r\n")
     while True:
         writer.write(b"x-more: 1\r\n")
         await writer.drain()
-        await _a_while()
+        await _short_pause()
 
 
 async def closes(_: Asked, writer: asyncio.StreamWriter) -> None:
@@ -174,7 +170,7 @@ async def closes(_: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 async def is_cut_short(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Sends the first half of a valid answer and closes the connection."""
+    """Closes the connection after half of a correct answer."""
     body = completion(tip("A tip that is cut."))
     writer.write(b"HTTP/1.1 200 So\r\ncontent-length: %d\r\n\r\n" % len(body) + body[: len(body) // 2])
     await writer.drain()
@@ -182,7 +178,7 @@ async def is_cut_short(_: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 async def floods(_: Asked, writer: asyncio.StreamWriter) -> None:
-    """Sends an endless answer as fast as it is read."""
+    """An endless answer, as fast as the client reads."""
     writer.write(b"HTTP/1.1 200 So\r\ntransfer-encoding: chunked\r\n\r\n")
     piece = b" " * 16_384
     while True:
@@ -197,7 +193,7 @@ async def speaks_no_http(_: Asked, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
-async def _a_while() -> None:
+async def _short_pause() -> None:
     step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_later(0.01, step.set_result, None)
     await step

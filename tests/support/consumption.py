@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from app.events.consume import Consumer
-from app.events.ports import LoggedEvent
-from app.features.events import TipEvent
+from app.features.events import LoggedEvent, TipEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog

@@ -1,4 +1,4 @@
-"""Generated decisions of users with habits, by policies whose true value is known."""
+"""Simulated decision logs of policies whose true values are known."""
 
 from __future__ import annotations
 
@@ -7,63 +7,63 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from app.bandit.rollout.aggregates import Page
+from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.off_policy import Floats
 
 EPSILON = 0.1
 
 
-class Town(NamedTuple):
-    """Decisions with their true means: one row for each decision, one column for each candidate."""
+class SimulatedLog(NamedTuple):
+    """Decisions with the true mean reward of each candidate: one row per decision, one column per candidate."""
 
     users: npt.NDArray[np.int64]
     champion: Floats
     challenger: Floats
-    means: Floats  # the expected reward of each candidate
+    means: Floats  # expected reward
 
     @property
     def values(self) -> tuple[float, float]:
-        """The true values of the champion and of the challenger on these decisions."""
-        of_champion, of_challenger = (
-            float((pi * self.means).sum(axis=1).mean()) for pi in (self.champion, self.challenger)
-        )
-        return of_champion, of_challenger
+        """True values of champion and challenger on these decisions."""
+        champion, challenger = (float((pi * self.means).sum(axis=1).mean()) for pi in (self.champion, self.challenger))
+        return champion, challenger
 
 
 def mixture(scores: Floats, sharpness: float) -> Floats:
-    """The propensities of a policy that mixes a softmax of the scores with an epsilon of uniform choice."""
+    """π (n, K): ε-uniform, else softmax of the scores."""
     weights = np.exp(sharpness * (scores - scores.max(axis=1, keepdims=True)))
     size = scores.shape[1]
     mixed: Floats = (1 - EPSILON) * weights / weights.sum(axis=1, keepdims=True) + EPSILON / size
     return mixed
 
 
-def town(
-    chance: np.random.Generator,
+def simulate(
+    random: np.random.Generator,
     users: int,
     decisions: int,
     *,
     candidates: int = 5,
     skill: float = 0.0,
     spread: float = 1.5,
-) -> Town:
-    """Draw decisions. `skill` is the advantage of the challenger; with 0, both policies have the same value."""
-    served = chance.integers(0, users, decisions)
-    mood = chance.beta(2, 5, users)[served, None]
-    taste = chance.normal(size=(decisions, candidates))
-    means = np.clip(mood * (1 + 0.4 * taste), 0, 1)
-    guesses = [spread * chance.normal(size=taste.shape) for _ in range(2)]
-    return Town(served, mixture(guesses[0], 1.0), mixture(guesses[1] + skill * taste, 1.0), means)
+) -> SimulatedLog:
+    """`skill`: weight of the true reward in the challenger's scores; at 0 both policies are equally good."""
+    user = random.integers(0, users, decisions)
+    level = random.beta(2, 5, users)[user, None]
+    taste = random.normal(size=(decisions, candidates))
+    means = np.clip(level * (1 + 0.4 * taste), 0, 1)
+    guesses = [spread * random.normal(size=taste.shape) for _ in range(2)]
+    return SimulatedLog(user, mixture(guesses[0], 1.0), mixture(guesses[1] + skill * taste, 1.0), means)
 
 
-def logged(chance: np.random.Generator, found: Town, *, share: float = 0.0, model: float = 0.0) -> Page:
-    """The log if the challenger serves that share of users. `model` is the quality of the reward model, 0 to 1."""
+def logged_page(
+    random: np.random.Generator, found: SimulatedLog, *, share: float = 0.0, model: float = 0.0
+) -> DecisionPage:
+    """The log if the challenger serves that share of users. `model`: quality of the reward model, 0 to 1."""
     rows = np.arange(len(found.users))
     serving = np.where((found.users % 100 < share * 100)[:, None], found.challenger, found.champion)
-    chosen = (serving.cumsum(axis=1) > chance.random((len(rows), 1))).argmax(axis=1)
-    rewards = (chance.random(len(rows)) < found.means[rows, chosen]).astype(float)
+    chosen = (serving.cumsum(axis=1) > random.random((len(rows), 1))).argmax(axis=1)
+    rewards = (random.random(len(rows)) < found.means[rows, chosen]).astype(float)
     expected = model * found.means + (1 - model) * found.means.mean() * (model > 0)
-    return Page(
+    return DecisionPage(
         users=[f"user-{user}" for user in found.users],
         rewards=rewards,
         pi_b=serving[rows, chosen],
@@ -72,11 +72,10 @@ def logged(chance: np.random.Generator, found: Town, *, share: float = 0.0, mode
         q_logged=expected[rows, chosen],
         v_champion=(found.champion * expected).sum(axis=1),
         v_challenger=(found.challenger * expected).sum(axis=1),
-        dismissed=((rewards == 0) & (chance.random(len(rows)) < 0.3)).astype(float),
+        dismissed=((rewards == 0) & (random.random(len(rows)) < 0.3)).astype(float),
         agreed=(found.champion.argmax(axis=1) == found.challenger.argmax(axis=1)).astype(float),
     )
 
 
-def part(page: Page, start: int, end: int) -> Page:
-    """The rows `start` to `end` of a page."""
-    return Page(page.users[start:end], *(column[start:end] for column in page[1:]))
+def page_slice(page: DecisionPage, start: int, end: int) -> DecisionPage:
+    return DecisionPage(page.users[start:end], *(column[start:end] for column in page[1:]))

@@ -1,4 +1,4 @@
-"""Settled decisions, written directly into a database."""
+"""Writes simulated decisions into a database, as scoring and learning would store them over hours."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from app.bandit.rollout.aggregates import Page
+from app.bandit.rollout.aggregates import DecisionPage
 from app.stores.sqlite.database import Database
 from tests.support.clock import NOW_MS
-from tests.support.decision_logs import logged, town
+from tests.support.decision_logs import logged_page, simulate
 
 HOUR_MS = 3_600_000
 BLANK: Mapping[str, object] = {
@@ -34,9 +34,9 @@ BLANK: Mapping[str, object] = {
 
 
 def rows_of(
-    page: Page, *, made_ms: int = NOW_MS - 100 * HOUR_MS, every_ms: int = 1, **changed: object
+    page: DecisionPage, *, made_ms: int = NOW_MS - 100 * HOUR_MS, every_ms: int = 1, **changed: object
 ) -> list[dict[str, object]]:
-    """The rows of the settled decisions of a page, with `changed` columns."""
+    """The rows of a page of settled decisions, with some columns changed."""
     return [
         {
             **BLANK,
@@ -71,8 +71,6 @@ def rows_of(
 
 
 async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> None:
-    """Insert the rows in their order."""
-
     def work(connection: sqlite3.Connection) -> None:
         (made,) = connection.execute("SELECT COUNT(*) FROM tip_scores").fetchone()
         for number, row in enumerate(rows, start=made):
@@ -85,7 +83,7 @@ async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> Non
 
 def some(
     decisions: int, *, users: int = 400, skill: float = 1.0, share: float = 0.0, model: float = 0.5, seed: int = 1
-) -> Page:
-    """Draw decisions of users with habits. `skill` is the advantage of the challenger."""
-    chance = np.random.default_rng(seed)
-    return logged(chance, town(chance, users, decisions, skill=skill, spread=0.7), share=share, model=model)
+) -> DecisionPage:
+    """A page of simulated decisions (see `decision_logs.simulate`)."""
+    random = np.random.default_rng(seed)
+    return logged_page(random, simulate(random, users, decisions, skill=skill, spread=0.7), share=share, model=model)

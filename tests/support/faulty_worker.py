@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from app.cli.output import exit_code, fail
 from app.errors import ProfilesError
-from app.events.ports import LoggedEvent
+from app.features.events import LoggedEvent
 from app.settings import Settings
 from app.stores.queue.worker import Pace
 from app.worker import run

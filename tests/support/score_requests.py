@@ -1,14 +1,16 @@
-"""Scoring requests of all kinds, and statistics that may have been learned from them."""
+"""Requests, profiles and learned statistics: Hypothesis strategies, and examples that depend on a seed alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 from hypothesis import strategies as st
 
-from app.bandit.model.inputs import Array, Candidate, Context, Inputs, terms_of
+from app.bandit.model.inputs import Array, Candidate, Context, Factors, factors_of
 from app.bandit.model.policy import Policy
+from app.bandit.model.pooled_prior import Pool
 from app.bandit.model.specs import SPEC_V2, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 
@@ -45,7 +47,7 @@ profiles = st.one_of(st.none(), likely_profiles, odd_profiles)
 seeds = st.integers(0, 2**32 - 1)
 
 MORNING = Context(datetime(2026, 3, 2, 9, 30, tzinfo=UTC))
-KEEN = {
+PROFILE = {
     "completion_rate_30d": 0.8,
     "dismiss_rate_30d": 0.1,
     "mean_dwell_ms_30d": 9000.0,
@@ -55,12 +57,12 @@ KEEN = {
 
 
 def request_of(seed: int, count: int = 20, spec: Spec = SPEC_V2, *, known: bool = True) -> Array:
-    """φ (K, D) of a request that the seed determines."""
-    return spec.joined(*request_terms(seed, count, known=known))
+    """φ (K, D) of a request with a random time of day, and with a random profile if `known`."""
+    return spec.phi_from(*request_factors(seed, count, known=known))
 
 
-def request_terms(seed: int, count: int = 20, *, known: bool = True) -> Inputs:
-    """The inputs of that request: candidates, a time of day, and a profile if `known`."""
+def request_factors(seed: int, count: int = 20, *, known: bool = True) -> Factors:
+    """The factors of the request of `request_of`."""
     random = np.random.default_rng(seed)
     tips = [
         Candidate(str(n), bool(random.random() < 0.4), float(random.lognormal(2, 1.3)), float(random.integers(0, 5)))
@@ -74,11 +76,11 @@ def request_terms(seed: int, count: int = 20, *, known: bool = True) -> Inputs:
         "tip_volume_30d": int(random.integers(200)),
     }
     at = datetime(2026, 3, 2, tzinfo=UTC) + timedelta(hours=float(random.random() * 24))
-    return terms_of(tips, Context(at), profile if known else None)
+    return factors_of(tips, Context(at), profile if known else None)
 
 
 def history_of(seed: int, decisions: int, spec: Spec = SPEC_V2) -> tuple[Array, Array]:
-    """φ (n, D) of chosen candidates, and their rewards (n,)."""
+    """φ (n, D) of chosen candidates and their rewards (n,)."""
     random = np.random.default_rng(seed)
     each = random.integers(2**31, size=decisions)
     chosen = [request_of(int(seed), 1, spec, known=seed % 5 > 0)[0] for seed in each]
@@ -86,19 +88,28 @@ def history_of(seed: int, decisions: int, spec: Spec = SPEC_V2) -> tuple[Array, 
     return np.array(chosen).reshape(decisions, spec.size), rewards
 
 
-def taught(phi: Array, rewards: Array, start: SufficientStatistics) -> SufficientStatistics:
-    """The statistics `start` with these decisions added."""
+def taught(phi: Array, rewards: Array, start: SufficientStatistics | None = None) -> SufficientStatistics:
+    """`start` (default: none, of v2) after learning these decisions, φ (n, D) and rewards (n,)."""
+    start = start or SufficientStatistics.none(SPEC_V2)
     for row, reward in zip(phi, rewards, strict=True):
         start = start.learned(row, float(reward))
     return start
 
 
-def variances(policy: Policy, evidence: SufficientStatistics, mu: Array | None, phi: Array) -> Array:
+def pool_of(users: Iterable[SufficientStatistics]) -> Pool:
+    """A pool of v2, each user added alone."""
+    pool = Pool(SPEC_V2)
+    for statistics in users:
+        pool.add(statistics.spec_hash, [statistics.pack()], statistics.decisions)
+    return pool
+
+
+def variances(policy: Policy, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Array:
     """φᵀA⁻¹φ of each candidate, without the factor v²."""
-    roots = policy.posterior(evidence, mu).roots(phi[:, : policy.spec.size])
+    roots = policy.posterior(statistics, mu).roots(phi[:, : policy.spec.size])
     return np.asarray((roots**2).sum(axis=0))
 
 
 def same_bits(one: Array, other: Array) -> bool:
-    """Whether two arrays are equal bit for bit. It returns a bool, since pytest takes minutes to compare long bytes."""
+    """Whether two arrays have the same bits. A function, since pytest takes minutes to explain unequal long bytes."""
     return one.shape == other.shape and one.tobytes() == other.tobytes()

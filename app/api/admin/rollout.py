@@ -126,7 +126,7 @@ async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> Non
 
     Of two that come at the same moment both may pass; then the second is refused for want of decisions at its stage.
     """
-    state = await service_of(request).bandit.rollout.book.state()
+    state = await service_of(request).bandit.rollout.repository.state()
     if seen in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
         return
     async with audited(request, ACTIONS[move], "rollout"):

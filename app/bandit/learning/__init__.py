@@ -1,1 +1,1 @@
-"""Learning: joins events to decisions and updates the sufficient statistics."""
+"""Learning: attributes events to decisions and updates the sufficient statistics."""

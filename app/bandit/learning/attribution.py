@@ -1,12 +1,12 @@
-"""Learning: which event settles which decision, and what is learned from it.
+"""Attribution: which event settles which decision, and the reward to learn from it.
 
-Invariant: a decision learns once, from the vector that was logged with it; every event counts once, however often it
-is delivered. `app.bandit.ports.LearningRepository` finds decisions and keeps both in one transaction; this module
-judges what an event means for a decision. Rules, in event time:
-  - the window of a decision opens when its tip was served, and a feedback without that counts as served just then;
-  - the first feedback within the window wins; one that is late, or on another tip than the chosen, is only counted;
-  - word of the serving that comes after the feedback counts as served, once, and changes nothing;
-  - a tip must be served within one window of the decision, or the decision expires unlearned.
+Invariant: a decision is learned once, from the vector that was logged with it, and every event counts once, however
+often it is delivered. `app.bandit.ports.LearningRepository` finds the decision of an event and stores both in one
+transaction; this module decides what the event means for the decision. The rules, in event time:
+  - A decision's reward window opens when its tip is served. Feedback without a served event counts as serving, too.
+  - The first feedback within the window is learned. Feedback that is late or about another tip is only counted.
+  - A served event that arrives after the feedback counts as `served` once, and changes nothing.
+  - A tip must be served within one window of the decision, or the decision expires and is not learned.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from app.bandit.decisions import EventOutcome, RewardSource, State
+from app.bandit.decisions import DecisionState, EventOutcome, RewardSource
 from app.bandit.learning.rewards import outcome_rewards
-from app.bandit.ports import LearningRepository, Told
+from app.bandit.ports import LearningRepository
 from app.errors import InvalidInput
 from app.features.clock import Clock, to_ms
-from app.features.events import Action, TipFeedback
+from app.features.events import Action, LoggedEvent, TipFeedback
 from app.telemetry import Metrics, logger
 
 HOUR_MS = 3_600_000
-# What happened within the window may be under way when it closes.
+# An event from within the window may still be on its way when the window closes.
 GRACE_MS = 60_000
-# A producer's clock may be behind ours; an event of long before a decision is none of its.
+# A producer's clock may be behind ours by this much. An event from longer before a decision is not about it.
 SKEW_MS = 5 * 60_000
 SETTLED_AT_ONCE = 200
 log = logger("bandit.learning")
@@ -34,52 +34,56 @@ log = logger("bandit.learning")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is learned: the reward of each outcome (see `app.bandit.learning.rewards`), and how long feedback counts."""
+    """The reward of each outcome (see `app.bandit.learning.rewards`), and the length of the reward window."""
 
     rewards: Mapping[str, float]
     window_ms: int
 
     @classmethod
     def of(cls, overrides: Iterable[tuple[str, float]], window_hours: int) -> Rules:
-        """From settings; raises `SettingsError` if an override names no outcome."""
+        """The rules from settings; raises `SettingsError` if an override names an unknown outcome."""
         return cls(outcome_rewards(overrides), window_hours * HOUR_MS)
 
 
 class Unsettled(NamedTuple):
-    """As much of a decision as an event is judged by. `told_served`: an event has said that it was served."""
+    """The fields of a decision that `judge` needs. `told_served`: a served event of this decision was counted."""
 
     chosen_id: str
     created_at_ms: int
-    state: State
+    state: DecisionState
     served_at_ms: int | None
     source: RewardSource | None
     told_served: bool
 
 
 class Judgement(NamedTuple):
-    """What an event means for a decision: its state and the time it was served from now on, and whether to learn."""
+    """The effect of an event on a decision: its new state and serving time, and with `reward`, what to learn."""
 
     outcome: EventOutcome
-    state: State
+    state: DecisionState
     served_at_ms: int | None
     reward: float | None = None
     action: Action | None = None
 
 
-def happened_ms(event: Told) -> int:
-    """The event's time; one from the near future counts from its arrival."""
+def happened_ms(event: LoggedEvent) -> int:
+    """The event time. An event from the near future counts from its arrival."""
     return min(to_ms(event.event.occurred_at), event.received_at_ms)
 
 
-def latest_made(event: Told) -> int:
-    """A decision made after this moment is none that the event is about, unless it names it."""
+def latest_made(event: LoggedEvent) -> int:
+    """The latest creation time of a decision that the event can be about if it names none."""
     return min(event.received_at_ms, happened_ms(event) + SKEW_MS)
 
 
-def judge(decision: Unsettled, logged: Told, rules: Rules) -> Judgement:
-    """What an event means for the decision that it was joined to."""
+def judge(decision: Unsettled, logged: LoggedEvent, rules: Rules) -> Judgement:
+    """What an event means for its decision.
+
+    Raises:
+        InvalidInput: the rules have no reward for the action; a later release stored the event.
+    """
     event, state, served = logged.event, decision.state, decision.served_at_ms
-    # A producer's clock may be behind ours: nothing is served before it was decided.
+    # A tip cannot be served before the decision was made; an earlier time comes from a producer's clock that is behind.
     at_ms = max(happened_ms(logged), decision.created_at_ms)
     if event.tip_id != decision.chosen_id:
         return Judgement("other tip", state, served)
@@ -105,35 +109,33 @@ def judge(decision: Unsettled, logged: Told, rules: Rules) -> Judgement:
 class DecisionLearner:
     """Implements `app.events.ports.Learner`."""
 
-    def __init__(self, book: LearningRepository, clock: Clock, metrics: Metrics) -> None:
-        self._book = book
+    def __init__(self, repository: LearningRepository, clock: Clock, metrics: Metrics) -> None:
+        self._repository = repository
         self._clock = clock
         self._metrics = metrics
 
-    async def learn(self, events: Sequence[Told]) -> None:
-        """Learn from those that concern a decision, in one transaction; where none does, nothing is written."""
-        concerned = await self._book.concerned(events)
-        named = {item.seq for item in concerned}
-        if unknown := [item for item in events if item.event.decision_id is not None and item.seq not in named]:
-            await self._note(unknown)
-        if not concerned:
-            return
-        for outcome, count in (await self._book.learn(concerned, self._clock.now_ms())).items():
-            self._metrics.bandit.events.labels(outcome).inc(count)
-
-    async def _note(self, unknown: Sequence[Told]) -> None:
-        for sent_by, count in (await self._book.note_unknown(unknown, self._clock.now_ms())).items():
-            self._metrics.bandit.events.labels("unknown decision").inc(count)
-            log.warning("unknown_decision", sent_by=sent_by, events=count, event_id=unknown[0].event.event_id)
+    async def learn(self, events: Sequence[LoggedEvent]) -> None:
+        """Learn from the events that concern a decision, in one transaction. Writes nothing if none does."""
+        concerned = await self._repository.concerned(events)
+        concerned_seqs = {item.seq for item in concerned}
+        unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
+        now_ms = self._clock.now_ms()
+        if unknown:
+            for sent_by, count in (await self._repository.note_unknown(unknown, now_ms)).items():
+                self._metrics.bandit.events.labels("unknown decision").inc(count)
+                log.warning("unknown_decision", sent_by=sent_by, events=count, event_id=unknown[0].event.event_id)
+        if concerned:
+            for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
+                self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def settle(self) -> int:
-        """Settle every decision whose window has closed, in small steps; how many that were."""
+        """Settle all decisions whose window has closed, in small transactions; returns how many were settled."""
         total = 0
         while True:
-            swept = await self._book.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
-            self._metrics.bandit.settled.labels("default").inc(swept.learned)
-            self._metrics.bandit.settled.labels("expired").inc(swept.expired)
-            self._metrics.bandit.settled.labels("set aside").inc(swept.aside)
-            total += swept.learned + swept.expired
-            if sum(swept) < SETTLED_AT_ONCE:
+            counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
+            self._metrics.bandit.settled.labels("default").inc(counts.learned)
+            self._metrics.bandit.settled.labels("expired").inc(counts.expired)
+            self._metrics.bandit.settled.labels("set aside").inc(counts.set_aside)
+            total += counts.learned + counts.expired
+            if sum(counts) < SETTLED_AT_ONCE:
                 return total

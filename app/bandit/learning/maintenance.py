@@ -1,8 +1,8 @@
-"""Maintenance: what a worker does for the bandit in the background, again and again.
+"""Background work of a worker for the bandit.
 
-Decisions whose window has closed are settled, evidence of a shorter spec is grown, and the prior is pooled anew. Each
-is done in small steps, each step in a transaction of its own, so whatever is cut short goes on where it was. Several
-workers may do it at once: what one has done, the others find done.
+Settles decisions whose reward window has closed, grows statistics of shorter specs, and pools the prior. Each step is
+a small transaction of its own, so work that is interrupted continues where it stopped. Several workers may run it at
+once: each step skips what another worker has done.
 """
 
 from __future__ import annotations
@@ -20,32 +20,30 @@ EVERY_S = 2.0
 POOL_EVERY_S = 180.0
 GROWN_AT_ONCE = 100
 REST_S = 0.05
-log = logger("bandit.upkeep")
+log = logger("bandit.maintenance")
 
 
 class Maintenance:
-    """One per worker."""
-
     def __init__(
         self,
         *,
         learner: DecisionLearner,
         states: StateRepository,
-        lineup: Policies,
+        policies: Policies,
         clock: Clock,
         metrics: Metrics,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._learner = learner
         self._states = states
-        self._lineup = lineup
+        self._policies = policies
         self._clock = clock
         self._metrics = metrics
         self._pause = pause
         self._pool_at = float("-inf")
 
     async def once(self) -> None:
-        """Settle, grow, and pool where it is time; raises `StoreUnavailable`."""
+        """Settle and grow, and pool if `POOL_EVERY_S` has passed; raises `StoreUnavailable`."""
         await self._learner.settle()
         await self.grow()
         if self._clock.monotonic() >= self._pool_at:
@@ -54,19 +52,19 @@ class Maintenance:
             await self._count()
 
     async def grow(self) -> int:
-        """Bring all evidence to the longest spec; how many users' that were."""
+        """Grow all statistics to the longest spec; returns the number of users."""
         total = 0
         while grown := await self._states.grow(GROWN_AT_ONCE, self._clock.now_ms()):
             total += grown
             await self._pause(REST_S)
         if total:
-            log.info("evidence_grown", users=total, spec=self._lineup.longest.hash[:12])
+            log.info("statistics_grown", users=total, spec=self._policies.longest.hash[:12])
             await self._count()
         return total
 
     async def pool(self) -> bool:
-        """Pool the prior if it is used and anything was learned since; return whether there is a new one."""
-        if not self._lineup.longest.pooled:
+        """Pool the prior if a policy uses it and statistics have changed; returns whether a new one was stored."""
+        if not self._policies.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())
         if made is None:
@@ -80,6 +78,5 @@ class Maintenance:
     async def _count(self) -> None:
         counts = await self._states.counts()
         self._metrics.bandit.states.set(sum(counts.values()))
-        shorter = [spec.hash for spec in self._lineup.shorter()]
-        self._metrics.bandit.to_grow.set(sum(counts.get(spec_hash, 0) for spec_hash in shorter))
+        self._metrics.bandit.to_grow.set(sum(counts.get(spec.hash, 0) for spec in self._policies.shorter()))
         self._metrics.bandit.prior.set(await self._states.prior_version())

@@ -1,4 +1,4 @@
-"""The reward of each outcome of a decision: an action's own, unless `PROFILES_REWARDS` overrides it."""
+"""The reward of each outcome of a decision: that of the action, unless `PROFILES_REWARDS` overrides it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ NO_FEEDBACK = "none"
 
 
 def outcome_rewards(overrides: Iterable[tuple[str, float]] = ()) -> Mapping[str, float]:
-    """Outcome to reward, 0 to 1: every action, and `NO_FEEDBACK` for a tip served without feedback in time.
+    """Rewards in [0, 1] by outcome: each action, and `NO_FEEDBACK` for a served tip without feedback in time.
 
     Raises:
-        SettingsError: an override names no outcome.
+        SettingsError: an override names an unknown outcome.
     """
     rewards = {**{action.value: action.reward for action in Action}, NO_FEEDBACK: 0.0}
     for outcome, reward in overrides:

@@ -1,11 +1,11 @@
-"""What inputs are made of: terms, each a fixed and bounded transform of one thing that a request carries.
+"""The factors that the inputs of a spec are made of: bounded transforms of the request and the profile.
 
-A term either differs between the candidates of a request (`CANDIDATE_TERMS`) or is the same for all of them
-(`SHARED_TERMS`: the time of day, the profile). Every transform is fixed: nothing here is scaled by what was seen
-before, so a vector logged a year ago means today what it meant then. The text of a term's formula is part of every
-spec's hash: change the text with the formula, under a new name.
+An input is the product of a candidate factor, which may differ between the candidates of a request, and a shared
+factor, which is the same for all of them (time of day, profile). No transform depends on data seen before, so a vector
+logged a year ago still has the same meaning. The formula's text in `CANDIDATE_FACTORS` and `SHARED_FACTORS` is part of
+the hash of every spec: a changed formula needs a new text and a new name.
 
-Knows nothing of specs, evidence or policies, and never fails, whatever the numbers are.
+The functions accept any finite number and never raise.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ STORED: Final = np.dtype("<f8")
 
 YEAR_DAYS: Final = 365
 DAY_MS: Final = 86_400_000
-MANY_TIPS: Final = 1000  # served in 30 days: where the volume's transform reaches 1
-USUAL_VOLUME: Final = 10  # stands for `tip_volume_30d` where there is a rate without it
+MANY_TIPS: Final = 1000  # `tip_volume_30d` at which the volume factor reaches its maximum
+USUAL_VOLUME: Final = 10  # used for `tip_volume_30d` if a profile has a rate but no volume
 
 ONE: Final = "one"
 
-CANDIDATE_TERMS: Final[Mapping[str, str]] = {
+CANDIDATE_FACTORS: Final[Mapping[str, str]] = {
     ONE: "1",
     "is_overdue": "1 or 0",
     "task_age": f"min(1, log1p(max(0, days)) / log1p({YEAR_DAYS}))",
     "priority": "p / (1 + |p|)",
 }
-SHARED_TERMS: Final[Mapping[str, str]] = {
+SHARED_FACTORS: Final[Mapping[str, str]] = {
     ONE: "1",
     "hour_cos": "cos(2 pi h / 24), h the local hour with its fraction; 0 without a time",
     "hour_sin": "sin(2 pi h / 24); 0 without a time",
@@ -62,7 +62,7 @@ PROFILE_FEATURES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One tip that could be shown. The numbers are finite; `task_age_days` is not negative."""
+    """A tip that could be shown. The numbers are finite, and `task_age_days` is not negative."""
 
     id: str
     is_overdue: bool
@@ -72,46 +72,45 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """When the tip would be shown, with the user's own UTC offset; None if it is not given."""
+    """When the tip would be shown, with the user's UTC offset; None if the request does not say."""
 
     at: datetime | None = None
 
 
 def packed(array: Array) -> bytes:
-    """An array as it is stored: little-endian float64."""
+    """Little-endian float64, the form in which arrays are stored."""
     return array.astype(STORED, copy=False).tobytes()
 
 
-class Inputs(NamedTuple):
-    """All that the vectors of a request are made of: `by_candidate` (K, terms) and `shared` (terms,)."""
+class Factors(NamedTuple):
+    """The factors of one request: `by_candidate` (K, 4), one row per candidate, and `shared` (10,)."""
 
     by_candidate: Array
     shared: Array
 
 
-def terms_of(candidates: Sequence[Candidate], context: Context, profile: Profile) -> Inputs:
-    """Both, of one request."""
-    return Inputs(candidate_terms(candidates), shared_terms(context, profile))
+def factors_of(candidates: Sequence[Candidate], context: Context, profile: Profile) -> Factors:
+    return Factors(candidate_factors(candidates), shared_factors(context, profile))
 
 
-def candidate_terms(candidates: Sequence[Candidate]) -> Array:
-    """One row a candidate, one column a term, in the order of `CANDIDATE_TERMS`."""
-    terms = np.ones((len(candidates), len(CANDIDATE_TERMS)))
-    terms[:, 1] = [candidate.is_overdue for candidate in candidates]
-    terms[:, 2] = [_log_share(candidate.task_age_days, YEAR_DAYS) for candidate in candidates]
-    # Bounded and monotone, and 1 + |p| cannot overflow where p does not.
-    terms[:, 3] = [candidate.priority / (1.0 + abs(candidate.priority)) for candidate in candidates]
-    return terms
+def candidate_factors(candidates: Sequence[Candidate]) -> Array:
+    """(K, 4): one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
+    factors = np.ones((len(candidates), len(CANDIDATE_FACTORS)))
+    factors[:, 1] = [candidate.is_overdue for candidate in candidates]
+    factors[:, 2] = [_log_share(candidate.task_age_days, YEAR_DAYS) for candidate in candidates]
+    # Monotone up to rounding, bounded by 1, and 1 + |p| is finite for every finite p.
+    factors[:, 3] = [candidate.priority / (1.0 + abs(candidate.priority)) for candidate in candidates]
+    return factors
 
 
-def shared_terms(context: Context, profile: Profile) -> Array:
-    """One number a term, in the order of `SHARED_TERMS`. Without a profile all of the profile's are 0."""
-    hour = _local_hour(context.at)
+def shared_factors(context: Context, profile: Profile) -> Array:
+    """(10,), in the order of `SHARED_FACTORS`. Without a profile, all factors of the profile are 0."""
+    hour = None if context.at is None else context.at.hour + context.at.minute / 60 + context.at.second / 3600
     known = {name: _number(profile.get(name)) for name in PROFILE_FEATURES} if profile else {}
     volume = known.get("tip_volume_30d")
     dwell = known.get("mean_dwell_ms_30d")
     preferred = known.get("preferred_hour")
-    away = None if hour is None or preferred is None else hour - preferred % 24
+    distance = None if hour is None or preferred is None else hour - preferred % 24
     return np.array(
         [
             1.0,
@@ -121,13 +120,13 @@ def shared_terms(context: Context, profile: Profile) -> Array:
             _smoothed(known.get("dismiss_rate_30d"), volume),
             0.0 if dwell is None else _log_share(dwell, DAY_MS) - 0.5,
             0.0 if volume is None else _log_share(volume, MANY_TIPS) - 0.5,
-            *_on_the_clock(away),
+            *_on_the_clock(distance),
         ]
     )
 
 
 def _number(value: float | str | None) -> float | None:
-    """A profile value as a finite float; None for anything that is none."""
+    """A profile value as a finite float; None if it is not a finite number."""
     if value is None or isinstance(value, str):
         return None
     try:
@@ -137,12 +136,8 @@ def _number(value: float | str | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _local_hour(at: datetime | None) -> float | None:
-    return None if at is None else at.hour + at.minute / 60 + at.second / 3600
-
-
 def _on_the_clock(hour: float | None) -> tuple[float, float]:
-    """The place on a clock of 24 hours as cosine and sine; the centre where there is no hour."""
+    """Cosine and sine of the hour's angle on a 24-hour clock; (0, 0) without an hour."""
     if hour is None:
         return 0.0, 0.0
     angle = 2 * math.pi * hour / 24
@@ -150,19 +145,18 @@ def _on_the_clock(hour: float | None) -> tuple[float, float]:
 
 
 def _log_share(amount: float, full: float) -> float:
-    """0 at 0 and 1 from `full` on, logarithmic between."""
+    """min(1, log1p(amount) / log1p(full)): 0 at 0, 1 from `full` on."""
     return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
 
 
 def _smoothed(rate: float | None, volume: float | None) -> float:
-    """A rate drawn towards 1/3 by one pseudo-count for each of the three actions, minus 1/3: within [-1/3, 2/3].
+    """(n r + 1) / (n + 3) - 1/3, within [-1/3, 2/3]: the rate with one pseudo-count for each of the three actions.
 
-    The number of feedbacks is not in the profile; the number of tips served stands in for it. Where none was served
-    there is a rate all the same if a producer tells of feedback alone.
+    n should be the number of feedbacks, which the profile does not contain; the number of tips served replaces it. A
+    producer that sends feedback events only has a rate and a volume of 0.
     """
     if rate is None:
         return 0.0
     n = volume if volume is not None and volume > 0 else float(USUAL_VOLUME)
     share = min(1.0, max(0.0, rate))
-    # Written so that no n overflows: n / (n + 3) is within [0, 1].
-    return (share - 1 / 3) * (n / (n + 3))
+    return (share - 1 / 3) * (n / (n + 3))  # the same value, in a form that no n overflows

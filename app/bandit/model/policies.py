@@ -1,6 +1,6 @@
-"""The policies of this process: the champion, and the challenger where there is one.
+"""The policies of this process: the champion, and the challenger if there is one.
 
-Invariant: the challenger's spec begins with the champion's, so one user's evidence serves both.
+Invariant: the challenger's spec begins with the champion's, so one user's statistics serve both.
 """
 
 from __future__ import annotations
@@ -15,47 +15,50 @@ from app.errors import SpecMismatch
 
 
 class Policies(NamedTuple):
-    """Who serves and who is tried."""
+    """The champion serves; the challenger is evaluated and may serve a share of the users."""
 
     champion: Policy
     challenger: Policy | None
 
     @classmethod
     def of(cls, *, shadow: bool) -> Policies:
-        """This release's, with or without the challenger."""
+        """The policies of this release; the challenger only with `shadow`."""
         return cls(CHAMPION, CHALLENGER if shadow else None)
 
     @property
     def longest(self) -> Spec:
-        """The spec that all decisions are logged under, and to which evidence grows."""
+        """The spec that all decisions are logged under, and to which statistics grow."""
         return (self.challenger or self.champion).spec
 
     def shorter(self) -> list[Spec]:
-        """The specs whose evidence is yet to grow."""
+        """The specs whose statistics can grow to the longest."""
         return [spec for spec in SPECS.values() if spec != self.longest and spec.prefix_of(self.longest)]
 
     def policy(self, role: Role) -> Policy:
-        """Who has a role; the champion has that of an absent challenger."""
+        """The policy in a role; without a challenger, the champion in both."""
         return self.challenger or self.champion if role == "challenger" else self.champion
 
-    def brought_up(
-        self, evidence: SufficientStatistics | None, phi_spec: Spec | None = None
+    def grown(
+        self, statistics: SufficientStatistics | None, phi_spec: Spec | None = None
     ) -> tuple[SufficientStatistics, Spec]:
-        """The statistics under the longest of its own spec, this line-up's and that of a vector; and that spec.
+        """The statistics, grown to the longest of three specs: their own, `longest`, and `phi_spec`; and that spec.
 
-        What has once grown stays so, whoever is in the line-up. Raises `SpecMismatch` for specs of which neither begins
-        with the other.
+        `phi_spec` is the spec of a vector that is about to be learned. None stands for the statistics of a new user.
+        Statistics never shrink, whichever policies run.
+
+        Raises:
+            SpecMismatch: the specs are not prefixes of each other.
         """
         wanted = self.longest
         if phi_spec is not None and phi_spec.size > wanted.size:
             wanted = phi_spec
-        own = wanted if evidence is None else SPECS[evidence.spec_hash]
+        own = wanted if statistics is None else SPECS[statistics.spec_hash]
         reached = own if own.size >= wanted.size else wanted
-        # By length alone a vector could be added to sums of other inputs.
+        # The sizes alone would allow adding a vector to the sums of other inputs.
         if phi_spec is not None and not phi_spec.prefix_of(reached):
             raise SpecMismatch(
-                f"evidence of {reached.id} {reached.version} takes no vector of {phi_spec.id} {phi_spec.version}"
+                f"statistics of {reached.id} {reached.version} take no vector of {phi_spec.id} {phi_spec.version}"
             )
-        if evidence is None:
+        if statistics is None:
             return SufficientStatistics.none(wanted), wanted
-        return (evidence if reached is own else evidence.grown(own, reached)), reached
+        return (statistics if reached is own else statistics.grown(own, reached)), reached

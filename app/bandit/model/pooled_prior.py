@@ -1,10 +1,10 @@
-"""The pooled prior: what all users together have taught, as the mean from which each user's learning starts.
+"""The pooled prior: the mean of the weights' prior, estimated from the statistics of all users.
 
-    μ = (Λ₀ + Σ S)⁻¹ Σ y        over the evidence of all users
+    μ = (Λ₀ + Σ S)⁻¹ Σ y        over all users, Λ₀ = 10 I: ridge regression over all decisions
 
-A user's own profile hardly varies, so one user's decisions cannot tell what a profile is worth; those of all users can.
-A prior has a version, and a decision names the one it used. A user's own evidence is in the pool as well, so among very
-few users it counts twice. Knows nothing of where evidence is kept.
+A user's profile hardly varies, so the decisions of one user cannot show the effect of a profile feature; those of all
+users can. Each prior has a version, which decisions name. The pool contains the user's own statistics too, so with very
+few users they count twice. This module does not know where statistics are stored.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 
-SHRINKAGE: Final = 10.0  # the diagonal of Λ₀
+SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """μ (D,) of the spec with `spec_hash`, from so many users and decisions. Version 0 is before anything is pooled."""
+    """μ (D,) of the spec with `spec_hash`, and the numbers of users and decisions behind it. Version 0: no pool yet."""
 
     version: int
     spec_hash: str
@@ -36,21 +36,21 @@ class Prior:
 
     @classmethod
     def none(cls, spec: Spec) -> Prior:
-        """The prior of version 0: all zeros."""
+        """Version 0: all zeros."""
         return cls(0, spec.hash, np.zeros(spec.size), 0, 0, 0)
 
 
 def can_be_pooled(mu: Array, decisions: int) -> bool:
-    """Whether so many decisions can have taught this mean.
+    """Whether n decisions can have produced this μ: every |μᵢ| ≤ √(n / 4λ).
 
-    Rewards are within [0, 1], so yᵀS⁻¹y is at most n; and s / (s + λ)² is at most 1 / 4λ, whatever s. Hence |μ|² is at
-    most n / 4λ. What is no number is no mean either.
+    Rewards are within [0, 1], so yᵀS⁻¹y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence |μ|² ≤ n / 4λ.
+    NaN and infinity fail the comparison.
     """
     return bool((np.abs(mu) <= (1 + 1e-9) * np.sqrt(decisions / (4 * SHRINKAGE))).all())
 
 
 class Pool:
-    """Sums evidence user by user, in memory that does not grow with their number."""
+    """Sums the statistics of many users. Memory does not depend on the number of users."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -59,27 +59,22 @@ class Pool:
         self.users = 0
         self.decisions = 0
 
-    def add(self, evidence: SufficientStatistics) -> None:
-        """One user's. Those of a spec that this one begins with count as grown; any other raises SpecMismatch."""
-        if evidence.spec_hash != self._spec.hash:
-            known = SPECS.get(evidence.spec_hash)
-            if known is None or not known.prefix_of(self._spec):
-                raise SpecMismatch(f"evidence of spec {evidence.spec_hash[:12]} does not belong to this pool")
-        self._count(evidence, 1)
+    def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int) -> None:
+        """Add packed statistics of one spec, one blob per user; `decisions` is the total of these users.
 
-    def add_packed(self, spec_hash: str, blobs: Sequence[bytes], decisions: int) -> None:
-        """Many users' of one spec, as stored: a hundred times faster than one by one. `decisions` is of all of them."""
+        Statistics of a shorter spec that this one begins with count as grown.
+
+        Raises:
+            SpecMismatch: the pool's spec does not begin with that spec, or a blob is not of it.
+        """
         spec = SPECS.get(spec_hash)
         if spec is None or not spec.prefix_of(self._spec):
-            raise SpecMismatch(f"evidence of spec {spec_hash[:12]} does not belong to this pool")
-        self._count(SufficientStatistics.summed(spec, blobs, decisions), len(blobs))
-
-    def _count(self, evidence: SufficientStatistics, users: int) -> None:
-        size = evidence.size
-        self._s[:size, :size] += evidence.s
-        self._y[:size] += evidence.y
-        self.users += users
-        self.decisions += evidence.decisions
+            raise SpecMismatch(f"statistics of spec {spec_hash[:12]} do not belong to this pool")
+        total = SufficientStatistics.summed(spec, blobs, decisions)
+        self._s[: spec.size, : spec.size] += total.s
+        self._y[: spec.size] += total.y
+        self.users += len(blobs)
+        self.decisions += decisions
 
     def mean(self) -> Array:
         """μ (D,)."""
@@ -88,5 +83,4 @@ class Pool:
         return np.asarray(np.linalg.solve(a, self._y), np.float64)
 
     def prior(self, version: int, now_ms: int) -> Prior:
-        """The prior as of now."""
         return Prior(version, self._spec.hash, self.mean(), self.users, self.decisions, now_ms)

@@ -1,7 +1,7 @@
-"""Randomness derived from a decision's id: the same id gives the same numbers, in any process, at any time.
+"""Random numbers derived from a decision's id: the same id gives the same numbers in every process.
 
-Each use has a stream of its own, so that numbers drawn for one never move those of another: the old inputs' draws are
-the same whether or not there are new ones, and which action is taken does not depend on how many draws were made.
+Each use has its own stream, so the numbers of one use do not depend on how many another use draws. The normals of the
+old inputs are the same with and without new inputs, and the sampled action does not depend on the number of draws.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ACTION: Final = "action"
 
 
 def fill_normal(place: Array, decision_id: str, stream: str) -> None:
-    """Fills `place`, contiguous in memory, with independent standard normals."""
+    """Fill `place`, which must be contiguous, with independent standard normals."""
     bits = np.random.PCG64DXSM(_Digest(decision_id, stream))  # type: ignore[arg-type]  # the stubs want a SeedSequence
     np.random.Generator(bits).standard_normal(out=place)
 
 
 def uniform(decision_id: str, stream: str) -> float:
-    """One number in [0, 1), of 53 random bits."""
+    """A number in [0, 1) with 53 random bits."""
     return (int.from_bytes(_digest(decision_id, stream)[:8], "little") >> 11) * 2.0**-53
 
 
@@ -35,7 +35,7 @@ def _digest(decision_id: str, stream: str) -> bytes:
 
 
 class _Digest(ISeedSequence):
-    """Seeds a generator with a digest, whose 256 bits are random enough; NumPy's own way costs ten times as much."""
+    """Seeds a generator with the 256 bits of a SHA-256 digest; NumPy's SeedSequence takes ten times as long."""
 
     def __init__(self, decision_id: str, stream: str) -> None:
         self._bytes = _digest(decision_id, stream)

@@ -1,11 +1,11 @@
-"""Feature specs: which inputs a policy sees, in which order, and the prior that belongs to them.
+"""Specs: the inputs of a policy, their order, and the precisions of their prior.
 
-A spec is an ordered, versioned list of named inputs, each the product of a term of the candidate and a term that all
-candidates share. Its hash stands for all of it, formulas, constants and prior precisions included, and is stored with
-every vector and every user's evidence, so that numbers of two specs are never mixed.
+A spec is an ordered, versioned list of named inputs, each the product of a candidate factor and a shared factor. Its
+hash covers formulas, constants and prior precisions. The hash is stored with every vector and with every user's
+statistics, so numbers of two specs are never mixed.
 
-Owns the invariant that a longer spec begins with the shorter one, input by input, which is what lets a user's evidence
-grow without being learned again (`app.bandit.model.sufficient_statistics`). Knows nothing of learning or storage.
+Invariant: a longer spec begins with the inputs of the shorter one. So statistics of the shorter spec can grow to the
+longer one without learning again (`app.bandit.model.sufficient_statistics`).
 """
 
 from __future__ import annotations
@@ -21,23 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.bandit.model.inputs import (
-    CANDIDATE_TERMS,
+    CANDIDATE_FACTORS,
     ONE,
-    SHARED_TERMS,
+    SHARED_FACTORS,
     Array,
     Candidate,
     Context,
     Profile,
-    terms_of,
+    factors_of,
 )
-
-_CANDIDATE_PLACE: Final = {name: place for place, name in enumerate(CANDIDATE_TERMS)}
-_SHARED_PLACE: Final = {name: place for place, name in enumerate(SHARED_TERMS)}
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One number of φ: `candidate` times `shared`, both names of terms. `precision` is its prior's λ."""
+    """One component of φ: the factor `candidate` times the factor `shared`. `precision`: λ of its weight's prior."""
 
     name: str
     candidate: str = ONE
@@ -47,10 +44,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Spec:
-    """An ordered list of inputs under a name and a version. `pooled` says where the prior's mean comes from.
-
-    Not pooled: the mean is 0. Pooled: it is learned from all users' evidence (`app.bandit.model.pooled_prior`).
-    """
+    """An ordered list of inputs. The prior's mean is 0, or with `pooled` that of `app.bandit.model.pooled_prior`."""
 
     id: str
     version: int
@@ -59,50 +53,50 @@ class Spec:
 
     @property
     def size(self) -> int:
-        """How many numbers φ has."""
+        """D, the number of inputs."""
         return len(self.inputs)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The inputs' names, in the order of φ."""
         return tuple(entry.name for entry in self.inputs)
 
     @cached_property
     def precisions(self) -> Array:
-        """The diagonal of Λ: how firmly the prior holds each input's weight at its mean."""
+        """The diagonal of Λ (D,). The prior covariance of the weights is v²Λ⁻¹ (`app.bandit.model.policy`)."""
         return np.array([entry.precision for entry in self.inputs])
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 in hexadecimal of the canonical spec: any change of meaning is another hash."""
+        """SHA-256 of the canonical spec, in hexadecimal. Any change of meaning changes it."""
         return hashlib.sha256(self._canonical().encode()).hexdigest()
 
     def prefix_of(self, other: Spec) -> bool:
-        """Whether `other` begins with exactly these inputs."""
+        """Whether `other` begins with these inputs."""
         return other.inputs[: self.size] == self.inputs
 
     def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile) -> Array:
-        """φ of every candidate, (K, size): bounded, finite, and the same for the same request for ever."""
-        return self.joined(*terms_of(candidates, context, profile))
+        """φ (K, D): every component is finite and within [-1, 1], and the same request always gives the same φ."""
+        return self.phi_from(*factors_of(candidates, context, profile))
 
-    def joined(self, by_candidate: Array, shared: Array) -> Array:
-        """φ from the terms of candidates (…, K, terms) and of their requests (…, terms)."""
+    def phi_from(self, by_candidate: Array, shared: Array) -> Array:
+        """φ (…, K, D) from the `Factors` of one request or, with a leading axis, of many."""
         candidate_places, shared_places = self._places
         return by_candidate.take(candidate_places, axis=-1) * shared.take(shared_places, axis=-1)[..., None, :]
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        candidate, shared = list(CANDIDATE_FACTORS), list(SHARED_FACTORS)
         return (
-            np.array([_CANDIDATE_PLACE[entry.candidate] for entry in self.inputs]),
-            np.array([_SHARED_PLACE[entry.shared] for entry in self.inputs]),
+            np.array([candidate.index(entry.candidate) for entry in self.inputs]),
+            np.array([shared.index(entry.shared) for entry in self.inputs]),
         )
 
     def _canonical(self) -> str:
         inputs = [
             {
                 "name": entry.name,
-                "candidate": CANDIDATE_TERMS[entry.candidate],
-                "shared": SHARED_TERMS[entry.shared],
+                "candidate": CANDIDATE_FACTORS[entry.candidate],
+                "shared": SHARED_FACTORS[entry.shared],
                 "precision": entry.precision,
             }
             for entry in self.inputs
@@ -112,20 +106,23 @@ class Spec:
 
 
 def least_precision(decisions: int) -> float:
-    """The λ from which v2's new block z adds at most 10 % to a score's standard deviation, when evidence of up to
-    `decisions` decisions has just grown: whoever the user, the candidate and the profile.
+    """The least λ of v2's new block with which growth adds at most 10 % to a score's standard deviation.
 
-    To be kept: √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤ 1.1 √(xᵀ(I+S)⁻¹x), so λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x).
-    By Cauchy and Schwarz, with xᵢ learned and |xᵢ|² ≤ 5: xᵀ(I+S)⁻¹x ≥ |x|⁴/(|x|² + Σ(x·xᵢ)²) ≥ |x|²/(1 + 5n).
-    With the candidate's own terms c, |c|² ≤ 3, a time given and a preferred hour known: |x|² = 2 + |c|², and
-    |z|² ≤ 1 + p|c|², p = 4/9 + 4/9 + 1/4 + 1/4 + 1. Their ratio is largest at |c|² = 3: 49/30. The other cases (no
-    time, no preferred hour) stay below. It is reached by a user who saw one candidate n times, and again.
+    Holds for every user with at most `decisions` decisions n, every candidate and every profile. With x the old block
+    of φ and z the new one, the condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤ 1.1 √(xᵀ(I+S)⁻¹x) means λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x).
+
+    1. Let xᵢ be the learned vectors, |xᵢ|² ≤ 5. By Cauchy-Schwarz, xᵀ(I+S)⁻¹x ≥ |x|⁴ / (|x|² + Σ(x·xᵢ)²) ≥ |x|²/(1+5n).
+    2. Let c be the candidate's own factors, |c|² ≤ 3. With a time and a preferred hour, |x|² = 2 + |c|² and
+       |z|² ≤ 1 + p|c|² with p = 4/9 + 4/9 + 1/4 + 1/4 + 1. The ratio |z|²/|x|² is largest at |c|² = 3: 49/30.
+       Without a time or a preferred hour it is smaller.
+
+    A user who saw one candidate n times and sees it again reaches the bound.
     """
     return 49 / 30 * (1 + 5 * decisions) / 0.21
 
 
-# A thousand decisions are more than most users make in a year, and a firm prior costs nothing: the pooled prior
-# (`app.bandit.model.pooled_prior`) learns what a profile is worth, and the old block a user's own deviation from it.
+# More decisions than most users make in a year. A firm prior costs nothing: the pooled prior learns the effect of a
+# profile feature (`app.bandit.model.pooled_prior`), and the old block a user's own deviation.
 GROWN_WITHIN: Final = 1000
 NEW_PRECISION: Final = 39_000.0  # least_precision(GROWN_WITHIN), rounded up
 
@@ -148,8 +145,8 @@ SPEC_V2: Final = Spec(
         *_PLAIN,
         Input("profile_present", shared="profile_present", precision=NEW_PRECISION),
         *(
-            Input(f"{term}_x_{candidate}", candidate, term, NEW_PRECISION)
-            for term in _OF_PROFILE
+            Input(f"{shared}_x_{candidate}", candidate, shared, NEW_PRECISION)
+            for shared in _OF_PROFILE
             for candidate in _OF_CANDIDATE
         ),
     ),

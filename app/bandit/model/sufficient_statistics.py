@@ -1,13 +1,13 @@
-"""Sufficient statistics of ridge regression per user: S = Σ φφᵀ, y = Σ rφ, and the number of decisions.
+"""Sufficient statistics of ridge regression, per user: S = Σ φφᵀ, y = Σ rφ, and the number of decisions n.
 
-They exclude the prior, which belongs to the spec. So the statistics of one user serve every policy whose spec begins
-with the same inputs: the champion reads the leading block, the challenger all of it.
+They exclude the prior, which belongs to the spec. So one user's statistics serve every policy whose spec begins with
+the same inputs: the champion reads the leading block, the challenger all of it.
 
 Invariants:
 - Statistics belong to one spec; those of another spec are rejected.
-- Growing pads with zeros and learning adds element by element, so the leading block stays bit for bit what it would be
+- Growing pads with zeros, and learning adds element by element. So the leading block stays bit for bit what it would be
   without growth.
-- Statistics that no decisions can have produced are not read: their numbers would enter the prior of every user.
+- Statistics that no n decisions can have produced are never read, since they would distort the prior of every user.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SufficientStatistics:
-    """S and y of the spec with `spec_hash`, which has `size` inputs, from `decisions` decisions. Never written to.
+    """S (D, D) and y (D,) of `decisions` decisions, for the spec with `spec_hash`, which has `size` = D inputs.
 
-    `numbers` holds both as they are stored: the lower triangle of S row by row, then y. So S of the first inputs stands
-    at the beginning, and to learn, to grow and to store take no matrix.
+    `numbers` (D(D+1)/2 + D,) holds the lower triangle of S row by row, then y, as stored; it is never modified. The
+    triangle of the first inputs is a prefix of it, so learning, growing and storing need no matrix.
     """
 
     spec_hash: str
@@ -41,7 +41,7 @@ class SufficientStatistics:
 
     @classmethod
     def none(cls, spec: Spec) -> SufficientStatistics:
-        """The statistics of a new user."""
+        """The statistics of a new user: zeros."""
         return cls(spec.hash, spec.size, np.zeros(_length(spec.size)), 0)
 
     @property
@@ -55,15 +55,16 @@ class SufficientStatistics:
         return self.numbers[-self.size :].copy()
 
     def learned(self, phi: Array, reward: float) -> SufficientStatistics:
-        """With one more decision. A φ from before growth, which is shorter, counts as followed by zeros.
+        """S + φφᵀ, y + rφ and n + 1. A shorter φ, from before growth, counts as padded with zeros.
 
-        Raises SpecMismatch for a longer one, and for what `sound` would refuse: it would stay in the sums for ever.
+        Raises:
+            SpecMismatch: φ is longer than D, |φᵢ| > 1 for some i, r is outside [0, 1], or one of them is NaN.
         """
         known = len(phi)
         if known > self.size:
-            raise SpecMismatch(f"a vector of {known} inputs, evidence of {self.size}")
-        if not (max(phi.max(), -phi.min()) <= 1 + _ROUNDING and 0 <= reward <= 1):  # nor is it what is no number
-            raise SpecMismatch("a decision to be learned holds what is no input or no reward")
+            raise SpecMismatch(f"a vector of {known} inputs, statistics of {self.size}")
+        if not (max(phi.max(), -phi.min()) <= 1 + _ROUNDING and 0 <= reward <= 1):  # false for NaN, too
+            raise SpecMismatch("the decision has an input outside [-1, 1] or a reward outside [0, 1]")
         rows, columns = _triangle(known)
         numbers = self.numbers.copy()
         numbers[: len(rows)] += phi[rows] * phi[columns]
@@ -72,9 +73,13 @@ class SufficientStatistics:
         return SufficientStatistics(self.spec_hash, self.size, numbers, self.decisions + 1)
 
     def grown(self, spec_from: Spec, spec_to: Spec) -> SufficientStatistics:
-        """The same evidence under a longer spec. Raises SpecMismatch where `spec_from` is not its own, or no prefix."""
+        """The same statistics under a longer spec, padded with zeros.
+
+        Raises:
+            SpecMismatch: the statistics are not of `spec_from`, or `spec_to` does not begin with it.
+        """
         if self.spec_hash != spec_from.hash:
-            raise SpecMismatch(f"evidence is of spec {self.spec_hash[:12]}, not {spec_from.hash[:12]}")
+            raise SpecMismatch(f"statistics are of spec {self.spec_hash[:12]}, not {spec_from.hash[:12]}")
         if not spec_from.prefix_of(spec_to):
             raise SpecMismatch(
                 f"spec {spec_to.id} {spec_to.version} does not begin with {spec_from.id} {spec_from.version}"
@@ -86,58 +91,63 @@ class SufficientStatistics:
         return SufficientStatistics(spec_to.hash, spec_to.size, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
-        """S and y of the first `size` inputs, as a policy that never saw the others would hold them; copies.
+        """S (size, size) and y (size,) of the first inputs, as copies.
 
-        Raises SpecMismatch where there are fewer.
+        Raises:
+            SpecMismatch: there are fewer inputs.
         """
         if size > self.size:
-            raise SpecMismatch(f"{size} inputs are wanted, evidence of {self.size}")
-        # They lie in memory as those of evidence that never grew, and give the same results to the last bit.
+            raise SpecMismatch(f"{size} inputs requested, statistics of {self.size}")
+        # The memory layout is that of statistics that never grew, so results are the same to the last bit.
         y = len(self.numbers) - self.size
         return self.numbers[_square(size)], self.numbers[y : y + size].copy()
 
     def pack(self) -> bytes:
-        """The lower triangle of S row by row, then y, as little-endian float64."""
+        """`numbers` as little-endian float64."""
         return packed(self.numbers)
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> SufficientStatistics:
-        """What `pack` gave, of a known spec. Raises SpecMismatch where it is none of that spec's, or not `sound`."""
+        """The inverse of `pack`.
+
+        Raises:
+            SpecMismatch: the blob has the length of another spec, or is not `sound`.
+        """
         (stored,) = _stored(spec, [blob])
         numbers = stored.astype(np.float64, copy=False)
-        # As in `sound`, in half its time: this is done for each decision.
+        # The test of `sound` for one user, in half its time: it is on the path of every decision.
         bordered = np.append(numbers, decisions)[_square(spec.size + 1)]
-        within = np.abs(bordered).max() <= (1 + _ROUNDING) * decisions  # what is no number is not
+        within = np.abs(bordered).max() <= (1 + _ROUNDING) * decisions  # false for NaN
         bordered.reshape(-1)[:: spec.size + 2] += _ROUNDING * (1 + decisions)
         if not within or not _semidefinite(bordered[None])[0]:
-            raise SpecMismatch(f"no {decisions} decisions can have taught this evidence of {spec.id} {spec.version}")
+            raise SpecMismatch(f"no {decisions} decisions can produce these statistics of {spec.id} {spec.version}")
         return cls(spec.hash, spec.size, numbers, decisions)
 
     @classmethod
     def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
-        """The sum of what `pack` gave for several users, who learned from so many decisions together."""
+        """The sum of the packed statistics of several users, who have `decisions` decisions together."""
         with np.errstate(over="ignore", invalid="ignore"):
             numbers: Array = _stored(spec, blobs).sum(axis=0, dtype=np.float64)
         if not np.isfinite(numbers).all():
-            raise SpecMismatch(f"evidence of spec {spec.id} {spec.version} holds what is no number")
+            raise SpecMismatch(f"statistics of spec {spec.id} {spec.version} contain NaN or infinity")
         return cls(spec.hash, spec.size, numbers, decisions)
 
 
 def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
-    """What `pack` gave, a row for each; it may be read only."""
+    """(users, D(D+1)/2 + D), one row per blob; may be read-only."""
     length = _length(spec.size)
     wanted = length * STORED.itemsize
     for blob in blobs:
         if len(blob) != wanted:
-            raise SpecMismatch(f"{len(blob)} bytes of evidence, spec {spec.id} {spec.version} has {wanted}")
+            raise SpecMismatch(f"{len(blob)} bytes of statistics, spec {spec.id} {spec.version} has {wanted}")
     return np.frombuffer(b"".join(blobs), STORED).reshape(-1, length)
 
 
 def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[bool]:
-    """Whether decisions can have taught what `pack` gave for each of several users, who learned from so many each.
+    """For each user: whether n = `decisions` decisions can have produced the packed statistics.
 
-    Inputs are within [-1, 1] and rewards within [0, 1]: no sum over n decisions exceeds n. And [[S, y], [yᵀ, n]] is the
-    sum of the outer products of (φ, r), with n in the place of Σr², which is no more: so it is positive semidefinite.
+    Two necessary conditions are checked. Inputs are within [-1, 1] and rewards within [0, 1], so no element exceeds n.
+    And [[S, y], [yᵀ, n]] is positive semidefinite: it is Σ (φ, r)(φ, r)ᵀ with n in the place of Σr² ≤ n.
     """
     size = spec.size
     length = _length(size)
@@ -146,15 +156,16 @@ def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[
     counts = np.array([decisions[place] for place in whole], np.float64)
     within = np.maximum(numbers.max(axis=1, initial=0), -numbers.min(axis=1, initial=0)) <= (1 + _ROUNDING) * counts
     found = [False] * len(blobs)
-    if within.any():  # what is no number is not
-        # What is packed is the lower triangle of that matrix, but for its corner; the upper one is not looked at.
+    if within.any():
+        # Without n, the packed numbers are the lower triangle of that matrix. Cholesky ignores the upper one.
         matrices = np.zeros((np.count_nonzero(within), (size + 1) ** 2))
-        matrices[:, _places(size + 1)[:-1]] = numbers[within]
+        rows, columns = _triangle(size + 1)
+        matrices[:, (rows * (size + 1) + columns)[:-1]] = numbers[within]
         matrices[:, -1] = counts[within]
         matrices[:, :: size + 2] += _ROUNDING * (1 + counts[within, None])
-        judged = iter(_semidefinite(matrices.reshape(-1, size + 1, size + 1)))
+        semidefinite = iter(_semidefinite(matrices.reshape(-1, size + 1, size + 1)))
         for place, fits in zip(whole, within, strict=True):
-            found[place] = bool(fits) and next(judged)
+            found[place] = bool(fits) and next(semidefinite)
     return found
 
 
@@ -164,19 +175,12 @@ def _semidefinite(matrices: Array) -> list[bool]:
     except np.linalg.LinAlgError:
         if len(matrices) == 1:
             return [False]
-        return [one for matrix in matrices for one in _semidefinite(matrix[None])]  # one of them is not: which?
+        return [one for matrix in matrices for one in _semidefinite(matrix[None])]  # find the one that failed
     return [True] * len(matrices)
 
 
 def _length(size: int) -> int:
     return size * (size + 1) // 2 + size
-
-
-@lru_cache(maxsize=8)
-def _places(size: int) -> NDArray[np.intp]:
-    """Of the lower triangle, row by row, in a matrix that is one row of numbers."""
-    rows, columns = _triangle(size)
-    return rows * size + columns
 
 
 @lru_cache(maxsize=8)
@@ -187,7 +191,7 @@ def _triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 @lru_cache(maxsize=8)
 def _square(size: int) -> NDArray[np.intp]:
-    """Where in a lower triangle each number of the symmetric matrix stands, (size, size)."""
+    """(size, size): for each element of the symmetric matrix, its index in the packed lower triangle."""
     rows, columns = _triangle(size)
     square = np.empty((size, size), np.intp)
     square[rows, columns] = square[columns, rows] = np.arange(len(rows))

@@ -1,11 +1,11 @@
-"""Decisions summed up per user: all that the figures of a look need, however many decisions there are.
+"""Per-user sums of evaluated decisions: all that the estimates of a look need.
 
-Decisions come in pages, in any order. Kept are a row of sums for each user and a few totals; no decision.
+Decisions come in pages, in any order, and are not kept. Memory is one row of sums per user.
 
-Both policies are weighted against the one that served, on the same decisions: w = pi(chosen) / pi_b(chosen). The lift
-is the difference of the two doubly-robust terms, decision by decision, so what both have in common cancels. It is
-unbiased whatever the reward model says, since the propensities are exact. Without a reward model (all terms 0) it is
-the difference of the two IPS terms.
+Both policies are weighted against the one that served, on the same decisions: w = π(chosen) / π_b(chosen). The lift is
+the mean difference of the two doubly robust terms, decision by decision, so common noise cancels. Since the
+propensities are exact, it is unbiased whatever the reward model predicts. With a reward model of 0 it is the difference
+of the two IPS estimates.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from app.bandit.rollout.off_policy import Floats
 
 (_N, _W_CHAMPION, _W, _IPS, _DR, _CHAMPION, _LIFT, _DISMISSED_CHAMPION, _DISMISSED, _MORE_DISMISSED) = range(10)
 _COLUMNS = 10
-_GROWTH = 1024
+_INITIAL_ROWS = 1024
 
 
-class Page(NamedTuple):
-    """Evaluated decisions, one a row.
+class DecisionPage(NamedTuple):
+    """Evaluated decisions, one element each; all columns have shape (n,).
 
-    `pi_b`, `pi_champion` and `pi_challenger` are probabilities of the chosen candidate: when it was chosen, and under
-    both policies. `q_logged` is the reward that was expected of it, `v_champion` and `v_challenger` what was expected
-    of the policies (see `evaluation.dr`). `dismissed` and `agreed` are 0 or 1: both policies put the same candidate
-    first, or not.
+    `pi_b`, `pi_champion` and `pi_challenger` are the chosen candidate's propensity at decision time and under both
+    policies. `q_logged` is the reward that the model predicts for it, `v_champion` and `v_challenger` the reward that
+    the model predicts for the policies (see `off_policy.dr`). `dismissed` is 0 or 1, and so is `agreed`: both policies
+    rank the same candidate first.
     """
 
     users: list[str]
@@ -45,11 +45,11 @@ class Page(NamedTuple):
 
 
 class Estimates(msgspec.Struct, frozen=True):
-    """What a look found. Values are rewards a decision; `mean_weight` and `ess` are of the challenger's weights.
+    """The results of a look. `ips`, `snips`, `dr`, `champion` and `lift` are in reward per decision.
 
-    The champion's stand beside them, for the lift rests on both: while one policy serves every user its own weights are
-    exactly 1, and only the other's say how much the decisions are worth.
-    `dismissed_more` is how much more often the challenger's choices are dismissed, as a share of all decisions.
+    `ips`, `snips`, `dr`, `mean_weight` and `ess` (effective sample size) describe the challenger. The champion's
+    weights matter as well, since the lift compares both policies. `agreement` and the dismissal figures are shares of
+    decisions; `dismissed_more` is the challenger's share minus the champion's.
     """
 
     n: int
@@ -71,27 +71,24 @@ class Estimates(msgspec.Struct, frozen=True):
     dismissed_more: Interval
 
 
-class Sums:
-    """The sums so far."""
-
+class DecisionSums:
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
-        self._rows = np.zeros((_GROWTH, _COLUMNS))
+        self._rows = np.zeros((_INITIAL_ROWS, _COLUMNS))
         self._squares = self._squares_champion = 0.0
         self._agreed = 0.0
 
     @property
     def n(self) -> int:
-        """How many decisions."""
+        """The number of decisions."""
         return int(self._rows[:, _N].sum())
 
     @property
     def users(self) -> int:
-        """Of how many users."""
+        """The number of users."""
         return len(self._places)
 
-    def add(self, page: Page) -> None:
-        """Count these decisions in."""
+    def add(self, page: DecisionPage) -> None:
         if not page.users:
             return
         places = np.array([self._places.setdefault(user, len(self._places)) for user in page.users])
@@ -99,17 +96,17 @@ class Sums:
         while len(self._places) > len(self._rows):
             self._rows = np.vstack([self._rows, np.zeros_like(self._rows)])
         champion, challenger = page.pi_champion / page.pi_b, page.pi_challenger / page.pi_b
-        surprise = page.rewards - page.q_logged
-        of_champion = page.v_champion + champion * surprise
-        of_challenger = page.v_challenger + challenger * surprise
+        residual = page.rewards - page.q_logged
+        dr_champion = page.v_champion + champion * residual
+        dr_challenger = page.v_challenger + challenger * residual
         columns = [
             np.ones_like(challenger),
             champion,
             challenger,
             challenger * page.rewards,
-            of_challenger,
-            of_champion,
-            of_challenger - of_champion,
+            dr_challenger,
+            dr_champion,
+            dr_challenger - dr_champion,
             champion * page.dismissed,
             challenger * page.dismissed,
             (challenger - champion) * page.dismissed,
@@ -119,21 +116,21 @@ class Sums:
         self._squares_champion += float(champion @ champion)
         self._agreed += float(page.agreed.sum())
 
-    def estimates(self, level: float, chance: np.random.Generator, replicates: int = REPLICATES) -> Estimates:
-        """The figures, with intervals of that level (see `intervals.bootstrap`).
+    def estimates(self, level: float, generator: np.random.Generator, replicates: int = REPLICATES) -> Estimates:
+        """The estimates, with bootstrap intervals that each miss the true value with probability `level`.
 
         Raises:
             ValueError: there are fewer than two users, or every weight of a policy is 0.
         """
         rows = self._rows[: self.users]
-        n, weight, of_champion = rows[:, _N], rows[:, _W], rows[:, _W_CHAMPION]
-        total, total_champion = float(weight.sum()), float(of_champion.sum())
+        n, weight, weight_champion = rows[:, _N], rows[:, _W], rows[:, _W_CHAMPION]
+        total, total_champion = float(weight.sum()), float(weight_champion.sum())
         if total == 0 or total_champion == 0:
-            who = "champion" if total else "challenger"
-            raise ValueError(f"no decision has a weight: the {who} would have made none of these choices")
-        wanted = [_IPS, _IPS, _DR, _CHAMPION, _LIFT, _MORE_DISMISSED]
+            role = "champion" if total else "challenger"
+            raise ValueError(f"every weight of the {role} is 0: it would have made none of these choices")
+        parts = rows[:, [_IPS, _IPS, _DR, _CHAMPION, _LIFT, _MORE_DISMISSED]]
         wholes = np.stack([n, weight, n, n, n, n], axis=1)
-        ips, snips, dr, champion, lift, more = bootstrap(rows[:, wanted], wholes, level, chance, replicates)
+        ips, snips, dr, champion, lift, more = bootstrap(parts, wholes, level, generator, replicates)
         count = float(n.sum())
         return Estimates(
             n=int(count),
@@ -148,7 +145,7 @@ class Sums:
             mean_weight_error=standard_error(weight, n),
             ess=total**2 / self._squares,
             champion_mean_weight=total_champion / count,
-            champion_mean_weight_error=standard_error(of_champion, n),
+            champion_mean_weight_error=standard_error(weight_champion, n),
             champion_ess=total_champion**2 / self._squares_champion,
             dismissed_champion=float(rows[:, _DISMISSED_CHAMPION].sum()) / count,
             dismissed_challenger=float(rows[:, _DISMISSED].sum()) / count,

@@ -1,19 +1,20 @@
-"""Intervals that stay true however often people look: a bootstrap over users, at looks fixed beforehand.
+"""Bootstrap intervals that stay valid although they are looked at repeatedly.
 
-*Users, not decisions, are drawn.* A user's decisions resemble each other, so n decisions say less than n users would.
-Every figure is a ratio of two sums over users; so per-user sums are all that is needed, and a figure's replicate is a
-product of how often each user was drawn and those sums. Figures that are bootstrapped together see the same users.
+*Resampling users.* Decisions of one user resemble each other, so the bootstrap draws users, not decisions. Every figure
+is a ratio of two sums over users. So per-user sums suffice, and a replicate is the product of those sums and how often
+each user was drawn. Figures that are bootstrapped together use the same draws.
 
-*Looks* are made at 1,000, 2,000, 4,000 ... evaluated decisions, whatever was seen before. Look k has the level
-alpha_k = alpha / (k (k + 1)); these sum to alpha, since 1/(k (k+1)) = 1/k - 1/(k+1). By the union bound the chance
-that any interval of any look misses is at most the sum of their levels, alpha, whenever one stops.
+*Looks* are made at 1,000, 2,000, 4,000, … evaluated decisions, independent of earlier results. Look k has the level
+α_k = α / (k (k + 1)); the levels sum to α, since 1 / (k (k + 1)) = 1/k - 1/(k + 1). By the union bound, the probability
+that any interval of any look misses is at most α, whenever one stops.
 
-*The interval* is the bootstrap-t (B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993, chapter 12): each
-replicate's distance from the estimate is divided by its own linearised standard error. It follows the skewness that
-weights bring, where a plain percentile interval leans the wrong way. Quantiles further out than `RESOLVED` replicates
-are not read off (a late look asks for one in 10,000) but extended from there as a normal tail would go on.
+*The interval* is the bootstrap-t (B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993, section 12.5): the
+distance of each replicate from the estimate is divided by the replicate's own linearised standard error. It follows the
+skewness that importance weights cause; a percentile interval would be shifted to the wrong side. A quantile with fewer
+than `RESOLVED` replicates beyond it (a late look asks for 1 in 10,000) is extrapolated with the tail of a normal
+distribution.
 
-Randomness is handed in. Memory: one chunk of replicates, whatever the number of users.
+The random generator is passed in. Memory is one chunk of replicates, whatever the number of users.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ ALPHA = 0.05
 FIRST_LOOK = 1_000
 REPLICATES = 4_000
 RESOLVED = 20
-_CHUNK = 1_000_000  # numbers of one chunk: 8 MB each for what was drawn and how often
+CHUNK = 1_000_000  # elements of one chunk: 8 MB for the draws, and 8 MB for their counts
 _NORMAL = NormalDist()
 
 
 class Interval(NamedTuple):
-    """A figure and its bounds."""
+    """An estimate and its bounds."""
 
     value: float
     low: float
@@ -43,42 +44,42 @@ class Interval(NamedTuple):
 
 
 def look_size(number: int) -> int:
-    """At how many evaluated decisions look `number`, from 1, is made."""
+    """The number of evaluated decisions at which look `number` (from 1) is due."""
     return int(FIRST_LOOK * 2 ** (number - 1))
 
 
 def look_level(number: int, alpha: float = ALPHA) -> float:
-    """The chance of missing that look `number` may take; over all looks these sum to `alpha`."""
+    """α_k of look `number`: the probability that one of its intervals misses. The sum over all looks is `alpha`."""
     return alpha / (number * (number + 1))
 
 
 def due_look(evaluated: int, made: int) -> int | None:
-    """The look to make now, where `made` is the newest one made (0: none); None before the next is due.
+    """The number of the look that is due, or None; `made` is the newest one made (0: none).
 
-    Where decisions came so quickly that several are due, it is the last of them; a look left out costs nothing.
+    If several are due, it is the last of them. Skipping looks does not invalidate the levels.
     """
     newest = max(evaluated // FIRST_LOOK, 0).bit_length()
     return newest if newest > made else None
 
 
 def bootstrap(
-    parts: Floats, wholes: Floats, level: float, chance: np.random.Generator, replicates: int = REPLICATES
+    parts: Floats, wholes: Floats, level: float, generator: np.random.Generator, replicates: int = REPLICATES
 ) -> list[Interval]:
-    """Two-sided intervals of figures, each missing its truth with a chance of `level`.
+    """Two-sided intervals for ratios of sums, each missing the true value with probability `level`.
 
-    `parts` and `wholes` are (users, figures); a figure is the sum of its column of `parts` over that of `wholes`, which
-    must not be 0. The same generator in the same state gives the same intervals.
+    `parts` and `wholes` are (users, figures). Figure j is Σᵤ partsᵤⱼ / Σᵤ wholesᵤⱼ; the denominator must not be 0. A
+    generator in the same state gives the same intervals.
 
     Raises:
-        ValueError: there are fewer than two users, of whom none could be left out.
+        ValueError: there are fewer than two users.
     """
     if len(parts) < 2:
-        raise ValueError("an interval needs two users at least")
+        raise ValueError("an interval needs at least two users")
     totals = wholes.sum(axis=0)
     values = parts.sum(axis=0) / totals
-    left = parts - values * wholes  # sums to 0: what is small is not lost beside what is large
-    errors = np.sqrt(np.sum(left**2, axis=0)) / totals
-    distances = _studentised(left, wholes, chance, replicates)
+    residuals = parts - values * wholes  # sums to 0, so no precision is lost in the sums of replicates
+    errors = np.sqrt(np.sum(residuals**2, axis=0)) / totals
+    distances = _studentised(residuals, wholes, generator, replicates)
     return [
         _interval(float(value), float(error), distances[:, place], level)
         for place, (value, error) in enumerate(zip(values, errors, strict=True))
@@ -86,38 +87,38 @@ def bootstrap(
 
 
 def standard_error(part: Floats, whole: Floats) -> float:
-    """Of the ratio of two sums over users, linearised; infinite for fewer than two users."""
+    """The linearised standard error of Σ part / Σ whole over users (users,); infinite for fewer than two users."""
     if len(part) < 2:
         return math.inf
-    left = part - part.sum() / whole.sum() * whole
-    return float(np.sqrt(np.sum(left**2) * len(part) / (len(part) - 1)) / whole.sum())
+    residuals = part - part.sum() / whole.sum() * whole
+    return float(np.sqrt(np.sum(residuals**2) * len(part) / (len(part) - 1)) / whole.sum())
 
 
-def _studentised(left: Floats, wholes: Floats, chance: np.random.Generator, replicates: int) -> Floats:
-    """(replicates, figures): how many of its own standard errors each replicate is away from the estimate."""
-    users, figures = left.shape
-    columns = np.hstack([left, wholes, left**2, left * wholes, wholes**2])
-    chunk = max(1, min(replicates, _CHUNK // users))
+def _studentised(residuals: Floats, wholes: Floats, generator: np.random.Generator, replicates: int) -> Floats:
+    """(replicates, figures): each replicate's distance from the estimate, in units of its own standard error."""
+    users, figures = residuals.shape
+    columns = np.hstack([residuals, wholes, residuals**2, residuals * wholes, wholes**2])
+    chunk = max(1, min(replicates, CHUNK // users))
     found = np.empty((replicates, figures))
     for start in range(0, replicates, chunk):
         rows = min(chunk, replicates - start)
-        drawn = _drawn(rows, users, chance)
+        drawn = _drawn(rows, users, generator)
         moved, total, squares, products, bases = np.split(drawn @ columns, 5, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            away = moved / total
-            variance = np.maximum(squares - 2 * away * products + away**2 * bases, 0)
-            found[start : start + rows] = moved / np.sqrt(variance)  # the totals cancel
+            distance = moved / total
+            variance = np.maximum(squares - 2 * distance * products + distance**2 * bases, 0)
+            found[start : start + rows] = moved / np.sqrt(variance)  # `total` cancels
     return found
 
 
-def _drawn(rows: int, users: int, chance: np.random.Generator) -> Floats:
-    """(rows, users): how often each user is among as many as there are, drawn with putting back."""
-    places = chance.integers(0, users, (rows, users), dtype=np.uint32) + np.arange(rows)[:, None] * users
+def _drawn(rows: int, users: int, generator: np.random.Generator) -> Floats:
+    """(rows, users): how often each user occurs in a sample of as many users, drawn with replacement."""
+    places = generator.integers(0, users, (rows, users), dtype=np.uint32) + np.arange(rows)[:, None] * users
     return np.bincount(places.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
 
 
 def _interval(value: float, error: float, distances: Floats, level: float) -> Interval:
-    known = distances[np.isfinite(distances)]  # a replicate without spread, or of nothing, says nothing
+    known = distances[np.isfinite(distances)]  # a replicate without variance, or with a denominator of 0, is left out
     if error == 0 or not len(known):
         return Interval(value, value, value)
     tail = level / 2

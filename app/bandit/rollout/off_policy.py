@@ -1,12 +1,12 @@
-"""Off-policy estimates: what a policy would have earned, from decisions that another policy made.
+"""Off-policy estimators: the value of a policy, from decisions that another policy made.
 
-Each function takes one-dimensional arrays with one row a decision, and returns a float: `rewards`, what was earned;
-`pi_e`, the probability of the chosen candidate under the policy in question; `pi_b`, its probability under the policy
-that chose it, as logged. w = pi_e / pi_b is a decision's weight. Intervals are in `intervals`.
+All arguments are one-dimensional with one element per decision, shape (n,); results are floats. `rewards` r: the
+rewards received. `pi_e`: the probability of the chosen candidate under the evaluated policy. `pi_b`: its logged
+propensity, under the policy that chose it. w = pi_e / pi_b is the decision's importance weight. Intervals are in
+`bootstrap_intervals`.
 
-Pure arithmetic: nothing here knows where decisions are kept. Every function raises `ValueError`, which names the
-argument, where an array is empty, has another length or more than one dimension, or holds what is not finite; where a
-probability is negative; where `pi_b` is not above 0, for what cannot be chosen is not logged.
+Every function raises `ValueError`, naming the argument, if an array is empty, has another length or more than one
+dimension, or contains NaN or infinity; if a probability is negative; or if `pi_b` is 0.
 """
 
 from __future__ import annotations
@@ -18,37 +18,36 @@ Floats = npt.NDArray[np.float64]
 
 
 def ips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> float:
-    """Inverse propensity scoring: 1/n sum of w r.
+    """Inverse propensity scoring: (1/n) Σ w r, in units of the reward.
 
-    Unbiased where `pi_b` is right and above 0 wherever `pi_e` is; in the unit of the rewards, but not within their
-    range. D. G. Horvitz, D. J. Thompson: A generalization of sampling without replacement, JASA 47, 1952.
+    Unbiased if `pi_b` is correct and positive wherever `pi_e` is. May lie outside the range of the rewards.
+    D. G. Horvitz, D. J. Thompson: A generalization of sampling without replacement, JASA 47, 1952.
     """
     r, e, b = _columns(rewards=rewards, pi_e=pi_e, pi_b=pi_b)
     return float(np.mean(_weights(e, b) * r))
 
 
 def snips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> float:
-    """Self-normalised inverse propensity scoring: sum of w r / sum of w.
+    """Self-normalised inverse propensity scoring: Σ w r / Σ w, in units of the reward.
 
-    A mean of the rewards, weighted: never outside their range, and it moves with them when they are shifted. Its bias
-    goes to 0 with n. A. Swaminathan, T. Joachims: The self-normalized estimator for counterfactual learning, NIPS 2015.
+    Always within the range of the rewards. Biased; the bias vanishes as n grows.
+    A. Swaminathan, T. Joachims: The self-normalized estimator for counterfactual learning, NIPS 2015.
 
     Raises:
-        ValueError: also where every weight is 0: none of these decisions says anything of the policy.
+        ValueError: every weight is 0 (or an argument is invalid, see above).
     """
     r, e, b = _columns(rewards=rewards, pi_e=pi_e, pi_b=pi_b)
     weights = _weights(e, b)
     largest = weights.max()
     if largest == 0:
         raise ValueError("every weight is 0: pi_e gives none of the logged choices a chance")
-    shares = weights / largest  # as a ratio it is the same, and no sum under- or overflows
+    shares = weights / largest  # the ratio is the same, and no sum under- or overflows
     return float(np.sum(shares * r) / np.sum(shares))
 
 
 def ess(weights: npt.ArrayLike) -> float:
-    """Effective sample size, in decisions: (sum of w)² / sum of w².
+    """Effective sample size (Σ w)² / Σ w², in decisions: n if all weights are equal, 0 if all are 0.
 
-    So many decisions of equal weight would say as much: n where all weights are equal, 0 where all are 0.
     L. Kish: Survey Sampling, 1965.
     """
     (w,) = _columns(weights=weights)
@@ -64,11 +63,11 @@ def ess(weights: npt.ArrayLike) -> float:
 def dr(
     rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike, q_logged: npt.ArrayLike, v_e: npt.ArrayLike
 ) -> float:
-    """Doubly robust: 1/n sum of v_e + w (r - q_logged).
+    """Doubly robust: (1/n) Σ (v_e + w (r - q_logged)), in units of the reward.
 
-    `q_logged` is what a model expects of the candidate that was chosen, `v_e` what it expects of the policy: the sum of
-    pi_e(a) q(a) over all candidates of that decision. Unbiased where `pi_b` is right, whatever the model says, if the
-    model was fitted on other decisions; the better the model, the smaller the variance.
+    With q(a) the reward that a model predicts for candidate a, `q_logged` is q(chosen) and `v_e` is Σₐ pi_e(a) q(a).
+    If `pi_b` is correct and the model was fitted to other decisions, the estimate is unbiased whatever the model
+    predicts. The better the model, the smaller the variance.
     M. Dudík, J. Langford, L. Li: Doubly robust policy evaluation and learning, ICML 2011.
     """
     r, e, b, q, v = _columns(rewards=rewards, pi_e=pi_e, pi_b=pi_b, q_logged=q_logged, v_e=v_e)
@@ -100,7 +99,7 @@ def _column(name: str, values: npt.ArrayLike) -> Floats:
 
 
 def _weights(pi_e: Floats, pi_b: Floats) -> Floats:
-    """How much more often the policy in question makes each choice."""
+    """w = pi_e / pi_b (n,)."""
     if np.any(pi_e < 0):
         raise ValueError(f"pi_e must not be negative, the least is {pi_e.min()}")
     if np.any(pi_b <= 0):
@@ -109,5 +108,5 @@ def _weights(pi_e: Floats, pi_b: Floats) -> Floats:
         weights = pi_e / pi_b
     bad = np.flatnonzero(~np.isfinite(weights))
     if len(bad):
-        raise ValueError(f"pi_b[{bad[0]}] is {pi_b[bad[0]]}: too small beside pi_e, the weight overflows")
+        raise ValueError(f"pi_b[{bad[0]}] is {pi_b[bad[0]]}: too small compared with pi_e, the weight overflows")
     return weights

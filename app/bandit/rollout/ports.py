@@ -1,15 +1,14 @@
-"""What the roll-out needs from outside. `app.stores.sqlite.rollout` implements it.
+"""Protocol for the storage of the roll-out; `app.stores.sqlite.rollout` implements it.
 
-Evaluated are decisions that explored, whose reward is settled, and of which both policies' probabilities are known.
-  - One that expired was never shown, so there is no reward it could have had. Leaving it out is right as long as not
-    being shown does not depend on what was chosen; if it does, the mean weight of the rest moves away from 1, and the
-    gate holds.
-  - One whose shadow was dropped or lost has no probability under the other policy. That depends on load alone.
-  - One that was decided without a pooled prior says nothing of a challenger that is there for what the prior knows.
-  - One that is newer than the oldest unsettled decision waits. A reward that comes by feedback is settled at once, one
-    that does not come only when the window closes; whoever counted all that is settled would count the quick ones
-    first, and they are not like the others.
-All methods raise `StoreUnavailable` when the database does not answer.
+Evaluated decisions are those that explored, are settled, and have both policies' propensities. Not evaluated:
+  - Expired decisions. Their tip was never shown, so they have no reward. This introduces no bias as long as being shown
+    does not depend on the choice; if it does, the mean weight of the others differs from 1, and the verdict is `hold`.
+  - Decisions whose shadow was dropped or lost. This depends on load alone.
+  - Decisions made without a pooled prior. Without it, the challenger is practically the champion.
+  - Decisions newer than the oldest unsettled one; they wait. Feedback settles a decision at once, silence only when the
+    window closes. Counting every settled decision would favour those with quick feedback.
+
+All methods raise `StoreUnavailable` if the database does not answer.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from app.bandit.rollout.aggregates import Estimates, Page
+from app.bandit.rollout.aggregates import DecisionPage, Estimates
 from app.bandit.rollout.off_policy import Floats
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
 
 
 class RolloutLook(msgspec.Struct, frozen=True):
-    """What was found when, at which level, and what was said of it then; `words`: of the stage."""
+    """One look: the estimates at `level`, and the verdict and stage of that time."""
 
     number: int
     at_ms: int
     level: float
-    words: str
+    stage: str = msgspec.field(name="words")  # the name in stored looks
     estimates: Estimates
     verdict: Verdict
 
 
 class Counts(NamedTuple):
-    """Settled decisions since the roll-out began.
+    """Numbers of settled decisions since the roll-out began.
 
-    `until`: evaluated are those with a lower number. `waiting` are newer than the oldest unsettled one, `unshadowed`
-    lack one policy's probabilities; `served` of those evaluated or waiting were served by the challenger since the
-    stage began.
+    Evaluated decisions have a number below `until`. `waiting` ones are newer than the oldest unsettled decision,
+    `unshadowed` ones lack one policy's propensities. `served`: evaluated or waiting decisions that the challenger
+    served since the stage began.
     """
 
     until: int
@@ -52,7 +51,7 @@ class Counts(NamedTuple):
 
 
 class RecentDecisions(NamedTuple):
-    """Decisions of late, settled or not; one a row. `elapsed_ms`: how long each took to answer."""
+    """Recent decisions, settled or not, one element each: duration of the request in ms, and two flags of 0 or 1."""
 
     elapsed_ms: Floats
     without_profile: Floats
@@ -60,36 +59,32 @@ class RecentDecisions(NamedTuple):
 
 
 class RolloutRepository(Protocol):
-    """Where the roll-out, its looks and the decisions it is judged by are kept."""
-
-    async def state(self) -> RolloutState:
-        """Where it stands."""
-        ...
+    async def state(self) -> RolloutState: ...
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Change it in one transaction; None where it is not as it was seen any more."""
+        """Change the state in one transaction; None if it is no longer the one `seen`."""
         ...
 
     async def looks(self) -> list[RolloutLook]:
-        """All of this roll-out, oldest first; one that another release wrote otherwise is left out."""
+        """The looks of this roll-out, oldest first, without those in an unreadable format of another release."""
         ...
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Keep it, unless one of that number can be read, or the roll-out was begun anew; whether it was kept."""
+        """Store a look, unless its number is stored or the roll-out was started anew; whether it was stored."""
         ...
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """How many there are. What was made before `overdue_ms` and is unsettled will stay so, and holds nothing up."""
+        """Count decisions. Unsettled ones made before `overdue_ms` will never be settled, and make no others wait."""
         ...
 
-    def pages(self, state: RolloutState, until: int) -> AsyncIterator[Page]:
-        """All evaluated decisions, in the order made; one page at a time is in memory."""
+    def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
+        """All evaluated decisions in the order made, with one page at a time in memory."""
         ...
 
-    async def shown(self, state: RolloutState, limit: int) -> Page:
-        """Those of the newest whose tip was shown, settled or not; the reward of one that is not stands as 0."""
+    async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
+        """The newest decisions whose tip was shown, settled or not; the reward of an unsettled one is 0."""
         ...
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
-        """The newest decisions since a moment."""
+        """The newest decisions since a time."""
         ...

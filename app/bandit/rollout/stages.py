@@ -1,14 +1,15 @@
-"""The stages of a roll-out, and who may go where.
+"""The stages of a roll-out, its allowed moves, and which users the challenger serves.
 
     shadow (0 %) -> 5 % -> 25 % -> 100 % -> promoted
-    from each of these -> rolled back -> shadow, begun anew
+    each of these -> rolled back -> shadow, started anew
 
-Invariant: the challenger serves more users only on the word of a verdict, and of decisions that it served at the stage
-before; going back needs no reason but somebody's. Pure: what is written down, and by whom, is told elsewhere.
+Invariant: the share of the challenger grows only with a favourable verdict and, from 5 % on, after enough decisions
+that the challenger served at the current stage. Rolling back is always allowed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, NamedTuple
 
 from app.bandit.rollout.verdict import Verdict
@@ -19,14 +20,16 @@ STAGES: tuple[Stage, ...] = ("shadow", "ramp", "promoted", "rolled back")
 Move = Literal["ramp", "promote", "rollback"]
 MOVES: tuple[Move, ...] = ("ramp", "promote", "rollback")
 STEPS = (0.05, 0.25, 1.0)
-# What it is like to be served by the challenger shows only once it serves: so many settled decisions at each stage.
+# Answer times show only while the challenger serves, so each stage needs this many settled decisions.
 SERVED_BEFORE_MORE = 200
+# Keeps the users' positions independent of other hashes of ids. A changed salt would reassign all users.
+_SALT = b"profiles:rollout:1:"
 
 
 class RolloutState(NamedTuple):
-    """Where the roll-out stands: `share` of the users are served by the challenger, since when, and why.
+    """The stage, and the share of users that the challenger serves. `changed_by` and `reason`: of the last move.
 
-    Decisions with a number above `evaluated_after` count; so a roll-out that is begun anew forgets the one before.
+    Only decisions with a number above `evaluated_after` count, so a roll-out that starts anew ignores the one before.
     """
 
     stage: Stage
@@ -38,92 +41,79 @@ class RolloutState(NamedTuple):
 
     @property
     def running(self) -> bool:
-        """Whether it is still to be decided."""
+        """Whether the roll-out is neither promoted nor rolled back."""
         return self.stage in ("shadow", "ramp")
-
-    @property
-    def words(self) -> str:
-        """As people say it."""
-        return f"{self.share:.0%}" if self.stage == "ramp" else self.stage
 
 
 class Target(NamedTuple):
-    """A stage to go to. `anew`: what was learned about the challenger so far does not count."""
+    """The stage that a move leads to. `anew`: decisions and looks so far no longer count."""
 
     stage: Stage
     share: float
     anew: bool = False
 
-    @property
-    def words(self) -> str:
-        """As people say it."""
-        return f"{self.share:.0%}" if self.stage == "ramp" else self.stage
+
+def user_position(user_id: str) -> float:
+    """A fixed pseudo-random position in [0, 1), uniform over users: 53 bits of a salted SHA-256 of the id."""
+    digest = hashlib.sha256(_SALT + user_id.encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
-class StageEvidence(NamedTuple):
-    """What a move is decided by. `served`: settled decisions that the challenger served since the stage began."""
-
-    state: RolloutState
-    verdict: Verdict
-    served: int
-    challenged: bool
+def serves_challenger(user_id: str, share: float) -> bool:
+    """Whether the challenger serves this user at this share, 0 to 1. A larger share only adds users."""
+    return user_position(user_id) < share
 
 
-def target(move: Move, standing: StageEvidence) -> Target:
-    """Where a move leads.
+def stage_label(at: RolloutState | Target) -> str:
+    """`shadow`, `5%`, `promoted`, …"""
+    return f"{at.share:.0%}" if at.stage == "ramp" else at.stage
+
+
+def target(move: Move, state: RolloutState, verdict: Verdict, served: int, challenged: bool) -> Target:
+    """The stage that a move leads to.
+
+    `served`: settled decisions that the challenger served since the stage began. `challenged`: there is a challenger.
 
     Raises:
-        Conflict: it is not allowed now, and why.
+        Conflict: the move is not allowed; the message gives the reason.
     """
     if move == "rollback":
-        return _back(standing.state)
-    if not standing.challenged:
+        if state.stage == "rolled back":
+            raise Conflict("it is rolled back already")
+        return Target("rolled back", 0.0)
+    if not challenged:
         raise Conflict("there is no challenger: PROFILES_SHADOW is 0")
-    return _ramped(standing) if move == "ramp" else _promoted(standing)
+    if move == "ramp":
+        if state.stage == "rolled back":
+            return Target("shadow", 0.0, anew=True)
+        if state.stage == "promoted" or state.share >= STEPS[-1]:
+            raise Conflict("the challenger serves every user already")
+        _require_grounds(state, verdict, served)
+        return Target("ramp", next(step for step in STEPS if step > state.share))
+    if state.stage == "promoted":
+        raise Conflict("the challenger is promoted already")
+    if state.share < STEPS[-1]:
+        raise Conflict("only a challenger that serves every user can be promoted; ramp it first")
+    _require_grounds(state, verdict, served)
+    if not verdict.improved:
+        raise Conflict(f"no improvement is shown: {verdict.reason}")
+    return Target("promoted", 1.0)
 
 
-def refusal(move: Move, standing: StageEvidence) -> str | None:
-    """Why a move is not allowed now; None where it is."""
+def refusal(move: Move, state: RolloutState, verdict: Verdict, served: int, challenged: bool) -> str | None:
+    """Why a move is not allowed; None if it is."""
     try:
-        target(move, standing)
+        target(move, state, verdict, served, challenged)
     except Conflict as error:
         return str(error)
     return None
 
 
-def _ramped(standing: StageEvidence) -> Target:
-    state = standing.state
-    if state.stage == "rolled back":
-        return Target("shadow", 0.0, anew=True)
-    if state.stage == "promoted" or state.share >= STEPS[-1]:
-        raise Conflict("the challenger serves every user already")
-    _on_good_grounds(standing)
-    return Target("ramp", next(step for step in STEPS if step > state.share))
-
-
-def _promoted(standing: StageEvidence) -> Target:
-    state = standing.state
-    if state.stage == "promoted":
-        raise Conflict("the challenger is promoted already")
-    if state.share < STEPS[-1]:
-        raise Conflict("only a challenger that serves every user can be promoted; ramp it first")
-    _on_good_grounds(standing)
-    if not standing.verdict.improved:
-        raise Conflict(f"no improvement is shown: {standing.verdict.reason}")
-    return Target("promoted", 1.0)
-
-
-def _back(state: RolloutState) -> Target:
-    if state.stage == "rolled back":
-        raise Conflict("it is rolled back already")
-    return Target("rolled back", 0.0)
-
-
-def _on_good_grounds(standing: StageEvidence) -> None:
-    if standing.verdict.word != "promote":
-        raise Conflict(f"{standing.verdict.word}: {standing.verdict.reason}")
-    if standing.state.share and standing.served < SERVED_BEFORE_MORE:
+def _require_grounds(state: RolloutState, verdict: Verdict, served: int) -> None:
+    if verdict.word != "promote":
+        raise Conflict(f"{verdict.word}: {verdict.reason}")
+    if state.share and served < SERVED_BEFORE_MORE:
         raise Conflict(
-            f"of the decisions that the challenger served at {standing.state.words}, {standing.served:,} are settled; "
+            f"of the decisions that the challenger served at {stage_label(state)}, {served:,} are settled; "
             f"{SERVED_BEFORE_MORE} are needed before it serves more"
         )

@@ -1,4 +1,4 @@
-"""How the challenger does: what `GET /admin/rollout` answers, and `profiles rollout` and the page show."""
+"""The status of the roll-out, as `GET /admin/rollout` answers it and `profiles rollout` and the page show it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.features.clock import rfc3339
 
 
 class IntervalView(msgspec.Struct):
-    """A figure and its bounds at the look's level, bootstrapped over users."""
+    """An estimate and its bounds, bootstrapped over users."""
 
     value: float
     low: float
@@ -23,7 +23,7 @@ class IntervalView(msgspec.Struct):
 
 
 class VerdictView(msgspec.Struct):
-    """What to do, and why. `improved`: an improvement may be claimed."""
+    """The verdict and its reason. `improved`: an improvement is shown."""
 
     verdict: Word
     reason: str
@@ -35,14 +35,14 @@ class VerdictView(msgspec.Struct):
 
 
 class FiguresView(msgspec.Struct, kw_only=True):
-    """What a look found. Values and lift are rewards a decision."""
+    """The estimates of a look. Values and lift are in reward per decision."""
 
     look: int
     made_at: str
     decisions: int
     users: int
-    level: Annotated[float, Meta(description="The chance of missing that this look may take of 0.05 in all.")]
-    agreement: Annotated[float, Meta(description="Share of decisions in which both put the same candidate first.")]
+    level: Annotated[float, Meta(description="Probability that an interval misses; over all looks it sums to 0.05.")]
+    agreement: Annotated[float, Meta(description="Share of decisions in which both rank the same candidate first.")]
     ips: IntervalView
     snips: IntervalView
     doubly_robust: IntervalView
@@ -50,11 +50,11 @@ class FiguresView(msgspec.Struct, kw_only=True):
     lift: Annotated[IntervalView, Meta(description="Challenger less champion, on the same decisions.")]
     mean_weight: float
     mean_weight_error: float
-    effective_sample_size: Annotated[float, Meta(description="Of the challenger's weights, as is the mean weight.")]
+    effective_sample_size: Annotated[float, Meta(description="Of the challenger's weights, like the mean weight.")]
     champion_mean_weight: float
     champion_mean_weight_error: float
     champion_effective_sample_size: float
-    effective_sample_size_needed: Annotated[float, Meta(description="Of both, for the lift rests on both.")]
+    effective_sample_size_needed: Annotated[float, Meta(description="Of both policies, since the lift compares them.")]
 
     @classmethod
     def of(cls, look: RolloutLook) -> FiguresView:
@@ -76,7 +76,7 @@ class FiguresView(msgspec.Struct, kw_only=True):
 
 
 class DismissalsView(msgspec.Struct):
-    """How often tips are dismissed under each policy, as a share of decisions; null while there are too few."""
+    """Dismissed tips under each policy, as shares of decisions; null if there are too few decisions."""
 
     champion: float | None
     challenger: float | None
@@ -85,17 +85,17 @@ class DismissalsView(msgspec.Struct):
 
 
 class GuardrailView(msgspec.Struct):
-    """A figure that must not exceed its limit; null while there are too few decisions."""
+    """A figure that must not exceed its limit; null if there are too few decisions."""
 
     value: float | None
     limit: float
-    judged: Annotated[
-        bool, Meta(description="False: it is only shown, as the time is in the shadow; it is the champion's.")
-    ] = True
+    judged: Annotated[bool, Meta(description="False: shown only. In the shadow, answer times are the champion's.")] = (
+        True
+    )
 
 
 class GuardrailsView(msgspec.Struct):
-    """What must not break, on recent decisions; `broken` has a sentence for each that does not hold."""
+    """The guardrails, on recent decisions; `broken` has a sentence for each that is broken."""
 
     dismissals: DismissalsView
     p99_ms: GuardrailView
@@ -103,18 +103,21 @@ class GuardrailsView(msgspec.Struct):
     broken: list[str]
 
     @classmethod
-    def of(cls, rails: Guardrails, limits: Limits) -> GuardrailsView:
-        more = IntervalView(*rails.dismissed_more) if rails.dismissed_more is not None else None
+    def of(cls, guardrails: Guardrails, limits: Limits) -> GuardrailsView:
+        more = IntervalView(*guardrails.dismissed_more) if guardrails.dismissed_more is not None else None
         return cls(
-            DismissalsView(rails.dismissed_champion, rails.dismissed_challenger, more, limits.dismissed),
-            GuardrailView(rails.p99_ms, longest_allowed(rails, limits), rails.p99_judged),
-            GuardrailView(rails.no_profile, limits.no_profile),
-            broken(rails, limits),
+            DismissalsView(guardrails.dismissed_champion, guardrails.dismissed_challenger, more, limits.dismissed),
+            GuardrailView(guardrails.p99_ms, longest_allowed(guardrails, limits), guardrails.p99_judged),
+            GuardrailView(guardrails.no_profile, limits.no_profile),
+            broken(guardrails, limits),
         )
 
 
 class DecisionsView(msgspec.Struct):
-    """Settled decisions since the roll-out began. `waiting`: older ones are not settled; `unshadowed`: left out."""
+    """Settled decisions since the roll-out began.
+
+    `waiting`: an older decision is not settled. `unshadowed`: one policy's propensities are missing.
+    """
 
     evaluated: int
     waiting: int
@@ -124,7 +127,7 @@ class DecisionsView(msgspec.Struct):
 
 
 class LookView(msgspec.Struct):
-    """A look, and the verdict of its time."""
+    """A look, and the verdict at that time."""
 
     look: int
     made_at: str
@@ -133,7 +136,7 @@ class LookView(msgspec.Struct):
     stage: str
     lift: IntervalView
     mean_weight: float
-    effective_sample_size: Annotated[float, Meta(description="The lesser of both policies'.")]
+    effective_sample_size: Annotated[float, Meta(description="The smaller one of both policies.")]
     verdict: VerdictView
 
     @classmethod
@@ -141,7 +144,7 @@ class LookView(msgspec.Struct):
         found = look.estimates
         lift, least = IntervalView(*found.lift), min(found.ess, found.champion_ess)
         at, said = rfc3339(look.at_ms), VerdictView.of(look.verdict)
-        return cls(look.number, at, found.n, found.users, look.words, lift, found.mean_weight, least, said)
+        return cls(look.number, at, found.n, found.users, look.stage, lift, found.mean_weight, least, said)
 
 
 class MoveView(msgspec.Struct):
@@ -153,17 +156,17 @@ class MoveView(msgspec.Struct):
 
 
 class Growth(msgspec.Struct):
-    """Users with learned evidence, and how many of these are yet to grow to the challenger's spec."""
+    """Users with statistics, and those of them whose statistics have yet to grow to the challenger's spec."""
 
     users: int
     to_grow: int
 
 
 class RolloutStatus(msgspec.Struct, kw_only=True):
-    """How the challenger does, and which users it serves."""
+    """The status of the roll-out."""
 
     stage: Stage
-    share: Annotated[float, Meta(description="Of the users, who are served by the challenger where there is one.")]
+    share: Annotated[float, Meta(description="Share of the users that the challenger serves, if there is one.")]
     reason: str
     changed_by: str
     changed_at: str | None

@@ -1,21 +1,19 @@
-"""The verdict on the challenger: one word, and the reason for it in whole sentences with the figures.
+"""The verdict on the challenger: one word, and a reason in whole sentences with the figures.
 
-Invariant: no word but `roll back` and `hold` is said where the figures cannot be believed, and `promote` only where the
-lift's whole interval lies above -margin. Rules are tried in this order:
+Invariant: `promote` is given only if the whole interval of the lift lies above -margin and the figures are credible.
+The rules, in this order:
 
-1. a guardrail is broken: `roll back`; it is the safe thing, so nothing else has to be known for it
-2. there are fewer decisions than the first look needs, or fewer users than an interval needs: `insufficient data`
-3. a policy's mean weight is further from 1 than 3 standard errors: `hold`. Under right propensities it is 1 on average,
-   so these are wrong, or decisions got lost depending on what was chosen
-4. a policy's effective sample size is below max(1000, n/10): `insufficient data`
-5. the lift is below -margin for certain: `roll back`
-6. it is above -margin for certain: `promote`, one step; an improvement may be claimed where it is above 0 for certain
-7. else: `hold`
+1. A guardrail is broken: `roll back`, without regard to the other rules.
+2. Fewer decisions than the first look needs, or fewer users than an interval needs: `insufficient data`.
+3. A policy's mean weight differs from 1 by more than 3 standard errors: `hold`. With correct propensities its expected
+   value is 1, so propensities are wrong, or decisions were lost depending on the choice.
+4. A policy's effective sample size is below max(1000, n/10): `insufficient data`.
+5. The whole interval of the lift lies below -margin: `roll back`.
+6. It lies above -margin: `promote`, one step. If it lies above 0, an improvement is shown.
+7. Otherwise: `hold`.
 
-Both policies have to pass 3 and 4, for the lift is the difference of two estimates. Whoever served a decision has the
-weight 1 there: in the shadow the champion passes as it is, at 100 % the challenger does.
-
-Pure: it knows neither where figures come from nor what is done about a verdict.
+Rules 3 and 4 apply to both policies, since the lift is the difference of two estimates. The policy that served has the
+weight 1: in the shadow the champion passes trivially, at 100 % the challenger does.
 """
 
 from __future__ import annotations
@@ -30,13 +28,13 @@ from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, Interval
 FEWEST_USERS = 30
 FEWEST_EFFECTIVE = 1_000
 WEIGHT_ERRORS = 3.0
-# Of the champion's time. The slowest of two hundred answers vary as much by chance.
+# Allowed ratio of the challenger's answer time to the champion's. The p99 of 200 answers varies that much by chance.
 SLOWER = 1.5
 Word = Literal["insufficient data", "hold", "promote", "roll back"]
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What is tolerated. `margin` is a loss of reward a decision; `dismissed`, `no_profile` are shares of decisions."""
+    """The tolerated loss (`margin`, reward per decision) and guardrails (shares of decisions, and milliseconds)."""
 
     margin: float = 0.02
     dismissed: float = 0.03
@@ -45,11 +43,11 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Guardrails(msgspec.Struct, frozen=True):
-    """What must not break, whatever the reward, of late. None: there were too few decisions to say.
+    """Measurements on recent decisions. None: too few decisions.
 
-    `dismissed_more`: how much more often the challenger's choices are dismissed, as a share of all decisions.
-    `p99_ms` is of the challenger's answers once it serves; then `champion_p99_ms` is of the champion's meanwhile. In
-    the shadow it is of all answers, to be looked at and not judged: how long the challenger takes is not known.
+    Dismissals and `no_profile` are shares of decisions; `dismissed_more` is the challenger's minus the champion's.
+    `p99_ms` is the 99th percentile of the challenger's answer times, and `champion_p99_ms` the champion's in the same
+    period. In the shadow `p99_ms` covers all answers, which are the champion's, and is not judged.
     """
 
     dismissed_champion: float | None = None
@@ -62,7 +60,7 @@ class Guardrails(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What to do, why, and whether an improvement may be claimed."""
+    """`improved`: the whole interval of the lift lies above 0."""
 
     word: Word
     reason: str
@@ -70,7 +68,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def too_little(n: int, users: int | None = None) -> Verdict | None:
-    """`insufficient data`, where no look can be made of so few; None where one can."""
+    """`insufficient data` if n decisions or this many users are too few for a look; None otherwise."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
     if users is not None and users < FEWEST_USERS:
@@ -80,69 +78,70 @@ def too_little(n: int, users: int | None = None) -> Verdict | None:
     return None
 
 
-def broken(rails: Guardrails, limits: Limits) -> list[str]:
-    """A sentence for each guardrail that does not hold."""
+def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
+    """One sentence for each broken guardrail."""
     found = []
-    more, challenger, champion = rails.dismissed_more, rails.dismissed_challenger, rails.dismissed_champion
+    more = guardrails.dismissed_more
+    challenger, champion = guardrails.dismissed_challenger, guardrails.dismissed_champion
     if more is not None and challenger is not None and champion is not None and more.low > limits.dismissed:
         found.append(
             f"The challenger's tips are dismissed more often, {challenger:.1%} against {champion:.1%}: "
             f"{more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where {limits.dismissed:.1%} is allowed."
         )
-    slowest = rails.p99_ms if rails.p99_judged else None
-    if slowest is not None and slowest > (allowed := longest_allowed(rails, limits)):
+    slowest = guardrails.p99_ms if guardrails.p99_judged else None
+    if slowest is not None and slowest > (allowed := longest_allowed(guardrails, limits)):
         found.append(f"One answer in a hundred takes over {slowest:,.0f} ms; {allowed:,.0f} ms is allowed.")
-    if rails.no_profile is not None and rails.no_profile > limits.no_profile:
+    if guardrails.no_profile is not None and guardrails.no_profile > limits.no_profile:
         found.append(
-            f"{rails.no_profile:.1%} of the decisions were made without a profile, where {limits.no_profile:.1%} is "
-            "allowed; so the challenger does not get what it is there for."
+            f"{guardrails.no_profile:.1%} of the decisions were made without a profile, where {limits.no_profile:.1%} "
+            "is allowed; without profiles the challenger has no advantage."
         )
     return found
 
 
-def longest_allowed(rails: Guardrails, limits: Limits) -> float:
-    """How long 99 in 100 answers may take, in ms: more than the limit where the champion is as slow at the same time.
+def longest_allowed(guardrails: Guardrails, limits: Limits) -> float:
+    """The limit for the 99th percentile of answer times, in ms. It is higher while the champion is slow, too.
 
-    A machine that is slow for all users is no fault of the challenger, and going back would not help.
+    A machine that is slow for all users is not the challenger's fault, and rolling back would not help.
     """
-    return max(limits.p99_ms, SLOWER * (rails.champion_p99_ms or 0.0))
+    return max(limits.p99_ms, SLOWER * (guardrails.champion_p99_ms or 0.0))
 
 
 def effective_needed(n: int) -> float:
-    """The effective sample size that so many decisions must have."""
+    """The effective sample size required of n decisions."""
     return max(FEWEST_EFFECTIVE, n / 10)
 
 
-def verdict(figures: Estimates, rails: Guardrails, limits: Limits) -> Verdict:
-    """The verdict on a look's figures, and on the guardrails as they are now."""
-    if found := broken(rails, limits):
+def verdict(figures: Estimates, guardrails: Guardrails, limits: Limits) -> Verdict:
+    """The verdict on the estimates of a look and the current guardrails."""
+    if found := broken(guardrails, limits):
         return Verdict("roll back", " ".join(found))
-    return too_little(figures.n, figures.users) or _unbelievable(figures) or _on_the_lift(figures, limits)
+    return too_little(figures.n, figures.users) or _not_credible(figures) or _on_lift(figures, limits)
 
 
-def _unbelievable(figures: Estimates) -> Verdict | None:
-    for who, mean, error in (
+def _not_credible(figures: Estimates) -> Verdict | None:
+    for role, mean, error in (
         ("challenger", figures.mean_weight, figures.mean_weight_error),
         ("champion", figures.champion_mean_weight, figures.champion_mean_weight_error),
     ):
         if abs(mean - 1) > WEIGHT_ERRORS * error + 1e-9:
             reason = (
-                f"The {who}'s mean weight is {mean:.3f} ± {error:.3f} where it should be 1, so the figures cannot be "
+                f"The {role}'s mean weight is {mean:.3f} ± {error:.3f} where it should be 1, so the figures cannot be "
                 "believed: logged probabilities are wrong, or decisions got lost."
             )
             return Verdict("hold", reason)
     needed = effective_needed(figures.n)
-    least, who = min((figures.ess, "challenger"), (figures.champion_ess, "champion"))
+    least, role = min((figures.ess, "challenger"), (figures.champion_ess, "champion"))
     if least < needed:
         reason = (
-            f"{_decisions(figures.n)} say as much of the {who} as {least:,.0f} of its own would; "
-            f"{needed:,.0f} are needed."
+            f"The effective sample size of {_decisions(figures.n)} is {least:,.0f} for the {role}; "
+            f"{needed:,.0f} is needed."
         )
         return Verdict("insufficient data", reason)
     return None
 
 
-def _on_the_lift(figures: Estimates, limits: Limits) -> Verdict:
+def _on_lift(figures: Estimates, limits: Limits) -> Verdict:
     lift, margin = figures.lift, limits.margin
     figure = (
         f"Over {_decisions(figures.n)} of {figures.users:,} users the challenger earns {lift.value:+z.4f} a decision "

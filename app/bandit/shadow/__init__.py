@@ -1,1 +1,1 @@
-"""Shadow scoring: what the policy that does not serve would have chosen."""
+"""Shadow scoring: the ranking that the policy that did not serve would have made."""

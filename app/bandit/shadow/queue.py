@@ -1,8 +1,7 @@
-"""The shadow: what the policy that did not serve makes of each decision, worked out after the answer.
+"""The queue of decisions whose shadow is computed after the answer.
 
-It is stored for many decisions at once. Memory is bounded: where too many wait, the newcomer's shadow is dropped and
-counted. A decision without one, whether dropped or lost with the process, is no part of any evaluation. How and where
-it is worked out is another's business (`ShadowWork`).
+Shadows are stored in groups. Memory is bounded: if `MOST_WAITING` decisions wait, the next one stays without a shadow
+and is counted as dropped. Decisions without a shadow, dropped or lost with the process, are not evaluated.
 """
 
 from __future__ import annotations
@@ -20,110 +19,90 @@ from app.telemetry import Metrics, logger, warn
 
 MOST_WAITING = 2_000
 LINGER_S = 0.1
-AT_ONCE = 16  # so that no write of theirs keeps a decision waiting for long
+AT_ONCE = 16  # small, so that storing them does not delay a decision for long
 RETRY_S = 1.0
 GIVE_UP_AFTER = 30
 FINISH_S = 5.0
-log = logger("bandit.shadowing")
+log = logger("bandit.shadow")
 
 
 class ShadowWork(Protocol):
-    """Works out shadows, away from the event loop."""
+    """Computes shadows outside the event loop."""
 
     async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
-        """In no order. One group at a time. Raises `Unavailable` where there are none, now or ever."""
+        """The shadows of a group, in any order. Must not be called concurrently.
+
+        Raises:
+            Unavailable: they cannot be computed, now or ever.
+        """
         ...
 
     async def close(self) -> None:
-        """Fail waiting and later requests for shadows."""
+        """Fail the pending call and all later ones."""
         ...
 
 
-class Shadower(Protocol):
-    """Takes decisions whose shadow is still to be worked out."""
-
-    def add(self, unshadowed: Unshadowed) -> None:
-        """One that is stored. Never waits, never raises."""
-        ...
-
-    async def close(self) -> None:
-        """Finish what was begun."""
-        ...
-
-
-class NoShadow:
-    """There is no challenger."""
-
-    def add(self, unshadowed: Unshadowed) -> None:
-        """Nothing to do."""
-
-    async def close(self) -> None:
-        """Nothing was begun."""
-
-
-class BackgroundShadower:
-    """Works shadows out in the background. One per process."""
-
+class ShadowQueue:
     def __init__(
         self,
-        book: DecisionRepository,
+        decisions: DecisionRepository,
         work: ShadowWork,
         metrics: Metrics,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._book = book
+        self._decisions = decisions
         self._work = work
         self._metrics = metrics
         self._pause = pause
         self._waiting: deque[Unshadowed] = deque()
-        self._working: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
     def add(self, unshadowed: Unshadowed) -> None:
-        """Soon; or not at all, where too many wait."""
+        """Queue a stored decision, or drop it if too many wait. Never blocks and never raises."""
         if len(self._waiting) >= MOST_WAITING:
             self._metrics.bandit.shadows.labels("dropped").inc()
             return
         self._waiting.append(unshadowed)
-        if self._working is None:
-            self._working = asyncio.get_running_loop().create_task(self._work_off())
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._drain())
 
     async def close(self) -> None:
-        """Work out and store what waits. What is not done in time, or not stored at once, is lost, and counted."""
+        """Compute and store the waiting shadows. Those not stored within `FINISH_S` are lost, and counted."""
         self._closing.set()
-        if (working := self._working) is not None:
-            await asyncio.wait({working}, timeout=FINISH_S)
+        if (task := self._task) is not None:
+            await asyncio.wait({task}, timeout=FINISH_S)
             await self._work.close()
-            await asyncio.wait({working})
+            await asyncio.wait({task})
         else:
             await self._work.close()
 
-    async def _work_off(self) -> None:
+    async def _drain(self) -> None:
         try:
             while self._waiting:
                 if len(self._waiting) < AT_ONCE:
                     await self._linger(LINGER_S)
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
-                stored = await self._worked_out(group)
+                stored = await self._compute(group)
                 self._metrics.bandit.shadows.labels("stored" if stored else "lost").inc(len(group))
                 if not stored:
-                    await self._linger(RETRY_S)  # so that what fails at every try does not fill the log
+                    await self._linger(RETRY_S)  # a failure that repeats must not flood the log
         finally:
-            self._working = None
+            self._task = None
 
-    async def _worked_out(self, group: Sequence[Unshadowed]) -> bool:
+    async def _compute(self, group: Sequence[Unshadowed]) -> bool:
         try:
-            return await self._stored(await self._work.shadows(group))
+            return await self._store(await self._work.shadows(group))
         except Unavailable as error:
             log.warning("shadows_lost", shadows=len(group), error=str(error))
         except Exception:
             log.exception("shadow_failed")
         return False
 
-    async def _stored(self, shadows: list[Shadow]) -> bool:
+    async def _store(self, shadows: list[Shadow]) -> bool:
         for _ in range(GIVE_UP_AFTER):
             try:
-                await self._book.add_shadows(shadows)
+                await self._decisions.add_shadows(shadows)
             except Unavailable as error:
                 warn(log, error)("shadows_put_off", shadows=len(shadows), error=str(error))
                 if self._closing.is_set():
@@ -134,7 +113,7 @@ class BackgroundShadower:
         return False
 
     async def _linger(self, seconds: float) -> None:
-        """Wait so long, or until the process is about to stop."""
+        """Sleep, but not beyond `close`."""
         if self._closing.is_set():
             return
         pause = asyncio.ensure_future(self._pause(seconds))

@@ -1,7 +1,7 @@
-"""What a shadow is made of, and the making: pure arithmetic, for many decisions at once.
+"""Computes shadows: the ranking by the policy that did not serve, for many decisions at once.
 
-Invariant: a shadow is worked out from the very snapshot that its decision was made of, so it does not matter when, or
-in which process. `app.bandit.shadow.subprocess` runs it in a process of its own.
+Invariant: a shadow is computed from the same snapshot as its decision. So time and process of the computation do not
+matter; `app.bandit.shadow.subprocess` runs it in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from typing import NamedTuple
 import numpy as np
 
 from app.bandit.decisions import Ranking, Role, Shadow
-from app.bandit.model.inputs import Array, Inputs, packed
-from app.bandit.model.joint import Case, decide_together
+from app.bandit.model.inputs import Array, Factors, packed
 from app.bandit.model.policies import Policies
-from app.bandit.model.ranking import best, ranking_of
+from app.bandit.model.policy import ScoringCase, answered_ranking, best
 from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 
-SCORED_AT_ONCE = 8  # what is worked on then stays in a core's cache
+SCORED_AT_ONCE = 8  # so that the arrays fit into the cache of a core
 
 
 class Unshadowed(NamedTuple):
-    """A decision whose shadow is to be worked out, and the snapshot it was made of.
+    """A stored decision without a shadow, and the snapshot that it was made from.
 
-    `own` is the ranking by the policy that served, `mu` the pooled prior's mean, `terms` what the vectors of
-    the evidence's spec are made of. `elapsed_us`: how long the answer took, its commit included.
+    `own` is the ranking by the policy that served, `mu` the mean of the pooled prior, `factors` those of the request.
+    `elapsed_us`: duration of the request, commit included.
     """
 
     decision_id: str
@@ -35,29 +34,29 @@ class Unshadowed(NamedTuple):
     chosen: int
     elapsed_us: int
     own: Ranking
-    evidence: SufficientStatistics
+    statistics: SufficientStatistics
     mu: Array
-    terms: Inputs
+    factors: Factors
 
 
-def shadows_of(group: Sequence[Unshadowed], lineup: Policies) -> list[Shadow]:
-    """Both rankings of each, and the terms of a doubly robust estimate; in no order.
+def shadows_of(group: Sequence[Unshadowed], policies: Policies) -> list[Shadow]:
+    """Both rankings of each decision and the terms of the doubly robust estimate, in any order.
 
-    The reward model is the pooled prior that the decision names: q(φ) = φᵀμ, within [0, 1]. It was made of rewards
-    known before the decision.
+    The reward model is the pooled prior of the decision, q(φ) = φᵀμ clipped to [0, 1]. It was fitted to rewards known
+    before the decision.
     """
     alike: dict[tuple[Role, int], list[tuple[Unshadowed, Array]]] = {}
     for item in group:
-        phi = SPECS[item.evidence.spec_hash].joined(*item.terms)
+        phi = SPECS[item.statistics.spec_hash].phi_from(*item.factors)
         alike.setdefault((item.role, len(phi)), []).append((item, phi))
     shadows: list[Shadow] = []
     for (role, _), items in alike.items():
-        policy = lineup.policy("challenger" if role == "champion" else "champion")
+        policy = policies.policy("challenger" if role == "champion" else "champion")
         for start in range(0, len(items), SCORED_AT_ONCE):
             part = items[start : start + SCORED_AT_ONCE]
-            cases = [Case(item.decision_id, item.evidence, item.mu, phi) for item, phi in part]
-            for (item, phi), scored in zip(part, decide_together(policy, cases), strict=True):
-                shadows.append(_shadow(item, phi, ranking_of(*scored, item.explore)))
+            cases = [ScoringCase(item.decision_id, item.statistics, item.mu, phi) for item, phi in part]
+            for (item, phi), scored in zip(part, policy.decide_batch(cases), strict=True):
+                shadows.append(_shadow(item, phi, answered_ranking(*scored, item.explore)))
     return shadows
 
 

@@ -1,7 +1,7 @@
-"""The languages that tips are worded in without a model: a module of phrases for each, and how one is chosen.
+"""The languages of the template.
 
-To add one: a module like its neighbours, and its name in `LANGUAGES`. Every phrase stands for itself, so that no
-grammar is put together from parts.
+To add a language, write a module like `english` and add it to `LANGUAGES`. Each phrase is a whole sentence or
+adverbial, so that no grammar is assembled from parts.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ DEFAULT = "en"
 
 
 def phrases_of(locale: str) -> Phrases:
-    """The phrases for a BCP 47 tag: of its language, whatever the region; English where there are none."""
+    """The phrases for the language of a BCP 47 tag, in any region; English for other languages."""
     return LANGUAGES.get(locale.partition("-")[0].lower(), LANGUAGES[DEFAULT])

@@ -1,7 +1,4 @@
-"""What a language brings to word a tip: whole sentences with places for a task, a time and a quotation.
-
-`{}` in a phrase is what its comment says. Must not know when which is used; `app.generation.template` decides.
-"""
+"""The phrases of a language. The comment beside each one says what its `{}` stands for."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ from app.generation.profile_traits import Mood
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrases:
-    """One language. Phrases of time stand as they do within `due` and `was_due`."""
+    """Time phrases, from `today` to `on_date_of_year`, fill the second `{}` of `due` and `was_due`."""
 
     quotes: tuple[str, str]
-    unnamed: str  # a task whose title cannot be read, at the beginning of a sentence
+    unnamed: str  # replaces an unreadable title at the beginning of a sentence
 
     waiting: str  # {}: task
     waiting_important: str  # {}: task
     due: str  # {}: task, time
     was_due: str  # {}: task, time
-    important: str  # {}: a sentence of the above
+    important: str  # {}: a `due` or `was_due` sentence
 
     today: str
     today_at: str  # {}: clock time
@@ -38,4 +35,4 @@ class Phrases:
     encouragement: Mapping[Mood, str]
     good_hour: str  # {}: hour, 1 to 23
     good_midnight: str
-    note: str  # {}: quotation, and the sentence's end after it
+    note: str  # {}: quotation, and the full stop after it

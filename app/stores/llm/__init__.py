@@ -1,1 +1,1 @@
-"""Outbound adapter: the only code that speaks to a language model."""
+"""Client for a language model behind an OpenAI-compatible chat-completions endpoint."""

@@ -1,7 +1,7 @@
-"""What an endpoint answers, taken apart: the completion around the text, and the text within.
+"""Extracts the tip's text from a chat completion.
 
-Nothing is believed of it. What is no completion is the endpoint's fault; a completion whose content is no tip is that
-call's. No message repeats anything of an answer, for an endpoint may repeat the key or the prompt in it.
+An answer that is no completion counts as a failure of the endpoint; a completion whose content is no tip, only as a
+failure of that call. No error message quotes the answer, since it may contain the key or the prompt.
 """
 
 from __future__ import annotations
@@ -19,21 +19,17 @@ _CUT = frozenset({"length", "content_filter"})
 
 
 class Message(msgspec.Struct):
-    """What the model said, or why it would not."""
-
     content: str | None = None
     refusal: str | None = None
 
 
 class Choice(msgspec.Struct):
-    """One message, and why it ends where it ends."""
-
     message: Message
     finish_reason: str | None = None
 
 
 class Completion(msgspec.Struct):
-    """A chat completion, as far as it is looked at."""
+    """The fields of a chat completion that are read."""
 
     choices: Annotated[list[Choice], Meta(min_length=1)]
 
@@ -43,7 +39,7 @@ _TIP = msgspec.json.Decoder(Tip)
 
 
 def text_in(body: bytes) -> str:
-    """The text of the tip in an answer's body.
+    """The text of the tip in the body of an answer.
 
     Raises:
         ModelFailed: `invalid answer`.
@@ -54,7 +50,7 @@ def text_in(body: bytes) -> str:
         raise ModelFailed("invalid answer", "it is no chat completion") from None
     content = choice.message.content
     if choice.message.refusal:
-        _no_tip("the model would not answer")
+        _no_tip("the model refused to answer")
     if choice.finish_reason in _CUT:
         _no_tip("it was cut short")
     if not content:
@@ -66,9 +62,9 @@ def text_in(body: bytes) -> str:
 
 
 def _unfenced(content: str) -> str:
-    """Without what a model that was not held to a schema likes to put around its JSON.
+    """The JSON without the Markdown fence that models without a schema often put around it.
 
-    By hand: where a model goes on with spaces until it is cut off, a regular expression takes hours over them.
+    Not a regular expression: on an answer that ends in thousands of spaces, its backtracking would take hours.
     """
     text = content.strip()
     if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):

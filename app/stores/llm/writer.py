@@ -1,9 +1,10 @@
-"""Words tips with a model behind any OpenAI-compatible chat-completions endpoint.
+"""Writes tips with a model behind an OpenAI-compatible chat-completions endpoint.
 
-A request holds a model, two messages and a JSON schema for the answer, and no other option: each is refused by some
-endpoint. Invariants: an order ends within `PATIENCE_S`, whatever the endpoint does, tries and pauses included; it is
-sent again at most once after 429, 5xx or a failed connection, and at most once without the schema, where that was
-refused.
+A request contains a model, two messages and a JSON schema for the answer. It has no other options, since each of them
+is refused by some endpoint.
+
+Invariants: `write` ends within `patience_s`, whatever the endpoint does, including retries and pauses. A request is
+repeated at most once after 429, 5xx or a failed connection, and at most once without the schema, if that was refused.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any
 
 from app.errors import ModelFailed
 from app.features.clock import Clock, to_ms
-from app.generation.ports import Order
+from app.generation.ports import TipRequest
 from app.generation.prompt import Prompt, prompt_for
 from app.stores.llm.client import LlmClient, NotConnected, Reply
 from app.stores.llm.parsing import text_in
 
 PATIENCE_S = 8.0
 RETRIES = 1
-PAUSE_S = 0.25  # before a second try, where the endpoint names no time
-LEAST_S = 1.0  # what must be left for an answer, or a second try is not worth its price
-PLAIN_FOR_S = 600.0  # how long it is remembered that an endpoint refuses schemas
+PAUSE_S = 0.25  # before a retry, if the endpoint sends no Retry-After
+LEAST_S = 1.0  # no retry if less time than this remains for its answer
+PLAIN_FOR_S = 600.0  # an endpoint that refused the schema gets none for this long
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 
@@ -34,7 +35,7 @@ class LlmWriter:
 
     def __init__(
         self,
-        exchange: LlmClient,
+        client: LlmClient,
         model: str,
         clock: Clock,
         new_mark: Callable[[], str],
@@ -42,8 +43,8 @@ class LlmWriter:
         patience_s: float = PATIENCE_S,
         least_s: float = LEAST_S,
     ) -> None:
-        """`new_mark` returns unpredictable letters and digits, for the fence around a task."""
-        self._exchange = exchange
+        """`new_mark` returns unpredictable letters and digits for the marks around a task."""
+        self._client = client
         self._model = model
         self._clock = clock
         self._new_mark = new_mark
@@ -51,8 +52,7 @@ class LlmWriter:
         self._least_s = least_s
         self._plain_until = float("-inf")
 
-    async def write(self, order: Order) -> str:
-        """The text as the model gave it."""
+    async def write(self, order: TipRequest) -> str:
         until = self._clock.monotonic() + self._patience_s
         try:
             async with asyncio.timeout(self._patience_s):
@@ -61,49 +61,44 @@ class LlmWriter:
             raise ModelFailed("timeout", f"no whole answer in {self._patience_s:g} s") from None
 
     async def _ask(self, prompt: Prompt, until: float) -> str:
-        held = self._clock.monotonic() >= self._plain_until  # to the schema
-        refused, left = False, RETRIES
+        with_schema = self._clock.monotonic() >= self._plain_until
+        schema_refused, retries = False, RETRIES
         while True:
-            reply = await self._post(self._request(prompt, held=held))
-            if isinstance(reply, Reply):
+            try:
+                reply = await self._client.post(self._request(prompt, with_schema=with_schema))
+            except NotConnected as error:
+                failed: ModelFailed = error
+                temporary = True
+            else:
                 if 200 <= reply.status < 300:
-                    if refused:
+                    if schema_refused:
                         self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
                     return self._checked(text_in(reply.body))
-                if held and reply.status in (400, 422):
-                    held, refused = False, True
+                if with_schema and reply.status in (400, 422):
+                    with_schema, schema_refused = False, True
                     continue
-                failed, passing = self._failure(reply), reply.status == 429 or reply.status >= 500
-            else:
-                failed, passing = reply, True
+                failed, temporary = self._failure(reply), reply.status == 429 or reply.status >= 500
             pause_s = PAUSE_S if failed.pause_s is None else failed.pause_s
-            if not passing or not left or self._clock.monotonic() + pause_s + self._least_s > until:
+            if not temporary or not retries or self._clock.monotonic() + pause_s + self._least_s > until:
                 raise failed
-            left -= 1
+            retries -= 1
             await asyncio.sleep(pause_s)
 
     def _checked(self, text: str) -> str:
-        if self._exchange.holds_key(text):
+        if self._client.holds_key(text):
             raise ModelFailed("invalid answer", "it repeats the key", well=True)
         return text
 
-    async def _post(self, request: dict[str, Any]) -> Reply | ModelFailed:
-        """The answer, or why none began."""
-        try:
-            return await self._exchange.post(request)
-        except NotConnected as error:
-            return error
-
-    def _request(self, prompt: Prompt, *, held: bool) -> dict[str, Any]:
+    def _request(self, prompt: Prompt, *, with_schema: bool) -> dict[str, Any]:
         messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
         request: dict[str, Any] = {"model": self._model, "messages": messages, "stream": False}
-        if held:
+        if with_schema:
             schema = {"name": "tip", "strict": True, "schema": prompt.schema}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request
 
     def _failure(self, reply: Reply) -> ModelFailed:
-        """What a status other than 2xx means. 400, 413 and 422 may lie in this one prompt, the others concern all."""
+        """The error for a status other than 2xx. 400, 413 and 422 may concern this prompt only, others concern all."""
         detail = f"it answered {reply.status}"
         if reply.status == 429:
             return ModelFailed("rate limited", detail, pause_s=self._asked_pause_s(reply))
@@ -112,7 +107,7 @@ class LlmWriter:
         return ModelFailed("refused", detail, well=reply.status in (400, 413, 422))
 
     def _asked_pause_s(self, reply: Reply) -> float | None:
-        """`Retry-After` in seconds, which may be a date; None where it says nothing that can be read."""
+        """`Retry-After` in seconds, from a number or a date; None if it is missing or invalid."""
         value = (reply.retry_after or "").strip()
         if _SECONDS.fullmatch(value):
             return float(value)

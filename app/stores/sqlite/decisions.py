@@ -9,17 +9,17 @@ from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
-from app.bandit.decisions import Decision, DecisionOutcome, Known, Shadow
+from app.bandit.decisions import Decision, DecisionOutcome, Shadow, UserSnapshot
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.ports import Proposed, Question, Recorded
+from app.bandit.ports import ProposedDecision, RecordedDecision, UserQuery
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, decision_of, outcome_of, row_of
 from app.stores.sqlite.priors import newest_prior
-from app.stores.sqlite.states import grow_evidence, read_evidence
+from app.stores.sqlite.states import grow_statistics, read_statistics
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
@@ -80,16 +80,16 @@ class SqliteDecisions:
         self._refused: set[int] = set()
         self._told: set[str] = set()
 
-    async def look(self, questions: Sequence[Question]) -> list[Known]:
+    async def snapshots(self, questions: Sequence[UserQuery]) -> list[UserSnapshot]:
         """One hop. The erasures are read first: what is read after them is no older."""
 
-        def work(connection: sqlite3.Connection) -> list[Known]:
+        def work(connection: sqlite3.Connection) -> list[UserSnapshot]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             (share,) = connection.execute(SELECT_SHARE).fetchone()
             # Cached: it is the same for every user until there is a newer one.
             prior = self._prior = newest_prior(connection, self._spec, self._prior, self._refused)
             return [
-                Known(
+                UserSnapshot(
                     erasures,
                     prior,
                     share,
@@ -101,12 +101,12 @@ class SqliteDecisions:
 
         return await self._database.read(work)
 
-    async def record(self, proposed: Sequence[Proposed]) -> list[Recorded]:
+    async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
         """In the order proposed; the evidence that was read grows along."""
 
-        def work(connection: sqlite3.Connection) -> list[Recorded]:
+        def work(connection: sqlite3.Connection) -> list[RecordedDecision]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            return [Recorded(self._record(connection, item, erasures), erasures) for item in proposed]
+            return [RecordedDecision(self._record(connection, item, erasures), erasures) for item in proposed]
 
         return await self._database.write(work)
 
@@ -146,14 +146,14 @@ class SqliteDecisions:
 
     def _evidence_or_none(self, connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
         try:
-            return read_evidence(connection, user_id)
+            return read_statistics(connection, user_id)
         except SpecMismatch as error:
             if user_id not in self._told and len(self._told) < TOLD_OF:
                 self._told.add(user_id)
-                log.warning("evidence_refused", user=user_hash(user_id), error=str(error))
+                log.warning("statistics_refused", user=user_hash(user_id), error=str(error))
             return None
 
-    def _record(self, connection: sqlite3.Connection, proposed: Proposed, erasures: int) -> Decision | None:
+    def _record(self, connection: sqlite3.Connection, proposed: ProposedDecision, erasures: int) -> Decision | None:
         decision = proposed.decision
         if proposed.erasures != erasures:
             return None
@@ -163,7 +163,7 @@ class SqliteDecisions:
             return stored
         connection.execute(INSERT_DECISION, row_of(decision))
         # What was grown to decide stays grown.
-        grow_evidence(connection, decision.user_id, self._spec, decision.created_at_ms)
+        grow_statistics(connection, decision.user_id, self._spec, decision.created_at_ms)
         return decision
 
 

@@ -13,9 +13,9 @@ from datetime import timedelta, timezone
 from functools import cache
 from typing import Any
 
-from app.events.ports import Admitted, Appended, ClashingEvent, LoggedEvent
+from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.clock import EPOCH, MILLISECOND
-from app.features.events import TipEvent, TipFeedback, TipServed, stored_action, subject_of
+from app.features.events import LoggedEvent, TipEvent, TipFeedback, TipServed, stored_action, subject_of
 from app.stores.sqlite.database import Database
 
 SELECT_KNOWN = "SELECT event_id, digest FROM event_log WHERE event_id IN (SELECT value FROM json_each(?))"

@@ -18,11 +18,12 @@ from app.bandit.learning.rewards import NO_FEEDBACK
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.ports import Swept, Told, ToldEvent
+from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
+from app.features.events import LoggedEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
-from app.stores.sqlite.states import ASIDE, UPDATE_CHANGES, read_evidence, set_aside, write_evidence
+from app.stores.sqlite.states import ASIDE, UPDATE_CHANGES, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
 log = logger("stores.learning")
@@ -90,12 +91,12 @@ UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
 class SqliteLearning:
     """Implements `app.bandit.ports.LearningRepository`."""
 
-    def __init__(self, database: Database, lineup: Policies, rules: Rules) -> None:
+    def __init__(self, database: Database, policies: Policies, rules: Rules) -> None:
         self._database = database
-        self._lineup = lineup
+        self._policies = policies
         self._rules = rules
 
-    async def concerned(self, events: Sequence[ToldEvent]) -> list[ToldEvent]:
+    async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
         """One hop; each question once."""
         asked = [_question(item) for item in events]
 
@@ -105,7 +106,7 @@ class SqliteLearning:
         found = await self._database.read(work)
         return [item for item, question in zip(events, asked, strict=True) if question in found]
 
-    async def note_unknown(self, events: Sequence[Told], now_ms: int) -> Mapping[str, int]:
+    async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
         def work(connection: sqlite3.Connection) -> Mapping[str, int]:
             found = [connection.execute(SELECT_SENT_BY, (item.seq,)).fetchone() for item in events]
             counts = Counter(str(row[0]) for row in found if row is not None)
@@ -114,11 +115,11 @@ class SqliteLearning:
 
         return await self._database.write(work)
 
-    async def learn(self, events: Sequence[Told], now_ms: int) -> Mapping[EventOutcome, int]:
+    async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
         """In the order given."""
 
         def work(connection: sqlite3.Connection) -> Mapping[EventOutcome, int]:
-            lesson = _Lesson(connection, self._lineup, now_ms)
+            lesson = _Lesson(connection, self._policies, now_ms)
             outcomes = [lesson.take(event, self._rules) for event in events]
             lesson.end()
             return Counter(outcome for outcome in outcomes if outcome is not None)
@@ -131,26 +132,26 @@ class SqliteLearning:
             await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in users])
             raise
 
-    async def settle(self, now_ms: int, limit: int) -> Swept:
+    async def settle(self, now_ms: int, limit: int) -> SettleCounts:
         """A look first: a sweep that finds nothing takes no lock."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.read(lambda c: c.execute(SELECT_ANY_CLOSED, closed).fetchone())
         if not any_closed:
-            return Swept(0, 0, 0)
+            return SettleCounts(0, 0, 0)
         asked = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
 
-        def work(connection: sqlite3.Connection) -> Swept:
-            lesson = _Lesson(connection, self._lineup, now_ms)
+        def work(connection: sqlite3.Connection) -> SettleCounts:
+            lesson = _Lesson(connection, self._policies, now_ms)
             rows = connection.execute(SELECT_CLOSED, asked).fetchall()
             learned = [lesson.default(_Vector(*row[:4]), row[4], self._rules.rewards[NO_FEEDBACK]) for row in rows]
             lesson.end()
             expired = connection.execute(UPDATE_EXPIRED, asked).rowcount
-            return Swept(learned.count(True), expired, learned.count(False))
+            return SettleCounts(learned.count(True), expired, learned.count(False))
 
         return await self._database.write(work)
 
 
-def _question(told: Told) -> tuple[str, ...]:
+def _question(told: LoggedEvent) -> tuple[str, ...]:
     """The statement that asks whether an event may concern a decision, and its parameters."""
     event = told.event
     if event.decision_id is not None:
@@ -170,13 +171,13 @@ class _Vector(NamedTuple):
 class _Lesson:
     """One transaction: what was read of users' evidence is kept until its end, and written once."""
 
-    def __init__(self, connection: sqlite3.Connection, lineup: Policies, now_ms: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, policies: Policies, now_ms: int) -> None:
         self._connection = connection
-        self._lineup = lineup
+        self._policies = policies
         self._now_ms = now_ms
         self._evidence: dict[str, SufficientStatistics] = {}
 
-    def take(self, logged: Told, rules: Rules) -> EventOutcome | None:
+    def take(self, logged: LoggedEvent, rules: Rules) -> EventOutcome | None:
         """One event; None where it concerns no decision, or has counted before."""
         row = self._decision(logged)
         if row is None:
@@ -203,11 +204,11 @@ class _Lesson:
 
     def end(self) -> None:
         """Write what was learned."""
-        write_evidence(self._connection, self._evidence, self._now_ms)
+        write_statistics(self._connection, self._evidence, self._now_ms)
         if self._evidence:
             self._connection.execute(UPDATE_CHANGES)
 
-    def _decision(self, logged: Told) -> tuple[Any, ...] | None:
+    def _decision(self, logged: LoggedEvent) -> tuple[Any, ...] | None:
         event = logged.event
         if event.decision_id is not None:
             named = {"decision": event.decision_id, "user": event.user_id, "seq": logged.seq}
@@ -227,8 +228,8 @@ class _Lesson:
                 f"the decision's vector has {len(logged.phi)} bytes, {spec.id} {spec.version} has {wanted}"
             )
         assert judgement.reward is not None
-        known = self._evidence.get(logged.user_id) or read_evidence(self._connection, logged.user_id)
-        evidence, _ = self._lineup.brought_up(known, spec)
+        known = self._evidence.get(logged.user_id) or read_statistics(self._connection, logged.user_id)
+        evidence, _ = self._policies.grown(known, spec)
         self._evidence[logged.user_id] = evidence.learned(array(logged.phi), judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
         values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self._now_ms, logged.number)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.bandit.rollout.aggregates import Page
+from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
@@ -56,7 +56,7 @@ SELECT TOTAL(champion_p IS NOT NULL AND number < :until), TOTAL(champion_p IS NO
 """
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
     v_champion, v_challenger, action IS '{Action.DISMISSED}', agree"""
-# Without a pooled prior the challenger is all but the champion. Few are left out here (see `begin_evidence`).
+# Without a pooled prior the challenger is all but the champion. Few are left out here (see `begin_evaluation`).
 SELECT_PAGE = f"""
 SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
 ORDER BY number LIMIT :limit
@@ -75,7 +75,7 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 """
 
 
-def begin_evidence(connection: sqlite3.Connection) -> None:
+def begin_evaluation(connection: sqlite3.Connection) -> None:
     """When the first prior of a spec is stored: in the shadow nothing decided before it counts, nor any look at it.
 
     1. A process looks for a prior, and finds none; 2. the first is stored, and this is done; 3. the process stores its
@@ -155,7 +155,7 @@ class SqliteRollout:
 
         return await self._database.read(work)
 
-    async def pages(self, state: RolloutState, until: int) -> AsyncIterator[Page]:
+    async def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """By number, each page one hop."""
         after = state.evaluated_after
         while True:
@@ -166,7 +166,7 @@ class SqliteRollout:
             after = rows[-1][0]
             yield _page(rows)
 
-    async def shown(self, state: RolloutState, limit: int) -> Page:
+    async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
         """From the end of the table."""
         return _page(await self._rows(SELECT_SHOWN, {"after": state.evaluated_after, "limit": limit}))
 
@@ -193,12 +193,12 @@ def _look(number: int, body: str) -> RolloutLook | None:
         return None
 
 
-def _page(rows: Sequence[Sequence[Any]]) -> Page:
+def _page(rows: Sequence[Sequence[Any]]) -> DecisionPage:
     users = [row[1] for row in rows]
     reward, challenger, champion_p, challenger_p, q, v_champion, v_challenger, dismissed, agreed = (
         np.array([row[2:] for row in rows], dtype=np.float64).reshape(-1, 9).T
     )
-    return Page(
+    return DecisionPage(
         users=users,
         rewards=reward,
         pi_b=np.where(challenger > 0, challenger_p, champion_p),

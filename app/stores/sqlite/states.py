@@ -19,7 +19,7 @@ from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.priors import SELECT_NEWEST_VERSION
-from app.stores.sqlite.rollout import begin_evidence
+from app.stores.sqlite.rollout import begin_evaluation
 from app.telemetry import logger
 
 PAGE = 256
@@ -51,13 +51,13 @@ INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_
 """
 
 
-def read_evidence(connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
+def read_statistics(connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
     """A user's, None where there is none; raises `SpecMismatch` where this release does not know its spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     return None if row is None else _evidence(*row)
 
 
-def write_evidence(connection: sqlite3.Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
+def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
     """Each user's, in the place of what was there."""
     rows = [(user_id, item.spec_hash, item.pack(), item.decisions, now_ms) for user_id, item in evidence.items()]
     connection.executemany(UPSERT_STATE, rows)
@@ -73,7 +73,7 @@ def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
     except SpecMismatch as error:
         if row[0] in SPECS:
             connection.execute(UPDATE_ASIDE, (ASIDE + row[0], user_id))
-            log.warning("evidence_set_aside", user=user_hash(user_id), error=str(error))
+            log.warning("statistics_set_aside", user=user_hash(user_id), error=str(error))
         return True
     return False
 
@@ -89,7 +89,7 @@ def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
     return int(count)
 
 
-def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
+def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
     """Bring a user's to a longer spec; where there is none that is shorter and can be read, nothing is done."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None or row[0] == spec.hash or (own := SPECS.get(row[0])) is None or not own.prefix_of(spec):
@@ -98,7 +98,7 @@ def grow_evidence(connection: sqlite3.Connection, user_id: str, spec: Spec, now_
         grown = _evidence(*row).grown(own, spec)
     except SpecMismatch:
         return  # the next decision reports it; one user's damage must not fail the decisions of others
-    write_evidence(connection, {user_id: grown}, now_ms)
+    write_statistics(connection, {user_id: grown}, now_ms)
 
 
 class SqliteStates:
@@ -138,7 +138,7 @@ class SqliteStates:
             row = (prior.spec_hash, packed(prior.mu), prior.users, prior.decisions, changes, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
             if seen is None:
-                begin_evidence(connection)
+                begin_evaluation(connection)
             return True
 
         return await self._database.write(work)
@@ -154,7 +154,7 @@ class SqliteStates:
                     grown[user_id] = _evidence(spec_hash, evidence, decisions).grown(SPECS[spec_hash], self._spec)
                 except SpecMismatch:
                     set_aside(connection, user_id)
-            write_evidence(connection, grown, now_ms)
+            write_statistics(connection, grown, now_ms)
             return len(rows)
 
         return await self._database.write(work)
@@ -189,7 +189,7 @@ def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -
     users, blobs, decisions = zip(*states, strict=True)
     fits = sound(SPECS[spec_hash], blobs, decisions)
     learned = sum(count for count, well in zip(decisions, fits, strict=True) if well)
-    pool.add_packed(spec_hash, [packed for packed, well in zip(blobs, fits, strict=True) if well], learned)
+    pool.add(spec_hash, [packed for packed, well in zip(blobs, fits, strict=True) if well], learned)
     return [user_id for user_id, well in zip(users, fits, strict=True) if not well]
 
 

@@ -1,7 +1,7 @@
-"""The columns of a training set, as each format holds them, and as each other format wants them.
+"""The columns of a training set in the representation of each format, with conversions to the others.
 
-Parquet is read and written as Arrow arrays, so that types stay; newline-delimited JSON as the bytes of each value, so
-that `1.10` stays `1.10`; CSV as text. Computed features are JSON. Null is an empty field in CSV.
+Parquet columns are Arrow arrays, which preserves types. NDJSON columns are the bytes of each value, which preserves
+`1.10` as `1.10`. CSV columns are text. Computed features are JSON. Null is an empty field in CSV.
 """
 
 from __future__ import annotations
@@ -21,24 +21,16 @@ _LISTS: dict[Kind, Any] = {"int": list[int | None], "float": list[float | None],
 
 
 class Column(Protocol):
-    """Some rows of one column."""
+    """Some consecutive rows of one column: as fields of CSV, as JSON values, and as an Arrow array."""
 
-    def text(self) -> list[str]:
-        """As fields of CSV."""
-        ...
+    def text(self) -> list[str]: ...
 
-    def json(self) -> list[bytes]:
-        """As JSON."""
-        ...
+    def json(self) -> list[bytes]: ...
 
-    def arrow(self) -> Any:
-        """As an Arrow array."""
-        ...
+    def arrow(self) -> Any: ...
 
 
 class TextColumn:
-    """From CSV."""
-
     def __init__(self, values: Sequence[str]) -> None:
         self._values = list(values)
 
@@ -54,7 +46,7 @@ class TextColumn:
 
 
 class JsonColumn:
-    """Values of one kind. Of kind `text` may be any value; one that is not a string becomes its JSON text."""
+    """JSON values of one kind. Kind `text` allows any value; one that is not a string becomes its JSON text."""
 
     def __init__(self, values: Sequence[bytes], kind: Kind) -> None:
         self._values = list(values)
@@ -82,8 +74,6 @@ class JsonColumn:
 
 
 class ArrowColumn:
-    """From Parquet."""
-
     def __init__(self, array: Any) -> None:
         self._array = array
 
@@ -114,7 +104,7 @@ class ArrowColumn:
         return found
 
     def _moments(self) -> Any:
-        """RFC 3339 with all digits of the column's unit; a time without a time zone gets none."""
+        """RFC 3339 text with all digits of the column's unit, in UTC; without `Z` if the column has no time zone."""
         pa, pc = arrow_modules()
         kind = self._array.type
         if kind.tz is None:

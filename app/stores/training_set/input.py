@@ -1,7 +1,7 @@
-"""Reading the rows of a training set: CSV, newline-delimited JSON or Parquet, told apart by their first bytes.
+"""Reads the rows of a training set: CSV, NDJSON or Parquet, recognised by the first bytes.
 
-A pipe is copied into a temporary file without a name first: Parquet begins at its end, and the columns of
-newline-delimited JSON are known when all lines have been read.
+A pipe is first copied into an unnamed temporary file: Parquet has its metadata at the end, and the columns of NDJSON
+are known only after all lines have been read.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Block(NamedTuple):
-    """Some consecutive rows, column by column. `numbers`: each row's own, counted as `place` says: line or row.
+    """Some consecutive rows, by column. `numbers`: the number of each row in the unit of `place`, "line" or "row".
 
-    In `user_ids` and `moments`, None is missing, or not text. A moment is text as it was given, or milliseconds.
+    None in `user_ids` and `moments` means missing or not text. A moment is the text in the file, or milliseconds.
     """
 
     place: str
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The names of the columns, in order, and the rows."""
+    """The column names in order, and the rows."""
 
     names: Sequence[str]
     blocks: Iterator[Block]
@@ -58,10 +58,10 @@ class Rows(NamedTuple):
 def open_rows(source: Path) -> Iterator[Rows]:
     """The rows of a file, or of standard input (`-`).
 
-    Raises, here or while the rows are read:
-        Undecodable: it is of another format, or broken; names the line.
-        InvalidInput: it has no rows, or its columns are not what they must be.
-        StoreUnavailable: it cannot be read, or pyarrow is not installed.
+    Raises, on entry or while the rows are read:
+        Undecodable: another format, or broken; the error names the line.
+        InvalidInput: there are no rows, or the columns are invalid.
+        StoreUnavailable: the file cannot be read, or pyarrow is not installed.
     """
     shown = "standard input" if str(source) == "-" else str(source)
     with ExitStack() as stack:
@@ -72,7 +72,7 @@ def open_rows(source: Path) -> Iterator[Rows]:
                 shutil.copyfileobj(pipe, file)
                 file.seek(0)
             rows = _rows(file, shown)
-        yield Rows(rows.names, _some(rows.blocks, shown))
+        yield Rows(rows.names, _at_least_one(rows.blocks, shown))
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def _check(names: Sequence[str], shown: str) -> None:
         raise InvalidInput(f"the columns of {shown} are invalid", issues)
 
 
-def _some(blocks: Iterator[Block], shown: str) -> Iterator[Block]:
+def _at_least_one(blocks: Iterator[Block], shown: str) -> Iterator[Block]:
     with _reading(shown):
         if (first := next(blocks, None)) is None:
             raise InvalidInput(f"{shown} has no rows; {EXPECTED}")
@@ -142,7 +142,7 @@ def _csv_blocks(records: Iterator[tuple[int, list[str]]], names: Sequence[str]) 
 
 
 def _records(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Each record and the line where it begins, without blank lines."""
+    """Each record with its first line number; blank lines are skipped."""
     line = 1
     try:
         for fields in reader:

@@ -1,4 +1,4 @@
-"""Writing a training set: CSV, newline-delimited JSON, or Parquet where pyarrow is installed."""
+"""Writes a training set as CSV, NDJSON or, if pyarrow is installed, Parquet."""
 
 from __future__ import annotations
 
@@ -20,20 +20,16 @@ ROW_GROUP = 10_000
 
 
 class TrainingSetWriter(Protocol):
-    """Where rows go."""
-
     def write(self, columns: Mapping[str, Column]) -> None:
-        """Some rows, column by column; each time the same columns."""
+        """Write some rows. All calls must have the same columns."""
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write buffered rows, and leave the file open."""
         ...
 
 
 class CsvWriter:
-    """Null is an empty field."""
-
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._begun = False
@@ -44,7 +40,7 @@ class CsvWriter:
             rows.insert(0, tuple(columns))
             self._begun = True
         text = _csv(rows, csv.QUOTE_MINIMAL)
-        # A carriage return within a field ends a row unless it is quoted; the csv module quotes it from Python 3.13 on.
+        # An unquoted carriage return within a field would end the row; the csv module quotes it from Python 3.13 on.
         self._file.write((_csv(rows, csv.QUOTE_ALL) if "\r" in text else text).encode())
 
     def close(self) -> None:
@@ -52,8 +48,6 @@ class CsvWriter:
 
 
 class NdjsonWriter:
-    """An object a line."""
-
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
@@ -68,7 +62,7 @@ class NdjsonWriter:
 
 
 class ParquetWriter:
-    """Typed columns, in row groups of bounded size; `as_of` holds times, whatever the input was."""
+    """Writes row groups of at least `ROW_GROUP` rows. Column `as_of` contains timestamps, for every input format."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -125,7 +119,7 @@ WRITERS: dict[str, Callable[[IO[bytes]], TrainingSetWriter]] = {
 
 @contextmanager
 def writer_for(path: Path | None) -> Iterator[TrainingSetWriter]:
-    """A writer for a file by its suffix, or CSV on standard output. A file appears only when all of it is written."""
+    """A writer for the format of the path's suffix; None: CSV on standard output. The file appears when complete."""
     if path is None:
         standard_output = CsvWriter(sys.stdout.buffer)
         yield standard_output

@@ -16,8 +16,8 @@ from app.api import generation
 from app.bootstrap.health import sampler
 from app.concurrency.load_estimate import LoadEstimate
 from app.errors import FallbackReason, StoreUnavailable
+from app.generation.generator import SKIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
-from app.generation.writing import SKIP_AFTER
 from tests.support.chat_server import (
     ChatServer,
     Plan,

@@ -119,7 +119,7 @@ async def test_metrics_tell_of_the_roll_out_so_that_one_that_is_rolled_back_can_
     before = await scrape(own_site)
     assert stage(before) == {"shadow": 1, "ramp": 0, "promoted": 0, "rolled back": 0}
     assert before.value("rollout_share_ratio") == 0
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     ramped = await book.move(await book.state(), Target("ramp", 0.25), "good", "ann", own_site.now_ms)
     assert ramped is not None
     at_25 = await scrape(own_site)

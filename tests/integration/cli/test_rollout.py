@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.bandit.rollout.monitor import RolloutWatch
+from app.bandit.rollout.monitor import RolloutMonitor
 from app.bootstrap import bandit
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
@@ -23,7 +23,7 @@ async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
     database, settings, clock = await Database.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
     rollout = bandit.rollout(settings, database, clock)
-    await RolloutWatch(rollout, clock).once()
+    await RolloutMonitor(rollout, clock).once()
     await database.close()
 
 

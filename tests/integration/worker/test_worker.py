@@ -29,8 +29,8 @@ from app.bootstrap.service import OpenService, open_service
 from app.concurrency.tasks import end
 from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
 from app.events import consume, retention
-from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
+from app.features.events import LoggedEvent
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
 from app.stores.queue import client as queue
@@ -41,9 +41,9 @@ from app.stores.sqlite.outbox import backlog
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import crons, work
 from app.worker.retry import UNEXPECTED_TRIES, Context, back_off, context
+from tests.support.bandit_process import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
-from tests.support.learning import TIPS
 from tests.support.processes import ROOT, free_port
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask

@@ -7,18 +7,18 @@ import sys
 
 import pytest
 
-from app.bootstrap.generation import open_writing
+from app.bootstrap.generation import open_tip_generator
 from app.errors import SettingsError
 from app.settings import Settings
 from app.telemetry import Metrics
 from tests.support.chat_server import chat_server, says
 from tests.support.clock import FakeClock
-from tests.support.tip_orders import order
+from tests.support.tip_requests import tip_request
 
 
 async def test_template_words_when_no_model_is_set() -> None:
-    async with open_writing(Settings(), FakeClock(), Metrics()) as writing:
-        written = await writing.write(order())
+    async with open_tip_generator(Settings(), FakeClock(), Metrics()) as tips:
+        written = await tips.write(tip_request())
     assert (written.model, written.reason) == (None, None)
 
 
@@ -26,8 +26,8 @@ async def test_model_words_when_one_is_set() -> None:
     async with chat_server() as endpoint:
         endpoint.will(says("A tip."))
         settings = Settings(model_url=endpoint.url, model="m-1", model_key="k")
-        async with open_writing(settings, FakeClock(), Metrics()) as writing:
-            written = [await writing.write(order()) for _ in range(2)]
+        async with open_tip_generator(settings, FakeClock(), Metrics()) as tips:
+            written = [await tips.write(tip_request()) for _ in range(2)]
     assert [(one.text, one.model) for one in written] == [("A tip.", "m-1")] * 2
     marks = {asked.prompt.partition("<task-")[2].partition(">")[0] for asked in endpoint.asked}
     assert len(marks) == 2
@@ -36,7 +36,7 @@ async def test_model_words_when_one_is_set() -> None:
 
 async def test_nothing_is_opened_when_the_model_is_set_by_half() -> None:
     with pytest.raises(SettingsError):
-        async with open_writing(Settings(model="m"), FakeClock(), Metrics()):
+        async with open_tip_generator(Settings(model="m"), FakeClock(), Metrics()):
             pass
 
 

@@ -1,4 +1,4 @@
-"""Batcher: what waits together is done together, in order, and too much is refused."""
+"""Batcher: items that wait are processed in groups, in order; too many are refused."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BOUNDS = Bounds(kind="probes", at_once=3, patience_s=1.0, most=6)
 
 
 class Work:
-    """Doubles numbers, one group after the other, when it is let."""
+    """Doubles numbers, one group after the other, while `open` is set."""
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []
         self.clock = FakeClock()
         self.open = asyncio.Event()
         self.failure: Exception | None = None
-        self.rounds: Batcher[int, int] = Batcher(self.double, self.clock.monotonic, BOUNDS)
+        self.batcher: Batcher[int, int] = Batcher(self.double, self.clock.monotonic, BOUNDS)
 
     async def double(self, items: Sequence[int]) -> list[int]:
         self.groups.append(list(items))
@@ -36,54 +36,53 @@ class Work:
 
 @pytest.fixture
 async def work() -> Work:
-    """Work that waits to be let."""
     return Work()
 
 
-async def test_what_waits_is_done_in_groups_in_the_order_it_came(work: Work) -> None:
-    done = [work.rounds.submit(number) for number in range(6)]
+async def test_items_are_processed_in_groups_in_order(work: Work) -> None:
+    done = [work.batcher.submit(number) for number in range(6)]
     work.open.set()
     assert await asyncio.gather(*done) == [0, 2, 4, 6, 8, 10]
     assert work.groups == [[0, 1, 2], [3, 4, 5]]
 
 
-async def test_one_more_than_may_wait_is_refused(work: Work) -> None:
-    first = work.rounds.submit(0)
+async def test_item_is_refused_when_too_many_wait(work: Work) -> None:
+    first = work.batcher.submit(0)
     await eventually(lambda: work.groups)
-    waiting = [work.rounds.submit(number) for number in range(1, 7)]
-    assert work.rounds.overloaded
+    waiting = [work.batcher.submit(number) for number in range(1, 7)]
+    assert work.batcher.overloaded
     with pytest.raises(Overloaded) as caught:
-        work.rounds.submit(7)
+        work.batcher.submit(7)
     assert caught.value.kind == "probes"
     work.open.set()
     assert await asyncio.gather(first, *waiting) == [0, 2, 4, 6, 8, 10, 12]
-    assert not work.rounds.overloaded
+    assert not work.batcher.overloaded
 
 
-async def test_who_would_wait_too_long_is_refused(work: Work) -> None:
+async def test_item_is_refused_when_it_would_wait_too_long(work: Work) -> None:
     work.open.set()
-    await work.rounds.submit(0)  # it took a second
+    await work.batcher.submit(0)  # takes one second of the fake clock
     work.open.clear()
-    waiting = [work.rounds.submit(0)]
+    waiting = [work.batcher.submit(0)]
     await eventually(lambda: len(work.groups) == 2)
-    while not work.rounds.overloaded:
-        waiting.append(work.rounds.submit(0))
-    assert len(waiting) == 1 + BOUNDS.at_once + 1, "not by what it took"
+    while not work.batcher.overloaded:
+        waiting.append(work.batcher.submit(0))
+    assert len(waiting) == 1 + BOUNDS.at_once + 1, "not by the duration of the last group"
     work.open.set()
     await asyncio.gather(*waiting)
 
 
-async def test_all_of_a_group_are_told_when_it_fails_and_the_next_goes_on(work: Work) -> None:
+async def test_failure_concerns_one_group_only(work: Work) -> None:
     work.failure = ValueError("no")
-    failed = [work.rounds.submit(number) for number in range(3)]
+    failed = [work.batcher.submit(number) for number in range(3)]
     work.open.set()
     assert [type(found) for found in await asyncio.gather(*failed, return_exceptions=True)] == [ValueError] * 3
     work.failure = None
-    assert await work.rounds.submit(4) == 8
+    assert await work.batcher.submit(4) == 8
 
 
-async def test_others_are_answered_when_one_stops_waiting(work: Work) -> None:
-    gone, stays = work.rounds.submit(1), work.rounds.submit(2)
+async def test_other_items_are_processed_when_one_is_cancelled(work: Work) -> None:
+    gone, stays = work.batcher.submit(1), work.batcher.submit(2)
     await eventually(lambda: work.groups)
     gone.cancel()
     work.open.set()
@@ -91,18 +90,18 @@ async def test_others_are_answered_when_one_stops_waiting(work: Work) -> None:
     assert work.groups == [[1, 2]]
 
 
-async def test_closing_finishes_what_was_begun(work: Work) -> None:
-    done = [work.rounds.submit(number) for number in range(5)]
+async def test_closing_processes_the_waiting_items(work: Work) -> None:
+    done = [work.batcher.submit(number) for number in range(5)]
     work.open.set()
-    await work.rounds.close()
+    await work.batcher.close()
     assert all(item.done() for item in done)
 
 
-async def test_closing_ends_when_the_work_was_cancelled_before_it_began(work: Work) -> None:
+async def test_closing_returns_when_the_task_was_cancelled_before_it_began(work: Work) -> None:
     before = asyncio.all_tasks()
-    waiting = work.rounds.submit(1)
+    waiting = work.batcher.submit(1)
     (working,) = asyncio.all_tasks() - before
     working.cancel()
     async with asyncio.timeout(5):
-        await work.rounds.close()
+        await work.batcher.close()
     waiting.cancel()

@@ -9,9 +9,8 @@ import pytest
 
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
-from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
-from app.features.events import FEEDBACK, SERVED
+from app.features.events import FEEDBACK, SERVED, LoggedEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed_invalidations import announce
 from tests.support.clock import NOW_MS

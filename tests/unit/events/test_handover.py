@@ -9,7 +9,7 @@ import pytest
 from app.errors import CacheUnavailable
 from app.events.consume import SWEEP_AGE_MS
 from app.events.handover import BOUNDS, Handover
-from app.events.ports import LoggedEvent
+from app.features.events import LoggedEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.owed_invalidations import announce
 from tests.support.clock import NOW_MS

@@ -1,4 +1,4 @@
-"""A profile becomes words: of allowed features only, and never a number but the hour."""
+"""Profile traits: words for allowed features only, and no number but the hour."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from hypothesis import given
 from app.features.registry import Scalar
 from app.generation.profile_traits import ALLOWED, Mood, Traits, described, traits_of
 from tests.support.registry import REGISTRY
-from tests.support.tip_orders import FEATURES, HABITS
+from tests.support.tip_requests import FEATURES, HABITS
 
 
-def test_profile_is_described_as_a_person_would() -> None:
-    assert described(traits_of(HABITS)) == (
-        "usually completes tips; hardly ever dismisses tips; most active around 9:00"
-    )
-
-
-def test_every_allowed_feature_is_one_that_is_served() -> None:
+def test_allowed_features_are_in_the_registry() -> None:
     assert set(ALLOWED) <= set(REGISTRY.names)
 
 
@@ -30,6 +24,8 @@ def test_every_allowed_feature_is_one_that_is_served() -> None:
         (None, ""),
         ({}, ""),
         (dict.fromkeys(ALLOWED), ""),
+        ({"email": "ada@example.com", "snooze_rate_30d": 0.9}, ""),
+        (HABITS, "usually completes tips; hardly ever dismisses tips; most active around 9:00"),
         ({"completion_rate_30d": 0.6}, "usually completes tips"),
         ({"completion_rate_30d": 0.59}, "sometimes completes tips"),
         ({"completion_rate_30d": 0.35}, "sometimes completes tips"),
@@ -49,29 +45,21 @@ def test_every_allowed_feature_is_one_that_is_served() -> None:
         ({"tip_volume_30d": 2, "completion_rate_30d": 1.0, "dismiss_rate_30d": 0.0}, "new to tips"),
     ],
 )
-def test_words_follow_the_values(features: dict[str, Scalar] | None, words: str) -> None:
+def test_traits_follow_the_values(features: dict[str, Scalar] | None, words: str) -> None:
     assert described(traits_of(features)) == words
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, 10**400, "0.9", True, None])
-def test_a_value_says_nothing_when_it_is_out_of_its_range(value: Scalar) -> None:
-    assert traits_of({"completion_rate_30d": value, "dismiss_rate_30d": value}) == Traits()
-
-
-@pytest.mark.parametrize("hour", [-1, 24, 10**400, -(10**400), "9", True])
-def test_an_hour_says_nothing_when_no_clock_shows_it(hour: Scalar) -> None:
-    assert traits_of({"preferred_hour": hour}) == Traits()
-
-
-def test_nothing_is_said_of_a_feature_that_is_not_allowed() -> None:
-    assert traits_of({"email": "ada@example.com", "snooze_rate_30d": 0.9}) == Traits()
+@pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan, math.inf, 10**400, "0.9", True, None])
+@pytest.mark.parametrize("hour", [-1, 24, -(10**400), "9", True])
+def test_value_out_of_range_gives_no_trait(rate: Scalar, hour: Scalar) -> None:
+    assert traits_of({"completion_rate_30d": rate, "dismiss_rate_30d": rate, "preferred_hour": hour}) == Traits()
 
 
 @given(FEATURES)
-def test_no_number_is_told_but_the_hour(features: dict[str, Scalar] | None) -> None:
+def test_traits_contain_no_number_but_the_hour(features: dict[str, Scalar] | None) -> None:
     traits = traits_of(features)
-    told = re.findall(r"[0-9]+(?::00)?", described(traits))
-    assert told == ([] if traits.hour is None else [f"{traits.hour}:00"])
+    numbers = re.findall(r"[0-9]+(?::00)?", described(traits))
+    assert numbers == ([] if traits.hour is None else [f"{traits.hour}:00"])
 
 
 @pytest.mark.parametrize(
@@ -85,5 +73,5 @@ def test_no_number_is_told_but_the_hour(features: dict[str, Scalar] | None) -> N
         (Traits(completes="usually", dismisses="often"), "wary"),
     ],
 )
-def test_mood_follows_the_habits(traits: Traits, mood: Mood) -> None:
+def test_mood_follows_the_traits(traits: Traits, mood: Mood) -> None:
     assert traits.mood == mood

@@ -1,4 +1,4 @@
-"""The template: it reads well, fits the user, and words whatever it is given."""
+"""The template: its sentences, and a valid text for every request."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 
 from app.generation.languages import LANGUAGES, phrases_of
-from app.generation.ports import Order
+from app.generation.ports import TipRequest
 from app.generation.profile_traits import Traits
-from app.generation.template import worded
-from app.generation.text_rules import links, problem_of
-from tests.support.tip_orders import FINISHER, NOW, ORDERS, order
+from app.generation.template import template_tip
+from app.generation.text_rules import has_link, text_problem
+from tests.support.tip_requests import FINISHER, NOW, REQUESTS, tip_request
 
 BERLIN = timezone(timedelta(hours=1))
 HERE = NOW.astimezone(BERLIN)  # Wednesday, 25 November 2026, 10:30
@@ -24,60 +24,62 @@ def at(hour: int, minute: int = 0, **apart: float) -> datetime:
 
 
 GOOD = [
-    (order(), "“Renew the passport” is waiting for you. Start with one small step: two minutes are enough."),
+    (tip_request(), "“Renew the passport” is waiting for you. Start with one small step: two minutes are enough."),
     (
-        order(traits=FINISHER, notes="- Photos first. The office opens at 8.\nBring 60 €"),
+        tip_request(traits=FINISHER, notes="- Photos first. The office opens at 8.\nBring 60 €"),
         "“Renew the passport” is waiting for you. You usually see things through, so this one is within reach. "
         "Around 9:00 is usually a good time for you. Your note: “Photos first”.",
     ),
     (
-        order("Call Anna!", due_at=at(17), priority=5, traits=FINISHER),
+        tip_request("Call Anna!", due_at=at(17), priority=5, traits=FINISHER),
         "Important: “Call Anna!” is due today at 17:00. You usually see things through, so this one is within reach.",
     ),
     (
-        order("Call Anna", due_at=at(9), traits=Traits(dismisses="often", reads="briefly", hour=7), notes="By phone"),
+        tip_request(
+            "Call Anna", due_at=at(9), traits=Traits(dismisses="often", reads="briefly", hour=7), notes="By phone"
+        ),
         "“Call Anna” was due today at 9:00. No pressure: even one small step counts.",
     ),
     (
-        order("Read “Dune”", due_at=at(8, 5, days=1), traits=Traits(completes="sometimes", hour=20)),
+        tip_request("Read “Dune”", due_at=at(8, 5, days=1), traits=Traits(completes="sometimes", hour=20)),
         "“Read 'Dune'” is due tomorrow at 8:05. It will feel good to cross it off your list.",
     ),
     (
-        order("Tax", priority=3, traits=Traits(completes="seldom"), notes="Really?"),
+        tip_request("Tax", priority=3, traits=Traits(completes="seldom"), notes="Really?"),
         "“Tax” is one of your important tasks. Just start with the smallest part of it. Your note: “Really?”",
     ),
     (
-        order("Tax", due_at=at(12, days=3), traits=Traits(hour=0), locale="en-GB"),
+        tip_request("Tax", due_at=at(12, days=3), traits=Traits(hour=0), locale="en-GB"),
         "“Tax” is due on Saturday. Start with one small step: two minutes are enough. "
         "Around midnight is usually a good time for you.",
     ),
     (
-        order("Steuer", traits=Traits(hour=0), locale="de"),
+        tip_request("Steuer", traits=Traits(hour=0), locale="de"),
         "„Steuer“ wartet auf dich. Fang mit einem kleinen Schritt an: Zwei Minuten genügen. "
         "Gegen Mitternacht passt es dir meistens gut.",
     ),
-    (order("... -"), "Your task is waiting for you. Start with one small step: two minutes are enough."),
-    (order("✅"), "“✅” is waiting for you. Start with one small step: two minutes are enough."),
+    (tip_request("... -"), "Your task is waiting for you. Start with one small step: two minutes are enough."),
+    (tip_request("✅"), "“✅” is waiting for you. Start with one small step: two minutes are enough."),
     (
-        order("Steuer", due_at=at(17), priority=5, traits=FINISHER, locale="de-AT"),
+        tip_request("Steuer", due_at=at(17), priority=5, traits=FINISHER, locale="de-AT"),
         "Wichtig: „Steuer“ ist heute um 17:00 Uhr fällig. Du bringst die Dinge meistens zu Ende, also schaffst du "
         "auch das.",
     ),
     (
-        order("Pass", traits=FINISHER, notes="Erst die Fotos. Ab 8 Uhr offen.", locale="DE"),
+        tip_request("Pass", traits=FINISHER, notes="Erst die Fotos. Ab 8 Uhr offen.", locale="DE"),
         "„Pass“ wartet auf dich. Du bringst die Dinge meistens zu Ende, also schaffst du auch das. "
         "Gegen 9 Uhr passt es dir meistens gut. Deine Notiz: „Erst die Fotos“.",
     ),
     (
-        order("\u202e\x00", priority=4, locale="de"),
+        tip_request("\u202e\x00", priority=4, locale="de"),
         "Deine Aufgabe gehört zu deinen wichtigen Aufgaben. Fang mit einem kleinen Schritt an: Zwei Minuten genügen.",
     ),
 ]
 
 
-@pytest.mark.parametrize(("given_order", "text"), GOOD, ids=range(len(GOOD)))
-def test_tip_reads_well_and_fits(given_order: Order, text: str) -> None:
-    assert worded(given_order) == text
+@pytest.mark.parametrize(("asked", "text"), GOOD, ids=range(len(GOOD)))
+def test_tip_fits_task_and_traits(asked: TipRequest, text: str) -> None:
+    assert template_tip(asked) == text
 
 
 @pytest.mark.parametrize(
@@ -98,34 +100,33 @@ def test_tip_reads_well_and_fits(given_order: Order, text: str) -> None:
         (datetime(9999, 12, 31, 23, tzinfo=BERLIN), "is due on 31 December 9999.", "ist am 31. Dezember 9999 fällig."),
     ],
 )
-def test_time_is_told_as_it_is_said(due_at: datetime, english: str, german: str) -> None:
-    assert worded(order("T", due_at=due_at)).startswith(f"“T” {english} ")
-    assert worded(order("T", due_at=due_at, locale="de")).startswith(f"„T“ {german} ")
+def test_due_date_is_named_by_its_distance(due_at: datetime, english: str, german: str) -> None:
+    assert template_tip(tip_request("T", due_at=due_at)).startswith(f"“T” {english} ")
+    assert template_tip(tip_request("T", due_at=due_at, locale="de")).startswith(f"„T“ {german} ")
 
 
-def test_day_is_that_of_the_time_s_own_offset() -> None:
+def test_day_is_local_to_the_offset_of_the_due_date() -> None:
     late = datetime(2026, 11, 25, 23, 30, tzinfo=timezone(timedelta(hours=-8)))  # 26 November in Berlin
-    assert "is due today at 23:30" in worded(order(due_at=late))
-    assert "is due tomorrow at 8:30" in worded(order(due_at=late.astimezone(BERLIN)))
-    yesterday_here = datetime(
-        2026, 11, 24, 23, 30, tzinfo=timezone(timedelta(hours=-11))
-    )  # where it is the 24th, 22:30
-    assert "is due today at 23:30" in worded(order(due_at=yesterday_here))
+    assert "is due today at 23:30" in template_tip(tip_request(due_at=late))
+    assert "is due tomorrow at 8:30" in template_tip(tip_request(due_at=late.astimezone(BERLIN)))
+    # In this zone it is 22:30 on 24 November.
+    yesterday_here = datetime(2026, 11, 24, 23, 30, tzinfo=timezone(timedelta(hours=-11)))
+    assert "is due today at 23:30" in template_tip(tip_request(due_at=yesterday_here))
 
 
 def test_long_title_is_cut_between_words() -> None:
-    assert worded(order("word " * 60)).startswith("“" + "word " * 18 + "word…” is waiting")
+    assert template_tip(tip_request("word " * 60)).startswith("“" + "word " * 18 + "word…” is waiting")
 
 
 @pytest.mark.parametrize("days", [-1, 0, 1])
 def test_good_hour_is_left_out_when_the_task_does_not_wait_for_it(days: int) -> None:
-    assert "9:00 is usually" not in worded(order(due_at=at(23, days=days), traits=FINISHER))
-    assert "9:00 is usually" in worded(order(due_at=at(23, days=2), traits=FINISHER))
+    assert "9:00 is usually" not in template_tip(tip_request(due_at=at(23, days=days), traits=FINISHER))
+    assert "9:00 is usually" in template_tip(tip_request(due_at=at(23, days=2), traits=FINISHER))
 
 
 def test_text_is_short_when_its_reader_reads_briefly() -> None:
     hasty = FINISHER._replace(reads="briefly")
-    assert worded(order(notes="A note", traits=hasty)).count(".") == 2
+    assert template_tip(tip_request(notes="A note", traits=hasty)).count(".") == 2
 
 
 @pytest.mark.parametrize(
@@ -136,14 +137,14 @@ def test_language_is_that_of_the_tag_or_english(locale: str, language: str) -> N
     assert phrases_of(locale) is LANGUAGES[language]
 
 
-@given(ORDERS)
+@given(REQUESTS)
 @settings(max_examples=200)
-def test_every_order_is_worded_within_the_rules(given_order: Order) -> None:
-    text = worded(given_order)
-    assert problem_of(text, may_link=links(given_order.task.title + (given_order.task.notes or ""))) is None
-    assert worded(given_order) == text
-    opening, closing = phrases_of(given_order.locale).quotes
-    assert text.count(opening) == text.count(closing) <= 2  # what is quoted cannot leave its quotation
+def test_every_request_gets_a_valid_text(asked: TipRequest) -> None:
+    text = template_tip(asked)
+    assert text_problem(text, may_link=has_link(asked.task.title + (asked.task.notes or ""))) is None
+    assert template_tip(asked) == text
+    opening, closing = phrases_of(asked.locale).quotes
+    assert text.count(opening) == text.count(closing) <= 2  # quoted text cannot end its quotation
     assert text[-1] in ".?!…" + closing
 
 

@@ -1,4 +1,4 @@
-"""What may stand in a tip, and what is taken out of a task."""
+"""The rules for the text of a tip, and the cleaning of a task's text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.generation.text_rules import MAX_TEXT, cleaned, gist, problem_of, shortened, tidied
-from tests.support.tip_orders import TEXTS
+from app.generation.text_rules import MAX_TEXT, cleaned, first_sentence, shortened, single_spaced, text_problem
+from tests.support.tip_requests import TEXTS
 
 
 @pytest.mark.parametrize(
@@ -19,40 +19,37 @@ from tests.support.tip_orders import TEXTS
         ("家族 👩\u200d👧 に電話", None),
         ("a" * MAX_TEXT, None),
         ("a" * (MAX_TEXT + 1), "it has more than 500 characters"),
-        ("", "it says nothing"),
-        (" \n", "it says nothing"),
-        ("…!", "it says nothing"),
+        ("", "it contains no word"),
+        (" \n", "it contains no word"),
+        ("…!", "it contains no word"),
         ("Two\nparagraphs", "it is not one paragraph"),
         ("Two\u2029paragraphs", "it is not one paragraph"),
         ("Two  spaces", "it is not one paragraph"),
-        ("A \x1b[31mred\x07 tip", "it has a character that is not to be seen"),
-        ("A \u202egninrut tip", "it has a character that is not to be seen"),
-        ("Hidden \U000e0041\U000e0042", "it has a character that is not to be seen"),
-        ("\u3164\u3164", "it has a character that is not to be seen"),
-        ("Hidden\U000e0163\U000e0153", "it has a character that is not to be seen"),
-        ("Hidden\ufe01\ufe02", "it has a character that is not to be seen"),
+        ("A \x1b[31mred\x07 tip", "it has a hidden character"),
+        ("A \u202egninrut tip", "it has a hidden character"),
+        ("Hidden \U000e0041\U000e0042", "it has a hidden character"),
+        ("\u3164\u3164", "it has a hidden character"),
+        ("Hidden\U000e0163\U000e0153", "it has a hidden character"),
+        ("Hidden\ufe01\ufe02", "it has a hidden character"),
         ("A heart \u2764\ufe0f", None),
-        ("half \ud83d", "it has a character that is not to be seen"),
+        ("half \ud83d", "it has a hidden character"),
         ("See https://evil.example", "it has a link"),
         ("See WWW.evil.example", "it has a link"),
         ("See [this](evil)", "it has a link"),
     ],
 )
-def test_text_is_judged(text: str, problem: str | None) -> None:
-    assert problem_of(text) == problem
-
-
-def test_link_is_let_through_when_the_task_has_one() -> None:
-    assert problem_of("Read https://example.org", may_link=True) is None
+def test_text_is_checked(text: str, problem: str | None) -> None:
+    assert text_problem(text) == problem
+    assert text_problem(text, may_link=True) == (None if problem == "it has a link" else problem)
 
 
 @given(TEXTS)
-def test_cleaned_text_is_one_line_in_which_all_is_seen(text: str) -> None:
+def test_cleaned_text_is_one_line_without_hidden_characters(text: str) -> None:
     line = cleaned(text)
-    assert line == tidied(line) == cleaned(line)
-    assert problem_of(line or "x", may_link=True) in (
+    assert line == single_spaced(line) == cleaned(line)
+    assert text_problem(line or "x", may_link=True) in (
         None,
-        "it says nothing",
+        "it contains no word",
         f"it has more than {MAX_TEXT} characters",
     )
 
@@ -81,20 +78,26 @@ def test_cleaned_text_is_one_line_in_which_all_is_seen(text: str) -> None:
         ("soft\u00adhyphen\u200b and \u202eturned", "softhyphen and turned"),
     ],
 )
-def test_gist_is_the_first_sentence_that_says_something(notes: str, found: str) -> None:
-    assert gist(notes, 80) == found
+def test_first_sentence_is_the_first_one_with_a_word(notes: str, found: str) -> None:
+    assert first_sentence(notes, 80) == found
 
 
 @given(TEXTS, st.integers(2, 120))
-def test_text_is_never_longer_than_asked_for(text: str, most: int) -> None:
+def test_shortened_text_is_never_too_long(text: str, most: int) -> None:
     short = shortened(text, most)
     assert len(short) <= most
     assert short == text if len(text) <= most else short.endswith("…")
 
 
-def test_text_is_cut_between_words_when_it_is_too_long() -> None:
-    assert shortened("one two three four", 12) == "one two…"
-    assert shortened("one, two three", 9) == "one, two…"
-    assert shortened("one two, three four", 10) == "one two…"
-    assert shortened("👩\u200d👧👩\u200d👧", 3) == "👩…"
-    assert shortened("incomprehensibility", 8) == "incompr…"
+@pytest.mark.parametrize(
+    ("text", "most", "short"),
+    [
+        ("one two three four", 12, "one two…"),
+        ("one, two three", 9, "one, two…"),
+        ("one two, three four", 10, "one two…"),
+        ("👩\u200d👧👩\u200d👧", 3, "👩…"),
+        ("incomprehensibility", 8, "incompr…"),
+    ],
+)
+def test_text_is_cut_between_words_if_possible(text: str, most: int, short: str) -> None:
+    assert shortened(text, most) == short

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from app.bandit.decisions import Ranking, Role, Shadow
-from app.bandit.model.inputs import CANDIDATE_TERMS, Array, Inputs
+from app.bandit.model.inputs import CANDIDATE_FACTORS, Array, Factors
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.shadow.scores import Unshadowed
 
@@ -59,15 +59,15 @@ def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
                 item.explore,
                 item.chosen,
                 item.elapsed_us,
-                item.evidence.spec_hash,
-                item.evidence.decisions,
+                item.statistics.spec_hash,
+                item.statistics.decisions,
                 item.own.scores.tobytes(),
                 item.own.pi.tobytes(),
-                item.evidence.size,
-                item.evidence.numbers.tobytes(),
+                item.statistics.size,
+                item.statistics.numbers.tobytes(),
                 item.mu.tobytes(),
-                item.terms.by_candidate.tobytes(),
-                item.terms.shared.tobytes(),
+                item.factors.by_candidate.tobytes(),
+                item.factors.shared.tobytes(),
             )
             for item in group
         ]
@@ -86,7 +86,7 @@ def decode_decisions(message: bytes) -> list[Unshadowed]:
             Ranking(_array(item.scores), _array(item.pi)),
             SufficientStatistics(item.spec_hash, item.size, _array(item.numbers), item.decisions),
             _array(item.mu),
-            Inputs(_array(item.by_candidate).reshape(-1, len(CANDIDATE_TERMS)), _array(item.shared)),
+            Factors(_array(item.by_candidate).reshape(-1, len(CANDIDATE_FACTORS)), _array(item.shared)),
         )
         for item in _questions(message)
     ]

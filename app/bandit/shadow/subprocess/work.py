@@ -12,10 +12,10 @@ from app.bandit.shadow.subprocess.wire import decode_decisions, encode_failure, 
 
 def work(asked: BinaryIO, told: BinaryIO) -> None:
     """Answer frame by frame until there is no more."""
-    lineup = Policies.of(shadow=True)
+    policies = Policies.of(shadow=True)
     while (message := read_frame(asked)) is not None:
         try:
-            answer = encode_shadows(shadows_of(decode_decisions(message), lineup))
+            answer = encode_shadows(shadows_of(decode_decisions(message), policies))
         except Exception as error:  # told to who asked, who logs it
             answer = encode_failure(f"{type(error).__name__}: {error}")
         told.write(framed(answer))

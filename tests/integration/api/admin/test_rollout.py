@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.bandit.rollout.assignment import serves_challenger
-from app.bandit.rollout.monitor import RolloutWatch
-from app.bandit.rollout.stages import Target
+from app.bandit.rollout.monitor import RolloutMonitor
+from app.bandit.rollout.stages import Target, serves_challenger
 from tests.support.database import column
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.events import feedback
@@ -32,7 +31,7 @@ async def decide(site: Live, decisions: int, *, share: float = 0.0, seed: int = 
     """Settled decisions of days ago (or of so long ago), and whatever a worker makes of them."""
     made_ms = site.now_ms - (late_ms or 100 * HOUR_MS)
     await write(site.service.database, rows_of(some(decisions, share=share, seed=seed), made_ms=made_ms))
-    await RolloutWatch(site.service.bandit.rollout, site.service.clock).once()
+    await RolloutMonitor(site.service.bandit.rollout, site.service.clock).once()
 
 
 async def test_rollout_begins_in_the_shadow_and_says_what_it_waits_for(own_site: Live) -> None:
@@ -70,7 +69,7 @@ async def test_figures_are_those_of_the_newest_look_and_say_all_that_the_verdict
     assert figures["level"] == pytest.approx(0.05 / 12)
     for name in ("ips", "snips", "doubly_robust", "champion", "lift"):
         assert figures[name]["low"] < figures[name]["value"] < figures[name]["high"]
-    (kept,) = await own_site.service.bandit.rollout.book.looks()
+    (kept,) = await own_site.service.bandit.rollout.repository.looks()
     for name, estimate in (("ips", kept.estimates.ips), ("snips", kept.estimates.snips), ("lift", kept.estimates.lift)):
         assert list(figures[name].values()) == list(estimate)
     lift = figures["doubly_robust"]["value"] - figures["champion"]["value"]
@@ -99,7 +98,7 @@ async def test_time_of_answers_is_shown_and_not_judged_when_the_challenger_serve
     for text in ("400 ms", "all answers of the last hour, which are the champion&#39;s", "not judged"):
         assert text in said
     assert "broken" not in said
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", 0.05), "", "ann", own_site.now_ms - 2_000)
     await write(own_site.service.database, [{**row, "role": "challenger", "elapsed_us": 900_000} for row in slow])
     rails = (await seen(own_site))["guardrails"]
@@ -134,7 +133,7 @@ async def test_challenger_is_ramped_one_step_and_the_trail_says_by_whom(own_site
 
 async def test_challenger_that_serves_everybody_and_is_better_is_promoted(own_site: Live) -> None:
     await decide(own_site, 4_000)
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", 1.0), "", "ann", own_site.now_ms - 2_000)
     await decide(own_site, 250, share=1.0, seed=2, late_ms=1_000)
     answer = await own_site.client.post("/admin/rollout/promote")
@@ -216,7 +215,7 @@ async def test_one_step_is_made_when_the_same_button_is_pressed_many_times_at_on
     own_site: Live, share: float
 ) -> None:
     await decide(own_site, 4_000)
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     if share:
         await book.move(await book.state(), Target("ramp", share), "", "ann", own_site.now_ms - 2_000)
         await decide(own_site, 250, share=1.0, seed=2, late_ms=1_000)
@@ -236,13 +235,15 @@ async def test_overview_says_so_when_it_was_rolled_back_by_itself(own_site: Live
         return [item for item in findings if item["subject"] == "rollout"]
 
     assert await found() == []
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", 0.25), "", "ann", own_site.now_ms - 60_000)
     slow = [{**row, "elapsed_us": 400_000} for row in rows_of(some(200, share=1.0), made_ms=own_site.now_ms - 5_000)]
     await write(own_site.service.database, slow)
-    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
+    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
     (told,) = await found()
-    assert told["text"].startswith("The roll-out was rolled back by itself. One answer in a hundred takes over 400 ms")
+    assert told["text"].startswith(
+        "The roll-out was rolled back automatically. One answer in a hundred takes over 400 ms"
+    )
     assert (told["state"], told["path"]) == ("degraded", "/admin/rollout")
     assert "begins anew" in told["advice"]
     await own_site.client.post("/admin/rollout/ramp")
@@ -254,9 +255,9 @@ async def test_overview_says_so_when_it_was_rolled_back_by_itself(own_site: Live
 async def test_overview_says_so_when_the_challenger_that_serves_loses(own_site: Live) -> None:
     worse = some(4_000, skill=-1.5)
     await write(own_site.service.database, rows_of(worse))
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", 0.05), "", "ann", own_site.now_ms - 60_000)
-    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
+    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
     assert (await seen(own_site))["verdict"]["verdict"] == "roll back"
     findings = (await own_site.client.get("/admin")).json()["findings"]
     (told,) = [item for item in findings if item["subject"] == "rollout"]
@@ -265,11 +266,11 @@ async def test_overview_says_so_when_the_challenger_that_serves_loses(own_site: 
 
 
 async def test_overview_says_so_when_a_guardrail_breaks_after_promotion(own_site: Live) -> None:
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("promoted", 1.0), "", "ann", own_site.now_ms - 60_000)
     rows = rows_of(some(200, share=1.0), made_ms=own_site.now_ms - 5_000, profile_present=0)
     await write(own_site.service.database, rows)
-    await RolloutWatch(own_site.service.bandit.rollout, own_site.service.clock).once()
+    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
     assert (await seen(own_site))["stage"] == "promoted", "nothing is done by itself"
     findings = (await own_site.client.get("/admin")).json()["findings"]
     (told,) = [item for item in findings if item["subject"] == "rollout"]
@@ -316,7 +317,7 @@ async def test_decisions_that_were_scored_shown_and_answered_are_evaluated_and_t
     await own_site.service.consumer.consume([item.seq for item in waiting])
     decisions = (await seen(own_site))["decisions"]
     assert (decisions["evaluated"], decisions["waiting"], decisions["unshadowed"]) == (29, 0, 0)
-    book = own_site.service.bandit.rollout.book
+    book = own_site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", 0.25), "", "ann", own_site.now_ms)
     for number in range(20):
         body = await score(f"user-{number}")

@@ -1,4 +1,4 @@
-"""An endpoint on loopback, and a writer that asks it."""
+"""A chat-completions endpoint on loopback, and a writer that calls it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 import pytest_asyncio
 
-from app.stores.llm.client import Endpoint, LlmClient
+from app.stores.llm.client import LlmClient
 from app.stores.llm.writer import LlmWriter
 from app.stores.system_clock import SystemClock
 from tests.support.chat_server import ChatServer, chat_server
@@ -20,31 +20,29 @@ OpenWriter = Callable[..., AbstractAsyncContextManager[LlmWriter]]
 
 @pytest_asyncio.fixture
 async def endpoint() -> AsyncIterator[ChatServer]:
-    """Answers well until it is told otherwise."""
     async with chat_server() as server:
         yield server
 
 
 @pytest.fixture
 def open_writer() -> OpenWriter:
-    """Writers that ask an address; patience by keyword."""
+    """Opens a writer for a URL, with timeouts by keyword."""
 
     @asynccontextmanager
     async def opened(
         url: str, *, connect_s: float = 1.0, patience_s: float = 5.0, least_s: float = 0.0, key: str | None = KEY
     ) -> AsyncIterator[LlmWriter]:
-        exchange = LlmClient(Endpoint(url, key), connect_s=connect_s)
+        client = LlmClient(url, key, connect_s=connect_s)
         marks = (f"mark{number}" for number in count())
         try:
-            yield LlmWriter(exchange, "m-1", SystemClock(), lambda: next(marks), patience_s=patience_s, least_s=least_s)
+            yield LlmWriter(client, "m-1", SystemClock(), lambda: next(marks), patience_s=patience_s, least_s=least_s)
         finally:
-            await exchange.close()
+            await client.close()
 
     return opened
 
 
 @pytest_asyncio.fixture
 async def writer(endpoint: ChatServer, open_writer: OpenWriter) -> AsyncIterator[LlmWriter]:
-    """Patient enough for a busy machine."""
     async with open_writer(endpoint.url) as opened:
         yield opened

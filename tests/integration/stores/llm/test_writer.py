@@ -1,4 +1,4 @@
-"""The writer against an endpoint that answers well, and in every way badly. Each is a real exchange over a socket."""
+"""The writer with an endpoint that answers correctly, or fails in every way. Each test uses a real socket."""
 
 from __future__ import annotations
 
@@ -32,33 +32,32 @@ from tests.support.chat_server import (
     trickles,
     trickles_its_head,
 )
-from tests.support.tip_orders import FINISHER, NOW, order
+from tests.support.tip_requests import FINISHER, NOW, tip_request
 from tests.support.waiting import eventually
 
-ORDER = order("Renew the passport", notes="Photos first", due_at=NOW, priority=4, traits=FINISHER, locale="de")
+REQUEST = tip_request("Renew the passport", notes="Photos first", due_at=NOW, priority=4, traits=FINISHER, locale="de")
 
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second try follows at once, where the endpoint names no time."""
+    """Retries follow at once unless the endpoint sends Retry-After."""
     monkeypatch.setattr(writers, "PAUSE_S", 0.0)
 
 
 async def failure(writer: LlmWriter) -> ModelFailed:
-    """What comes of an order that cannot be carried out."""
     with pytest.raises(ModelFailed) as caught:
-        await writer.write(ORDER)
+        await writer.write(REQUEST)
     assert type(caught.value).__name__ in ("ModelFailed", "NotConnected")
     return caught.value
 
 
-async def test_text_is_what_the_endpoint_answers(endpoint: ChatServer, writer: LlmWriter) -> None:
+async def test_text_is_that_of_the_answer(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(says("Jetzt den Pass erneuern."))
-    assert await writer.write(ORDER) == "Jetzt den Pass erneuern."
+    assert await writer.write(REQUEST) == "Jetzt den Pass erneuern."
 
 
-async def test_request_is_what_every_endpoint_understands(endpoint: ChatServer, writer: LlmWriter) -> None:
-    await writer.write(ORDER)
+async def test_request_has_model_messages_and_schema_only(endpoint: ChatServer, writer: LlmWriter) -> None:
+    await writer.write(REQUEST)
     (asked,) = endpoint.asked
     assert asked.target == "/v1/chat/completions"
     assert asked.headers["authorization"] == f"Bearer {KEY}"
@@ -69,7 +68,7 @@ async def test_request_is_what_every_endpoint_understands(endpoint: ChatServer, 
         "stream": False,
         "messages": [
             {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": prompt_for(ORDER, "mark0").user},
+            {"role": "user", "content": prompt_for(REQUEST, "mark0").user},
         ],
         "response_format": {
             "type": "json_schema",
@@ -78,25 +77,25 @@ async def test_request_is_what_every_endpoint_understands(endpoint: ChatServer, 
     }
 
 
-async def test_mark_is_new_for_each_order(endpoint: ChatServer, writer: LlmWriter) -> None:
+async def test_mark_is_new_for_each_request(endpoint: ChatServer, writer: LlmWriter) -> None:
     for number in range(2):
-        await writer.write(ORDER)
+        await writer.write(REQUEST)
         assert f"<task-mark{number}>" in endpoint.asked[number].prompt
 
 
 async def test_no_key_is_sent_when_there_is_none(endpoint: ChatServer, open_writer: OpenWriter) -> None:
     async with open_writer(endpoint.url, key=None) as writer:
-        await writer.write(ORDER)
+        await writer.write(REQUEST)
     assert "authorization" not in endpoint.asked[0].headers
 
 
-async def test_connection_is_used_again(endpoint: ChatServer, writer: LlmWriter) -> None:
+async def test_connection_is_reused(endpoint: ChatServer, writer: LlmWriter) -> None:
     for _ in range(3):
-        await writer.write(ORDER)
+        await writer.write(REQUEST)
     assert endpoint.connections == 1
 
 
-async def test_nothing_of_the_environment_is_used(
+async def test_environment_is_ignored(
     endpoint: ChatServer,
     open_writer: OpenWriter,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,18 +108,18 @@ async def test_nothing_of_the_environment_is_used(
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     monkeypatch.setenv("NETRC", str(netrc))
     async with open_writer(endpoint.url, key=None) as writer:
-        await writer.write(ORDER)
+        await writer.write(REQUEST)
     assert "authorization" not in endpoint.asked[0].headers
 
 
 async def test_no_cookie_is_kept(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(200, completion(tip("A tip.")), set_cookie="track=1; Path=/"))
     for _ in range(2):
-        await writer.write(ORDER)
+        await writer.write(REQUEST)
     assert "cookie" not in endpoint.asked[1].headers
 
 
-async def test_no_tip_holds_the_key(endpoint: ChatServer, open_writer: OpenWriter) -> None:
+async def test_tip_that_contains_the_key_is_refused(endpoint: ChatServer, open_writer: OpenWriter) -> None:
     key = "sk-" + "0123456789" * 2
     endpoint.will(says(f"Your key is {key}."))
     async with open_writer(endpoint.url, key=key) as writer:
@@ -129,13 +128,13 @@ async def test_no_tip_holds_the_key(endpoint: ChatServer, open_writer: OpenWrite
     assert key not in str(failed)
 
 
-async def test_a_key_that_is_no_secret_may_be_a_word_of_a_tip(endpoint: ChatServer, open_writer: OpenWriter) -> None:
+async def test_tip_may_contain_a_short_key(endpoint: ChatServer, open_writer: OpenWriter) -> None:
     endpoint.will(says("None is like it."))
     async with open_writer(endpoint.url, key="None") as writer:
-        assert await writer.write(ORDER) == "None is like it."
+        assert await writer.write(REQUEST) == "None is like it."
 
 
-LIES = [
+NO_COMPLETIONS = [
     b"",
     b"null",
     b"<html>Sign in</html>",
@@ -168,14 +167,14 @@ NO_TIPS = [
 ]
 
 
-@pytest.mark.parametrize("body", [*LIES, *NO_TIPS], ids=range(len(LIES) + len(NO_TIPS)))
-async def test_answer_is_invalid_when_it_is_not_what_was_asked_for(
+@pytest.mark.parametrize("body", [*NO_COMPLETIONS, *NO_TIPS], ids=range(len(NO_COMPLETIONS) + len(NO_TIPS)))
+async def test_answer_is_invalid_when_it_is_no_completion_or_no_tip(
     endpoint: ChatServer, writer: LlmWriter, body: bytes
 ) -> None:
     endpoint.will(answers(200, body))
     failed = await failure(writer)
     assert failed.reason == "invalid answer"
-    assert failed.well is (body in NO_TIPS)  # a completion is, even where it holds no tip
+    assert failed.well is (body in NO_TIPS)  # a completion shows that the endpoint works
     assert len(endpoint.asked) == 1
 
 
@@ -188,17 +187,15 @@ async def test_answer_is_invalid_when_it_is_not_what_was_asked_for(
         f"\n {tip('A tip.')} \n",
     ],
 )
-async def test_json_is_found_when_a_model_puts_a_fence_around_it(
-    endpoint: ChatServer, writer: LlmWriter, content: str
-) -> None:
+async def test_json_is_read_from_a_markdown_fence(endpoint: ChatServer, writer: LlmWriter, content: str) -> None:
     endpoint.will(answers(200, completion(content, finish_reason=None)))
-    assert await writer.write(ORDER) == "A tip."
+    assert await writer.write(REQUEST) == "A tip."
 
 
 @pytest.mark.parametrize("content", ["```", "```json\n{", "```json\n```"], ids=["open", "brace", "empty"])
 @pytest.mark.parametrize("filler", [" ", "\n", "`"], ids=["space", "line", "tick"])
-def test_answer_without_end_holds_nobody_up(content: str, filler: str) -> None:
-    # Models that are not held to a schema at times go on with spaces until they are cut off.
+def test_unfinished_answer_is_parsed_in_linear_time(content: str, filler: str) -> None:
+    # Without a schema, some models continue with spaces until they are cut off.
     body = completion(content + 3_000 * filler + "x")
     started = process_time()
     with pytest.raises(ModelFailed, match="not the JSON"):
@@ -207,13 +204,13 @@ def test_answer_without_end_holds_nobody_up(content: str, filler: str) -> None:
 
 
 @pytest.mark.parametrize("plan", [floods, answers(200, b" " * 70_000)], ids=["without end", "announced"])
-async def test_answer_is_invalid_when_it_is_too_much(endpoint: ChatServer, writer: LlmWriter, plan: Plan) -> None:
+async def test_answer_is_invalid_when_it_is_too_long(endpoint: ChatServer, writer: LlmWriter, plan: Plan) -> None:
     endpoint.will(plan)
     failed = await failure(writer)
     assert (failed.reason, failed.well) == ("invalid answer", False)
 
 
-async def test_compressed_answer_is_not_unpacked(endpoint: ChatServer, writer: LlmWriter) -> None:
+async def test_compressed_answer_is_not_decompressed(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(200, b"\x1f\x8b" + b"\0" * 100, content_encoding="gzip"))
     assert (await failure(writer)).reason == "invalid answer"
 
@@ -232,11 +229,11 @@ async def test_compressed_answer_is_not_unpacked(endpoint: ChatServer, writer: L
     ],
     ids=["429 0", "429", "429 soon", "500", "503", "529", "closes", "no http"],
 )
-async def test_it_is_sent_once_more_when_that_may_help(
+async def test_request_is_retried_once_after_a_temporary_failure(
     endpoint: ChatServer, writer: LlmWriter, first: Plan, reason: str
 ) -> None:
     endpoint.will(first, says("At the second try."))
-    assert await writer.write(ORDER) == "At the second try."
+    assert await writer.write(REQUEST) == "At the second try."
     endpoint.will(first)
     failed = await failure(writer)
     assert (failed.reason, failed.well) == (reason, False)
@@ -260,7 +257,7 @@ async def test_it_is_sent_once_more_when_that_may_help(
     ],
     ids=["401", "403", "404", "413", "301", "307", "mail", "half", "long", "204", "cut"],
 )
-async def test_it_is_not_sent_again_when_that_would_not_help(
+async def test_request_is_not_retried_after_a_permanent_failure(
     endpoint: ChatServer, writer: LlmWriter, plan: Plan, reason: str, well: bool
 ) -> None:
     endpoint.will(plan)
@@ -270,18 +267,16 @@ async def test_it_is_not_sent_again_when_that_would_not_help(
     assert KEY not in str(failed)
 
 
-async def test_it_waits_as_long_as_the_endpoint_asks_when_that_is_short(
-    endpoint: ChatServer, writer: LlmWriter
-) -> None:
+async def test_retry_waits_for_a_short_retry_after(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(429, retry_after="0.2"), says("Later."))
     started = monotonic()
-    assert await writer.write(ORDER) == "Later."
+    assert await writer.write(REQUEST) == "Later."
     assert monotonic() - started >= 0.2
 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_it_does_not_wait_when_the_endpoint_asks_for_more_than_there_is(
+async def test_request_is_not_retried_when_the_retry_after_is_too_long(
     endpoint: ChatServer, writer: LlmWriter, status: int, form: str
 ) -> None:
     later = datetime.now(UTC) + timedelta(seconds=30)
@@ -292,7 +287,9 @@ async def test_it_does_not_wait_when_the_endpoint_asks_for_more_than_there_is(
     assert len(endpoint.asked) == 1
 
 
-async def test_it_is_not_sent_again_when_too_little_time_is_left(endpoint: ChatServer, open_writer: OpenWriter) -> None:
+async def test_request_is_not_retried_when_too_little_time_is_left(
+    endpoint: ChatServer, open_writer: OpenWriter
+) -> None:
     endpoint.will(answers(500), says("Too late."))
     async with open_writer(endpoint.url, patience_s=5, least_s=6) as writer:
         assert (await failure(writer)).reason == "server error"
@@ -300,7 +297,7 @@ async def test_it_is_not_sent_again_when_too_little_time_is_left(endpoint: ChatS
 
 @pytest.mark.parametrize("plan", [is_silent, trickles, trickles_its_head])
 @pytest.mark.parametrize("before", [None, answers(500), refuses_schemas(closes)], ids=["", "500", "refuses"])
-async def test_it_ends_in_time_whatever_the_endpoint_does(
+async def test_request_times_out_whatever_the_endpoint_does(
     endpoint: ChatServer, open_writer: OpenWriter, plan: Plan, before: Plan | None
 ) -> None:
     endpoint.will(*([plan] if before is None else [before, plan]))
@@ -311,7 +308,7 @@ async def test_it_ends_in_time_whatever_the_endpoint_does(
         assert 0.29 <= monotonic() - started < 3  # the machine may be busy
 
 
-async def test_it_ends_in_time_when_nobody_takes_the_connection(open_writer: OpenWriter) -> None:
+async def test_connection_times_out_when_it_is_not_accepted(open_writer: OpenWriter) -> None:
     with socket.socket() as full:  # a listener whose queue is full answers no further connection
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -329,7 +326,7 @@ async def test_it_ends_in_time_when_nobody_takes_the_connection(open_writer: Ope
     assert (failed.reason, str(failed)) == ("timeout", "no connection in time")
 
 
-async def test_it_fails_when_nobody_listens(open_writer: OpenWriter) -> None:
+async def test_request_fails_when_the_port_is_closed(open_writer: OpenWriter) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -338,13 +335,11 @@ async def test_it_fails_when_nobody_listens(open_writer: OpenWriter) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_schema_is_left_out_when_it_is_refused_and_that_is_remembered(
-    endpoint: ChatServer, writer: LlmWriter, status: int
-) -> None:
+async def test_schema_is_left_out_after_it_was_refused(endpoint: ChatServer, writer: LlmWriter, status: int) -> None:
     endpoint.will(refuses_schemas(says("Without."), status))
     for _ in range(3):
-        assert await writer.write(ORDER) == "Without."
-    assert [asked.held for asked in endpoint.asked] == [True, False, False, False]
+        assert await writer.write(REQUEST) == "Without."
+    assert [asked.has_schema for asked in endpoint.asked] == [True, False, False, False]
     assert endpoint.asked[0].prompt.replace("mark0", "") == endpoint.asked[1].prompt.replace("mark0", "")
 
 
@@ -354,47 +349,45 @@ async def test_schema_is_sent_again_after_a_while(
     monkeypatch.setattr(writers, "PLAIN_FOR_S", 0.0)
     endpoint.will(refuses_schemas(says("Without.")))
     for _ in range(2):
-        await writer.write(ORDER)
-    assert [asked.held for asked in endpoint.asked] == [True, False, True, False]
+        await writer.write(REQUEST)
+    assert [asked.has_schema for asked in endpoint.asked] == [True, False, True, False]
 
 
-async def test_refusal_of_a_schema_is_remembered_when_the_answer_is_no_tip(
-    endpoint: ChatServer, writer: LlmWriter
-) -> None:
+async def test_refused_schema_is_remembered_when_the_answer_is_no_tip(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(refuses_schemas(answers(200, completion("Prose."))))
     for _ in range(2):
         assert (await failure(writer)).reason == "invalid answer"
-    assert [asked.held for asked in endpoint.asked] == [True, False, False]
+    assert [asked.has_schema for asked in endpoint.asked] == [True, False, False]
 
 
-async def test_nothing_is_remembered_when_it_was_not_the_schema_that_was_refused(
+async def test_schema_is_sent_again_when_the_request_was_refused_without_it_too(
     endpoint: ChatServer, writer: LlmWriter
 ) -> None:
     endpoint.will(answers(400))
     for _ in range(2):
         failed = await failure(writer)
         assert (failed.reason, failed.well) == ("refused", True)
-    assert [asked.held for asked in endpoint.asked] == [True, False] * 2
+    assert [asked.has_schema for asked in endpoint.asked] == [True, False] * 2
 
 
-async def test_it_is_sent_once_more_without_the_schema_too(endpoint: ChatServer, writer: LlmWriter) -> None:
+async def test_request_without_schema_is_retried_too(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(refuses_schemas(says("")), answers(500), says("At the third."))
-    assert await writer.write(ORDER) == "At the third."
-    assert [asked.held for asked in endpoint.asked] == [True, False, False]
+    assert await writer.write(REQUEST) == "At the third."
+    assert [asked.has_schema for asked in endpoint.asked] == [True, False, False]
 
 
-async def test_many_are_under_way_at_once(endpoint: ChatServer, writer: LlmWriter) -> None:
+async def test_many_requests_run_concurrently(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(500), says("One of many."))
-    texts = await asyncio.gather(*(writer.write(ORDER) for _ in range(20)))
+    texts = await asyncio.gather(*(writer.write(REQUEST) for _ in range(20)))
     assert texts == ["One of many."] * 20
 
 
-async def test_connection_is_given_up_when_its_caller_goes_away(endpoint: ChatServer, writer: LlmWriter) -> None:
+async def test_connection_is_closed_when_the_request_is_cancelled(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(is_silent, says("The next."))
-    task = asyncio.get_running_loop().create_task(writer.write(ORDER))
+    task = asyncio.get_running_loop().create_task(writer.write(REQUEST))
     await eventually(lambda: endpoint.asked)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await writer.write(ORDER) == "The next."
+    assert await writer.write(REQUEST) == "The next."
     assert endpoint.connections == 2

@@ -1,50 +1,39 @@
-"""Learning: what an event means for a decision, and what is learned from it, on a real log and database."""
+"""Attribution: what an event means for a decision, and what is learned from it, on a real log and database."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from app.bandit.decisions import EventOutcome, State
+from app.bandit.decisions import DecisionState, EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, Rules, Unsettled, judge
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
-from app.events.ports import LoggedEvent
 from app.features.clock import DAY_MS
-from app.features.events import TipEvent
+from app.features.events import LoggedEvent, TipEvent
 from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.outbox import unknown_decisions
+from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, served
-from tests.support.learning import TIPS, WINDOW_MS, School
 
 RULES = Rules.of((), WINDOW_MS // HOUR_MS)
-
-
-@pytest.fixture
-async def school(database: Database) -> School:
-    """A process with a challenger."""
-    return School(database)
+ONE_DAY = NOW_MS + WINDOW_MS
 
 
 def logged(event: TipEvent, received_at_ms: int = NOW_MS + 100 * WINDOW_MS) -> LoggedEvent:
-    """As a worker takes it up."""
     return LoggedEvent(1, event, received_at_ms, 0)
 
 
 def unsettled(
-    state: State, served_at_ms: int | None = None, source: str | None = None, *, told: bool = False
+    state: DecisionState, served_at_ms: int | None = None, source: str | None = None, *, told: bool = False
 ) -> Unsettled:
     """A decision made at `NOW_MS`; `told`: an event has said that it was served."""
     return Unsettled("tip", NOW_MS, state, served_at_ms, source, told)  # type: ignore[arg-type]  # of a table
-
-
-ONE_DAY = NOW_MS + WINDOW_MS
 
 
 @pytest.mark.parametrize(
@@ -72,8 +61,8 @@ ONE_DAY = NOW_MS + WINDOW_MS
         (unsettled("expired"), feedback(), "late", "expired", None),
     ],
 )
-def test_an_event_means_what_the_rules_say(
-    decision: Unsettled, event: TipEvent, outcome: EventOutcome, state: State, served_at: int | None
+def test_event_is_judged_by_the_rules(
+    decision: Unsettled, event: TipEvent, outcome: EventOutcome, state: DecisionState, served_at: int | None
 ) -> None:
     found = judge(decision, logged(event), RULES)
     assert (found.outcome, found.state, found.served_at_ms) == (outcome, state, served_at)
@@ -93,303 +82,265 @@ def test_reward_is_the_override_when_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["ignored", "COMPLETED", "", "served"])
-def test_override_is_rejected_when_it_names_no_outcome(name: str) -> None:
+def test_override_is_rejected_when_its_outcome_is_unknown(name: str) -> None:
     allowed = "outcomes are completed, dismissed, snoozed, none"
     with pytest.raises(SettingsError, match=f"PROFILES_REWARDS: unknown outcome '{name}'; {allowed}"):
         Rules.of([(name, 1.0)], 24)
 
 
-async def test_action_of_a_later_release_becomes_a_dead_letter_and_holds_up_no_other_event(school: School) -> None:
-    ours, theirs = await school.decide("ann"), await school.decide("bob")
-    seqs = await school.store(
-        feedback("bob", tip_id=theirs.chosen_id, decision_id=theirs.id),
-        feedback("ann", tip_id=ours.chosen_id, decision_id=ours.id),
-    )
-    await school.database.write(lambda c: c.execute("UPDATE tip_feedback SET action = 'shared' WHERE user_id = 'bob'"))
+async def test_action_of_a_later_release_becomes_a_dead_letter(
+    process: BanditProcess,
+) -> None:
+    known, unknown = await process.decide("ann"), await process.decide("bob")
+    seqs = await process.store(feedback_for(unknown, NOW_MS), feedback_for(known, NOW_MS))
+    await process.execute("UPDATE tip_feedback SET action = 'shared' WHERE user_id = 'bob'")
     for _ in range(ATTEMPTS):
-        await school.consumer.consume(seqs)
-    assert [(await school.outcome(each)).state for each in (ours, theirs)] == ["learned", "open"]
-    (letter,) = await school.letters.list(0, 10)
+        await process.consumer.consume(seqs)
+    assert await process.states(known, unknown) == ["learned", "open"]
+    (letter,) = await process.dead_letters.list(0, 10)
     assert "unknown action 'shared'" in letter.error
 
 
-def test_an_event_from_the_future_counts_from_its_arrival() -> None:
+def test_event_from_the_future_counts_from_its_arrival() -> None:
     event = feedback(at_ms=ONE_DAY + 10)
     assert judge(unsettled("open"), logged(event, ONE_DAY), RULES).outcome == "learned"
     assert judge(unsettled("open"), logged(event, ONE_DAY + 1), RULES).outcome == "late"
 
 
-async def test_feedback_is_learned_from_the_logged_vector(school: School) -> None:
-    decision = await school.decide()
+async def test_feedback_is_learned_from_the_logged_vector(process: BanditProcess) -> None:
+    decision = await process.decide()
     assert (len(decision.phi), decision.spec_hash) == (SPEC_V2.size, SPEC_V2.hash)
-    school.profiles["ann"] = {}  # what the profile is by then does not count
-    at_ms = school.clock.now_ms()
-    await school.tell(served("ann", at_ms, tip_id=decision.chosen_id, decision_id=decision.id))
-    assert (await school.outcome(decision)).state == "served"
-    assert await school.evidence() is None
-    school.clock.advance(60_000)
-    await school.tell(
-        feedback("ann", school.clock.now_ms(), "snoozed", tip_id=decision.chosen_id, decision_id=decision.id)
-    )
-    assert await school.outcome(decision) == (
-        "learned",
-        at_ms,
-        0.3,
-        "feedback",
-        "snoozed",
-        school.clock.now_ms(),
-        {"served": 1, "learned": 1},
-    )
-    evidence = await school.evidence()
-    assert evidence is not None
-    np.testing.assert_array_equal(evidence.s, np.outer(decision.phi, decision.phi))
-    np.testing.assert_array_equal(evidence.y, 0.3 * decision.phi)
-    again = await school.decide()
-    assert again.state_version == evidence.decisions == 1
+    process.profiles["ann"] = {}  # the profile at the time of the feedback does not count
+    at_ms = process.clock.now_ms()
+    await process.serve(decision)
+    assert await process.states(decision) == ["served"]
+    assert not await process.has_learned()
+    process.clock.advance(60_000)
+    await process.feed_back(decision, "snoozed")
+    events = {"served": 1, "learned": 1}
+    learned = ("learned", at_ms, 0.3, "feedback", "snoozed", process.clock.now_ms(), events)
+    assert await process.outcome(decision) == learned
+    statistics = await process.statistics()
+    np.testing.assert_array_equal(statistics.s, np.outer(decision.phi, decision.phi))
+    np.testing.assert_array_equal(statistics.y, 0.3 * decision.phi)
+    assert (await process.decide()).state_version == statistics.decisions == 1
 
 
-async def test_serving_that_is_told_after_its_feedback_counts_as_served_and_teaches_nothing_more(
-    school: School,
+async def test_served_event_after_the_feedback_counts_once_and_changes_nothing(process: BanditProcess) -> None:
+    decision = await process.decide()
+    at_ms = process.clock.now_ms()
+    await process.consume(feedback_for(decision, at_ms + 7))
+    learned = await process.outcome(decision)
+    await process.serve(decision)
+    assert await process.outcome(decision) == learned._replace(events={"learned": 1, "served": 1})
+    await process.serve(decision)
+    await process.consume(feedback_for(decision, at_ms + 9))
+    assert await process.outcome(decision) == learned._replace(events={"learned": 1, "served": 1, "repeated": 2})
+    assert process.metric("decision_events_total", outcome="served") == 1
+    await process.assert_learned_once()
+
+
+async def test_event_without_a_decision_id_belongs_to_the_newest_open_decision(
+    process: BanditProcess,
 ) -> None:
-    decision = await school.decide()
-    at_ms = school.clock.now_ms()
-    tip, named = decision.chosen_id, decision.id
-    await school.tell(feedback("ann", at_ms + 7, tip_id=tip, decision_id=named))
-    learned = await school.outcome(decision)
-    await school.tell(served("ann", at_ms, tip_id=tip, decision_id=named))
-    assert await school.outcome(decision) == learned._replace(events={"learned": 1, "served": 1})
-    await school.tell(served("ann", at_ms, tip_id=tip, decision_id=named))
-    await school.tell(feedback("ann", at_ms + 9, tip_id=tip, decision_id=named))
-    assert await school.outcome(decision) == learned._replace(events={"learned": 1, "served": 1, "repeated": 2})
-    counted = school.metrics.collectors.get_sample_value
-    assert counted("profiles_decision_events_total", {"outcome": "served"}) == 1
-    await school.assert_learned_once()
+    older, newer = [await process.decide(candidates=TIPS[:1]) for _ in range(2)]
+    tip_id, now_ms = newer.chosen_id, process.clock.now_ms()
+    await process.consume(feedback("ann", now_ms, tip_id=tip_id))
+    assert await process.states(older, newer) == ["open", "learned"]
+    await process.consume(served("ann", now_ms, tip_id=tip_id))
+    assert await process.states(older, newer) == ["served", "learned"]
+    await process.consume(feedback("bob", tip_id=tip_id), feedback("ann", tip_id="another"))
+    assert await process.states(older) == ["served"]
 
 
-async def test_events_without_a_decisions_id_are_joined_to_the_newest_open_one_of_that_tip(school: School) -> None:
-    older, newer = [await school.decide(candidates=TIPS[:1]) for _ in range(2)]
-    tip_id = newer.chosen_id
-    await school.tell(feedback("ann", school.clock.now_ms(), tip_id=tip_id))
-    assert [(await school.outcome(item)).state for item in (older, newer)] == ["open", "learned"]
-    await school.tell(served("ann", school.clock.now_ms(), tip_id=tip_id))
-    assert [(await school.outcome(item)).state for item in (older, newer)] == ["served", "learned"]
-    await school.tell(feedback("bob", tip_id=tip_id), feedback("ann", tip_id="another"))
-    assert (await school.outcome(older)).state == "served"
-
-
-async def test_an_event_teaches_no_older_decision_when_it_is_delivered_again(school: School) -> None:
-    """1. It is learned for the newest decision; 2. the worker dies; 3. it comes again, and the next older is open."""
-    older, newer = await school.decide(explore=False), await school.decide(explore=False)
-    assert older.chosen_id == newer.chosen_id
-    seqs = await school.store(feedback("ann", school.clock.now_ms(), tip_id=newer.chosen_id))
-    events = await school.log.logged(seqs)
-    for _ in range(3):
-        await school.bandit.learner.learn(events)
-    assert [(await school.outcome(item)).state for item in (older, newer)] == ["open", "learned"]
-    await school.assert_learned_once()
-
-
-async def test_an_event_teaches_once_when_it_comes_twice_in_one_transaction(school: School) -> None:
-    older, newer = await school.decide(candidates=TIPS[:1]), await school.decide(candidates=TIPS[:1])
-    seqs = await school.store(feedback("ann", school.clock.now_ms(), tip_id=newer.chosen_id))
-    events = await school.log.logged(seqs)
-    await school.bandit.learner.learn([*events, *events])
-    assert [(await school.outcome(item)).state for item in (older, newer)] == ["open", "learned"]
-    await school.assert_learned_once()
-
-
-async def test_an_event_of_before_a_decision_is_not_joined_to_it_unless_it_names_it(school: School) -> None:
-    decision = await school.decide()
-    long_ago = school.clock.now_ms() - SKEW_MS - 1
-    await school.tell(feedback("ann", long_ago, tip_id=decision.chosen_id))
-    assert (await school.outcome(decision)).state == "open"
-    await school.tell(feedback("ann", long_ago + 1, tip_id=decision.chosen_id))
-    assert (await school.outcome(decision)).state == "learned"
-
-
-async def test_an_event_that_names_no_decision_of_its_user_is_counted_and_not_learned(
-    school: School,
+@pytest.mark.parametrize("in_one_transaction", [True, False])
+async def test_event_teaches_no_older_decision_when_it_is_delivered_again(
+    process: BanditProcess, in_one_transaction: bool
 ) -> None:
-    decision = await school.decide()
+    """1. It is learned for the newest decision; 2. it comes again, and an older decision of that tip is open."""
+    older, newer = [await process.decide(candidates=TIPS[:1]) for _ in range(2)]
+    events = await process.log.logged(await process.store(feedback("ann", NOW_MS, tip_id=newer.chosen_id)))
+    for delivered in [events * 2] if in_one_transaction else [events] * 3:
+        await process.bandit.learner.learn(delivered)
+    assert await process.states(older, newer) == ["open", "learned"]
+    await process.assert_learned_once()
+
+
+async def test_event_belongs_to_no_later_decision_unless_it_names_it(process: BanditProcess) -> None:
+    decision = await process.decide()
+    long_ago = process.clock.now_ms() - SKEW_MS - 1
+    await process.consume(feedback("ann", long_ago, tip_id=decision.chosen_id))
+    assert await process.states(decision) == ["open"]
+    await process.consume(feedback("ann", long_ago + 1, tip_id=decision.chosen_id))
+    assert await process.states(decision) == ["learned"]
+
+
+async def test_event_that_names_no_decision_of_its_user_is_counted_and_not_learned(process: BanditProcess) -> None:
+    decision = await process.decide()
     for user_id, decision_id in (("bob", decision.id), ("ann", "unknown")):
-        await school.tell(feedback(user_id, tip_id=decision.chosen_id, decision_id=decision_id))
-    assert (await school.outcome(decision)).state == "open"
-    assert await school.counted() == {}
-    assert await unknown_decisions(school.database, school.clock.now_ms()) == [("a producer", 2)]
-    assert await unknown_decisions(school.database, school.clock.now_ms() + DAY_MS + 1) == []
-    school.clock.advance(2 * DAY_MS)
-    await school.tell(feedback("ann", decision_id="unknown"))
-    assert await unknown_decisions(school.database, school.clock.now_ms()) == [("a producer", 1)]
+        await process.consume(feedback(user_id, tip_id=decision.chosen_id, decision_id=decision_id))
+    assert await process.states(decision) == ["open"]
+    assert await process.counted() == {}
+    assert await unknown_decisions(process.database, process.clock.now_ms()) == [("a producer", 2)]
+    assert await unknown_decisions(process.database, process.clock.now_ms() + DAY_MS + 1) == []
+    process.clock.advance(2 * DAY_MS)
+    await process.consume(feedback("ann", decision_id="unknown"))
+    assert await unknown_decisions(process.database, process.clock.now_ms()) == [("a producer", 1)]
 
 
-async def test_feedback_is_counted_and_not_learned_when_it_is_late_or_on_another_tip(school: School) -> None:
-    decision = await school.decide()
-    name: dict[str, Any] = {"tip_id": decision.chosen_id, "decision_id": decision.id}
-    await school.tell(served("ann", school.clock.now_ms(), **name))
-    await school.tell(feedback("ann", school.clock.now_ms(), tip_id="another", decision_id=decision.id))
-    school.clock.advance(WINDOW_MS + 1)
-    await school.tell(feedback("ann", school.clock.now_ms(), **name))
-    assert await school.evidence() is None
-    school.clock.advance(GRACE_MS)
-    assert await school.bandit.learner.settle() == 1
-    await school.tell(feedback("ann", school.clock.now_ms() - WINDOW_MS, **name))
-    outcome = await school.outcome(decision)
+async def test_feedback_is_counted_and_not_learned_when_it_is_late_or_on_another_tip(process: BanditProcess) -> None:
+    decision = await process.decide()
+    await process.serve(decision)
+    await process.consume(feedback_for(decision, process.clock.now_ms(), tip_id="another"))
+    process.clock.advance(WINDOW_MS + 1)
+    await process.feed_back(decision)
+    assert not await process.has_learned()
+    process.clock.advance(GRACE_MS)
+    assert await process.bandit.learner.settle() == 1
+    await process.consume(feedback_for(decision, process.clock.now_ms() - WINDOW_MS))
+    outcome = await process.outcome(decision)
     assert (outcome.state, outcome.reward, outcome.source, outcome.action) == ("learned", 0.0, "default", None)
     assert outcome.events == {"served": 1, "other tip": 1, "late": 2}
-    await school.assert_learned_once()
+    await process.assert_learned_once()
 
 
-async def test_the_default_is_learned_only_when_the_window_has_closed_and_no_event_of_the_user_waits(
-    school: School,
+async def test_default_is_learned_when_the_window_has_closed_and_no_event_waits(
+    process: BanditProcess,
 ) -> None:
-    decision, bobs = await school.decide(), await school.decide("bob")
-    for item in (decision, bobs):
-        await school.tell(served(item.user_id, school.clock.now_ms(), tip_id=item.chosen_id, decision_id=item.id))
-    school.clock.advance(WINDOW_MS + GRACE_MS)
-    assert await school.bandit.learner.settle() == 0
-    school.clock.advance(1)
-    in_time = feedback("ann", NOW_MS + 5, tip_id=decision.chosen_id, decision_id=decision.id)
-    await school.store(in_time)
-    assert await school.bandit.learner.settle() == 1
-    assert [(await school.outcome(item)).state for item in (decision, bobs)] == ["served", "learned"]
-    await school.sweep()
-    assert (await school.outcome(decision)).source == "feedback"
-    assert await school.bandit.learner.settle() == 0
-    await school.assert_learned_once()
+    decision, bobs = await process.decide(), await process.decide("bob")
+    await process.serve(decision)
+    await process.serve(bobs)
+    process.clock.advance(WINDOW_MS + GRACE_MS)
+    assert await process.bandit.learner.settle() == 0
+    process.clock.advance(1)
+    await process.store(feedback_for(decision, NOW_MS + 5))
+    assert await process.bandit.learner.settle() == 1
+    assert await process.states(decision, bobs) == ["served", "learned"]
+    await process.sweep()
+    assert (await process.outcome(decision)).source == "feedback"
+    assert await process.bandit.learner.settle() == 0
+    await process.assert_learned_once()
 
 
-async def test_a_decision_expires_unlearned_when_it_was_never_served(school: School) -> None:
-    decision = await school.decide()
-    school.clock.advance(WINDOW_MS + GRACE_MS + 1)
-    assert await school.bandit.learner.settle() == 1
-    await school.tell(served("ann", NOW_MS, tip_id=decision.chosen_id, decision_id=decision.id))
-    outcome = await school.outcome(decision)
+async def test_decision_expires_unlearned_when_it_was_never_served(process: BanditProcess) -> None:
+    decision = await process.decide()
+    process.clock.advance(WINDOW_MS + GRACE_MS + 1)
+    assert await process.bandit.learner.settle() == 1
+    await process.consume(served_for(decision, NOW_MS))
+    outcome = await process.outcome(decision)
     assert (outcome.state, outcome.reward, outcome.events) == ("expired", None, {"late": 1})
-    assert await school.evidence() is None
+    assert not await process.has_learned()
 
 
 async def test_more_decisions_are_settled_than_one_transaction_takes(
-    school: School, monkeypatch: pytest.MonkeyPatch
+    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.bandit.learning.attribution.SETTLED_AT_ONCE", 3)
     for number in range(8):
-        decision = await school.decide(f"user-{number % 5}")
+        decision = await process.decide(f"user-{number % 5}")
         if number % 4:
-            await school.tell(served(decision.user_id, tip_id=decision.chosen_id, decision_id=decision.id))
-    school.clock.advance(WINDOW_MS + GRACE_MS + 1)
-    assert await school.bandit.learner.settle() == 8
-    assert await school.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state") == [
-        ("expired", 2),
-        ("learned", 6),
-    ]
-    await school.assert_learned_once()
+            await process.serve(decision)
+    process.clock.advance(WINDOW_MS + GRACE_MS + 1)
+    assert await process.bandit.learner.settle() == 8
+    states = await process.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state")
+    assert states == [("expired", 2), ("learned", 6)]
+    await process.assert_learned_once()
 
 
 async def test_nothing_is_written_when_no_event_concerns_a_decision(
-    school: School, monkeypatch: pytest.MonkeyPatch
+    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await school.decide()
-    seqs = await school.store(served("bob"), feedback("ann", tip_id="none of them"))
-    events = await school.log.logged(seqs)
+    await process.decide()
+    seqs = await process.store(served("bob"), feedback("ann", tip_id="none of them"))
+    events = await process.log.logged(seqs)
 
     async def write(*_: object) -> None:
-        raise StoreUnavailable("nobody may write")
+        raise StoreUnavailable("read-only")
 
     monkeypatch.setattr(Database, "write", write)
-    await school.bandit.learner.learn(events)
-    assert await school.bandit.learner.settle() == 0
+    await process.bandit.learner.learn(events)
+    assert await process.bandit.learner.settle() == 0
 
 
-async def test_evidence_of_an_unknown_spec_is_never_added_to(school: School) -> None:
-    decision = await school.decide()
-    await school.tell(served("ann", tip_id=decision.chosen_id, decision_id=decision.id))
-    await school.database.write(
-        lambda c: c.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', x'00', 5, 1)")
-    )
-    cold = await school.decide()
-    assert cold.state_version == 0, "it was read"
-    seqs = await school.store(feedback("ann", tip_id=decision.chosen_id, decision_id=decision.id))
+async def test_statistics_of_an_unknown_spec_are_never_added_to(process: BanditProcess) -> None:
+    decision = await process.decide()
+    await process.serve(decision)
+    await process.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', x'00', 5, 1)")
+    assert (await process.decide()).state_version == 0, "they were read"
+    seqs = await process.store(feedback_for(decision, NOW_MS))
     with pytest.raises(SpecMismatch):
-        await school.bandit.learner.learn(await school.log.logged(seqs))
+        await process.bandit.learner.learn(await process.log.logged(seqs))
     for _ in range(ATTEMPTS):
-        await school.consumer.consume(seqs)
-    (letter,) = await school.letters.list(0, 10)
+        await process.consumer.consume(seqs)
+    (letter,) = await process.dead_letters.list(0, 10)
     assert "which this release does not know" in letter.error
-    school.clock.advance(WINDOW_MS + GRACE_MS + 1)
-    assert await school.bandit.learner.settle() == 1, "the one that was never served"
-    assert (await school.outcome(decision)).state == "served"
-    assert await school.rows("SELECT evidence, decisions FROM bandit_states") == [(b"\0", 5)]
+    process.clock.advance(WINDOW_MS + GRACE_MS + 1)
+    assert await process.bandit.learner.settle() == 1, "the decision that was never served"
+    assert await process.states(decision) == ["served"]
+    assert await process.rows("SELECT evidence, decisions FROM bandit_states") == [(b"\0", 5)]
 
 
-async def test_learning_goes_on_after_a_backup_was_restored(school: School, tmp_path: Path) -> None:
+async def test_learning_goes_on_after_a_backup_was_restored(process: BanditProcess, tmp_path: Path) -> None:
     for _ in range(3):
-        decision = await school.decide()
-        await school.tell(feedback("ann", tip_id=decision.chosen_id, decision_id=decision.id))
-    waiting = await school.decide()
-    backup(school.database.path, tmp_path / "copy.db")
-    about: dict[str, Any] = {"tip_id": waiting.chosen_id, "decision_id": waiting.id}
-    await school.tell(feedback("ann", **about, action="dismissed"))
+        await process.learn_one()
+    waiting = await process.decide()
+    backup(process.database.path, tmp_path / "copy.db")
+    await process.feed_back(waiting, "dismissed")
     restore(tmp_path / "copy.db", tmp_path / "restored.db")
 
     database = await Database.open(tmp_path / "restored.db", readers=1)
     try:
-        back = School(database, clock=school.clock)
-        assert (await back.outcome(waiting)).state == "open"
-        await back.tell(feedback("ann", **about))
-        assert (await back.outcome(waiting)).action == "completed"
-        assert (await back.decide()).state_version == 4
-        await back.assert_learned_once()
+        restored = BanditProcess(database, clock=process.clock)
+        assert await restored.states(waiting) == ["open"]
+        await restored.feed_back(waiting)
+        assert (await restored.outcome(waiting)).action == "completed"
+        assert (await restored.decide()).state_version == 4
+        await restored.assert_learned_once()
     finally:
         await database.close()
 
 
-async def test_a_decision_of_before_growth_is_learned_with_zeros_after_it(database: Database) -> None:
-    plain = School(database, shadow=False)
+async def test_decision_made_before_growth_is_learned_padded_with_zeros(
+    process: BanditProcess, database: Database
+) -> None:
+    plain = BanditProcess(database, shadow=False, clock=process.clock)
     first, second = await plain.decide(), await plain.decide()
     assert len(first.phi) == SPEC_V1.size
-    await plain.tell(feedback("ann", tip_id=first.chosen_id, decision_id=first.id))
-    evidence = await plain.evidence()
-    assert evidence is not None
-    assert evidence.spec_hash == SPEC_V1.hash
+    await plain.feed_back(first)
+    statistics = await plain.statistics()
+    assert statistics.spec_hash == SPEC_V1.hash
 
-    school = School(database, clock=plain.clock)
-    await school.tell(feedback("ann", tip_id=second.chosen_id, decision_id=second.id))
-    grown = await school.evidence()
-    assert grown is not None
+    await process.feed_back(second)
+    grown = await process.statistics()
     assert (grown.spec_hash, grown.decisions) == (SPEC_V2.hash, 2)
     assert not grown.s[SPEC_V1.size :].any()
-    await school.assert_learned_once()
+    await process.assert_learned_once()
 
-    third = await plain.decide()  # the challenger is gone again; what has grown stays so
+    third = await plain.decide()  # without a challenger again; grown statistics never shrink
     assert (third.spec_hash, third.policy_hash) == (SPEC_V2.hash, SPEC_V1.hash)
     assert third.phi[SPEC_V1.size :].any()
-    await plain.tell(feedback("ann", tip_id=third.chosen_id, decision_id=third.id))
-    await school.assert_learned_once()
+    await plain.feed_back(third)
+    await process.assert_learned_once()
 
 
 @pytest.mark.parametrize("other", [SPEC_V2.inputs[::-1], SPEC_V2.inputs[1:], SPEC_V1.inputs[::-1]])
 @pytest.mark.parametrize("taught", [True, False], ids=["taught before", "taught nothing yet"])
-async def test_vector_of_another_spec_is_refused_when_only_its_length_would_fit(
-    school: School, other: tuple[Input, ...], taught: bool, monkeypatch: pytest.MonkeyPatch
+async def test_vector_of_another_spec_is_refused_although_its_length_fits(
+    process: BanditProcess, other: tuple[Input, ...], taught: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of equal length, or shorter: what the numbers mean is what counts."""
+    """Of equal length, or shorter: only the meaning of the numbers counts."""
     strange = Spec("strange", 2, other)
     monkeypatch.setitem(SPECS, strange.hash, strange)
     if taught:
-        first = await school.decide()
-        await school.tell(feedback("ann", tip_id=first.chosen_id, decision_id=first.id))
-    before = await school.rows("SELECT spec_hash, evidence, decisions FROM bandit_states")
-    decision = await school.decide()
-    await school.database.write(
-        lambda c: c.execute(
-            "UPDATE tip_scores SET spec_hash = ?, phi = ? WHERE decision_id = ?",
-            (strange.hash, bytes(8 * strange.size), decision.id),
-        )
-    )
-    await school.store(feedback("ann", tip_id=decision.chosen_id, decision_id=decision.id))
+        await process.learn_one()
+    before = await process.rows("SELECT spec_hash, evidence, decisions FROM bandit_states")
+    decision = await process.decide()
+    values = (strange.hash, bytes(8 * strange.size), decision.id)
+    await process.execute("UPDATE tip_scores SET spec_hash = ?, phi = ? WHERE decision_id = ?", *values)
+    await process.store(feedback_for(decision, NOW_MS))
     for _ in range(ATTEMPTS):
-        await school.sweep()
-    assert (await school.outcome(decision)).state == "open"
-    ((error,),) = await school.rows("SELECT error FROM dead_letters")
+        await process.sweep()
+    assert await process.states(decision) == ["open"]
+    ((error,),) = await process.rows("SELECT error FROM dead_letters")
     assert "SpecMismatch" in error
-    assert await school.rows("SELECT spec_hash, evidence, decisions FROM bandit_states") == before
+    assert await process.rows("SELECT spec_hash, evidence, decisions FROM bandit_states") == before

@@ -1,4 +1,4 @@
-"""Means, confidence widths and draws, held against an independent implementation: MABWiser, whose ridge has λ = 1."""
+"""Means, confidence widths and draws, compared with an independent implementation: MABWiser, with λ = 1."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.slow  # importing it takes seconds
 
 PHI, REWARDS = history_of(11, 60, SPEC_V1)
 ASKED = request_of(12, 20, SPEC_V1)
-EVIDENCE = taught(PHI, REWARDS, SufficientStatistics.none(SPEC_V1))
+STATISTICS = taught(PHI, REWARDS, SufficientStatistics.none(SPEC_V1))
 
 
 def expectations(policy: str, asked: Array = ASKED, **constants: float) -> Array:
-    """What MABWiser expects of each row: one arm, since here the candidates' features tell them apart."""
+    """MABWiser's expectations for each row. One arm, since candidates differ by their features."""
     from mabwiser.mab import MAB, LearningPolicy  # noqa: PLC0415
 
     bandit = MAB(["tip"], getattr(LearningPolicy, policy)(l2_lambda=1.0, **constants), seed=7)
@@ -28,24 +28,24 @@ def expectations(policy: str, asked: Array = ASKED, **constants: float) -> Array
 
 
 def test_means_are_those_of_lin_greedy() -> None:
-    scored = CHAMPION.decide("d", EVIDENCE, None, ASKED)
+    scored = CHAMPION.decide("d", STATISTICS, None, ASKED)
     np.testing.assert_allclose(scored.means, expectations("LinGreedy", epsilon=0.0), rtol=1e-9)
 
 
 def test_deviations_are_those_of_lin_ucb() -> None:
-    scored = CHAMPION.decide("d", EVIDENCE, None, ASKED)
-    bounds = scored.means + 1.5 * np.sqrt(variances(CHAMPION, EVIDENCE, None, ASKED))
+    scored = CHAMPION.decide("d", STATISTICS, None, ASKED)
+    bounds = scored.means + 1.5 * np.sqrt(variances(CHAMPION, STATISTICS, None, ASKED))
     np.testing.assert_allclose(bounds, expectations("LinUCB", alpha=1.5), rtol=1e-9)
 
 
 def test_draws_are_distributed_as_those_of_lin_ts() -> None:
     draws = 20_000
-    posterior = CHAMPION.posterior(EVIDENCE, None)
+    posterior = CHAMPION.posterior(STATISTICS, None)
     for row in ASKED[:4]:
         theirs = expectations("LinTS", np.tile(row, (draws, 1)), alpha=SCALE)
         one = row[None]
         ours = posterior.means(one)[0] + SCALE * (posterior.roots(one).T @ noise("d", SPEC_V1.size, draws))[0]
-        deviation = SCALE * np.sqrt(variances(CHAMPION, EVIDENCE, None, one)[0])
+        deviation = SCALE * np.sqrt(variances(CHAMPION, STATISTICS, None, one)[0])
         assert ours.mean() == pytest.approx(theirs.mean(), abs=6 * deviation / np.sqrt(draws))
         assert ours.std() == pytest.approx(theirs.std(), rel=6 / np.sqrt(draws))
         assert deviation == pytest.approx(theirs.std(), rel=4 / np.sqrt(draws))

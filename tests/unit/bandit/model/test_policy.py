@@ -1,4 +1,4 @@
-"""Linear Thompson sampling: right means, exact propensities, and a champion that growth does not touch."""
+"""Linear Thompson sampling: correct means, exact propensities, and a champion that growth does not change."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from app.bandit.model.policy import (
     Policy,
     Posterior,
     Scored,
-    contributions,
+    answered_ranking,
+    choose,
     noise,
     propensities,
     sample,
 )
-from app.bandit.model.ranking import chosen, ranking_of
 from app.bandit.model.specs import NEW_PRECISION, SPEC_V1, SPEC_V2, Input, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 from tests.support.score_requests import (
-    KEEN,
     MORNING,
+    PROFILE,
     history_of,
     profiles,
     request_of,
@@ -55,7 +55,6 @@ PLAIN_COLUMNS: Final = Spec(
 
 
 def same(one: Scored, other: Scored) -> bool:
-    """To the last bit."""
     return all(same_bits(getattr(one, name), getattr(other, name)) for name in ("means", "pi", "theta"))
 
 
@@ -64,7 +63,7 @@ def mean_of(seed: int) -> Array:
 
 
 @given(seeds, st.integers(0, 5), st.integers(0, 5), st.integers(1, 24))
-def test_champion_answers_bit_for_bit_as_a_v1_that_never_grew(seed: int, before: int, after: int, count: int) -> None:
+def test_champion_answers_bit_for_bit_as_without_growth(seed: int, before: int, after: int, count: int) -> None:
     phi, rewards = history_of(seed, before + after)
     asked = request_of(seed, count)
     never = taught(phi[:before, :OLD], rewards[:before], SufficientStatistics.none(SPEC_V1))
@@ -79,7 +78,7 @@ def test_champion_answers_bit_for_bit_as_a_v1_that_never_grew(seed: int, before:
 
 
 @given(seeds, st.integers(0, 20), st.booleans())
-def test_challengers_mean_at_growth_does_not_depend_on_the_profile_and_its_variance_is_the_formulas(
+def test_challenger_at_growth_has_the_mean_without_a_profile_and_the_derived_variance(
     seed: int, decisions: int, pooled: bool
 ) -> None:
     phi, rewards = history_of(seed, decisions)
@@ -102,7 +101,7 @@ def test_challengers_mean_at_growth_does_not_depend_on_the_profile_and_its_varia
 
 
 @given(seeds, st.integers(0, 10))
-def test_challenger_without_prior_and_profile_draws_at_growth_as_the_champion_does(seed: int, decisions: int) -> None:
+def test_challenger_at_growth_is_the_champion_without_prior_and_profile(seed: int, decisions: int) -> None:
     phi, rewards = history_of(seed, decisions)
     grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
     asked = request_of(seed, known=False)
@@ -114,7 +113,7 @@ def test_challenger_without_prior_and_profile_draws_at_growth_as_the_champion_do
     np.testing.assert_allclose(challenger.pi, champion.pi, rtol=1e-12)
 
 
-def test_new_dimensions_are_drawn_from_a_stream_of_their_own() -> None:
+def test_new_inputs_have_their_own_stream() -> None:
     short, long = noise("d", OLD), noise("d", SPEC_V2.size)
     assert short.shape == (OLD, DRAWS)
     assert same_bits(long[:OLD], short)
@@ -125,30 +124,30 @@ def test_new_dimensions_are_drawn_from_a_stream_of_their_own() -> None:
 
 
 @given(seeds, st.integers(0, 40), st.sampled_from([CHAMPION, CHALLENGER]))
-def test_means_are_those_of_closed_form_ridge_regression(seed: int, decisions: int, policy: Policy) -> None:
+def test_means_are_those_of_ridge_regression(seed: int, decisions: int, policy: Policy) -> None:
     phi, rewards = history_of(seed, decisions, policy.spec)
     mu = mean_of(seed) if policy is CHALLENGER else np.zeros(policy.spec.size)
     root = np.sqrt(policy.spec.precisions)
     rows = np.vstack([phi, np.diag(root)])
     weights = np.linalg.lstsq(rows, np.concatenate([rewards, root * mu]))[0]
     asked = request_of(seed, spec=policy.spec)
-    evidence = taught(phi, rewards, SufficientStatistics.none(policy.spec))
-    scored = policy.decide("d", evidence, mu, asked)
+    statistics = taught(phi, rewards, SufficientStatistics.none(policy.spec))
+    scored = policy.decide("d", statistics, mu, asked)
     np.testing.assert_allclose(scored.theta, weights, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(scored.means, asked @ weights, rtol=1e-8, atol=1e-10)
     covariance = np.linalg.inv(rows.T @ rows)
     expected = np.einsum("kd,de,ke->k", asked, covariance, asked)
-    np.testing.assert_allclose(variances(policy, evidence, mu, asked), expected, rtol=1e-8)
+    np.testing.assert_allclose(variances(policy, statistics, mu, asked), expected, rtol=1e-8)
 
 
 @given(seeds, st.sampled_from([CHAMPION, CHALLENGER]))
 @settings(max_examples=20)
-def test_propensities_are_exact_when_every_draw_is_taken_by_itself(seed: int, policy: Policy) -> None:
-    evidence = taught(*history_of(seed, 10, policy.spec), SufficientStatistics.none(policy.spec))
+def test_propensities_are_the_shares_of_draws_that_each_candidate_wins(seed: int, policy: Policy) -> None:
+    statistics = taught(*history_of(seed, 10, policy.spec), SufficientStatistics.none(policy.spec))
     mu = mean_of(seed) if policy is CHALLENGER else None
     asked = request_of(seed, 7, policy.spec)
-    scored = policy.decide("d", evidence, mu, asked)
-    root = np.linalg.cholesky(evidence.s + np.diag(policy.spec.precisions))
+    scored = policy.decide("d", statistics, mu, asked)
+    root = np.linalg.cholesky(statistics.s + np.diag(policy.spec.precisions))
     wins = np.zeros(7)
     for normals in noise("d", policy.spec.size).T:
         theta = scored.theta + SCALE * np.linalg.solve(root.T, normals)
@@ -158,13 +157,13 @@ def test_propensities_are_exact_when_every_draw_is_taken_by_itself(seed: int, po
     np.testing.assert_allclose(scored.pi, (1 - EPSILON) * wins / DRAWS + EPSILON / 7, rtol=1e-12)
 
 
-def test_drawn_weights_are_distributed_as_the_posterior_is() -> None:
-    evidence = taught(*history_of(3, 15), SufficientStatistics.none(SPEC_V2))
-    posterior = CHALLENGER.posterior(evidence, mean_of(3))
+def test_drawn_weights_have_the_posterior_distribution() -> None:
+    statistics = taught(*history_of(3, 15))
+    posterior = CHALLENGER.posterior(statistics, mean_of(3))
     every = np.eye(SPEC_V2.size)
     draws = 20_000
     drawn = SCALE * posterior.roots(every).T @ noise("d", SPEC_V2.size, draws)
-    wanted = SCALE**2 * np.linalg.inv(evidence.s + np.diag(SPEC_V2.precisions))
+    wanted = SCALE**2 * np.linalg.inv(statistics.s + np.diag(SPEC_V2.precisions))
     deviations = np.sqrt(np.diag(wanted))
     assert (np.abs(drawn.mean(axis=1)) < 4.5 * deviations / np.sqrt(draws)).all()
     off = (np.cov(drawn) - wanted) / np.outer(deviations, deviations)
@@ -181,7 +180,7 @@ drawn_scores = st.tuples(st.integers(1, 12), st.integers(1, 40), seeds, st.boole
 
 
 @given(drawn_scores)
-def test_propensities_are_a_distribution_with_a_floor(drawn: Array) -> None:
+def test_propensities_are_a_distribution_with_a_lower_bound(drawn: Array) -> None:
     count = len(drawn)
     pi = propensities(drawn)
     assert pi.shape == (count,)
@@ -191,7 +190,7 @@ def test_propensities_are_a_distribution_with_a_floor(drawn: Array) -> None:
 
 
 @given(drawn_scores, seeds)
-def test_propensities_move_with_their_candidates(drawn: Array, seed: int) -> None:
+def test_propensities_are_permuted_with_their_candidates(drawn: Array, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(drawn))
     np.testing.assert_allclose(propensities(drawn[order]), propensities(drawn)[order], rtol=1e-12)
 
@@ -203,131 +202,121 @@ def test_candidates_that_tie_share_their_probability() -> None:
 
 
 @given(seeds, st.integers(1, 20), st.integers(0, 10), st.sampled_from([CHAMPION, CHALLENGER]))
-def test_the_order_of_candidates_does_not_matter_even_where_some_are_the_same(
+def test_order_of_candidates_does_not_matter_even_if_some_are_equal(
     seed: int, count: int, decisions: int, policy: Policy
 ) -> None:
-    evidence = taught(*history_of(seed, decisions), SufficientStatistics.none(SPEC_V2))
+    statistics = taught(*history_of(seed, decisions))
     asked = request_of(seed, count)
     asked = np.vstack([asked, asked[: count // 2]])
     order = np.random.default_rng(seed).permutation(len(asked))
-    one = policy.decide("d", evidence, mean_of(seed), asked)
-    other = policy.decide("d", evidence, mean_of(seed), asked[order])
+    one = policy.decide("d", statistics, mean_of(seed), asked)
+    other = policy.decide("d", statistics, mean_of(seed), asked[order])
     for name in ("means", "pi"):
         np.testing.assert_allclose(getattr(other, name), getattr(one, name)[order], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(one.pi[: count // 2], one.pi[count:], rtol=1e-9)
 
 
-def test_actions_are_taken_as_often_as_pi_says() -> None:
+def test_actions_have_the_frequency_of_pi() -> None:
     pi = np.array([0.005, 0.5, 0.095, 0.3, 0.1])
     taken = np.bincount([sample(pi, f"d-{n}") for n in range(20_000)], minlength=5)
     assert ((taken - 20_000 * pi) ** 2 / (20_000 * pi)).sum() < 18.5  # chi-square, 4 degrees of freedom, 0.1 %
 
 
-def test_actions_are_taken_as_often_as_pi_says_when_pi_is_drawn_from_the_same_id() -> None:
-    evidence = taught(*history_of(1, 8), SufficientStatistics.none(SPEC_V2))
+def test_actions_have_the_frequency_of_pi_when_pi_comes_from_the_same_id() -> None:
+    statistics = taught(*history_of(1, 8))
     asked = request_of(2, 5)
     gaps, weights = [], []
     for number in range(1500):
         decision_id = f"d-{number}"
-        served = CHAMPION.decide(decision_id, evidence, None, asked)
-        shadow = CHALLENGER.decide(decision_id, evidence, mean_of(1), asked)
+        served = CHAMPION.decide(decision_id, statistics, None, asked)
+        shadow = CHALLENGER.decide(decision_id, statistics, mean_of(1), asked)
         action = sample(served.pi, decision_id)
         gaps.append(np.eye(5)[action] - served.pi)
         weights.append(shadow.pi[action] / served.pi[action])
     error = np.std(gaps, axis=0) / np.sqrt(len(gaps))
     assert (np.abs(np.mean(gaps, axis=0)) < 4 * error).all()
-    # And so an importance weight is 1 on average, whatever the other policy is.
+    # So the mean importance weight is 1, whatever the other policy is.
     assert np.std(weights) > 0.05
     assert np.mean(weights) == pytest.approx(1, abs=4 * np.std(weights) / np.sqrt(len(weights)))
 
 
-def test_action_is_drawn_from_a_stream_of_its_own() -> None:
+def test_action_has_its_own_stream() -> None:
     tenths = [int(10 * random_streams.uniform(f"d-{n}", random_streams.ACTION)) for n in range(50)]
     assert [sample(np.full(10, 0.1), f"d-{n}") for n in range(50)] == tenths
 
 
-def test_last_candidate_is_taken_when_rounding_left_a_gap_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_candidate_is_sampled_when_pi_sums_to_less_than_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_streams, "uniform", lambda *_: 1 - 2**-53)
     assert sample(np.array([0.5, 0.5 - 2**-52]), "d") == 1
 
 
-def test_first_of_the_best_is_taken_when_exploring_is_not_wanted() -> None:
+def test_first_of_the_best_is_chosen_without_exploration() -> None:
     for means, expected in (([0.1, 0.3, 0.3, 0.2], 1), ([0.1, 0.3 - 1e-15, 0.3, 0.2], 1), ([-2.0], 0)):
         pi = np.full(len(means), 1 / len(means))
-        assert chosen(ranking_of(np.array(means), pi, explore=False), "d", explore=False) == expected
+        assert choose(answered_ranking(np.array(means), pi, explore=False), "d", explore=False) == expected
 
 
 @given(seeds, profiles, profiles)
-def test_profile_cannot_change_the_ranking_when_it_enters_as_plain_columns(
-    seed: int, one: Profile, other: Profile
-) -> None:
-    """A column that is equal for all candidates adds the same to each: that is why v2 has interactions."""
+def test_profile_cannot_change_the_ranking_without_interactions(seed: int, one: Profile, other: Profile) -> None:
+    """A column that is equal for all candidates adds the same to each score. So v2 has interactions."""
     policy = Policy("plain", PLAIN_COLUMNS)
-    evidence = taught(*history_of(seed, 12, PLAIN_COLUMNS), SufficientStatistics.none(PLAIN_COLUMNS))
+    statistics = taught(*history_of(seed, 12, PLAIN_COLUMNS), SufficientStatistics.none(PLAIN_COLUMNS))
     random = np.random.default_rng(seed)
     tips = [Candidate("", bool(n % 2), float(random.exponential(9)), float(random.integers(5))) for n in range(6)]
     means = [
-        policy.decide("d", evidence, None, PLAIN_COLUMNS.phi(tips, MORNING, profile)).means for profile in (one, other)
+        policy.decide("d", statistics, None, PLAIN_COLUMNS.phi(tips, MORNING, profile)).means
+        for profile in (one, other)
     ]
     np.testing.assert_allclose(means[0] - means[0][0], means[1] - means[1][0], atol=1e-9)
 
 
-def test_profile_changes_the_ranking_when_all_users_taught_what_it_is_worth() -> None:
+def test_profile_changes_the_ranking_with_a_pooled_prior() -> None:
     mu = np.zeros(SPEC_V2.size)
     mu[SPEC_V2.names.index("completion_x_priority")] = 1.0
     tips = [
         Candidate("easy", is_overdue=False, task_age_days=2.0, priority=1.0),
         Candidate("urgent", is_overdue=False, task_age_days=2.0, priority=4.0),
     ]
-    evidence = SufficientStatistics.none(SPEC_V2)
-    keen = CHALLENGER.decide("d", evidence, mu, SPEC_V2.phi(tips, MORNING, KEEN))
-    weary = CHALLENGER.decide("d", evidence, mu, SPEC_V2.phi(tips, MORNING, {**KEEN, "completion_rate_30d": 0.0}))
+    statistics = SufficientStatistics.none(SPEC_V2)
+    keen = CHALLENGER.decide("d", statistics, mu, SPEC_V2.phi(tips, MORNING, PROFILE))
+    weary = CHALLENGER.decide("d", statistics, mu, SPEC_V2.phi(tips, MORNING, {**PROFILE, "completion_rate_30d": 0.0}))
     assert [int(np.argmax(scored.means)) for scored in (keen, weary)] == [1, 0]
-    for profile in (KEEN, None):
-        champion = CHAMPION.decide("d", evidence, mu, SPEC_V2.phi(tips, MORNING, profile))
+    for profile in (PROFILE, None):
+        champion = CHAMPION.decide("d", statistics, mu, SPEC_V2.phi(tips, MORNING, profile))
         assert champion.means[0] == champion.means[1] == 0
 
 
-@given(seeds, st.integers(0, 10), st.sampled_from([CHAMPION, CHALLENGER]))
-def test_contributions_of_the_inputs_sum_to_the_scores(seed: int, decisions: int, policy: Policy) -> None:
-    asked = request_of(seed)
-    scored = policy.decide(
-        "d", taught(*history_of(seed, decisions), SufficientStatistics.none(SPEC_V2)), mean_of(seed), asked
-    )
-    parts = contributions(scored.theta, asked)
-    assert parts.shape == (len(asked), policy.spec.size)
-    np.testing.assert_allclose(parts.sum(axis=1), scored.means, rtol=1e-9, atol=1e-12)
-
-
 def test_no_prior_is_a_prior_of_zeros() -> None:
-    evidence = taught(*history_of(1, 5), SufficientStatistics.none(SPEC_V2))
+    statistics = taught(*history_of(1, 5))
     asked = request_of(1)
-    zeros = CHALLENGER.decide("d", evidence, np.zeros(SPEC_V2.size), asked)
-    assert same(CHALLENGER.decide("d", evidence, None, asked), zeros)
+    zeros = CHALLENGER.decide("d", statistics, np.zeros(SPEC_V2.size), asked)
+    assert same(CHALLENGER.decide("d", statistics, None, asked), zeros)
 
 
-def test_a_firm_history_outweighs_the_prior() -> None:
+def test_many_decisions_outweigh_the_prior() -> None:
     posterior = Posterior(1e9 * np.eye(2), 1e9 * np.array([0.2, 0.4]), np.ones(2), np.array([9.0, 9.0]))
     np.testing.assert_allclose(posterior.theta, [0.2, 0.4], atol=1e-7)
     np.testing.assert_allclose((posterior.roots(np.eye(2)) ** 2).sum(axis=0), 1e-9, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("policy", "evidence"),
+    ("policy", "statistics"),
     [
         (CHALLENGER, SufficientStatistics.none(SPEC_V1)),
         (CHAMPION, SufficientStatistics.none(replace(SPEC_V1, version=9))),
         (CHAMPION, SufficientStatistics.none(PLAIN_COLUMNS)),
     ],
 )
-def test_evidence_is_refused_when_the_policy_cannot_read_it(policy: Policy, evidence: SufficientStatistics) -> None:
-    with pytest.raises(SpecMismatch, match="cannot read evidence"):
-        policy.decide("d", evidence, None, request_of(1))
+def test_statistics_are_refused_when_the_policy_cannot_read_them(
+    policy: Policy, statistics: SufficientStatistics
+) -> None:
+    with pytest.raises(SpecMismatch, match="cannot read statistics"):
+        policy.decide("d", statistics, None, request_of(1))
 
 
-def test_vectors_and_means_are_refused_when_they_are_not_of_the_policys_spec() -> None:
-    evidence = SufficientStatistics.none(SPEC_V2)
+def test_vectors_and_means_of_another_spec_are_refused() -> None:
+    statistics = SufficientStatistics.none(SPEC_V2)
     with pytest.raises(SpecMismatch, match="25 inputs, the vectors 6"):
-        CHALLENGER.decide("d", evidence, None, request_of(1, spec=SPEC_V1))
+        CHALLENGER.decide("d", statistics, None, request_of(1, spec=SPEC_V1))
     with pytest.raises(SpecMismatch, match="25 inputs, the prior's mean 6"):
-        CHALLENGER.decide("d", evidence, np.zeros(6), request_of(1))
+        CHALLENGER.decide("d", statistics, np.zeros(6), request_of(1))

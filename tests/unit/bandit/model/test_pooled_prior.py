@@ -1,4 +1,4 @@
-"""The prior that all users together teach."""
+"""The prior pooled from the statistics of all users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.bandit.model.pooled_prior import SHRINKAGE, Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
-from tests.support.score_requests import MORNING, history_of, taught
+from tests.support.score_requests import MORNING, history_of, pool_of, taught
 
 OLD = SPEC_V1.size
 
@@ -21,87 +21,65 @@ def test_prior_is_all_zeros_when_nothing_is_pooled() -> None:
     assert first.mu.tolist() == Pool(SPEC_V2).mean().tolist() == [0.0] * SPEC_V2.size
 
 
-def test_mean_is_the_ridge_regression_over_everybodys_decisions() -> None:
+def test_mean_is_the_ridge_regression_over_all_decisions() -> None:
     histories = [history_of(seed, 12) for seed in range(5)]
-    pool = Pool(SPEC_V2)
-    for phi, rewards in histories:
-        pool.add(taught(phi, rewards, SufficientStatistics.none(SPEC_V2)))
+    pool = pool_of(taught(phi, rewards) for phi, rewards in histories)
     rows = np.vstack([*(phi for phi, _ in histories), np.sqrt(SHRINKAGE) * np.eye(SPEC_V2.size)])
     wanted = np.concatenate([*(rewards for _, rewards in histories), np.zeros(SPEC_V2.size)])
     np.testing.assert_allclose(pool.mean(), np.linalg.lstsq(rows, wanted)[0], rtol=1e-9, atol=1e-12)
     prior = pool.prior(3, now_ms=77)
-    assert (prior.version, prior.spec_hash, prior.users, prior.decisions, prior.created_at_ms) == (
-        3,
-        SPEC_V2.hash,
-        5,
-        60,
-        77,
-    )
+    assert (prior.version, prior.spec_hash, prior.created_at_ms) == (3, SPEC_V2.hash, 77)
+    assert (prior.users, prior.decisions) == (5, 60)
     assert prior.mu.tolist() == pool.mean().tolist()
 
 
 @pytest.mark.parametrize("decisions", [1, 9, 10, 11, 400])
-def test_no_decisions_teach_more_than_what_can_be_pooled(decisions: int) -> None:
+def test_prior_is_refused_when_no_decisions_can_teach_it(decisions: int) -> None:
     """All alike, with the greatest reward: at 10, which is Λ₀'s diagonal, they reach the bound."""
     phi = np.zeros((decisions, SPEC_V2.size))
     phi[:, 0] = 1
-    pool = Pool(SPEC_V2)
-    pool.add(taught(phi, np.ones(decisions), SufficientStatistics.none(SPEC_V2)))
-    assert can_be_pooled(pool.mean(), decisions)
-    assert can_be_pooled(pool.mean() * 1.001, decisions) is (decisions != 10)
+    mean = pool_of([taught(phi, np.ones(decisions))]).mean()
+    assert can_be_pooled(mean, decisions)
+    assert can_be_pooled(mean * 1.001, decisions) is (decisions != 10)
     for wrong in (np.nan, np.inf, -np.inf, 1e300, decisions):
         assert not can_be_pooled(np.array([0.0, wrong]), decisions)
 
 
-def test_evidence_that_has_not_grown_counts_as_grown() -> None:
+def test_statistics_of_the_shorter_spec_count_as_grown() -> None:
     phi, rewards = history_of(1, 10)
     short = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1))
-    long = taught(*history_of(2, 10), SufficientStatistics.none(SPEC_V2))
-    one, other = Pool(SPEC_V2), Pool(SPEC_V2)
-    one.add(short)
-    one.add(long)
-    other.add(short.grown(SPEC_V1, SPEC_V2))
-    other.add(long)
-    assert one.mean().tolist() == other.mean().tolist()
+    long = taught(*history_of(2, 10))
+    assert pool_of([short, long]).mean().tolist() == pool_of([short.grown(SPEC_V1, SPEC_V2), long]).mean().tolist()
 
 
 @pytest.mark.parametrize("spec", [SPEC_V1, SPEC_V2])
-def test_evidence_as_stored_counts_as_when_it_comes_one_by_one(spec: Spec) -> None:
+def test_pool_is_the_same_when_users_are_added_in_groups(spec: Spec) -> None:
     each = [taught(*history_of(seed, 6, spec), SufficientStatistics.none(spec)) for seed in range(7)]
-    one, all_at_once = Pool(SPEC_V2), Pool(SPEC_V2)
-    for evidence in each:
-        one.add(evidence)
-    all_at_once.add_packed(spec.hash, [evidence.pack() for evidence in each[:4]], 24)
-    all_at_once.add_packed(spec.hash, [evidence.pack() for evidence in each[4:]], 18)
-    np.testing.assert_allclose(one.mean(), all_at_once.mean(), rtol=1e-10)
-    assert (one.users, one.decisions) == (all_at_once.users, all_at_once.decisions) == (7, 42)
+    one, groups = pool_of(each), Pool(SPEC_V2)
+    groups.add(spec.hash, [statistics.pack() for statistics in each[:4]], 24)
+    groups.add(spec.hash, [statistics.pack() for statistics in each[4:]], 18)
+    np.testing.assert_allclose(one.mean(), groups.mean(), rtol=1e-10)
+    assert (one.users, one.decisions) == (groups.users, groups.decisions) == (7, 42)
 
 
-def test_evidence_is_refused_when_the_pool_cannot_be_of_its_spec() -> None:
-    strange = Spec("others", 1, SPEC_V1.inputs)
-    with pytest.raises(SpecMismatch, match="does not belong to this pool"):
-        Pool(SPEC_V2).add(SufficientStatistics.none(strange))
-    with pytest.raises(SpecMismatch, match="does not belong to this pool"):
-        Pool(SPEC_V2).add_packed(strange.hash, [], 0)
-    with pytest.raises(SpecMismatch, match="does not belong to this pool"):
-        Pool(SPEC_V1).add(SufficientStatistics.none(SPEC_V2))
-    with pytest.raises(SpecMismatch, match="does not belong to this pool"):
-        Pool(SPEC_V1).add_packed(SPEC_V2.hash, [], 0)
+@pytest.mark.parametrize(("pool", "other"), [(SPEC_V2, Spec("others", 1, SPEC_V1.inputs)), (SPEC_V1, SPEC_V2)])
+def test_statistics_are_refused_when_the_pools_spec_does_not_begin_with_theirs(pool: Spec, other: Spec) -> None:
+    with pytest.raises(SpecMismatch, match="belong to this pool"):
+        Pool(pool).add(other.hash, [], 0)
 
 
-def test_pool_finds_what_a_profile_is_worth_when_no_user_could() -> None:
-    """Each user's profile stays the same, so alone they cannot tell its effect from their own liking."""
+def test_pool_finds_the_effect_of_a_profile_feature_when_no_user_could() -> None:
+    """Each user's profile is constant, so one user cannot tell its effect from a preference of their own."""
     random = np.random.default_rng(5)
-    pool = Pool(SPEC_V2)
     place = SPEC_V2.names.index("completion_x_priority")
+    users = []
     for _ in range(300):
         completes, own = float(random.random()), random.normal(0, 0.1)
         profile = {"completion_rate_30d": completes, "tip_volume_30d": 50}
         tips = [Candidate("", False, 3.0, float(p)) for p in random.integers(0, 5, 20)]
         phi = SPEC_V2.phi(tips, MORNING, profile)
         expected = 0.4 + phi[:, place] / 2 + own * phi[:, 3]
-        rewards = (random.random(20) < expected).astype(float)
-        pool.add(taught(phi, rewards, SufficientStatistics.none(SPEC_V2)))
-    mean = pool.mean()
+        users.append(taught(phi, (random.random(20) < expected).astype(float)))
+    mean = pool_of(users).mean()
     assert mean[place] == pytest.approx(0.5, abs=0.15)
     assert np.abs(np.delete(mean, [0, place])).max() < 0.15

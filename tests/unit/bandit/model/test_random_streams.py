@@ -1,4 +1,4 @@
-"""Randomness that a decision's id stands for: the same everywhere, and a stream for each use."""
+"""Random numbers derived from a decision's id: the same in every process, with one stream per use."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from app.bandit.model import random_streams as streams
 from app.bandit.model.inputs import Array
 
 
-def _normals(decision_id: str, stream: str, count: int = 8) -> Array:
+def normals(decision_id: str, stream: str, count: int = 8) -> Array:
     place = np.empty(count)
     streams.fill_normal(place, decision_id, stream)
     return place
 
 
 def test_numbers_of_a_decision_are_the_same_in_every_process() -> None:
-    # Written down from another run: a change here makes every stored decision impossible to repeat.
+    # If these numbers change, stored decisions can no longer be recomputed.
     np.testing.assert_allclose(
-        _normals("d-1", streams.OLD, 3), [-0.2539319517033108, 0.44202971825993187, 1.0515161282416556], rtol=1e-12
+        normals("d-1", streams.OLD, 3), [-0.2539319517033108, 0.44202971825993187, 1.0515161282416556], rtol=1e-12
     )
     assert streams.uniform("d-1", streams.ACTION) == 0.8922427633918991
 
 
 @given(st.text(max_size=10), st.text(max_size=10))
-def test_streams_differ_when_the_decision_or_the_use_does(one: str, other: str) -> None:
-    drawn = [_normals(one, stream) for stream in (streams.OLD, streams.NEW, streams.ACTION)]
+def test_streams_differ_when_the_decision_or_the_use_differs(one: str, other: str) -> None:
+    drawn = [normals(one, stream) for stream in (streams.OLD, streams.NEW, streams.ACTION)]
     if one != other:
-        drawn.append(_normals(other, streams.OLD))
+        drawn.append(normals(other, streams.OLD))
     assert len({numbers.tobytes() for numbers in drawn}) == len(drawn)
-    assert _normals(one, streams.OLD).tobytes() == drawn[0].tobytes()
+    assert normals(one, streams.OLD).tobytes() == drawn[0].tobytes()
     assert 0 <= streams.uniform(one, streams.ACTION) < 1
 
 
-def test_numbers_are_as_independent_normals_and_uniforms_are() -> None:
-    normals = np.array([_normals(f"d-{n}", stream, 2) for n in range(4000) for stream in (streams.OLD, streams.NEW)])
-    old, new = normals[::2], normals[1::2]
+def test_numbers_are_independent_normals_and_uniforms() -> None:
+    drawn = np.array([normals(f"d-{n}", stream, 2) for n in range(4000) for stream in (streams.OLD, streams.NEW)])
+    old, new = drawn[::2], drawn[1::2]
     columns = np.hstack([old, new])
     assert (np.abs(columns.mean(axis=0)) < 4 / np.sqrt(4000)).all()
     assert (np.abs(np.cov(columns.T) - np.eye(4)) < 4 * np.sqrt(2 / 4000)).all()

@@ -1,4 +1,4 @@
-"""Feature specs: fixed and bounded transforms, a hash that stands for all of them, and a prior derived from bounds."""
+"""Specs: bounded transforms, a hash that covers all of them, and a prior precision derived from the bounds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from app.bandit.model import specs
 from app.bandit.model.inputs import PROFILE_FEATURES, Candidate, Context, Profile
 from app.bandit.model.specs import GROWN_WITHIN, NEW_PRECISION, SPEC_V1, SPEC_V2, SPECS, Input, Spec, least_precision
 from tests.support.registry import REGISTRY
-from tests.support.score_requests import KEEN, MORNING, candidates, contexts, numbers, profiles
+from tests.support.score_requests import MORNING, PROFILE, candidates, contexts, numbers, profiles
 
 TIP = Candidate("a", is_overdue=True, task_age_days=10.0, priority=3.0)
 OLD = SPEC_V1.size
 
 
-def test_v2_is_v1_and_a_block_of_its_own() -> None:
+def test_v2_begins_with_v1() -> None:
     assert (SPEC_V1.size, SPEC_V2.size) == (6, 25)
     assert SPEC_V1.names == ("intercept", "is_overdue", "task_age", "priority", "hour_cos", "hour_sin")
     assert SPEC_V2.names[:OLD] == SPEC_V1.names
@@ -36,8 +36,8 @@ def test_v2_is_v1_and_a_block_of_its_own() -> None:
     assert not SPEC_V2.prefix_of(SPEC_V1)
 
 
-def test_hashes_stay_what_they_are_when_evidence_is_stored_under_them() -> None:
-    # A changed transform needs a new version of the spec: evidence under the old hash was learned with the old one.
+def test_hashes_never_change() -> None:
+    # A changed transform needs a new version of the spec: stored statistics were learned with the old transform.
     assert SPEC_V1.hash == "8d5f60760b330b03ccd8e8002672687e2da86c0124b51eb4e74bf5916e6c3a93"
     assert SPEC_V2.hash == "dd4bd9b905e81fe314a0ff986a76f4e3b6f76d11cccbab17fec6650e6248d35b"
     assert {SPEC_V1.hash: SPEC_V1, SPEC_V2.hash: SPEC_V2} == SPECS
@@ -56,17 +56,17 @@ def test_hashes_stay_what_they_are_when_evidence_is_stored_under_them() -> None:
         replace(SPEC_V1, inputs=(Input("intercept", shared="dwell"), *SPEC_V1.inputs[1:])),
     ],
 )
-def test_hash_is_another_when_anything_of_the_spec_is(changed: Spec) -> None:
+def test_hash_changes_with_any_part_of_the_spec(changed: Spec) -> None:
     assert changed.hash != SPEC_V1.hash
 
 
-@pytest.mark.parametrize(("terms", "term"), [("CANDIDATE_TERMS", "priority"), ("SHARED_TERMS", "hour_cos")])
-def test_hash_is_another_when_a_formula_is(terms: str, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs, terms, {**getattr(specs, terms), term: "something else"})
+@pytest.mark.parametrize(("factors", "name"), [("CANDIDATE_FACTORS", "priority"), ("SHARED_FACTORS", "hour_cos")])
+def test_hash_changes_with_a_formula(factors: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, factors, {**getattr(specs, factors), name: "something else"})
     assert replace(SPEC_V1).hash != SPEC_V1.hash
 
 
-def test_phi_is_what_the_formulas_say_when_written_out_by_hand() -> None:
+def test_phi_follows_the_formulas() -> None:
     at = datetime(2026, 3, 2, 9, 30, 36, tzinfo=timezone(timedelta(hours=5)))
     hour = 9 + 30 / 60 + 36 / 3600
     age = math.log(11) / math.log(366)
@@ -85,11 +85,11 @@ def test_phi_is_what_the_formulas_say_when_written_out_by_hand() -> None:
         1.0,
         *(left * right for left in of_profile for right in candidate),
     ]
-    (phi,) = SPEC_V2.phi([TIP], Context(at), KEEN)
+    (phi,) = SPEC_V2.phi([TIP], Context(at), PROFILE)
     np.testing.assert_allclose(phi, expected, rtol=1e-12, atol=1e-15)
 
 
-def test_time_of_day_is_the_users_own() -> None:
+def test_time_of_day_is_local() -> None:
     noon = datetime(2026, 3, 2, 12, tzinfo=UTC)
     (here,) = SPEC_V1.phi([TIP], Context(noon), None)
     (there,) = SPEC_V1.phi([TIP], Context(noon.astimezone(timezone(timedelta(hours=6)))), None)
@@ -97,8 +97,8 @@ def test_time_of_day_is_the_users_own() -> None:
     np.testing.assert_allclose(there[4:], [0, -1], atol=1e-12)
 
 
-def test_inputs_of_time_are_zero_when_nobody_said_the_time() -> None:
-    (phi,) = SPEC_V2.phi([TIP], Context(None), KEEN)
+def test_time_inputs_are_zero_without_a_time() -> None:
+    (phi,) = SPEC_V2.phi([TIP], Context(None), PROFILE)
     named = dict(zip(SPEC_V2.names, phi, strict=True))
     assert [value for name, value in named.items() if name.startswith("hour")] == [0.0] * 8
     assert named["completion_x_priority"] != 0
@@ -108,18 +108,18 @@ def test_inputs_of_time_are_zero_when_nobody_said_the_time() -> None:
     "profile",
     [None, {}, dict.fromkeys(PROFILE_FEATURES), {"streak": 4}, {"completion_rate_30d": "high"}, {"x": 1, "y": None}],
 )
-def test_new_block_is_zero_when_nothing_is_known_of_the_user(profile: Profile) -> None:
+def test_new_block_is_zero_without_a_known_feature(profile: Profile) -> None:
     phi = SPEC_V2.phi([TIP, replace(TIP, is_overdue=False)], MORNING, profile)
     assert not phi[:, OLD:].any()
     assert phi[:, :OLD].any()
 
 
 @pytest.mark.parametrize("name", PROFILE_FEATURES)
-def test_only_its_own_interactions_are_zero_when_a_feature_is_null(name: str) -> None:
-    (full,) = SPEC_V2.phi([TIP], MORNING, KEEN)
-    (without,) = SPEC_V2.phi([TIP], MORNING, {**KEEN, name: None})
+def test_only_interactions_of_a_null_feature_are_zero(name: str) -> None:
+    (full,) = SPEC_V2.phi([TIP], MORNING, PROFILE)
+    (without,) = SPEC_V2.phi([TIP], MORNING, {**PROFILE, name: None})
     assert without[OLD] == 1.0
-    terms = {
+    zero = {
         "completion_rate_30d": ["completion"],
         "dismiss_rate_30d": ["dismissal"],
         "mean_dwell_ms_30d": ["dwell"],
@@ -128,38 +128,36 @@ def test_only_its_own_interactions_are_zero_when_a_feature_is_null(name: str) ->
     }[name]
     for place, entry in enumerate(SPEC_V2.inputs[OLD + 1 :], OLD + 1):
         assert full[place] != 0
-        if entry.shared in terms:
+        if entry.shared in zero:
             assert without[place] == 0
         elif name != "tip_volume_30d" or entry.shared not in ("completion", "dismissal"):
             assert without[place] == full[place]
 
 
 @pytest.mark.parametrize("volume", [{}, {"tip_volume_30d": None}, {"tip_volume_30d": 0}])
-def test_a_rate_counts_as_of_ten_feedbacks_when_there_is_no_volume_to_go_by(volume: dict[str, int | None]) -> None:
+def test_rate_counts_as_of_ten_tips_without_a_volume(volume: dict[str, int | None]) -> None:
     (without,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": 1.0, **volume})
     (ten,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": 1.0, "tip_volume_30d": 10})
     place = SPEC_V2.names.index("completion_x_is_overdue")
     assert without[place] == ten[place] == pytest.approx(11 / 13 - 1 / 3)
 
 
-def test_a_user_who_was_served_nothing_is_known_to_be_new() -> None:
+def test_profile_is_present_when_the_volume_is_zero() -> None:
     (phi,) = SPEC_V2.phi([TIP], MORNING, {"completion_rate_30d": None, "tip_volume_30d": 0})
     named = dict(zip(SPEC_V2.names, phi, strict=True))
     assert named["profile_present"] == 1
     assert named["volume_x_is_overdue"] == -0.5
 
 
-def test_features_that_v2_reads_are_numbers_that_the_service_serves() -> None:
+def test_profile_features_are_numeric_features_of_the_registry() -> None:
     dtypes = {entry.name: entry.dtype for entry in REGISTRY}
     assert {dtypes[name] for name in PROFILE_FEATURES} == {"float", "int"}
 
 
-@example([TIP], MORNING, {**KEEN, "preferred_hour": -1.7e308, "mean_dwell_ms_30d": -5.0, "tip_volume_30d": -3})
-@example([TIP], MORNING, {**KEEN, "completion_rate_30d": 1e6, "dismiss_rate_30d": -1e6})
+@example([TIP], MORNING, {**PROFILE, "preferred_hour": -1.7e308, "mean_dwell_ms_30d": -5.0, "tip_volume_30d": -3})
+@example([TIP], MORNING, {**PROFILE, "completion_rate_30d": 1e6, "dismiss_rate_30d": -1e6})
 @given(st.lists(candidates, min_size=1, max_size=4), contexts, profiles)
-def test_phi_is_bounded_and_begins_with_v1_whatever_comes(
-    tips: list[Candidate], context: Context, profile: Profile
-) -> None:
+def test_phi_is_bounded_and_begins_with_v1(tips: list[Candidate], context: Context, profile: Profile) -> None:
     phi = SPEC_V2.phi(tips, context, profile)
     assert phi.shape == (len(tips), SPEC_V2.size)
     assert phi.flags.c_contiguous
@@ -172,18 +170,18 @@ def test_phi_is_bounded_and_begins_with_v1_whatever_comes(
 
 
 @given(candidates, st.tuples(numbers, numbers), st.tuples(st.floats(0), st.floats(0)))
-def test_candidate_inputs_never_fall_when_their_numbers_rise(
+def test_candidate_inputs_are_monotone(
     tip: Candidate, priorities: tuple[float, float], ages: tuple[float, float]
 ) -> None:
     less, more = (
         replace(tip, priority=p, task_age_days=a) for p, a in zip(sorted(priorities), sorted(ages), strict=True)
     )
     low, high = SPEC_V1.phi([less, more], Context(), None)
-    assert (low <= high).all()
+    assert (low <= high + 1e-15).all()  # up to rounding: 1 + p is rounded from 2^53 on
 
 
-def _worst() -> tuple[Candidate, Profile]:
-    """The candidate and profile with the largest |z|² beside |x|²: everything at its bound."""
+def worst_case() -> tuple[Candidate, Profile]:
+    """The candidate and profile with the largest |z|² / |x|²: every factor at its bound."""
     profile = {
         "completion_rate_30d": 1.0,
         "dismiss_rate_30d": 1.0,
@@ -194,11 +192,11 @@ def _worst() -> tuple[Candidate, Profile]:
     return Candidate("", is_overdue=True, task_age_days=1e6, priority=1e9), profile
 
 
-Seen = list[tuple[Candidate, Context, int]]  # what was learned, and how many times
+Learned = list[tuple[Candidate, Context, int]]  # each learned that many times
 
 
-def _added(precision: float, learned: Seen, asked: Candidate, context: Context, profile: Profile) -> float:
-    """By which factor the new block raises a score's standard deviation, just after growth."""
+def deviation_ratio(precision: float, learned: Learned, asked: Candidate, context: Context, profile: Profile) -> float:
+    """The factor by which the new block raises a score's standard deviation just after growth."""
     s = np.eye(OLD)
     for tip, when, times in learned:
         (x,) = SPEC_V1.phi([tip], when, None)
@@ -209,11 +207,11 @@ def _added(precision: float, learned: Seen, asked: Candidate, context: Context, 
     return math.sqrt(variance + float(z @ z) / precision) / math.sqrt(variance)
 
 
-def test_new_block_adds_ten_percent_to_the_deviation_in_the_worst_case_and_not_more() -> None:
-    tip, profile = _worst()
-    added = _added(NEW_PRECISION, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile)
+def test_new_block_adds_ten_percent_to_the_deviation_in_the_worst_case() -> None:
+    tip, profile = worst_case()
+    added = deviation_ratio(NEW_PRECISION, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile)
     assert 1.0995 < added <= 1.1
-    assert _added(NEW_PRECISION * 0.99, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile) > 1.1
+    assert deviation_ratio(NEW_PRECISION * 0.99, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile) > 1.1
     assert least_precision(GROWN_WITHIN) <= NEW_PRECISION < least_precision(GROWN_WITHIN) * 1.01
     assert set(SPEC_V2.precisions[OLD:]) == {NEW_PRECISION}
 
@@ -225,9 +223,9 @@ def test_new_block_adds_ten_percent_to_the_deviation_in_the_worst_case_and_not_m
     profiles,
     st.booleans(),
 )
-def test_new_block_adds_at_most_ten_percent_to_the_deviation_whoever_the_user_is(
-    learned: Seen, asked: Candidate, context: Context, profile: Profile, again: bool
+def test_new_block_adds_at_most_ten_percent_to_the_deviation(
+    learned: Learned, asked: Candidate, context: Context, profile: Profile, again: bool
 ) -> None:
     if again and learned:
         asked, context = learned[0][:2]
-    assert _added(NEW_PRECISION, learned, asked, context, profile) <= 1.1 + 1e-9
+    assert deviation_ratio(NEW_PRECISION, learned, asked, context, profile) <= 1.1 + 1e-9

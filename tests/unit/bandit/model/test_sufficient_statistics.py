@@ -1,4 +1,4 @@
-"""What a user has taught: sums that grow by zeros, are kept to the last bit, and are never mixed."""
+"""Sufficient statistics: sums that grow by zeros, are stored to the last bit, and are never mixed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ PAIR = Spec("pair", 1, SPEC_V1.inputs[:2])
 
 
 def same(one: SufficientStatistics, other: SufficientStatistics) -> bool:
-    """To the last bit."""
     return (
         (one.spec_hash, one.decisions) == (other.spec_hash, other.decisions)
         and same_bits(one.s, other.s)
@@ -30,16 +29,16 @@ def same(one: SufficientStatistics, other: SufficientStatistics) -> bool:
     )
 
 
-def test_evidence_is_the_sums_over_what_was_learned() -> None:
+def test_statistics_are_the_sums_over_learned_decisions() -> None:
     phi, rewards = history_of(1, 30)
-    evidence = taught(phi, rewards, SufficientStatistics.none(SPEC_V2))
-    np.testing.assert_allclose(evidence.s, phi.T @ phi, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(evidence.y, rewards @ phi, rtol=1e-12, atol=1e-12)
-    assert (evidence.spec_hash, evidence.decisions) == (SPEC_V2.hash, 30)
-    assert (evidence.s == evidence.s.T).all()
+    statistics = taught(phi, rewards)
+    np.testing.assert_allclose(statistics.s, phi.T @ phi, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(statistics.y, rewards @ phi, rtol=1e-12, atol=1e-12)
+    assert (statistics.spec_hash, statistics.decisions) == (SPEC_V2.hash, 30)
+    assert (statistics.s == statistics.s.T).all()
 
 
-def test_evidence_in_hand_stays_what_it_was_when_more_is_learned() -> None:
+def test_statistics_are_immutable() -> None:
     before = SufficientStatistics.none(SPEC_V1)
     after = before.learned(np.ones(6), 1.0)
     assert same(before, SufficientStatistics.none(SPEC_V1))
@@ -47,18 +46,18 @@ def test_evidence_in_hand_stays_what_it_was_when_more_is_learned() -> None:
 
 
 @given(seeds, st.integers(0, 8), st.sampled_from([SPEC_V1, SPEC_V2]))
-def test_evidence_is_the_same_to_the_last_bit_when_it_was_stored(seed: int, decisions: int, spec: Spec) -> None:
-    evidence = taught(*history_of(seed, decisions, spec), SufficientStatistics.none(spec))
-    assert same(SufficientStatistics.unpack(spec, evidence.pack(), decisions), evidence)
+def test_statistics_have_the_same_bits_after_storing(seed: int, decisions: int, spec: Spec) -> None:
+    statistics = taught(*history_of(seed, decisions, spec), SufficientStatistics.none(spec))
+    assert same(SufficientStatistics.unpack(spec, statistics.pack(), decisions), statistics)
 
 
 def test_bytes_are_the_lower_triangle_and_then_y() -> None:
     stored = struct.pack("<5d", 6, 1, 5, 4, 2)
-    evidence = SufficientStatistics.unpack(PAIR, stored, 7)
-    assert (evidence.spec_hash, evidence.decisions) == (PAIR.hash, 7)
-    np.testing.assert_array_equal(evidence.s, [[6, 1], [1, 5]])
-    np.testing.assert_array_equal(evidence.y, [4, 2])
-    assert evidence.pack() == stored
+    statistics = SufficientStatistics.unpack(PAIR, stored, 7)
+    assert (statistics.spec_hash, statistics.decisions) == (PAIR.hash, 7)
+    np.testing.assert_array_equal(statistics.s, [[6, 1], [1, 5]])
+    np.testing.assert_array_equal(statistics.y, [4, 2])
+    assert statistics.pack() == stored
 
 
 @pytest.mark.parametrize("length", [0, 1, 39, 41, 48])
@@ -69,15 +68,15 @@ def test_bytes_are_refused_when_they_are_not_of_the_specs_length(length: int) ->
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", range(5))
-def test_evidence_is_refused_when_it_holds_what_is_no_number(place: int, number: float) -> None:
+def test_sum_is_refused_when_it_is_not_finite(place: int, number: float) -> None:
     numbers = [1.0, 2.0, 3.0, 4.0, 5.0]
     numbers[place] = number
-    with pytest.raises(SpecMismatch, match="no number"):
+    with pytest.raises(SpecMismatch, match="NaN or infinity"):
         SufficientStatistics.summed(PAIR, [struct.pack("<5d", 1, 2, 3, 4, 5), struct.pack("<5d", *numbers)], 7)
 
 
 @pytest.mark.parametrize("wrong", [(1.7e308, 1.7e308), (INF, -INF), (NAN, 1.0)])
-def test_damage_is_told_in_silence_however_large_the_numbers_are(wrong: tuple[float, float]) -> None:
+def test_damage_is_found_without_warnings_when_numbers_are_huge(wrong: tuple[float, float]) -> None:
     packed = struct.pack("<5d", *wrong, 1, 1, 1)
     with pytest.raises(SpecMismatch):
         SufficientStatistics.unpack(PAIR, packed, 7)
@@ -87,7 +86,7 @@ def test_damage_is_told_in_silence_however_large_the_numbers_are(wrong: tuple[fl
 
 
 @given(seeds, st.integers(0, 8), st.sampled_from([SPEC_V1, SPEC_V2]))
-def test_what_decisions_taught_is_sound_and_nothing_that_is_damaged(seed: int, decisions: int, spec: Spec) -> None:
+def test_statistics_are_sound_unless_they_are_damaged(seed: int, decisions: int, spec: Spec) -> None:
     packed = taught(*history_of(seed, decisions, spec), SufficientStatistics.none(spec)).pack()
     numbers = np.frombuffer(packed)
     damaged = [packed[:-8], packed + bytes(8), b"", packed[1:]]
@@ -111,32 +110,32 @@ def test_what_decisions_taught_is_sound_and_nothing_that_is_damaged(seed: int, d
     "numbers",
     [
         (6, 1, -1e-3, 4, 2),  # a sum of squares is not negative
-        (1, 2, 1, 0, 0),  # nor is a product of two inputs more than their squares allow
-        (1, 0, 5, 4, 0),  # nor one of an input and the reward
+        (1, 2, 1, 0, 0),  # |Σ φ₁φ₂|² ≤ Σ φ₁² Σ φ₂²
+        (1, 0, 5, 4, 0),  # |Σ rφ|² ≤ n Σ φ²
     ],
 )
-def test_numbers_that_no_decisions_can_have_taught_are_not_read(numbers: tuple[float, ...]) -> None:
+def test_statistics_are_refused_when_no_decisions_can_produce_them(numbers: tuple[float, ...]) -> None:
     packed, right = struct.pack("<5d", *numbers), struct.pack("<5d", 6, 1, 5, 4, 2)
     assert sound(PAIR, [right, packed, right], [7, 7, 7]) == [True, False, True]
-    with pytest.raises(SpecMismatch, match="no 7 decisions can have taught"):
+    with pytest.raises(SpecMismatch, match="no 7 decisions can produce"):
         SufficientStatistics.unpack(PAIR, packed, 7)
-    assert sound(PAIR, [right], [5]) == [False], "six is more than five decisions can add up to"
+    assert sound(PAIR, [right], [5]) == [False], "5 decisions cannot add up to 6"
 
 
 @given(st.lists(candidates, min_size=1, max_size=4), contexts, profiles, st.sampled_from([SPEC_V1, SPEC_V2]))
 def test_inputs_are_within_one(tips: list[Candidate], context: Context, profile: Profile, spec: Spec) -> None:
-    """What `sound` rests on."""
+    """`sound` relies on this."""
     assert np.abs(spec.phi(tips, context, profile)).max() <= 1
 
 
-def test_much_that_was_learned_of_one_tip_is_sound_for_all_its_rounding() -> None:
-    """Errors of the same number added again and again all go one way."""
+def test_statistics_stay_sound_when_rounding_errors_add_up() -> None:
+    """Rounding errors of one number that is added again and again have one sign."""
     phi, _ = history_of(3, 1)
-    evidence = SufficientStatistics.none(SPEC_V2)
+    statistics = SufficientStatistics.none(SPEC_V2)
     for _ in range(100_000):
-        evidence = evidence.learned(phi[0], 0.999999999)
-    assert sound(SPEC_V2, [evidence.pack()], [100_000]) == [True]
-    assert SufficientStatistics.unpack(SPEC_V2, evidence.pack(), 100_000).decisions == 100_000
+        statistics = statistics.learned(phi[0], 0.999999999)
+    assert sound(SPEC_V2, [statistics.pack()], [100_000]) == [True]
+    assert SufficientStatistics.unpack(SPEC_V2, statistics.pack(), 100_000).decisions == 100_000
 
 
 @pytest.mark.parametrize(
@@ -153,14 +152,13 @@ def test_much_that_was_learned_of_one_tip_is_sound_for_all_its_rounding() -> Non
         ((1.0, 1.0), -0.5),
     ],
 )
-def test_decision_is_not_learned_when_it_holds_what_no_decision_does(phi: tuple[float, ...], reward: float) -> None:
-    """One damaged vector would make all that the user ever taught unsound."""
-    with pytest.raises(SpecMismatch, match="no input or no reward"):
+def test_decision_is_refused_when_an_input_or_the_reward_is_out_of_range(phi: tuple[float, ...], reward: float) -> None:
+    with pytest.raises(SpecMismatch, match="outside"):
         SufficientStatistics.none(PAIR).learned(np.array(phi), reward)
 
 
-def test_packed_evidence_of_many_users_sums_to_what_all_of_them_taught() -> None:
-    each = [taught(*history_of(seed, 5), SufficientStatistics.none(SPEC_V2)) for seed in range(4)]
+def test_summed_statistics_are_the_sums_over_users() -> None:
+    each = [taught(*history_of(seed, 5)) for seed in range(4)]
     total = SufficientStatistics.summed(SPEC_V2, [one.pack() for one in each], 20)
     np.testing.assert_allclose(total.s, sum(one.s for one in each), rtol=1e-13)
     np.testing.assert_allclose(total.y, sum(one.y for one in each), rtol=1e-13)
@@ -168,7 +166,7 @@ def test_packed_evidence_of_many_users_sums_to_what_all_of_them_taught() -> None
 
 
 @given(seeds, st.integers(0, 6), st.integers(0, 6))
-def test_leading_block_is_bit_for_bit_that_of_evidence_which_never_grew(seed: int, before: int, after: int) -> None:
+def test_leading_block_has_the_bits_of_statistics_that_never_grew(seed: int, before: int, after: int) -> None:
     phi, rewards = history_of(seed, before + after)
     never = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1))
     grown = taught(phi[:before, :OLD], rewards[:before], SufficientStatistics.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
@@ -183,28 +181,24 @@ def test_leading_block_is_bit_for_bit_that_of_evidence_which_never_grew(seed: in
 
 
 @given(seeds, st.integers(1, 6))
-def test_a_decision_from_before_growth_is_learned_as_without_a_profile(seed: int, decisions: int) -> None:
+def test_decision_from_before_growth_is_learned_padded_with_zeros(seed: int, decisions: int) -> None:
     phi, rewards = history_of(seed, decisions)
     phi[:, OLD:] = 0
     short = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1).grown(SPEC_V1, SPEC_V2))
-    assert same(short, taught(phi, rewards, SufficientStatistics.none(SPEC_V2)))
+    assert same(short, taught(phi, rewards))
 
 
-def test_vector_is_refused_when_it_is_longer_than_the_evidence() -> None:
-    with pytest.raises(SpecMismatch, match="25 inputs, evidence of 6"):
+def test_longer_vector_or_block_is_refused() -> None:
+    with pytest.raises(SpecMismatch, match="25 inputs, statistics of 6"):
         SufficientStatistics.none(SPEC_V1).learned(np.ones(25), 1.0)
-
-
-def test_leading_block_is_refused_when_it_is_longer_than_the_evidence() -> None:
-    with pytest.raises(SpecMismatch, match="25 inputs are wanted, evidence of 6"):
+    with pytest.raises(SpecMismatch, match="25 inputs requested, statistics of 6"):
         SufficientStatistics.none(SPEC_V1).leading(25)
 
 
-def test_growth_is_refused_when_the_evidence_is_of_another_spec() -> None:
-    with pytest.raises(SpecMismatch, match="evidence is of spec"):
-        SufficientStatistics.none(SPEC_V2).grown(SPEC_V1, SPEC_V2)
-    with pytest.raises(SpecMismatch, match="evidence is of spec"):
-        SufficientStatistics.none(replace(SPEC_V1, version=9)).grown(SPEC_V1, SPEC_V2)
+@pytest.mark.parametrize("other", [SPEC_V2, replace(SPEC_V1, version=9)])
+def test_growth_is_refused_when_the_statistics_are_of_another_spec(other: Spec) -> None:
+    with pytest.raises(SpecMismatch, match="statistics are of spec"):
+        SufficientStatistics.none(other).grown(SPEC_V1, SPEC_V2)
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,38 @@
-"""Sums: the estimators' own figures from pages in any order, and the whole way from a log to the verdict."""
+"""DecisionSums: the figures of the estimators, from pages in any order; and from a simulated log to the verdict."""
 
 from __future__ import annotations
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from app.bandit.rollout.aggregates import Estimates, Page, Sums
+from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
 from app.bandit.rollout.off_policy import dr, ess, ips, snips
 from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, verdict
-from tests.support.decision_logs import logged, part, town
-
-NO_RAILS = Guardrails()
-NO_PAGE = Page([], *[np.empty(0)] * 9)
+from tests.support.decision_logs import logged_page, page_slice, simulate
 
 
-def summed(page: Page, step: int = 500) -> Sums:
-    """The sums of a page, taken in pieces."""
-    sums = Sums()
+def summed(page: DecisionPage, step: int = 500) -> DecisionSums:
+    sums = DecisionSums()
     for start in range(0, len(page.users), step):
-        sums.add(part(page, start, start + step))
+        sums.add(page_slice(page, start, start + step))
     return sums
 
 
 def judged(found: Estimates) -> Verdict:
-    """The verdict on the value alone."""
-    return verdict(found, NO_RAILS, Limits(margin=0.02))
+    return verdict(found, Guardrails(), Limits(margin=0.02))
+
+
+def kept(page: DecisionPage, rows: npt.NDArray[np.bool_]) -> DecisionPage:
+    users = [user for user, stays in zip(page.users, rows, strict=True) if stays]
+    return DecisionPage(users, *(column[rows] for column in page[1:]))
 
 
 def test_figures_are_those_of_the_estimators() -> None:
-    chance = np.random.default_rng(1)
-    page = logged(chance, town(chance, 2_000, 3_000, skill=1.0), share=0.25, model=0.5)
-    found = summed(page).estimates(0.05, chance, replicates=50)
+    random = np.random.default_rng(1)
+    page = logged_page(random, simulate(random, 2_000, 3_000, skill=1.0), share=0.25, model=0.5)
+    found = summed(page).estimates(0.05, random, replicates=50)
     weights = page.pi_challenger / page.pi_b
     of_champion = dr(page.rewards, page.pi_champion, page.pi_b, page.q_logged, page.v_champion)
     of_challenger = dr(page.rewards, page.pi_challenger, page.pi_b, page.q_logged, page.v_challenger)
@@ -43,9 +44,9 @@ def test_figures_are_those_of_the_estimators() -> None:
     assert found.lift.value == pytest.approx(of_challenger - of_champion)
     assert found.ess == pytest.approx(ess(weights))
     assert found.mean_weight == pytest.approx(weights.mean())
-    of_the_champion = page.pi_champion / page.pi_b
-    assert found.champion_ess == pytest.approx(ess(of_the_champion))
-    assert found.champion_mean_weight == pytest.approx(of_the_champion.mean())
+    weights_champion = page.pi_champion / page.pi_b
+    assert found.champion_ess == pytest.approx(ess(weights_champion))
+    assert found.champion_mean_weight == pytest.approx(weights_champion.mean())
     assert 0 < found.champion_mean_weight_error < found.mean_weight_error, "three quarters of its weights are 1"
     assert found.agreement == pytest.approx(page.agreed.mean())
     assert found.dismissed_challenger == pytest.approx(ips(page.dismissed, page.pi_challenger, page.pi_b))
@@ -53,39 +54,39 @@ def test_figures_are_those_of_the_estimators() -> None:
     assert found.dismissed_more.value == pytest.approx(found.dismissed_challenger - found.dismissed_champion)
 
 
-def test_sums_are_the_same_however_the_decisions_are_paged() -> None:
-    chance = np.random.default_rng(2)
-    page = logged(chance, town(chance, 1_500, 4_000))
+def test_sums_do_not_depend_on_the_pages() -> None:
+    random = np.random.default_rng(2)
+    page = logged_page(random, simulate(random, 1_500, 4_000))
     found = [summed(page, step).estimates(0.05, np.random.default_rng(3), replicates=50) for step in (4_000, 7)]
     for one, other in zip(*map(msgspec.structs.astuple, found), strict=True):
         assert one == pytest.approx(other)
-    sums = Sums()
-    sums.add(NO_PAGE)
+    sums = DecisionSums()
+    sums.add(DecisionPage([], *[np.empty(0)] * 9))
     assert (sums.n, sums.users) == (0, 0)
 
 
-def test_pairing_makes_the_lift_narrower_than_the_values_it_is_the_difference_of() -> None:
-    chance = np.random.default_rng(4)
-    page = logged(chance, town(chance, 500, 4_000, spread=0.3))
-    found = summed(page).estimates(0.05, chance, replicates=300)
+def test_lift_has_a_narrower_interval_than_the_values() -> None:
+    random = np.random.default_rng(4)
+    page = logged_page(random, simulate(random, 500, 4_000, spread=0.3))
+    found = summed(page).estimates(0.05, random, replicates=300)
     assert found.lift.high - found.lift.low < 0.6 * (found.dr.high - found.dr.low)
 
 
-def test_there_are_no_figures_when_one_policy_would_have_chosen_nothing_of_it() -> None:
-    chance = np.random.default_rng(5)
-    page = logged(chance, town(chance, 50, 100))
+def test_estimates_are_refused_when_every_weight_of_a_policy_is_zero() -> None:
+    random = np.random.default_rng(5)
+    page = logged_page(random, simulate(random, 50, 100))
     for nothing in (page._replace(pi_challenger=np.zeros(100)), page._replace(pi_champion=np.zeros(100))):
-        with pytest.raises(ValueError, match="no decision has a weight"):
-            summed(nothing).estimates(0.05, chance)
+        with pytest.raises(ValueError, match="every weight of the"):
+            summed(nothing).estimates(0.05, random)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 1.0])
-def test_truth_is_recovered_whoever_served(share: float) -> None:
-    """Also where the reward model is only half right, and at every stage of a roll-out."""
-    chance = np.random.default_rng(6)
-    found = town(chance, 1_000, 20_000, skill=1.0)
-    page = logged(chance, found, share=share, model=0.5)
-    estimates = summed(page, 5_000).estimates(0.001, chance, replicates=300)
+def test_true_values_are_recovered_at_every_share(share: float) -> None:
+    """With a reward model that is half right, at every stage of a roll-out."""
+    random = np.random.default_rng(6)
+    found = simulate(random, 1_000, 20_000, skill=1.0)
+    page = logged_page(random, found, share=share, model=0.5)
+    estimates = summed(page, 5_000).estimates(0.001, random, replicates=300)
     champion, challenger = found.values
     for interval, truth in (
         (estimates.ips, challenger),
@@ -103,57 +104,55 @@ def test_truth_is_recovered_whoever_served(share: float) -> None:
 @pytest.mark.parametrize(
     ("what", "logger"),
     [
-        ("as if it had always taken the best", lambda page: page._replace(pi_b=page.pi_champion**0.5)),
-        ("without the share of chance", lambda page: page._replace(pi_b=(page.pi_b - 0.02) / 0.9 + 1e-3)),
+        ("as if it had always chosen the best", lambda page: page._replace(pi_b=page.pi_champion**0.5)),
+        ("without exploration", lambda page: page._replace(pi_b=(page.pi_b - 0.02) / 0.9 + 1e-3)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_logger_that_writes_down_wrong_probabilities_is_caught_by_the_mean_weight(what: str, logger: object) -> None:
-    chance = np.random.default_rng(7)
-    page = logged(chance, town(chance, 1_000, 16_000, skill=1.0))
-    assert judged(summed(page).estimates(0.01, chance, replicates=100)).word == "promote"
-    wrong = summed(logger(page)).estimates(0.01, chance, replicates=100)  # type: ignore[operator]  # a function
+def test_wrong_propensities_are_detected_by_the_mean_weight(what: str, logger: object) -> None:
+    random = np.random.default_rng(7)
+    page = logged_page(random, simulate(random, 1_000, 16_000, skill=1.0))
+    assert judged(summed(page).estimates(0.01, random, replicates=100)).word == "promote"
+    wrong = summed(logger(page)).estimates(0.01, random, replicates=100)  # type: ignore[operator]  # a function
     found = judged(wrong)
     assert found.word == "hold", what
     assert "logged probabilities are wrong" in found.reason
 
 
-def test_decisions_lost_by_what_was_chosen_are_caught_by_the_mean_weight() -> None:
-    chance = np.random.default_rng(8)
-    page = logged(chance, town(chance, 1_000, 16_000))
-    kept = np.flatnonzero((page.pi_challenger > page.pi_b) | (chance.random(16_000) < 0.8))
-    lost = Page([page.users[row] for row in kept], *(column[kept] for column in page[1:]))
-    assert "decisions got lost" in judged(summed(lost).estimates(0.01, chance, replicates=100)).reason
+def test_decisions_lost_by_choice_are_detected_by_the_mean_weight() -> None:
+    random = np.random.default_rng(8)
+    page = logged_page(random, simulate(random, 1_000, 16_000))
+    lost = kept(page, (page.pi_challenger > page.pi_b) | (random.random(16_000) < 0.8))
+    assert "decisions got lost" in judged(summed(lost).estimates(0.01, random, replicates=100)).reason
 
 
-def test_who_serves_everybody_has_weights_of_exactly_one_and_loses_no_decision() -> None:
-    chance = np.random.default_rng(9)
-    found = town(chance, 500, 4_000)
-    shadow, everybody = (
-        summed(logged(chance, found, share=share)).estimates(0.05, chance, replicates=50) for share in (0.0, 1.0)
+def test_policy_that_serves_every_user_has_weights_of_one() -> None:
+    random = np.random.default_rng(9)
+    found = simulate(random, 500, 4_000)
+    shadow, all_users = (
+        summed(logged_page(random, found, share=share)).estimates(0.05, random, replicates=50) for share in (0.0, 1.0)
     )
     assert (shadow.champion_mean_weight, shadow.champion_mean_weight_error, shadow.champion_ess) == (1, 0, 4_000)
-    assert (everybody.mean_weight, everybody.mean_weight_error, everybody.ess) == (1, 0, 4_000)
-    assert everybody.champion_ess < 4_000 > shadow.ess
+    assert (all_users.mean_weight, all_users.mean_weight_error, all_users.ess) == (1, 0, 4_000)
+    assert all_users.champion_ess < 4_000 > shadow.ess
 
 
-def test_lift_is_not_believed_when_what_the_challenger_served_says_little_of_the_champion() -> None:
-    """At 100 % it is the champion whose earnings are only estimated, from rare choices of great weight."""
-    chance = np.random.default_rng(10)
-    page = logged(chance, town(chance, 1_000, 16_000, skill=4.0, spread=2.5), share=1.0, model=0.5)
-    estimates = summed(page).estimates(0.01, chance, replicates=100)
+def test_lift_is_not_credible_when_the_champions_effective_size_is_small() -> None:
+    """At 100 %, the champion's value is estimated from rare choices of large weight."""
+    random = np.random.default_rng(10)
+    page = logged_page(random, simulate(random, 1_000, 16_000, skill=4.0, spread=2.5), share=1.0, model=0.5)
+    estimates = summed(page).estimates(0.01, random, replicates=100)
     assert estimates.ess == 16_000
     found = judged(estimates)
     assert found.word == "insufficient data"
-    assert "16,000 decisions say as much of the champion as" in found.reason
+    assert "16,000 decisions is" in found.reason
 
 
-def test_decisions_lost_while_the_challenger_serves_everybody_are_caught_by_the_champions_mean_weight() -> None:
-    chance = np.random.default_rng(11)
-    page = logged(chance, town(chance, 1_000, 16_000), share=1.0)
-    kept = np.flatnonzero((page.pi_champion > page.pi_b) | (chance.random(16_000) < 0.8))
-    lost = Page([page.users[row] for row in kept], *(column[kept] for column in page[1:]))
-    estimates = summed(lost).estimates(0.01, chance, replicates=100)
+def test_decisions_lost_at_full_share_are_detected_by_the_champions_weight() -> None:
+    random = np.random.default_rng(11)
+    page = logged_page(random, simulate(random, 1_000, 16_000), share=1.0)
+    lost = kept(page, (page.pi_champion > page.pi_b) | (random.random(16_000) < 0.8))
+    estimates = summed(lost).estimates(0.01, random, replicates=100)
     assert estimates.mean_weight == 1
     found = judged(estimates)
     assert found.word == "hold"

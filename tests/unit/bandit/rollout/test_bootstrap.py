@@ -1,4 +1,4 @@
-"""Intervals: levels that sum up, looks when they are due, and bounds that miss as rarely as they say."""
+"""Bootstrap intervals: levels that sum to alpha, looks when due, and intervals that miss at the stated rate."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bandit.rollout import bootstrap_intervals
-from app.bandit.rollout.aggregates import Sums
+from app.bandit.rollout.aggregates import DecisionSums
 from app.bandit.rollout.bootstrap_intervals import Interval, bootstrap, due_look, look_level, look_size, standard_error
 from app.bandit.rollout.off_policy import Floats
-from tests.support.decision_logs import logged, part, town
+from tests.support.decision_logs import logged_page, page_slice, simulate
 
 
-def test_looks_double_and_their_levels_sum_to_the_whole() -> None:
+def test_looks_double_and_their_levels_sum_to_alpha() -> None:
     assert [look_size(number) for number in (1, 2, 3, 8)] == [1_000, 2_000, 4_000, 128_000]
     assert look_level(1) == pytest.approx(0.025)
     for looks in (1, 2, 10, 1_000):
@@ -41,12 +41,12 @@ def test_looks_double_and_their_levels_sum_to_the_whole() -> None:
         (1_500, 3, None),
     ],
 )
-def test_look_is_due_at_its_number_of_decisions_and_once(evaluated: int, made: int, due: int | None) -> None:
+def test_look_is_due_once_at_its_number_of_decisions(evaluated: int, made: int, due: int | None) -> None:
     assert due_look(evaluated, made) == due
 
 
 @given(st.integers(0, 10**9), st.integers(0, 25))
-def test_look_that_is_due_has_its_decisions_and_is_the_last_such(evaluated: int, made: int) -> None:
+def test_due_look_is_the_last_one_with_enough_decisions(evaluated: int, made: int) -> None:
     due = due_look(evaluated, made)
     if due is None:
         assert evaluated < look_size(made + 1)
@@ -56,15 +56,14 @@ def test_look_that_is_due_has_its_decisions_and_is_the_last_such(evaluated: int,
 
 
 def figure(parts: list[float], wholes: list[float], level: float = 0.05, seed: int = 1) -> Interval:
-    """One figure's interval."""
     columns = [np.array([column]).T for column in (parts, wholes)]
     (found,) = bootstrap(columns[0], columns[1], level, np.random.default_rng(seed))
     return found
 
 
-def test_interval_is_that_of_students_t_when_users_are_alike_and_normal() -> None:
-    chance = np.random.default_rng(5)
-    parts = chance.normal(3, 2, 400)
+def test_interval_is_students_when_users_are_normal() -> None:
+    random = np.random.default_rng(5)
+    parts = random.normal(3, 2, 400)
     found = figure(list(parts), [1.0] * 400)
     half = 1.966 * parts.std(ddof=1) / math.sqrt(400)
     assert found.value == pytest.approx(parts.mean())
@@ -73,26 +72,26 @@ def test_interval_is_that_of_students_t_when_users_are_alike_and_normal() -> Non
     assert standard_error(parts, np.ones(400)) == pytest.approx(parts.std(ddof=1) / math.sqrt(400))
 
 
-def test_interval_is_the_one_that_its_definition_gives_replicate_by_replicate() -> None:
-    chance = np.random.default_rng(4)
-    wholes = chance.integers(1, 9, 25).astype(float)
-    parts = wholes * chance.random(25) + chance.exponential(1, 25)
-    value, chance = parts.sum() / wholes.sum(), np.random.default_rng(1)
+def test_interval_is_that_of_a_plain_loop_over_replicates() -> None:
+    random = np.random.default_rng(4)
+    wholes = random.integers(1, 9, 25).astype(float)
+    parts = wholes * random.random(25) + random.exponential(1, 25)
+    value, draws = parts.sum() / wholes.sum(), np.random.default_rng(1)
 
     def error(part: Floats, whole: Floats) -> float:
         return math.sqrt(sum((a - part.sum() / whole.sum() * b) ** 2 for a, b in zip(part, whole, strict=True)))
 
     distances = []
     for _ in range(bootstrap_intervals.REPLICATES):
-        drawn = chance.integers(0, 25, 25, dtype=np.uint32)
+        drawn = draws.integers(0, 25, 25, dtype=np.uint32)
         part, whole = parts[drawn], wholes[drawn]
         distances.append((part.sum() / whole.sum() - value) * whole.sum() / error(part, whole))
     low, high = np.quantile(distances, [0.05, 0.95]) * error(parts, wholes) / wholes.sum()
     assert figure(list(parts), list(wholes), level=0.1) == pytest.approx((value, value - high, value - low))
 
 
-def test_interval_is_as_wide_as_users_differ_when_their_decisions_do_not() -> None:
-    """Ten decisions that say the same thing are one; drawing decisions would give a third of the width."""
+def test_interval_depends_on_users_when_their_decisions_are_equal() -> None:
+    """Ten equal decisions count as one; drawing decisions would give a third of the width."""
     rewards = [float(number % 2) for number in range(100)]
     once = figure(rewards, [1.0] * 100)
     tenfold = figure([10 * reward for reward in rewards], [10.0] * 100)
@@ -100,19 +99,19 @@ def test_interval_is_as_wide_as_users_differ_when_their_decisions_do_not() -> No
     assert once.high - once.low == pytest.approx(2 * 1.984 * 0.5025 / 10, rel=0.1)
 
 
-def test_interval_is_a_point_when_there_is_nothing_to_vary() -> None:
+def test_interval_is_a_point_without_variance() -> None:
     assert figure([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == Interval(2.0, 2.0, 2.0)
 
 
-def test_interval_leans_to_the_side_on_which_rare_large_values_lie() -> None:
-    chance = np.random.default_rng(6)
-    found = figure(list(chance.exponential(1, 60) ** 2), [1.0] * 60)
+def test_interval_is_longer_on_the_side_of_rare_large_values() -> None:
+    random = np.random.default_rng(6)
+    found = figure(list(random.exponential(1, 60) ** 2), [1.0] * 60)
     assert found.high - found.value > 1.3 * (found.value - found.low)
 
 
-def test_interval_is_wider_when_the_level_is_smaller_beyond_what_replicates_resolve() -> None:
-    chance = np.random.default_rng(7)
-    parts = list(chance.normal(0, 1, 200))
+def test_interval_widens_with_smaller_levels_beyond_the_replicates() -> None:
+    random = np.random.default_rng(7)
+    parts = list(random.normal(0, 1, 200))
     widths = [found.high - found.low for found in (figure(parts, [1.0] * 200, 0.05 / 3**k) for k in range(12))]
     assert all(wider > narrower for narrower, wider in itertools.pairwise(widths))
     assert widths[-1] == pytest.approx(2 * 5.2 / math.sqrt(200), rel=0.25)  # a normal's quantile at 1.4e-7
@@ -123,20 +122,20 @@ def test_interval_needs_two_users() -> None:
         figure([1.0], [1.0])
 
 
-def test_interval_is_the_same_when_it_is_made_again_in_other_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_is_the_same_in_other_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, wholes = [1.0, 2.0, 5.0, 3.0] * 10, [1.0, 2.0, 1.0, 4.0] * 10
     at_once = figure(parts, wholes)
     assert figure(parts, wholes) == at_once
-    monkeypatch.setattr(bootstrap_intervals, "_CHUNK", 320)
+    monkeypatch.setattr(bootstrap_intervals, "CHUNK", 320)
     assert figure(parts, wholes) == pytest.approx(at_once)
 
 
 def test_memory_is_bounded_when_users_and_replicates_are_many() -> None:
-    chance = np.random.default_rng(8)
-    parts = chance.random((20_000, 6))
+    random = np.random.default_rng(8)
+    parts = random.random((20_000, 6))
     tracemalloc.start()
     try:
-        bootstrap(parts, np.ones_like(parts), 0.05, chance, replicates=300)
+        bootstrap(parts, np.ones_like(parts), 0.05, random, replicates=300)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -144,15 +143,15 @@ def test_memory_is_bounded_when_users_and_replicates_are_many() -> None:
 
 
 @pytest.mark.slow
-def test_interval_of_one_look_misses_about_as_often_as_it_may() -> None:
-    chance = np.random.default_rng(9)
+def test_interval_of_one_look_misses_as_often_as_its_level() -> None:
+    random = np.random.default_rng(9)
     missed = {"ips": 0, "snips": 0, "dr": 0, "lift": 0}
     runs = 200
     for _ in range(runs):
-        found = town(chance, 120, 1_000, skill=0.5)
-        sums = Sums()
-        sums.add(logged(chance, found, model=0.5))
-        estimates = sums.estimates(0.1, chance, replicates=600)
+        found = simulate(random, 120, 1_000, skill=0.5)
+        sums = DecisionSums()
+        sums.add(logged_page(random, found, model=0.5))
+        estimates = sums.estimates(0.1, random, replicates=600)
         champion, challenger = found.values
         truths = {"ips": challenger, "snips": challenger, "dr": challenger, "lift": challenger - champion}
         for name, truth in truths.items():
@@ -163,21 +162,21 @@ def test_interval_of_one_look_misses_about_as_often_as_it_may() -> None:
 
 
 @pytest.mark.slow
-def test_false_improvement_is_claimed_in_no_more_than_alpha_of_roll_outs_over_all_looks(
+def test_false_improvement_is_claimed_in_at_most_alpha_of_roll_outs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bootstrap_intervals, "FIRST_LOOK", 250)
-    chance = np.random.default_rng(10)
+    random = np.random.default_rng(10)
     runs, alpha, claimed, uncorrected = 100, 0.4, 0, 0
     for _ in range(runs):
-        found = town(chance, 100, 2_000)
-        page = logged(chance, found, model=0.5)
-        sums, looks, plain = Sums(), [], []
+        found = simulate(random, 100, 2_000)
+        page = logged_page(random, found, model=0.5)
+        sums, looks, plain = DecisionSums(), [], []
         for number in range(1, 5):
-            sums.add(part(page, sums.n, look_size(number)))
-            looks.append(sums.estimates(look_level(number, alpha), chance, replicates=400).lift.low)
-            plain.append(sums.estimates(alpha, chance, replicates=400).lift.low)
+            sums.add(page_slice(page, sums.n, look_size(number)))
+            looks.append(sums.estimates(look_level(number, alpha), random, replicates=400).lift.low)
+            plain.append(sums.estimates(alpha, random, replicates=400).lift.low)
         claimed += max(looks) > 0
         uncorrected += max(plain) > 0
     assert claimed <= alpha * runs
-    assert 0 < claimed < uncorrected  # the correction is neither void nor idle
+    assert 0 < claimed < uncorrected  # the correction has an effect and is not too strict

@@ -1,4 +1,4 @@
-"""The estimators: as by hand, as others write them, unbiased, and clear about what they cannot estimate from."""
+"""The off-policy estimators: equal to other implementations, unbiased, and with clear errors for invalid arrays."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from hypothesis import strategies as st
 from app.bandit.rollout.off_policy import Floats, dr, ess, ips, snips
 
 unit = st.floats(0, 1)
-chances = st.floats(0.01, 1)
+propensities = st.floats(0.01, 1)
 Logged = list[tuple[float, float, float, float, float]]
 # reward, pi_e, pi_b, q_logged, v_e
-logged = st.lists(st.tuples(unit, unit, chances, unit, unit), min_size=1, max_size=40)
+logged = st.lists(st.tuples(unit, unit, propensities, unit, unit), min_size=1, max_size=40)
 weighted = logged.filter(lambda rows: any(row[1] > 0.001 for row in rows))
 
 
 def columns(rows: Logged) -> list[Floats]:
-    """The five columns."""
     return list(np.array(rows).T)
 
 
 def near(value: float) -> object:
-    """To rounding error."""
     return pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-def test_estimates_are_as_by_hand() -> None:
+def test_estimates_are_those_computed_by_hand() -> None:
     rewards, pi_e, pi_b = [1.0, 0.0, 0.3], [0.8, 0.1, 0.5], [0.4, 0.2, 1.0]
     # weights 2, 0.5, 0.5
     assert ips(rewards, pi_e, pi_b) == near((2 + 0 + 0.15) / 3)
@@ -41,7 +39,7 @@ def test_estimates_are_as_by_hand() -> None:
     assert dr(rewards, pi_e, pi_b, q_logged, v_e) == near((0.5 + 0.8 + 0.1 - 0.1 + 0.4 + 0.0) / 3)
 
 
-def test_answers_are_plain_floats_whatever_kind_of_numbers_is_given() -> None:
+def test_results_are_floats_for_any_kind_of_numbers() -> None:
     whole = np.array([1, 0, 1])
     found = [ips(whole, whole, [1, 1, 1]), snips(whole, whole, [1, 1, 1]), ess(whole), dr(*[[1, 1]] * 5)]
     assert [type(figure) for figure in found] == [float] * 4
@@ -49,8 +47,8 @@ def test_answers_are_plain_floats_whatever_kind_of_numbers_is_given() -> None:
 
 
 @given(weighted)
-def test_estimates_agree_with_the_same_written_otherwise(rows: Logged) -> None:
-    """One decision after the other, sums exact; SNIPS by weights that are normalised first, as Open Bandit does."""
+def test_estimates_agree_with_other_implementations(rows: Logged) -> None:
+    """With exact sums in a loop; SNIPS with weights that are normalised first, as in the Open Bandit Pipeline."""
     n = len(rows)
     weights = [e / b for _, e, b, _, _ in rows]
     mean_weight = math.fsum(weights) / n
@@ -67,7 +65,7 @@ def test_estimates_agree_with_the_same_written_otherwise(rows: Logged) -> None:
 
 
 @given(logged)
-def test_value_is_the_mean_reward_when_the_policy_is_the_one_that_chose(rows: Logged) -> None:
+def test_value_of_the_logging_policy_is_the_mean_reward(rows: Logged) -> None:
     r, _, b, _, _ = columns(rows)
     assert ips(r, b, b) == near(float(r.mean()))
     assert snips(r, b, b) == near(float(r.mean()))
@@ -75,14 +73,14 @@ def test_value_is_the_mean_reward_when_the_policy_is_the_one_that_chose(rows: Lo
 
 
 @given(logged)
-def test_doubly_robust_is_the_models_value_when_the_model_is_right_and_ips_when_there_is_none(rows: Logged) -> None:
+def test_doubly_robust_is_the_model_when_it_is_right_and_ips_without_one(rows: Logged) -> None:
     r, e, b, _, v = columns(rows)
     assert dr(r, e, b, r, v) == near(float(v.mean()))
     assert dr(r, e, b, np.zeros_like(r), np.zeros_like(r)) == near(ips(r, e, b))
 
 
 @given(weighted, st.floats(-10, 10))
-def test_only_the_self_normalised_moves_with_the_rewards_when_they_are_shifted(rows: Logged, shift: float) -> None:
+def test_only_snips_moves_with_shifted_rewards(rows: Logged, shift: float) -> None:
     r, e, b, _, _ = columns(rows)
     assert snips(r + shift, e, b) == pytest.approx(snips(r, e, b) + shift, abs=1e-6)
     assert ips(r + shift, e, b) == pytest.approx(ips(r, e, b) + shift * float((e / b).mean()), abs=1e-6)
@@ -90,7 +88,7 @@ def test_only_the_self_normalised_moves_with_the_rewards_when_they_are_shifted(r
 
 
 @given(weighted, st.floats(0.1, 10))
-def test_estimates_scale_as_they_must(rows: Logged, factor: float) -> None:
+def test_estimates_scale_with_rewards_and_weights(rows: Logged, factor: float) -> None:
     r, e, b, q, v = columns(rows)
     assert ips(factor * r, e, b) == near(factor * ips(r, e, b))
     assert dr(factor * r, e, b, factor * q, factor * v) == near(factor * dr(r, e, b, q, v))
@@ -99,26 +97,26 @@ def test_estimates_scale_as_they_must(rows: Logged, factor: float) -> None:
 
 
 @given(weighted, st.randoms(use_true_random=False))
-def test_order_of_decisions_does_not_matter(rows: Logged, chance: object) -> None:
+def test_order_of_decisions_does_not_matter(rows: Logged, random: object) -> None:
     mixed = list(rows)
-    chance.shuffle(mixed)  # type: ignore[attr-defined]  # a Random
+    random.shuffle(mixed)  # type: ignore[attr-defined]  # a Random
     for estimate, places in ((ips, 3), (snips, 3), (dr, 5)):
         assert estimate(*columns(mixed)[:places]) == near(estimate(*columns(rows)[:places]))
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
-def test_effective_sample_size_is_between_nothing_and_all(weights: list[float]) -> None:
+def test_effective_sample_size_is_at_most_the_sample_size(weights: list[float]) -> None:
     assert 0 <= ess(weights) <= len(weights) * (1 + 1e-9)
 
 
-def test_effective_sample_size_is_that_of_the_decisions_that_weigh() -> None:
+def test_effective_sample_size_ignores_decisions_without_weight() -> None:
     assert ess([0.0, 0.0]) == 0.0
     assert ess([0.0, 3.0, 0.0, 3.0]) == near(2)
     assert ess([1e-200, 1e-200, 1e200]) == near(1)
 
 
 @pytest.mark.parametrize("model", [[0.0, 0.0, 0.0], [0.2, 0.5, 0.8], [1.0, 0.0, 0.4]], ids=["none", "right", "wrong"])
-def test_estimates_are_unbiased_over_every_log_that_there_can_be(model: list[float]) -> None:
+def test_estimates_are_unbiased_over_every_possible_log(model: list[float]) -> None:
     """Two decisions with three candidates and rewards of 0 or 1: all 36 logs, each with its probability."""
     pi_b, pi_e, truth = [0.2, 0.5, 0.3], [0.7, 0.1, 0.2], [0.2, 0.5, 0.8]
     value = math.fsum(p * mean for p, mean in zip(pi_e, truth, strict=True))
@@ -140,7 +138,7 @@ def test_estimates_are_unbiased_over_every_log_that_there_can_be(model: list[flo
     assert means == {"ips": near(value), "dr": near(value)}
 
 
-def test_self_normalised_refuses_when_every_weight_is_zero() -> None:
+def test_snips_is_refused_when_every_weight_is_zero() -> None:
     with pytest.raises(ValueError, match="every weight is 0"):
         snips([1.0, 0.0], [0.0, 0.0], [0.5, 0.5])
     assert ips([1.0, 0.0], [0.0, 0.0], [0.5, 0.5]) == 0.0
@@ -165,19 +163,24 @@ def test_self_normalised_refuses_when_every_weight_is_zero() -> None:
         (([1.0], [1.0], [1e-320]), r"pi_b\[0\] is .*overflows"),
     ],
 )
-def test_estimate_says_what_is_wrong_with_its_arrays(
+def test_invalid_arrays_are_refused_with_a_reason(
     estimate: Callable[..., float], given_columns: tuple[object, ...], why: str
 ) -> None:
     with pytest.raises(ValueError, match=why):
         estimate(*given_columns)
 
 
-def test_the_others_say_what_is_wrong_too() -> None:
-    with pytest.raises(ValueError, match="v_e has 2 rows"):
-        dr([1.0], [0.5], [0.5], [0.1], [0.1, 0.2])
-    with pytest.raises(ValueError, match=r"q_logged\[0\] is nan"):
-        dr([1.0], [0.5], [0.5], [math.nan], [0.1])
-    with pytest.raises(ValueError, match="weights is empty"):
-        ess([])
-    with pytest.raises(ValueError, match="weights must not be negative"):
-        ess([1.0, -1.0])
+@pytest.mark.parametrize(
+    ("estimate", "given_columns", "why"),
+    [
+        (dr, ([1.0], [0.5], [0.5], [0.1], [0.1, 0.2]), "v_e has 2 rows"),
+        (dr, ([1.0], [0.5], [0.5], [math.nan], [0.1]), r"q_logged\[0\] is nan"),
+        (ess, ([],), "weights is empty"),
+        (ess, ([1.0, -1.0],), "weights must not be negative"),
+    ],
+)
+def test_invalid_arrays_of_dr_and_ess_are_refused(
+    estimate: Callable[..., float], given_columns: tuple[object, ...], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        estimate(*given_columns)

@@ -1,28 +1,29 @@
-"""The roll-out over a real database: looks when they are due, moves on their word, and going back by itself."""
+"""The roll-out on a real database: looks when they are due, moves allowed by verdicts, and automatic rollback."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V2
-from app.bandit.rollout import controller as rollout_module
-from app.bandit.rollout import monitor
-from app.bandit.rollout.aggregates import Page
-from app.bandit.rollout.controller import FEWEST_RECENT, Rollout
-from app.bandit.rollout.monitor import RolloutWatch
-from app.bandit.rollout.ports import RecentDecisions
-from app.bandit.rollout.stages import Move
+from app.bandit.rollout.aggregates import DecisionPage
+from app.bandit.rollout.controller import FEWEST_RECENT, GUARDRAIL_LEVEL, GUARDRAIL_REPLICATES
+from app.bandit.rollout.monitor import RolloutMonitor
+from app.bandit.rollout.ports import RecentDecisions, RolloutLook
+from app.bandit.rollout.stages import Move, RolloutState
 from app.bandit.rollout.status import RolloutStatus
 from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.rollout import SqliteRollout
 from app.stores.sqlite.states import SqliteStates
+from tests.support.bandit_process import inject_failures
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.logs import Recorder
@@ -30,201 +31,196 @@ from tests.support.logs import Recorder
 LATELY = NOW_MS - HOUR_MS // 2
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+class RolloutFixture:
+    """A roll-out on a database, its monitor, and a fake clock."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.clock = FakeClock()
+        self.rollout = bandit.rollout(Settings(), database, self.clock)
+        self.monitor = RolloutMonitor(self.rollout, self.clock)
+        self.states = SqliteStates(database, SPEC_V2)
+
+    async def store(self, rows: Sequence[dict[str, object]]) -> None:
+        await write(self.database, rows)
+
+    async def write(self, page: DecisionPage, **changed: Any) -> None:
+        """Store the decisions of a page, with some columns changed."""
+        await self.store(rows_of(page, **changed))
+
+    async def monitored(self) -> RolloutStatus:
+        """The status after a call of the monitor."""
+        await self.monitor.once()
+        return await self.rollout.status()
+
+    async def state(self) -> RolloutState:
+        return await self.rollout.repository.state()
+
+    async def looks(self) -> list[RolloutLook]:
+        return await self.rollout.repository.looks()
+
+    async def execute(self, sql: str, *values: object) -> None:
+        await self.database.write(lambda connection: connection.execute(sql, values))
+
+    async def set_share(self, share: float) -> None:
+        """Put the roll-out on a stage of the ramp, 90 hours ago."""
+        since_ms = NOW_MS - 90 * HOUR_MS
+        await self.execute("UPDATE rollout SET stage = 'ramp', share = ?, changed_at_ms = ?", share, since_ms)
+
+    async def audit_trail(self) -> list[tuple[str, str, str]]:
+        """(actor, action, outcome), oldest first."""
+        entries = await SqliteAuditTrail(self.database).newest(100)
+        return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
 
 
 @pytest.fixture
-def rollout(database: Database, clock: FakeClock) -> Rollout:
-    settings = Settings()
-    return bandit.rollout(settings, database, clock)
-
-
-@pytest.fixture
-def watch(rollout: Rollout, clock: FakeClock) -> RolloutWatch:
-    return RolloutWatch(rollout, clock)
+def fixture(database: Database) -> RolloutFixture:
+    return RolloutFixture(database)
 
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(monitor, "log", recorder)
+    monkeypatch.setattr("app.bandit.rollout.monitor.log", recorder)
     return recorder
 
 
-async def trail(database: Database) -> list[tuple[str, str, str]]:
-    """Actor, action and outcome, oldest first."""
-    entries = await SqliteAuditTrail(database).newest(100)
-    return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
-
-
-async def set_stage(database: Database, share: float, *, since_ms: int = NOW_MS - 90 * HOUR_MS) -> None:
-    """As if it had been ramped a while ago."""
-
-    def work(connection: sqlite3.Connection) -> None:
-        connection.execute("UPDATE rollout SET stage = 'ramp', share = ?, changed_at_ms = ?", (share, since_ms))
-
-    await database.write(work)
-
-
 def why_not(found: RolloutStatus, wanted: Move) -> str | None:
-    """Why a move is not allowed."""
     (move,) = (item for item in found.moves if item.move == wanted)
     assert move.allowed == (move.why_not is None)
     return move.why_not
 
 
-def dismissing(page: Page) -> Page:
-    """What the challenger likes is dismissed."""
+def dismissing(page: DecisionPage) -> DecisionPage:
+    """The page with every tip that the challenger prefers dismissed."""
     return page._replace(dismissed=(page.pi_challenger > page.pi_champion).astype(float), rewards=page.rewards * 0)
 
 
-async def test_nothing_is_known_when_there_are_no_decisions(rollout: Rollout, watch: RolloutWatch) -> None:
-    await watch.once()
-    found = await rollout.status()
+async def test_verdict_is_insufficient_data_without_decisions(fixture: RolloutFixture) -> None:
+    found = await fixture.monitored()
     assert (found.verdict.verdict, found.decisions.next_look_at, list(found.looks)) == ("insufficient data", 1_000, [])
     assert found.verdict.reason == "0 decisions can be evaluated; the first look is at 1,000."
     assert why_not(found, "ramp") == f"insufficient data: {found.verdict.reason}"
     assert why_not(found, "rollback") is None
 
 
-async def test_looks_are_made_when_they_are_due_and_once(
-    rollout: Rollout, watch: RolloutWatch, database: Database, logs: Recorder
-) -> None:
+async def test_looks_are_made_once_when_they_are_due(fixture: RolloutFixture, logs: Recorder) -> None:
     rows = rows_of(some(4_500))
-    await write(database, rows[:999])
-    await watch.once()
-    assert await rollout.book.looks() == []
-    await write(database, rows[999:1_100])
-    assert "The first look is due" in (await rollout.status()).verdict.reason
-    await watch.once()
-    await watch.once()
-    (told,) = logs.of("rollout_look")
-    (first,) = await rollout.book.looks()
-    assert (first.number, first.estimates.n, first.level, first.words) == (1, 1_100, 0.025, "shadow")
-    assert (told["number"], told["verdict"]) == (1, first.verdict.word)
-    # Many came at once: the looks in between are left out.
-    await write(database, rows[1_100:])
-    await watch.once()
-    assert [item.number for item in await rollout.book.looks()] == [1, 3]
-    found = await rollout.status()
+    await fixture.store(rows[:999])
+    await fixture.monitor.once()
+    assert await fixture.looks() == []
+    await fixture.store(rows[999:1_100])
+    assert "The first look is due" in (await fixture.rollout.status()).verdict.reason
+    await fixture.monitor.once()
+    await fixture.monitor.once()
+    (line,) = logs.of("rollout_look")
+    (first,) = await fixture.looks()
+    assert (first.number, first.estimates.n, first.level, first.stage) == (1, 1_100, 0.025, "shadow")
+    assert (line["number"], line["verdict"]) == (1, first.verdict.word)
+    # Several looks are due at once: only the last one is made.
+    await fixture.store(rows[1_100:])
+    await fixture.monitor.once()
+    assert [item.number for item in await fixture.looks()] == [1, 3]
+    found = await fixture.rollout.status()
     assert (found.looks[-1].decisions, found.decisions.next_look_at) == (4_500, 8_000)
     assert (found.verdict.verdict, found.verdict.improved) == ("promote", True)
 
 
-async def test_no_look_is_made_when_everything_was_decided_without_a_pooled_prior(
-    rollout: Rollout, watch: RolloutWatch, database: Database
-) -> None:
-    """The challenger is all but the champion then, and would be found to be no worse."""
-    await write(database, rows_of(some(4_000, skill=0.0), prior_version=0))
-    await watch.once()
-    found = await rollout.status()
+async def test_no_look_is_made_when_no_decision_had_a_pooled_prior(fixture: RolloutFixture) -> None:
+    """Such a challenger is practically the champion, and would be found to be no worse."""
+    await fixture.write(some(4_000, skill=0.0), prior_version=0)
+    found = await fixture.monitored()
     assert (list(found.looks), found.verdict.verdict) == ([], "insufficient data")
     assert "a prior has been pooled" in found.verdict.reason
 
 
-async def test_evidence_begins_with_the_first_prior_and_goes_on_with_those_that_follow(
-    rollout: Rollout, database: Database
-) -> None:
-    states = SqliteStates(database, SPEC_V2)
+async def test_evaluation_begins_with_the_first_prior_and_continues_with_later_ones(fixture: RolloutFixture) -> None:
     first = Prior.none(SPEC_V2)
-    await write(database, rows_of(some(30), prior_version=0))
-    assert await states.add_prior(first, 1)
-    assert (await rollout.book.state()).evaluated_after == 30
-    await write(database, rows_of(some(20)))
-    assert await states.add_prior(first, 2)
-    assert not await states.add_prior(first, 2)
-    assert (await rollout.book.state()).evaluated_after == 30
-    assert (await rollout.status()).decisions.evaluated == 20
+    await fixture.write(some(30), prior_version=0)
+    assert await fixture.states.add_prior(first, 1)
+    assert (await fixture.state()).evaluated_after == 30
+    await fixture.write(some(20))
+    assert await fixture.states.add_prior(first, 2)
+    assert not await fixture.states.add_prior(first, 2)
+    assert (await fixture.state()).evaluated_after == 30
+    assert (await fixture.rollout.status()).decisions.evaluated == 20
 
 
-async def test_first_prior_forgets_looks_at_a_challenger_that_knew_none(
-    rollout: Rollout, watch: RolloutWatch, database: Database
-) -> None:
-    """Of another spec, or of a release that counted what was decided without one."""
-    await write(database, rows_of(some(1_000)))
-    await watch.once()
-    assert len(await rollout.book.looks()) == 1
-    assert await SqliteStates(database, SPEC_V2).add_prior(Prior.none(SPEC_V2), 1)
-    assert await rollout.book.looks() == []
+async def test_first_prior_deletes_earlier_looks(fixture: RolloutFixture) -> None:
+    """Looks of another spec, or of a release that evaluated decisions without a prior."""
+    await fixture.write(some(1_000))
+    await fixture.monitor.once()
+    assert len(await fixture.looks()) == 1
+    assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
+    assert await fixture.looks() == []
 
 
 @pytest.mark.parametrize("stage", ["ramp", "promoted", "rolled back"])
-async def test_first_prior_moves_nothing_when_the_roll_out_has_left_the_shadow(
-    rollout: Rollout, database: Database, stage: str
-) -> None:
-    await write(database, rows_of(some(30)))
-    await database.write(lambda c: c.execute("UPDATE rollout SET stage = ?", (stage,)))
-    assert await SqliteStates(database, SPEC_V2).add_prior(Prior.none(SPEC_V2), 1)
-    assert (await rollout.book.state()).evaluated_after == 0
+async def test_first_prior_changes_nothing_outside_the_shadow(fixture: RolloutFixture, stage: str) -> None:
+    await fixture.write(some(30))
+    await fixture.execute("UPDATE rollout SET stage = ?", stage)
+    assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
+    assert (await fixture.state()).evaluated_after == 0
 
 
-async def test_the_same_look_is_the_same_whoever_makes_it(rollout: Rollout, database: Database) -> None:
-    await write(database, rows_of(some(1_000)))
-    state = await rollout.book.state()
-    counts = await rollout.counts(state)
-    watches = [RolloutWatch(rollout, FakeClock()) for _ in range(2)]
-    made = await asyncio.gather(*(item.look(state, counts) for item in watches))
+async def test_look_has_the_same_result_in_every_worker(fixture: RolloutFixture) -> None:
+    await fixture.write(some(1_000))
+    state = await fixture.state()
+    counts = await fixture.rollout.counts(state)
+    monitors = [RolloutMonitor(fixture.rollout, FakeClock()) for _ in range(2)]
+    made = await asyncio.gather(*(item.look(state, counts) for item in monitors))
     assert sorted(item is not None for item in made) == [False, True]
-    kept = await rollout.book.looks()
-    await database.write(lambda connection: connection.execute("DELETE FROM rollout_looks"))
-    assert await watches[0].look(state, counts) == kept[0]
+    kept = await fixture.looks()
+    await fixture.execute("DELETE FROM rollout_looks")
+    assert await monitors[0].look(state, counts) == kept[0]
 
 
-async def test_no_look_is_made_when_decisions_were_erased_meanwhile(rollout: Rollout, database: Database) -> None:
-    await write(database, rows_of(some(999)))
-    state = await rollout.book.state()
-    counts = (await rollout.counts(state))._replace(evaluated=1_000)
-    assert await RolloutWatch(rollout, FakeClock()).look(state, counts) is None
-    assert await rollout.book.looks() == []
+async def test_no_look_is_made_when_decisions_were_erased_meanwhile(fixture: RolloutFixture) -> None:
+    await fixture.write(some(999))
+    state = await fixture.state()
+    counts = (await fixture.rollout.counts(state))._replace(evaluated=1_000)
+    assert await RolloutMonitor(fixture.rollout, FakeClock()).look(state, counts) is None
+    assert await fixture.looks() == []
 
 
-async def test_time_that_counts_is_that_of_the_slowest_in_a_hundred(rollout: Rollout, database: Database) -> None:
+async def test_answer_time_is_the_99th_percentile(fixture: RolloutFixture) -> None:
     rows = rows_of(some(1_000), made_ms=LATELY)
-    await write(database, [{**row, "elapsed_us": 700_000 if place < 12 else 4_000} for place, row in enumerate(rows)])
-    assert (await rollout.status()).guardrails.p99_ms.value == pytest.approx(700)
-    await database.write(lambda c: c.execute("UPDATE tip_scores SET elapsed_us = 4000 WHERE number <= 4"))
-    assert (await rollout.status()).guardrails.p99_ms.value == pytest.approx(4)
+    await fixture.store([{**row, "elapsed_us": 700_000 if place < 12 else 4_000} for place, row in enumerate(rows)])
+    assert (await fixture.rollout.status()).guardrails.p99_ms.value == pytest.approx(700)
+    await fixture.execute("UPDATE tip_scores SET elapsed_us = 4000 WHERE number <= 4")
+    assert (await fixture.rollout.status()).guardrails.p99_ms.value == pytest.approx(4)
 
 
-async def test_reader_is_told_what_waits_when_older_decisions_are_unsettled(
-    rollout: Rollout, watch: RolloutWatch, database: Database
-) -> None:
+async def test_verdict_says_how_many_decisions_wait_for_an_unsettled_one(fixture: RolloutFixture) -> None:
     rows = rows_of(some(1_500), made_ms=NOW_MS - 10 * HOUR_MS)
     rows[400] = {**rows[400], "state": "served", "reward": None}
-    await write(database, rows)
-    await watch.once()
-    found = await rollout.status()
+    await fixture.store(rows)
+    found = await fixture.monitored()
     assert (found.decisions.evaluated, found.decisions.waiting, list(found.looks)) == (400, 1_099, [])
-    assert "1,099 more are settled, and count once all that were made before" in found.verdict.reason
+    assert "1,099 more are settled, and count once all decisions made before" in found.verdict.reason
 
 
-async def test_challenger_goes_from_the_shadow_to_everybody_step_by_step_audited(
-    rollout: Rollout, watch: RolloutWatch, database: Database, clock: FakeClock
-) -> None:
-    page = some(4_000)
-    await write(database, rows_of(page))
-    await watch.once()
+async def test_challenger_is_ramped_step_by_step_with_an_audit_trail(fixture: RolloutFixture) -> None:
+    await fixture.write(some(4_000))
+    await fixture.monitor.once()
     shares = []
     for _ in range(3):
-        shares.append((await rollout.move("ramp", "ann", "looks good")).share)
+        shares.append((await fixture.rollout.move("ramp", "ann", "looks good")).share)
         with pytest.raises(Conflict, match="0 are settled; 200 are needed"):
-            await rollout.move("ramp" if shares[-1] < 1 else "promote", "ann")
-        clock.advance(60_000)
-        settled = rows_of(some(300, share=1.0, seed=3), made_ms=clock.now_ms() - 30_000)
-        await write(database, settled)
+            await fixture.rollout.move("ramp" if shares[-1] < 1 else "promote", "ann")
+        fixture.clock.advance(60_000)
+        await fixture.write(some(300, share=1.0, seed=3), made_ms=fixture.clock.now_ms() - 30_000)
     assert shares == [0.05, 0.25, 1.0]
-    done = await rollout.move("promote", "ann")
+    done = await fixture.rollout.move("promote", "ann")
     assert (done.stage, done.share, done.changed_by) == ("promoted", 1.0, "ann")
     assert "That is an improvement." in done.reason
     with pytest.raises(Conflict, match="promoted already"):
-        await rollout.move("promote", "ann")
-    await rollout.move("rollback", "bob", "customers complain")
-    again = await rollout.move("ramp", "bob")
+        await fixture.rollout.move("promote", "ann")
+    await fixture.rollout.move("rollback", "bob", "customers complain")
+    again = await fixture.rollout.move("ramp", "bob")
     assert (again.stage, again.evaluated_after) == ("shadow", 4_900)
-    assert (await rollout.move("rollback", "bob")).evaluated_after == 4_900
-    said = await trail(database)
+    assert (await fixture.rollout.move("rollback", "bob")).evaluated_after == 4_900
+    said = await fixture.audit_trail()
     assert [entry[:2] for entry in said] == [
         *[("ann", "ramp roll-out")] * 5,
         *[("ann", "promote challenger")] * 3,
@@ -238,204 +234,168 @@ async def test_challenger_goes_from_the_shadow_to_everybody_step_by_step_audited
     assert said[-2][2] == "done: rolled back to shadow: the shadow begins anew"
 
 
-async def test_one_of_two_that_move_at_once_is_refused(rollout: Rollout, database: Database) -> None:
-    moves = (rollout.move("rollback", "ann"), rollout.move("rollback", "bob"))
+async def test_one_of_two_concurrent_moves_is_refused(fixture: RolloutFixture) -> None:
+    moves = (fixture.rollout.move("rollback", "ann"), fixture.rollout.move("rollback", "bob"))
     found = await asyncio.gather(*moves, return_exceptions=True)
     (error,) = [item for item in found if isinstance(item, Conflict)]
     assert "changed meanwhile" in str(error) or "already" in str(error)
-    assert (await rollout.book.state()).stage == "rolled back"
-    assert sorted(entry[2].partition(":")[0] for entry in await trail(database)) == ["done", "refused"]
+    assert (await fixture.state()).stage == "rolled back"
+    assert sorted(entry[2].partition(":")[0] for entry in await fixture.audit_trail()) == ["done", "refused"]
 
 
-async def test_rollback_waits_for_no_figures(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(*_: object) -> None:
-        raise StoreUnavailable("no figures now")
-
-    monkeypatch.setattr(rollout.book, "shown", away)
-    monkeypatch.setattr(rollout.book, "recent", away)
-    assert (await rollout.move("rollback", "ann", "now")).stage == "rolled back"
+async def test_rollback_needs_no_figures(fixture: RolloutFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("shown", "recent"):
+        inject_failures(monkeypatch, SqliteRollout, method, [StoreUnavailable("no figures now")])
+    assert (await fixture.rollout.move("rollback", "ann", "now")).stage == "rolled back"
 
 
 @pytest.mark.parametrize(
-    ("what", "column", "said"),
+    ("column", "reason"),
     [
-        ("answers take long", {"elapsed_us": 250_000}, "One answer in a hundred takes over 250 ms"),
-        ("profiles are missing", {"profile_present": 0}, "100.0% of the decisions were made without a profile"),
+        ({"elapsed_us": 250_000}, "One answer in a hundred takes over 250 ms"),
+        ({"profile_present": 0}, "100.0% of the decisions were made without a profile"),
     ],
 )
-async def test_broken_guardrail_rolls_back_by_itself_and_says_so(
-    rollout: Rollout,
-    watch: RolloutWatch,
-    database: Database,
-    logs: Recorder,
-    what: str,
-    column: dict[str, int],
-    said: str,
+async def test_broken_guardrail_rolls_back_automatically(
+    fixture: RolloutFixture, logs: Recorder, column: dict[str, object], reason: str
 ) -> None:
     rows = [{**row, **column} for row in rows_of(some(FEWEST_RECENT, share=1.0), made_ms=LATELY)]
-    await write(database, rows[:-1])
-    await set_stage(database, 0.25)
-    await watch.once()
-    assert (await rollout.book.state()).share == 0.25, "one too few to say"
-    await write(database, rows[-1:])
-    await watch.once()
-    await watch.once()
-    state = await rollout.book.state()
-    assert (state.stage, state.share, state.changed_by) == ("rolled back", 0.0, "the worker"), what
-    assert said in state.reason
-    (told,) = logs.of("rolled_back")
-    assert (told["level"], told["share"]) == ("warning", 0.25)
-    ((actor, action, outcome),) = await trail(database)
+    await fixture.store(rows[:-1])
+    await fixture.set_share(0.25)
+    await fixture.monitor.once()
+    assert (await fixture.state()).share == 0.25, "one decision too few"
+    await fixture.store(rows[-1:])
+    await fixture.monitor.once()
+    await fixture.monitor.once()
+    state = await fixture.state()
+    assert (state.stage, state.share, state.changed_by) == ("rolled back", 0.0, "the worker")
+    assert reason in state.reason
+    (line,) = logs.of("rolled_back")
+    assert (line["level"], line["share"]) == ("warning", 0.25)
+    ((actor, action, outcome),) = await fixture.audit_trail()
     assert (actor, action) == ("the worker", "roll back roll-out")
-    assert outcome.startswith(f"done: 25% to rolled back: {said}")
+    assert outcome.startswith(f"done: 25% to rolled back: {reason}")
 
 
-async def test_challenger_whose_tips_are_dismissed_is_rolled_back(
-    rollout: Rollout, watch: RolloutWatch, database: Database
-) -> None:
-    await write(database, rows_of(dismissing(some(3_000, share=0.25))))
-    await set_stage(database, 0.25)
-    await watch.once()
-    state = await rollout.book.state()
+async def test_challenger_is_rolled_back_when_its_tips_are_dismissed(fixture: RolloutFixture) -> None:
+    await fixture.write(dismissing(some(3_000, share=0.25)))
+    await fixture.set_share(0.25)
+    await fixture.monitor.once()
+    state = await fixture.state()
     assert state.stage == "rolled back"
     assert "The challenger's tips are dismissed more often" in state.reason
 
 
-async def test_dismissals_count_at_once_when_an_older_decision_is_not_settled(
-    rollout: Rollout, watch: RolloutWatch, database: Database
-) -> None:
-    """Otherwise the harm would show only when that one's reward window has closed."""
+async def test_dismissals_count_although_an_older_decision_is_not_settled(fixture: RolloutFixture) -> None:
+    """Otherwise the harm would show only after the reward window of the older decision."""
     (first, *rows) = rows_of(dismissing(some(3_000, share=0.25)), made_ms=NOW_MS - HOUR_MS)
-    await write(database, [{**first, "state": "served", "reward": None, "action": None}, *rows])
-    await set_stage(database, 0.25)
-    assert (await rollout.status()).decisions.evaluated == 0
-    await watch.once()
-    assert (await rollout.book.state()).stage == "rolled back"
+    await fixture.store([{**first, "state": "served", "reward": None, "action": None}, *rows])
+    await fixture.set_share(0.25)
+    assert (await fixture.rollout.status()).decisions.evaluated == 0
+    await fixture.monitor.once()
+    assert (await fixture.state()).stage == "rolled back"
 
 
-async def test_broken_guardrail_is_only_said_in_the_shadow_and_undoes_no_promotion(
-    rollout: Rollout, watch: RolloutWatch, database: Database
-) -> None:
-    await write(database, rows_of(dismissing(some(3_000))))
-    await watch.once()
-    found = await rollout.status()
+async def test_broken_guardrail_is_only_reported_in_the_shadow_and_after_promotion(fixture: RolloutFixture) -> None:
+    await fixture.write(dismissing(some(3_000)))
+    found = await fixture.monitored()
     assert (found.stage, found.verdict.verdict) == ("shadow", "roll back")
     assert (why_not(found, "ramp") or "").startswith("roll back: The challenger's tips are dismissed")
-    await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'promoted', share = 1"))
-    await watch.once()
-    assert (await rollout.book.state()).stage == "promoted"
+    await fixture.execute("UPDATE rollout SET stage = 'promoted', share = 1")
+    await fixture.monitor.once()
+    assert (await fixture.state()).stage == "promoted"
 
 
-async def test_slow_answers_break_nothing_when_the_challenger_serves_nobody(
-    rollout: Rollout, watch: RolloutWatch, database: Database
-) -> None:
-    """They are the champion's; how long the challenger takes is worked out beside, after the answer."""
-    await write(database, rows_of(some(4_000)))
-    await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, elapsed_us=900_000))
-    await watch.once()
-    found = await rollout.status()
+async def test_slow_answers_break_no_guardrail_in_the_shadow(fixture: RolloutFixture) -> None:
+    """All answers are the champion's; the challenger is computed after the answer."""
+    await fixture.write(some(4_000))
+    await fixture.write(some(FEWEST_RECENT, seed=2), made_ms=LATELY, elapsed_us=900_000)
+    found = await fixture.monitored()
     assert found.guardrails.p99_ms.value == pytest.approx(900), "it is shown all the same"
     assert found.guardrails.broken == []
     assert (found.verdict.verdict, found.looks[-1].verdict.verdict) == ("promote", "promote")
     assert why_not(found, "ramp") is None
 
 
-async def test_answers_of_the_champion_do_not_count_when_the_challenger_serves(
-    rollout: Rollout, watch: RolloutWatch, database: Database
+@pytest.mark.parametrize(
+    ("champion_ms", "challenger_ms", "stage"), [(900, 1, "ramp"), (700, 900, "ramp"), (4, 900, "rolled back")]
+)
+async def test_slow_challenger_is_rolled_back_only_when_the_champion_is_faster(
+    fixture: RolloutFixture, champion_ms: int, challenger_ms: int, stage: str
 ) -> None:
-    slow = rows_of(some(FEWEST_RECENT), made_ms=LATELY, elapsed_us=900_000, role="champion")
-    quick = rows_of(some(FEWEST_RECENT), made_ms=LATELY + 1_000, elapsed_us=1_000, role="challenger")
-    await write(database, [*slow, *quick])
-    await set_stage(database, 0.05)
-    await watch.once()
-    found = await rollout.status()
-    assert found.share == 0.05
-    assert found.guardrails.p99_ms.value == pytest.approx(1.0)
+    await fixture.write(some(FEWEST_RECENT), made_ms=LATELY, elapsed_us=champion_ms * 1_000, role="champion")
+    page = some(FEWEST_RECENT)
+    await fixture.write(page, made_ms=LATELY + 1_000, elapsed_us=challenger_ms * 1_000, role="challenger")
+    await fixture.set_share(0.05)
+    await fixture.monitor.once()
+    assert (await fixture.state()).stage == stage
+    if stage == "ramp":
+        assert (await fixture.rollout.status()).guardrails.p99_ms.value == pytest.approx(challenger_ms)
 
 
-@pytest.mark.parametrize(("champion_ms", "stage"), [(700, "ramp"), (4, "rolled back")])
-async def test_machine_that_is_slow_for_everybody_rolls_nothing_back(
-    rollout: Rollout, watch: RolloutWatch, database: Database, champion_ms: int, stage: str
-) -> None:
-    usual = rows_of(some(FEWEST_RECENT), made_ms=LATELY, elapsed_us=champion_ms * 1_000, role="champion")
-    slow = rows_of(some(FEWEST_RECENT), made_ms=LATELY + 1_000, elapsed_us=900_000, role="challenger")
-    await write(database, [*usual, *slow])
-    await set_stage(database, 0.05)
-    await watch.once()
-    found = await rollout.status()
-    assert found.stage == stage
-    assert found.verdict.verdict == ("roll back" if stage == "rolled back" else "insufficient data")
-
-
-async def test_wrong_probabilities_hold_everything(rollout: Rollout, watch: RolloutWatch, database: Database) -> None:
+async def test_wrong_propensities_hold_the_roll_out(fixture: RolloutFixture) -> None:
     page = some(2_000)
     wrong = page._replace(pi_challenger=page.pi_challenger * 1.3)
-    await write(database, rows_of(wrong))
-    await watch.once()
-    found = await rollout.status()
+    await fixture.write(wrong)
+    found = await fixture.monitored()
     assert found.verdict.verdict == "hold"
     with pytest.raises(Conflict, match="cannot be believed"):
-        await rollout.move("ramp", "ann")
+        await fixture.rollout.move("ramp", "ann")
 
 
-async def test_without_a_challenger_nothing_can_be_ramped(database: Database, clock: FakeClock) -> None:
-    rollout = bandit.rollout(Settings(shadow=False), database, clock)
-    assert "PROFILES_SHADOW" in (why_not(await rollout.status(), "ramp") or "")
+async def test_ramp_is_refused_without_a_challenger(fixture: RolloutFixture) -> None:
+    alone = bandit.rollout(Settings(shadow=False), fixture.database, fixture.clock)
+    assert "PROFILES_SHADOW" in (why_not(await alone.status(), "ramp") or "")
 
 
-async def test_nobody_is_alarmed_when_there_is_no_challenger_that_could_serve(
-    rollout: Rollout, watch: RolloutWatch, database: Database, clock: FakeClock
-) -> None:
-    await write(database, rows_of(some(4_000, skill=-1.5)))
-    await set_stage(database, 0.25)
-    await watch.once()
-    told = await rollout.alarm()
-    assert told is not None
-    assert told.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
-    alone = bandit.rollout(Settings(shadow=False), database, clock)
+async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -> None:
+    await fixture.write(some(4_000, skill=-1.5))
+    await fixture.set_share(0.25)
+    await fixture.monitor.once()
+    alarm = await fixture.rollout.alarm()
+    assert alarm is not None
+    assert alarm.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
+    alone = bandit.rollout(Settings(shadow=False), fixture.database, fixture.clock)
     assert await alone.alarm() is None
 
 
-async def test_alarm_is_about_the_lift_and_not_about_a_guardrail_that_was_broken_when_the_look_was_made(
-    rollout: Rollout, watch: RolloutWatch, database: Database, clock: FakeClock
-) -> None:
-    await write(database, rows_of(some(4_000)))
-    await write(database, rows_of(some(FEWEST_RECENT, seed=2), made_ms=LATELY, profile_present=0))
-    await watch.once()
-    assert (await rollout.status()).verdict.verdict == "roll back"
-    clock.advance(2 * HOUR_MS)
-    await rollout.move("ramp", "ann")
-    assert await rollout.alarm() is None
+async def test_alarm_ignores_a_guardrail_broken_at_the_time_of_the_look(fixture: RolloutFixture) -> None:
+    await fixture.write(some(4_000))
+    await fixture.write(some(FEWEST_RECENT, seed=2), made_ms=LATELY, profile_present=0)
+    await fixture.monitor.once()
+    assert (await fixture.rollout.status()).verdict.verdict == "roll back"
+    fixture.clock.advance(2 * HOUR_MS)
+    await fixture.rollout.move("ramp", "ann")
+    assert await fixture.rollout.alarm() is None
 
 
-async def test_broken_guardrail_alarms_when_the_challenger_is_promoted(
-    rollout: Rollout, database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+async def test_broken_guardrail_raises_an_alarm_after_promotion(
+    fixture: RolloutFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    real = rollout.book.recent
+    real = fixture.rollout.repository.recent
 
     async def recent(since_ms: int, limit: int) -> RecentDecisions:
         asked.append(since_ms)
         return await real(since_ms, limit)
 
-    monkeypatch.setattr(rollout.book, "recent", recent)
-    slow = rows_of(some(FEWEST_RECENT, share=1.0), made_ms=LATELY, elapsed_us=900_000, role="challenger")
-    await write(database, slow)
-    await set_stage(database, 1.0)
-    await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'promoted'"))
-    told = await rollout.alarm()
-    assert told is not None
-    assert told.text == (
+    monkeypatch.setattr(fixture.rollout.repository, "recent", recent)
+    await fixture.write(some(FEWEST_RECENT, share=1.0), made_ms=LATELY, elapsed_us=900_000, role="challenger")
+    await fixture.set_share(1.0)
+    await fixture.execute("UPDATE rollout SET stage = 'promoted'")
+    alarm = await fixture.rollout.alarm()
+    assert alarm is not None
+    assert alarm.text == (
         "The challenger is promoted, and a guardrail is broken. "
         "One answer in a hundred takes over 900 ms; 100 ms is allowed."
     )
-    assert "Nothing rolls it back by itself" in told.advice
-    assert await rollout.alarm() == told
-    assert len(asked) == 1, "the overview is drawn again and again"
-    clock.advance(2 * HOUR_MS)
-    assert await rollout.alarm() is None
+    assert "roll back" in alarm.advice
+    assert await fixture.rollout.alarm() == alarm
+    assert len(asked) == 1, "the second alarm uses the cached guardrails"
+    fixture.clock.advance(2 * HOUR_MS)
+    assert await fixture.rollout.alarm() is None
     assert len(asked) == 2
 
 
-def test_guardrails_are_looked_at_often_and_seldom_wrong() -> None:
-    assert rollout_module.RAIL_LEVEL * rollout_module.RAIL_REPLICATES >= 1  # its tail is read off, not guessed
+def test_guardrail_level_is_resolved_by_its_replicates() -> None:
+    assert GUARDRAIL_LEVEL * GUARDRAIL_REPLICATES >= 1  # so the tail is not extrapolated

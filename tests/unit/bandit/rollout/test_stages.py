@@ -1,32 +1,40 @@
-"""The stages of a roll-out: every move from every stage, and on what grounds."""
+"""The stages of a roll-out: every move from every stage and its conditions; and which users the challenger serves."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.rollout.stages import MOVES, Move, RolloutState, Stage, StageEvidence, Target, refusal, target
+from app.bandit.rollout.stages import (
+    MOVES,
+    Move,
+    RolloutState,
+    Stage,
+    Target,
+    refusal,
+    serves_challenger,
+    target,
+    user_position,
+)
 from app.bandit.rollout.verdict import Verdict
 from app.errors import Conflict
 
 GOOD = Verdict("promote", "It is better.", improved=True)
 HARMLESS = Verdict("promote", "It is no worse.")
-STAGES: list[tuple[Stage, float]] = [
-    ("shadow", 0.0),
-    ("ramp", 0.05),
-    ("ramp", 0.25),
-    ("ramp", 1.0),
-    ("promoted", 1.0),
-    ("rolled back", 0.0),
-]
+ids = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=128)
 
 
-def standing(
-    stage: Stage, share: float, said: Verdict = GOOD, served: int = 200, *, challenged: bool = True
-) -> StageEvidence:
-    """A roll-out that is there."""
-    return StageEvidence(RolloutState(stage, share, "why", "ann", 0, 0), said, served, challenged)
+def state_of(stage: Stage, share: float) -> RolloutState:
+    return RolloutState(stage, share, "why", "ann", 0, 0)
+
+
+def refused(
+    move: Move, stage: Stage, share: float, said: Verdict = GOOD, served: int = 200, *, challenged: bool = True
+) -> str:
+    """Why a move is not allowed; empty if it is."""
+    return refusal(move, state_of(stage, share), said, served, challenged) or ""
 
 
 @pytest.mark.parametrize(
@@ -52,52 +60,74 @@ def standing(
         ("rolled back", 0.0, "rollback", "rolled back already"),
     ],
 )
-def test_moves_lead_where_they_may(stage: Stage, share: float, move: Move, to: Target | str) -> None:
-    found = standing(stage, share)
+def test_moves_lead_to_their_target_or_are_refused(stage: Stage, share: float, move: Move, to: Target | str) -> None:
     if isinstance(to, Target):
-        assert target(move, found) == to
-        assert refusal(move, found) is None
+        assert target(move, state_of(stage, share), GOOD, 200, True) == to
+        assert refused(move, stage, share) == ""
     else:
         with pytest.raises(Conflict, match=to):
-            target(move, found)
-        assert to in (refusal(move, found) or "")
+            target(move, state_of(stage, share), GOOD, 200, True)
+        assert to in refused(move, stage, share)
 
 
-@pytest.mark.parametrize("stage", STAGES[:3])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.25])
 @pytest.mark.parametrize("word", ["insufficient data", "hold", "roll back"])
-def test_nothing_is_ramped_against_the_verdict(stage: tuple[Stage, float], word: str) -> None:
+def test_ramp_is_refused_against_the_verdict(share: float, word: str) -> None:
     said = Verdict(word, "Thus.")  # type: ignore[arg-type]  # one of its words
-    assert refusal("ramp", standing(*stage, said)) == f"{word}: Thus."
+    assert refused("ramp", "ramp" if share else "shadow", share, said) == f"{word}: Thus."
 
 
-def test_no_worse_is_good_enough_to_be_ramped_and_not_to_be_promoted() -> None:
-    assert target("ramp", standing("ramp", 0.25, HARMLESS)) == Target("ramp", 1.0)
-    assert refusal("promote", standing("ramp", 1.0, HARMLESS)) == "no improvement is shown: It is no worse."
+def test_challenger_that_is_no_worse_is_ramped_and_not_promoted() -> None:
+    assert target("ramp", state_of("ramp", 0.25), HARMLESS, 200, True) == Target("ramp", 1.0)
+    assert refused("promote", "ramp", 1.0, HARMLESS) == "no improvement is shown: It is no worse."
 
 
-def test_stage_must_have_served_before_the_next() -> None:
-    assert "at 5%, 199 are settled; 200 are needed" in (refusal("ramp", standing("ramp", 0.05, served=199)) or "")
-    assert "at 100%, 0 are settled" in (refusal("promote", standing("ramp", 1.0, served=0)) or "")
-    assert refusal("ramp", standing("shadow", 0.0, served=0)) is None
-    assert refusal("rollback", standing("ramp", 0.05, served=0)) is None
+def test_move_is_refused_when_the_stage_has_served_too_little() -> None:
+    assert "at 5%, 199 are settled; 200 are needed" in refused("ramp", "ramp", 0.05, served=199)
+    assert "at 100%, 0 are settled" in refused("promote", "ramp", 1.0, served=0)
+    assert refused("ramp", "shadow", 0.0, served=0) == ""
+    assert refused("rollback", "ramp", 0.05, served=0) == ""
 
 
-def test_without_a_challenger_there_is_only_the_way_back() -> None:
-    for move in ("ramp", "promote"):
-        assert "PROFILES_SHADOW" in (refusal(move, standing("ramp", 0.05, challenged=False)) or "")
-    assert refusal("rollback", standing("ramp", 0.05, challenged=False)) is None
+def test_only_rollback_is_allowed_without_a_challenger() -> None:
+    assert "PROFILES_SHADOW" in refused("ramp", "ramp", 0.05, challenged=False)
+    assert "PROFILES_SHADOW" in refused("promote", "ramp", 0.05, challenged=False)
+    assert refused("rollback", "ramp", 0.05, challenged=False) == ""
 
 
 @given(st.lists(st.sampled_from(MOVES), max_size=12), st.booleans())
-def test_more_users_come_one_step_at_a_time_and_go_all_at_once(moves: list[Move], well: bool) -> None:
-    state = standing("shadow", 0.0).state
+def test_share_grows_step_by_step_and_falls_at_once(moves: list[Move], well: bool) -> None:
+    state, verdict = state_of("shadow", 0.0), GOOD if well else Verdict("hold", "No.")
     for move in moves:
-        found = StageEvidence(state, GOOD if well else Verdict("hold", "No."), 200, challenged=True)
-        if refusal(move, found) is not None:
+        if refusal(move, state, verdict, 200, True) is not None:
             continue
-        to = target(move, found)
+        to = target(move, state, verdict, 200, True)
         steps = [0.0, 0.05, 0.25, 1.0]
         assert to.share == 0 or steps.index(to.share) - steps.index(state.share) in (0, 1)
         assert (to.share == 0) or well
         assert (to.stage == "ramp") == (to.share > 0 and to.stage != "promoted")
         state = state._replace(stage=to.stage, share=to.share)
+
+
+@pytest.mark.parametrize(
+    ("user_id", "position"),
+    [("user-1", 0.12788333465164436), ("user-2", 0.029899515620194883), ("Zoë", 0.02168192271570346)],
+)
+def test_position_never_changes(user_id: str, position: float) -> None:
+    assert user_position(user_id) == position
+
+
+@given(ids, st.floats(0, 1), st.floats(0, 1))
+def test_user_stays_with_the_challenger_when_its_share_grows(user_id: str, one: float, other: float) -> None:
+    less, more = sorted((one, other))
+    assert serves_challenger(user_id, more) >= serves_challenger(user_id, less)
+    assert 0 <= user_position(user_id) < 1
+    assert (serves_challenger(user_id, 0.0), serves_challenger(user_id, 1.0)) == (False, True)
+
+
+def test_positions_are_uniform_when_ids_follow_a_pattern() -> None:
+    positions = np.sort([user_position(f"user-{number}") for number in range(20_000)])
+    # Kolmogorov-Smirnov: in 99.9 % of uniform samples the largest distance is below 1.95 / sqrt(n).
+    distance = np.abs(positions - (np.arange(20_000) + 0.5) / 20_000).max()
+    assert distance < 1.95 / np.sqrt(20_000)
+    assert len(set(positions)) == 20_000

@@ -1,4 +1,4 @@
-"""The verdict: every word, each for its reason, with the figures in whole sentences."""
+"""The verdict: every rule, in its order, with its reason."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from app.bandit.rollout.bootstrap_intervals import Interval
 from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, too_little, verdict
 
 LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
-RAILS = Guardrails(
+GUARDRAILS = Guardrails(
     dismissed_champion=0.2,
     dismissed_challenger=0.21,
     dismissed_more=Interval(0.01, -0.01, 0.03),
     p99_ms=12,
     no_profile=0.2,
 )
+GUARDRAIL_FIELDS = Guardrails.__struct_fields__
 VALUE = Interval(0.4, 0.38, 0.42)
 FIGURES = Estimates(
     n=8_000,
@@ -44,11 +45,11 @@ FIGURES = Estimates(
 
 
 def judged(**fields: Any) -> Verdict:
-    """The verdict on a good challenger, but for some figures; those of guardrails by their own names."""
-    rails = {name: value for name, value in fields.items() if hasattr(RAILS, name)}
-    others = {name: value for name, value in fields.items() if name not in rails}
+    """The verdict on a good challenger with some fields of estimates or guardrails replaced."""
+    guardrails = {name: value for name, value in fields.items() if name in GUARDRAIL_FIELDS}
+    others = {name: value for name, value in fields.items() if name not in GUARDRAIL_FIELDS}
     figures = msgspec.structs.replace(FIGURES, **others)
-    return verdict(figures, msgspec.structs.replace(RAILS, **rails), LIMITS)
+    return verdict(figures, msgspec.structs.replace(GUARDRAILS, **guardrails), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +66,13 @@ def judged(**fields: Any) -> Verdict:
         ({"mean_weight": 0.9699}, "hold", "cannot be believed"),
         ({"mean_weight": 1.03}, "promote", "improvement"),
         ({"mean_weight": 1 + 1e-12, "mean_weight_error": 0.0}, "promote", "improvement"),
-        ({"ess": 999}, "insufficient data", "8,000 decisions say as much of the challenger as 999"),
-        ({"n": 20_000, "ess": 1_999}, "insufficient data", "2,000 are needed"),
+        ({"ess": 999}, "insufficient data", "size of 8,000 decisions is 999 for the challenger"),
+        ({"n": 20_000, "ess": 1_999}, "insufficient data", "2,000 is needed"),
         ({"n": 20_000, "ess": 2_000}, "promote", "improvement"),
-        ({"champion_ess": 999}, "insufficient data", "8,000 decisions say as much of the champion as 999 of its own"),
-        ({"n": 50_000, "ess": 50_000, "champion_ess": 4_999}, "insufficient data", "5,000 are needed"),
-        ({"ess": 998, "champion_ess": 999}, "insufficient data", "of the challenger as 998"),
-        ({"ess": 999, "champion_ess": 998}, "insufficient data", "of the champion as 998"),
+        ({"champion_ess": 999}, "insufficient data", "size of 8,000 decisions is 999 for the champion"),
+        ({"n": 50_000, "ess": 50_000, "champion_ess": 4_999}, "insufficient data", "5,000 is needed"),
+        ({"ess": 998, "champion_ess": 999}, "insufficient data", "998 for the challenger"),
+        ({"ess": 999, "champion_ess": 998}, "insufficient data", "998 for the champion"),
         ({"lift": Interval(0.01, 0.0, 0.02)}, "promote", "an improvement is not shown"),
         ({"lift": Interval(-0.00001, -0.01, 0.00001)}, "promote", "earns +0.0000 a decision"),
         ({"lift": Interval(0.01, -0.00001, 0.02)}, "promote", "(+0.0000 to +0.0200)"),
@@ -91,7 +92,7 @@ def judged(**fields: Any) -> Verdict:
         ({"p99_ms": 361.0, "champion_p99_ms": 240.0}, "roll back", "361 ms; 360 ms is allowed."),
         ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
         ({"no_profile": 0.61}, "roll back", "61.0% of the decisions were made without a profile"),
-        # What is tried first.
+        # The first rule that applies decides.
         ({"n": 10, "p99_ms": 250.0}, "roll back", "250 ms"),
         ({"n": 10, "mean_weight": 2.0}, "insufficient data", "10 decisions"),
         ({"n": 1}, "insufficient data", "1 decision can"),
@@ -111,14 +112,14 @@ def test_verdict_follows_the_rules_in_their_order(fields: dict[str, Any], word: 
 
 
 def test_reason_names_every_guardrail_that_is_broken() -> None:
-    bad = msgspec.structs.replace(RAILS, dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, no_profile=0.9)
+    bad = msgspec.structs.replace(GUARDRAILS, dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, no_profile=0.9)
     assert len(broken(bad, LIMITS)) == 3
     reason = verdict(FIGURES, bad, LIMITS).reason
     assert all(part in reason for part in ("dismissed more often", "101 ms", "90.0%"))
-    assert broken(RAILS, LIMITS) == []
+    assert broken(GUARDRAILS, LIMITS) == []
 
 
-def test_one_user_is_not_many() -> None:
+def test_reason_has_the_singular_for_one_user() -> None:
     found = too_little(5_000, 1)
     assert found is not None
     assert "those of 1 user;" in found.reason
@@ -138,7 +139,7 @@ weights = st.tuples(st.floats(0, 10), st.floats(0, 1), st.floats(0, 10**7))  # t
     of_champion=weights,
     p99=st.one_of(st.none(), st.floats(0, 1_000)),
 )
-def test_nothing_is_promoted_unless_everything_the_gate_asks_for_holds(
+def test_promote_is_given_if_and_only_if_every_condition_holds(
     n: int,
     users: int,
     lift: Interval,

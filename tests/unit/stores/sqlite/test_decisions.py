@@ -19,8 +19,8 @@ from app.features.clock import DAY_MS
 from app.stores.sqlite import decisions, learning, states
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import WRITTEN, decision_of, row_of
+from tests.support.bandit_process import BanditProcess
 from tests.support.events import feedback
-from tests.support.learning import School
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=8)
@@ -85,27 +85,27 @@ def test_a_decision_comes_back_as_it_was_to_the_last_bit(decision: Decision) -> 
 async def test_old_decisions_go_with_what_belongs_to_them_and_priors_stay_as_long_as_they_are_named(
     database: Database,
 ) -> None:
-    school = School(database)
+    process = BanditProcess(database)
     kept: list[Decision] = []
     for day in range(6):
-        decision = await school.decide(request_id=f"request-{day}")
-        await school.tell(feedback("ann", school.clock.now_ms(), tip_id=decision.chosen_id, decision_id=decision.id))
-        await school.bandit.maintenance.pool()
+        decision = await process.decide(request_id=f"request-{day}")
+        await process.consume(
+            feedback("ann", process.clock.now_ms(), tip_id=decision.chosen_id, decision_id=decision.id)
+        )
+        await process.bandit.maintenance.pool()
         kept.append(decision)
-        school.clock.advance(DAY_MS)
+        process.clock.advance(DAY_MS)
     before_ms = kept[3].created_at_ms
-    prune = school.bandit.decisions.prune
+    prune = process.bandit.decisions.prune
     assert [await prune(before_ms, 2), await prune(before_ms, 2), await prune(before_ms, 2)] == [2, 1, 0]
-    assert await school.rows("SELECT decision_id FROM tip_scores") == [(item.id,) for item in kept[3:]]
-    assert await school.rows("SELECT COUNT(*) FROM decision_events") == [(3,)]
+    assert await process.rows("SELECT decision_id FROM tip_scores") == [(item.id,) for item in kept[3:]]
+    assert await process.rows("SELECT COUNT(*) FROM decision_events") == [(3,)]
     assert [item.prior_version for item in kept] == [0, 1, 2, 3, 4, 5]
-    assert await school.rows("SELECT version FROM bandit_priors") == [(3,), (4,), (5,), (6,)]
-    evidence = await school.evidence()
-    assert evidence is not None
-    assert evidence.decisions == 6, "what was learned stays"
-    school.clock.advance(100 * DAY_MS)
-    assert await prune(school.clock.now_ms(), 10) == 3
-    assert await school.rows("SELECT version FROM bandit_priors") == [(6,)], "the newest is in force"
+    assert await process.rows("SELECT version FROM bandit_priors") == [(3,), (4,), (5,), (6,)]
+    assert (await process.statistics()).decisions == 6, "pruning keeps what was learned"
+    process.clock.advance(100 * DAY_MS)
+    assert await prune(process.clock.now_ms(), 10) == 3
+    assert await process.rows("SELECT version FROM bandit_priors") == [(6,)], "the newest is in force"
 
 
 STATEMENTS = {

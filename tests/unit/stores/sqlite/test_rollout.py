@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.bandit.rollout.aggregates import Page, Sums
+from app.bandit.rollout.aggregates import DecisionPage, DecisionSums
 from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
@@ -38,13 +38,13 @@ def book(database: Database) -> SqliteRollout:
 
 def look(number: int) -> RolloutLook:
     """A look that found something."""
-    sums = Sums()
+    sums = DecisionSums()
     sums.add(some(1_000))
     estimates = sums.estimates(0.1, np.random.default_rng(1), replicates=50)
     return RolloutLook(number, NOW_MS, 0.1, "shadow", estimates, Verdict("hold", "Wait."))
 
 
-async def all_of(book: SqliteRollout, state: RolloutState, until: int = NEWEST) -> list[Page]:
+async def all_of(book: SqliteRollout, state: RolloutState, until: int = NEWEST) -> list[DecisionPage]:
     """Every page."""
     return [page async for page in book.pages(state, until)]
 
@@ -68,7 +68,7 @@ async def test_decisions_come_back_as_they_were_in_pages_in_order(
     pages = await all_of(book, state)
     assert [len(item.users) for item in pages] == [100, 100, 50]
     assert [user for item in pages for user in item.users] == page.users
-    for name in Page._fields[1:]:
+    for name in DecisionPage._fields[1:]:
         if name != "dismissed":
             together = np.concatenate([getattr(item, name) for item in pages])
             assert np.array_equal(together, getattr(page, name)), name
@@ -176,7 +176,7 @@ async def test_looks_are_kept_once_each_and_another_releases_are_left_out(
 ) -> None:
     state, first = await book.state(), look(1)
     assert await book.add_look(first, state)
-    assert not await book.add_look(msgspec.structs.replace(look(1), words="25%"), state)
+    assert not await book.add_look(msgspec.structs.replace(look(1), stage="25%"), state)
     assert await book.add_look(look(2), state)
     assert [item.number for item in await book.looks()] == [1, 2]
     assert (await book.looks())[0] == first

@@ -52,9 +52,9 @@ def test_decisions_and_shadows_are_the_same_after_the_way(asked: list[tuple[int,
 
 def test_vectors_that_do_not_lie_in_one_piece_are_the_same_after_the_way() -> None:
     item = decided(7, 5, challenger=False, explore=True)
-    terms = item.terms.by_candidate
+    terms = item.factors.by_candidate
     wide = np.hstack([terms, terms])[:, : terms.shape[1]]
-    (found,) = decode_decisions(encode_decisions([item._replace(terms=item.terms._replace(by_candidate=wide))]))
+    (found,) = decode_decisions(encode_decisions([item._replace(factors=item.factors._replace(by_candidate=wide))]))
     assert flat(found) == flat(item)
 
 
@@ -64,9 +64,9 @@ def test_a_failure_is_told_with_its_reason() -> None:
 
 def test_arrays_that_do_not_fit_each_other_are_refused() -> None:
     item = decided(7, 5, challenger=False, explore=True)
-    short = item.terms._replace(by_candidate=item.terms.by_candidate[:, :3])
+    short = item.factors._replace(by_candidate=item.factors.by_candidate[:, :3])
     with pytest.raises(ValueError, match="reshape"):
-        decode_decisions(encode_decisions([item._replace(terms=short)]))
+        decode_decisions(encode_decisions([item._replace(factors=short)]))
 
 
 @pytest.mark.parametrize("message", [b"", b"\x93", b"\xc0", encode_failure("x") + b"\x00"])

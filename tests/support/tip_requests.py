@@ -1,4 +1,4 @@
-"""Orders of tip texts: a builder, and a strategy for all that the API accepts."""
+"""Requests for tips: an example, and a strategy for everything that the API accepts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 from hypothesis import strategies as st
 
-from app.generation.ports import Order, Task
+from app.generation.ports import Task, TipRequest
 from app.generation.profile_traits import ALLOWED, Traits, traits_of
 
 NOW = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
@@ -22,29 +22,17 @@ FINISHER = traits_of(HABITS)
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 NEAR = st.timedeltas(timedelta(days=-400), timedelta(days=400)).map(lambda apart: NOW + apart)
 MOMENTS = st.datetimes(timezones=OFFSETS) | st.tuples(NEAR, OFFSETS).map(lambda pair: pair[0].astimezone(pair[1]))
-# Any JSON text: many scripts, invisible characters, and characters that resemble markup.
+PIECES = (
+    *("word", "«mot»", "„Wort“", "“", '"', "…", "!"),
+    *("https://x.example", "a.m.", "**", "[ ]", "\u202e", "👩\u200d👧"),
+)
+# Any text that JSON can contain: many scripts, invisible characters, and text that resembles the marks.
 TEXTS = st.one_of(
     st.text(max_size=300),
     st.text(st.characters(categories=["Cc", "Cf", "Zs", "Zl", "Zp"]), max_size=40),
     st.text("<>/task-\\u003c\"'`\n{}[]: abc", max_size=300),
     st.lists(
-        st.sampled_from(
-            [
-                "word",
-                "«mot»",
-                "„Wort“",
-                "“",
-                '"',
-                "…",
-                "!",
-                "https://x.example",
-                "a.m.",
-                "**",
-                "[ ]",
-                "\u202e",
-                "👩\u200d👧",
-            ]
-        ),
+        st.sampled_from(PIECES),
         max_size=60,
     ).map(" ".join),
 )
@@ -69,10 +57,10 @@ TASKS = st.builds(
     due_at=st.none() | MOMENTS,
     priority=PRIORITIES,
 )
-ORDERS = st.builds(Order, task=TASKS, traits=FEATURES.map(traits_of), locale=LOCALES, now=st.just(NOW))
+REQUESTS = st.builds(TipRequest, task=TASKS, traits=FEATURES.map(traits_of), locale=LOCALES, now=st.just(NOW))
 
 
-def order(
+def tip_request(
     title: str = "Renew the passport",
     *,
     notes: str | None = None,
@@ -81,7 +69,6 @@ def order(
     traits: Traits = Traits(),  # noqa: B008  # immutable
     locale: str = "en",
     now: datetime = NOW,
-) -> Order:
-    """An order for a task. Fields that are not given are absent."""
+) -> TipRequest:
     task = Task(title=title, notes=notes, due_at=due_at, priority=priority)
-    return Order(task=task, traits=traits, locale=locale, now=now)
+    return TipRequest(task=task, traits=traits, locale=locale, now=now)

@@ -1,8 +1,10 @@
-"""Wording a tip: the model is asked where there is one, and the template stands in for whatever goes wrong.
+"""Generates tips: asks the model if there is one, and uses the template if anything goes wrong.
 
-Invariants: every text keeps the rules of `app.generation.text_rules`, whatever the model returns. At most `at_once`
-calls run at a time; a request beyond that gets the template at once. While the model is skipped, no call begins. After
-a stop, no call lasts longer than `STOPPING_S`.
+Invariants:
+- Every text passes `app.generation.text_rules.text_problem`, whatever the model returns.
+- At most `at_once` calls run at a time. A request beyond that gets the template at once.
+- No call starts while the model is skipped after repeated failures.
+- After `stop`, no call lasts longer than `STOPPING_S`.
 """
 
 from __future__ import annotations
@@ -12,21 +14,21 @@ from typing import NamedTuple
 
 from app.errors import FallbackReason, ModelFailed
 from app.features.clock import Clock
-from app.generation.ports import Order, Writer
+from app.generation.ports import TipRequest, Writer
 from app.generation.prompt import PROMPT_VERSION
-from app.generation.template import worded
-from app.generation.text_rules import links, problem_of, tidied
+from app.generation.template import template_tip
+from app.generation.text_rules import has_link, single_spaced, text_problem
 from app.telemetry import Metrics, logger
 
-NOT_ASKED = frozenset({"circuit open", "busy", "stopping"})
+NOT_CALLED = frozenset({"circuit open", "busy", "stopping"})
 SKIP_AFTER = 3  # failures in a row
 SKIP_S, LONGEST_SKIP_S = 5.0, 60.0
-STOPPING_S = 1.5  # of the five seconds that a process takes to stop at most
+STOPPING_S = 1.5  # of the five seconds within which a process must stop
 log = logger("generation")
 
 
-class Written(NamedTuple):
-    """A tip. Without a `model` the template wrote it; `reason` says why, where a model should have."""
+class GeneratedTip(NamedTuple):
+    """A tip. `model` is None if the template wrote it; `reason` then says why the model did not, if there is one."""
 
     text: str
     model: str | None
@@ -35,18 +37,16 @@ class Written(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A writer that may fail, its name, and how many calls it takes at once."""
+    """A writer that may fail, the model's name, and the limit of concurrent calls."""
 
     writer: Writer
     name: str
     at_once: int
 
 
-class Writing:
-    """One per process."""
-
+class TipGenerator:
     def __init__(self, model: Model | None, clock: Clock, metrics: Metrics) -> None:
-        """Without a model every tip is worded by the template, and that is no failure."""
+        """Without a model the template writes every tip, which counts as no failure."""
         self._model = model
         self._clock = clock
         self._metrics = metrics
@@ -55,41 +55,42 @@ class Writing:
         self._under_way: set[asyncio.Timeout] = set()
         self._stopping = False
 
-    async def write(self, order: Order) -> Written:
-        """Word a tip; never fails."""
+    async def write(self, request: TipRequest) -> GeneratedTip:
+        """Generate a tip. Never raises."""
         if self._model is None:
             self._metrics.generations.labels("template").inc()
-            return Written(worded(order), None, None)
+            return GeneratedTip(template_tip(request), None, None)
         try:
-            written = Written(await self._asked(self._model, order), self._model.name, None)
+            tip = GeneratedTip(await self._ask(self._model, request), self._model.name, None)
         except ModelFailed as failed:
-            tell = log.debug if failed.reason in NOT_ASKED else log.info  # a line for each would add to the load
-            tell("model_failed", reason=failed.reason, detail=str(failed))
-            written = Written(worded(order), None, failed.reason)
-        except Exception:  # a defect; the tip is worded all the same
+            # One line for each request that makes no call would add to the load.
+            write_log = log.debug if failed.reason in NOT_CALLED else log.info
+            write_log("model_failed", reason=failed.reason, detail=str(failed))
+            tip = GeneratedTip(template_tip(request), None, failed.reason)
+        except Exception:  # a defect of this service; the request gets a tip all the same
             log.exception("model_failed")
-            written = Written(worded(order), None, "internal error")
-        self._metrics.generations.labels(written.reason or "model").inc()
-        return written
+            tip = GeneratedTip(template_tip(request), None, "internal error")
+        self._metrics.generations.labels(tip.reason or "model").inc()
+        return tip
 
     def stop(self) -> None:
-        """The process is about to end: ask no model any more, and wait shortly for the answers under way."""
+        """Start no more calls, and end those in progress within `STOPPING_S`."""
         if self._stopping:
             return
         self._stopping = True
         for timer in self._under_way:
             timer.reschedule(asyncio.get_running_loop().time() + STOPPING_S)
 
-    async def _asked(self, model: Model, order: Order) -> str:
+    async def _ask(self, model: Model, request: TipRequest) -> str:
         if self._stopping:
             raise ModelFailed("stopping", "the process is about to end", well=True)
         if len(self._under_way) >= model.at_once:
-            raise ModelFailed("busy", f"{model.at_once} calls are under way", well=True)
+            raise ModelFailed("busy", f"{model.at_once} calls are in progress", well=True)
         started = self._clock.monotonic()
         if started < self._skip_until:
             raise ModelFailed("circuit open", "it failed several times in a row")
         try:
-            text = tidied(await self._until_stopped(model, order))
+            text = single_spaced(await self._until_stopped(model, request))
         except ModelFailed as failed:
             self._note(started, well=failed.well, pause_s=failed.pause_s)
             raise
@@ -97,7 +98,7 @@ class Writing:
             self._note(started, well=False)
             raise
         self._note(started, well=True)
-        if (problem := problem_of(text, may_link=links(order.task.title))) is not None:
+        if (problem := text_problem(text, may_link=has_link(request.task.title))) is not None:
             raise ModelFailed("invalid answer", f"the text is no tip: {problem}", well=True)
         return text
 
@@ -115,12 +116,12 @@ class Writing:
             self._skip_until = max(self._skip_until, now + skip_s)
             log.warning("model_skipped", for_s=skip_s)
 
-    async def _until_stopped(self, model: Model, order: Order) -> str:
+    async def _until_stopped(self, model: Model, request: TipRequest) -> str:
         timer = asyncio.timeout(None)
         try:
             async with timer:
                 self._under_way.add(timer)
-                return await model.writer.write(order)
+                return await model.writer.write(request)
         except TimeoutError:
             if not timer.expired():
                 raise

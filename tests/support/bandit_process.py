@@ -1,0 +1,208 @@
+"""One process of the bandit over a real database, with a fake clock, given profiles and an event consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest, Shadow
+from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.policies import Policies
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.shadow.scores import Unshadowed, shadows_of
+from app.bootstrap.bandit import bandit
+from app.errors import Unavailable
+from app.events.consume import SWEEP_AGE_MS, Consumer
+from app.features.events import TipEvent
+from app.features.registry import Scalar
+from app.settings import Settings
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.states import read_statistics
+from app.stores.sqlite.users import SqliteUsers
+from app.telemetry import Metrics
+from tests.support.clock import FakeClock
+from tests.support.consumption import Drops
+from tests.support.events import admitted, feedback, served
+from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
+
+HOUR_MS = 3_600_000
+WINDOW_MS = Settings().reward_window_hours * HOUR_MS
+PROFILE: Mapping[str, Scalar] = {"completion_rate_30d": 0.9, "tip_volume_30d": 40, "preferred_hour": 8}
+TIPS = tuple(Candidate(f"tip-{number}", number % 2 == 0, 3.0 * number, float(number)) for number in range(4))
+_numbers = itertools.count(1)
+
+
+class InlineShadowWork:
+    """Computes shadows on the event loop; a test of the subprocess compares its results with these.
+
+    Calls raise `failures` first. If `stuck`, they wait for `close`.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+        self.stuck = False
+        self._closed = asyncio.Event()
+
+    async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
+        if self.stuck:
+            await self._closed.wait()
+            raise Unavailable("closed")
+        if self.failures:
+            raise self.failures.pop(0)
+        return shadows_of(group, Policies.of(shadow=True))
+
+    async def close(self) -> None:
+        self._closed.set()
+
+
+def inject_failures(patch: pytest.MonkeyPatch, owner: type, method: str, failures: Iterable[Exception | None]) -> None:
+    """Let the next calls of an asynchronous method raise these errors. None: the call succeeds."""
+    real, pending = getattr(owner, method), iter(failures)
+
+    async def failing(self: object, *arguments: object) -> object:
+        if (failure := next(pending, None)) is not None:
+            raise failure
+        return await real(self, *arguments)
+
+    patch.setattr(owner, method, failing)
+
+
+class BanditProcess:
+    """`while_reading_profile` is called whenever a profile is read."""
+
+    def __init__(self, database: Database, *, shadow: bool = True, clock: FakeClock | None = None) -> None:
+        self.database = database
+        self.clock = clock or FakeClock()
+        self.metrics = Metrics()
+        self.shadow_work = InlineShadowWork()
+        self.profiles: dict[str, Mapping[str, Scalar]] = {}
+        self.while_reading_profile: Callable[[], Any] | None = None
+        self.bandit = bandit(
+            Settings(shadow=shadow),
+            database,
+            self._profile,
+            self.clock,
+            self.metrics,
+            shadow_work=self.shadow_work,
+            new_id=lambda: f"decision-{next(_numbers)}",
+        )
+        self.log = SqliteEventLog(database)
+        self.dead_letters = SqliteDeadLetters(database)
+        self.users = SqliteUsers(database)
+        self.consumer = Consumer(
+            log=self.log,
+            letters=self.dead_letters,
+            invalidator=Drops(),
+            learners=[self.bandit.learner],
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+
+    async def _profile(self, user_id: str) -> Mapping[str, Scalar]:
+        if self.while_reading_profile is not None:
+            await self.while_reading_profile()
+        return self.profiles.get(user_id, PROFILE)
+
+    async def decide(self, user_id: str = "ann", **asked: Any) -> Decision:
+        """A decision about `TIPS`; other fields of `ScoringRequest` by keyword."""
+        fields: dict[str, Any] = {"candidates": TIPS, "context": Context(), **asked}
+        return await self.bandit.scorer.score(ScoringRequest(user_id=user_id, **fields))
+
+    async def decide_at_once(self, users: int) -> list[Decision | BaseException]:
+        """Concurrent decisions about different users, or their errors."""
+        decisions = (self.decide(f"user-{number}") for number in range(users))
+        return await asyncio.gather(*decisions, return_exceptions=True)
+
+    async def set_share(self, share: float) -> None:
+        """Set the share of users that the challenger serves."""
+        await self.execute("UPDATE rollout SET share = ?", share)
+
+    async def stored(self, condition: str = "TRUE") -> int:
+        """The number of stored decisions."""
+        return int((await self.rows(f"SELECT COUNT(*) FROM tip_scores WHERE {condition}"))[0][0])
+
+    async def shadowed(self) -> int:
+        """The number of stored decisions that have a shadow."""
+        return await self.stored("challenger_pi IS NOT NULL")
+
+    async def close(self) -> None:
+        await asyncio.wait_for(self.bandit.scorer.close(), 5)
+
+    async def store(self, *events: TipEvent) -> list[int]:
+        """Append events to the log without consuming them; returns their sequence numbers."""
+        (appended,) = await self.log.append([[admitted(event, self.clock.now_ms()) for event in events]])
+        return list(appended.seqs)  # type: ignore[union-attr]  # no event id is used twice
+
+    async def consume(self, *events: TipEvent) -> None:
+        seqs = await self.store(*events)
+        assert await self.consumer.consume(seqs) == len(events)
+
+    async def serve(self, decision: Decision) -> None:
+        """Consume a served event of the decision's tip, at the current time."""
+        await self.consume(served_for(decision, self.clock.now_ms()))
+
+    async def feed_back(self, decision: Decision, action: str = "completed") -> None:
+        """Consume feedback on the decision's tip, at the current time."""
+        await self.consume(feedback_for(decision, self.clock.now_ms(), action))
+
+    async def learn_one(self, user_id: str = "ann") -> Decision:
+        """A decision whose feedback has been learned."""
+        decision = await self.decide(user_id)
+        await self.feed_back(decision)
+        return decision
+
+    async def sweep(self) -> None:
+        """Consume the events that are still unconsumed, a little later."""
+        self.clock.advance(SWEEP_AGE_MS + 1)
+        await self.consumer.sweep()
+
+    async def outcome(self, decision: Decision) -> DecisionOutcome:
+        _, outcome = await self.bandit.scorer.explain(decision.id)
+        return outcome
+
+    async def states(self, *decisions: Decision) -> list[str]:
+        return [(await self.outcome(decision)).state for decision in decisions]
+
+    async def statistics(self, user_id: str = "ann") -> SufficientStatistics:
+        statistics = await self.database.read(lambda connection: read_statistics(connection, user_id))
+        assert statistics is not None
+        return statistics
+
+    async def has_learned(self, user_id: str = "ann") -> bool:
+        """Whether the user has statistics."""
+        return bool(await self.rows("SELECT 1 FROM bandit_states WHERE user_id = ?", user_id))
+
+    async def counted(self) -> dict[str, int]:
+        """The number of events about decisions, by their outcome."""
+        return dict(await self.rows("SELECT outcome, COUNT(*) FROM decision_events GROUP BY outcome"))
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.collectors.get_sample_value(f"profiles_{name}", labels)
+
+    async def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return await self.database.read(lambda connection: connection.execute(sql, parameters).fetchall())
+
+    async def execute(self, sql: str, *parameters: object) -> None:
+        await self.database.write(lambda connection: connection.execute(sql, parameters))
+
+    async def assert_learned_once(self) -> None:
+        """The statistics of every user are the sums over the learned decisions, each from its logged vector."""
+        faults = learning_faults(await self.rows(SELECT_LEARNED), await self.rows(SELECT_STATES))
+        assert not faults, faults
+
+
+def served_for(decision: Decision, at_ms: int, **fields: Any) -> TipEvent:
+    """A served event that names the decision; other fields by keyword."""
+    return served(decision.user_id, at_ms, **{"tip_id": decision.chosen_id, "decision_id": decision.id, **fields})
+
+
+def feedback_for(decision: Decision, at_ms: int, action: str = "completed", **fields: Any) -> TipEvent:
+    """Feedback that names the decision; other fields by keyword."""
+    named = {"tip_id": decision.chosen_id, "decision_id": decision.id, **fields}
+    return feedback(decision.user_id, at_ms, action, **named)

@@ -1,0 +1,14 @@
+"""The fixture of all tests that learn."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.stores.sqlite.database import Database
+from tests.support.bandit_process import BanditProcess
+
+
+@pytest.fixture
+async def process(database: Database) -> BanditProcess:
+    """A process with a challenger."""
+    return BanditProcess(database)
