@@ -14,8 +14,7 @@ from app import errors
 from app.api.dependencies import HttpRequest, service_of
 from app.api.middleware.load_shedding import mark
 from app.api.openapi.allowed_methods import allow_of
-from app.api.pages.errors import ErrorPage
-from app.api.pages.negotiation import prefers_page
+from app.api.pages.negotiation import ErrorPage, prefers_page
 from app.errors import Issue
 from app.telemetry import logger
 

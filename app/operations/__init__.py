@@ -1,1 +1,1 @@
-"""How the service is doing: samples of its metrics, states of what it depends on, and the figures made of them."""
+"""How the service is doing: samples of every process, component states, figures, findings, and the audit trail."""

@@ -1,11 +1,11 @@
-"""The audit trail: what admins did, and the order in which that is written down.
+"""The audit trail: what admins did, and in which order it is recorded.
 
-Invariant: nothing is done that the trail does not hold. The intent is committed before the action begins, as an entry
-whose outcome is `begun`; where that cannot be written, the action is refused. The outcome follows when the action is
-over. An entry that still says `begun` is of an action whose end could not be recorded (a crash, a full disk).
+Invariant: no action begins before the trail holds it. The intent is committed first, as an entry with the outcome
+`begun`; if it cannot be stored, the action is refused. The outcome is stored when the action ends. An entry that stays
+`begun` belongs to an action whose end could not be recorded (a crash, a full disk).
 
-An action begins where it is understood: who asks, what for, and on what. A request that cannot be read is none.
-No entry holds a user's id, only its hash.
+The entry is made once the request is understood: actor, action and subject are known. An unreadable request has none.
+No entry holds a user id, only its hash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logger("audit")
 
 
 class AuditEntry(NamedTuple):
-    """Who did what to whom, when, and what came of it: `begun`, `refused: why`, `failed: why`, else it was done."""
+    """An action of an admin. `outcome` begins with `begun`, `refused: ` or `failed: `; any other text means done."""
 
     id: int
     at_ms: int
@@ -39,7 +39,7 @@ class AuditEntry(NamedTuple):
 
 
 class AuditFilter(NamedTuple):
-    """Which entries are looked for; None: all."""
+    """Which entries to select; None selects all."""
 
     actor: str | None = None
     action: str | None = None
@@ -47,18 +47,18 @@ class AuditFilter(NamedTuple):
 
 
 class AuditTrail(Protocol):
-    """Where entries are kept, for good. Raises `StoreUnavailable`."""
+    """The stored entries, which are never deleted. Raises `StoreUnavailable`."""
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
-        """Keep a new entry; its id."""
+        """Store a new entry and return its id."""
         ...
 
     async def settle(self, entry_id: int, outcome: str) -> None:
-        """Say what came of it."""
+        """Replace the outcome of an entry."""
         ...
 
     async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
-        """Newest first, of those with a lower id."""
+        """Entries with an id below `before`, newest first."""
         ...
 
     async def actors(self) -> list[str]:
@@ -66,23 +66,23 @@ class AuditTrail(Protocol):
         ...
 
     async def actions(self) -> list[str]:
-        """Everything that was done lately."""
+        """The actions of recent entries."""
         ...
 
 
 @dataclass(slots=True)
 class AuditedAction:
-    """An action under way. `outcome` is what the entry will say of it; None leaves that to how it ends."""
+    """An action in progress. Set `outcome` to replace the one that follows from how the action ends."""
 
     outcome: str | None = None
 
 
 @asynccontextmanager
 async def audited(trail: AuditTrail, at_ms: int, actor: str, action: str, subject: str) -> AsyncIterator[AuditedAction]:
-    """Around an action. What it raises is written down as its outcome, and raised.
+    """Record the action that the block performs. An error in it is recorded as its outcome and raised again.
 
     Raises:
-        StoreUnavailable: the intent cannot be written; the action has not begun.
+        StoreUnavailable: the intent cannot be stored; the action has not begun.
     """
     entry_id = await trail.begin(at_ms, actor, action, subject)
     act = AuditedAction()
@@ -102,7 +102,7 @@ async def _settle(trail: AuditTrail, entry_id: int, outcome: str) -> None:
     try:
         await trail.settle(entry_id, outcome[:MAX_OUTCOME])
     except StoreUnavailable as error:
-        # The action is over, whatever the answer says of it; the entry stays `begun`, which the page explains.
+        # The action has ended and its answer stands. The entry stays `begun`, which the page explains.
         log.error("audit_outcome_lost", entry=entry_id, outcome=outcome[:MAX_OUTCOME], error=str(error))
 
 
@@ -113,7 +113,7 @@ def state_of(outcome: str) -> str:
 
 
 def reason_problem(reason: str) -> str | None:
-    """Why an admin's reason is not allowed; None if it is."""
+    """Why a reason given by an admin is not allowed; None if it is allowed."""
     if len(reason) > MAX_REASON:
         return f"must be at most {MAX_REASON} characters, has {len(reason)}"
     return "must not contain control characters" if _CONTROL.search(reason) else None

@@ -1,7 +1,6 @@
-"""What `profiles doctor` reports: its lines, and the checks of the keys, the features and the registry.
+"""Lines of `profiles doctor`, and its checks of the keys, the features and the registry.
 
-Each check of a server or the database stands beside the adapter that it asks: `app.stores.sqlite.diagnostics` and
-`app.stores.valkey.diagnostics`.
+The checks of the database and the servers are in `app.stores.sqlite.diagnostics` and `app.stores.valkey.diagnostics`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ _WORDS = (
     "changeme change-me letmein welcome hello qwerty abc123 123 1234 12345 123456 12345678 123456789"
 )
 COMMON_KEYS = ("", *_WORDS.split())
-WEAK_KEY = "Make a new one with `profiles keys new`, and take this one out of PROFILES_API_KEYS."
+WEAK_KEY = "Make a new one with `profiles keys new`, and remove this one from PROFILES_API_KEYS."
 
 
 class Line(NamedTuple):
-    """One line of a diagnosis. `check` is a stable name for scripts; `remedy` is empty if the state is ok."""
+    """One line of the report. `check` is a stable name for scripts; `remedy` is empty if the state is ok."""
 
     check: str
     state: Literal["ok", "warn", "bad"]
@@ -32,53 +31,53 @@ class Line(NamedTuple):
 
 
 def diagnose_keys(settings: Settings) -> list[Line]:
-    """Whether there are keys, one of them an admin's, and none that is easily guessed."""
+    """Whether keys are configured, at least one has the scope admin, and none is a common word."""
     keys = settings.api_keys
     if not keys and is_loopback(settings.host):
-        text = "there are none: everyone on this machine may do everything"
-        return [Line("keys", "warn", text, "Set PROFILES_API_KEYS, unless this machine is yours alone.")]
+        text = "none are configured: everyone on this machine may do everything"
+        return [Line("keys", "warn", text, "Set PROFILES_API_KEYS, unless you are the only user of this machine.")]
     if not keys:
-        text = f"there are none, and PROFILES_HOST is {settings.host}: the service refuses to start"
+        text = f"none are configured, and PROFILES_HOST is {settings.host}: the service refuses to start"
         return [Line("keys", "bad", text, "Make one with `profiles keys new`.")]
     if admins := sum("admin" in key.scopes for key in keys):
-        admin = Line("keys", "ok", f"{len(keys)}, of which {admins} with the scope admin")
+        admin = Line("keys", "ok", f"{len(keys)} configured, {admins} with the scope admin")
     else:
         remedy = "Make one with `profiles keys new NAME --scope admin`."
         admin = Line("keys", "warn", "none has the scope admin, so no admin can sign in to the pages", remedy)
     words = {*COMMON_KEYS, *(key.name for key in keys)}
     digests = {hash_key(form) for word in words for form in (word, word.upper(), word.capitalize())}
     weak = [
-        Line("weak keys", "bad", f"the key {key.name} is a word that anybody would try", WEAK_KEY)
+        Line("weak keys", "bad", f"key {key.name} is a common word or the name of a key, and easily guessed", WEAK_KEY)
         for key in keys
         if key.sha256 in digests
     ]
-    return [admin, *(weak or [Line("weak keys", "ok", f"none of {len(keys)} is one of the common words")])]
+    return [admin, *(weak or [Line("weak keys", "ok", f"none of {len(keys)} is a common word")])]
 
 
 def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) -> Line:
-    """Whether running processes can compute every feature; `disabled`: by whom, when and why, by the feature's name."""
+    """Whether running processes can compute every feature. `disabled` says, by feature, who disabled it and why."""
     off = "; ".join(f"{name} is {how}" for name, how in disabled.items())
-    looks = [look for sample in running if (look := sample.looks.get("features")) is not None]
-    failing = sorted({look.detail for look in looks if look.state in ("degraded", "down")})
+    views = [view for sample in running if (view := sample.components.get("features")) is not None]
+    failing = sorted({view.detail for view in views if view.state in ("degraded", "down")})
     if failing:
-        remedy = "Mend the definition, or disable the feature: /admin/features or `profiles features disable NAME`."
+        remedy = "Correct the definition, or disable the feature: /admin/features or `profiles features disable NAME`."
         return Line("features", "bad", "; ".join([*failing, *filter(None, [off])]), remedy)
     if off:
-        remedy = "Once it is mended, enable it: /admin/features or `profiles features enable NAME`."
-        return Line("features", "warn", f"{off}; it is answered as null", remedy)
-    fails = "none fails" if looks else "no process runs that computes them"
+        remedy = "Once it is corrected, enable it: /admin/features or `profiles features enable NAME`."
+        return Line("features", "warn", f"{off}; it is served as null", remedy)
+    fails = "none fails" if views else "no running process computes them"
     return Line("features", "ok", f"{fails}, and none is disabled")
 
 
 def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
-    """Whether every running process serves the registry with the fingerprint `own`, which the settings name."""
+    """Whether every running process serves the registry with the fingerprint `own`, that of these settings."""
     for finding in mixed_registries(running):
         return Line("registry", "warn", finding.text[0].lower() + finding.text[1:-1], finding.advice)
     served = {sample.registry for sample in running if sample.registry}
     if not served:
-        return Line("registry", "ok", f"{own} can be loaded; no running process says which one it serves")
+        return Line("registry", "ok", f"{own} can be loaded; no running process reports the one that it serves")
     if served != {own}:
-        text = f"running processes serve the registry {served.pop()}, and these settings name {own}"
-        remedy = "That is expected before a release. Otherwise set PROFILES_FEATURES as the running processes have it."
+        text = f"running processes serve the registry {served.pop()}, but these settings name {own}"
+        remedy = "This is expected before a release. Otherwise set PROFILES_FEATURES as for the running processes."
         return Line("registry", "warn", text, remedy)
-    return Line("registry", "ok", f"every running process serves {own}, as these settings say")
+    return Line("registry", "ok", f"every running process serves {own}, as these settings do")

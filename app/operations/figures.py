@@ -1,33 +1,30 @@
-"""The figures of the overview: what each is, and how it comes out of summed samples.
+"""The figures of the overview, and how each is computed from summed samples.
 
-A figure is None where nothing is known of it: no sample, or no observation to make a share or a percentile of.
+A figure is None if there is no sample, or no observation to compute a share or a percentile from.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from app.operations.samples import Sample, Sum, summed
+from app.operations.samples import Sample, Totals, sum_samples
 from app.telemetry import FAST
 
 SLOT_MS = 60_000
 SLOTS = 60
 HOUR_MS = SLOT_MS * SLOTS
-# A minute, and the beat of the samples: so that six of each process are in it.
+# A minute and half the interval between samples, so that it holds six samples of each process.
 NOW_MS = 65_000
 Unit = Literal["share", "per_s", "ms", "s", "count"]
 HourIs = Literal["over all", "total", "highest"]
 
 
-class Kind(NamedTuple):
-    """What a figure is. `hour_is` says what its value for the hour means."""
-
+class FigureKind(NamedTuple):
     name: str
     title: str
     unit: Unit
@@ -36,22 +33,22 @@ class Kind(NamedTuple):
 
 
 class Figure(msgspec.Struct):
-    """A figure; null where nothing is known of it."""
+    """A figure; null if nothing is known of it."""
 
     title: str
     explanation: str
     unit: Unit
-    now: Annotated[float | None, Meta(description="Of the last minute; of a gauge, the newest.")]
+    now: Annotated[float | None, Meta(description="Of the last minute; of a gauge, the newest value.")]
     hour: float | None
-    hour_is: Annotated[HourIs, Meta(description="What `hour` says: over the whole hour, the total, or the highest.")]
+    hour_is: Annotated[HourIs, Meta(description="What `hour` is: over the whole hour, the total, or the highest.")]
     series: Annotated[list[float | None], Meta(description="One for each of `slots`; the last one is not over.")]
 
 
 def percentile(buckets: Mapping[str, int], share: float) -> float | None:
-    """Seconds that `share` of the observations took at most; None if there are none.
+    """Seconds that `share` of the observations took at most; None if there are no observations.
 
-    `buckets` are counts by upper bound. Within a bucket observations are taken to lie evenly, so the percentile lies in
-    the bucket of the true one. Above the last bound it is that bound.
+    `buckets` are counts by upper bound. Observations are assumed to lie evenly within a bucket, so the result lies in
+    the same bucket as the true percentile. Above the last bound, the result is that bound.
     """
     rank = share * sum(buckets.values())
     if not rank:
@@ -67,97 +64,100 @@ def percentile(buckets: Mapping[str, int], share: float) -> float | None:
     return max(FAST[-1], bounded[-1][0] if bounded else 0.0)
 
 
-def _percentile_ms(histogram: str, share: float) -> Callable[[Sum], float | None]:
-    def of(found: Sum) -> float | None:
+def _percentile_ms(histogram: str, share: float) -> Callable[[Totals], float | None]:
+    def of(totals: Totals) -> float | None:
         prefix = f"{histogram}_"
-        buckets = {name[len(prefix) :]: count for name, count in found.counts.items() if name.startswith(prefix)}
+        buckets = {name[len(prefix) :]: count for name, count in totals.counts.items() if name.startswith(prefix)}
         seconds = percentile(buckets, share)
         return seconds * 1000 if seconds is not None else None
 
     return of
 
 
-def _share(counts: Counter[str], of: str, others: str) -> float | None:
-    both = counts[of] + counts[others]
-    return counts[of] / both if both else None
+def _share(of: str, others: str) -> Callable[[Totals], float | None]:
+    def share(totals: Totals) -> float | None:
+        both = totals.counts[of] + totals.counts[others]
+        return totals.counts[of] / both if both else None
+
+    return share
 
 
-def _request_rate(found: Sum) -> float | None:
-    requests = sum(count for name, count in found.counts.items() if name.startswith("requests_"))
-    return requests / found.served_s if found.served_s else None
+def _request_rate(totals: Totals) -> float | None:
+    requests = sum(count for name, count in totals.counts.items() if name.startswith("requests_"))
+    return requests / totals.served_s if totals.served_s else None
 
 
-def _failed(found: Sum) -> float | None:
-    # A request that was shed is a 503, too; it has a figure of its own, and nothing is broken.
-    return max(0, found.counts["requests_5xx"] - found.counts["shed"]) if found.covered_s else None
+def _failed_requests(totals: Totals) -> float | None:
+    # A shed request is a 503 as well, but it is no failure and has a figure of its own.
+    return max(0, totals.counts["requests_5xx"] - totals.counts["shed"]) if totals.covered_s else None
 
 
-# Any other figure is the count or the gauge of its name.
-COMPUTED: dict[str, Callable[[Sum], float | None]] = {
+# Any other figure is the count or the gauge of the same name.
+COMPUTED: dict[str, Callable[[Totals], float | None]] = {
     "request_rate": _request_rate,
-    "hit_ratio": lambda found: _share(found.counts, "hits", "misses"),
+    "hit_ratio": _share("hits", "misses"),
     "latency_p50_ms": _percentile_ms("latency", 0.5),
     "latency_p99_ms": _percentile_ms("latency", 0.99),
-    "failed_requests": _failed,
+    "failed_requests": _failed_requests,
     "lag_p50_ms": _percentile_ms("lag", 0.5),
     "lag_p99_ms": _percentile_ms("lag", 0.99),
-    "consistent": lambda found: _share(found.counts, "checks_consistent", "checks_violation"),
+    "consistent": _share("checks_consistent", "checks_violation"),
 }
 KINDS = (
-    Kind("request_rate", "Requests", "per_s", "over all", "Reads and events answered, all processes."),
-    Kind("hit_ratio", "Hit ratio", "share", "over all", "Feature values that the cache held."),
-    Kind("latency_p50_ms", "Latency, median", "ms", "over all", "Half of the answers took at most this."),
-    Kind("latency_p99_ms", "Latency, p99", "ms", "over all", "99 of 100 answers took at most this."),
-    Kind("failed_requests", "Failed requests", "count", "total", "Answers with a 5xx status, but for shed ones."),
-    Kind("shed", "Shed requests", "count", "total", "Sent away with a 503: more load than can be taken."),
-    Kind(
+    FigureKind("request_rate", "Requests", "per_s", "over all", "Reads and events answered, over all processes."),
+    FigureKind("hit_ratio", "Hit ratio", "share", "over all", "Share of the feature values that came from the cache."),
+    FigureKind("latency_p50_ms", "Latency, median", "ms", "over all", "Half of the answers took at most this long."),
+    FigureKind("latency_p99_ms", "Latency, p99", "ms", "over all", "99 of 100 answers took at most this long."),
+    FigureKind("failed_requests", "Failed requests", "count", "total", "Answers with a 5xx status, except shed ones."),
+    FigureKind("shed", "Shed requests", "count", "total", "Requests rejected with a 503 because of overload."),
+    FigureKind(
         *("degraded_reads", "Degraded reads", "count", "total"),
-        "Profiles computed because the cache was away or not trusted. Right, but slower.",
+        "Profiles computed because the cache did not answer or was not trusted. Correct, but slower.",
     ),
-    Kind(
+    FigureKind(
         *("fills_refused", "Fills refused", "count", "total"),
-        "Values not cached because an event came first: the protocol at work.",
+        "Values not cached because an event arrived while they were computed. This is how stale values are avoided.",
     ),
-    Kind(
+    FigureKind(
         *("lag_p50_ms", "Lag, median", "ms", "over all"),
-        "From an event's arrival to its keys deleted or owed, for half of them at most.",
+        "From the arrival of an event until its cache keys are deleted or owed: at most this long for half of them.",
     ),
-    Kind(
+    FigureKind(
         *("lag_p99_ms", "Lag, p99", "ms", "over all"),
-        "From an event's arrival to its keys deleted or owed, for 99 of 100 at most.",
+        "From the arrival of an event until its cache keys are deleted or owed: at most this long for 99 of 100.",
     ),
-    Kind(
+    FigureKind(
         *("consistent", "Consistent", "share", "over all"),
-        "Of the cached profiles that the audit checked 1 s, 1 min and 5 min after an event, those that were the truth.",
+        "Share of correct profiles among the cached ones that the audit checks 1 s, 1 min and 5 min after an event.",
     ),
-    Kind("queue_depth", "Queue depth", "count", "highest", "Jobs that wait for a worker."),
-    Kind("outbox_age_s", "Outbox age", "s", "highest", "For how long the oldest event has waited to be consumed."),
-    Kind("outbox", "Outbox", "count", "highest", "Events that no worker has consumed yet."),
-    Kind("dead_letters", "Dead letters", "count", "highest", "What could not be consumed and waits for an admin."),
-    Kind(
-        *("unreadable", "Unreadable evidence", "count", "highest"),
-        "Users whose learned evidence is damaged and was set aside.",
+    FigureKind("queue_depth", "Queue depth", "count", "highest", "Jobs waiting for a worker."),
+    FigureKind("outbox_age_s", "Outbox age", "s", "highest", "How long the oldest event has waited to be consumed."),
+    FigureKind("outbox", "Outbox", "count", "highest", "Events that no worker has consumed yet."),
+    FigureKind("dead_letters", "Dead letters", "count", "highest", "Events and jobs that could not be consumed."),
+    FigureKind(
+        *("unreadable", "Damaged states", "count", "highest"),
+        "Users whose learned state is damaged and was set aside.",
     ),
-    Kind(
+    FigureKind(
         *("events_ahead", "Events ahead of time", "count", "highest"),
-        "Events said to have occurred more than five minutes from now: a clock was wrong when they came.",
+        "Events more than five minutes in the future: a clock was wrong when they were stored.",
     ),
-    Kind("owed", "Owed invalidations", "count", "highest", "Deletions that the cache did not take."),
+    FigureKind("owed", "Owed invalidations", "count", "highest", "Deletions that the cache has not executed yet."),
 )
 
 
-def board(
+def compute_figures(
     samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int
 ) -> tuple[dict[str, Figure], Mapping[str, int]]:
-    """Every figure by its name, and the counts of the hour, which is the slots. Samples come in the order of time."""
+    """Every figure by its name, and the counts of the hour. Samples come oldest first; `starts_ms` begin the slots."""
     slots: dict[int, list[Sample]] = {start: [] for start in starts_ms}
     for item in samples:
         if (slot := slots.get(item.at_ms - item.at_ms % SLOT_MS)) is not None:
             slot.append(item)
-    latest = summed(item for item in samples if item.at_ms > now_ms - NOW_MS)
-    hour = summed(item for slot in slots.values() for item in slot)
-    sums = [summed(slot) if slot else None for slot in slots.values()]
-    found = {
+    latest = sum_samples(item for item in samples if item.at_ms > now_ms - NOW_MS)
+    hour = sum_samples(item for slot in slots.values() for item in slot)
+    by_slot = [sum_samples(slot) if slot else None for slot in slots.values()]
+    figures = {
         kind.name: Figure(
             kind.title,
             kind.explanation,
@@ -165,22 +165,22 @@ def board(
             _value(kind, latest),
             hour.highest.get(kind.name) if kind.hour_is == "highest" else _value(kind, hour),
             kind.hour_is,
-            [_value(kind, slot) if slot is not None else None for slot in sums],
+            [_value(kind, totals) if totals is not None else None for totals in by_slot],
         )
         for kind in KINDS
     }
-    return found, hour.counts
+    return figures, hour.counts
 
 
-def _value(kind: Kind, found: Sum) -> float | None:
+def _value(kind: FigureKind, totals: Totals) -> float | None:
     if kind.name in COMPUTED:
-        return COMPUTED[kind.name](found)
+        return COMPUTED[kind.name](totals)
     if kind.hour_is == "highest":
-        return found.newest.get(kind.name)
-    return found.counts[kind.name] if found.covered_s else None
+        return totals.newest.get(kind.name)
+    return totals.counts[kind.name] if totals.covered_s else None
 
 
 def slot_starts(now_ms: int) -> list[int]:
-    """The beginnings of the slots of the hour, the last of which is not over."""
+    """When each slot of the last hour begins. The last one is not over."""
     last = now_ms - now_ms % SLOT_MS
     return [last - number * SLOT_MS for number in reversed(range(SLOTS))]

@@ -1,22 +1,32 @@
-"""Findings, worst first: states and figures that need attention, and what to do about them."""
+"""Findings, worst first: states and figures that need attention, and what to do about each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from app.features.clock import rfc3339
 from app.operations.figures import Figure
 from app.operations.samples import Sample
 from app.operations.states import SEVERITY, ComponentStatus, State
 
-SLOW_MS = 250
-LATE_MS = 1_000
-OLD_S = 60
+MINUTE_MS = 60_000
+RECENT_MS = 15 * MINUTE_MS
+GENERATIONS = "generations_"
+# `template`: no model is set. `stopping`: the process was about to end.
+NO_MODEL_ASKED = frozenset({"template", "stopping"})
+BY_MODEL = "model"
+# The number of failures in a row after which the model is left alone for a while.
+MIN_FAILURES = 3
+# Not a cause: the outcome of requests made while the model is left alone.
+CONSEQUENCE = "circuit open"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something that is not well, what to do, and where. `subject` names a component, a figure or a count."""
+    """Something that needs attention, and what to do. `subject` names a component, a figure or a count."""
 
     state: State
     subject: str
@@ -25,131 +35,179 @@ class Finding(msgspec.Struct, frozen=True):
     path: str | None = None
 
 
-ADVICE: Mapping[str, str] = {
-    "database": "Look at the disk (full? gone?), and for a process that holds a lock on the file.",
-    "cache": "Bring it back; the service notices. If one process alone cannot reach it, look at that process.",
-    "queue": "Bring it back; events are stored all the same, and the sweep catches up.",
-    "worker": "Start one (profiles worker). Until then events wait, unconsumed; reads are not affected.",
-    "features": "Mend its definition, or disable it. It is tried again by itself; the other features are served.",
-}
+class Rule(NamedTuple):
+    """If a figure or count exceeds `limit`, there is a finding with `text(value)`."""
 
-UNREADABLE = (
-    "Such a user is scored as a new one and teaches nothing; other users are not affected. The workers' logs tell of "
-    "each (statistics_set_aside). Put the rows back from a backup, or erase the users. Look at the disk, too."
-)
+    text: Callable[[float], str]
+    advice: str
+    limit: float = 0
+
+
+def _counted(count: float, one: str, many: str) -> str:
+    return f"{count:,.0f} {one if count == 1 else many}"
+
+
+COMPONENT_ADVICE: Mapping[str, str] = {
+    "database": "Check the disk (full? missing?), and whether a process holds a lock on the file.",
+    "cache": "Check that it runs and accepts writes; the service reconnects. If one process fails alone, check it.",
+    "queue": "Check that it runs; the service reconnects. Events are stored meanwhile, and consumed afterwards.",
+    "worker": "Start one (profiles worker). Until then events wait to be consumed; reads are not affected.",
+    "features": "Correct the definition, or disable the feature. It is retried; the other features are served.",
+}
+# By figure, on its value for the last minute.
+FIGURE_RULES = {
+    "failed_requests": Rule(
+        lambda count: f"{_counted(count, 'request', 'requests')} failed (5xx) in the last minute.",
+        "The log names the route and the cause of each.",
+    ),
+    "shed": Rule(
+        lambda count: f"{_counted(count, 'request was', 'requests were')} shed in the last minute: overload.",
+        "Admitted requests are answered in time. If it lasts, add a process, or limit the rate of each key.",
+    ),
+    "latency_p99_ms": Rule(
+        lambda ms: f"One answer in a hundred takes over {ms:,.0f} ms.",
+        "Degraded reads and a low hit ratio make answers slow. If there are none, add a process.",
+        limit=250,
+    ),
+    "degraded_reads": Rule(
+        lambda count: f"{_counted(count, 'read was', 'reads were')} computed without the cache in the last minute.",
+        "They are correct, but slower. It ends when the cache answers and no invalidation is owed.",
+    ),
+    "lag_p99_ms": Rule(
+        lambda ms: f"One event in a hundred waits over {ms:,.0f} ms until its keys are deleted.",
+        "Its producer waits as long. Check the disk and the cache.",
+        limit=1_000,
+    ),
+    "outbox_age_s": Rule(
+        lambda seconds: f"The oldest event has waited {seconds:,.0f} s to be consumed.",
+        "Reads are not affected. Start a worker, or one more.",
+        limit=60,
+    ),
+    "dead_letters": Rule(
+        lambda count: f"{_counted(count, 'dead letter waits', 'dead letters wait')} for an admin.",
+        "Replay or discard each.",
+    ),
+    "unreadable": Rule(
+        lambda count: f"The learned state of {_counted(count, 'user', 'users')} is damaged and was set aside.",
+        "Such a user is scored as a new user and not learned from; other users are not affected. The workers' logs "
+        "name each (statistics_set_aside). Restore the rows from a backup, or erase the users. Check the disk.",
+    ),
+    "events_ahead": Rule(
+        lambda count: f"{_counted(count, 'event lies', 'events lie')} more than five minutes in the future.",
+        "A clock was wrong when they were stored. They count as recent until that time has come.",
+    ),
+}
+# By count, on that of the last hour.
+COUNT_RULES = {
+    "feature_errors": Rule(
+        lambda count: f"{_counted(count, 'feature value', 'feature values')} could not be computed in the last hour.",
+        "The definition of a feature is broken; the log and /metrics name it.",
+    ),
+    "stale_dropped": Rule(
+        lambda count: f"The cache held {_counted(count, 'value', 'values')} older than an event within the last hour.",
+        "They were dropped and not served. They should not have been in the cache: please report this.",
+    ),
+    "untrue": Rule(
+        lambda count: f"The audit found {_counted(count, 'wrong value', 'wrong values')} in the cache within the hour.",
+        "They were dropped. The workers' logs describe each (consistency_violation): please report this.",
+    ),
+}
 
 
 def findings(
-    standings: Sequence[ComponentStatus], figures: Mapping[str, Figure], counted: Mapping[str, int]
+    statuses: Sequence[ComponentStatus], figures: Mapping[str, Figure], counts: Mapping[str, int]
 ) -> list[Finding]:
-    """What should be looked at. `counted` is of the last hour."""
+    """What needs attention, worst first. `counts` are those of the last hour."""
     found = [
         Finding(item.state, item.component, f"{_subject(item.component)} {item.state}: {item.detail}.", advice)
-        for item in standings
-        if item.state in ("degraded", "down") and (advice := ADVICE.get(item.component))
+        for item in statuses
+        if item.state in ("degraded", "down") and (advice := COMPONENT_ADVICE.get(item.component))
     ]
-    found += [Finding("degraded", *item) for item in (*_of_figures(figures), *_of_work(figures), *_of_counts(counted))]
+    measured = [(name, rule, figures[name].now or 0) for name, rule in FIGURE_RULES.items()]
+    measured += [(name, rule, counts.get(name, 0)) for name, rule in COUNT_RULES.items()]
+    found += [
+        Finding("degraded", name, rule.text(value), rule.advice) for name, rule, value in measured if value > rule.limit
+    ]
     return sorted(found, key=lambda item: -SEVERITY[item.state])
-
-
-def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
-    """Whether running processes serve different registries, by the newest sample of each.
-
-    Older releases do not say which registry they serve.
-    """
-    served: dict[str, list[str]] = {}
-    for sample in newest:
-        if sample.registry and not sample.stopped:
-            served.setdefault(sample.registry, []).append(sample.told)
-    if len(served) < 2:
-        return []
-    each = "; ".join(f"{registry} by {', '.join(sorted(names))}" for registry, names in sorted(served.items()))
-    advice = "That is expected during a release. Otherwise start the others anew with the same PROFILES_FEATURES."
-    return [Finding("degraded", "registry", f"Running processes serve different registries: {each}.", advice)]
-
-
-def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
-    """Who sent events within the last day that name no decision of their user, and how many."""
-    advice = "Nothing is learned from them. Have it send the decision_id that /score answered for the same user."
-    texts = [f"{_plural(count, 'event')} sent by {sender} named no decision of the user." for sender, count in senders]
-    return [Finding("degraded", "decision_ids", text, advice) for text in texts]
-
-
-def waiting_to_be_pruned(what: Sequence[str]) -> list[Finding]:
-    """Whether the first run that deletes the given kinds of things waits for an admin."""
-    if not what:
-        return []
-    text = f"Old {' and '.join(what)} are not deleted: the first run would delete more than three days of them."
-    advice = "Look at this machine's clock and at the settings of retention; then run `profiles prune --confirm`."
-    return [Finding("degraded", "retention", text, advice)]
 
 
 def _subject(component: str) -> str:
     return f"The {component} {'are' if component == 'features' else 'is'}"
 
 
-def _of_figures(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
-    found: list[tuple[str, str, str]] = []
+def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
+    """A finding if running processes serve different registries, from the newest sample of each process.
 
-    def now(name: str) -> float:
-        return figures[name].now or 0
-
-    if count := int(now("failed_requests")):
-        text = f"{_plural(count, 'request')} failed (5xx) in the last minute."
-        found.append(("failed_requests", text, "The log names each, with its route and the cause."))
-    if count := int(now("shed")):
-        verb = "was" if count == 1 else "were"
-        text = f"{_plural(count, 'request')} of the last minute {verb} sent away: too much load."
-        advice = "What was let in is answered in time. If it goes on, add a process, or a limit for each key."
-        found.append(("shed", text, advice))
-    if (took := now("latency_p99_ms")) > SLOW_MS:
-        text = f"One answer in a hundred takes over {took:,.0f} ms."
-        found.append(("latency_p99_ms", text, "Degraded reads or a low hit ratio explain it; otherwise add a process."))
-    if count := int(now("degraded_reads")):
-        text = f"{_plural(count, 'profile')} of the last minute came from the database, past the cache."
-        found.append(("degraded_reads", text, "Right, but slower. It ends when the cache answers and nothing is owed."))
-    if (took := now("lag_p99_ms")) > LATE_MS:
-        text = f"One event in a hundred waits over {took:,.0f} ms until its keys are deleted."
-        found.append(("lag_p99_ms", text, "Its producer waits with it. Look at the disk and at the cache."))
-    return found
+    Samples of older releases do not name a registry and are ignored.
+    """
+    served: dict[str, list[str]] = {}
+    for sample in newest:
+        if sample.registry and not sample.stopped:
+            served.setdefault(sample.registry, []).append(sample.process_label)
+    if len(served) < 2:
+        return []
+    each = "; ".join(f"{registry} by {', '.join(sorted(names))}" for registry, names in sorted(served.items()))
+    advice = "This is expected during a release. Otherwise restart the processes with the same PROFILES_FEATURES."
+    return [Finding("degraded", "registry", f"Running processes serve different registries: {each}.", advice)]
 
 
-def _of_work(figures: Mapping[str, Figure]) -> list[tuple[str, str, str]]:
-    found: list[tuple[str, str, str]] = []
-
-    def now(name: str) -> float:
-        return figures[name].now or 0
-
-    if (age := now("outbox_age_s")) > OLD_S:
-        text = f"The oldest event has waited {age:,.0f} s to be consumed."
-        found.append(("outbox_age_s", text, "Reads are not affected. Start a worker, or one more."))
-    if count := int(now("dead_letters")):
-        verb = "waits" if count == 1 else "wait"
-        found.append(("dead_letters", f"{_plural(count, 'dead letter')} {verb}.", "Replay or discard each."))
-    if count := int(now("unreadable")):
-        text = f"The learned evidence of {_plural(count, 'user')} is damaged, and was set aside."
-        found.append(("unreadable", text, UNREADABLE))
-    if count := int(now("events_ahead")):
-        verb = "lies" if count == 1 else "lie"
-        text = f"{_plural(count, 'event')} {verb} more than five minutes in the future."
-        found.append(("events_ahead", text, "A clock was wrong when they came. They count as recent until that time."))
-    return found
+def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
+    """A finding for each sender of events whose `decision_id` is unknown for their user, with the number of events."""
+    advice = "Nothing is learned from them. The sender must use the decision_id that /score returned for the same user."
+    texts = [
+        f"{_counted(count, 'event', 'events')} sent by {sender} named no decision of the user."
+        for sender, count in senders
+    ]
+    return [Finding("degraded", "decision_ids", text, advice) for text in texts]
 
 
-def _of_counts(counted: Mapping[str, int]) -> list[tuple[str, str, str]]:
-    found = []
-    if count := counted.get("feature_errors", 0):
-        text = f"{_plural(count, 'value')} of a feature could not be computed within the last hour."
-        found.append(("feature_errors", text, "A feature's definition is broken; the log and /metrics name it."))
-    if count := counted.get("stale_dropped", 0):
-        text = f"{_plural(count, 'value')} older than an event stood in the cache within the last hour."
-        found.append(("stale_dropped", text, "They were dropped, but should not have been there: please report it."))
-    if count := counted.get("untrue", 0):
-        text = f"The audit found {_plural(count, 'cached value')} untrue within the last hour."
-        advice = "They were dropped. The workers' logs tell of each (consistency_violation): please report it."
-        found.append(("untrue", text, advice))
-    return found
+def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
+    """A finding if the first deletion of these kinds of rows waits for an admin's confirmation."""
+    if not kinds:
+        return []
+    text = f"Old {' and '.join(kinds)} are not deleted: the first run would delete more than three days of them."
+    advice = "Check this machine's clock and the retention settings; then run `profiles prune --confirm`."
+    return [Finding("degraded", "retention", text, advice)]
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
+    """A finding if the language model keeps failing, with the time since when and the reasons.
+
+    Templates replace the model, so no request fails and readiness stays green. The model keeps failing if most tips of
+    every minute since then fell back to the template. Minutes without tips are ignored. Samples come oldest first.
+    """
+    began_ms: int | None = None
+    newest_ms = 0
+    reasons: Counter[str] = Counter()
+    for at_ms, outcomes in _model_outcomes_by_minute(samples):
+        successes = outcomes.pop(BY_MODEL, 0)
+        if outcomes.total() > successes:
+            began_ms, newest_ms = began_ms or at_ms, at_ms
+            reasons += outcomes
+        else:
+            began_ms, reasons = None, Counter()
+    if began_ms is None or reasons.total() < MIN_FAILURES or now_ms - newest_ms > RECENT_MS:
+        return []
+    ordered = sorted(reasons.items(), key=lambda item: (item[0] == CONSEQUENCE, -item[1]))
+    why = ", ".join(f"{reason} ({count:,})" for reason, count in ordered)
+    text = f"The language model has kept failing since {rfc3339(began_ms)[11:16]} UTC: {why}."
+    advice = (
+        "Tips are worded by the template meanwhile, and no request fails. app/generation/README.md explains each "
+        "reason; the log has the details (model_failed). Check PROFILES_MODEL_URL, its key and its limits."
+    )
+    return [Finding("degraded", "model", text, advice)]
+
+
+def _model_outcomes_by_minute(samples: Iterable[Sample]) -> list[tuple[int, Counter[str]]]:
+    """For each minute with tips that the model should word: when the first of it began, and their outcomes."""
+    found: dict[int, tuple[int, Counter[str]]] = {}
+    for sample in samples:
+        outcomes = {
+            outcome: count
+            for name, count in sample.counts.items()
+            if name.startswith(GENERATIONS) and (outcome := name.removeprefix(GENERATIONS)) not in NO_MODEL_ASKED
+        }
+        if outcomes:
+            start_ms = sample.at_ms - round(sample.seconds * 1000)
+            found.setdefault(sample.at_ms // MINUTE_MS, (start_ms, Counter()))[1].update(outcomes)
+    return [found[minute] for minute in sorted(found)]

@@ -1,7 +1,7 @@
-"""Is everything well? One look at states, figures and what follows from them.
+"""The overview: component states, figures of the last hour, and the findings derived from both.
 
-What this process sees at this moment counts more than what it stored; what other processes saw lately counts too, and
-says who saw it. Without a database there are no figures, and the states are those seen now.
+The view of this process at this moment outweighs what it stored. Recent views of other processes count as well, and
+name the process. Without a database there are no figures, and the states are those that this process sees.
 """
 
 from __future__ import annotations
@@ -13,27 +13,25 @@ import msgspec
 from msgspec import Meta
 
 from app.features.clock import rfc3339
-from app.operations.figures import SLOT_MS, Figure, board, slot_starts
-from app.operations.findings import Finding, findings, mixed_registries
-from app.operations.model_watch import failing_model
-from app.operations.ports import Record
-from app.operations.samples import Gauges, Role, Sample
-from app.operations.states import COMPONENTS, ComponentStatus, ComponentView, State, standings, together
+from app.operations.figures import SLOT_MS, Figure, compute_figures, slot_starts
+from app.operations.findings import Finding, failing_model, findings, mixed_registries
+from app.operations.samples import Gauges, Record, Role, Sample
+from app.operations.states import COMPONENTS, ComponentStatus, ComponentView, State, updated_statuses, worst_views
 
-# One beat of the samples and a little more: after that what a process saw is no news.
-NEWS_MS = 12_000
+# A little more than the ten seconds between two samples of a process.
+CURRENT_MS = 12_000
 ALIVE_MS = 30_000
 
 
-class Sight(NamedTuple):
+class OwnView(NamedTuple):
     """What this process sees now."""
 
-    looks: Mapping[str, ComponentView]
+    components: Mapping[str, ComponentView]
     gauges: Gauges
 
 
 class Component(msgspec.Struct):
-    """How a part stands, since when, and when that was last seen."""
+    """The state of a component, since when, and when it was last reported."""
 
     name: str
     state: State
@@ -43,7 +41,7 @@ class Component(msgspec.Struct):
 
 
 class ProcessView(msgspec.Struct):
-    """A process that took a sample in the last 30 seconds. Its name is random, new with every start."""
+    """A process that took a sample in the last 30 seconds. Its name is random and new at every start."""
 
     role: Role
     process: str
@@ -53,7 +51,7 @@ class ProcessView(msgspec.Struct):
 
 
 class Overview(msgspec.Struct, kw_only=True):
-    """Is everything well?"""
+    """The state of the service, what needs attention, and the figures of the last hour."""
 
     measured_at: str
     state: State
@@ -67,32 +65,34 @@ class Overview(msgspec.Struct, kw_only=True):
     figures: dict[str, Figure]
 
 
-def overview(record: Record, sight: Sight | None, process: str, now_ms: int, told: Sequence[Finding] = ()) -> Overview:
-    """Put it together. `sight` is what this process sees now; None where that took too long. `told`: more findings."""
-    # What comes from further ahead was written before the clock was set back; it would look like the newest for long.
-    record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + NEWS_MS])
-    shown = _standings(record, sight.looks if sight is not None else None, process, now_ms)
+def build_overview(
+    record: Record, own: OwnView | None, process: str, now_ms: int, more_findings: Sequence[Finding] = ()
+) -> Overview:
+    """The overview as of `now_ms`. `own` is the view of this process, named `process`; None if it came too late."""
+    # A sample from further ahead was taken before the clock was set back. It would count as the newest for a long time.
+    record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS])
+    statuses = _statuses(record, own.components if own is not None else None, process, now_ms)
     starts_ms = slot_starts(now_ms)
     samples = [*record.samples]
-    if sight is not None:  # gauges of this moment: what an admin has just replayed must not be shown as waiting
-        samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=sight.gauges))
-    figures, counted = board(samples, starts_ms, now_ms)
+    if own is not None:  # current gauges, so that a dead letter that was just replayed does not count as waiting
+        samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=own.gauges))
+    figures, counts = compute_figures(samples, starts_ms, now_ms)
     alive = [item for item in _newest(record.samples) if now_ms - item.at_ms <= ALIVE_MS]
-    wrong = [
-        *findings(shown, figures, counted),
+    found = [
+        *findings(statuses, figures, counts),
         *mixed_registries(alive),
         *failing_model(record.samples, now_ms),
-        *told,
+        *more_findings,
     ]
-    state, sampled = _overall(shown, wrong), bool(record.samples)
+    state, sampled = _overall(statuses, found), bool(record.samples)
     return Overview(
         measured_at=rfc3339(now_ms),
         state=state,
-        verdict=_verdict(state, len(wrong), sampled=sampled),
-        findings=wrong,
+        verdict=_verdict(state, len(found), sampled=sampled),
+        findings=found,
         components=[
             Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
-            for item in shown
+            for item in statuses
         ],
         processes=[
             ProcessView(item.role, item.process, rfc3339(item.at_ms), item.stopped, item.registry)
@@ -105,19 +105,19 @@ def overview(record: Record, sight: Sight | None, process: str, now_ms: int, tol
     )
 
 
-def _standings(
-    record: Record, live: Mapping[str, ComponentView] | None, process: str, now_ms: int
+def _statuses(
+    record: Record, own: Mapping[str, ComponentView] | None, process: str, now_ms: int
 ) -> list[ComponentStatus]:
-    found = dict(record.standings)
-    if live is not None:
+    found = dict(record.statuses)
+    if own is not None:
         others = [
-            {name: ComponentView(look.state, _said_by(look.detail, sample)) for name, look in sample.looks.items()}
+            {name: _reported(view, sample) for name, view in sample.components.items()}
             for sample in _newest(record.samples)
-            if sample.process != process and not sample.stopped and abs(now_ms - sample.at_ms) <= NEWS_MS
+            if sample.process != process and not sample.stopped and abs(now_ms - sample.at_ms) <= CURRENT_MS
         ]
-        seen = together([live, *others])
-        found |= {item.component: item for item in standings(record.standings, seen, now_ms)}
-    unknown = "no process has looked yet"
+        views = worst_views([own, *others])
+        found |= {item.component: item for item in updated_statuses(record.statuses, views, now_ms)}
+    unknown = "no process has reported it yet"
     return [found.get(name) or ComponentStatus(name, "unknown", unknown, now_ms, now_ms) for name in COMPONENTS]
 
 
@@ -126,24 +126,25 @@ def _newest(samples: Iterable[Sample]) -> list[Sample]:
     return list({sample.process: sample for sample in samples}.values())
 
 
-def _said_by(detail: str, sample: Sample) -> str:
-    return f"{detail} (seen by {sample.told})" if detail else ""
+def _reported(view: ComponentView, sample: Sample) -> ComponentView:
+    return ComponentView(view.state, f"{view.detail} (reported by {sample.process_label})" if view.detail else "")
 
 
-def _overall(standings: Iterable[ComponentStatus], wrong: Collection[Finding]) -> State:
-    """Down only where reads cannot be served: a queue that is down is a reason to act, not an outage."""
-    states = {item.component: item.state for item in standings}
+def _overall(statuses: Iterable[ComponentStatus], found: Collection[Finding]) -> State:
+    """`down` only if reads cannot be served: a queue that is down needs attention, but is no outage."""
+    states = {item.component: item.state for item in statuses}
     if states["service"] == "down":
         return "down"
-    if wrong:
+    if found:
         return "degraded"
     return "unknown" if "unknown" in states.values() else "ok"
 
 
-def _verdict(state: State, wrong: int, *, sampled: bool) -> str:
+def _verdict(state: State, found: int, *, sampled: bool) -> str:
     if state == "ok":
-        return "Everything is well." if sampled else "Everything answers; there are no figures yet."
+        return "Everything works." if sampled else "Everything works; there are no figures yet."
     if state == "unknown":
-        return "Not everything could be asked."
-    things = "one thing needs" if wrong == 1 else f"{wrong} things need"
-    return f"It cannot serve reads; {things} you." if state == "down" else f"Reads are right; {things} a look."
+        return "Some components could not be asked."
+    attention = "1 finding needs" if found == 1 else f"{found} findings need"
+    reads = "Reads cannot be served" if state == "down" else "Reads are correct"
+    return f"{reads}; {attention} attention."

@@ -1,7 +1,7 @@
 """Takes a sample of its own process every ten seconds.
 
-Invariants: nothing that goes wrong here ends the loop or reaches a request; what could not be stored is part of the
-next sample; nothing is counted twice; no state gets worse because of one answer that came late.
+Invariants: a failure of the sampler ends no loop and reaches no request. Counts that could not be stored are part of
+the next sample. Nothing is counted twice. One late answer does not make a state worse.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from contextlib import suppress
 
 from app.errors import Unavailable
 from app.features.clock import Clock
-from app.operations.ports import SampleStore
-from app.operations.samples import Gauges, Process, Sample, read
-from app.operations.states import ReadinessCheck, looks_of
+from app.operations.samples import Gauges, Process, Sample, SampleStore, read
+from app.operations.states import ReadinessCheck, component_views
 from app.telemetry import Metrics
 
 EVERY_S = 10.0
@@ -23,8 +22,6 @@ ASK_AGAIN_S = 1.0
 
 
 class Sampler:
-    """One process's."""
-
     def __init__(
         self,
         *,
@@ -43,35 +40,35 @@ class Sampler:
         self._ask_readiness = ask_readiness
         self._clock = clock
         self._pause = pause
-        self._troubled: frozenset[str] = frozenset()
+        self._failing: frozenset[str] = frozenset()
         self._last = read(metrics)
         self._last_at = clock.monotonic()
 
     async def sample(self) -> None:
-        """Take one and keep it. Raises `StoreUnavailable`."""
-        checks = await self._believed()
+        """Take a sample and store it. Raises `StoreUnavailable`."""
+        checks = await self._confirmed_readiness()
         await self._keep(await self._ask_gauges(), checks)
 
     async def close(self) -> None:
-        """Keep what was counted since the last sample, if that is quick; it asks no server. Never raises."""
+        """Store what was counted since the last sample, within `LAST_S`. Asks no server and never raises."""
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)
 
-    async def _believed(self) -> Mapping[str, ReadinessCheck]:
-        """Readiness; asked again before something that was well is believed not to be."""
+    async def _confirmed_readiness(self) -> Mapping[str, ReadinessCheck]:
+        """Readiness, asked a second time if a check fails that did not fail before."""
         checks = await self._ask_readiness()
-        if not _troubled(checks) <= self._troubled:
+        if not _failing(checks) <= self._failing:
             await self._pause(ASK_AGAIN_S)
             checks = await self._ask_readiness()
-        self._troubled = _troubled(checks)
+        self._failing = _failing(checks)
         return checks
 
     async def _keep(self, gauges: Gauges, checks: Mapping[str, ReadinessCheck] | None) -> None:
         reading, at = read(self._metrics), self._clock.monotonic()
         counted, seconds = reading - self._last, at - self._last_at
         before = self._last, self._last_at
-        # Now, not after the write: a write that is cancelled may have been committed, and must not count twice.
+        # Before the write, not after it: a cancelled write may have been committed, and must not count twice.
         self._last, self._last_at = reading, at
         sample = Sample(
             at_ms=self._clock.now_ms(),
@@ -80,7 +77,7 @@ class Sampler:
             seconds=round(seconds, 3),
             counts=dict(counted),
             gauges=gauges,
-            looks=looks_of(checks) if checks is not None else {},
+            components=component_views(checks) if checks is not None else {},
             stopped=checks is None,
             registry=self._process.registry,
         )
@@ -91,5 +88,5 @@ class Sampler:
             raise
 
 
-def _troubled(checks: Mapping[str, ReadinessCheck]) -> frozenset[str]:
+def _failing(checks: Mapping[str, ReadinessCheck]) -> frozenset[str]:
     return frozenset(name for name, check in checks.items() if not check.ok)

@@ -1,8 +1,8 @@
-"""What a process counted within some seconds, as a sample, and samples of many processes summed.
+"""Samples: what a process counted within some seconds, where they are kept, and their sum over processes.
 
-A sample is the difference between two readings of a process's `Metrics`, so a restart, which sets counters to zero,
-does no harm. Counts and the buckets of histograms add up over processes. A gauge is of the whole service, so its newest
-value counts. Time without a sample is unknown, never zero.
+A sample is the difference between two readings of a process's `Metrics`, so a restart, which resets the counters, loses
+nothing. Counts and histogram buckets of several processes are added. A gauge describes the whole service, so its newest
+value is used. A stretch of time without a sample is unknown, never zero.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from app.operations.states import ComponentView
+from app.operations.states import ComponentStatus, ComponentView
 from app.telemetry import Metrics
 
 Role = Literal["api", "worker"]
-# Routes of people and probes: an admin's page of many seconds is not what the recommender waits for.
-LEFT_OUT = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
+# Pages and probes do not count as requests: an admin's page may take seconds, and no recommender waits for it.
+UNCOUNTED_ROUTES = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
 UNMATCHED = ("unmatched", "/")
-# The time of a request that waits for a language model says nothing of this service's own speed.
-WAITS_ELSEWHERE = "/generate"
-# What is read of the metrics: the name of the count, and the label whose value is appended to it.
+# Its duration is that of the language model.
+UNTIMED_ROUTE = "/generate"
+# By metric: the name of the count, and the label whose value is appended to that name.
 COUNTERS = {
     "profiles_cache_hits_total": ("hits", ""),
     "profiles_near_hits_total": ("near_hits", ""),
@@ -48,7 +48,7 @@ BUCKETS = {
 
 
 class Process(NamedTuple):
-    """A process: its role, its name (random, new with every start), and the fingerprint of its registry."""
+    """A process: its role, its name (random, new at every start), and the fingerprint of its registry."""
 
     role: Role
     name: str
@@ -56,7 +56,7 @@ class Process(NamedTuple):
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Work not done, of the whole service; None where it could not be asked."""
+    """Pending work of the whole service; None if it could not be read."""
 
     queue_depth: int | None = None
     outbox: int | None = None
@@ -68,10 +68,10 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one process counted in the `seconds` before `at_ms`, and how its dependencies looked to it then.
+    """What one process counted in the `seconds` before `at_ms`, and how it saw the components at that moment.
 
-    A bucket is counted by its upper bound as Prometheus writes it (`latency_0.005`, `lag_+Inf`), so that samples of two
-    releases with other bounds can be added. `registry` is the fingerprint of the registry that the process serves.
+    A bucket is named by its upper bound as Prometheus writes it (`latency_0.005`, `lag_+Inf`), so that samples of two
+    releases with different bounds can be added. `registry` is the fingerprint of the registry that the process serves.
     """
 
     at_ms: int
@@ -80,41 +80,61 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float
     counts: dict[str, int] = msgspec.field(default_factory=dict)
     gauges: Gauges = Gauges()
-    looks: dict[str, ComponentView] = msgspec.field(default_factory=dict)
+    components: dict[str, ComponentView] = msgspec.field(default_factory=dict, name="looks")
     stopped: bool = False
     registry: str = ""
 
     @property
-    def told(self) -> str:
-        """The process, as messages name it."""
+    def process_label(self) -> str:
+        """The process as messages name it, such as `worker 3f9a01bc`."""
         return f"{'worker' if self.role == 'worker' else 'API process'} {self.process}"
 
 
+class Record(NamedTuple):
+    """The stored samples, oldest first, and the status of each component."""
+
+    samples: list[Sample]
+    statuses: dict[str, ComponentStatus]
+
+
+class SampleStore(Protocol):
+    """Samples of a little more than the last hour, and the component statuses. Raises `StoreUnavailable`."""
+
+    async def keep(self, sample: Sample) -> None:
+        """Store a sample, update the statuses from the recent samples of all processes, and delete old samples."""
+        ...
+
+    async def since(self, at_ms: int) -> Record:
+        """The samples taken at or after `at_ms`."""
+        ...
+
+
 def read(metrics: Metrics) -> Counter[str]:
-    """What this process has counted since its start; latency is of the recommender's and the producers' routes."""
+    """What this process has counted since its start. Latency covers the routes of the recommender and of producers."""
     found: Counter[str] = Counter()
     below = 0.0
     for name, labels, value, *_ in (sample for family in metrics.collectors.collect() for sample in family.samples):
         route = labels.get("route", "")
-        asked = not route.startswith(LEFT_OUT) and route not in UNMATCHED
+        counted = not route.startswith(UNCOUNTED_ROUTES) and route not in UNMATCHED
         if name in COUNTERS:
-            counted, label = COUNTERS[name]
-            found[f"{counted}_{labels[label]}" if label else counted] += round(value)
-        elif name == REQUESTS and asked:
+            count_name, label = COUNTERS[name]
+            found[f"{count_name}_{labels[label]}" if label else count_name] += round(value)
+        elif name == REQUESTS and counted:
             found[f"requests_{labels['status'][0]}xx"] += round(value)
-        elif name in BUCKETS:  # of each set of labels in order, each with all that are below it
+        elif name in BUCKETS:  # buckets are cumulative; those of one set of labels come in the order of their bounds
             bound, count = labels["le"], round(value - below)
             below = 0.0 if bound == "+Inf" else value
-            if asked and route != WAITS_ELSEWHERE:
+            if counted and route != UNTIMED_ROUTE:
                 found[f"{BUCKETS[name]}_{bound}"] += count
     return found
 
 
 @dataclass(slots=True)
-class Sum:
-    """Samples of many processes within one stretch of time.
+class Totals:
+    """The sum of samples of many processes within one stretch of time.
 
-    `covered_s` is how much of it any process watched, `served_s` how much some API process did: what a rate is over.
+    `covered_s` is the time that any process sampled. `served_s` is the time that any API process sampled; rates of
+    requests are per second of it.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -124,23 +144,23 @@ class Sum:
     served_s: float = 0.0
 
 
-def summed(samples: Iterable[Sample]) -> Sum:
-    """Add samples up; they come in the order of time."""
-    total = Sum()
+def sum_samples(samples: Iterable[Sample]) -> Totals:
+    """Add samples, which must come oldest first."""
+    totals = Totals()
     spans: dict[Role, list[tuple[float, float]]] = {"api": [], "worker": []}
     for sample in samples:
-        total.counts.update(sample.counts)
+        totals.counts.update(sample.counts)
         for name, value in msgspec.structs.asdict(sample.gauges).items():
             if value is not None:
-                total.newest[name] = value
-                total.highest[name] = max(value, total.highest.get(name, value))
+                totals.newest[name] = value
+                totals.highest[name] = max(value, totals.highest.get(name, value))
         spans[sample.role].append((sample.at_ms / 1000 - sample.seconds, sample.at_ms / 1000))
-    total.covered_s, total.served_s = _union(spans["api"] + spans["worker"]), _union(spans["api"])
-    return total
+    totals.covered_s, totals.served_s = _union_s(spans["api"] + spans["worker"]), _union_s(spans["api"])
+    return totals
 
 
-def _union(spans: Sequence[tuple[float, float]]) -> float:
-    """The length of what the spans cover together."""
+def _union_s(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of the spans, in seconds."""
     covered, until = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, until))

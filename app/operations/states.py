@@ -1,8 +1,8 @@
-"""States of the service and of what it depends on: as one process sees them, and as all of them do together.
+"""States of the service and of its components: as one process sees them, and as all processes see them together.
 
-What processes see may differ: one may not reach the cache that another does. Together they are as bad as the worst
-that any process saw lately. Every process works that out from the same samples, so states do not flap when two
-processes disagree, and a state gets better as soon as no process says otherwise.
+Processes may disagree: one may fail to reach a cache that another one reaches. The state of a component is the worst
+that any process reported lately. Every process derives it from the same stored samples, so two processes that disagree
+do not make it flap, and it improves as soon as no process reports the problem any more.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import msgspec
 
 State = Literal["ok", "degraded", "down", "unknown"]
 COMPONENTS = ("service", "cache", "queue", "worker", "database", "features")
-# Any knowledge beats none: a process that cannot ask the queue knows nothing of workers.
+# `unknown` is the lowest: a process that cannot ask the queue must not hide what another one knows of the workers.
 SEVERITY: Mapping[State, int] = {"unknown": 0, "ok": 1, "degraded": 2, "down": 3}
 UNSEEN_MS = 60_000
 
 
 class ReadinessCheck(NamedTuple):
-    """One line of readiness: `ok` False degrades, `vital` False means reads can be right without it.
+    """One line of readiness. `state` is the component's state if the check is not `ok`.
 
-    `state` says how it stands where it is not ok.
+    If a `vital` check fails, the service cannot serve reads. Any other failed check only degrades it.
     """
 
     ok: bool
@@ -32,14 +32,14 @@ class ReadinessCheck(NamedTuple):
 
 
 class ComponentView(msgspec.Struct, frozen=True, array_like=True):
-    """How a component looks to one process."""
+    """The state of a component as one process sees it."""
 
     state: State
     detail: str
 
 
 class ComponentStatus(NamedTuple):
-    """How a component stands, since when, and when that was last seen."""
+    """The state of a component, when it began, and when a process last reported it."""
 
     component: str
     state: State
@@ -51,48 +51,48 @@ class ComponentStatus(NamedTuple):
 OK = ComponentView("ok", "")
 
 
-def looks_of(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
-    """Every component, by the lines of readiness."""
+def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
+    """A view of every component. A component without a check is `unknown`; owed invalidations degrade the cache."""
 
-    def look(name: str) -> ComponentView:
+    def view(name: str) -> ComponentView:
         check = checks.get(name)
         if check is None:
             return ComponentView("unknown", "it was not asked")
         return OK if check.ok else ComponentView(check.state, check.detail)
 
-    found = {name: look(name) for name in COMPONENTS if name != "service"}
+    found = {name: view(name) for name in COMPONENTS if name != "service"}
     owed = checks.get("invalidations")
     if found["cache"] == OK and owed is not None and not owed.ok:
         found["cache"] = ComponentView(owed.state, owed.detail)
-    wrong = [name for name, item in found.items() if item.state != "ok"]
+    affected = [name for name, item in found.items() if item.state != "ok"]
     if any(check.vital and not check.ok for check in checks.values()):
         service = ComponentView("down", "it cannot serve reads")
-    elif wrong:
-        service = ComponentView("degraded", f"reads are right, but not everything is well: {', '.join(wrong)}")
+    elif affected:
+        service = ComponentView("degraded", f"reads are correct, but these need attention: {', '.join(affected)}")
     else:
         service = OK
     return {"service": service, **found}
 
 
-def together(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, ComponentView]:
-    """What several processes see, as one: the worst that any of them knows of."""
+def worst_views(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, ComponentView]:
+    """For each component, the worst view that any process has of it."""
     found: dict[str, ComponentView] = {}
-    for view in views:
-        for name, look in view.items():
-            held = found.get(name)
-            if held is None or SEVERITY[look.state] > SEVERITY[held.state]:
-                found[name] = look
+    for components in views:
+        for name, view in components.items():
+            known = found.get(name)
+            if known is None or SEVERITY[view.state] > SEVERITY[known.state]:
+                found[name] = view
     return found
 
 
-def standings(
-    before: Mapping[str, ComponentStatus], seen: Mapping[str, ComponentView], now_ms: int
+def updated_statuses(
+    before: Mapping[str, ComponentStatus], views: Mapping[str, ComponentView], now_ms: int
 ) -> list[ComponentStatus]:
-    """How components stand now: a state that goes on keeps its beginning, unless no process looked for a while."""
+    """Statuses as of `now_ms`. An unchanged state keeps its beginning, unless it was not reported for `UNSEEN_MS`."""
     found = []
-    for name, look in seen.items():
-        held = before.get(name)
-        goes_on = held is not None and held.state == look.state and now_ms - held.seen_ms <= UNSEEN_MS
-        since_ms = held.since_ms if held is not None and goes_on else now_ms
-        found.append(ComponentStatus(name, look.state, look.detail, since_ms, now_ms))
+    for name, view in views.items():
+        known = before.get(name)
+        continues = known is not None and known.state == view.state and now_ms - known.seen_ms <= UNSEEN_MS
+        since_ms = known.since_ms if known is not None and continues else now_ms
+        found.append(ComponentStatus(name, view.state, view.detail, since_ms, now_ms))
     return found

@@ -1,9 +1,11 @@
-"""Pictures of the pages of a service that runs, for the README and for whoever changes a page.
+"""Pictures of the pages of a running service, for the READMEs and for a look at every page after a change.
 
 `make screenshots` takes them of `make up`: every page, light and dark, wide and narrow, into `var/screenshots`. With
-`ARGS=--readme` it takes the few that the README shows, into `tests/browser/pictures`. The demonstration set has no
-decisions; `ARGS=--decisions=4000` makes so many first (a minute), with feedback, so that the roll-out has something to
-show. They stay, and the bandit learns from them.
+`ARGS=--readme` it takes those of the READMEs into `tests/browser/pictures`, and writes the fingerprint of the page
+into each. Restart `make up` first: a process keeps the templates that it has loaded.
+
+The demonstration set has no decisions. `ARGS=--decisions=4000` makes that many first, with feedback, so that the
+roll-out has figures; this takes a minute. The decisions stay stored, and the bandit learns from them.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import random
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 from playwright.async_api import Browser
 
 from tests.support.browser import NARROW, WIDE, Scheme, chromium
+from tests.support.pictures import IN_READMES, PICTURES, fingerprint, stamped
 
-PICTURES = Path(__file__).parent / "pictures"
 PAGES = {
     "overview": "/admin",
     "user": "/admin/users/user-0007",
@@ -36,30 +38,36 @@ PAGES = {
     "sign-in": "/admin/sign-in",
     "error": "/admin/nowhere",
 }
-# (page, scheme, height that is shown)
-README: tuple[tuple[str, Scheme, int], ...] = (
-    ("overview", "light", 1000),
-    ("user", "dark", 1150),
-    ("data-quality", "light", 1150),
-    ("rollout", "light", 1010),
-)
 AT_ONCE, USERS = 8, 300
 LOOK_WITHIN_S = 90
+READ_S, SAMPLE_S = 20, 12
 
 
-async def shoot(
-    browser: Browser, url: str, scheme: Scheme, width: int, target: Path, *, height: int | None = None
-) -> None:
-    """One page; whole, or its upper part of that height."""
+async def shoot(browser: Browser, url: str, scheme: Scheme, width: int, *, height: int | None = None) -> bytes:
+    """A picture of a page: of the whole page, or of the upper `height` pixels."""
     context = await browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height or 900})
     page = await context.new_page()
     await page.goto(url)
-    await page.screenshot(path=target, full_page=height is None)
+    picture = await page.screenshot(full_page=height is None)
     await context.close()
+    return picture
+
+
+async def use(url: str) -> None:
+    """Read profiles for a while, so that values are cached and latencies known; then have data quality measured."""
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        users = [f"user-{number:04d}" for number in range(1, 901)]
+        (await client.post("/profiles/batch", json={"user_ids": users})).raise_for_status()
+        deadline = time.monotonic() + READ_S
+        while time.monotonic() < deadline:
+            (await client.get(f"/profiles/{random.choice(users)}")).raise_for_status()
+            await asyncio.sleep(0.01)
+        (await client.post("/admin/data-quality/refresh")).raise_for_status()
+        await asyncio.sleep(SAMPLE_S)  # until each process has stored a sample, and the report is stored
 
 
 async def decide(url: str, decisions: int) -> None:
-    """Ask for so many decisions and answer each at once, by the users' habits; then wait for a look at them."""
+    """Request decisions, send feedback for each by the user's habits, and wait until a worker has evaluated them."""
     chance, run = random.Random(), time.time_ns()
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         for first in range(0, decisions, AT_ONCE):
@@ -77,7 +85,7 @@ async def decide(url: str, decisions: int) -> None:
 
 
 async def _answered(client: httpx.AsyncClient, request_id: str, chance: random.Random) -> list[dict[str, Any]]:
-    """One decision, as the two events of its tip. Who completes much likes what is overdue, and the others do not."""
+    """Request one decision and return the events of its tip. Users with a high completion rate prefer overdue tips."""
     user = f"user-{chance.randint(1, USERS):04d}"
     candidates: list[dict[str, Any]] = [
         {
@@ -113,26 +121,28 @@ async def _answered(client: httpx.AsyncClient, request_id: str, chance: random.R
 
 
 async def main(url: str, *, readme: bool, decisions: int) -> None:
-    """Take them."""
     await decide(url, decisions)
     directory = PICTURES if readme else Path("var/screenshots")
     directory.mkdir(parents=True, exist_ok=True)
-    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     async with chromium() as browser:
         if readme:
-            for name, scheme, height in README:
-                await shoot(browser, url + PAGES[name], scheme, WIDE, directory / f"{name}.png", height=height)
+            await use(url)
+            for name, (template, scheme, height) in IN_READMES.items():
+                picture = await shoot(browser, url + PAGES[name], scheme, WIDE, height=height)
+                (directory / f"{name}.png").write_bytes(stamped(picture, fingerprint(template)))
             return
+        schemes: tuple[Scheme, ...] = ("light", "dark")
         for name, path in PAGES.items():
             for scheme in schemes:
                 for width in (WIDE, NARROW):
-                    await shoot(browser, url + path, scheme, width, directory / f"{name}-{scheme}-{width}.png")
+                    target = directory / f"{name}-{scheme}-{width}.png"
+                    target.write_bytes(await shoot(browser, url + path, scheme, width))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--readme", action="store_true", help="only those that the README shows")
-    parser.add_argument("--decisions", type=int, default=0, help="make so many decisions first, with feedback")
+    parser.add_argument("--readme", action="store_true", help="only those of the READMEs")
+    parser.add_argument("--decisions", type=int, default=0, help="make that many decisions first, with feedback")
     asked = parser.parse_args()
     asyncio.run(main(asked.url, readme=asked.readme, decisions=asked.decisions))

@@ -21,7 +21,7 @@ async def write(site: Live, actor: str, action: str, subject: str, outcome: str 
 async def test_page_says_so_when_nobody_has_done_anything(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/audit")
-        assert "Nobody has done anything yet" in await visitor.text()
+        assert "No action has been recorded yet" in await visitor.text()
         await visitor.assert_sound()
 
 
@@ -51,20 +51,20 @@ async def test_entries_are_filtered_and_paged(
     async with visiting(browser, own_site, scripts=False) as visitor:
         page = visitor.page
         await visitor.go("/admin/audit")
-        await page.get_by_label("Who", exact=True).select_option("ann")
+        await page.get_by_label("Actor", exact=True).select_option("ann")
         await page.get_by_role("button", name="Show").click()
-        subjects = page.locator("tbody td[data-label^=To]")
+        subjects = page.locator("tbody td[data-label=Subject]")
         assert await subjects.all_inner_texts() == ["s5", "s3"]
         await page.get_by_role("link", name="Older").click()
         assert await subjects.all_inner_texts() == ["s1"]
-        await expect(page.get_by_label("Who", exact=True)).to_have_value("ann")
+        await expect(page.get_by_label("Actor", exact=True)).to_have_value("ann")
         await page.get_by_role("link", name="Newest").click()
         assert await subjects.all_inner_texts() == ["s5", "s3"]
         await subjects.last.get_by_role("link").click()
         assert await subjects.all_inner_texts() == ["s3"]
-        await page.get_by_label("To whom or what").fill("nothing")
+        await page.get_by_label("Subject").fill("nothing")
         await page.get_by_role("button", name="Show").click()
-        assert "No entry is like that" in await visitor.text()
+        assert "No entry matches" in await visitor.text()
 
 
 async def test_user_is_found_by_the_id_which_the_page_does_not_show(own_site: Live, browser: Browser) -> None:
@@ -73,11 +73,11 @@ async def test_user_is_found_by_the_id_which_the_page_does_not_show(own_site: Li
     await write(own_site, "ann", "discard", "dead-letter:1")
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/audit")
-        await visitor.page.get_by_label("Or the user's id").fill(user)
+        await visitor.page.get_by_label("Or user id").fill(user)
         await visitor.page.get_by_role("button", name="Show").click()
         await expect(visitor.page.locator("tbody tr")).to_have_count(1)
         await expect(visitor.page.locator("tbody tr")).to_contain_text("erase")
-        await expect(visitor.page.get_by_label("To whom or what")).to_have_value(user_hash(user))
+        await expect(visitor.page.get_by_label("Subject")).to_have_value(user_hash(user))
         assert user not in await visitor.page.content()
 
 

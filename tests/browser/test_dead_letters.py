@@ -34,7 +34,7 @@ async def bury_event(site: Live, user: str) -> int:
 async def test_page_says_so_when_there_is_nothing_to_do(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/dead-letters")
-        assert "No dead letters" in await visitor.text()
+        assert "There are no dead letters" in await visitor.text()
         await visitor.assert_sound()
 
 
@@ -76,13 +76,13 @@ async def test_payload_is_pretty_and_the_traceback_folded(own_site: Live, browse
         await letter.get_by_text("Traceback", exact=True).click()
         await expect(letter.get_by_text("learn.py")).to_be_visible()
         long = page.get_by_role("article", name="Letter 2")
-        assert len(await long.get_by_label("Payload, its beginning").inner_text()) < 2_000
+        assert len(await long.get_by_label("Beginning of the payload").inner_text()) < 2_000
         await long.get_by_role("link", name="The whole payload").click()
         assert len(await page.get_by_label("Payload", exact=True).inner_text()) == 5_000
 
 
 async def test_letters_are_paged(own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.admin.dead_letters.routes.LETTERS_ON_A_PAGE", 2)
+    monkeypatch.setattr("app.api.admin.dead_letters.LETTERS_PER_PAGE", 2)
     for number in range(4):
         await bury(own_site, number)
     async with visiting(browser, own_site) as visitor:
@@ -92,7 +92,7 @@ async def test_letters_are_paged(own_site: Live, browser: Browser, monkeypatch: 
             seen.extend(await visitor.page.locator("article h2").all_inner_texts())
             await visitor.page.get_by_role("link", name="Next letters").click()
         assert seen == [f"Letter {number}" for number in range(1, 5)]
-        assert "No letters after this one" in await visitor.text()
+        assert "There are no letters after this one" in await visitor.text()
         await visitor.page.get_by_role("link", name="To the first letter").click()
         await expect(visitor.page.locator("article").first).to_contain_text("Letter 1")
 
@@ -104,7 +104,7 @@ async def test_letter_is_replayed(own_site: Live, browser: Browser, scripts: boo
     async with visiting(browser, own_site, scripts=scripts) as visitor:
         await visitor.go("/admin/dead-letters")
         await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
-        said = f"Letter {letter} is replayed: its event is taken in."
+        said = f"Letter {letter} was replayed: its event was ingested."
         await expect(visitor.page.get_by_role("status")).to_have_text(said)
     assert (await own_site.features(user))["tip_volume_30d"] == 1
 
@@ -114,7 +114,7 @@ async def test_event_is_with_the_workers_again_when_its_letter_is_replayed(own_s
     async with visiting(browser, own_site) as visitor:
         await visitor.go(f"/admin/dead-letters/{letter}")
         await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
-        await expect(visitor.page.get_by_role("status")).to_contain_text("its event is with the workers again")
+        await expect(visitor.page.get_by_role("status")).to_contain_text("a worker will consume its event again")
     assert len(await own_site.service.event_log.unconsumed(own_site.now_ms + 1, 10)) == 1
 
 
@@ -124,8 +124,10 @@ async def test_page_says_why_when_a_letter_still_is_no_event(own_site: Live, bro
         await visitor.go("/admin/dead-letters")
         await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
         await expect(visitor.page).to_have_url(f"{own_site.url}/admin/dead-letters/{letter}")
-        await expect(visitor.page.get_by_role("status")).to_contain_text(f"Letter {letter} stays: tip_id: must not")
-        assert "2 times" in await visitor.text()
+        await expect(visitor.page.get_by_role("status")).to_contain_text(
+            f"Letter {letter} was not replayed: tip_id: must not"
+        )
+        assert "2, the last" in await visitor.text()
         await visitor.assert_sound()
 
 
@@ -135,7 +137,7 @@ async def test_letter_is_gone_when_two_replay_it(own_site: Live, browser: Browse
         await visitor.go("/admin/dead-letters")
         await own_site.client.post(f"/admin/dead-letters/{letter}/replay")
         await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
-        await expect(visitor.page.get_by_role("status")).to_contain_text(f"There is no letter {letter} any more")
+        await expect(visitor.page.get_by_role("status")).to_contain_text(f"Letter {letter} is gone")
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -163,7 +165,7 @@ async def test_all_are_replayed_and_the_page_says_which_still_fail(
             await visitor.assert_sound()
         await page.get_by_role("button", name="Replay the next ones").click()
         await expect(page.locator("tbody")).to_have_count(0)
-        assert "Events taken in: 1." in await visitor.text()
+        assert "Events ingested: 1." in await visitor.text()
     assert [letter.id for letter in await own_site.service.dead_letters.list(0, 10)] == [bad]
 
 
@@ -180,7 +182,7 @@ async def test_letter_is_discarded_with_a_reason(own_site: Live, browser: Browse
         assert await own_site.service.dead_letters.get(letter) is not None
         await page.get_by_label("Why?").fill(f"a test {EVIL}")
         await confirm.click()
-        await expect(page.get_by_role("status")).to_have_text(f"Letter {letter} is discarded.")
+        await expect(page.get_by_role("status")).to_have_text(f"Letter {letter} was discarded.")
         assert await own_site.service.dead_letters.get(letter) is None
         await visitor.go("/admin/audit")
         assert f"a test {EVIL}" in (await page.locator("tbody tr").first.inner_text())

@@ -92,7 +92,7 @@ async def test_features_that_fail_or_are_disabled_say_why(
             assert all("not measured: there were no users" in row for row in rows)
             await expect(visitor.page.locator("#bad .message")).to_contain_text("the SQL gave text where int")
             await expect(visitor.page.locator("#off .message")).to_contain_text(": too slow <INC-12>.")
-            await expect(visitor.page.locator("#seen")).to_contain_text("int, 0 if nothing is known; over 30 d")
+            await expect(visitor.page.locator("#seen")).to_contain_text("int, 0 without events; over 30 d")
             await expect(visitor.page.locator("#seen")).to_contain_text("views, so signals.tip.served deletes")
             assert await visitor.page.locator("#seen .message").count() == 0
 

@@ -32,7 +32,7 @@ async def test_users_found_are_a_sound_page(site: Live, browser: Browser, scheme
         await visitor.page.get_by_role("link", name="show 100").click()
         await expect(visitor.page.locator(".ids a")).to_have_count(25)
         await visitor.go(f"/admin/users?prefix={new_user()}")
-        await expect(visitor.page.locator("main")).to_contain_text("No user with an event")
+        await expect(visitor.page.locator("main")).to_contain_text("No stored event")
         await visitor.assert_sound()
 
 

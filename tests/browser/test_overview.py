@@ -20,7 +20,7 @@ from tests.support.site import ServeSite
 from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-WELL = "Everything is well."
+WELL = "Everything works."
 BEAT_MS = 10_000
 
 
@@ -57,7 +57,7 @@ async def see(visitor: Visitor) -> None:
 
     async def asked() -> bool:
         await visitor.go("/admin")
-        return "Not everything could be asked" not in await visitor.page.locator("#verdict").inner_text()
+        return "could not be asked" not in await visitor.page.locator("#verdict").inner_text()
 
     await eventually_async(asked)
 
@@ -77,7 +77,7 @@ async def test_overview_is_a_sound_page(well: Live, browser: Browser, scheme: Sc
         await visitor.assert_sound()
         await bury(well)
         await see(visitor)
-        await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are right; one thing needs a look.")
+        await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are correct; 1 finding needs attention.")
         await visitor.assert_sound()
 
 
@@ -134,8 +134,10 @@ async def test_page_refreshes_itself_and_keeps_what_is_focused_and_open(well: Li
         before = await visitor.page.title()
         await bury(well)
         await beat(visitor)
-        await expect(visitor.page.locator("#verdict")).to_contain_text("one thing needs a look")
-        await expect(visitor.page.locator("#announcement")).to_have_text("Reads are right; one thing needs a look.")
+        await expect(visitor.page.locator("#verdict")).to_contain_text("1 finding needs attention")
+        await expect(visitor.page.locator("#announcement")).to_have_text(
+            "Reads are correct; 1 finding needs attention."
+        )
         await expect(visitor.page.locator("#meanings")).to_have_attribute("open", "")
         assert await visitor.page.title() != before
         await expect(letters).to_be_focused()
@@ -151,7 +153,7 @@ async def test_page_rests_while_it_is_paused_or_hidden(well: Live, browser: Brow
         await visitor.page.get_by_role("button", name="Pause").click()
         await beat(visitor)
         assert asked == []
-        await visitor.page.get_by_role("button", name="Go on").click()
+        await visitor.page.get_by_role("button", name="Resume").click()
         await expect(visitor.page.get_by_role("button", name="Pause")).to_be_visible()
         await beat(visitor)
         assert asked
@@ -191,8 +193,8 @@ async def test_overview_can_be_used_when_there_is_no_javascript(well: Live, brow
         await expect(visitor.page.locator("#verdict")).to_contain_text(WELL)
         await bury(well)
         await visitor.page.get_by_role("link", name="Refresh").click()
-        await expect(visitor.page.locator("#verdict")).to_contain_text("one thing needs a look")
-        findings = visitor.page.get_by_role("list", name="What needs a look")
+        await expect(visitor.page.locator("#verdict")).to_contain_text("1 finding needs attention")
+        findings = visitor.page.get_by_role("list", name="Findings")
         link = findings.get_by_role("link", name="Dead letters")
         await expect(link).to_have_attribute("href", "/admin/dead-letters")
 
@@ -208,8 +210,10 @@ async def test_page_comes_at_once_and_says_what_is_away(
         async with visiting(browser, site) as visitor:
             visitor.page.set_default_timeout(5_000)
             await see(visitor)
-            await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are right; 2 things need a look.")
-            findings = visitor.page.get_by_role("list", name="What needs a look")
+            await expect(visitor.page.locator("#verdict")).to_contain_text(
+                "Reads are correct; 2 findings need attention."
+            )
+            findings = visitor.page.get_by_role("list", name="Findings")
             await expect(findings).to_contain_text("The cache is down")
             await expect(findings).to_contain_text("The queue is down")
             await expect(visitor.page.locator(".states li").nth(3)).to_contain_text("unknown")

@@ -17,7 +17,7 @@ from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-WORKER_MISSING = "No worker is alive"
+WORKER_MISSING = "No worker is running"
 ADMIN = {"X-API-Key": KEYS["admin"]}
 
 
@@ -50,7 +50,7 @@ async def test_pages_are_sound_when_there_is_nothing_yet(own_site: Live, browser
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rebuilds")
         await visitor.assert_sound()
-        assert "Nothing is being rebuilt" in await visitor.text()
+        assert "No rebuild is active" in await visitor.text()
         assert "No rebuild has ended yet" in await visitor.text()
 
 
@@ -105,7 +105,7 @@ async def test_pasted_list_is_rebuilt_without_blanks_and_repeats(own_site: Live,
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("", "user_ids: write one id a line"),
+        ("", "user_ids: write one id on each line"),
         ("fine\na/b\n<script>alert(1)</script>", "line 2: must not contain /"),
         ("\n".join(f"u{number}" for number in range(1_001)), "at most 1,000 users at once, not 1,001"),
     ],
@@ -149,7 +149,7 @@ async def test_second_start_leads_to_the_first_when_one_of_the_same_scope_is_act
             await visitor.page.get_by_role("button", name="Start the rebuild").click()
         assert (await answer.value).status == 409
         alert = visitor.page.get_by_role("alert")
-        await expect(alert).to_contain_text("is queued already, at 0 of 4 users")
+        await expect(alert).to_contain_text("is queued, at 0 of 4 users")
         await visitor.assert_sound()
         await alert.get_by_role("link").click()
         await expect(visitor.page).to_have_url(f"{own_site.url}/admin/rebuilds/{run}")
@@ -240,7 +240,7 @@ async def test_run_loads_itself_anew_when_there_is_no_javascript(own_site: Live,
         await visitor.go(f"/admin/rebuilds/{run}")
         await expect(visitor.page.locator("noscript meta[http-equiv=refresh]")).to_have_count(1)
         await own_site.service.rebuild_runs.advance(run, 3, "u", own_site.now_ms)
-        await visitor.page.get_by_role("link", name="Look again").click()
+        await visitor.page.get_by_role("link", name="Reload").click()
         await expect(visitor.page.locator("progress")).to_have_attribute("value", "3")
         await own_site.service.rebuild_runs.finish(run, "failed", own_site.now_ms, "it broke")
         await visitor.page.reload()
@@ -259,7 +259,7 @@ async def test_run_is_cancelled_when_the_question_is_answered(own_site: Live, br
         await expect(confirm).to_be_hidden()
         await page.locator("summary", has_text="Cancel").click()
         await confirm.click()
-        await expect(page.get_by_role("status").first).to_have_text("The rebuild is cancelled, at 0 of 4 users.")
+        await expect(page.get_by_role("status").first).to_have_text("The rebuild was cancelled at 0 of 4 users.")
         await expect(page.locator("[data-part=state]")).to_have_text("cancelled")
         await visitor.assert_sound() if scripts else None
     (entry, _) = await own_site.service.audit_trail.newest(2)
@@ -324,7 +324,7 @@ async def test_page_comes_at_once_when_cache_and_queue_are_down(
                 await visitor.go(f"/admin/rebuilds/{run}")
             text = await visitor.text()
             assert "The queue does not answer" in text
-            assert "The cache does not take anything in" in text
+            assert "The cache does not accept values" in text
             await visitor.assert_sound()
 
 

@@ -32,9 +32,9 @@ async def test_page_says_what_it_waits_for_when_nothing_was_decided(own_site: Li
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
         said = await visitor.text()
-        assert "No look has been made yet. The first one is made at 1\u202f000 evaluated decisions" in said
+        assert "No look has been made yet. A worker makes the first one at 1\u202f000 evaluated decisions" in said
         assert "It can be ramped once the verdict is “promote”." in said
-        assert "As it began; nobody has changed it." in said
+        assert "has not been changed yet" in said
         await expect(visitor.page.get_by_role("listitem").and_(visitor.page.locator("[aria-current]"))).to_have_text(
             "shadow"
         )
@@ -78,18 +78,18 @@ async def test_challenger_is_ramped_rolled_back_and_begun_anew_from_the_page(
 
         await visitor.go("/admin/rollout")
         await expect(page.get_by_role("heading", name="Verdict: promote an improvement")).to_be_visible()
-        await press("Ramp to 5", "Ramp", "looks good", "Done. The challenger serves 5\u202f% of the users from now on.")
+        await press("Ramp to 5", "Ramp", "looks good", "The challenger now serves 5\u202f% of the users.")
         assert "serves 5\u202f% of the users" in await visitor.text()
         assert ": looks good" in await visitor.text()
         assert (
             "It cannot be ramped now: of the decisions that the challenger served at 5\u202f%, 0 are"
             in await visitor.text()
         )
-        said = "Done. The challenger is rolled back: the champion serves every user from now on."
+        said = "The challenger is rolled back. The champion now serves every user."
         await press("Roll back", "Roll back", "complaints", said)
         assert "No more looks are made." in await visitor.text()
         assert await page.get_by_text("Verdict:").count() == 0
-        await press("Begin anew", "Begin anew", "", "Done. The roll-out begins anew, in the shadow.")
+        await press("Restart", "Restart", "", "The roll-out starts again in the shadow.")
         assert "No look has been made yet" in await visitor.text()
 
 
@@ -131,10 +131,8 @@ async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
         served = rows_of(some(250, share=1.0, seed=2), made_ms=own_site.now_ms)
         await write(own_site.service.database, served)
         await stale.get_by_role("button", name="Ramp", exact=True).click()
-        await expect(stale.get_by_role("status")).to_contain_text("Nothing was changed: ")
-        await expect(stale.get_by_role("status")).to_contain_text(
-            "since this page was made it has moved, to 5\u202f% of the users, by "
-        )
+        await expect(stale.get_by_role("status")).to_contain_text("Nothing was changed: the roll-out has changed")
+        await expect(stale.get_by_role("status")).to_contain_text("moved it to 5\u202f% of the users")
         assert (await own_site.service.bandit.rollout.repository.state()).share == 0.05
         (newest,) = await own_site.service.audit_trail.newest(1)
         assert (newest.action, newest.outcome.partition(":")[0]) == ("ramp roll-out", "refused")
@@ -232,7 +230,7 @@ async def test_page_promises_no_look_when_there_will_be_none(
     async with serve_site(shadow=False) as site, visiting(browser, site, width=width) as visitor:
         await visitor.go("/admin/rollout")
         assert "next look at" not in await visitor.text()
-        assert "Without a challenger there is nothing to look at." in await visitor.text()
+        assert "Without a challenger no looks are made." in await visitor.text()
         assert await visitor.page.locator("main summary.button").count() == 0
         await visitor.assert_sound()
 
@@ -268,6 +266,6 @@ async def test_challenger_is_promoted_from_the_page(own_site: Live, browser: Bro
         await visitor.go("/admin/rollout")
         await visitor.page.locator("main summary.button", has_text="Promote").click()
         await visitor.page.get_by_role("button", name="Promote", exact=True).click()
-        await expect(visitor.page.get_by_role("status")).to_have_text("Done. The challenger is promoted.")
+        await expect(visitor.page.get_by_role("status")).to_have_text("The challenger is promoted.")
         assert "is promoted: it serves every user" in await visitor.text()
         await visitor.assert_sound()

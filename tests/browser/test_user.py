@@ -91,7 +91,7 @@ async def test_charts_draw_what_the_tables_say(site: Live, browser: Browser) -> 
         assert sum(map(int, cells)) == 29 == (await site.features(user))["tip_volume_30d"]
         volume = visitor.page.get_by_role("img", name="tip_volume_30d.")
         await expect(volume).to_have_accessible_name(re.compile("latest 29, lowest 0, highest 29"))
-        await visitor.page.get_by_text("The development as a table").click()
+        await visitor.page.get_by_text("The same as a table").click()
         table = visitor.page.get_by_role("table", name="Features by day")
         last = dict(
             zip(
@@ -134,8 +134,8 @@ async def test_page_warns_when_what_is_cached_is_wrong(
         alerts = visitor.page.get_by_role("alert")
         await expect(alerts).to_have_count(2)
         await expect(alerts.filter(has_text="Stale:")).to_contain_text("completion_rate_30d")
-        await expect(alerts.filter(has_text="Cached wrongly:")).to_contain_text("preferred_hour")
-        await expect(feature(visitor, "completion_rate_30d")).to_contain_text("differs: an event came")
+        await expect(alerts.filter(has_text="Wrong cached value:")).to_contain_text("preferred_hour")
+        await expect(feature(visitor, "completion_rate_30d")).to_contain_text("differs: event")
         await expect(feature(visitor, "preferred_hour")).to_contain_text("differs: unexplained")
         await visitor.assert_sound()
 
@@ -159,7 +159,7 @@ async def test_page_holds_what_was_sent_and_runs_none_of_it(site: Live, browser:
         assert await visitor.page.title() == f"{user} · Profiles"
         await visitor.page.get_by_role("link", name="Erase this user").click()
         await expect(visitor.page.locator("h1 .id")).to_have_text(user)
-        await visitor.page.get_by_role("link", name="Keep the user").click()
+        await visitor.page.get_by_role("link", name="Cancel").click()
         await visitor.page.get_by_role("button", name="Rebuild all").click()
         await expect(visitor.page.get_by_role("heading", level=1)).to_have_text(f"Rebuilt {user}")
         await visitor.page.get_by_role("link", name="Back to the user").click()
@@ -200,7 +200,7 @@ async def test_page_comes_at_once_when_the_cache_is_silent(
                 await expect(feature(visitor, "tip_volume_30d")).to_contain_text("29")
                 await visitor.assert_sound()
                 await visitor.page.get_by_role("button", name="Rebuild all").click()
-                await expect(visitor.page.get_by_role("status")).to_contain_text("Computed, but not kept")
+                await expect(visitor.page.get_by_role("status")).to_contain_text("Computed, but not cached")
             finally:
                 cache.signal(signal.SIGCONT)
 
@@ -211,8 +211,8 @@ async def test_page_says_so_when_the_cache_is_not_trusted(own_site: Live, browse
     own_site.service.inspector._trusted = lambda: False
     async with visiting(browser, own_site) as visitor:
         await visitor.go(address(user))
-        assert "The cache is not trusted just now." in await visitor.text()
-        await expect(feature(visitor, "tip_volume_30d")).to_contain_text("held, but not served")
+        assert "The cache is not trusted" in await visitor.text()
+        await expect(feature(visitor, "tip_volume_30d")).to_contain_text("cached, but not served")
         await visitor.assert_sound()
 
 
@@ -253,7 +253,7 @@ async def test_disabled_feature_is_marked_with_its_reason_and_is_no_fault(own_si
         await expect(visitor.page.get_by_role("status")).to_contain_text("Disabled: tip_volume_30d.")
         assert await visitor.page.get_by_role("alert").count() == 0
         row = feature(visitor, "tip_volume_30d")
-        for said in ("disabled", "held, but reads answer null", "not computed", "INC-12"):
+        for said in ("disabled", "cached, but reads return null", "not computed", "INC-12"):
             await expect(row).to_contain_text(said)
         await expect(row).not_to_contain_text("differs")
         await expect(feature(visitor, "preferred_hour")).to_contain_text("the same")

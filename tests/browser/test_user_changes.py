@@ -29,7 +29,7 @@ async def test_before_and_after_stand_side_by_side_when_all_is_rebuilt(
         await visitor.go(address(user))
         await visitor.page.get_by_role("button", name="Rebuild all").click()
         await expect(visitor.page.get_by_role("status")).to_have_text(
-            "5 features were computed anew; 1 has another value than the cache held."
+            "5 features were recomputed. 1 differs from the cached value."
         )
         rows = visitor.page.locator("tbody tr")
         await expect(rows).to_have_count(len(REGISTRY))
@@ -84,13 +84,13 @@ async def test_user_is_erased_when_the_id_is_typed(
         for wrong in ("nobody", user.upper(), f" {user}"):
             await confirm.fill(wrong)
             await button.click()
-            await expect(visitor.page.get_by_role("alert")).to_contain_text("nothing was deleted")
+            await expect(visitor.page.get_by_role("alert")).to_contain_text("Nothing was deleted")
             await expect(confirm).to_have_value("")
         await visitor.assert_sound()
         assert (await site.service.users.holdings(user)).events == 3
         await confirm.fill(user)
         await button.click()
-        await expect(visitor.page.get_by_role("status")).to_contain_text("3 events are gone")
+        await expect(visitor.page.get_by_role("status")).to_contain_text("3 events were deleted")
         hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
         assert hashed in await visitor.text()
         assert "Decisions\n1 deleted" in (await visitor.page.locator("dl").inner_text()).replace("\n\n", "\n")

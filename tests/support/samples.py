@@ -33,7 +33,7 @@ def hour(now_ms: int, gap: range = range(0)) -> Iterator[Sample]:
             seconds=10.0,
             counts={"lag_0.005": 4, "lag_0.01": 1},
             gauges=gauges,
-            looks=dict.fromkeys(COMPONENTS, OK),
+            components=dict.fromkeys(COMPONENTS, OK),
         )
         yield common
         for process in ("3f9a01bc", "77aa10ff"):

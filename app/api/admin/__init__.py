@@ -1,1 +1,4 @@
-"""Admins' routes: look at a user, rebuild, watch. A page for a browser, JSON otherwise. Every change is audited."""
+"""Admins' routes: users, rebuilds, data quality, roll-out, dead letters, features, audit trail.
+
+Each answers with a page to a browser and with JSON to any other client. Every change is recorded in the audit trail.
+"""

@@ -1,13 +1,14 @@
-"""The audit trail: who did what, when, and what came of it."""
+"""The audit trail: the recorded actions of admins and their outcomes."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from litestar import Response, get
+from litestar import Response
 from litestar.params import QueryParameter
 
+from app.api.admin.handlers import ADMIN, admin_get
 from app.api.admin.schemas import AuditLine, AuditPage
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
@@ -21,52 +22,51 @@ from app.operations.audit import AuditEntry, AuditFilter, state_of
 from app.service import Service
 
 ENTRIES_PER_PAGE = 50
-_OF_RUNS = ("start rebuild", "cancel rebuild")
+# Actions whose outcome is the id of a rebuild.
+_REBUILD_ACTIONS = ("start rebuild", "cancel rebuild")
 
 
-@get(
+@admin_get(
     "/admin/audit",
-    opt={"scope": "admin", "schemas": {"before": rowid(1), "user_id": USER_ID_OR_NONE}},
-    tags=["Admin"],
+    opt={**ADMIN, "schemas": {"before": rowid(1), "user_id": USER_ID_OR_NONE}},
     summary="Read the audit trail",
-    description="Every admin action, newest first. Users stand there as hashes only; `user_id` looks for one. A page "
-    "for a browser.",
+    description="Every action of an admin, newest first. The trail holds users as hashes only; `user_id` searches for "
+    "the hash of a user. A page for a browser.",
     responses=problems(400, 401, 403, 422, 503),
 )
 async def get_audit(
     request: HttpRequest,
     before: Annotated[int, QueryParameter(ge=1, le=MAX_ROWID, description="Only entries with a lower id.")] = MAX_ROWID,
-    actor: Annotated[str, QueryParameter(description="Only what this one did.")] = "",
+    actor: Annotated[str, QueryParameter(description="Only actions of this actor.")] = "",
     action: Annotated[str, QueryParameter(description="Only this action.")] = "",
-    subject: Annotated[str, QueryParameter(description="Only what was done to this subject, as it is stored.")] = "",
-    user_id: Annotated[str, QueryParameter(description="Only what was done to this user; instead of `subject`.")] = "",
+    subject: Annotated[str, QueryParameter(description="Only actions on this subject, as it is stored.")] = "",
+    user_id: Annotated[str, QueryParameter(description="Only actions on this user; instead of `subject`.")] = "",
 ) -> Response[AuditPage]:
-    """A page of it."""
     service = service_of(request)
     wanted = AuditFilter(actor or None, action or None, _subject(subject, user_id))
     entries = await service.audit_trail.page(wanted, before, ENTRIES_PER_PAGE + 1)
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
     body = AuditPage([_line(entry) for entry in page], more)
-    context = await _choices(service, wanted, before, more) if prefers_page(request) else {}
+    context = await _filters(service, wanted, before, more) if prefers_page(request) else {}
     return await answer(request, body, "audit.html", **context)
 
 
-async def _choices(service: Service, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
-    """What the page offers besides: the filters, as they are set, and where to go on."""
+async def _filters(service: Service, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
+    """The choices of the page's filters, and the links to newer and older entries."""
     kept = {name: value for name, value in wanted._asdict().items() if value is not None}
     actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
     return {
         "wanted": wanted,
-        "actors": _with(actors, wanted.actor),
-        "actions": _with(actions, wanted.action),
+        "actors": _including(actors, wanted.actor),
+        "actions": _including(actions, wanted.action),
         "older": f"?{urlencode({**kept, 'before': more})}" if more is not None else None,
         "newest": f"?{urlencode(kept)}" if before != MAX_ROWID else None,
-        "of_runs": _OF_RUNS,
+        "rebuild_actions": _REBUILD_ACTIONS,
     }
 
 
-def _with(names: list[str], chosen: str | None) -> list[str]:
+def _including(names: list[str], chosen: str | None) -> list[str]:
     return names if chosen is None or chosen in names else sorted([*names, chosen])
 
 
@@ -74,7 +74,7 @@ def _subject(subject: str, user_id: str) -> str | None:
     if not user_id:
         return subject or None
     if subject:
-        raise InvalidInput("say whom", [Issue("user_id", "give either user_id or subject")])
+        raise InvalidInput("there are two subjects", [Issue("user_id", "give either user_id or subject")])
     check_ids([user_id], "user_id")
     return user_hash(user_id)
 

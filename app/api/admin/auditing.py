@@ -1,21 +1,83 @@
-"""Who acts, and how their actions enter the audit trail."""
+"""The audit of what a caller does: the entry in the audit trail, and the reason that the caller gives for it.
+
+A reason comes in a form, in a JSON body or in the query.
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any
 
+import msgspec
+from litestar.params import QueryParameter
+from msgspec import Meta
+
+from app.api.admin.handlers import ADMIN
 from app.api.auth.authentication import Caller
+from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
+from app.api.request_parsing import body_as
+from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.operations import audit
+from app.operations.audit import MAX_REASON, reason_problem
+
+REASON_SCHEMA: dict[str, Any] = {"type": "string", "maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+Reason = Annotated[
+    str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user id.")
+]
+
+
+class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The reason of a change. In a body it stays out of the access logs of proxies."""
+
+    reason: Annotated[
+        str,
+        Meta(description="For the audit trail; no user id.", extra_json_schema=REASON_SCHEMA, examples=["complaints"]),
+    ] = ""
+
+
+# The `opt` of a route that takes a reason.
+WITH_REASON: dict[str, Any] = {
+    **ADMIN,
+    "schemas": {"reason": REASON_SCHEMA},
+    "body": [ReasonRequest],
+    "body_required": False,
+}
 
 
 def caller(request: HttpRequest) -> Caller:
-    """Who asks."""
     known: Caller = request.scope["user"]
     return known
 
 
 def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
-    """Around what an admin does: the intent is written before, what came of it after; see `app.operations.audit`."""
+    """Record an action of the caller in the audit trail; see `app.operations.audit.audited`."""
     service = service_of(request)
     return audit.audited(service.audit_trail, service.clock.now_ms(), caller(request).name, action, subject)
+
+
+async def reason_of(request: HttpRequest, from_query: str) -> str:
+    """The reason given in the form, the body or the query; empty if none is given.
+
+    Raises:
+        Undecodable: the reason in the query is not allowed.
+        InvalidInput: the reason in the form or the body is not allowed.
+        Conflict: query and body give different reasons.
+    """
+    if is_form(request):
+        return checked_reason((await read_form(request)).get("reason"))
+    checked_reason(from_query, Undecodable)
+    if not await request.body():
+        return from_query
+    reason = checked_reason((await body_as(request, ReasonRequest)).reason)
+    if reason and from_query not in ("", reason):
+        problem = "must be the one in the query, if both are given"
+        raise Conflict("nothing was changed: there are two reasons", [Issue("reason", problem)])
+    return reason or from_query
+
+
+def checked_reason(reason: str, error: type[Undecodable | InvalidInput] = InvalidInput) -> str:
+    """The reason itself; raises `error` if it is not allowed."""
+    if (problem := reason_problem(reason)) is not None:
+        raise error("the reason is not allowed", [Issue("reason", problem)])
+    return reason

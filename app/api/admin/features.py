@@ -1,21 +1,20 @@
-"""The registry as a catalogue, and switching a feature off and on."""
+"""The catalogue of the registry's features, and disabling and enabling a feature."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Response, get, post
+from litestar import Response
 from litestar.params import PathParameter
 from msgspec import Meta
 
-from app.api.admin.auditing import audited, caller
-from app.api.admin.reasons import WITH_REASON, Reason, reason_of
+from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_of
+from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import feature_name
-from app.api.pages.invalidation_graph import drawn
 from app.api.pages.negotiation import answer, redirect
 from app.api.profiles import feature_entry
 from app.api.schemas import FeatureEntry
@@ -28,12 +27,12 @@ from app.operations.audit import MAX_REASON
 from app.service import Service
 
 HOME = "/admin/features"
-SWITCHED = {**WITH_REASON, "schemas": {**WITH_REASON["schemas"], "name": feature_name}}
+OF_FEATURE = {**WITH_REASON, "schemas": {**WITH_REASON["schemas"], "name": feature_name}}
 Name = Annotated[str, PathParameter(description="The name of a feature.")]
 
 
-class Seen(msgspec.Struct):
-    """A definition of a feature that processes have served, and when it was seen first and last."""
+class ServedDefinition(msgspec.Struct):
+    """A definition of a feature that processes have served, and when they first and last did."""
 
     fingerprint: str
     first_seen: str
@@ -41,21 +40,23 @@ class Seen(msgspec.Struct):
 
 
 class FeatureDefinition(FeatureEntry):
-    """An entry of the registry, whole."""
+    """An entry of the registry with its SQL and the definitions served under its name."""
 
     sql: Annotated[str, Meta(description="One set-based SELECT over `views` and `feedback`.")]
-    seen: Annotated[list[Seen], Meta(description="The definitions that were served under this name, the newest first.")]
+    seen: Annotated[
+        list[ServedDefinition], Meta(description="The definitions that were served under this name, the newest first.")
+    ]
 
 
 class Export(msgspec.Struct):
-    """The contract for one language."""
+    """The contract in one format."""
 
     format: str
     text: str
 
 
 class Catalogue(msgspec.Struct):
-    """What this service serves, and the subjects whose events make it untrue."""
+    """The registry that this service serves. `subjects` lists, for each subject, the features it invalidates."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]
@@ -64,42 +65,31 @@ class Catalogue(msgspec.Struct):
 
 
 class Switched(msgspec.Struct):
-    """What was done."""
+    """The new state of a feature."""
 
     feature: str
     state: Annotated[str, Meta(description="`enabled` or `disabled`.")]
     detail: str
 
 
-@get(
+@admin_get(
     HOME,
-    opt={"scope": "admin"},
-    tags=["Admin"],
     summary="The catalogue of features",
     description="The registry with its SQL, the subjects that invalidate each feature, its state and cost, the "
     "definitions that were served under its name, and the contract for other languages. A page for a browser.",
-    responses=problems(400, 401, 403, 503),
 )
 async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
-    """The registry."""
     service = service_of(request)
     announced = await service.registries.announced()
     names = list(service.registry.names)
     subjects = {
         subject: [name for name in names if name in service.registry.invalidated_by(subject)]
-        for subject in sorted(KNOWN_SUBJECTS, reverse=True)  # `served` comes before `feedback` in a tip's life
+        for subject in sorted(KNOWN_SUBJECTS, reverse=True)  # a tip is `served` before there is `feedback`
     }
     exports = [Export(name, export(service.registry, service.mirror)) for name, export in FORMATS.items()]
     definitions = [_definition(service, index, announced) for index in range(len(names))]
     body = Catalogue(service.registry.fingerprint, definitions, subjects, exports)
-    return await answer(
-        request,
-        body,
-        "features.html",
-        graph=drawn(subjects, names),
-        max_reason=MAX_REASON,
-        measured=bool(service.costs),
-    )
+    return await answer(request, body, "features.html", max_reason=MAX_REASON, measured=bool(service.costs))
 
 
 def _definition(service: Service, index: int, announced: list[Announced]) -> FeatureDefinition:
@@ -110,38 +100,32 @@ def _definition(service: Service, index: int, announced: list[Announced]) -> Fea
             if item.name == entry.name:
                 spans.setdefault(item.fingerprint, []).extend((known.first_seen_ms, known.last_seen_ms))
     seen = [
-        Seen(fingerprint, rfc3339(min(moments)), rfc3339(max(moments)))
+        ServedDefinition(fingerprint, rfc3339(min(moments)), rfc3339(max(moments)))
         for fingerprint, moments in sorted(spans.items(), key=lambda item: -max(item[1]))
     ]
     return FeatureDefinition(**msgspec.structs.asdict(feature_entry(service, index)), sql=entry.compute, seen=seen)
 
 
-@post(
+@admin_post(
     f"{HOME}/{{name:str}}/disable",
-    status_code=200,
-    opt=SWITCHED,
-    tags=["Admin"],
+    opt=OF_FEATURE,
     summary="Serve a feature as null",
     description="In every process, within a second, until it is enabled; cached values are not served. 409 if it is "
     "disabled already.",
     responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
 )
 async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
-    """Serve the feature as null, in every process."""
     return await _switch(request, name, reason, on=False)
 
 
-@post(
+@admin_post(
     f"{HOME}/{{name:str}}/enable",
-    status_code=200,
-    opt=SWITCHED,
-    tags=["Admin"],
+    opt=OF_FEATURE,
     summary="Serve a feature again",
     description="409 if it is not disabled.",
     responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
 )
 async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
-    """Serve the feature again."""
     return await _switch(request, name, reason, on=True)
 
 

@@ -1,4 +1,4 @@
-"""The overview: is everything well? States, figures of the last hour, and where to act."""
+"""The overview: component states, figures of the last hour, and findings with a link to where to act."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
 import msgspec
-from litestar import Response, get
+from litestar import Response
 
+from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.operations.figures import HOUR_MS, SLOT_MS
 from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
-from app.operations.overview import Overview, Sight, overview
-from app.operations.ports import Record
-from app.operations.states import looks_of
+from app.operations.overview import Overview, OwnView, build_overview
+from app.operations.samples import Record
+from app.operations.states import component_views
 from app.service import Service
 from app.telemetry import logger
 
 T = TypeVar("T")
-LOOK_S = 1.5
-log = logger("api.overview")
-# Where to act on a finding, by its subject.
+TIMEOUT_S = 1.5
+log = logger("service.overview")
+# The page on which to act, by the subject of a finding.
 PLACES: Mapping[str, str] = {
     "dead_letters": "/admin/dead-letters",
     "stale_dropped": "/admin/data-quality",
@@ -33,7 +33,7 @@ PLACES: Mapping[str, str] = {
     "registry": "/admin/features",
     "rollout": "/admin/rollout",
 }
-# What stands together on the page.
+# The figures of each section of the page.
 GROUPS = (
     (
         "Reads",
@@ -44,20 +44,16 @@ GROUPS = (
 )
 
 
-@get(
+@admin_get(
     "/admin",
-    opt={"scope": "admin"},
-    tags=["Admin"],
-    summary="Is everything well?",
-    description="The state of the service and of what it depends on, each with its beginning; figures of the last "
-    "minute, of the last hour and of each minute in it, summed over all processes; and what to do where something is "
-    "not well. Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
-    responses=problems(400, 401, 403, 503),
+    summary="The state of the service",
+    description="The state of the service and of each component, with its beginning; figures of the last minute, of "
+    "the last hour and of each minute in it, summed over all processes; and findings, with what to do about each. "
+    "Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
 )
 async def get_overview(request: HttpRequest) -> Response[Overview]:
-    """Now."""
     service = service_of(request)
-    body = await look(service)
+    body = await _overview(service)
     body.findings = [
         msgspec.structs.replace(item, path=service.settings.root_path + PLACES[item.subject])
         if item.subject in PLACES
@@ -68,36 +64,35 @@ async def get_overview(request: HttpRequest) -> Response[Overview]:
     return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
 
 
-async def look(service: Service) -> Overview:
-    """Everything at a glance, whatever is away."""
+async def _overview(service: Service) -> Overview:
+    """The overview. What does not answer within `TIMEOUT_S` is left out."""
     oldest_ms = service.clock.now_ms() - HOUR_MS - SLOT_MS
-    sight, record, told = await asyncio.gather(
-        _soon("readiness", _sight(service)),
-        _soon("samples", service.samples.since(oldest_ms)),
-        _soon("findings", _told(service)),
+    own, record, more = await asyncio.gather(
+        _in_time("readiness", _own_view(service)),
+        _in_time("samples", service.samples.since(oldest_ms)),
+        _in_time("findings", _more_findings(service)),
     )
-    # An hour of samples takes some milliseconds to add up; reads need not wait for them.
+    # On a thread: adding up an hour of samples takes some milliseconds, and would delay concurrent reads.
     return await asyncio.to_thread(
-        overview, record or Record([], {}), sight, service.process, service.clock.now_ms(), told or ()
+        build_overview, record or Record([], {}), own, service.process, service.clock.now_ms(), more or ()
     )
 
 
-async def _soon(what: str, asked: Awaitable[T]) -> T | None:
-    """What is asked, if it comes within `LOOK_S`."""
+async def _in_time(part: str, asked: Awaitable[T]) -> T | None:
     try:
-        async with asyncio.timeout(LOOK_S):
+        async with asyncio.timeout(TIMEOUT_S):
             return await asked
     except (StoreUnavailable, TimeoutError) as error:
-        log.warning("overview_incomplete", what=what, error=str(error) or "it took too long")
+        log.warning("overview_incomplete", part=part, error=str(error) or "timed out")
         return None
 
 
-async def _sight(service: Service) -> Sight:
+async def _own_view(service: Service) -> OwnView:
     checks, gauges = await asyncio.gather(service.readiness(), service.refresh_gauges())
-    return Sight(looks_of(checks), gauges)
+    return OwnView(component_views(checks), gauges)
 
 
-async def _told(service: Service) -> list[Finding]:
+async def _more_findings(service: Service) -> list[Finding]:
     alarm, waiting, unknown = await asyncio.gather(
         service.bandit.rollout.alarm(), service.retention.waiting(), service.unknown_decisions()
     )

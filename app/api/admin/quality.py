@@ -1,19 +1,19 @@
-"""Data quality: how true and how alive what the cache holds is, and whether the values have changed.
+"""Data quality: how fresh the cached values are, how they are distributed, and whether they have drifted.
 
-JSON is measured on request, unless the caller accepts an older report. Invariant: no figure is older than `max_age_s`
-allows. The page shows the newest stored report, with its age.
+A JSON request measures now, unless the client accepts an older report. Invariant: no answered report is older than
+`max_age_s` allows. The page shows the newest stored report with its age.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from litestar import Response, get, post
+from litestar import Response
 from litestar.params import QueryParameter
 
 from app.api.admin.auditing import audited, caller
-from app.api.admin.quality_page import cards
+from app.api.admin.handlers import ADMIN, admin_get, admin_post
 from app.api.admin.schemas import QualityRefresh, UserBehind, UsersBehindList
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
@@ -22,45 +22,44 @@ from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
+from app.features.registry import Registry
 from app.profiles.consistency.inspection import CellFreshness
-from app.profiles.quality.drilldown import Behind, Sought
-from app.profiles.quality.report import QualityReport
+from app.profiles.quality.drift import CommonBin
+from app.profiles.quality.drilldown import Sought
+from app.profiles.quality.report import Drift, FeatureQuality, QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
 from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
-LIMIT, MOST = 50, 500
+LIMIT, MAX_LIMIT = 50, 500
 YEAR_S = 366 * 86_400
 RUNS_SHOWN = 5
 OLD_MS = 2 * 3_600_000
 PATH = "/admin/data-quality"
 USERS_PAGE = "data_quality_users.html"
-WAITING = {
-    None: "A worker measures now; the page shows the new report when it is there.",
-    "queue": "Asked for, but the queue does not answer: nothing runs until it is back.",
-    "worker": "Asked for, but no worker has shown itself in the last seconds: nothing runs until one is there.",
+REQUESTED = {
+    None: "A worker is measuring; this page shows the new report when it is stored.",
+    "queue": "The measurement is requested. The queue does not answer: it starts when the queue is up again.",
+    "worker": "The measurement is requested. No worker is running: it starts when one is up again.",
 }
 
 
-@get(
-    "/admin/data-quality",
-    opt={"scope": "admin", "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
-    tags=["Admin"],
+@admin_get(
+    PATH,
+    opt={**ADMIN, "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
     summary="Measure data quality",
     description="Eligible are the users with any event within the longest window of any feature. Of them, 20,000 drawn "
     "at random are measured, or all if there are fewer: per feature, how many values are fresh, missing or stale, with "
     "95 % intervals of the shares, how old they are, how they are distributed, and whether the values have drifted "
     "within 7 days, or why they could not be computed. Measured now, which takes seconds; with `max_age_s` the newest "
     "stored report is answered if it is no older than that.",
-    responses=problems(400, 401, 403, 503),
 )
 async def get_quality(
     request: HttpRequest,
     max_age_s: Annotated[
-        int | None, QueryParameter(ge=0, le=YEAR_S, description="How old a stored report may be that is answered.")
+        int | None, QueryParameter(ge=0, le=YEAR_S, description="The largest age of a stored report to answer with.")
     ] = None,
 ) -> Response[QualityReport]:
-    """All features."""
     service = service_of(request)
     if prefers_page(request):
         return await _page(request)
@@ -70,19 +69,19 @@ async def get_quality(
         if run is not None:
             stored = readable_report(run)
             if stored is not None and stored.measured_at >= oldest:
-                return as_json(stored)
-    return as_json(await service.quality.measurement.measure())
+                return await answer(request, stored, "data_quality.html")
+    return await answer(request, await service.quality.measurement.measure(), "data_quality.html")
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The newest stored report. If there is none, a measurement is requested, and the page says so."""
+    """The page with the newest stored report. If there is none, it requests a measurement."""
     service = service_of(request)
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
     begun = report is None and not (runs and runs[0].active)
     if begun:
-        runs = [await begin_refresh(request), *runs]
-    latest = await refresh_status(service, runs[0])
+        runs = [await _request_run(request), *runs]
+    latest = await _refresh_status(service, runs[0])
     return await page(
         request,
         "data_quality.html",
@@ -93,79 +92,75 @@ async def _page(request: HttpRequest) -> Response[Any]:
         begun=begun,
         unreadable=run is not None and report is None,
         window_ms=service.registry.longest_window_ms(),
-        most=service.quality.measurement.sample,
+        sample_size=service.quality.measurement.sample,
         runs=runs,
     )
 
 
-@post(
-    "/admin/data-quality/refresh",
+@admin_post(
+    f"{PATH}/refresh",
     status_code=202,
-    opt={"scope": "admin"},
-    tags=["Admin"],
     summary="Have data quality measured by a worker",
-    description="The report is stored. One is measured at a time: while one is under way, that one is answered.",
+    description="The report is stored. If a measurement is active, no new one starts, and the answer describes it.",
     responses=problems(400, 401, 403, 503, 507),
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
-    """A form is redirected to the page; a program gets the run."""
-    status = await refresh_status(service_of(request), await begin_refresh(request))
+    status = await _refresh_status(service_of(request), await _request_run(request))
     if is_form(request):
-        return await redirect(request, PATH, WAITING[status.waiting_for])
+        return await redirect(request, PATH, REQUESTED[status.waiting_for])
     return Response(status, status_code=202)
 
 
-@get(
-    "/admin/data-quality/refresh",
-    opt={"scope": "admin"},
-    tags=["Admin"],
+@admin_get(
+    f"{PATH}/refresh",
     summary="Watch the newest measurement by a worker",
+    description="404 if none was ever requested.",
     responses=problems(400, 401, 403, 404, 503),
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
-    """404 if none was ever requested."""
     service = service_of(request)
     runs = await service.quality.runs.newest(1)
     if not runs:
         raise NotFound("no report has been requested yet; POST here to have one measured")
-    return await refresh_status(service, runs[0])
+    return await _refresh_status(service, runs[0])
 
 
-@get(
-    "/admin/data-quality/users",
+@admin_get(
+    f"{PATH}/users",
     opt={
-        "scope": "admin",
+        **ADMIN,
         "schemas": {"feature": feature_name, "state": {"type": "string", "enum": list(SOUGHT)}},
         "required": ["feature", "state"],
     },
-    tags=["Admin"],
     summary="List the users behind a number",
-    description="Looked up now among all eligible users, while a report is as of its own time, and may be of a sample. "
-    "Each request looks at a bounded number of them; go on with `after`.",
-    responses=problems(400, 401, 403, 503),
+    description="Searched now among all eligible users, while a report is as of its own time, and may be of a sample. "
+    "Each request scans a bounded number of users; continue with `after`.",
 )
 async def get_users_behind(
     request: HttpRequest,
     feature: Annotated[str, QueryParameter(description="The name of a feature.")] = "",
-    sought: Annotated[str, QueryParameter(name="state", description="Which users.")] = "",
+    # Not named `state`: Litestar passes its own state to a parameter of that name.
+    sought: Annotated[str, QueryParameter(name="state", description="The state of the users to list.")] = "",
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
-    limit: Annotated[int, QueryParameter(ge=1, le=MOST)] = LIMIT,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = LIMIT,
 ) -> Response[UsersBehindList]:
-    """Those of a state. In a handler, Litestar keeps the name `state` for itself."""
     service = service_of(request)
+    choices: dict[str, Any] = {"names": service.registry.names, "states": SOUGHT, "limit": limit}
     if prefers_page(request) and not feature and not sought:
-        return await page(request, USERS_PAGE, body=None, names=service.registry.names, states=SOUGHT, limit=limit)
-    state = sought_state(feature, sought)
+        return await page(request, USERS_PAGE, body=None, **choices)
+    state = _sought_state(feature, sought)
     try:
         service.registry.mask([feature])
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
-    body = listed(feature, state, await service.quality.drilldown.find(feature, state, after, limit))
-    return await answer(request, body, USERS_PAGE, names=service.registry.names, states=SOUGHT, limit=limit)
+    found = await service.quality.drilldown.find(feature, state, after, limit)
+    users = [_user(item) for item in found.looks] if found.looks is not None else None
+    body = UsersBehindList(feature, state, rfc3339(found.at_ms), users, found.scanned, found.next_after)
+    return await answer(request, body, USERS_PAGE, **choices)
 
 
-def sought_state(feature: str, state: str) -> Sought:
-    """The state that is asked for; raises `Undecodable` (400), naming what is missing or unknown."""
+def _sought_state(feature: str, state: str) -> Sought:
+    """The state asked for; raises `Undecodable` naming each parameter that is missing or unknown."""
     issues = [] if feature else [Issue("feature", "missing; name a feature")]
     for known in SOUGHT:
         if state == known and not issues:
@@ -175,19 +170,31 @@ def sought_state(feature: str, state: str) -> Sought:
     raise Undecodable("the query is not allowed", issues)
 
 
-async def begin_refresh(request: HttpRequest) -> QualityRun:
-    """Ask a worker for a report, on the caller's behalf; the run that is active then."""
+def _user(item: CellFreshness) -> UserBehind:
+    value = item.value
+    if value is None:
+        return UserBehind(item.user_id, item.state, None, None, None)
+    return UserBehind(
+        item.user_id,
+        item.state,
+        msgspec.json.decode(value.json),
+        rfc3339(value.computed_at_ms),
+        rfc3339(value.expires_at_ms),
+    )
+
+
+async def _request_run(request: HttpRequest) -> QualityRun:
+    """The active run; if there is none, a new one, which a worker is asked to carry out."""
     service = service_of(request)
     async with audited(request, "refresh data quality", "everyone") as act:
         run, new = await service.quality.runs.open(caller(request).name, service.clock.now_ms())
         if new:
             await service.quality.start(run.id)
-        act.outcome = f"report {run.id}" + ("" if new else ", which was under way already")
+        act.outcome = f"report {run.id}" + ("" if new else ", which was active already")
     return run
 
 
-async def refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
-    """A run as it is shown."""
+async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
     waiting_for = None
     if run.active:
         checks = await service.readiness()
@@ -208,25 +215,107 @@ async def refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
     )
 
 
-def as_json(report: QualityReport) -> Response[QualityReport]:
-    """The answer to a program."""
-    return Response(report, headers={"Vary": "Accept"})
+class DriftBadge(NamedTuple):
+    """A drift in words, and the kind of the page's badge."""
+
+    words: str
+    kind: str
 
 
-def listed(feature: str, sought: Sought, found: Behind) -> UsersBehindList:
-    """What a look found."""
-    users = [_user(look) for look in found.looks] if found.looks is not None else None
-    return UsersBehindList(feature, sought, rfc3339(found.at_ms), users, found.scanned, found.next_after)
+class BinRow(NamedTuple):
+    """A bin with its count in each population. A share is None if its population is empty."""
+
+    label: str
+    now: int
+    now_share: float | None
+    before: int
+    before_share: float | None
 
 
-def _user(look: CellFreshness) -> UserBehind:
-    value = look.value
-    if value is None:
-        return UserBehind(look.user_id, look.state, None, None, None)
-    return UserBehind(
-        look.user_id,
-        look.state,
-        msgspec.json.decode(value.json),
-        rfc3339(value.computed_at_ms),
-        rfc3339(value.expires_at_ms),
-    )
+class FeatureCard(NamedTuple):
+    """One feature on the page. `series` are percentages over `labels`; `spoken` names the chart for screen readers."""
+
+    name: str
+    description: str
+    figures: FeatureQuality
+    verdict: DriftBadge
+    bins: list[BinRow]
+    labels: list[str]
+    series: dict[str, list[float]]
+    spoken: str
+
+
+def cards(features: dict[str, FeatureQuality], registry: Registry) -> list[FeatureCard]:
+    """A card for each feature of a report. A feature that is not in the registry has no description."""
+    described = {entry.name: (entry.description, entry.dtype == "int") for entry in registry}
+    return [_card(name, *described.get(name, ("", False)), figures) for name, figures in features.items()]
+
+
+def _card(name: str, description: str, whole: bool, figures: FeatureQuality) -> FeatureCard:
+    bins = rows(figures.drift.bins, whole=whole)
+    series = {
+        "now": [round(100 * (row.now_share or 0), 2) for row in bins],
+        "7 days before": [round(100 * (row.before_share or 0), 2) for row in bins],
+    }
+    labels = [row.label for row in bins]
+    spoken = f"{name}, share of users by value: {_most(labels, series)}. The table below has every figure."
+    return FeatureCard(name, description, figures, verdict(figures.drift), bins, labels, series, spoken)
+
+
+def _most(labels: list[str], series: dict[str, list[float]]) -> str:
+    """The most frequent value of each population in words."""
+    parts = []
+    for when, shares in series.items():
+        top = max(shares, default=0)
+        parts.append(f"{when} most have {labels[shares.index(top)]} ({top:.0f}%)" if top else f"{when} there is none")
+    return ", ".join(parts)
+
+
+def verdict(drift: Drift) -> DriftBadge:
+    """The band of a drift in words."""
+    if drift.band == "failed":
+        return DriftBadge("failed", "bad")
+    if drift.psi is None:
+        return DriftBadge("no figure", "none")
+    if drift.band == "stable":
+        return DriftBadge("stable", "good")
+    return DriftBadge("moderate drift", "warn") if drift.band == "moderate" else DriftBadge("major drift", "bad")
+
+
+def rows(bins: list[CommonBin], *, whole: bool) -> list[BinRow]:
+    """A row for each bin. `whole`: the values are whole numbers."""
+    now, before = sum(part.now for part in bins), sum(part.before for part in bins)
+    return [
+        BinRow(
+            label(part, whole=whole),
+            part.now,
+            part.now / now if now else None,
+            part.before,
+            part.before / before if before else None,
+        )
+        for part in bins
+    ]
+
+
+def label(part: CommonBin, *, whole: bool) -> str:
+    """The label of a bin. A bin of whole numbers is labelled with its first and its last value."""
+    if part.kind in ("null", "other"):
+        return part.kind
+    if part.kind == "value":
+        return str(part.value) if isinstance(part.value, str) else _plain(part.value)
+    if part.start is None and part.end is None:
+        return "any"
+    if part.start is None:
+        return f"< {_plain(part.end)}"
+    if part.end is None:
+        return f"≥ {_plain(part.start)}"
+    end = part.end - 1 if whole else part.end
+    return _plain(part.start) if end == part.start else f"{_plain(part.start)}–{_plain(end)}"
+
+
+def _plain(number: float | None) -> str:
+    if number is None:
+        return ""
+    if number and abs(number) >= 1_000 and number % 100 == 0:
+        return f"{number / 1_000:.6g}k"
+    return f"{number:.6g}"

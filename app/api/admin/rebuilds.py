@@ -1,87 +1,270 @@
-"""Admins' routes about rebuilds of many users."""
+"""Rebuilds of many users: start, list, watch, cancel.
+
+A form that is refused comes back as it was filled in, with the problems listed.
+"""
 
 from __future__ import annotations
 
-from litestar import Response, delete, get, post
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from litestar import Response
 from litestar.params import FromPath
 
-from app.api.admin.rebuild_forms import SHOWN, blank, obstacles, rebuilds_page, start_from_form
-from app.api.admin.rebuild_runs import cancel, found, start, status_of
+from app.api.admin.auditing import audited, caller
+from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
 from app.api.admin.schemas import RebuildList, RebuildOfAll, RebuildOfUsers, RebuildRequest, RebuildStatus
-from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, service_of
+from app.api.auth.forms import Form, is_form, read_form
+from app.api.dependencies import HttpRequest, selected, service_of
 from app.api.openapi.document import problems
-from app.api.pages.negotiation import answer, prefers_page
+from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
-from app.errors import Conflict, InvalidInput, Issue
+from app.api.schemas import MAX_USERS
+from app.errors import Conflict, InvalidInput, Issue, NotFound
+from app.features.clock import rfc3339
+from app.features.ids import id_problem
+from app.features.registry import indices
+from app.profiles.rebuild.runs import RebuildRun, scope_of
+from app.service import Service
+
+HOME = "/admin/rebuilds"
+SHOWN = 100
 
 
-@post(
-    "/admin/rebuilds",
+@dataclass(slots=True)
+class Draft:
+    """The form to start a rebuild, as it was filled in. `active` is a run of the same scope that prevents the start."""
+
+    scope: str
+    user_ids: str
+    features: Sequence[str]
+    issues: Sequence[Issue] = ()
+    active: RebuildRun | None = None
+
+
+@admin_post(
+    HOME,
     status_code=202,
-    opt={"scope": "admin", "body": [RebuildOfAll, RebuildOfUsers]},
-    tags=["Admin"],
+    opt={**ADMIN, "body": [RebuildOfAll, RebuildOfUsers]},
     summary="Start a rebuild",
-    description="Everyone eligible (`scope: all`), or up to 1,000 users. A worker carries it out; readers stay on "
-    "their cached values meanwhile. 409 while one of the same scope runs.",
+    description="Of every eligible user (`scope: all`), or of up to 1,000 users. A worker carries it out; readers get "
+    "the cached values meanwhile. 409 if a rebuild of the same scope is active.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
-    """Start one."""
     if is_form(request):
-        return await start_from_form(request)
+        return await _start_from_form(request)
     wanted = await body_as(request, RebuildRequest)
     if (wanted.scope is None) == (wanted.user_ids is None):
-        raise InvalidInput("say who", [Issue("$", 'give either {"scope": "all"} or {"user_ids": […]}')])
+        raise InvalidInput("the scope is unclear", [Issue("$", 'give either {"scope": "all"} or {"user_ids": […]}')])
     check_ids(wanted.user_ids or [], "user_ids[{}]")
-    asked = await start(request, wanted.user_ids, wanted.features)
-    if not asked.new:
-        raise Conflict(asked.refusal)
-    return Response(status_of(service_of(request), asked.run), status_code=202)
+    run, new = await _start(request, wanted.user_ids, wanted.features)
+    if not new:
+        raise Conflict(_already_active(run))
+    return Response(_status(service_of(request), run), status_code=202)
 
 
-@get(
-    "/admin/rebuilds",
-    opt={"scope": "admin"},
-    tags=["Admin"],
-    summary="List rebuilds",
-    description=f"The newest {SHOWN}, newest first. A page for a browser.",
-    responses=problems(400, 401, 403, 503),
-)
+@admin_get(HOME, summary="List rebuilds", description=f"The newest {SHOWN}, newest first. A page for a browser.")
 async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
-    """Newest first."""
     service = service_of(request)
     if prefers_page(request):
-        return await rebuilds_page(request, blank(service))
-    body = RebuildList([status_of(service, run) for run in await service.rebuild_runs.newest(SHOWN)])
-    return Response(body, headers={"Vary": "Accept"})
+        return await _rebuilds_page(request, Draft("all", "", service.registry.names))
+    return await answer(request, await _newest(service), "rebuilds.html")
 
 
-@get(
-    "/admin/rebuilds/{run_id:str}",
-    opt={"scope": "admin"},
-    tags=["Admin"],
+@admin_get(
+    f"{HOME}/{{run_id:str}}",
     summary="Watch a rebuild",
-    description="A page for a browser, which follows the run.",
+    description="A page for a browser, which shows the progress.",
     responses=problems(400, 401, 403, 404, 503),
 )
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
-    """One."""
     service = service_of(request)
-    run = await found(service, run_id)
-    hindered = await obstacles(service) if run.active and prefers_page(request) else []
-    return await answer(request, status_of(service, run), "rebuild.html", obstacles=hindered)
+    run = await _run(service, run_id)
+    obstacles = await _obstacles(service) if run.active and prefers_page(request) else []
+    return await answer(request, _status(service, run), "rebuild.html", obstacles=obstacles)
 
 
-@delete(
-    "/admin/rebuilds/{run_id:str}",
+@admin_delete(
+    f"{HOME}/{{run_id:str}}",
     status_code=200,
-    opt={"scope": "admin"},
-    tags=["Admin"],
     summary="Cancel a rebuild",
-    description="It stops after the chunk it is at. One that has ended stays as it is: 409.",
+    description="It stops after the current chunk of users. 409 if it has ended.",
     responses=problems(400, 401, 403, 404, 409, 503, 507),
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
-    """Cancel one."""
-    return status_of(service_of(request), await cancel(request, run_id))
+    return _status(service_of(request), await _cancel(request, run_id))
+
+
+@form_post(f"{HOME}/{{run_id:str}}/cancel")
+async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Response[Any]:
+    await read_form(request)
+    address = f"{HOME}/{quote(run_id, safe='')}"
+    try:
+        run = await _cancel(request, run_id)
+    except Conflict as error:
+        return await redirect(request, address, f"Nothing was cancelled: {error}.")
+    return await redirect(request, address, f"The rebuild was cancelled at {run.done} of {run.total} users.")
+
+
+async def _start(
+    request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None
+) -> tuple[RebuildRun, bool]:
+    """Start a rebuild of these users, or of every eligible user (None).
+
+    Returns the run and True, or the active run of the same scope and False. Raises `UnknownFeature`.
+    """
+    service = service_of(request)
+    mask = selected(service.registry, features)
+    users = list(dict.fromkeys(user_ids)) if user_ids is not None else None
+    now_ms = service.clock.now_ms()
+    run = RebuildRun(
+        id=secrets.token_hex(8),
+        scope=scope_of(users),
+        user_ids=users,
+        features=[service.registry.names[index] for index in indices(mask)],
+        state="queued",
+        done=0,
+        total=await service.rebuild_runner.total(users, mask),
+        position="",
+        requested_by=caller(request).name,
+        created_at_ms=now_ms,
+        started_at_ms=None,
+        touched_at_ms=now_ms,
+        finished_at_ms=None,
+        error=None,
+    )
+    async with audited(request, "start rebuild", run.scope) as act:
+        active = await service.rebuild_runs.open(run)
+        if active is not None:
+            act.outcome = f"refused: {_already_active(active)}"
+            return active, False
+        act.outcome = run.id
+        await service.start_rebuild(run.id)
+    return run, True
+
+
+def _already_active(run: RebuildRun) -> str:
+    return f"rebuild {run.id} of the same scope is {run.state}, at {run.done} of {run.total}"
+
+
+async def _start_from_form(request: HttpRequest) -> Response[Any]:
+    form = await read_form(request)
+    draft = Draft(form.get("scope"), form.get("user_ids"), form.all("features"))
+    try:
+        user_ids = _user_ids(form)
+        if not draft.features:
+            raise InvalidInput("no feature", [Issue("features", "choose at least one")])
+        run, new = await _start(request, user_ids, draft.features)
+    except InvalidInput as error:
+        draft.issues = error.issues or [Issue("features", str(error))]
+        return await _rebuilds_page(request, draft, status_code=422)
+    if not new:
+        draft.active = run
+        return await _rebuilds_page(request, draft, status_code=409)
+    return await redirect(request, f"{HOME}/{run.id}", "The rebuild is queued.")
+
+
+def _user_ids(form: Form) -> list[str] | None:
+    if form.get("scope") == "all":
+        return None
+    if form.get("scope") != "users":
+        raise InvalidInput("the scope is unclear", [Issue("scope", "choose every eligible user, or a list of users")])
+    lines = [(number, line.strip()) for number, line in enumerate(form.get("user_ids").splitlines(), start=1)]
+    filled = [(number, line) for number, line in lines if line]
+    issues = [Issue(f"line {number}", problem) for number, line in filled if (problem := id_problem(line))]
+    if not filled:
+        issues = [Issue("user_ids", "write one id on each line")]
+    users = list(dict.fromkeys(line for _, line in filled))
+    if len(users) > MAX_USERS:
+        issues = [Issue("user_ids", f"at most {MAX_USERS:,} users at once, not {len(users):,}")]
+    if issues:
+        raise InvalidInput("the list is not allowed", issues)
+    return users
+
+
+async def _cancel(request: HttpRequest, run_id: str) -> RebuildRun:
+    """Cancel a run and return its new state.
+
+    Raises:
+        NotFound: there is no such run.
+        Conflict: the run has ended.
+    """
+    service = service_of(request)
+    run = await _run(service, run_id)
+    async with audited(request, "cancel rebuild", run.scope) as act:
+        if not await service.rebuild_runs.finish(run.id, "cancelled", service.clock.now_ms(), None):
+            raise Conflict(f"rebuild {run.id} has ended: it is {(await _run(service, run_id)).state}")
+        act.outcome = run.id
+    return await _run(service, run_id)
+
+
+async def _run(service: Service, run_id: str) -> RebuildRun:
+    run = await service.rebuild_runs.get(run_id)
+    if run is None:
+        raise NotFound(f"there is no rebuild {run_id}")
+    return run
+
+
+async def _newest(service: Service) -> RebuildList:
+    return RebuildList([_status(service, run) for run in await service.rebuild_runs.newest(SHOWN)])
+
+
+def _status(service: Service, run: RebuildRun) -> RebuildStatus:
+    rate, eta, took = None, None, None
+    if run.started_at_ms is not None:
+        until_ms = run.finished_at_ms or service.clock.now_ms()
+        rate = run.done / max(0.001, (until_ms - run.started_at_ms) / 1000)
+        if run.active and rate > 0:
+            eta = max(0, run.total - run.done) / rate
+        if run.finished_at_ms is not None:
+            took = (run.finished_at_ms - run.started_at_ms) / 1000
+    return RebuildStatus(
+        run.id,
+        run.scope,
+        run.features,
+        run.state,
+        run.done,
+        run.total,
+        round(rate, 1) if rate is not None else None,
+        round(eta, 1) if eta is not None else None,
+        run.requested_by,
+        rfc3339(run.created_at_ms),
+        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
+        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
+        run.error,
+        None if run.everyone else run.total,
+        took,
+    )
+
+
+async def _rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int = 200) -> Response[Any]:
+    service = service_of(request)
+    return await page(
+        request,
+        "rebuilds.html",
+        status_code=status_code,
+        body=await _newest(service),
+        draft=draft,
+        features=list(service.registry),
+        obstacles=await _obstacles(service),
+        max_users=MAX_USERS,
+        shown_at_most=SHOWN,
+        window_ms=service.registry.longest_window_ms(),
+    )
+
+
+async def _obstacles(service: Service) -> list[str]:
+    """Why a rebuild makes no progress now, as sentences for the page."""
+    checks = await service.readiness()
+    found = []
+    if not checks["queue"].ok:
+        found.append("The queue does not answer. A rebuild starts when the queue is up again.")
+    elif not checks["worker"].ok:
+        found.append("No worker is running. A rebuild starts when one is (profiles worker).")
+    if "cache" in checks and not checks["cache"].ok:
+        found.append("The cache does not accept values. A rebuild waits until it does, since nothing would be kept.")
+    return found

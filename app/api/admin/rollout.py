@@ -1,13 +1,13 @@
-"""Admins' routes about the roll-out of the challenger: how it does, and moving it from stage to stage."""
+"""The roll-out of the challenger policy: its figures, and moving it from stage to stage."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from litestar import Response, get, post
+from litestar import Response
 
-from app.api.admin.auditing import audited, caller
-from app.api.admin.reasons import WITH_REASON, Reason, reason_of
+from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_of
+from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
@@ -20,28 +20,24 @@ from app.features.clock import rfc3339
 from app.operations.audit import MAX_REASON
 
 HOME = "/admin/rollout"
-# The version that a form names before the first change.
+# What a form holds in place of the time of the last change, if there was none.
 UNCHANGED = "unchanged"
 
 
-@get(
+@admin_get(
     HOME,
-    opt={"scope": "admin"},
-    tags=["Admin"],
-    summary="How the challenger does",
+    summary="The state of the roll-out",
     description="Off-policy estimates of the newest look with their intervals, guardrails as they are now, the "
     "verdict with its reason, all looks so far, and which moves are allowed. Reading makes no look, however often. "
     "A page for a browser.",
-    responses=problems(400, 401, 403, 503),
 )
 async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
-    """Now."""
     body = await service_of(request).bandit.rollout.status()
     return await answer(
         request,
         body,
         "rollout.html",
-        chart=_chart(body),
+        chart=_lift_by_look(body),
         steps=STEPS,
         unchanged=UNCHANGED,
         max_reason=MAX_REASON,
@@ -51,111 +47,97 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
     )
 
 
-@post(
+@admin_post(
     f"{HOME}/ramp",
-    status_code=200,
     opt=WITH_REASON,
-    tags=["Admin"],
     summary="Let the challenger serve more users",
-    description="One step: 5 %, 25 %, 100 % of the users. Once rolled back, it begins anew in the shadow. 409 where "
-    "the verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
+    description="One step: 5 %, 25 %, 100 % of the users. After a rollback it starts again in the shadow. 409 if the "
+    "verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
-    """One step."""
     return await _move(request, "ramp", reason)
 
 
-@post(
+@admin_post(
     f"{HOME}/promote",
-    status_code=200,
     opt=WITH_REASON,
-    tags=["Admin"],
     summary="Let the challenger serve for good",
-    description="Where it serves every user, and an improvement is shown; else 409.",
+    description="409 unless it serves every user and an improvement is shown.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
-    """For good."""
     return await _move(request, "promote", reason)
 
 
-@post(
+@admin_post(
     f"{HOME}/rollback",
-    status_code=200,
     opt=WITH_REASON,
-    tags=["Admin"],
     summary="Let the champion serve every user again",
-    description="At any stage, whatever the verdict; nothing that was learned is lost. 409 where it is so already.",
+    description="At any stage, with any verdict. Nothing that was learned is lost. 409 if it is rolled back already.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
-    """Back."""
     return await _move(request, "rollback", reason)
 
 
 async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
     if is_form(request):
-        return await _pressed(request, move)
+        return await _move_from_page(request, move)
     reason = await reason_of(request, reason)
     rollout = service_of(request).bandit.rollout
     await rollout.move(move, caller(request).name, reason)
     return Response(await rollout.status())
 
 
-async def _pressed(request: HttpRequest, move: Move) -> Response[Any]:
-    """What a button of the page does; the page then says what came of it."""
+async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
+    # Imported here because a request without a page must not pay for the templates.
+    from app.api.pages.templating import spelled  # noqa: PLC0415
+
     form, reason = await read_form(request), await reason_of(request, "")
     try:
-        if move != "rollback":  # going back is right, whatever happened meanwhile
+        if move != "rollback":  # a rollback is allowed on an outdated page
             await _refuse_if_changed(request, move, form.get("seen"))
-        state = await service_of(request).bandit.rollout.move(move, caller(request).name, reason)
+        message = _result(await service_of(request).bandit.rollout.move(move, caller(request).name, reason))
     except Conflict as error:
-        return await _back(request, f"Nothing was changed: {str(error).rstrip('.')}.")
-    return await _back(request, _told(state))
-
-
-async def _back(request: HttpRequest, said: str) -> Response[Any]:
-    from app.api.pages.templating import spelled  # noqa: PLC0415  # as pages are: what no other request needs
-
-    return await redirect(request, HOME, spelled(said))
+        message = f"Nothing was changed: {str(error).rstrip('.')}."
+    return await redirect(request, HOME, spelled(message))
 
 
 async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
-    """A button pressed twice, or on an outdated page, would take a step that the admin did not ask for.
+    """Raise `Conflict` if the roll-out has changed since the page was made.
 
-    Of two that come at the same moment both may pass; then the second is refused for want of decisions at its stage.
+    A button that is pressed twice would otherwise take two steps. Two simultaneous presses may both pass; the second
+    is then refused because too few decisions were served at the new stage.
     """
     state = await service_of(request).bandit.rollout.repository.state()
     if seen in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
         return
     async with audited(request, ACTIONS[move], "rollout"):
-        at = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
-        raise Conflict(f"since this page was made it has moved, to {at}, by {state.changed_by}")
+        stage = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
+        raise Conflict(f"the roll-out has changed since this page was made: {state.changed_by} moved it to {stage}")
 
 
-def _told(state: RolloutState) -> str:
-    """What a move has brought."""
+def _result(state: RolloutState) -> str:
     if state.stage == "ramp":
-        return f"Done. The challenger serves {state.share:.0%} of the users from now on."
+        return f"The challenger now serves {state.share:.0%} of the users."
     if state.stage == "shadow":
-        return "Done. The roll-out begins anew, in the shadow."
+        return "The roll-out starts again in the shadow."
     if state.stage == "promoted":
-        return "Done. The challenger is promoted."
-    return "Done. The challenger is rolled back: the champion serves every user from now on."
+        return "The challenger is promoted."
+    return "The challenger is rolled back. The champion now serves every user."
 
 
 def _own_words(body: RolloutStatus) -> bool:
-    """Whether the newest change has no reason of an admin's, but the service's own words."""
+    """Whether the reason of the newest change was written by the service and not by an admin."""
     return body.changed_by == WORKER or body.reason in [look.verdict.reason for look in body.looks]
 
 
-def _chart(body: RolloutStatus) -> dict[str, Any]:
-    """The lift by look, with its bounds."""
-    bounds = {
+def _lift_by_look(body: RolloutStatus) -> dict[str, Any]:
+    series = {
         "upper bound": [look.lift.high for look in body.looks],
         "lift": [look.lift.value for look in body.looks],
         "lower bound": [look.lift.low for look in body.looks],
         "margin": [-body.margin for _ in body.looks],
     }
-    return {"labels": [f"{look.decisions:,}".replace(",", "\u202f") for look in body.looks], "series": bounds}
+    return {"labels": [f"{look.decisions:,}".replace(",", "\u202f") for look in body.looks], "series": series}

@@ -1,57 +1,23 @@
-"""The admins' routes, by module. All but signing in need the scope `admin`."""
+"""The admins' route handlers: all that the modules of this package define. Only those of signing in need no scope."""
 
 from __future__ import annotations
 
+from litestar.handlers import HTTPRouteHandler
+
 from app.api.admin import (
     audit_trail,
+    dead_letters,
     features,
     overview,
     quality,
-    rebuild_forms,
     rebuilds,
     rollout,
-    search,
     sign_in,
     user_development,
-    user_erasure,
-    user_rebuild,
     users,
 )
-from app.api.admin.dead_letters import routes as dead_letters
 
+_MODULES = (overview, users, user_development, quality, rebuilds, rollout, dead_letters, features, audit_trail, sign_in)
 ADMIN_ROUTES = [
-    overview.get_overview,
-    search.get_users,
-    users.get_user,
-    user_development.get_development,
-    user_rebuild.rebuild_user,
-    user_erasure.get_erasure,
-    user_erasure.erase_user_by_form,
-    user_erasure.erase_user,
-    quality.get_quality,
-    quality.refresh_quality,
-    quality.get_refresh,
-    quality.get_users_behind,
-    rebuilds.start_rebuild,
-    rebuilds.get_rebuilds,
-    rebuilds.get_rebuild,
-    rebuilds.cancel_rebuild,
-    rebuild_forms.cancel_from_page,
-    rollout.get_rollout,
-    rollout.ramp_rollout,
-    rollout.promote_challenger,
-    rollout.roll_back,
-    dead_letters.get_letters,
-    dead_letters.get_letter,
-    dead_letters.replay_letters,
-    dead_letters.replay_letter,
-    dead_letters.discard_letter,
-    dead_letters.discard_from_page,
-    audit_trail.get_audit,
-    features.get_catalogue,
-    features.disable_feature,
-    features.enable_feature,
-    sign_in.get_sign_in,
-    sign_in.post_sign_in,
-    sign_in.post_sign_out,
+    handler for module in _MODULES for handler in vars(module).values() if isinstance(handler, HTTPRouteHandler)
 ]

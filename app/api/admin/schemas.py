@@ -1,18 +1,159 @@
-"""Bodies of the admins' requests and answers as typed structs."""
+"""Bodies of the admins' requests and answers, as typed structs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from app.api.schemas import MAX_USERS, FeatureNames, Value
+from app.features.events import Action
 from app.features.ids import Id
 
 
+class UsersFound(msgspec.Struct):
+    """Ids that begin with `prefix`, in the order of their UTF-8 bytes. `more`: further ids do."""
+
+    prefix: str
+    user_ids: list[str]
+    more: bool
+
+
+class StoredEvent(msgspec.Struct):
+    """A stored event and the state of its consumption."""
+
+    seq: int
+    received_at: str
+    event: dict[str, Any]
+    counted_at: Annotated[str, Meta(description="The event time that features use.")]
+    time_corrected: Annotated[
+        bool, Meta(description="The producer's time lay ahead of the service's clock; the time of arrival is used.")
+    ]
+    arrival_lag_ms: Annotated[int, Meta(description="From the producer's `occurred_at` to the arrival.")]
+    invalidates: Annotated[list[str], Meta(description="The features that the event invalidated.")]
+    state: Annotated[
+        Literal["waiting", "consumed", "dead letter"],
+        Meta(description="`waiting`: no worker has consumed it yet. Features count it in any state."),
+    ]
+    consumed_at: str | None
+    attempts: Annotated[int, Meta(description="How often consuming it has failed.")]
+    dead_letter: Annotated[int | None, Meta(description="The id of its dead letter.")]
+
+
+class HeldValue(msgspec.Struct):
+    """A live value in the cache."""
+
+    value: Value
+    computed_at: str
+    expires_at: str
+    ttl_left_s: float
+    seq: Annotated[int, Meta(description="The newest event that its computation saw.")]
+
+
+class CellState(msgspec.Struct):
+    """A feature of a user: the result of a read, the cached value, and the result of a computation."""
+
+    value: Value
+    dtype: Literal["float", "int", "str"]
+    computed_at: str
+    expires_at: str | None
+    origin: Literal["cache", "computed"]
+    freshness: Annotated[
+        Literal["fresh", "stale", "missing"] | None,
+        Meta(description="State of the cached value before this request; null if the cache does not answer."),
+    ]
+    invalidated_by: list[str]
+    description: str
+    state: Annotated[
+        Literal["fresh", "stale", "missing", "degraded"],
+        Meta(description="As `freshness`; `degraded` if reads compute because the cache is down or not trusted."),
+    ]
+    ttl_s: float
+    holds: Annotated[
+        Literal["value", "other definition", "lease", "nothing"] | None,
+        Meta(description="Content of the key; `lease` while a reader computes the value."),
+    ]
+    held: Annotated[HeldValue | None, Meta(description="The value that the cache held before this request.")]
+    recomputed: Annotated[Value, Meta(description="The result of a computation now.")]
+    error: Annotated[str | None, Meta(description="Why it could not be computed, or who disabled it.")]
+    difference: Annotated[
+        Literal["none", "stale", "time", "unexplained"] | None,
+        Meta(
+            description="Between `held` and `recomputed`. `stale`: an event arrived and the value was not deleted. "
+            "`time`: the window moved over the same events. `unexplained`: neither; a rebuild corrects it."
+        ),
+    ]
+    disabled: Annotated[bool, Meta(description="An admin has disabled the feature: it is served as null.")]
+
+
+class UserView(msgspec.Struct):
+    """A user: every feature, and the newest events."""
+
+    user_id: str
+    features: dict[str, CellState]
+    events: list[StoredEvent]
+
+
+KINDS = ("served", *(action.value for action in Action))
+if TYPE_CHECKING:
+    KindCounts = msgspec.Struct
+else:  # the number of tips served, and of each kind of reaction
+    KindCounts = msgspec.defstruct("KindCounts", [(kind, int, 0) for kind in KINDS])
+
+
+class Day(KindCounts, kw_only=True):
+    """24 hours, after `start` and up to `end`."""
+
+    start: str
+    end: str
+
+
+class Hour(KindCounts, kw_only=True):
+    """An hour of the user's local day, 0 to 23."""
+
+    hour: int
+
+
+class FeaturePoint(msgspec.Struct):
+    """The value of a feature as of a moment."""
+
+    at: str
+    value: Value
+    known: Annotated[bool, Meta(description="False if the window begins before the oldest kept event.")]
+
+
+class UserDevelopment(msgspec.Struct):
+    """The last 30 days of a user, in steps of 24 hours that end now, oldest first."""
+
+    user_id: str
+    at: str
+    days: list[Day]
+    hours: list[Hour]
+    features: dict[str, list[FeaturePoint]]
+
+
+class UserRebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The features to rebuild; default: all."""
+
+    features: FeatureNames | None = None
+
+
+class UserHoldings(msgspec.Struct):
+    """What erasing a user deletes."""
+
+    user_id: str
+    views: int
+    feedback: int
+    dead_letters: int
+    rebuilds: Annotated[int, Meta(description="Ended rebuilds that name the user; the name is removed from them.")]
+    decisions: Annotated[int, Meta(description="Stored decisions of /score.")]
+    learned: Annotated[int, Meta(description="Decisions from which the learned state was made; all of it is deleted.")]
+    cached: Annotated[int | None, Meta(description="Live values in the cache; null if the cache does not answer.")]
+
+
 class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to rebuild: everyone eligible (`scope`), or these users."""
+    """What to rebuild: every eligible user (`scope`), or these users."""
 
     scope: Literal["all"] | None = None
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
@@ -20,7 +161,7 @@ class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildOfAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A rebuild of everyone eligible, as the document shows it."""
+    """The first form of a `RebuildRequest`, for the OpenAPI document: every eligible user."""
 
     scope: Literal["all"]
     user_ids: None = None
@@ -28,7 +169,7 @@ class RebuildOfAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A rebuild of these users, as the document shows it."""
+    """The second form of a `RebuildRequest`, for the OpenAPI document: a list of users."""
 
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
     scope: None = None
@@ -36,7 +177,7 @@ class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildStatus(msgspec.Struct):
-    """A rebuild and how far it is."""
+    """A rebuild and its progress. `done` and `total` are users."""
 
     id: str
     scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
@@ -51,8 +192,8 @@ class RebuildStatus(msgspec.Struct):
     started_at: str | None
     finished_at: str | None
     error: str | None
-    user_count: Annotated[int | None, Meta(description="Length of the list; null where everyone eligible is covered.")]
-    took_s: Annotated[float | None, Meta(description="From its start to its end; null before that.")]
+    user_count: Annotated[int | None, Meta(description="Length of the list; null for every eligible user.")]
+    took_s: Annotated[float | None, Meta(description="From start to end; null before the end.")]
 
 
 class RebuildList(msgspec.Struct):
@@ -62,7 +203,7 @@ class RebuildList(msgspec.Struct):
 
 
 class QualityRefresh(msgspec.Struct):
-    """A measurement by a worker, and how many users it has measured once it is completed."""
+    """A measurement by a worker. `measured` is the number of users, once it is completed."""
 
     id: int
     state: Literal["queued", "running", "completed", "failed"]
@@ -74,12 +215,12 @@ class QualityRefresh(msgspec.Struct):
     error: str | None
     waiting_for: Annotated[
         Literal["queue", "worker"] | None,
-        Meta(description="What must be back before anything runs: the queue does not answer, or no worker is there."),
+        Meta(description="What prevents progress: the queue does not answer, or no worker is running."),
     ]
 
 
 class UserBehind(msgspec.Struct):
-    """A user of the state asked for; value and times are those of the cached value, where there is one."""
+    """A user in the state asked for. Value and times are those of the cached value, if there is one."""
 
     user_id: str
     state: Literal["fresh", "missing", "stale"]
@@ -89,23 +230,23 @@ class UserBehind(msgspec.Struct):
 
 
 class UsersBehindList(msgspec.Struct):
-    """By id, as of `at`; go on with `after=next_after`, even if this page is empty: it is bounded."""
+    """By id, as of `at`. Continue with `after=next_after` even if `users` is empty: a search is bounded."""
 
     feature: str
     state: Literal["fresh", "missing", "stale", "null"]
     at: str
-    users: Annotated[list[UserBehind] | None, Meta(description="Null while the cache is away.")]
-    scanned: Annotated[int, Meta(description="How many eligible users were looked at.")]
+    users: Annotated[list[UserBehind] | None, Meta(description="Null if the cache does not answer.")]
+    scanned: Annotated[int, Meta(description="The number of eligible users that were examined.")]
     next_after: str | None
 
 
 class Letter(msgspec.Struct):
-    """A dead letter: what could not be consumed, and why."""
+    """A dead letter: an event or job that could not be consumed, and why."""
 
     id: int
     source: Annotated[
         Literal["queue", "consumption"],
-        Meta(description="`queue`: it was no event. `consumption`: an event that failed again and again."),
+        Meta(description="`queue`: it was no valid event. `consumption`: an event that failed repeatedly."),
     ]
     payload: str
     error: str
@@ -117,56 +258,56 @@ class Letter(msgspec.Struct):
 
 
 class LetterList(msgspec.Struct):
-    """By id; go on with `after`."""
+    """By id; continue with `after=next_after`."""
 
     dead_letters: list[Letter]
     next_after: int | None
 
 
 class Replayed(msgspec.Struct):
-    """What replaying a dead letter did."""
+    """The result of replaying a dead letter."""
 
     accepted: int
     duplicates: int
-    revived: Annotated[bool, Meta(description="The event was stored already and is with the workers again.")]
+    revived: Annotated[bool, Meta(description="The event was stored already; a worker will consume it again.")]
 
 
 class LetterFailure(msgspec.Struct):
-    """A dead letter that stays, and why."""
+    """A dead letter that could not be replayed, and why."""
 
     id: int
     reason: str
 
 
 class ReplayedAll(msgspec.Struct):
-    """What replaying dead letters did; where `next_after` is not null there are more, above that id."""
+    """The result of replaying dead letters. If `next_after` is not null, there are more letters above that id."""
 
-    replayed: Annotated[int, Meta(description="Letters that are gone: their events are stored.")]
+    replayed: Annotated[int, Meta(description="Letters that are deleted, because their events are stored.")]
     accepted: int
     duplicates: int
-    revived: Annotated[int, Meta(description="Events that were stored already and are with the workers again.")]
+    revived: Annotated[int, Meta(description="Events that were stored already; a worker will consume them again.")]
     failed: int
     failures: list[LetterFailure]
     next_after: int | None
 
 
 class AuditLine(msgspec.Struct):
-    """Who did what to whom, when, and what came of it."""
+    """An action of an admin and its outcome."""
 
     id: int
     at: str
     actor: str
     action: str
-    subject: Annotated[str, Meta(description="A user only as a hash.")]
+    subject: Annotated[str, Meta(description="A user appears as a hash only.")]
     state: Annotated[
         Literal["done", "refused", "failed", "begun"],
-        Meta(description="`begun`: under way, or its end could not be written down."),
+        Meta(description="`begun`: in progress, or its end could not be recorded."),
     ]
     outcome: str
 
 
 class AuditPage(msgspec.Struct):
-    """Newest first; go on with `before`."""
+    """Newest first; continue with `before=next_before`."""
 
     entries: list[AuditLine]
     next_before: int | None

@@ -1,4 +1,4 @@
-"""Signing in and out: a key shown once becomes a session. What a known key does is audited; keys are never kept."""
+"""Signing in and out: an API key is exchanged for a session. Attempts with a known key are audited."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from litestar import Response, get, post
 
 from app.api.admin.auditing import audited
-from app.api.auth.forms import Form, read_form
+from app.api.auth.forms import read_form
 from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
 from app.api.pages.negotiation import page, redirect
 from app.api.pages.session_cookies import begin_visit, visit_of
 from app.errors import Forbidden, Unauthenticated
 from app.telemetry import logger
 
-log = logger("api.sign_in")
+log = logger("service.sign_in")
 HOME = "/admin"
 SIGN_IN = "/admin/sign-in"
 
 
 def safe_next(path: str) -> str:
-    """Where to go after signing in: a page of ours, whatever the address said."""
+    """The path to redirect to after signing in: `path` if it is an admin page of this service, else the overview."""
     ours = path == HOME or path.startswith((f"{HOME}/", f"{HOME}?"))
     return path if ours and path.isascii() and path.isprintable() and "\\" not in path else HOME
 
@@ -38,43 +38,41 @@ async def _sign_in_page(request: HttpRequest, next_path: str, refusal: str = "",
 
 @get(SIGN_IN, opt={"query": ["next"]}, include_in_schema=False)
 async def get_sign_in(request: HttpRequest) -> Response[Any]:
-    """The form. Who has signed in already goes on."""
-    next_path = request.query_params.get("next", HOME)
+    next_path = safe_next(request.query_params.get("next", HOME))
     if (await visit_of(request)).session.signed_in:
-        return await redirect(request, safe_next(next_path))
-    return await _sign_in_page(request, safe_next(next_path))
+        return await redirect(request, next_path)
+    return await _sign_in_page(request, next_path)
 
 
 @post(SIGN_IN, status_code=200, opt={"form": True}, include_in_schema=False)
 async def post_sign_in(request: HttpRequest) -> Response[Any]:
-    """Exchange a key for a session."""
     service, authenticator = service_of(request), authenticator_of(request)
-    form: Form = await read_form(request)
+    form = await read_form(request)
     next_path = safe_next(form.get("next", HOME))
     if authenticator.keyless:
-        return await redirect(request, next_path, "There is nothing to sign in to: no keys are configured.")
+        return await redirect(request, next_path, "Signing in is not needed: no API keys are configured.")
     key = form.get("key").strip() or None
     try:
         name = authenticator.require(key, "admin").name
     except Unauthenticated:
-        # Not audited: any client that can reach this page could fill the disk with attempts.
-        log.warning("sign_in_refused", reason="the key is not known")
+        # Not audited: any client that reaches this page could fill the disk with attempts.
+        log.warning("sign_in_refused", reason="unknown key")
         return await _sign_in_page(request, next_path, "This key is not known.", status=401)
     except Forbidden as error:
         name = authenticator.caller(key).name
         await service.audit_trail.begin(service.clock.now_ms(), name, "sign in", "session", f"refused: {error}")
         return await _sign_in_page(request, next_path, "This key lacks the scope admin.", status=403)
-    # Written down first: where that fails, the page of the error must not bring the session's cookie.
+    # Before the session begins: if the audit fails, the error page must not set the session cookie.
     await service.audit_trail.begin(service.clock.now_ms(), name, "sign in", "session", "done")
     if request.headers.get("x-forwarded-proto") == "https" and request.scope["scheme"] != "https":
-        log.warning("proxy_not_trusted", effect="the session's cookie lacks Secure", setting="PROFILES_TRUSTED_PROXIES")
+        log.warning("proxy_not_trusted", effect="the session cookie lacks Secure", setting="PROFILES_TRUSTED_PROXIES")
     visit = await begin_visit(request, name)
     return await redirect(request, next_path, visit=visit)
 
 
 @post("/admin/sign-out", status_code=200, opt={"scope": "admin", "form": True}, include_in_schema=False)
 async def post_sign_out(request: HttpRequest) -> Response[Any]:
-    """End the session, in this browser and wherever its cookie was copied to."""
+    """End the session on the server, so that copies of its cookie end as well."""
     visit = await visit_of(request)
     if not visit.session.signed_in:
         return await redirect(request, HOME)

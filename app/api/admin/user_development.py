@@ -1,4 +1,4 @@
-"""Admins' route about the last 30 days of one user. Apart from the look, which must stay quick."""
+"""The last 30 days of one user: events by day and by hour, and each feature as of every day."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from litestar import Response, get
+from litestar import Response
 
-from app.api.admin.user_schemas import KINDS, Day, FeaturePoint, Hour, UserDevelopment
+from app.api.admin.handlers import admin_get
+from app.api.admin.schemas import KINDS, Day, FeaturePoint, Hour, UserDevelopment
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, prefers_page, redirect
@@ -25,17 +26,15 @@ from app.profiles.history.validation import Moments
 from app.service import Service
 
 
-@get(
+@admin_get(
     "/admin/users/{user_id:str}/development",
-    opt={"scope": "admin"},
-    tags=["Admin"],
     summary="Look at a user's last 30 days",
     description="Tips served and reactions by day and by the user's local hour, and each feature as of every day. Days "
-    "are 24 hours that end now, so their sum is what a feature over 30 days counts.",
+    "are 24 hours that end now, so their sum is what a feature over 30 days counts. A browser is redirected to the "
+    "page of the user.",
     responses=problems(400, 401, 403, 422, 503),
 )
 async def get_development(request: HttpRequest, user_id: UserId) -> Response[UserDevelopment]:
-    """30 days of one user; a browser finds them on the user's page."""
     check_ids([user_id], "user_id")
     if prefers_page(request):
         return await redirect(request, f"/admin/users/{quote(user_id, safe='')}#activity")
@@ -43,7 +42,7 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
 
 
 async def user_development(service: Service, user_id: str) -> UserDevelopment:
-    """Counts and features, as of one moment."""
+    """Counts and features as of one moment."""
     now_ms = service.clock.now_ms()
     moments = Moments(service.registry, service.settings.retention_days, service.clock)
     counts, points = await asyncio.gather(
@@ -75,9 +74,9 @@ def hours(counts: Sequence[ActivityCount]) -> list[Hour]:
     return found
 
 
-def _add(place: Day | Hour, item: ActivityCount) -> None:
-    if item.kind in KINDS:  # a newer release that was rolled back may have stored another
-        setattr(place, item.kind, getattr(place, item.kind) + item.events)
+def _add(counts: Day | Hour, item: ActivityCount) -> None:
+    if item.kind in KINDS:  # a newer release that was rolled back may have stored another kind
+        setattr(counts, item.kind, getattr(counts, item.kind) + item.events)
 
 
 def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
@@ -91,17 +90,17 @@ def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
     ]
 
 
-def figures(body: UserDevelopment) -> dict[str, Any]:
-    """What the page's charts are drawn from, by the names that its template uses.
+def chart_context(body: UserDevelopment) -> dict[str, Any]:
+    """The variables from which the template draws its charts.
 
-    A text cannot be drawn as a line: `courses` has, of such features, the days on which they changed.
+    A text has no line chart: `courses` holds, for each feature with texts, the days on which its value changed.
     """
     texts = {
         name: points for name, points in body.features.items() if any(isinstance(point.value, str) for point in points)
     }
     return {
         "kinds": KINDS,
-        "day_names": [_day_name(day.end) for day in body.days],
+        "day_names": [f"{datetime.fromisoformat(day.end):%d %b}".lstrip("0") for day in body.days],
         "hour_names": [f"{hour.hour:02d}" for hour in body.hours],
         "day_reactions": _reactions(body.days),
         "hour_reactions": _reactions(body.hours),
@@ -118,8 +117,3 @@ def figures(body: UserDevelopment) -> dict[str, Any]:
 
 def _reactions(counts: Sequence[Day | Hour]) -> dict[str, list[int]]:
     return {action.value: [getattr(count, action) for count in counts] for action in Action}
-
-
-def _day_name(end: str) -> str:
-    """The day on which 24 hours end, short, as `24 Nov`."""
-    return f"{datetime.fromisoformat(end):%d %b}".lstrip("0")

@@ -1,1 +1,1 @@
-"""The admins' pages: rendered by the server from the same structs that JSON clients get, useful without JavaScript."""
+"""The admins' pages. The server renders them from the structs of the JSON answers; they work without JavaScript."""

@@ -1,4 +1,4 @@
-"""The pages' own style sheet and script, from this package; browsers ask whether they changed."""
+"""The style sheets and scripts of the pages. They are served without a key, since they hold no data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _NAME = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}")
 
 
 def plain_name(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Litestar's guard for files of one folder: a name that no file can have would be a failure (500) of its router."""
+    """Litestar's guard: answer 404 to a name that no file can have. The router of static files would answer 500."""
     if not _NAME.fullmatch(str(connection.path_params["file_path"])):
         raise NotFoundException
 
 
 def pages_assets() -> Router:
-    """Serves them; they tell nothing about anybody, so they need no key."""
+    """The router of the files. Browsers cache them, but ask every time whether they have changed."""
     return create_static_files_router(
         path=ASSETS,
         directories=[Path(__file__).parent / "static"],

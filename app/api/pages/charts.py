@@ -1,12 +1,13 @@
-"""Charts as inline SVG: lines over time, bars, and the small bars of a tile.
+"""Charts as inline SVG: lines, bars, the small bars of a tile, and the graph of invalidations.
 
-The style sheets of the pages colour them by class, light and dark, since the content security policy forbids inline
-styles. Each chart is an image with a name for screen readers. Each value has a `<title>`, which browsers show on hover.
+The style sheets of the pages colour them by class, for the light and the dark scheme, because the content security
+policy forbids inline styles. Each chart is an image with a name for screen readers. Each value has a `<title>`, which
+browsers show on hover.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
@@ -17,12 +18,13 @@ MOST_LABELS, MOST_STEPS = 6, 5
 CHARACTER_PX, LINE_PX, MARGIN_PX = 6.5, 22, 8
 LARGEST = 1e300  # so that the difference of two values is finite
 SLOT, SLOT_GAP, SLOT_HEIGHT, LEAST_HEIGHT = 4, 1, 40, 1.5
+ROW, BOX_HEIGHT, BOX_WIDTH, RIGHT_COLUMN, GRAPH_WIDTH = 46, 34, 200, 330, 560
 
 
 def lines(
     title: str, labels: Sequence[str], series: Series, *, unit: str = "", width: int = 480, height: int = 190
 ) -> Markup:
-    """Lines over time. None is a gap."""
+    """Lines over time; None is a gap."""
     axes = _Axes(labels, series, _known(series), unit, width, height)
     drawn = []
     for values in series.values():
@@ -50,7 +52,7 @@ def bars(
     width: int = 480,
     height: int = 190,
 ) -> Markup:
-    """Bars side by side, or stacked, of values from zero up. `spoken` is the chart's name if its order is not time."""
+    """Bars from zero up, side by side or stacked. `spoken` names a chart whose labels are not in time order."""
     totals = [sum(value or 0 for value in column) for column in zip(*series.values(), strict=True)]
     axes = _Axes(labels, series, totals if stacked else _known(series), unit, width, height)
     thick = 0.8 * axes.slot / (1 if stacked else len(series))
@@ -71,27 +73,61 @@ def bars(
     return axes.chart(drawn, spoken or _summary(title, series))
 
 
-def slots(title: str, labels: Sequence[str], values: Sequence[float | None], said: Sequence[str]) -> Markup:
-    """The small bars of a tile, without axes. `said` is each value as text. Zero is a thin bar, None is a gap."""
-    known = [(value, text) for value, text in zip(values, said, strict=True) if value is not None]
-    most, most_said = max(known, key=lambda item: item[0], default=(0.0, ""))
-    most = most or 1.0
+def slots(title: str, labels: Sequence[str], values: Sequence[float | None], texts: Sequence[str]) -> Markup:
+    """The small bars of a tile, without axes. `texts` are the values as text. Zero is a thin bar; None is a gap."""
+    known = [(value, text) for value, text in zip(values, texts, strict=True) if value is not None]
+    highest, highest_text = max(known, key=lambda item: item[0], default=(0.0, ""))
+    highest = highest or 1.0
     drawn = "".join(
         f'<rect x="{place * SLOT}" y="{SLOT_HEIGHT - tall:.1f}" width="{SLOT - SLOT_GAP}" height="{tall:.1f}">'
         f"<title>{escape(label)}: {escape(text)}</title></rect>"
-        for place, (label, value, text) in enumerate(zip(labels, values, said, strict=True))
+        for place, (label, value, text) in enumerate(zip(labels, values, texts, strict=True))
         if value is not None
-        for tall in [LEAST_HEIGHT + (SLOT_HEIGHT - LEAST_HEIGHT) * max(0.0, value / most)]
+        for tall in [LEAST_HEIGHT + (SLOT_HEIGHT - LEAST_HEIGHT) * max(0.0, value / highest)]
     )
-    latest = f"latest {known[-1][1]}, highest {most_said}" if known else "nothing to show yet"
+    latest = f"latest {known[-1][1]}, highest {highest_text}" if known else "no data yet"
     frame = Markup(
         '<svg class="slots" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
     )
     return frame.format(len(values) * SLOT - SLOT_GAP, SLOT_HEIGHT, f"{title}: {latest}", Markup(drawn))  # noqa: S704
 
 
+def invalidation_graph(features_by_subject: Mapping[str, Sequence[str]], features: Sequence[str]) -> Markup:
+    """Subjects in a column on the left, features on the right, and a curve from each subject to what it invalidates."""
+    height = max(len(features_by_subject), len(features)) * ROW + 12
+
+    def tops(names: Collection[str]) -> dict[str, int]:
+        first = (height - len(names) * ROW + ROW - BOX_HEIGHT) / 2
+        return {name: round(first + place * ROW) for place, name in enumerate(names)}
+
+    def box(name: str, x: int, y: int, width: int) -> str:
+        return (
+            f'<g class="node"><rect x="{x}" y="{y}" width="{width}" height="{BOX_HEIGHT}" rx="6"/>'
+            f'<text x="{x + 12}" y="{y + 22}">{escape(name)}</text></g>'
+        )
+
+    left, right = tops(features_by_subject), tops(features)
+    start, middle = 2 + BOX_WIDTH, (2 + BOX_WIDTH + RIGHT_COLUMN) // 2
+    drawn = ""
+    for subject, names in features_by_subject.items():
+        y1 = left[subject] + BOX_HEIGHT // 2
+        for name in names:
+            y2 = right[name] + BOX_HEIGHT // 2
+            drawn += (
+                f'<path class="edge" d="M{start} {y1} C{middle} {y1} {middle} {y2} {RIGHT_COLUMN} {y2}">'
+                f"<title>{escape(subject)} → {escape(name)}</title></path>"
+            )
+    drawn += "".join(box(name, 2, y, BOX_WIDTH) for name, y in left.items())
+    drawn += "".join(box(name, RIGHT_COLUMN, y, GRAPH_WIDTH - RIGHT_COLUMN - 2) for name, y in right.items())
+    spoken = " ".join(
+        f"{subject} invalidates {', '.join(names) or 'nothing'}." for subject, names in features_by_subject.items()
+    )
+    frame = Markup('<svg class="graph" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
+    return frame.format(GRAPH_WIDTH, height, spoken, Markup(drawn))  # noqa: S704  # texts in it are escaped
+
+
 class _Axes:
-    """The frame of a chart: a scale from zero with round steps, labels below, and a legend of several series."""
+    """The frame of a chart: a scale that includes zero, with round steps; labels below; a legend for several series."""
 
     def __init__(
         self, labels: Sequence[str], series: Series, values: Iterable[float], unit: str, width: int, height: int
@@ -106,7 +142,7 @@ class _Axes:
         self.slot = (width - self._left - MARGIN_PX) / len(labels)
 
     def x(self, place: int) -> float:
-        """The middle of a label's slot."""
+        """The middle of the slot of a label."""
         return self._left + self.slot * (place + 0.5)
 
     def y(self, value: float) -> float:
@@ -117,7 +153,7 @@ class _Axes:
         return f"<title>{escape(self._labels[place])}: {escape(self._text(value))}</title>"
 
     def chart(self, drawn: Sequence[str], name: str) -> Markup:
-        """The chart with what was drawn for each series, in the series' colours."""
+        """The whole chart. `drawn` holds the SVG of each series."""
         groups = "".join(
             f'<g class="series-{number % COLOURS}">{part}{self._legend(number)}</g>'
             for number, part in enumerate(drawn)
@@ -162,7 +198,7 @@ def _known(series: Series) -> list[float]:
 
 
 def _scale(values: Iterable[float]) -> tuple[float, float, float]:
-    """Lower end, upper end and step of the axis. What is counted has no halves."""
+    """Lower end, upper end and step of an axis for these values. Whole numbers get whole steps."""
     clamped = [0.0, *(max(-LARGEST, min(LARGEST, value)) for value in values)]
     low, high = min(clamped), max(clamped)
     if high - low < 1e-9:
@@ -183,4 +219,4 @@ def _summary(title: str, series: Series) -> str:
             latest = f"latest {values[-1]:.4g}" if values[-1] is not None else "no latest value"
             prefix = "" if name == title else f"{name}: "
             parts.append(f"{prefix}{latest}, lowest {min(known):.4g}, highest {max(known):.4g}")
-    return f"{title}. {'; '.join(parts) or 'Nothing to show yet'}."
+    return f"{title}. {'; '.join(parts) or 'No data yet'}."

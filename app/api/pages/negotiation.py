@@ -1,23 +1,28 @@
-"""One address, two answers: a page for a browser, JSON for every other program.
+"""Content negotiation: the admins' routes answer with a page to a browser, with JSON to any other client.
 
-`answer` gives the struct as JSON or renders a template with it; `page` is for what has no JSON (a form, a question);
-`redirect` follows an action of a form. Invariant: every page carries a policy that lets the browser load nothing from
-elsewhere and run no inline script, and is never kept in any cache.
+`answer` returns a struct as JSON or renders a template with it. `page` renders what has no JSON form, such as a form to
+fill in. `redirect` follows an action of a form. `ErrorPage` renders an error.
+
+Invariant: every page carries a content security policy that forbids inline scripts and requests to other sites, and no
+cache stores it. A browser that is not signed in is redirected to sign in, and then back.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
-from litestar import Response
-from litestar.types import Scope
+from litestar import Litestar, Response
+from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.api.auth.authentication import ANYONE, Caller
-from app.api.auth.sessions import PATH
+from app.api.auth.authentication import ANYONE
+from app.api.auth.sessions import PATH, Session
 from app.api.dependencies import HttpRequest, authenticator_of, service_of
 from app.api.pages.session_cookies import Visit, cookies_of, message_cookie, no_message, take_message, visit_of
+from app.errors import Issue, StoreUnavailable
 
 T = TypeVar("T", bound=msgspec.Struct)
 JSON, HTML = "application/json", "text/html"
@@ -25,56 +30,44 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_NO_VISIT = Visit(Session("", "", 0), "", fresh=False)
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    # Not `no-referrer`: a form's Origin would be `null` then, and could not be told from another site's.
+    # Not `no-referrer`: the Origin of a form would be `null`, as that of a sandboxed page of another site is.
     "Referrer-Policy": "same-origin",
     "Vary": "Accept, Cookie",
 }
 
 
 def under_admin(scope: Scope) -> bool:
-    """Whether the path is one that has pages."""
     path = scope["path"]
     return path == PATH or path.startswith(PATH + "/")
 
 
 def prefers_page(request: HttpRequest) -> bool:
-    """Whether the answer should be a page: the caller prefers HTML to JSON, and the path has pages."""
+    """Whether the client prefers HTML to JSON and the path is one of the admins' routes."""
     if not under_admin(request.scope):
         return False
     try:
         return request.accept.best_match([JSON, HTML]) == HTML
-    except OverflowError:  # `q=inf`, which Litestar takes for a number
+    except OverflowError:  # Litestar parses `q=inf` as a number
         return False
 
 
 async def answer(
     request: HttpRequest, body: T, template: str, *, status_code: int = 200, **context: Any
 ) -> Response[T]:
-    """`body` as JSON, or the page `template`, which sees `body` and `context`."""
+    """`body` as JSON, or the page `template` with `body` and `context`."""
     if prefers_page(request):
         return await page(request, template, status_code=status_code, body=body, **context)
     return Response(body, status_code=status_code, headers={"Vary": "Accept"})
 
 
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
-    """A page. Templates see `visit`, `caller`, `keyless`, `root`, `path` and `now_ms` besides `context`."""
-    service = service_of(request)
+    """A page. The template sees `context` and what `render` adds to it."""
     visit = await visit_of(request)
-    caller: Caller = request.scope.get("user") or ANYONE
     message = await take_message(request)
-    html = await render(
-        template,
-        visit=visit,
-        caller=caller,
-        keyless=authenticator_of(request).keyless,
-        root=service.settings.root_path,
-        path=request.scope["path"],
-        now_ms=service.clock.now_ms(),
-        message=message,
-        **context,
-    )
+    html = await render(request, template, visit=visit, message=message, **context)
     cookies = await cookies_of(request, visit)
     if message is not None:
         cookies.append(no_message(request))
@@ -82,7 +75,7 @@ async def page(request: HttpRequest, template: str, *, status_code: int = 200, *
 
 
 async def redirect(request: HttpRequest, path: str, message: str = "", *, visit: Visit | None = None) -> Response[Any]:
-    """Go on to another page (303), which shows `message` once. `path` is quoted already, and without the root path."""
+    """Redirect (303) to a page that shows `message` once. `path` must be quoted, and not include the root path."""
     visit = visit or await visit_of(request)
     cookies = await cookies_of(request, visit)
     if message:
@@ -91,12 +84,67 @@ async def redirect(request: HttpRequest, path: str, message: str = "", *, visit:
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)
 
 
-async def render(template: str, **context: Any) -> str:
-    """A template as text; on a thread, because charts take some milliseconds each."""
-    # The first page pays for importing what no other request needs.
+async def render(request: HttpRequest, template: str, **context: Any) -> str:
+    """A template as text. It sees `caller`, `keyless`, `root`, `path` and `now_ms` besides `context`."""
+    # Imported here because only a page pays for the templates.
     from app.api.pages.templating import environment  # noqa: PLC0415
 
+    service = service_of(request)
+    context |= {
+        "caller": request.scope.get("user") or ANYONE,
+        "keyless": authenticator_of(request).keyless,
+        "root": service.settings.root_path,
+        "path": request.scope["path"],
+        "now_ms": service.clock.now_ms(),
+    }
+    # On a thread, because charts take some milliseconds each.
     return await asyncio.to_thread(environment().get_template(template).render, context)
 
 
-__all__ = ["answer", "page", "prefers_page", "redirect", "render", "under_admin"]
+class ErrorPage(Response[Any]):
+    """An error as a page. It needs neither the cache nor the database.
+
+    It sets no session cookie. A form sent by another site comes without the session cookie that the browser holds for
+    this service; a new cookie in the refusal would replace that one and sign the admin out.
+
+    Litestar's exception handlers are not coroutines, but rendering is one. So the page is rendered when it is sent.
+    """
+
+    def __init__(
+        self, status: int, title: str, detail: str, issues: Sequence[Issue], headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(None, status_code=status)
+        self._error = {
+            "status": status,
+            "title": title,
+            "detail": detail[:1].upper() + detail[1:],
+            "issues": issues,
+        }
+        self._more_headers = headers
+
+    def to_asgi_response(self, app: Litestar | None, request: HttpRequest, **_: Any) -> ASGIApp:  # type: ignore[override]
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await self._rendered(request)
+            await response.to_asgi_response(None, request)(scope, receive, send)
+
+        return respond
+
+    async def _rendered(self, request: HttpRequest) -> Response[Any]:
+        if self.status_code == 401:
+            return _to_sign_in(request)
+        try:
+            visit = await visit_of(request)
+        except StoreUnavailable:
+            visit = _NO_VISIT
+        html = await render(request, "error.html", visit=visit, message=None, **self._error)
+        headers = {**self._more_headers, **PAGE_HEADERS}
+        return Response(html, status_code=self.status_code, media_type=HTML, headers=headers)
+
+
+def _to_sign_in(request: HttpRequest) -> Response[Any]:
+    """Redirect to sign in, and from there to the requested page. After a form to the overview: it is not sent again."""
+    here = request.scope["path"] if request.method == "GET" else "/admin"
+    query = request.scope["query_string"].decode("latin-1")
+    target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
+    location = f"{service_of(request).settings.root_path}/admin/sign-in?next={quote(target, safe='')}"
+    return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location})

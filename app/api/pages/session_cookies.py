@@ -1,7 +1,7 @@
-"""Who is looking at a page: the session behind a request, begun where there is none, and the message it is due.
+"""Cookies of the pages: the session of a browser, which begins with its first page, and the message for its next page.
 
-A message is what an action of a form wants to say on the page that follows. It travels in a cookie of one minute,
-signed as the session is, so that no other site can put words there.
+A message reports the result of a form on the page that follows. It travels in a cookie that lives for one minute and is
+signed like the session, so that no other site can forge a message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _VISIT = "visit"
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A session and the token of its forms. `fresh`: the browser does not have its cookie yet."""
+    """A session and the CSRF token of its forms. `fresh`: the browser does not have the session cookie yet."""
 
     session: Session
     form_token: str
@@ -27,7 +27,7 @@ class Visit:
 
 
 async def visit_of(request: HttpRequest) -> Visit:
-    """The visit that a request belongs to."""
+    """The visit of a request; a new anonymous one if the request has no valid session cookie."""
     known: Visit | None = request.state.get(_VISIT)
     if known is None:
         sessions = sessions_of(request)
@@ -39,7 +39,7 @@ async def visit_of(request: HttpRequest) -> Visit:
 
 
 async def begin_visit(request: HttpRequest, name: str) -> Visit:
-    """A key was shown: start a new session with a fresh id."""
+    """Begin a session with a new id, for the key of that name; anonymous if `name` is empty."""
     sessions = sessions_of(request)
     session = sessions.begin(name)
     visit = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=True)
@@ -47,7 +47,7 @@ async def begin_visit(request: HttpRequest, name: str) -> Visit:
 
 
 async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
-    """The session's cookie, where the browser lacks it."""
+    """The session cookie, if the browser does not have it yet."""
     if not visit.fresh:
         return []
     sessions = sessions_of(request)
@@ -56,19 +56,19 @@ async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
 
 
 async def message_cookie(request: HttpRequest, visit: Visit, text: str) -> Cookie:
-    """The message, to be shown by the next page."""
+    """A cookie with a message for the next page."""
     sessions = sessions_of(request)
     signed = await sessions.sign(visit.session, text[:MESSAGE_LENGTH])
     return _cookie(request, sessions.message_cookie_name, signed, 60)
 
 
 def no_message(request: HttpRequest) -> Cookie:
-    """Takes the message away, once it was shown."""
+    """A cookie that deletes the message, after a page has shown it."""
     return _cookie(request, sessions_of(request).message_cookie_name, "", 0)
 
 
 async def take_message(request: HttpRequest) -> str | None:
-    """The message that the last action left."""
+    """The message for this page; None if there is none or its signature is wrong."""
     sessions = sessions_of(request)
     cookie = request.cookies.get(sessions.message_cookie_name)
     if cookie is None:

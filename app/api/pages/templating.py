@@ -1,7 +1,7 @@
-"""Templates and what they may use: times, numbers with units, paths, charts.
+"""The template environment and its filters: times, numbers with units, paths, charts.
 
-Everything a template prints is escaped, unless a function here made it as markup from escaped parts. A name that a
-template uses without being given is an error, not an empty string.
+Templates escape everything that they print, except markup that a function here built from escaped parts. An undefined
+name in a template is an error, not an empty string.
 """
 
 from __future__ import annotations
@@ -37,13 +37,11 @@ MISSING = "–"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PERCENT = re.compile(r"(?<=\d)(\.0)?%")
 _CODE = re.compile("⟨U\\+([0-9A-F]+)⟩")
-_NO_TIME = Markup("–")
-_TIME = Markup('<time datetime="{}" title="{}">{}</time>')  # formatting it escapes what is put in
+_TIME = Markup('<time datetime="{}" title="{}">{}</time>')  # `format` escapes its arguments
 
 
 @cache
 def environment() -> Environment:
-    """The environment of this process."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -52,21 +50,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {
-        "segment": segment,
-        "moment": moment,
-        "exact": exact,
-        "duration": duration,
-        "number": number,
-        "percent": percent,
-        "fixed": fixed,
-        "spelled": spelled,
-        "pretty": pretty,
-        "shown": shown,
-        "measured": measured,
-        "visible": visible,
-        "visible_text": ids.visible,
-    }
+    functions = (segment, moment, exact, duration, number, percent, fixed, spelled, measured, pretty, shown, visible)
+    made.filters |= {function.__name__: function for function in functions}
+    made.filters |= {"visible_text": ids.visible, "decoded": msgspec.json.decode}
     made.tests["hidden"] = lambda text: ids.visible(text) != text
     made.globals |= {
         "navigation": NAVIGATION,
@@ -74,17 +60,18 @@ def environment() -> Environment:
         "lines": charts.lines,
         "bars": charts.bars,
         "slots": charts.slots,
+        "invalidation_graph": charts.invalidation_graph,
     }
     return made
 
 
 def segment(text: str) -> str:
-    """An id as one segment of a path: `/admin/users/{{ id | segment }}`."""
+    """An id, quoted as one segment of a path: `/admin/users/{{ id | segment }}`."""
     return quote(text, safe="")
 
 
 def visible(text: str, *, layout: bool = False) -> Markup:
-    """`ids.visible`, whose codes stand out and have the character's name on hover."""
+    """`ids.visible`, with its codes highlighted and the name of the character on hover."""
     return Markup(_CODE.sub(_marked, escape(ids.visible(text, layout=layout))))  # noqa: S704  # escaped
 
 
@@ -94,7 +81,7 @@ def _marked(code: re.Match[str]) -> str:
 
 
 def in_ms(when: str | int) -> int:
-    """A time in milliseconds, from that or from RFC 3339."""
+    """A time in milliseconds since 1970, given as such or as RFC 3339."""
     return when if isinstance(when, int) else to_ms(msgspec.convert(when, type=_DATETIME))
 
 
@@ -106,20 +93,19 @@ def exact(when: str | int | None) -> str:
 
 
 def moment(when: str | int | None, now_ms: int) -> Markup:
-    """A time as people say it (`3 min ago`, `in 2 h`), with the exact one on hover and for machines."""
+    """A relative time (`3 min ago`, `in 2 h`), with the exact time on hover and in `datetime`."""
     if when is None:
-        return _NO_TIME
+        return Markup(MISSING)  # noqa: S704  # a constant
     ms = in_ms(when)
     apart = duration(abs(now_ms - ms))
-    said = f"{apart} ago" if ms <= now_ms else f"in {apart}"
+    text = f"{apart} ago" if ms <= now_ms else f"in {apart}"
     if abs(now_ms - ms) < 1_000:
-        said = "just now"
-    # Formatting markup escapes what is put in.
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(rfc3339(ms), exact(ms), said)
+        text = "just now"
+    return _TIME.format(rfc3339(ms), exact(ms), text)
 
 
 def duration(ms: float | None) -> str:
-    """A length of time in its largest two units, as `2 h 5 min`; below a second in milliseconds."""
+    """A duration in its two largest units, such as `2 h 5 min`; below a second in milliseconds."""
     if ms is None:
         return MISSING
     if ms < 1_000:
@@ -138,7 +124,7 @@ def duration(ms: float | None) -> str:
 
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:
-    """A number with thousands apart and a unit; not whole: to `digits` significant digits."""
+    """A number with grouped thousands and its unit. A fraction is rounded to `digits` significant digits."""
     if value is None:
         return MISSING
     if value == int(value) or abs(value) >= 10**digits:
@@ -151,7 +137,7 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 0 to 1 as a percentage: what is not all or nothing never looks like it."""
+    """A share of 0 to 1 as a percentage. Only exactly 0 and 1 are shown as 0 % and 100 %."""
     if share is None:
         return MISSING
     text = f"{share * 100:.1f}"
@@ -163,17 +149,17 @@ def percent(share: float | None) -> str:
 
 
 def fixed(value: float, digits: int, *, sign: bool = False) -> str:
-    """A number with so many digits; what rounds to nothing is not less than nothing."""
+    """A number with `digits` decimals, never `-0`."""
     return f"{value:{'+' if sign else ''}z.{digits}f}"
 
 
 def spelled(sentence: str) -> str:
-    """A sentence of the service with its numbers as `number` and `percent` write them."""
+    """A sentence of the service, with its numbers formatted as `number` and `percent` do."""
     return _PERCENT.sub("\u202f%", _THOUSANDS.sub("\u202f", sentence))
 
 
 def measured(value: float | None, unit: str) -> str:
-    """A figure of the overview in its unit: `share`, `per_s`, `ms`, `s` or `count`."""
+    """A figure of the overview. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
     if value is None:
         return MISSING
     if unit == "share":
@@ -184,17 +170,17 @@ def measured(value: float | None, unit: str) -> str:
 
 
 def pretty(payload: str) -> str:
-    """JSON with indentation; anything else as it is."""
+    """JSON with indentation; any other text unchanged."""
     try:
         text = json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
-        text.encode()  # an escaped half of a character is JSON, and cannot be written as it is
+        text.encode()  # JSON may hold a lone surrogate, which UTF-8 cannot encode
     except (ValueError, RecursionError):
         return payload
     return text
 
 
 def shown(value: Scalar) -> str:
-    """A feature's value for people."""
+    """A feature value as text or markup."""
     if value is None:
         return "null"
     return visible(value) if isinstance(value, str) else number(value, digits=4)

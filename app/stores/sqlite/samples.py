@@ -8,9 +8,8 @@ from contextlib import suppress
 
 import msgspec
 
-from app.operations.ports import Record
-from app.operations.samples import Sample
-from app.operations.states import COMPONENTS, ComponentStatus, standings, together
+from app.operations.samples import Record, Sample
+from app.operations.states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import UPDATE_SEEN
 
@@ -23,8 +22,8 @@ INSERT_SAMPLE = "INSERT INTO samples (at_ms, process, body) VALUES (?, ?, ?)"
 DELETE_OLD_SAMPLES = "DELETE FROM samples WHERE at_ms < :oldest OR at_ms > :newest"
 SELECT_SAMPLES = "SELECT body FROM samples WHERE at_ms >= ? ORDER BY at_ms, id"
 SELECT_LATELY = "SELECT process, body FROM samples WHERE at_ms BETWEEN ? AND ? ORDER BY id"
-SELECT_STANDINGS = "SELECT component, state, detail, since_ms, seen_ms FROM component_states"
-INSERT_STANDING = """
+SELECT_STATUSES = "SELECT component, state, detail, since_ms, seen_ms FROM component_states"
+INSERT_STATUS = """
 INSERT INTO component_states (component, state, detail, since_ms, seen_ms) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (component) DO UPDATE SET
     state = excluded.state, detail = excluded.detail, since_ms = excluded.since_ms, seen_ms = excluded.seen_ms
@@ -34,7 +33,7 @@ _decode = msgspec.json.Decoder(Sample).decode
 
 
 class SqliteSamples:
-    """Implements `app.operations.ports.SampleStore`."""
+    """Implements `app.operations.samples.SampleStore`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -47,8 +46,8 @@ class SqliteSamples:
             now_ms = sample.at_ms
             connection.execute(INSERT_SAMPLE, (now_ms, sample.process, body))
             connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
-            seen = together(found.looks for found in running(connection, now_ms))
-            connection.executemany(INSERT_STANDING, standings(_standings(connection), seen, now_ms))
+            seen = worst_views(found.components for found in running(connection, now_ms))
+            connection.executemany(INSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
             connection.execute(UPDATE_SEEN, (now_ms, sample.registry))
 
         await self._database.write(work)
@@ -58,13 +57,13 @@ class SqliteSamples:
 
         def work(connection: sqlite3.Connection) -> Record:
             rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
-            return Record(_samples(body for (body,) in rows), _standings(connection))
+            return Record(_samples(body for (body,) in rows), _statuses(connection))
 
         return await self._database.read(work)
 
 
-def _standings(connection: sqlite3.Connection) -> dict[str, ComponentStatus]:
-    rows = map(ComponentStatus._make, connection.execute(SELECT_STANDINGS).fetchall())
+def _statuses(connection: sqlite3.Connection) -> dict[str, ComponentStatus]:
+    rows = map(ComponentStatus._make, connection.execute(SELECT_STATUSES).fetchall())
     return {row.component: row for row in rows if row.component in COMPONENTS}
 
 

@@ -268,13 +268,13 @@ def test_fault_in_the_database_is_named(
 
 def test_features_and_registry_of_running_processes_are_told(deployment: Deployment, tmp_path: Path) -> None:
     looks = {"features": ComponentView("degraded", "failing, and answered as null: f")}
-    told = Sample(at_ms=now_ms(), process="two", role="api", seconds=10.0, looks=looks, registry="0ther")
+    told = Sample(at_ms=now_ms(), process="two", role="api", seconds=10.0, components=looks, registry="0ther")
     body = msgspec.json.encode(told).decode()
     deployment.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'two', ?)", told.at_ms, body)
     lines = deployment.lines()
     assert lines["features"] == ("bad", "failing, and answered as null: f")
     assert lines["registry"][0] == "warn"
-    assert lines["registry"][1].startswith("running processes serve the registry 0ther, and these settings name ")
+    assert lines["registry"][1].startswith("running processes serve the registry 0ther, but these settings name ")
     broken = own_registry(tmp_path / "broken.py", own_entry("probe", "SELECT user_id FROM views"))
     for features, text in ((broken, "feature 'probe': "), (tmp_path / "none.py:R", "PROFILES_FEATURES: cannot load ")):
         state, shown = deployment.lines(features=features)["registry"]
@@ -400,9 +400,11 @@ def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "secret", "SECRET", "Admin", "123456", "ops"])
-def test_a_key_that_anybody_would_try_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
+def test_key_that_is_easily_guessed_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
     weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
-    assert deployment.lines(api_keys=weak)["weak keys"] == ("bad", "the key ops is a word that anybody would try")
+    state, text = deployment.lines(api_keys=weak)["weak keys"]
+    assert (state, "key ops" in text) == ("bad", True)
+    assert key in ("", "ops") or key not in text
 
 
 def test_a_first_pruning_that_waits_is_named(deployment: Deployment) -> None:

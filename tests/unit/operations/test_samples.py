@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.operations.samples import Gauges, read, summed
+from app.operations.samples import Gauges, read, sum_samples
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS
 from tests.support.samples import sample
@@ -107,7 +107,7 @@ def test_request_that_waits_for_a_model_counts_but_not_its_time() -> None:
 
 
 def test_sum_adds_counts_and_takes_the_newest_gauge() -> None:
-    found = summed(
+    found = sum_samples(
         [
             sample(at_ms=NOW_MS - 1_000, counts={"hits": 3, "misses": 1}, gauges=Gauges(queue_depth=7, owed=2)),
             sample(at_ms=NOW_MS, process="two", counts={"hits": 2}, gauges=Gauges(queue_depth=1)),
@@ -120,15 +120,15 @@ def test_sum_adds_counts_and_takes_the_newest_gauge() -> None:
 
 def test_time_counts_once_when_several_processes_watched_it() -> None:
     twice = [sample(), sample(process="two"), sample(process="three", role="worker", at_ms=NOW_MS + 5_000)]
-    assert summed(twice).served_s == pytest.approx(10)
-    assert summed(twice).covered_s == pytest.approx(15)
+    assert sum_samples(twice).served_s == pytest.approx(10)
+    assert sum_samples(twice).covered_s == pytest.approx(15)
     # A process that was replaced: its time and its successor's follow each other.
     replaced = [sample(seconds=4.0, at_ms=NOW_MS - 6_000), sample(process="new", seconds=5.0)]
-    assert summed(replaced).served_s == pytest.approx(9)
+    assert sum_samples(replaced).served_s == pytest.approx(9)
 
 
 @given(spans=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=8))
 def test_time_covered_is_the_union_of_what_the_samples_cover(spans: list[tuple[int, int]]) -> None:
     samples = [sample(at_ms=end * 1000, seconds=float(length)) for end, length in spans]
     seconds = {second for end, length in spans for second in range(end - length, end)}
-    assert summed(samples).covered_s == pytest.approx(len(seconds))
+    assert sum_samples(samples).covered_s == pytest.approx(len(seconds))

@@ -12,9 +12,9 @@ from app.operations.states import (
     UNSEEN_MS,
     ComponentStatus,
     State,
-    looks_of,
-    standings,
-    together,
+    component_views,
+    updated_statuses,
+    worst_views,
 )
 from app.operations.states import (
     ComponentView as View,
@@ -32,12 +32,12 @@ WELL = {
     "worker": Check(True, ""),
     "features": Check(True, ""),
 }
-LOOKS = st.builds(View, st.sampled_from(["ok", "degraded", "down", "unknown"]), st.sampled_from(["", "a", "b"]))
+VIEWS = st.builds(View, st.sampled_from(["ok", "degraded", "down", "unknown"]), st.sampled_from(["", "a", "b"]))
 
 
 def states(**changed: Check) -> dict[str, State]:
     """The states where some lines of readiness are changed."""
-    return {name: look.state for name, look in looks_of({**WELL, **changed}).items()}
+    return {name: view.state for name, view in component_views({**WELL, **changed}).items()}
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_states_follow_readiness(changed: dict[str, Check], expected: dict[str, 
 
 
 def test_component_is_unknown_when_it_was_not_asked() -> None:
-    found = looks_of({"database": Check(False, "gone", vital=True)})
-    assert {name: look.state for name, look in found.items()} == {
+    found = component_views({"database": Check(False, "gone", vital=True)})
+    assert {name: view.state for name, view in found.items()} == {
         **dict.fromkeys(COMPONENTS, "unknown"),
         "service": "down",
         "database": "down",
@@ -72,41 +72,43 @@ def test_component_is_unknown_when_it_was_not_asked() -> None:
 
 
 def test_cache_that_is_away_says_so_and_not_what_it_is_owed() -> None:
-    found = looks_of({**WELL, "cache": Check(False, "away"), "invalidations": Check(False, "9", state="degraded")})
+    found = component_views(
+        {**WELL, "cache": Check(False, "away"), "invalidations": Check(False, "9", state="degraded")}
+    )
     assert found["cache"] == View("down", "away")
 
 
 @given(views=st.permutations([{"cache": OK}, {"cache": View("down", "away")}, {"cache": View("degraded", "full")}, {}]))
 def test_processes_together_see_the_worst_whatever_the_order(views: list[dict[str, View]]) -> None:
-    assert together(views) == {"cache": View("down", "away")}
+    assert worst_views(views) == {"cache": View("down", "away")}
 
 
 def test_knowledge_beats_none() -> None:
     unknown = {"worker": View("unknown", "the queue does not answer")}
-    assert together([unknown, {"worker": OK}]) == {"worker": OK}
-    assert together([{"worker": OK}, unknown]) == {"worker": OK}
+    assert worst_views([unknown, {"worker": OK}]) == {"worker": OK}
+    assert worst_views([{"worker": OK}, unknown]) == {"worker": OK}
 
 
 def test_state_keeps_its_beginning_while_it_goes_on() -> None:
     before = {"cache": ComponentStatus("cache", "down", "away", NOW_MS - 90_000, NOW_MS - 10_000)}
-    (same,) = standings(before, {"cache": View("down", "still away")}, NOW_MS)
+    (same,) = updated_statuses(before, {"cache": View("down", "still away")}, NOW_MS)
     assert same == ComponentStatus("cache", "down", "still away", NOW_MS - 90_000, NOW_MS)
-    (other,) = standings(before, {"cache": OK}, NOW_MS)
+    (other,) = updated_statuses(before, {"cache": OK}, NOW_MS)
     assert other == ComponentStatus("cache", "ok", "", NOW_MS, NOW_MS)
 
 
 def test_state_begins_anew_when_nobody_looked_for_a_while() -> None:
     before = {"cache": ComponentStatus("cache", "ok", "", 0, NOW_MS - UNSEEN_MS - 1)}
-    (found,) = standings(before, {"cache": OK}, NOW_MS)
+    (found,) = updated_statuses(before, {"cache": OK}, NOW_MS)
     assert found.since_ms == NOW_MS
 
 
-@given(looks=st.lists(LOOKS, min_size=1, max_size=12))
-def test_beginning_is_where_the_run_of_equal_states_begins(looks: list[View]) -> None:
+@given(views=st.lists(VIEWS, min_size=1, max_size=12))
+def test_beginning_is_where_the_run_of_equal_states_begins(views: list[View]) -> None:
     held: dict[str, ComponentStatus] = {}
-    for number, look in enumerate(looks):
-        held = {item.component: item for item in standings(held, {"cache": look}, number * 10_000)}
+    for number, view in enumerate(views):
+        held = {item.component: item for item in updated_statuses(held, {"cache": view}, number * 10_000)}
     run = 0
-    while run < len(looks) and looks[-1 - run].state == looks[-1].state:
+    while run < len(views) and views[-1 - run].state == views[-1].state:
         run += 1
-    assert held["cache"].since_ms == (len(looks) - run) * 10_000
+    assert held["cache"].since_ms == (len(views) - run) * 10_000

@@ -1,5 +1,5 @@
-// Keeps the overview fresh: fetches the page every ten seconds and swaps the part that changes. Hidden pages rest, and
-// the reader may pause it. What is focused stays so, what is open stays open; only a new verdict is announced.
+// Refreshes the overview: fetches the page every ten seconds and replaces the part that changes. It stops while the page
+// is hidden or paused. Focus and open details are kept. Screen readers hear only a changed verdict.
 "use strict";
 {
   const region = () => document.getElementById("overview");
@@ -13,19 +13,19 @@
   const pause = document.createElement("button");
   pause.type = "button";
   pause.className = "quiet";
-  const say = () => {
-    pause.textContent = paused ? "Go on" : "Pause";
-    pause.setAttribute("aria-label", paused ? "Go on refreshing every ten seconds" : "Pause refreshing every ten seconds");
+  const label = () => {
+    pause.textContent = paused ? "Resume" : "Pause";
+    pause.setAttribute("aria-label", paused ? "Resume refreshing every ten seconds" : "Pause refreshing every ten seconds");
   };
-  say();
+  label();
   freshness.append(pause);
   pause.addEventListener("click", () => {
     paused = !paused;
-    say();
+    label();
     if (!paused) refresh();
   });
 
-  // What an element is, whatever its place: when a finding appears, the fifth link is not the fifth link any more.
+  // Identifies an element by its content, because a new finding changes the position of every link after it.
   const identity = (element) =>
     [element.closest("ul")?.className, element.tagName, element.getAttribute("href"), element.textContent.trim()].join(" ");
 
@@ -56,19 +56,19 @@
         signal: AbortSignal.timeout(everyMs),
       });
       if (answer.redirected) {
-        location.reload(); // the session is over: the page itself leads to signing in
+        location.reload(); // the session has ended: the page redirects to sign in
         return;
       }
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("overview");
-      if (!fresh) throw new Error(`no overview, but ${answer.status}`);
+      if (!fresh) throw new Error(`no overview: status ${answer.status}`);
       swap(fresh);
       document.title = page.title;
       stamp.textContent = page.querySelector("#freshness span").textContent;
       stamp.className = "";
       last = Date.now();
     } catch {
-      stamp.textContent = `Could not refresh. What you see is ${Math.round((Date.now() - last) / 1000)} s old.`;
+      stamp.textContent = `Could not refresh. These figures are ${Math.round((Date.now() - last) / 1000)} s old.`;
       stamp.className = "badge bad";
     } finally {
       busy = false;

@@ -1,8 +1,8 @@
-// What makes the admins' pages handier. Without it every page works: forms send, links lead on, tables stand as they
-// come. No library; nothing is fetched but from this service.
+// Enhancements of the admins' pages, which also work without JavaScript: sortable tables, completion of ids, copy buttons,
+// relative times. No library is used, and requests go to this service only.
 "use strict";
 
-// Sortable tables: a button in each heading of `table.sortable`. A cell's data-value sorts, where its text would not.
+// Sortable tables: a button in each heading of `table.sortable`. Rows are sorted by the data-value of a cell, or its text.
 function sortable(table) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
@@ -32,11 +32,11 @@ function compared(a, b) {
   return a.localeCompare(b, undefined, { numeric: true });
 }
 
-// Ids that differ in what cannot be seen alone look different in a list. The server's pages say it likewise.
+// Shows invisible characters of an id as codes, as the server does, so that similar ids can be told apart in a list.
 const HIDDEN = /^ | $|(?<= ) |(?! )[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800⟨]/gu;
 const visible = (id) => id.replace(HIDDEN, (char) => `⟨U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 
-// Ids as one types: an input with data-complete asks that address for ids with its prefix and lists them.
+// Completion: an input with data-complete requests ids that begin with its value from that address.
 function completing(input) {
   const list = document.createElement("datalist");
   list.id = `${input.id}-found`;
@@ -66,7 +66,7 @@ function completing(input) {
   });
 }
 
-// Text to copy: a button beside each element with data-copy.
+// A copy button before each element with data-copy. It copies that attribute, or the text if the attribute is empty.
 function copying(source) {
   if (!navigator.clipboard) return;
   const button = document.createElement("button");
@@ -81,7 +81,7 @@ function copying(source) {
   source.before(button);
 }
 
-// Times as people say them grow old while a page stands open.
+// Updates relative times while a page stays open.
 function aging() {
   const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
   document.querySelectorAll("time[title]").forEach((element) => {
@@ -94,13 +94,13 @@ function aging() {
     }
     const [unit, seconds] = units[place];
     const whole = Math.floor(size / seconds);
-    let said = `${whole} ${unit}`;
+    let text = `${whole} ${unit}`;
     if (place + 1 < units.length && whole < 10) {
       const [smaller, fewer] = units[place + 1];
       const rest = Math.floor((size % seconds) / fewer);
-      if (rest) said += ` ${rest} ${smaller}`;
+      if (rest) text += ` ${rest} ${smaller}`;
     }
-    element.textContent = apart >= 0 ? `${said} ago` : `in ${said}`;
+    element.textContent = apart >= 0 ? `${text} ago` : `in ${text}`;
   });
 }
 

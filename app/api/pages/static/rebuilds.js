@@ -1,5 +1,5 @@
-// Shows the progress of rebuilds: requests the run of each element with data-follow once a second until the run ends,
-// and fills in its parts. Without this script the page of a run reloads itself.
+// Shows the progress of rebuilds: polls the run of each element with data-follow once a second until the run ends, and
+// updates the parts of the element. Without JavaScript the page of a run reloads itself.
 "use strict";
 
 const KINDS = { queued: "warn", running: "none", completed: "good", cancelled: "none", failed: "bad" };
@@ -69,11 +69,11 @@ async function follow(root) {
     }).catch(() => null);
     const run = answer?.ok ? await answer.json().catch(() => null) : null;
     if (run !== null) {
-      // A run that moves on is no longer held up by an obstacle.
+      // A run that makes progress is no longer blocked by an obstacle.
       if (run.done > first) document.querySelectorAll("[data-obstacle]").forEach((element) => element.remove());
       if (show(root, run)) return;
     } else if (answer?.status === 401) {
-      location.reload(); // the session is over: the page itself leads to signing in
+      location.reload(); // the session has ended: the page redirects to sign in
       return;
     }
     await new Promise((resume) => setTimeout(resume, POLL_MS));

@@ -63,7 +63,7 @@ async def test_letters_are_listed_with_payload_and_reason(site: Live) -> None:
 
 
 async def test_letters_are_listed_page_by_page(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.admin.dead_letters.routes.LETTERS_PER_PAGE", 2)
+    monkeypatch.setattr("app.api.admin.dead_letters.LETTERS_PER_ANSWER", 2)
     letters = [await bury(own_site, number) for number in range(5)]
     seen: list[int] = []
     after: int | None = 0
@@ -249,7 +249,7 @@ async def test_refusal_is_audited_without_what_the_payload_says(own_site: Live) 
     entries = await own_site.service.audit_trail.newest(10)
     assert [entry.outcome for entry in entries] == [
         "refused: its event id is known with other content",
-        "refused: it is still no event",
+        "refused: still no valid event",
     ]
     assert "of-a-user" not in repr(entries)
 

@@ -133,7 +133,7 @@ async def test_overview_answers_when_nothing_answers(own_site: Live, monkeypatch
     async def read(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(overview, "LOOK_S", 0.05)
+    monkeypatch.setattr(overview, "TIMEOUT_S", 0.05)
     monkeypatch.setattr(type(own_site.service.database), "read", read)
     body = await looked(own_site)
     assert body["state"] == "unknown"
@@ -162,4 +162,4 @@ async def test_overview_names_the_key_of_a_producer_whose_decision_ids_are_wrong
         admin = {"X-API-Key": KEYS["admin"]}
         found = {item["subject"]: item for item in (await site.client.get("/admin", headers=admin)).json()["findings"]}
         assert found["decision_ids"]["text"] == "2 events sent by the key writer named no decision of the user."
-        assert "the decision_id that /score answered" in found["decision_ids"]["advice"]
+        assert "the decision_id that /score returned" in found["decision_ids"]["advice"]

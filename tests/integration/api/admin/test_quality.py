@@ -192,7 +192,7 @@ async def test_a_refresh_is_queued_watched_and_audited(own_site: Live) -> None:
     entries = await site.service.audit_trail.page(AuditFilter(), 2**62, 5)
     assert {(entry.action, entry.subject) for entry in entries} == {("refresh data quality", "everyone")}
     assert [entry.outcome for entry in entries] == [
-        f"report {run['id']}, which was under way already",
+        f"report {run['id']}, which was active already",
         f"report {run['id']}",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.admin.quality_page import BinRow, label, rows, verdict
+from app.api.admin.quality import BinRow, label, rows, verdict
 from app.profiles.quality.drift import CommonBin
 from app.profiles.quality.report import Drift
 

@@ -112,7 +112,7 @@ def test_chart_is_named_in_words() -> None:
 
     assert name({"Reads": [1, None, 2.5]}) == "Reads. latest 2.5, lowest 1, highest 2.5."
     assert name({"warm": [1, 3, None], "cold": [None] * 3}) == "Reads. warm: no latest value, lowest 1, highest 3."
-    assert name({"warm": [None] * 3}) == "Reads. Nothing to show yet."
+    assert name({"warm": [None] * 3}) == "Reads. No data yet."
     assert name({"warm": [1, 2, 3]}, spoken="most have 3") == "most have 3"
 
 
@@ -160,4 +160,4 @@ def test_small_bars_are_as_wide_as_their_slots_named_and_escaped() -> None:
         f"{hostile}: latest {hostile}, highest {hostile}",
     )
     assert titles(root) == ["12:00: 1 /s", f"12:02: {hostile}"]
-    assert small_bars([None]).attrib["aria-label"] == "Requests: nothing to show yet"
+    assert small_bars([None]).attrib["aria-label"] == "Requests: no data yet"

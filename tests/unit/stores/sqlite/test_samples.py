@@ -40,12 +40,12 @@ def at(seconds: float, **changes: object) -> Sample:
 
 async def cache(samples: SqliteSamples) -> tuple[str, float]:
     """How the cache stands, and since when, in seconds from now."""
-    found = (await samples.since(0)).standings["cache"]
+    found = (await samples.since(0)).statuses["cache"]
     return found.state, (found.since_ms - NOW_MS) / 1000
 
 
 async def test_samples_come_back_as_they_were_kept(samples: SqliteSamples) -> None:
-    full = at(1, counts={"hits": 1, "latency_0.5": 2, "lag_+Inf": 1}, gauges=Gauges(owed=0, outbox=3), looks=AWAY)
+    full = at(1, counts={"hits": 1, "latency_0.5": 2, "lag_+Inf": 1}, gauges=Gauges(owed=0, outbox=3), components=AWAY)
     await samples.keep(at(2, process="é", role="worker", stopped=True))
     await samples.keep(full)
     assert (await samples.since(NOW_MS)).samples == [full, at(2, process="é", role="worker", stopped=True)]
@@ -68,38 +68,38 @@ async def test_old_samples_go_and_so_do_those_from_a_clock_that_was_set_back(
 
 
 async def test_state_changes_at_once_when_one_process_watches(samples: SqliteSamples) -> None:
-    await samples.keep(at(0, looks=WELL))
-    await samples.keep(at(10, looks=WELL))
+    await samples.keep(at(0, components=WELL))
+    await samples.keep(at(10, components=WELL))
     assert await cache(samples) == ("ok", 0)
-    await samples.keep(at(20, looks=AWAY))
-    await samples.keep(at(30, looks=AWAY))
+    await samples.keep(at(20, components=AWAY))
+    await samples.keep(at(30, components=AWAY))
     assert await cache(samples) == ("down", 20)
-    await samples.keep(at(40, looks=WELL))
+    await samples.keep(at(40, components=WELL))
     assert await cache(samples) == ("ok", 40)
 
 
 async def test_state_does_not_flap_when_two_processes_disagree(samples: SqliteSamples) -> None:
     for second in range(0, 100, 10):
-        await samples.keep(at(second, looks=AWAY))
+        await samples.keep(at(second, components=AWAY))
         assert await cache(samples) == ("down", 0)
-        await samples.keep(at(second + 5, process="two", looks=WELL))
+        await samples.keep(at(second + 5, process="two", components=WELL))
         assert await cache(samples) == ("down", 0)
-    await samples.keep(at(100, looks=WELL))
+    await samples.keep(at(100, components=WELL))
     assert await cache(samples) == ("ok", 100)
 
 
 async def test_process_that_ended_has_no_say(samples: SqliteSamples) -> None:
-    await samples.keep(at(0, looks=AWAY))
-    await samples.keep(at(1, looks={}, stopped=True))
-    await samples.keep(at(2, process="two", looks=WELL))
+    await samples.keep(at(0, components=AWAY))
+    await samples.keep(at(1, components={}, stopped=True))
+    await samples.keep(at(2, process="two", components=WELL))
     assert await cache(samples) == ("ok", 2)
 
 
 async def test_process_that_died_has_no_say_after_a_while(samples: SqliteSamples) -> None:
-    await samples.keep(at(0, looks=AWAY))
-    await samples.keep(at(20, process="two", looks=WELL))
+    await samples.keep(at(0, components=AWAY))
+    await samples.keep(at(20, process="two", components=WELL))
     assert await cache(samples) == ("down", 0)
-    await samples.keep(at(1 + LATELY_MS / 1000, process="two", looks=WELL))
+    await samples.keep(at(1 + LATELY_MS / 1000, process="two", components=WELL))
     assert await cache(samples) == ("ok", 1 + LATELY_MS / 1000)
 
 
@@ -109,7 +109,7 @@ async def test_sample_of_another_release_is_passed_over_when_it_cannot_be_read(
 ) -> None:
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'other', ?)", (NOW_MS, body))
-    await samples.keep(at(1, looks=AWAY))
+    await samples.keep(at(1, components=AWAY))
     assert [found.process for found in (await samples.since(0)).samples] == ["one"]
     assert await cache(samples) == ("down", 1)
 
@@ -117,7 +117,7 @@ async def test_sample_of_another_release_is_passed_over_when_it_cannot_be_read(
 async def test_component_that_no_release_knows_is_passed_over(samples: SqliteSamples, database_path: Path) -> None:
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO component_states VALUES ('bandit', 'ok', '', 0, 0)")
-    assert (await samples.since(0)).standings == {}
+    assert (await samples.since(0)).statuses == {}
 
 
 @pytest.mark.parametrize(

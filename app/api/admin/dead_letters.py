@@ -1,0 +1,215 @@
+"""Dead letters: list, replay, discard. A payload may be about a user; the audit trail holds users as hashes only."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response
+from litestar.params import FromPath, QueryParameter
+
+from app.api.admin.auditing import REASON_SCHEMA, Reason, audited, checked_reason
+from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
+from app.api.admin.schemas import Letter, LetterFailure, LetterList, Replayed, ReplayedAll
+from app.api.auth.forms import is_form, read_form
+from app.api.dependencies import HttpRequest, service_of
+from app.api.openapi.document import problems
+from app.api.openapi.parameters import MAX_ROWID, rowid
+from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.errors import Conflict, NotFound, Undecodable
+from app.events.ports import DeadLetter
+from app.events.replay import MOST, REFUSALS, reason_of
+from app.features.clock import rfc3339
+from app.features.ids import id_problem, user_hash
+from app.service import Service
+
+LETTERS_PER_ANSWER = 100
+LETTERS_PER_PAGE = 20
+HOME = "/admin/dead-letters"
+After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")]
+
+
+@admin_get(
+    HOME,
+    opt={**ADMIN, "schemas": {"after": rowid(0)}},
+    summary="List dead letters",
+    description="By id, so the oldest come first. A page for a browser.",
+)
+async def get_letters(request: HttpRequest, after: After = 0) -> Response[LetterList]:
+    service = service_of(request)
+    as_page = prefers_page(request)
+    limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
+    letters = await service.dead_letters.list(after, limit)
+    more = letters[-1].id if len(letters) == limit else None
+    body = LetterList([_view(item) for item in letters], more)
+    if not as_page:
+        return await answer(request, body, "dead_letters.html")
+    users = {item.id: _user_of(item) for item in letters}
+    count = await service.dead_letters.count()
+    return await answer(request, body, "dead_letters.html", users=users, count=count, after=after, most=MOST)
+
+
+@admin_get(
+    f"{HOME}/{{letter_id:int}}",
+    summary="Look at a dead letter",
+    description="A page for a browser.",
+    responses=problems(400, 401, 403, 404, 503),
+)
+async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Letter]:
+    letter = await _letter(service_of(request), letter_id)
+    return await answer(request, _view(letter), "dead_letter.html", user=_user_of(letter))
+
+
+@admin_post(
+    f"{HOME}/replay",
+    opt={**ADMIN, "schemas": {"after": rowid(0)}},
+    summary="Replay dead letters",
+    description=f"All above `after`, up to {MOST:,} at a time; continue with `next_after`. A letter that is still no "
+    "valid event is kept, and `failures` says why.",
+    responses=problems(400, 401, 403, 503, 507),
+)
+async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:
+    async with audited(request, "replay all", "dead-letters") as act:
+        tally = await service_of(request).replayer.replay_all(after)
+        act.outcome = f"done: {tally.replayed} replayed, {len(tally.failures)} still fail"
+    failures = [LetterFailure(letter_id, reason) for letter_id, reason in tally.failures.items()]
+    body = ReplayedAll(
+        tally.replayed, tally.accepted, tally.duplicates, tally.revived, len(failures), failures, tally.next_after
+    )
+    return await answer(request, body, "replayed.html")
+
+
+@admin_post(
+    f"{HOME}/{{letter_id:int}}/replay",
+    summary="Replay a dead letter",
+    description="Ingests the payload as an event, or gives a stored event to the workers again. A payload that is "
+    "still no valid event is kept, and the answer says why.",
+    responses=problems(400, 401, 403, 404, 409, 422, 503, 507),
+)
+async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Replayed]:
+    if not is_form(request):
+        return Response(await _replay(request, letter_id))
+    try:
+        done = await _replay(request, letter_id)
+    except REFUSALS as error:
+        return await redirect(
+            request, f"{HOME}/{letter_id}", f"Letter {letter_id} was not replayed: {reason_of(error)}."
+        )
+    except NotFound:
+        return await _gone(request, letter_id)
+    if done.revived:
+        result = "a worker will consume its event again"
+    else:
+        result = "its event was ingested" if done.accepted else "its event was stored already"
+    return await redirect(request, HOME, f"Letter {letter_id} was replayed: {result}.")
+
+
+@admin_delete(
+    f"{HOME}/{{letter_id:int}}",
+    opt={**ADMIN, "schemas": {"reason": REASON_SCHEMA}},
+    summary="Discard a dead letter",
+    description="The audit trail keeps the reason, and not the payload.",
+    responses=problems(400, 401, 403, 404, 503, 507),
+)
+async def discard_letter(request: HttpRequest, letter_id: FromPath[int], reason: Reason = "") -> None:
+    await _discard(request, letter_id, checked_reason(reason, Undecodable))
+
+
+@form_post(f"{HOME}/{{letter_id:int}}/discard")
+async def discard_from_page(request: HttpRequest, letter_id: FromPath[int]) -> Response[Any]:
+    reason = checked_reason((await read_form(request)).require("reason", "the reason"))
+    try:
+        await _discard(request, letter_id, reason)
+    except NotFound:
+        return await _gone(request, letter_id)
+    return await redirect(request, HOME, f"Letter {letter_id} was discarded.")
+
+
+async def _gone(request: HttpRequest, letter_id: int) -> Response[Any]:
+    return await redirect(request, HOME, f"Letter {letter_id} is gone: it was replayed or discarded meanwhile.")
+
+
+async def _letter(service: Service, letter_id: int) -> DeadLetter:
+    letter = await service.dead_letters.get(letter_id) if 0 <= letter_id <= MAX_ROWID else None
+    if letter is None:
+        raise NotFound(f"there is no dead letter {letter_id}")
+    return letter
+
+
+async def _replay(request: HttpRequest, letter_id: int) -> Replayed:
+    """Replay a letter; raises `NotFound`, or what `Replayer.replay` raises."""
+    service = service_of(request)
+    letter = await _letter(service, letter_id)
+    async with audited(request, "replay", f"dead-letter:{letter_id}") as act:
+        try:
+            return Replayed(*await service.replayer.replay(letter))
+        except REFUSALS as error:
+            # The message of the error may quote the payload, which may name a user.
+            clash = isinstance(error, Conflict)
+            act.outcome = f"refused: {'its event id is known with other content' if clash else 'still no valid event'}"
+            raise
+
+
+async def _discard(request: HttpRequest, letter_id: int, reason: str) -> None:
+    service = service_of(request)
+    letter = await _letter(service, letter_id)
+    async with audited(request, "discard", f"dead-letter:{letter_id}") as act:
+        if not await service.dead_letters.discard(letter_id):
+            raise NotFound(f"there is no dead letter {letter_id}")
+        act.outcome = f"done: {_without_users(reason.strip(), letter)}" if reason.strip() else "done"
+
+
+def _view(item: DeadLetter) -> Letter:
+    source: Any = item.source
+    return Letter(
+        item.id,
+        source,
+        item.payload,
+        item.error,
+        item.traceback,
+        item.attempts,
+        item.seq,
+        rfc3339(item.created_at_ms),
+        rfc3339(item.last_failed_at_ms),
+    )
+
+
+def _user_of(letter: DeadLetter) -> str | None:
+    """The user that the payload names, if the name is a valid id."""
+    payload = _decoded(letter)
+    user_id = payload.get("user_id") if isinstance(payload, dict) else None
+    return user_id if isinstance(user_id, str) and id_problem(user_id) is None else None
+
+
+def _decoded(letter: DeadLetter) -> Any:
+    try:
+        return msgspec.json.decode(letter.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _without_users(reason: str, letter: DeadLetter) -> str:
+    """The reason, with a hash in place of each user that the payload names."""
+    named = [name for name in _users_in(_decoded(letter)) if name in reason]
+    if not named:
+        return reason
+    # The longest first, since one id may begin with another. Only an ASCII letter or digit continues an id: not every
+    # script puts spaces between words.
+    either = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{either})(?!\w)", lambda found: user_hash(found[0]), reason, flags=re.ASCII)
+
+
+def _users_in(payload: Any) -> set[str]:
+    """The values of every field whose name contains "user", at any depth of a payload of any shape."""
+    found: set[str] = set()
+    pending = [(payload, False)]
+    while pending:
+        item, of_users = pending.pop()
+        if isinstance(item, dict):
+            pending.extend((value, "user" in name.lower()) for name, value in item.items())
+        elif isinstance(item, list):
+            pending.extend((value, of_users) for value in item)
+        elif of_users and item not in ("", None):
+            found.add(str(item))
+    return found

@@ -1,1 +1,0 @@
-"""Admins' routes about dead letters."""
