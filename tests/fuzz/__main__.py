@@ -24,7 +24,7 @@ def questions(callers: Sequence[str], examples: int, seed: int) -> list[str]:
     for caller in callers:
         with ground() as site:
             told = ask(site.url, KEYS.get(caller), examples=examples, seed=seed, ids=site.ids)
-            defects = site.log().count("unexpected_error") + site.log().count("hit_path_failed")
+            defects = site.log().count("unexpected_error") + site.log().count("fast_path_failed")
         asked += told.cases
         found += [f"{caller}: {finding}" for finding in told.findings]
         if defects:

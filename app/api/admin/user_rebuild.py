@@ -12,10 +12,10 @@ from app.api.admin.auditing import audited
 from app.api.admin.user_schemas import UserRebuildRequest
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
-from app.api.openapi.document import ProfileAnswer, UserId, problems
+from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import page, prefers_page
 from app.api.request_parsing import body_as, check_ids
-from app.api.schemas import Value
+from app.api.schemas import ProfileAnswer, Value
 from app.features.ids import user_hash
 from app.features.registry import indices
 from app.profiles.codec import Value as HeldValue
