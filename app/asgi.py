@@ -118,11 +118,8 @@ def create_app(
             HTTPException: on_http_exception,
             Exception: on_exception,
         },
-        openapi_config=openapi_config(
-            keys_required=bool(settings.api_keys),
-            limited=bool(settings.rate_limit),
-            root_path=settings.root_path,
-        ),
+        openapi_config=openapi_config(keys_required=bool(settings.api_keys), root_path=settings.root_path),
+        opt={"rate_limited": bool(settings.rate_limit)},
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )

@@ -1,31 +1,7 @@
-"""The errors of this service.
+"""The errors of this service: one tree, declared in the order of the tree.
 
-    ProfilesError
-    ├── SettingsError           a setting is missing, malformed or unsafe
-    ├── RegistryError           a feature entry breaks a rule of the registry
-    ├── SchemaMismatch          the database is unmigrated, or newer than this program
-    ├── SpecMismatch            sufficient statistics of another spec than the one required
-    ├── Undecodable             input that is not JSON, not UTF-8, or not allowed in a query
-    ├── InvalidInput            input that decodes but is invalid; names the place and the reason
-    │   └── UnknownFeature      a feature name that is not in the registry
-    ├── TooLarge                a body over the limit
-    ├── TooSlow                 a body that arrives too slowly
-    ├── UnsupportedMedia        a body of an unsupported media type
-    ├── NotFound                the resource does not exist
-    ├── Conflict                the request contradicts the stored or running state
-    ├── Unauthenticated         no API key, or an unknown one
-    ├── Forbidden               an API key without the required scope
-    └── Unavailable             a dependency does not answer; retrying may help
-        ├── StoreUnavailable    the database is locked or broken
-        │   └── StoreFull       the database has no room to write; reads go on
-        ├── Overloaded          the request is shed, because it would wait too long
-        ├── ModelFailed         the language model returned nothing usable; never leaves the core
-        ├── QueueUnavailable    the queue cannot be reached
-        └── CacheUnavailable    the cache cannot be reached or must not be used now
-            └── CacheRefused    the cache refuses this command (read-only, out of memory)
-
-`Unavailable` errors are worth a retry; the others need a change by the caller or the operator. `app.api.problems` maps
-them to HTTP status codes.
+Retrying helps only after `Unavailable` and its subclasses; after any other error the caller or the operator must change
+something. `app.api.problems` maps each class to an HTTP status, and `app.cli.output` to an exit code.
 """
 
 from __future__ import annotations
@@ -57,7 +33,11 @@ class Issue:
 
 
 class ProfilesError(Exception):
-    """The base class of all errors of this service."""
+    """The base class. `issues` lists the single faults of an input; it is empty if the error is not about one."""
+
+    def __init__(self, detail: str = "", issues: Sequence[Issue] = ()) -> None:
+        super().__init__(detail)
+        self.issues = tuple(issues)
 
 
 class SettingsError(ProfilesError):
@@ -85,19 +65,11 @@ class SpecMismatch(ProfilesError):
 
 
 class Undecodable(ProfilesError):
-    """The input cannot be decoded."""
-
-    def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
-        super().__init__(detail)
-        self.issues = tuple(issues)
+    """The input is not JSON, not UTF-8, or has a query value that is not allowed."""
 
 
 class InvalidInput(ProfilesError):
-    """The input can be decoded but is invalid."""
-
-    def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
-        super().__init__(detail)
-        self.issues = tuple(issues)
+    """The input can be decoded but is invalid; `issues` names each place and reason."""
 
 
 class UnknownFeature(InvalidInput):
@@ -123,10 +95,6 @@ class NotFound(ProfilesError):
 class Conflict(ProfilesError):
     """The request contradicts the stored or running state."""
 
-    def __init__(self, detail: str, issues: Sequence[Issue] = ()) -> None:
-        super().__init__(detail)
-        self.issues = tuple(issues)
-
 
 class Unauthenticated(ProfilesError):
     """No API key, or an unknown one."""
@@ -148,7 +116,7 @@ class Unavailable(ProfilesError):
 
 
 class StoreUnavailable(Unavailable):
-    """The database is locked or broken, or has no room."""
+    """The database is locked or broken."""
 
 
 class StoreFull(StoreUnavailable):
@@ -159,7 +127,7 @@ class Overloaded(Unavailable):
     """The request is shed. `kind` is the kind of load, from a small closed set."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(f"too much load ({kind}); nothing was done, try again shortly")
+        super().__init__(f"too much load ({kind}): nothing was done; try again shortly")
         self.kind = kind
 
 
@@ -185,4 +153,4 @@ class CacheUnavailable(Unavailable):
 
 
 class CacheRefused(CacheUnavailable):
-    """The cache refuses this command."""
+    """The cache refuses this command: it is read-only or out of memory."""

@@ -1,1 +1,1 @@
-"""Inbound adapter: Litestar routes, problem details, authentication. Knows no store; `app.asgi` hands it an `Api`."""
+"""The HTTP API, on Litestar. It imports no store; `app.asgi` puts the service into the application's state."""

@@ -1,4 +1,4 @@
-"""The producers' route."""
+"""The route for producers: `POST /events`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from app.features.events import TipFeedback, TipServed
     opt={"scope": "write", "body": [TipServed, TipFeedback]},
     tags=["Events"],
     summary="Send tip events",
-    description="One event, an array of up to 1,000, or newline-delimited JSON. All are stored or none: one bad event "
-    "refuses the request and names its index or line. When this answers 202 the events are durable, and the next read "
-    "of these users' profiles, in any process, reflects them. Sending again is safe: `event_id` tells duplicates.",
-    response_description="Stored for good, and reflected by every later read.",
+    description="Send one event, an array of up to 1,000, or newline-delimited JSON. Either all events are stored or "
+    "none: one invalid event rejects the request, and `errors` names its index or line. After a 202 the events are "
+    "durable, and every later read of these users, in any process, reflects them. Retrying is safe: an event with a "
+    "known `event_id` counts as a duplicate.",
+    response_description="The events are stored; every later read reflects them.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def post_events(request: HttpRequest) -> EventsReceipt:
-    """Take events in."""
     kind = media_type(request, (JSON, NDJSON))
     body = await request.body()
     events = decode_lines(body) if kind == NDJSON else decode_json(body)
@@ -36,5 +36,5 @@ async def post_events(request: HttpRequest) -> EventsReceipt:
 
 
 def _sender(request: HttpRequest) -> str:
-    who = caller(request)
-    return "a caller without a key" if who == ANYONE else f"the key {who.name}"
+    sender = caller(request)
+    return "a caller without a key" if sender == ANYONE else f"the key {sender.name}"

@@ -1,30 +1,78 @@
-"""The route that words a tip.
+"""The route that writes the text of a tip.
 
-Invariant: nothing that a profile lacks, and nothing that goes wrong while one is read, fails the request or makes it
-wait; the tip is then worded for an unknown user.
+Invariant: if the profile cannot be read within `PROFILE_S`, the tip is written as for an unknown user; the request
+neither fails nor waits longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+from typing import Annotated, Literal
 
+import msgspec
 from litestar import post
-from msgspec import UNSET
+from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest, service_of, tips_of
-from app.api.generation_schemas import LOCALE, GeneratedTip, GenerateRequest
 from app.api.openapi.document import problems
 from app.api.request_parsing import body_as, check_ids, with_mirror
-from app.errors import InvalidInput, Issue, Unavailable
+from app.api.schemas import Moment
+from app.errors import FallbackReason, InvalidInput, Issue, Unavailable
 from app.features.clock import EPOCH, MILLISECOND
+from app.features.ids import Id
 from app.features.registry import Scalar
+from app.features.schema import ProfileFeatures
 from app.generation.ports import Task, TipRequest
 from app.generation.profile_traits import ALLOWED, traits_of
 from app.service import Service
 from app.telemetry import logger
 
 PROFILE_S = 0.5
+MAX_TITLE, MAX_NOTES = 300, 4_000
+LOCALE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
 log = logger("api")
+
+
+class TaskToWord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The task that the tip is about."""
+
+    id: Id
+    title: Annotated[str, Meta(min_length=1, max_length=MAX_TITLE, examples=["Renew the passport"])]
+    notes: Annotated[str, Meta(max_length=MAX_NOTES, examples=["Photos first. The office opens at 8."])] | None = None
+    due_at: Moment | None = None
+    priority: Annotated[float, Meta(description="Higher is more important; 3 and above are important.")] | None = None
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A task, and the user to write for."""
+
+    task: TaskToWord
+    user_id: Id | None = None
+    profile_features: Annotated[
+        ProfileFeatures | UnsetType | None,
+        Meta(description="The user's profile. Not given: the profile of `user_id` is read. Null: no profile."),
+    ] = UNSET
+    locale: Annotated[
+        str,
+        Meta(
+            description="A BCP 47 tag. Templates exist in English and German; for other languages they are English.",
+            examples=["de-AT"],
+            extra_json_schema={"pattern": f"^{LOCALE.pattern}$"},
+        ),
+    ] = "en"
+
+
+class GeneratedTip(msgspec.Struct, kw_only=True):
+    """The text of a tip."""
+
+    text: Annotated[str, Meta(description="One paragraph of plain text, at most 500 characters.")]
+    source: Literal["model", "template"]
+    fallback_reason: Annotated[
+        FallbackReason | UnsetType, Meta(description="Why a template replaced the configured model.")
+    ] = UNSET
+    model: Annotated[str | UnsetType, Meta(description="The model that wrote it.")] = UNSET
+    prompt_version: Annotated[str, Meta(description="Changes with the prompt.")]
 
 
 @post(
@@ -32,21 +80,20 @@ log = logger("api")
     status_code=200,
     opt={"scope": "read", "body": [GenerateRequest]},
     tags=["Tips"],
-    summary="Word a tip",
-    description="A text about a task that fits its user: by the language model, where one is set and well, else by a "
-    "template; `fallback_reason` says why the template stood in. Where `profile_features` is not given, the profile of "
-    "`user_id` is read; `null` means none. Unknown features are ignored.",
+    summary="Write the text of a tip",
+    description="Returns a text about a task that suits its user. The language model writes it if one is configured. "
+    "If the model fails, a template is used, and `fallback_reason` says why. Without `profile_features` the service "
+    "reads the profile of `user_id`; `null` means no profile. Unknown features are ignored.",
     responses=problems(400, 401, 403, 413, 415, 422, 503),
 )
 async def post_generate(request: HttpRequest) -> GeneratedTip:
-    """Word a tip."""
     service = service_of(request)
     asked = await body_as(request, with_mirror(GenerateRequest, service.mirror))
     check_ids([asked.task.id], "task.id")
     if asked.user_id is not None:
         check_ids([asked.user_id], "user_id")
     if LOCALE.fullmatch(asked.locale) is None:
-        raise InvalidInput("the locale is not allowed", [Issue("locale", "must be a BCP 47 tag, as en, de-AT")])
+        raise InvalidInput("the locale is invalid", [Issue("locale", "must be a BCP 47 tag, such as en or de-AT")])
     task = Task(title=asked.task.title, notes=asked.task.notes, due_at=asked.task.due_at, priority=asked.task.priority)
     traits = traits_of(await _features(service, asked))
     now = EPOCH + service.clock.now_ms() * MILLISECOND
@@ -61,23 +108,18 @@ async def post_generate(request: HttpRequest) -> GeneratedTip:
 
 
 async def _features(service: Service, asked: GenerateRequest) -> dict[str, Scalar] | None:
-    """The features sent; those of the user named, where none are sent; None where there are none."""
+    """The features in the request, else those of its user; None if there are none, or they cannot be read in time."""
     sent = asked.profile_features
     if sent is None:
         return None
     if sent is not UNSET:
         return {name: value for name in ALLOWED if (value := getattr(sent, name, UNSET)) is not UNSET}
-    return None if asked.user_id is None else await _read(service, asked.user_id)
-
-
-async def _read(service: Service, user_id: str) -> dict[str, Scalar] | None:
-    """A profile, where it is at hand soon; None while the service has too much to read, or cannot."""
     mask = service.registry.mask(name for name in ALLOWED if name in service.registry.names)
-    if not mask:
+    if asked.user_id is None or not mask:
         return None
     try:
         async with asyncio.timeout(PROFILE_S):
-            return await service.reader.read_features(user_id, mask)
+            return await service.reader.read_features(asked.user_id, mask)
     except (TimeoutError, Unavailable) as error:
-        log.info("worded_without_a_profile", error=str(error) or "it took too long")
+        log.info("generated_without_profile", error=str(error) or "timeout")
         return None

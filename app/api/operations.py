@@ -1,4 +1,4 @@
-"""For probes and Prometheus: alive, ready, metrics. They need no key and say nothing about users."""
+"""Routes for probes and Prometheus. They need no key and reveal nothing about users."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.schemas import Health, Readiness
 
-STOPPING = "stopping"  # in the application's state, once the process was told so
+STOPPING = "stopping"  # set in the application's state when the process is shutting down
 
 
-@get("/healthz", tags=["Operations"], summary="Is the process alive?", responses=problems(400))
+@get("/healthz", tags=["Operations"], summary="Check that the process is alive", responses=problems(400))
 async def healthz(request: HttpRequest) -> Health:
-    """The event loop answers."""
     return Health("alive")
 
 
 @get(
     "/readyz",
     tags=["Operations"],
-    summary="Can it serve?",
-    description="200 `ready` or `degraded` while reads are right; 503 when it cannot serve, or was told to stop.",
+    summary="Check that the service can serve reads",
+    description="Answers 200 with `ready`, or with `degraded` if reads are correct but a dependency does not answer. "
+    "Answers 503 with `unavailable` if reads cannot be served, and with `stopping` during shutdown.",
     responses={
         **problems(400),
         503: ResponseSpec(
-            Readiness, description="It cannot serve (`checks` says why), or stops.", generate_examples=False
+            Readiness,
+            description="Reads cannot be served (`checks` has the reasons), or the process is shutting down.",
+            generate_examples=False,
         ),
     },
 )
 async def readyz(request: HttpRequest) -> Response[Readiness]:
-    """Ask everything it depends on."""
     checks = await service_of(request).readiness()
     shown = {name: "ok" if check.ok else check.detail for name, check in checks.items()}
     if request.app.state.get(STOPPING):
@@ -45,11 +46,10 @@ async def readyz(request: HttpRequest) -> Response[Readiness]:
     "/metrics",
     media_type=MediaType.TEXT,
     tags=["Operations"],
-    summary="Metrics for Prometheus",
+    summary="Get metrics in Prometheus' text format",
     responses=problems(400),
 )
 async def metrics(request: HttpRequest) -> Response[bytes]:
-    """Prometheus' text format."""
     service = service_of(request)
     await service.refresh_gauges()
-    return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")  # a charset is added
+    return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")  # Litestar adds the charset

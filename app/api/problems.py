@@ -1,14 +1,15 @@
-"""Errors as RFC 9457 problem details, or as a page: the one place where the tree of errors meets HTTP."""
+"""Maps errors to HTTP responses: RFC 9457 problem details, or a page for a browser."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
+from msgspec import Meta
 
 from app import errors
 from app.api.dependencies import HttpRequest, service_of
@@ -20,13 +21,14 @@ from app.telemetry import logger
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
-RETRY_AFTER_FULL_S = 10  # an operator has to make room
+RETRY_AFTER_FULL_S = 10  # an operator must free space on the disk
 MAX_ISSUES = 100
+DEFECT = "internal error: please report it with the X-Request-Id of this response"
 log = logger("api")
-# The names of RFC 9110: those of `http` differ between versions of Python, and a problem's type must not.
+# The names of RFC 9110. Those of `http.HTTPStatus` depend on the version of Python, and a problem's type must not.
 PHRASES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
-# The first class that matches, so a branch stands after its leaves.
+# The first match counts, so subclasses stand before their base class.
 STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
     (errors.Undecodable, 400),
     (errors.InvalidInput, 422),
@@ -43,14 +45,14 @@ STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
 
 
 class ProblemIssue(msgspec.Struct):
-    """One thing wrong with a request."""
+    """One fault of a request."""
 
-    path: str
-    detail: str
+    path: Annotated[str, Meta(description="The place in the request, such as `rows[3].as_of` or `line 7`.")]
+    detail: Annotated[str, Meta(description="The reason, and what is allowed.")]
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
-    """An error, after RFC 9457. `errors` says where a request is at fault."""
+    """An error (RFC 9457). `errors` lists the faults of the request, if there are any."""
 
     type: str
     title: str
@@ -60,7 +62,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
 
 
 def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
-    """A problem; its type is a name in this service's own space, one a status."""
+    """The problem for a status. Its `type` is a URN of this service, one per status."""
     shown = [ProblemIssue(issue.path, issue.detail) for issue in issues[:MAX_ISSUES]]
     if len(issues) > MAX_ISSUES:
         shown.append(ProblemIssue("…", f"and {len(issues) - MAX_ISSUES} more"))
@@ -69,7 +71,7 @@ def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
 
 
 def headers_of(status: int) -> dict[str, str]:
-    """What a status wants in its headers."""
+    """The headers that go with a status."""
     if status == 401:
         return {"WWW-Authenticate": 'ApiKey realm="profiles"'}
     if status == 507:
@@ -80,7 +82,6 @@ def headers_of(status: int) -> dict[str, str]:
 
 
 def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:
-    """A problem as JSON."""
     return msgspec.json.encode(problem(status, detail, issues))
 
 
@@ -98,29 +99,28 @@ def _respond(
 
 
 def on_error(request: HttpRequest, error: errors.ProfilesError) -> Response[Any]:
-    """An error of the tree."""
     for kind, status in STATUSES:
         if isinstance(error, kind):
             if isinstance(error, errors.Overloaded):
                 mark(request.scope, error.kind)
             elif status == 503:
                 log.warning("unavailable", error=str(error))
-            return _respond(request, status, str(error), getattr(error, "issues", ()))
+            return _respond(request, status, str(error), error.issues)
     log.error("unexpected_error", error=repr(error))
-    return _respond(request, 500, "the service failed in a way it should not")
+    return _respond(request, 500, DEFECT)
 
 
 def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[Any]:
-    """An error of the framework: no route, wrong method, a query value of the wrong type, a body too large."""
+    """Handle Litestar's errors: no route, wrong method, a query value of the wrong type, a body too large."""
     status = error.status_code
     if isinstance(error, ValidationException):
         extra: Any = error.extra if isinstance(error.extra, list) else []
         issues = [Issue(str(item.get("key", "query")), str(item.get("message", ""))) for item in extra]
-        return _respond(request, 400, "the request has a parameter that is not allowed", issues)
+        return _respond(request, 400, "a parameter of the request is not allowed", issues)
     details = {
-        404: f"there is nothing at this path; see {service_of(request).settings.root_path}/schema",
-        405: "this path does not answer to this method",
-        413: "the body is over 8 MB",
+        404: f"no page or route has this path; see {service_of(request).settings.root_path}/schema",
+        405: "this path does not support this method; the header Allow lists those that it supports",
+        413: "the body is larger than 8 MB; send it in several requests",
     }
     headers: dict[str, str] = {}
     if error.headers and (allow := error.headers.get("allow")):
@@ -130,6 +130,6 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
 
 
 def on_exception(request: HttpRequest, error: Exception) -> Response[Any]:
-    """A defect: logged with its traceback, but not disclosed."""
+    """Handle a defect: log it with its traceback, and disclose nothing."""
     log.error("unexpected_error", route=request.scope.get("path_template"), exc_info=error)
-    return _respond(request, 500, "the service failed in a way it should not")
+    return _respond(request, 500, DEFECT)

@@ -1,7 +1,10 @@
-"""The recommender's routes: one profile, many, and the training set."""
+"""Routes that read profiles: one, many, and the training set. And the list of features."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import msgspec
@@ -10,12 +13,18 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
-from app.api.disconnect import cancelled_on_disconnect
-from app.api.openapi.document import BatchAnswer, HistoryAnswer, ProfileAnswer, UserId, problems
-from app.api.openapi.parameters import MOMENT
-from app.api.openapi.parameters import feature_names as feature_names_schema
-from app.api.request_parsing import body_as, check_ids, feature_names, known_ms, moment_ms
-from app.api.schemas import BatchRequest, FeatureEntry, FeatureList, HistoryRequest
+from app.api.openapi.document import UserId, problems
+from app.api.openapi.parameters import MOMENT, feature_names
+from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms
+from app.api.schemas import (
+    BatchAnswer,
+    BatchRequest,
+    FeatureEntry,
+    FeatureList,
+    HistoryAnswer,
+    HistoryRequest,
+    ProfileAnswer,
+)
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
@@ -24,8 +33,8 @@ from app.profiles.online.fill import failures
 from app.profiles.ports import ComputeRow
 from app.service import Service
 
-AS_OF_DETAIL = "Only events up to this time, those at it included, RFC 3339. Computed, never cached."
-KNOWN_AT_DETAIL = "Also leave out events that arrived after this time. Goes with `as_of`."
+AS_OF_DETAIL = "Read the profile as of this time (RFC 3339): only events up to and including it count. Never cached."
+KNOWN_AT_DETAIL = "Also ignore events that arrived after this time (RFC 3339). Allowed only together with `as_of`."
 
 
 def _json(body: bytes) -> Response[bytes]:
@@ -34,39 +43,40 @@ def _json(body: bytes) -> Response[bytes]:
 
 @get(
     "/profiles/{user_id:str}",
-    opt={"scope": "read", "schemas": {"features": feature_names_schema, "as_of": MOMENT, "known_at": MOMENT}},
+    opt={"scope": "read", "schemas": {"features": feature_names, "as_of": MOMENT, "known_at": MOMENT}},
     tags=["Profiles"],
     summary="Read one profile",
-    description="The user's features, as of now: never older than the last event that was acknowledged. "
-    "A user never heard of is a cold user: 200, with defaults.",
+    description="Returns the user's features. They reflect every event acknowledged before the request. An unknown "
+    "user is not an error: the response is 200 with the default of each feature.",
     responses={200: ResponseSpec(ProfileAnswer, generate_examples=False), **problems(400, 401, 403, 422, 503)},
 )
 async def get_profile(
     request: HttpRequest,
     user_id: UserId,
     features: Annotated[
-        str | None, QueryParameter(description="Comma-separated names; all where it is not given.")
+        str | None, QueryParameter(description="Comma-separated feature names. Default: all features.")
     ] = None,
-    detail: Annotated[bool, QueryParameter(description="Per feature: value, dtype, times, origin.")] = False,
+    detail: Annotated[
+        bool, QueryParameter(description="Return each feature's value, dtype, times and origin.")
+    ] = False,
     as_of: Annotated[str | None, QueryParameter(description=AS_OF_DETAIL)] = None,
     known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL)] = None,
 ) -> Response[bytes]:
-    """One profile."""
     service = service_of(request)
     check_ids([user_id], "user_id")
     try:
-        mask = selected(service.registry, feature_names(features))
+        mask = selected(service.registry, features.split(",") if features is not None else None)
     except UnknownFeature as error:
-        raise Undecodable(str(error), error.issues) from error  # a value that the query does not allow
+        raise Undecodable(str(error), error.issues) from error  # 400 for a value in the query
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
         if problem := _moment_problem(service, moment, known, mask):
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
-        async with cancelled_on_disconnect(request):
+        async with _cancelled_on_disconnect(request):
             (profile,) = await service.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
     elif known_at is not None:
-        raise Undecodable("known_at goes with as_of", [Issue("known_at", "is allowed only together with as_of")])
+        raise Undecodable("known_at requires as_of", [Issue("known_at", "is allowed only together with as_of")])
     else:
         profile = (await service.reader.read({user_id: mask}))[user_id]
     return _json(renderer_of(request).profile(user_id, profile, mask, detail=detail))
@@ -78,11 +88,10 @@ async def get_profile(
     opt={"scope": "read", "body": [BatchRequest]},
     tags=["Profiles"],
     summary="Read many profiles",
-    description="Up to 1,000 users at once, answered in the order asked, repeats included.",
+    description="Returns the profiles of up to 1,000 users, in the order of `user_ids`; an id may repeat.",
     responses={200: ResponseSpec(BatchAnswer, generate_examples=False), **problems(400, 401, 403, 413, 415, 422, 503)},
 )
 async def post_batch(request: HttpRequest) -> Response[bytes]:
-    """Many profiles."""
     service = service_of(request)
     asked = await body_as(request, BatchRequest)
     check_ids(asked.user_ids, "user_ids[{}]")
@@ -97,15 +106,14 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
     opt={"scope": "read", "body": [HistoryRequest]},
     tags=["Profiles"],
     summary="Build a training set",
-    description="Each row's features as they were at its own moment, by the same SQL that serves the online read. "
-    "Events at that very moment count; to leave out the one that a label is made of, ask a millisecond earlier.",
+    description="Returns each row's features as of its own moment, computed by the same SQL as online reads. Events "
+    "at exactly that moment count. To exclude the event that a label is made of, set `as_of` one millisecond earlier.",
     responses={
         200: ResponseSpec(HistoryAnswer, generate_examples=False),
         **problems(400, 401, 403, 413, 415, 422, 503),
     },
 )
 async def post_history(request: HttpRequest) -> Response[bytes]:
-    """Many past moments."""
     service = service_of(request)
     wanted = await body_as(request, HistoryRequest)
     check_ids([row.user_id for row in wanted.rows], "rows[{}].user_id")
@@ -121,8 +129,8 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
             issues.append(Issue(path, problem.detail))
         asked.append(ComputeRow(row.user_id, mask, moment, known))
     if issues:
-        raise InvalidInput("a moment is not allowed", issues)
-    async with cancelled_on_disconnect(request):
+        raise InvalidInput("a moment is invalid", issues)
+    async with _cancelled_on_disconnect(request):
         profiles = await service.reader.read_as_of(asked)
     render = renderer_of(request).values
     rows = [
@@ -131,8 +139,8 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
         for row, profile in zip(asked, profiles, strict=True)
     ]
     failed = failures(service.registry, profiles)
-    told = b',"failed":' + msgspec.json.encode(failed) if failed else b""
-    return _json(b'{"rows":[' + b",".join(rows) + b"]" + told + b"}")
+    reasons = b',"failed":' + msgspec.json.encode(failed) if failed else b""
+    return _json(b'{"rows":[' + b",".join(rows) + b"]" + reasons + b"}")
 
 
 @get(
@@ -143,13 +151,12 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
     responses=problems(400, 401, 403),
 )
 async def get_features(request: HttpRequest) -> FeatureList:
-    """The registry."""
     service = service_of(request)
     return FeatureList([feature_entry(service, index) for index in range(len(service.registry))])
 
 
 def feature_entry(service: Service, index: int) -> FeatureEntry:
-    """An entry of the registry as it stands in this process."""
+    """A feature with its cost and state in this process."""
     entry, availability = service.registry[index], service.computation.availability
     reason = availability.reason(index)
     cost = service.costs.get(index)
@@ -163,3 +170,21 @@ def feature_entry(service: Service, index: int) -> FeatureEntry:
 
 def _moment_problem(service: Service, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
     return Moments(service.registry, service.settings.retention_days, service.clock).problem(at_ms, known_at_ms, mask)
+
+
+@asynccontextmanager
+async def _cancelled_on_disconnect(request: HttpRequest) -> AsyncIterator[None]:
+    """Cancel the current task if the client disconnects inside the block. Read the request's body first."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()

@@ -1,4 +1,4 @@
-"""Profiles as JSON. Cached values are spliced in as they are, never decoded."""
+"""Renders profiles as JSON. Cached values are JSON already and are inserted without decoding."""
 
 from __future__ import annotations
 
@@ -15,32 +15,27 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Renderer:
-    """Writes profiles of one registry."""
-
     def __init__(self, registry: Registry) -> None:
         self._names = [_encode(name) + b":" for name in registry.names]
         self._templates: dict[int, bytes] = {}
         self._dtypes = [entry.dtype.encode() for entry in registry]
 
     def values(self, profile: Mapping[int, Reading], mask: int) -> bytes:
-        """`{name: value, …}` of the features in the mask, in the order of the registry."""
+        """`{name: value, …}` for the features in the mask, in the order of the registry."""
         return b"{" + b",".join([self._names[index] + profile[index].json for index in indices(mask)]) + b"}"
 
     def details(self, profile: Mapping[int, Reading], mask: int) -> bytes:
-        """`{name: {value, dtype, computed_at, expires_at, origin}, …}`; `error` where a value was refused."""
-        return (
-            b"{"
-            + b",".join([self._names[index] + self._detail(index, profile[index]) for index in indices(mask)])
-            + b"}"
-        )
+        """`{name: {value, dtype, computed_at, expires_at, origin, error?}, …}` for the features in the mask."""
+        details = [self._names[index] + self._detail(index, profile[index]) for index in indices(mask)]
+        return b"{" + b",".join(details) + b"}"
 
     def profile(self, user_id: str, profile: Mapping[int, Reading], mask: int, *, detail: bool = False) -> bytes:
-        """The whole answer for one user."""
+        """The response for one user."""
         features = self.details(profile, mask) if detail else self.values(profile, mask)
         return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
 
     def template(self, mask: int) -> bytes:
-        """The whole answer for one user with `%b` for the id, as JSON, and for each value in the mask."""
+        """The response for one user, with `%b` in place of the JSON of the id and of each value in the mask."""
         made = self._templates.get(mask)
         if made is None:
             if len(self._templates) >= TEMPLATES_CAP:
@@ -50,7 +45,7 @@ class Renderer:
         return made
 
     def batch(self, user_ids: Sequence[str], values: Mapping[str, Sequence[bytes]], mask: int) -> bytes:
-        """The whole answer for many, in the order asked, repeats included."""
+        """The response for many users, in the order of `user_ids`, which may repeat."""
         template = self.template(mask)
         rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
         return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"

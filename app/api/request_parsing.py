@@ -1,4 +1,4 @@
-"""Reading what a request brings: bodies into typed structs, times, ids; every refusal with its place and reason."""
+"""Parses requests: bodies into typed structs, times and ids. Every error names the place and the reason."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ _Moment = Annotated[datetime, Meta(tz=True)]
 
 
 def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
-    """The body's media type, one of `allowed`; the first where none is named.
+    """The media type of the body, in lower case; the first of `allowed` if the request names none.
 
     Raises:
-        UnsupportedMedia: another one, another charset than UTF-8, or a compressed body.
+        UnsupportedMedia: the media type is not allowed, the charset is not UTF-8, or the body is compressed.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise UnsupportedMedia(f"send the body as it is, without Content-Encoding {encoding[:40]!r}")
+        raise UnsupportedMedia(f"Content-Encoding {encoding[:40]!r} is not supported; send the body unencoded")
     coding = request.headers.get("transfer-encoding", "chunked")
     if coding.lower() != "chunked":
-        raise UnsupportedMedia(f"send the body as it is, without Transfer-Encoding {coding[:40]!r}")
+        raise UnsupportedMedia(
+            f"Transfer-Encoding {coding[:40]!r} is not supported; send the body as it is, or chunked"
+        )
     header = request.headers.get("content-type")
     if header is None:
         return allowed[0]
@@ -53,7 +55,7 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
-    """A kind of request whose `profile_features`, if it has any, are those of this mirror; others are not read."""
+    """The struct `kind` with `mirror` as the type of its field `profile_features`, if it has that field."""
     declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
     if declared is None:
         return kind
@@ -71,15 +73,17 @@ def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
 
 
 async def body_as(request: HttpRequest, kind: type[T]) -> T:
-    """The JSON body as a struct.
+    """Decode the JSON body into a struct.
 
     Raises:
-        UnsupportedMedia, Undecodable, InvalidInput: naming the field, the reason and what is allowed.
+        UnsupportedMedia: the body is not JSON in UTF-8.
+        Undecodable: the body is not valid JSON.
+        InvalidInput: the body does not match the struct; the issue names the field and what is allowed.
     """
     media_type(request, (JSON,))
     body = await request.body()
     if not body.strip():
-        raise Undecodable("the body is empty; a JSON object is expected")
+        raise Undecodable("the body is empty; send a JSON object")
     try:
         return decode(body, msgspec.json.Decoder(kind))
     except msgspec.ValidationError as error:
@@ -93,7 +97,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
 
 
 def issue_of(message: str) -> Issue:
-    """What msgspec found, at the field that it is about."""
+    """The issue in an error message of msgspec, with the path of the field that it concerns."""
     found = _AT.search(message)
     path, detail = found["path"] if found else "", _AT.sub("", message)
     if (field := _FIELD.match(detail)) is not None:
@@ -103,50 +107,50 @@ def issue_of(message: str) -> Issue:
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
-    """Raise `InvalidInput` naming every id that is not allowed; `path` holds `{}` for the index."""
+    """Raise `InvalidInput` with an issue for every invalid id. `path` is its place, with `{}` for its index."""
     issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]
     if issues:
-        raise InvalidInput("an id is not allowed", issues)
+        raise InvalidInput("an id is invalid", issues)
 
 
 def prefix_of(text: str) -> str:
-    """The beginning of an id, from a query; raises `Undecodable` (400) where no id can begin so."""
-    # `.` and `..` are no ids, and the beginnings of some.
+    """A prefix of ids from the query; raises `Undecodable` (400) if no id can begin with it."""
+    # `.` and `..` are not ids, but `...` is.
     if text and text not in (".", "..") and (found := id_problem(text)) is not None:
-        raise Undecodable("no id begins so", [Issue("prefix", found)])
+        raise Undecodable("no id begins with this prefix", [Issue("prefix", found)])
     return text
 
 
 def moment_ms(text: str, name: str) -> int:
-    """A time of the query in milliseconds; raises `Undecodable` (400)."""
-    # In a query an unescaped + arrives as a space; a time has no other use for one there.
-    try:
-        return to_ms(msgspec.convert(text.replace(" ", "+"), _Moment))
-    except (msgspec.ValidationError, OverflowError) as error:
-        reason = "must be RFC 3339 with a UTC offset, as 2026-04-25T08:30:00+02:00 (write + as %2B)"
-        raise Undecodable(f"{name} {reason}", [Issue(name, reason)]) from error
+    """A time in the query, in milliseconds; raises `Undecodable` (400)."""
+    # An unescaped + in a query arrives as a space.
+    if (at_ms := _to_ms(text.replace(" ", "+"))) is None:
+        reason = "must be RFC 3339 with a UTC offset, such as 2026-04-25T08:30:00+02:00 (encode + as %2B)"
+        raise Undecodable(f"{name} {reason}", [Issue(name, reason)])
+    return at_ms
 
 
 def known_ms(text: str | None) -> int | None:
-    """`known_at` of a body in milliseconds; None where it is absent or `as_of`; raises `InvalidInput` (422)."""
+    """`known_at` in a body, in milliseconds; None if it is absent or `as_of`; raises `InvalidInput` (422)."""
     if text is None or text == "as_of":
         return None
+    if (at_ms := _to_ms(text)) is None:
+        reason = 'must be "as_of", or RFC 3339 with a UTC offset, such as 2026-04-25T08:30:00+02:00'
+        raise InvalidInput("known_at is invalid", [Issue("known_at", reason)])
+    return at_ms
+
+
+def _to_ms(text: str) -> int | None:
     try:
         return to_ms(msgspec.convert(text, _Moment))
-    except (msgspec.ValidationError, OverflowError) as error:
-        reason = 'must be "as_of", or RFC 3339 with a UTC offset, as 2026-04-25T08:30:00+02:00'
-        raise InvalidInput("known_at is not allowed", [Issue("known_at", reason)]) from error
-
-
-def feature_names(text: str | None) -> list[str] | None:
-    """`features=a,b` as names; None where it is not given."""
-    return None if text is None else text.split(",")
+    except (msgspec.ValidationError, OverflowError):
+        return None
 
 
 async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar's guard: a query parameter that the route does not declare, or that comes twice, is refused (400).
+    """Litestar guard: reject a query parameter that the route does not declare, or that is repeated (400).
 
-    It waits for nothing; a guard that is no coroutine would be run in a thread, for each request.
+    It is a coroutine function because Litestar runs other guards in a thread.
     """
     if not connection.scope["query_string"]:
         return
@@ -157,18 +161,18 @@ async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: B
         for name, field in parameters.items()
         if name not in connection.path_params and name != "request"
     }
-    allowed = sorted(declared.keys() | set(handler.opt.get("query", ())))  # `query`: what it reads by itself
+    allowed = sorted(declared.keys() | set(handler.opt.get("query", ())))  # `query`: read by the handler itself
     seen: set[str] = set()
     issues: list[Issue] = []
     for name, value in connection.query_params.multi_items():
         if name not in allowed:
-            known = f"known are {', '.join(allowed)}" if allowed else "this route has none"
+            known = f"this route has {', '.join(allowed)}" if allowed else "this route has none"
             issues.append(Issue(name, f"unknown query parameter; {known}"))
         elif name in seen:
-            issues.append(Issue(name, "given more than once"))
+            issues.append(Issue(name, "occurs more than once; send it once"))
         elif value.lower() == "null" and declared.get(name):
-            # Where a number may be missing, the decoder takes the word for none.
-            issues.append(Issue(name, "must be a number; leave it out for none"))
+            # Litestar decodes the word `null` as None for an optional number.
+            issues.append(Issue(name, "must be a number; omit the parameter instead of null"))
         seen.add(name)
     if issues:
-        raise Undecodable("the query is not allowed", issues)
+        raise Undecodable("a query parameter is not allowed", issues)

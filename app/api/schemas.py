@@ -1,9 +1,9 @@
-"""Bodies of requests and answers as typed structs: what OpenAPI shows and what requests are checked against."""
+"""Bodies of requests and responses: requests are decoded into these structs, and OpenAPI describes them."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,32 +14,32 @@ MAX_USERS = 1_000
 MAX_NAMES = 1_000
 MAX_MOMENTS = 10_000
 Moment = Annotated[
-    datetime, Meta(tz=True, description="RFC 3339 with UTC offset.", examples=["2026-04-25T08:30:00+02:00"])
+    datetime, Meta(tz=True, description="RFC 3339 with a UTC offset.", examples=["2026-04-25T08:30:00+02:00"])
 ]
-# An int is a number, too: named beside float it would match both branches of the schema's `oneOf`.
+# Without `int`: in the schema's `oneOf` an integer would match the branch of `float`, too.
 Value = float | str | None
-# Each name that is none has a refusal of its own: a body full of them would be a hundred times as large in memory.
+# Limited, because each unknown name gets an issue of its own, which takes a hundred times as much memory as the name.
 FeatureNames = Annotated[
-    list[str], Meta(min_length=1, max_length=MAX_NAMES, description="Feature names; all where it is not given.")
+    list[str], Meta(min_length=1, max_length=MAX_NAMES, description="Feature names. Default: all features.")
 ]
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Users whose profiles to read, repeats included."""
+    """Users whose profiles to read. Ids may repeat."""
 
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS, examples=[["ada", "grace"]])]
     features: FeatureNames | None = None
 
 
 class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A user at a moment."""
+    """A user and a moment."""
 
     user_id: Id
     as_of: Moment
 
 
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A training set: one row per example, each at its own moment."""
+    """A training set: the users and moments whose features to compute."""
 
     rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=MAX_MOMENTS)]
     features: FeatureNames | None = None
@@ -47,8 +47,8 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Annotated[
             str,
             Meta(
-                description="Leave out events that arrived after this time (RFC 3339); "
-                "`as_of`: after each row's own moment.",
+                description="Ignore events that arrived after this time (RFC 3339), or, if `as_of`, after each row's "
+                "own moment. Default: ignore none.",
                 examples=["as_of"],
                 extra_json_schema={"anyOf": [{"const": "as_of"}, {"format": "date-time"}]},
             ),
@@ -58,65 +58,104 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class EventsReceipt(msgspec.Struct):
-    """What became of the events. They are durable; reads reflect them from now on."""
+    """The events are stored durably, and every later read reflects them."""
 
-    accepted: Annotated[int, Meta(description="New events.", examples=[1])]
-    duplicates: Annotated[int, Meta(description="Events known before, with the same content.", examples=[0])]
+    accepted: Annotated[int, Meta(description="Number of new events.", examples=[1])]
+    duplicates: Annotated[int, Meta(description="Number of events already stored with the same content.", examples=[0])]
     invalidated: Annotated[
         bool,
-        Meta(description="True: the cached values are gone. False: that is owed, and reads compute until it is done."),
+        Meta(
+            description="True: the stale cached values are deleted. False: the cache did not answer; reads compute "
+            "until the values are deleted."
+        ),
     ]
 
 
+class ProfileAnswer(msgspec.Struct):
+    """The features of a user, by name."""
+
+    user_id: str
+    features: dict[str, Any]
+
+
+class BatchAnswer(msgspec.Struct):
+    """Profiles in the order of the request."""
+
+    profiles: list[ProfileAnswer]
+
+
+class HistoryRow(msgspec.Struct):
+    """The features of a user at a moment, by name."""
+
+    user_id: str
+    as_of: str
+    features: dict[str, Any]
+
+
+class HistoryAnswer(msgspec.Struct):
+    """Rows in the order of the request."""
+
+    rows: list[HistoryRow]
+    failed: Annotated[
+        dict[str, str] | UnsetType,
+        Meta(description="The reason by feature name, if a feature is disabled or could not be computed for a row."),
+    ] = UNSET
+
+
 class FeatureDetail(msgspec.Struct):
-    """A value with its freshness."""
+    """A value, when it was computed, and how long it is valid."""
 
     value: Value
     dtype: Literal["float", "int", "str"]
     computed_at: str
-    expires_at: Annotated[str | None, Meta(description="Null where the value is not cached.")]
+    expires_at: Annotated[str | None, Meta(description="Null if the value is not cached.")]
     origin: Literal["cache", "computed"]
-    error: Annotated[str | UnsetType, Meta(description="Why the default stands here, where computing failed.")] = UNSET
+    error: Annotated[
+        str | UnsetType, Meta(description="Why the feature could not be computed; `value` is null then.")
+    ] = UNSET
 
 
 class FeatureEntry(msgspec.Struct):
-    """An entry of the registry, without its SQL."""
+    """A feature as the registry declares it, without its SQL."""
 
     name: str
     dtype: Literal["float", "int", "str"]
     ttl_s: float
-    window_s: Annotated[float, Meta(description="How far back it looks; older events do not count.")]
-    default: Annotated[int | float | str | None, Meta(description="The value if nothing is known, of the dtype.")]
+    window_s: Annotated[float, Meta(description="Only events of the last `window_s` seconds count.")]
+    default: Annotated[int | float | str | None, Meta(description="The value of a user without events in the window.")]
     description: str
     invalidated_by: list[str]
-    relations: Annotated[list[str], Meta(description="What its SQL reads: views, feedback, or both.")]
-    fingerprint: Annotated[str, Meta(description="Changes with the SQL, the dtype, the default or the window.")]
+    relations: Annotated[list[str], Meta(description="The relations that its SQL reads: `views`, `feedback` or both.")]
+    fingerprint: Annotated[str, Meta(description="A hash of SQL, dtype, default and window.")]
     us_per_user: Annotated[
         float | None,
-        Meta(description="Microseconds to compute it for a user, as this process measured at its start; null if not."),
+        Meta(description="Microseconds to compute it for one user, measured when this process started; null if not."),
     ]
     state: Annotated[
         Literal["ok", "failing", "disabled"],
-        Meta(description="`failing`, in this process, or `disabled` by an admin: what is not cached is null."),
+        Meta(
+            description="`failing`: this process cannot compute it, and answers null if no value is cached. "
+            "`disabled` by an admin: served as null."
+        ),
     ]
     reason: Annotated[str | None, Meta(description="Why it is failing or disabled.")]
 
 
 class FeatureList(msgspec.Struct):
-    """The registry."""
+    """All features, in the order of the registry."""
 
     features: list[FeatureEntry]
 
 
 class Health(msgspec.Struct):
-    """Alive."""
+    """The process answers."""
 
     status: Literal["alive"]
 
 
 class Readiness(msgspec.Struct):
-    """`ready`; `degraded`: reads are right, but something is away; `unavailable`: it cannot serve; `stopping`: it was
-    told to stop, and still serves requests."""
+    """`degraded`: reads are correct, but a dependency does not answer. `unavailable`: reads cannot be served.
+    `stopping`: the process is shutting down and still serves requests."""
 
     status: Literal["ready", "degraded", "unavailable", "stopping"]
     checks: dict[str, str]

@@ -1,4 +1,4 @@
-"""Bodies of the routes that rank tips and explain decisions."""
+"""Bodies of the routes that rank candidate tips and explain decisions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_
 
 
 class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What is known of a candidate tip."""
+    """The inputs of a candidate."""
 
     is_overdue: bool
     task_age_days: Annotated[float, Meta(ge=0, examples=[3.5])]
@@ -30,14 +30,14 @@ class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ScoreCandidate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tip that could be shown."""
+    """A tip that may be shown."""
 
     id: Id
     features: CandidateFeatures
 
 
 class ScoreContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """When the tip would be shown."""
+    """The circumstances of the decision. `at`: when the tip is shown, with the user's UTC offset."""
 
     at: Moment | None = None
 
@@ -51,28 +51,29 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             max_length=MAX_CANDIDATES,
-            description="Their ids are unique.",
+            description="The ids must be unique.",
             examples=[CANDIDATES_EXAMPLE],
         ),
     ]
     request_id: Annotated[
-        Id | None, Meta(description="Again with the same id: the stored decision, whatever else is sent.")
+        Id | None, Meta(description="Idempotency key: a repeated request with the same id returns the stored decision.")
     ] = None
     context: ScoreContext | None = None
     profile_features: Annotated[
         ProfileFeatures | UnsetType | None,
         Meta(
-            description="Who the user is. Not given: the service reads the profile. Null: nothing is known.",
+            description="The user's profile. Not given: the service reads it. Null: score without a profile.",
             examples=[PROFILE_EXAMPLE],
         ),
     ] = UNSET
     explore: Annotated[
-        bool, Meta(description="False: the best by what is known, nothing left to chance; no part of any evaluation.")
+        bool,
+        Meta(description="False: choose the candidate with the highest mean score; excluded from policy evaluation."),
     ] = True
 
 
 class Ranked(msgspec.Struct):
-    """A candidate, its expected reward, and the probability with which it was chosen."""
+    """A candidate with its expected reward and the probability that the policy chooses it."""
 
     id: str
     score: float
@@ -80,7 +81,7 @@ class Ranked(msgspec.Struct):
 
 
 class ServingPolicy(msgspec.Struct):
-    """Who decided. `state_version`: from how many of the user's decisions it had learned."""
+    """The policy that decided. `state_version`: the number of the user's decisions that it had learned from."""
 
     id: str
     spec_hash: str
@@ -88,13 +89,13 @@ class ServingPolicy(msgspec.Struct):
 
 
 class ProfileOrigin(msgspec.Struct):
-    """Where the profile came from."""
+    """`request`: sent with the request. `service`: read by the service. `absent`: none."""
 
     origin: Literal["request", "service", "absent"]
 
 
 class ScoreAnswer(msgspec.Struct):
-    """A decision: the ranking is by score, and the chosen one need not be its first."""
+    """A decision. The ranking is by score; the chosen candidate is not always the first."""
 
     decision_id: str
     chosen_id: str
@@ -104,7 +105,7 @@ class ScoreAnswer(msgspec.Struct):
 
 
 class DecidingPolicy(msgspec.Struct):
-    """Who decided. `prior_version`: the pooled prior in force then; 0 before the first."""
+    """As `ServingPolicy`. `prior_version`: the version of the pooled prior at the decision; 0 before the first."""
 
     id: str
     role: Literal["champion", "challenger"]
@@ -114,47 +115,47 @@ class DecidingPolicy(msgspec.Struct):
 
 
 class UsedProfile(msgspec.Struct):
-    """Where the profile came from, and what was in it."""
+    """The profile that the policy used, and its origin as in `ProfileOrigin`."""
 
     origin: Literal["request", "service", "absent"]
     features: dict[str, Value] | None
 
 
 class UsedContext(msgspec.Struct):
-    """As it was sent."""
+    """The context of the request."""
 
     at: str | None
 
 
 class Explained(msgspec.Struct):
-    """A candidate as it was sent, and what each input of the policy added to its score."""
+    """A candidate of the request, and the contribution of each input of the policy to its score."""
 
     id: str
     features: CandidateFeatures
     score: float
     probability: Probability
     contributions: Annotated[
-        dict[str, float] | None, Meta(description="They sum to the score. Null where the spec is of another release.")
+        dict[str, float] | None, Meta(description="They sum to the score. Null if a release with other inputs decided.")
     ]
 
 
 class ShadowShown(msgspec.Struct):
-    """What the policy that did not serve made of the same candidates, in the order sent."""
+    """The scores and probabilities of the policy that did not serve, in the order of the request."""
 
     role: Literal["champion", "challenger"]
     candidates: list[Ranked]
 
 
 class OutcomeShown(msgspec.Struct):
-    """What came of it. `late`, `repeated`, `other_tip`: events that were counted, and not learned."""
+    """The outcome of the decision. `late`, `repeated` and `other_tip` count events that were not learned from."""
 
     state: Annotated[
         Literal["open", "served", "learned", "expired"],
-        Meta(description="`open`: not served yet; `served`: feedback is awaited; `expired`: never served."),
+        Meta(description="`open`: not served yet. `served`: waiting for feedback. `expired`: never served."),
     ]
     served_at: str | None
     reward: float | None
-    source: Annotated[Literal["feedback", "default"] | None, Meta(description="`default`: no feedback came in time.")]
+    source: Annotated[Literal["feedback", "default"] | None, Meta(description="`default`: no feedback in time.")]
     action: Action | None
     settled_at: str | None
     late: int
@@ -163,7 +164,7 @@ class OutcomeShown(msgspec.Struct):
 
 
 class DecisionAnswer(msgspec.Struct):
-    """Everything that explains a decision."""
+    """A stored decision with its explanation and outcome."""
 
     decision_id: str
     decided_at: str
@@ -174,6 +175,6 @@ class DecisionAnswer(msgspec.Struct):
     policy: DecidingPolicy
     profile: UsedProfile
     context: UsedContext
-    candidates: Annotated[list[Explained], Meta(description="In the order sent.")]
-    shadow: Annotated[ShadowShown | None, Meta(description="Null until it is known.")]
+    candidates: Annotated[list[Explained], Meta(description="In the order of the request.")]
+    shadow: Annotated[ShadowShown | None, Meta(description="Null until it is computed.")]
     outcome: OutcomeShown

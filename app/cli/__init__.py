@@ -1,4 +1,4 @@
-"""The command line, on click. Each command imports what it needs when it runs, so that `profiles --help` is quick."""
+"""The command line `profiles`, on click. Commands import their dependencies when they run, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -12,31 +12,28 @@ import app
 from app.cli.audit import audit
 from app.cli.backup import adopt, backup, restore
 from app.cli.change import demo, events, prune, rebuild
+from app.cli.common import EXIT_CODES, exit_code, fail
 from app.cli.doctor import doctor
 from app.cli.features import features
 from app.cli.history import history
 from app.cli.keys import keys
-from app.cli.look import profile
-from app.cli.output import EXIT_CODES, exit_code, fail
+from app.cli.profile import profile
 from app.cli.rollout import rollout
 from app.cli.run import migrate, serve, up, worker
 from app.errors import ProfilesError
 
-_EPILOG = "Exit codes: 0 done; 1 not all of it could be done; " + "; ".join(
+_EPILOG = "Exit codes: 0 success; 1 partial failure; " + "; ".join(
     f"{code} {text}" for code, text in EXIT_CODES.items()
 )
 
 
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=_EPILOG + ".",
-)
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG + ".")
 @click.version_option(app.__version__, prog_name="profiles")
 def cli() -> None:
     """User-profile features, served fresh.
 
-    Start with `profiles up`: it runs everything on this machine, with a demonstration set to look at.
-    Settings come from environment variables PROFILES_…; the README lists them.
+    Start with `profiles up`: it runs everything on this machine, with a demonstration set. Settings are environment
+    variables PROFILES_…; docker/README.md lists them.
     """
 
 
@@ -50,7 +47,7 @@ for command in COMMANDS:
 
 
 def _as_utf8(argument: str) -> str:
-    """An argument as it was typed, where Python took it for the characters of a locale that knows only ASCII."""
+    """The argument decoded as UTF-8, even if Python decoded it with an ASCII locale."""
     try:
         return os.fsencode(argument).decode()
     except UnicodeError:
@@ -58,8 +55,8 @@ def _as_utf8(argument: str) -> str:
 
 
 def main() -> None:
-    """Run; errors of the tree become one line and an exit code, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal may know fewer characters than there are
+    """Run the command; a `ProfilesError` becomes a message and an exit code instead of a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # the encoding of a terminal may lack characters
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -1,4 +1,4 @@
-"""`profiles audit`: is what the cache holds of everyone the truth?"""
+"""`profiles audit`: compare cached profiles with a recomputation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.cli.look import check_user
-from app.cli.output import print_json, progress, run, say, settings_of_command
+from app.cli.common import check_user, json_option, print_json, run, say, settings_of_command, user_pages
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
@@ -21,14 +20,15 @@ SHOWN = 20
 
 @click.command()
 @click.argument("users", nargs=-1)
-@click.option("--repair", is_flag=True, help="Drop what is untrue; the next read computes it.")
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@click.option("--repair", is_flag=True, help="Delete wrong values; the next read computes them.")
+@json_option
 def audit(users: tuple[str, ...], repair: bool, as_json: bool) -> None:
-    """Hold the cached profiles of USERS against a recomputation, or those of every user with an event within the
-    longest window of the features.
+    """Compare cached profiles with a recomputation.
 
-    Exit code 0 where nothing untrue is left in the cache, 1 where something is or a user could not be checked
-    (the cache is away, or deletions are owed to it, so that reads compute).
+    Checks USERS, or else every user with an event within the longest window of the features.
+
+    Exit code 1 if a wrong value remains in the cache, or a user could not be checked because the cache does not answer
+    or invalidations are owed to it.
     """
     for user in users:
         check_user(user)
@@ -51,23 +51,18 @@ async def _walk(service: OpenService, users: list[str], repair: bool) -> dict[st
     from app.profiles.consistency.checker import report
 
     since_ms = service.clock.now_ms() - service.registry.longest_window_ms()
-    total = len(users) or await service.users.count_eligible(since_ms)
     counts: Counter[str] = Counter(consistent=0, empty=0, pending=0, violation=0, unchecked=0)
     untrue: list[dict[str, Any]] = []
-    after, done, repaired = "", 0, 0
-    with progress("users") as bar:
-        task = bar.add_task("auditing", total=total)
-        while page := users[done : done + PAGE] if users else await service.users.eligible(after, since_ms, PAGE):
-            results = await service.checker.check(page)
-            for result in results:
-                counts[result.outcome] += 1
-                untrue += _plain(result)
-                report(result, service.metrics, after="on demand")
-            if repair:
-                repaired += await service.checker.repair(results)
-            after, done = page[-1], done + len(page)
-            bar.update(task, completed=done)
-    return {"checked": done, "users": dict(counts), "untrue": untrue, "repaired": repaired}
+    repaired = 0
+    async for page in user_pages(service, users, since_ms, PAGE, "auditing"):
+        results = await service.checker.check(page)
+        for result in results:
+            counts[result.outcome] += 1
+            untrue += _plain(result)
+            report(result, service.metrics, after="on demand")
+        if repair:
+            repaired += await service.checker.repair(results)
+    return {"checked": counts.total(), "users": dict(counts), "untrue": untrue, "repaired": repaired}
 
 
 def _plain(result: CheckResult) -> list[dict[str, Any]]:
@@ -94,17 +89,17 @@ def _show(found: dict[str, Any]) -> None:
 
     users = found["users"]
     click.echo(
-        f"{found['checked']} users: {users['consistent']} hold the truth, {users['empty']} have nothing cached, "
-        f"{users['pending']} have an event that is not taken in yet, {users['unchecked']} could not be checked, "
-        f"{users['violation']} hold something untrue"
+        f"{found['checked']} users: {users['consistent']} are consistent, {users['empty']} have nothing cached, "
+        f"{users['pending']} have an event that is not consumed yet, {users['unchecked']} could not be checked, "
+        f"{users['violation']} have wrong values"
     )
     if not found["untrue"]:
         return
-    click.echo(f"{len(found['untrue'])} values are untrue, {found['repaired']} of them were dropped. Please report it.")
+    click.echo(f"{len(found['untrue'])} values are wrong; {found['repaired']} of them were deleted. Please report it.")
     for item in found["untrue"][:SHOWN]:
         click.echo(
             f"  {visible(item['user_id'])}: {item['feature']} is {item['fault']}: "
-            f"holds {item['held']} (event {item['held_seq']}), computed {item['computed']}"
+            f"cached {item['held']} (event {item['held_seq']}), computed {item['computed']}"
         )
     if len(found["untrue"]) > SHOWN:
-        say(f"and {len(found['untrue']) - SHOWN} more; --json tells of all", before="  … ")
+        say(f"and {len(found['untrue']) - SHOWN} more; --json lists all", before="  … ")

@@ -1,4 +1,4 @@
-"""`profiles backup`, `profiles restore` and `profiles adopt`."""
+"""`profiles backup`, `profiles restore` and `profiles adopt`: copies of the database."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from app.cli.output import progress, say, settings_from_environment, stop_on_sigterm
+from app.cli.common import progress, say, settings_from_environment, stop_on_sigterm
 
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def backup(file: Path) -> None:
-    """Copy the database to FILE, consistent as of one moment, while the service runs."""
+    """Copy the database to FILE. The service may be running; the copy is consistent."""
     from app.stores.sqlite import backup as store
 
     settings = settings_from_environment()
@@ -25,11 +25,11 @@ def backup(file: Path) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.confirmation_option(prompt="This replaces the database. Go on?")
+@click.confirmation_option(prompt="This replaces the database. Continue?")
 def restore(file: Path) -> None:
-    """Put the backup FILE in the place of the database. Stop the service first.
+    """Replace the database by the backup FILE. Stop the service first.
 
-    Nothing cached from the replaced database can be read afterwards, even where the cache was not emptied.
+    Values cached from the replaced database are never served afterwards, even if the cache is not emptied.
     """
     from app.stores.sqlite import backup as store
 
@@ -41,10 +41,11 @@ def restore(file: Path) -> None:
 
 @click.command()
 def adopt() -> None:
-    """Give the database a new id: nothing that was cached before is read any more. Stop the service first.
+    """Give the database a new id. Stop the service first.
 
-    A copy of the file gets a new id by itself. This is for what cannot be noticed, as a clone of a whole volume: two
-    services with databases of one id and one cache would answer with each other's values.
+    Values cached under the old id are never served. A copy of the file gets a new id automatically, but a clone of a
+    whole volume does not: two services that share a cache and whose databases have the same id would serve each other's
+    values.
     """
     from app.stores.sqlite import backup as store
 

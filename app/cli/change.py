@@ -1,10 +1,10 @@
-"""Commands that change something: rebuild, events, demo. They work beside a running service or without one."""
+"""Commands that change data: rebuild, events, demo, prune. The service may be running or not."""
 
 from __future__ import annotations
 
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from io import BufferedReader
 from itertools import islice
@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from app.cli.look import check_user
-from app.cli.output import (
+from app.cli.common import (
     ACTOR,
+    check_user,
     complain,
     fail,
+    json_option,
     print_json,
     progress,
     registry_option,
     run,
     say,
     settings_of_command,
+    user_pages,
 )
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 
@@ -36,40 +38,36 @@ if TYPE_CHECKING:
 
 LINES_PER_REQUEST = 500
 REBUILD_CHUNK = 128
+DEMO_CHUNK = 1_000
 HEAD_BYTES = 1_000
-TOTALS = "{accepted} events stored, {duplicates} known before, {refused} refused"
-BAD = (InvalidInput, Undecodable, Conflict)
+TOTALS = "{accepted} events stored, {duplicates} duplicates, {refused} refused"
+INVALID = (InvalidInput, Undecodable, Conflict)
 
 
 @click.command()
 @click.argument("users", nargs=-1)
 @click.option(
-    "--all", "everyone", is_flag=True, help="Every user with an event within the longest window of the features."
+    "--all", "all_users", is_flag=True, help="Every user with an event within the longest window of the features."
 )
-@click.option("--feature", "features", multiple=True, help="Only this one; may be given repeatedly.")
+@click.option("--feature", "features", multiple=True, help="Rebuild only this feature. May be repeated.")
 @registry_option
 @click.option(
-    "--rate",
-    default=500,
-    show_default=True,
-    type=click.IntRange(0, 1_000_000),
-    help="Users a second; 0: as many as can be done.",
+    "--rate", default=500, show_default=True, type=click.IntRange(0, 1_000_000), help="Users per second; 0: no limit."
 )
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@json_option
 def rebuild(
-    users: tuple[str, ...], everyone: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
+    users: tuple[str, ...], all_users: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
 ) -> None:
-    """Compute and cache the features of USERS now, or of --all.
+    """Compute and cache features now, of USERS or with --all.
 
-    To fill a new feature before the processes that serve it start, name its registry:
-    `profiles rebuild --all --feature NAME --registry new.py:REGISTRY`. Processes that run already delete its values
-    when events come in. If a feature of that name is served by another definition, they also replace its values as they
-    read; a new name avoids that.
+    To fill a new feature before a release that serves it, name its registry: `profiles rebuild --all --feature NAME
+    --registry new.py:REGISTRY`. Running processes already invalidate its values. If they serve a feature of that name
+    with another definition, they also overwrite its values; a new name avoids that.
 
     Exit code 1 if a value could not be computed.
     """
-    if bool(users) == everyone:
-        raise click.UsageError("name users, or give --all")
+    if bool(users) == all_users:
+        raise click.UsageError("give either USERS or --all")
     for user in users:
         check_user(user)
     count, failures = run(_rebuild(list(dict.fromkeys(users)), features, registry, rate))
@@ -78,14 +76,14 @@ def rebuild(
     else:
         click.echo(f"{count} users rebuilt")
         for name, (failed, reason) in failures.items():
-            click.echo(f"  {name}: null for {failed} users: {reason}")
+            click.echo(f"  {name}: failed for {failed} users: {reason}")
     sys.exit(1 if failures else 0)
 
 
 async def _rebuild(
     users: list[str], features: tuple[str, ...], source: str | None, rate: int
 ) -> tuple[int, dict[str, tuple[int, str]]]:
-    """How many users were rebuilt; and by feature, for how many it failed, and the last reason."""
+    """The number of users rebuilt; and by feature, for how many users it failed, with the last reason."""
     import asyncio
 
     from app.bootstrap.contract import load_contract
@@ -98,43 +96,36 @@ async def _rebuild(
         registry = service.registry
         mask = registry.mask(features) if features else registry.full_mask
         since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
-        await service.invalidator.settle()  # else what is owed would be made later, and take the rebuilt values away
-        total = len(users) or await service.users.count_eligible(since_ms)
-        after, done, started = "", 0, service.clock.monotonic()
-        with progress("users") as bar:
-            task = bar.add_task("rebuilding", total=total)
-            try:
-                while True:
-                    if users:
-                        page = users[done : done + chunk]
-                    else:
-                        page = await service.users.eligible(after, since_ms, chunk)
-                    if not page:
-                        return done, failures
-                    if rate:
-                        await asyncio.sleep(started + done / rate - service.clock.monotonic())
-                    await service.cache.check()  # without it a rebuild would compute, and keep nothing
-                    profiles = await service.rebuilder.rebuild(page, mask)
-                    for index, reading in (item for profile in profiles.values() for item in profile.items()):
-                        if reading.error is not None:
-                            failed, _ = failures.get(registry.names[index], (0, ""))
-                            failures[registry.names[index]] = failed + 1, reading.error
-                    after, done = page[-1], done + len(page)
-                    bar.update(task, completed=done)
-            finally:
-                await service.clear_local_caches()
+        await service.invalidator.settle()  # owed invalidations would delete the rebuilt values later
+        done, started = 0, service.clock.monotonic()
+        try:
+            async for page in user_pages(service, users, since_ms, chunk, "rebuilding"):
+                if rate:
+                    await asyncio.sleep(started + done / rate - service.clock.monotonic())
+                await service.cache.check()  # fail instead of computing values that cannot be stored
+                profiles = await service.rebuilder.rebuild(page, mask)
+                for index, reading in (item for profile in profiles.values() for item in profile.items()):
+                    if reading.error is not None:
+                        failed, _ = failures.get(registry.names[index], (0, ""))
+                        failures[registry.names[index]] = failed + 1, reading.error
+                done += len(page)
+        finally:
+            await service.clear_local_caches()
+        return done, failures
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--skip-bad", is_flag=True, help="Report bad lines and go on; without it the first one stops.")
-@click.option("--historical", is_flag=True, help="Count them as known from their event time on, for `--known-at`.")
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@click.option("--skip-bad", is_flag=True, help="Report invalid lines and go on. Default: stop at the first.")
+@click.option("--historical", is_flag=True, help="Treat events as known from their event time on, for `--known-at`.")
+@json_option
 def events(file: Path, skip_bad: bool, historical: bool, as_json: bool) -> None:
-    """Load tip events from FILE: newline-delimited JSON, as POST /events takes it. Loading again is safe.
+    """Load tip events from FILE.
 
-    With --historical a training set with `--known-at` sees them as if they had arrived when they occurred, those that
-    were loaded before too. That is for imports: it cannot be undone, and stands in the audit trail.
+    FILE is newline-delimited JSON as for POST /events; `-` is standard input. Loading a file twice is safe.
+
+    With --historical, a training set with `--known-at` treats the events as if they had arrived when they occurred,
+    including events that are stored already. Use it for imports. It cannot be undone, and the audit trail records it.
     """
     size = file.stat().st_size if str(file) != "-" else None
     totals = run(_load(file, size, skip_bad, historical))
@@ -173,7 +164,7 @@ async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Inges
         while piece := list(islice(lines, LINES_PER_REQUEST)):
             await _load_piece(ingest, piece, first, skip_bad, totals)
             if totals["refused"] and not skip_bad:
-                say(f"stopped; everything up to line {first - 1} is stored")
+                say(f"stopped: the first {first - 1} lines are stored")
                 break
             first += len(piece)
             bar.advance(task, sum(map(len, piece)))
@@ -181,14 +172,14 @@ async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Inges
 
 
 async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
-    """Store a piece whole; where something in it is bad and to be skipped, line by line, so that the rest counts."""
+    """Store the lines in one request. If one is invalid and --skip-bad is given, store them line by line."""
     from app.events.admission import decode_lines
 
     if not any(line.strip() for line in piece):
         return
     try:
         receipts = [await ingest(decode_lines(b"".join(piece), first))]
-    except BAD as error:
+    except INVALID as error:
         if not skip_bad:
             fail(error)
             totals["refused"] += len({issue.path.partition(".")[0] for issue in error.issues}) or 1
@@ -200,7 +191,7 @@ async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: 
 
 
 async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
-    """Each line for itself; those stored share a commit."""
+    """Store each line in a request of its own; the requests share commits."""
     import asyncio
 
     from app.events.admission import decode_lines
@@ -208,7 +199,7 @@ async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: di
     async def load(number: int, line: bytes) -> Receipt | list[Issue]:
         try:
             return await ingest(decode_lines(line, number))
-        except BAD as error:
+        except INVALID as error:
             return list(error.issues) or [Issue(f"line {number}", str(error))]
 
     lines = [(number, line) for number, line in enumerate(piece, start=first) if line.strip()]
@@ -226,20 +217,21 @@ async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: di
 @click.command()
 @click.option("--users", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--days", default=90, show_default=True, type=click.IntRange(1, 150))
-@click.option("--seed", default=1, show_default=True, type=int, help="The same seed on the same day: the same events.")
+@click.option("--seed", default=1, show_default=True, type=int, help="The same seed gives the same events on a day.")
 def demo(users: int, days: int, seed: int) -> None:
-    """Load a demonstration set: users with different habits. Loading it again on the same day changes nothing.
+    """Load a demonstration set of users with different habits.
 
-    Its events count as known from their event time on, as those of `profiles events --historical` do.
+    Loading it twice on the same day changes nothing. Its events count as known from their event time on, as with
+    `profiles events --historical`.
     """
     count = run(load_demo(settings_of_command(), users, days, seed))
-    click.echo(f"{count} events of {users} users over {days} days stored")
+    click.echo(f"{count} events stored for {users} users over {days} days")
 
 
 async def load_demo(
     settings: Settings, users: int, days: int, seed: int, stopped: Callable[[], bool] = lambda: False
 ) -> int:
-    """Generate and store the set, unless `stopped` in between; how many events were new."""
+    """Generate and store the set until `stopped` returns true; return the number of new events."""
     from app.bootstrap.service import open_service
     from app.cli.demo_set import generate
     from app.operations.audit import audited
@@ -251,35 +243,28 @@ async def load_demo(
     ):
         made = generate(users=users, days=days, seed=seed, now_ms=service.clock.now_ms())
         with progress("users") as bar:
-            task = bar.add_task("making events", total=users)
-            for number, chunk in _chunks(made):
-                stored += (await service.ingestor.ingest(chunk, historical=True)).accepted
-                bar.update(task, completed=number)
-                if stopped():
-                    break
+            task = bar.add_task("generating", total=users)
+            while (chunk := list(islice(made, DEMO_CHUNK))) and not stopped():
+                stored += (await service.ingestor.ingest([event for _, event in chunk], historical=True)).accepted
+                bar.update(task, completed=chunk[-1][0])
         act.outcome = f"{stored} events stored"
     return stored
 
 
-def _chunks(made: Iterable[tuple[int, TipEvent]]) -> Iterator[tuple[int, list[TipEvent]]]:
-    pairs = iter(made)
-    while piece := list(islice(pairs, 1_000)):
-        yield piece[-1][0], [event for _, event in piece]
-
-
 @click.command()
-@click.option("--confirm", is_flag=True, help="Delete all that is too old by this machine's clock, however much it is.")
+@click.option("--confirm", is_flag=True, help="Delete everything older than the retention, however much it is.")
 def prune(confirm: bool) -> None:
     """Delete events and decisions that are older than the retention.
 
-    A worker does so every night, of at most three days more than the night before: a clock that is wrong takes no more
-    than that. What the first run would delete beyond three days waits for --confirm. Exit code 1 if something waits.
+    A worker prunes every night. Each run deletes at most three days more than the run before, so that a wrong clock
+    cannot delete more. If a first run would delete more than three days, nothing is deleted without --confirm, and the
+    exit code is 1.
     """
     gone = run(_prune(confirm))
     for what, count in gone.items():
         click.echo(f"{count:,} {what} deleted")
     if waiting := [what for what in ("events", "decisions") if what not in gone]:
-        click.echo(f"old {' and '.join(waiting)} wait: more than three days of them; look at the clock, then --confirm")
+        click.echo(f"{' and '.join(waiting)} not deleted: more than three days; check the clock, then use --confirm")
         sys.exit(1)
 
 

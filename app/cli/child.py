@@ -1,4 +1,4 @@
-"""A child process of `profiles up`: started, watched, started again when it dies, stopped."""
+"""A child process of `profiles up`: started, restarted when it dies, stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from app.cli.output import say
+from app.cli.common import say
 
 RESTART_AFTER_S = (0.2, 1.0, 5.0)
 STABLE_S = 30.0
@@ -16,7 +16,7 @@ GIVE_UP_CODES = (2, 3)
 
 
 class Child:
-    """A process of ours that is started again when it dies."""
+    """A `profiles` process, which `check` restarts with increasing delays."""
 
     def __init__(self, name: str, environment: dict[str, str]) -> None:
         self.name = name
@@ -27,21 +27,21 @@ class Child:
         self._start_at = 0.0
 
     def start(self) -> None:
-        """Start; in a session of its own, so that Ctrl-C reaches only us.
+        """Start in a new session, so that Ctrl-C reaches only the parent.
 
-        It imports from where we do, and not first (-P) from the working directory, which may hold another `app`.
+        The child gets our import path; `-P` keeps the working directory, which may contain another `app`, out of it.
         """
         self._started_at = time.monotonic()
         path = os.pathsep.join(map(os.path.abspath, sys.path))
-        self._process = subprocess.Popen(  # noqa: S603  # ourselves
+        self._process = subprocess.Popen(  # noqa: S603  # our own program
             [sys.executable, "-P", "-m", "app", self.name, "--with-parent", str(os.getpid())],
             env={**self._environment, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
 
-    def look(self) -> int | None:
-        """Start it again where it died; its exit code where that is no use."""
+    def check(self) -> int | None:
+        """Restart the process if it died; return its exit code if a restart cannot help."""
         if self._process is None:
             if time.monotonic() >= self._start_at:
                 self.start()
@@ -56,16 +56,15 @@ class Child:
         delay = RESTART_AFTER_S[min(self._deaths, len(RESTART_AFTER_S) - 1)]
         self._deaths += 1
         self._process, self._start_at = None, time.monotonic() + delay
-        say(f"{self.name} died (exit code {code}); starting it again in {delay:g} s", level="warning")
+        say(f"{self.name} died with exit code {code}; restarting it in {delay:g} s", level="warning")
         return None
 
     def ask_to_stop(self) -> None:
-        """SIGTERM."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL where that is not heeded."""
+        """Send SIGTERM, and SIGKILL after `STOP_S`."""
         self.ask_to_stop()
         if self._process is not None:
             try:

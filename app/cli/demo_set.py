@@ -1,7 +1,7 @@
-"""The demonstration set: users with different habits, made from a seed.
+"""Generates the demonstration set: events of users with different habits.
 
-Deterministic: the same seed and days on the same UTC day give the same events with the same ids, so loading
-them again is recognised as duplicates.
+The same seed and number of days give the same events with the same ids on the same UTC day, so loading them again only
+finds duplicates.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import NamedTuple
 from app.features.clock import DAY_MS, EPOCH, MILLISECOND
 from app.features.events import Action, TipEvent, TipFeedback, TipServed
 
-OTHER_ACTION_SHARE = 0.02  # of tips, for each action that the habits do not name
+OTHER_ACTION_SHARE = 0.02  # for each action that `Habit` has no share for
 
 
 class Habit(NamedTuple):
-    """How a kind of user behaves: tips a day, the local hour they are about, and what becomes of a tip."""
+    """A kind of user. `hour` is local; `share` is the share of users, and the others are shares of their tips."""
 
     name: str
     share: float
@@ -30,7 +30,7 @@ class Habit(NamedTuple):
     dwell_ms: int
 
     def shares(self) -> dict[Action, float]:
-        """Of the tips served, the share that gets each action; the rest get no feedback."""
+        """The share of tips that get each action; the rest get no feedback."""
         named = {Action.COMPLETED: self.completes, Action.DISMISSED: self.dismisses, Action.SNOOZED: self.snoozes}
         return {**named, **{action: OTHER_ACTION_SHARE for action in Action if action not in named}}
 
@@ -47,10 +47,10 @@ OFFSETS_MIN = (-480, -300, 0, 60, 120, 330, 345, 540)
 
 
 def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[tuple[int, TipEvent]]:
-    """(number of the user, event), user by user; ids are `user-0001` and so on. All times are before `now_ms`."""
+    """Yield (user number, event), user by user. User ids are `user-0001` and so on; all times are before `now_ms`."""
     today_ms = now_ms - now_ms % DAY_MS
     for number in range(1, users + 1):
-        random = Random(f"{seed}/{number}")  # noqa: S311  # a demonstration is to be repeatable
+        random = Random(f"{seed}/{number}")  # noqa: S311  # seeded, so that the set can be repeated
         habit = random.choices(HABITS, [item.share for item in HABITS])[0]
         offset_min = random.choice(OFFSETS_MIN)
         prefix = f"demo-{today_ms // DAY_MS}-{seed}-{days}-{number:04d}"
@@ -67,7 +67,7 @@ def _events(
         for _ in range(tips):
             count += 1
             hour = habit.hour + random.gauss(0, 2) - offset_min / 60
-            # A day of slack, so that no offset reaches past the start of today.
+            # One day earlier, so that no UTC offset moves the time past the start of today.
             served_ms = today_ms - (day + 1) * DAY_MS + int((hour % 24) * 3_600_000) + random.randrange(60_000)
             user_id, tip_id = f"user-{number:04d}", f"tip-{random.randrange(200):03d}"
             yield TipServed(

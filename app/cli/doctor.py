@@ -1,4 +1,4 @@
-"""`profiles doctor`: looks at a deployment and says what to mend."""
+"""`profiles doctor`: check a deployment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.cli.output import out, plain, print_json, run, settings_of_command
+from app.cli.common import json_option, out, plain, print_json, run, settings_of_command
 from app.errors import RegistryError, SettingsError
 from app.settings import Settings
 
@@ -22,14 +22,14 @@ COLOURS = {"ok": "green", "warn": "yellow", "bad": "bold red"}
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="Read the whole database, too: about a minute for each GB.")
-@click.option("--strict", is_flag=True, help="Warnings count for the exit code.")
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@click.option("--full", is_flag=True, help="Also check the integrity of the whole database: about a minute per GB.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
+@json_option
 def doctor(full: bool, strict: bool, as_json: bool) -> None:
-    """Look at database, cache, queue, keys and machine, and say what to mend.
+    """Check a deployment and print a remedy for each problem.
 
-    Exit code 1 where something is bad, 0 otherwise. It changes nothing, and works beside a running service, whose
-    settings it must be given.
+    It checks the database, cache, queue, keys, registry and machine, and changes nothing. Run it with the settings of
+    the service, which may be running. Exit code 1 if a check is bad.
     """
     lines = run(_diagnose(settings_of_command(), full))
     if as_json:
@@ -64,17 +64,15 @@ def _registry(settings: Settings, running: Sequence[Sample]) -> Line:
     try:
         own = load_contract(settings).registry.fingerprint
     except (RegistryError, SettingsError) as error:
-        return Line("registry", "bad", f"it cannot be served: {error}", "Correct the setting or entry that it names.")
+        return Line("registry", "bad", f"it cannot be loaded: {error}", "Correct the setting or entry that it names.")
     return diagnose_registry(own, running)
 
 
 def _show(lines: list[Line]) -> None:
     for line in lines:
-        out().print(
-            f"[{COLOURS[line.state]}]{line.state:<5}[/]{line.check:<18}{plain(line.text)}",
-            soft_wrap=True,
-        )
+        state = f"[{COLOURS[line.state]}]{line.state:<5}[/]"
+        out().print(f"{state}{line.check:<18}{plain(line.text)}", soft_wrap=True)
         if line.remedy:
             out().print(f"{'':<23}{plain(line.remedy)}", soft_wrap=True)
     counts = Counter(line.state for line in lines)
-    out().print(f"{counts['bad']} bad, {counts['warn']} to look at, {counts['ok']} ok")
+    out().print(f"{counts['bad']} bad, {counts['warn']} warnings, {counts['ok']} ok")

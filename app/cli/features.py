@@ -1,4 +1,4 @@
-"""`profiles features …`: what is served; writing, testing and changing definitions; switching a feature off and on."""
+"""`profiles features`: list, create, test and compare features; disable and enable them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.cli.output import ACTOR, out, plain, print_json, progress, registry_option, run, settings_of_command
+from app.cli.common import (
+    ACTOR,
+    json_option,
+    out,
+    plain,
+    print_json,
+    progress,
+    reason_option,
+    registry_option,
+    run,
+    settings_of_command,
+)
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.features.contract import Contract
-    from app.features.plan import Announced, Change, Definition
+    from app.features.plan import Announced, Change
     from app.profiles.difference import Difference
     from app.profiles.trial import Trial
     from app.stores.sqlite.database import Database
 
 UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
-_reason = click.option("--reason", default="", help="Why, for the audit trail; no user's id.")
-_json = click.option("--json", "as_json", is_flag=True, help="For a program.")
 
 
 @click.group(invoke_without_command=True)
@@ -33,7 +42,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="For a program.")
     "fmt",
     type=click.Choice(["table", "json", "json-schema", "python", "typescript"]),
     default="table",
-    help="json-schema, python and typescript export the contract for consumers.",
+    help="json-schema, python and typescript export the contract for callers.",
 )
 @registry_option
 @click.pass_context
@@ -44,7 +53,7 @@ def features(context: click.Context, fmt: str, registry: str | None) -> None:
         return
     from app.features.export import FORMATS, catalogue_entry
 
-    # A mirror that disagrees is mended with --format python, which therefore does not look at it.
+    # `--format python` prints the correct mirror, so it must work with a wrong one.
     contract = _contract(settings_of_command(), registry, own_mirror=fmt != "python")
     if fmt in FORMATS:
         click.echo(FORMATS[fmt](contract.registry, contract.mirror), nl=False)
@@ -77,7 +86,7 @@ def _show_table(contract: Contract) -> None:
 def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
     found = re.fullmatch(r"([0-9]{1,6})([dhm])", text)
     if found is None or not int(found[1]):
-        raise click.BadParameter("must be a whole number of days, hours or minutes, as 7d, 12h or 30m")
+        raise click.BadParameter("must be a whole number of days, hours or minutes, such as 7d, 12h or 30m")
     return int(found[1]) * UNITS[found[2]]
 
 
@@ -88,15 +97,15 @@ def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
     "relation",
     type=click.Choice(["feedback", "views"]),
     required=True,
-    help="What its SQL reads: feedback, or the tips that were served.",
+    help="The relation that its SQL reads: feedback, or views (tips served).",
 )
 @click.option("--dtype", type=click.Choice(["float", "int", "str"]), required=True)
-@click.option("--window", callback=_duration, required=True, help="How far back it looks, as 7d, 12h or 30m.")
+@click.option("--window", callback=_duration, required=True, help="Only events of this period count: 7d, 12h or 30m.")
 @click.option("--ttl", callback=_duration, default="1h", show_default=True, help="How long a value may be cached.")
 def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> None:
-    """Print a new entry to begin with.
+    """Print a module with a new feature NAME to start from.
 
-    It is a module with a registry of the feature NAME alone, and in a comment the feature's line of the mirror.
+    It contains a registry with that feature only, and the line for the mirror in a comment.
     """
     from app.features.scaffold import scaffold
 
@@ -106,12 +115,12 @@ def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta)
 @features.command()
 @click.argument("names", nargs=-1)
 @registry_option
-@_json
+@json_option
 def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Run the examples of features.
+    """Run the examples of features on an empty database.
 
-    They stand beside the definitions; those of NAMES, or all, are run on an empty database. Exit code 1 if a value is
-    not the expected one.
+    Runs those of the features NAMES, or of all. Examples are part of a feature's definition. Exit code 1 if a value
+    differs from the expected one.
     """
     from app.stores.sqlite.feature_examples import run_examples
 
@@ -133,13 +142,13 @@ def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
 
 @features.command()
 @registry_option
-@_json
+@json_option
 def plan(registry: str | None, as_json: bool) -> None:
     """Show what would change if the registry were served.
 
-    It is compared with what running processes serve, or else with what was served last: which features change, for how
-    many users they are computed anew, and at what cost. Nothing is written. Exit code 1 if a consumer or the start of a
-    process would fail: a feature is removed, its dtype changes, or its SQL fails for stored users.
+    Compares it with the registry of the running processes, or else with the one served last: which features change, for
+    how many users they must be recomputed, and the cost. Writes nothing. Exit code 1 if callers or a start would
+    break: a feature is removed, its dtype changes, or its SQL fails for stored users.
     """
     settings = settings_of_command()
     found = run(_plan(settings, _contract(settings, registry)))
@@ -172,10 +181,11 @@ async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
             registry.names[trial.feature]: trial
             for trial in await try_features(source, registry, recomputed, await users.newest_users(SAMPLE), clock)
         }
-        shown = [
-            _planned(item, trials.get(item.feature), await _affected(users, contract, item, clock.now_ms()))
-            for item in found
-        ]
+        shown = []
+        for item in found:
+            since_ms = clock.now_ms() - registry.named(item.feature).window_ms if item.recomputed else None
+            count = await users.count_eligible(since_ms) if since_ms is not None else 0
+            shown.append(_planned(item, trials.get(item.feature), count))
     return {
         "registry": registry.fingerprint,
         "compared_with": before.fingerprint if before else None,
@@ -184,12 +194,6 @@ async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
         "changes": shown,
         "breaks": any(item["breaks"] for item in shown),
     }
-
-
-async def _affected(users: Any, contract: Contract, change: Change, now_ms: int) -> int:
-    if not change.recomputed:
-        return 0
-    return int(await users.count_eligible(now_ms - contract.registry.named(change.feature).window_ms))
 
 
 def _planned(change: Change, trial: Trial | None, users: int) -> dict[str, Any]:
@@ -208,14 +212,14 @@ def _planned(change: Change, trial: Trial | None, users: int) -> dict[str, Any]:
 
 def _show_plan(found: dict[str, Any]) -> None:
     if found["compared_with"] is None:
-        click.echo("No process has served a registry yet; every feature is new.")
+        click.echo("No process has served a registry yet, so every feature is new.")
     else:
-        click.echo(f"Registry {found['registry']} against {found['compared_with']}, last seen {found['last_seen']}.")
+        click.echo(f"Registry {found['registry']}, compared with {found['compared_with']}, seen {found['last_seen']}.")
     if found["also_running"]:
-        click.echo(f"Running processes differ: others serve {', '.join(found['also_running'])}.")
+        click.echo(f"Other running processes serve {', '.join(found['also_running'])}.")
     if not found["changes"]:
         same = found["compared_with"] == found["registry"]
-        click.echo("Nothing changes." if same else "Nothing changes but the order of the features.")
+        click.echo("Nothing changes." if same else "Only the order of the features changes.")
     for item in found["changes"]:
         details = f": {'; '.join(item['details'])}" if item["details"] else ""
         click.echo(f"{'BREAKS  ' if item['breaks'] else ''}{item['feature']} {item['change']}{details}")
@@ -224,7 +228,7 @@ def _show_plan(found: dict[str, Any]) -> None:
             if item["total_s"] is not None:
                 total = f"about {item['total_s']:,g} s" if item["total_s"] >= 1 else "less than 1 s"
                 cost = f": {total} of computing, {item['us_per_user']:,g} µs each"
-            click.echo(f"  computed anew for up to {item['recomputed_users']:,} users{cost}")
+            click.echo(f"  recomputed for up to {item['recomputed_users']:,} users{cost}")
 
 
 @features.command()
@@ -232,12 +236,12 @@ def _show_plan(found: dict[str, Any]) -> None:
 @click.option("--users", "count", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same users.")
 @registry_option
-@_json
+@json_option
 def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) -> None:
-    """Compare a feature with its last definition.
+    """Compare a feature's values with its last definition.
 
-    NAME is computed by its new definition and by the one that was served last, for users drawn at random. Nothing is
-    written. Exit code 5 if the feature was never served by another definition.
+    Both definitions of NAME are computed for users drawn at random. Writes nothing. Exit code 5 if the feature was
+    never served with another definition.
     """
     settings = settings_of_command()
     contract = _contract(settings, registry)
@@ -267,16 +271,16 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
     clock, entry = SystemClock(), contract.registry.named(name)
     async with _database(settings) as database:
         served = await _served(database, clock.now_ms(), every=True)
-        before = _last_other(served, name, entry.fingerprint)
+        definitions = [item for known in reversed(served) for item in known.definitions if item.name == name]
+        before = next((item for item in definitions if item.fingerprint != entry.fingerprint), None)
         if before is None:
-            known = any(item.name == name for registry in served for item in registry.definitions)
-            unchanged = f"{name} is served by this definition, and never was by another"
-            raise NotFound((unchanged if known else f"no process has served {name} yet") + "; nothing to compare")
+            unchanged = f"{name} was never served with another definition"
+            raise NotFound((unchanged if definitions else f"no process has served {name} yet") + "; nothing to compare")
         await database.read(lambda connection: check_features(Registry([entry]), connection))
         try:
             await database.read(lambda connection: check_features(Registry([feature_of(before)]), connection))
         except RegistryError as error:
-            raise NotFound(f"the definition that was served last cannot be computed any more: {error}") from error
+            raise NotFound(f"the last definition can no longer be computed: {error}") from error
         timeout_s = settings.statement_timeout_ms / 1000
         with progress("users") as bar:
             task = bar.add_task("comparing", total=count)
@@ -292,22 +296,13 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
             )
 
 
-def _last_other(served: list[Announced], name: str, fingerprint: str) -> Definition | None:
-    """The definition of a feature that was served last, of those with another fingerprint."""
-    for known in reversed(served):
-        for item in known.definitions:
-            if item.name == name and item.fingerprint != fingerprint:
-                return item
-    return None
-
-
 @features.command()
 @click.argument("name")
-@_reason
+@reason_option
 def disable(name: str, reason: str) -> None:
-    """Serve a feature as null, everywhere.
+    """Serve a feature as null.
 
-    Every process does so within a second. Cached values are kept, and served again once the feature NAME is enabled.
+    Every process serves NAME as null within a second. Cached values are kept, and served again when it is enabled.
     """
     run(_switch(name, reason, on=False))
     click.echo(f"{name} is disabled: it is served as null until `profiles features enable {name}`")
@@ -315,7 +310,7 @@ def disable(name: str, reason: str) -> None:
 
 @features.command()
 @click.argument("name")
-@_reason
+@reason_option
 def enable(name: str, reason: str) -> None:
     """Serve a disabled feature again."""
     run(_switch(name, reason, on=True))
@@ -323,19 +318,16 @@ def enable(name: str, reason: str) -> None:
 
 
 async def _switch(name: str, reason: str, *, on: bool) -> None:
-    from app.errors import InvalidInput, Issue
-    from app.operations.audit import audited, reason_problem
+    from app.operations.audit import audited
     from app.stores.sqlite.audit_trail import SqliteAuditTrail
     from app.stores.sqlite.registries import SqliteRegistries
     from app.stores.system_clock import SystemClock
 
-    if (wrong := reason_problem(reason)) is not None:
-        raise InvalidInput("the reason is not allowed", [Issue("--reason", wrong)])
     settings, now_ms = settings_of_command(), SystemClock().now_ms()
     async with _database(settings) as database:
         registries = SqliteRegistries(database)
-        # What processes serve counts first: a feature can be switched when this command knows another registry, or one
-        # that cannot be loaded.
+        # Served registries count first, so that a feature can be switched even if this command has another registry, or
+        # one that cannot be loaded.
         if not any(item.name == name for known in await registries.announced() for item in known.definitions):
             _contract(settings, None).registry.mask([name])
         action = "enable feature" if on else "disable feature"
@@ -351,7 +343,7 @@ def _contract(settings: Settings, registry: str | None, *, own_mirror: bool = Tr
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[Database]:
-    """The database alone: no process is announced, nothing is cached."""
+    """The database without a service: nothing is announced or cached."""
     from app.stores.sqlite.database import Database
 
     database = await Database.open(settings.database, settings.readers)
@@ -362,7 +354,7 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
 
 
 async def _served(database: Database, now_ms: int, *, every: bool = False) -> list[Announced]:
-    """The registries that running processes serve, or else the one seen last, or `every` one; the newest last."""
+    """The registries of running processes, or else the one seen last; with `every`, all ever served. Newest last."""
     from app.operations.overview import ALIVE_MS
     from app.stores.sqlite.registries import SqliteRegistries
     from app.stores.sqlite.samples import SqliteSamples

@@ -1,4 +1,4 @@
-"""`profiles history`: a training set, by the same SQL that serves the online read."""
+"""`profiles history`: build a training set with the SQL of online reads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 
-from app.cli.look import check_user, moment_ms
-from app.cli.output import progress, run, say, settings_of_command, stop_on_sigterm
+from app.cli.common import check_user, moment_ms, progress, run, say, settings_of_command, stop_on_sigterm
 from app.errors import InvalidInput, Issue
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class _Options(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """`failed`: why features are null in some rows. `late`: the share of rows without values for late arrivals."""
+    """`failed`: the reason by feature that is null in some rows. `late`: the share of rows as in `_LateArrivals`."""
 
     rows: int
     failed: dict[str, str]
@@ -44,18 +43,20 @@ class _Result(NamedTuple):
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="*.csv, *.ndjson or *.parquet; standard output: CSV.",
+    help="*.csv, *.ndjson or *.parquet. Default: CSV on standard output.",
 )
-@click.option("--features", multiple=True, metavar="A,B", help="Only these; may be given repeatedly.")
-@click.option("--before", is_flag=True, help="Leave out events at as_of itself, which count otherwise.")
-@click.option("--known-at", help="Leave out events that arrived after this time; `as_of`: after each row's moment.")
+@click.option("--features", multiple=True, metavar="A,B", help="Only these features. May be repeated.")
+@click.option("--before", is_flag=True, help="Exclude events at exactly as_of.")
+@click.option("--known-at", help="Exclude events that arrived after this time, or after each row's as_of if `as_of`.")
 def history(file: Path, output: Path | None, features: tuple[str, ...], before: bool, known_at: str | None) -> None:
-    """Build a training set: add to each row of FILE the features of its user_id at its as_of.
+    """Build a training set from the rows of FILE.
 
-    FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. All columns are kept, in order and with their
-    values. In Parquet output as_of is a timestamp; other columns have the type that they have in Parquet, and are text
-    from CSV, and numbers, booleans or text (if mixed or nested, too) from newline-delimited JSON. The SQL is that of
-    the online read, and no row sees anything later than its own moment.
+    Adds to each row the features of its user_id as of its as_of, computed by the SQL of online reads. No row sees
+    events after its as_of. FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. All columns and their
+    order are kept.
+
+    In Parquet output, as_of is a timestamp. Other columns keep their types from Parquet; from CSV they are text, and
+    from JSON numbers, booleans or text (mixed and nested values are text).
     """
     from app.stores.training_set.input import open_rows
     from app.stores.training_set.output import writer_for
@@ -72,8 +73,8 @@ def history(file: Path, output: Path | None, features: tuple[str, ...], before: 
         say(f"{name} is null in some rows: {reason}", level="warning", before="warning: ")
     if result.late > 0.5:
         say(
-            f"{result.late:.0%} of the rows have no values because every event up to their moment arrived too late for "
-            "--known-at; load imported events with `profiles events --historical`, or leave out --known-at",
+            f"{result.late:.0%} of the rows have no values because every event up to their as_of arrived too late for "
+            "--known-at; load imported events with `profiles events --historical`, or omit --known-at",
             level="warning",
             before="warning: ",
         )
@@ -113,13 +114,13 @@ async def _history(
 
 
 def _check_names(names: Sequence[str], features: Iterable[Feature]) -> None:
-    issues = [Issue(entry.name, "is a feature, too; rename the column") for entry in features if entry.name in names]
+    issues = [Issue(entry.name, "is also a feature; rename the column") for entry in features if entry.name in names]
     if issues:
-        raise InvalidInput("columns of the input are named like features", issues)
+        raise InvalidInput("columns of the input have the names of features", issues)
 
 
 def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list[ComputeRow]:
-    """What to compute; raises `InvalidInput`, naming the first row that is not allowed."""
+    """The rows to compute; raises `InvalidInput` for the first invalid row."""
     from app.features.ids import id_problem
     from app.profiles.ports import ComputeRow
 
@@ -128,8 +129,8 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
         place = f"{block.place} {number}"
         if user is None or at is None:
             missing = "user_id" if user is None else "as_of"
-            raise InvalidInput("a row is not allowed", [Issue(f"{place}, {missing}", "missing, or not text")])
-        if id_problem(user) is not None:  # the import within `check_user` costs more than the look
+            raise InvalidInput("a row is invalid", [Issue(f"{place}, {missing}", "is missing or not text")])
+        if id_problem(user) is not None:  # `check_user` imports on each call, which is slow
             check_user(user, f"{place}, user_id")
         at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - options.before
         asked.append(ComputeRow(user, mask, at_ms, at_ms if options.known_at == "as_of" else options.known_at))
@@ -138,18 +139,18 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
         for number, row in zip(block.numbers, asked, strict=True):
             if (problem := moments.problem(row.now_ms or 0, row.known_ms, mask)) is not None:
                 place = f"{block.place} {number}, as_of" if problem.path == "as_of" else "--known-at"
-                raise InvalidInput("a moment is not allowed", [Issue(place, problem.detail)])
+                raise InvalidInput("a time is invalid", [Issue(place, problem.detail)])
     return asked
 
 
 class _LateArrivals:
-    """Rows that have no values because every event up to their moment arrived after it, counted by a sample."""
+    """Estimates, from a sample, the share of rows without values because every event up to their as_of arrived late."""
 
     def __init__(self, defaults: Values) -> None:
         self._defaults = defaults
         self._rows = self._empty = 0
         self._sample: list[ComputeRow] = []
-        self._random = Random(1)  # noqa: S311  # no secret
+        self._random = Random(1)  # noqa: S311  # a sample, not a secret
 
     def note(self, asked: Sequence[ComputeRow], values: Iterable[Values]) -> None:
         self._rows += len(asked)
@@ -163,10 +164,10 @@ class _LateArrivals:
                 self._sample[place] = row
 
     def sample(self) -> list[ComputeRow]:
-        """Rows without values, to be computed again whenever their events arrived; none if most rows have values."""
+        """Sampled rows, to be computed without `known_at`; empty if at least half of all rows have values."""
         return [row._replace(known_ms=None) for row in self._sample] if self._empty * 2 > self._rows else []
 
     def share(self, values: Sequence[Values]) -> float:
-        """Given the values of the sample, the share of all rows."""
+        """The estimated share of all rows, given the values of `sample()`."""
         late = sum(found != self._defaults for found in values)
         return late / len(values) * self._empty / self._rows if late else 0.0

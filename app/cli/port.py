@@ -1,4 +1,4 @@
-"""Is the port ours to take? Asked before anything is started, so that the answer is one line and not a traceback."""
+"""Checks ports before anything is started, so that a taken port is an error of one line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from contextlib import suppress
 from app.errors import SettingsError
 from app.settings import Settings
 
-LOOK_S = 0.05
+RETRY_S = 0.05
 
 
 def require_free_port(settings: Settings, wait_s: float = 0.0) -> None:
-    """Raise `SettingsError` where PROFILES_PORT is taken, and stays so for `wait_s`.
+    """Raise `SettingsError` if PROFILES_PORT is still taken after `wait_s`.
 
-    The server itself would share the port with another one of the same user, and each would get half of the requests.
+    The server itself would share the port with another server of the same account (`SO_REUSEPORT`), and each would get
+    half of the connections.
     """
     deadline = time.monotonic() + wait_s
     while True:
@@ -23,7 +24,7 @@ def require_free_port(settings: Settings, wait_s: float = 0.0) -> None:
             _bind(settings.host, settings.port)
         except OSError as error:
             if time.monotonic() < deadline:
-                time.sleep(LOOK_S)
+                time.sleep(RETRY_S)
                 continue
             raise SettingsError(
                 "PROFILES_PORT", f"cannot serve on {settings.host}:{settings.port}: {error.strerror}"
@@ -31,12 +32,12 @@ def require_free_port(settings: Settings, wait_s: float = 0.0) -> None:
         return
 
 
-def next_free_port(host: str, port: int, but: int = 0) -> int:
-    """The first free port from `port` on that is not `but`; `port` itself if there is none within a hundred."""
+def next_free_port(host: str, port: int, excluded: int = 0) -> int:
+    """The first free port from `port` on, except `excluded`; `port` itself if the next hundred are all taken."""
     for candidate in range(port, min(port + 100, 65_536)):
         with suppress(OSError):
             _bind(host, candidate)
-            if candidate != but:
+            if candidate != excluded:
                 return candidate
     return port
 

@@ -1,4 +1,4 @@
-"""`profiles rollout …`: how the challenger does, and moving it from stage to stage, as on the page /admin/rollout."""
+"""`profiles rollout`: show and change the stage of the challenger, as on the page /admin/rollout."""
 
 from __future__ import annotations
 
@@ -6,51 +6,44 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.cli.output import ACTOR, out, plain, print_json, run, settings_of_command
+from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, run, settings_of_command
 
 if TYPE_CHECKING:
     from app.bandit.rollout.stages import Move
     from app.bandit.rollout.status import IntervalView, RolloutStatus
 
-_reason = click.option("--reason", default="", help="Why, for the audit trail; no user's id.")
-_json = click.option("--json", "as_json", is_flag=True, help="For a program.")
-
 
 @click.group()
 def rollout() -> None:
-    """How the challenger does, and who is served by it.
+    """Show and change the stage of the challenger.
 
-    Limits, and whether there is a challenger, are taken from this command's settings: give it those of the service.
+    Run it with the settings of the service, which contain the limits and turn the challenger on or off.
     """
 
 
 @rollout.command()
-@_json
+@json_option
 def status(as_json: bool) -> None:
-    """Show stage, verdict and figures of the newest look."""
+    """Show the stage, the verdict and the newest figures."""
     _show(run(_work(None, "")), as_json)
 
 
 def _add_command(move: Move, text: str) -> None:
     @rollout.command(move, help=text)
-    @_reason
-    @_json
+    @reason_option
+    @json_option
     def command(reason: str, as_json: bool) -> None:
         _show(run(_work(move, reason)), as_json)
 
 
-_add_command("ramp", "One step more: 5 %, 25 %, 100 % of the users; once rolled back, the shadow anew.")
-_add_command("promote", "Let the challenger serve for good, once it serves every user and is shown to be better.")
-_add_command("rollback", "Let the champion serve every user again, at any stage.")
+_add_command("ramp", "Go one step up: 5 %, 25 %, 100 % of the users. After a rollback: back to the shadow stage.")
+_add_command("promote", "Let the challenger serve for good. It must serve all users already and be shown to be better.")
+_add_command("rollback", "Let the champion serve all users again. Possible at any stage.")
 
 
 async def _work(move: Move | None, reason: str) -> RolloutStatus:
     from app.bootstrap.service import open_service
-    from app.errors import InvalidInput, Issue
-    from app.operations.audit import reason_problem
 
-    if (wrong := reason_problem(reason)) is not None:
-        raise InvalidInput("the reason is not allowed", [Issue("--reason", wrong)])
     async with open_service(settings_of_command(), door="command") as service:
         controller = service.bandit.rollout
         if move is not None:
@@ -64,37 +57,32 @@ def _show(found: RolloutStatus, as_json: bool) -> None:
 
         print_json(msgspec.to_builtins(found))
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, text in _rows(found):
+    table = Table(Column(no_wrap=True), Column(), show_header=False)
+    for name, text in [*_standing(found), *_figures(found), *_guardrails(found), *_moves(found)]:
         table.add_row(name, plain(text))
     out().print(table)
-
-
-def _rows(found: RolloutStatus) -> list[tuple[str, str]]:
-    return [*_standing(found), *_figures(found), *_guardrails(found), *_moves(found)]
 
 
 def _standing(found: RolloutStatus) -> list[tuple[str, str]]:
     decisions = found.decisions
     over = found.stage in ("promoted", "rolled back")
-    looks = "no more looks" if over or found.challenger is None else f"next look at {decisions.next_look_at:,}"
+    looks = "no further look" if over or found.challenger is None else f"next look at {decisions.next_look_at:,}"
     verdict = f"{found.verdict.verdict}: {found.verdict.reason}"
     return [
         ("champion", found.champion),
         ("challenger", found.challenger or "none: PROFILES_SHADOW is 0"),
         ("stage", f"{found.stage}, the challenger serves {found.share if found.challenger else 0:.0%} of the users"),
         ("since", f"{found.changed_at or 'the beginning'}, by {found.changed_by}: {found.reason}"),
-        ("verdict", "none, the roll-out is over" if over else verdict),
+        ("verdict", "none: the roll-out is over" if over else verdict),
         (
             "decisions",
-            f"{decisions.evaluated:,} evaluated, {looks}; {decisions.waiting:,} wait; {decisions.unshadowed:,} without "
-            f"a shadow; {decisions.served_by_challenger:,} served by the challenger since the stage began",
+            f"{decisions.evaluated:,} evaluated, {looks}; {decisions.waiting:,} waiting; "
+            f"{decisions.unshadowed:,} without a shadow; "
+            f"{decisions.served_by_challenger:,} served by the challenger since the stage began",
         ),
-        ("learned about", f"{found.states.users:,} users, {found.states.to_grow:,} yet to grow"),
+        ("learned", f"{found.states.users:,} users, {found.states.to_grow:,} with an older spec"),
     ]
 
 
@@ -104,28 +92,28 @@ def _figures(found: RolloutStatus) -> list[tuple[str, str]]:
         return [("look", "none yet")]
     return [
         ("look", f"{figures.look}, {figures.made_at}: {figures.decisions:,} decisions of {figures.users:,} users"),
-        ("agreement", f"{figures.agreement:.1%} have the same first candidate under both"),
+        ("agreement", f"{figures.agreement:.1%} of the decisions rank the same candidate first"),
         ("IPS", f"{_interval(figures.ips)} reward per decision"),
         ("SNIPS", _interval(figures.snips)),
         ("doubly robust", _interval(figures.doubly_robust)),
         ("champion", _interval(figures.champion)),
-        ("lift", f"{_interval(figures.lift, '+')}; a loss of {found.margin:g} is accepted"),
+        ("lift", f"{_interval(figures.lift, '+')}; a loss of {found.margin:g} is allowed"),
         (
             "mean weight",
             f"{figures.mean_weight:.4f} ± {figures.mean_weight_error:.4f}; the champion's "
-            f"{figures.champion_mean_weight:.4f} ± {figures.champion_mean_weight_error:.4f}; 1 where all is right",
+            f"{figures.champion_mean_weight:.4f} ± {figures.champion_mean_weight_error:.4f}; expected 1",
         ),
         (
             "effective size",
             f"{figures.effective_sample_size:,.0f} decisions; "
             f"the champion's {figures.champion_effective_sample_size:,.0f}; "
-            f"{figures.effective_sample_size_needed:,.0f} needed of both",
+            f"{figures.effective_sample_size_needed:,.0f} needed for each",
         ),
     ]
 
 
 def _guardrails(found: RolloutStatus) -> list[tuple[str, str]]:
-    rails, few = found.guardrails, "too few to say"
+    rails, few = found.guardrails, "too few decisions"
     shown = rails.dismissals
     dismissed, longest, without = few, few, few
     if shown.more is not None:
@@ -135,17 +123,17 @@ def _guardrails(found: RolloutStatus) -> list[tuple[str, str]]:
         longest = f"{rails.p99_ms.value:,.0f} ms"
     if rails.no_profile.value is not None:
         without = f"{rails.no_profile.value:.1%}"
-    whose = "" if rails.p99_ms.judged else "; they are the champion's, so not judged"
+    whose = "" if rails.p99_ms.judged else "; these are the champion's and do not count"
     return [
-        ("dismissed", f"{dismissed}; {100 * shown.limit:g} points more are allowed"),
-        ("99 in 100", f"answers within: {longest}; {rails.p99_ms.limit:,.0f} ms are allowed{whose}"),
+        ("dismissed", f"{dismissed}; {100 * shown.limit:g} more points are allowed"),
+        ("p99 latency", f"{longest}; {rails.p99_ms.limit:,.0f} ms are allowed{whose}"),
         ("no profile", f"{without}; {rails.no_profile.limit:.1%} are allowed"),
         *(("broken", sentence) for sentence in rails.broken),
     ]
 
 
 def _moves(found: RolloutStatus) -> list[tuple[str, str]]:
-    return [(item.move, "allowed" if item.why_not is None else f"not now: {item.why_not}") for item in found.moves]
+    return [(item.move, "allowed" if item.why_not is None else f"not allowed: {item.why_not}") for item in found.moves]
 
 
 def _interval(found: IntervalView, sign: str = "") -> str:

@@ -12,19 +12,19 @@ from contextlib import contextmanager
 
 import click
 
-from app.cli.output import print_json, say, settings_from_environment
+from app.cli.common import json_option, print_json, say, settings_from_environment
 from app.cli.port import require_free_port
 
-PARENT_LOOK_S = 0.2
+PARENT_CHECK_S = 0.2
 PARENT_GRACE_S = 15.0
 
 
 @click.command()
 def up() -> None:
-    """Run everything on this machine: migrate, cache, queue, API, worker. Ctrl-C stops it.
+    """Run everything on this machine: cache, queue, API and worker. Ctrl-C stops it.
 
-    Needs nothing but Python. Where PROFILES_CACHE_URL and PROFILES_QUEUE_URL are not set, it starts two embedded
-    servers. A new database is filled with a demonstration set (PROFILES_DEMO=0 leaves it empty).
+    The database is migrated first; a new one is filled with a demonstration set, unless PROFILES_DEMO=0. Embedded
+    servers are started if PROFILES_CACHE_URL or PROFILES_QUEUE_URL is not set.
     """
     from app.cli.supervisor import supervise
 
@@ -32,25 +32,22 @@ def up() -> None:
 
 
 @click.command()
-@click.option("--with-parent", type=int, hidden=True, help="Stop when this process, which started us, is gone.")
+@click.option("--with-parent", type=int, hidden=True, help="Stop when this process is gone.")
 def serve(with_parent: int | None) -> None:
-    """Serve the HTTP API. More processes are more capacity."""
+    """Serve the HTTP API in one process. Start more processes for more capacity."""
     with _collector_off():
         from app.asgi import run
 
         _follow_parent(with_parent)
         settings = settings_from_environment()
-        settings.require_safe_binding()
-        settings.require_servers()
-        settings.require_whole_model()
         require_free_port(settings)
         run(settings)
 
 
 @click.command()
-@click.option("--with-parent", type=int, hidden=True, help="Stop when this process, which started us, is gone.")
+@click.option("--with-parent", type=int, hidden=True, help="Stop when this process is gone.")
 def worker(with_parent: int | None) -> None:
-    """Work on the queue: take in events, consume them, rebuild, sweep, prune."""
+    """Run a worker: consume events, rebuild, audit, prune."""
     from app.worker import run
 
     _follow_parent(with_parent)
@@ -58,26 +55,26 @@ def worker(with_parent: int | None) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@json_option
 def migrate(as_json: bool) -> None:
-    """Create the database, or bring it to this program's revision."""
-    from app.stores.sqlite.migrate import migrate as bring
+    """Create the database, or migrate it to this program's revision."""
+    from app.stores.sqlite.migrate import migrate as migrate_database
 
     settings = settings_from_environment()
-    before, after = bring(settings.database)
+    before, after = migrate_database(settings.database)
     if as_json:
         print_json({"database": str(settings.database), "from": before, "to": after})
     elif before == after:
-        say(f"{settings.database} is at revision {after} already")
+        say(f"{settings.database} is already at revision {after}")
     else:
         say(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
 
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """What is made while starting is there to stay: the cycle collector would look through it 160 times, in vain.
+    """Switch the cycle collector off during start: 160 collections of objects that stay took a sixth of its time.
 
-    That took a sixth of the start. `app.asgi.tune_collector` switches it on when the service is ready.
+    `app.asgi.tune_collector` switches it on when the service is ready.
     """
     gc.disable()
     try:
@@ -87,9 +84,9 @@ def _collector_off() -> Iterator[None]:
 
 
 def _follow_parent(parent: int | None) -> None:
-    """Stop, as on SIGTERM, when the process that started this one is gone (it may have been killed).
+    """Send ourselves SIGTERM when the parent process is gone, for example killed.
 
-    Its id is handed down: asked for here, it would be another's where the parent is gone already.
+    The parent passes its id on the command line, because `getppid()` would return another id if it is already gone.
     """
     if parent is None:
         return
@@ -97,9 +94,9 @@ def _follow_parent(parent: int | None) -> None:
     def watch() -> None:
         pause = threading.Event()
         while os.getppid() == parent:
-            pause.wait(PARENT_LOOK_S)
+            pause.wait(PARENT_CHECK_S)
         os.kill(os.getpid(), signal.SIGTERM)
         pause.wait(PARENT_GRACE_S)
-        os._exit(1)  # no parent is left to kill a process that ignores SIGTERM
+        os._exit(1)  # no parent is left to kill us if we do not stop
 
     threading.Thread(target=watch, daemon=True, name="follow-parent").start()

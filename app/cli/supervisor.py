@@ -1,7 +1,7 @@
-"""`profiles up`: two embedded servers, the API and a worker, kept running until Ctrl-C.
+"""`profiles up`: runs embedded servers, the API and a worker until Ctrl-C.
 
-Start order: lock, migrate, servers, demonstration set, children. The stop order is the reverse, so that every process
-stops before the servers it uses. Invariant: when `supervise` returns, nothing that it started is running.
+It starts in the order lock, migration, servers, demonstration set, children, and stops in the reverse order, so that
+every process stops before the servers that it uses. Invariant: when `supervise` returns, nothing it started is running.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pathlib import Path
 import click
 
 from app.cli.child import Child
-from app.cli.output import as_json_lines, fail, run, running_servers, say, with_running_servers
+from app.cli.common import as_json_lines, fail, run, running_servers, say, with_running_servers
 from app.cli.port import next_free_port, require_free_port
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.settings import PREFIX, Settings
 from app.stores.sqlite.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 
-LOOK_S = 0.1
+CHECK_S = 0.1
 CHILDREN_STOP_S = 20.0
 SERVER_RETRY_S = 2.0
 SOCKET_PATH_LIMIT = 100
@@ -37,21 +37,21 @@ CHILDREN = ("serve", "worker")
 
 
 def supervise(settings: Settings) -> int:
-    """Run until SIGINT, SIGTERM or SIGHUP (the terminal was closed); the exit code."""
+    """Run until SIGINT, SIGTERM or SIGHUP (the terminal was closed); return the exit code."""
     settings.require_safe_binding()
     settings.require_whole_model()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     with _only_one(settings.database.parent):
-        killed = running_servers(settings.database).exists()  # an earlier `up` was; its children are about to stop
+        killed = running_servers(settings.database).exists()  # an earlier `up` was killed; its children are stopping
         settings = _with_free_ports(settings, wait=killed)
         require_free_port(settings, CHILDREN_STOP_S if killed else 0)
         with_demo = settings.demo and not settings.database.exists()
         if not with_demo:
             migrate(settings.database)
         with _servers(settings) as (servers, cache_url, queue_url):
-            # Commands, the demonstration set among them, find the servers through this file and the environment.
+            # Children get the servers from the environment, commands from the file that `_announced` writes.
             environment = {
                 **os.environ,
                 PREFIX + "DATABASE": str(settings.database),
@@ -59,7 +59,7 @@ def supervise(settings: Settings) -> int:
                 PREFIX + "WORKER_METRICS_PORT": str(settings.worker_metrics_port),
                 PREFIX + "CACHE_URL": cache_url,
                 PREFIX + "QUEUE_URL": queue_url,
-                PREFIX + "DRAIN_S": "0",  # there is no balancer, and Ctrl-C must not take minutes
+                PREFIX + "DRAIN_S": "0",  # no balancer: Ctrl-C should stop at once
             }
             with _announced(settings.database, cache_url, queue_url):
                 if with_demo and not _load_demo(settings, stop):
@@ -68,17 +68,17 @@ def supervise(settings: Settings) -> int:
 
 
 def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
-    """The settings with other ports for those that are taken, unless a port is set: then it is that one or none.
+    """The settings with free ports instead of taken ones. A port that is set in the environment is not replaced.
 
-    With `wait` the children of an earlier `up` are about to free them.
+    With `wait`, none is replaced: the children of an earlier `up` are about to free them.
     """
 
-    def free(variable: str, port: int, but: int = 0) -> int:
+    def free(variable: str, port: int, excluded: int = 0) -> int:
         if wait or not port or PREFIX + variable in os.environ:
             return port
-        found = next_free_port(settings.host, port, but)
+        found = next_free_port(settings.host, port, excluded)
         if found != port:
-            say(f"port {port} is taken, so {PREFIX}{variable} is {found} for this run")
+            say(f"port {port} is taken; using {found} for {PREFIX}{variable}")
         return found
 
     served = replace(settings, port=free("PORT", settings.port))
@@ -93,15 +93,15 @@ def _keep_running(
     try:
         for child in children:
             child.start()
-        while not stop.wait(LOOK_S):
+        while not stop.wait(CHECK_S):
             for server in servers:
                 if not server.running():
-                    _start_again(server, stop)
-            codes = [found for child in children if (found := child.look()) is not None]
+                    _restart(server, stop)
+            codes = [found for child in children if (found := child.check()) is not None]
             if codes:
                 code = codes[0]
                 break
-            if not greeted and _answers(settings) and _worker_is_there(settings):
+            if not greeted and _api_answers(settings) and _worker_answers(settings):
                 greeted = True
                 _greet(settings)
     finally:
@@ -113,12 +113,11 @@ def _keep_running(
     return code
 
 
-def _start_again(server: EmbeddedServer, stop: threading.Event) -> None:
-    """Without it the service degrades; so a server that does not start is no reason to stop the rest."""
-    say(f"the embedded server on {server.socket_path.name} died; starting it again", level="warning")
+def _restart(server: EmbeddedServer, stop: threading.Event) -> None:
+    say(f"the embedded server on {server.socket_path.name} died; restarting it", level="warning")
     try:
         server.start()
-    except CacheUnavailable as error:
+    except CacheUnavailable as error:  # the service goes on without it, degraded
         fail(error)
         stop.wait(SERVER_RETRY_S)
 
@@ -134,29 +133,29 @@ def _only_one(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise Unavailable(f"`profiles up` runs already on {directory}") from error
+            raise Unavailable(f"`profiles up` is already running on {directory}") from error
         yield
 
 
 def _load_demo(settings: Settings, stop: threading.Event) -> bool:
-    """Make the database, which appears only with the whole demonstration set in it; whether it was not stopped."""
+    """Create the database with the demonstration set, under another name until it is complete. False if stopped."""
     from app.cli.change import load_demo
 
     say("loading the demonstration set: 1,000 users, 90 days ...")
     part = settings.database.with_name(settings.database.name + ".part")
-    _forget(part)
+    _delete(part)
     migrate(part)
     count = run(load_demo(with_running_servers(replace(settings, database=part)), 1_000, 90, 1, stop.is_set))
     if stop.is_set():
-        say("stopped; the next `profiles up` loads it from the beginning")
+        say("stopped; the next `profiles up` starts loading again")
         return False
     part.rename(settings.database)
-    _forget(part)
+    _delete(part)
     say(f"{count:,} events stored")
     return True
 
 
-def _forget(part: Path) -> None:
+def _delete(part: Path) -> None:
     for file in part.parent.iterdir():
         if file.name.startswith(part.name):
             file.unlink()
@@ -164,7 +163,7 @@ def _forget(part: Path) -> None:
 
 @contextmanager
 def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], str, str]]:
-    """Start what is not named in the settings; yields our servers and both URLs."""
+    """Start the servers that are not set; yield them, the URL of the cache and the URL of the queue."""
     directory = settings.database.parent.resolve() / "run"
     directory.mkdir(parents=True, exist_ok=True)
     with _socket_directory(directory) as sockets:
@@ -192,7 +191,7 @@ def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], str, st
 
 @contextmanager
 def _socket_directory(preferred: Path) -> Iterator[Path]:
-    """A socket's path must be short; where ours would not be, a temporary directory serves."""
+    """The `preferred` directory, or a temporary one if paths of sockets in it would exceed the system's limit."""
     if len(str(preferred / "cache.sock")) <= SOCKET_PATH_LIMIT:
         yield preferred
         return
@@ -210,7 +209,7 @@ def _announced(database: Path, cache_url: str, queue_url: str) -> Iterator[None]
         file.unlink(missing_ok=True)
 
 
-def _answers(settings: Settings) -> bool:
+def _api_answers(settings: Settings) -> bool:
     connection = http.client.HTTPConnection(settings.host, settings.port, timeout=1)
     with suppress(OSError, http.client.HTTPException), closing(connection):
         connection.request("GET", "/healthz")
@@ -218,8 +217,8 @@ def _answers(settings: Settings) -> bool:
     return False
 
 
-def _worker_is_there(settings: Settings) -> bool:
-    """Whether its metrics are served, so that another `up` which starts from now on sees every port that is taken."""
+def _worker_answers(settings: Settings) -> bool:
+    """Whether the worker serves its metrics, so that another `up` that starts now sees every taken port."""
     if not settings.worker_metrics_port:
         return True
     with suppress(OSError), closing(socket.create_connection((settings.host, settings.worker_metrics_port), 1)):
@@ -227,13 +226,9 @@ def _worker_is_there(settings: Settings) -> bool:
     return False
 
 
-def _base(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.port}"
-
-
 def _greet(settings: Settings) -> None:
-    base = _base(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = f"http://{host}:{settings.port}"
     if as_json_lines():
         say(f"Up. {base}")
         return
@@ -251,7 +246,7 @@ Up. Try, {intro}:
     "occurred_at": "'$(date -u +%Y-%m-%dT%H:%M:%SZ)'"}}'
   {curl} {base}/profiles/{user}
 
-  {base}/admin    the admins' pages
+  {base}/admin    pages for admins
   {base}/schema   the API        {base}/readyz   its state        Ctrl-C stops everything
 """,
         err=True,

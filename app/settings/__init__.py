@@ -1,8 +1,7 @@
-"""Every setting, read once from the environment, validated, immutable.
+"""All settings: environment variables, read and validated once at start, immutable.
 
-Each field of `Settings` is the setting `PROFILES_<FIELD>`; its metadata holds the parser and the text that the README
-and `profiles --help` show. A variable that starts with `PROFILES_` but is unknown is rejected: a typo must not pass
-for a default. This module must not know what the settings are for.
+Each field of `Settings` is the variable `PROFILES_<FIELD>`; its metadata holds the parser and a description. An unknown
+`PROFILES_…` variable is an error, so that a typo does not silently select a default.
 """
 
 from __future__ import annotations
@@ -31,68 +30,61 @@ MIN_DECISION_MARGIN_DAYS = 3
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
-    """`secret`: the value is, or may hold, a password or a key, and is not shown."""
+    """`secret`: the value may contain a password or a key, so errors and `repr` do not show it."""
     return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings. Build one with `Settings.from_environment`, or by keyword in a test."""
+    """Create one with `Settings.from_environment`, or by keyword in a test."""
 
     database: Path = _setting(Path("var/profiles.db"), parsers.path, "The SQLite file with the events.")
     features: str | None = _setting(
         None,
-        parsers.registry_source,
-        "Your own registry: package.module:NAME or /path/features.py:NAME; empty: the one that comes with the service.",
+        parsers.optional(parsers.registry_source),
+        "Your own registry: package.module:NAME or /path/features.py:NAME. Empty: the built-in registry.",
     )
     cache_url: str | None = _setting(
         None,
-        parsers.redis_url,
+        parsers.optional(parsers.redis_url),
         "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://.",
         secret=True,
     )
     queue_url: str | None = _setting(
         None,
-        parsers.redis_url,
+        parsers.optional(parsers.redis_url),
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
         secret=True,
     )
     queue_name: str = _setting(
-        "arq:queue",
-        parsers.queue_name,
-        "The queue on that server; services with different databases need one each.",
+        "arq:queue", parsers.queue_name, "The queue on that server; services with different databases need one each."
     )
-    host: str = _setting("127.0.0.1", parsers.host, "Address to serve on. Anything but loopback needs API keys.")
+    host: str = _setting("127.0.0.1", parsers.host, "Address to serve on. Any but loopback requires API keys.")
     port: int = _setting(8000, parsers.whole(1, 65535), "Port to serve on.")
     root_path: str = _setting(
-        "",
-        parsers.root_path,
-        "The path under which a proxy in front shows the service, as /profiles; the proxy may strip it or pass it on.",
+        "", parsers.root_path, "The path under which a proxy serves this service, such as /profiles, stripped or not."
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         (),
         parsers.networks,
-        "Comma-separated addresses or networks of proxies whose X-Forwarded-For, -Proto, -Host, -Prefix are believed.",
+        "Comma-separated addresses or networks of proxies whose X-Forwarded-For, -Proto, -Host and -Prefix count.",
     )
     api_keys: tuple[ApiKey, ...] = _setting(
-        (),
-        parsers.api_keys,
-        "Comma-separated name:scope+scope:sha256hex; make one with `profiles keys new`.",
-        secret=True,
+        (), parsers.api_keys, "Comma-separated name:scope+scope:sha256hex; `profiles keys new` makes one.", secret=True
     )
     rate_limit: int = _setting(
-        0, parsers.whole(0, 1_000_000), "Requests a second of each key, for a process; 0: no limit."
+        0, parsers.whole(0, 1_000_000), "Requests per second that each key may send to one process; 0: no limit."
     )
     rate_burst: int = _setting(
-        0, parsers.whole(0, 1_000_000), "Requests of a key at once, after a pause; 0: as in a second."
+        0, parsers.whole(0, 1_000_000), "Requests that a key may send at once after a pause; 0: as many as per second."
     )
     drain_s: int = _setting(
-        0, parsers.whole(0, 300), "Seconds for which /readyz says `stopping` before an API process stops."
+        0, parsers.whole(0, 300), "Seconds that an API process serves on after SIGTERM while /readyz says `stopping`."
     )
     keep_alive_s: int = _setting(
         75,
         parsers.whole(1, 3_600),
-        "Seconds before an idle connection is closed; more than the balancer in front keeps its own.",
+        "Seconds before an idle connection is closed. Set it higher than the timeout of the balancer in front.",
     )
     session_hours: int = _setting(
         12, parsers.whole(1, 720), "Hours that an admin stays signed in to the pages under /admin."
@@ -101,91 +93,77 @@ class Settings:
         180, parsers.whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
     )
     decision_retention_days: int = _setting(
-        180,
-        parsers.whole(1, 36500),
-        "Days that decisions of /score are kept; at least the reward window + 3.",
+        180, parsers.whole(1, 36500), "Days that decisions of /score are kept; at least the reward window + 3."
     )
     rewards: tuple[tuple[str, float], ...] = _setting(
-        (), parsers.rewards, "Rewards other than the actions' own: outcome=reward, 0 to 1; none: no feedback."
+        (), parsers.rewards, "Overrides the rewards of actions: outcome=reward, 0 to 1. Outcome `none`: no feedback."
     )
     reward_window_hours: int = _setting(
-        24, parsers.whole(1, 720), "Hours after a tip was served in which its feedback is learned."
+        24, parsers.whole(1, 720), "Hours after serving a tip in which feedback counts for learning."
     )
-    shadow: bool = _setting(
-        True, parsers.switch, "1: the challenger scores every decision in the shadow; 0: there is none."
-    )
+    shadow: bool = _setting(True, parsers.switch, "1: the challenger scores every decision as a shadow; 0: it is off.")
     rollout_margin: float = _setting(
-        0.02, parsers.share, "Reward a decision, 0 to 1, that the challenger may cost and still be ramped."
+        0.02, parsers.share, "The loss of reward per decision, 0 to 1, with which a challenger may still be ramped."
     )
     rollout_guardrails: RolloutRails = _setting(
         RolloutRails(),
         parsers.rollout_rails,
-        "What rolls a ramped challenger back: dismissed more, p99 of answers in ms, share without a profile.",
+        "Roll a ramped challenger back beyond these: more dismissals, p99 latency in ms, share without a profile.",
     )
     log_format: Literal["console", "json"] = _setting("console", parsers.choice("console", "json"), "console or json.")
     log_level: str = _setting(
         "info", parsers.choice("debug", "info", "warning", "error"), "debug, info, warning or error."
     )
     cache_timeout_ms: int = _setting(
-        100,
-        parsers.whole(5, 60_000),
-        "Milliseconds before a cache command counts as failed and a read goes on without.",
+        100, parsers.whole(5, 60_000), "Milliseconds before a cache command fails and a read goes on without the cache."
     )
     lease_ms: int = _setting(
-        5_000, parsers.whole(50, 600_000), "Milliseconds a reader may take between its token and its fill."
+        5_000, parsers.whole(50, 600_000), "Milliseconds that a reader has between taking its token and its fill."
     )
     statement_timeout_ms: int = _setting(
         2_000,
         parsers.whole(50, 600_000),
-        "Milliseconds a statement that computes features may run; a feature that takes longer is answered as null.",
+        "Milliseconds that a statement computing features may run. A feature that takes longer is served as null.",
     )
-    readers: int = _setting(2, parsers.whole(1, 64), "SQLite read connections, a thread each.")
+    readers: int = _setting(2, parsers.whole(1, 64), "SQLite connections for reading, with a thread each.")
     near_users: int = _setting(
-        10_000,
-        parsers.whole(0, 10_000_000),
-        "Users whose profiles an API process keeps in its own memory; 0: none.",
+        10_000, parsers.whole(0, 10_000_000), "Users in the local cache of an API process; 0: no local cache."
     )
     audit_users: int = _setting(
         5,
         parsers.whole(0, 1_000),
-        "Users a second whose cached profile a worker checks after an event, thrice; 0: none.",
+        "Users per second whose cached profile a worker checks three times after an event; 0: none.",
     )
     worker_metrics_port: int = _setting(
-        8001,
-        parsers.whole(0, 65535),
-        "Port on which the worker serves its metrics, on PROFILES_HOST; 0 serves none.",
+        8001, parsers.whole(0, 65535), "Port on PROFILES_HOST for the worker's metrics; 0: not served."
     )
     embedded_cache_mb: int = _setting(
-        256, parsers.whole(1, 1_000_000), "Memory limit of the embedded cache that `profiles up` starts, in MiB."
+        256, parsers.whole(1, 1_000_000), "Memory limit in MiB of the embedded cache that `profiles up` starts."
     )
     model_url: str | None = _setting(
         None,
-        parsers.model_url,
-        "Base URL of an OpenAI-compatible endpoint that words tips, as https://host/v1; without one templates do.",
+        parsers.optional(parsers.model_url),
+        "Base URL of an OpenAI-compatible endpoint that writes tips, such as https://host/v1. Empty: templates.",
         secret=True,
     )
-    model: str | None = _setting(None, parsers.model_name, "The model that is asked for there.", secret=True)
+    model: str | None = _setting(
+        None, parsers.optional(parsers.model_name), "The name of the model at that endpoint.", secret=True
+    )
     model_key: str | None = _setting(
-        None, parsers.secret, "The key that is sent there, where it wants one.", secret=True
+        None, parsers.optional(parsers.secret), "The API key for that endpoint, if it needs one.", secret=True
     )
-    model_calls: int = _setting(16, parsers.whole(1, 1_000), "Calls of the model under way at once, for a process.")
-    demo: bool = _setting(
-        True, parsers.switch, "1 lets `profiles up` load the demonstration set into a new database; 0 not."
-    )
+    model_calls: int = _setting(16, parsers.whole(1, 1_000), "Concurrent calls of the model by one process.")
+    demo: bool = _setting(True, parsers.switch, "1: `profiles up` loads the demonstration set into a new database.")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read and check every setting.
-
-        Raises:
-            SettingsError: naming the first setting at fault, and what it allows.
-        """
+        """Read and validate all settings; raises `SettingsError` for the first invalid one."""
         environ = _own(os.environ if environ is None else environ)
         known = {variable(item): item for item in fields(cls)}
         for name in sorted(environ):
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(known)}"
+                hint = f"did you mean {close[0]}?" if close else f"known settings are {', '.join(known)}"
                 raise SettingsError(name, f"unknown setting; {hint}")
         values: dict[str, Any] = {}
         for name, item in known.items():
@@ -199,14 +177,14 @@ class Settings:
         return cls(**values)
 
     def require_retention(self, longest_window_ms: int) -> None:
-        """Raise `SettingsError` if a feature's window could reach into pruned history."""
+        """Raise `SettingsError` if pruning could delete events inside a feature's window."""
         window_days = -(-longest_window_ms // 86_400_000)
         least = window_days + MIN_RETENTION_MARGIN_DAYS
         if self.retention_days < least:
             raise SettingsError(
                 "PROFILES_RETENTION_DAYS",
-                f"must be at least {least}: the longest feature window is {window_days} days, "
-                f"and {MIN_RETENTION_MARGIN_DAYS} more are kept",
+                f"must be at least {least}: the longest feature window of {window_days} days plus a margin of "
+                f"{MIN_RETENTION_MARGIN_DAYS} days",
             )
 
     def require_decision_retention(self) -> None:
@@ -215,35 +193,33 @@ class Settings:
         if self.decision_retention_days < least:
             raise SettingsError(
                 "PROFILES_DECISION_RETENTION_DAYS",
-                f"must be at least {least}: the reward window is {self.reward_window_hours} hours, and "
-                f"{MIN_DECISION_MARGIN_DAYS} days more are kept",
+                f"must be at least {least}: the reward window of {self.reward_window_hours} hours plus a margin of "
+                f"{MIN_DECISION_MARGIN_DAYS} days",
             )
 
     def require_servers(self) -> None:
-        """Raise `SettingsError` if cache or queue is not set (only `profiles up` can do without)."""
+        """Raise `SettingsError` if cache or queue is not set."""
         for name, url in (("PROFILES_CACHE_URL", self.cache_url), ("PROFILES_QUEUE_URL", self.queue_url)):
             if url is None:
-                raise SettingsError(
-                    name,
-                    "must be set, for instance redis://127.0.0.1:6379/0; only `profiles up` starts its own servers",
-                )
+                example = "redis://127.0.0.1:6379/0"
+                raise SettingsError(name, f"must be set, such as {example}; only `profiles up` starts its own servers")
 
     def require_whole_model(self) -> None:
-        """Raise `SettingsError` if only a part of the model's address, name and key is set."""
+        """Raise `SettingsError` if the model's URL and name are not both set, or a key is set without them."""
         if self.model_url is None and (self.model is not None or self.model_key is not None):
-            raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is")
+            raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is set")
         if self.model_url is not None and self.model is None:
-            raise SettingsError("PROFILES_MODEL", "must name a model if PROFILES_MODEL_URL is set")
+            raise SettingsError("PROFILES_MODEL", "must name a model, because PROFILES_MODEL_URL is set")
 
     def require_safe_binding(self) -> None:
-        """Raise `SettingsError` if other machines could reach the service without a key."""
+        """Raise `SettingsError` if other machines could reach the service, and no keys are set."""
         if self.api_keys or (is_loopback(self.host) and not self.trusted_proxies):
             return
         cause = "PROFILES_TRUSTED_PROXIES is set" if is_loopback(self.host) else f"PROFILES_HOST is {self.host}"
         raise SettingsError(
             "PROFILES_API_KEYS",
-            f"must hold at least one key when {cause}: without keys the service serves only on a loopback address, and "
-            "to this machine (make a key with `profiles keys new`)",
+            f"must hold at least one key when {cause}: without keys the service binds only to a loopback address and "
+            "trusts no proxy (`profiles keys new` makes a key)",
         )
 
 
@@ -253,7 +229,7 @@ def variable(item: Field[Any]) -> str:
 
 
 def described() -> list[tuple[str, str, str]]:
-    """(variable, default as text, explanation) of every setting, in the order of declaration."""
+    """(variable, default as text, description) of every setting, in the order of declaration."""
     rows: list[tuple[str, str, str]] = []
     for item in fields(Settings):
         default = item.default
@@ -263,7 +239,7 @@ def described() -> list[tuple[str, str, str]]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Whether `host` is `localhost` or a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -273,15 +249,15 @@ def is_loopback(host: str) -> bool:
 
 
 def hash_key(key: str) -> bytes:
-    """SHA-256 of an API key, as the settings store it."""
+    """The SHA-256 of an API key, as in `ApiKey.sha256`."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def _own(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are meant for this service.
+    """The `PROFILES_…` variables, without those that Kubernetes adds.
 
-    Kubernetes gives every pod the addresses of the Services in its namespace: of one named `profiles` as PROFILES_PORT,
-    PROFILES_SERVICE_HOST and so on.
+    Kubernetes gives every pod the addresses of the Services in its namespace. For a Service named `profiles` it sets
+    PROFILES_PORT, PROFILES_SERVICE_HOST and so on.
     """
     own = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
     if "KUBERNETES_SERVICE_HOST" not in environ:

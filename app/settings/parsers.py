@@ -1,6 +1,6 @@
-"""What a setting's text may be: parsers from the environment's strings to values.
+"""Parsers of the settings' values.
 
-Each raises `ValueError` with what is allowed, and never with what was given where that may be a secret.
+Each raises `ValueError` that says what is allowed. The message never contains a value that may be secret.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from typing import TypeVar
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+Parsed = TypeVar("Parsed")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
 _URL_OPTIONS = ("db", "sentinel", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -19,7 +21,7 @@ _URL_OPTIONS = ("db", "sentinel", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as the service knows it: never the key itself, only its SHA-256 (32 bytes)."""
+    """An API key as the settings hold it: its SHA-256 (32 bytes), never the key itself."""
 
     name: str
     scopes: frozenset[str]
@@ -28,8 +30,10 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRails:
-    """What a roll-out tolerates: `dismissed` more, as a share of all decisions; the time of 99 in 100 answers; a share
-    of decisions without a profile."""
+    """Limits that roll a ramped challenger back.
+
+    `dismissed`: additional dismissals, as a share of all decisions. `no_profile`: the share of decisions without one.
+    """
 
     dismissed: float = 0.03
     p99_ms: float = 100.0
@@ -39,8 +43,13 @@ class RolloutRails:
         return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
 
 
+def optional(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed | None]:
+    """A parser that returns None for an empty value."""
+    return lambda value: parse(value) if value else None
+
+
 def path(value: str) -> Path:
-    """A file path. `~` is the home directory, and a symbolic link counts as the file that it leads to."""
+    """A file path. `~` is expanded and a symbolic link resolved."""
     if not value or "\0" in value:
         raise ValueError("must be a file path")
     if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", value):
@@ -49,14 +58,12 @@ def path(value: str) -> Path:
         found = Path(value).expanduser()
     except RuntimeError as error:
         raise ValueError(f"must be a file path: {error}") from None
-    # SQLite keeps its log beside the file itself, not beside the link.
+    # SQLite places its log beside the target of a link, not beside the link.
     return found.resolve() if found.is_symlink() else found
 
 
-def registry_source(value: str) -> str | None:
-    """Where a registry is: a module or a file of Python, and a name in it; empty is none."""
-    if value == "":
-        return None
+def registry_source(value: str) -> str:
+    """A module or a Python file, and a name in it."""
     place, _, name = value.rpartition(":")
     module = all(part.isidentifier() for part in place.split("."))
     if not name.isidentifier() or not (module or (place.endswith(".py") and "\0" not in place)):
@@ -65,7 +72,7 @@ def registry_source(value: str) -> str | None:
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """A whole number within these bounds."""
+    """A whole number from `low` to `high`."""
 
     def parse(value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
@@ -76,7 +83,6 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
-    """One of these words."""
 
     def parse(value: str) -> str:
         if value not in allowed:
@@ -87,30 +93,33 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def switch(value: str) -> bool:
-    """0 or 1."""
     if value not in ("0", "1"):
         raise ValueError("must be 0 or 1")
     return value == "1"
 
 
-def redis_url(value: str) -> str | None:
-    """An address of a Redis or Valkey; empty is none."""
-    if value == "":
-        return None
+def _split_url(value: str, example: str) -> SplitResult:
     try:
         parts = urlsplit(value)
-        port = parts.port
+        if parts.port != 0:  # raises `ValueError`, too
+            return parts
     except ValueError:
-        raise ValueError("must be a URL with a port from 1 to 65535, as redis://host:6379/0") from None
+        pass
+    raise ValueError(f"must be a URL with a port from 1 to 65535, such as {example}")
+
+
+def redis_url(value: str) -> str:
+    """A URL of Redis or Valkey."""
+    parts = _split_url(value, "redis://host:6379/0")
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must start with redis://, rediss:// or unix://")
     if parts.scheme == "unix":
         if not parts.path:
             raise ValueError("must name a socket: unix:///path/to/socket")
-    elif not parts.hostname or port == 0 or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
+    elif not parts.hostname or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
         raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
     for name, given in parse_qsl(parts.query, keep_blank_values=True):
-        # The others change what the service relies on, as timeouts and encodings, or make TLS worthless.
+        # Other options would change timeouts and encodings that the service relies on, or weaken TLS.
         if name not in _URL_OPTIONS or not given:
             known = ", ".join(_URL_OPTIONS)
             raise ValueError(f"the option {name!r} is not allowed, or has no value; allowed are {known}")
@@ -120,71 +129,61 @@ def redis_url(value: str) -> str | None:
 
 
 def queue_name(value: str) -> str:
-    """The name of a queue, which becomes a part of keys."""
     if not re.fullmatch(r"[A-Za-z0-9:_.\-]{1,100}", value):
         raise ValueError("must be 1 to 100 of A-Z a-z 0-9 : _ . -")
     return value
 
 
-def model_url(value: str) -> str | None:
-    """The base address of a chat-completions endpoint, without a slash at its end, or the whole one; empty is none."""
-    if value == "":
-        return None
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        raise ValueError("must be a URL with a port from 1 to 65535, as https://host/v1") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError("must start with http:// or https:// and name a host, as https://host/v1")
+def model_url(value: str) -> str:
+    """The base URL of a chat-completions endpoint. A trailing `/chat/completions` is removed."""
+    parts = _split_url(value, "https://host/v1")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must start with http:// or https:// and name a host, such as https://host/v1")
     if "@" in parts.netloc:
-        raise ValueError("must hold no user and no password; the key belongs into PROFILES_MODEL_KEY")
+        raise ValueError("must not contain a user or a password; set the key in PROFILES_MODEL_KEY")
     if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise ValueError("must end with its path, as https://host/v1; no query, no fragment, nothing but ASCII")
+        raise ValueError("must be ASCII without a query or a fragment, such as https://host/v1")
     return value.rstrip("/").removesuffix("/chat/completions")
 
 
-def model_name(value: str) -> str | None:
-    """A model's name, as its endpoint knows it; empty is none."""
-    if value and not re.fullmatch(r"[\x21-\x7e]{1,200}", value):
+def model_name(value: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{1,200}", value):
         raise ValueError("must be 1 to 200 ASCII characters without spaces")
-    return value or None
+    return value
 
 
-def secret(value: str) -> str | None:
-    """What may stand in a header; empty is none. The message does not show it."""
-    if value and not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
-        raise ValueError("must be ASCII without spaces, as a header holds it")
-    return value or None
+def secret(value: str) -> str:
+    """A value that can be sent in an HTTP header."""
+    if not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
+        raise ValueError("must be 1 to 4096 ASCII characters without spaces")
+    return value
 
 
 def host(value: str) -> str:
-    """An address or a host name, as a socket takes it."""
     if not re.fullmatch(r"[0-9A-Za-z.:\-]{1,253}", value):
         raise ValueError("must be an address or a host name")
     return value
 
 
 def root_path(value: str) -> str:
-    """A path without a slash at its end; empty where the service is at the root."""
+    """A path, returned without a trailing slash; empty for the root."""
     if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.~\-]+)*/?", value):
-        raise ValueError("must be a path, as /profiles: A-Z a-z 0-9 _ . ~ - after each slash")
+        raise ValueError("must be a path such as /profiles: after each slash A-Z a-z 0-9 _ . ~ -")
     return value.removesuffix("/")
 
 
 def networks(value: str) -> tuple[Network, ...]:
     """Comma-separated addresses and networks."""
-    items = filter(None, (part.strip() for part in value.split(",")))
     try:
-        return tuple(ipaddress.ip_network(item) for item in items)
+        return tuple(ipaddress.ip_network(item) for item in _items(value))
     except ValueError as error:
-        raise ValueError(f"must be addresses or networks, as 127.0.0.1,10.0.0.0/8: {error}") from None
+        raise ValueError(f"must be addresses or networks, such as 127.0.0.1,10.0.0.0/8: {error}") from None
 
 
 def api_keys(value: str) -> tuple[ApiKey, ...]:
-    """Comma-separated `name:scope+scope:sha256hex`. Messages show no more of a key than its name."""
+    """Comma-separated `name:scope+scope:sha256hex`. Error messages show only the name of a key."""
     keys: list[ApiKey] = []
-    for number, item in enumerate(filter(None, (part.strip() for part in value.split(","))), start=1):
+    for number, item in enumerate(_items(value), start=1):
         parts = item.split(":")
         if len(parts) != 3:
             raise ValueError(f"key {number} must be name:scope+scope:sha256hex")
@@ -192,31 +191,35 @@ def api_keys(value: str) -> tuple[ApiKey, ...]:
         if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", name):
             raise ValueError(f"key {number}: the name must be 1 to 64 of A-Z a-z 0-9 _ . -")
         if not set(scopes.split("+")) <= set(SCOPES):
-            # Not shown: it may be the key itself, in the wrong place.
+            # The value is not shown, because it may be the key itself in the wrong place.
             raise ValueError(f"key {name}: unknown scope; allowed are {', '.join(SCOPES)}, joined by +")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ValueError(f"key {name}: the last part must be a SHA-256 in 64 lower-case hex digits")
+            raise ValueError(f"key {name}: the last part must be a SHA-256 as 64 lower-case hex digits")
         if any(key.name == name for key in keys):
-            raise ValueError(f"key {name}: the name repeats")
+            raise ValueError(f"key {name}: the name is used twice; give each key its own name")
         if any(key.sha256.hex() == digest for key in keys):
-            raise ValueError(f"key {name}: the same key under another name; give each its own")
+            raise ValueError(f"key {name}: another name has the same key; make one with `profiles keys new`")
         keys.append(ApiKey(name, frozenset(scopes.split("+")), bytes.fromhex(digest)))
     return tuple(keys)
 
 
+def _items(value: str) -> Iterator[str]:
+    return filter(None, (part.strip() for part in value.split(",")))
+
+
 def _assignments(value: str) -> Iterator[tuple[str, str]]:
-    """Comma-separated `name=text`, each name once."""
+    """Comma-separated `name=text`; a name may occur once."""
     named: set[str] = set()
-    for part in filter(None, (part.strip() for part in value.split(","))):
+    for part in _items(value):
         name, _, text = part.partition("=")
         if name in named:
-            raise ValueError(f"{name} is named twice")
+            raise ValueError(f"{name} is given twice")
         named.add(name)
         yield name, text
 
 
 def rewards(value: str) -> tuple[tuple[str, float], ...]:
-    """Comma-separated `outcome=reward`. `app.bandit.learning.rewards` knows the outcomes and checks their names."""
+    """Comma-separated `outcome=reward`. `app.bandit.learning.rewards` checks the names of the outcomes."""
     given: list[tuple[str, float]] = []
     for name, text in _assignments(value):
         try:
@@ -227,14 +230,13 @@ def rewards(value: str) -> tuple[tuple[str, float], ...]:
 
 
 def share(value: str) -> float:
-    """A number from 0 to 1."""
     if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", value) or not float(value) <= 1:
         raise ValueError("must be a number from 0 to 1")
     return float(value)
 
 
 def rollout_rails(value: str) -> RolloutRails:
-    """Comma-separated `guardrail=limit`; what is not named keeps its default."""
+    """Comma-separated `guardrail=limit`; other guardrails keep their defaults."""
     names = [item.name for item in fields(RolloutRails)]
     given: dict[str, float] = {}
     for name, text in _assignments(value):

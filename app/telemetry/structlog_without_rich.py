@@ -1,7 +1,7 @@
-"""structlog, imported as if rich were not installed.
+"""Imports structlog as if rich were not installed.
 
-structlog draws tracebacks with rich where there is one. Ours are plain on purpose (`app.telemetry`), and importing rich
-took a tenth of the start of a process that then never used it. Invariant: structlog is imported from here alone.
+structlog imports rich, if present, to format tracebacks. Ours are plain (`app.telemetry.logs`), and importing rich took
+a tenth of a process's start. Invariant: only this module imports structlog itself.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import sys
 from types import ModuleType
 from typing import cast
 
-_NONE = cast(ModuleType, None)  # in `sys.modules` that is Python's way to say: there is no such module
+_NONE = cast(ModuleType, None)  # None in `sys.modules` makes an import fail with ImportError
 _before = sys.modules.get("rich")
 sys.modules["rich"] = _NONE
 try:
-    import structlog  # noqa: TID251  # the one place
+    import structlog  # noqa: TID251  # the only import
 finally:
     if _before is None:
-        del sys.modules["rich"]  # the command line draws with it
+        del sys.modules["rich"]  # so that the command line can import it
     else:
         sys.modules["rich"] = _before
 

@@ -74,7 +74,7 @@ async def test_error_is_a_page_when_a_browser_asks_and_a_problem_otherwise(site:
     async with visiting(browser, site) as visitor:
         await visitor.go("/admin/nowhere", 404)
         await visitor.assert_sound()
-        assert "nothing at this path" in await visitor.text()
+        assert "No page or route has this path" in await visitor.text()
     problem(await site.client.get("/admin/nowhere"), 404)
     problem(await site.client.get("/nowhere", headers=HTML), 404)
 
@@ -92,7 +92,7 @@ async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live)
     for url in ("/admin/users/ada/rebuild", "/admin/sign-in"):
         for sent in ("", "csrf_token=", "csrf_token=" + "0" * 64, "csrf_token=%C3%A9"):
             body = problem(await site.client.post(url, content=sent, headers=form), 403)
-            assert "load its page again" in body["detail"]
+            assert "reload the page" in body["detail"]
     signed_in = {"Cookie": f"{keyed.cookie_name}={await session_cookie(keyed)}"}
     problem(await keyed.client.post("/admin/users/ada/rebuild", headers=signed_in), 403)
     problem(await keyed.client.delete("/admin/users/ada", headers=signed_in), 403)
@@ -142,7 +142,7 @@ async def test_nobody_is_signed_out_when_another_sites_page_sends_a_form(keyed: 
         await visitor.page.route(f"{elsewhere}/", lambda route: route.fulfill(body=page, content_type="text/html"))
         await visitor.page.goto(f"{elsewhere}/")
         await visitor.page.evaluate("document.forms[0].submit()")
-        await expect(visitor.page.get_by_text("A page of another site sent this")).to_be_visible()
+        await expect(visitor.page.get_by_text("sent by a page of another site")).to_be_visible()
         await visitor.go("/admin/users/ada")
         await expect(visitor.page.get_by_role("button", name="Sign out")).to_be_visible()
         visitor.elsewhere.clear()

@@ -24,7 +24,7 @@ def fuzz_requests(callers: Sequence[str], examples: int, seed: int) -> list[str]
     for caller in callers:
         with running_service() as service:
             report = check(service.url, KEYS.get(caller), examples=examples, seed=seed, ids=service.ids)
-            defects = service.log().count("unexpected_error") + service.log().count("hit_path_failed")
+            defects = service.log().count("unexpected_error") + service.log().count("fast_path_failed")
         cases += report.cases
         found += [f"{caller}: {finding}" for finding in report.findings]
         if defects:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from app.api.middleware.edge import _refusal
+from app.api.middleware.edge import _rejection
 from app.api.middleware.fast_path import _PATH
 from app.api.request_parsing import known_ms, moment_ms
 from app.errors import InvalidInput, Undecodable
@@ -117,7 +117,7 @@ def _check_path(user: str) -> None:
     raw_path = b"/profiles/" + quote(user, safe="").encode()
     scope: Any = {"path": "", "raw_path": raw_path, "query_string": b"", "headers": []}
     scope["path"] = raw_path.decode()
-    assert _refusal(scope) is None
+    assert _rejection(scope) is None
     assert scope["path"] == f"/profiles/{user}"
     plain = _PATH(raw_path)
     assert plain is None or plain[1].decode() == user
@@ -128,7 +128,7 @@ def paths(raw: bytes) -> None:
     scope: Any = {"path": "/", "raw_path": b"/profiles/" + raw, "query_string": raw, "headers": []}
     with suppress(UnicodeDecodeError):
         scope["path"] = (b"/profiles/" + raw.partition(b"?")[0]).decode()
-        refusal = _refusal(scope)
+        refusal = _rejection(scope)
         assert refusal is None or refusal[0] in (400, 404, 422)
         plain = _PATH(scope["raw_path"])
         if plain is not None:

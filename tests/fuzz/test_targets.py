@@ -59,7 +59,7 @@ def broken_problem(value: str) -> None:
         ("ids", "id_problem", broken_problem, b"a/b\n"),
         ("events", "decode_json", lambda raw: {}[raw], b"[]"),
         ("events", "digest", lambda event: next(TURNS), msgspec.json.encode(served("ada"))),
-        ("paths", "_refusal", lambda scope: (500, "x"), b"ada"),
+        ("paths", "_rejection", lambda scope: (500, "x"), b"ada"),
         ("moments", "moment_ms", lambda text, name: next(TURNS), b"x"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from app.cli.output import exit_code, fail
+from app.cli.common import exit_code, fail
 from app.errors import ProfilesError
 from app.features.events import LoggedEvent
 from app.settings import Settings

@@ -158,7 +158,7 @@ def test_a_second_one_refuses_when_one_runs_in_the_same_directory(programs: Prog
 
     second = up(programs, free_port())
     assert second.wait() == 4
-    assert "`profiles up` runs already on var" in second.output
+    assert "`profiles up` is already running on var" in second.output
     assert len(first.family()) == FAMILY
     assert not bindable(port)
 
@@ -193,7 +193,7 @@ def test_each_has_ports_of_its_own_when_none_is_set(programs: Programs, tmp_path
         assert found is not None
         started.append((program, int(found[1])))
     assert started[0][1] != started[1][1]
-    assert "is taken, so PROFILES_PORT is" in started[1][0].output
+    assert "for PROFILES_PORT" in started[1][0].output
     for program, port in started:
         assert httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).status_code == 200
         assert program.stop() == 0

@@ -30,10 +30,11 @@ from app.api.admin.schemas import (
 from app.api.admin.user_development import chart_context, user_development
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
-from app.api.openapi.document import ProfileAnswer, UserId, problems
+from app.api.openapi.document import UserId, problems
 from app.api.openapi.parameters import ID_PREFIX
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids, prefix_of
+from app.api.schemas import ProfileAnswer
 from app.events.ports import Holdings, TracedEvent
 from app.features.clock import rfc3339, to_ms
 from app.features.events import subject_of

@@ -1,1 +1,1 @@
-"""API keys, sessions and forms."""
+"""API keys, sessions of the admin pages, and HTML forms."""

@@ -1,12 +1,12 @@
-"""API keys and scopes, and who is let in.
+"""Authentication by API key or session cookie, authorization by scope, and protection against cross-site requests.
 
-A key is known only by its SHA-256. Every configured digest is compared, in constant time, so the time taken tells
-nothing about which one was near. Without any key everyone may do everything; settings allow that on loopback only.
-An admin's browser sends a session cookie instead of a key (`app.api.auth.sessions`).
+The service stores only the SHA-256 of a key. A key is compared with every configured digest, in constant time, so that
+the response time reveals nothing about the digests. Without configured keys every caller has every scope; the settings
+allow that only on a loopback address. An admin's browser sends a session cookie instead of a key
+(`app.api.auth.sessions`).
 
-Invariant: no request changes anything by a cookie alone, or because the browser runs on this machine. A form carries
-the token of its session, any other request of a session carries it in a header, and cross-site requests are rejected. A
-host name that resolves to this machine does not make a site trusted.
+Invariant: a cookie alone, or a browser on this machine, authorizes no change. A form carries the token of its session,
+any other request of a session carries it in a header, and cross-site requests are rejected.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from app.settings import hash_key, is_loopback
 from app.settings.parsers import ApiKey
 
 HEADER = "x-api-key"
-TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # its name
+TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # the name of a header, not a secret
 MAX_KEY_LENGTH = 512
 _PORT = re.compile(r":[0-9]+$")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Caller(NamedTuple):
-    """Who asks: the key's name, and what it may do."""
+    """The name and the scopes of the key that a request came with."""
 
     name: str
     scopes: frozenset[str]
@@ -45,31 +45,27 @@ ANYONE = Caller("anyone", frozenset({"read", "write", "admin"}))
 
 
 class Authenticator:
-    """Tells callers by their key."""
+    """Finds the caller that a key belongs to. `ANYONE` is every caller if no keys are configured."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = tuple((key.sha256, _caller(key)) for key in keys)
 
     @property
     def keyless(self) -> bool:
-        """Whether everyone may do everything."""
+        """Whether no keys are configured, so that every caller has every scope."""
         return not self._keys
 
     def caller(self, key: str | None) -> Caller:
-        """Who this key belongs to.
-
-        Raises:
-            Unauthenticated: there is none, or it is not known.
-        """
-        found = self._found(key)
+        """The caller that a key belongs to; raises `Unauthenticated` if there is no key or it is unknown."""
+        found = self._find(key)
         if found is None:
             if key is None:
-                raise Unauthenticated("this service needs a key: send it in the header X-API-Key")
-            raise Unauthenticated("the key in X-API-Key is not known")
+                raise Unauthenticated("no API key: send one in the header X-API-Key")
+            raise Unauthenticated("unknown API key in the header X-API-Key")
         return found
 
     def require(self, key: str | None, scope: str) -> Caller:
-        """The caller, who has `scope`; raises `Unauthenticated` or `Forbidden`."""
+        """As `caller`; raises `Forbidden` if the key lacks the scope."""
         caller = self.caller(key)
         if scope not in caller.scopes:
             raise Forbidden(f"key {caller.name!r} lacks the scope {scope}")
@@ -77,19 +73,19 @@ class Authenticator:
 
     def grants(self, key: str | None, scope: str) -> bool:
         """Whether `require` would return."""
-        found = self._found(key)
-        return found is not None and scope in found.scopes
+        caller = self._find(key)
+        return caller is not None and scope in caller.scopes
 
     def named(self, name: str) -> Caller | None:
-        """The caller whose key has that name; for sessions, which have shown it already."""
+        """The caller by the name of its key. Only for sessions, which proved the key at sign-in."""
         return next((caller for _, caller in self._keys if caller.name == name), None)
 
     def name_of(self, key: str) -> str | None:
-        """The name of the key, where it is one that is known."""
-        found = self._found(key)
-        return found.name if found is not None and found is not ANYONE else None
+        """The name of a configured key; None for any other."""
+        caller = self._find(key)
+        return caller.name if caller is not None and caller is not ANYONE else None
 
-    def _found(self, key: str | None) -> Caller | None:
+    def _find(self, key: str | None) -> Caller | None:
         if not self._keys:
             return ANYONE
         if key is None:
@@ -107,17 +103,20 @@ def _caller(key: ApiKey) -> Caller:
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar's guard: the scope that a route names in its `opt` is required. `form`: it takes a form from anybody."""
+    """Litestar guard: require the scope that a route names in `opt`, and reject forged changes.
+
+    A route with `opt["form"]` and no scope (sign-in) accepts a form from any caller, with the token of its session.
+    """
     scope = handler.opt.get("scope")
     if scope is None and not handler.opt.get("form"):
         return
     changes = connection.scope["method"] not in _SAFE  # type: ignore[typeddict-item]  # every connection is HTTP here
     authenticator: Authenticator = connection.app.state.authenticator
     if changes:
-        _refuse_other_sites(connection, any_port=not authenticator.keyless)
+        _reject_cross_site(connection, any_port=not authenticator.keyless)
     if authenticator.keyless and not names_this_machine(connection.headers.get("host")):
         raise Forbidden(
-            "without keys this service answers as localhost, 127.0.0.1 or [::1] only; for any other name, set "
+            "without API keys the service answers only at localhost, 127.0.0.1 or [::1]; to use another host name, set "
             "PROFILES_API_KEYS (`profiles keys new` makes a key)"
         )
     key = connection.headers.get(HEADER)
@@ -132,17 +131,18 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
             connection.scope["user"] = visitor
         else:
             connection.scope["user"] = authenticator.require(key, scope)
-    # A key in a header is proof enough: no other site can make a browser send it.
+    # A request with a key needs no token: another site cannot make a browser send that header.
     if changes and key is None and for_admins and (visitor is not None or is_form(connection)):
         await _require_token(connection, session)
 
 
 @lru_cache(maxsize=64)
 def names_this_machine(host: str | None) -> bool:
-    """Whether a `Host` is a name for this machine that no other party can give it.
+    """Whether a `Host` header is a loopback address or `localhost`. An absent header counts as one.
 
-    Any site may let its own name lead to 127.0.0.1 once its page is loaded; to the browser that page is ours then, and
-    reads what we answer. Where no key is asked for, the name is what gives it away. Browsers always send one.
+    This prevents DNS rebinding: (1) a browser loads a page from evil.example; (2) its owner points evil.example at
+    127.0.0.1; (3) the page requests evil.example again, which the browser considers same-origin, and reads our answer.
+    Browsers always send `Host`, and in step 3 it is evil.example.
     """
     try:
         return not host or is_loopback(urlsplit(f"//{host}").hostname or "")
@@ -150,28 +150,28 @@ def names_this_machine(host: str | None) -> bool:
         return False
 
 
-def _refuse_other_sites(connection: ASGIConnection[Any, Any, Any, Any], *, any_port: bool) -> None:
-    """Browsers say where a request comes from; other programs do not say.
+def _reject_cross_site(connection: ASGIConnection[Any, Any, Any, Any], *, any_port: bool) -> None:
+    """Raise `Forbidden` if a browser says that a page of another site sent the request. Other clients say nothing.
 
-    `Sec-Fetch-Site` is sent to trustworthy addresses only, `Origin` everywhere. Proxies often drop the port from `Host`
-    (nginx's `$host`). With `any_port` the origin then needs no more than the same host name: without a key, a session's
-    token is asked for besides, which a page on another port of this host does not know.
+    Browsers send `Sec-Fetch-Site` only to HTTPS and loopback addresses, and `Origin` to all. Proxies often drop the
+    port from `Host` (nginx's `$host`). With `any_port`, an origin on any port matches a `Host` without one. If keys are
+    configured, that is safe: the guard also requires the session's token, which a page on another port cannot read.
     """
     site = connection.headers.get("sec-fetch-site")
     if site is not None:
         if site not in ("same-origin", "none"):
-            raise Forbidden("a page of another site sent this; nothing was done")
+            raise Forbidden("the request was sent by a page of another site; nothing was done")
         return
     origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
     if origin is None:
         return
-    # What stands behind `://` is what the same browser sends as Host; `null` has nothing there.
+    # A browser sends the part after `://` as Host. The opaque origin `null` has no such part.
     own = origin.partition("://")[2]
     if not own or host not in (own, _PORT.sub("", own) if any_port else own):
         raise Forbidden(
-            f"a page of another site sent this, or a proxy changed its Host; nothing was done. The page is of "
-            f"{origin[:100]!r}, the request is for {host[:100]!r}. A proxy in front must pass the header Host on as it "
-            f"came (nginx: proxy_set_header Host $http_host), or send it as X-Forwarded-Host and be named in "
+            f"the request was sent by a page of another site, or a proxy changed its Host header; nothing was done. "
+            f"Origin is {origin[:100]!r}, Host is {host[:100]!r}. A proxy must pass Host on unchanged (nginx: "
+            f"proxy_set_header Host $http_host), or send it as X-Forwarded-Host and be listed in "
             f"PROFILES_TRUSTED_PROXIES"
         )
 
@@ -180,14 +180,14 @@ async def _require_token(connection: ASGIConnection[Any, Any, Any, Any], session
     sent = connection.headers.get(TOKEN_HEADER)
     if sent is None and is_form(connection):
         sent = (await read_form(connection)).get(TOKEN_FIELD)  # type: ignore[arg-type]  # a Request
-    right = session is not None and hmac.compare_digest(
+    valid = session is not None and hmac.compare_digest(
         (sent or "").encode(), (await connection.app.state.sessions.form_token(session)).encode()
     )
-    if not right:
-        detail = "the form was not made for this session, or is out of date; load its page again and send it anew"
+    if not valid:
+        detail = "the form belongs to another session or has expired; reload the page and send it again"
         if connection.app.state.sessions.cookie_name not in connection.cookies:
             detail += (
-                ". The browser sent no session cookie: if that happens again, it blocks cookies, or PROFILES_ROOT_PATH "
-                "is not the path under which it sees this service, or a proxy says https where it speaks http"
+                ". The browser sent no session cookie. If that happens again, the browser blocks cookies, or "
+                "PROFILES_ROOT_PATH is not the path that the browser uses, or a proxy reports https for plain http"
             )
         raise Forbidden(detail)

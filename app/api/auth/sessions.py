@@ -1,9 +1,9 @@
-"""Sessions of people in a browser: a signed cookie instead of a key in a header.
+"""Browser sessions: a signed cookie instead of a key in a header.
 
-The cookie says whose key was shown, a random id, and until when; its signature needs the database's secret *and* the
-digest of that key. So a session ends when its key is taken out of the settings, when it expires, or when it is signed
-out of, and neither a copy of the database nor the settings alone are enough to forge one. A visitor who has not signed
-in has a session, too, under the name `ANYONE`: forms are tied to it. Time and randomness are handed in.
+The cookie holds the name of the key shown at sign-in, a random id and the time of expiry. It is signed with the
+database's secret *and* the digest of that key. So a session ends when it expires, when its visitor signs out, or when
+its key is removed from the settings, and forging a cookie takes both the database and the settings. A visitor who has
+not signed in has a session with an empty name, so that the sign-in form has a token, too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from app.features.clock import Clock
 from app.settings.parsers import ApiKey
 
 PATH = "/admin"
-ANYONE = ""
+NOT_SIGNED_IN = ""
 HOUR_MS = 3_600_000
 MAX_COOKIE = 1_024
 
 
 class Session(NamedTuple):
-    """One visit. `name` is that of the key that was shown, or `ANYONE`."""
+    """The contents of a session cookie. `name` is the name of the key shown at sign-in, or `NOT_SIGNED_IN`."""
 
     name: str
     id: str
@@ -35,37 +35,24 @@ class Session(NamedTuple):
 
     @property
     def signed_in(self) -> bool:
-        """Whether a key was shown."""
-        return self.name != ANYONE
+        return self.name != NOT_SIGNED_IN
 
 
 class SessionRecords(Protocol):
-    """What is kept of sessions. Raises `StoreUnavailable`."""
+    """The signing secret and the ended sessions, in the database. Raises `StoreUnavailable`."""
 
     async def secret(self) -> str:
-        """The database's own secret, made when it was."""
+        """The secret that was drawn when the database was created."""
         ...
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
-        """Let a session be worth nothing from now on."""
+        """Record that the session has ended, until it would have expired."""
         ...
 
-    async def has_ended(self, session_id: str) -> bool:
-        """Whether it was signed out of."""
-        ...
-
-
-class _Content(msgspec.Struct, array_like=True):
-    """What the cookie holds."""
-
-    name: str
-    id: str
-    expires_at_ms: int
+    async def has_ended(self, session_id: str) -> bool: ...
 
 
 class Sessions:
-    """Begins, recognises and ends sessions."""
-
     def __init__(
         self,
         *,
@@ -76,48 +63,44 @@ class Sessions:
         lifetime_hours: int,
         instance: str,
     ) -> None:
-        """`instance` tells services on one host apart: a browser sends cookies to every port of it."""
+        """`instance` is part of the cookie's name, because a browser sends cookies to every port of a host."""
         self.cookie_name = f"profiles_session_{instance}"
         self.message_cookie_name = f"profiles_message_{instance}"
-        self._digests = {ANYONE: b"", **{key.name: key.sha256 for key in keys if "admin" in key.scopes}}
+        self._digests = {NOT_SIGNED_IN: b"", **{key.name: key.sha256 for key in keys if "admin" in key.scopes}}
         self._records = records
         self._clock = clock
         self._new_id = new_id
         self._lifetime_ms = lifetime_hours * HOUR_MS
 
-    def begin(self, name: str = ANYONE) -> Session:
-        """A new session. Its id is never one that a visitor brought."""
+    def begin(self, name: str = NOT_SIGNED_IN) -> Session:
+        """Start a session with a new id; reusing the id of an earlier cookie would allow session fixation."""
         return Session(name, self._new_id(), self._clock.now_ms() + self._lifetime_ms)
 
     async def cookie(self, session: Session) -> str:
-        """The cookie's value."""
-        content = msgspec.to_builtins(_Content(*session))
-        return str((await self._signer(session.name)).dumps(content))
+        """The signed value of the session's cookie."""
+        return str((await self._signer(session.name)).dumps(session))
 
     async def recognise(self, cookie: str | None) -> Session | None:
-        """The session of a cookie, or None where it is none of ours, has expired, or was signed out of."""
+        """The session of a cookie; None if the signature is invalid, or the session has expired or ended."""
         if not cookie or len(cookie) > MAX_COOKIE:
             return None
-        content = await self._content(cookie)
-        if content is None:
-            return None
-        session = Session(content.name, content.id, content.expires_at_ms)
-        if session.expires_at_ms <= self._clock.now_ms():
+        session = await self._verified(cookie)
+        if session is None or session.expires_at_ms <= self._clock.now_ms():
             return None
         if session.signed_in and await self._records.has_ended(session.id):
             return None
         return session
 
     async def end(self, session: Session) -> None:
-        """Sign out: copies of the cookie are worth nothing, either."""
+        """Sign out. Copies of the cookie are invalid, too."""
         await self._records.end(session.id, session.expires_at_ms, self._clock.now_ms())
 
     async def sign(self, session: Session, text: str) -> str:
-        """`text`, signed for this session."""
+        """Sign `text` so that only this session can read it back with `unsign`."""
         return str((await self._signer(session.name)).dumps([session.id, text]))
 
     async def unsign(self, session: Session, signed: str) -> str | None:
-        """What `sign` was given, or None where it was signed for another session, or by another."""
+        """The text given to `sign`; None if the signature is invalid or belongs to another session."""
         try:
             session_id, text = (await self._signer(session.name)).loads(signed)
         except (BadData, ValueError, TypeError):
@@ -125,15 +108,15 @@ class Sessions:
         return str(text) if session_id == session.id else None
 
     async def form_token(self, session: Session) -> str:
-        """What every form of this session must send along."""
+        """The anti-CSRF token that every form of this session must contain."""
         return hmac.new(await self._key(session.name), b"form:" + session.id.encode(), hashlib.sha256).hexdigest()
 
-    async def _content(self, cookie: str) -> _Content | None:
-        """Under each name that may sign, because nothing of a cookie is unpacked before its signature is known."""
+    async def _verified(self, cookie: str) -> Session | None:
+        # The name is inside the signed part, which is not decoded before it is verified. So every key is tried.
         for name in self._digests:
             with suppress(BadData, msgspec.ValidationError):
-                content = msgspec.convert((await self._signer(name)).loads(cookie), _Content)
-                return content if content.name == name else None
+                session = msgspec.convert((await self._signer(name)).loads(cookie), Session)
+                return session if session.name == name else None
         return None
 
     async def _key(self, name: str) -> bytes:

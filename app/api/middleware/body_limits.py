@@ -1,7 +1,8 @@
-"""Requests' bodies on their way in: bounded in bytes, all requests together, and in time, each by itself.
+"""Limits on request bodies: on the memory of all bodies together, and on the time that each body takes to arrive.
 
-A body counts as it comes in, not as it is announced: who announces much and sends little takes little away from others.
-Invariant: a wait for a sender ends after `BODY_S`, however little at a time the sender sends.
+Bytes count when they arrive, not when `Content-Length` announces them, so a client that announces a large body and
+sends little takes no room from others.
+Invariant: a request waits at most `BODY_S` for its body, however slowly the client sends it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from litestar.types import HTTPReceiveMessage, HTTPScope, Receive
 from app.errors import Overloaded, TooSlow, Undecodable
 
 BODY_S = 30.0
-# Held at once by this process. A request may bring 8 MB, and its decoded form takes several times as much.
+# The limit for all requests of this process. One body has at most 8 MB; decoded, it takes several times as much.
 BODIES_BYTES = 64 * 1024 * 1024
 DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_S = 10.0
 
 
 class Bodies:
-    """How many bytes of bodies are held in requests that are not answered yet."""
+    """Counts the bytes of bodies in memory whose requests are not answered yet."""
 
     __slots__ = ("held",)
 
@@ -30,12 +31,11 @@ class Bodies:
 
     @property
     def full(self) -> bool:
-        """Whether that is too much."""
         return self.held > BODIES_BYTES
 
 
 class Timer:
-    """Interrupts what its task waits for, once its time is over. For a fraction of what `asyncio.timeout` takes."""
+    """Cancels the current task after some seconds. Costs a fraction of `asyncio.timeout`."""
 
     __slots__ = ("_handle", "_task", "over")
 
@@ -50,21 +50,15 @@ class Timer:
             self._task.cancel()
 
     def stop(self) -> None:
-        """Let it go."""
         self._handle.cancel()
 
     def caused(self) -> bool:
-        """Whether a cancellation is this timer's alone; it is taken back then."""
+        """Whether this timer alone cancelled the task; if so, the cancellation is revoked."""
         return self.over and self._task is not None and self._task.uncancel() == 0
 
 
-def too_slow() -> TooSlow:
-    """What a sender is told."""
-    return TooSlow(f"the body did not come in within {BODY_S:g} seconds")
-
-
 class Body:
-    """One request's."""
+    """Receives the body of one request and counts its bytes in `bodies`."""
 
     def __init__(self, scope: HTTPScope, receive: Receive, bodies: Bodies) -> None:
         headers = dict(scope["headers"])
@@ -73,21 +67,21 @@ class Body:
         self._held = 0
         self._until: float | None = None
         self._more = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        # Such a sender waits until the body is requested.
+        # Such a client sends the body only after the server asks for it.
         self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
 
     @property
     def unread(self) -> bool:
-        """Whether more is on its way."""
+        """Whether the client is still sending."""
         return self._more and not self._waits
 
     async def receive(self) -> HTTPReceiveMessage:
-        """The next part.
+        """Receive the next ASGI message.
 
         Raises:
-            Undecodable: the sender broke off.
-            TooSlow: the body is not complete in time.
-            Overloaded: too many bodies are held already.
+            Undecodable: the client disconnected before the body was complete.
+            TooSlow: the body did not arrive in time.
+            Overloaded: the bodies of all requests together exceed the limit.
         """
         self._waits = False
         message = await (self._in_time() if self._more else self._receive())
@@ -100,10 +94,10 @@ class Body:
         elif self._more:
             self._more = False
             raise Undecodable("the body ended before it was complete")
-        return message  # type: ignore[return-value]  # no websocket comes here
+        return message  # type: ignore[return-value]  # HTTP only
 
     async def drain(self) -> None:
-        """Receive and discard the unread rest."""
+        """Receive and discard the rest of the body, up to a limit of bytes and time."""
         self.forget()
         left = DRAIN_BYTES
         with suppress(TimeoutError, Undecodable, TooSlow, Overloaded):
@@ -114,7 +108,7 @@ class Body:
                     self.forget()
 
     def forget(self) -> None:
-        """It is held no longer."""
+        """Stop counting the bytes received so far."""
         self._bodies.held -= self._held
         self._held = 0
 
@@ -128,8 +122,8 @@ class Body:
         except asyncio.CancelledError:
             if not timer.caused():
                 raise
-            self._more = False  # the rest is not waited for
-            # Not bound to a name: exception and frame would keep each other and the connection alive.
-            raise too_slow() from None
+            self._more = False  # so that `drain` does not wait for the rest
+            # Not bound to a name: exception and frame would form a reference cycle that keeps the connection open.
+            raise TooSlow(f"the body did not arrive within {BODY_S:g} seconds; send the request again") from None
         finally:
             timer.stop()

@@ -1,12 +1,13 @@
-"""What every request passes before and after the routes: identity, strict paths, headers, metrics, the log line.
+"""The edge, around Litestar: request ids, strict paths, size limits, response headers, metrics and the log line.
 
-Litestar's router decodes paths leniently; here bytes that are not UTF-8 and broken percent-escapes are refused (400),
-an encoded `/`, which would make two segments of one id (422), and an empty segment, which the router would drop (404).
-Here is the bound on what a head may make the routes do, too: a longer target or header is refused (414, 431) before
-anything parses it, and of cookies only our own go on, since Litestar undoes a cookie's quoting in quadratic time.
-Invariants: whatever happens behind it, a request is answered with an `X-Request-Id`, counted once, and logged without
-its headers; and nothing is answered before the body was taken in, up to a bound, because a connection with an unread
-body is reset, and its sender would never see the answer.
+Litestar's router decodes paths leniently. The edge rejects bytes that are not UTF-8 and broken percent-escapes (400),
+an encoded `/`, which would split an id into two segments (422), and an empty segment, which the router would drop
+(404). It limits the cost of parsing a head: a longer path, query or header is rejected unparsed (414, 431), and only
+our own cookies are passed on, because Litestar unquotes cookies in quadratic time.
+
+Invariants: every response has an `X-Request-Id`; every request is counted once and logged without its headers. Before
+it answers, the edge reads the body up to a limit, because closing a connection with an unread body resets it, and the
+client would never see the response.
 """
 
 from __future__ import annotations
@@ -22,32 +23,31 @@ from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.api.middleware.body_limits import Bodies, Body
-from app.api.middleware.load_shedding import DETAIL, Shedding, mark_of
+from app.api.middleware.load_shedding import Shedding, mark_of
 from app.api.middleware.rate_limit import is_limited
-from app.api.middleware.request_smuggling import framing_problem
 from app.api.problems import MEDIA_TYPE, encoded, headers_of
+from app.errors import Overloaded
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.structlog_without_rich import structlog
 
-CUT_SHORT = 499  # as in nginx: the client was gone, or the process ended; no fault of the service
+CUT_SHORT = 499  # as in nginx: the client disconnected or the process stopped
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-# As nginx and Apache have it by default.
+# The defaults of nginx and Apache.
 MAX_TARGET_BYTES = MAX_HEADER_BYTES = 8 * 1024
-MAX_PARAMETERS = MAX_COOKIES = 64  # of either, Litestar keeps the last thousand that it has parsed
-# Ours are signed, in the alphabet of URL-safe base64: nothing in them is quoted.
+MAX_PARAMETERS = MAX_COOKIES = 64  # Litestar caches 1,000 parsed queries and cookie headers
+# Our cookies are signed text in URL-safe base64, which needs no quoting.
 _OWN_COOKIE = re.compile(rb"(?:^|;)[ \t]*(profiles_[A-Za-z0-9_]+=[A-Za-z0-9_.\-]*)[ \t]*(?=;|$)")
-# A client may send any word as its method: what is none of these counts as one.
+# The label of the metric. A client may send any word as its method, so all others count as "other".
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_ONCE = frozenset({b"host", b"x-api-key", b"content-type", b"content-encoding"})
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 CACHE_CONTROL = (b"cache-control", b"no-store")
-_random = Random()  # noqa: S311  # to tell requests apart, not to keep anybody out
+_random = Random()  # noqa: S311  # request ids are not secret
 log = logger("api")
 
 
 class Edge:
-    """ASGI, around Litestar's own handler."""
-
     def __init__(self, inner: ASGIApp, metrics: Metrics) -> None:
         self._inner = inner
         self._metrics = metrics
@@ -62,7 +62,7 @@ class Edge:
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
         status = 500
@@ -81,20 +81,20 @@ class Edge:
             await send(message)
 
         try:
-            refusal = await self._turned_away(scope) or _refusal(scope)
-            if refusal is None:
+            rejection = await self._over_limit(scope) or _rejection(scope)
+            if rejection is None:
                 _drop_foreign_cookies(scope)
-                await self._passed_on(scope, body.receive, send_marked)
+                await self._pass_on(scope, body.receive, send_marked)
             else:
-                await _refuse(send_marked, *refusal)
+                await _reject(send_marked, *rejection)
         except asyncio.CancelledError:
             status = CUT_SHORT
             raise
         finally:
             body.forget()
-            self._note(scope, status, perf_counter() - started)
+            self._record(scope, status, perf_counter() - started)
 
-    async def _passed_on(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    async def _pass_on(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         if scope["method"] != "HEAD":
             await self._inner(scope, receive, send)
             return
@@ -108,67 +108,71 @@ class Edge:
         finally:
             scope["method"] = HttpMethod.HEAD.value
 
-    async def _turned_away(self, scope: HTTPScope) -> tuple[int, str] | None:
+    async def _over_limit(self, scope: HTTPScope) -> tuple[int, str] | None:
         if is_limited(scope):
-            return 429, "too many requests with this key, or from this address; the next one may follow Retry-After"
-        kind = await self.shedding.look(scope)
-        return (503, DETAIL.format(kind)) if kind is not None else None
+            return 429, "too many requests with this key or from this address; retry after the seconds in Retry-After"
+        kind = await self.shedding.check(scope)
+        return (503, str(Overloaded(kind))) if kind is not None else None
 
-    def _note(self, scope: HTTPScope, status: int, elapsed: float) -> None:
+    def _record(self, scope: HTTPScope, status: int, elapsed: float) -> None:
         route = scope.get("path_template") or "unmatched"
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
         shed = mark_of(scope)
         if shed is not None:
-            self.shedding.note(shed)
-        # Of a full disk the database tells once, of load the shedding; the log may lie on the same disk.
+            self.shedding.count(shed)
+        # A full disk is logged once by the database, and shed requests are logged together by `Shedding.count`.
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 
-def request_id_of(value: bytes) -> bytes | None:
-    """A caller's own id, where it may stand in headers and logs."""
+def valid_request_id(value: bytes) -> bytes | None:
+    """The value of `X-Request-Id` if it is safe in headers and logs, else None."""
     return value if _REQUEST_ID.fullmatch(value) else None
 
 
-def own_request_id() -> bytes:
-    """An id for a request that brought none: unlike any other, not secret."""
+def new_request_id() -> bytes:
     return b"%016x" % _random.getrandbits(64)
 
 
-def _request_id(scope: HTTPScope) -> bytes:
+def request_id_of(scope: HTTPScope) -> bytes:
+    """The request id that the caller sent, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and (own := request_id_of(value)) is not None:
-            return own
-    return own_request_id()
+        if name == b"x-request-id" and (sent := valid_request_id(value)) is not None:
+            return sent
+    return new_request_id()
 
 
 def _too_long(scope: HTTPScope, path: bytes) -> tuple[int, str] | None:
     if max(len(path), len(scope["query_string"])) > MAX_TARGET_BYTES:
-        return 414, f"the path and the query may have {MAX_TARGET_BYTES:,} bytes each"
+        return 414, f"the path or the query is too long; each may have {MAX_TARGET_BYTES:,} bytes"
     if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
-        return 400, f"the query may have {MAX_PARAMETERS} parameters"
+        return 400, f"the query has too many parameters; at most {MAX_PARAMETERS} are allowed"
     for name, value in scope["headers"]:
         if len(value) > MAX_HEADER_BYTES:
             advice = "; delete the cookies of other applications on this host" if name == b"cookie" else ""
             shown = name[:40].decode("latin-1")
-            return 431, f"the header {shown} has {len(value):,} bytes; allowed are {MAX_HEADER_BYTES:,}{advice}"
+            return 431, f"the header {shown} has {len(value):,} bytes; the limit is {MAX_HEADER_BYTES:,}{advice}"
     return None
 
 
-def _refusal(scope: HTTPScope) -> tuple[int, str] | None:
+def _rejection(scope: HTTPScope) -> tuple[int, str] | None:
     raw = scope.get("raw_path") or scope["path"].encode()
     path = raw.split(b"?", 1)[0]
     query = scope["query_string"]
     if (too_long := _too_long(scope, path)) is not None:
         return too_long
-    if (problem := framing_problem(scope)) is not None:
-        return 400, problem
+    # granian rejects most attempts at request smuggling (two lengths, broken chunks, a space before a colon), but not
+    # repeated headers. A proxy may have checked the first of two keys, hosts or types where we would read the last.
+    names = [name for name, _ in scope["headers"] if name in _ONCE]
+    if len(names) > len(set(names)):
+        repeated = next(name for name in names if names.count(name) > 1)
+        return 400, f"the header {repeated.decode()} occurs more than once; send it once"
     if b"//" in path:
-        return 404, "there is nothing at this path: it has an empty segment (//)"
+        return 404, "not found: the path has an empty segment (//)"
     if _BROKEN_ESCAPE.search(path) or _BROKEN_ESCAPE.search(query):
-        return 400, "a % in the path or the query must be followed by two hexadecimal digits; write % itself as %25"
+        return 400, "a % in the path or the query must be followed by two hexadecimal digits; encode % itself as %25"
     if b"%" in path:
         if b"%2f" in path.lower():
             return 422, "an id must not contain / (%2F in the path)"
@@ -191,15 +195,15 @@ def _drop_foreign_cookies(scope: HTTPScope) -> None:
         scope["headers"] = [*(item for item in scope["headers"] if item[0] != b"cookie"), (b"cookie", own)]
 
 
-@lru_cache(64)  # where there is too much to do, the same is said thousands of times
-def _said(status: int, detail: str) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+@lru_cache(64)  # under overload the same response is sent thousands of times
+def _problem(status: int, detail: str) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     body = encoded(status, detail)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(status).items()]
     return body, tuple(headers)
 
 
-async def _refuse(send: Send, status: int, detail: str) -> None:
-    body, headers = _said(status, detail)
+async def _reject(send: Send, status: int, detail: str) -> None:
+    body, headers = _problem(status, detail)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

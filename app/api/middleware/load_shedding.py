@@ -17,55 +17,53 @@ from litestar.types import HTTPScope
 from app.concurrency.overload_queue import OverloadQueue
 from app.telemetry import Metrics, logger
 
-DETAIL = "too much load ({}); nothing was done, try again shortly"
-WAIT_S = 2.0  # at most, to be sent away after all: as long as events may wait for their commit
-TELL_EVERY_S = 5.0
+WAIT_S = 2.0  # the longest wait before a request is shed: as long as events may wait for their commit
+LOG_EVERY_S = 5.0
 _MARK = "overloaded"
 log = logger("api")
 
+# By method and path: the kind of load, and a function that says whether there is too much of it.
 Checks = Mapping[tuple[str, str], tuple[str, Callable[[], bool]]]
 
 
 def mark(scope: HTTPScope, kind: str) -> None:
-    """Note that a request is sent away, and why."""
+    """Mark a request as shed because of this kind of load."""
     cast(dict[str, Any], scope)[_MARK] = kind
 
 
 def mark_of(scope: HTTPScope) -> str | None:
-    """Why a request is sent away; None where it is not."""
+    """The kind of load for which a request is shed, or None."""
     return cast(str | None, scope.get(_MARK))
 
 
 class Shedding:
-    """One process's."""
-
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._checks: Checks = {}
-        self._turns = OverloadQueue(WAIT_S)
-        self._told_at = float("-inf")
-        self._untold = 0
+        self._queue = OverloadQueue(WAIT_S)
+        self._logged_at = float("-inf")
+        self._unlogged = 0
 
     def open(self, checks: Checks) -> None:
-        """By method and path: of what there may be too much, and whether there is."""
+        """Start shedding. Until then no request is shed."""
         self._checks = checks
 
-    async def look(self, scope: HTTPScope) -> str | None:
-        """Why this request must be sent away, if it must. Where it seems so, it takes some time until that is known."""
+    async def check(self, scope: HTTPScope) -> str | None:
+        """Mark the request if it must be shed, and return the kind of load. It waits and checks again before that."""
         if (kind := mark_of(scope)) is None:
             check = self._checks.get((scope["method"], scope["path"]))
             if check is not None and check[1]():
-                if await self._turns.wait() and not check[1]():
+                if await self._queue.wait() and not check[1]():
                     return None
                 kind = check[0]
                 mark(scope, kind)
                 scope["path_template"] = scope["path"]
         return kind
 
-    def note(self, kind: str) -> None:
-        """Count one that was sent away. The log tells of many at once: a line for each would add to the load."""
+    def count(self, kind: str) -> None:
+        """Count a shed request. The log gets one line for many requests; a line for each would add to the load."""
         self._metrics.shed.labels(kind).inc()
-        self._untold += 1
-        if monotonic() - self._told_at > TELL_EVERY_S:
-            log.warning("requests_shed", requests=self._untold, kind=kind)
-            self._told_at, self._untold = monotonic(), 0
+        self._unlogged += 1
+        if monotonic() - self._logged_at > LOG_EVERY_S:
+            log.warning("requests_shed", requests=self._unlogged, kind=kind)
+            self._logged_at, self._unlogged = monotonic(), 0

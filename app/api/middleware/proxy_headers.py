@@ -1,8 +1,8 @@
-"""Requests that come through a proxy: the path that it shows the service under, and what it says of the client.
+"""Requests through a reverse proxy: the root path, and the `X-Forwarded-…` headers.
 
-A proxy is believed only if the connection comes from a trusted address; anyone may send the same headers. Address and
-scheme are granian's part (as uvicorn's: the last of `X-Forwarded-For` that is no trusted proxy). `Forwarded` (RFC 7239)
-is not read: nginx, Traefik and AWS do not set it, so the one that they pass on is the client's.
+The headers count only if the connection comes from a trusted address, because any client can send them. granian sets
+client address and scheme (the client is the last address in `X-Forwarded-For` that is not a trusted proxy). `Forwarded`
+(RFC 7239) is ignored: nginx, Traefik and AWS do not set it, so they would pass on the client's.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ HOST, PREFIX = b"x-forwarded-host", b"x-forwarded-prefix"
 
 
 def behind_proxy(inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> ASGIApp:
-    """`inner`, around which requests are put right. `own`: how the paths of the service begin."""
+    """Wrap `inner` as the settings demand. `own`: the first segments of the service's paths."""
     if trusted:
         inner = wrap_asgi_with_proxy_headers(inner, [str(network) for network in trusted])
     return BehindProxy(inner, root_path, trusted, own) if root_path or trusted else inner
 
 
 class BehindProxy:
-    """ASGI, around everything else."""
-
     def __init__(self, inner: ASGIApp, root_path: str, trusted: Sequence[Network], own: set[str]) -> None:
         self._inner = inner
         self._root = root_path.encode()
@@ -38,30 +36,31 @@ class BehindProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
-            said = self._said(scope)
-            # The last one is the nearest proxy's; those before it came in with the request.
-            if host := said.get(HOST, b"").rpartition(b",")[2].strip():
+            forwarded = self._trusted_headers(scope)
+            # The last host is from the nearest proxy; the ones before it came with the request.
+            if host := forwarded.get(HOST, b"").rpartition(b",")[2].strip():
                 scope["headers"] = [(name, host if name == b"host" else value) for name, value in scope["headers"]]
             if self._root:
-                self._strip(scope, stripped=PREFIX in said)
+                self._strip(scope, stripped=PREFIX in forwarded)
         await self._inner(scope, receive, send)
 
-    def _said(self, scope: HTTPScope) -> dict[bytes, bytes]:
-        """The headers, if a trusted proxy sends them."""
+    def _trusted_headers(self, scope: HTTPScope) -> dict[bytes, bytes]:
+        """The request's headers if the connection comes from a trusted proxy, else none."""
         client = scope.get("client")
         if client is None or not self._trusted:
             return {}
         address = ipaddress.ip_address(client[0])
-        if address.version == 6 and address.ipv4_mapped:  # a socket on `::` sees IPv4 clients as these
+        if address.version == 6 and address.ipv4_mapped:  # how a socket bound to `::` reports IPv4 clients
             address = address.ipv4_mapped
             scope["client"] = (str(address), client[1])
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Take the root path off, if the proxy has passed it on.
+        """Remove the root path, unless the proxy already did.
 
-        Under a root path like `/profiles` a stripped path, too, may begin with it. It is taken for one unless a path of
-        the service remains; then `X-Forwarded-Prefix`, which a proxy sends that has stripped it, decides.
+        If the service has a route that begins like the root path (`/profiles`), a path that the proxy stripped may
+        begin with it, too. The root path is then removed only if the rest is a path of the service and the proxy sent
+        no `X-Forwarded-Prefix`, the header of a proxy that strips.
         """
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)

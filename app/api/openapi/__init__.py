@@ -1,1 +1,1 @@
-"""The OpenAPI document."""
+"""The OpenAPI document, and the methods that each path allows."""

@@ -1,6 +1,6 @@
-"""Which methods a path answers to, as `OPTIONS` and the header `Allow` of a 405 say it.
+"""The allowed methods of each path, for `OPTIONS` and the header `Allow` of a 405.
 
-Litestar would tell of the first handler of a path alone, of methods that only a form uses, and not of HEAD.
+Litestar's own list covers only the first handler of a path, includes methods for HTML forms, and lacks HEAD.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ALLOW = "allow"
 
 
 def options_of(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
-    """A handler of `OPTIONS` for each path; they must be registered before the handlers that they speak for."""
+    """An `OPTIONS` handler for each path. Register them before `handlers`."""
     documented: dict[str, set[str]] = {}
     forms: dict[str, set[str]] = {}
     for handler in handlers:
@@ -25,9 +25,9 @@ def options_of(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
     return [_options(path, methods) for path, methods in {**forms, **documented}.items()]
 
 
-def allow_of(handler: BaseRouteHandler, otherwise: str) -> str:
-    """The value of `Allow` for the path of a handler of `OPTIONS`; `otherwise` is Litestar's."""
-    return str(handler.opt.get(ALLOW) or _listed({*otherwise.split(", ")}))
+def allow_of(handler: BaseRouteHandler, default: str) -> str:
+    """The header `Allow` of a path, given its `OPTIONS` handler; `default` is Litestar's value."""
+    return str(handler.opt.get(ALLOW) or _listed({*default.split(", ")}))
 
 
 def _options(path: str, methods: set[str]) -> HTTPRouteHandler:

@@ -1,4 +1,7 @@
-"""What OpenAPI needs beyond the handlers' signatures: problem answers, request bodies, the typed profile."""
+"""Completes the OpenAPI document that Litestar generates: problem responses, request bodies, the typed profile.
+
+Handlers decode bodies by hand and return encoded JSON, so their signatures do not show these types.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Server, Tag
 from litestar.params import PathParameter
 from litestar.router import Router
-from msgspec import UNSET, Meta, UnsetType
 
 import app
 from app.api.dependencies import HttpRequest, service_of
@@ -28,34 +30,25 @@ ASSETS = "/schema/assets"
 _REF = "#/components/schemas/{name}"
 
 DESCRIPTIONS = {
-    400: "Not decodable: JSON, UTF-8, or a query value that is not allowed.",
-    401: "No key, or one that is not known.",
-    403: "The key lacks the scope.",
-    404: "There is no such thing.",
-    408: "The body did not come in within 30 seconds.",
-    409: "It contradicts what is stored or running.",
-    413: "The body is over 8 MB.",
-    415: "The body is of another kind.",
-    422: "Decodable, but invalid; `errors` names each place.",
-    429: "More requests with this key than it may send; try again after `Retry-After` seconds.",
-    503: "It cannot be served now; try again after `Retry-After` seconds.",
-    507: "The disk is full; nothing was stored. Try again after `Retry-After` seconds.",
+    400: "The body is not valid JSON or UTF-8, or a query parameter is unknown, repeated or not allowed.",
+    401: "The API key is missing or unknown.",
+    403: "The API key lacks the scope.",
+    404: "Not found.",
+    408: "The body did not arrive within 30 seconds. Send the request again.",
+    409: "The request conflicts with stored or running state.",
+    413: "The body is larger than 8 MB.",
+    415: "The media type or encoding of the body is not supported.",
+    422: "The input is well-formed but invalid; `errors` lists each place and reason.",
+    429: "The key's rate limit is exceeded. Retry after `Retry-After` seconds.",
+    503: "The service is overloaded or a dependency does not answer. Retry after `Retry-After` seconds.",
+    507: "The disk is full; nothing was stored. Retry after `Retry-After` seconds.",
 }
 
 
 UserId = Annotated[
-    str, PathParameter(description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, `.` or `..`.")
+    str, PathParameter(description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, and not `.` or `..`.")
 ]
-
-
-class ProfileAnswer(msgspec.Struct):
-    """A user's profile."""
-
-    user_id: str
-    features: dict[str, Any]
-
-
-# How every example of a moment in the document begins.
+# The date in every example of the document.
 EXAMPLE_DAY = b"2026-04-25T"
 SERVED_EXAMPLE = {
     "subject": SERVED,
@@ -75,47 +68,24 @@ FEEDBACK_EXAMPLE = {
 }
 
 
-class BatchAnswer(msgspec.Struct):
-    """Profiles in the order asked."""
-
-    profiles: list[ProfileAnswer]
-
-
-class HistoryRow(msgspec.Struct):
-    """A user's features at a moment."""
-
-    user_id: str
-    as_of: str
-    features: dict[str, Any]
-
-
-class HistoryAnswer(msgspec.Struct):
-    """Rows in the order asked."""
-
-    rows: list[HistoryRow]
-    failed: Annotated[
-        dict[str, str] | UnsetType,
-        Meta(description="Features that could not be computed for every row, or are disabled: the reason by name."),
-    ] = UNSET
-
-
 def problems(*statuses: int) -> dict[int, ResponseSpec]:
-    """The problem answers of a route."""
+    """The error responses of a route, for its decorator's `responses`."""
     return {
         status: ResponseSpec(Problem, description=DESCRIPTIONS[status], media_type=MEDIA_TYPE, generate_examples=False)
         for status in statuses
     }
 
 
-def openapi_config(*, keys_required: bool, limited: bool, root_path: str) -> OpenAPIConfig:
-    """The document's frame, and its page, which loads nothing from outside."""
+def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
+    """The document's frame, and its page, which loads nothing from other hosts."""
     assets = root_path + ASSETS
     return OpenAPIConfig(
         title="User profiles, served fresh",
         version=app.__version__,
         description=(
-            "Features of users of a to-do app, computed from tip events and never served older than the last event "
-            "that was acknowledged. Errors are problem details (RFC 9457); times are RFC 3339 in UTC."
+            "Profile features of the users of a to-do app, computed by SQL from tip events and cached. A response "
+            "reflects every event acknowledged before the request. Errors are problem details (RFC 9457); times are "
+            "RFC 3339 in UTC."
         ),
         path="/schema",
         servers=[Server(url=root_path or "/")],
@@ -123,21 +93,20 @@ def openapi_config(*, keys_required: bool, limited: bool, root_path: str) -> Ope
         operation_id_creator=lambda handler, _method, _path: handler.handler_name,
         render_plugins=[
             _Page(
-                limited=limited,
                 path="/",
                 favicon='<link rel="icon" href="data:,">',
                 js_url=f"{assets}/swagger-ui-bundle.js",
                 css_url=f"{assets}/swagger-ui.css",
                 standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
             ),
-            _Json(path="/openapi.json", limited=limited),
+            _Json(path="/openapi.json"),
         ],
         tags=[
             Tag(name="Profiles", description="For the recommender. Scope `read`."),
             Tag(name="Events", description="For producers. Scope `write`."),
-            Tag(name="Tips", description="Rank them, word one, explain a decision. Scope `read`."),
-            Tag(name="Admin", description="Look, rebuild, erase, watch. Scope `admin`."),
-            Tag(name="Operations", description="For probes and Prometheus. No key."),
+            Tag(name="Tips", description="Rank candidate tips, explain a decision, write a tip. Scope `read`."),
+            Tag(name="Admin", description="Inspect, rebuild, erase; watch quality; roll out. Scope `admin`."),
+            Tag(name="Operations", description="For probes and Prometheus. No key needed."),
         ],
         components=Components(
             security_schemes={"key": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header")}
@@ -146,10 +115,10 @@ def openapi_config(*, keys_required: bool, limited: bool, root_path: str) -> Ope
     )
 
 
-def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool) -> dict[str, Any]:
-    """The generated document with what is decoded by hand: request bodies, and the mirror as the profile's type.
+def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
+    """The generated document with request bodies, the registry's mirror as the type of profiles, and two more problems.
 
-    And with the problems that no route makes: whatever has a body may be given up, and all may be `limited`.
+    The edge answers 408 to any request with a body, and 429 if the application sets a rate limit.
     """
     mirror, registry = service_of(request).mirror, service_of(request).registry
     operations = [
@@ -161,12 +130,12 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
     kinds = [with_mirror(kind, mirror) for _, opt in operations for kind in opt.get("body", ())]
     _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail], ref_template=_REF)
     schemas = {**document["components"]["schemas"], **components}
-    _tell_numbers_apart(schemas)
+    _make_number_branches_exclusive(schemas)
     reference = {"$ref": _REF.format(name=mirror.__name__)}
     for name, schema in schemas.items():
         if name.endswith("ProfileAnswer"):
             details = {"$ref": _REF.format(name="FeatureDetail")}
-            detailed = {"type": "object", "additionalProperties": details, "description": "With `detail=true`."}
+            detailed = {"type": "object", "additionalProperties": details, "description": "If `detail=true`."}
             schema["properties"]["features"] = {"anyOf": [reference, detailed]}
         elif name.endswith("HistoryRow"):
             schema["properties"]["features"] = reference
@@ -175,7 +144,7 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
     for operation, opt in operations:
         describe(operation, opt, registry)
         problem = operation["responses"]["400"]
-        if limited and "scope" in opt:
+        if opt.get("rate_limited") and "scope" in opt:
             operation["responses"]["429"] = {**problem, "description": DESCRIPTIONS[429]}
         if "body" in opt:
             operation["responses"]["408"] = {**problem, "description": DESCRIPTIONS[408]}
@@ -185,19 +154,15 @@ def _completed(request: HttpRequest, document: dict[str, Any], *, limited: bool)
             operation["requestBody"] = (
                 _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
             )
-    whole = {**document, "components": {**document["components"], "schemas": schemas}}
-    return _of_yesterday(whole, rfc3339(service_of(request).clock.now_ms() - DAY_MS))
+    # Examples are of yesterday, because the service rejects events older than the retention.
+    yesterday = rfc3339(service_of(request).clock.now_ms() - DAY_MS)[:11].encode()
+    whole = msgspec.json.encode({**document, "components": {**document["components"], "schemas": schemas}})
+    completed: dict[str, Any] = msgspec.json.decode(whole.replace(EXAMPLE_DAY, yesterday))
+    return completed
 
 
-def _of_yesterday(document: dict[str, Any], yesterday: str) -> dict[str, Any]:
-    """With yesterday in the place of `EXAMPLE_DAY`: an example that is older than the retention would be refused."""
-    text = msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday[:11].encode())
-    dated: dict[str, Any] = msgspec.json.decode(text)
-    return dated
-
-
-def _tell_numbers_apart(node: Any) -> None:
-    """Where a value may be a float or an int, it matched two branches of a `oneOf`, which none may."""
+def _make_number_branches_exclusive(node: Any) -> None:
+    """Drop `integer` from every `oneOf` with `number`: an integer would match both, and `oneOf` allows one match."""
     if isinstance(node, dict):
         branches = node.get("oneOf")
         if isinstance(branches, list) and {"type": "number"} in branches and {"type": "integer"} in branches:
@@ -205,7 +170,7 @@ def _tell_numbers_apart(node: Any) -> None:
         node = list(node.values())
     if isinstance(node, list):
         for item in node:
-            _tell_numbers_apart(item)
+            _make_number_branches_exclusive(item)
 
 
 def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str, Any]:
@@ -215,30 +180,16 @@ def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str,
 
 
 class _Json(JsonRenderPlugin):
-    """The document."""
-
-    def __init__(self, *, limited: bool, **options: Any) -> None:
-        super().__init__(**options)
-        self._limited = limited
-
     def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
-        """As JSON."""
-        return msgspec.json.encode(_completed(request, openapi_schema, limited=self._limited))
+        return msgspec.json.encode(_completed(request, openapi_schema))
 
 
 class _Page(SwaggerRenderPlugin):
-    """The document, for people."""
-
-    def __init__(self, *, limited: bool, **options: Any) -> None:
-        super().__init__(**options)
-        self._limited = limited
-
     def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
-        """As a page."""
-        return super().render(request, _completed(request, openapi_schema, limited=self._limited))
+        return super().render(request, _completed(request, openapi_schema))
 
     def receive_router(self, router: Router) -> None:
-        """Instead of a redirection page for OAuth, which is not used: what is not there is a problem, not a page."""
+        """Instead of adding a page for OAuth, which is not used, remove Litestar's catch-all page for unknown paths."""
         router.routes[:] = [route for route in router.routes if not route.path.endswith("{path:str}")]
 
 
@@ -252,11 +203,11 @@ def _events_body() -> dict[str, Any]:
     }
     several = {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}
     many = {"anyOf": [one, several]}
-    lines = {**several, "description": "One event a line."}  # what a line holds; OpenAPI 3.1 has no better words
+    lines = {**several, "description": "One event per line."}  # OpenAPI 3.1 has no schema for sequential media types
     examples = {
-        "served": {"summary": "A tip was put before a user", "value": SERVED_EXAMPLE},
-        "feedback": {"summary": "The user reacted", "value": FEEDBACK_EXAMPLE},
-        "many": {"summary": "Several at once", "value": [SERVED_EXAMPLE, FEEDBACK_EXAMPLE]},
+        "served": {"summary": "A tip was shown to a user", "value": SERVED_EXAMPLE},
+        "feedback": {"summary": "The user gave feedback on a tip", "value": FEEDBACK_EXAMPLE},
+        "many": {"summary": "Several events at once", "value": [SERVED_EXAMPLE, FEEDBACK_EXAMPLE]},
     }
     ndjson = b"\n".join([msgspec.json.encode(SERVED_EXAMPLE), msgspec.json.encode(FEEDBACK_EXAMPLE)]).decode()
     return {

@@ -1,8 +1,9 @@
-"""What the OpenAPI document says of parameters where a handler's signature cannot.
+"""Schemas of parameters that a handler's signature cannot express, such as the names of the registry's features.
 
-A route names them in `opt["schemas"]`: a schema, or what makes one from the registry. `opt["required"]` lists
-those that only a page may leave out. Invariant: a value that these schemas allow is refused only for what no schema can
-say (a moment that lies too far back, two parameters that exclude each other).
+A route lists them in `opt["schemas"]`: a schema by parameter, or a function that makes it from the registry.
+`opt["required"]` lists parameters that are optional in the signature only because the page omits them.
+Invariant: a value that its schema allows is rejected only for reasons that no schema can express (a moment too far in
+the past, two parameters that exclude each other).
 """
 
 from __future__ import annotations
@@ -24,23 +25,22 @@ MOMENT: Schema = {"type": "string", "format": "date-time", "examples": ["2026-04
 
 
 def rowid(least: int) -> Schema:
-    """A number of a row. Litestar writes limits as floats, which cannot hold this one."""
+    """A row id. Litestar would write the maximum as a float, which cannot represent it."""
     return {"type": "integer", "minimum": least, "maximum": MAX_ROWID}
 
 
 def feature_name(registry: Registry) -> Schema:
-    """One feature."""
     return {"type": "string", "enum": list(registry.names)}
 
 
 def feature_names(registry: Registry) -> Schema:
-    """Features, with commas."""
+    """Comma-separated names."""
     either = "|".join(registry.names)
     return {"type": "string", "pattern": f"^({either})(,({either}))*$"}
 
 
 def describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Registry) -> None:
-    """Put the schemas of `opt` into an operation; what stands there of description and default stays."""
+    """Replace the schemas of an operation's parameters by those in `opt`, keeping defaults."""
     schemas: Schemas = opt.get("schemas", {})
     for parameter in operation.get("parameters", ()):
         found = schemas.get(parameter["name"])
@@ -55,7 +55,7 @@ def describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Regist
 
 
 def name_features(schema: Schema, registry: Registry) -> None:
-    """In a request's body: what `features` may hold."""
+    """Restrict `features` in the schema of a request body to the names of the registry."""
     for branch in schema.get("properties", {}).get("features", {}).get("anyOf", ()):
         if branch.get("type") == "array":
             branch["items"] = feature_name(registry)

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from app.api import server as listening
-from app.api.middleware import body_limits, fast_path
+from app.api.middleware import body_limits
 from app.api.server import HEAD_BYTES
 from tests.support.gates import turn
 from tests.support.live import Live
@@ -39,7 +39,6 @@ async def brisk(serve_site: ServeSite) -> AsyncIterator[Live]:
     """A site that waits half a second for a head or a body."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(body_limits, "BODY_S", BODY_S)
-        patched.setattr(fast_path, "BODY_S", BODY_S)
         async with serve_site(head_s=HEAD_S) as served:
             yield served
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.cli import main, output
+from app.cli import common, main
 from app.features.clock import DAY_MS
 from app.settings import Settings
 from tests.support.database import copy_database
@@ -44,8 +44,8 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     """Runs `profiles …` in an empty directory, as a person does. Settings by keyword: `database=…`."""
     for name in [name for name in os.environ if name.startswith("PROFILES_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(output.out(), "_width", 250)
-    monkeypatch.setattr(output.err(), "_width", 250)
+    monkeypatch.setattr(common.out(), "_width", 250)
+    monkeypatch.setattr(common.err(), "_width", 250)
     monkeypatch.chdir(tmp_path)
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -64,8 +64,8 @@ def test_what_is_untrue_is_named_and_then_repaired(migrated: Run, tmp_path: Path
     ]
     only = migrated("audit", "user-2", "user-5", cache_url=valkey.url)
     assert only.code == 1
-    assert "2 users: 1 hold the truth" in only.out
-    assert "user-5: tip_volume_30d is unexplained: holds 77 (event 7), computed 1" in only.out
+    assert "2 users: 1 are consistent" in only.out
+    assert "user-5: tip_volume_30d is unexplained: cached 77 (event 7), computed 1" in only.out
     repaired = migrated("audit", "--repair", "--json", cache_url=valkey.url)
     assert (repaired.code, repaired.json["repaired"]) == (0, 2)
     after = migrated("audit", "--json", cache_url=valkey.url)

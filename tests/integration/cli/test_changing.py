@@ -65,7 +65,7 @@ def test_events_are_loaded_once_when_the_file_is_loaded_again(
 ) -> None:
     (tmp_path / "events").write_text("\n".join([line("a"), "", line("b"), line("c"), "", "", "", line("d")]))
     first = migrated("events", "events")
-    assert (first.code, first.out) == (0, "4 events stored, 0 known before, 0 refused\n")
+    assert (first.code, first.out) == (0, "4 events stored, 0 duplicates, 0 refused\n")
     assert migrated("events", "events", "--json").json == {**RECEIPT, "duplicates": 4}
     assert stored(tmp_path) == ["a", "b", "c", "d"]
 
@@ -89,7 +89,7 @@ def test_loading_stops_at_the_first_bad_line_and_names_it(
     shown = migrated("events", "events", "--json")
     assert shown.code == 5
     assert message in shown.err
-    assert "stopped; everything up to line 3 is stored" in shown.err
+    assert "stopped: the first 3 lines are stored" in shown.err
     assert shown.json == {"accepted": 3, "duplicates": 0, "refused": 1}
     assert stored(tmp_path) == ["a", "b", "c"]
 
@@ -236,7 +236,7 @@ def test_rebuilding_says_which_values_could_not_be_computed(
     server = {"features": new, "cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
     shown = populated("rebuild", "user-1", "user-2", **server)
     reason = "the SQL gave float 0.5 where int is declared"
-    assert (shown.code, shown.out) == (1, f"2 users rebuilt\n  faulty: null for 2 users: {reason}\n")
+    assert (shown.code, shown.out) == (1, f"2 users rebuilt\n  faulty: failed for 2 users: {reason}\n")
     assert populated("rebuild", "user-1", "--json", **server).json == {"rebuilt": 1, "failed": {"faulty": reason}}
 
 
@@ -246,8 +246,8 @@ def test_rebuilding_says_which_values_could_not_be_computed(
         (["ann", "--rate", "-1"], 2, "Invalid value for '--rate'"),
         (["ann", "--registry", "new.py"], 2, "'--registry': must be package.module:NAME or /path/features.py:NAME"),
         (["ann", "--registry", "new.py:X"], 2, "--registry: cannot load new.py: No such file or directory"),
-        ([], 2, "name users, or give --all"),
-        (["ann", "--all"], 2, "name users, or give --all"),
+        ([], 2, "give either USERS or --all"),
+        (["ann", "--all"], 2, "give either USERS or --all"),
         (["a/b"], 5, "user_id: must not contain /"),
         (["ann", "--feature", "shoe_size"], 5, "unknown feature 'shoe_size'; known are completion_rate_30d"),
         (["ann"], 4, "no cache is set (PROFILES_CACHE_URL)"),
@@ -362,7 +362,7 @@ def test_old_events_are_deleted_once_that_is_confirmed(migrated: Run, tmp_path: 
         shown = migrated("prune")
         assert (shown.code, shown.out) == (
             1,
-            "0 decisions deleted\nold events wait: more than three days of them; look at the clock, then --confirm\n",
+            "0 decisions deleted\nevents not deleted: more than three days; check the clock, then use --confirm\n",
         )
     assert migrated("prune", "--confirm").out == "1 events deleted\n0 decisions deleted\n"
     shown = migrated("prune")
@@ -398,8 +398,8 @@ def test_a_new_key_is_accepted_by_the_service(migrated: Run, tmp_path: Path) -> 
 def test_a_new_key_is_shown_with_its_entry(profiles: Run) -> None:
     shown = profiles("keys", "new", "ops", "--scope", "admin")
     assert shown.code == 0
-    assert re.search(r"^key \(shown only now\):  pk_[\w-]{43}$", shown.out, re.MULTILINE)
-    assert re.search(r"^PROFILES_API_KEYS:     ops:admin:[0-9a-f]{64}$", shown.out, re.MULTILINE)
+    assert re.search(r"^key \(not shown again\):  pk_[\w-]{43}$", shown.out, re.MULTILINE)
+    assert re.search(r"^PROFILES_API_KEYS: +ops:admin:[0-9a-f]{64}$", shown.out, re.MULTILINE)
     assert shown.out != profiles("keys", "new", "ops", "--scope", "admin").out
 
 

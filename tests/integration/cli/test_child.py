@@ -23,7 +23,7 @@ def test_child_is_this_program_when_the_working_directory_holds_another_of_that_
     codes: list[int | None] = []
 
     def ended() -> bool:
-        codes.append(child.look())
+        codes.append(child.check())
         return codes[-1] is not None
 
     eventually_sync(ended)

@@ -279,7 +279,7 @@ def test_features_and_registry_of_running_processes_are_told(deployment: Deploym
     for features, text in ((broken, "feature 'probe': "), (tmp_path / "none.py:R", "PROFILES_FEATURES: cannot load ")):
         state, shown = deployment.lines(features=features)["registry"]
         assert state == "bad"
-        assert shown.startswith(f"it cannot be served: {text}")
+        assert shown.startswith(f"it cannot be loaded: {text}")
     assert deployment.lines(database=tmp_path / "none.db")["registry"][0] == "ok"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.bootstrap.contract import load_contract
-from app.cli import output
+from app.cli import common
 from app.features.plan import definitions_of
 from app.operations.samples import Sample
 from app.settings import Settings
@@ -83,7 +83,7 @@ def unchanged(tmp_path: Path) -> Iterator[None]:
 def test_names_and_spans_are_shown_whole_when_the_terminal_is_narrow(
     profiles: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.out(), "_width", 80)
+    monkeypatch.setattr(common.out(), "_width", 80)
     shown = profiles("features").out
     for name in REGISTRY.names:
         assert f" {name} " in shown
@@ -138,7 +138,7 @@ def test_new_entry_is_a_module_that_serves_at_once(profiles: Run, tmp_path: Path
     [
         ("a-b", {}, "the name must be an ASCII identifier"),
         ("class", {}, "no keyword of Python"),
-        ("x", {"window": "7"}, "'--window': must be a whole number of days, hours or minutes, as 7d, 12h or 30m"),
+        ("x", {"window": "7"}, "'--window': must be a whole number of days, hours or minutes, such as 7d, 12h or 30m"),
         ("x", {"window": "0d"}, "'--window': must be a whole number"),
         ("x", {"window": "7w"}, "'--window': must be a whole number"),
         ("x", {"window": "-1d"}, "'--window': must be a whole number"),
@@ -187,8 +187,8 @@ def test_failing_examples_are_shown_and_the_exit_code_is_1(profiles: Run, tmp_pa
 def test_every_feature_is_new_when_nothing_was_served(populated: Run, unchanged: None) -> None:
     shown = populated("features", "plan")
     assert shown.code == 0
-    assert shown.out.startswith("No process has served a registry yet; every feature is new.\n")
-    assert "tip_volume_30d added\n  computed anew for up to 2 users: less than 1 s of computing, " in shown.out
+    assert shown.out.startswith("No process has served a registry yet, so every feature is new.\n")
+    assert "tip_volume_30d added\n  recomputed for up to 2 users: less than 1 s of computing, " in shown.out
 
 
 def test_plan_says_so_when_nothing_changes(populated: Run, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_plan_says_so_when_nothing_changes(populated: Run, tmp_path: Path) -> No
     two = [own_entry("one"), own_entry("two")]
     serve(tmp_path, own_registry(tmp_path / "own.py", *two))
     other = own_registry(tmp_path / "other.py", *reversed(two))
-    assert "Nothing changes but the order of the features.\n" in populated("features", "plan", features=other).out
+    assert "Only the order of the features changes.\n" in populated("features", "plan", features=other).out
 
 
 def test_plan_tells_what_changes_and_who_is_computed_anew(populated: Run, tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_plan_names_the_registries_of_running_processes_that_differ(populated: R
     serve(tmp_path, *sources[1:], running=True)
     old, new = [load_contract(Settings(features=source)).registry.fingerprint for source in sources[1:]]
     shown = populated("features", "plan", features=sources[2])
-    assert shown.out.startswith(f"Registry {new} against {new}, last seen ")
-    assert f"Running processes differ: others serve {old}.\n" in shown.out
+    assert shown.out.startswith(f"Registry {new}, compared with {new}, seen ")
+    assert f"Other running processes serve {old}.\n" in shown.out
 
 
 def test_plan_is_refused_when_the_sql_would_read_the_events_of_all_users(populated: Run, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_diff_is_refused_when_there_is_nothing_to_compare_with(migrated: Run, tm
     assert (never.code, never.err) == (5, "error: no process has served probe yet; nothing to compare\n")
     serve(tmp_path, own)
     same = migrated("features", "diff", "probe", features=own)
-    assert (same.code, "probe is served by this definition, and never was by another" in same.err) == (5, True)
+    assert (same.code, "probe was never served with another definition" in same.err) == (5, True)
     assert migrated("features", "diff", "other", features=own).code == 5
 
 
@@ -313,7 +313,7 @@ def test_diff_is_refused_when_the_old_definition_cannot_be_computed_any_more(mig
     with closing(sqlite3.connect(tmp_path / "var/profiles.db")) as connection, connection:
         connection.execute("UPDATE registries SET definitions = ?", (body,))
     shown = migrated("features", "diff", "probe", features=own)
-    assert (shown.code, "cannot be computed any more: feature 'probe': the SQL does not" in shown.err) == (5, True)
+    assert (shown.code, "can no longer be computed: feature 'probe': the SQL does not" in shown.err) == (5, True)
 
 
 def _plain(definition: Any) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def test_switching_is_written_to_the_audit_trail(migrated: Run, tmp_path: Path) 
     with closing(sqlite3.connect(tmp_path / "var/profiles.db")) as connection:
         trail = connection.execute("SELECT actor, action, subject, outcome FROM audit_trail ORDER BY id").fetchall()
     assert trail == [
-        (output.ACTOR, f"{action} feature", "preferred_hour", outcome)
+        (common.ACTOR, f"{action} feature", "preferred_hour", outcome)
         for action, outcome in [
             ("disable", "disabled: wrong hours"),
             ("disable", "refused: preferred_hour is disabled already"),

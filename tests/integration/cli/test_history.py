@@ -194,7 +194,7 @@ def test_the_features_named_are_the_ones_computed(lived_in: Run, tmp_path: Path)
     assert (shown.code, "unknown feature 'tip_volume'; known are completion_rate_30d" in shown.err) == (5, True)
     # One that is computed may not be a column already.
     shown = lived_in("history", "rows.csv", "--output", "set.csv")
-    assert (shown.code, "preferred_hour: is a feature, too; rename the column" in shown.err) == (5, True)
+    assert (shown.code, "preferred_hour: is also a feature; rename the column" in shown.err) == (5, True)
     assert not (tmp_path / "set.csv").exists()
 
 
@@ -273,10 +273,10 @@ def test_a_file_that_cannot_be_read_is_refused(migrated: Run, tmp_path: Path, me
             {"user_id": ["ann"], "as_of": pa.array([0], pa.timestamp("ns"))},
             "as_of: its type is timestamp[ns]; it must be text, or times with a time zone",
         ),
-        ({"user_id": ["ann", None], "as_of": [datetime.now(UTC)] * 2}, "row 2, user_id: missing, or not text"),
-        ({"user_id": ["ann"] * 2, "as_of": [datetime.now(UTC), None]}, "row 2, as_of: missing, or not text"),
+        ({"user_id": ["ann", None], "as_of": [datetime.now(UTC)] * 2}, "row 2, user_id: is missing or not text"),
+        ({"user_id": ["ann"] * 2, "as_of": [datetime.now(UTC), None]}, "row 2, as_of: is missing or not text"),
         ({"user_id": ["ann"] * 2, "as_of": [datetime.now(UTC), EPOCH]}, "row 2, as_of: reaches back beyond kept"),
-        ({"user_id": ["ann"], "as_of": ["soon"]}, "row 1, as_of: 'soon' is no time"),
+        ({"user_id": ["ann"], "as_of": ["soon"]}, "row 1, as_of: 'soon' is not a time"),
         ({"user_id": pa.array([], pa.string()), "as_of": pa.array([], pa.string())}, "rows has no rows"),
     ],
 )
@@ -291,14 +291,17 @@ def test_the_column_or_row_is_named_when_parquet_is_wrong(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("user_id,as_of\nann,{now}\n\nbob,soon\n", "line 4, as_of: 'soon' is no time"),
-        ("user_id,as_of\nann,{now}\nbob,\n", "line 3, as_of: missing, or not text"),
-        ('user_id,as_of,note\nann,{now},"two\nlines"\n,{now},x\n', "line 4, user_id: missing, or not text"),
+        ("user_id,as_of\nann,{now}\n\nbob,soon\n", "line 4, as_of: 'soon' is not a time"),
+        ("user_id,as_of\nann,{now}\nbob,\n", "line 3, as_of: is missing or not text"),
+        ('user_id,as_of,note\nann,{now},"two\nlines"\n,{now},x\n', "line 4, user_id: is missing or not text"),
         ('user_id,as_of,note\nann,{now},x\n..,{now},"two\nlines"\n', "line 3, user_id: must not be . or .."),
         ("user_id,as_of\nann,{now}\nbob,2999-01-01T00:00:00Z\n", "line 3, as_of: lies in the future"),
         ("user_id,as_of\nann,2001-01-01T00:00:00Z\n", "line 2, as_of: reaches back beyond kept history"),
-        ('{{"user_id": "ann", "as_of": "{now}"}}\n\n{{"user_id": 7, "as_of": "{now}"}}\n', "line 3, user_id: missing"),
-        ('{{"user_id": "ann", "as_of": "{now}"}}\n{{"user_id": "ann"}}\n', "line 2, as_of: missing"),
+        (
+            '{{"user_id": "ann", "as_of": "{now}"}}\n\n{{"user_id": 7, "as_of": "{now}"}}\n',
+            "line 3, user_id: is missing",
+        ),
+        ('{{"user_id": "ann", "as_of": "{now}"}}\n{{"user_id": "ann"}}\n', "line 2, as_of: is missing"),
         ('{{"user_id": "ann", "as_of": "{now}"}}\n{{"user_id"\n', "line 2: not JSON"),
         ('{{"user_id": "ann", "as_of": "{now}", "x": "\\ud800"}}\n', "line 1: not JSON"),
         ('{{"user_id": "ann", "as_of": "{now}"}}\n[1]\n', "line 2: not a JSON object"),
@@ -317,7 +320,7 @@ def test_the_line_is_named_when_a_row_is_wrong(lived_in: Run, tmp_path: Path, te
         (["missing.csv"], 2, "'missing.csv' does not exist"),
         (["rows.csv", "--output", "set.xlsx"], 5, "the name must end in .csv, .ndjson, .parquet"),
         (["rows.csv", "--output", "no/such/set.csv"], 4, "cannot write no/such/set.csv"),
-        (["rows.csv", "--known-at", "later"], 5, "--known-at: 'later' is no time"),
+        (["rows.csv", "--known-at", "later"], 5, "--known-at: 'later' is not a time"),
         (["rows.csv", "--known-at", "2999-01-01T00:00:00Z"], 5, "--known-at: lies in the future"),
     ],
 )
@@ -349,7 +352,7 @@ def test_what_arrived_later_is_left_out_and_told_when_known_at_says_so(lived_in:
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(now_ms() - DAY_MS)}\n")
     late = lived_in("history", "rows.csv", "--known-at", "as_of")
     assert volumes(late) == [0]
-    assert "100% of the rows have no values because every event up to their moment arrived too late" in late.err
+    assert "100% of the rows have no values because every event up to their as_of arrived too late" in late.err
     whole = lived_in("history", "rows.csv", "--known-at", rfc3339(now_ms()))
     assert (volumes(whole), whole.err) == ([30], "")
 
@@ -384,7 +387,7 @@ def test_historical_events_are_known_from_their_event_time_on(migrated: Run, tmp
 
     # What was loaded without the option is mended by loading it again; the log keeps the arrival, for the workers.
     shown = migrated("events", write_events(tmp_path / "events", one, two), "--historical")
-    assert shown.out == "1 events stored, 1 known before, 0 refused\n"
+    assert shown.out == "1 events stored, 1 duplicates, 0 refused\n"
     assert arrivals(tmp_path) == {"one": (False, True), "two": (False, True), "three": (False, False)}
     assert volumes(migrated("history", "rows.csv", "--known-at", "as_of")) == [2, 0]
 
@@ -398,8 +401,8 @@ def test_historical_events_are_known_from_their_event_time_on(migrated: Run, tmp
         trail = connection.execute("SELECT actor, action, outcome FROM audit_trail ORDER BY id").fetchall()
     assert {(actor, action) for actor, action, _ in trail} == {("the command line", "load historical events")}
     assert [outcome for _, _, outcome in trail[:2]] == [
-        "1 events stored, 1 known before, 0 refused",
-        "0 events stored, 0 known before, 1 refused",
+        "1 events stored, 1 duplicates, 0 refused",
+        "0 events stored, 0 duplicates, 1 refused",
     ]
     assert trail[2][2].startswith("refused: events is a JSON array")
 

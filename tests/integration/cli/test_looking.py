@@ -90,8 +90,8 @@ def test_a_profile_is_shown_as_it_was_when_a_moment_is_named(lived_in: Run) -> N
     [
         (["a/b"], "user_id: must not contain /"),
         ([".."], "user_id: must not be . or .."),
-        (["ann", "--as-of", "yesterday"], "--as-of: 'yesterday' is no time; write 2026-04-25T08:30:00+02:00"),
-        (["ann", "--as-of", "2026-04-25T08:30:00"], "--as-of: '2026-04-25T08:30:00' lacks its UTC offset"),
+        (["ann", "--as-of", "yesterday"], "--as-of: 'yesterday' is not a time; write it as 2026-04-25T08:30:00+02:00"),
+        (["ann", "--as-of", "2026-04-25T08:30:00"], "--as-of: '2026-04-25T08:30:00' lacks a UTC offset"),
         (["ann", "--as-of", "2999-01-01T00:00:00Z"], "--as-of: lies in the future"),
         (
             ["ann", "--as-of", "2001-01-01T00:00:00Z"],

@@ -39,8 +39,8 @@ def test_status_says_where_it_stands_when_nothing_was_decided(profiles: Run, dat
     shown = profiles("rollout", "status", database=database_path)
     assert shown.code == 0
     assert "shadow, the challenger serves 0% of the users" in shown.out
-    assert "too few to say" in shown.out
-    assert "they are the champion's, so not judged" in shown.out
+    assert "too few decisions" in shown.out
+    assert "these are the champion's and do not count" in shown.out
     assert "insufficient data: 0 decisions can be evaluated" in shown.out
     found = profiles("rollout", "status", "--json", database=database_path).json
     assert (found["stage"], found["figures"]) == ("shadow", None)
@@ -57,7 +57,7 @@ def test_challenger_is_ramped_and_rolled_back_audited(profiles: Run, database_pa
         "ramp, the challenger serves 5%",
         "by the command line: looks [good]",
         "lift",
-        "not now",
+        "not allowed",
         "200 are needed",
     ):
         assert text in shown.out
@@ -68,8 +68,8 @@ def test_challenger_is_ramped_and_rolled_back_audited(profiles: Run, database_pa
     back = profiles("rollout", "rollback", "--json", database=database_path)
     assert (back.code, back.json["stage"]) == (0, "rolled back")
     over = profiles("rollout", "status", database=database_path).out
-    assert "none, the roll-out is over" in over
-    assert "no more looks" in over
+    assert "none: the roll-out is over" in over
+    assert "no further look" in over
     assert [entry[:2] for entry in asyncio.run(outcomes(database_path))] == [
         *[("the command line", "ramp roll-out")] * 2,
         ("the command line", "promote challenger"),

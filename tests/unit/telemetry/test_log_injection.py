@@ -8,6 +8,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable
+from io import StringIO
 from typing import Literal
 
 import pytest
@@ -84,11 +85,11 @@ PLACES: list[Callable[[str], None]] = [
 
 def written(log_format: Format, write: Callable[[], None]) -> str:
     """What is written to the log meanwhile."""
-    parts: list[str] = []
+    stream = StringIO()
     with logging_put_back():
-        configure_logging(log_format, "info", parts.append)
+        configure_logging(log_format, "info", stream)
         write()
-    return "".join(parts)
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
@@ -121,7 +122,7 @@ def test_json_is_one_line_that_holds_all(place: Callable[[str], None], text: str
 class Failing(Authenticator):
     """Fails while it holds a key."""
 
-    def _found(self, key: str | None) -> None:
+    def _find(self, key: str | None) -> None:
         held = {"x-api-key": key, "hashed": hash_key(key or "")}
         raise RuntimeError(f"{len(held)} headers cannot be read")
 

@@ -7,13 +7,14 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from typing import Literal
 
 import pytest
 
 from app.errors import StoreFull, StoreUnavailable
 from app.telemetry import Metrics, configure_logging, logger, warn
-from app.telemetry.repeated_lines import MOST_LINES, SPAN_S, RepeatedLines
+from app.telemetry.logs import MOST_LINES, SPAN_S, RepeatedLines
 from app.telemetry.structlog_without_rich import structlog
 from tests.support.clock import FakeClock
 from tests.support.logs import logging_put_back
@@ -23,17 +24,17 @@ FORMATS: tuple[Format, ...] = ("console", "json")
 
 
 @pytest.fixture
-def written() -> Iterator[list[str]]:
-    """What is logged after `configure_logging(…, written.append)`; whatever that changes is put back."""
+def written() -> Iterator[StringIO]:
+    """What is logged after `configure_logging(…, written)`; whatever that changes is put back."""
     with logging_put_back():
-        yield []
+        yield StringIO()
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_line_has_time_level_component_and_fields(written: list[str], log_format: Format) -> None:
-    configure_logging(log_format, "info", written.append)
+def test_line_has_time_level_component_and_fields(written: StringIO, log_format: Format) -> None:
+    configure_logging(log_format, "info", written)
     logger("part").info("it_happened", number=7)
-    line = "".join(written)
+    line = written.getvalue()
     for expected in ("it_happened", "part", "info", "7"):
         assert expected in line
     assert line.count("\n") == 1
@@ -42,55 +43,55 @@ def test_line_has_time_level_component_and_fields(written: list[str], log_format
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_line_of_a_library_looks_like_ours(written: list[str], log_format: Format) -> None:
-    configure_logging(log_format, "info", written.append)
+def test_line_of_a_library_looks_like_ours(written: StringIO, log_format: Format) -> None:
+    configure_logging(log_format, "info", written)
     logging.getLogger("some.library").warning("it said %s", "this")
-    line = "".join(written)
+    line = written.getvalue()
     assert "it said this" in line
     assert "warning" in line
     if log_format == "json":
         assert json.loads(line)["event"] == "it said this"
 
 
-def test_line_is_left_out_when_it_is_below_the_level(written: list[str]) -> None:
-    configure_logging("json", "warning", written.append)
+def test_line_is_left_out_when_it_is_below_the_level(written: StringIO) -> None:
+    configure_logging("json", "warning", written)
     logger("part").info("not_this")
     logging.getLogger("some.library").info("nor this")
     logging.getLogger("arq").warning("but this")
-    assert [json.loads(line)["event"] for line in written if line.strip()] == ["but this"]
+    assert [json.loads(line)["event"] for line in written.getvalue().splitlines()] == ["but this"]
 
 
-def test_noise_of_libraries_is_left_out_when_everything_else_is_shown(written: list[str]) -> None:
-    configure_logging("json", "debug", written.append)
+def test_noise_of_libraries_is_left_out_when_everything_else_is_shown(written: StringIO) -> None:
+    configure_logging("json", "debug", written)
     logging.getLogger("arq.worker").info("a job")
     logging.getLogger("aiosqlite").debug("a statement")
     logging.getLogger("httpx").info("HTTP Request: POST https://models.example")
     logging.getLogger("httpcore.http11").debug("send_request_headers.started")
     logger("part").debug("this")
-    assert [json.loads(line)["event"] for line in written if line.strip()] == ["this"]
+    assert [json.loads(line)["event"] for line in written.getvalue().splitlines()] == ["this"]
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
 @pytest.mark.parametrize("field", ["api_key", "password", "X-API-Key", "authorization", "cache_url", "model_key"])
-def test_sensitive_field_is_hidden(written: list[str], log_format: Format, field: str) -> None:
-    configure_logging(log_format, "info", written.append)
+def test_sensitive_field_is_hidden(written: StringIO, log_format: Format, field: str) -> None:
+    configure_logging(log_format, "info", written)
     logger("part").info("asked", **{field: "top-secret"})
-    assert "top-secret" not in "".join(written)
-    assert "[hidden]" in "".join(written)
+    assert "top-secret" not in written.getvalue()
+    assert "[hidden]" in written.getvalue()
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
 @pytest.mark.parametrize(
     "url", ["redis://:top-secret@host:6379/0", "rediss://user:top-secret@host", "redis://user:top-secret@more@host"]
 )
-def test_password_in_a_url_is_hidden_wherever_it_stands(written: list[str], log_format: Format, url: str) -> None:
-    configure_logging(log_format, "info", written.append)
+def test_password_in_a_url_is_hidden_wherever_it_stands(written: StringIO, log_format: Format, url: str) -> None:
+    configure_logging(log_format, "info", written)
     logger("part").warning(f"cannot reach {url}", error=f"connecting to {url} failed")
     try:
         raise OSError(f"connecting to {url} failed")
     except OSError as error:
         logger("part").error("failed", exc_info=error)
-    text = "".join(written)
+    text = written.getvalue()
     assert "host" in text
     assert "OSError" in text
     for secret in ("top-secret", "more@"):
@@ -98,25 +99,25 @@ def test_password_in_a_url_is_hidden_wherever_it_stands(written: list[str], log_
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_line_cannot_be_forged_by_what_is_logged(written: list[str], log_format: Format) -> None:
-    configure_logging(log_format, "info", written.append)
+def test_line_cannot_be_forged_by_what_is_logged(written: StringIO, log_format: Format) -> None:
+    configure_logging(log_format, "info", written)
     evil = "a\n2026-01-01T00:00:00Z [info     ] forged\r\x1b[2J\x85\u2028\u202e"
     logger("part").info("asked", who=evil, many=[evil])
     logging.getLogger("some.library").info("it said %s", evil)
-    lines = "".join(written).split("\n")
+    lines = written.getvalue().split("\n")
     assert len(lines) == 3
     assert not any(character in line for line in lines for character in "\r\x1b\x85\u2028\u202e")
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_traceback_shows_no_local_variables(written: list[str], log_format: Format) -> None:
-    configure_logging(log_format, "info", written.append)
+def test_traceback_shows_no_local_variables(written: StringIO, log_format: Format) -> None:
+    configure_logging(log_format, "info", written)
     headers = {"x-api-key": "top-secret"}
     try:
         raise RuntimeError(f"{len(headers)} went wrong")
     except RuntimeError as error:
         logger("part").error("failed", exc_info=error)
-    text = "".join(written)
+    text = written.getvalue()
     assert "Traceback (most recent call last)" in text
     assert "RuntimeError: 1 went wrong" in text
     assert "top-secret" not in text
@@ -165,13 +166,13 @@ def test_metrics_are_named_with_base_units_and_explained() -> None:
             assert family.name.endswith("_seconds")
 
 
-def test_what_comes_again_and_again_on_a_full_disk_is_told_quietly(written: list[str]) -> None:
+def test_what_comes_again_and_again_on_a_full_disk_is_told_quietly(written: StringIO) -> None:
     with logging_put_back():
-        configure_logging("json", "info", written.append)
+        configure_logging("json", "info", written)
         log = logger("part")
         for error in (StoreFull("no room"), StoreUnavailable("locked")):
             warn(log, error)("tried_in_vain", error=str(error))
-    assert [json.loads(line)["error"] for line in written] == ["locked"]
+    assert [json.loads(line)["error"] for line in written.getvalue().splitlines()] == ["locked"]
 
 
 def seen(lines: RepeatedLines, event: str, level: str = "info", **fields: object) -> int | None:
@@ -197,8 +198,8 @@ def test_a_line_that_comes_again_and_again_is_told_some_times_and_then_counted()
     assert seen(lines, "request", status=404, route="unmatched") == 0
 
 
-def test_the_log_of_a_process_leaves_repeated_lines_out(written: list[str]) -> None:
-    configure_logging("json", "info", written.append)
+def test_the_log_of_a_process_leaves_repeated_lines_out(written: StringIO) -> None:
+    configure_logging("json", "info", written)
     for _ in range(100):
         logger("part").info("request", status=404, route="unmatched")
-    assert len(written) == MOST_LINES
+    assert len(written.getvalue().splitlines()) == MOST_LINES

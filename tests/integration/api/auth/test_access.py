@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from litestar.routes import HTTPRoute
 
-from app.api.auth.sessions import ANYONE
+from app.api.auth.sessions import NOT_SIGNED_IN
 from app.settings import hash_key
 from app.settings.parsers import ApiKey
 from tests.support.live import KEYS, Live, as_caller, problem
@@ -164,12 +164,12 @@ async def test_session_opens_the_admins_routes_alone_and_changes_nothing_without
     elif access.method == "GET":
         assert answer.status_code == access.status
     else:
-        assert "load its page again" in problem(answer, 403)["detail"]
+        assert "reload the page" in problem(answer, 403)["detail"]
         _, anothers = await visit(keyed, "admin")
         problem(await ask({**cookie, "X-CSRF-Token": anothers}), 403)
         assert (await ask({**cookie, "X-CSRF-Token": token})).status_code == access.status
     if access.scope is not None:
-        problem(await ask((await visit(keyed, ANYONE))[0]), 401)
+        problem(await ask((await visit(keyed, NOT_SIGNED_IN))[0]), 401)
         problem(await ask({"Cookie": cookie["Cookie"][:-2]}), 401)
         if access.scope == "admin":  # a key that is shown decides, and not the session
             assert (await ask({**cookie, **as_caller("reader")})).status_code == 403
@@ -200,7 +200,7 @@ async def test_keyless_site_is_closed_when_another_name_leads_to_it(site: Live, 
     for access in TABLE:
         if access.scope is not None:
             body = problem(await site.client.request(access.method, access.path, headers=asked), 403)
-            assert "without keys" in body["detail"] or "another site" in body["detail"]
+            assert "without API keys" in body["detail"] or "another site" in body["detail"]
     for path in ("/profiles/u", "/profiles/u?features=tip_volume_30d"):  # which the hit path answers otherwise
         problem(await site.client.get(path, headers={"Host": host}), 403)
     batch = {"user_ids": ["u"]}

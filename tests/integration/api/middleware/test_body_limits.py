@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from app.api.auth.forms import MAX_BYTES, MAX_BYTES_OF_ANYBODY, MEDIA_TYPE
+from app.api.auth.forms import MAX_BYTES, MAX_BYTES_WITHOUT_SCOPE, MEDIA_TYPE
 from app.api.middleware import body_limits
 from app.api.schemas import MAX_USERS
 from app.features.ids import MAX_ID_LENGTH
@@ -51,7 +51,7 @@ async def test_form_is_refused_when_a_route_takes_none(site: Live) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "most"), [("/admin/sign-in", MAX_BYTES_OF_ANYBODY), ("/admin/users/u/rebuild", MAX_BYTES)]
+    ("path", "most"), [("/admin/sign-in", MAX_BYTES_WITHOUT_SCOPE), ("/admin/users/u/rebuild", MAX_BYTES)]
 )
 async def test_form_is_refused_when_decoding_it_would_take_long(site: Live, path: str, most: int) -> None:
     headers = {"Content-Type": MEDIA_TYPE}

@@ -74,7 +74,7 @@ async def test_header_is_refused_before_it_is_parsed_when_it_is_too_long(name: b
     reached, sent = await through([(name, b"\\" * (MAX_HEADER_BYTES + 1))])
     assert (reached, sent[0]["status"]) == ([], 431)
     detail = msgspec.json.decode(sent[1]["body"])["detail"]
-    assert detail.startswith(f"the header {name.decode()} has 8,193 bytes; allowed are 8,192")
+    assert detail.startswith(f"the header {name.decode()} has 8,193 bytes")
     assert ("cookies of other applications" in detail) == (name == b"cookie")
     reached, _ = await through([(name, b"\\" * MAX_HEADER_BYTES)])
     assert len(reached) == 1

@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from app.api.middleware import body_limits, load_shedding
-from app.api.middleware.load_shedding import TELL_EVERY_S, Shedding
+from app.api.middleware.load_shedding import LOG_EVERY_S, Shedding
 from app.concurrency.load_estimate import LoadEstimate
 from app.concurrency.overload_queue import OverloadQueue
 from app.telemetry import Metrics
@@ -106,7 +106,7 @@ async def test_events_are_taken_in_when_there_is_room_by_their_turn(
 
     overload.begin(site.service.ingestor._commits._load)
     gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the hit path's
-    monkeypatch.setattr(gateway.shedding._turns, "wait", relieved)
+    monkeypatch.setattr(gateway.shedding._queue, "wait", relieved)
     await site.send(served(user, site.now_ms))
     assert shed(site, "events") == 0
     assert (await site.features(user))["tip_volume_30d"] == 1
@@ -174,11 +174,11 @@ async def test_the_log_tells_how_many_were_sent_away_since_it_last_did(
     monkeypatch.setattr(load_shedding, "monotonic", lambda: now)
     keeper = Shedding(Metrics())
     for _ in range(3):
-        keeper.note("reads")
-    now += TELL_EVERY_S + 1
-    keeper.note("reads")
-    keeper.note("reads")
-    now += TELL_EVERY_S + 1
-    keeper.note("reads")
+        keeper.count("reads")
+    now += LOG_EVERY_S + 1
+    keeper.count("reads")
+    keeper.count("reads")
+    now += LOG_EVERY_S + 1
+    keeper.count("reads")
     told = re.findall(r"requests=(\d+)", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err))
     assert told == ["1", "3", "2"]

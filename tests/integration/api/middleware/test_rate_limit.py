@@ -81,7 +81,7 @@ def test_the_clock_may_not_give_anything_when_it_stands_still_or_goes_back() -> 
 
 
 def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limit, "PEERS", 3)
+    monkeypatch.setattr(rate_limit, "CALLERS", 3)
     buckets = TokenBuckets(1, 1, Now())
     for name in "abcd":
         assert buckets.take(name).allowed

@@ -1,25 +1,24 @@
-"""`profiles profile`: one user's features. And what commands share that take a user or a moment."""
+"""`profiles profile`: show one user's features."""
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any
 
 import click
 
-from app.cli.output import out, plain, print_json, run, settings_of_command
+from app.cli.common import check_user, json_option, moment_ms, out, plain, print_json, run, settings_of_command
 from app.errors import InvalidInput, Issue
-from app.features.clock import rfc3339, to_ms
+from app.features.clock import rfc3339
 
 
 @click.command()
 @click.argument("user")
-@click.option("--as-of", help="As of this time (RFC 3339), its own events included; computed and not cached.")
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@click.option("--as-of", help="Compute the profile as of this time (RFC 3339), with events up to and including it.")
+@json_option
 def profile(user: str, as_of: str | None, as_json: bool) -> None:
     """Show the profile of USER."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from app.features.registry import indices
 
@@ -29,9 +28,7 @@ def profile(user: str, as_of: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"user_id": user, "features": values})
         return
-    table = Table()
-    for heading in ("feature", "value", "computed at", "origin"):
-        table.add_column(heading, no_wrap=True)
+    table = Table(*(Column(heading, no_wrap=True) for heading in ("feature", "value", "computed at", "origin")))
     for index, entry in enumerate(registry):
         reading = readings[index]
         origin = "cache" if reading.cached else "computed"
@@ -43,7 +40,7 @@ def profile(user: str, as_of: str | None, as_json: bool) -> None:
 
 
 def shown(value: object) -> str:
-    """A value for people: floats to six digits."""
+    """A value as text, with floats rounded to six digits."""
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 
@@ -58,28 +55,6 @@ async def _read(user: str, as_of_ms: int | None) -> tuple[dict[int, Any], Any]:
             return (await service.reader.read({user: registry.full_mask}, patient=True))[user], registry
         problem = Moments(registry, service.settings.retention_days, service.clock).problem
         if issue := problem(as_of_ms, None, registry.full_mask):
-            raise InvalidInput("the moment is not allowed", [Issue("--as-of", issue.detail)])
+            raise InvalidInput("the time is invalid", [Issue("--as-of", issue.detail)])
         (readings,) = await service.reader.read_as_of([ComputeRow(user, registry.full_mask, as_of_ms)])
         return readings, registry
-
-
-def check_user(user: str, place: str = "user_id") -> None:
-    """Raise `InvalidInput` where the id is not allowed."""
-    from app.features.ids import id_problem
-
-    if (problem := id_problem(user)) is not None:
-        raise InvalidInput("the user id is not allowed", [Issue(place, problem)])
-
-
-def moment_ms(text: str, place: str) -> int:
-    """A time with its UTC offset, in milliseconds; raises `InvalidInput`, naming the place."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        reason = "lacks its UTC offset" if moment is not None else "is no time"
-        raise InvalidInput(
-            "a time is not allowed", [Issue(place, f"{text!r} {reason}; write 2026-04-25T08:30:00+02:00")]
-        )
-    return to_ms(moment)

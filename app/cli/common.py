@@ -1,0 +1,226 @@
+"""Shared by the commands: options and arguments, settings, the terminal, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from app import errors
+from app.errors import InvalidInput, Issue, ProfilesError
+from app.features.clock import to_ms
+from app.settings import Settings, parsers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from app.bootstrap.service import OpenService
+
+T = TypeVar("T")
+SHOWN_ISSUES = 20
+WIDE = 1_000
+ACTOR = "the command line"  # in the audit trail
+EXIT_CODES = {
+    2: "invalid usage, setting or registry",
+    3: "the database is not migrated, or is newer than this program",
+    4: "the database, cache or queue does not answer",
+    5: "invalid input",
+}
+_ERRORS_BY_CODE: dict[int, tuple[type[ProfilesError], ...]] = {
+    2: (errors.SettingsError, errors.RegistryError),
+    3: (errors.SchemaMismatch,),
+    4: (errors.Unavailable,),
+    5: (errors.InvalidInput, errors.Undecodable, errors.Conflict, errors.NotFound),
+}
+
+
+@cache
+def out() -> Console:
+    """Standard output. Created on first use, because `serve` and `worker` do not need rich."""
+    from rich.console import Console
+
+    # Output to a file or a program is not wrapped to the width of a screen.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+@cache
+def err() -> Console:
+    """Standard error; created on first use, as `out`."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _registry_source(_: click.Context, __: click.Parameter, source: str | None) -> str | None:
+    try:
+        return None if source is None else parsers.registry_source(source)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _reason(_: click.Context, __: click.Parameter, reason: str) -> str:
+    from app.operations.audit import reason_problem
+
+    if (problem := reason_problem(reason)) is not None:
+        raise InvalidInput("the reason is invalid", [Issue("--reason", problem)])
+    return reason
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+reason_option = click.option(
+    "--reason", default="", callback=_reason, help="The reason for the audit trail; it must not contain a user id."
+)
+registry_option = click.option(
+    "--registry",
+    metavar="SOURCE",
+    callback=_registry_source,
+    help="Use this registry instead of PROFILES_FEATURES: package.module:NAME or /path/features.py:NAME.",
+)
+
+
+def exit_code(error: ProfilesError) -> int:
+    """The exit code for the kind of error: see `EXIT_CODES`."""
+    return next((code for code, kinds in _ERRORS_BY_CODE.items() if isinstance(error, kinds)), 1)
+
+
+def say(text: str, *, level: Literal["info", "warning", "error"] = "info", before: str = "") -> None:
+    """Write a line to standard error, as JSON if PROFILES_LOG_FORMAT is json. `before` is a prefix for people only."""
+    if as_json_lines():
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        click.echo(json.dumps({"event": text, "level": level, "timestamp": now}), err=True)
+    else:
+        style = {"info": "", "warning": "yellow", "error": ""}[level]
+        err().print(f"{before}{plain(text)}", soft_wrap=True, style=style)
+
+
+def as_json_lines() -> bool:
+    return os.environ.get("PROFILES_LOG_FORMAT") == "json"
+
+
+def fail(error: ProfilesError) -> None:
+    """Write an error and its issues to standard error."""
+    say(str(error), level="error", before="[bold red]error:[/] ")
+    for issue in error.issues[:SHOWN_ISSUES]:
+        complain(issue)
+    if len(error.issues) > SHOWN_ISSUES:
+        say(f"and {len(error.issues) - SHOWN_ISSUES} more", level="error", before="  … ")
+
+
+def complain(issue: Issue) -> None:
+    say(f"{issue.path}: {issue.detail}", level="error", before="  ")
+
+
+def plain(text: str) -> str:
+    """Untrusted text for the terminal, with rich's markup escaped and invisible characters shown as codes."""
+    from app.features.ids import visible
+
+    return visible(text).replace("[", r"\[")
+
+
+def print_json(value: object) -> None:
+    out().print_json(json.dumps(value)) if out().is_terminal else print(json.dumps(value))
+
+
+def progress(unit: str, *, shown: bool = True) -> Progress:
+    """A progress bar on standard error, hidden if that is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    return Progress(
+        *columns, TimeRemainingColumn(), console=err(), disable=not (shown and err().is_terminal), transient=True
+    )
+
+
+def running_servers(database: Path) -> Path:
+    """The file in which `profiles up` records its process id and the URLs of its servers."""
+    return database.parent / "run" / "servers.json"
+
+
+def settings_from_environment() -> Settings:
+    """The settings; raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
+    from app.bandit.learning.rewards import outcome_rewards
+
+    settings = Settings.from_environment()
+    outcome_rewards(settings.rewards)
+    return settings
+
+
+def settings_of_command() -> Settings:
+    """The settings, with servers of a running `profiles up` if none are set; logs warnings and errors only."""
+    from app.telemetry import configure_logging
+
+    settings = settings_from_environment()
+    configure_logging(settings.log_format, "warning")
+    if settings.cache_url is None or settings.queue_url is None:
+        settings = with_running_servers(settings)
+    return settings
+
+
+def with_running_servers(settings: Settings) -> Settings:
+    """The settings, with the servers of a running `profiles up` for those that are not set."""
+    try:
+        known = json.loads(running_servers(settings.database).read_text())
+        os.kill(known["pid"], 0)
+        return replace(
+            settings,
+            cache_url=settings.cache_url or str(known["cache_url"]),
+            queue_url=settings.queue_url or str(known["queue_url"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return settings
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM raise `SystemExit`, so that partly written files are removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    return asyncio.run(work)
+
+
+def check_user(user: str, place: str = "user_id") -> None:
+    """Raise `InvalidInput` if the user id is invalid; `place` says where it was given."""
+    from app.features.ids import id_problem
+
+    if (problem := id_problem(user)) is not None:
+        raise InvalidInput("the user id is invalid", [Issue(place, problem)])
+
+
+def moment_ms(text: str, place: str) -> int:
+    """A time with a UTC offset, in milliseconds; raises `InvalidInput` with `place`."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        reason = "lacks a UTC offset" if moment is not None else "is not a time"
+        example = "write it as 2026-04-25T08:30:00+02:00"
+        raise InvalidInput("a time is invalid", [Issue(place, f"{text!r} {reason}; {example}")])
+    return to_ms(moment)
+
+
+async def user_pages(
+    service: OpenService, users: list[str], since_ms: int, size: int, action: str
+) -> AsyncIterator[list[str]]:
+    """Pages of `users`, or of every user with an event after `since_ms` if it is empty, with a progress bar."""
+    total = len(users) or await service.users.count_eligible(since_ms)
+    after, done = "", 0
+    with progress("users") as bar:
+        task = bar.add_task(action, total=total)
+        while page := users[done : done + size] if users else await service.users.eligible(after, since_ms, size):
+            yield page
+            after, done = page[-1], done + len(page)
+            bar.update(task, completed=done)

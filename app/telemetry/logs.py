@@ -1,0 +1,166 @@
+"""Structured logging with structlog.
+
+`configure_logging` sends every line of the process to standard error. Keys and headers are never logged, and `_censor`
+hides them if they are. A line cannot be forged by the values in it, and lines that repeat without limit are dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
+
+from app.errors import StoreFull
+from app.telemetry.structlog_without_rich import structlog
+
+REQUEST_ID = "request_id"
+SENSITIVE_FIELDS = frozenset(
+    {"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url", "model_key"}
+)
+_PASSWORD_IN_URL = re.compile(r"(\w+://[^\s:/@]*:)[^\s/]+@")
+MOST_LINES, SPAN_S = 20, 10.0
+# Events that a caller, a feature's SQL or an unreachable server can cause without limit.
+REPEATED = frozenset(
+    {
+        "request",
+        "sign_in_refused",
+        "computation_failed",
+        "invalidation_owed",
+        "job_retried",
+        "left_to_the_sweep",
+        "not_answering",
+        "publish_failed",
+        "run_put_off",
+        "unavailable",
+        "unknown_decision",
+    }
+)
+# The fields that make up a kind of line. Each has few values, so there are few kinds.
+_KIND = ("event", "route", "status", "feature", "job", "what", "name")
+
+
+@dataclass(slots=True)
+class _Span:
+    begun: float
+    lines: int = 0
+
+
+class RepeatedLines:
+    """A structlog processor that passes at most `MOST_LINES` lines of a kind per `SPAN_S`.
+
+    The first line of the kind after that has the number of dropped lines in `left_out`.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._spans: dict[tuple[object, ...], _Span] = {}
+
+    def __call__(
+        self, _: structlog.typing.WrappedLogger, level: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if level == "debug" or event["event"] not in REPEATED:
+            return event
+        kind, now = tuple(event.get(name) for name in _KIND), self._monotonic()
+        span = self._spans.get(kind)
+        if span is None or now - span.begun >= SPAN_S:
+            if span is not None and span.lines > MOST_LINES:
+                event["left_out"] = span.lines - MOST_LINES
+            span = self._spans[kind] = _Span(now)
+        span.lines += 1
+        if span.lines > MOST_LINES:
+            raise structlog.DropEvent
+        return event
+
+
+def _censor(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if name.lower() in SENSITIVE_FIELDS:
+            event[name] = "[hidden]"
+        elif isinstance(value, str) and "://" in value:
+            event[name] = _PASSWORD_IN_URL.sub(r"\1[hidden]@", value)
+    return event
+
+
+def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape control characters and invisible ones, so that a value cannot forge lines or move the cursor."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            lines = value.split("\n") if name == "exception" else [value]
+            event[name] = "\n    ".join("".join(map(_shown, line)) for line in lines)
+    return event
+
+
+def _shown(character: str) -> str:
+    plain = character.isprintable() or character == "\t"
+    return character if plain else character.encode("unicode_escape").decode()
+
+
+# Before `configure_logging`: structlog's default traceback would print local variables, which may be keys.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _censor,
+        _printable,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ],
+    logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+)
+
+
+def configure_logging(log_format: Literal["console", "json"], level: str, stream: TextIO | None = None) -> None:
+    """Send every log line of the process, including those of libraries, through structlog to `stream` (stderr)."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    on_screen = sys.stderr is not None and sys.stderr.isatty()
+    plain = structlog.dev.plain_traceback  # others print local variables, which may be keys
+    rendering: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()]
+        if log_format == "json"
+        else [_printable, structlog.dev.ConsoleRenderer(colors=on_screen, exception_formatter=plain)]
+    )
+    structlog.configure(
+        processors=[RepeatedLines(), *shared[:2], shared[3], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _censor,
+                *rendering,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # arq logs every job, aiosqlite every statement, httpx every request.
+    for name in ("arq", "aiosqlite", "asyncio", "alembic", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:
+    """The method to log an error that will be retried: `debug` if the disk is full, which the database logs once."""
+    return log.debug if isinstance(error, StoreFull) else log.warning
+
+
+def logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    # Lazy, so that a logger created at import follows a later `configure_logging`.
+    lazy: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=name)
+    return lazy
