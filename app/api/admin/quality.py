@@ -228,5 +228,5 @@ def _user(look: CellFreshness) -> UserBehind:
         look.state,
         msgspec.json.decode(value.json),
         rfc3339(value.computed_at_ms),
-        rfc3339(value.expires_at_ms),
+        rfc3339(value.expires_at_ms or 0),
     )

@@ -18,8 +18,7 @@ from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import Value
 from app.features.ids import user_hash
 from app.features.registry import indices
-from app.profiles.codec import Value as HeldValue
-from app.profiles.online.fill import Profile, Reading
+from app.profiles.online.cache_protocol import FeatureValue, Profile
 
 
 @post(
@@ -77,7 +76,7 @@ class RebuiltFeature(NamedTuple):
     changed: bool
 
 
-def _row(name: str, before: HeldValue | None, after: Reading) -> RebuiltFeature:
+def _row(name: str, before: FeatureValue | None, after: FeatureValue) -> RebuiltFeature:
     return RebuiltFeature(
         name,
         before is not None,

@@ -14,9 +14,8 @@ from typing import Literal, NamedTuple
 
 from app.errors import CacheUnavailable
 from app.features.registry import Feature, Registry, indices
-from app.profiles.codec import LEASE, Value, decode
-from app.profiles.online.compute import Computation, Computed, ComputedValue
-from app.profiles.online.fill import Reading
+from app.profiles.online.cache_protocol import LEASE, NULL, FeatureValue, Profile, decode
+from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache, Cell, ComputeRow, NewestEvents
 
 LOOKS = 3
@@ -43,8 +42,8 @@ class InspectedCell(NamedTuple):
     entry: Feature
     state: State | None
     holds: Holds | None
-    held: Value | None
-    outcome: ComputedValue
+    held: FeatureValue | None
+    outcome: FeatureValue
     difference: Difference | None
     disabled: bool
 
@@ -69,12 +68,12 @@ class Inspection(NamedTuple):
     newest: Mapping[str, int]
     cells: tuple[InspectedCell, ...]
 
-    def reading(self, index: int) -> Reading:
+    def reading(self, index: int) -> FeatureValue:
         """What a read would have answered instead of this inspection of all features; nothing is filled."""
         cell = self.cells[index]
         if self.cache == "trusted" and cell.held is not None and not cell.disabled:
-            return Reading(cell.held.json, cell.held.computed_at_ms, cell.held.expires_at_ms, True)
-        return Reading(cell.outcome.json, self.at_ms, None, False, cell.outcome.error)
+            return cell.held
+        return cell.outcome
 
 
 class CellFreshness(NamedTuple):
@@ -83,7 +82,7 @@ class CellFreshness(NamedTuple):
     user_id: str
     feature: int
     state: State
-    value: Value | None
+    value: FeatureValue | None
 
 
 class Inspector:
@@ -106,7 +105,7 @@ class Inspector:
         self._computation = computation
         self._registry = registry
         self._pause = pause
-        self._not_computed = Computed(-1, 0, dict.fromkeys(range(len(registry)), ComputedValue(b"null")))
+        self._not_computed = dict.fromkeys(range(len(registry)), FeatureValue(b"", -1, 0, None, NULL))
 
     @property
     def cache_state(self) -> CacheState:
@@ -133,7 +132,7 @@ class Inspector:
                 cells.append(CellFreshness(one.user_id, cell.feature, cell.state, cell.held))
         return cells
 
-    async def live_values(self, user_id: str) -> list[Value | None] | None:
+    async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
         """The live value of each feature; None while the cache is away."""
         held = await self._held([user_id], self._registry.full_mask)
         return [self._live(index, raw) for index, raw in held[user_id].items()] if held is not None else None
@@ -179,7 +178,9 @@ class Inspector:
             one = computed.get(user_id, self._not_computed)
             raws = held[user_id] if held is not None else dict.fromkeys(indices(mask))
             cells = tuple(self._cell(index, raw, one, newest[user_id]) for index, raw in raws.items())
-            looks[user_id] = Inspection(user_id, one.at_ms, "trusted", newest[user_id], cells)
+            looks[user_id] = Inspection(
+                user_id, one[cells[0].feature].computed_at_ms, "trusted", newest[user_id], cells
+            )
         if held is None:
             return {user_id: _away(one) for user_id, one in looks.items()}
         return await self._explained(looks)
@@ -194,21 +195,21 @@ class Inspector:
             return None
         return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
-    def _live(self, index: int, raw: bytes | None) -> Value | None:
+    def _live(self, index: int, raw: bytes | None) -> FeatureValue | None:
         """The value that a cell holds, if it is of this process's definition."""
         value = decode(raw)
         known = self._registry[index].fingerprint.encode()
         return value if value is not None and value.fingerprint == known else None
 
-    def _cell(self, index: int, raw: bytes | None, computed: Computed, newest: Mapping[str, int]) -> InspectedCell:
-        entry, outcome = self._registry[index], computed.outcomes[index]
+    def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
+        entry, outcome = self._registry[index], profile[index]
         disabled = bool(self._computation.availability.disabled >> index & 1)
         value = self._live(index, raw)
         if value is None:
             return InspectedCell(index, entry, "missing", _holds(raw), None, outcome, None, disabled)
         stale = value.is_stale(entry.newest_event(newest))
         difference: Difference | None = None
-        if outcome.error is None and value.seq <= computed.seq:  # else nothing is known that the value does not know
+        if outcome.error is None and value.seq <= outcome.seq:  # else nothing is known that the value does not know
             difference = "none" if value.json == outcome.json else "stale" if stale else "unexplained"
         return InspectedCell(index, entry, "stale" if stale else "fresh", "value", value, outcome, difference, disabled)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from app.features.clock import DAY_MS
 from app.profiles.history.validation import Moments
-from app.profiles.online.fill import Profile
+from app.profiles.online.cache_protocol import Profile
 from app.profiles.ports import ComputeRow
 
 DAYS = 30

@@ -12,8 +12,7 @@ from contextlib import suppress
 
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import Clock
-from app.profiles.codec import decode
-from app.profiles.online.trust import HOLD_BACK_S
+from app.profiles.online.cache_protocol import HOLD_BACK_S, decode
 from app.profiles.ports import Cache, Cell, OwedInvalidations
 from app.telemetry import Metrics, logger
 

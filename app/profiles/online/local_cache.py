@@ -23,7 +23,7 @@ from typing import NamedTuple
 from app.errors import StoreUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, indices
-from app.profiles.codec import decode
+from app.profiles.online.cache_protocol import decode
 from app.profiles.ports import EventTail
 
 # Bounds what a step of the wall clock can do to an expiry, at the price of one MGET a minute for each user.
@@ -120,7 +120,7 @@ class LocalCache:
             value = decode(raw)
             if value is None or value.is_stale(self._registry[index].newest_event(newest)):
                 return 0.0
-            expires_at_ms.append(value.expires_at_ms)
+            expires_at_ms.append(value.expires_at_ms or 0)
         return min((min(expires_at_ms) - self._clock.now_ms()) / 1000, MAX_AGE_S)
 
     def _keep(self, user_id: str, mask: int, kept: _Kept) -> None:

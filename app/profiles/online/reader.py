@@ -16,16 +16,13 @@ import msgspec
 from app.concurrency.overload_queue import OverloadQueue
 from app.errors import Overloaded
 from app.features.registry import Registry, Scalar, indices
+from app.profiles.online.cache_protocol import NULL, FeatureMasks, Filler, Profile, TrustGate, not_computed
 from app.profiles.online.compute import Computation
-from app.profiles.online.feature_mask import FeatureMasks
-from app.profiles.online.fill import Filler, Profile, Reading
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Cache, ComputeRow
 from app.telemetry import Metrics
 
-NULL = b"null"
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 
 _decode = msgspec.json.Decoder(Scalar).decode
@@ -78,8 +75,7 @@ class ProfileReader:
             return await self._in_pieces(wanted, plain=False, patient=patient)
         found = await self._in_pieces(_without(wanted, off), plain=False, patient=patient)
         nulls = {
-            index: Reading(NULL, item.at_ms, None, False, str(item))
-            for index, item in self._availability.disabled_features().items()
+            index: not_computed(item.at_ms, str(item)) for index, item in self._availability.disabled_features().items()
         }
         return {
             user_id: found.get(user_id, {}) | {index: nulls[index] for index in indices(mask & off)}
@@ -139,14 +135,7 @@ class ProfileReader:
         overloaded = self._computation.history_overloaded
         if overloaded(len(asked)) and (not await self._turns.wait() or overloaded(len(asked))):
             raise Overloaded("history")
-        outcomes = await self._computation.moments(asked)
-        return [
-            {
-                index: Reading(outcome.json, row.now_ms or 0, None, False, outcome.error)
-                for index, outcome in computed.items()
-            }
-            for row, computed in zip(asked, outcomes, strict=True)
-        ]
+        return await self._computation.moments(asked)
 
     @property
     def history_overloaded(self) -> bool:

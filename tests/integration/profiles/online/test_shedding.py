@@ -10,8 +10,8 @@ import pytest
 from app.concurrency.overload_queue import AT_ONCE, OverloadQueue
 from app.errors import Overloaded
 from app.profiles.online import compute as module
+from app.profiles.online.cache_protocol import Profile
 from app.profiles.online.compute import CAP, MOMENTS_ALWAYS
-from app.profiles.online.fill import Profile
 from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.ports import ComputeRow
 from tests.support.clock import NOW_MS
