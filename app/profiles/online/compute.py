@@ -22,9 +22,9 @@ from typing import Any
 from app.concurrency.load_estimate import LoadEstimate
 from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
-from app.features.registry import Registry, encode_value, indices
+from app.features.registry import Registry, encode_value
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
-from app.profiles.online.cache_protocol import NULL, FeatureValue, Profile, not_computed
+from app.profiles.online.cache_protocol import NULL, FeatureMasks, FeatureValue, Profile, not_computed
 from app.profiles.ports import ComputeRow, Snapshot, Source
 from app.profiles.trial import described
 from app.telemetry import Metrics, logger
@@ -86,6 +86,7 @@ class Computation:
         self._moments_turn = asyncio.Semaphore(self._moments_at_once)
         self._moments_left: dict[asyncio.Task[Any], int] = {}  # rows by request
         self._stopping = False
+        self._masks = FeatureMasks(registry)
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
         self._defaults = [
             encode_value(entry.dtype, entry.default) or NULL if entry.default is not None else NULL
@@ -240,9 +241,11 @@ class Computation:
         """Compute rows in one statement, in the order asked."""
         self.try_again()
         unavailable = self.availability.unavailable
-        # Before the statement: a feature may be available again when the others have been computed.
-        reasons = {index: self.availability.reason(index) for index in indices(unavailable)}
-        wanted = [row._replace(mask=row.mask & ~unavailable) for row in asked] if unavailable else asked
+        wanted, reasons = asked, {}
+        if unavailable:
+            wanted = [row._replace(mask=row.mask & ~unavailable) for row in asked]
+            # Before the statement: a feature may be available again when the others have been computed.
+            reasons = {index: self.availability.reason(index) for index in self._masks[unavailable].indices}
         at_ms = self._clock.now_ms()
         started = self._clock.monotonic()
         snapshot = await self._source.compute(at_ms, wanted)
@@ -251,7 +254,7 @@ class Computation:
         profiles = [self._profile(place, row, snapshot, at_ms) for place, row in enumerate(wanted)]
         if unavailable:
             for row, profile in zip(asked, profiles, strict=True):
-                for index in indices(row.mask & unavailable):
+                for index in self._masks[row.mask & unavailable].indices:
                     self.availability.withheld(index, row.user_id)
                     profile[index] = not_computed(row.now_ms or at_ms, reasons[index])
         return profiles
@@ -261,7 +264,7 @@ class Computation:
             at_ms = row.now_ms
         raws = snapshot.rows[place]
         profile: Profile = {}
-        for index in indices(row.mask):
+        for index in self._masks[row.mask].indices:
             json, error = self._checked(index, raws[index], snapshot.errors.get((place, index)), row.user_id)
             if error is None:
                 self.availability.succeeded(index)
