@@ -116,7 +116,7 @@ def no_hold_back() -> None:
 
 def local_cache_unchecked() -> None:
     """The local cache is served without a check of the change feed."""
-    _replace(LocalCache, "_look", lambda self: True)
+    _replace(LocalCache, "_check", lambda self: True)
 
 
 def answer_before_commit() -> None:

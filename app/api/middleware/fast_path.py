@@ -114,7 +114,7 @@ class FastPath:
             if admitted is None or admitted[1]:
                 return False
             user_id = user.decode()
-            values = reader.near_values(user_id, mask) or (await reader.read_far_values({user_id: mask}))[user_id]
+            values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
         except Overloaded as error:
             return _sent_away(scope, ONE, error)
         except ProfilesError:

@@ -63,17 +63,17 @@ class RequestBatching:
         gate: TrustGate,
         computation: Computation,
         filler: Filler,
-        shapes: FeatureMasks,
+        masks: FeatureMasks,
         metrics: Metrics,
-        near: LocalCache | None,
+        local_cache: LocalCache | None,
     ) -> None:
         self._cache = cache
         self._gate = gate
         self._computation = computation
         self._filler = filler
-        self._shapes = shapes
+        self._masks = masks
         self._metrics = metrics
-        self._near = near
+        self._local_cache = local_cache
         self._open: _Group | None = None
         # Cached: `get_running_loop()` makes a system call on Python 3.11.
         self._loop = asyncio.get_running_loop()
@@ -113,14 +113,10 @@ class RequestBatching:
             elif not self._gate.holds():
                 await self._degrade(waiting, "owed")
             else:
-                shapes = self._shapes
-                mark = self._near.mark() if self._near is not None else 0
+                masks = self._masks
+                mark = self._local_cache.mark() if self._local_cache is not None else 0
                 epoch, held = await self._cache.read_rows(
-                    [
-                        (user_id, shapes[mask].features)
-                        for request in waiting
-                        for user_id, mask in request.wanted.items()
-                    ]
+                    [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
                 )
                 waiting, profiles, missing = self._answer_hits(waiting, held, mark)
                 if missing:
@@ -138,7 +134,7 @@ class RequestBatching:
         self, requests: list[_BatchedRead], held: list[bytes | None], mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer requests whose values are all cached; return the others with their hits and misses."""
-        near = self._near
+        local_cache = self._local_cache
         overloaded = self._computation.overloaded
         shed = 0
         waiting: list[_BatchedRead] = []
@@ -149,26 +145,26 @@ class RequestBatching:
             answer: dict[str, Any] = {}
             first = start
             for user_id, mask in request.wanted.items():
-                shape = self._shapes[mask]
-                part = held[start : (start := start + shape.width)]
-                values = shape.values(part)
+                feature_mask = self._masks[mask]
+                part = held[start : (start := start + feature_mask.width)]
+                values = feature_mask.values(part)
                 if values is None:
                     break
                 answer[user_id] = values if request.plain else self._found(user_id, mask, part, missing)
-                if near is not None and request.plain:
-                    near.offer(mark, user_id, mask, part, values)
+                if local_cache is not None and request.plain:
+                    local_cache.offer(mark, user_id, mask, part, values)
             else:
                 request.answer(answer)
                 continue
             start = first
             if overloaded and not request.patient:
                 request.fail(Overloaded("reads"))
-                width = sum(self._shapes[mask].width for mask in request.wanted.values())
+                width = sum(self._masks[mask].width for mask in request.wanted.values())
                 start, shed = start + width, shed + width
                 continue
             waiting.append(request)
             for user_id, mask in request.wanted.items():
-                part = held[start : (start := start + self._shapes[mask].width)]
+                part = held[start : (start := start + self._masks[mask].width)]
                 profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
         unavailable = sum(1 for profile in profiles.values() for value in profile.values() if value.error)
         misses = sum(map(len, missing.values()))
@@ -179,7 +175,7 @@ class RequestBatching:
     def _found(self, user_id: str, mask: int, held: list[bytes | None], missing: Held) -> Profile:
         """The hits among a user's cells. Misses that can be computed are added to `missing`."""
         profile: Profile = {}
-        for index, raw in zip(self._shapes[mask].indices, held, strict=True):
+        for index, raw in zip(self._masks[mask].indices, held, strict=True):
             value = self._filler.hit(index, raw)
             if value is not None:
                 profile[index] = value
@@ -193,9 +189,9 @@ class RequestBatching:
         for request in requests:
             request.answer(
                 {
-                    user_id: [profiles[user_id][index].json for index in self._shapes[mask].indices]
+                    user_id: [profiles[user_id][index].json for index in self._masks[mask].indices]
                     if request.plain
-                    else {index: profiles[user_id][index] for index in self._shapes[mask].indices}
+                    else {index: profiles[user_id][index] for index in self._masks[mask].indices}
                     for user_id, mask in request.wanted.items()
                 }
             )

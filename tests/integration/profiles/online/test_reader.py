@@ -388,8 +388,8 @@ async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: GatedSe
         assert await service.plain(USER) == expected
         await service.drain()
     hour = REGISTRY.mask(["preferred_hour"])
-    assert service.reader.near_values(USER, FULL) is not None
-    assert list(service.reader.near_values(USER, hour) or ()) == [b"null"]
+    assert service.reader.local_values(USER, FULL) is not None
+    assert list(service.reader.local_values(USER, hour) or ()) == [b"null"]
     assert await service.reader.read_values({USER: hour, "other": FULL}) == {
         USER: [b"null"],
         "other": [b"null", b"null", b"null", b"null", b"0"],
