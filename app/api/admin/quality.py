@@ -23,7 +23,7 @@ from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
 from app.profiles.consistency.inspection import CellFreshness
-from app.profiles.quality.drilldown import Behind, Sought
+from app.profiles.quality.drilldown import FoundUsers, Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
 from app.service import Service
@@ -213,9 +213,9 @@ def as_json(report: QualityReport) -> Response[QualityReport]:
     return Response(report, headers={"Vary": "Accept"})
 
 
-def listed(feature: str, sought: Sought, found: Behind) -> UsersBehindList:
+def listed(feature: str, sought: Sought, found: FoundUsers) -> UsersBehindList:
     """What a look found."""
-    users = [_user(look) for look in found.looks] if found.looks is not None else None
+    users = [_user(look) for look in found.cells] if found.cells is not None else None
     return UsersBehindList(feature, sought, rfc3339(found.at_ms), users, found.scanned, found.next_after)
 
 

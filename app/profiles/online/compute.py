@@ -26,7 +26,7 @@ from app.features.registry import Registry, encode_value
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
 from app.profiles.online.cache_protocol import NULL, FeatureMasks, FeatureValue, Profile, not_computed
 from app.profiles.ports import ComputeRow, Snapshot, Source
-from app.profiles.trial import described
+from app.profiles.trial import wrong_dtype
 from app.telemetry import Metrics, logger
 
 CAP = 128
@@ -284,7 +284,7 @@ class Computation:
             encoded = encode_value(entry.dtype, raw)
             if encoded is not None:
                 return encoded, None
-            error = described(raw, entry.dtype)
+            error = wrong_dtype(raw, entry.dtype)
         self._metrics.computation_errors.labels(entry.name).inc()
         log.error("computation_failed", feature=entry.name, user_id=user_id, error=error)
         return NULL, error

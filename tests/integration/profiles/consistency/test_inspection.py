@@ -13,7 +13,7 @@ import pytest
 from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
-from app.profiles.consistency.inspection import LOOKS, Inspection, Inspector
+from app.profiles.consistency.inspection import ATTEMPTS, Inspection, Inspector
 from app.profiles.online.cache_protocol import LEASE, FeatureValue, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
@@ -186,7 +186,7 @@ async def test_look_comes_to_an_end_when_events_never_do(service: GatedService, 
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 0, b"0")
     cell = (await inspect(service, one_more)).cells[VOLUME]
-    assert len(pauses) == LOOKS
+    assert len(pauses) == ATTEMPTS
     assert (cell.state, cell.held, cell.difference) == ("missing", None, None)
 
 
