@@ -1,10 +1,10 @@
 """Batching of reads: the requests of one tick of the event loop share one MGET.
 
-Their misses share one statement, also with the misses of other groups that wait for a database connection. Concurrent
-cold requests for one user therefore cost at most as many statements as there are readers, plus one. A request whose
-values are all cached is answered at once.
+Their misses share a statement with the misses of other groups that wait for a database connection. So concurrent cold
+requests for one user cost at most as many statements as there are readers, plus one. A request whose values are all
+cached is answered at once.
 
-Invariant: a hit is served only if the trust gate holds when the group starts, which is after each of its requests came.
+Invariant: a hit is served only if the trust gate holds when its group starts, after all requests of the group arrived.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ class _Group:
 
 
 class RequestBatching:
-    """Reads in groups. One per process."""
-
     def __init__(
         self,
         *,
@@ -95,7 +93,7 @@ class RequestBatching:
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
-            # It starts in the next turn of the loop and includes the requests that come until then.
+            # It starts in the next tick of the loop and includes the requests that arrive until then.
             task = self._loop.create_task(self._serve(group))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
@@ -173,7 +171,7 @@ class RequestBatching:
         return waiting, profiles, missing
 
     def _found(self, user_id: str, mask: int, held: list[bytes | None], missing: Held) -> Profile:
-        """The hits among a user's cells. Misses that can be computed are added to `missing`."""
+        """A user's hits, and nulls for paused features. Other misses are added to `missing`."""
         profile: Profile = {}
         for index, raw in zip(self._masks[mask].indices, held, strict=True):
             value = self._filler.hit(index, raw)
@@ -205,7 +203,7 @@ class RequestBatching:
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
-        """Compute the answer; a failure affects this request alone."""
+        """Compute the answer without the cache. A failure affects only this request."""
         wanted = request.wanted
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:
@@ -216,9 +214,9 @@ class RequestBatching:
         self._answer([request], profiles)
 
     async def _fill_in(self, epoch: Epoch, missing: Held, profiles: dict[str, Profile]) -> None:
-        """Steps 2 to 4 for what the MGET did not give. The fill itself goes on after the answer."""
-        # Counted until they wait for a statement. Otherwise: 1. many groups ask whether there is too much; 2. all are
-        # let in, for none waits yet; 3. all get their tokens, and wait at once.
+        """Steps 2 to 4 of the protocol for the misses. The fill continues after the answer."""
+        # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
+        # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
         self._computation.coming(len(missing))
         try:
             tokens = await self._filler.tokens(epoch, missing)
