@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
-from app.errors import CacheUnavailable, StoreUnavailable
+from app.concurrency.periodic import repeat
+from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.profiles.online.cache_protocol import HOLD_BACK_S, decode
 from app.profiles.ports import Cache, Cell, OwedInvalidations
@@ -129,28 +130,25 @@ class Invalidator:
 
     async def keep_settling(self) -> None:
         """Settle when woken, and at least every `SETTLE_EVERY_S`. Runs until cancelled."""
-        while True:
-            try:
-                self._wake.clear()
-                if self._owed.any_owed():
-                    self._metrics.owed.set(1)
-                    if self._cache.available:
-                        settled = await self.settle()
-                        log.info("owed_invalidations_settled", rows=settled)
-                    else:
-                        self._wake.set()
-                else:
-                    self._metrics.owed.set(0)
-            except (CacheUnavailable, StoreUnavailable) as error:
-                log.debug("settling_failed", error=str(error))
-                self._wake.set()
-            except Exception:  # a defect must not end the loop
-                log.exception("settling_failed")
-                self._wake.set()
-            if self._wake.is_set():
-                await self._pause(RETRY_AFTER_S)
-            else:
-                # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SETTLE_EVERY_S):
-                        await self._wake.wait()
+        await repeat("owed_invalidations", self._settle_if_owed, SETTLE_EVERY_S, self._rest)
+
+    async def _settle_if_owed(self) -> None:
+        self._wake.clear()
+        try:
+            owed = self._owed.any_owed()
+            self._metrics.owed.set(owed)
+            if owed:
+                self._require_cache()
+                log.info("owed_invalidations_settled", rows=await self.settle())
+        except Exception:
+            self._wake.set()  # try again soon
+            raise
+
+    async def _rest(self, seconds: float) -> None:
+        if self._wake.is_set():
+            await self._pause(RETRY_AFTER_S)
+            return
+        # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
