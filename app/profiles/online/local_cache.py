@@ -2,12 +2,13 @@
 
 A hit asks no server and is never stale, because each entry is checked against the event log, which all processes share.
 While nothing is committed, a check costs one PRAGMA.
-Invariant: a profile that a read finds here reflects every event committed before the read began, and is no older than
-the last recall. Interleavings prevented; R is a reader, E the ingest of an event, A an admin who rebuilds or erases:
+Invariant: a profile that a read finds here reflects every event committed before the read began, and was read after the
+last rebuild or erasure, which clears the local caches of all processes. Interleavings prevented; R is a reader, E the
+ingest of an event, A an admin who rebuilds or erases:
   1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's number: not kept
   2. E commit, R checks, R reads the cache, R keeps    the same; E's DEL is still to come, but the log has the event
   3. R keeps, E commit, E answer, R finds              the check before each find drops the user
-  4. R reads the cache, A writes, A recalls, R keeps   the check before keeping sees the recall: not kept
+  4. R reads the cache, A writes, A clears, R keeps    the check before keeping sees the clearing: not kept
   5. R1 checks, E commit, E answer, R2 finds           a check serves one tick of the event loop, and R2 comes after it
   6. E commit, A erases (E is not in the log any more), R reads the cache, R keeps; E DEL, E answer; A settles
                                                        while a user is owed an invalidation, nothing is kept
@@ -49,20 +50,22 @@ class LocalCache:
         self._capacity = capacity
         self._kept: dict[str, dict[int, _Kept]] = {}
         self._seen: set[str] = set()
-        self._recalls = 0
+        self._cleared = 0  # how many times
         self._loop = asyncio.get_running_loop()
         self._checked: bool | None = None
         self._proofs = 0
 
     def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """The JSON of each feature of the mask, if the user is kept with exactly this mask."""
-        of_user = self._kept.get(user_id) if self._kept and self._check() else None
+        if user_id not in self._kept or not self._check():
+            return None
+        of_user = self._kept.get(user_id)  # the check may have dropped the user
         kept = of_user.get(mask) if of_user is not None else None
         return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
 
     def mark(self) -> int:
-        """To be taken before the cache is read; `offer` refuses values read before a recall."""
-        return self._recalls
+        """To be taken before the cache is read: `offer` refuses values that were read before a clearing."""
+        return self._cleared
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
         """Keep a user's profile if the event log proves that it is current.
@@ -74,7 +77,7 @@ class LocalCache:
                 self._seen.clear()
             self._seen.add(user_id)
             return
-        if not self._check() or mark != self._recalls or self._proofs >= PROOFS_PER_TICK:
+        if not self._check() or mark != self._cleared or self._proofs >= PROOFS_PER_TICK:
             return
         self._proofs += 1
         try:
@@ -102,7 +105,7 @@ class LocalCache:
             return False
         if changed is None:
             self._kept.clear()
-            self._recalls += 1
+            self._cleared += 1
         else:
             for user_id in changed:
                 self._kept.pop(user_id, None)
