@@ -89,6 +89,13 @@ class Feature:
                 )
         return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
 
+    def value_of(self, raw: object) -> tuple[Scalar, str | None]:
+        """The value for a raw result of the SQL; None with the error if it is not of the dtype."""
+        if raw is None:
+            return self.default, None
+        value = as_dtype(self.dtype, raw)
+        return value, wrong_dtype(raw, self.dtype) if value is None else None
+
     def newest_event(self, newest: Mapping[str, int]) -> int:
         """The newest event that invalidates the feature, given the newest event of each subject; 0 if there is none."""
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
@@ -117,6 +124,15 @@ def as_dtype(dtype: Dtype, value: object) -> Scalar:
     if dtype == "float":
         return float(value)
     return int(value) if value == int(value) and -_INT64 <= value < _INT64 else None
+
+
+def wrong_dtype(raw: object, dtype: str) -> str:
+    """The error for a raw value that is not of its feature's dtype."""
+    if isinstance(raw, bytes):
+        found = "more than one row, or a blob,"
+    else:
+        found = f"{type(raw).__name__} {raw}" if isinstance(raw, int | float) else "text"
+    return f"the SQL gave {found} where {dtype} is declared"
 
 
 def _check(entry: Feature) -> None:

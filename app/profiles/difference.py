@@ -10,7 +10,7 @@ from random import Random
 import msgspec
 
 from app.features.clock import Clock
-from app.features.registry import Feature, Registry, Scalar, as_dtype
+from app.features.registry import Feature, Registry, Scalar
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
 from app.profiles.quality.drift import CommonBin, band, common_bins, numbers, psi, quantiles, too_few
 from app.profiles.quality.measurement import draw
@@ -118,8 +118,8 @@ class _Definition:
         snapshot = await self._source.compute(now_ms, [ComputeRow(user_id, 1) for user_id in user_ids])
         values: list[Scalar] = []
         for place, row in enumerate(snapshot.rows):
-            value = self._entry.default if row[0] is None else as_dtype(self._entry.dtype, row[0])
-            if (place, 0) in snapshot.errors or (row[0] is not None and value is None):
+            value, error = self._entry.value_of(row[0])
+            if error is not None or (place, 0) in snapshot.errors:
                 self._failed += 1
                 value = None
             else:

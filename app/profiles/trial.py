@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from app.features.clock import Clock
-from app.features.registry import Registry, as_dtype, indices
+from app.features.registry import Registry, indices
 from app.profiles.ports import ComputeRow, Source
 
 SAMPLE = 20
@@ -43,20 +43,11 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
     for (place, _), error in snapshot.errors.items():
         overdue = bool(snapshot.overdue >> index & 1)
         return Trial(index, None if overdue else took_us, user_ids[place], error, overdue)
-    entry = registry[index]
     for user_id, row in zip(user_ids, snapshot.rows, strict=True):
-        if row[index] is not None and as_dtype(entry.dtype, row[index]) is None:
-            return Trial(index, took_us, user_id, wrong_dtype(row[index], entry.dtype))
+        _, wrong = registry[index].value_of(row[index])
+        if wrong is not None:
+            return Trial(index, took_us, user_id, wrong)
     return Trial(index, took_us)
-
-
-def wrong_dtype(raw: object, dtype: str) -> str:
-    """The error for a raw value that is not of its feature's dtype."""
-    if isinstance(raw, bytes):
-        found = "more than one row, or a blob,"
-    else:
-        found = f"{type(raw).__name__} {raw}" if isinstance(raw, int | float) else "text"
-    return f"the SQL gave {found} where {dtype} is declared"
 
 
 def costs(trials: Iterable[Trial]) -> dict[int, float]:

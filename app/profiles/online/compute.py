@@ -22,11 +22,10 @@ from typing import Any
 from app.concurrency.load_estimate import LoadEstimate
 from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
-from app.features.registry import Registry, encode_value
+from app.features.registry import Registry, encode_value, wrong_dtype
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
 from app.profiles.online.cache_protocol import NULL, FeatureMasks, FeatureValue, Profile, not_computed
 from app.profiles.ports import ComputeRow, Snapshot, Source
-from app.profiles.trial import wrong_dtype
 from app.telemetry import Metrics, logger
 
 CAP = 128

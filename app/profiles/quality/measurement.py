@@ -15,12 +15,11 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
-from app.features.registry import Registry, as_dtype
+from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import CellFreshness, Inspector
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Snapshot, Source
 from app.profiles.quality.report import Figures, QualityReport, UserSample, report
-from app.profiles.trial import wrong_dtype
 from app.telemetry import logger
 
 BEFORE_DAYS = 7
@@ -127,14 +126,13 @@ class QualityMeasurement:
         for index, entry in enumerate(self._registry):
             figures = sample.figures[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
-                raw = raws[index]
-                value = entry.default if raw is None else as_dtype(entry.dtype, raw)
                 if not row.mask >> index & 1:
                     figures.fail(self._availability.reason(index))
-                elif (place, index) in snapshot.errors:
-                    figures.fail(snapshot.errors[place, index])
-                elif raw is not None and value is None:
-                    figures.fail(wrong_dtype(raw, entry.dtype))
+                    continue
+                value, error = entry.value_of(raws[index])
+                error = snapshot.errors.get((place, index), error)
+                if error is not None:
+                    figures.fail(error)
                 else:
                     (figures.now if place < now else figures.before)[value] += 1
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.features.registry import Registry
+from app.features.registry import Registry, wrong_dtype
 from app.profiles.ports import ComputeRow, Snapshot
-from app.profiles.trial import Trial, costs, try_features, wrong_dtype
+from app.profiles.trial import Trial, costs, try_features
 from tests.support.clock import FakeClock
 from tests.support.entries import entry
 
