@@ -23,7 +23,7 @@ from app.features.clock import rfc3339, to_ms
 from app.features.events import subject_of
 from app.features.registry import Registry
 from app.profiles.consistency.inspection import InspectedCell, Inspection
-from app.profiles.online.fill import Profile, Reading
+from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
 NEWEST_EVENTS = 50
@@ -82,7 +82,7 @@ async def _view(service: Service, user_id: str, inspection: Inspection, profile:
     )
 
 
-def cell_state(cell: InspectedCell, reading: Reading, inspection: Inspection) -> CellState:
+def cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspection) -> CellState:
     """A cell as admins see it. `reading`: what a read gives."""
     entry, held = cell.entry, cell.held
     return CellState(
@@ -100,8 +100,8 @@ def cell_state(cell: InspectedCell, reading: Reading, inspection: Inspection) ->
         HeldValue(
             msgspec.json.decode(held.json),
             rfc3339(held.computed_at_ms),
-            rfc3339(held.expires_at_ms),
-            max(0, held.expires_at_ms - inspection.at_ms) / 1000,
+            rfc3339(held.expires_at_ms or 0),
+            max(0, (held.expires_at_ms or 0) - inspection.at_ms) / 1000,
             held.seq,
         )
         if held is not None
