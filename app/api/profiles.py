@@ -29,7 +29,7 @@ from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
 from app.profiles.history.validation import Moments
-from app.profiles.online.fill import failures
+from app.profiles.online.cache_protocol import failures
 from app.profiles.ports import ComputeRow
 from app.service import Service
 

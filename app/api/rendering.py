@@ -8,7 +8,7 @@ import msgspec
 
 from app.features.clock import rfc3339
 from app.features.registry import Registry, indices
-from app.profiles.online.fill import Reading
+from app.profiles.online.cache_protocol import FeatureValue
 
 TEMPLATES_CAP = 1_024
 _encode = msgspec.json.Encoder().encode
@@ -20,16 +20,16 @@ class Renderer:
         self._templates: dict[int, bytes] = {}
         self._dtypes = [entry.dtype.encode() for entry in registry]
 
-    def values(self, profile: Mapping[int, Reading], mask: int) -> bytes:
+    def values(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
         """`{name: value, …}` for the features in the mask, in the order of the registry."""
         return b"{" + b",".join([self._names[index] + profile[index].json for index in indices(mask)]) + b"}"
 
-    def details(self, profile: Mapping[int, Reading], mask: int) -> bytes:
+    def details(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
         """`{name: {value, dtype, computed_at, expires_at, origin, error?}, …}` for the features in the mask."""
         details = [self._names[index] + self._detail(index, profile[index]) for index in indices(mask)]
         return b"{" + b",".join(details) + b"}"
 
-    def profile(self, user_id: str, profile: Mapping[int, Reading], mask: int, *, detail: bool = False) -> bytes:
+    def profile(self, user_id: str, profile: Mapping[int, FeatureValue], mask: int, *, detail: bool = False) -> bytes:
         """The response for one user."""
         features = self.details(profile, mask) if detail else self.values(profile, mask)
         return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
@@ -50,14 +50,14 @@ class Renderer:
         rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
         return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"
 
-    def _detail(self, index: int, reading: Reading) -> bytes:
-        expires = b"null" if reading.expires_at_ms is None else b'"' + rfc3339(reading.expires_at_ms).encode() + b'"'
-        error = b"" if reading.error is None else b',"error":' + _encode(reading.error)
+    def _detail(self, index: int, value: FeatureValue) -> bytes:
+        expires = b"null" if value.expires_at_ms is None else b'"' + rfc3339(value.expires_at_ms).encode() + b'"'
+        error = b"" if value.error is None else b',"error":' + _encode(value.error)
         return b'{"value":%b,"dtype":"%b","computed_at":"%b","expires_at":%b,"origin":"%b"%b}' % (
-            reading.json,
+            value.json,
             self._dtypes[index],
-            rfc3339(reading.computed_at_ms).encode(),
+            rfc3339(value.computed_at_ms).encode(),
             expires,
-            b"cache" if reading.cached else b"computed",
+            b"cache" if value.cached else b"computed",
             error,
         )

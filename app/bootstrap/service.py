@@ -30,12 +30,11 @@ from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
+from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.compute import Computation
-from app.profiles.online.fill import Filler
 from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
-from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Cache, Source
 from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
@@ -176,7 +175,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             filler=filler,
             registry=registry,
             metrics=metrics,
-            near=local_cache,
+            local_cache=local_cache,
         )
         stack.push_async_callback(reader.close)
         inspector = Inspector(
@@ -264,7 +263,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             rebuilder=rebuilder,
             rebuild_runs=rebuild_runs,
             rebuild_runner=RebuildRunner(
-                book=rebuild_runs, rebuilder=rebuilder, users=users, registry=registry, clock=clock
+                runs=rebuild_runs, rebuilder=rebuilder, users=users, registry=registry, clock=clock
             ),
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_local_caches,
@@ -290,7 +289,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             erasure=Erasure(
                 users=users,
                 erase_jobs=queue.erase if queue is not None else _no_job,
-                settle=invalidator.make_good,
+                settle=invalidator.settle_now,
                 drop_cached=cache.drop_user,
                 clock=clock,
             ),

@@ -87,7 +87,7 @@ async def _history(
     from app.bootstrap.service import open_service
     from app.features.registry import encode_value, indices
     from app.profiles.history.validation import Moments
-    from app.profiles.online.fill import failures
+    from app.profiles.online.cache_protocol import failures
     from app.stores.training_set.columns import KINDS, NULL, JsonColumn
 
     count, failed = 0, dict[str, str]()

@@ -1,1 +1,1 @@
-"""What a profile is: events and their subjects, the registry, the definitions, the typed mirror. Pure; no I/O."""
+"""The registry of features, their definitions and typed mirror, and the events they are computed from. No I/O."""

@@ -1,7 +1,6 @@
-"""Time, as the rest of the service is handed it, and its one text form.
+"""The clock that is passed to services, and the text form of times.
 
-Wall-clock times are whole milliseconds since 1970 in UTC (`…_ms`); durations on the monotonic clock are seconds.
-Nothing in `features`, `profiles` or `events` reads a clock of its own.
+Wall-clock times (`…_ms`) are whole milliseconds since 1970 in UTC. Durations on the monotonic clock are seconds.
 """
 
 from __future__ import annotations
@@ -15,19 +14,17 @@ DAY_MS = 86_400_000
 
 
 class Clock(Protocol):
-    """Where time comes from."""
-
     def now_ms(self) -> int:
-        """Wall-clock time in milliseconds since 1970 (UTC); may step either way."""
+        """The wall clock, which may step in both directions."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never steps; only differences mean anything."""
+        """Seconds on a clock that never steps. Only differences have a meaning."""
         ...
 
 
 def spoken(span: timedelta) -> str:
-    """In the largest unit that needs no fraction: `30 days`, `1 hour`, `90 minutes`; else in seconds."""
+    """A duration in the largest unit without a fraction: `30 days`, `1 hour`, `90 minutes`; else in seconds."""
     count, unit = f"{span.total_seconds():g}", "seconds"
     for name in ("days", "hours", "minutes"):
         whole, rest = divmod(span, timedelta(**{name: 1}))
@@ -43,5 +40,5 @@ def to_ms(moment: datetime) -> int:
 
 
 def rfc3339(moment_ms: int) -> str:
-    """RFC 3339 in UTC with milliseconds: `2026-04-25T06:30:00.000Z`."""
+    """As `2026-04-25T06:30:00.000Z`."""
     return (EPOCH + moment_ms * MILLISECOND).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment_ms % 1000:03d}Z"

@@ -1,6 +1,6 @@
-"""The features this service serves by default. To add one: an entry here, a line in `schema.py`.
+"""The features that the service serves by default. A new one needs an entry here and a line in `schema.py`.
 
-The texts run on SQLite and PostgreSQL, with equal results.
+The SQL runs on SQLite and PostgreSQL with equal results.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ MEAN_DWELL = Feature(
     ],
 )
 
-# A tie goes to the hour completed in last, then to the smaller hour.
+# Ties: the hour of the latest completion, then the smaller hour.
 PREFERRED_HOUR = Feature(
     name="preferred_hour",
     dtype="int",

@@ -1,4 +1,4 @@
-"""The two tip events, as producers send them: the complete lists of subjects and of feedback actions.
+"""The two tip events as producers send them, with all subjects and feedback actions.
 
 `LoggedEvent` is a stored event as the worker hands it to its consumers. How events are stored belongs to `app.events`.
 """
@@ -17,18 +17,17 @@ from app.features.ids import Id
 SERVED = "signals.tip.served"
 FEEDBACK = "signals.tip.feedback"
 KNOWN_SUBJECTS = frozenset({SERVED, FEEDBACK})
-# What a feature's SQL may read, and the subject whose events become rows of it.
+# The relations that a feature's SQL may read, and the subject whose events are their rows.
 RELATIONS = {"views": SERVED, "feedback": FEEDBACK}
 MAX_DWELL_MS = 86_400_000
 
 
-# A new action is one line here, and needs no migration. Its name must be an identifier other than `none`, `served`,
-# `start`, `end` and `hour`, which stand beside the names of actions in settings and answers. Keep a line as long as
-# events or decisions with its action are stored.
+# A new action is one line here and needs no migration. Its name must be an identifier other than `none`, `served`,
+# `start`, `end` and `hour`, which appear beside the names of actions in settings and answers. Keep the line while
+# events or decisions with the action are stored.
 class Action(StrEnum):
-    """What a user did with a tip."""
+    """What a user did with a tip: the name in events, and the default of the reward from 0 to 1 in PROFILES_REWARDS."""
 
-    # Its name in events, and the reward from 0 to 1 that the bandit learns, unless PROFILES_REWARDS overrides it.
     COMPLETED = "completed", 1.0
     DISMISSED = "dismissed", 0.0
     SNOOZED = "snoozed", 0.3
@@ -46,7 +45,7 @@ _ACTIONS: dict[str, Action] = {action.value: action for action in Action}
 
 
 def stored_action(name: str) -> Action:
-    """The action of a row. A name that only a later release declares stays text, so that the row can still be read."""
+    """The action of a row. A name that only a later release declares stays a string, so the row can still be read."""
     return _ACTIONS.get(name) or cast(Action, name)
 
 
@@ -61,7 +60,7 @@ OccurredAt = Annotated[
 
 
 class TipServed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="subject", tag=SERVED):
-    """A tip was put before a user."""
+    """A tip was shown to a user."""
 
     event_id: Id
     user_id: Id
@@ -97,5 +96,4 @@ class LoggedEvent(NamedTuple):
 
 
 def subject_of(event: TipEvent) -> str:
-    """The subject an event was sent under."""
     return SERVED if isinstance(event, TipServed) else FEEDBACK

@@ -1,4 +1,4 @@
-"""Examples that stand beside a definition: the events of one user, and the value that the SQL must give for them.
+"""Examples of a definition: the events of one user, and the value that the SQL must give for them.
 
 `profiles features test` stores the events in an empty database and computes the value as the service does.
 """
@@ -19,7 +19,7 @@ HOUR_MS = 3_600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleEvent:
-    """One event, `ago` before the value is computed. `action` is None for a tip that was served."""
+    """An event that happened `ago` before the computation. `action` is None for a tip that was served."""
 
     action: str | None
     ago: timedelta
@@ -30,7 +30,7 @@ class ExampleEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """The value of a feature for one user with these events. None: null, or the default if there is one."""
+    """`value` is the expected value of the feature; None means null, or the default if there is one."""
 
     events: Sequence[ExampleEvent]
     value: float | int | str | None
@@ -39,7 +39,7 @@ class Example:
 def served(
     *, ago: timedelta = timedelta(hours=1), local_hour: int | None = None, tip_id: str = "tip-1"
 ) -> ExampleEvent:
-    """A tip was served. `local_hour`: the hour of the day (0 to 23) at the user's place; None: that of UTC."""
+    """A tip was served. `local_hour` is the user's hour of the day, 0 to 23; by default that of UTC."""
     return ExampleEvent(action=None, ago=ago, local_hour=local_hour, tip_id=tip_id, dwell_ms=None)
 
 
@@ -51,7 +51,7 @@ def feedback(
     tip_id: str = "tip-1",
     dwell_ms: int | None = None,
 ) -> ExampleEvent:
-    """The user reacted to a tip, as `served`."""
+    """The user reacted to a tip. Arguments as for `served`."""
     return ExampleEvent(action=action, ago=ago, local_hour=local_hour, tip_id=tip_id, dwell_ms=dwell_ms)
 
 
@@ -59,7 +59,7 @@ def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
     """The events as a producer would have sent them.
 
     Raises:
-        msgspec.ValidationError: an event is not allowed, for instance for its action.
+        msgspec.ValidationError: an event is invalid, for instance because of an unknown action.
     """
     return [_event(f"{user_id}-{number}", user_id, item, now_ms) for number, item in enumerate(example.events)]
 
@@ -67,7 +67,7 @@ def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
 def _event(event_id: str, user_id: str, item: ExampleEvent, now_ms: int) -> TipEvent:
     occurred_ms = now_ms - item.ago // MILLISECOND
     utc_hour = occurred_ms // HOUR_MS % 24
-    # The offset, from -12 to +11 hours, that makes it the hour asked for.
+    # The UTC offset, from -12 to +11 hours, at which it is `local_hour`.
     offset = 0 if item.local_hour is None else (item.local_hour - utc_hour + 12) % 24 - 12
     payload: dict[str, object] = {
         "subject": SERVED if item.action is None else FEEDBACK,

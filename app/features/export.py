@@ -1,4 +1,4 @@
-"""The mirror for other programs: one contract, written out as JSON Schema, Python or TypeScript."""
+"""The contract of the features for other programs, as JSON Schema, Python or TypeScript."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LINE = 120
 
 
 def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
-    """JSON Schema (2020-12) of the mirror."""
+    """As of draft 2020-12."""
     return json.dumps(msgspec.json.schema(mirror), indent=2) + "\n"
 
 
 def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """A module with the mirror as a msgspec Struct: for consumers, and to stand beside a registry, which checks it."""
+    """A module with the mirror as a msgspec Struct, for consumers or for the module of a registry."""
     lines = [
         '"""Features of a user, as the profile service serves them. Written by `profiles features --format python`."""',
         "",
@@ -37,7 +37,7 @@ def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def mirror_line(entry: Feature) -> str:
-    """The field of a feature in the mirror, broken into lines as the formatter would."""
+    """The field of a feature in the mirror, with the line breaks of the formatter."""
     declared, text = f"{entry.dtype} | None | UnsetType", json.dumps(entry.description, ensure_ascii=False)
     line = f"    {entry.name}: Annotated[{declared}, Meta(description={text})] = UNSET"
     if len(line) <= LINE:
@@ -49,7 +49,6 @@ def mirror_line(entry: Feature) -> str:
 
 
 def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """One interface."""
     lines = ["// Features of a user, as the profile service serves them. Generated; do not edit."]
     lines.append(f"export interface {mirror.__name__} {{")
     for entry in registry:
@@ -58,7 +57,7 @@ def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def catalogue_entry(entry: Feature) -> dict[str, Any]:
-    """An entry as consumers may see it: everything but the SQL."""
+    """An entry without its SQL."""
     return {
         "name": entry.name,
         "dtype": entry.dtype,

@@ -1,7 +1,7 @@
-"""Which identifiers are allowed, for users, tips, events and decisions alike, and how they are shown.
+"""Ids of users, tips, events and decisions: which are allowed, and how they are shown.
 
-1 to 128 characters of Unicode, without control characters, surrogates or `/`, and not `.` or `..`, so that every id
-can stand in a URL path and in a log line.
+An id has 1 to 128 characters of Unicode without control characters, surrogates or `/`, and is not `.` or `..`. So every
+id can be part of a URL path and of a log line.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Annotated
 from msgspec import Meta
 
 MAX_ID_LENGTH = 128
-ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"  # as JSON Schema writes it; `id_problem` decides
+ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"  # for JSON Schema; `id_problem` decides
 _FORBIDDEN = re.compile("[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# Controls, format characters, the unassigned, separators; and letters, marks and a symbol that are drawn as nothing.
+# Unicode categories without a glyph, and letters, marks and a symbol that are drawn as nothing.
 _HIDDEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
 _DRAWN_AS_NOTHING = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -34,7 +34,7 @@ Id = Annotated[
 
 
 def id_problem(value: str) -> str | None:
-    """Why `value` is not allowed as an id, or None where it is."""
+    """Why `value` is not allowed as an id; None if it is."""
     if not value:
         return "must not be empty"
     if len(value) > MAX_ID_LENGTH:
@@ -48,16 +48,16 @@ def id_problem(value: str) -> str | None:
 
 
 def user_hash(user_id: str) -> str:
-    """How the audit trail and the log name a user, who may be erased one day. It is found again by hashing the id."""
+    """How the log and the audit trail name a user, so that no id is left in them after an erasure."""
     return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def visible(text: str, *, layout: bool = False) -> str:
-    """`text` with a code like `⟨U+200B⟩` for each character that a reader would not see, or not where it stands.
+    """`text` with a code like `⟨U+200B⟩` for each character that a reader cannot see or would see elsewhere.
 
-    Texts that differ in such characters alone look different then: a blank at either end or beside another, format and
-    bidirectional controls, an accent that stands apart although there is one character for it and its letter. With
-    `layout` blanks, tabs and line breaks stay as they are.
+    So texts that differ only in such characters look different. They are blanks at an end or after a blank, format and
+    bidirectional controls, and combining accents where a precomposed character exists. With `layout`, blanks, tabs and
+    line breaks are kept.
     """
     if text.isascii() and text.isprintable() and (layout or " ".join(text.split()) == text):
         return text
@@ -73,7 +73,7 @@ def visible(text: str, *, layout: bool = False) -> str:
             return True
         if unicodedata.combining(char):
             return place == 0 or not composed
-        # The bracket, too, so that no id can show the code of a character that it does not hold.
+        # Including the bracket, so that no id can imitate a code.
         return char == "⟨" or unicodedata.category(char) in _HIDDEN or bool(_DRAWN_AS_NOTHING.match(char))
 
     return "".join(f"⟨U+{ord(char):04X}⟩" if hidden(place, char) else char for place, char in enumerate(text))

@@ -1,4 +1,4 @@
-"""What changes between two registries: the one that running processes have announced, and a new one."""
+"""Compares two registries: the one that running processes have announced, and a new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["added", "removed", "changed"]
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry as a process announces it."""
+    """An entry of the registry as a process announces it in the database."""
 
     name: str
     dtype: Dtype
@@ -30,7 +30,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Announced(NamedTuple):
-    """A registry that processes have served, and when."""
+    """A registry that processes have served."""
 
     fingerprint: str
     definitions: tuple[Definition, ...]
@@ -51,8 +51,7 @@ class Registries(Protocol):
 
 
 class Change(NamedTuple):
-    """What is different about one feature. `breaks`: consumers that rely on it fail. `recomputed`: cached values of the
-    feature are misses."""
+    """How one feature differs. `breaks`: consumers of the feature fail. `recomputed`: its cached values are misses."""
 
     feature: str
     kind: Kind
@@ -62,13 +61,11 @@ class Change(NamedTuple):
 
 
 def definitions_of(registry: Registry) -> tuple[Definition, ...]:
-    """Every entry, to be announced."""
     names = Definition.__struct_fields__
     return tuple(Definition(**{name: getattr(entry, name) for name in names}) for entry in registry)
 
 
 def feature_of(definition: Definition) -> Feature:
-    """The entry that was announced, ready to be computed."""
     return Feature(
         name=definition.name,
         dtype=definition.dtype,
@@ -83,7 +80,7 @@ def feature_of(definition: Definition) -> Feature:
 
 
 def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[Change]:
-    """What is different, in the order of the new registry, what was removed last."""
+    """The changes in the order of the new registry, then the removed features."""
     old = {item.name: item for item in before}
     new = {item.name: item for item in after}
     found = [

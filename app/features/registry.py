@@ -1,9 +1,9 @@
-"""The registry: one entry per feature, and the rules that every entry keeps.
+"""The registry: one entry per feature, and the rules for entries.
 
-Invariant: a `Registry` that exists keeps every rule that can be checked without SQL. `app.stores.sqlite.feature_check`
-compiles the entries: it checks the rest, and derives which relations each entry reads and which subjects invalidate it.
-The order of entries gives each feature its index, and `1 << index` its bit in a *mask*, by which reads name sets of
-features. Must not know how values are stored.
+Invariant: a `Registry` object meets every rule that can be checked without SQL. `app.stores.sqlite.feature_check`
+compiles the entries: it checks the other rules, and derives which relations each entry reads and which subjects
+invalidate it. A feature's *index* is its position in the registry. A *mask* is a set of features, in which
+`1 << index` is the feature's bit.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from app.errors import Issue, RegistryError, UnknownFeature
+from app.features.clock import MILLISECOND
 from app.features.events import KNOWN_SUBJECTS, RELATIONS
 from app.features.examples import Example
 
@@ -28,19 +29,18 @@ Dtype = Literal["float", "int", "str"]
 Scalar = float | int | str | None
 SHOWN = 80  # characters of an unknown name that an error repeats
 DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
-MILLISECOND = timedelta(milliseconds=1)
 _INT64 = 1 << 63
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One feature.
+    """One entry.
 
-    `compute` is one SELECT of `(user_id, value)`, at most one row a user, over the relations `views` and `feedback`.
-    The relations hold only the events of the last `window`, so the text needs no time bounds and may not ask the time.
-    `default` is the value if the SELECT yields no row or NULL. `invalidated_by` may be left out: it follows from the
-    relations that the SQL reads. `examples` are run by `profiles features test`.
+    `compute` is one SELECT of `(user_id, value)`, at most one row per user, over the relations `views` and `feedback`.
+    The relations contain only the events of the last `window`, so the SQL needs no time bounds and may not use the
+    time. `default` is the value if the SELECT returns no row or NULL. `invalidated_by` is derived from the relations
+    that the SQL reads if it is left out. `profiles features test` runs the `examples`.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Feature:
     default: Scalar = None
     invalidated_by: tuple[str, ...] = ()
     examples: Sequence[Example] = ()
-    # Set by compiling: the relations that `compute` reads.
+    # The relations that `compute` reads; set by `compiled`.
     relations: tuple[str, ...] = field(default=(), repr=False)
     fingerprint: str = field(init=False)
     ttl_ms: int = field(init=False)
     window_ms: int = field(init=False)
 
     def __post_init__(self) -> None:
-        # A value of another type, as an untyped file may give it, is left for `_check` to name.
+        # Values of another type, which an untyped file may contain, are reported by `_check`.
         if isinstance(self.compute, str):
             object.__setattr__(self, "compute", dedent(self.compute).strip())
         if self.dtype in DTYPES and (default := as_dtype(self.dtype, self.default)) is not None:
@@ -71,11 +71,10 @@ class Feature:
         object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:
-        """The entry with the relations that its SQL reads, and with the subjects that follow if it names none.
+        """The entry with the relations that its SQL reads, and with derived subjects if it names none.
 
         Raises:
-            RegistryError: `invalidated_by` lacks the subject of a relation: values would be served after they have
-                become untrue.
+            RegistryError: `invalidated_by` lacks the subject of a relation, so stale values would be served.
         """
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:
@@ -90,13 +89,20 @@ class Feature:
                 )
         return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
 
+    def value_of(self, raw: object) -> tuple[Scalar, str | None]:
+        """The value for a raw result of the SQL; None with the error if it is not of the dtype."""
+        if raw is None:
+            return self.default, None
+        value = as_dtype(self.dtype, raw)
+        return value, wrong_dtype(raw, self.dtype) if value is None else None
+
     def newest_event(self, newest: Mapping[str, int]) -> int:
-        """The newest event that invalidates the feature, given the newest sequence number by subject; 0 without one."""
+        """The newest event that invalidates the feature, given the newest event of each subject; 0 if there is none."""
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
 
     @property
     def superfluous_subjects(self) -> tuple[str, ...]:
-        """Subjects in `invalidated_by` whose events cannot change the value; of a compiled entry."""
+        """Subjects in `invalidated_by` whose events cannot change the value. Only of a compiled entry."""
         needed = {RELATIONS[name] for name in self.relations}
         return tuple(subject for subject in self.invalidated_by if subject not in needed)
 
@@ -104,8 +110,8 @@ class Feature:
 def as_dtype(dtype: Dtype, value: object) -> Scalar:
     """`value` as `dtype`; None if it is not of that dtype.
 
-    An int is accepted as a float, and a float without a fraction as an int. A bool is neither, and neither are numbers
-    that JSON or 64 bits cannot hold.
+    An int is accepted as a float, and an integral float as an int. Bools, and numbers that JSON or 64 bits cannot
+    represent, are neither.
     """
     kind = type(value)
     if dtype == "str":
@@ -118,6 +124,15 @@ def as_dtype(dtype: Dtype, value: object) -> Scalar:
     if dtype == "float":
         return float(value)
     return int(value) if value == int(value) and -_INT64 <= value < _INT64 else None
+
+
+def wrong_dtype(raw: object, dtype: str) -> str:
+    """The error for a raw value that is not of its feature's dtype."""
+    if isinstance(raw, bytes):
+        found = "more than one row, or a blob,"
+    else:
+        found = f"{type(raw).__name__} {raw}" if isinstance(raw, int | float) else "text"
+    return f"the SQL gave {found} where {dtype} is declared"
 
 
 def _check(entry: Feature) -> None:
@@ -154,7 +169,7 @@ class Registry(Sequence[Feature]):
     """The features, in order.
 
     Raises:
-        RegistryError: naming the entry and the rule, when an entry breaks one or a name repeats.
+        RegistryError: an entry breaks a rule, or a name repeats. The message names the entry and the rule.
     """
 
     def __init__(self, entries: Iterable[Feature]) -> None:
@@ -180,19 +195,19 @@ class Registry(Sequence[Feature]):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that processes must agree about: names, order, definitions, TTLs, invalidation."""
+        """A hash of names, order, definitions, TTLs and subjects, in which processes must agree."""
         parts = [[entry.name, entry.fingerprint, entry.ttl_ms, sorted(entry.invalidated_by)] for entry in self]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def named(self, name: str) -> Feature:
-        """The entry of that name; `UnknownFeature` if there is none."""
+        """Raises `UnknownFeature`."""
         return self._entries[self.mask([name]).bit_length() - 1]
 
     def mask(self, names: Iterable[str]) -> int:
-        """The mask of those features.
+        """The mask of these features.
 
         Raises:
-            UnknownFeature: naming every unknown one, and the known.
+            UnknownFeature: the message names every unknown feature, and the known ones.
         """
         mask = 0
         unknown: list[Issue] = []
@@ -208,25 +223,25 @@ class Registry(Sequence[Feature]):
         return mask
 
     def known_mask(self, names: Iterable[str]) -> int:
-        """The mask of those of these features that the registry has."""
+        """As `mask`, without the names that the registry lacks."""
         return self.mask(name for name in names if name in self._index)
 
     def invalidated_by(self, subject: str) -> frozenset[str]:
-        """Names of the features that an event of `subject` makes untrue."""
+        """Names of the features that an event of `subject` makes stale."""
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
     def longest_window_ms(self, mask: int | None = None) -> int:
-        """The longest window of the features in the mask, or of all: who has no event in it has only defaults."""
+        """The longest window of the features in the mask, or of all. A user without events in it has only defaults."""
         wanted = indices(self.full_mask if mask is None else mask)
         return max((self._entries[index].window_ms for index in wanted), default=0)
 
 
 def indices(mask: int) -> list[int]:
-    """Indices of the features in a mask, ascending."""
+    """The indices in a mask, ascending."""
     return [index for index in range(mask.bit_length()) if mask >> index & 1]
 
 
 def encode_value(dtype: Dtype, value: object) -> bytes | None:
-    """A value as JSON, or None if it is not of its dtype."""
+    """A value as JSON; None if it is not of the dtype."""
     found = as_dtype(dtype, value)
     return None if found is None else _encode(found)

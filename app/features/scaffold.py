@@ -1,4 +1,4 @@
-"""A new entry to begin with, as `profiles features new` prints it."""
+"""The text of a new entry, which `profiles features new` prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FROM (
     FROM {relation}
 ) AS ranked
 WHERE place = 1"""
-# At most 88 characters a line, and a comma after each last argument: the formatter then leaves the text as it is.
+# Lines of at most 88 characters and trailing commas, so that the formatter does not change the text.
 _MODULE = '''\
 # A file that begins with this text is a registry. To a registry you have, add the entry and its name.
 from datetime import timedelta
@@ -56,7 +56,7 @@ REGISTRY = Registry([{constant}])
 
 
 class _Sketch(NamedTuple):
-    """`events`: the first argument of each event of an example, the oldest first, with the value that they give."""
+    """`events` are the first arguments of an example's events, oldest first; `value` is the value for them."""
 
     compute: str
     description: str
@@ -106,10 +106,10 @@ _SKETCHES: dict[tuple[str, str], _Sketch] = {
 
 
 def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> str:
-    """A module with the entry in a registry, and in a comment its line of the mirror.
+    """A module that has the entry in a registry, and its line of the mirror in a comment.
 
     Raises:
-        RegistryError: the name is no identifier.
+        RegistryError: the name is not an identifier.
     """
     sketch = _SKETCHES[relation, dtype]
     entry = Feature(
@@ -122,7 +122,7 @@ def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timed
         default=sketch.default,
         invalidated_by=(RELATIONS[relation],),
     )
-    Registry([entry])
+    Registry([entry])  # raises if a rule is broken
     event = "served" if relation == "views" else "feedback"
     events = [
         f"                {event}({argument}, ago={_code(window / (number + 2))}),"

@@ -1,7 +1,7 @@
-"""The typed mirror of the registry, which consumers type against: names, dtypes, descriptions, no compute.
+"""The typed mirror of the registry for consumers: names, dtypes and descriptions.
 
-A field is absent (UNSET) where a caller selected other features, and null where nothing is known. Start-up and a test
-compare the mirror with the registry in both directions.
+A field is absent (UNSET) if the request selected other features, and null if nothing is known. Start-up and a test
+compare the mirror with the registry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Str = str | None
 
 
 class ProfileFeatures(msgspec.Struct, kw_only=True, frozen=True):
-    """A user's features: declared behaviour over the last 30 days; null where nothing is known."""
+    """A user's features over the last 30 days; null if nothing is known."""
 
     completion_rate_30d: Annotated[
         Float | UnsetType,
@@ -51,7 +51,7 @@ _TYPES: dict[Dtype, Any] = {"float": Float, "int": Int, "str": Str}
 
 
 def mirror_of(registry: Registry) -> type[msgspec.Struct]:
-    """A mirror made from the registry, for one that has none of its own."""
+    """A mirror for a registry whose module has none."""
     fields = [
         (entry.name, Annotated[_TYPES[entry.dtype] | UnsetType, Meta(description=entry.description)], UNSET)
         for entry in registry
@@ -70,25 +70,25 @@ def _dtype(declared: inspect.Type) -> str | None:
 
 
 def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:
-    """Compare both ways.
+    """Compare the mirror with the registry.
 
     Raises:
-        RegistryError: naming the feature that one side lacks, or whose dtype or description differs.
+        RegistryError: one side lacks a feature, or its dtype or description differs. The message names it.
     """
     described = inspect.type_info(mirror)
     assert isinstance(described, inspect.StructType)
     hints: dict[str, Any] = get_type_hints(mirror, include_extras=True)
     fields = {item.encode_name: item for item in described.fields}
     for name in fields.keys() - set(registry.names):
-        raise RegistryError(name, f"the mirror {mirror.__name__} has it, the registry has not")
+        raise RegistryError(name, f"it is in the mirror {mirror.__name__}, but not in the registry")
     for entry in registry:
         if entry.name not in fields:
-            raise RegistryError(entry.name, f"the registry has it, the mirror {mirror.__name__} has not")
+            raise RegistryError(entry.name, f"it is in the registry, but not in the mirror {mirror.__name__}")
         declared = fields[entry.name].type
         if isinstance(declared, inspect.Metadata):
             declared = declared.type
         if (dtype := _dtype(declared)) != entry.dtype:
-            raise RegistryError(entry.name, f"dtype {entry.dtype} in the registry, {dtype} in {mirror.__name__}")
+            raise RegistryError(entry.name, f"its dtype is {entry.dtype} in the registry, {dtype} in {mirror.__name__}")
         texts = [meta.description for meta in getattr(hints[fields[entry.name].name], "__metadata__", ())]
         if texts != [entry.description]:
-            raise RegistryError(entry.name, f"the description in {mirror.__name__} differs from the registry's")
+            raise RegistryError(entry.name, f"its description in {mirror.__name__} differs from the registry's")

@@ -1,10 +1,9 @@
-"""Which features can be computed and served now: the others are null, with the reason, and delay nothing.
+"""Which features can be computed and served now. The others are null, with the reason, and delay nothing.
 
-A feature is *disabled* by an admin, in all processes. It is *paused* in one process once its SQL has taken too long, or
-has failed for `FAILED_USERS` users in a row; then it is tried again in the background, after a pause that doubles.
-Only such an attempt ends the pause: a value that was already being computed when the feature was paused says nothing
-about the user that it was paused for. While a feature is paused, its cached values are still served: no event has made
-them untrue.
+A feature is *disabled* by an admin, in all processes. It is *paused* in one process when its SQL takes too long, or
+fails for `FAILED_USERS` users in a row. A paused feature is tried again in the background, after pauses that double,
+and only such an attempt ends the pause: a value whose computation began before the pause proves nothing about the user
+for whom the feature failed. Cached values of a paused feature are still served, since no event has made them stale.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ log = logger("profiles.availability")
 
 
 class Disabled(NamedTuple):
-    """A feature that an admin has switched off."""
+    """A feature that an admin has disabled."""
 
     feature: str
     disabled_by: str
@@ -38,22 +37,17 @@ class Disabled(NamedTuple):
         return f"disabled by {self.disabled_by} at {rfc3339(self.at_ms)}{why}"
 
 
-class FeatureTrouble(NamedTuple):
-    """A feature that fails, and since when."""
+@dataclass(slots=True)
+class FeatureTrouble:
+    """A feature that fails. It is tried again with `user_id`. `pause_s` is 0 if it is not paused."""
 
     feature: str
-    reason: str
-    since_ms: int
-
-
-@dataclass(slots=True)
-class _Trouble:
     since_ms: int
     reason: str
-    user_id: str = ""  # to try it with
+    user_id: str = ""
     slow: bool = False
     users: set[str] = field(default_factory=set)
-    pause_s: float = 0.0  # 0: not paused
+    pause_s: float = 0.0
     until: float = 0.0
 
 
@@ -61,22 +55,22 @@ _decode_disabled = msgspec.json.Decoder(list[Disabled]).decode
 
 
 class FeatureAvailability:
-    """The features of one process."""
+    """The state of the features in one process. Sets of features are masks; single features are indices."""
 
     def __init__(self, registry: Registry, clock: Clock, switches: Callable[[], str] = lambda: "[]") -> None:
-        """`switches` gives what is disabled, as JSON of `Disabled` rows, as of less than a second ago."""
+        """`switches` returns the disabled features, as JSON of `Disabled` rows that is less than a second old."""
         self._registry = registry
         self._clock = clock
         self._switches = switches
         self._seen = "[]"
         self._disabled: dict[int, Disabled] = {}
         self._disabled_mask = 0
-        self._troubles: dict[int, _Trouble] = {}
+        self._troubles: dict[int, FeatureTrouble] = {}
         self._paused_mask = 0
 
     @property
     def disabled(self) -> int:
-        """The mask of the disabled features. Every read asks."""
+        """Every read asks this, so it must be cheap."""
         seen = self._switches()
         if seen != self._seen:
             known = {name: index for index, name in enumerate(self._registry.names)}
@@ -87,90 +81,82 @@ class FeatureAvailability:
 
     @property
     def unavailable(self) -> int:
-        """The mask of the features that must not be computed now."""
+        """The disabled and the paused features."""
         return self.disabled | self._paused_mask
 
     def reason(self, index: int) -> str:
-        """Why an unavailable feature is null."""
+        """Why an unavailable feature is null; empty for other features."""
         if self.disabled >> index & 1:
             return str(self._disabled[index])
         return self._troubles[index].reason if index in self._troubles else ""
 
     def paused(self, index: int) -> FeatureTrouble | None:
-        """The trouble of a feature that is paused; None if it is not."""
-        if not self._paused_mask >> index & 1:
-            return None
-        return self._told(index)
+        return self._troubles[index] if self._paused_mask >> index & 1 else None
 
     def disabled_features(self) -> dict[int, Disabled]:
-        """Everything that is disabled, by its index."""
         return self._disabled if self.disabled else {}
 
     def troubles(self) -> list[FeatureTrouble]:
-        """The features that fail now, in the order of the registry; a disabled one is no trouble."""
+        """The features that fail now and are not disabled, in the order of the registry."""
         off = self.disabled
-        return [self._told(index) for index in sorted(self._troubles) if not off >> index & 1]
-
-    def _told(self, index: int) -> FeatureTrouble:
-        trouble = self._troubles[index]
-        return FeatureTrouble(self._registry.names[index], trouble.reason, trouble.since_ms)
+        return [self._troubles[index] for index in sorted(self._troubles) if not off >> index & 1]
 
     def succeeded(self, index: int) -> None:
-        """A value of the feature was computed for a read."""
+        """Record that a read computed a value."""
         trouble = self._troubles.get(index)
         if trouble is not None and not trouble.pause_s:
             del self._troubles[index]
 
     def resume(self, index: int) -> None:
-        """A paused feature was computed by an attempt."""
+        """End a pause, because an attempt succeeded."""
         del self._troubles[index]
         self._paused_mask &= ~(1 << index)
         log.warning("feature_resumed", feature=self._registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
-        """A user's value could not be computed."""
-        trouble = self._noted(index, user_id, reason)
+        """Record that a user's value could not be computed."""
+        trouble = self._trouble(index, user_id, reason)
         trouble.users.add(user_id)
         if len(trouble.users) >= FAILED_USERS:
             self._pause(index, trouble)
 
     def pause(self, index: int, user_id: str, reason: str, *, slow: bool) -> None:
-        """Do not compute the feature for a while. `slow`: computing this user's value took too long."""
-        trouble = self._noted(index, user_id, reason)
+        """Pause a feature at once. `slow`: computing this user's value took too long."""
+        trouble = self._trouble(index, user_id, reason)
         trouble.slow = slow
         self._pause(index, trouble)
 
     def withheld(self, index: int, user_id: str) -> None:
-        """A paused feature was asked for.
+        """Record that a read wanted a paused feature.
 
-        One that fails at once, if only for some users, is tried next with this user: then it cannot stay paused for all
-        because of one. One that is slow is tried with the user it was slow for: resuming it too early delays reads.
+        The next attempt is made with this user, so one failing user cannot keep the feature paused for all. A slow
+        feature is tried with the user for whom it was slow, since resuming it too early would delay reads.
         """
         trouble = self._troubles.get(index)
         if trouble is not None and not trouble.slow:
             trouble.user_id = user_id
 
     def due(self) -> tuple[int, str] | None:
-        """A paused feature whose pause is over, and a user to try it with; it counts as tried now."""
+        """A feature whose pause is over, and the user to try it with. It is not due again until the attempt ends."""
         now, off = self._clock.monotonic(), self.disabled
         for index, trouble in self._troubles.items():
             if trouble.pause_s and trouble.until <= now and not off >> index & 1:
-                trouble.until = math.inf  # until the attempt ends
+                trouble.until = math.inf
                 return index, trouble.user_id
         return None
 
-    def _noted(self, index: int, user_id: str, reason: str) -> _Trouble:
-        trouble = self._troubles.setdefault(index, _Trouble(self._clock.now_ms(), reason))
+    def _trouble(self, index: int, user_id: str, reason: str) -> FeatureTrouble:
+        if index not in self._troubles:
+            self._troubles[index] = FeatureTrouble(self._registry.names[index], self._clock.now_ms(), reason)
+        trouble = self._troubles[index]
         trouble.reason, trouble.user_id = reason, user_id
         return trouble
 
-    def _pause(self, index: int, trouble: _Trouble) -> None:
+    def _pause(self, index: int, trouble: FeatureTrouble) -> None:
         if self._clock.monotonic() < trouble.until < math.inf:
-            return  # another value of the same statement has paused it
+            return  # paused already by another value of the same statement
         trouble.users.clear()
         trouble.pause_s = min(LONGEST_PAUSE_S, trouble.pause_s * 2 or FIRST_PAUSE_S)
         trouble.until = self._clock.monotonic() + trouble.pause_s
         self._paused_mask |= 1 << index
-        log.error(
-            "feature_paused", feature=self._registry.names[index], reason=trouble.reason, try_again_s=trouble.pause_s
-        )
+        log.error("feature_paused", feature=trouble.feature, reason=trouble.reason, try_again_s=trouble.pause_s)

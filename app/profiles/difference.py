@@ -1,4 +1,4 @@
-"""Two definitions of one feature, computed for the same users at the same moment."""
+"""Compares two definitions of one feature, computed for the same users at the same moment."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from random import Random
 import msgspec
 
 from app.features.clock import Clock
-from app.features.registry import Feature, Registry, Scalar, as_dtype
+from app.features.registry import Feature, Registry, Scalar
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
 from app.profiles.quality.drift import CommonBin, band, common_bins, numbers, psi, quantiles, too_few
 from app.profiles.quality.measurement import draw
 
 PAGE = 128
-SHOWN = 5
+EXAMPLES = 5
 
 
 class Side(msgspec.Struct):
-    """The values by one definition. Quartiles are None if there is no number."""
+    """The values of one definition. Quartiles are None if no value is a number."""
 
     fingerprint: str
     nulls: int
@@ -29,15 +29,13 @@ class Side(msgspec.Struct):
 
 
 class ChangedUser(msgspec.Struct):
-    """A user whose value differs."""
-
     user_id: str
     before: Scalar
     after: Scalar
 
 
 class Difference(msgspec.Struct, kw_only=True):
-    """`psi` is None if `why_no_psi` says why: too few users, or two dtypes."""
+    """`psi` is None if the users are too few or the dtypes differ; `why_no_psi` says which."""
 
     feature: str
     users: int
@@ -50,7 +48,7 @@ class Difference(msgspec.Struct, kw_only=True):
     examples: list[ChangedUser]
 
     def lines(self) -> Iterator[str]:
-        """The comparison in lines of text, as the command line shows it."""
+        """The comparison as the command line shows it."""
         if not self.users:
             yield "There are no users with an event in either window."
             return
@@ -77,20 +75,23 @@ async def compare(
 ) -> Difference:
     """Compute both for up to `count` users, drawn from those with an event within the longer window.
 
-    Raises:
-        StoreUnavailable: the database does not answer.
+    `tell` is called with the number of users done. Raises `StoreUnavailable`.
     """
     now_ms = clock.now_ms()
     since_ms = now_ms - max(before.window_ms, after.window_ms)
     _, chosen = await draw(users, (since_ms, END_OF_TIME_MS), count, random, asyncio.sleep, clock)
-    sides = [_Computed(entry, source_of(Registry([entry]))) for entry in (before, after)]
+    sides = [_Definition(entry, source_of(Registry([entry]))) for entry in (before, after)]
     changed: list[ChangedUser] = []
     for start in range(0, len(chosen), PAGE):
         page = chosen[start : start + PAGE]
-        old, new = [await side.values(page, now_ms) for side in sides]
+        old, new = [await side.compute(page, now_ms) for side in sides]
         changed += [ChangedUser(*row) for row in zip(page, old, new, strict=True) if row[1] != row[2]]
         tell(start + len(page))
-    bins, why_not = _bins(before, after, sides[1].counts, sides[0].counts)
+    if before.dtype == after.dtype:
+        bins = common_bins(after.dtype, sides[1].counts, sides[0].counts)
+        why_not = too_few(bins)
+    else:
+        bins, why_not = [], f"the dtype changes from {before.dtype} to {after.dtype}"
     return Difference(
         feature=after.name,
         users=len(chosen),
@@ -100,21 +101,12 @@ async def compare(
         psi=None if why_not else round(psi(bins), 4),
         why_no_psi=why_not,
         bins=bins,
-        examples=changed[:SHOWN],
+        examples=changed[:EXAMPLES],
     )
 
 
-def _bins(
-    before: Feature, after: Feature, now: Counter[Scalar], then: Counter[Scalar]
-) -> tuple[list[CommonBin], str | None]:
-    if before.dtype != after.dtype:
-        return [], f"the dtype changes from {before.dtype} to {after.dtype}"
-    bins = common_bins(after.dtype, now, then)
-    return bins, too_few(bins)
-
-
-class _Computed:
-    """One definition, and its values so far."""
+class _Definition:
+    """Computes one definition and counts its values."""
 
     def __init__(self, entry: Feature, source: Source) -> None:
         self._entry = entry
@@ -122,18 +114,18 @@ class _Computed:
         self._failed = 0
         self.counts: Counter[Scalar] = Counter()
 
-    async def values(self, user_ids: list[str], now_ms: int) -> list[Scalar]:
+    async def compute(self, user_ids: list[str], now_ms: int) -> list[Scalar]:
         snapshot = await self._source.compute(now_ms, [ComputeRow(user_id, 1) for user_id in user_ids])
-        found: list[Scalar] = []
+        values: list[Scalar] = []
         for place, row in enumerate(snapshot.rows):
-            value = self._entry.default if row[0] is None else as_dtype(self._entry.dtype, row[0])
-            if (place, 0) in snapshot.errors or (row[0] is not None and value is None):
+            value, error = self._entry.value_of(row[0])
+            if error is not None or (place, 0) in snapshot.errors:
                 self._failed += 1
                 value = None
             else:
                 self.counts[value] += 1
-            found.append(value)
-        return found
+            values.append(value)
+        return values
 
     def side(self) -> Side:
         quartiles = quantiles(numbers(self.counts).elements(), (0.25, 0.5, 0.75))

@@ -1,8 +1,8 @@
-"""What the online path needs from outside, as small protocols with their value types. `app.stores` implements them.
+"""What profiles need from the stores, as protocols with their value types. `app.stores` implements them.
 
-A *cell* is one feature of one user. A *token* is the exact bytes that a cell's key held when a computation set out;
-a fill lands only while the key still holds them. All methods of `Cache` raise `CacheUnavailable` when the server does
-not answer in time and `CacheRefused` when it refuses the command; those of the SQLite ports raise `StoreUnavailable`.
+A *cell* is one feature of one user. A *token* is the exact bytes that a cell held before a computation began; a fill
+lands only while the cell still holds them. The methods of `Cache` raise `CacheUnavailable` if the server does not
+answer in time and `CacheRefused` if it refuses the command. The methods of the other ports raise `StoreUnavailable`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ END_OF_TIME_MS = (1 << 63) - 1
 
 
 class Cell(NamedTuple):
-    """One feature of one user."""
-
     user_id: str
     feature: str
 
 
-# Cells of one user: the id, and the features' names as bytes, ready to stand in a key.
+# Several cells of one user: the id, and the names of the features as bytes.
 Row = tuple[str, Sequence[bytes]]
 
 
 class Fill(NamedTuple):
-    """A value on its way into the cache: lands only where the cell still holds `token`."""
+    """A value to be stored if the cell still holds `token`."""
 
     cell: Cell
     token: bytes
@@ -39,31 +37,31 @@ class Cache(Protocol):
 
     @property
     def available(self) -> bool:
-        """Whether it is worth asking: False while the circuit breaker is open."""
+        """False while the circuit breaker is open."""
         ...
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
-        """What each cell holds, and the epoch under which that was read."""
+        """The contents of each cell, and the epoch under which they were read."""
         ...
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """The same for all cells of rows, row after row."""
+        """As `read`, for the cells of all rows, row after row."""
         ...
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Per cell: the bytes it holds now, which are a fresh lease of ours where it held nothing."""
+        """Put a fresh lease into each empty cell; returns what each cell holds now."""
         ...
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Compare-and-set each; False where refused."""
+        """Compare-and-set each; False if refused."""
         ...
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete unconditionally. Returns only when the server has done so."""
+        """Delete unconditionally. Returns only when the server has confirmed it."""
         ...
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
-        """Delete each cell that still holds exactly those bytes; how many did."""
+        """Delete each cell that still holds exactly these bytes; returns how many did."""
         ...
 
     async def drop_user(self, user_id: str) -> None:
@@ -76,9 +74,10 @@ class Cache(Protocol):
 
 
 class ComputeRow(NamedTuple):
-    """One row of a computation: a user, a mask of features, and the moment.
+    """One row of a computation: a user, a mask of features, and a moment.
 
-    `now_ms` None means a live read: the source's own now. `known_ms` bounds arrival where it is not None.
+    `now_ms` None means a live read, at the clock of the computation. `known_ms`, if given, leaves out events that
+    arrived later.
     """
 
     user_id: str
@@ -88,10 +87,10 @@ class ComputeRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What one statement saw: the newest sequence number, and per asked row one raw value per feature.
+    """The result of one statement: the newest sequence number it saw, and for each row one raw value per feature.
 
-    `errors` names the (row, feature index) pairs whose SQL failed; their raw value is None. `overdue` is the mask of
-    the features that took too long.
+    `errors` has the (row, feature index) pairs whose SQL failed; their raw value is None. `overdue` is the mask of the
+    features that exceeded the deadline.
     """
 
     seq: int
@@ -101,77 +100,73 @@ class Snapshot(NamedTuple):
 
 
 class Source(Protocol):
-    """Computes features where the facts live."""
+    """Computes features in the database."""
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Every asked row in one snapshot."""
+        """Compute every row in one snapshot."""
         ...
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """How many past moments, from the first on, one `compute` takes in some tens of milliseconds; at least one."""
+        """How many of the first rows one `compute` can do in some tens of milliseconds; at least one."""
         ...
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """The same, in nothing's way: for features that may take long."""
+        """As `compute`, on a connection of its own, for features that may take long."""
         ...
 
 
-class Owed(NamedTuple):
-    """One invalidation that could not be made."""
-
+class OwedInvalidation(NamedTuple):
     id: int
     user_id: str
 
 
 class OwedInvalidations(Protocol):
-    """The table of invalidations that could not be made."""
+    """The table of invalidations that the cache did not take."""
 
     def any_owed(self) -> bool:
-        """Look now, on the caller's thread; costs microseconds."""
+        """Ask the database on the caller's thread, which takes microseconds."""
         ...
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
-        """Record; committed when this returns."""
+        """Record one for each user; committed when this returns."""
         ...
 
-    async def pending(self, limit: int) -> tuple[list[Owed], frozenset[str]]:
-        """The oldest rows, and every feature name that any process of this database caches."""
+    async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
+        """The oldest rows, and the names of all features that any process of this database caches."""
         ...
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Forget rows whose invalidation has been made."""
+        """Delete rows whose invalidation has been made."""
         ...
 
 
-class EventTail(Protocol):
-    """What was committed to the event log lately, by whatever process. Both calls look now, on the caller's thread."""
+class ChangeFeed(Protocol):
+    """New events of the event log, whichever process wrote them. Both methods query on the caller's thread."""
 
-    def look(self) -> frozenset[str] | None:
-        """The users of the events committed since the last look; None where everything must be forgotten."""
+    def changed_users(self) -> frozenset[str] | None:
+        """Users of the events committed since the last call; None if every local copy must be dropped."""
         ...
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """Subject to the sequence number of the user's newest event, where there is one.
+        """The sequence number of the user's newest event, by subject.
 
-        None while the cache is owed an invalidation of this user: what it holds is no proof of anything.
+        None while an invalidation of this user is owed: then nothing proves that a cached value is current.
         """
         ...
 
 
 class NewestEvents(Protocol):
-    """What the log says of users' newest events."""
+    """Queries of the event log for users and their newest events."""
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
-        """(user, subject) to the sequence number of the newest event."""
+        """The sequence number of the newest event, by user and subject."""
         ...
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
         """User ids above `after`, ascending, with any event from `since_ms` to `until_ms`."""
         ...
 
-    async def count_eligible(self, since_ms: int) -> int:
-        """How many there are in all."""
-        ...
+    async def count_eligible(self, since_ms: int) -> int: ...
 
     async def oldest_event_ms(self) -> int | None:
         """Event time of the oldest event that is kept."""
@@ -179,24 +174,22 @@ class NewestEvents(Protocol):
 
 
 class RecentEvent(NamedTuple):
-    """An event lately committed: its sequence number, its user, and when it arrived."""
-
     seq: int
     user_id: str
     received_at_ms: int
 
 
 class RecentEvents(Protocol):
-    """What an audit asks of the log. Raises `StoreUnavailable`."""
+    """Queries of the event log for the consistency checks."""
 
     async def since(self, seq: int, limit: int) -> list[RecentEvent]:
-        """The newest events above a sequence number, newest first."""
+        """Events above a sequence number, newest first."""
         ...
 
     async def newest_seq(self) -> int:
-        """The highest sequence number; 0 where there is no event."""
+        """The highest sequence number; 0 if there is no event."""
         ...
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
-        """Whether some event of the user above a sequence number has not been consumed yet."""
+        """Whether any event of the user above a sequence number has not been consumed yet."""
         ...

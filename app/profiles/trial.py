@@ -1,4 +1,4 @@
-"""A trial of features: each is computed alone for some stored users, to see that it works and what it costs."""
+"""A trial computes each feature alone for some stored users, to find out whether it works and how long it takes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from app.features.clock import Clock
-from app.features.registry import Registry, as_dtype, indices
+from app.features.registry import Registry, indices
 from app.profiles.ports import ComputeRow, Source
 
 SAMPLE = 20
 
 
 class Trial(NamedTuple):
-    """What a trial of a feature, given by its index, found.
+    """The result for one feature, given by its index. `user_id` is the user for whom it failed with `error`.
 
-    `us_per_user`, in microseconds, is None if there was no user, or the SQL took too long.
+    `us_per_user` is in microseconds; None if there was no user or the SQL exceeded the deadline (`overdue`).
     """
 
     feature: int
@@ -31,9 +31,8 @@ async def try_features(
     """Compute each feature in the mask for each user. Raises `StoreUnavailable`."""
     if not user_ids:
         return [Trial(index, None) for index in indices(mask)]
-    await source.compute(
-        clock.now_ms(), [ComputeRow(user_id, 0) for user_id in user_ids]
-    )  # the statement is parsed once
+    # The first statement is parsed, which must not count as the cost of the first feature.
+    await source.compute(clock.now_ms(), [ComputeRow(user_id, 0) for user_id in user_ids])
     return [await _try(source, registry, index, user_ids, clock) for index in indices(mask)]
 
 
@@ -44,22 +43,13 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
     for (place, _), error in snapshot.errors.items():
         overdue = bool(snapshot.overdue >> index & 1)
         return Trial(index, None if overdue else took_us, user_ids[place], error, overdue)
-    entry = registry[index]
     for user_id, row in zip(user_ids, snapshot.rows, strict=True):
-        if row[index] is not None and as_dtype(entry.dtype, row[index]) is None:
-            return Trial(index, took_us, user_id, described(row[index], entry.dtype))
+        _, wrong = registry[index].value_of(row[index])
+        if wrong is not None:
+            return Trial(index, took_us, user_id, wrong)
     return Trial(index, took_us)
 
 
-def described(raw: object, dtype: str) -> str:
-    """Why a raw value is not of its dtype."""
-    if isinstance(raw, bytes):
-        found = "more than one row, or a blob,"
-    else:
-        found = f"{type(raw).__name__} {raw}" if isinstance(raw, int | float) else "text"
-    return f"the SQL gave {found} where {dtype} is declared"
-
-
 def costs(trials: Iterable[Trial]) -> dict[int, float]:
-    """Microseconds a user, by the feature's index, of those that have a figure."""
+    """Microseconds a user, by feature index, of the trials that have a figure."""
     return {trial.feature: trial.us_per_user for trial in trials if trial.us_per_user is not None}

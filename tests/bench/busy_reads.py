@@ -16,7 +16,7 @@ import uvloop
 
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.tasks import end
-from app.profiles.codec import Value, encode
+from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell
 from app.profiles.rebuild.runs import CHUNK
 from app.settings import Settings
@@ -115,7 +115,7 @@ async def _fill(environment: Environment, users: list[str]) -> None:
         epoch, _ = await opened.cache.read([Cell("nobody", "nothing")])
         until_ms = environment.now_ms + 3_600_000
         values = {
-            entry.name: encode(Value(entry.fingerprint.encode(), 10**9, environment.now_ms, until_ms, b"1"))
+            entry.name: encode(FeatureValue(entry.fingerprint.encode(), 10**9, environment.now_ms, until_ms, b"1"))
             for entry in REGISTRY
         }
         with redis.Redis.from_url(environment.cache_url) as client:

@@ -20,7 +20,7 @@ from app.events.admission import Admission, decode_json, decode_lines, digest, f
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.ids import id_problem
-from app.profiles.codec import decode, encode, hits
+from app.profiles.online.cache_protocol import decode, encode, hits
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key, keys_of
 

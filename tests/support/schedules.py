@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from app.features.registry import Registry
-from app.profiles.codec import LEASE
+from app.profiles.online.cache_protocol import LEASE
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys

@@ -25,8 +25,7 @@ from app.features.contract import Contract
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.features.schema import mirror_of
-from app.profiles.codec import decode
-from app.profiles.online.fill import Profile, Reading
+from app.profiles.online.cache_protocol import FeatureValue, Profile, decode
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
@@ -103,7 +102,7 @@ class GatedService:
     async def erase(self, user_id: str) -> None:
         """Erase the rows and cached values of a user."""
         await self.inner.users.erase(user_id, self.clock.now_ms())
-        await self.invalidator.make_good()
+        await self.invalidator.settle_now()
 
     async def switch(self, feature: str, *, on: bool) -> None:
         """Disable or enable a feature, as an admin does. This process knows it when this returns."""
@@ -151,7 +150,7 @@ class GatedService:
         self.source.go()
         self.cache.go()
 
-    def decoded(self, profile: Mapping[int, Reading]) -> Features:
+    def decoded(self, profile: Mapping[int, FeatureValue]) -> Features:
         """Feature name to value."""
         return {self.registry.names[index]: json.loads(reading.json) for index, reading in profile.items()}
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from app.profiles.codec import Value, decode, encode
+from app.profiles.online.cache_protocol import FeatureValue, decode, encode
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, counted
 from tests.support.http import Connection
@@ -23,7 +23,7 @@ def spoil(fleet: Fleet) -> None:
     """Put another value where the right one stands, as a defect of the protocol would."""
     (name,) = (key for key in keys(fleet.cache) if key.endswith(VOLUME))
     held = decode(ask(fleet.cache, "GET", name))
-    assert isinstance(held, Value)
+    assert isinstance(held, FeatureValue)
     assert held.fingerprint == REGISTRY.named(VOLUME.decode()).fingerprint.encode()
     ask(fleet.cache, "SET", name, encode(held._replace(json=WRONG)))
 

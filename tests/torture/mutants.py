@@ -12,10 +12,9 @@ from typing import Any
 
 from app.events.ingest import Ingestor, Receipt
 from app.features.events import KNOWN_SUBJECTS, subject_of
-from app.profiles.online.fill import Filler, Filling
+from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Epoch, Fill
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
@@ -87,10 +86,9 @@ def late_token() -> None:
     """The token is taken after the snapshot, just before the fill."""
     original: Any = Filler.store
 
-    async def store(self: Any, epoch: Epoch, fillings: Sequence[Filling]) -> list[bool]:
-        cells = [self.cell(filling.user_id, filling.feature) for filling in fillings]
-        tokens = await self._cache.lease(epoch, cells)
-        fresh = [filling._replace(token=token) for filling, token in zip(fillings, tokens, strict=True)]
+    async def store(self: Any, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
+        tokens = await self._cache.lease(epoch, [fill.cell for fill in fills])
+        fresh = [fill._replace(token=token) for fill, token in zip(fills, tokens, strict=True)]
         result: list[bool] = await original(self, epoch, fresh)
         return result
 
@@ -118,7 +116,7 @@ def no_hold_back() -> None:
 
 def local_cache_unchecked() -> None:
     """The local cache is served without a check of the change feed."""
-    _replace(LocalCache, "_look", lambda self: True)
+    _replace(LocalCache, "_check", lambda self: True)
 
 
 def answer_before_commit() -> None:

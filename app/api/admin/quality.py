@@ -154,7 +154,7 @@ async def get_users_behind(
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
     found = await service.quality.drilldown.find(feature, state, after, limit)
-    users = [_user(item) for item in found.looks] if found.looks is not None else None
+    users = [_user(item) for item in found.cells] if found.cells is not None else None
     body = UsersBehindList(feature, state, rfc3339(found.at_ms), users, found.scanned, found.next_after)
     return await answer(request, body, USERS_PAGE, **choices)
 
@@ -179,7 +179,7 @@ def _user(item: CellFreshness) -> UserBehind:
         item.state,
         msgspec.json.decode(value.json),
         rfc3339(value.computed_at_ms),
-        rfc3339(value.expires_at_ms),
+        rfc3339(value.expires_at_ms or 0),
     )
 
 

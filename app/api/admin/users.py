@@ -41,7 +41,7 @@ from app.features.events import subject_of
 from app.features.ids import id_problem, user_hash, visible
 from app.features.registry import Registry, indices
 from app.profiles.consistency.inspection import InspectedCell, Inspection
-from app.profiles.online.fill import Profile, Reading
+from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
 HOME = "/admin/users"
@@ -124,7 +124,7 @@ async def _user_view(service: Service, inspection: Inspection, profile: Profile)
     )
 
 
-def _cell_state(cell: InspectedCell, reading: Reading, inspection: Inspection) -> CellState:
+def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspection) -> CellState:
     entry, held = cell.entry, cell.held
     return CellState(
         msgspec.json.decode(reading.json),
@@ -141,8 +141,8 @@ def _cell_state(cell: InspectedCell, reading: Reading, inspection: Inspection) -
         HeldValue(
             msgspec.json.decode(held.json),
             rfc3339(held.computed_at_ms),
-            rfc3339(held.expires_at_ms),
-            max(0, held.expires_at_ms - inspection.at_ms) / 1000,
+            rfc3339(held.expires_at_ms or 0),
+            max(0, (held.expires_at_ms or 0) - inspection.at_ms) / 1000,
             held.seq,
         )
         if held is not None

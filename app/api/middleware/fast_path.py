@@ -117,7 +117,7 @@ class FastPath:
         if request_id is None:
             return None
         user_id = user.decode()
-        values = reader.near_values(user_id, mask) or (await reader.read_far_values({user_id: mask}))[user_id]
+        values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
         return self._renderer.template(mask) % (b'"%b"' % user, *values), request_id
 
     async def _batch(

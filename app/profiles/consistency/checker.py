@@ -1,7 +1,7 @@
-"""The consistency check: does the cache hold of a user what a computation gives now?
+"""The consistency check: do the cached values of a user equal a recomputation?
 
-Invariants: a violation is a fault that `Inspector` confirmed, before and after which the cache was trusted, and that
-no event which is still being ingested explains. Only `repair` changes anything.
+Invariants: a violation is a fault that `Inspector` confirmed while the cache was trusted, before and after, and that no
+event which is still being ingested explains. Only `repair` changes anything.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from app.profiles.ports import RecentEvents
 from app.telemetry import Metrics, logger
 
 # `empty`: nothing is cached, so nothing can be wrong. `pending`: a value is older than an event that has not been
-# acknowledged yet. `unchecked`: the cache is away or not trusted, so reads compute.
+# acknowledged yet. `unchecked`: the cache is unavailable or not trusted, so reads compute.
 Outcome = Literal["consistent", "empty", "pending", "violation", "unchecked"]
 log = logger("profiles.consistency")
 
 
 class CheckResult(NamedTuple):
-    """`untrue`: the cells at fault, if the outcome is a violation. `inspection` is None if there was none."""
+    """`untrue` are the cells at fault if the outcome is a violation. `inspection` is None if the user was unchecked."""
 
     user_id: str
     outcome: Outcome
@@ -31,8 +31,6 @@ class CheckResult(NamedTuple):
 
 
 class ConsistencyChecker:
-    """Checks users, and repairs what it finds."""
-
     def __init__(
         self,
         *,
@@ -40,19 +38,19 @@ class ConsistencyChecker:
         events: RecentEvents,
         drop: Callable[[Stale], Awaitable[None]],
     ) -> None:
-        """`drop` invalidates, and makes every process forget its local copies."""
+        """`drop` invalidates, and makes every process drop its local copies."""
         self._inspector = inspector
         self.events = events
         self._drop = drop
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
-        """The result of each user, in the order given; some tens of users at a time. Raises `StoreUnavailable`."""
+        """The result of each user, in the order given; for some tens of users. Raises `StoreUnavailable`."""
         if self._inspector.cache_state != "trusted":
             return [CheckResult(user_id, "unchecked") for user_id in user_ids]
         return [await self._result(inspection) for inspection in await self._inspector.inspect(user_ids)]
 
     async def repair(self, results: Sequence[CheckResult]) -> int:
-        """Drop the untrue values; how many there were. Raises `StoreUnavailable`."""
+        """Drop the untrue values; returns how many there were. Raises `StoreUnavailable`."""
         stale = {result.user_id: [cell.entry.name for cell in result.untrue] for result in results if result.untrue}
         if stale:
             await self._drop(stale)
@@ -74,11 +72,11 @@ class ConsistencyChecker:
         return CheckResult(user_id, outcome, inspection, faults if outcome == "violation" else ())
 
 
-def report(result: CheckResult, metrics: Metrics, **where: object) -> None:
-    """Count and log the untrue values of a result, with everything that it takes to explain them.
+def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
+    """Count and log the untrue values of a result, with the facts needed to explain them.
 
-    The log names no user, who may be erased one day: only a hash. The numbers of the newest events lead to the user
-    for as long as the database holds any of them.
+    The log has a hash instead of the user id, because the user may be erased later. The sequence numbers of the newest
+    events lead to the user while the database holds these events.
     """
     for cell in result.untrue:
         assert cell.held is not None
@@ -97,5 +95,5 @@ def report(result: CheckResult, metrics: Metrics, **where: object) -> None:
             fingerprint=cell.held.fingerprint.decode(errors="replace"),
             newest_events=dict(result.inspection.newest),
             seen_at_ms=result.inspection.at_ms,
-            **where,
+            **context,
         )

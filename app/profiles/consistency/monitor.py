@@ -1,8 +1,7 @@
-"""The running audit: a worker checks the users of some recent events, 1 s, 1 min and 5 min after each.
+"""The consistency monitor: a worker checks the users of some recent events 1 s, 1 min and 5 min after each event.
 
-Bounded: every second at most so many users are taken from the newest events, at random, so there are never more checks
-to come than that allows for the longest delay. What a stop of the worker cuts short is not made up for: the audit
-samples.
+Each second takes at most `users_per_s` users, at random, from the newest events. This also limits the number of
+scheduled checks. Checks lost when the worker stops are not repeated, since the monitor only samples.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ DELAYS = (("1s", 1.0), ("1min", 60.0), ("5min", 300.0))
 ROUND_S = 1.0
 NEWEST = 200
 AT_ONCE = 16
-# A round that comes so late has not measured what its name says: the machine slept, or the database did not answer.
+# A check that is later than this would not measure its delay: the machine slept, or the database did not answer.
 LATE_S = 10.0
 log = logger("profiles.consistency")
 
 
 class ScheduledCheck(NamedTuple):
-    """A check to come: `due` on the monotonic clock, so long (`after`) after the event `seq`."""
+    """A check at `due` on the monotonic clock, which is the delay `after` after the event `seq`."""
 
     due: float
     after: str
@@ -54,35 +53,35 @@ class ConsistencyMonitor:
         self._clock = clock
         self._metrics = metrics
         self._position: int | None = None
-        self._to_come: list[ScheduledCheck] = []
+        self._scheduled: list[ScheduledCheck] = []
 
     async def round(self) -> None:
-        """Take some of the newest events in, and make the checks that are due. Raises `StoreUnavailable`."""
+        """Schedule checks for some of the newest events, and run those that are due. Raises `StoreUnavailable`."""
         if self._position is None:
             self._position = await self._events.newest_seq()
         newest = await self._events.since(self._position, NEWEST)
         if newest:
             self._position = newest[0].seq
-            self._take(newest)
+            self._schedule(newest)
         due = self._due()
         for start in range(0, len(due), AT_ONCE):
             await self._check(due[start : start + AT_ONCE])
 
-    def _take(self, newest: Sequence[RecentEvent]) -> None:
-        by_user = {item.user_id: item for item in reversed(newest)}  # of each user the newest
+    def _schedule(self, newest: Sequence[RecentEvent]) -> None:
+        by_user = {item.user_id: item for item in reversed(newest)}  # the newest of each user
         chosen = self._random.sample(list(by_user.values()), min(self._users_per_s, len(by_user)))
         now_ms, now = self._clock.now_ms(), self._clock.monotonic()
         for item in chosen:
-            # Rounds are a second apart, and the wall clock may have been set meanwhile.
+            # Bounded, since rounds are a second apart and the wall clock may have been set meanwhile.
             age_s = min(max(0.0, (now_ms - item.received_at_ms) / 1000), ROUND_S)
             for after, delay_s in DELAYS:
-                heapq.heappush(self._to_come, ScheduledCheck(now - age_s + delay_s, after, item.user_id, item.seq))
+                heapq.heappush(self._scheduled, ScheduledCheck(now - age_s + delay_s, after, item.user_id, item.seq))
 
     def _due(self) -> list[ScheduledCheck]:
         now = self._clock.monotonic()
         due = []
-        while self._to_come and self._to_come[0].due <= now:
-            check = heapq.heappop(self._to_come)
+        while self._scheduled and self._scheduled[0].due <= now:
+            check = heapq.heappop(self._scheduled)
             if now - check.due > LATE_S:
                 self._metrics.consistency_checks.labels(check.after, "unchecked").inc()
             else:

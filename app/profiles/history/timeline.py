@@ -1,7 +1,7 @@
-"""Development: how a user's features came to be what they are, one point a day, by the SQL that serves them.
+"""The timeline of a user: one profile a day, computed by the SQL that serves reads.
 
-Invariant: a point is there only where the whole window before it is kept; half a window would look right and not be.
-Every event known today counts, also one that arrived late: what was the case, not what was known then.
+Invariant: a feature has a point only if its whole window is kept, since a partial window gives a plausible but wrong
+value. Events that arrived late count, so a point shows the facts of that day, not the knowledge of that day.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import NamedTuple
 
 from app.features.clock import DAY_MS
 from app.profiles.history.validation import Moments
-from app.profiles.online.fill import Profile
+from app.profiles.online.cache_protocol import Profile
 from app.profiles.ports import ComputeRow
 
 DAYS = 30
 
 
 class Point(NamedTuple):
-    """A user at a moment; a feature whose window reaches back beyond kept history is absent."""
+    """A user at a moment. A feature whose window reaches beyond the retention is absent."""
 
     at_ms: int
     profile: Profile
 
 
 def daily(moments: Moments, now_ms: int) -> list[tuple[int, int]]:
-    """The last 30 moments a day apart, oldest first, the last of them now; each with the mask of what can be told."""
+    """The last `DAYS` moments a day apart, oldest first, ending now; each with the mask of the features it has."""
     width = len(moments.registry)
     found: list[tuple[int, int]] = []
     for days_ago in range(DAYS - 1, -1, -1):

@@ -1,6 +1,6 @@
-"""Which past moments may be asked about: not the future, and none whose window reaches back beyond kept history.
+"""Which past moments may be asked for: not the future, and none whose window reaches beyond the retention.
 
-A window that is only half kept would give a value that looks right and is not.
+A window that is only partly kept gives a plausible but wrong value.
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ from app.features.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """The rule, for one registry and retention."""
-
     registry: Registry
     retention_days: int
     clock: Clock
 
     def problem(self, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
-        """What is wrong with `as_of` or `known_at` for these features; None where nothing is."""
+        """What is wrong with `as_of` or `known_at` for the features in the mask; None if both are allowed."""
         now_ms = self.clock.now_ms()
         if at_ms > now_ms:
-            return Issue("as_of", f"lies in the future; it is {rfc3339(now_ms)} here")
+            return Issue("as_of", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
         window_ms = self.registry.longest_window_ms(mask)
         kept_from_ms = now_ms - self.retention_days * DAY_MS
         if at_ms - window_ms < kept_from_ms:
             earliest = rfc3339(kept_from_ms + window_ms)
             return Issue("as_of", f"reaches back beyond kept history; the earliest possible is {earliest}")
         if known_at_ms is not None and known_at_ms > now_ms:
-            return Issue("known_at", f"lies in the future; it is {rfc3339(now_ms)} here")
+            return Issue("known_at", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
         return None

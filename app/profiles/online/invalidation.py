@@ -1,7 +1,7 @@
-"""Invalidation: delete the keys an event made untrue, or record that it is owed; and settle what is owed.
+"""Invalidation: delete the keys that an event made stale, or record that the deletion is owed; and settle owed ones.
 
-Invariant: `invalidate` returns only when either the DEL was confirmed, or the debt is committed and every older look
-of every trust gate has expired. So an answer after it keeps the promise to read one's own events.
+Invariant: `invalidate` returns only when either the DEL was confirmed, or the owed invalidation is committed and every
+older check of every trust gate has expired. So a request that is answered afterwards can read its own events.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
-from app.errors import CacheUnavailable, StoreUnavailable
+from app.concurrency.periodic import repeat
+from app.errors import CacheUnavailable
 from app.features.clock import Clock
-from app.profiles.codec import decode
-from app.profiles.online.trust import HOLD_BACK_S
+from app.profiles.online.cache_protocol import HOLD_BACK_S, decode
 from app.profiles.ports import Cache, Cell, OwedInvalidations
 from app.telemetry import Metrics, logger
 
@@ -22,12 +22,11 @@ SETTLE_EVERY_S = 0.5
 RETRY_AFTER_S = 0.1
 log = logger("profiles.invalidate")
 
+# Names of features by user.
 Stale = Mapping[str, Collection[str]]
 
 
 class Invalidator:
-    """Drops cells, and keeps the books where it cannot."""
-
     def __init__(
         self,
         *,
@@ -45,19 +44,17 @@ class Invalidator:
         self._wake = asyncio.Event()
 
     async def invalidate(self, stale: Stale) -> bool:
-        """Make the features named per user untrue in the cache, after the commit that made them so.
+        """Delete cached values, after the commit that made them stale.
 
-        Returns:
-            True where the keys are gone; False where the debt is recorded instead.
+        Returns True if the keys are deleted, False if the invalidation is recorded as owed.
 
         Raises:
-            StoreUnavailable: when neither could be done; the caller must not acknowledge.
+            StoreUnavailable: neither could be done; the caller must not acknowledge.
         """
         if not stale:
             return True
         try:
-            if not self._cache.available:
-                raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+            self._require_cache()
             await self._cache.drop([Cell(user_id, name) for user_id, names in stale.items() for name in names])
         except CacheUnavailable as error:
             await self._owed.owe(stale.keys(), self._clock.now_ms())
@@ -68,11 +65,13 @@ class Invalidator:
         self._metrics.invalidations.labels("dropped").inc(len(stale))
         return True
 
-    async def make_good(self) -> bool:
-        """Settle a debt that the caller has recorded itself; as `invalidate` where that cannot be done now."""
+    async def settle_now(self) -> bool:
+        """Settle an owed invalidation that the caller has recorded. Returns False, as `invalidate`, if it stays owed.
+
+        Raises `StoreUnavailable`.
+        """
         try:
-            if not self._cache.available:
-                raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+            self._require_cache()
             await self.settle()
         except CacheUnavailable as error:
             log.warning("invalidation_owed", users=1, error=str(error))
@@ -80,16 +79,20 @@ class Invalidator:
             return False
         return True
 
+    def _require_cache(self) -> None:
+        if not self._cache.available:
+            raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+
     async def _hold_back(self) -> None:
         self._wake.set()
-        # A look that began just before the debt was committed is good for 50 ms; it must not outlive our answer.
+        # A check that began just before the commit is valid for 50 ms; the caller must not be answered before that.
         await self._pause(HOLD_BACK_S)
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Drop values that were computed before an event: user to feature to the event's sequence number.
+        """Drop values computed before an event: user to feature to the event's sequence number.
 
-        For events whose DEL is known to have been made: a good fill since then stays, a value that should not be
-        there goes and is counted. Raises `CacheUnavailable`.
+        For events whose DEL is known to have been made. A fill since then stays; an older value is a fault, which is
+        dropped and counted. Raises `CacheUnavailable`.
         """
         cells = {Cell(user_id, name): seq for user_id, names in stale.items() for name, seq in names.items()}
         if not cells:
@@ -107,7 +110,7 @@ class Invalidator:
             log.warning("stale_values_dropped", values=dropped)
 
     async def settle(self) -> int:
-        """Make every owed invalidation; how many were made. Raises `CacheUnavailable` or `StoreUnavailable`."""
+        """Make every owed invalidation; returns how many. Raises `CacheUnavailable` or `StoreUnavailable`."""
         total = 0
         while True:
             rows, features = await self._owed.pending(SETTLE_CHUNK)
@@ -115,40 +118,37 @@ class Invalidator:
                 self._metrics.owed.set(0)
                 return total
             users = {row.user_id for row in rows}
-            # The rows go after the DEL, and by id: a debt recorded meanwhile for the same user stays.
+            # Rows are deleted after the DEL and by id, so a row recorded meanwhile for the same user stays.
             await self._cache.drop([Cell(user_id, name) for user_id in users for name in features])
             await self._owed.settled([row.id for row in rows])
             self._metrics.invalidations.labels("settled").inc(len(users))
             total += len(rows)
 
     def wake(self) -> None:
-        """Something is owed: settle soon."""
+        """Make `keep_settling` run soon."""
         self._wake.set()
 
     async def keep_settling(self) -> None:
-        """Settle whenever woken, and once a second in any case. Runs until cancelled."""
-        while True:
-            try:
-                self._wake.clear()
-                if self._owed.any_owed():
-                    self._metrics.owed.set(1)
-                    if self._cache.available:
-                        settled = await self.settle()
-                        log.info("owed_invalidations_settled", rows=settled)
-                    else:
-                        self._wake.set()
-                else:
-                    self._metrics.owed.set(0)
-            except (CacheUnavailable, StoreUnavailable) as error:
-                log.debug("settling_failed", error=str(error))
-                self._wake.set()
-            except Exception:  # a defect; reads compute meanwhile, but what is owed must still be settled
-                log.exception("settling_failed")
-                self._wake.set()
-            if self._wake.is_set():
-                await self._pause(RETRY_AFTER_S)
-            else:
-                # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SETTLE_EVERY_S):
-                        await self._wake.wait()
+        """Settle when woken, and at least every `SETTLE_EVERY_S`. Runs until cancelled."""
+        await repeat("owed_invalidations", self._settle_if_owed, SETTLE_EVERY_S, self._rest)
+
+    async def _settle_if_owed(self) -> None:
+        self._wake.clear()
+        try:
+            owed = self._owed.any_owed()
+            self._metrics.owed.set(owed)
+            if owed:
+                self._require_cache()
+                log.info("owed_invalidations_settled", rows=await self.settle())
+        except Exception:
+            self._wake.set()  # try again soon
+            raise
+
+    async def _rest(self, seconds: float) -> None:
+        if self._wake.is_set():
+            await self._pause(RETRY_AFTER_S)
+            return
+        # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()

@@ -1,10 +1,10 @@
 """Batching of reads: the requests of one tick of the event loop share one MGET.
 
-Their misses share one statement, also with the misses of other groups that wait for a database connection. Concurrent
-cold requests for one user therefore cost at most as many statements as there are readers, plus one. A request whose
-values are all cached is answered at once.
+Their misses share a statement with the misses of other groups that wait for a database connection. So concurrent cold
+requests for one user cost at most as many statements as there are readers, plus one. A request whose values are all
+cached is answered at once.
 
-Invariant: a hit is served only if the trust gate holds when the group starts, which is after each of its requests came.
+Invariant: a hit is served only if the trust gate holds when its group starts, after all requests of the group arrived.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from app.errors import CacheUnavailable, Overloaded
-from app.features.registry import indices
+from app.profiles.online.cache_protocol import FeatureMasks, Filler, Profile, TrustGate, not_computed
 from app.profiles.online.compute import Computation
-from app.profiles.online.feature_mask import FeatureMasks
-from app.profiles.online.fill import Filler, Filling, Missing, Profile, Reading
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.online.trust import TrustGate
 from app.profiles.ports import Cache, Epoch
 from app.telemetry import Metrics
 
 GROUP_CAP = 256
 
+# Masks of features by user.
 Wanted = Mapping[str, int]
+# What cells hold, by user and feature index.
+Held = dict[str, dict[int, bytes | None]]
 
 
 class _BatchedRead(NamedTuple):
-    """`plain`: the answer is the JSON of each feature, else readings. A `patient` request is never shed."""
+    """`plain`: the answer is the JSON of each feature, else profiles. A `patient` request is never shed."""
 
     wanted: Wanted
     plain: bool
@@ -54,8 +54,6 @@ class _Group:
 
 
 class RequestBatching:
-    """Reads in groups. One per process."""
-
     def __init__(
         self,
         *,
@@ -63,17 +61,17 @@ class RequestBatching:
         gate: TrustGate,
         computation: Computation,
         filler: Filler,
-        shapes: FeatureMasks,
+        masks: FeatureMasks,
         metrics: Metrics,
-        near: LocalCache | None,
+        local_cache: LocalCache | None,
     ) -> None:
         self._cache = cache
         self._gate = gate
         self._computation = computation
         self._filler = filler
-        self._shapes = shapes
+        self._masks = masks
         self._metrics = metrics
-        self._near = near
+        self._local_cache = local_cache
         self._open: _Group | None = None
         # Cached: `get_running_loop()` makes a system call on Python 3.11.
         self._loop = asyncio.get_running_loop()
@@ -95,7 +93,7 @@ class RequestBatching:
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
             group = self._open = _Group()
-            # It starts in the next turn of the loop and includes the requests that come until then.
+            # It starts in the next tick of the loop and includes the requests that arrive until then.
             task = self._loop.create_task(self._serve(group))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
@@ -113,14 +111,10 @@ class RequestBatching:
             elif not self._gate.holds():
                 await self._degrade(waiting, "owed")
             else:
-                shapes = self._shapes
-                mark = self._near.mark() if self._near is not None else 0
+                masks = self._masks
+                mark = self._local_cache.mark() if self._local_cache is not None else 0
                 epoch, held = await self._cache.read_rows(
-                    [
-                        (user_id, shapes[mask].features)
-                        for request in waiting
-                        for user_id, mask in request.wanted.items()
-                    ]
+                    [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
                 )
                 waiting, profiles, missing = self._answer_hits(waiting, held, mark)
                 if missing:
@@ -136,67 +130,66 @@ class RequestBatching:
 
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], mark: int
-    ) -> tuple[list[_BatchedRead], dict[str, Profile], list[Missing]]:
+    ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer requests whose values are all cached; return the others with their hits and misses."""
-        near = self._near
+        local_cache = self._local_cache
         overloaded = self._computation.overloaded
         shed = 0
         waiting: list[_BatchedRead] = []
         profiles: dict[str, Profile] = {}
-        missing: dict[tuple[str, int], Missing] = {}
+        missing: Held = {}
         start = 0
         for request in requests:
             answer: dict[str, Any] = {}
             first = start
             for user_id, mask in request.wanted.items():
-                shape = self._shapes[mask]
-                part = held[start : (start := start + shape.width)]
-                values = shape.values(part)
+                feature_mask = self._masks[mask]
+                part = held[start : (start := start + feature_mask.width)]
+                values = feature_mask.values(part)
                 if values is None:
                     break
                 answer[user_id] = values if request.plain else self._found(user_id, mask, part, missing)
-                if near is not None and request.plain:
-                    near.offer(mark, user_id, mask, part, values)
+                if local_cache is not None and request.plain:
+                    local_cache.offer(mark, user_id, mask, part, values)
             else:
                 request.answer(answer)
                 continue
             start = first
             if overloaded and not request.patient:
                 request.fail(Overloaded("reads"))
-                width = sum(self._shapes[mask].width for mask in request.wanted.values())
+                width = sum(self._masks[mask].width for mask in request.wanted.values())
                 start, shed = start + width, shed + width
                 continue
             waiting.append(request)
             for user_id, mask in request.wanted.items():
-                part = held[start : (start := start + self._shapes[mask].width)]
+                part = held[start : (start := start + self._masks[mask].width)]
                 profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
-        unavailable = sum(1 for profile in profiles.values() for reading in profile.values() if reading.error)
-        self._metrics.cache_hits.inc(len(held) - len(missing) - unavailable - shed)
-        self._metrics.cache_misses.inc(len(missing))
-        return waiting, profiles, list(missing.values())
+        unavailable = sum(1 for profile in profiles.values() for value in profile.values() if value.error)
+        misses = sum(map(len, missing.values()))
+        self._metrics.cache_hits.inc(len(held) - misses - unavailable - shed)
+        self._metrics.cache_misses.inc(misses)
+        return waiting, profiles, missing
 
-    def _found(
-        self, user_id: str, mask: int, held: list[bytes | None], missing: dict[tuple[str, int], Missing]
-    ) -> Profile:
-        """The hits among a user's cells. Misses that can be computed are added to `missing`."""
+    def _found(self, user_id: str, mask: int, held: list[bytes | None], missing: Held) -> Profile:
+        """A user's hits, and nulls for paused features. Other misses are added to `missing`."""
         profile: Profile = {}
-        for index, raw in zip(self._shapes[mask].indices, held, strict=True):
-            reading = self._filler.hit(index, raw)
-            if reading is not None:
-                profile[index] = reading
+        for index, raw in zip(self._masks[mask].indices, held, strict=True):
+            value = self._filler.hit(index, raw)
+            if value is not None:
+                profile[index] = value
             elif (trouble := self._computation.withheld(index, user_id)) is not None:
-                profile[index] = Reading(b"null", trouble.since_ms, None, False, trouble.reason)
+                profile[index] = not_computed(trouble.since_ms, trouble.reason)
             else:
-                missing[user_id, index] = Missing(user_id, index, raw)
+                missing.setdefault(user_id, {})[index] = raw
         return profile
 
     def _answer(self, requests: Iterable[_BatchedRead], profiles: Mapping[str, Profile]) -> None:
         for request in requests:
             request.answer(
                 {
-                    user_id: [profiles[user_id][index].json for index in self._shapes[mask].indices]
+                    user_id: [profiles[user_id][index].json for index in self._masks[mask].indices]
                     if request.plain
-                    else {index: profiles[user_id][index] for index in self._shapes[mask].indices}
+                    else {index: profiles[user_id][index] for index in self._masks[mask].indices}
                     for user_id, mask in request.wanted.items()
                 }
             )
@@ -210,47 +203,37 @@ class RequestBatching:
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
-        """Compute the answer; a failure affects this request alone."""
+        """Compute the answer without the cache. A failure affects only this request."""
         wanted = request.wanted
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:
-            computed = await self._computation.live(wanted)
+            profiles = await self._computation.live(wanted)
         except Exception as error:
             request.fail(error)
             return
-        profiles: dict[str, Profile] = {
-            user_id: {
-                index: Reading(one.outcomes[index].json, one.at_ms, None, False, one.outcomes[index].error)
-                for index in indices(wanted[user_id])
-            }
-            for user_id, one in computed.items()
-        }
         self._answer([request], profiles)
 
-    async def _fill_in(self, epoch: Epoch, missing: list[Missing], profiles: dict[str, Profile]) -> None:
-        """Steps 2 to 4 for what the MGET did not give. The fill itself goes on after the answer."""
-        # Counted until they wait for a statement. Otherwise: 1. many groups ask whether there is too much; 2. all are
-        # let in, for none waits yet; 3. all get their tokens, and wait at once.
-        users = len({item.user_id for item in missing})
-        self._computation.coming(users)
+    async def _fill_in(self, epoch: Epoch, missing: Held, profiles: dict[str, Profile]) -> None:
+        """Steps 2 to 4 of the protocol for the misses. The fill continues after the answer."""
+        # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
+        # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
+        self._computation.coming(len(missing))
         try:
             tokens = await self._filler.tokens(epoch, missing)
         finally:
-            self._computation.coming(-users)
-        token_of: dict[tuple[str, int], bytes] = {}
+            self._computation.coming(-len(missing))
         wanted: dict[str, int] = {}
-        for item, token in zip(missing, tokens, strict=True):
-            if item.held is None and (reading := self._filler.hit(item.feature, token)) is not None:
-                profiles[item.user_id][item.feature] = reading  # filled by another reader since the MGET
-                continue
-            token_of[item.user_id, item.feature] = token
-            wanted[item.user_id] = wanted.get(item.user_id, 0) | 1 << item.feature
+        for user_id, cells in missing.items():
+            for index, raw in cells.items():
+                if raw is None and (value := self._filler.hit(index, tokens[user_id][index])) is not None:
+                    profiles[user_id][index] = value  # filled by another reader since the MGET
+                    del tokens[user_id][index]
+                else:
+                    wanted[user_id] = wanted.get(user_id, 0) | 1 << index
         if not wanted:
             return
         computed = await self._computation.live(wanted)
-        fillings: list[Filling] = []
-        for (user_id, index), token in token_of.items():
-            one = computed[user_id]
-            profiles[user_id][index] = reading = self._filler.reading(index, one.outcomes[index], one.at_ms)
-            fillings.append(Filling(user_id, index, token, one.seq, reading))
-        self._filler.store_later(epoch, fillings)
+        for user_id in wanted:
+            for index in tokens[user_id]:
+                profiles[user_id][index] = self._filler.with_expiry(index, computed[user_id][index])
+        self._filler.store_later(epoch, tokens, profiles)

@@ -1,1 +1,1 @@
-"""Data quality: how alive and how true the cache is, how values are distributed, and whether that has changed."""
+"""Data quality: freshness of the cache, distributions of values, and drift."""

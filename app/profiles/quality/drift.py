@@ -1,17 +1,17 @@
-"""Drift: two populations of values, counted, in common bins, and one figure for how far apart they are.
+"""Drift: two populations of values in common bins, and one figure for how far apart they are.
 
-The population stability index over bins with shares `now_i` and `before_i`:
+The population stability index (PSI) over bins with shares `now_i` and `before_i`:
 
     PSI = sum over i of (now_i - before_i) * ln(now_i / before_i)
 
-It is the symmetric form of the Kullback-Leibler divergence (Jeffreys); never negative, 0 where the shares are equal.
+It is the symmetric form of the Kullback-Leibler divergence (Jeffreys), never negative, and 0 if the shares are equal.
 Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006).
-Null is a bin of its own. So that a bin that is empty on one side gives no infinity, `SMOOTHING` is added to each share,
-and the shares divided by their new sum: equal shares stay equal.
+Null has its own bin. `SMOOTHING` is added to each share, and the shares are divided by their new sum, so a bin that is
+empty on one side does not give infinity and equal shares stay equal.
 
-Chance alone makes it about (bins - 1) * (1/n + 1/m), n and m being the sizes of the populations (B. Yurdakul:
-Statistical properties of the population stability index, 2018). Where that is more than `MOST_NOISE`, or fewer than
-`FEWEST` users are on a side, there is no figure.
+Chance alone gives about (bins - 1) * (1/n + 1/m) for populations of n and m users (B. Yurdakul: Statistical properties
+of the population stability index, 2018). If that is more than `MOST_NOISE`, or a side has fewer than `FEWEST` users,
+there is no figure.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ N = TypeVar("N", int, float)
 
 
 class CommonBin(msgspec.Struct, omit_defaults=True):
-    """How many users had such a value now and before.
+    """How many users had a value in this bin now and before.
 
-    A category has `value`; a range `from` (within) and `to` (without, but for the last one of floats), the first and
-    the last being open where values lie beyond them; `other` is every further category; the rest is null.
+    A bin of kind `value` is one category, and `other` is every further category. A `range` includes `from` and excludes
+    `to`; the last range of floats includes both. `from` of the first range is null if values lie below it, and `to` of
+    the last range if values lie above it.
     """
 
     now: int
@@ -55,7 +56,7 @@ class CommonBin(msgspec.Struct, omit_defaults=True):
 
 
 def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> list[CommonBin]:
-    """Both populations in the same bins, every user in one; those for null and for other texts if there are such."""
+    """Both populations in the same bins, each user in one. Bins for null and for other texts are left out if empty."""
     bins = _texts(now, before) if dtype == "str" else _numbers(dtype, numbers(now), numbers(before))
     if now[None] or before[None]:
         bins.append(CommonBin(now[None], before[None], "null"))
@@ -63,7 +64,7 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
-    """The numbers among counted values. In bins, less than `TINY` is 0 and more than `HUGE` is `HUGE`."""
+    """The numbers among counted values. Up to `TINY` they count as 0, beyond `HUGE` as `HUGE`."""
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):
@@ -72,13 +73,13 @@ def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
 
 
 def quantiles(found: Iterable[N], shares: Sequence[float]) -> list[N | None]:
-    """Numbers of the nearest rank, the greatest for a share of 1; None each if there is no number."""
+    """Quantiles by nearest rank; a share of 1 is the maximum. All are None if there is no number."""
     ranked = sorted(found)
     return [ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else None for share in shares]
 
 
 def psi(bins: Sequence[CommonBin]) -> float:
-    """The population stability index of bins in which there are users on both sides."""
+    """The population stability index. Both populations must have users."""
     total_now, total_before = sum(part.now for part in bins), sum(part.before for part in bins)
     scale = 1 + len(bins) * SMOOTHING
     figure = 0.0
@@ -90,12 +91,11 @@ def psi(bins: Sequence[CommonBin]) -> float:
 
 
 def band(figure: float) -> Band:
-    """What a figure is usually taken to mean."""
     return "stable" if figure < MODERATE else "moderate" if figure <= MAJOR else "major"
 
 
 def too_few(bins: Sequence[CommonBin]) -> str | None:
-    """Why the populations are too small for a figure; None where they are not."""
+    """Why the populations are too small for a figure; None if they are not."""
     now, before = sum(part.now for part in bins), sum(part.before for part in bins)
     if min(now, before) < FEWEST:
         return f"too few users: {now:,} now and {before:,} before; {FEWEST} each are the least"
@@ -140,7 +140,7 @@ def _numbers(dtype: Dtype, now: Counter[float], before: Counter[float]) -> list[
 
 
 def _categories(pooled: Counter[float], now: Counter[float], before: Counter[float]) -> list[CommonBin]:
-    """A bin a value; also for the whole numbers between them, if those are few."""
+    """One bin for each value, and for the whole numbers between them if these are few."""
     low, high = min(pooled), max(pooled)
     wide = high - low >= MAX_CATEGORIES or not (low.is_integer() and high.is_integer())
     values = sorted(pooled) if wide else [low + step for step in range(int(high - low) + 1)]
@@ -150,7 +150,7 @@ def _categories(pooled: Counter[float], now: Counter[float], before: Counter[flo
 
 
 def _edges(dtype: Dtype, pooled: Counter[float]) -> list[float]:
-    """Edges at round numbers, equally far apart, from the first to the last percentile of both populations together."""
+    """Equidistant edges at round numbers, from the first to the last percentile of both populations together."""
     low, high = quantiles(pooled.elements(), (_TAIL, 1 - _TAIL))
     if low is None or high is None or low == high:
         low, high = min(pooled), max(pooled)

@@ -1,8 +1,8 @@
-"""Measures data quality for users drawn at random: what the cache holds of them, and how their values are distributed.
+"""Measures data quality for users drawn at random: the freshness of their cached values, and their distributions.
 
-A page of users is compared with the log and the cache as `FreshnessMeter` does, and its values are computed, by the
-statement that serves reads, as of the measurement and as of `BEFORE_DAYS` days before. The users come in random order:
-if time runs out before all of them are measured, those that were are a uniform sample too, only a smaller one.
+For each page of users, the inspector compares the cache with the log. The statement that serves reads then computes
+their values as of the measurement and as of `BEFORE_DAYS` days before. The users come in random order, so if time runs
+out, the users measured until then are a smaller uniform sample.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
-from app.features.registry import Registry, as_dtype
+from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import CellFreshness, Inspector
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Snapshot, Source
 from app.profiles.quality.report import Figures, QualityReport, UserSample, report
-from app.profiles.trial import described
 from app.telemetry import logger
 
 BEFORE_DAYS = 7
 SAMPLE = 20_000
-# A longer statement holds a core for longer than the scheduler lets others wait; see `app.profiles.rebuild.rebuilder`.
+# A larger statement holds a core for longer than the scheduler's time slice; see `app.profiles.rebuild.rebuilder`.
 PAGE = 16
 DRAW_PAGE = 500
-# After each page the measurement pauses up to this many times as long as the page took, as far as its time allows. With
-# 3, the p99 of reads beside it is 1.2 to 1.5 times as long as without; with 1, 1.8 times.
+# After each page, the measurement pauses for up to this multiple of the page's time, if the budget allows. With 3, the
+# p99 of concurrent reads is 1.2 to 1.5 times that without a measurement; with 1, it is 1.8 times.
 REST = 3.0
-PACE = 0.9  # of the time allowed, to keep some for pages that take longer
+PACE = 0.9  # the share of the budget to plan with; the rest is for slow pages
 BUDGET_S = 30.0
 TRIES = 5
 TRY_AGAIN_S = 0.5
@@ -39,7 +38,7 @@ log = logger("profiles.quality")
 
 
 class QualityMeasurement:
-    """Makes one measurement at a time. At most `sample` users are drawn for each of the two moments."""
+    """Runs one measurement at a time. `sample` is the most users drawn for each of the two moments."""
 
     def __init__(
         self,
@@ -65,11 +64,7 @@ class QualityMeasurement:
         self._turn = asyncio.Lock()
 
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
-        """Draw users and measure as many of them as `budget_s` seconds allow, at least one page.
-
-        Raises:
-            StoreUnavailable: the database does not answer.
-        """
+        """Draw users and measure as many as `budget_s` seconds allow, at least one page. Raises `StoreUnavailable`."""
         async with self._turn:
             begun = self._clock.monotonic()
             sample = await self._draw()
@@ -86,7 +81,7 @@ class QualityMeasurement:
             return report(sample, self._registry, self._clock.now_ms())
 
     async def _draw(self) -> UserSample:
-        """Draw from the users with an event within the longest window, at each of the two moments."""
+        """Draw from the users with an event within the longest window before each of the two moments."""
         now_ms = self._clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self._registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
@@ -100,7 +95,7 @@ class QualityMeasurement:
     async def _page(self, sample: UserSample, start: int) -> None:
         now, before = sample.now[start : start + PAGE], sample.before[start : start + PAGE]
         if sample.cache_answers:
-            await self._look(sample, now, first=start == 0)
+            await self._count_held(sample, now, first=start == 0)
         mask = self._registry.full_mask & ~self._availability.unavailable
         asked = [ComputeRow(user_id, mask, sample.now_ms) for user_id in now]
         asked += [ComputeRow(user_id, mask, sample.before_ms) for user_id in before]
@@ -110,11 +105,11 @@ class QualityMeasurement:
                 self._availability.pause(index, asked[place].user_id, error, slow=True)
         self._count_values(sample, asked, snapshot, len(now))
 
-    async def _look(self, sample: UserSample, user_ids: Sequence[str], *, first: bool) -> None:
-        """Count what the cache holds. A cache that has answered before may be silent for a moment."""
+    async def _count_held(self, sample: UserSample, user_ids: Sequence[str], *, first: bool) -> None:
+        """Count what the cache holds. Unless this is the first page, a short outage of the cache is waited for."""
         for attempt in range(1, TRIES + 1):
             try:
-                looks = await self._inspector.freshness(user_ids)
+                cells = await self._inspector.freshness(user_ids)
             except CacheUnavailable as error:
                 if first or attempt == TRIES:
                     log.warning("measured_without_cache", error=str(error))
@@ -122,23 +117,22 @@ class QualityMeasurement:
                     return
                 await self._pause(TRY_AGAIN_S)
             else:
-                for look in looks:
-                    _count_look(sample.figures[self._registry.names[look.feature]], look, sample.now_ms)
+                for cell in cells:
+                    _count_cell(sample.figures[self._registry.names[cell.feature]], cell, sample.now_ms)
                 return
 
     def _count_values(self, sample: UserSample, asked: Sequence[ComputeRow], snapshot: Snapshot, now: int) -> None:
-        """The first `now` rows are of the present moment, the others of the one before."""
+        """Count computed values. The first `now` rows are as of the measurement, the others of the earlier moment."""
         for index, entry in enumerate(self._registry):
             figures = sample.figures[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
-                raw = raws[index]
-                value = entry.default if raw is None else as_dtype(entry.dtype, raw)
                 if not row.mask >> index & 1:
                     figures.fail(self._availability.reason(index))
-                elif (place, index) in snapshot.errors:
-                    figures.fail(snapshot.errors[place, index])
-                elif raw is not None and value is None:
-                    figures.fail(described(raw, entry.dtype))
+                    continue
+                value, error = entry.value_of(raws[index])
+                error = snapshot.errors.get((place, index), error)
+                if error is not None:
+                    figures.fail(error)
                 else:
                     (figures.now if place < now else figures.before)[value] += 1
 
@@ -151,10 +145,10 @@ async def draw(
     pause: Callable[[float], Awaitable[None]],
     clock: Clock,
 ) -> tuple[int, list[str]]:
-    """How many users have an event in the span, and at most `size` of them, drawn uniformly, in random order.
+    """The number of users with an event in the span, and up to `size` of them, drawn uniformly, in random order.
 
-    J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each: one
-    statement that ranks all users in SQL took 0.2 s for 100,000, and reads on a busy machine waited for it.
+    J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page. One
+    statement that ranks all users took 0.2 s for 100,000 users, and reads on a busy machine waited for it.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()
@@ -172,8 +166,8 @@ async def draw(
     return seen, drawn
 
 
-def _count_look(figures: Figures, look: CellFreshness, now_ms: int) -> None:
-    figures.states[look.state] += 1
-    if look.value is not None:
-        figures.ages_ms.append(max(0, now_ms - look.value.computed_at_ms))
-        figures.held[msgspec.json.decode(look.value.json)] += 1
+def _count_cell(figures: Figures, cell: CellFreshness, now_ms: int) -> None:
+    figures.states[cell.state] += 1
+    if cell.value is not None:
+        figures.ages_ms.append(max(0, now_ms - cell.value.computed_at_ms))
+        figures.held[msgspec.json.decode(cell.value.json)] += 1

@@ -1,7 +1,7 @@
-"""The report of a measurement, as it is stored and shown. Every figure says what it is of.
+"""The report of a measurement, as it is stored and shown.
 
-Invariant: per feature, fresh + missing + stale = measured, or all three are None if the cache did not answer. The
-drift needs no cache. If every eligible user was measured, measured = eligible and the intervals have no width.
+Invariant: for each feature, fresh + missing + stale = measured, or all three are None if the cache did not answer.
+Drift does not need the cache. If every eligible user was measured, the intervals have no width.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, descript
 
 @dataclass(slots=True)
 class Figures:
-    """The counts of one feature. `held` are the live cached values; `now` and `before` are computed ones."""
+    """The counts of one feature. `held` counts live cached values, `now` and `before` computed ones."""
 
     states: Counter[State] = field(default_factory=Counter)
     ages_ms: list[int] = field(default_factory=list)
@@ -37,14 +37,14 @@ class Figures:
     failure: str = ""
 
     def fail(self, reason: str) -> None:
-        """Count a value that could not be computed; the first reason is kept."""
+        """Count a value that could not be computed. The first reason is kept."""
         self.failed += 1
         self.failure = self.failure or reason
 
 
 @dataclass(slots=True)
 class UserSample:
-    """Users drawn from those eligible at `now_ms` and at `before_ms`, in random order, and what was counted of them."""
+    """Users drawn at random from those eligible at `now_ms` and at `before_ms`, and the counts of their values."""
 
     now_ms: int
     before_ms: int
@@ -67,7 +67,7 @@ class Ages(msgspec.Struct):
 
 
 class Intervals(msgspec.Struct):
-    """95 % intervals of the shares among all eligible users. `null` is the share of the live values."""
+    """95 % intervals of the shares among all eligible users. `null` is a share of the live values."""
 
     fresh: ShareInterval | None
     missing: ShareInterval | None
@@ -76,12 +76,14 @@ class Intervals(msgspec.Struct):
 
 
 class Drift(msgspec.Struct):
-    """The values that the SQL gives as of the measurement and as of 7 days before, each for those eligible then."""
+    """Values computed as of the measurement and as of 7 days before, each for the users eligible then."""
 
-    psi: Annotated[float | None, Meta(description="Population stability index over `bins`; null where `why_not` says.")]
+    psi: Annotated[
+        float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")
+    ]
     band: Annotated[
         Literal["stable", "moderate", "major", "failed"] | None,
-        Meta(description="`failed`: values could not be computed, so the others say little."),
+        Meta(description="`failed`: some values could not be computed, so the others may mislead."),
     ]
     why_not: Annotated[str | None, Meta(description="Why there is no figure.")]
     bins: list[CommonBin]
@@ -89,7 +91,7 @@ class Drift(msgspec.Struct):
 
 
 class FeatureQuality(msgspec.Struct):
-    """One feature of the measured users: `fresh + missing + stale = measured`, of `eligible`. Null without a cache."""
+    """One feature of the measured users: `fresh + missing + stale = measured`. These are null without a cache."""
 
     eligible: int
     measured: int
@@ -104,10 +106,10 @@ class FeatureQuality(msgspec.Struct):
 
 
 class QualityReport(msgspec.Struct):
-    """Data quality at `measured_at`; no figure is older. Eligible are users with any event within the longest window.
+    """Data quality at `measured_at`; no figure is older. A user with any event within the longest window is eligible.
 
-    `measured` of them were drawn at random, or all. `eligible_before` and `measured_before` are the same 7 days before,
-    at `before_at`.
+    `measured` users were drawn at random from them, or all of them. `eligible_before` and `measured_before` are the
+    same at `before_at`, 7 days before.
     """
 
     measured_at: str
@@ -118,14 +120,14 @@ class QualityReport(msgspec.Struct):
     eligible_before: int
     measured_before: int
     margin: Annotated[
-        float, Meta(description="Any share of the measured users is within this of all, 95 % confidence; 0 if exact.")
+        float,
+        Meta(description="A share differs by at most this from that of all eligible users, with 95 % confidence."),
     ]
-    cache_answered: Annotated[bool, Meta(description="False: nothing is known of what the cache held.")]
+    cache_answered: Annotated[bool, Meta(description="False: the contents of the cache are unknown.")]
     features: dict[str, FeatureQuality]
 
 
 def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> QualityReport:
-    """The report of a sample of which every user was measured."""
     return QualityReport(
         rfc3339(sample.now_ms),
         max(0, finished_at_ms - sample.now_ms) / 1000,
@@ -141,11 +143,11 @@ def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> Quali
 
 
 def interval(count: float, measured: int, eligible: int, of: int | None = None) -> ShareInterval | None:
-    """The 95 % interval of the share `count / of` among all eligible users; None if `of`, or nothing, is 0.
+    """The 95 % interval of the share `count / of` among all eligible users; None if `of` is 0.
 
     E. B. Wilson's score interval (Probable inference, the law of succession, and statistical inference, 1927), with the
-    correction for a finite population: if `measured` is `eligible`, the share is exact. `of` (by default `measured`) is
-    how many of the measured users the share is of.
+    correction for a finite population: if `measured` is `eligible`, the share is exact. `of` is the number of measured
+    users that the share refers to, by default all.
     """
     of = measured if of is None else of
     if not of:
@@ -161,7 +163,7 @@ def interval(count: float, measured: int, eligible: int, of: int | None = None) 
 
 
 def margin(measured: int, eligible: int) -> float:
-    """Half of the widest 95 % interval that a share of the measured users can have: that of one half."""
+    """Half the width of the widest 95 % interval, which is that of the share one half."""
     widest = interval(measured / 2, measured, eligible)
     return (widest[1] - widest[0]) / 2 if widest else 0.0
 
@@ -202,7 +204,7 @@ def _drift(entry: Feature, sample: UserSample, figures: Figures) -> Drift:
 
 
 def _unreached(entry: Feature, sample: UserSample) -> str | None:
-    """Why values of the earlier moment mean nothing; None if they do."""
+    """Why values of the earlier moment cannot be compared; None if they can."""
     oldest_ms = sample.oldest_event_ms
     if oldest_ms is not None and oldest_ms <= sample.before_ms - entry.window_ms:
         return None
@@ -212,9 +214,9 @@ def _unreached(entry: Feature, sample: UserSample) -> str | None:
 
 
 def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
-    """Counts of the values that are not null: ten equal bins for floats and wide ints, else one a value.
+    """Counts of the values that are not null: ten equal bins for floats and wide ints, else one for each value.
 
-    A bin is `{"from", "to", "count"}` (`to` belongs to the last bin only); a category `{"value", "count"}`.
+    A bin is `{"from", "to", "count"}`, and only the last one includes `to`. A category is `{"value", "count"}`.
     """
     if entry.dtype == "str":
         ranked = [(value, count) for value, count in held.most_common() if value is not None]

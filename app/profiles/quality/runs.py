@@ -1,6 +1,6 @@
-"""Data quality of one process: it measures, on request or as a run that a worker carries out, and finds users.
+"""Runs of the data quality measurement. An admin requests a run, and a worker carries it out as one job.
 
-One run is active at a time. It is one job: a run that a crash has cut short is measured again from the beginning.
+At most one run is active. A run that a crash interrupted is measured again from the beginning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ State = Literal["queued", "running", "completed", "failed"]
 
 
 class QualityRun(NamedTuple):
-    """One run. `measured` users; `body` is the report."""
+    """`measured` is the number of users; `body` is the report as JSON."""
 
     id: int
     state: State
@@ -37,7 +37,6 @@ class QualityRun(NamedTuple):
 
     @property
     def active(self) -> bool:
-        """Whether it is queued or running."""
         return self.state in ("queued", "running")
 
 
@@ -45,19 +44,19 @@ class QualityRepository(Protocol):
     """Stores runs. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        """The run that is active, and whether it is a new one."""
+        """The active run, and whether this call created it."""
         ...
 
     async def newest(self, limit: int) -> list[QualityRun]:
-        """Newest first, without their bodies."""
+        """Newest first, without the bodies."""
         ...
 
     async def newest_completed(self) -> QualityRun | None:
-        """The newest one that has a report."""
+        """The newest run that has a report."""
         ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Active runs last touched before `before_ms`, or after `after_ms`: before the clock was set back."""
+        """Active runs last touched before `before_ms`, or after `after_ms`: by a clock that was ahead."""
         ...
 
     async def begin(self, run_id: int, now_ms: int) -> bool:
@@ -67,13 +66,13 @@ class QualityRepository(Protocol):
     async def finish(
         self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
     ) -> bool:
-        """End an active run, and delete all but the last `KEPT`; False if it had ended before."""
+        """End an active run, and delete all but the last `KEPT` runs; False if it had ended before."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataQuality:
-    """`start` asks a worker to carry out a run; if that is lost, the sweep asks again."""
+    """`start` asks a worker to carry out a run. If the request is lost, the sweep repeats it."""
 
     measurement: QualityMeasurement
     runs: QualityRepository
@@ -82,11 +81,7 @@ class DataQuality:
     start: Callable[[int], Awaitable[None]]
 
     async def carry_out(self, run_id: int, budget_s: float) -> None:
-        """Measure, and store the report, unless the run has ended.
-
-        Raises:
-            Unavailable: try again later.
-        """
+        """Measure and store the report, unless the run has ended. Raises `Unavailable`: try again later."""
         if not await self.runs.begin(run_id, self.clock.now_ms()):
             return
         report = await self.measurement.measure(budget_s)
@@ -96,7 +91,7 @@ class DataQuality:
 
 
 def readable_report(run: QualityRun) -> QualityReport | None:
-    """The report of a completed run; None if another release wrote it, and this one cannot read it."""
+    """The report of a completed run; None if another release wrote it in a form that this one cannot read."""
     try:
         return msgspec.json.decode(run.body or "", type=QualityReport)
     except msgspec.MsgspecError as error:

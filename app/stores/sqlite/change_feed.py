@@ -24,7 +24,7 @@ SELECT_NEWEST = "SELECT EXISTS (SELECT 1 FROM owed_invalidations WHERE user_id =
 
 
 class SqliteChangeFeed:
-    """Implements `app.profiles.ports.EventTail`."""
+    """Implements `app.profiles.ports.ChangeFeed`."""
 
     def __init__(self, database: DataVersion) -> None:
         """Raises `StoreUnavailable`."""
@@ -32,9 +32,9 @@ class SqliteChangeFeed:
         self._version: int | None = None
         self._recalls = ""
         self._position = 0
-        self.look()  # so that the first look after this names no older event
+        self.changed_users()  # so that the first look after this names no older event
 
-    def look(self) -> frozenset[str] | None:
+    def changed_users(self) -> frozenset[str] | None:
         """Look now. Raises `StoreUnavailable`."""
         version = self._database.current()
         if version == self._version:

@@ -13,7 +13,6 @@ from app.events.admission import Admission
 from app.features.examples import events_of
 from app.features.registry import Feature, Registry, as_dtype, indices
 from app.profiles.ports import ComputeRow
-from app.profiles.trial import described
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features
@@ -70,11 +69,9 @@ async def _run(database: Database, source: SqliteSource, registry: Registry, ind
 
 
 def _problem(entry: Feature, expected: object, raw: object, error: str | None) -> str | None:
-    if error is not None:
-        return error
-    value = entry.default if raw is None else as_dtype(entry.dtype, raw)
-    if raw is not None and value is None:
-        return described(raw, entry.dtype)
+    value, wrong = entry.value_of(raw)
+    if error is not None or wrong is not None:
+        return error or wrong
     wanted = entry.default if expected is None else as_dtype(entry.dtype, expected)
     if expected is not None and wanted is None:
         return f"the expected value {expected!r} is not of dtype {entry.dtype}"

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from app.errors import RegistryError
 from app.features.registry import Registry
-from app.profiles.ports import Owed
+from app.profiles.ports import OwedInvalidation
 from app.stores.sqlite.data_version import DataVersion
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
@@ -44,11 +44,11 @@ class SqliteOwedInvalidations:
         users = json.dumps(sorted(user_ids))
         await self._database.write(lambda connection: connection.execute(INSERT_OWED, (now_ms, users)))
 
-    async def pending(self, limit: int) -> tuple[list[Owed], frozenset[str]]:
+    async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
         """Oldest first, with every announced feature."""
 
-        def work(connection: sqlite3.Connection) -> tuple[list[Owed], frozenset[str]]:
-            rows = [Owed(*row) for row in connection.execute(SELECT_OWED, (limit,)).fetchall()]
+        def work(connection: sqlite3.Connection) -> tuple[list[OwedInvalidation], frozenset[str]]:
+            rows = [OwedInvalidation(*row) for row in connection.execute(SELECT_OWED, (limit,)).fetchall()]
             return rows, frozenset(name for (name,) in connection.execute(SELECT_FEATURES).fetchall())
 
         return await self._database.read(work)

@@ -17,7 +17,7 @@ from hiredis import ReplyError
 
 from app.errors import CacheRefused, CacheUnavailable
 from app.features.clock import Clock
-from app.profiles.codec import LEASE
+from app.profiles.online.cache_protocol import LEASE
 from app.profiles.ports import Cell, Epoch, Fill, Row
 from app.stores.valkey.breaker import CircuitBreaker
 from app.stores.valkey.connections import Connections, Use, is_silent

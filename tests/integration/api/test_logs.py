@@ -49,7 +49,7 @@ def hash_key(key):
 
 app.api.auth.authentication.hash_key = hash_key
 ProfileReader.read = failing(ProfileReader.read)
-ProfileReader.read_far_values = failing(ProfileReader.read_far_values)
+ProfileReader.read_shared_values = failing(ProfileReader.read_shared_values)
 run(Settings.from_environment())
 """
 MODEL_KEY = "not-for-the-log"

@@ -136,7 +136,7 @@ async def test_defect_is_told_to_nobody_but_logged_when_a_route_fails(
         raise RuntimeError("the secret inside")
 
     monkeypatch.setattr(ProfileReader, "read", read)
-    monkeypatch.setattr(ProfileReader, "read_far_values", read)
+    monkeypatch.setattr(ProfileReader, "read_shared_values", read)
     answer = await site.client.get(f"/profiles/{new_user()}", headers={"X-Request-Id": "broken-one"})
     body = problem(answer, 500)
     assert answer.headers["x-request-id"] == "broken-one"

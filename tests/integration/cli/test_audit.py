@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.bootstrap.service import open_service
-from app.profiles.codec import Value, encode
+from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell
 from app.settings import Settings
 from app.stores.valkey.cache import ValkeyCache, key
@@ -37,7 +37,7 @@ async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> No
             cell = Cell(user, "tip_volume_30d")
             epoch, _ = await service.cache.read([cell])
             known = REGISTRY.named(cell.feature).fingerprint.encode()
-            value = Value(known, len(USERS), now_ms, now_ms + 60_000, b"77")
+            value = FeatureValue(known, len(USERS), now_ms, now_ms + 60_000, b"77")
             ask(server, "SET", key(epoch, cell), encode(value))
 
 

@@ -66,8 +66,8 @@ async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_
     computed = await computation.live({"ann": EXTENDED.full_mask, "bob": EXTENDED.full_mask})
 
     def profile(user_id: str) -> Extended:
-        outcomes = computed[user_id].outcomes
-        text = ",".join(f'"{EXTENDED[index].name}":{outcomes[index].json.decode()}' for index in outcomes)
+        values = computed[user_id]
+        text = ",".join(f'"{EXTENDED[index].name}":{values[index].json.decode()}' for index in values)
         return msgspec.json.decode(f"{{{text}}}", type=Extended)
 
     assert profile("ann").favourite_action_30d == "dismissed"

@@ -94,7 +94,7 @@ def test_mirror_beside_the_registry_is_the_one_served(own: str) -> None:
 
 def test_mirror_is_not_looked_at_when_it_is_to_be_written_anew(own: str) -> None:
     appended(own, MIRROR.format(name="another"))
-    assert "'another': the mirror ProfileFeatures has it, the registry has not" in problem(own)
+    assert "'another': it is in the mirror ProfileFeatures, but not in the registry" in problem(own)
     contract = load_contract(Settings(features=own), own_mirror=False)
     assert contract.mirror.__struct_fields__ == ("probe",)
 

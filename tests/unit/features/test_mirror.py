@@ -33,13 +33,13 @@ def test_mirror_is_accepted_when_it_repeats_the_entry() -> None:
 
 def test_mirror_is_refused_when_it_lacks_a_feature() -> None:
     registry = Registry([*REGISTRY, entry(name="extra")])
-    with pytest.raises(RegistryError, match=r"'extra': the registry has it, the mirror ProfileFeatures has not"):
+    with pytest.raises(RegistryError, match=r"'extra': it is in the registry"):
         check_mirror(registry, ProfileFeatures)
 
 
 def test_mirror_is_refused_when_the_registry_lacks_a_feature() -> None:
     registry = Registry(item for item in REGISTRY if item.name != "preferred_hour")
-    with pytest.raises(RegistryError, match=r"'preferred_hour': the mirror ProfileFeatures has it, the registry has"):
+    with pytest.raises(RegistryError, match=r"'preferred_hour': it is in the mirror"):
         check_mirror(registry, ProfileFeatures)
 
 
@@ -47,18 +47,18 @@ def test_mirror_is_refused_when_the_registry_lacks_a_feature() -> None:
     "declared", [Str | UnsetType, float | None | UnsetType, bool | None | UnsetType, int | str | None | UnsetType]
 )
 def test_mirror_is_refused_when_a_dtype_differs(declared: object) -> None:
-    with pytest.raises(RegistryError, match=r"'probe': dtype int in the registry"):
+    with pytest.raises(RegistryError, match=r"'probe': its dtype is int in the registry"):
         check_mirror(PROBE, mirror("probe", Annotated[declared, Meta(description="What it is.")]))
 
 
 @pytest.mark.parametrize("description", ["What it was.", "What it is", ""])
 def test_mirror_is_refused_when_a_description_differs(description: str) -> None:
-    with pytest.raises(RegistryError, match=r"'probe': the description in Mirror differs"):
+    with pytest.raises(RegistryError, match=r"'probe': its description"):
         check_mirror(PROBE, mirror("probe", Annotated[Int | UnsetType, Meta(description=description)]))
 
 
 def test_mirror_is_refused_when_a_description_is_missing() -> None:
-    with pytest.raises(RegistryError, match=r"'probe': the description in Mirror differs"):
+    with pytest.raises(RegistryError, match=r"'probe': its description"):
         check_mirror(PROBE, mirror("probe", Int | UnsetType))
 
 

@@ -45,7 +45,7 @@ def test_feature_is_paused_at_once_when_it_is_slow(features: FeatureAvailability
     assert features.unavailable == 0b10
     assert features.disabled == 0
     assert features.reason(1) == "too slow"
-    assert [tuple(item) for item in features.troubles()] == [("two", "too slow", NOW_MS)]
+    assert [(item.feature, item.reason, item.since_ms) for item in features.troubles()] == [("two", "too slow", NOW_MS)]
     assert features.due() is None
 
 

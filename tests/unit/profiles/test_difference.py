@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from app.features.registry import Feature, Registry
-from app.profiles.difference import SHOWN, Difference, compare
+from app.profiles.difference import EXAMPLES, Difference, compare
 from app.profiles.ports import ComputeRow, Snapshot
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.entries import entry
@@ -97,7 +97,7 @@ async def test_share_quartiles_and_examples_are_shown_when_values_change() -> No
     assert (found.users, found.changed) == (400, 400)
     assert found.psi is not None
     assert found.psi > 0.25
-    assert len(found.examples) == SHOWN
+    assert len(found.examples) == EXAMPLES
     assert found.examples[0].after == 300 + int(found.examples[0].user_id[5:])
     text = "\n".join(found.lines())
     assert "400 of 400 users change (100.0%)" in text

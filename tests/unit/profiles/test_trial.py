@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.features.registry import Registry
+from app.features.registry import Registry, wrong_dtype
 from app.profiles.ports import ComputeRow, Snapshot
-from app.profiles.trial import Trial, costs, described, try_features
+from app.profiles.trial import Trial, costs, try_features
 from tests.support.clock import FakeClock
 from tests.support.entries import entry
 
@@ -78,4 +78,4 @@ async def test_nothing_is_computed_when_no_user_is_stored() -> None:
     ],
 )
 def test_value_of_another_dtype_is_described_without_its_text(raw: object, shown: str) -> None:
-    assert described(raw, "int") == f"the SQL gave {shown} where int is declared"
+    assert wrong_dtype(raw, "int") == f"the SQL gave {shown} where int is declared"

@@ -11,7 +11,7 @@ import pytest
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.registry import indices
-from app.profiles.codec import Value, decode, encode
+from app.profiles.online.cache_protocol import FeatureValue, decode, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
 from app.stores.valkey.embedded import EmbeddedServer
@@ -38,7 +38,7 @@ async def put(site: Live, server: EmbeddedServer, user: str, feature: str, *, se
     epoch, _ = await site.service.cache.read([Cell(user, feature)])
     now = site.now_ms
     fingerprint = REGISTRY.named(feature).fingerprint.encode()
-    value = encode(Value(fingerprint, seq, now - 1_000, now + 60_000, b"77"))
+    value = encode(FeatureValue(fingerprint, seq, now - 1_000, now + 60_000, b"77"))
     ask(server, "SET", key(epoch, Cell(user, feature)), value)
 
 

@@ -57,7 +57,7 @@ async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much
 
     turns = OverloadQueue(1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(site.service.reader, "_turns", turns)
+        patch.setattr(site.service.reader, "_overload_queue", turns)
         patch.setattr(turns, "wait", AsyncMock(return_value=True))
         answer = await site.client.get(f"/profiles/{cold}{query}", headers={"X-Request-Id": "mine"})
         assert turns.wait.await_count == 1, "whoever is sent away has waited once"  # type: ignore[attr-defined]

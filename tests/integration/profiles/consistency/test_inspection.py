@@ -13,8 +13,8 @@ import pytest
 from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
-from app.profiles.codec import LEASE, Value, encode
-from app.profiles.consistency.inspection import LOOKS, Inspection, Inspector
+from app.profiles.consistency.inspection import ATTEMPTS, Inspection, Inspector
+from app.profiles.online.cache_protocol import LEASE, FeatureValue, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
 from tests.support.clock import NOW_MS
@@ -67,7 +67,7 @@ async def put(
     """Put a value past the protocol."""
     known = fingerprint or service.registry.named(feature).fingerprint.encode()
     now_ms = service.clock.now_ms()
-    await put_raw(service, world, feature, encode(Value(known, seq, now_ms, now_ms + 60_000, text)))
+    await put_raw(service, world, feature, encode(FeatureValue(known, seq, now_ms, now_ms + 60_000, text)))
 
 
 def by_name(inspection: Inspection, what: str) -> dict[str, object]:
@@ -186,7 +186,7 @@ async def test_look_comes_to_an_end_when_events_never_do(service: GatedService, 
     await service.send(served("ann"))
     await put(service, world, "tip_volume_30d", 0, b"0")
     cell = (await inspect(service, one_more)).cells[VOLUME]
-    assert len(pauses) == LOOKS
+    assert len(pauses) == ATTEMPTS
     assert (cell.state, cell.held, cell.difference) == ("missing", None, None)
 
 
@@ -280,7 +280,7 @@ async def put_of(service: GatedService, world: World, user: str, seq: int, finge
     now_ms = service.clock.now_ms()
     cell = Cell(user, "tip_volume_30d")
     epoch, _ = await service.cache.inner.read([cell])
-    ask(world.server, "SET", key(epoch, cell), encode(Value(known, seq, now_ms, now_ms + 60_000, b"1")))
+    ask(world.server, "SET", key(epoch, cell), encode(FeatureValue(known, seq, now_ms, now_ms + 60_000, b"1")))
 
 
 async def test_cells_of_many_users_are_fresh_missing_and_stale_when_the_cache_holds_such(

@@ -9,9 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from app.errors import StoreUnavailable
-from app.profiles.codec import Value, encode
+from app.profiles.online.cache_protocol import HOLD_BACK_S, FeatureValue, encode
 from app.profiles.online.invalidation import SETTLE_CHUNK
-from app.profiles.online.trust import HOLD_BACK_S
 from app.profiles.ports import Cell, Fill
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.database import column
@@ -203,7 +202,7 @@ async def test_the_other_process_is_right_at_once_when_one_is_cut_off(
 
 
 async def test_a_stale_read_is_seen_when_the_gate_always_holds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.profiles.online.trust.TrustGate.holds", lambda gate: True)
+    monkeypatch.setattr("app.profiles.online.cache_protocol.TrustGate.holds", lambda gate: True)
     with pytest.raises(AssertionError, match="differs from a recomputation"):
         await one_process_cut_off(world, Proxy.cut)
 
@@ -282,9 +281,9 @@ async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: Gat
     epoch, _ = await service.cache.read(list(cells.values()))
     tokens = dict(zip(cells, await service.cache.lease(epoch, list(cells.values())), strict=True))
     stand = {
-        "old": encode(Value(b"f", 6, 1, 2, b"3")),
-        "same": encode(Value(b"f", 7, 1, 2, b"3")),
-        "newer": encode(Value(b"f", 8, 1, 2, b"3")),
+        "old": encode(FeatureValue(b"f", 6, 1, 2, b"3")),
+        "same": encode(FeatureValue(b"f", 7, 1, 2, b"3")),
+        "newer": encode(FeatureValue(b"f", 8, 1, 2, b"3")),
         "garbage": b"garbage",
     }
     await service.cache.fill(epoch, [Fill(cells[name], tokens[name], raw, 60_000) for name, raw in stand.items()])

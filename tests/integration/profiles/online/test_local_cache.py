@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TURN, LocalCache
+from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TICK, LocalCache
 from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
 from app.stores.sqlite.local_cache_epoch import SELECT_RECALLS, UPSERT_RECALLS
 from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
@@ -222,11 +222,11 @@ async def kept_as_far_as_allowed(service: GatedService) -> None:
 
 
 async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: GatedService) -> None:
-    users = [f"user {number}" for number in range(PROOFS_PER_TURN * 2)]
+    users = [f"user {number}" for number in range(PROOFS_PER_TICK * 2)]
     for round_ in range(NEAR_AFTER + 1):
         await service.reader.read_values(dict.fromkeys(users, FULL))
         await service.drain()
-        assert len(service.near._kept) == PROOFS_PER_TURN * max(0, round_ - 1)
+        assert len(service.near._kept) == PROOFS_PER_TICK * max(0, round_ - 1)
 
 
 async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(world: World, database_path: Path) -> None:
@@ -320,14 +320,14 @@ class Unmarked(LocalCache):
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
         """Look, and forget that something was recalled."""
-        self._look()
-        super().offer(self._recalls, user_id, mask, held, values)
+        self._check()
+        super().offer(self._cleared, user_id, mask, held, values)
 
 
 class Blind(LocalCache):
     """A mutant: it does not look before it answers."""
 
-    def _look(self) -> bool:
+    def _check(self) -> bool:
         return True
 
 

@@ -11,11 +11,9 @@ import pytest
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.features.registry import Registry
-from app.profiles.codec import Value, decode, encode
+from app.profiles.online.cache_protocol import CHECK_VALID_S, TTL_JITTER, FeatureValue, decode, encode
 from app.profiles.online.compute import CAP
-from app.profiles.online.fill import TTL_JITTER
 from app.profiles.online.request_batching import GROUP_CAP
-from app.profiles.online.trust import LOOK_VALID_S
 from app.profiles.ports import Cell, ComputeRow, Fill
 from tests.support.entries import entry
 from tests.support.events import feedback, served
@@ -241,7 +239,7 @@ async def test_bytes_are_a_miss_and_replaced_when_this_service_did_not_write_the
 
 async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_another(service: GatedService) -> None:
     cell = Cell(USER, TIP_VOLUME.name)
-    await put(service, cell, encode(Value(b"deadbeef", 0, 1, 2, b"99")))
+    await put(service, cell, encode(FeatureValue(b"deadbeef", 0, 1, 2, b"99")))
     await service.profile(USER, REGISTRY.mask([TIP_VOLUME.name]))
     await service.drain()
     assert service.cache.commands == {"read": 1, "fill": 1}
@@ -390,8 +388,8 @@ async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: GatedSe
         assert await service.plain(USER) == expected
         await service.drain()
     hour = REGISTRY.mask(["preferred_hour"])
-    assert service.reader.near_values(USER, FULL) is not None
-    assert list(service.reader.near_values(USER, hour) or ()) == [b"null"]
+    assert service.reader.local_values(USER, FULL) is not None
+    assert list(service.reader.local_values(USER, hour) or ()) == [b"null"]
     assert await service.reader.read_values({USER: hour, "other": FULL}) == {
         USER: [b"null"],
         "other": [b"null", b"null", b"null", b"null", b"0"],
@@ -418,7 +416,7 @@ async def test_other_processes_see_within_a_look_that_a_feature_is_disabled(
     await service.send(served(USER))
     await other.features(USER)
     await service.switch("tip_volume_30d", on=False)
-    let_pass(other.clock, LOOK_VALID_S + 0.001)
+    let_pass(other.clock, CHECK_VALID_S + 0.001)
     await other.features(USER)  # looks
     assert (await other.features(USER))["tip_volume_30d"] is None
 

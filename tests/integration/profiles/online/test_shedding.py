@@ -10,8 +10,8 @@ import pytest
 from app.concurrency.overload_queue import AT_ONCE, OverloadQueue
 from app.errors import Overloaded
 from app.profiles.online import compute as module
+from app.profiles.online.cache_protocol import Profile
 from app.profiles.online.compute import CAP, MOMENTS_ALWAYS
-from app.profiles.online.fill import Profile
 from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.ports import ComputeRow
 from tests.support.clock import NOW_MS
@@ -114,7 +114,7 @@ async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turn
     await service.features("held by the cache")
     await service.drain()
     late = Late(1.0)
-    monkeypatch.setattr(service.reader, "_turns", late)
+    monkeypatch.setattr(service.reader, "_overload_queue", late)
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     assert (await service.plain("near"))["tip_volume_30d"] == 0
     assert late.asked == 0
@@ -128,7 +128,7 @@ async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turn
 async def test_who_is_patient_takes_no_turn_when_too_many_wait(
     service: GatedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.reader, "_turns", Late(1.0))
+    monkeypatch.setattr(service.reader, "_overload_queue", Late(1.0))
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     profiles = await service.reader.read({"cold": service.registry.full_mask}, patient=True)
     assert service.decoded(profiles["cold"])["tip_volume_30d"] == 0
@@ -143,7 +143,7 @@ async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
     async def pause(seconds: float) -> None:
         await (never.wait() if seconds else asyncio.sleep(0))
 
-    monkeypatch.setattr(service.reader, "_turns", OverloadQueue(1.0, pause=pause))
+    monkeypatch.setattr(service.reader, "_overload_queue", OverloadQueue(1.0, pause=pause))
     reads = [asyncio.create_task(service.features(f"cold {number}")) for number in range(AT_ONCE + 1)]
     await eventually(lambda: sum(read.done() for read in reads) == AT_ONCE)
     await service.reader.close()
@@ -159,7 +159,7 @@ async def test_a_read_is_answered_when_there_is_room_by_its_turn(
             monkeypatch.undo()
             return await super().wait()
 
-    monkeypatch.setattr(service.reader, "_turns", Relief(1.0))
+    monkeypatch.setattr(service.reader, "_overload_queue", Relief(1.0))
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     assert (await service.features("cold"))["tip_volume_30d"] == 0
 

@@ -15,8 +15,8 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.codec import Value, encode
 from app.profiles.consistency.inspection import CellFreshness
+from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell, ComputeRow
 from app.profiles.quality.report import QualityReport
 from app.stores.valkey.cache import key
@@ -72,7 +72,7 @@ async def put(world: World, service: GatedService, user: str, feature: str, seq:
     """Put a value past the protocol."""
     now_ms = service.clock.now_ms()
     epoch, _ = await service.cache.inner.read([Cell(user, feature)])
-    value = Value(service.registry.named(feature).fingerprint.encode(), seq, now_ms, now_ms + 60_000, b"1")
+    value = FeatureValue(service.registry.named(feature).fingerprint.encode(), seq, now_ms, now_ms + 60_000, b"1")
     ask(world.server, "SET", key(epoch, Cell(user, feature)), encode(value))
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from app.errors import StoreUnavailable
-from app.profiles.codec import decode
+from app.profiles.online.cache_protocol import decode
 from app.profiles.rebuild.rebuilder import ATTEMPTS
 from tests.support.events import served
 from tests.support.registry import REGISTRY

@@ -10,7 +10,7 @@ import pytest
 import app.profiles.rebuild.runs as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
-from app.profiles.codec import decode
+from app.profiles.online.cache_protocol import decode
 from app.profiles.rebuild.runs import RebuildRepository, RebuildRun, RebuildRunner, scope_of
 from tests.support.clock import NOW_MS
 from tests.support.events import served

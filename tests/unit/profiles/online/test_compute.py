@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +12,8 @@ from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation, ComputedValue
+from app.profiles.online.cache_protocol import Profile
+from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation
 from app.profiles.ports import ComputeRow, Snapshot
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -64,6 +65,10 @@ def computation(source: ScriptedSource, metrics: Metrics | None = None, width: i
     return Computation(source, PAIR, FakeClock(), metrics or Metrics(), width)
 
 
+def outcomes(found: Profile) -> dict[int, tuple[bytes, str | None]]:
+    return {index: (value.json, value.error) for index, value in found.items()}
+
+
 def counted(metrics: Metrics, name: str, **labels: str) -> float:
     """A counter's value."""
     return metrics.collectors.get_sample_value(f"profiles_{name}_total", labels) or 0.0
@@ -74,7 +79,7 @@ async def test_requests_of_one_tick_share_a_statement(metrics: Metrics) -> None:
     live = computation(source, metrics, width=4)
     answers = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 2}), live.live({"ann": 2, "cid": 3}))
     assert source.begun == [[ComputeRow("ann", 3), ComputeRow("bob", 2), ComputeRow("cid", 3)]]
-    assert [{user: one.seq for user, one in answer.items()} for answer in answers] == [
+    assert [{user: one[0 if 0 in one else 1].seq for user, one in answer.items()} for answer in answers] == [
         {"ann": 1},
         {"bob": 1},
         {"ann": 1, "cid": 1},
@@ -91,7 +96,7 @@ async def test_request_gets_a_statement_of_its_own_when_the_running_one_has_begu
     second = asyncio.create_task(live.live({"ann": 1}))
     await eventually(lambda: len(source.begun) == 2)
     source.open.set()
-    assert ((await first)["ann"].seq, (await second)["ann"].seq) == (1, 2)
+    assert ((await first)["ann"][0].seq, (await second)["ann"][0].seq) == (1, 2)
 
 
 async def test_requests_wait_together_when_every_reader_is_busy() -> None:
@@ -104,7 +109,7 @@ async def test_requests_wait_together_when_every_reader_is_busy() -> None:
     source.open.set()
     answers = await asyncio.gather(first, *waiting)
     assert [len(asked) for asked in source.begun] == [1, 10]
-    assert [one.seq for answer in answers for one in answer.values()] == [1] + [2] * 10
+    assert [one[0].seq for answer in answers for one in answer.values()] == [1] + [2] * 10
 
 
 async def test_single_read_goes_between_when_a_batch_needs_several_statements() -> None:
@@ -114,7 +119,7 @@ async def test_single_read_goes_between_when_a_batch_needs_several_statements() 
     found, single = await asyncio.gather(live.live(batch), live.live({"ann": 1}))
     assert [len(asked) for asked in source.begun] == [CAP, 1, CAP, 1]
     assert source.begun[1] == [ComputeRow("ann", 1)]
-    assert single["ann"].outcomes == {0: ComputedValue(b"0")}
+    assert outcomes(single["ann"]) == {0: (b"0", None)}
     assert list(found) == list(batch)
 
 
@@ -124,8 +129,8 @@ async def test_each_user_comes_in_full_when_another_request_wants_less_of_it() -
     batch = {f"user-{number}": 3 for number in range(CAP + 1)}
     whole, narrow = await asyncio.gather(live.live(batch), live.live({"user-0": 1}))
     assert [len(asked) for asked in source.begun] == [CAP, 2]
-    assert [len(one.outcomes) for one in whole.values()] == [2] * (CAP + 1)
-    assert {user: one.outcomes for user, one in narrow.items()} == {"user-0": {0: ComputedValue(b"0")}}
+    assert [len(one) for one in whole.values()] == [2] * (CAP + 1)
+    assert {user: outcomes(one) for user, one in narrow.items()} == {"user-0": {0: (b"0", None)}}
 
 
 async def test_nothing_is_computed_when_nothing_is_asked() -> None:
@@ -181,7 +186,7 @@ async def test_past_moments_are_refused_and_live_reads_answered_when_the_process
         with pytest.raises(StoreUnavailable, match="this process stops"):
             await refused
     source.open.set()
-    assert (await past.live({"ann": 1}))["ann"].outcomes == {0: ComputedValue(b"0")}
+    assert outcomes((await past.live({"ann": 1}))["ann"]) == {0: (b"0", None)}
 
 
 async def test_others_are_answered_when_one_who_shares_the_statement_goes_away() -> None:
@@ -194,7 +199,7 @@ async def test_others_are_answered_when_one_who_shares_the_statement_goes_away()
     with pytest.raises(asyncio.CancelledError):
         await gone
     source.open.set()
-    assert (await stays)["bob"].outcomes == {0: ComputedValue(b"0")}
+    assert outcomes((await stays)["bob"]) == {0: (b"0", None)}
 
 
 async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_succeeds() -> None:
@@ -204,24 +209,24 @@ async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_suc
     failed = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 1}), return_exceptions=True)
     assert [str(error) for error in failed] == ["locked", "locked"]
     source.failure = None
-    assert (await live.live({"ann": 1}))["ann"].outcomes == {0: ComputedValue(b"0")}
+    assert outcomes((await live.live({"ann": 1}))["ann"]) == {0: (b"0", None)}
 
 
 async def test_default_stands_when_the_sql_gives_nothing() -> None:
     source = ScriptedSource(lambda asked, index: None)
     computed = await computation(source).live({"ann": 3})
-    assert computed["ann"].outcomes == {0: ComputedValue(b"null"), 1: ComputedValue(b"7")}
+    assert outcomes(computed["ann"]) == {0: (b"null", None), 1: (b"7", None)}
 
 
 @pytest.mark.parametrize("raw", [1.5, "1", b"", b"blob", float("inf"), True])
 async def test_value_is_refused_and_counted_by_name_when_it_is_not_of_its_dtype(metrics: Metrics, raw: object) -> None:
     source = ScriptedSource(lambda asked, index: raw if (asked.user_id, index) == ("bob", 0) else 5)
     computed = await computation(source, metrics).live({"ann": 3, "bob": 3})
-    refused = computed["bob"].outcomes[0]
+    refused = computed["bob"][0]
     assert refused.json == b"null"
     assert "int is declared" in (refused.error or "")
-    sound = [computed["ann"].outcomes[0], computed["ann"].outcomes[1], computed["bob"].outcomes[1]]
-    assert sound == [ComputedValue(b"5")] * 3
+    sound = [computed["ann"][0], computed["ann"][1], computed["bob"][1]]
+    assert [(value.json, value.error) for value in sound] == [(b"5", None)] * 3
     assert counted(metrics, "computation_errors", feature="one") == 1
     assert counted(metrics, "computation_errors", feature="two") == 0
 
@@ -230,8 +235,8 @@ async def test_cell_is_refused_and_counted_by_name_when_its_sql_failed(metrics: 
     source = ScriptedSource()
     source.errors[1, 1] = "the SQL failed: integer overflow"
     answers = await computation(source, metrics).moments([ComputeRow("ann", 3, 1), ComputeRow("bob", 3, 1)])
-    assert answers[0] == {0: ComputedValue(b"0"), 1: ComputedValue(b"1")}
-    assert answers[1] == {0: ComputedValue(b"0"), 1: ComputedValue(b"null", "the SQL failed: integer overflow")}
+    assert outcomes(answers[0]) == {0: (b"0", None), 1: (b"1", None)}
+    assert outcomes(answers[1]) == {0: (b"0", None), 1: (b"null", "the SQL failed: integer overflow")}
     assert counted(metrics, "computation_errors", feature="two") == 1
 
 
@@ -257,7 +262,7 @@ async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
     live = Computation(SqliteSource(database, registry), registry, FakeClock(), metrics, width=2)
     computed = await live.live({"ann": registry.full_mask, "bob": registry.full_mask})
 
-    assert profile(registry, computed["ann"].outcomes) == {
+    assert profile(registry, computed["ann"]) == {
         "completion_rate_30d": 1.0,
         "dismiss_rate_30d": 0.0,
         "mean_dwell_ms_30d": 50.0,
@@ -265,17 +270,17 @@ async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
         "tip_volume_30d": 1,
         **dict.fromkeys(FAULTS),
     }
-    assert profile(registry, computed["bob"].outcomes)["tip_volume_30d"] == 1
-    assert not [outcome for outcome in computed["bob"].outcomes.values() if outcome.error]
+    assert profile(registry, computed["bob"])["tip_volume_30d"] == 1
+    assert not [outcome for outcome in computed["bob"].values() if outcome.error]
     for name, (_, _, reason) in FAULTS.items():
         index = registry.names.index(name)
-        assert reason in (computed["ann"].outcomes[index].error or ""), name
+        assert reason in (computed["ann"][index].error or ""), name
         assert counted(metrics, "computation_errors", feature=name) == 1
 
 
-def profile(registry: Registry, outcomes: Mapping[int, ComputedValue]) -> dict[str, object]:
-    """Outcomes as a consumer sees them."""
-    return {registry[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
+def profile(registry: Registry, values: Profile) -> dict[str, object]:
+    """Values as a consumer sees them."""
+    return {registry[index].name: msgspec.json.decode(value.json) for index, value in values.items()}
 
 
 async def test_an_event_ahead_of_the_clock_counts_and_hides_nothing(
@@ -285,7 +290,7 @@ async def test_an_event_ahead_of_the_clock_counts_and_hides_nothing(
     await event_log.append([[admitted(served("ann")), admitted(served("bob")), admitted(served("bob", ahead_ms))]])
     live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=1)
     computed = await live.live({"ann": REGISTRY.full_mask, "bob": REGISTRY.full_mask})
-    assert [computed[user_id].outcomes[4].json for user_id in ("ann", "bob")] == [b"1", b"2"]
+    assert [computed[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"2"]
 
 
 class Failing(ScriptedSource):
@@ -318,11 +323,12 @@ class Paused:
         self.source, self.clock = Failing(), FakeClock()
         self.computation = Computation(self.source, PAIR, self.clock, Metrics(), 1)
 
-    async def read(self, user_id: str) -> ComputedValue:
+    async def read(self, user_id: str) -> tuple[bytes, str | None]:
         """The failing feature of a user; the other one is always right."""
         computed = await self.computation.live({user_id: 3})
-        assert computed[user_id].outcomes[1] == ComputedValue(b"5")
-        return computed[user_id].outcomes[0]
+        found = outcomes(computed[user_id])
+        assert found[1] == (b"5", None)
+        return found[0]
 
     async def tried(self) -> None:
         """Return when an attempt under way is over."""
@@ -334,8 +340,8 @@ class Paused:
 async def test_a_slow_feature_is_asked_once_and_then_null_with_the_reason() -> None:
     paused = Paused()
     paused.source.slow = True
-    assert await paused.read("ann") == ComputedValue(b"null", "too bad")
-    assert await paused.read("bob") == ComputedValue(b"null", "too bad")
+    assert await paused.read("ann") == (b"null", "too bad")
+    assert await paused.read("bob") == (b"null", "too bad")
     assert [row.mask for statement in paused.source.begun for row in statement] == [3, 2]
     (trouble,) = paused.computation.availability.troubles()
     assert (trouble.feature, trouble.reason) == ("one", "too bad")
@@ -359,18 +365,18 @@ async def test_a_paused_feature_is_tried_again_in_the_background_after_pauses_th
     assert set(paused.source.attempts) == {"ann"}
     paused.source.broken.clear()
     paused.clock.advance(300_000)
-    assert await paused.read("bob") == ComputedValue(b"null", "too bad")  # nothing waits for the attempt
+    assert await paused.read("bob") == (b"null", "too bad")  # nothing waits for the attempt
     await paused.tried()
-    assert await paused.read("bob") == ComputedValue(b"5")
+    assert await paused.read("bob") == (b"5", None)
     assert paused.computation.availability.troubles() == []
 
 
 async def test_a_feature_that_fails_for_one_user_is_computed_for_the_others() -> None:
     paused = Paused()
     for _ in range(5):
-        assert await paused.read("ann") == ComputedValue(b"null", "too bad")
+        assert await paused.read("ann") == (b"null", "too bad")
         assert [item.feature for item in paused.computation.availability.troubles()] == ["one"]
-        assert await paused.read("bob") == ComputedValue(b"5")
+        assert await paused.read("bob") == (b"5", None)
         assert paused.computation.availability.troubles() == []
 
 
@@ -378,8 +384,8 @@ async def test_a_feature_that_fails_for_three_users_in_a_row_is_paused() -> None
     paused = Paused()
     paused.source.broken = {"ann", "bob", "cid"}
     for user_id in ("ann", "ann", "bob", "cid"):
-        assert (await paused.read(user_id)).error == "too bad"
-    assert await paused.read("dan") == ComputedValue(b"null", "too bad")
+        assert (await paused.read(user_id))[1] == "too bad"
+    assert await paused.read("dan") == (b"null", "too bad")
     assert paused.source.begun[-1][0].mask == 2
 
 
@@ -391,7 +397,7 @@ async def test_a_feature_is_tried_again_when_only_readiness_asks() -> None:
     paused.clock.advance(1_000)
     paused.computation.try_again()
     await paused.tried()
-    assert await paused.read("ann") == ComputedValue(b"5")
+    assert await paused.read("ann") == (b"5", None)
 
 
 async def test_an_attempt_ends_when_the_computation_is_closed() -> None:

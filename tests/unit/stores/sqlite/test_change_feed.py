@@ -40,55 +40,55 @@ async def store(database: Database, *users: str) -> None:
 
 
 async def test_each_event_is_told_of_once_when_it_was_committed(database: Database, tail: SqliteChangeFeed) -> None:
-    assert tail.look() == NOBODY
+    assert tail.changed_users() == NOBODY
     await store(database, "ann", "bob", "ann")
-    assert tail.look() == frozenset({"ann", "bob"})
-    assert tail.look() == NOBODY
+    assert tail.changed_users() == frozenset({"ann", "bob"})
+    assert tail.changed_users() == NOBODY
     await store(database, "cid")
     await store(database, "dan")
-    assert tail.look() == frozenset({"cid", "dan"})
+    assert tail.changed_users() == frozenset({"cid", "dan"})
 
 
 async def test_nothing_is_told_of_when_the_events_came_before_the_first_look(database: Database) -> None:
     await store(database, "ann")
     with closing(DataVersion(database.path)) as data_version:
-        assert SqliteChangeFeed(data_version).look() == NOBODY
+        assert SqliteChangeFeed(data_version).changed_users() == NOBODY
 
 
 async def test_nobody_is_named_when_a_commit_was_about_something_else(
     database: Database, tail: SqliteChangeFeed
 ) -> None:
     await database.write(lambda connection: connection.execute("UPDATE event_log SET attempts = attempts + 1"))
-    assert tail.look() == NOBODY
+    assert tail.changed_users() == NOBODY
 
 
 async def test_everything_is_to_be_forgotten_when_it_was_recalled(database: Database, tail: SqliteChangeFeed) -> None:
     for _ in range(2):
         await recall(database)
         await store(database, "ann")
-        assert tail.look() is None
-        assert tail.look() == NOBODY
+        assert tail.changed_users() is None
+        assert tail.changed_users() == NOBODY
 
 
 async def test_everything_is_to_be_forgotten_when_too_much_came_at_once(
     database: Database, tail: SqliteChangeFeed
 ) -> None:
     await store(database, *(f"user {number}" for number in range(TAIL_CAP)))
-    assert len(tail.look() or ()) == TAIL_CAP
+    assert len(tail.changed_users() or ()) == TAIL_CAP
     await store(database, *(f"user {number}" for number in range(TAIL_CAP + 1)))
-    assert tail.look() is None
+    assert tail.changed_users() is None
     await store(database, "ann")
-    assert tail.look() == frozenset({"ann"})
+    assert tail.changed_users() == frozenset({"ann"})
 
 
 async def test_later_events_are_told_of_when_the_newest_was_erased(database: Database, tail: SqliteChangeFeed) -> None:
     await store(database, "ann", "bob")
-    assert tail.look() == frozenset({"ann", "bob"})
+    assert tail.changed_users() == frozenset({"ann", "bob"})
     await SqliteUsers(database).erase("bob", 1)
     await store(database, "cid")
-    assert tail.look() is None, "an erasure recalls"
+    assert tail.changed_users() is None, "an erasure recalls"
     await store(database, "dan")
-    assert tail.look() == frozenset({"dan"})
+    assert tail.changed_users() == frozenset({"dan"})
 
 
 async def test_the_newest_event_is_known_by_subject_when_there_are_several(
@@ -106,6 +106,6 @@ async def test_what_fails_is_said_when_the_database_does_not_answer(database: Da
     tail = SqliteChangeFeed(data_version)
     data_version.close()
     with pytest.raises(StoreUnavailable):
-        tail.look()
+        tail.changed_users()
     with pytest.raises(StoreUnavailable):
         tail.newest("ann")

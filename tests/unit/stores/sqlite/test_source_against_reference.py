@@ -83,7 +83,7 @@ async def hold(database: Database, stored: list[Admitted], asked: list[ComputeRo
     answers = await computation.moments(asked)
     for row, outcomes in zip(asked, answers, strict=True):
         assert all(outcome.error is None for outcome in outcomes.values())
-        values = {REGISTRY[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
+        values = {REGISTRY[index].name: msgspec.json.decode(value.json) for index, value in outcomes.items()}
         assert row.now_ms is not None
         wanted = expected(stored, row, row.now_ms)
         assert same(values, wanted), (row, values, wanted)
@@ -106,10 +106,7 @@ async def test_live_features_equal_the_reference_when_events_lie_ahead_of_the_cl
     computation = await store(database, stored)
     computed = await computation.live(asked)
     for user_id, mask in asked.items():
-        values = {
-            REGISTRY[index].name: msgspec.json.decode(outcome.json)
-            for index, outcome in computed[user_id].outcomes.items()
-        }
+        values = {REGISTRY[index].name: msgspec.json.decode(value.json) for index, value in computed[user_id].items()}
         assert same(values, expected(stored, ComputeRow(user_id, mask), NOW_MS))
 
 
@@ -122,7 +119,7 @@ async def profile_of(database: Database, stored: list[Admitted], now_ms: int = N
     """Ann's profile at a moment."""
     computation = await store(database, stored)
     (outcomes,) = await computation.moments([ComputeRow("ann", REGISTRY.full_mask, now_ms)])
-    return {REGISTRY[index].name: msgspec.json.decode(outcome.json) for index, outcome in outcomes.items()}
+    return {REGISTRY[index].name: msgspec.json.decode(value.json) for index, value in outcomes.items()}
 
 
 @pytest.mark.parametrize(

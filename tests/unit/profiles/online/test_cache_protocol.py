@@ -8,25 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.profiles.codec import LEASE, Value, decode, encode, hits
+from app.profiles.online.cache_protocol import LEASE, FeatureValue, decode, encode, hits
 
 
 @given(
     st.builds(
-        Value,
+        FeatureValue,
         fingerprint=st.text("0123456789abcdef", min_size=8, max_size=8).map(str.encode),
         seq=st.integers(0, 1 << 62),
         computed_at_ms=st.integers(-(1 << 50), 1 << 50),
         expires_at_ms=st.integers(-(1 << 50), 1 << 50),
         json=st.binary(min_size=1),
+        cached=st.just(True),
+        error=st.none(),
     )
 )
-def test_decode_gives_back_the_value_when_it_was_encoded(value: Value) -> None:
+def test_decode_gives_back_the_value_when_it_was_encoded(value: FeatureValue) -> None:
     assert decode(encode(value)) == value
 
 
 def test_bytes_are_what_the_design_says_when_a_value_is_encoded() -> None:
-    assert encode(Value(b"0123abcd", 7, 1, 2, b'"a:b"')) == b'V0123abcd:7:1:2:"a:b"'
+    assert encode(FeatureValue(b"0123abcd", 7, 1, 2, b'"a:b"')) == b'V0123abcd:7:1:2:"a:b"'
 
 
 @pytest.mark.parametrize(
@@ -46,17 +48,19 @@ def test_decode_never_raises_when_the_bytes_are_garbage(held: bytes) -> None:
 FINGERPRINTS = [b"0123abcd", b"89ef4567", b"00000000"]
 numbers = st.integers(0, 10**13)
 value_of = st.builds(
-    Value,
+    FeatureValue,
     fingerprint=st.sampled_from(FINGERPRINTS),
     seq=st.integers(0, (1 << 63) - 1),
     computed_at_ms=numbers,
     expires_at_ms=numbers,
     json=st.one_of(st.floats(), st.integers(), st.none(), st.text()).map(lambda value: json.dumps(value).encode()),
+    cached=st.just(True),
+    error=st.none(),
 )
 
 
 @given(st.lists(value_of, min_size=1, max_size=6))
-def test_hits_are_the_json_of_each_when_all_are_values_under_their_fingerprints(values: list[Value]) -> None:
+def test_hits_are_the_json_of_each_when_all_are_values_under_their_fingerprints(values: list[FeatureValue]) -> None:
     found = hits([value.fingerprint for value in values])([encode(value) for value in values])
     assert found is not None
     assert list(found) == [value.json for value in values]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import StoreUnavailable
-from app.profiles.online.trust import HOLD_BACK_S, LOOK_VALID_S, TrustGate
+from app.profiles.online.cache_protocol import CHECK_VALID_S, HOLD_BACK_S, TrustGate
 from tests.support.clock import FakeClock
 
 
@@ -44,7 +44,7 @@ def gate(ledger: Ledger, clock: FakeClock) -> TrustGate:
 
 
 def test_hold_back_is_longer_than_any_look_is_valid() -> None:
-    assert HOLD_BACK_S >= 2 * LOOK_VALID_S > 0
+    assert HOLD_BACK_S >= 2 * CHECK_VALID_S > 0
 
 
 def test_gate_looks_before_it_holds_when_it_is_new(gate: TrustGate, ledger: Ledger) -> None:

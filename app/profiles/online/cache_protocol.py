@@ -1,0 +1,281 @@
+"""The cache protocol: what a key holds, when a hit may be served, and how a computed value enters the cache.
+
+A key holds a value `V…` or a lease `L…`, as bytes:
+
+    V<fingerprint>:<seq>:<computed_ms>:<expires_ms>:<JSON>      L<nonce>
+
+The JSON comes last and verbatim, so a hit is answered without decoding it. A held value serves as its own token: values
+with the same bytes were computed from the same events, since the sequence number is part of them.
+
+Invariant of fills: every fill carries a token that was taken before the read of the store that computed the value. Each
+invalidation deletes the key after its commit, so a token that is still there proves that no event came in between.
+Interleavings prevented; R is a reader, E the ingest of an event:
+  1. R token, R snapshot, E commit, E DEL, R fill       the token is gone: refused
+  2. R token, E commit, R snapshot, E DEL, R fill       refused, although the value was right: harmless
+  3. R token, R snapshot, E commit, R fill, E DEL       the fill lands and the DEL removes it
+  4. R1 token, R1 snapshot, E commit, E DEL, R2 token, R1 fill     R2's lease has another nonce: refused
+
+Invariant of hits: `TrustGate.holds` is True only if a check for owed invalidations began at most `CHECK_VALID_S` before
+and found none. A request that could not invalidate is answered `HOLD_BACK_S` after it recorded the owed invalidation.
+By then every check that missed the record has expired, in every process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
+from typing import NamedTuple
+
+from app.errors import CacheUnavailable, StoreUnavailable
+from app.features.clock import Clock
+from app.features.registry import Registry, indices
+from app.profiles.ports import Cache, Cell, Epoch, Fill
+from app.telemetry import Metrics
+
+VALUE = b"V"
+LEASE = b"L"
+NULL = b"null"
+_PARTS = 5
+TTL_JITTER = 0.1
+# Fills are sent after this delay, so that the answers go out first and the fills of several misses share a write.
+FILL_AFTER_S = 0.002
+# Masks come from the names in requests, so their number must be bounded.
+MASKS_CAP = 1_024
+CHECK_VALID_S = 0.050
+HOLD_BACK_S = 0.100
+
+
+class FeatureValue(NamedTuple):
+    """One feature of one user, as cached, computed and answered; the first five fields are what a key holds.
+
+    `seq` is the newest event that the computation saw. `expires_at_ms` is None if the value must not be cached.
+    `cached`: the value came from the cache. `error` says why `json` is null although something may be known.
+    """
+
+    fingerprint: bytes
+    seq: int
+    computed_at_ms: int
+    expires_at_ms: int | None
+    json: bytes
+    cached: bool = False
+    error: str | None = None
+
+    def is_stale(self, newest_event: int) -> bool:
+        """Whether the computation missed `newest_event`, the user's newest that invalidates the feature."""
+        return self.seq < newest_event
+
+
+# By feature index.
+Profile = dict[int, FeatureValue]
+
+
+def not_computed(at_ms: int, reason: str) -> FeatureValue:
+    """The null that is answered for a feature that is not computed."""
+    return FeatureValue(b"", 0, at_ms, None, NULL, error=reason)
+
+
+def failures(registry: Registry, profiles: Iterable[Profile]) -> dict[str, str]:
+    """The first error of each feature, by feature name."""
+    found: dict[str, str] = {}
+    for profile in profiles:
+        for index, value in profile.items():
+            if value.error is not None:
+                found.setdefault(registry.names[index], value.error)
+    return found
+
+
+def encode(value: FeatureValue) -> bytes:
+    """The bytes that a key holds for a value with an expiry."""
+    return b"V%b:%d:%d:%d:%b" % (
+        value.fingerprint,
+        value.seq,
+        value.computed_at_ms,
+        value.expires_at_ms or 0,
+        value.json,
+    )
+
+
+def decode(held: bytes | None) -> FeatureValue | None:
+    """The value that a key holds; None for a lease, an empty key, or bytes that this service did not write."""
+    if held is None or held[:1] != VALUE:
+        return None
+    parts = held[1:].split(b":", _PARTS - 1)
+    if len(parts) != _PARTS or not parts[4]:
+        return None
+    try:
+        return FeatureValue(parts[0], int(parts[1]), int(parts[2]), int(parts[3]), parts[4], cached=True)
+    except ValueError:
+        return None
+
+
+def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
+    """Make a function from the contents of keys to their JSON; it returns None unless all are hits.
+
+    A key is a hit if it holds a value under its fingerprint. One match for all keys is twice as fast as one for each.
+    They are joined by NUL, which JSON text cannot contain.
+    """
+    one = rb"V%b:\d{1,19}:\d{1,14}:\d{1,14}:([^\0]+)"
+    match = re.compile(b"\0".join([one % re.escape(fingerprint) for fingerprint in fingerprints])).fullmatch
+
+    def values(held: Sequence[bytes]) -> Sequence[bytes] | None:
+        found = match(b"\0".join(held))
+        return found.groups() if found is not None else None
+
+    return values
+
+
+class FeatureMask:
+    """A set of features, one bit each, with everything precomputed that a warm read needs."""
+
+    __slots__ = ("_hits", "features", "indices", "width")
+
+    def __init__(self, registry: Registry, mask: int) -> None:
+        self.indices = tuple(indices(mask))
+        self.features = tuple(registry.names[index].encode() for index in self.indices)
+        self.width = len(self.indices)
+        self._hits = hits([registry[index].fingerprint.encode() for index in self.indices])
+
+    def values(self, held: Sequence[bytes | None]) -> Sequence[bytes] | None:
+        """The JSON of each feature if all are hits, else None."""
+        if None in held:
+            return None
+        return self._hits(held)  # type: ignore[arg-type]  # there is no None
+
+
+class FeatureMasks(dict[int, FeatureMask]):
+    """By mask, each made on first use."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__()
+        self._registry = registry
+
+    def __missing__(self, mask: int) -> FeatureMask:
+        if len(self) >= MASKS_CAP:
+            self.clear()
+        made = self[mask] = FeatureMask(self._registry, mask)
+        return made
+
+
+class Filler:
+    """Takes tokens and stores computed values (steps 2 and 4 of the protocol)."""
+
+    def __init__(self, cache: Cache, registry: Registry, random: Random, metrics: Metrics) -> None:
+        self._cache = cache
+        self._names = registry.names
+        self._ttls_ms = [entry.ttl_ms for entry in registry]
+        self._random = random
+        self._metrics = metrics
+        self._hits = [hits([entry.fingerprint.encode()]) for entry in registry]
+        self._later: list[tuple[Epoch, Mapping[str, Mapping[int, bytes]], Mapping[str, Profile]]] = []
+        self._storing: set[asyncio.Task[None]] = set()
+
+    def hit(self, index: int, held: bytes | None) -> FeatureValue | None:
+        """The value that a key holds, if it is one under this process's fingerprint."""
+        return decode(held) if held is not None and self._hits[index]([held]) is not None else None
+
+    async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
+        """A token for each cell, by user and feature index: what the cell holds, or our lease if it held nothing.
+
+        The token of an empty cell is a value if another process has filled the cell meanwhile; see `hit`.
+        """
+        empty = [
+            Cell(user_id, self._names[index])
+            for user_id, cells in held.items()
+            for index, raw in cells.items()
+            if raw is None
+        ]
+        leased = iter(await self._cache.lease(epoch, empty))
+        return {
+            user_id: {index: next(leased) if raw is None else raw for index, raw in cells.items()}
+            for user_id, cells in held.items()
+        }
+
+    def with_expiry(self, index: int, value: FeatureValue) -> FeatureValue:
+        """A computed value with its expiry: the TTL less a random share of it. A value with an error gets none."""
+        if value.error is not None:
+            return value
+        ttl_ms = max(1, int(self._ttls_ms[index] * (1 - TTL_JITTER * self._random.random())))
+        return FeatureValue(
+            value.fingerprint, value.seq, value.computed_at_ms, value.computed_at_ms + ttl_ms, value.json
+        )
+
+    def fills(self, tokens: Mapping[str, Mapping[int, bytes]], profiles: Mapping[str, Profile]) -> list[Fill]:
+        """The fills of the values that have a token and an expiry."""
+        fills: list[Fill] = []
+        for user_id, of_user in tokens.items():
+            for index, token in of_user.items():
+                value = profiles[user_id][index]
+                if value.expires_at_ms is not None:
+                    ttl_ms = value.expires_at_ms - value.computed_at_ms
+                    fills.append(Fill(Cell(user_id, self._names[index]), token, encode(value), ttl_ms))
+        return fills
+
+    def store_later(
+        self, epoch: Epoch, tokens: Mapping[str, Mapping[int, bytes]], profiles: Mapping[str, Profile]
+    ) -> None:
+        """Store computed values in the background, after `FILL_AFTER_S`."""
+        self._later.append((epoch, tokens, profiles))
+        if len(self._later) == 1:
+            task = asyncio.get_running_loop().create_task(self._store_later())
+            self._storing.add(task)
+            task.add_done_callback(self._storing.discard)
+
+    async def close(self) -> None:
+        """Finish the fills in the background."""
+        while self._storing:
+            await asyncio.gather(*self._storing, return_exceptions=True)
+
+    async def _store_later(self) -> None:
+        try:
+            await asyncio.sleep(FILL_AFTER_S)
+        finally:
+            later, self._later = self._later, []
+        fills: dict[Epoch, list[Fill]] = {}
+        for epoch, tokens, profiles in later:
+            fills.setdefault(epoch, []).extend(self.fills(tokens, profiles))
+        for epoch, of_epoch in fills.items():
+            await self.store(epoch, of_epoch)
+
+    async def store(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
+        """Compare-and-set in one round trip; returns whether each fill landed.
+
+        If the cache fails, nothing lands; that is counted, not raised.
+        """
+        if not fills:
+            return []
+        try:
+            landed = await self._cache.fill(epoch, fills)
+        except CacheUnavailable:
+            self._metrics.fills.labels("failed").inc(len(fills))
+            return [False] * len(fills)
+        stored = sum(landed)
+        self._metrics.fills.labels("stored").inc(stored)
+        self._metrics.fills.labels("refused").inc(len(fills) - stored)
+        return landed
+
+
+class TrustGate:
+    """Checks again when the last check is too old; never on a timer, which a busy event loop would delay."""
+
+    def __init__(self, any_owed: Callable[[], bool], clock: Clock, on_owed: Callable[[], None]) -> None:
+        """`on_owed` is called whenever a check finds an owed invalidation, so that it is settled."""
+        self._any_owed = any_owed
+        self._clock = clock
+        self._on_owed = on_owed
+        self._checked_at = float("-inf")
+        self._clear = False
+
+    def holds(self) -> bool:
+        """Whether a read that begins now may serve hits."""
+        now = self._clock.monotonic()
+        if not 0 <= now - self._checked_at <= CHECK_VALID_S:
+            self._checked_at = now  # taken before the check, whose result is at least as new
+            try:
+                self._clear = not self._any_owed()
+            except StoreUnavailable:
+                self._clear = False
+            if not self._clear:
+                self._on_owed()
+        return self._clear
