@@ -1,4 +1,4 @@
-"""The overload queue admits a few requests at a time, in order, with rests between, and none waits for ever."""
+"""The overload queue releases a few requests at a time, in order, with pauses between, and bounds each wait."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.concurrency.overload_queue import AT_ONCE, LOOP_TURNS, REST_MOST_S, RESTS, OverloadQueue
+from app.concurrency.overload_queue import AT_ONCE, LOOP_TURNS, PAUSE_FACTOR, PAUSE_MOST_S, OverloadQueue
 from tests.support.waiting import eventually
 
 MOST_S = 1.0
 LOOP_TURN_S = 0.002
 
 
-class Hall:
-    """An overload queue in which each turn of the loop takes a while, and rests last until a test ends them."""
+class QueueFixture:
+    """An overload queue in which a turn of the loop takes `loop_turn_s`, and a pause lasts until the test ends it."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.loop_turn_s = LOOP_TURN_S
-        self.rests: list[float] = []
-        self.rested = asyncio.Event()
-        self.turns = OverloadQueue(MOST_S, lambda: self.now, self._pause)
-        self.given: list[tuple[int, bool]] = []
+        self.pauses: list[float] = []
+        self.pause_over = asyncio.Event()
+        self.queue = OverloadQueue(MOST_S, lambda: self.now, self._pause)
+        self.released: list[tuple[int, bool]] = []
         self.waiting: list[asyncio.Task[None]] = []
 
     async def _pause(self, seconds: float) -> None:
@@ -31,86 +31,88 @@ class Hall:
             self.now += self.loop_turn_s
             await asyncio.sleep(0)
             return
-        self.rests.append(seconds)
-        await self.rested.wait()
-        self.rested.clear()
+        self.pauses.append(seconds)
+        await self.pause_over.wait()
+        self.pause_over.clear()
         self.now += seconds
 
-    async def come(self, count: int) -> None:
-        """So many more line up."""
+    async def add(self, count: int) -> None:
+        """Let so many more requests wait."""
         for _ in range(count):
             self.waiting.append(asyncio.create_task(self._wait(len(self.waiting))))
         await asyncio.sleep(0)
 
-    async def _wait(self, name: int) -> None:
-        self.given.append((name, await self.turns.wait()))
+    async def _wait(self, number: int) -> None:
+        self.released.append((number, await self.queue.wait()))
 
-    async def resting(self, times: int) -> None:
-        """Return when the hall rests for that time."""
-        await eventually(lambda: len(self.rests) == times)
+    async def pausing(self, times: int) -> None:
+        """Return when the queue pauses for that time."""
+        await eventually(lambda: len(self.pauses) == times)
 
 
 @pytest.fixture
-async def hall() -> AsyncIterator[Hall]:
-    opened = Hall()
-    yield opened
-    await opened.turns.close()
+async def opened() -> AsyncIterator[QueueFixture]:
+    fixture = QueueFixture()
+    yield fixture
+    await fixture.queue.close()
+    await asyncio.gather(*fixture.waiting, return_exceptions=True)
+
+
+async def test_groups_are_released_in_order_with_pauses_when_many_wait(opened: QueueFixture) -> None:
+    await opened.add(2 * AT_ONCE + 1)
+    await opened.pausing(1)
+    assert opened.released == [(number, True) for number in range(AT_ONCE)]
+    assert opened.pauses == [pytest.approx(PAUSE_FACTOR * LOOP_TURNS * LOOP_TURN_S)]
+    opened.pause_over.set()
+    await opened.pausing(2)
+    assert len(opened.released) == 2 * AT_ONCE
+    opened.pause_over.set()
+    await asyncio.gather(*opened.waiting)
+    assert opened.released == [(number, True) for number in range(2 * AT_ONCE + 1)]
+    assert len(opened.pauses) == 2, "no pause when no request waits"
+
+
+async def test_no_pause_when_requests_come_one_by_one(opened: QueueFixture) -> None:
+    for number in range(3):
+        await opened.add(1)
+        await asyncio.gather(*opened.waiting)
+        assert opened.released[-1] == (number, True)
+        for _ in range(2 * LOOP_TURNS):
+            await asyncio.sleep(0)
+    assert opened.pauses == []
+
+
+async def test_a_pause_is_bounded_when_the_loop_is_very_late(opened: QueueFixture) -> None:
+    opened.loop_turn_s = PAUSE_MOST_S
+    await opened.add(AT_ONCE + 1)
+    await opened.pausing(1)
+    assert opened.pauses == [PAUSE_MOST_S]
+
+
+async def test_requests_that_waited_too_long_are_shed_and_take_no_place(opened: QueueFixture) -> None:
+    await opened.add(3 * AT_ONCE)
+    await opened.pausing(1)
+    opened.now += MOST_S
+    await opened.add(1)
+    opened.pause_over.set()
+    await asyncio.gather(*opened.waiting)
+    shed = [(number, False) for number in range(AT_ONCE, 3 * AT_ONCE)]
+    assert opened.released[AT_ONCE:] == [*shed, (3 * AT_ONCE, True)]
+
+
+async def test_other_requests_are_released_when_one_is_cancelled(opened: QueueFixture) -> None:
+    await opened.add(AT_ONCE + 2)
+    opened.waiting[0].cancel()
+    await opened.pausing(1)
+    opened.waiting[AT_ONCE].cancel()
+    opened.pause_over.set()
     await asyncio.gather(*opened.waiting, return_exceptions=True)
+    assert [number for number, _ in opened.released] == [*range(1, AT_ONCE), AT_ONCE + 1]
 
 
-async def test_some_are_taken_in_order_and_a_rest_follows_when_many_wait(hall: Hall) -> None:
-    await hall.come(2 * AT_ONCE + 1)
-    await hall.resting(1)
-    assert hall.given == [(name, True) for name in range(AT_ONCE)]
-    assert hall.rests == [pytest.approx(RESTS * LOOP_TURNS * LOOP_TURN_S)]
-    hall.rested.set()
-    await hall.resting(2)
-    assert len(hall.given) == 2 * AT_ONCE
-    hall.rested.set()
-    await asyncio.gather(*hall.waiting)
-    assert hall.given == [(name, True) for name in range(2 * AT_ONCE + 1)]
-    assert len(hall.rests) == 2, "nobody waits: no rest"
-
-
-async def test_nobody_waits_for_a_rest_when_they_come_one_by_one(hall: Hall) -> None:
-    for name in range(3):
-        await hall.come(1)
-        await asyncio.gather(*hall.waiting)
-        assert hall.given[-1] == (name, True)
-        await eventually(lambda: hall.turns.idle)
-    assert hall.rests == []
-
-
-async def test_a_rest_is_bounded_when_the_loop_is_very_late(hall: Hall) -> None:
-    hall.loop_turn_s = REST_MOST_S
-    await hall.come(AT_ONCE + 1)
-    await hall.resting(1)
-    assert hall.rests == [REST_MOST_S]
-
-
-async def test_who_waited_too_long_is_told_so_and_takes_nobody_s_place(hall: Hall) -> None:
-    await hall.come(3 * AT_ONCE)
-    await hall.resting(1)
-    hall.now += MOST_S
-    await hall.come(1)
-    hall.rested.set()
-    await asyncio.gather(*hall.waiting)
-    assert hall.given[AT_ONCE:] == [*((name, False) for name in range(AT_ONCE, 3 * AT_ONCE)), (3 * AT_ONCE, True)]
-
-
-async def test_the_others_are_taken_when_one_went_away(hall: Hall) -> None:
-    await hall.come(AT_ONCE + 2)
-    hall.waiting[0].cancel()
-    await hall.resting(1)
-    hall.waiting[AT_ONCE].cancel()
-    hall.rested.set()
-    await asyncio.gather(*hall.waiting, return_exceptions=True)
-    assert [name for name, _ in hall.given] == [*range(1, AT_ONCE), AT_ONCE + 1]
-
-
-async def test_whoever_waits_is_given_its_turn_when_it_closes(hall: Hall) -> None:
-    await hall.come(AT_ONCE + 5)
-    await hall.resting(1)
-    await hall.turns.close()
-    await asyncio.gather(*hall.waiting)
-    assert hall.given == [(name, True) for name in range(AT_ONCE + 5)]
+async def test_waiting_requests_are_released_when_the_queue_closes(opened: QueueFixture) -> None:
+    await opened.add(AT_ONCE + 5)
+    await opened.pausing(1)
+    await opened.queue.close()
+    await asyncio.gather(*opened.waiting)
+    assert opened.released == [(number, True) for number in range(AT_ONCE + 5)]
