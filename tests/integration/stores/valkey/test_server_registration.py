@@ -148,7 +148,7 @@ async def test_one_of_two_wins_when_both_register(database: Database, book: Sqli
     await first.register("a" * 40)
     await book.registration.register("b" * 40, 0)  # made for the generation before: too late
     await second.register("a" * 40)
-    assert book.registration.look() == ("a" * 40, 1)
+    assert book.registration.query() == ("a" * 40, 1)
     assert first.generation("a" * 40) == second.generation("a" * 40) == 1
 
 
@@ -158,7 +158,7 @@ async def test_unregistered_server_is_refused_and_registered_soon(book: SqliteOw
     await registration.register("a" * 40)
     with pytest.raises(CacheRefused):
         registration.generation("b" * 40)
-    await eventually(lambda: book.registration.look()[0] == "b" * 40)
+    await eventually(lambda: book.registration.query()[0] == "b" * 40)
     assert registration.generation("b" * 40) == 2
     await registration.close()
 

@@ -10,11 +10,10 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
-from app.stores.sqlite.change_feed import TAIL_CAP, SqliteChangeFeed
+from app.stores.sqlite.change_feed import TAIL_CAP, SqliteChangeFeed, clear_local_caches
 from app.stores.sqlite.data_version import DataVersion
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.users import SqliteUsers
 from tests.support.events import admitted, feedback, served
 
@@ -64,7 +63,7 @@ async def test_nobody_is_named_when_a_commit_was_about_something_else(
 
 async def test_everything_is_to_be_forgotten_when_it_was_recalled(database: Database, tail: SqliteChangeFeed) -> None:
     for _ in range(2):
-        await recall(database)
+        await clear_local_caches(database)
         await store(database, "ann")
         assert tail.look() is None
         assert tail.look() == NOBODY

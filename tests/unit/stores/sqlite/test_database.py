@@ -365,7 +365,7 @@ async def test_log_tells_once_when_there_is_no_room_for_long(
         now[0] += module.STILL_FULL_S
         await database.write(lambda _: None)
     assert [line["event"] for line in recorder.lines] == ["database_full", "database_has_room_again"]
-    now[0] += module.TELL_FULL_EVERY_S
+    now[0] += module.LOG_FULL_EVERY_S
     await _write_until_full(database)
     assert len(recorder.of("database_full")) == 2
 

@@ -11,7 +11,7 @@ from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, TipEvent
 from app.features.registry import Registry
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.owed_invalidations import announce
+from app.stores.sqlite.registries import announce
 from app.stores.sqlite.users import SqliteUsers
 from tests.support.clock import NOW_MS
 from tests.support.database import column

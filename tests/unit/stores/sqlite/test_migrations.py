@@ -19,9 +19,9 @@ from alembic.util.exc import CommandError
 
 import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
+from app.migrations import configuration
 from app.stores.sqlite.database import SCHEMA_REVISION, Database
 from app.stores.sqlite.migrate import current, migrate
-from app.stores.sqlite.upgrade import configuration
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 

@@ -13,7 +13,8 @@ from app.errors import StoreFull, StoreUnavailable
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
+from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
+from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, served
 from tests.support.registry import REGISTRY

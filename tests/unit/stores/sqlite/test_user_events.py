@@ -18,7 +18,7 @@ from app.features.events import TipEvent, TipFeedback
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.user_events import SELECT_ACTIVITY, SELECT_NEWEST_TRACED, SqliteUserEvents
+from app.stores.sqlite.event_queries import SELECT_ACTIVITY, SELECT_NEWEST_TRACED, SqliteEventQueries
 from tests.support.clock import NOW_MS
 from tests.support.database import wipe
 from tests.support.events import admitted, feedback, served
@@ -27,12 +27,12 @@ from tests.unit.stores.sqlite.test_source_against_reference import facts
 
 
 @pytest.fixture
-def user_events(database: Database) -> SqliteUserEvents:
-    return SqliteUserEvents(database)
+def user_events(database: Database) -> SqliteEventQueries:
+    return SqliteEventQueries(database)
 
 
 async def test_newest_come_first_with_what_came_of_them(
-    database: Database, event_log: SqliteEventLog, user_events: SqliteUserEvents
+    database: Database, event_log: SqliteEventLog, user_events: SqliteEventQueries
 ) -> None:
     early = admitted(feedback("ann", NOW_MS + 60_000, dwell_ms=3, offset_min=330))
     corrected = early._replace(occurred_at_ms=NOW_MS, claimed_at_ms=NOW_MS + 60_000)
@@ -106,7 +106,7 @@ held = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 @example(stored=[admitted(feedback("ann", NOW_MS + after, offset_min=330)) for after in (-1, 0, 1)])
 @given(stored=st.lists(facts(), max_size=30))
 async def test_activity_counts_every_event_of_the_window_once(
-    database: Database, event_log: SqliteEventLog, user_events: SqliteUserEvents, stored: list[Admitted]
+    database: Database, event_log: SqliteEventLog, user_events: SqliteEventQueries, stored: list[Admitted]
 ) -> None:
     await wipe(database)
     await event_log.append([stored])
