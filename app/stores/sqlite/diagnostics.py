@@ -34,9 +34,8 @@ from app.stores.sqlite.outbox import (
     SELECT_UNCONSUMED_COUNT,
     SELECT_UNKNOWN,
 )
-from app.stores.sqlite.priors import damaged_priors
 from app.stores.sqlite.samples import running
-from app.stores.sqlite.states import damaged
+from app.stores.sqlite.states import damaged, damaged_priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"

@@ -18,7 +18,7 @@ from app.bandit.model.inputs import Candidate, Context
 from app.features.clock import DAY_MS
 from app.stores.sqlite import decisions, learning, states
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import WRITTEN, decision_of, row_of
+from app.stores.sqlite.decision_rows import decision_of, row_of
 from tests.support.bandit_process import BanditProcess
 from tests.support.events import feedback
 
@@ -69,7 +69,7 @@ def made(draw: st.DrawFn) -> Decision:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made())
 def test_a_decision_comes_back_as_it_was_to_the_last_bit(decision: Decision) -> None:
-    back = decision_of(dict(zip(WRITTEN, row_of(decision), strict=True)))
+    back = decision_of(row_of(decision))
     for name in Decision.__dataclass_fields__:
         one, other = getattr(decision, name), getattr(back, name)
         if isinstance(one, Ranking):
