@@ -21,7 +21,7 @@ from app.features.clock import Clock
 from app.profiles.codec import LEASE
 from app.profiles.ports import Cell, Epoch, Fill, Row
 from app.stores.valkey.breaker import CircuitBreaker
-from app.stores.valkey.connections import Connections, Use, is_silent
+from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.pipelined_connection import Command
 from app.stores.valkey.server_registration import ServerRegistration
 from app.telemetry import Metrics, logger
@@ -201,8 +201,8 @@ class ValkeyCache:
 
     async def ping(self) -> None:
         """Raises `CacheUnavailable` if the server does not answer."""
-        lane = await self._connections.lane()
-        _checked(await lane.ask([(b"PING",)]))
+        connection = await self._connections.get()
+        _checked(await connection.ask([(b"PING",)]))
 
     async def check(self) -> None:
         """Run the commands of a read, a lease, a fill and an invalidation on a separate key.
@@ -241,15 +241,16 @@ class ValkeyCache:
         """Send commands that are built for the connection's epoch. If `epoch` is given, the two must be equal."""
         started = self._clock.monotonic()
         try:
-            lane = await self._connections.lane(use)
+            connection = await self._connections.get(use)
             # No await from here to `ask`: keys built for this connection must be sent on this connection.
-            current = self._connections.epoch(lane)
+            current = self._connections.epoch(connection)
             if epoch is not None and current != epoch:
                 raise CacheRefused("the cache was restarted or replaced during the request")
-            replies = _checked(await lane.ask(commands(current)), allowed)
+            replies = _checked(await connection.ask(commands(current)), allowed)
         except CacheUnavailable as error:
-            self._metrics.cache_errors.labels("silent" if is_silent(error) else "refused").inc()
-            if is_silent(error):
+            refused = isinstance(error, CacheRefused)
+            self._metrics.cache_errors.labels("refused" if refused else "silent").inc()
+            if not refused:
                 self._breaker.failed()
             raise
         self._breaker.succeeded()

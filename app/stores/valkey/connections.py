@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.stores.valkey.pipelined_connection import PipelinedConnection
-from app.stores.valkey.pool import AWAY, blocking_pool, told
+from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.stores.valkey.server_registration import ServerRegistration
 
 _MOVES = 3
@@ -52,14 +52,14 @@ class Connections:
         self._greeted: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
         self._known: tuple[str, int] = ("", 0)
         self._epoch = ""
-        self._lanes: dict[Use, PipelinedConnection] = {}
+        self._connections: dict[Use, PipelinedConnection] = {}
         self._opening: dict[Use, asyncio.Task[None]] = {}
         # Used only to make connections, because it handles TLS, passwords and Sentinel.
         self._pool: Any = blocking_pool(
             url, timeout_s, len(Use), redis_connect_func=self._greet, lib_name=None, lib_version=None
         )
 
-    async def lane(self, use: Use = Use.FRONT) -> PipelinedConnection:
+    async def get(self, use: Use = Use.FRONT) -> PipelinedConnection:
         """A connection to the server that was connected last.
 
         Raises:
@@ -68,9 +68,9 @@ class Connections:
         # 1. One connection reaches server S; 2. the address moves to T while S still runs; 3. the other connection
         # reaches T and sends a DEL; 4. a read on the first would hit the old value on S. So both use the newest server.
         for _ in range(_MOVES):
-            lane = self._lanes.get(use)
-            if lane is not None and not lane.closed and lane.server == self._newest:
-                return lane
+            connection = self._connections.get(use)
+            if connection is not None and not connection.closed and connection.server == self._newest:
+                return connection
             opening = self._opening.get(use)
             if opening is None:
                 opening = self._opening[use] = asyncio.get_running_loop().create_task(self._open(use))
@@ -80,47 +80,47 @@ class Connections:
             await asyncio.shield(opening)
         raise CacheUnavailable("the connection was lost again and again")
 
-    def epoch(self, lane: PipelinedConnection) -> str:
+    def epoch(self, connection: PipelinedConnection) -> str:
         """The epoch of the connection. Raises `CacheRefused` if its server is not the registered one."""
-        generation = self._registration.generation(lane.server) if self._registration is not None else 0
-        if self._known != (lane.server, generation):
-            identity = f"{self._database_id}:{lane.server}:{generation}"
+        generation = self._registration.generation(connection.server) if self._registration is not None else 0
+        if self._known != (connection.server, generation):
+            identity = f"{self._database_id}:{connection.server}:{generation}"
             self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
-            self._known = (lane.server, generation)
+            self._known = (connection.server, generation)
         return self._epoch
 
     async def register(self) -> None:
         """Connect, and register the server if another one is registered. Raises `CacheUnavailable`."""
         if self._registration is None:
             return
-        lane = await self.lane()
+        connection = await self.get()
         with suppress(CacheRefused):
-            self.epoch(lane)
+            self.epoch(connection)
             return
         try:
-            await self._registration.register(lane.server)
+            await self._registration.register(connection.server)
         except StoreUnavailable as error:
             raise CacheUnavailable(str(error)) from error
 
     async def close(self) -> None:
         await end(list(self._opening.values()))
-        for lane in self._lanes.values():
-            lane.close()
+        for connection in self._connections.values():
+            connection.close()
         await self._pool.aclose()
 
     async def _open(self, use: Use) -> None:
-        if (before := self._lanes.pop(use, None)) is not None:
+        if (before := self._connections.pop(use, None)) is not None:
             before.close("the cache has moved to another server")
-        connection: AbstractConnection = self._pool.make_connection()
+        link: AbstractConnection = self._pool.make_connection()
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
+            await link.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
         except (*AWAY, EOFError) as error:
-            await connection.disconnect(nowait=True)
-            raise CacheUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
+            await link.disconnect(nowait=True)
+            raise CacheUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await link.disconnect(nowait=True)
             raise
-        self._lanes[use] = PipelinedConnection(connection, self._greeted[connection], self._timeout_s)
+        self._connections[use] = PipelinedConnection(link, self._greeted[link], self._timeout_s)
 
     def _opened(self, use: Use, task: asyncio.Task[None]) -> None:
         del self._opening[use]
@@ -138,8 +138,3 @@ class Connections:
         # as older releases register it.
         number = f"/{connection.db}" if connection.db else ""
         self._newest = self._greeted[connection] = found[1].decode() + number
-
-
-def is_silent(error: CacheUnavailable) -> bool:
-    """Whether the server did not answer, as opposed to refusing."""
-    return not isinstance(error, CacheRefused)

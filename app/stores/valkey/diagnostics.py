@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.stores.queue.client import DATABASES_SUFFIX, SHOWN_MS, health_key
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.pool import AWAY, blocking_pool, told
+from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
@@ -59,7 +59,7 @@ async def diagnose_server(
         except ValueError as error:
             reason = f"{setting}: {error}"
         except AWAY as error:
-            reason = f"{told(error)} ({type(error).__name__}: {error})"
+            reason = f"{public_reason(error)} ({type(error).__name__}: {error})"
     remedy = f"Start it, or correct {setting}. {UNTIL_THEN[name]}"
     return [Line(name, "bad", f"it cannot be diagnosed: {reason}", remedy)], None
 

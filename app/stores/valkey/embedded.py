@@ -95,7 +95,7 @@ class EmbeddedServer:
             start_new_session=True,
         )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
+        while self._send(b"PING\r\n") != b"+PONG\r\n":
             if self._child.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise CacheUnavailable(f"the embedded server did not start; see {log}")
@@ -104,14 +104,9 @@ class EmbeddedServer:
     def take_over(self) -> None:
         """Stop a server that a killed process left on this socket. Two servers must not share a directory."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while self._listens():
+        while self._send(b"SHUTDOWN\r\n") is not None:
             if time.monotonic() > deadline:
                 raise CacheUnavailable(f"a server on {self.socket_path} does not stop")
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(1)
-                client.connect(str(self.socket_path))
-                client.sendall(b"SHUTDOWN\r\n")
-                client.recv(64)
             time.sleep(0.01)
 
     def running(self) -> bool:
@@ -139,23 +134,18 @@ class EmbeddedServer:
         if self._child is not None:
             self._child.send_signal(number)
 
-    def _listens(self) -> bool:
-        """Whether a process listens on the socket. It may be paused or loading, and not answer."""
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+    def _send(self, command: bytes) -> bytes | None:
+        """The reply to a command. Empty if the server does not reply, as one that is paused; None if none listens."""
+        with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1)
-            client.connect(str(self.socket_path))
-            return True
-        return False
-
-    def _answers(self) -> bool:
-        try:
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(1)
+            try:
                 client.connect(str(self.socket_path))
-                client.sendall(b"PING\r\n")
-                return client.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False
+            except OSError:
+                return None
+            with contextlib.suppress(OSError):
+                client.sendall(command)
+                return client.recv(64)
+        return b""
 
 
 def cache_options(limit_mb: int) -> list[str]:

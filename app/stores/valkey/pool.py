@@ -22,7 +22,7 @@ SENTINEL_PORT = 26379
 AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
-def told(error: Exception) -> str:
+def public_reason(error: Exception) -> str:
     """Why a server cannot be used, and the remedy. Contains no address, so that any caller may read it."""
     text = str(error)
     if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "Authentication")):

@@ -26,27 +26,29 @@ async def line(valkey: EmbeddedServer) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def lane(line: Proxy) -> AsyncIterator[PipelinedConnection]:
+async def connection(line: Proxy) -> AsyncIterator[PipelinedConnection]:
     connections = Connections(line.url, "db", PATIENCE_S)
-    yield await connections.lane()
+    yield await connections.get()
     await connections.close()
 
 
 @pytest.fixture
 async def hasty(line: Proxy) -> AsyncIterator[PipelinedConnection]:
     connections = Connections(line.url, "db", TIMEOUT_S)
-    yield await connections.lane()
+    yield await connections.get()
     await connections.close()
 
 
-async def test_every_command_gets_its_own_replies_when_all_are_sent_at_once(lane: PipelinedConnection) -> None:
-    asked = [lane.ask([(b"ECHO", b"%d.%d" % (number, part)) for part in range(number % 4 + 1)]) for number in range(99)]
+async def test_every_command_gets_its_own_replies_when_all_are_sent_at_once(connection: PipelinedConnection) -> None:
+    asked = [
+        connection.ask([(b"ECHO", b"%d.%d" % (number, part)) for part in range(number % 4 + 1)]) for number in range(99)
+    ]
     for number, replies in enumerate(await asyncio.gather(*asked)):
         assert replies == [b"%d.%d" % (number, part) for part in range(number % 4 + 1)]
 
 
-async def test_a_refusal_stands_in_its_place_when_others_succeed(lane: PipelinedConnection) -> None:
-    first, second, third = await lane.ask([(b"ECHO", b"1"), (b"NONSENSE",), (b"ECHO", b"3")])
+async def test_a_refusal_stands_in_its_place_when_others_succeed(connection: PipelinedConnection) -> None:
+    first, second, third = await connection.ask([(b"ECHO", b"1"), (b"NONSENSE",), (b"ECHO", b"3")])
     assert (first, third) == (b"1", b"3")
     assert isinstance(second, hiredis.ReplyError)
 
@@ -63,32 +65,34 @@ async def test_the_connection_closes_and_all_are_told_when_one_command_times_out
 
 async def test_no_command_times_out_when_it_was_this_process_that_was_busy(valkey: EmbeddedServer) -> None:
     connections = Connections(valkey.url, "db", TIMEOUT_S)  # no proxy: that would be busy with us
-    lane = await connections.lane()
-    replies = lane.ask([(b"ECHO", b"patience")])
+    connection = await connections.get()
+    replies = connection.ask([(b"ECHO", b"patience")])
     time.sleep(TIMEOUT_S * 2)  # noqa: ASYNC251  # what is tested: the loop is held up, and the reply lies in the socket
     assert await replies == [b"patience"]
     await connections.close()
 
 
-async def test_a_late_reply_goes_to_nobody_when_who_asked_was_cancelled(lane: PipelinedConnection, line: Proxy) -> None:
+async def test_a_late_reply_goes_to_nobody_when_who_asked_was_cancelled(
+    connection: PipelinedConnection, line: Proxy
+) -> None:
     line.silence()
-    cancelled = lane.ask([(b"ECHO", b"cancelled")])
+    cancelled = connection.ask([(b"ECHO", b"cancelled")])
     await eventually(lambda: line.holding)
     cancelled.cancel()
     line.mend()
-    assert await lane.ask([(b"ECHO", b"next")]) == [b"next"]
+    assert await connection.ask([(b"ECHO", b"next")]) == [b"next"]
 
 
-async def test_a_command_is_refused_when_too_many_wait(lane: PipelinedConnection, line: Proxy) -> None:
+async def test_a_command_is_refused_when_too_many_wait(connection: PipelinedConnection, line: Proxy) -> None:
     line.silence()
-    waiting = [lane.ask([(b"PING",)]) for _ in range(MAX_WAITING)]
+    waiting = [connection.ask([(b"PING",)]) for _ in range(MAX_WAITING)]
     with pytest.raises(CacheRefused, match="under way"):
-        lane.ask([(b"PING",)])
+        connection.ask([(b"PING",)])
     line.mend()
     assert all(replies == [b"PONG"] for replies in await asyncio.gather(*waiting))
 
 
 @pytest.mark.parametrize("noise", [b"+nobody asked\r\n", b"what?\r\n"])
-async def test_the_lane_closes_when_the_server_talks_out_of_turn(lane: PipelinedConnection, noise: bytes) -> None:
-    lane.data_received(noise)
-    assert lane.closed
+async def test_the_lane_closes_when_the_server_talks_out_of_turn(connection: PipelinedConnection, noise: bytes) -> None:
+    connection.data_received(noise)
+    assert connection.closed
