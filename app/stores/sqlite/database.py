@@ -33,7 +33,7 @@ from app.telemetry import logger
 T = TypeVar("T")
 Parameters = Sequence[object] | Mapping[str, object]
 SCHEMA_REVISION = "0006"
-CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
+CHECKPOINT_BYTES = 4 * 1024 * 1024
 LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
 log = logger("stores.sqlite")
@@ -95,14 +95,15 @@ class Database:
 
     `id` is part of every cache key, so values cached from another database are never read. A copy of the file gets a
     new id when it is first opened. `full`: the last write failed for lack of room; reads continue. `links`: the number
-    of hard links at the last check.
+    of hard links at the last check. `checkpoints`: the number of checkpoints tried.
     """
 
-    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, monotonic: Callable[[], float], checkpoint_bytes: int) -> None:
         self.path = path
         self.id = ""
         self.full = False
         self.links = 1
+        self.checkpoints = 0
         self._file = path.stat()
         self._monotonic = monotonic
         self._logged_full_at = float("-inf")
@@ -114,12 +115,19 @@ class Database:
         self._write_lock = asyncio.Lock()
         self._durable = True  # the writer's current setting of `synchronous`
         self._checkpointer: sqlite3.Connection | None = None
-        self._checkpoint_at = CHECKPOINT_AT_BYTES
+        self._checkpoint_bytes = self._checkpoint_at = checkpoint_bytes
         self._wal = path.with_name(path.name + "-wal")
 
     @classmethod
-    async def open(cls, path: Path, readers: int) -> Database:
-        """Open an existing, migrated database.
+    async def open(
+        cls,
+        path: Path,
+        readers: int,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
+    ) -> Database:
+        """Open an existing, migrated database. It checkpoints whenever the WAL has grown by `checkpoint_bytes`.
 
         Raises:
             StoreUnavailable: it cannot be opened, has several hard links, or is damaged.
@@ -132,7 +140,7 @@ class Database:
             check_soundness(first, path)
         finally:
             first.close()
-        database = cls(path)
+        database = cls(path, monotonic, checkpoint_bytes)
         try:
             # One more than the features use at a time, so that a health check never waits for a slow feature.
             for _ in range(readers + 1):
@@ -301,17 +309,18 @@ class Database:
             size = self._wal.stat().st_size
         except FileNotFoundError:
             return
-        if size < CHECKPOINT_AT_BYTES:
-            self._checkpoint_at = CHECKPOINT_AT_BYTES
+        if size < self._checkpoint_bytes:
+            self._checkpoint_at = self._checkpoint_bytes
         elif size >= self._checkpoint_at:
             self._checkpoint(writer)
             # While a reader keeps the WAL from restarting, only some commits pay for a checkpoint.
-            self._checkpoint_at = size + CHECKPOINT_AT_BYTES
+            self._checkpoint_at = size + self._checkpoint_bytes
 
     def _checkpoint(self, writer: sqlite3.Connection) -> None:
         # 1. BEGIN IMMEDIATE takes the write lock; 2. a PASSIVE checkpoint copies frames; 3. ROLLBACK releases the lock.
         # Without 1, a writer in another process could reset the WAL during 2.
         assert self._checkpointer is not None
+        self.checkpoints += 1
         try:
             # The caller of `write` waits meanwhile: skip the checkpoint if another process writes.
             writer.execute("PRAGMA busy_timeout = 0")

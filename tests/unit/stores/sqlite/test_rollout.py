@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -17,12 +16,6 @@ from app.stores.sqlite import rollout as rollout_module
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.rollout import (
     NEWEST,
-    SELECT_COUNTS,
-    SELECT_FIRST_SINCE,
-    SELECT_OLDEST_UNSETTLED,
-    SELECT_PAGE,
-    SELECT_RECENT,
-    SELECT_SHOWN,
     SqliteRollout,
 )
 from tests.support.clock import NOW_MS
@@ -205,23 +198,3 @@ async def test_recent_are_the_newest_since_a_moment(book: SqliteRollout, databas
     assert found.without_profile.tolist() == [1.0, 0.0]
     assert found.by_challenger.tolist() == [1.0, 0.0]
     assert len((await book.recent(0, 3)).elapsed_ms) == 3
-
-
-@pytest.mark.parametrize(
-    ("statement", "index"),
-    [
-        (SELECT_COUNTS, "USING COVERING INDEX tip_scores_evaluated"),
-        (SELECT_PAGE, "USING INDEX tip_scores_evaluated (number>? AND number<?)"),
-        (SELECT_SHOWN, "SEARCH tip_scores USING INTEGER PRIMARY KEY (rowid>?)"),
-        (SELECT_OLDEST_UNSETTLED, "USING INDEX tip_scores_pending (number>?)"),
-        (SELECT_FIRST_SINCE, "USING COVERING INDEX tip_scores_by_time (created_at_ms>?)"),
-        (SELECT_RECENT, "USING INDEX tip_scores_by_time (created_at_ms>?)"),
-    ],
-)
-async def test_statements_search_their_index_and_sort_nothing(database: Database, statement: str, index: str) -> None:
-    values = {"after": 0, "until": 9, "limit": 9, "stage": 0, "since": 0}
-    parameters: object = [0] if "?" in statement else values
-    rows = await database.read(lambda c: c.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())  # type: ignore[arg-type]
-    plan = json.dumps([row[3] for row in rows])
-    assert index in plan
-    assert "TEMP B-TREE" not in plan

@@ -12,11 +12,8 @@ from app.operations.samples import Gauges, Sample
 from app.operations.states import COMPONENTS, OK, ComponentView
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.samples import (
-    DELETE_OLD_SAMPLES,
     KEPT_MS,
     LATELY_MS,
-    SELECT_LATELY,
-    SELECT_SAMPLES,
     SqliteSamples,
 )
 from tests.support.clock import NOW_MS
@@ -118,14 +115,3 @@ async def test_component_that_no_release_knows_is_passed_over(samples: SqliteSam
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO component_states VALUES ('bandit', 'ok', '', 0, 0)")
     assert (await samples.since(0)).standings == {}
-
-
-@pytest.mark.parametrize(
-    ("sql", "parameters"),
-    [(DELETE_OLD_SAMPLES, {"oldest": 1, "newest": 2}), (SELECT_SAMPLES, (1,)), (SELECT_LATELY, (1, 2))],
-)
-def test_samples_are_found_by_their_time(database_path: Path, sql: str, parameters: object) -> None:
-    with closing(sqlite3.connect(database_path)) as connection:
-        plan = [str(row[-1]) for row in connection.execute("EXPLAIN QUERY PLAN " + sql, parameters)]  # type: ignore[arg-type]  # either style
-    assert [line for line in plan if "samples_by_time" in line]
-    assert not [line for line in plan if line.startswith("SCAN")]

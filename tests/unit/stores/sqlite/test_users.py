@@ -16,6 +16,7 @@ from app.events.ports import Holdings
 from app.profiles.ports import END_OF_TIME_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_ELIGIBLE, SqliteUsers
+from tests.support.database import steps
 
 VIEW = "INSERT INTO tip_views VALUES (NULL, ?, 'tip', ?, 0, ?, NULL)"
 FEEDBACK = "INSERT INTO tip_feedback VALUES (NULL, ?, 'tip', ?, 0, ?, NULL, 'completed', NULL)"
@@ -33,19 +34,6 @@ def store(connection: sqlite3.Connection, statement: str, users: list[str], at_m
     """A fact of each user."""
     with connection:
         connection.executemany(statement, [(user, at_ms, at_ms) for user in users])
-
-
-def steps_of(connection: sqlite3.Connection, sql: str, parameters: dict[str, object]) -> int:
-    """Hundreds of steps that SQLite takes."""
-    taken = [0]
-
-    def count() -> None:
-        taken[0] += 1
-
-    connection.set_progress_handler(count, 100)
-    connection.execute(sql, parameters).fetchall()
-    connection.set_progress_handler(None, 0)
-    return taken[0]
 
 
 def log(connection: sqlite3.Connection, users: Iterable[str]) -> None:
@@ -76,17 +64,15 @@ async def test_pages_hold_every_user_once_when_some_have_events_of_both_kinds(
 
 
 def test_page_costs_the_same_when_there_are_many_more_users(events: sqlite3.Connection) -> None:
-    def steps() -> int:
-        return steps_of(
-            events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": END_OF_TIME_MS, "limit": PAGE}
-        )
+    def cost() -> int:
+        return steps(events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": END_OF_TIME_MS, "limit": PAGE})
 
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100)])
-    few = steps()
+    few = cost()
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100, 10_000)])
-    assert steps() <= few + 1
+    assert cost() <= few + 1
 
 
 async def test_holdings_are_what_erasing_then_deletes(database: Database, events: sqlite3.Connection) -> None:
@@ -149,11 +135,11 @@ async def test_an_id_stands_first_among_those_that_begin_with_it(
 
 
 def test_search_costs_the_same_when_there_are_many_users_and_one_has_many_events(events: sqlite3.Connection) -> None:
-    def steps() -> int:
-        return steps_of(events, SELECT_BY_PREFIX, {"prefix": "user-00", "limit": 20})
+    def cost() -> int:
+        return steps(events, SELECT_BY_PREFIX, {"prefix": "user-00", "limit": 20})
 
     log(events, [f"user-{number:05d}" for number in range(100)])
-    few = steps()
+    few = cost()
     log(events, ["user-00003"] * 20_000)
     log(events, [f"user-{number:05d}" for number in range(100, 20_000)])
-    assert steps() <= few + 1
+    assert cost() <= few + 1

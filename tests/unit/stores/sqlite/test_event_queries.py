@@ -18,11 +18,10 @@ from app.features.events import TipEvent, TipFeedback
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_queries import SELECT_ACTIVITY, SELECT_NEWEST_TRACED, SqliteEventQueries
+from app.stores.sqlite.event_queries import SELECT_NEWEST_TRACED, SqliteEventQueries
 from tests.support.clock import NOW_MS
-from tests.support.database import wipe
+from tests.support.database import steps, wipe
 from tests.support.events import admitted, feedback, served
-from tests.unit.stores.sqlite.test_query_plan import plan
 from tests.unit.stores.sqlite.test_source_against_reference import facts
 
 
@@ -57,19 +56,6 @@ async def test_newest_come_first_with_what_came_of_them(
     assert await user_events.newest_events("nobody", 50) == []
 
 
-def steps(connection: sqlite3.Connection, sql: str, parameters: dict[str, object]) -> int:
-    """Tens of steps that SQLite takes for a statement."""
-    taken = [0]
-
-    def count() -> None:
-        taken[0] += 1
-
-    connection.set_progress_handler(count, 10)
-    connection.execute(sql, parameters).fetchall()
-    connection.set_progress_handler(None, 0)
-    return taken[0]
-
-
 async def test_newest_cost_the_same_when_the_user_has_many_more(database_path: Path, event_log: SqliteEventLog) -> None:
     async def add(count: int) -> None:
         await event_log.append([[admitted(make("ann")) for make in makers for _ in range(count)]])
@@ -81,21 +67,6 @@ async def test_newest_cost_the_same_when_the_user_has_many_more(database_path: P
         few = steps(connection, SELECT_NEWEST_TRACED, parameters)
         await add(2_000)
         assert steps(connection, SELECT_NEWEST_TRACED, parameters) <= few + 2
-
-
-def test_activity_searches_covering_indexes_alone(database_path: Path) -> None:
-    lines = plan(database_path, SELECT_ACTIVITY, {"user": "ann", "until": NOW_MS, "days": 30})
-    assert not [line for line in lines if "SCAN" in line]
-    for table in ("tip_views", "tip_feedback"):
-        bounds = "(user_id=? AND occurred_at_ms>? AND occurred_at_ms<?)"
-        assert f"SEARCH {table} USING COVERING INDEX {table}_covering {bounds}" in lines
-
-
-def test_newest_events_search_indexes_alone(database_path: Path) -> None:
-    lines = plan(database_path, SELECT_NEWEST_TRACED, {"user": "ann", "limit": 50})
-    subjects = [line for line in lines if "event_log_by_user (user_id=? AND subject=?)" in line]
-    assert len(subjects) == 2
-    assert not [line for line in lines if line.startswith("SCAN") and "log" in line]
 
 
 held = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
