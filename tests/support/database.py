@@ -72,14 +72,14 @@ async def column(database: Database, sql: str, *parameters: object) -> list[obje
 def query_plan(path: Path, sql: str, parameters: Parameters = ()) -> list[str]:
     """The steps of a statement's query plan."""
     with closing(sqlite3.connect(path)) as connection:
-        return [str(step) for *_, step in connection.execute("EXPLAIN QUERY PLAN " + sql, parameters)]  # type: ignore[arg-type]
+        return [str(step) for *_, step in connection.execute("EXPLAIN QUERY PLAN " + sql, parameters)]
 
 
 def steps(connection: sqlite3.Connection, sql: str, parameters: Parameters) -> int:
     """Tens of virtual-machine instructions that a statement takes."""
     taken = itertools.count()
     connection.set_progress_handler(lambda: next(taken) < 0, 10)
-    connection.execute(sql, parameters).fetchall()  # type: ignore[arg-type]  # either style of parameters
+    connection.execute(sql, parameters).fetchall()
     connection.set_progress_handler(None, 0)
     return next(taken)
 

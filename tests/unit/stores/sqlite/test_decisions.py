@@ -1,4 +1,4 @@
-"""Decisions as rows: they come back to the last bit, go when they are old, and are found by indexes."""
+"""Decisions are decoded exactly, and pruned with the rows that belong to them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ counts = st.integers(1, 5)
 
 
 @st.composite
-def made(draw: st.DrawFn) -> Decision:
-    """Any decision."""
+def any_decision(draw: st.DrawFn) -> Decision:
     count = draw(counts)
     rankings = [
         Ranking(np.array(draw(st.lists(numbers, min_size=count, max_size=count))), np.full(count, 1 / count))
@@ -61,8 +60,8 @@ def made(draw: st.DrawFn) -> Decision:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(made())
-def test_a_decision_comes_back_as_it_was_to_the_last_bit(decision: Decision) -> None:
+@given(any_decision())
+def test_decoded_decision_equals_the_stored_one(decision: Decision) -> None:
     back = decision_of(row_of(decision))
     for name in Decision.__dataclass_fields__:
         one, other = getattr(decision, name), getattr(back, name)
@@ -76,7 +75,7 @@ def test_a_decision_comes_back_as_it_was_to_the_last_bit(decision: Decision) -> 
     assert back.context.at is None or back.context.at.utcoffset() == decision.context.at.utcoffset()  # type: ignore[union-attr]
 
 
-async def test_old_decisions_go_with_what_belongs_to_them_and_priors_stay_as_long_as_they_are_named(
+async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
     database: Database,
 ) -> None:
     process = BanditProcess(database)
