@@ -104,7 +104,7 @@ async def test_database_is_refused_when_the_newest_events_are_damaged(
 )
 async def test_database_is_refused_when_pages_are_damaged(filled: Path, damage: Damage) -> None:
     damage(filled)
-    with pytest.raises(StoreUnavailable, match="damaged|malformed"):
+    with pytest.raises(StoreUnavailable, match=r"damaged|malformed"):
         await Database.open(filled, readers=1)
 
 
