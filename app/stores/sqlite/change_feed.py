@@ -49,7 +49,10 @@ class SqliteChangeFeed:
         self.look()  # the next look names only events that are committed from now on
 
     def look(self) -> frozenset[str] | None:
-        """Raises `StoreUnavailable`."""
+        """The users of the events committed since the last look; None if local caches must be cleared.
+
+        Raises `StoreUnavailable`.
+        """
         version = self._data_version.current()
         if version == self._version:
             return frozenset()
@@ -66,6 +69,9 @@ class SqliteChangeFeed:
         return None if clear else frozenset(user_id for _, user_id in tail)
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """Raises `StoreUnavailable`."""
+        """The user's newest sequence number by subject; None if an invalidation of the user is owed.
+
+        Raises `StoreUnavailable`.
+        """
         owed, *row = self._data_version.row(SELECT_NEWEST, {"user": user_id})
         return None if owed else {subject: seq for subject, seq in zip(_SUBJECTS, row, strict=True) if seq is not None}

@@ -81,7 +81,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
+def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `StoreUnavailable` if a quick check finds damage."""
     if findings := quick_findings(connection):
         raise StoreUnavailable(
@@ -137,7 +137,7 @@ class Database:
         first = connect(path, read_only=True)
         try:
             check_schema(first, path)
-            check_soundness(first, path)
+            check_integrity(first, path)
         finally:
             first.close()
         database = cls(path, monotonic, checkpoint_bytes)
@@ -260,7 +260,6 @@ class Database:
             reader.closing = True
 
     async def close(self) -> None:
-        """Close every connection and its thread."""
         for reader in self._readers:
             await reader.close()
         self._readers.clear()

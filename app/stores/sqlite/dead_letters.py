@@ -46,7 +46,7 @@ UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ?"
 
 
 def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | None]:
-    """The ids of a user's letters, each with the payload that remains without the user; None if nothing remains."""
+    """The ids of a user's letters, each with its payload without the user's events; None if no event remains."""
     found: dict[int, str | None] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
         if owner is not None:

@@ -208,7 +208,7 @@ def _retention(waiting: Sequence[str]) -> Line:
 def diagnose_machine(path: Path) -> list[Line]:
     """Lines about the disk of the file, the release of SQLite and the limits of this process.
 
-    The file may be missing: then the disk of its nearest existing directory.
+    If the file is missing, the lines are about the disk of the nearest existing directory above it.
     """
     place = path.resolve()
     while not place.exists():

@@ -219,7 +219,7 @@ def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[
 
 @cache
 def _with_rows(statement: str, size: int) -> str:
-    """`statement` inserts one row and ends with its placeholders; return it for `size` rows."""
+    """The statement for `size` rows. `statement` inserts one row and ends with its placeholders."""
     row = statement[statement.rindex("(") :].strip()
     return statement.rstrip() + f", {row}" * (size - 1)
 

@@ -124,7 +124,7 @@ class SqliteLearning:
         try:
             return await self._database.write(work)
         except SpecMismatch:
-            # The transaction was rolled back. Set the damaged evidence aside, so that the next attempt succeeds.
+            # The transaction was rolled back, so set the damaged evidence aside in another one, which also logs it.
             users = {told.event.user_id for told in events}
             await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in users])
             raise

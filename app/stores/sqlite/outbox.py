@@ -32,7 +32,7 @@ class Backlog(NamedTuple):
 
 
 async def backlog(database: Database) -> Backlog:
-    """Raises `StoreUnavailable`."""
+    """Count the pending work. Raises `StoreUnavailable`."""
 
     def work(connection: sqlite3.Connection) -> Backlog:
         unconsumed, oldest = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()

@@ -29,7 +29,7 @@ class SqliteOwedInvalidations:
         self.registration = SqliteRegistrationRepository(database, self.data_version)
 
     def any_owed(self) -> bool:
-        """Raises `StoreUnavailable`."""
+        """Whether any invalidation is owed now. Raises `StoreUnavailable`."""
         return self.data_version.state().owed
 
     def disabled(self) -> str:

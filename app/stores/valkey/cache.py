@@ -63,12 +63,12 @@ return 0
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
-    """The key of a cell."""
+    """`pf:<epoch>:{<user>}:<feature>`: see above."""
     return _head(epoch, cell.user_id) + cell.feature.encode()
 
 
 def keys_of(epoch: Epoch, rows: Sequence[Row]) -> list[bytes]:
-    """The keys of rows of cells, in order."""
+    """The keys of all cells, row after row."""
     keys: list[bytes] = []
     for user_id, features in rows:
         head = _head(epoch, user_id)

@@ -135,7 +135,7 @@ class EmbeddedServer:
             self._child.send_signal(number)
 
     def _send(self, command: bytes) -> bytes | None:
-        """The reply to a command. Empty if the server does not reply, as one that is paused; None if none listens."""
+        """The reply to a command; empty if the server does not reply in time, None if no server listens."""
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1)
             try:

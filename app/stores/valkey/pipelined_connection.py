@@ -32,7 +32,7 @@ _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignm
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """One connection. `server` is the identity of the server."""
+    """A connection that many callers share. `server` is the identity of the server."""
 
     def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:
         """Take over an established connection without outstanding replies."""
