@@ -12,7 +12,6 @@ from app.events.naming import names, not_naming
 from app.events.ports import DeadLetter
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SELECT_LOGGED, logged_events
-from app.stores.sqlite.outbox import SELECT_LETTER_COUNT
 
 _COLUMNS = "id, source, payload, error, traceback, attempts, seq, created_at_ms, last_failed_at_ms"
 INSERT_PAYLOAD = """
@@ -35,6 +34,7 @@ UPDATE event_log SET consumed_at_ms = NULL, attempts = 0 WHERE seq IN (SELECT va
 """
 SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
 SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"
+SELECT_COUNT = "SELECT COUNT(*) FROM dead_letters"
 SELECT_NEWEST_ID = "SELECT COALESCE(MAX(id), 0) FROM dead_letters"
 UPDATE_REFUSED = """
 UPDATE dead_letters SET error = ?, attempts = attempts + 1, last_failed_at_ms = ? WHERE id = ? AND seq IS NULL
@@ -114,7 +114,7 @@ class SqliteDeadLetters:
         return int(newest)
 
     async def count(self) -> int:
-        (count,) = await self._database.row(SELECT_LETTER_COUNT)
+        (count,) = await self._database.row(SELECT_COUNT)
         return int(count)
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:

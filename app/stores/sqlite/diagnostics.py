@@ -26,14 +26,7 @@ from app.stores.sqlite.database import check_schema
 from app.stores.sqlite.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sqlite.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sqlite.integrity_check import full_findings, quick_findings
-from app.stores.sqlite.outbox import (
-    AHEAD_MS,
-    SELECT_AHEAD_COUNT,
-    SELECT_LETTER_COUNT,
-    SELECT_OWED_COUNT,
-    SELECT_UNCONSUMED_COUNT,
-    SELECT_UNKNOWN,
-)
+from app.stores.sqlite.outbox import AHEAD_MS, SELECT_AHEAD_COUNT, SELECT_BACKLOG, SELECT_UNKNOWN, Backlog
 from app.stores.sqlite.samples import running
 from app.stores.sqlite.states import damaged, damaged_priors
 
@@ -55,6 +48,30 @@ EPHEMERAL = {
     "tmpfs": "memory, which a restart of the machine clears",
     "ramfs": "memory, which a restart of the machine clears",
     "overlay": "the layer of a container, which is deleted with the container",
+}
+# By check: the state if there are any, what is counted, and the remedy.
+COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
+    "invalidations": (
+        "warn",
+        "invalidations owed to the cache",
+        "Bring the cache back. Reads compute until some process has made them.",
+    ),
+    "event times": (
+        "warn",
+        "events more than five minutes in the future",
+        "A clock was wrong when they arrived. Correct it if it still is; they count as recent until their time.",
+    ),
+    "dead letters": ("warn", "dead letters", "Replay or discard each: /admin/dead-letters."),
+    "evidence": (
+        "bad",
+        "users whose learned evidence is damaged",
+        "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users.",
+    ),
+    "priors": (
+        "bad",
+        "damaged pooled priors",
+        "Check the disk. Decisions use the newest intact prior, and a new one is pooled after the next learning.",
+    ),
 }
 # The releases that fix the WAL-reset bug: https://sqlite.org/wal.html
 FIXED_SINCE = (3, 51, 3)
@@ -89,49 +106,20 @@ def _diagnose(
         return None if row is None or row[0] is None else int(row[0])
 
     file, samples = path.stat(), running(connection, now_ms)
+    work = Backlog(*connection.execute(SELECT_BACKLOG).fetchone())
     disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
     lines = [
         Line("database", "ok", f"{path} answers and is migrated ({file.st_size / MIB:,.1f} MiB)"),
         _integrity(connection, whole=whole),
         _wal(path),
         _rights(file),
-        _outbox(now_ms, *connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()),
-        _count(
-            "invalidations",
-            "warn",
-            "invalidations owed to the cache",
-            first(SELECT_OWED_COUNT),
-            "Bring the cache back. Reads compute until some process has made them.",
-        ),
-        _count(
-            "event times",
-            "warn",
-            "events more than five minutes in the future",
-            first(SELECT_AHEAD_COUNT, now_ms + AHEAD_MS),
-            "A clock was wrong when they arrived. Correct it if it still is; they count as recent until their time.",
-        ),
+        _outbox(now_ms, work.unconsumed, work.oldest_received_at_ms),
+        _count("invalidations", work.owed),
+        _count("event times", first(SELECT_AHEAD_COUNT, now_ms + AHEAD_MS)),
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
-        _count(
-            "dead letters",
-            "warn",
-            "dead letters",
-            first(SELECT_LETTER_COUNT),
-            "Replay or discard each: /admin/dead-letters.",
-        ),
-        _count(
-            "evidence",
-            "bad",
-            "users whose learned evidence is damaged",
-            damaged(connection, whole=whole),
-            "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users.",
-        ),
-        _count(
-            "priors",
-            "bad",
-            "damaged pooled priors",
-            damaged_priors(connection),
-            "Check the disk. Decisions use the newest intact prior, and a new one is pooled after the next learning.",
-        ),
+        _count("dead letters", work.dead_letters),
+        _count("evidence", damaged(connection, whole=whole)),
+        _count("priors", damaged_priors(connection)),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),
         _retention(
@@ -145,8 +133,9 @@ def _diagnose(
     return lines, samples
 
 
-def _count(check: str, level: Literal["warn", "bad"], what: str, count: int | None, remedy: str) -> Line:
-    return Line(check, level, f"{what}: {count:,}", remedy) if count else Line(check, "ok", f"{what}: none")
+def _count(check: str, count: int | None) -> Line:
+    state, what, remedy = COUNTS[check]
+    return Line(check, state, f"{what}: {count:,}", remedy) if count else Line(check, "ok", f"{what}: none")
 
 
 def _integrity(connection: sqlite3.Connection, *, whole: bool) -> Line:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import NamedTuple
 
 from app.features.clock import DAY_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.states import SELECT_ASIDE_COUNT
 
-SELECT_UNCONSUMED_COUNT = "SELECT COUNT(*), MIN(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL"
-SELECT_LETTER_COUNT = "SELECT COUNT(*) FROM dead_letters"
+SELECT_BACKLOG = f"""
+SELECT (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),
+       (SELECT MIN(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL),
+       (SELECT COUNT(*) FROM dead_letters), (SELECT COUNT(*) FROM owed_invalidations), ({SELECT_ASIDE_COUNT})
+"""
 AHEAD_MS = 300_000
 # Counted up to a limit: after a day with a wrong clock there can be any number of them.
 SELECT_AHEAD_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000)"
 SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms >= ? ORDER BY sent_by"
-SELECT_OWED_COUNT = "SELECT COUNT(*) FROM owed_invalidations"
 
 
 class Backlog(NamedTuple):
@@ -33,15 +34,7 @@ class Backlog(NamedTuple):
 
 async def backlog(database: Database) -> Backlog:
     """Count the pending work. Raises `StoreUnavailable`."""
-
-    def work(connection: sqlite3.Connection) -> Backlog:
-        unconsumed, oldest = connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()
-        (letters,) = connection.execute(SELECT_LETTER_COUNT).fetchone()
-        (owed,) = connection.execute(SELECT_OWED_COUNT).fetchone()
-        (unreadable,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
-        return Backlog(unconsumed, oldest, letters, owed, unreadable)
-
-    return await database.read(work)
+    return Backlog(*await database.row(SELECT_BACKLOG))
 
 
 async def events_ahead(database: Database, now_ms: int) -> int:

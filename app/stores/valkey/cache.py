@@ -63,7 +63,7 @@ return 0
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
-    """`pf:<epoch>:{<user>}:<feature>`: see above."""
+    """The key of a cell, `pf:<epoch>:{<user>}:<feature>`."""
     return _head(epoch, cell.user_id) + cell.feature.encode()
 
 
