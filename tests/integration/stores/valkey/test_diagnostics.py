@@ -35,9 +35,9 @@ async def test_server_in_order_is_diagnosed_as_ok(server: EmbeddedServer, flavou
     ("readings_s", "state", "text"),
     [
         ((0.9, 0.9), "ok", "differs from this machine's clock by at most"),
-        ((-2.5, -2.5), "warn", "2.5 s ahead"),
-        ((2.5, 2.5), "warn", "2.5 s behind"),
-        ((-400, -400), "bad", "400.0 s ahead"),
+        ((-2.5, -2.5), "warn", "ahead of"),
+        ((2.5, 2.5), "warn", "behind"),
+        ((-400, -400), "bad", "ahead of"),
         ((-4.5, -0.5), "ok", "differs from this machine's clock by at most"),  # 2.5 s ahead, but the reply took 4 s
     ],
 )

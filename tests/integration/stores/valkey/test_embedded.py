@@ -14,22 +14,18 @@ from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_opti
 from tests.support.servers import StartServer, ask, binary
 
 
-def test_contents_are_gone_when_a_cache_restarts(start_server: StartServer, flavour: str) -> None:
-    server = start_server(flavour, options=tuple(cache_options(8)))
+@pytest.mark.parametrize(
+    ("options", "policy", "kept"), [(cache_options(8), b"allkeys-lru", None), (queue_options(), b"noeviction", b"v")]
+)
+def test_only_a_queue_keeps_its_contents_when_it_restarts(
+    start_server: StartServer, flavour: str, options: list[str], policy: bytes, kept: bytes | None
+) -> None:
+    server = start_server(flavour, options=tuple(options))
     ask(server, "SET", "k", "v")
-    assert ask(server, "CONFIG", "GET", "maxmemory-policy") == [b"maxmemory-policy", b"allkeys-lru"]
+    assert ask(server, "CONFIG", "GET", "maxmemory-policy") == [b"maxmemory-policy", policy]
     server.stop()
     server.start()
-    assert ask(server, "DBSIZE") == 0
-    server.stop()
-
-
-def test_contents_are_kept_when_a_queue_restarts(start_server: StartServer, flavour: str) -> None:
-    server = start_server(flavour, options=tuple(queue_options()))
-    ask(server, "SET", "k", "v")
-    server.stop()
-    server.start()
-    assert ask(server, "GET", "k") == b"v"
+    assert ask(server, "GET", "k") == kept
     server.stop()
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -18,13 +17,6 @@ from app.stores.sqlite.users import SqliteUsers
 from tests.support.events import admitted, feedback, served
 
 NONE: frozenset[str] = frozenset()
-
-
-@pytest.fixture
-async def database(database_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(database_path, 1)
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

@@ -80,18 +80,13 @@ async def test_event_stays_consumed_when_its_letter_is_discarded(
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 
-async def test_reviving_a_missing_letter_does_nothing(letters: SqliteDeadLetters) -> None:
-    await letters.revive(7)
-    assert await letters.list(0, 10) == []
-
-
 async def test_revived_letter_is_deleted_when_its_event_was_pruned(
     event_log: SqliteEventLog, letters: SqliteDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
     await event_log.prune(NOW_MS + 1, 10)
-    await letters.revive(1)
+    assert await letters.revive(1, 7) == 1, "letter 7 does not exist"
     assert await letters.list(0, 10) == []
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
