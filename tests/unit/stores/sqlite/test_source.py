@@ -52,15 +52,15 @@ async def test_user_id_may_contain_any_character(database: Database, event_log: 
     assert snapshot.rows == [(1,)]
 
 
-async def test_sequence_number_is_zero_in_an_empty_database(database: Database) -> None:
-    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, [ComputeRow("ann", REGISTRY.full_mask)])
+async def test_sequence_number_is_zero_before_the_first_event_and_stays_after_pruning(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    source, everything = SqliteSource(database, REGISTRY), [ComputeRow("ann", REGISTRY.full_mask)]
+    snapshot = await source.compute(NOW_MS, everything)
     assert (snapshot.seq, snapshot.errors) == (0, {})
-
-
-async def test_sequence_number_stays_after_pruning(database: Database, event_log: SqliteEventLog) -> None:
     await event_log.append([[admitted(served()), admitted(served())]])
     await event_log.prune(NOW_MS + 1, 10)
-    assert (await SqliteSource(database, REGISTRY).compute(NOW_MS, [ComputeRow("ann", 1)])).seq == 2
+    assert (await source.compute(NOW_MS, everything)).seq == 2
 
 
 async def test_only_one_cell_fails_when_the_sql_fails_for_one_user(
@@ -74,14 +74,6 @@ async def test_only_one_cell_fails_when_the_sql_fails_for_one_user(
     assert list(snapshot.errors) == [(1, 1)]
     assert "integer overflow" in snapshot.errors[1, 1]
     assert snapshot.seq == 5
-
-
-async def test_value_is_invalid_when_the_sql_returns_several_rows(
-    database: Database, event_log: SqliteEventLog
-) -> None:
-    await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
-    snapshot = await SqliteSource(database, FAULTY).compute(NOW_MS, [ComputeRow("ann", FAULTY.mask(["two_rows"]))])
-    assert snapshot.rows[0][2] == b""
 
 
 async def test_sql_reads_only_the_requested_user_when_it_does_not_group(
