@@ -46,22 +46,20 @@ from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
-from app.stores.sqlite.change_feed import SqliteChangeFeed
+from app.stores.sqlite.change_feed import SqliteChangeFeed, clear_local_caches
 from app.stores.sqlite.cutoffs import SqliteCutoffs
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.event_queries import SqliteEventQueries
 from app.stores.sqlite.feature_check import check_features
-from app.stores.sqlite.local_cache_epoch import recall
 from app.stores.sqlite.outbox import unknown_decisions
-from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
+from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.rebuilds import SqliteRebuildRepository
-from app.stores.sqlite.recent_events import SqliteRecentEvents
-from app.stores.sqlite.registries import SqliteRegistries
+from app.stores.sqlite.registries import SqliteRegistries, announce
 from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
-from app.stores.sqlite.user_events import SqliteUserEvents
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, logger
@@ -184,11 +182,11 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         rebuilder = Rebuilder(
             cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
         )
-        clear_local_caches = partial(recall, database)
+        clear_caches = partial(clear_local_caches, database)
 
         async def drop(stale: Stale) -> None:
             await invalidator.invalidate(stale)
-            await clear_local_caches()
+            await clear_caches()
 
         # 4. Decisions and events.
         bandit = build_bandit(settings, database, reader.read_features, clock, metrics)
@@ -266,9 +264,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 runs=rebuild_runs, rebuilder=rebuilder, users=users, registry=registry, clock=clock
             ),
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
-            clear_local_caches=clear_local_caches,
+            clear_local_caches=clear_caches,
             inspector=inspector,
-            checker=ConsistencyChecker(inspector=inspector, events=SqliteRecentEvents(database), drop=drop),
+            checker=ConsistencyChecker(inspector=inspector, events=SqliteEventQueries(database), drop=drop),
             quality=quality,
             event_log=event_log,
             ingestor=ingestor,
@@ -285,7 +283,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 clock,
             ),
             users=users,
-            user_events=SqliteUserEvents(database),
+            user_events=SqliteEventQueries(database),
             erasure=Erasure(
                 users=users,
                 erase_jobs=queue.erase if queue is not None else _no_job,

@@ -1,1 +1,40 @@
-"""Alembic migrations: from an empty file to the schema that `app.stores.sqlite` speaks to."""
+"""Alembic migrations: from an empty file to the schema that `app.stores.sqlite` uses.
+
+Importing alembic takes longer than the whole rest of a start. `app.stores.sqlite.migrate` therefore imports this
+package only if there is something to migrate.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy.exc import DatabaseError
+
+from app.errors import SchemaMismatch, StoreUnavailable
+
+
+def configuration(path: Path) -> Config:
+    """Alembic's configuration for a database file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("database", str(path).replace("%", "%%"))
+    return config
+
+
+def upgrade(path: Path) -> None:
+    """Migrate a database to the newest revision. Create the file if it is missing.
+
+    Raises:
+        SchemaMismatch: the database is at a revision that this program does not know.
+        StoreUnavailable: the file cannot be written.
+    """
+    try:
+        command.upgrade(configuration(path), "head")
+    except CommandError as error:
+        raise SchemaMismatch(f"the database at {path} cannot be migrated by this program: {error}") from error
+    except (OSError, sqlite3.Error, DatabaseError) as error:
+        raise StoreUnavailable(f"cannot migrate the database at {path}: {error}") from error

@@ -1,7 +1,7 @@
-"""Alembic's entry: migrates the file named by the configuration, or by PROFILES_DATABASE.
+"""The entry point of alembic: migrates one database file.
 
-`app.stores.sqlite.upgrade` passes the path as the main option `database`; for alembic's own command line the settings
-name it.
+`app.migrations.upgrade` passes the path as the main option `database`. Alembic's own command line uses
+PROFILES_DATABASE.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from sqlalchemy.pool import NullPool
 from app.settings import Settings
 
 path = context.config.get_main_option("database") or str(Settings.from_environment().database)
-# As a name and nothing else: in a URL that is put together, `?` and `%` would mean something.
+# Not as a URL string, in which `?` and `%` in the path would have a meaning.
 engine = create_engine(URL.create("sqlite", database=str(Path(path).absolute())), poolclass=NullPool)
 
 
 @event.listens_for(engine, "connect")
 def _configure(connection, _record):  # type: ignore[no-untyped-def]
-    # The driver would commit before DDL; with explicit transactions a migration is whole or undone.
+    # Explicit transactions, so that a migration is atomic: the driver would commit before DDL.
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -12,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import Database, Parameters
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.migrate import migrate
 
@@ -64,9 +65,23 @@ async def wipe(database: Database) -> None:
 
 
 async def column(database: Database, sql: str, *parameters: object) -> list[object]:
-    """The first column of the result of a query."""
-    rows = await database.read(lambda connection: connection.execute(sql, parameters).fetchall())
-    return [row[0] for row in rows]
+    """The first column of a statement's rows."""
+    return [row[0] for row in await database.rows(sql, parameters)]
+
+
+def query_plan(path: Path, sql: str, parameters: Parameters = ()) -> list[str]:
+    """The steps of a statement's query plan."""
+    with closing(sqlite3.connect(path)) as connection:
+        return [str(step) for *_, step in connection.execute("EXPLAIN QUERY PLAN " + sql, parameters)]
+
+
+def steps(connection: sqlite3.Connection, sql: str, parameters: Parameters) -> int:
+    """Tens of virtual-machine instructions that a statement takes."""
+    taken = itertools.count()
+    connection.set_progress_handler(lambda: next(taken) < 0, 10)
+    connection.execute(sql, parameters).fetchall()
+    connection.set_progress_handler(None, 0)
+    return next(taken)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ class PlainSet(ValkeyCache):
 
 
 class _OneEpoch(Connections):
-    def epoch(self, lane: PipelinedConnection) -> str:
+    def epoch(self, connection: PipelinedConnection) -> str:
         return "forever"
 
 

@@ -97,7 +97,7 @@ def late_token() -> None:
 
 def constant_epoch() -> None:
     """All cache servers have the same epoch, also after a restart."""
-    _replace(Connections, "epoch", lambda self, lane: "forever")
+    _replace(Connections, "epoch", lambda self, connection: "forever")
 
 
 def open_gate() -> None:

@@ -1,4 +1,4 @@
-"""The facts, their log, what is owed to the cache, and the bookkeeping of admins.
+"""The facts and their log, owed invalidations, the cache registration, dead letters, rebuilds and the audit trail.
 
 Revision ID: 0001
 """

@@ -1,4 +1,4 @@
-"""What the admins' pages need: samples of every process, states and their beginnings, quality reports, sessions.
+"""Tables for the admin pages: samples of every process, component states, quality reports, ended sessions.
 
 Revision ID: 0002
 """
@@ -14,7 +14,7 @@ branch_labels = None
 depends_on = None
 
 TABLES = (
-    # What a process counted within some seconds, as JSON. Kept for somewhat more than the hour that is shown.
+    # `body`: the counts of a process over some seconds, as JSON. Kept for a little more than the hour that pages show.
     """CREATE TABLE samples (
         id INTEGER PRIMARY KEY,
         at_ms INTEGER NOT NULL,
@@ -42,7 +42,7 @@ TABLES = (
         body TEXT,
         error TEXT
     ) STRICT""",
-    # One at a time.
+    # One active report at a time.
     "CREATE UNIQUE INDEX quality_reports_active ON quality_reports (state IN ('queued', 'running')) "
     "WHERE state IN ('queued', 'running')",
     # Sessions that were signed out of before they expired.

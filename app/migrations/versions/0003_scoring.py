@@ -1,4 +1,4 @@
-"""What scoring and learning need: the learned state of every user, the pooled priors, the decisions, the roll-out.
+"""Tables for scoring and learning: the state of every user, pooled priors, decisions, the roll-out.
 
 Revision ID: 0003
 """
@@ -12,7 +12,7 @@ branch_labels = None
 depends_on = None
 
 TABLES = (
-    # The evidence alone: S and y of `app.bandit.model.sufficient_statistics`. The prior belongs to the spec.
+    # `evidence`: S and y of `app.bandit.model.sufficient_statistics`, without the prior, which belongs to the spec.
     """CREATE TABLE bandit_states (
         user_id TEXT PRIMARY KEY,
         spec_hash TEXT NOT NULL,
@@ -21,13 +21,13 @@ TABLES = (
         updated_at_ms INTEGER NOT NULL
     ) STRICT""",
     "CREATE INDEX bandit_states_by_spec ON bandit_states (spec_hash)",
-    # What the sums over all users went through: `changes` counts learning and erasing transactions, `erasures` users
-    # erased. Whoever kept something of a user in memory sees by it that this may be gone.
+    # `changes` counts transactions that learned or erased, `erasures` counts erased users. A process that has read data
+    # of a user compares `erasures` to notice that the user may have been erased since.
     """CREATE TABLE bandit_ledger (
         only INTEGER PRIMARY KEY CHECK (only = 1), changes INTEGER NOT NULL, erasures INTEGER NOT NULL
     ) STRICT""",
     "INSERT INTO bandit_ledger (only, changes, erasures) VALUES (1, 0, 0)",
-    # `changes`: those of the ledger that the sums had seen.
+    # `changes`: the ledger's count when the prior was pooled.
     """CREATE TABLE bandit_priors (
         version INTEGER PRIMARY KEY AUTOINCREMENT,
         spec_hash TEXT NOT NULL,
@@ -37,9 +37,10 @@ TABLES = (
         changes INTEGER NOT NULL,
         created_at_ms INTEGER NOT NULL
     ) STRICT""",
-    # A decision, in the order made. What a look at the roll-out reads stands before what is long, so that it need not
-    # follow overflow pages. What the other policy would have done is written later: NULL until then, all of it at once.
-    # `champion_p` and `challenger_p` are the probabilities of the chosen candidate; `agree`: both rank the same first.
+    # Decisions, in the order in which they were made. The columns that evaluate a roll-out stand before the long ones,
+    # so that reading them follows no overflow page. The columns of the other policy are NULL until its shadow is
+    # stored, all in one statement. `champion_p` and `challenger_p` are the probabilities of the chosen candidate.
+    # `agree`: both policies rank the same candidate first.
     """CREATE TABLE tip_scores (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         decision_id TEXT NOT NULL UNIQUE,
@@ -81,25 +82,25 @@ TABLES = (
     "CREATE UNIQUE INDEX tip_scores_by_request ON tip_scores (request_id) WHERE request_id IS NOT NULL",
     "CREATE INDEX tip_scores_by_user ON tip_scores (user_id)",
     "CREATE INDEX tip_scores_by_time ON tip_scores (created_at_ms)",
-    # What an event without a decision's id is joined to: the newest of that user and tip that is not settled.
+    # Finds the decision of an event without a decision id: the newest unsettled one of that user and tip.
     "CREATE INDEX tip_scores_unsettled ON tip_scores (user_id, chosen_id) WHERE state IN ('open', 'served')",
-    # What the sweep settles.
+    # The decisions that the sweep settles.
     "CREATE INDEX tip_scores_open ON tip_scores (created_at_ms) WHERE state = 'open'",
     "CREATE INDEX tip_scores_served ON tip_scores (served_at_ms) WHERE state = 'served'",
-    # The oldest of these: what is newer waits to be evaluated.
+    # Finds the oldest unsettled decision. Newer ones wait to be evaluated.
     "CREATE INDEX tip_scores_pending ON tip_scores (number) WHERE state IN ('open', 'served')",
-    # What is evaluated, in the order made. It holds all that counting needs.
+    # The decisions to evaluate, in order. Covers the queries that count them.
     """CREATE INDEX tip_scores_evaluated ON tip_scores (number, champion_p, role, state, explore)
         WHERE state = 'learned' AND explore = 1""",
-    # Events that concerned a decision, once each, and what came of them. One that is delivered again is found here;
-    # otherwise, where it names no decision, it would be joined to the next older one.
+    # Each event that concerned a decision, and its outcome. An event that is delivered again is found here. Otherwise,
+    # if it names no decision, it would be attributed to the next older one.
     """CREATE TABLE decision_events (
         seq INTEGER PRIMARY KEY,
         number INTEGER NOT NULL,
         outcome TEXT NOT NULL CHECK (outcome IN ('served', 'learned', 'repeated', 'late', 'other tip'))
     ) STRICT""",
     "CREATE INDEX decision_events_by_decision ON decision_events (number)",
-    # Who serves. `share` of the users get the challenger. Decisions with a number above `evaluated_after` count.
+    # The policy that serves. The challenger serves a `share` of the users. Decisions above `evaluated_after` count.
     """CREATE TABLE rollout (
         only INTEGER PRIMARY KEY CHECK (only = 1),
         stage TEXT NOT NULL CHECK (stage IN ('shadow', 'ramp', 'promoted', 'rolled back')),

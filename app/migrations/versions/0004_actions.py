@@ -1,8 +1,9 @@
-"""The database accepts any action: `app.features.events.Action` declares them, and ingest rejects every other name.
+"""The database accepts any action. `app.features.events.Action` declares the actions, and ingest rejects other names.
 
-Two CHECK constraints go by the procedure of https://sqlite.org/lang_altertable.html#otheralter for changes that do not
-affect stored rows: only the text of the tables changes, however many rows they have. The new schema version, set in the
-same transaction, makes every other connection read the schema again; those of the previous release may stay open.
+Two CHECK constraints are removed with the procedure of https://sqlite.org/lang_altertable.html#otheralter for changes
+that do not affect stored rows: only the definition of the tables changes, however many rows they have. The same
+transaction increases the schema version, so that other connections read the schema again. Those of the previous release
+may stay open.
 
 Revision ID: 0004
 """
@@ -39,17 +40,17 @@ def downgrade() -> None:
 
 
 def _replace(connection: Connection, table: str, old: str, new: str) -> None:
-    """Replace a piece of a table's definition that does not affect how its rows are stored."""
+    """Replace a part of a table's definition that does not affect how its rows are stored."""
     definition = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = :table").bindparams(table=table)
     layout = text("SELECT * FROM pragma_table_xinfo(:table)").bindparams(table=table)
     sql, before = connection.execute(definition).scalar_one(), connection.execute(layout).all()
     if sql.count(old) != 1:
-        raise CommandError(f"{table} is not as the earlier revisions made it: {old!r} is not in it once")
+        raise CommandError(f"the earlier revisions did not create {table} like this: {old!r} is not in it once")
     _define(connection, table, sql.replace(old, new))
     version = connection.execute(text("PRAGMA schema_version")).scalar_one()
     connection.execute(text(f"PRAGMA schema_version = {version + 1}"))
-    connection.execute(text("PRAGMA writable_schema = RESET"))  # off; this connection reads the schema again, too
-    if connection.execute(layout).all() != before:  # stored rows could not be read any more
+    connection.execute(text("PRAGMA writable_schema = RESET"))  # off, and this connection reads the schema again
+    if connection.execute(layout).all() != before:  # the stored rows would be unreadable
         raise CommandError(f"the columns of {table} would change")
 
 

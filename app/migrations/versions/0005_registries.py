@@ -1,4 +1,4 @@
-"""What processes tell each other about features: which registries they serve, and which features are disabled.
+"""The registries that processes serve, and the features that are disabled.
 
 Revision ID: 0005
 """

@@ -1,4 +1,4 @@
-"""Who sent an event, so that a producer whose `decision_id` is wrong can be named.
+"""The sender of an event, and counts of events with an unknown `decision_id` by sender.
 
 Revision ID: 0006
 """

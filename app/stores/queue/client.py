@@ -19,7 +19,7 @@ from arq.constants import default_queue_name, health_check_key_suffix, job_key_p
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Overloaded, QueueUnavailable
 from app.events.naming import names, not_naming
-from app.stores.valkey.pool import AWAY, blocking_pool, told
+from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import Metrics, logger
 
 QUEUE = default_queue_name
@@ -218,7 +218,7 @@ class Queue:
         try:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except AWAY as error:
-            raise QueueUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
+            raise QueueUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error
 
     async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
         try:

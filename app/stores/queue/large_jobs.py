@@ -20,7 +20,7 @@ from redis.exceptions import WatchError
 from app.errors import InvalidInput, QueueUnavailable
 from app.events.naming import names
 from app.stores.queue.client import LARGE_TIP_EVENTS, PICKLED, TIP_EVENTS, burial, is_pickle, serialize
-from app.stores.valkey.pool import AWAY, told
+from app.stores.valkey.pool import AWAY, public_reason
 
 PIECE_BYTES = 256 * 1024
 PIECE_EVENTS = 1_000
@@ -175,7 +175,7 @@ def _asking() -> Iterator[None]:
     try:
         yield
     except AWAY as error:
-        raise QueueUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
+        raise QueueUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error
 
 
 def _first(head: bytes) -> Position:

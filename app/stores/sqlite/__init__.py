@@ -1,1 +1,1 @@
-"""SQLite: the facts, the log of events, what is owed, and the bookkeeping of admins."""
+"""SQLite: the event log, the computation of features, and the repositories of all other rows."""

@@ -1,4 +1,4 @@
-"""The audit trail in SQLite: entries are added and settled once, never deleted."""
+"""The audit trail: entries are added and settled once, never deleted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from app.stores.sqlite.database import Database
 NEWEST = 2**63 - 1
 INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?)"
 UPDATE_OUTCOME = "UPDATE audit_trail SET outcome = ? WHERE id = ? AND outcome = 'begun'"
+# No index serves the filters: a filter that matches nothing scans a million entries in 0.1 s, and admins ask rarely.
 SELECT_AUDIT = """
 SELECT id, at_ms, actor, action, subject, outcome FROM audit_trail
 WHERE id < :before
@@ -18,8 +19,7 @@ WHERE id < :before
     AND (:subject IS NULL OR subject = :subject)
 ORDER BY id DESC LIMIT :limit
 """
-# Of the newest: a look through a million entries takes 0.4 s, and the filters are worth 4 ms. The page itself needs no
-# index: a filter that nothing matches looks through a million entries in 0.1 s, and admins act at a human's pace.
+# Among the newest entries only: 4 ms instead of 0.4 s with a million of them.
 SELECT_ACTORS = """
 SELECT DISTINCT actor FROM (SELECT actor FROM audit_trail ORDER BY id DESC LIMIT 10000) ORDER BY actor
 """
@@ -35,35 +35,25 @@ class SqliteAuditTrail:
         self._database = database
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
-        """Committed when it returns."""
-
         def work(connection: sqlite3.Connection) -> int:
             return connection.execute(INSERT_AUDIT, (at_ms, actor, action, subject, outcome)).lastrowid or 0
 
         return await self._database.write(work)
 
     async def settle(self, entry_id: int, outcome: str) -> None:
-        """Once; a settled entry stays as it is."""
-        await self._database.write(lambda connection: connection.execute(UPDATE_OUTCOME, (outcome, entry_id)))
+        """Record the outcome of an entry that has none yet."""
+        await self._database.execute(UPDATE_OUTCOME, (outcome, entry_id))
 
     async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
-        """By id, backwards."""
+        """Entries with an id below `before`, newest first."""
         parameters = {**wanted._asdict(), "before": before, "limit": limit}
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_AUDIT, parameters).fetchall())
-        return [AuditEntry(*row) for row in rows]
+        return [AuditEntry(*row) for row in await self._database.rows(SELECT_AUDIT, parameters)]
 
     async def newest(self, limit: int) -> list[AuditEntry]:
-        """The first page of all."""
         return await self.page(AuditFilter(), NEWEST, limit)
 
     async def actors(self) -> list[str]:
-        """By name."""
-        return await self._distinct(SELECT_ACTORS)
+        return [name for (name,) in await self._database.rows(SELECT_ACTORS)]
 
     async def actions(self) -> list[str]:
-        """By name."""
-        return await self._distinct(SELECT_ACTIONS)
-
-    async def _distinct(self, statement: str) -> list[str]:
-        rows = await self._database.read(lambda connection: connection.execute(statement).fetchall())
-        return [name for (name,) in rows]
+        return [name for (name,) in await self._database.rows(SELECT_ACTIONS)]

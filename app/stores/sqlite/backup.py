@@ -1,8 +1,8 @@
-"""Backing the database up while it is written to, and putting a backup in its place.
+"""Backs up the database while it is written to, restores backups, and adopts copies.
 
-A backup has an id of its own. A restored database gets a new one, and a higher sequence number. The id is part of
-every cache key's epoch, so values cached from the database that was replaced are out of reach, whatever the cache still
-holds. A backup gets owner and mode of the database, and a restored one those of the file that it replaces.
+A backup gets a new id, and a restored database another new id and a higher sequence number. The id is part of the epoch
+in every cache key, so values cached from the replaced database are not read again. A backup keeps owner and mode of the
+database, and a restored database those of the file that it replaces.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from app.errors import Conflict, InvalidInput, StoreFull, StoreUnavailable
-from app.stores.sqlite.connection import check_rights, connect, read_only_uri, unavailable
+from app.stores.sqlite.connection import check_rights, connect, error_name, read_only_uri, unavailable
 from app.stores.sqlite.database import check_schema, draw_id
 
-# https://sqlite.org/fileformat2.html: the bytes from PENDING_BYTE on, which no page uses.
+# The bytes from PENDING_BYTE on, which no page uses: https://sqlite.org/fileformat2.html
 LOCKED_FROM, LOCK_BYTES = 0x40000000, 512
 PAGES = 4_096
-UPDATE_SESSION_SECRET = "UPDATE service SET value = ? WHERE name = 'session_secret'"  # noqa: S105  # no secret
+UPDATE_SESSION_SECRET = "UPDATE service SET value = ? WHERE name = 'session_secret'"  # noqa: S105  # a statement
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event_log'"
 
 
 def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = lambda left, total: None) -> None:
-    """Copy a database, consistent as of one moment, while others write to it. `on_step(pages left, pages)`.
+    """Copy one snapshot of a database while processes write to it. `on_step` is called with the pages left and in all.
 
     Raises:
         Conflict: the target exists.
-        StoreUnavailable: the database cannot be read, or the target not written; no half copy stays.
+        StoreUnavailable: the database cannot be read, or the target cannot be written. No partial copy is left.
     """
     if target.exists():
-        raise Conflict(f"{target} exists already; a backup never overwrites")
+        raise Conflict(f"{target} already exists, and a backup never overwrites; name another file")
     part = target.with_name(target.name + ".part")
     try:
         _create(part)
         with closing(connect(database, read_only=True)) as source, closing(sqlite3.connect(part)) as copy:
-            source.execute("BEGIN")  # one snapshot for all steps; readers and writers go on
+            source.execute("BEGIN")  # one snapshot for all steps; it blocks neither readers nor writers
             source.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
             source.backup(copy, pages=PAGES, progress=lambda _, left, total: on_step(left, total))
             copy.execute("PRAGMA journal_mode = DELETE")
@@ -54,13 +54,13 @@ def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = l
 
 
 def restore(source: Path, database: Path) -> None:
-    """Put a backup in the place of the database, which no process may have open.
+    """Replace the database by a backup. No process may have the database open.
 
     Raises:
-        InvalidInput: the source is no sound database of this service.
-        SchemaMismatch: it is at another revision; migrate it first, or use the program it belongs to.
-        Conflict: some process has the database open.
-        StoreUnavailable: the files cannot be read or written, or there is no room; the database is as it was.
+        InvalidInput: the source is damaged, or is no database of this service.
+        SchemaMismatch: the source is at another revision; migrate it first, or use the release that wrote it.
+        Conflict: a process has the database open.
+        StoreUnavailable: the files cannot be read or written, or there is no room; the database is unchanged.
     """
     part = database.with_name(database.name + ".restoring")
     try:
@@ -70,15 +70,15 @@ def restore(source: Path, database: Path) -> None:
             old.backup(new)
             _check(new, source)
             draw_id(new)
-            new.execute(UPDATE_SESSION_SECRET, (secrets.token_hex(32),))  # holders of the backup may know the old one
+            new.execute(UPDATE_SESSION_SECRET, (secrets.token_hex(32),))  # anyone with the backup can read the old one
             new.execute(UPDATE_SEQ)
             new.commit()
-        with _alone(database):
+        with _exclusive(database):
             _put(part, database, like=database if database.exists() else source)
     except sqlite3.DatabaseError as error:
         if isinstance(refused := unavailable(error), StoreFull):
             raise refused from error
-        raise InvalidInput(f"{source} is no sound database: {error}") from error
+        raise InvalidInput(f"{source} is damaged, or is no database: {error}") from error
     except OSError as error:
         raise StoreUnavailable(f"cannot restore {database} from {source}: {error}") from error
     finally:
@@ -86,21 +86,21 @@ def restore(source: Path, database: Path) -> None:
 
 
 def adopt(database: Path) -> None:
-    """Give a database a new id, if the program cannot tell that it is a copy: its volume was cloned, for instance.
+    """Give a database a new id. Needed for copies that the program cannot recognise, such as a cloned volume.
 
     Raises:
-        Conflict: some process has the database open.
+        Conflict: a process has the database open.
         SchemaMismatch: it is at another revision.
-        StoreUnavailable: there is none, it is damaged, or it cannot be written.
+        StoreUnavailable: it does not exist, is damaged, or cannot be written.
     """
     with closing(connect(database, read_only=False)) as connection:
         check_schema(connection, database)
     try:
-        with _alone(database) as alone:
-            if alone is None:
-                raise StoreUnavailable(f"the database at {database} is damaged")
-            draw_id(alone)
-            alone.execute("COMMIT")
+        with _exclusive(database) as connection:
+            if connection is None:
+                raise StoreUnavailable(f"the database at {database} is damaged; restore a backup")
+            draw_id(connection)
+            connection.execute("COMMIT")
     except sqlite3.DatabaseError as error:
         raise unavailable(error) from error
 
@@ -113,30 +113,30 @@ def _check(copy: sqlite3.Connection, source: Path) -> None:
 
 
 @contextmanager
-def _alone(database: Path) -> Iterator[sqlite3.Connection | None]:
-    """Keep other processes out, and leave no write-ahead log; raises `Conflict` if one has the database open.
+def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
+    """Lock the database exclusively, and delete its write-ahead log. Raises `Conflict` if a process has it open.
 
-    Gives a connection within a transaction, or None if SQLite cannot read the file or there is none.
+    Yields a connection in a transaction; None if the file does not exist or is damaged.
 
-    The log must be gone before another file takes the database's place: 1. the file is replaced; 2. we are killed;
-    3. the next process that opens it finds the old log beside it, and plays it back into the wrong database. Afterwards
-    is too late: a log of that name may be that of a process that has opened the new file.
+    The log must be deleted before the file is replaced. Otherwise: 1. the file is replaced; 2. this process is killed;
+    3. the next process finds the old log and replays it into the new database. After the replacement is too late: the
+    log may then belong to a process that has opened the new file.
     """
     if not database.exists():
-        _forget_log(database)
+        _delete_log(database)
         yield None
         return
     check_rights(database)
     with closing(sqlite3.connect(database, timeout=0.2, isolation_level=None)) as connection:
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            # Closing a connection in WAL mode would delete a log by its name, too.
+            # Leave WAL mode: closing a connection in WAL mode would delete a log by its name.
             if connection.execute("PRAGMA journal_mode = DELETE").fetchone() != ("delete",):
                 raise _in_use(database)
             connection.execute("BEGIN EXCLUSIVE")
             damaged = False
         except sqlite3.DatabaseError as error:
-            name = getattr(error, "sqlite_errorname", "")
+            name = error_name(error)
             if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
                 raise _in_use(database) from error
             if not name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
@@ -145,14 +145,14 @@ def _alone(database: Path) -> Iterator[sqlite3.Connection | None]:
         if not damaged:
             yield connection
             return
-    with _locked(database):  # what SQLite cannot read, it does not lock; and this is when one restores
-        _forget_log(database)
+    with _locked(database):  # SQLite locks no file that it cannot read, and restoring is for damaged files
+        _delete_log(database)
         yield None
 
 
 @contextmanager
 def _locked(database: Path) -> Iterator[None]:
-    """The lock that SQLite would take, on the bytes where every connection to a database in WAL mode holds its own."""
+    """Take the lock that SQLite would take: every connection in WAL mode holds a shared lock on these bytes."""
     with database.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_BYTES, LOCKED_FROM)
@@ -165,21 +165,21 @@ def _in_use(database: Path) -> Conflict:
     return Conflict(f"{database} is in use; stop every process of the service first")
 
 
-def _forget_log(database: Path) -> None:
+def _delete_log(database: Path) -> None:
     for suffix in ("-wal", "-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 
 def _create(part: Path) -> None:
-    """An empty file that only its owner may read, in the place of one that a killed process left."""
+    """Create an empty file that only its owner may read. Replaces a file that a killed process left."""
     part.unlink(missing_ok=True)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _put(part: Path, target: Path, like: Path) -> None:
-    """Put a whole file in place, so that it stands there after a loss of power, too, with owner and mode of another."""
+    """Rename `part` to `target` durably, with the owner and mode of `like`."""
     model = like.stat()
-    with suppress(PermissionError):  # only root may give a file away
+    with suppress(PermissionError):  # only root may change the owner
         os.chown(part, model.st_uid, model.st_gid)
     part.chmod(stat.S_IMODE(model.st_mode))
     part.replace(target)

@@ -1,8 +1,12 @@
-"""The change feed of the event log: the users of the events committed since the last look.
+"""The change feed of the event log, and the local cache epoch.
 
-The log is written in the order of its sequence numbers, so whatever is new lies above the last one seen. Invariant: a
-look names every event that was committed before it began and that no look has named; if an event was erased before it
-could be named, the look says that everything must be forgotten.
+The feed names the users of newly committed events. The log is written in the order of its sequence numbers, so new
+events lie above the last one seen. The epoch covers the changes that no event shows: a user was erased, values were
+rebuilt, an owed invalidation was made. It is advanced in the same transaction, or once the new values are in the cache;
+every process then clears its local cache (`app.profiles.online.local_cache`).
+
+Invariant: a look names the user of every event that was committed before the look began and that no look has covered.
+If the event was erased meanwhile, the look returns None instead.
 """
 
 from __future__ import annotations
@@ -11,9 +15,9 @@ from collections.abc import Mapping
 
 from app.features.events import KNOWN_SUBJECTS
 from app.stores.sqlite.data_version import DataVersion
-from app.stores.sqlite.local_cache_epoch import SELECT_RECALLS
+from app.stores.sqlite.database import Database
 
-# With more events than this, forgetting everything is cheaper than going through them on the event loop's thread.
+# With more events than this, clearing the local cache is cheaper than handling each on the event loop's thread.
 TAIL_CAP = 2_000
 SELECT_POSITION = "SELECT COALESCE(MAX(seq), 0) FROM event_log"
 SELECT_TAIL = "SELECT seq, user_id FROM event_log WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -21,37 +25,53 @@ _SUBJECTS = sorted(KNOWN_SUBJECTS)
 SELECT_NEWEST = "SELECT EXISTS (SELECT 1 FROM owed_invalidations WHERE user_id = :user), " + ", ".join(
     f"(SELECT MAX(seq) FROM event_log WHERE user_id = :user AND subject = '{subject}')" for subject in _SUBJECTS
 )
+SELECT_LOCAL_CACHE_EPOCH = "SELECT COALESCE((SELECT value FROM service WHERE name = 'recalls'), '0')"
+ADVANCE_LOCAL_CACHE_EPOCH = """
+INSERT INTO service (name, value) VALUES ('recalls', '1')
+ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)
+"""
+
+
+async def clear_local_caches(database: Database) -> None:
+    """Make every process clear its local cache before its next hit. Raises `StoreUnavailable`."""
+    await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 
 
 class SqliteChangeFeed:
     """Implements `app.profiles.ports.ChangeFeed`."""
 
-    def __init__(self, database: DataVersion) -> None:
+    def __init__(self, data_version: DataVersion) -> None:
         """Raises `StoreUnavailable`."""
-        self._database = database
+        self._data_version = data_version
         self._version: int | None = None
-        self._recalls = ""
+        self._epoch = ""
         self._position = 0
-        self.changed_users()  # so that the first look after this names no older event
+        self.changed_users()  # the next look names only events that are committed from now on
 
     def changed_users(self) -> frozenset[str] | None:
-        """Look now. Raises `StoreUnavailable`."""
-        version = self._database.current()
+        """The users of the events committed since the last look; None if local caches must be cleared.
+
+        Raises `StoreUnavailable`.
+        """
+        version = self._data_version.current()
         if version == self._version:
             return frozenset()
-        # A commit between these queries changes the version again, so the next look comes here. The recalls come after
-        # the tail: an erasure in between took no event away that the tail did not show.
-        tail = self._database.rows(SELECT_TAIL, (self._position, TAIL_CAP + 1))
-        (recalls,) = self._database.row(SELECT_RECALLS)
-        all_gone = recalls != self._recalls or len(tail) > TAIL_CAP
-        if all_gone:
-            (self._position,) = self._database.row(SELECT_POSITION)
+        # A commit between these queries changes the version again, so the next look queries again. The epoch is read
+        # last: an erasure before it may have removed events from the tail, and has advanced the epoch.
+        tail = self._data_version.rows(SELECT_TAIL, (self._position, TAIL_CAP + 1))
+        (epoch,) = self._data_version.row(SELECT_LOCAL_CACHE_EPOCH)
+        clear = epoch != self._epoch or len(tail) > TAIL_CAP
+        if clear:
+            (self._position,) = self._data_version.row(SELECT_POSITION)
         elif tail:
             self._position = tail[-1][0]
-        self._version, self._recalls = version, recalls
-        return None if all_gone else frozenset(user_id for _, user_id in tail)
+        self._version, self._epoch = version, epoch
+        return None if clear else frozenset(user_id for _, user_id in tail)
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """By subject; None while an invalidation is owed. Raises `StoreUnavailable`."""
-        owed, *row = self._database.row(SELECT_NEWEST, {"user": user_id})
+        """The user's newest sequence number by subject; None if an invalidation of the user is owed.
+
+        Raises `StoreUnavailable`.
+        """
+        owed, *row = self._data_version.row(SELECT_NEWEST, {"user": user_id})
         return None if owed else {subject: seq for subject, seq in zip(_SUBJECTS, row, strict=True) if seq is not None}

@@ -1,7 +1,7 @@
-"""Opening SQLite, and running work on a connection's thread in one hop.
+"""Opens SQLite connections, and runs several statements on a connection's thread in one hop.
 
-Every connection is in autocommit mode (transactions are explicit) and never checkpoints by itself: SQLite before 3.51.3
-can corrupt a WAL when two connections checkpoint and write at once, so only `app.stores.sqlite.database` checkpoints,
+Every connection is in autocommit mode, with explicit transactions. None checkpoints automatically: SQLite before 3.51.3
+can corrupt a WAL when two connections checkpoint and write at once. Only `app.stores.sqlite.database` checkpoints,
 while it holds the write lock.
 """
 
@@ -25,16 +25,16 @@ from app.errors import StoreFull, StoreUnavailable
 T = TypeVar("T")
 MIN_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_S = 5.0
-# Virtual-machine instructions between two checks of a statement's deadline, about ten milliseconds. Each check needs
+# Virtual-machine instructions between two checks of a statement's deadline: about ten milliseconds. Each check needs
 # the GIL, which a busy event loop holds for up to five milliseconds.
-INSTRUCTIONS_PER_LOOK = 500_000
-RESERVE_BYTES = 128 * 1024  # of which the index of the WAL takes 32 KiB
-# A full disk; a quota or a limit of file sizes; no room for the index of the WAL.
+INSTRUCTIONS_PER_CHECK = 500_000
+RESERVE_BYTES = 128 * 1024  # the index of the WAL takes 32 KiB of them
+# In this order: a full disk, a quota or a limit of file sizes, no room for the index of the WAL.
 NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
 
 class _Run:
-    """One call of `ThreadConnection.run`. The event loop's thread sets `abandoned`, the connection's the rest."""
+    """One call of `ThreadConnection.run`. The event loop sets `abandoned`, the connection's thread sets `deadline`."""
 
     __slots__ = ("abandoned", "deadline")
 
@@ -44,7 +44,7 @@ class _Run:
 
 
 class ThreadConnection(aiosqlite.Connection):
-    """An aiosqlite connection that also runs a function on its thread: one hop for many statements."""
+    """An aiosqlite connection that also runs a function on its thread, so that many statements cost one hop."""
 
     _current: _Run | None = None
     closing = False
@@ -52,12 +52,12 @@ class ThreadConnection(aiosqlite.Connection):
     async def run(self, work: Callable[[sqlite3.Connection], T], timeout_s: float = math.inf) -> T:
         """Call `work` with the sqlite3 connection, on the connection's thread.
 
-        A reader's statement that still runs after `timeout_s` seconds, when the caller is cancelled, or when the
-        connection is closed, is interrupted: it raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The connection
-        stays usable: the next call waits until the interrupted one has returned, some ten milliseconds.
+        A reader's statement is interrupted after `timeout_s` seconds, when the caller is cancelled, and when the
+        connection is closed. It then raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The connection stays
+        usable: the next call waits some ten milliseconds, until the interrupted one has returned.
 
         Raises:
-            StoreUnavailable: it was closed, as at shutdown.
+            StoreUnavailable: the connection is closed.
         """
         if self._connection is None:
             raise StoreUnavailable("the database is closed")
@@ -80,24 +80,24 @@ class ThreadConnection(aiosqlite.Connection):
         return result
 
     def watch(self, connection: sqlite3.Connection) -> None:
-        """Interrupt the statements of `connection`, which is this one's own, when their time is over."""
-        connection.set_progress_handler(self._is_over, INSTRUCTIONS_PER_LOOK)
+        """Interrupt statements after their deadline. `connection` is the sqlite3 connection of this object."""
+        connection.set_progress_handler(self._must_stop, INSTRUCTIONS_PER_CHECK)
 
-    def _is_over(self) -> bool:
+    def _must_stop(self) -> bool:
         run = self._current
         return self.closing or (run is not None and (run.abandoned or monotonic() > run.deadline))
 
     async def close(self) -> None:
-        """Interrupt what runs, and close."""
+        """Interrupt the running statement and close."""
         self.closing = True
         await super().close()
 
 
 def check_rights(path: Path) -> None:
-    """Raise `StoreUnavailable` unless this process may write to a database: to its directory and to its logs, too.
+    """Raise `StoreUnavailable` unless this process may write to the database, its directory and its logs.
 
-    Even a reader makes the logs where there are none. Left behind by another account, they keep the owner of the
-    database from writing to it.
+    Readers need the right, too: they create missing logs. If another account owned these, the owner of the database
+    could not write to it.
     """
     effective = os.access in os.supports_effective_ids
     for file in (path, path.parent, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
@@ -105,8 +105,8 @@ def check_rights(path: Path) -> None:
             owner = _account(file.stat().st_uid)
             raise StoreUnavailable(
                 f"the database at {path} cannot be used: {_account(os.geteuid())} may not write to {file}, which "
-                f"belongs to {owner}; run the command as the owner of the database, or give that account the right",
-                "its files cannot be written to by the account of this process",
+                f"belongs to {owner}; run the command as the owner of the database, or grant the right",
+                "the account of this process may not write to its files",
             )
 
 
@@ -118,28 +118,28 @@ def _account(uid: int) -> str:
 
 
 def read_only_uri(path: Path) -> str:
-    """The URI under which SQLite opens exactly this file, whatever characters its name has, and writes nothing."""
+    """A URI that opens exactly this file without writing to it, whatever characters its name contains."""
     return f"file://{quote(str(path.absolute()))}?mode=ro"
 
 
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """Open an existing database file. Where there is no room for its logs, the reserve makes room, once.
+    """Open an existing database file. If the disk is too full for its logs, delete the reserve and try again.
 
     Raises:
-        StoreUnavailable: when the file is missing, is no database, or cannot be opened.
+        StoreUnavailable: the file is missing, is no database, or cannot be opened.
     """
     if sqlite3.sqlite_version_info < MIN_SQLITE:
-        raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 is the least")
+        raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; use SQLite 3.38 or later")
     if not path.is_file():
         raise StoreUnavailable(f"there is no database at {path}; run `profiles migrate` first")
     check_rights(path)
     try:
-        return _connect(path, read_only, busy_timeout_s)
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", None) not in NO_ROOM or not _reserve(path).exists():
-            raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
-    _reserve(path).unlink(missing_ok=True)
-    try:
+        try:
+            return _connect(path, read_only, busy_timeout_s)
+        except sqlite3.Error as error:
+            if error_name(error) not in NO_ROOM or not _reserve(path).exists():
+                raise
+        _reserve(path).unlink(missing_ok=True)
         return _connect(path, read_only, busy_timeout_s)
     except sqlite3.Error as error:
         raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
@@ -152,7 +152,7 @@ def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Conn
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
-        # A restart of the WAL also truncates the file, so its size tells how much waits for a checkpoint.
+        # A restart of the WAL also truncates it, so the size of the file is the amount that waits for a checkpoint.
         connection.execute("PRAGMA journal_size_limit = 0")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -166,10 +166,10 @@ def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Conn
 
 
 def keep_reserve(path: Path) -> None:
-    """Keep a file beside the database that can be deleted for the room that opening it takes on a full disk."""
+    """Create a file beside the database. On a full disk, `connect` deletes it to make room for the logs."""
     if not _reserve(path).exists():
         try:
-            _reserve(path).write_bytes(os.urandom(RESERVE_BYTES))  # zeros might take no room
+            _reserve(path).write_bytes(os.urandom(RESERVE_BYTES))  # a sparse file of zeros might take no room
         except OSError:
             _reserve(path).unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ def _reserve(path: Path) -> Path:
 
 
 async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
-    """Open a connection with a thread of its own. It must be closed, or the interpreter does not exit."""
+    """Open a connection with its own thread. It must be closed, or the interpreter does not exit."""
     connection = ThreadConnection(lambda: connect(path, read_only=read_only), iter_chunk_size=64)
     await connection
     if read_only:
@@ -187,8 +187,13 @@ async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
     return connection
 
 
+def error_name(error: sqlite3.Error) -> str:
+    """The name of SQLite's result code, such as `SQLITE_FULL`; empty if the driver raised the error itself."""
+    return getattr(error, "sqlite_errorname", "")
+
+
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:
-    """The error of the tree for a database that is locked, full, broken or gone."""
-    if getattr(error, "sqlite_errorname", None) in NO_ROOM:
+    """The `StoreUnavailable` for an error of SQLite: the database is locked, full, broken or missing."""
+    if error_name(error) in NO_ROOM:
         return StoreFull(f"the database has no room to write: {error}")
     return StoreUnavailable(f"the database does not answer: {error}")

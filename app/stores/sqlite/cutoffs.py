@@ -1,4 +1,4 @@
-"""Up to which moment old events and decisions have been deleted. Implements `app.events.retention.Cutoffs`."""
+"""The moments up to which old events and decisions have been deleted."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) 
 
 
 class SqliteCutoffs:
-    """Rows of the table `service`. Every method raises `StoreUnavailable`."""
+    """Implements `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def cutoff(self, what: str) -> int | None:
-        """The stored moment."""
-        row = await self._database.read(lambda connection: connection.execute(SELECT_CUTOFF, (what,)).fetchone())
+        row = await self._database.row(SELECT_CUTOFF, (what,))
         return int(row[0]) if row is not None else None
 
     async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
-        """Committed when this returns."""
-        await self._database.write(lambda connection: connection.execute(UPSERT_CUTOFF, (what, str(cutoff_ms))))
+        await self._database.execute(UPSERT_CUTOFF, (what, str(cutoff_ms)))

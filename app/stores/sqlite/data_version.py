@@ -1,17 +1,17 @@
-"""The connection on which a process asks, on the event loop's thread, what other connections have committed.
+"""A connection that the event loop's thread uses to learn what other connections have committed.
 
-A hop to another thread would cost more than the query. While no connection commits, each question costs one
-`PRAGMA data_version`. Invariant: an answer was committed, and true, at some moment since the question was asked.
+A hop to another thread would cost more than these queries. While no connection commits, a question costs one
+`PRAGMA data_version`. Invariant: an answer was true and committed at some moment after the question was asked.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.stores.sqlite.connection import connect, unavailable
+from app.stores.sqlite.database import Parameters
 
 BUSY_TIMEOUT_S = 0.02
 SELECT_DATA_VERSION = "PRAGMA data_version"
@@ -23,12 +23,14 @@ SELECT EXISTS (SELECT 1 FROM owed_invalidations),
 
 
 class State(NamedTuple):
-    """Whether an invalidation is owed; which server is registered as the cache, under which generation; which features
-    are disabled, as JSON of `app.profiles.availability.Disabled`."""
+    """`owed`: some invalidation is owed. `server` is registered as the cache under `generation`.
+
+    `disabled`: the disabled features, as JSON of `app.profiles.availability.Disabled`.
+    """
 
     owed: bool
     server: str | None
-    generation: int | None
+    generation: int
     disabled: str = "[]"
 
 
@@ -38,10 +40,10 @@ class DataVersion:
     def __init__(self, path: Path) -> None:
         self._connection = connect(path, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S)
         self._version: int | None = None
-        self.last = State(owed=True, server=None, generation=None)
+        self.last = State(owed=True, server=None, generation=0)
 
     def state(self) -> State:
-        """The state now."""
+        """Query the state, if another connection has committed since the last query."""
         version = self.current()
         if version != self._version:
             owed, server, generation, disabled = self.row(SELECT_STATE)
@@ -53,16 +55,14 @@ class DataVersion:
         version: int = self.row(SELECT_DATA_VERSION)[0]
         return version
 
-    def row(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> Any:
-        """The only row."""
-        return self.rows(sql, parameters)[0]
+    def row(self, statement: str, parameters: Parameters = ()) -> Any:
+        return self.rows(statement, parameters)[0]
 
-    def rows(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
+    def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
         try:
-            return self._connection.execute(sql, parameters).fetchall()
+            return self._connection.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise unavailable(error) from error
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()

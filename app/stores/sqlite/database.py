@@ -1,5 +1,7 @@
 """The database of one process: a few readers, one writer, one checkpointer.
 
+Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`.
+
 Invariants: a write is one transaction on the writer's thread. It is committed when `write` returns, durably
 (`synchronous=FULL`) by default, and rolled back when `write` raises. A checkpoint runs only on the writer's thread, on
 a second connection, while the writer holds the write lock of the file, so that no process writes meanwhile.
@@ -11,10 +13,10 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
 from app.stores.sqlite.connection import (
@@ -29,9 +31,10 @@ from app.stores.sqlite.integrity_check import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
+Parameters = Sequence[object] | Mapping[str, object]
 SCHEMA_REVISION = "0006"
-CHECKPOINT_AT_BYTES = 4 * 1024 * 1024
-TELL_FULL_EVERY_S = 60.0
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
 log = logger("stores.sqlite")
 
@@ -44,14 +47,14 @@ INSERT INTO service (name, value) VALUES ('inode', ?) ON CONFLICT (name) DO UPDA
 
 
 def draw_id(connection: sqlite3.Connection) -> str:
-    """Give the database a new id in the current transaction, which puts every cached value out of reach."""
+    """Give the database a new id, in the current transaction. Values cached under the old one are not read again."""
     database_id = secrets.token_hex(16)
     connection.execute(UPDATE_DATABASE_ID, (database_id,))
     return database_id
 
 
 def check_links(path: Path) -> None:
-    """Raise `StoreUnavailable` if the file has several hard links, since each name has a log of its own."""
+    """Raise `StoreUnavailable` if the file has several hard links, because each name has a log of its own."""
     if path.is_file() and (links := path.stat().st_nlink) > 1:
         raise StoreUnavailable(f"the database at {path} has {links} names (hard links); remove all but one")
 
@@ -78,60 +81,68 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def check_soundness(connection: sqlite3.Connection, path: Path) -> None:
+def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `StoreUnavailable` if a quick check finds damage."""
     if findings := quick_findings(connection):
         raise StoreUnavailable(
-            f"the database at {path} is damaged: {findings[0]}; `profiles doctor --full` tells more, and "
-            "`profiles restore` puts a backup in its place"
+            f"the database at {path} is damaged: {findings[0]}; run `profiles doctor --full` for the details and "
+            "`profiles restore` to replace it by a backup"
         )
 
 
 class Database:
-    """Open with `Database.open`, close with `close`.
+    """Open with `Database.open`, close with `close`. Every method raises `StoreUnavailable` if SQLite fails.
 
     `id` is part of every cache key, so values cached from another database are never read. A copy of the file gets a
-    new id when it is first opened. `full`: the last write found no room; reads continue. `links`: the number of hard
-    links when last checked.
+    new id when it is first opened. `full`: the last write failed for lack of room; reads continue. `links`: the number
+    of hard links at the last check. `checkpoints`: the number of checkpoints tried.
     """
 
-    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, monotonic: Callable[[], float], checkpoint_bytes: int) -> None:
         self.path = path
         self.id = ""
         self.full = False
         self.links = 1
+        self.checkpoints = 0
         self._file = path.stat()
         self._monotonic = monotonic
-        self._told_full_at = float("-inf")
-        self._told_full = False
+        self._logged_full_at = float("-inf")
+        self._logged_full = False
         self._refused_at = float("-inf")
         self._idle: asyncio.LifoQueue[ThreadConnection] = asyncio.LifoQueue()  # the last one used has warm pages
         self._readers: list[ThreadConnection] = []
         self._writer: ThreadConnection | None = None
-        self._write_turn = asyncio.Lock()
-        self._durable = True  # the current `synchronous` of the writer
+        self._write_lock = asyncio.Lock()
+        self._durable = True  # the writer's current setting of `synchronous`
         self._checkpointer: sqlite3.Connection | None = None
-        self._checkpoint_at = CHECKPOINT_AT_BYTES
+        self._checkpoint_bytes = self._checkpoint_at = checkpoint_bytes
         self._wal = path.with_name(path.name + "-wal")
 
     @classmethod
-    async def open(cls, path: Path, readers: int) -> Database:
-        """Open an existing, migrated database.
+    async def open(
+        cls,
+        path: Path,
+        readers: int,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
+    ) -> Database:
+        """Open an existing, migrated database. It checkpoints whenever the WAL has grown by `checkpoint_bytes`.
 
         Raises:
-            StoreUnavailable: it cannot be opened, has several hard links, or a quick check finds damage.
-            SchemaMismatch: it is unmigrated, or newer than this program.
+            StoreUnavailable: it cannot be opened, has several hard links, or is damaged.
+            SchemaMismatch: it is not migrated, or newer than this program.
         """
         check_links(path)
         first = connect(path, read_only=True)
         try:
             check_schema(first, path)
-            check_soundness(first, path)
+            check_integrity(first, path)
         finally:
             first.close()
-        database = cls(path)
+        database = cls(path, monotonic, checkpoint_bytes)
         try:
-            # One more than compute features concurrently, so that a health check never waits for a slow feature.
+            # One more than the features use at a time, so that a health check never waits for a slow feature.
             for _ in range(readers + 1):
                 reader = await open_thread(path, read_only=True)
                 database._readers.append(reader)
@@ -145,18 +156,26 @@ class Database:
             raise
         return database
 
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on an idle reader, in one thread hop. Statements of one call may see different snapshots.
+    async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
+        """Read all rows of one statement."""
+        return await self.read(lambda connection: connection.execute(statement, parameters).fetchall())
 
-        Raises:
-            StoreUnavailable: SQLite fails.
-        """
+    async def row(self, statement: str, parameters: Parameters = ()) -> Any:
+        """Read the first row of one statement; None if there is none."""
+        return await self.read(lambda connection: connection.execute(statement, parameters).fetchone())
+
+    async def execute(self, statement: str, parameters: Parameters = ()) -> int:
+        """Run one statement in a durable transaction. Return the number of rows that it changed."""
+        return await self.write(lambda connection: connection.execute(statement, parameters).rowcount)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on an idle reader, in one thread hop. Its statements may see different snapshots."""
         async with self.reader() as reader:
-            return await reader.run(lambda connection: self._of_the_file(work(connection)))
+            return await reader.run(lambda connection: self._from_open_file(work(connection)))
 
     @asynccontextmanager
     async def reader(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
-        """An idle reader, or an `extra` one that is opened and closed for the block. Raises as `read`."""
+        """An idle reader; with `extra`, a new one that is closed after the block."""
         try:
             reader = await open_thread(self.path, read_only=True) if extra else await self._idle.get()
             try:
@@ -176,76 +195,71 @@ class Database:
         of the machine may undo it as a whole; a crash of the process never does.
 
         Raises:
-            StoreUnavailable: SQLite fails and nothing was written; or another file has replaced the database, and the
-                commit went to a file that no process will open again.
-            StoreFull: there is no room; nothing was written. The log reports the beginning and the end of this state.
+            StoreUnavailable: nothing was written; or another file has replaced the database, and the commit went to a
+                file that no process will open again.
+            StoreFull: there is no room; nothing was written. The log reports when this begins and ends.
         """
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
-        async with self._write_turn:
+        async with self._write_lock:
             try:
                 result = await self._writer.run(
-                    lambda connection: self._of_the_file(self._transact(connection, work, durable))
+                    lambda connection: self._from_open_file(self._transact(connection, work, durable))
                 )
             except sqlite3.IntegrityError:
                 raise
             except sqlite3.DatabaseError as error:
                 refused = unavailable(error)
-                self._note(full=isinstance(refused, StoreFull), detail=str(error))
+                self._set_full(full=isinstance(refused, StoreFull), detail=str(error))
                 raise refused from error
-            self._note(full=False, detail="")
+            self._set_full(full=False, detail="")
             return result
 
     async def _own_id(self) -> str:
-        """The id of this file; a new one if the stored id was given to a file with another inode, the original."""
+        """The stored id. If it was stored with another inode, this file is a copy and gets a new one."""
         inode = str(self._file.st_ino)
 
         def claim(connection: sqlite3.Connection) -> str:
-            found = dict(connection.execute(SELECT_SERVICE).fetchall())
-            if found.get("inode", inode) != inode:
-                found["database_id"] = draw_id(connection)
-                log.warning("database_is_a_copy", database=str(self.path), effect="nothing cached before is read")
+            stored = dict(connection.execute(SELECT_SERVICE).fetchall())
+            if stored.get("inode", inode) != inode:
+                stored["database_id"] = draw_id(connection)
+                log.warning("database_is_a_copy", database=str(self.path), effect="values cached before are not read")
             connection.execute(UPSERT_INODE, (inode,))
-            return str(found["database_id"])
+            return str(stored["database_id"])
 
-        found = dict(await self.read(lambda connection: connection.execute(SELECT_SERVICE).fetchall()))
-        if found.get("inode") == inode:
-            return str(found["database_id"])
+        stored = dict(await self.rows(SELECT_SERVICE))
+        if stored.get("inode") == inode:
+            return str(stored["database_id"])
         try:
             return await self.write(claim)
         except StoreFull:
-            if "inode" in found:
+            if "inode" in stored:
                 raise
-            return str(found["database_id"])
+            return str(stored["database_id"])
 
     def check_file(self) -> None:
-        """Raise `StoreUnavailable` unless the path leads to the open file.
+        """Raise `StoreUnavailable` unless the path still leads to the open file.
 
-        Uses `stat` alone: opening and closing the file would drop the locks of every connection of this process.
+        It uses `stat` alone: opening and closing the file would drop the locks of every connection of this process.
         """
         try:
             found = self.path.stat()
         except OSError:
-            raise self._gone("been removed") from None
+            raise _replaced("removed") from None
         if (found.st_dev, found.st_ino) != (self._file.st_dev, self._file.st_ino):
-            raise self._gone("another file in its place")
+            raise _replaced("replaced by another file")
         self.links = found.st_nlink
 
-    def _of_the_file(self, result: T) -> T:
+    def _from_open_file(self, result: T) -> T:
         self.check_file()
         return result
 
-    def _gone(self, what: str) -> StoreUnavailable:
-        text = f"its file has {what} since this process opened it; restart the process"
-        return StoreUnavailable(f"the database does not answer: {text}", text)
-
     def interrupt(self) -> None:
-        """Interrupt running and future long statements of the readers, because the process stops."""
+        """Interrupt running and future long statements of the readers, because the process is stopping."""
         for reader in self._readers:
             reader.closing = True
 
     async def close(self) -> None:
-        """Close every connection and its thread."""
         for reader in self._readers:
             await reader.close()
         self._readers.clear()
@@ -256,8 +270,8 @@ class Database:
             self._checkpointer.close()
             self._checkpointer = None
 
-    def _note(self, *, full: bool, detail: str) -> None:
-        """Log the beginning and the end of a full disk, at most once a minute."""
+    def _set_full(self, *, full: bool, detail: str) -> None:
+        """Record whether the disk is full, and log changes at most once a minute."""
         if not (full or self.full):
             return
         now = self._monotonic()
@@ -265,17 +279,17 @@ class Database:
             self._refused_at = now
         elif now - self._refused_at < STILL_FULL_S:
             return  # a small write may fit although larger ones still do not
-        if full and not self.full and now - self._told_full_at >= TELL_FULL_EVERY_S:
-            self._told_full, self._told_full_at = True, now
-            log.error("database_full", database=str(self.path), error=detail, reads="go on")
-        elif self._told_full and not full:
-            self._told_full = False
+        if full and not self.full and now - self._logged_full_at >= LOG_FULL_EVERY_S:
+            self._logged_full, self._logged_full_at = True, now
+            log.error("database_full", database=str(self.path), error=detail, reads="continue")
+        elif self._logged_full and not full:
+            self._logged_full = False
             log.warning("database_has_room_again", database=str(self.path))
         self.full = full
 
     def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
         if durable is not self._durable:
-            # Must precede the transaction; SQLite refuses it within one.
+            # Before the transaction: SQLite refuses this PRAGMA within one.
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
         connection.execute("BEGIN IMMEDIATE")
@@ -294,19 +308,20 @@ class Database:
             size = self._wal.stat().st_size
         except FileNotFoundError:
             return
-        if size < CHECKPOINT_AT_BYTES:
-            self._checkpoint_at = CHECKPOINT_AT_BYTES
+        if size < self._checkpoint_bytes:
+            self._checkpoint_at = self._checkpoint_bytes
         elif size >= self._checkpoint_at:
             self._checkpoint(writer)
-            # While a reader keeps the WAL from restarting, not every commit pays for a checkpoint.
-            self._checkpoint_at = size + CHECKPOINT_AT_BYTES
+            # While a reader keeps the WAL from restarting, only some commits pay for a checkpoint.
+            self._checkpoint_at = size + self._checkpoint_bytes
 
     def _checkpoint(self, writer: sqlite3.Connection) -> None:
         # 1. BEGIN IMMEDIATE takes the write lock; 2. a PASSIVE checkpoint copies frames; 3. ROLLBACK releases the lock.
         # Without 1, a writer in another process could reset the WAL during 2.
         assert self._checkpointer is not None
+        self.checkpoints += 1
         try:
-            # A caller waits for the commit before this: skip the checkpoint if another process writes.
+            # The caller of `write` waits meanwhile: skip the checkpoint if another process writes.
             writer.execute("PRAGMA busy_timeout = 0")
             writer.execute("BEGIN IMMEDIATE")
             try:
@@ -317,3 +332,8 @@ class Database:
             log.debug("checkpoint_put_off", error=str(error))
         finally:
             writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+
+
+def _replaced(how: str) -> StoreUnavailable:
+    text = f"its file was {how} after this process opened it; restart the process"
+    return StoreUnavailable(f"the database does not answer: {text}", text)

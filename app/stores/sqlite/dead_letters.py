@@ -1,7 +1,8 @@
-"""Dead letters in SQLite."""
+"""Dead letters: events that could not be consumed, and payloads of the queue that are no events."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping
 
@@ -28,25 +29,24 @@ ON CONFLICT (seq) DO UPDATE SET error = excluded.error, traceback = excluded.tra
     attempts = dead_letters.attempts + excluded.attempts, last_failed_at_ms = excluded.last_failed_at_ms
 """
 UPDATE_CONSUMED_ONE = "UPDATE event_log SET consumed_at_ms = ? WHERE seq = ?"
-UPDATE_REVIVED = "UPDATE event_log SET consumed_at_ms = NULL, attempts = 0 WHERE seq = ?"
+UPDATE_REVIVED = """
+UPDATE event_log SET consumed_at_ms = NULL, attempts = 0 WHERE seq IN (SELECT value FROM json_each(?))
+"""
 SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
 SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"
-SELECT_LETTER_SEQ = "SELECT seq FROM dead_letters WHERE id = ?"
+SELECT_COUNT = "SELECT COUNT(*) FROM dead_letters"
 SELECT_NEWEST_ID = "SELECT COALESCE(MAX(id), 0) FROM dead_letters"
-SELECT_COUNT_LETTERS = "SELECT COUNT(*) FROM dead_letters"
 UPDATE_REFUSED = """
 UPDATE dead_letters SET error = ?, attempts = attempts + 1, last_failed_at_ms = ? WHERE id = ? AND seq IS NULL
 """
-DELETE_LETTER = "DELETE FROM dead_letters WHERE id = ?"
-
-
-# Without a `user_id` it never became an event; its payload may tell whose it was meant to be.
+DELETE_LETTERS = "DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))"
+# A letter without a `user_id` never became an event. Its payload may name the user.
 SELECT_POSSIBLY_THEIRS = "SELECT id, payload, user_id FROM dead_letters WHERE user_id = ? OR user_id IS NULL"
 UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ?"
 
 
 def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | None]:
-    """A user's letters. Of a job for several users, what is left of it without this one; else None."""
+    """The ids of a user's letters, each with its payload without the user's events; None if no event remains."""
     found: dict[int, str | None] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
         if owner is not None:
@@ -66,13 +66,10 @@ def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | 
 
 
 def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
-    """Delete a user's letters; how many there were. Of a job for several users only this one's part goes."""
+    """Delete a user's letters and return their number. A job for several users keeps the events of the others."""
     found = letters_of(connection, user_id)
-    for letter_id, rest in found.items():
-        if rest is None:
-            connection.execute(DELETE_LETTER, (letter_id,))
-        else:
-            connection.execute(UPDATE_PAYLOAD, (rest, letter_id))
+    connection.execute(DELETE_LETTERS, (json.dumps([letter_id for letter_id, rest in found.items() if rest is None]),))
+    connection.executemany(UPDATE_PAYLOAD, [(rest, letter_id) for letter_id, rest in found.items() if rest is not None])
     return len(found)
 
 
@@ -83,17 +80,12 @@ class SqliteDeadLetters:
         self._database = database
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        """The new letter's id."""
-
         def work(connection: sqlite3.Connection) -> int:
-            cursor = connection.execute(INSERT_PAYLOAD, (payload, error, traceback, now_ms, now_ms))
-            return cursor.lastrowid or 0
+            return connection.execute(INSERT_PAYLOAD, (payload, error, traceback, now_ms, now_ms)).lastrowid or 0
 
         return await self._database.write(work)
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        """Count, and bury at the limit, in one transaction."""
-
         def work(connection: sqlite3.Connection) -> bool:
             row = connection.execute(UPDATE_ATTEMPTS, (seq,)).fetchone()
             if row is None or row[0] < limit:
@@ -108,53 +100,31 @@ class SqliteDeadLetters:
         return await self._database.write(work)
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
-        """By id."""
-        return await self._database.read(
-            lambda connection: [
-                DeadLetter(*row) for row in connection.execute(SELECT_LETTERS, (after, limit)).fetchall()
-            ]
-        )
+        return [DeadLetter(*row) for row in await self._database.rows(SELECT_LETTERS, (after, limit))]
 
     async def get(self, letter_id: int) -> DeadLetter | None:
-        """One, or None."""
-        row = await self._database.read(lambda connection: connection.execute(SELECT_LETTER, (letter_id,)).fetchone())
+        row = await self._database.row(SELECT_LETTER, (letter_id,))
         return DeadLetter(*row) if row else None
 
     async def discard(self, *letter_ids: int) -> int:
-        """Forget them."""
-
-        def work(connection: sqlite3.Connection) -> int:
-            return sum(connection.execute(DELETE_LETTER, (letter_id,)).rowcount for letter_id in letter_ids)
-
-        return await self._database.write(work)
+        return await self._database.execute(DELETE_LETTERS, (json.dumps(letter_ids),))
 
     async def newest_id(self) -> int:
-        """Of all."""
-        return await self._number(SELECT_NEWEST_ID)
+        (newest,) = await self._database.row(SELECT_NEWEST_ID)
+        return int(newest)
 
     async def count(self) -> int:
-        """All of them."""
-        return await self._number(SELECT_COUNT_LETTERS)
+        (count,) = await self._database.row(SELECT_COUNT)
+        return int(count)
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
-        """The newest reason is the one to mend."""
         rows = [(reason, now_ms, letter_id) for letter_id, reason in reasons.items()]
-        await self._database.write(lambda connection: connection.executemany(UPDATE_REFUSED, rows).rowcount)
+        await self._database.write(lambda connection: connection.executemany(UPDATE_REFUSED, rows))
 
     async def revive(self, *letter_ids: int) -> int:
-        """The events come back to the unconsumed; once, however many ask for it at once."""
-
         def work(connection: sqlite3.Connection) -> int:
-            count = 0
-            for letter_id in letter_ids:
-                row = connection.execute(SELECT_LETTER_SEQ, (letter_id,)).fetchone()
-                if row is not None and row[0] is not None:
-                    connection.execute(UPDATE_REVIVED, (row[0],))
-                count += connection.execute(DELETE_LETTER, (letter_id,)).rowcount
-            return count
+            deleted = connection.execute(f"{DELETE_LETTERS} RETURNING seq", (json.dumps(letter_ids),)).fetchall()
+            connection.execute(UPDATE_REVIVED, (json.dumps([seq for (seq,) in deleted if seq is not None]),))
+            return len(deleted)
 
         return await self._database.write(work)
-
-    async def _number(self, statement: str) -> int:
-        (number,) = await self._database.read(lambda connection: connection.execute(statement).fetchone())
-        return int(number)

@@ -1,6 +1,6 @@
-"""A decision as a row of `tip_scores`, and back; arrays as little-endian float64.
+"""Encodes a decision as a row of `tip_scores` and decodes it, exactly.
 
-What a caller sent is kept as JSON, as it was sent; numbers come back to the last bit.
+Arrays are stored as little-endian float64. The content of the request is stored as JSON.
 """
 
 from __future__ import annotations
@@ -17,32 +17,6 @@ from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
 from app.features.events import stored_action
 
 NUMBER_BYTES = STORED.itemsize
-WRITTEN = (
-    "decision_id",
-    "request_id",
-    "user_id",
-    "created_at_ms",
-    "explore",
-    "role",
-    "served_by",
-    "policy_hash",
-    "spec_hash",
-    "state_version",
-    "prior_version",
-    "profile_origin",
-    "profile_present",
-    "chosen",
-    "chosen_id",
-    "elapsed_us",
-    "theta",
-    "phi",
-    "champion_scores",
-    "champion_pi",
-    "challenger_scores",
-    "challenger_pi",
-    "request",
-)
-SETTLED = ("state", "served_at_ms", "reward", "reward_source", "action", "settled_at_ms")
 
 
 class _Features(msgspec.Struct, array_like=False):
@@ -67,47 +41,48 @@ _decode = msgspec.json.Decoder(_StoredRequest).decode
 
 
 def array(stored: bytes) -> Array:
-    """An array, as it was stored."""
+    """Decode a stored array."""
     return np.frombuffer(stored, STORED).astype(np.float64)
 
 
-def row_of(decision: Decision) -> tuple[object, ...]:
-    """The columns of `WRITTEN`."""
-    request = _StoredRequest(
-        [
-            _Candidate(item.id, _Features(item.is_overdue, item.task_age_days, item.priority))
-            for item in decision.candidates
-        ],
-        decision.context.at,
-        None if decision.profile is None else dict(decision.profile),
-    )
-    return (
-        decision.id,
-        decision.request_id,
-        decision.user_id,
-        decision.created_at_ms,
-        int(decision.explore),
-        decision.role,
-        decision.served_by,
-        decision.policy_hash,
-        decision.spec_hash,
-        decision.state_version,
-        decision.prior_version,
-        decision.origin,
-        int(decision.profile_present),
-        decision.chosen,
-        decision.chosen_id,
-        decision.elapsed_us,
-        packed(decision.theta),
-        packed(decision.phi),
-        *_blobs(decision.champion),
-        *_blobs(decision.challenger),
-        _encode(request).decode(),
-    )
+def row_of(decision: Decision) -> dict[str, object]:
+    """The columns of a new row, by name."""
+    candidates = [
+        _Candidate(item.id, _Features(item.is_overdue, item.task_age_days, item.priority))
+        for item in decision.candidates
+    ]
+    profile = None if decision.profile is None else dict(decision.profile)
+    champion_scores, champion_pi = _blobs(decision.champion)
+    challenger_scores, challenger_pi = _blobs(decision.challenger)
+    return {
+        "decision_id": decision.id,
+        "request_id": decision.request_id,
+        "user_id": decision.user_id,
+        "created_at_ms": decision.created_at_ms,
+        "explore": int(decision.explore),
+        "role": decision.role,
+        "served_by": decision.served_by,
+        "policy_hash": decision.policy_hash,
+        "spec_hash": decision.spec_hash,
+        "state_version": decision.state_version,
+        "prior_version": decision.prior_version,
+        "profile_origin": decision.origin,
+        "profile_present": int(decision.profile_present),
+        "chosen": decision.chosen,
+        "chosen_id": decision.chosen_id,
+        "elapsed_us": decision.elapsed_us,
+        "theta": packed(decision.theta),
+        "phi": packed(decision.phi),
+        "champion_scores": champion_scores,
+        "champion_pi": champion_pi,
+        "challenger_scores": challenger_scores,
+        "challenger_pi": challenger_pi,
+        "request": _encode(_StoredRequest(candidates, decision.context.at, profile)).decode(),
+    }
 
 
 def decision_of(row: Mapping[str, Any]) -> Decision:
-    """From all columns, by name."""
+    """Decode a row of all columns, by name."""
     request = _decode(row["request"])
     return Decision(
         id=row["decision_id"],
@@ -139,7 +114,7 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
 
 
 def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> DecisionOutcome:
-    """The columns of `SETTLED`, and the events told of."""
+    """Decode the outcome of a row of all columns. `events` counts the events of the decision by their outcome."""
     return DecisionOutcome(
         row["state"],
         row["served_at_ms"],

@@ -1,4 +1,4 @@
-"""Decisions in SQLite, and what a decision must know of a user."""
+"""Decisions, and the data that a decision needs of a user."""
 
 from __future__ import annotations
 
@@ -17,26 +17,21 @@ from app.bandit.ports import ProposedDecision, RecordedDecision, UserQuery
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import SETTLED, WRITTEN, decision_of, outcome_of, row_of
-from app.stores.sqlite.priors import newest_prior
-from app.stores.sqlite.states import grow_statistics, read_statistics
+from app.stores.sqlite.decision_rows import decision_of, outcome_of, row_of
+from app.stores.sqlite.states import grow_statistics, newest_prior, read_statistics
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
-TOLD_OF = 1_000  # users whose evidence cannot be read are told of once each, and no more than so many
+LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
 log = logger("stores.decisions")
 
 SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 SELECT_SHARE = "SELECT share FROM rollout"
-INSERT_DECISION = (
-    f"INSERT INTO tip_scores ({', '.join(WRITTEN)}) VALUES ({', '.join('?' * len(WRITTEN))})"  # placeholders
-)
-_COLUMNS = ", ".join((*WRITTEN, *SETTLED))
-SELECT_BY_REQUEST = f"SELECT {_COLUMNS} FROM tip_scores WHERE request_id = ?"
-SELECT_BY_ID = f"SELECT {_COLUMNS}, number FROM tip_scores WHERE decision_id = ?"
+SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE request_id = ?"
+SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
 SELECT_EVENTS = "SELECT outcome, COUNT(*) FROM decision_events WHERE number = ? GROUP BY outcome"
-# Of many decisions in one statement, so in one step: between two, the thread would wait for Python's lock, which the
-# event loop gives away every 5 ms at most while it is busy, and other writers wait for this one.
+# One statement for many decisions. Between two statements the thread would wait for the GIL, up to 5 ms while the event
+# loop is busy, and other writers would wait for this one.
 _SHADOW = Shadow._fields[1:]
 _UPDATE_SHADOWS = """
 WITH shadows (decision_id, {columns}) AS (VALUES {rows})
@@ -48,8 +43,8 @@ DELETE_DECISIONS = tuple(
     f"DELETE FROM {table} WHERE number IN (SELECT value FROM json_each(?))"
     for table in ("decision_events", "tip_scores")
 )
-# A process goes on for a moment with a prior that another has replaced; so what was in force an hour before the oldest
-# decision stays, and all that came after.
+# A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
+# before the oldest decision is kept, and all later ones.
 DELETE_PRIORS = """
 DELETE FROM bandit_priors WHERE version < (
     SELECT MAX(version) FROM bandit_priors
@@ -60,7 +55,7 @@ DELETE FROM bandit_priors WHERE version < (
 
 @lru_cache(maxsize=64)
 def update_shadows(count: int) -> str:
-    """The statement that adds so many shadows."""
+    """The statement that stores `count` shadows."""
     row = f"({', '.join('?' * (1 + len(_SHADOW)))})"
     return _UPDATE_SHADOWS.format(
         columns=", ".join(_SHADOW),
@@ -73,20 +68,20 @@ class SqliteDecisions:
     """Implements `app.bandit.ports.DecisionRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the one that priors are pooled under."""
+        """`spec` is the spec of the pooled priors."""
         self._database = database
         self._spec = spec
         self._prior = Prior.none(spec)
         self._refused: set[int] = set()
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     async def snapshots(self, questions: Sequence[UserQuery]) -> list[UserSnapshot]:
-        """One hop. The erasures are read first: what is read after them is no older."""
-
+        # 1. `erasures` is read before the user's data; 2. the user is erased; 3. `record` compares and stores nothing.
+        # If it were read last, the erasure would go unnoticed.
         def work(connection: sqlite3.Connection) -> list[UserSnapshot]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             (share,) = connection.execute(SELECT_SHARE).fetchone()
-            # Cached: it is the same for every user until there is a newer one.
+            # Cached: it is the same for every user until a newer one is stored.
             prior = self._prior = newest_prior(connection, self._spec, self._prior, self._refused)
             return [
                 UserSnapshot(
@@ -102,7 +97,7 @@ class SqliteDecisions:
         return await self._database.read(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """In the order proposed; the evidence that was read grows along."""
+        """In the given order. The users' statistics grow to the longest spec in the same transaction."""
 
         def work(connection: sqlite3.Connection) -> list[RecordedDecision]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
@@ -111,14 +106,12 @@ class SqliteDecisions:
         return await self._database.write(work)
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """A decision that is gone, erased or pruned, stays gone. One whose shadow is lost is not evaluated: no more."""
+        """Not durable: a decision whose shadow is lost is only left out of the evaluation."""
         values = [value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False)
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
-        """One hop."""
-
         def work(connection: sqlite3.Connection) -> tuple[Decision, DecisionOutcome] | None:
             row = _named(connection, SELECT_BY_ID, decision_id)
             if row is None:
@@ -128,13 +121,10 @@ class SqliteDecisions:
         return await self._database.read(work)
 
     async def oldest_ms(self) -> int | None:
-        """By the time at which it was made."""
-        (found,) = await self._database.read(lambda connection: connection.execute(SELECT_OLDEST).fetchone())
-        return found if found is None else int(found)
+        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
+        return None if oldest_ms is None else int(oldest_ms)
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """One small transaction."""
-
         def work(connection: sqlite3.Connection) -> int:
             numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
             for statement in DELETE_DECISIONS:
@@ -148,8 +138,8 @@ class SqliteDecisions:
         try:
             return read_statistics(connection, user_id)
         except SpecMismatch as error:
-            if user_id not in self._told and len(self._told) < TOLD_OF:
-                self._told.add(user_id)
+            if user_id not in self._logged and len(self._logged) < LOGGED_USERS:
+                self._logged.add(user_id)
                 log.warning("statistics_refused", user=user_hash(user_id), error=str(error))
             return None
 
@@ -157,12 +147,13 @@ class SqliteDecisions:
         decision = proposed.decision
         if proposed.erasures != erasures:
             return None
-        # 1. Two requests with one id look, and find nothing; 2. both decide; 3. the later one finds the other's here.
+        # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
         stored = _by_request(connection, decision.request_id)
         if stored is not None:
             return stored
-        connection.execute(INSERT_DECISION, row_of(decision))
-        # What was grown to decide stays grown.
+        row = row_of(decision)
+        placeholders = ", ".join(f":{column}" for column in row)
+        connection.execute(f"INSERT INTO tip_scores ({', '.join(row)}) VALUES ({placeholders})", row)
         grow_statistics(connection, decision.user_id, self._spec, decision.created_at_ms)
         return decision
 

@@ -1,4 +1,4 @@
-"""Diagnoses the database, the disk it lies on and this process, for `profiles doctor`. It changes nothing."""
+"""Diagnoses the database, its disk and this process for `profiles doctor`. It changes nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.events.retention import next_cutoff
@@ -25,17 +26,9 @@ from app.stores.sqlite.database import check_schema
 from app.stores.sqlite.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sqlite.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sqlite.integrity_check import full_findings, quick_findings
-from app.stores.sqlite.outbox import (
-    AHEAD_MS,
-    SELECT_AHEAD_COUNT,
-    SELECT_LETTER_COUNT,
-    SELECT_OWED_COUNT,
-    SELECT_UNCONSUMED_COUNT,
-    SELECT_UNKNOWN,
-)
-from app.stores.sqlite.priors import damaged_priors
+from app.stores.sqlite.outbox import AHEAD_MS, SELECT_AHEAD_COUNT, SELECT_BACKLOG, SELECT_UNKNOWN, Backlog
 from app.stores.sqlite.samples import running
-from app.stores.sqlite.states import damaged
+from app.stores.sqlite.states import damaged, damaged_priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
@@ -48,17 +41,41 @@ OUTBOX_OLD_S = 60.0
 SAMPLE_OLD_S = 60.0
 MOUNTS = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(r"\\([0-7]{3})")
-# Neither their locks nor the shared memory of the write-ahead log work between machines.
+# Locks and the shared memory of the write-ahead log do not work between machines.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "ocfs2", "davfs")
 NETWORK_FUSE = ("fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.ceph", "fuse.davfs", "fuse.juicefs")
-FLEETING = {
-    "tmpfs": "memory; a restart of the machine empties it",
-    "ramfs": "memory; a restart of the machine empties it",
-    "overlay": "a container's own layer, which goes with the container",
+EPHEMERAL = {
+    "tmpfs": "memory, which a restart of the machine clears",
+    "ramfs": "memory, which a restart of the machine clears",
+    "overlay": "the layer of a container, which is deleted with the container",
 }
-# The releases that repair the WAL-reset bug: https://sqlite.org/wal.html
-REPAIRED_FROM = (3, 51, 3)
-REPAIRED_BACKPORTS = ((3, 50, 7), (3, 44, 6))
+# By check: the state if there are any, what is counted, and the remedy.
+COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
+    "invalidations": (
+        "warn",
+        "invalidations owed to the cache",
+        "Bring the cache back. Reads compute until some process has made them.",
+    ),
+    "event times": (
+        "warn",
+        "events more than five minutes in the future",
+        "A clock was wrong when they arrived. Correct it if it still is; they count as recent until their time.",
+    ),
+    "dead letters": ("warn", "dead letters", "Replay or discard each: /admin/dead-letters."),
+    "evidence": (
+        "bad",
+        "users whose learned evidence is damaged",
+        "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users.",
+    ),
+    "priors": (
+        "bad",
+        "damaged pooled priors",
+        "Check the disk. Decisions use the newest intact prior, and a new one is pooled after the next learning.",
+    ),
+}
+# The releases that fix the WAL-reset bug: https://sqlite.org/wal.html
+FIXED_SINCE = (3, 51, 3)
+FIXED_BACKPORTS = ((3, 50, 7), (3, 44, 6))
 
 
 def diagnose_database(
@@ -66,17 +83,17 @@ def diagnose_database(
 ) -> tuple[list[Line], list[Sample]]:
     """Lines about the file and its contents, and the newest sample of each running process.
 
-    `days` is the retention of `events` and of `decisions`; `whole` checks the integrity of the whole file.
+    `days`: the retention of `events` and of `decisions`. `whole`: check the integrity of the whole file.
     """
     try:
         with closing(connect(path, read_only=True)) as connection:
             check_schema(connection, path)
             return _diagnose(connection, path, now_ms, days, whole=whole)
     except SchemaMismatch as error:
-        remedy = "Run `profiles migrate`, with the service stopped; or the release that the database belongs to."
+        remedy = "Stop the service and run `profiles migrate`, or use the release that the database belongs to."
         return [Line("database", "bad", str(error), remedy)], []
     except (StoreUnavailable, sqlite3.Error) as error:
-        remedy = "Run `profiles migrate` for a new database, or `profiles restore` for a backup."
+        remedy = "Run `profiles migrate` to create a database, or `profiles restore` to restore a backup."
         text = str(unavailable(error) if isinstance(error, sqlite3.Error) else error)
         return [Line("database", "bad", text, remedy)], []
 
@@ -88,41 +105,21 @@ def _diagnose(
         row = connection.execute(statement, parameters).fetchone()
         return None if row is None or row[0] is None else int(row[0])
 
-    def none_or(check: str, count: int | None, ok: str, wrong: str, remedy: str) -> Line:
-        return Line(check, "warn", f"{count:,} {wrong}", remedy) if count else Line(check, "ok", ok)
-
     file, samples = path.stat(), running(connection, now_ms)
+    work = Backlog(*connection.execute(SELECT_BACKLOG).fetchone())
     disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
     lines = [
         Line("database", "ok", f"{path} answers and is migrated ({file.st_size / MIB:,.1f} MiB)"),
         _integrity(connection, whole=whole),
         _wal(path),
         _rights(file),
-        _outbox(now_ms, *connection.execute(SELECT_UNCONSUMED_COUNT).fetchone()),
-        none_or(
-            "invalidations",
-            first(SELECT_OWED_COUNT),
-            "none is owed to the cache",
-            "are owed to the cache; reads compute until they are made",
-            "Bring the cache back; any process that reaches it makes them.",
-        ),
-        none_or(
-            "event times",
-            first(SELECT_AHEAD_COUNT, now_ms + AHEAD_MS),
-            "no event lies in the future",
-            "lie more than five minutes in the future",
-            "A clock was wrong when they came. They count as recent until that time; correct the clock if it still is.",
-        ),
+        _outbox(now_ms, work.unconsumed, work.oldest_received_at_ms),
+        _count("invalidations", work.owed),
+        _count("event times", first(SELECT_AHEAD_COUNT, now_ms + AHEAD_MS)),
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
-        none_or(
-            "dead letters",
-            first(SELECT_LETTER_COUNT),
-            "there are none",
-            "wait",
-            "Replay or discard each: /admin/dead-letters.",
-        ),
-        _evidence(damaged(connection, whole=whole)),
-        _priors(damaged_priors(connection)),
+        _count("dead letters", work.dead_letters),
+        _count("evidence", damaged(connection, whole=whole)),
+        _count("priors", damaged_priors(connection)),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),
         _retention(
@@ -136,23 +133,26 @@ def _diagnose(
     return lines, samples
 
 
+def _count(check: str, count: int | None) -> Line:
+    state, what, remedy = COUNTS[check]
+    return Line(check, state, f"{what}: {count:,}", remedy) if count else Line(check, "ok", f"{what}: none")
+
+
 def _integrity(connection: sqlite3.Connection, *, whole: bool) -> Line:
     if found := (full_findings if whole else quick_findings)(connection):
-        remedy = "Stop the service, copy the files aside, and put a backup in place with `profiles restore`."
+        remedy = "Stop the service, keep a copy of the files, and restore a backup with `profiles restore`."
         return Line("integrity", "bad", f"it is damaged: {'; '.join(found)}", remedy)
-    sound = "every page, row and index is sound" if whole else "its end is sound; --full looks at all of it"
-    return Line("integrity", "ok", sound)
+    checked = "every page, row and index is intact" if whole else "the newest events are intact; --full checks the rest"
+    return Line("integrity", "ok", checked)
 
 
 def _wal(path: Path) -> Line:
     wal = path.with_name(path.name + "-wal")
     size = wal.stat().st_size if wal.exists() else 0
-    text = f"the write-ahead log has {size / MIB:,.1f} MiB"
+    text = f"the size of the write-ahead log is {size / MIB:,.1f} MiB"
     if size < WAL_WARN:
         return Line("wal", "ok", text)
-    remedy = (
-        "Look for a program that keeps a read transaction open (a shell, a backup): it keeps the log from shrinking."
-    )
+    remedy = "Find a program that keeps a read transaction open, such as a shell or a backup: the log cannot shrink."
     return Line("wal", "bad" if size >= WAL_BAD else "warn", text, remedy)
 
 
@@ -160,7 +160,7 @@ def _rights(file: os.stat_result) -> Line:
     if file.st_mode & stat.S_IWOTH:
         return Line("rights", "bad", "every account on this machine may write to the database", "chmod o-w the file.")
     if file.st_nlink > 1:
-        text = f"the file has {file.st_nlink} names (hard links), each with a write-ahead log of its own"
+        text = f"the file has {file.st_nlink} names (hard links), and each has its own write-ahead log"
         return Line("rights", "bad", text, "Remove all but one, unless a backup tool holds the other one for a moment.")
     return Line("rights", "ok", "only some accounts may write to the database")
 
@@ -175,43 +175,30 @@ def _outbox(now_ms: int, count: int, oldest_ms: int | None) -> Line:
 
 def _decision_ids(senders: Sequence[tuple[str, int]]) -> Line:
     if not (wrong := wrong_decisions(senders)):
-        return Line("decision ids", "ok", "every one that was sent in the last day is known")
+        return Line("decision ids", "ok", "every decision id that was sent in the last day is known")
     return Line("decision ids", "warn", " ".join(finding.text for finding in wrong), wrong[0].advice)
-
-
-def _evidence(count: int) -> Line:
-    if not count:
-        return Line("evidence", "ok", "no learned evidence is known to be damaged")
-    text = f"the learned evidence of {count:,} user{'' if count == 1 else 's'} is damaged"
-    remedy = "They are scored as new ones. Put their rows of bandit_states back from a backup, or erase the users."
-    return Line("evidence", "bad", text, remedy)
-
-
-def _priors(count: int) -> Line:
-    if not count:
-        return Line("priors", "ok", "no pooled prior is damaged")
-    text = f"{count:,} pooled prior is damaged" if count == 1 else f"{count:,} pooled priors are damaged"
-    remedy = "Decisions use the newest that is sound; a new one is pooled once anything is learned. Look at the disk."
-    return Line("priors", "bad", text, remedy)
 
 
 def _samples(newest_ms: int | None, now_ms: int) -> Line:
     age_s = None if newest_ms is None else (now_ms - newest_ms) / 1000
     if age_s is not None and age_s <= SAMPLE_OLD_S:
-        return Line("samples", "ok", f"a process stored its figures {max(0.0, age_s):,.0f} s ago")
-    text = "no process has ever stored its figures" if age_s is None else f"the newest figures are {age_s:,.0f} s old"
-    remedy = "Start `profiles serve` and `profiles worker`, or look at why they cannot write."
+        return Line("samples", "ok", f"a process stored a sample of its metrics {max(0.0, age_s):,.0f} s ago")
+    text = "no process has ever stored a sample" if age_s is None else f"the newest sample is {age_s:,.0f} s old"
+    remedy = "Start `profiles serve` and `profiles worker`, or find in their logs why they cannot write."
     return Line("samples", "warn", text, remedy)
 
 
 def _retention(waiting: Sequence[str]) -> Line:
     for finding in waiting_to_be_pruned(waiting):
         return Line("retention", "warn", finding.text, finding.advice)
-    return Line("retention", "ok", "what is too old is deleted every night")
+    return Line("retention", "ok", "events and decisions past their retention are deleted every night")
 
 
 def diagnose_machine(path: Path) -> list[Line]:
-    """Lines about the disk that the file lies on or would, the release of SQLite, and the limits of this process."""
+    """Lines about the disk of the file, the release of SQLite and the limits of this process.
+
+    If the file is missing, the lines are about the disk of the nearest existing directory above it.
+    """
     place = path.resolve()
     while not place.exists():
         place = place.parent
@@ -226,26 +213,26 @@ def diagnose_machine(path: Path) -> list[Line]:
 
 
 def diagnose_file_system(place: Path, mounts: Path = MOUNTS) -> Line:
-    """Whether SQLite can use the file system of a place, and a restart leaves it as it is."""
+    """Whether SQLite can use the file system of a path, and whether the files survive a restart."""
     kind, mounted_at = _file_system(place, mounts)
     if kind in NETWORK or kind.startswith(NETWORK_FUSE):
         text = f"the database lies on a network file system ({kind} at {mounted_at})"
-        remedy = "Put it on a local disk: SQLite's log needs memory that processes share."
+        remedy = "Move it to a local disk: SQLite's log needs memory that processes share."
         return Line("file system", "bad", text, remedy)
-    if kind in FLEETING:
-        text = f"the database lies in {FLEETING[kind]} ({kind} at {mounted_at})"
-        return Line("file system", "warn", text, "Put it on a volume that stays.")
-    return Line("file system", "ok", f"{kind} at {mounted_at}" if kind else "of a kind that is not known")
+    if kind in EPHEMERAL:
+        text = f"the database lies in {EPHEMERAL[kind]} ({kind} at {mounted_at})"
+        return Line("file system", "warn", text, "Move it to a persistent volume.")
+    return Line("file system", "ok", f"{kind} at {mounted_at}" if kind else "unknown: the system does not report it")
 
 
 def _file_system(place: Path, mounts: Path) -> tuple[str, str]:
-    """The kind of file system and its mount point; both are empty if the system does not tell."""
+    """The kind of file system and its mount point; both are empty if the system does not report them."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:
         return "", ""
     found = ("", "")
-    for line in lines:  # of two on the same point, the later one hides the earlier
+    for line in lines:  # a later mount on the same point hides an earlier one
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4]) if len(fields) > 4 else ""
@@ -255,12 +242,12 @@ def _file_system(place: Path, mounts: Path) -> tuple[str, str]:
 
 
 def diagnose_space(free: int, total: int, database: int) -> Line:
-    """Whether there is room for growth and for a backup beside a database of that many bytes."""
+    """Whether there is room for growth and for a backup. All sizes are in bytes."""
     text = f"{free / GIB:,.1f} GiB free of {total / GIB:,.1f}"
     if free < FREE_BAD:
-        return Line("disk space", "bad", text, "Make room: on a full disk events are refused (507), reads go on.")
+        return Line("disk space", "bad", text, "Make room: on a full disk events are refused (507) and reads continue.")
     if free < max(FREE_WARN, database):
-        remedy = "Make room: a backup beside the database, and growth, want as much as the database takes."
+        remedy = "Make room: a backup on this disk needs as much space as the database, and the database grows."
         return Line("disk space", "warn", text, remedy)
     return Line("disk space", "ok", text)
 
@@ -268,19 +255,19 @@ def diagnose_space(free: int, total: int, database: int) -> Line:
 def diagnose_sqlite(version: tuple[int, ...]) -> Line:
     """Whether this release has the bug that can corrupt a write-ahead log."""
     shown = ".".join(map(str, version))
-    if version >= REPAIRED_FROM or any(version[:2] == fixed[:2] and version >= fixed for fixed in REPAIRED_BACKPORTS):
-        return Line("sqlite", "ok", f"SQLite {shown} has no defect that is known to matter here")
+    if version >= FIXED_SINCE or any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_BACKPORTS):
+        return Line("sqlite", "ok", f"SQLite {shown} has no known bug that affects the service")
     text = f"SQLite {shown} can corrupt a database when two programs checkpoint and write at once"
     remedy = (
-        "The service avoids it: one connection checkpoints, holding the write lock. Let no other program write to the "
-        "file while the service runs, or use SQLite 3.51.3, 3.50.7 or 3.44.6."
+        "The service avoids this: one connection checkpoints, holding the write lock. Let no other program write to "
+        "the file while the service runs, or use SQLite 3.51.3, 3.50.7 or 3.44.6."
     )
     return Line("sqlite", "warn", text, remedy)
 
 
 def _open_files(limit: int) -> Line:
-    text = f"a process started from here may open {limit:,} files; every connection is one"
+    text = f"a process started from here may open {limit:,} files; every connection needs one"
     if limit >= OPEN_FILES_WARN:
         return Line("open files", "ok", text)
-    remedy = "Raise it: ulimit -n 65536, LimitNOFILE= of systemd, or ulimits: of Compose."
+    remedy = "Raise the limit: ulimit -n 65536, LimitNOFILE= of systemd, or ulimits: of Compose."
     return Line("open files", "bad" if limit < OPEN_FILES_BAD else "warn", text, remedy)

@@ -1,4 +1,4 @@
-"""The event log and the fact tables in SQLite.
+"""The event log and the fact tables.
 
 Invariants: an event is in `event_log` if and only if its row is in `tip_views` or `tip_feedback` under the same `seq`.
 `seq` rises with every commit and is never reused, even after pruning (AUTOINCREMENT keeps the high-water mark).
@@ -36,7 +36,7 @@ INSERT INTO tip_feedback
     (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-# Each size is a statement that the connection keeps compiled. SQLite allows 32,766 values in one statement.
+# Each size is a statement that stays in the connection's cache. SQLite allows 32,766 values in one statement.
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
        log.received_at_ms, log.attempts,
@@ -62,7 +62,8 @@ UPDATE_CONSUMED = """
 UPDATE event_log SET consumed_at_ms = ?
 WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
 """
-# The log keeps the arrival: it says how long an event waits. Features ask the facts what was known when.
+# Only the facts change: features read from them when an event was known. The log keeps the real arrival, from which
+# lag and waiting times are measured.
 UPDATE_HISTORICAL = tuple(
     f"""UPDATE {table} SET received_at_ms = occurred_at_ms WHERE received_at_ms > occurred_at_ms
         AND seq IN (SELECT seq FROM event_log WHERE event_id IN (SELECT value FROM json_each(?)))"""
@@ -85,14 +86,12 @@ class SqliteEventLog:
     async def append(
         self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
     ) -> list[Appended | ClashingEvent]:
-        """One transaction for all requests. `consumed_at_ms` marks them consumed at once."""
+        """One transaction for all requests. With `consumed_at_ms`, the events are stored as consumed."""
         return await self._database.write(lambda connection: _append_all(connection, requests, consumed_at_ms))
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
-        """Oldest first."""
-
         def work(connection: sqlite3.Connection) -> list[LoggedEvent]:
             events = logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
             if or_after_ms is not None and len(events) < limit:
@@ -102,28 +101,22 @@ class SqliteEventLog:
         return await self._database.read(work)
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
-        """Those not consumed yet, by sequence number."""
         return await self._database.read(
             lambda connection: logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),))
         )
 
     async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
-        """Idempotent."""
-        await self._database.write(lambda connection: connection.execute(UPDATE_CONSUMED, (now_ms, json.dumps(seqs))))
+        await self._database.execute(UPDATE_CONSUMED, (now_ms, json.dumps(seqs)))
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """Over every registry that was announced to this database."""
         known = await self._database.read(_features_by_subject)
         return {subject: known.get(subject, frozenset()) for subject in subjects}
 
     async def oldest_ms(self) -> int | None:
-        """By event time."""
-        (found,) = await self._database.read(lambda connection: connection.execute(SELECT_OLDEST).fetchone())
-        return found if found is None else int(found)
+        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
+        return None if oldest_ms is None else int(oldest_ms)
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """One small transaction."""
-
         def work(connection: sqlite3.Connection) -> int:
             seqs = [seq for (seq,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
             for statement in DELETE_BY_SEQ:
@@ -141,11 +134,11 @@ def _features_by_subject(connection: sqlite3.Connection) -> dict[str, frozenset[
 def _append_all(
     connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None
 ) -> list[Appended | ClashingEvent]:
-    """Decide request by request, then insert all rows with few statements, because each one waits for the GIL."""
+    """Decide request by request, then insert all rows with few statements, because each statement waits for the GIL."""
     features = _features_by_subject(connection)
     ids = [item.event.event_id for events in requests for item in events]
     known: dict[str, bytes] = dict(connection.execute(SELECT_KNOWN, (json.dumps(ids),)).fetchall())
-    # The write lock is held, so the next numbers are free; AUTOINCREMENT records the highest explicit one.
+    # No other writer draws numbers: the write lock is held. AUTOINCREMENT records the highest explicit number.
     row = connection.execute(SELECT_LAST_SEQ).fetchone()
     first = (row[0] if row else 0) + 1
     fresh: list[Admitted] = []
@@ -170,7 +163,7 @@ def _append_all(
 
 
 def _fresh(events: Sequence[Admitted], known: Mapping[str, bytes]) -> list[Admitted] | ClashingEvent:
-    """The new events of one request, each once."""
+    """The events of one request that are not stored yet, each once."""
     own: dict[str, Admitted] = {}
     for index, item in enumerate(events):
         event_id = item.event.event_id
@@ -213,8 +206,8 @@ def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted
 def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
     """Insert many rows per statement.
 
-    With `executemany`, the thread takes the GIL twice per row and waits a fraction of a millisecond each time while the
-    event loop is busy; a commit of 2,000 events took seconds.
+    `executemany` takes the GIL twice per row. Each time costs a fraction of a millisecond while the event loop is busy,
+    so that a commit of 2,000 events took seconds.
     """
     start = 0
     for size in _ROWS_AT_ONCE:
@@ -226,13 +219,13 @@ def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[
 
 @cache
 def _with_rows(statement: str, size: int) -> str:
-    """The statement, which ends with the values of one row, for `size` rows."""
+    """The statement for `size` rows. `statement` inserts one row and ends with its placeholders."""
     row = statement[statement.rindex("(") :].strip()
     return statement.rstrip() + f", {row}" * (size - 1)
 
 
 def logged_events(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
-    """The events that a statement over the log selects."""
+    """Run a statement that selects `EVENT_COLUMNS`."""
     return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
 
 

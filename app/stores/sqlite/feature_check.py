@@ -1,9 +1,9 @@
-"""Compiling the registry: does each entry's SQL compile, what does it read, and does it see only what it may?
+"""Compiles the SQL of a registry, and finds out which relations each entry reads.
 
-Each text is compiled twice. First alone, against a scratch database that has nothing but `views` and `feedback`: a
-text that names an event table, a catalogue, a parameter, a second statement or a function that depends on more than its
-arguments fails here, and SQLite's authorizer tells which relations it reads. Then inside the real statement, against
-the migrated schema, where its plan must search an index.
+Each text is compiled twice. First alone, against a scratch database with only `views` and `feedback`. A text fails here
+if it names an event table or a catalogue, has a parameter or a second statement, or calls a function that depends on
+more than its arguments. SQLite's authorizer tells which relations it reads. Then the text is compiled as a part of the
+real statement, against the migrated schema, where its plan must search an index.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ CREATE TABLE feedback (user_id TEXT, tip_id TEXT, occurred_at_ms INTEGER, local_
 """
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _CATALOGUES = ("sqlite_", "pragma_")
-# They read the clock or the machine's time zone if an argument says so, and PostgreSQL has none of them.
+# With some arguments they read the clock or the machine's time zone. PostgreSQL has none of them.
 _DATE_FUNCTIONS = {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
 _DETERMINISTIC = 0x800  # https://sqlite.org/c3ref/c_deterministic.html
 log = logger("stores.features")
 
 
 def compile_registry(registry: Registry) -> Registry:
-    """Compile every entry alone; the registry with the relations that each one reads and the subjects that follow.
+    """Compile every entry alone. Return the registry with the relations that each reads and the subjects that follow.
 
     Raises:
-        RegistryError: naming the entry, and what is wrong with its SQL or with its `invalidated_by`.
+        RegistryError: the SQL or the `invalidated_by` of an entry is invalid.
     """
     compiled = Registry(entry.compiled(_relations_of(entry)) for entry in registry)
     for entry in compiled:
@@ -44,7 +44,7 @@ def compile_registry(registry: Registry) -> Registry:
                 "superfluous_subject",
                 feature=entry.name,
                 subject=subject,
-                detail="its events delete cached values that they cannot change; take it out of invalidated_by",
+                detail="its events delete cached values that they cannot change; remove it from invalidated_by",
             )
     return compiled
 
@@ -53,7 +53,7 @@ def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
     """Compile every entry against `connection`, a migrated database.
 
     Raises:
-        RegistryError: naming the entry and what is wrong with its SQL.
+        RegistryError: the SQL of an entry does not compile, or its plan scans the events of all users.
     """
     for entry in registry:
         _relations_of(entry)
@@ -87,7 +87,7 @@ def _relations_of(entry: Feature) -> set[str]:
             # Explained, not executed: a text may recurse without end.
             program = scratch.execute(f"EXPLAIN {entry.compute}").fetchall()
             scratch.set_authorizer(None)
-            # The authorizer is not told of a table that is joined by USING alone; the program opens it all the same.
+            # The authorizer does not see a table that is joined with USING alone, but the program opens it.
             pages = dict(scratch.execute("SELECT rootpage, tbl_name FROM sqlite_schema").fetchall())
             read |= {pages[page] for _, opcode, _, page, *_ in program if opcode == "OpenRead" and page in pages}
             scratch.execute(f"CREATE TEMP VIEW checked AS {entry.compute}")
@@ -100,7 +100,7 @@ def _relations_of(entry: Feature) -> set[str]:
 
 
 def _is_pure(name: str) -> bool:
-    """Whether a function of SQLite gives the same for the same arguments, or rows, at any time."""
+    """Whether a function of SQLite depends on nothing but its arguments or rows."""
     return name in _pure_functions() and name not in _DATE_FUNCTIONS
 
 
@@ -108,16 +108,14 @@ def _is_pure(name: str) -> bool:
 def _pure_functions() -> frozenset[str]:
     with closing(sqlite3.connect(":memory:")) as scratch:
         rows = scratch.execute("SELECT name, type, flags FROM pragma_function_list WHERE builtin").fetchall()
-    # Aggregates and window functions (of type a and w) carry no flag; the built-in ones are all deterministic.
+    # Aggregates and window functions (types a and w) have no flag, but all built-in ones are deterministic.
     return frozenset(name.lower() for name, kind, flags in rows if kind != "s" or flags & _DETERMINISTIC)
 
 
 def _explained(error: Exception) -> str:
     text = str(error)
     if "not authorized to use function" in text:
-        return (
-            f"the SQL may not ask for the time or for chance ({text}): a value depends on time through its window alone"
-        )
+        return f"the SQL may not read the time or random numbers ({text}): a value depends on time only by its window"
     if any(reason in text for reason in ("no such table", "prohibited", "vtable constructor failed")):
         return f"the SQL may read only the relations views and feedback, never a table directly ({text})"
     if "not authorized" in text:

@@ -1,4 +1,4 @@
-"""Runs the examples of a registry: their events are stored in an empty database, and the values computed as served."""
+"""Runs the examples of features: stores their events in an empty database and computes the values as for a read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.migrate import migrate
 from app.stores.sqlite.source import SqliteSource
 
-NOW_MS = 1_777_118_400_000  # 2026-04-25T12:00:00Z: examples give the same on every day
+NOW_MS = 1_777_118_400_000  # 2026-04-25T12:00:00Z: the results do not depend on the day of the run
 KEPT_DAYS = 36_500
 
 
 class ExamplesRun(NamedTuple):
-    """What came of the examples of a feature; each failure is a sentence."""
+    """The examples of one feature: their number, and the message of each failure."""
 
     feature: str
     examples: int
@@ -32,7 +32,7 @@ class ExamplesRun(NamedTuple):
 
 
 async def run_examples(registry: Registry, mask: int, timeout_s: float) -> list[ExamplesRun]:
-    """Run the examples of each feature in the mask.
+    """Run the examples of each feature in the mask. Each statement may take `timeout_s`.
 
     Raises:
         RegistryError: an entry's SQL does not compile against the schema.

@@ -1,20 +1,20 @@
-"""Is the database sound? A look at start that takes milliseconds however large the file is, and a full one on demand.
+"""Finds damage in the database: a quick check at every start, and a full one for `profiles doctor --full`.
 
-At start: the file is as long as its header says; the small tables and their indexes are whole; each of the newest
-events has its fact and its log row, and is found by its indexes. Damage by a crash, a full disk or a copy of half a
-file lies there. What SQLite itself would find in every page takes as long as reading the file: `full_findings` is for
-`profiles doctor --full`.
+The quick check takes milliseconds, however large the file is. It checks that the file is as long as its header says,
+that the small tables and their indexes are intact, and that the newest events are in the log, the fact tables and the
+indexes. A crash, a full disk or an incomplete copy damages these parts. The full check reads every page.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 TAIL = 300
 SMALL_TABLES = ("service", "feature_keys", "cache_registration", "alembic_version")
 FINDINGS = 10
 
-SELECT_TAIL_HALVES = f"""
+SELECT_TAIL_FAULTS = f"""
 WITH tail AS MATERIALIZED (SELECT seq, event_id, subject, user_id FROM event_log ORDER BY seq DESC LIMIT {TAIL})
 SELECT seq, 'has no fact' FROM tail
 WHERE NOT EXISTS (SELECT 1 FROM tip_views WHERE tip_views.seq = tail.seq)
@@ -35,7 +35,7 @@ SELECT seq, 'has no row in the log' FROM (
 WHERE NOT EXISTS (SELECT 1 FROM event_log WHERE event_log.seq = facts.seq)
 LIMIT {FINDINGS}
 """
-SELECT_ALL_HALVES = f"""
+SELECT_ALL_FAULTS = f"""
 SELECT seq, 'has no fact' FROM event_log
 WHERE NOT EXISTS (SELECT 1 FROM tip_views WHERE tip_views.seq = event_log.seq)
     AND NOT EXISTS (SELECT 1 FROM tip_feedback WHERE tip_feedback.seq = event_log.seq)
@@ -47,33 +47,22 @@ LIMIT {FINDINGS}
 
 
 def quick_findings(connection: sqlite3.Connection) -> list[str]:
-    """What is wrong, as far as some milliseconds tell; empty where nothing is."""
-    found: list[str] = []
-    try:
-        for table in SMALL_TABLES:
-            rows = connection.execute(f"PRAGMA integrity_check('{table}')").fetchall()
-            found += [f"{table}: {text}" for (text,) in rows if text != "ok"]
-        found += _halves(connection, SELECT_TAIL_HALVES)
-    except sqlite3.DatabaseError as error:
-        found.append(_said(error))
-    return found[:FINDINGS]
+    """A description of each fault, at most `FINDINGS`."""
+    pragmas = [(f"{table}: ", f"PRAGMA integrity_check('{table}')") for table in SMALL_TABLES]
+    return _findings(connection, pragmas, SELECT_TAIL_FAULTS)
 
 
 def full_findings(connection: sqlite3.Connection) -> list[str]:
-    """Everything that SQLite and the log can tell; reads the whole file."""
+    """A description of each fault, at most `FINDINGS`. Reads the whole file."""
+    return _findings(connection, [("", f"PRAGMA integrity_check({FINDINGS})")], SELECT_ALL_FAULTS)
+
+
+def _findings(connection: sqlite3.Connection, pragmas: Sequence[tuple[str, str]], events: str) -> list[str]:
     found: list[str] = []
     try:
-        rows = connection.execute(f"PRAGMA integrity_check({FINDINGS})").fetchall()
-        found += [text for (text,) in rows if text != "ok"]
-        found += _halves(connection, SELECT_ALL_HALVES)
+        for prefix, pragma in pragmas:
+            found += [prefix + text for (text,) in connection.execute(pragma).fetchall() if text != "ok"]
+        found += [f"event {seq} {fault}" for seq, fault in connection.execute(events).fetchall()]
     except sqlite3.DatabaseError as error:
-        found.append(_said(error))
+        found.append(f"SQLite reports: {error}")
     return found[:FINDINGS]
-
-
-def _halves(connection: sqlite3.Connection, statement: str) -> list[str]:
-    return [f"event {seq} {what}" for seq, what in connection.execute(statement).fetchall()]
-
-
-def _said(error: sqlite3.DatabaseError) -> str:
-    return f"SQLite says: {error}"

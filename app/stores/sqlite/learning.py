@@ -1,6 +1,6 @@
-"""Learning in SQLite: events are joined to decisions, and decisions settled, in one transaction with the evidence.
+"""Learning: attributes events to decisions and settles decisions, in one transaction with the evidence.
 
-Invariants: an event stands in `decision_events` once it has counted, and counts no second time; a decision's state
+Invariants: an event is in `decision_events` once it has counted, and never counts again. The state of a decision
 becomes `learned` in the transaction that adds its vector to the evidence, and only from `open` or `served`.
 """
 
@@ -28,8 +28,8 @@ from app.telemetry import logger
 
 log = logger("stores.learning")
 
-# A search of an index each, of a microsecond or two: for many events together that is less than one statement whose
-# JSON SQLite would have to take apart.
+# Each is one search of an index, a microsecond or two. For many events this is faster than one statement that parses a
+# JSON array.
 SELECT_IS_UNSETTLED = """
 SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open', 'served') LIMIT 1
 """
@@ -40,7 +40,7 @@ INSERT INTO unknown_decisions (sent_by, events, newest_ms) VALUES (?, ?, ?)
 ON CONFLICT (sent_by) DO UPDATE SET newest_ms = excluded.newest_ms,
     events = excluded.events + CASE WHEN newest_ms < excluded.newest_ms - 86400000 THEN 0 ELSE events END
 """
-# The decision that an event is about, if it has not counted before.
+# The decision that an event is about, if the event has not counted before.
 _DECISION = """
 SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source,
     EXISTS (SELECT 1 FROM decision_events WHERE number = tip_scores.number AND outcome = 'served')
@@ -61,7 +61,7 @@ UPDATE_LEARNED = """
 UPDATE tip_scores SET state = 'learned', served_at_ms = ?, reward = ?, reward_source = ?, action = ?, settled_at_ms = ?
 WHERE number = ? AND state IN ('open', 'served')
 """
-# Users of whom an event waits to be consumed: it may be the feedback.
+# Users with an unconsumed event, which may be the feedback.
 _AWAITED = "SELECT user_id FROM event_log INDEXED BY event_log_unconsumed WHERE consumed_at_ms IS NULL"
 SELECT_ANY_CLOSED = """
 SELECT EXISTS (SELECT 1 FROM tip_scores WHERE state = 'served' AND served_at_ms < :closed)
@@ -77,7 +77,7 @@ WHERE state = 'served' AND served_at_ms < :closed AND user_id NOT IN ({_AWAITED}
     )
 ORDER BY served_at_ms LIMIT :limit
 """
-# Under the name of no spec it is not taken up again.
+# No spec has this name, so the decision is not selected again.
 UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE number = ?"
 UPDATE_EXPIRED = f"""
 UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
@@ -97,14 +97,13 @@ class SqliteLearning:
         self._rules = rules
 
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
-        """One hop; each question once."""
-        asked = [_question(item) for item in events]
+        queries = [_query(item) for item in events]
 
         def work(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
-            return {item for item in set(asked) if connection.execute(item[0], item[1:]).fetchone() is not None}
+            return {query for query in set(queries) if connection.execute(query[0], query[1:]).fetchone() is not None}
 
         found = await self._database.read(work)
-        return [item for item, question in zip(events, asked, strict=True) if question in found]
+        return [item for item, query in zip(events, queries, strict=True) if query in found]
 
     async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
         def work(connection: sqlite3.Connection) -> Mapping[str, int]:
@@ -116,51 +115,50 @@ class SqliteLearning:
         return await self._database.write(work)
 
     async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
-        """In the order given."""
-
         def work(connection: sqlite3.Connection) -> Mapping[EventOutcome, int]:
-            lesson = _Lesson(connection, self._policies, now_ms)
-            outcomes = [lesson.take(event, self._rules) for event in events]
-            lesson.end()
+            transaction = _LearningTransaction(connection, self._policies, now_ms)
+            outcomes = [transaction.take(event, self._rules) for event in events]
+            transaction.write()
             return Counter(outcome for outcome in outcomes if outcome is not None)
 
         try:
             return await self._database.write(work)
         except SpecMismatch:
-            # Nothing is written of it; but what is damaged is said, and set aside for all who come after.
+            # The transaction was rolled back, so set the damaged evidence aside in another one, which also logs it.
             users = {told.event.user_id for told in events}
             await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in users])
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """A look first: a sweep that finds nothing takes no lock."""
+        """Query first: a sweep that finds nothing to settle takes no write lock."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
-        (any_closed,) = await self._database.read(lambda c: c.execute(SELECT_ANY_CLOSED, closed).fetchone())
+        (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:
             return SettleCounts(0, 0, 0)
-        asked = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
+        parameters = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
 
         def work(connection: sqlite3.Connection) -> SettleCounts:
-            lesson = _Lesson(connection, self._policies, now_ms)
-            rows = connection.execute(SELECT_CLOSED, asked).fetchall()
-            learned = [lesson.default(_Vector(*row[:4]), row[4], self._rules.rewards[NO_FEEDBACK]) for row in rows]
-            lesson.end()
-            expired = connection.execute(UPDATE_EXPIRED, asked).rowcount
+            transaction = _LearningTransaction(connection, self._policies, now_ms)
+            reward = self._rules.rewards[NO_FEEDBACK]
+            rows = connection.execute(SELECT_CLOSED, parameters).fetchall()
+            learned = [transaction.learn_default(_LoggedVector(*row[:4]), row[4], reward) for row in rows]
+            transaction.write()
+            expired = connection.execute(UPDATE_EXPIRED, parameters).rowcount
             return SettleCounts(learned.count(True), expired, learned.count(False))
 
         return await self._database.write(work)
 
 
-def _question(told: LoggedEvent) -> tuple[str, ...]:
-    """The statement that asks whether an event may concern a decision, and its parameters."""
+def _query(told: LoggedEvent) -> tuple[str, ...]:
+    """The statement that finds out whether an event may concern a decision, and its parameters."""
     event = told.event
     if event.decision_id is not None:
         return SELECT_IS_DECISION, event.decision_id, event.user_id
     return SELECT_IS_UNSETTLED, event.user_id, event.tip_id
 
 
-class _Vector(NamedTuple):
-    """The vector that was logged with a decision, and whose."""
+class _LoggedVector(NamedTuple):
+    """The vector `phi` that was logged with a decision of the user."""
 
     number: int
     spec_hash: str
@@ -168,8 +166,8 @@ class _Vector(NamedTuple):
     user_id: str
 
 
-class _Lesson:
-    """One transaction: what was read of users' evidence is kept until its end, and written once."""
+class _LearningTransaction:
+    """Reads the evidence of each user once, and writes it once at the end."""
 
     def __init__(self, connection: sqlite3.Connection, policies: Policies, now_ms: int) -> None:
         self._connection = connection
@@ -178,11 +176,11 @@ class _Lesson:
         self._evidence: dict[str, SufficientStatistics] = {}
 
     def take(self, logged: LoggedEvent, rules: Rules) -> EventOutcome | None:
-        """One event; None where it concerns no decision, or has counted before."""
+        """Count one event. Returns None if it concerns no decision, or has counted before."""
         row = self._decision(logged)
         if row is None:
             return None
-        vector = _Vector(*row[:4])
+        vector = _LoggedVector(*row[:4])
         judgement = judge(Unsettled(*row[4:]), logged, rules)
         if judgement.outcome == "served" and judgement.state == "served":
             self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.number))
@@ -191,19 +189,18 @@ class _Lesson:
         self._connection.execute(INSERT_COUNTED, (logged.seq, vector.number, judgement.outcome))
         return judgement.outcome
 
-    def default(self, logged: _Vector, served_at_ms: int, reward: float) -> bool:
-        """Nothing was heard in time; False where it cannot be learned, which is then set aside."""
+    def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
+        """Learn the reward of no feedback. If that is impossible, set the damaged row aside and return False."""
         try:
             self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
         except SpecMismatch as error:
-            if not set_aside(self._connection, logged.user_id):  # it is not the evidence
+            if not set_aside(self._connection, logged.user_id):  # the evidence is readable, so the decision is not
                 self._connection.execute(UPDATE_ASIDE, (logged.number,))
                 log.warning("decision_set_aside", number=logged.number, error=str(error))
             return False
         return True
 
-    def end(self) -> None:
-        """Write what was learned."""
+    def write(self) -> None:
         write_statistics(self._connection, self._evidence, self._now_ms)
         if self._evidence:
             self._connection.execute(UPDATE_CHANGES)
@@ -219,10 +216,10 @@ class _Lesson:
         row: tuple[Any, ...] | None = cursor.fetchone()
         return row
 
-    def _learn(self, logged: _Vector, judgement: Judgement) -> None:
+    def _learn(self, logged: _LoggedVector, judgement: Judgement) -> None:
         spec = SPECS.get(logged.spec_hash)
         if spec is None:
-            raise SpecMismatch(f"the decision's vector is of spec {logged.spec_hash[:12]}, which is not known here")
+            raise SpecMismatch(f"the decision's vector is of spec {logged.spec_hash[:12]}, which this release lacks")
         if len(logged.phi) != (wanted := spec.size * NUMBER_BYTES):
             raise SpecMismatch(
                 f"the decision's vector has {len(logged.phi)} bytes, {spec.id} {spec.version} has {wanted}"

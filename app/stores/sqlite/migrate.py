@@ -1,8 +1,9 @@
-"""Bringing the database to this program's revision; `profiles up` does so each time, and mostly it is there already."""
+"""Brings the database to this program's revision."""
 
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from app.errors import StoreUnavailable
@@ -11,10 +12,10 @@ from app.stores.sqlite.database import SCHEMA_REVISION, SELECT_REVISION
 
 
 def migrate(path: Path) -> tuple[str | None, str]:
-    """Migrate to the newest revision, making the file where it is missing; the revisions before and after.
+    """Migrate to the newest revision. Create the file if it is missing. Return the revisions before and after.
 
     Raises:
-        SchemaMismatch: the database is at a revision this program does not know.
+        SchemaMismatch: the database is at a revision that this program does not know.
         StoreUnavailable: the file cannot be written.
     """
     try:
@@ -24,8 +25,7 @@ def migrate(path: Path) -> tuple[str | None, str]:
         raise StoreUnavailable(f"cannot migrate the database at {path}: {error}") from error
     if before == SCHEMA_REVISION:
         return before, before
-    # Importing alembic takes longer than everything else of a start: only where there is something to do.
-    from app.stores.sqlite.upgrade import upgrade  # noqa: PLC0415
+    from app.migrations import upgrade  # noqa: PLC0415  # imports alembic: see there
 
     upgrade(path)
     after = current(path)
@@ -35,15 +35,13 @@ def migrate(path: Path) -> tuple[str | None, str]:
 
 
 def current(path: Path) -> str | None:
-    """The revision a database is at; None where it has none or does not exist."""
+    """The revision of a database; None if it has none or does not exist."""
     if not path.exists():
         return None
     check_rights(path)
-    connection = sqlite3.connect(path)
-    try:
-        row = connection.execute(SELECT_REVISION).fetchone()
-    except sqlite3.OperationalError:
-        return None
-    finally:
-        connection.close()
+    with closing(sqlite3.connect(path)) as connection:
+        try:
+            row = connection.execute(SELECT_REVISION).fetchone()
+        except sqlite3.OperationalError:
+            return None
     return str(row[0]) if row else None

@@ -1,4 +1,4 @@
-"""What processes tell each other about the cache: what is owed to it, which server it is, which features are in it."""
+"""What processes tell each other about the cache: the invalidations owed to it, and the server registered as it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 
-from app.errors import RegistryError
-from app.features.registry import Registry
 from app.profiles.ports import OwedInvalidation
+from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sqlite.data_version import DataVersion
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
 
 SELECT_OWED = "SELECT id, user_id FROM owed_invalidations ORDER BY id LIMIT ?"
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
@@ -20,8 +18,6 @@ DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM jso
 UPDATE_REGISTRATION = """
 UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
 """
-SELECT_ANNOUNCED = "SELECT subject, feature FROM feature_keys"
-INSERT_FEATURE = "INSERT OR IGNORE INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?)"
 
 
 class SqliteOwedInvalidations:
@@ -30,49 +26,40 @@ class SqliteOwedInvalidations:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.data_version = DataVersion(database.path)
+        self.registration = SqliteRegistrationRepository(database, self.data_version)
 
     def any_owed(self) -> bool:
-        """Whether anything is owed now. Raises `StoreUnavailable`."""
+        """Whether any invalidation is owed now. Raises `StoreUnavailable`."""
         return self.data_version.state().owed
 
     def disabled(self) -> str:
-        """Which features are disabled, as of the last query; every process makes one at least once a second."""
+        """The disabled features (see `State`), as of the last query. Every process queries at least once a second."""
         return self.data_version.last.disabled
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
-        """Committed when this returns."""
-        users = json.dumps(sorted(user_ids))
-        await self._database.write(lambda connection: connection.execute(INSERT_OWED, (now_ms, users)))
+        await self._database.execute(INSERT_OWED, (now_ms, json.dumps(sorted(user_ids))))
 
     async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        """Oldest first, with every announced feature."""
-
         def work(connection: sqlite3.Connection) -> tuple[list[OwedInvalidation], frozenset[str]]:
-            rows = [OwedInvalidation(*row) for row in connection.execute(SELECT_OWED, (limit,)).fetchall()]
-            return rows, frozenset(name for (name,) in connection.execute(SELECT_FEATURES).fetchall())
+            owed = [OwedInvalidation(*row) for row in connection.execute(SELECT_OWED, (limit,)).fetchall()]
+            return owed, frozenset(name for (name,) in connection.execute(SELECT_FEATURES).fetchall())
 
         return await self._database.read(work)
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete these rows, and make every process forget its local copies.
+        """Delete these rows and make every process clear its local cache.
 
-        The owed row of an erased user is the only record that the cached values are stale.
+        The owed row of an erased user is the only record that local copies are stale.
         """
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(DELETE_OWED, (json.dumps(ids),))
-            connection.execute(UPSERT_RECALLS)
+            connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 
         await self._database.write(work)
 
     def close(self) -> None:
-        """Close the connection of `data_version`."""
         self.data_version.close()
-
-    @property
-    def registration(self) -> SqliteRegistrationRepository:
-        """The registration, on the same connection."""
-        return SqliteRegistrationRepository(self._database, self.data_version)
 
 
 class SqliteRegistrationRepository:
@@ -83,32 +70,12 @@ class SqliteRegistrationRepository:
         self._data_version = data_version
 
     def current(self) -> tuple[str | None, int]:
-        """As of the last query by this process."""
-        return self._data_version.last.server, self._data_version.last.generation or 0
+        return self._data_version.last.server, self._data_version.last.generation
 
-    def look(self) -> tuple[str | None, int]:
-        """Now. Raises `StoreUnavailable`."""
+    def query(self) -> tuple[str | None, int]:
         state = self._data_version.state()
-        return state.server, state.generation or 0
+        return state.server, state.generation
 
     async def register(self, server: str, after: int) -> None:
-        """Compare and set, so that of two processes one wins and the other looks again."""
-        await self._database.write(lambda connection: connection.execute(UPDATE_REGISTRATION, (server, after)))
-
-
-async def announce(database: Database, registry: Registry, now_ms: int) -> None:
-    """Record which features this process will cache, before it caches any.
-
-    Ingest drops the union over all processes. Without it, during a deploy, a process of the old release would take
-    an event and leave alone the keys of a feature that only the new release knows. What is recorded stays; where
-    nothing is new nothing is written, so that a process can start while the disk is full or the database locked.
-    Raises `StoreUnavailable`; `RegistryError` if an entry's subjects were not derived: no event would invalidate it.
-    """
-    for entry in registry:
-        if not entry.invalidated_by:
-            raise RegistryError(entry.name, "invalidated_by has not been derived; compile the registry first")
-    known = await database.read(lambda connection: set(connection.execute(SELECT_ANNOUNCED).fetchall()))
-    pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
-    rows = [(*pair, now_ms) for pair in pairs if pair not in known]
-    if rows:
-        await database.write(lambda connection: connection.executemany(INSERT_FEATURE, rows))
+        """Compare and set: if two processes register at once, the second changes nothing and reads again."""
+        await self._database.execute(UPDATE_REGISTRATION, (server, after))

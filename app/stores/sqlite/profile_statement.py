@@ -1,18 +1,17 @@
 """The one statement that computes features, for one user or many, now or at any past moment.
 
-Each feature becomes a scalar subquery, correlated with the row asked for. In it `views` and `feedback` are common
-table expressions already narrowed to that row's user, to event times after `now - window`, and to what had arrived by
-the row's `known_ms`. They are NOT MATERIALIZED, so that the bounds reach the covering index. An author's text has no
-time bounds of its own, which is how one statement serves many moments. A feature is computed only if the row's mask has
-its bit.
+Each feature becomes a scalar subquery, correlated with the requested row. In it, `views` and `feedback` are common
+table expressions. They contain only events of that row's user that occurred after `now - window` and arrived by the
+row's `known_ms`. They are NOT MATERIALIZED, so that these bounds reach the covering index. The text of a feature has no
+time bounds, so one statement serves many moments. A feature is computed only if the row's mask has its bit.
 
-Only a past moment bounds event times from above. A live read has no such bound: an accepted event counts at once,
-whichever process's clock is behind, and no event of one user moves the window of another.
+Only a past moment bounds event times from above. A live read has no upper bound: an accepted event counts at once, even
+if the clock of this process is behind, and no event of one user moves the window of another.
 """
 
 from __future__ import annotations
 
-from app.features.registry import Feature, Registry
+from app.features.registry import Registry
 
 _NARROWED = """
         WHERE user_id = asked.user_id
@@ -63,16 +62,11 @@ ORDER BY asked.place
 def build(registry: Registry) -> str:
     """The statement. Parameters: `:clock_ms`, and `:asked`, a JSON array of [user, mask, now_ms, known_ms].
 
-    Rows come in the order asked: the newest sequence number, then one value per feature. A feature whose SQL gave
-    more than one row for a user shows as an empty blob, which is no value of any dtype.
+    Its rows are in the order of `:asked`: the newest sequence number, then one value per feature. If a feature's SQL
+    returns several rows for a user, the value is an empty blob, which is invalid for every dtype.
     """
-    return _STATEMENT.format(columns=",".join(_column(1 << index, entry) for index, entry in enumerate(registry)))
-
-
-def _column(bit: int, entry: Feature) -> str:
-    return _FEATURE.format(
-        bit=bit,
-        name=entry.name,
-        window_ms=entry.window_ms,
-        compute=entry.compute,
+    columns = (
+        _FEATURE.format(bit=1 << index, name=entry.name, window_ms=entry.window_ms, compute=entry.compute)
+        for index, entry in enumerate(registry)
     )
+    return _STATEMENT.format(columns=",".join(columns))

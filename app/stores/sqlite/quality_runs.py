@@ -1,4 +1,4 @@
-"""Runs of data quality in SQLite. A unique partial index lets one at a time be active."""
+"""Runs of data quality. A unique partial index allows one active run at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UPDATE quality_reports SET state = :state, finished_at_ms = :now, touched_at_ms 
     error = NULLIF(:error, '')
 WHERE id = :id AND {_ACTIVE}
 """
-# A report stays as long as there is none newer, however many runs have failed since.
+# The newest report is kept, however many runs have failed after it.
 DELETE_OLD = """
 DELETE FROM quality_reports
 WHERE state IN ('completed', 'failed')
@@ -42,42 +42,33 @@ class SqliteQualityRepository:
         self._database = database
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        """Look and insert in one transaction."""
-
         def work(connection: sqlite3.Connection) -> tuple[QualityRun, bool]:
             active = connection.execute(SELECT_ACTIVE).fetchone()
             if active is not None:
                 return QualityRun(*active), False
-            made = connection.execute(INSERT_RUN, {"by": requested_by, "now": now_ms}).lastrowid
-            return QualityRun(*connection.execute(SELECT_RUN, (made,)).fetchone()), True
+            run_id = connection.execute(INSERT_RUN, {"by": requested_by, "now": now_ms}).lastrowid
+            return QualityRun(*connection.execute(SELECT_RUN, (run_id,)).fetchone()), True
 
         return await self._database.write(work)
 
     async def newest(self, limit: int) -> list[QualityRun]:
-        """Newest first."""
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
-        return [QualityRun(*row) for row in rows]
+        """The newest runs first, without their reports."""
+        return [QualityRun(*row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
     async def newest_completed(self) -> QualityRun | None:
-        """The newest with a report."""
-        row = await self._database.read(lambda connection: connection.execute(SELECT_COMPLETED).fetchone())
+        row = await self._database.row(SELECT_COMPLETED)
         return QualityRun(*row) if row else None
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Ids of active runs touched last before a moment; or after another: before the clock was set back."""
-        parameters = (before_ms, after_ms)
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_UNTOUCHED, parameters).fetchall())
-        return [run_id for (run_id,) in rows]
+        """Ids of active runs last touched before `before_ms`, or after `after_ms`: before the clock was set back."""
+        return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def begin(self, run_id: int, now_ms: int) -> bool:
-        """Mark it as running, unless it has ended."""
-        values = {"id": run_id, "now": now_ms}
-        return await self._database.write(lambda connection: connection.execute(UPDATE_BEGUN, values).rowcount > 0)
+        return await self._database.execute(UPDATE_BEGUN, {"id": run_id, "now": now_ms}) > 0
 
     async def finish(
         self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
     ) -> bool:
-        """End it, unless it has ended."""
         values = {"id": run_id, "state": state, "now": now_ms, "measured": measured, "body": body, "error": error}
 
         def work(connection: sqlite3.Connection) -> bool:

@@ -1,4 +1,4 @@
-"""Rebuild runs in SQLite."""
+"""Rebuild runs. A unique partial index allows one active run per scope."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Sequence
 
 from app.profiles.rebuild.runs import ACTIVE, RebuildRun, State
+from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
 
 _COLUMNS = (
     "id, scope, user_ids, features, state, done, total, position, requested_by, "
@@ -17,7 +17,7 @@ _COLUMNS = (
 INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
 SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
-# Without the lists, which may hold a thousand ids each.
+# Without the lists of users, which may contain a thousand ids each.
 SELECT_RUNS = f"SELECT {_COLUMNS.replace('user_ids', 'NULL')} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
 SELECT_UNTOUCHED = (
     "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND (touched_at_ms < ? OR touched_at_ms > ?)"
@@ -28,7 +28,7 @@ UPDATE rebuilds SET state = 'running', done = :done, position = :position, touch
 WHERE id = :id AND state IN ('queued', 'running')
 """
 SELECT_STATE = "SELECT state FROM rebuilds WHERE id = ?"
-# The position is a user's id, and of no use any more.
+# The position is a user's id, so it is deleted as soon as the run does not need it.
 UPDATE_FINISHED = """
 UPDATE rebuilds SET position = '', state = ?, finished_at_ms = ?, touched_at_ms = ?, error = ?
 WHERE id = ? AND state IN ('queued', 'running')
@@ -38,17 +38,16 @@ WHERE id = ? AND state IN ('queued', 'running')
 class SqliteRebuildRepository:
     """Implements `app.profiles.rebuild.runs.RebuildRepository`.
 
-    A run that has ended recalls what processes keep near, in the transaction that says so.
+    The transaction that ends a run also makes every process clear its local cache.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def open(self, run: RebuildRun) -> RebuildRun | None:
-        """Look and insert in one transaction."""
         row = run._replace(
             user_ids=json.dumps(run.user_ids) if run.user_ids is not None else None,  # type: ignore[arg-type]
-            features=json.dumps(run.features),  # type: ignore[arg-type]  # as columns
+            features=json.dumps(run.features),  # type: ignore[arg-type]  # as columns: see `_run`
         )
 
         def work(connection: sqlite3.Connection) -> RebuildRun | None:
@@ -61,39 +60,30 @@ class SqliteRebuildRepository:
         return await self._database.write(work)
 
     async def get(self, run_id: str) -> RebuildRun | None:
-        """One, or None."""
-        row = await self._database.read(lambda connection: connection.execute(SELECT_RUN, (run_id,)).fetchone())
+        row = await self._database.row(SELECT_RUN, (run_id,))
         return _run(row) if row else None
 
     async def newest(self, limit: int) -> list[RebuildRun]:
-        """Newest first."""
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_RUNS, (limit,)).fetchall())
-        return [_run(row) for row in rows]
+        return [_run(row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """Ids of active runs touched last before a moment; or after another: before the clock was set back."""
-        parameters = (before_ms, after_ms)
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_UNTOUCHED, parameters).fetchall())
-        return [run_id for (run_id,) in rows]
+        """Ids of active runs last touched before `before_ms`, or after `after_ms`: before the clock was set back."""
+        return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
-        """Record, unless it has ended."""
-
         def work(connection: sqlite3.Connection) -> State:
             connection.execute(UPDATE_PROGRESS, {"id": run_id, "done": done, "position": position, "now": now_ms})
             row: tuple[State] | None = connection.execute(SELECT_STATE, (run_id,)).fetchone()
             state: State = row[0] if row else "cancelled"
-            if state not in ACTIVE:  # it was cancelled while a piece was rebuilt
-                connection.execute(UPSERT_RECALLS)
+            if state not in ACTIVE:  # it was cancelled while a page was rebuilt
+                connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return state
 
         return await self._database.write(work)
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """End it, unless it has ended."""
-
         def work(connection: sqlite3.Connection) -> bool:
-            connection.execute(UPSERT_RECALLS)
+            connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
 
         return await self._database.write(work)

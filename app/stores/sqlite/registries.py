@@ -1,18 +1,19 @@
-"""Which registries processes serve or have served, and which features are disabled."""
+"""The registries that processes serve or have served, the keys that they cache, and which features are disabled."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 
-from app.errors import Conflict, StoreUnavailable
+from app.errors import Conflict, RegistryError, StoreUnavailable
 from app.features.plan import Announced, Definition, definitions_of
 from app.features.registry import Registry
 from app.stores.sqlite.database import Database
 
+SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"
+INSERT_FEATURE_KEY = "INSERT OR IGNORE INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?)"
 UPSERT_REGISTRY = """
 INSERT INTO registries (fingerprint, definitions, first_seen_ms, last_seen_ms) VALUES (:fingerprint, :body, :now, :now)
 ON CONFLICT (fingerprint) DO UPDATE SET definitions = excluded.definitions, last_seen_ms = excluded.last_seen_ms
@@ -27,53 +28,63 @@ DELETE_DISABLED = "DELETE FROM disabled_features WHERE feature = ?"
 _decode = msgspec.json.Decoder(tuple[Definition, ...]).decode
 
 
-class SqliteRegistries:
-    """What processes tell each other about features. All methods raise `StoreUnavailable`."""
+async def announce(database: Database, registry: Registry, now_ms: int) -> None:
+    """Record the features that this process will cache, before it caches any.
 
-    def __init__(self, database: Database, look: Callable[[], object] = lambda: None) -> None:
-        """`look` lets this process see at once what it has switched; the others see it within a second."""
+    Ingest deletes the keys of every feature ever announced. Otherwise, during a deploy, a process of the old release
+    would take an event and leave the keys of a feature that only the new release knows. If nothing is new, nothing is
+    written, so that a process can start while the disk is full or the database is locked.
+
+    Raises:
+        StoreUnavailable: something is new and cannot be written.
+        RegistryError: the subjects of an entry were not derived, so no event would invalidate it.
+    """
+    for entry in registry:
+        if not entry.invalidated_by:
+            raise RegistryError(entry.name, "invalidated_by has not been derived; compile the registry first")
+    known = set(await database.rows(SELECT_FEATURE_KEYS))
+    pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
+    rows = [(*pair, now_ms) for pair in pairs if pair not in known]
+    if rows:
+        await database.write(lambda connection: connection.executemany(INSERT_FEATURE_KEY, rows))
+
+
+class SqliteRegistries:
+    """Registries and disabled features. All methods raise `StoreUnavailable`."""
+
+    def __init__(self, database: Database, refresh: Callable[[], object] = lambda: None) -> None:
+        """`refresh` lets this process see at once which features it has disabled; others see it within a second."""
         self._database = database
-        self._look = look
+        self._refresh = refresh
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
         """Record that a process serves this registry.
 
-        Nothing is written if that is known, so that a process can start while the disk is full.
+        A known registry is not written again, so that a process can start while the disk is full.
         """
         definitions = definitions_of(registry)
         if any(known.definitions == definitions for known in await self.announced()):
             return
         body = msgspec.json.encode(definitions).decode()
-        parameters = {"fingerprint": registry.fingerprint, "body": body, "now": now_ms}
-        await self._database.write(lambda connection: connection.execute(UPSERT_REGISTRY, parameters))
+        await self._database.execute(
+            UPSERT_REGISTRY, {"fingerprint": registry.fingerprint, "body": body, "now": now_ms}
+        )
 
     async def announced(self) -> list[Announced]:
-        """Every registry that was ever served, the one that was seen last at the end."""
-
-        def work(connection: sqlite3.Connection) -> list[Announced]:
-            rows = connection.execute(SELECT_REGISTRIES).fetchall()
-            return [Announced(fingerprint, _decode(body), first, last) for fingerprint, body, first, last in rows]
-
-        return await self._database.read(work)
+        """Every registry that was ever served, in the order in which they were last seen."""
+        rows = await self._database.rows(SELECT_REGISTRIES)
+        return [Announced(fingerprint, _decode(body), first, last) for fingerprint, body, first, last in rows]
 
     async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
-        """Enable or disable a feature; what was done, for the audit trail.
+        """Enable or disable a feature. Return the outcome for the audit trail.
 
         Raises:
-            Conflict: it is enabled, or disabled, already.
+            Conflict: it is already enabled, or already disabled.
         """
-        changed = await (self._enable(feature) if on else self._disable(feature, actor, reason, now_ms))
-        if not changed:
-            raise Conflict(f"{feature} is {'enabled' if on else 'disabled'} already")
-        with suppress(StoreUnavailable):  # it is done, and the next look will tell
-            self._look()
-        return ("enabled" if on else "disabled") + (f": {reason}" if reason else "")
-
-    async def _disable(self, feature: str, disabled_by: str, reason: str, now_ms: int) -> bool:
-        row = (feature, disabled_by, reason, now_ms)
-        return await self._database.write(lambda connection: connection.execute(INSERT_DISABLED, row).rowcount == 1)
-
-    async def _enable(self, feature: str) -> bool:
-        return await self._database.write(
-            lambda connection: connection.execute(DELETE_DISABLED, (feature,)).rowcount == 1
-        )
+        statement, row = (DELETE_DISABLED, (feature,)) if on else (INSERT_DISABLED, (feature, actor, reason, now_ms))
+        outcome = "enabled" if on else "disabled"
+        if not await self._database.execute(statement, row):
+            raise Conflict(f"{feature} is {outcome} already")
+        with suppress(StoreUnavailable):  # the change is stored; the next query will show it
+            self._refresh()
+        return outcome + (f": {reason}" if reason else "")

@@ -1,13 +1,13 @@
-"""The roll-out in SQLite: its state, its looks, and the decisions it is judged by, a page at a time.
+"""The roll-out: its state, its looks (interim evaluations), and the decisions that it is judged by, page by page.
 
-Numbers of decisions follow the order in which they were made. Columns that are read here stand before all arrays in
-their row, so a page of decisions never follows an overflow page.
+Numbers of decisions follow the order in which they were made. The columns that are read here stand before the arrays in
+their row, so that reading a page of decisions follows no overflow page.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ NEWEST = 2**63 - 1
 log = logger("stores.rollout")
 
 SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after FROM rollout"
-# Only if it has not changed since it was read.
+# Only if the state has not changed since it was read.
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
     evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END
@@ -42,7 +42,7 @@ WHERE EXISTS (SELECT 1 FROM rollout WHERE evaluated_after = :after) ON CONFLICT 
 """
 SELECT_LOOK = "SELECT number, body FROM rollout_looks WHERE number = :number"
 DELETE_LOOK = "DELETE FROM rollout_looks WHERE number = :number"
-# What is unsettled and older than this is stuck: the first number that is not.
+# Older unsettled decisions will never be settled, and hold up nothing.
 SELECT_FIRST_SINCE = "SELECT number FROM tip_scores WHERE created_at_ms >= ? ORDER BY created_at_ms LIMIT 1"
 SELECT_OLDEST_UNSETTLED = """
 SELECT number FROM tip_scores INDEXED BY tip_scores_pending
@@ -56,12 +56,12 @@ SELECT TOTAL(champion_p IS NOT NULL AND number < :until), TOTAL(champion_p IS NO
 """
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
     v_champion, v_challenger, action IS '{Action.DISMISSED}', agree"""
-# Without a pooled prior the challenger is all but the champion. Few are left out here (see `begin_evaluation`).
+# Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
 SELECT_PAGE = f"""
 SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
 ORDER BY number LIMIT :limit
 """
-# Backwards from the end of the table; not far, where few of the newest were shown.
+# Backwards from the end of the table, but over at most this many decisions, in case few of the newest were shown.
 AMONG = 20_000
 SELECT_SHOWN = f"""
 SELECT {_COLUMNS} FROM tip_scores
@@ -76,10 +76,10 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 
 
 def begin_evaluation(connection: sqlite3.Connection) -> None:
-    """When the first prior of a spec is stored: in the shadow nothing decided before it counts, nor any look at it.
+    """Restart the evaluation when the first prior of a spec is stored, if the roll-out is in the shadow stage.
 
-    1. A process looks for a prior, and finds none; 2. the first is stored, and this is done; 3. the process stores its
-    decision, which counts as made after it. What is read of decisions leaves those out.
+    Decisions made before it do not count. One interleaving remains: 1. a process finds no prior; 2. the first prior is
+    stored and this function runs; 3. the process stores its decision. `SELECT_PAGE` leaves such decisions out.
     """
     if connection.execute(UPDATE_FIRST_PRIOR).rowcount:
         connection.execute(DELETE_LOOKS)
@@ -92,11 +92,10 @@ class SqliteRollout:
         self._database = database
 
     async def state(self) -> RolloutState:
-        """The one row."""
-        return RolloutState(*await self._database.read(lambda c: c.execute(SELECT_STATE).fetchone()))
+        return RolloutState(*await self._database.row(SELECT_STATE))
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Looks are forgotten where it begins anew."""
+        """Deletes the looks if the roll-out starts anew."""
         values = {
             "stage": to.stage,
             "share": to.share,
@@ -119,12 +118,11 @@ class SqliteRollout:
         return await self._database.write(work)
 
     async def looks(self) -> list[RolloutLook]:
-        """By number."""
-        rows = await self._rows(SELECT_LOOKS, {})
+        rows = await self._database.rows(SELECT_LOOKS)
         return [look for number, body in rows if (look := _look(number, body)) is not None]
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """The first of a number stays, unless it cannot be read: it would be made again and again, and never kept."""
+        """Keep the first look of a number, but replace one that cannot be decoded: it would be made again and again."""
         values = {
             "number": look.number,
             "at": look.at_ms,
@@ -142,8 +140,6 @@ class SqliteRollout:
         return await self._database.write(work)
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """One hop, over indexes alone."""
-
         def work(connection: sqlite3.Connection) -> Counts:
             after = state.evaluated_after
             fresh = max(after, _first_since(connection, overdue_ms))
@@ -156,28 +152,22 @@ class SqliteRollout:
         return await self._database.read(work)
 
     async def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
-        """By number, each page one hop."""
         after = state.evaluated_after
         while True:
             values = {"after": after, "until": until, "limit": PAGE}
-            rows = await self._rows(SELECT_PAGE, values)
+            rows = await self._database.rows(SELECT_PAGE, values)
             if not rows:
                 return
             after = rows[-1][0]
             yield _page(rows)
 
     async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
-        """From the end of the table."""
-        return _page(await self._rows(SELECT_SHOWN, {"after": state.evaluated_after, "limit": limit}))
+        return _page(await self._database.rows(SELECT_SHOWN, {"after": state.evaluated_after, "limit": limit}))
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
-        """By time."""
-        rows = await self._rows(SELECT_RECENT, {"since": since_ms, "limit": limit})
+        rows = await self._database.rows(SELECT_RECENT, {"since": since_ms, "limit": limit})
         elapsed, absent, challenger = np.array(rows, dtype=np.float64).reshape(-1, 3).T
         return RecentDecisions(elapsed, absent, challenger)
-
-    async def _rows(self, statement: str, values: Mapping[str, object]) -> list[Any]:
-        return await self._database.read(lambda connection: connection.execute(statement, values).fetchall())
 
 
 def _first_since(connection: sqlite3.Connection, moment_ms: int) -> int:

@@ -1,4 +1,4 @@
-"""Samples of every process, and how the components stand by them."""
+"""Samples of every process, and the states of the components that follow from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import UPDATE_SEEN
 
 KEPT_MS = 70 * 60_000
-# Two samples of a living process and a little more: who was silent for longer has no say in the states.
+# Two sampling intervals and a little more. A process that was silent for longer does not count in the states.
 LATELY_MS = 25_000
 
 INSERT_SAMPLE = "INSERT INTO samples (at_ms, process, body) VALUES (?, ?, ?)"
@@ -23,7 +23,7 @@ DELETE_OLD_SAMPLES = "DELETE FROM samples WHERE at_ms < :oldest OR at_ms > :newe
 SELECT_SAMPLES = "SELECT body FROM samples WHERE at_ms >= ? ORDER BY at_ms, id"
 SELECT_LATELY = "SELECT process, body FROM samples WHERE at_ms BETWEEN ? AND ? ORDER BY id"
 SELECT_STATUSES = "SELECT component, state, detail, since_ms, seen_ms FROM component_states"
-INSERT_STATUS = """
+UPSERT_STATUS = """
 INSERT INTO component_states (component, state, detail, since_ms, seen_ms) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (component) DO UPDATE SET
     state = excluded.state, detail = excluded.detail, since_ms = excluded.since_ms, seen_ms = excluded.seen_ms
@@ -39,7 +39,7 @@ class SqliteSamples:
         self._database = database
 
     async def keep(self, sample: Sample) -> None:
-        """All in one transaction, so that no process decides on states by samples that another is about to add to."""
+        """One transaction, so that no process derives states from samples while another process adds one."""
         body = msgspec.json.encode(sample).decode()
 
         def work(connection: sqlite3.Connection) -> None:
@@ -47,13 +47,13 @@ class SqliteSamples:
             connection.execute(INSERT_SAMPLE, (now_ms, sample.process, body))
             connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
             seen = worst_views(found.components for found in running(connection, now_ms))
-            connection.executemany(INSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
+            connection.executemany(UPSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
             connection.execute(UPDATE_SEEN, (now_ms, sample.registry))
 
         await self._database.write(work)
 
     async def since(self, at_ms: int) -> Record:
-        """Both in one hop; decoded there, because an hour of samples takes some milliseconds."""
+        """Decoded on the reader's thread, because an hour of samples takes some milliseconds."""
 
         def work(connection: sqlite3.Connection) -> Record:
             rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
@@ -63,18 +63,18 @@ class SqliteSamples:
 
 
 def _statuses(connection: sqlite3.Connection) -> dict[str, ComponentStatus]:
-    rows = map(ComponentStatus._make, connection.execute(SELECT_STATUSES).fetchall())
-    return {row.component: row for row in rows if row.component in COMPONENTS}
+    found = [ComponentStatus(*row) for row in connection.execute(SELECT_STATUSES).fetchall()]
+    return {status.component: status for status in found if status.component in COMPONENTS}
 
 
 def running(connection: sqlite3.Connection, now_ms: int) -> list[Sample]:
-    """The newest sample of each process, but for those that have stopped, which see nothing any more."""
+    """The newest sample of each process that has neither stopped nor been silent for longer than `LATELY_MS`."""
     rows = connection.execute(SELECT_LATELY, (now_ms - LATELY_MS, now_ms + LATELY_MS)).fetchall()
     return [sample for sample in _samples(dict(rows).values()) if not sample.stopped]
 
 
 def _samples(bodies: Iterable[str]) -> list[Sample]:
-    """Those that this release can read: while a deploy goes on, another one may write them otherwise."""
+    """The samples that this release can decode: during a deploy, another release may write other fields."""
     found = []
     for body in bodies:
         with suppress(msgspec.MsgspecError):

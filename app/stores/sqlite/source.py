@@ -1,8 +1,8 @@
-"""Computes features in SQLite: one statement and one thread hop for whatever is asked.
+"""Computes features with one statement and one thread hop per request.
 
-If the statement fails because of one feature's SQL (an overflow, malformed JSON), or takes too long, each feature is
-computed apart for each user, so that the fault stays with the cells it belongs to. A feature whose SQL has failed once
-is computed apart from then on, so that it does not make the statement of all the others fail.
+If the statement takes too long, or fails because of one feature's SQL (an overflow, malformed JSON), each feature is
+computed separately for each user. Only the cells with the fault then fail. A feature whose SQL has failed once is
+computed separately from then on, so that it does not make the statement of the other features fail.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from time import monotonic
 
 from app.features.registry import Registry, indices
 from app.profiles.ports import ComputeRow, Snapshot
-from app.stores.sqlite.connection import ThreadConnection
+from app.stores.sqlite.connection import ThreadConnection, error_name
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.profile_statement import build
 
 TIMEOUT_S = 2.0
-# Events that the features of one statement look at, all together: some 50 ms. A row costs as much as `ROW_EVENTS` more.
+# The events that all features of one statement read: some 50 ms. A row costs as much as `ROW_EVENTS` more events.
 SLICE_EVENTS = 1_000_000
 ROW_EVENTS = 200
 _COUNT = """(SELECT COUNT(*) FROM (
@@ -28,40 +28,27 @@ _COUNT = """(SELECT COUNT(*) FROM (
         AND occurred_at_ms > :at_ms - :window_ms AND occurred_at_ms <= :at_ms LIMIT :most
     ))"""
 COUNT_EVENTS = f"SELECT {_COUNT.format(table='tip_views')} + {_COUNT.format(table='tip_feedback')}"
-# Primary result codes that speak of the database, not of the SQL: https://sqlite.org/rescode.html
-_OF_THE_DATABASE = {
-    "BUSY",
-    "LOCKED",
-    "NOMEM",
-    "READONLY",
-    "IOERR",
-    "CORRUPT",
-    "FULL",
-    "CANTOPEN",
-    "NOTADB",
-}
+# Primary result codes of faults of the database, not of the SQL: https://sqlite.org/rescode.html
+_DATABASE_FAULTS = {"BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB"}
 
 
 class SqliteSource:
     """Implements `app.profiles.ports.Source`. Uses at most `width` readers at the same time."""
 
     def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
-        """`timeout_s`: how long one statement may run."""
+        """`timeout_s` limits one statement."""
         self._database = database
         self._statement = build(registry)
         self._window_ms = registry.longest_window_ms(registry.full_mask)
         self._timeout_s = timeout_s
-        self._turn = asyncio.Semaphore(width)
-        self._apart = 0  # mask of the features that are computed apart
+        self._slots = asyncio.Semaphore(width)
+        self._separate = 0  # mask of the features that are computed separately
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute every asked row in one snapshot."""
-        async with self._turn, self._database.reader() as reader:
+        async with self._slots, self._database.reader() as reader:
             return await self._compute(reader, clock_ms, asked)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """How many past moments, from the first on, look at `SLICE_EVENTS` events; at least one."""
-
         def count(connection: sqlite3.Connection) -> int:
             left = SLICE_EVENTS
             for place, row in enumerate(asked):
@@ -73,30 +60,30 @@ class SqliteSource:
                     return max(1, place)
             return len(asked)
 
-        async with self._turn, self._database.reader() as reader:
+        async with self._slots, self._database.reader() as reader:
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """The same on a connection of its own, so that nothing waits for it. What succeeds is no longer set apart."""
+        """Compute on a separate connection. A feature that succeeds is computed together with the others again."""
         async with self._database.reader(extra=True) as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}
         for index in indices(_union(asked)):
             if index not in failed:
-                self._apart &= ~(1 << index)
+                self._separate &= ~(1 << index)
         return snapshot
 
     async def _compute(self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        apart = _union(asked) & self._apart
-        if not apart:
+        separate = _union(asked) & self._separate
+        if not separate:
             try:
                 return await self._run(reader, clock_ms, asked)
             except sqlite3.Error as error:
-                _raise_unless_of_the_sql(error, reader)
-                apart = _union(asked)
+                _raise_database_fault(error, reader)
+                separate = _union(asked)
         try:
-            await reader.run(lambda connection: connection.execute("BEGIN"))  # one snapshot for all the pieces
-            return await self._compute_apart(reader, clock_ms, asked, apart)
+            await reader.run(lambda connection: connection.execute("BEGIN"))  # one snapshot for all statements
+            return await self._compute_separately(reader, clock_ms, asked, separate)
         finally:
             await reader.run(_end_transaction)  # also if the BEGIN was queued when the caller was cancelled
 
@@ -109,22 +96,25 @@ class SqliteSource:
         )
         return Snapshot(rows[0][0], [row[1:] for row in rows], {})
 
-    async def _compute_apart(
-        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], apart: int
+    async def _compute_separately(
+        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], separate: int
     ) -> Snapshot:
-        """The features in `apart` cell by cell, each with the time of one statement; the others in one statement."""
+        """Compute the features in `separate` cell by cell, and the others in one statement.
+
+        Each feature in `separate` has the time of one statement for all its cells together.
+        """
         try:
-            snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~apart) for row in asked])
+            snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~separate) for row in asked])
         except sqlite3.Error as error:
-            _raise_unless_of_the_sql(error, reader)
-            apart = _union(asked)
+            _raise_database_fault(error, reader)
+            separate = _union(asked)
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=0) for row in asked])
         rows = [list(row) for row in snapshot.rows]
         errors: dict[tuple[int, int], str] = {}
         overdue: dict[int, str] = {}
-        left_s = dict.fromkeys(indices(apart), self._timeout_s)
+        left_s = dict.fromkeys(indices(separate), self._timeout_s)
         for place, row in enumerate(asked):
-            for index in indices(row.mask & apart):
+            for index in indices(row.mask & separate):
                 if index in overdue:
                     errors[place, index] = overdue[index]
                     continue
@@ -133,18 +123,18 @@ class SqliteSource:
                     alone = await self._run(reader, clock_ms, [row._replace(mask=1 << index)], left_s[index])
                     rows[place][index] = alone.rows[0][index]
                 except sqlite3.Error as error:
-                    _raise_unless_of_the_sql(error, reader)
-                    self._apart |= 1 << index
+                    _raise_database_fault(error, reader)
+                    self._separate |= 1 << index
                     errors[place, index] = f"the SQL failed: {error}"
-                    if _is_interrupted(error):
+                    if error_name(error) == "SQLITE_INTERRUPT":
                         users = sum(one.mask >> index & 1 for one in asked[: place + 1])
                         overdue[index] = errors[place, index] = self._too_long(users)
                 left_s[index] = max(0.001, left_s[index] - (monotonic() - started))
         return Snapshot(snapshot.seq, rows, errors, sum(1 << index for index in overdue))
 
     def _too_long(self, users: int) -> str:
-        whom = "one user" if users == 1 else f"{users} users together"
-        return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for {whom}"
+        rows = "one user" if users == 1 else f"{users} users together"
+        return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for {rows}"
 
 
 def _end_transaction(connection: sqlite3.Connection) -> None:
@@ -159,12 +149,8 @@ def _union(asked: Sequence[ComputeRow]) -> int:
     return mask
 
 
-def _raise_unless_of_the_sql(error: sqlite3.Error, reader: ThreadConnection) -> None:
-    """Raise an error that speaks of the database, or of a connection that is being closed, not of an author's SQL."""
-    parts = getattr(error, "sqlite_errorname", "").split("_")
-    if reader.closing or (len(parts) > 1 and parts[1] in _OF_THE_DATABASE):
+def _raise_database_fault(error: sqlite3.Error, reader: ThreadConnection) -> None:
+    """Raise `error` unless a feature's SQL caused it: the database is at fault, or the connection is closing."""
+    parts = error_name(error).split("_")
+    if reader.closing or (len(parts) > 1 and parts[1] in _DATABASE_FAULTS):
         raise error
-
-
-def _is_interrupted(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT"

@@ -1,8 +1,9 @@
-"""Every user's learned evidence, and the priors pooled from it.
+"""The sufficient statistics ("evidence") of every user, and the priors pooled from them.
 
-Invariant: rows of a spec that this release does not know are never read, added to or overwritten. A damaged row is set
-aside: it stays as it is, but under the name of no spec, so that it is never read again. The reader that finds the
-damage sets the row aside in a write transaction and logs it; no other user is affected.
+Invariants: rows of a spec that this release does not know are never read, added to or overwritten. A damaged row is
+set aside: its content stays, but its spec gets a name that no spec has, so that it is never read again. The reader that
+finds the damage sets the row aside in a write transaction and logs it; no other user is affected. A damaged prior is
+never used: it stays, is logged once by each process, and the newest intact prior is used instead.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 
 from app.bandit.model.inputs import packed
-from app.bandit.model.pooled_prior import Pool, Prior
+from app.bandit.model.pooled_prior import Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.priors import SELECT_NEWEST_VERSION
+from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
 from app.stores.sqlite.rollout import begin_evaluation
 from app.telemetry import logger
 
 PAGE = 256
-# Before the hash of its spec, the mark of what was set aside.
+# The prefix of the spec's hash in rows that were set aside.
 ASIDE = "unreadable "
 log = logger("stores.states")
 
@@ -41,30 +42,36 @@ SELECT user_id, spec_hash, evidence, decisions FROM bandit_states
 WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?
 """
 SELECT_COUNTS = "SELECT spec_hash, COUNT(*) FROM bandit_states GROUP BY spec_hash"
-# A search of the index by spec: it holds no more than there are.
+# A range of the index by spec, so that only rows set aside are read.
 SELECT_ASIDE_COUNT = f"SELECT COUNT(*) FROM bandit_states WHERE spec_hash >= '{ASIDE}' AND spec_hash < '{ASIDE[:-1]}!'"
 SELECT_CHANGES = "SELECT changes FROM bandit_ledger"
 UPDATE_CHANGES = "UPDATE bandit_ledger SET changes = changes + 1"
 SELECT_CHANGES_SEEN = "SELECT MAX(changes) FROM bandit_priors WHERE spec_hash = ?"
+SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
+SELECT_PRIOR_BELOW = """
+SELECT version, mu, users, decisions, created_at_ms FROM bandit_priors
+WHERE spec_hash = ? AND version < ? ORDER BY version DESC LIMIT 1
+"""
+SELECT_PRIORS = "SELECT mu, decisions FROM bandit_priors WHERE spec_hash = ?"
 INSERT_PRIOR = """
 INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)
 """
 
 
 def read_statistics(connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
-    """A user's, None where there is none; raises `SpecMismatch` where this release does not know its spec."""
+    """A user's evidence; None if there is none. Raises `SpecMismatch` if it is damaged or of an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     return None if row is None else _evidence(*row)
 
 
 def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
-    """Each user's, in the place of what was there."""
+    """Replace the evidence of each of these users."""
     rows = [(user_id, item.spec_hash, item.pack(), item.decisions, now_ms) for user_id, item in evidence.items()]
     connection.executemany(UPSERT_STATE, rows)
 
 
 def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
-    """Set a user's evidence aside where it is damaged; whether there is any that cannot be read."""
+    """Set a user's evidence aside if it is damaged. Return whether it is unreadable, also if its spec is unknown."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None:
         return False
@@ -79,7 +86,7 @@ def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
 
 
 def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
-    """Users whose evidence was set aside; `whole` reads those of every user and counts new damage, too."""
+    """The number of users whose evidence was set aside. `whole` also reads all evidence and counts new damage."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
     cursor = connection.execute(SELECT_STATES)
     while whole and (page := cursor.fetchmany(PAGE)):
@@ -90,7 +97,7 @@ def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
 
 
 def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
-    """Bring a user's to a longer spec; where there is none that is shorter and can be read, nothing is done."""
+    """Extend a user's evidence to a longer spec. Do nothing if there is none of a shorter spec, or it is damaged."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None or row[0] == spec.hash or (own := SPECS.get(row[0])) is None or not own.prefix_of(spec):
         return
@@ -101,11 +108,44 @@ def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, no
     write_statistics(connection, {user_id: grown}, now_ms)
 
 
+def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
+    """The newest intact prior; `known` if there is no newer one. Adds the versions of damaged priors to `refused`."""
+    if not spec.pooled:
+        return known  # it has no priors; a search would go through those of all other specs
+    row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
+    if row is None or row[0] == known.version or row[0] in refused:
+        return known
+    version = row[0] + 1
+    while (row := connection.execute(SELECT_PRIOR_BELOW, (spec.hash, version)).fetchone()) is not None:
+        version, mu, users, decisions, created_at_ms = row
+        if version == known.version:
+            break
+        if _is_prior(spec, mu, decisions):
+            return Prior(version, spec.hash, array(mu), users, decisions, created_at_ms)
+        if version not in refused:
+            refused.add(version)
+            log.warning("prior_refused", version=version)
+    return known
+
+
+def damaged_priors(connection: sqlite3.Connection) -> int:
+    """The number of damaged priors of the specs that this release knows."""
+    return sum(
+        not _is_prior(spec, mu, decisions)
+        for spec in SPECS.values()
+        for mu, decisions in connection.execute(SELECT_PRIORS, (spec.hash,))
+    )
+
+
+def _is_prior(spec: Spec, mu: bytes, decisions: int) -> bool:
+    return len(mu) == NUMBER_BYTES * spec.size and can_be_pooled(array(mu), decisions)
+
+
 class SqliteStates:
     """Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the longest, to which evidence grows and under which it is pooled."""
+        """`spec` is the longest spec. Evidence grows to it, and priors are pooled under it."""
         self._database = database
         self._spec = spec
         shorter = [item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)]
@@ -113,7 +153,7 @@ class SqliteStates:
         self._pooled_specs = {spec.hash, *shorter}
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """One snapshot, on one reader; what was found damaged there is set aside after it."""
+        """One snapshot. Evidence that is found damaged is set aside afterwards."""
         damaged: list[str] = []
 
         def work(connection: sqlite3.Connection) -> tuple[Prior, int] | None:
@@ -129,8 +169,6 @@ class SqliteStates:
         return found
 
     async def add_prior(self, prior: Prior, changes: int) -> bool:
-        """The version is the row's number."""
-
         def work(connection: sqlite3.Connection) -> bool:
             (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
             if seen is not None and seen >= changes:
@@ -144,8 +182,6 @@ class SqliteStates:
         return await self._database.write(work)
 
     async def grow(self, limit: int, now_ms: int) -> int:
-        """A page, in one transaction."""
-
         def work(connection: sqlite3.Connection) -> int:
             rows = connection.execute(SELECT_TO_GROW, (self._shorter, limit)).fetchall()
             grown: dict[str, SufficientStatistics] = {}
@@ -160,13 +196,11 @@ class SqliteStates:
         return await self._database.write(work)
 
     async def prior_version(self) -> int:
-        """By the table's end."""
-        row = await self._database.read(lambda c: c.execute(SELECT_NEWEST_VERSION, (self._spec.hash,)).fetchone())
+        row = await self._database.row(SELECT_NEWEST_VERSION, (self._spec.hash,))
         return 0 if row is None else int(row[0])
 
     async def counts(self) -> Mapping[str, int]:
-        """By an index alone."""
-        return dict(await self._database.read(lambda connection: connection.execute(SELECT_COUNTS).fetchall()))
+        return dict(await self._database.rows(SELECT_COUNTS))
 
     def _pooled(self, connection: sqlite3.Connection, now_ms: int, damaged: list[str]) -> tuple[Prior, int] | None:
         (changes,) = connection.execute(SELECT_CHANGES).fetchone()
@@ -185,7 +219,7 @@ class SqliteStates:
 
 
 def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -> list[str]:
-    """Add what is sound to the pool; the users whose evidence is not."""
+    """Add the intact evidence to the pool. Return the users whose evidence is damaged."""
     users, blobs, decisions = zip(*states, strict=True)
     fits = sound(SPECS[spec_hash], blobs, decisions)
     learned = sum(count for count, well in zip(decisions, fits, strict=True) if well)
@@ -196,7 +230,7 @@ def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -
 def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> SufficientStatistics:
     spec = SPECS.get(spec_hash)
     if spec_hash.startswith(ASIDE):
-        raise SpecMismatch("the user's evidence is damaged, and was set aside")
+        raise SpecMismatch("the user's evidence is damaged and was set aside")
     if spec is None:
         raise SpecMismatch(f"the user's evidence is of spec {spec_hash[:12]}, which this release does not know")
     return SufficientStatistics.unpack(spec, evidence, decisions)

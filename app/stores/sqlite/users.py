@@ -1,4 +1,4 @@
-"""What the log says of users: their newest events, who is eligible, and erasing one."""
+"""Users in the event log: their newest events, pages of eligible users, search by prefix, and erasure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import END_OF_TIME_MS
+from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import erase_letters, letters_of
-from app.stores.sqlite.local_cache_epoch import UPSERT_RECALLS
+from app.stores.sqlite.event_log import SELECT_OLDEST
 from app.stores.sqlite.owed_invalidations import INSERT_OWED
 
 SELECT_NEWEST = """
@@ -22,8 +23,8 @@ FROM json_each(?) AS user, json_each(?) AS subject
 SELECT_NEWEST_USERS = """
 SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 20000) LIMIT ?
 """
-# Each half comes sorted from its covering index and stops at the LIMIT. Without limits of their own SQLite would sort
-# all the users that are left, for every page.
+# Each half comes sorted from its covering index and stops at its LIMIT. Without these, SQLite would sort all remaining
+# users for every page.
 SELECT_ELIGIBLE = """
 SELECT user_id FROM (
     SELECT DISTINCT user_id FROM tip_views
@@ -36,7 +37,7 @@ SELECT user_id FROM (
 )
 ORDER BY user_id LIMIT :limit
 """
-# Both halves come sorted from their covering indexes, so they are merged without a table in between.
+# Both halves come sorted from their covering indexes, so SQLite merges them without a temporary table.
 SELECT_COUNT_ELIGIBLE = """
 SELECT COUNT(*) FROM (
     SELECT user_id FROM tip_views WHERE occurred_at_ms >= :since
@@ -44,7 +45,6 @@ SELECT COUNT(*) FROM (
     ORDER BY user_id
 )
 """
-SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
 SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
@@ -53,8 +53,8 @@ SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
        (SELECT COUNT(*) FROM tip_scores WHERE user_id = :user),
        COALESCE((SELECT decisions FROM bandit_states WHERE user_id = :user), 0)
 """
-# A skip scan: each step seeks the next user in the index, however many events the last one has. Ids with a common
-# prefix stand together in the order of UTF-8 bytes, so the first one without it ends the search.
+# A skip scan: each step seeks the next user in the index, however many events a user has. In the order of UTF-8 bytes,
+# ids with a common prefix are adjacent, so the first id without the prefix ends the search.
 SELECT_BY_PREFIX = """
 WITH RECURSIVE found (user_id, number) AS (
     SELECT MIN(user_id), 1 FROM event_log WHERE user_id >= :prefix
@@ -68,11 +68,9 @@ DELETE_USER = (
     "DELETE FROM tip_views WHERE user_id = :user",
     "DELETE FROM tip_feedback WHERE user_id = :user",
     "DELETE FROM event_log WHERE user_id = :user",
-    f"""
-    UPDATE rebuilds SET user_ids = '[]' WHERE state NOT IN ('queued', 'running') AND {_NAMED_IN_LIST}
-    """,
+    f"UPDATE rebuilds SET user_ids = '[]' WHERE state NOT IN ('queued', 'running') AND {_NAMED_IN_LIST}",
 )
-# An active run goes by the places of its list: an erased user leaves an empty one.
+# An active run stores its progress as a position in the list, so an erased user is replaced by an empty id.
 UPDATE_ACTIVE_RUNS = f"""
 UPDATE rebuilds SET user_ids = (
     SELECT json_group_array(CASE WHEN item.value = :user THEN '' ELSE item.value END)
@@ -86,60 +84,44 @@ DELETE_DECISIONS = (
     "DELETE FROM bandit_states WHERE user_id = :user",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
-# A request that has read data of the user stores nothing derived from it, and the prior is pooled anew.
+# `erasures`: a request that has read data of the user then stores nothing. `changes`: the prior is pooled again.
 UPDATE_LEDGER = "UPDATE bandit_ledger SET changes = changes + 1, erasures = erasures + 1"
 UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 
 
 class SqliteUsers:
-    """Implements `app.profiles.ports.NewestEvents`, and what admins do with a user."""
+    """Implements `app.profiles.ports.NewestEvents` and `app.api.dependencies.UserRecords`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
-        """(user, subject) to sequence number; absent where the user has no such event."""
-        parameters = (json.dumps(user_ids), json.dumps(sorted(KNOWN_SUBJECTS)))
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_NEWEST, parameters).fetchall())
+        rows = await self._database.rows(SELECT_NEWEST, (json.dumps(user_ids), json.dumps(sorted(KNOWN_SUBJECTS))))
         return {(user, subject): seq for user, subject, seq in rows if seq is not None}
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
-        """A page of users with any event within these times, by id."""
         parameters = {"after": after, "since": since_ms, "until": until_ms, "limit": limit}
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_ELIGIBLE, parameters).fetchall())
-        return [user_id for (user_id,) in rows]
+        return [user_id for (user_id,) in await self._database.rows(SELECT_ELIGIBLE, parameters)]
 
     async def newest_users(self, limit: int) -> list[str]:
-        """Users of the newest events, each once."""
-        rows = await self._database.read(lambda found: found.execute(SELECT_NEWEST_USERS, (limit,)).fetchall())
-        return [user_id for (user_id,) in rows]
+        """The users of the newest 20,000 events, each once, in no order."""
+        return [user_id for (user_id,) in await self._database.rows(SELECT_NEWEST_USERS, (limit,))]
 
     async def count_eligible(self, since_ms: int) -> int:
-        """How many in all."""
-
-        def work(connection: sqlite3.Connection) -> int:
-            (count,) = connection.execute(SELECT_COUNT_ELIGIBLE, {"since": since_ms}).fetchone()
-            return int(count)
-
-        return await self._database.read(work)
+        (count,) = await self._database.row(SELECT_COUNT_ELIGIBLE, {"since": since_ms})
+        return int(count)
 
     async def oldest_event_ms(self) -> int | None:
-        """Event time of the oldest event; None if there is none."""
-
-        def work(connection: sqlite3.Connection) -> int | None:
-            (oldest_ms,) = connection.execute(SELECT_OLDEST).fetchone()
-            return int(oldest_ms) if oldest_ms is not None else None
-
-        return await self._database.read(work)
+        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
+        return None if oldest_ms is None else int(oldest_ms)
 
     async def find(self, prefix: str, limit: int) -> list[str]:
-        """Users with any event whose id begins so, in the order of UTF-8 bytes; an index is searched once for each."""
-        parameters = {"prefix": prefix, "limit": limit}
-        rows = await self._database.read(lambda connection: connection.execute(SELECT_BY_PREFIX, parameters).fetchall())
+        """Ids of users with events that begin with `prefix`, in the order of UTF-8 bytes."""
+        rows = await self._database.rows(SELECT_BY_PREFIX, {"prefix": prefix, "limit": limit})
         return [user_id for (user_id,) in rows]
 
     async def holdings(self, user_id: str) -> Holdings:
-        """What `erase` would delete now."""
+        """The counts that `erase` would return now."""
 
         def work(connection: sqlite3.Connection) -> Holdings:
             views, feedback, *others = connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone()
@@ -148,11 +130,11 @@ class SqliteUsers:
         return await self._database.read(work)
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete everything the database holds of a user; what that was.
+        """Delete all data of a user. Return the number of rows of each kind that were deleted.
 
-        In the same transaction the invalidation of the user's keys is owed, and what processes keep near recalled:
-        the events that could tell that a value is untrue are gone. The caller settles the debt. The sequence moves
-        on, so that a value computed before cannot have the bytes of one computed after.
+        The events that would show that cached values are stale are deleted, too. So the same transaction owes the
+        invalidation of the user's keys, which the caller makes, and makes every process clear its local cache. The
+        sequence number advances, so that no value computed before has the bytes of one computed afterwards.
         """
 
         def work(connection: sqlite3.Connection) -> Holdings:
@@ -162,23 +144,23 @@ class SqliteUsers:
             decisions, learned = _erase_decisions(connection, user_id)
             connection.execute(UPDATE_SEQ)
             connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
-            connection.execute(UPSERT_RECALLS)
+            connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             views, feedback, _, ended = counts
             return Holdings(views, feedback, letters, ended + active, decisions, learned)
 
         return await self._database.write(work)
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete what was decided while the user's cached values were still there; to be called once they are gone.
+        """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted.
 
-        1. `erase` commits; 2. a decision begins, and is told the old profile by the cache; 3. the keys are deleted;
-        4. the decision is stored. It goes here, or where it comes later, is refused.
+        1. `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
+        stores its decision. This call deletes it; if 4 comes later, the counter of erasures makes it fail.
         """
         await self._database.write(lambda connection: _erase_decisions(connection, user_id))
 
 
 def _erase_decisions(connection: sqlite3.Connection, user_id: str) -> tuple[int, int]:
-    """How many decisions, and how many of them the evidence was made of."""
+    """Return the number of deleted decisions, and the number of those that had been learned from."""
     (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
     deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
     connection.execute(UPDATE_LEDGER)

@@ -1,6 +1,6 @@
 """The circuit breaker of the cache.
 
-While it is closed, commands go through. It opens after `TRIP_AFTER` failures in a row: requests no longer wait for
+While it is closed, commands are sent. It opens after `TRIP_AFTER` failures in a row: requests then no longer wait for
 timeouts, and a background task probes the server until it answers.
 """
 
@@ -22,7 +22,7 @@ class CircuitBreaker:
     """One breaker per cache and process."""
 
     def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
-        """`probe` pings the server and raises `CacheUnavailable` if it does not answer."""
+        """`probe` must raise `CacheUnavailable` while the server does not answer."""
         self._probe = probe
         self._metrics = metrics
         self._failures = 0
@@ -31,11 +31,9 @@ class CircuitBreaker:
         metrics.cache_available.set(1)
 
     def succeeded(self) -> None:
-        """Record a command that was answered."""
         self._failures = 0
 
     def failed(self) -> None:
-        """Record a command that was not answered."""
         self._failures += 1
         if self.closed and self._failures >= TRIP_AFTER:
             self.trip()
@@ -50,7 +48,6 @@ class CircuitBreaker:
         self._probing = asyncio.get_running_loop().create_task(self._probe_until_answered())
 
     async def close(self) -> None:
-        """Stop probing."""
         if self._probing is not None:
             await end([self._probing])
 

@@ -1,16 +1,17 @@
 """The cache of cells on Redis or Valkey ≥ 7.0.
 
-Key: `pf:<epoch>:{<user>}:<feature>`, the user percent-encoded where needed; the braces are a Cluster hash tag. Fills
-compare and set in one step: `SET … IFEQ` where the server has it, a small Lua script elsewhere. Which one is found out
-by trying, per epoch, never by parsing a version. A command is sent only on a connection of the epoch it was made for.
+Key: `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the braces are a Cluster hash tag. A fill
+compares and sets in one step: with `SET … IFEQ` if the server knows it, else with a Lua script. The first fill of an
+epoch tries `IFEQ`; versions are not parsed. A command is sent only on a connection of the epoch that it was built for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from hiredis import ReplyError
@@ -20,9 +21,8 @@ from app.features.clock import Clock
 from app.profiles.online.cache_protocol import LEASE
 from app.profiles.ports import Cell, Epoch, Fill, Row
 from app.stores.valkey.breaker import CircuitBreaker
-from app.stores.valkey.connections import Connections, Use, is_silent
+from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.pipelined_connection import Command
-from app.stores.valkey.scripts import DELETE_IF_EQUAL, NO_SCRIPT, SET_IF_EQUAL, Script
 from app.stores.valkey.server_registration import ServerRegistration
 from app.telemetry import Metrics, logger
 
@@ -30,18 +30,45 @@ _SAFE_IN_KEY = "-._~@:"
 _PLAIN = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
 _SYNTAX_ERROR = "ERR syntax error"
 _WRONG_TYPE = "WRONGTYPE"
+_NO_SCRIPT = "NOSCRIPT"
 _KEYS_PER_DEL = 512
 _KEYS_PER_SCAN = 1_000
 log = logger("stores.valkey")
 
 
+class _Script(NamedTuple):
+    """A Lua script and its SHA-1 digest. Scripts are called by digest, and loaded if the server lacks them."""
+
+    text: bytes
+    digest: str
+
+    @classmethod
+    def of(cls, text: bytes) -> _Script:
+        return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+SET_IF_EQUAL = _Script.of(b"""
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+    return 1
+end
+return 0
+""")
+DELETE_IF_EQUAL = _Script.of(b"""
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+    return redis.call('DEL', KEYS[1])
+end
+return 0
+""")
+
+
 def key(epoch: Epoch, cell: Cell) -> bytes:
-    """The key of a cell."""
+    """The key of a cell, `pf:<epoch>:{<user>}:<feature>`."""
     return _head(epoch, cell.user_id) + cell.feature.encode()
 
 
 def keys_of(epoch: Epoch, rows: Sequence[Row]) -> list[bytes]:
-    """The keys of rows of cells, in order."""
+    """The keys of all cells, row after row."""
     keys: list[bytes] = []
     for user_id, features in rows:
         head = _head(epoch, user_id)
@@ -55,7 +82,7 @@ def _head(epoch: Epoch, user_id: str) -> bytes:
 
 
 def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
-    """The replies; raises for the first refusal that does not begin with one of `allowed`."""
+    """Return the replies. Raise for the first error reply that does not begin with one of `allowed`."""
     for reply in replies:
         if isinstance(reply, ReplyError):
             text = str(reply)
@@ -82,7 +109,7 @@ class ValkeyCache:
         metrics: Metrics,
         registration: ServerRegistration | None = None,
     ) -> None:
-        """Raises `ValueError` for an invalid URL. `registration`: see `Connections`."""
+        """`registration`: see `Connections`. Raises `ValueError` for an invalid URL."""
         self._registration = registration
         self._connections = Connections(url, database_id, timeout_ms / 1000, registration)
         self._lease_ms = lease_ms
@@ -94,11 +121,10 @@ class ValkeyCache:
 
     @property
     def available(self) -> bool:
-        """False while the circuit is open."""
+        """False while the circuit breaker is open."""
         return self._breaker.closed
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
-        """One MGET."""
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
@@ -107,9 +133,9 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """`SET … NX GET` for each cell, pipelined; returns the previous value or, if there was none, our lease.
+        """Send one pipelined `SET … NX GET` for each cell.
 
-        A key of another type than string is deleted: another program wrote it, and it could hold no value.
+        A key that is not a string is deleted: another program wrote it, and the cache could never use it.
         """
         if not cells:
             return []
@@ -127,7 +153,6 @@ class ValkeyCache:
         return [held or lease for held, lease in zip(previous, leases, strict=True)]
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Compare-and-set each, pipelined."""
         if self._without_ifeq != epoch:
             commands: list[Command] = [
                 (b"SET", key(epoch, fill.cell), fill.value, b"IFEQ", fill.token, b"PX", fill.ttl_ms) for fill in fills
@@ -140,11 +165,11 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """DEL under the epoch of the connection that carries it, which readers use, too."""
+        """The keys are built for the epoch of the connection that carries the DEL, as those of readers are."""
         if not cells:
             return
         if self._registration is not None:
-            self._registration.look()  # after the commit that made the values stale
+            self._registration.refresh()  # after the commit that made the values stale
 
         def deletions(epoch: Epoch) -> list[Command]:
             keys = [key(epoch, cell) for cell in cells]
@@ -155,7 +180,7 @@ class ValkeyCache:
             await self._registration.settle()
 
     async def drop_user(self, user_id: str) -> None:
-        """Delete the keys of a user under every epoch. Scans the whole key space."""
+        """Delete the keys of a user under every epoch. Scans all keys of the server."""
         command: Command = (b"SCAN", b"0", b"MATCH", _head("*", user_id) + b"*", b"COUNT", _KEYS_PER_SCAN)
         while True:
             cursor, keys = await self._one("scan", command)
@@ -166,26 +191,25 @@ class ValkeyCache:
             command = (b"SCAN", cursor, *command[2:])
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
-        """Compare-and-delete each, pipelined."""
         calls = [(key(epoch, cell), value) for cell, value in held]
         return sum(await self._run_script("drop_exactly", DELETE_IF_EQUAL, calls, epoch))
 
     async def open(self) -> None:
-        """Connect and register the server, so that the first read can use it. An unavailable cache is no error."""
+        """Connect and register the server, so that the first read can use it. Ignores an unavailable cache."""
         with suppress(CacheUnavailable):
             await self._connections.register()
 
     async def ping(self) -> None:
-        """PING; raises `CacheUnavailable`."""
-        lane = await self._connections.lane()
-        _checked(await lane.ask([(b"PING",)]))
+        """Raises `CacheUnavailable` if the server does not answer."""
+        connection = await self._connections.get()
+        _checked(await connection.ask([(b"PING",)]))
 
     async def check(self) -> None:
-        """Run the commands of a read, a lease, a fill and an invalidation on a key of its own, and delete it.
+        """Run the commands of a read, a lease, a fill and an invalidation on a separate key.
 
         Raises:
             CacheUnavailable: the server does not answer.
-            CacheRefused: the server refuses one of them; the message names it and the server's reason.
+            CacheRefused: the server refuses one of the commands; the message names it and the reason.
         """
         doing = "a read"
         cell = Cell("", f"check-{self._nonce().hex()}")
@@ -201,7 +225,6 @@ class ValkeyCache:
             raise CacheRefused(f"it refuses {doing}: {error}") from error
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._breaker.close()
         if self._registration is not None:
             await self._registration.close()
@@ -215,18 +238,19 @@ class ValkeyCache:
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Send commands built for the connection's epoch, which must equal `epoch` if that is given."""
+        """Send commands that are built for the connection's epoch. If `epoch` is given, the two must be equal."""
         started = self._clock.monotonic()
         try:
-            lane = await self._connections.lane(use)
-            # No await from here to `ask`: keys built for this connection must travel on this connection.
-            current = self._connections.epoch(lane)
+            connection = await self._connections.get(use)
+            # No await from here to `ask`: keys built for this connection must be sent on this connection.
+            current = self._connections.epoch(connection)
             if epoch is not None and current != epoch:
-                raise CacheRefused("the cache was restarted or replaced meanwhile")
-            replies = _checked(await lane.ask(commands(current)), allowed)
+                raise CacheRefused("the cache was restarted or replaced during the request")
+            replies = _checked(await connection.ask(commands(current)), allowed)
         except CacheUnavailable as error:
-            self._metrics.cache_errors.labels("silent" if is_silent(error) else "refused").inc()
-            if is_silent(error):
+            refused = isinstance(error, CacheRefused)
+            self._metrics.cache_errors.labels("refused" if refused else "silent").inc()
+            if not refused:
                 self._breaker.failed()
             raise
         self._breaker.succeeded()
@@ -238,10 +262,10 @@ class ValkeyCache:
         return reply
 
     async def _run_script(
-        self, what: str, script: Script, calls: Sequence[tuple[bytes | int, ...]], epoch: Epoch
+        self, what: str, script: _Script, calls: Sequence[tuple[bytes | int, ...]], epoch: Epoch
     ) -> list[Any]:
         commands: list[Command] = [(b"EVALSHA", script.digest, 1, *call) for call in calls]
-        _, replies = await self._send(what, Use.BACK, lambda _: commands, epoch, (NO_SCRIPT,))
+        _, replies = await self._send(what, Use.BACK, lambda _: commands, epoch, (_NO_SCRIPT,))
         lacking = [place for place, reply in enumerate(replies) if isinstance(reply, ReplyError)]
         if lacking:
             again: list[Command] = [(b"SCRIPT", b"LOAD", script.text), *(commands[place] for place in lacking)]

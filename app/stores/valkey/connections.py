@@ -1,9 +1,9 @@
-"""Connections to the cache, each with the epoch of the server it leads to.
+"""Connections to the cache. Each has the epoch of its server.
 
 The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
 registered. The identity is the server's `run_id`, which changes with every start, and the number of the logical
 database. A connection learns it before its first command, and keys are built only from the epoch of the connection that
-carries them. After a restart with old contents or a failover, old keys are therefore out of reach.
+carries them. So no key is read again after a failover, or after a restart with old contents.
 
 There are two connections, so that requests never queue behind a thousand fills.
 """
@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.stores.valkey.pipelined_connection import PipelinedConnection
-from app.stores.valkey.pool import AWAY, blocking_pool, told
+from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.stores.valkey.server_registration import ServerRegistration
 
 _MOVES = 3
@@ -39,12 +39,12 @@ class Use(Enum):
 
 
 class Connections:
-    """The connections of one process, opened when they are needed."""
+    """The connections of one process, opened on first use."""
 
     def __init__(
         self, url: str, database_id: str, timeout_s: float, registration: ServerRegistration | None = None
     ) -> None:
-        """Without a `registration`, any server is accepted; this suits a single process or a fixed server."""
+        """Without a `registration` any server is accepted, which suits a single process or a fixed server."""
         self._database_id = database_id
         self._registration = registration
         self._timeout_s = timeout_s
@@ -52,81 +52,80 @@ class Connections:
         self._greeted: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
         self._known: tuple[str, int] = ("", 0)
         self._epoch = ""
-        self._lanes: dict[Use, PipelinedConnection] = {}
+        self._connections: dict[Use, PipelinedConnection] = {}
         self._opening: dict[Use, asyncio.Task[None]] = {}
-        # Only makes connections; it knows how to handle TLS, passwords and Sentinel in the URL.
+        # Used only to make connections, because it handles TLS, passwords and Sentinel.
         self._pool: Any = blocking_pool(
             url, timeout_s, len(Use), redis_connect_func=self._greet, lib_name=None, lib_version=None
         )
 
-    async def lane(self, use: Use = Use.FRONT) -> PipelinedConnection:
-        """A connection to the server that answered last.
+    async def get(self, use: Use = Use.FRONT) -> PipelinedConnection:
+        """A connection to the server that was connected last.
 
         Raises:
             CacheUnavailable: no server answers in time.
         """
-        # 1. One connection reaches server S; 2. the address moves to T while S lives on; 3. the other one reaches T and
-        # sends a DEL; 4. a read over the first would hit the old value on S. So all lead to the newest server.
+        # 1. One connection reaches server S; 2. the address moves to T while S still runs; 3. the other connection
+        # reaches T and sends a DEL; 4. a read on the first would hit the old value on S. So both use the newest server.
         for _ in range(_MOVES):
-            lane = self._lanes.get(use)
-            if lane is not None and not lane.closed and lane.server == self._newest:
-                return lane
+            connection = self._connections.get(use)
+            if connection is not None and not connection.closed and connection.server == self._newest:
+                return connection
             opening = self._opening.get(use)
             if opening is None:
                 opening = self._opening[use] = asyncio.get_running_loop().create_task(self._open(use))
                 opening.add_done_callback(lambda task: self._opened(use, task))
-            # Shielded: a cancelled caller must not cancel the others' connection. The loop checks again, because the
-            # other connection may have reached another server meanwhile.
+            # Shielded: a cancelled caller must not cancel the connection of other callers. The loop checks again,
+            # because the other connection may have reached another server meanwhile.
             await asyncio.shield(opening)
-        raise CacheUnavailable("the connection does not last")
+        raise CacheUnavailable("the connection was lost again and again")
 
-    def epoch(self, lane: PipelinedConnection) -> str:
-        """The epoch of keys on `lane`; raises `CacheRefused` if its server is not the registered one."""
-        generation = self._registration.generation(lane.server) if self._registration is not None else 0
-        if self._known != (lane.server, generation):
-            identity = f"{self._database_id}:{lane.server}:{generation}"
+    def epoch(self, connection: PipelinedConnection) -> str:
+        """The epoch of the connection. Raises `CacheRefused` if its server is not the registered one."""
+        generation = self._registration.generation(connection.server) if self._registration is not None else 0
+        if self._known != (connection.server, generation):
+            identity = f"{self._database_id}:{connection.server}:{generation}"
             self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
-            self._known = (lane.server, generation)
+            self._known = (connection.server, generation)
         return self._epoch
 
     async def register(self) -> None:
-        """Register the server that answers. Raises `CacheUnavailable`."""
+        """Connect, and register the server if another one is registered. Raises `CacheUnavailable`."""
         if self._registration is None:
             return
-        lane = await self.lane()
+        connection = await self.get()
         with suppress(CacheRefused):
-            self.epoch(lane)
+            self.epoch(connection)
             return
         try:
-            await self._registration.register(lane.server)
+            await self._registration.register(connection.server)
         except StoreUnavailable as error:
             raise CacheUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        """Close every connection."""
         await end(list(self._opening.values()))
-        for lane in self._lanes.values():
-            lane.close()
+        for connection in self._connections.values():
+            connection.close()
         await self._pool.aclose()
 
     async def _open(self, use: Use) -> None:
-        if (before := self._lanes.pop(use, None)) is not None:
+        if (before := self._connections.pop(use, None)) is not None:
             before.close("the cache has moved to another server")
-        connection: AbstractConnection = self._pool.make_connection()
+        link: AbstractConnection = self._pool.make_connection()
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
+            await link.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
         except (*AWAY, EOFError) as error:
-            await connection.disconnect(nowait=True)
-            raise CacheUnavailable(f"{type(error).__name__}: {error}", told(error)) from error
+            await link.disconnect(nowait=True)
+            raise CacheUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await link.disconnect(nowait=True)
             raise
-        self._lanes[use] = PipelinedConnection(connection, self._greeted[connection], self._timeout_s)
+        self._connections[use] = PipelinedConnection(link, self._greeted[link], self._timeout_s)
 
     def _opened(self, use: Use, task: asyncio.Task[None]) -> None:
         del self._opening[use]
         if not task.cancelled():
-            task.exception()  # retrieved, since every waiter may be gone
+            task.exception()  # retrieved, because all waiters may have been cancelled
 
     async def _greet(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
@@ -134,13 +133,8 @@ class Connections:
         reply = await connection.read_response()
         found = _RUN_ID.search(reply if isinstance(reply, bytes) else b"")
         if found is None:
-            raise RedisConnectionError("the server does not tell its run_id")
-        # Each logical database is a cache of its own, since a DEL in one does not reach another. Number 0 is the bare
-        # run_id, as older releases register it.
+            raise RedisConnectionError("the server does not report its run_id")
+        # Each logical database is a separate cache: a DEL in one does not reach another. Number 0 is the bare run_id,
+        # as older releases register it.
         number = f"/{connection.db}" if connection.db else ""
         self._newest = self._greeted[connection] = found[1].decode() + number
-
-
-def is_silent(error: CacheUnavailable) -> bool:
-    """Whether the server did not answer, as opposed to refusing."""
-    return not isinstance(error, CacheRefused)

@@ -1,6 +1,6 @@
-"""Diagnoses the cache and the queue, for `profiles doctor`: the one may lose anything, the other nothing.
+"""Diagnoses the cache and the queue for `profiles doctor`. A cache may lose data, a queue must not.
 
-It leaves nothing behind.
+The keys that it writes to try the servers are deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.stores.queue.client import DATABASES_SUFFIX, SHOWN_MS, health_key
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.pool import AWAY, blocking_pool, told
+from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
@@ -29,7 +29,7 @@ LEAST_VERSION = (7, 0)
 SKEW_WARN_MS, SKEW_BAD_MS = 1_000, 30_000
 NO_EVICTION = "noeviction"
 UNTIL_THEN = {
-    "cache": "Until then every read computes: right, but slower.",
+    "cache": "Until then every read is computed: correct, but slower.",
     "queue": "Until then events wait for a worker's sweep.",
 }
 Info = Mapping[str, Any]
@@ -46,9 +46,9 @@ async def diagnose_servers(settings: Settings) -> list[Line]:
 async def diagnose_server(
     name: str, url: str | None, queue: str | None = None, now_s: Now = time.time
 ) -> tuple[list[Line], Info | None]:
-    """Lines about a server, and its INFO if it answers. `queue`: of the queue by that name; None: of the cache.
+    """Lines about a server, and its INFO if it answers. `queue` is the queue's name; None for the cache.
 
-    `now_s` is our wall clock.
+    `now_s` reads the wall clock of this machine.
     """
     setting = f"PROFILES_{name.upper()}_URL"
     if url is None:
@@ -59,9 +59,9 @@ async def diagnose_server(
         except ValueError as error:
             reason = f"{setting}: {error}"
         except AWAY as error:
-            reason = f"{told(error)} ({type(error).__name__}: {error})"
+            reason = f"{public_reason(error)} ({type(error).__name__}: {error})"
     remedy = f"Start it, or correct {setting}. {UNTIL_THEN[name]}"
-    return [Line(name, "bad", f"it cannot be asked: {reason}", remedy)], None
+    return [Line(name, "bad", f"it cannot be diagnosed: {reason}", remedy)], None
 
 
 async def _answered(name: str, url: str, queue: str | None, now_s: Now) -> tuple[list[Line], Info]:
@@ -95,7 +95,7 @@ def _writes(name: str, info: Info, refusal: str | None) -> Line:
         remedy = f"Point PROFILES_{name.upper()}_URL at the master, or at the Sentinels (?sentinel=NAME)."
         return Line(f"{name} writes", "bad", f"it is a {role}, which takes no writes", remedy)
     if refusal is not None:
-        remedy = "Look at its log, its disk, its memory limit and the rights of the user in the URL."
+        remedy = "Check its log, its disk, its memory limit and the permissions of the user in the URL."
         return Line(f"{name} writes", "bad", refusal, remedy)
     return Line(f"{name} writes", "ok", "it takes writes")
 
@@ -110,7 +110,7 @@ async def _queue_refusal(client: Any) -> str | None:
 
 
 async def _cache_refusal(url: str) -> str | None:
-    """What it refuses of all that the service does with a cache."""
+    """The reason if the server refuses a command that the service uses for the cache."""
     cache = ValkeyCache(
         url=url,
         database_id="doctor",
@@ -137,9 +137,10 @@ async def _clock(name: str, client: Any, now_s: Now) -> Line:
     unsure_ms = round((after_s - before_s) * 500) + 1
     off_ms = max(0, abs(ahead_ms) - unsure_ms)
     if off_ms < SKEW_WARN_MS:
-        return Line(f"{name} clock", "ok", f"it agrees with ours to {max(unsure_ms, abs(ahead_ms))} ms")
-    text = f"it is {off_ms / 1000:,.1f} s {'ahead of' if ahead_ms > 0 else 'behind'} ours"
-    remedy = "Let NTP set the clocks of both machines; events more than five minutes ahead are refused."
+        difference_ms = max(unsure_ms, abs(ahead_ms))
+        return Line(f"{name} clock", "ok", f"it differs from this machine's clock by at most {difference_ms} ms")
+    text = f"it is {off_ms / 1000:,.1f} s {'ahead of' if ahead_ms > 0 else 'behind'} this machine's clock"
+    remedy = "Synchronise both machines with NTP: events more than five minutes ahead are refused."
     return Line(f"{name} clock", "bad" if off_ms >= SKEW_BAD_MS else "warn", text, remedy)
 
 
@@ -154,11 +155,11 @@ def _limit(info: Info) -> int:
 def _cache_memory(info: Info) -> Line:
     if not _limit(info):
         remedy = "Set maxmemory, and maxmemory-policy allkeys-lru or allkeys-lfu."
-        return Line("cache memory", "warn", "it has no memory limit, and grows with the users", remedy)
+        return Line("cache memory", "warn", "it has no memory limit and grows with the number of users", remedy)
     shown = f"{_limit(info) / 2**20:,.0f} MiB, {_policy(info)}"
     if _policy(info) == NO_EVICTION:
         remedy = "Set maxmemory-policy allkeys-lru or allkeys-lfu."
-        return Line("cache memory", "warn", f"{shown}: once full, it takes no new values", remedy)
+        return Line("cache memory", "warn", f"{shown}: once full, it stores no new values", remedy)
     return Line("cache memory", "ok", f"limited to {shown}")
 
 
@@ -168,12 +169,12 @@ def _queue_eviction(info: Info) -> Line:
     if policy == NO_EVICTION:
         return Line("queue eviction", "ok", "it never evicts")
     if _limit(info):
-        return Line("queue eviction", "bad", f"it may throw jobs away ({policy})", remedy)
-    return Line("queue eviction", "warn", f"with a memory limit it would throw jobs away ({policy})", remedy)
+        return Line("queue eviction", "bad", f"it may evict jobs ({policy})", remedy)
+    return Line("queue eviction", "warn", f"with a memory limit it would evict jobs ({policy})", remedy)
 
 
 async def _snapshots(client: Any) -> bool | None:
-    """Whether it takes snapshots; None if its setting may not be read, as with many hosted servers."""
+    """Whether the server takes snapshots; None if the setting is not readable, as on many hosted servers."""
     with suppress(ResponseError):
         found: dict[str, str] = await client.config_get("save")
         if "save" in found:
@@ -182,33 +183,33 @@ async def _snapshots(client: Any) -> bool | None:
 
 
 def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
-    """Whether a restart of the queue's server loses jobs. `snapshots` as `_snapshots` returns it."""
+    """Whether a restart of the queue's server loses jobs. `snapshots`: whether it takes any; None if unknown."""
     failed = None
     if info.get("aof_enabled") and info.get("aof_last_write_status") == "err":
         failed = "the last write of the append-only file failed"
     elif info.get("rdb_last_bgsave_status") == "err":
         failed = "the last snapshot failed"
     if failed is not None:
-        text = f"it cannot keep its jobs on disk: {failed}"
-        return Line("queue persistence", "bad", text, "Look at its disk and its log.")
+        text = f"it cannot store its jobs on disk: {failed}"
+        return Line("queue persistence", "bad", text, "Check its disk and its log.")
     if info.get("aof_enabled"):
-        return Line("queue persistence", "ok", "it keeps an append-only file")
-    remedy = "Set appendonly yes. Events posted over HTTP are safe either way; what is published on the queue is not."
+        return Line("queue persistence", "ok", "it writes an append-only file")
+    remedy = "Set appendonly yes. Jobs that producers publish on the queue may be lost; events sent over HTTP are safe."
     if snapshots is None:
-        return Line("queue persistence", "warn", "it keeps no append-only file, and does not say of snapshots", remedy)
-    kept = "it keeps snapshots only" if snapshots else "it keeps nothing on disk"
-    return Line("queue persistence", "warn", f"{kept}: a restart loses jobs that no worker has taken up", remedy)
+        return Line("queue persistence", "warn", "it writes no append-only file, and snapshots are unknown", remedy)
+    writes = "it writes only snapshots" if snapshots else "it writes nothing to disk"
+    return Line("queue persistence", "warn", f"{writes}: a restart loses jobs that no worker has taken", remedy)
 
 
 async def _worker(client: Any, queue: str, now_s: Now) -> Line:
     databases = int(await client.zcount(queue + DATABASES_SUFFIX, now_s() * 1000 - SHOWN_MS, "+inf"))
     if databases > 1:
-        text = f"workers of {databases} databases take one another's jobs from this queue"
-        return Line("worker", "bad", text, "Give each service a PROFILES_QUEUE_NAME of its own.")
+        text = f"workers of {databases} databases take each other's jobs from this queue"
+        return Line("worker", "bad", text, "Set a different PROFILES_QUEUE_NAME for each service.")
     if await client.exists(health_key(queue)):
-        return Line("worker", "ok", "a worker has shown itself within the last seconds")
-    remedy = "Start `profiles worker`. Until then events wait, unconsumed; reads are not affected."
-    return Line("worker", "bad", "no worker has shown itself within the last seconds", remedy)
+        return Line("worker", "ok", "a worker has reported within the last seconds")
+    remedy = "Start `profiles worker`. Until then events wait to be consumed; reads are not affected."
+    return Line("worker", "bad", "no worker has reported within the last seconds", remedy)
 
 
 def _separate(cache: Info | None, queue: Info | None) -> list[Line]:
@@ -216,7 +217,7 @@ def _separate(cache: Info | None, queue: Info | None) -> list[Line]:
         return []
     if cache["run_id"] != queue["run_id"]:
         return [Line("separate", "ok", "cache and queue are two servers")]
-    remedy = "Give the queue a server of its own: a cache must evict, a queue must not."
+    remedy = "Use a separate server for the queue: a cache must evict, a queue must not."
     if _limit(cache) and _policy(cache) != NO_EVICTION:
         return [Line("separate", "bad", f"cache and queue share a server that evicts ({_policy(cache)})", remedy)]
-    return [Line("separate", "warn", "cache and queue share a server; emptying the cache would empty both", remedy)]
+    return [Line("separate", "warn", "cache and queue share a server; flushing the cache would flush both", remedy)]

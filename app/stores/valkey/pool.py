@@ -1,4 +1,4 @@
-"""Connection pools for cache and queue: one node by its address, or the master of a Sentinel group.
+"""Connection pools for cache and queue: one server by its address, or the master of a Sentinel group.
 
     redis://host:6379/0        rediss://…        unix:///path/to/socket
     redis://sentinel1:26379,sentinel2:26379/0?sentinel=mymaster        (rediss:// for TLS to the master)
@@ -18,19 +18,19 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 SENTINEL_PORT = 26379
 # The errors of an unreachable server. uvloop raises RuntimeError for a write to a connection that was lost after
-# redis-py checked it.
+# redis-py had checked it.
 AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
-def told(error: Exception) -> str:
-    """Why a server cannot be used and the remedy, without its address."""
+def public_reason(error: Exception) -> str:
+    """Why a server cannot be used, and the remedy. Contains no address, so that any caller may read it."""
     text = str(error)
     if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "Authentication")):
         return "it refuses the user or the password: correct them in the URL"
     if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
-        return "its user may not do what is needed: grant the commands and keys (ACL SETUSER)"
+        return "its user lacks permissions: grant the commands and keys (ACL SETUSER)"
     if "DB index is out of range" in text:
-        return "it has no database of that number: correct the number in the URL, or raise `databases` there"
+        return "it has no database of that number: correct the number in the URL, or raise `databases` on the server"
     return "it does not answer"
 
 
@@ -45,7 +45,7 @@ class _Master:
         self._name = name
 
     async def get_master_address(self) -> tuple[str, int]:
-        """Called on every connect, so a failover needs no restart."""
+        """Called on every connect, so that a failover needs no restart."""
         address: tuple[str, int] = await self._sentinel.discover_master(self._name)
         return address
 
@@ -64,7 +64,7 @@ class _GroupPool(BlockingConnectionPool):
 
 
 def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
-    """A pool with `timeout_s` as the limit for getting a connection, for connecting and for a reply.
+    """A pool of at most `connections`. `timeout_s` limits waiting for a connection, connecting, and each reply.
 
     Raises:
         ValueError: the URL is not one of the forms above.

@@ -1,9 +1,9 @@
-"""Registration of the cache server: all processes must use the same one, or one deletes where another does not read.
+"""Registration of the cache server. All processes must use the same server, or a DEL misses the server that is read.
 
 With a Sentinel group, a proxy or a DNS name, two processes can be connected to different servers: one still reads from
 the old master while the other deletes on the new one. The server's identity is therefore registered in the database
 under a *generation*, which is part of every key. A process that reaches another server does not use it, but registers
-it under the next generation, whose keys do not exist yet.
+it under the next generation, which has no keys yet.
 
 Interleavings prevented; R reads on the old server S, E ingests on the new server T:
   1. E registers T, E commits, E deletes on T, R hits on S    R's check is at most 50 ms old, and E's delete counts only
@@ -28,18 +28,18 @@ log = logger("stores.valkey")
 
 
 class RegistrationRepository(Protocol):
-    """The stored registration."""
+    """The stored registration. `app.stores.sqlite.owed_invalidations` implements it."""
 
     def current(self) -> tuple[str | None, int]:
-        """Server and generation as of the last look; no look of its own."""
+        """Server and generation as of this process's last query, without a new one."""
         ...
 
-    def look(self) -> tuple[str | None, int]:
-        """Server and generation now. Raises `StoreUnavailable`."""
+    def query(self) -> tuple[str | None, int]:
+        """Query server and generation. Raises `StoreUnavailable`."""
         ...
 
     async def register(self, server: str, after: int) -> None:
-        """Register under the generation after `after`, unless another has been registered since."""
+        """Register under the generation after `after`, unless a newer generation exists."""
         ...
 
 
@@ -47,9 +47,12 @@ class ServerRegistration:
     """One per cache and process."""
 
     def __init__(
-        self, book: RegistrationRepository, clock: Clock, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        repository: RegistrationRepository,
+        clock: Clock,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._book = book
+        self._repository = repository
         self._clock = clock
         self._pause = pause
         self._seen: int | None = None
@@ -58,50 +61,50 @@ class ServerRegistration:
         self._registering: asyncio.Task[None] | None = None
 
     def generation(self, server: str) -> int:
-        """The generation under which `server` is registered, as of the last look.
+        """The generation under which `server` is registered, as of the last query.
 
         Raises:
-            CacheRefused: another server is; this one will be registered in the background.
+            CacheRefused: another server is registered; this one will be registered in the background.
         """
-        registered, generation = self._book.current()
-        if registered != server:  # maybe another process has registered it meanwhile
-            registered, generation = self._looked()
+        registered, generation = self._repository.current()
+        if registered != server:  # another process may have registered it meanwhile
+            registered, generation = self._query()
         self._note(generation)
         if registered != server:
             self._register_soon(server)
-            raise CacheRefused("this server is not the one registered as the cache; registering it")
+            raise CacheRefused("another server is registered as the cache; registering this one")
         return generation
 
-    def look(self) -> None:
-        """Look again, so that the next command is made for what is registered now. Raises `CacheRefused`."""
-        _, generation = self._looked()
+    def refresh(self) -> None:
+        """Query again, so that the next command is built for the current registration. Raises `CacheRefused`."""
+        _, generation = self._query()
         self._note(generation)
 
     async def settle(self) -> None:
-        """Wait until every read that looked before the registered generation was first seen here has begun."""
+        """Wait until `HOLD_BACK_S` after this process first saw the current generation: see interleaving 1."""
         remaining = HOLD_BACK_S - (self._clock.monotonic() - self._seen_at)
         if remaining > 0:
             await self._pause(remaining)
 
     async def register(self, server: str) -> None:
-        """Register now, where another server is. Raises `StoreUnavailable`."""
-        registered, generation = self._book.look()
+        """Register `server` if another one is registered. Raises `StoreUnavailable`."""
+        registered, generation = self._repository.query()
         if registered != server:
-            await self._book.register(server, generation)
-            _, generation = self._book.look()
+            await self._repository.register(server, generation)
+            _, generation = self._repository.query()
             log.info("cache_registered", server=server[:12], generation=generation)
         self._note(generation)
 
     async def close(self) -> None:
-        """Finish what was begun."""
+        """Wait for a registration that is under way."""
         if self._registering is not None:
             await asyncio.gather(self._registering, return_exceptions=True)
 
-    def _looked(self) -> tuple[str | None, int]:
+    def _query(self) -> tuple[str | None, int]:
         try:
-            return self._book.look()
+            return self._repository.query()
         except StoreUnavailable as error:
-            raise CacheRefused("it cannot be told which server is the cache: the database does not answer") from error
+            raise CacheRefused("the registered server is unknown, because the database does not answer") from error
 
     def _note(self, generation: int) -> None:
         if generation != self._seen:

@@ -104,7 +104,7 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
 
 
 def test_whole_database_is_looked_at_when_asked(deployment: Deployment) -> None:
-    assert deployment.lines("--full")["integrity"] == ("ok", "every page, row and index is sound")
+    assert deployment.lines("--full")["integrity"] == ("ok", "every page, row and index is intact")
 
 
 Change = Callable[[Deployment], object]
@@ -113,12 +113,12 @@ SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
     (
         "full and stuck",
         lambda d: ask(d.cache, "CONFIG", "SET", "maxmemory-policy", "noeviction"),
-        *("cache memory", "warn", "takes no new values"),
+        *("cache memory", "warn", "noeviction"),
     ),
     (
         "queue evicts",
         lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory", "64mb", "maxmemory-policy", "volatile-lru"),
-        *("queue eviction", "bad", "throw jobs away (volatile-lru)"),
+        *("queue eviction", "bad", "volatile-lru"),
     ),
     (
         "queue would evict",
@@ -128,14 +128,14 @@ SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
     (
         "nothing on disk",
         lambda d: ask(d.queue, "CONFIG", "SET", "appendonly", "no"),
-        *("queue persistence", "warn", "keeps nothing on disk"),
+        *("queue persistence", "warn", "nothing to disk"),
     ),
     (
         "snapshots only",
         lambda d: ask(d.queue, "CONFIG", "SET", "appendonly", "no", "save", "3600 1"),
-        *("queue persistence", "warn", "snapshots only"),
+        *("queue persistence", "warn", "only snapshots"),
     ),
-    ("no worker", lambda d: ask(d.queue, "DEL", HEALTH_KEY), "worker", "bad", "no worker has shown itself"),
+    ("no worker", lambda d: ask(d.queue, "DEL", HEALTH_KEY), "worker", "bad", "no worker"),
     (
         "replica",
         lambda d: ask(d.cache, "REPLICAOF", "127.0.0.1", "1"),
@@ -154,10 +154,10 @@ SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
     (
         "two services on one queue",
         lambda d: ask(d.queue, "ZADD", "arq:queue:databases", str(now_ms()), "one", str(now_ms()), "other"),
-        *("worker", "bad", "workers of 2 databases take one another's jobs"),
+        *("worker", "bad", "workers of 2 databases"),
     ),
-    ("cache is gone", lambda d: d.cache.kill(), "cache", "bad", "cannot be asked"),
-    ("queue is gone", lambda d: d.queue.kill(), "queue", "bad", "cannot be asked"),
+    ("cache is gone", lambda d: d.cache.kill(), "cache", "bad", "it does not answer"),
+    ("queue is gone", lambda d: d.queue.kill(), "queue", "bad", "it does not answer"),
 ]
 
 
@@ -216,37 +216,37 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
     (
         "owed",
         "INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('u', 0)",
-        *("invalidations", "warn", "1 are owed"),
+        *("invalidations", "warn", "owed to the cache: 1"),
     ),
     (
         "ahead",
         "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
         f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() + DAY_MS}, 0)",
-        *("event times", "warn", "1 lie more than five minutes in the future"),
+        *("event times", "warn", "in the future: 1"),
     ),
     (
         "letter",
         "INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms) "
         "VALUES ('queue', '{}', 'e', '', 1, 0, 0)",
-        *("dead letters", "warn", "1 wait"),
+        *("dead letters", "warn", "dead letters: 1"),
     ),
     (
         "evidence",
         f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0)",
-        *("evidence", "bad", "the learned evidence of 1 user is damaged"),
+        *("evidence", "bad", "damaged: 1"),
     ),
     (
         "prior",
         "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) "
         f"VALUES ('{SPEC_V2.hash}', x'00', 1, 1, 1, 0), ('of another release', x'00', 1, 1, 1, 0)",
-        *("priors", "bad", "1 pooled prior is damaged"),
+        *("priors", "bad", "priors: 1"),
     ),
     (
         "disabled",
         "INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES ('f', 'ann', 'slow', 0)",
         *("features", "warn", "f is disabled by ann at 1970-01-01T00:00:00.000Z: slow"),
     ),
-    ("old sample", f"UPDATE samples SET at_ms = {now_ms() - OLD_MS}", "samples", "warn", "the newest figures are"),
+    ("old sample", f"UPDATE samples SET at_ms = {now_ms() - OLD_MS}", "samples", "warn", "the newest sample is"),
     ("no sample", "DELETE FROM samples", "samples", "warn", "no process has ever"),
     ("behind", "UPDATE alembic_version SET version_num = '0001'", "database", "bad", "is at revision 0001"),
     ("newer", "UPDATE alembic_version SET version_num = '9999'", "database", "bad", "is newer (9999)"),
@@ -294,7 +294,7 @@ def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_lo
     ):
         deployment.execute("INSERT INTO bandit_states VALUES (?, ?, ?, ?, 0)", user_id, spec.hash, packed, decisions)
     assert deployment.lines()["evidence"][0] == "ok"
-    assert deployment.lines("--full")["evidence"] == ("bad", "the learned evidence of 2 users is damaged")
+    assert deployment.lines("--full")["evidence"] == ("bad", "users whose learned evidence is damaged: 2")
 
 
 def test_database_that_is_not_there_or_something_else_is_named(deployment: Deployment, tmp_path: Path) -> None:
@@ -315,10 +315,9 @@ def test_damage_is_named(deployment: Deployment) -> None:
 
 def test_a_second_name_of_the_file_is_named(deployment: Deployment, tmp_path: Path) -> None:
     (tmp_path / "second.db").hardlink_to(deployment.database)
-    assert deployment.lines()["rights"] == (
-        "bad",
-        "the file has 2 names (hard links), each with a write-ahead log of its own",
-    )
+    state, text = deployment.lines()["rights"]
+    assert state == "bad"
+    assert "2 names (hard links)" in text
 
 
 def test_rights_are_named_when_everybody_may_write(deployment: Deployment) -> None:

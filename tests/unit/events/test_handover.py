@@ -11,7 +11,7 @@ from app.events.consume import SWEEP_AGE_MS
 from app.events.handover import BOUNDS, Handover
 from app.features.events import LoggedEvent
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.owed_invalidations import announce
+from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
 from tests.support.consumption import Desk
 from tests.support.events import served

@@ -13,7 +13,7 @@ from app.events.ingest import BOUNDS, BOUNDS_OF, Receipt
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.owed_invalidations import announce
+from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.events import body, feedback, served

@@ -14,7 +14,7 @@ from app.events.queue_door import QueueDoor
 from app.features.clock import DAY_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
-from app.stores.sqlite.owed_invalidations import announce
+from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.events import feedback, payload, served
 from tests.support.registry import REGISTRY

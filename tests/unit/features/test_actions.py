@@ -15,7 +15,7 @@ import pytest
 import app
 from app.features.events import Action
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.user_events import SqliteUserEvents
+from app.stores.sqlite.event_queries import SqliteEventQueries
 from tests.support.readme import sections
 from tests.unit.features.fourth_action import NAME
 
@@ -77,6 +77,6 @@ async def test_fourth_action_is_known_everywhere_when_one_line_is_added(extended
 
     # The program with three actions is put back: what it does not know can still be read.
     database = await Database.open(database_path, readers=1)
-    events = await SqliteUserEvents(database).newest_events("ann", 10)
+    events = await SqliteEventQueries(database).newest_events("ann", 10)
     await database.close()
     assert [getattr(item.logged.event, "action", None) for item in events] == [NAME, None]

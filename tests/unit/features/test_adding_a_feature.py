@@ -16,7 +16,7 @@ from app.profiles.online.compute import Computation
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features, compile_registry
-from app.stores.sqlite.owed_invalidations import announce
+from app.stores.sqlite.registries import announce
 from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock

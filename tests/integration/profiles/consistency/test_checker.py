@@ -13,7 +13,7 @@ from app.profiles.consistency import checker
 from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
 from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
-from app.stores.sqlite.recent_events import SqliteRecentEvents
+from app.stores.sqlite.event_queries import SqliteEventQueries
 from tests.integration.profiles.consistency.test_inspection import inspector, put
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
@@ -37,7 +37,7 @@ def auditor(service: GatedService, pause: Callable[[float], Awaitable[None]] = _
 
     return ConsistencyChecker(
         inspector=inspector(service, pause),
-        events=SqliteRecentEvents(service.database),
+        events=SqliteEventQueries(service.database),
         drop=drop,
     )
 
@@ -228,7 +228,7 @@ async def test_a_check_that_comes_too_late_says_nothing(service: GatedService) -
 
 
 async def test_events_that_were_never_consumed_are_found_by_their_user(service: GatedService) -> None:
-    recent = SqliteRecentEvents(service.database)
+    recent = SqliteEventQueries(service.database)
     assert await recent.newest_seq() == 0
     await service.inner.event_log.append([[admitted(served("ann")), admitted(served("bob"))]])
     assert [item.seq for item in await recent.since(0, 1)] == [2]

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TICK, LocalCache
-from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
-from app.stores.sqlite.local_cache_epoch import SELECT_RECALLS, UPSERT_RECALLS
+from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH, SELECT_LOCAL_CACHE_EPOCH, SELECT_TAIL, TAIL_CAP
 from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
@@ -187,13 +186,13 @@ async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_loo
             self.seen.append(statement)
             if len(self.seen) == 3:  # the version, one of the two, and now the other
                 with sqlite3.connect(world.path) as hand:
-                    for erasing in (*DELETE_USER, UPDATE_SEQ, UPSERT_RECALLS):
+                    for erasing in (*DELETE_USER, UPDATE_SEQ, ADVANCE_LOCAL_CACHE_EPOCH):
                         hand.execute(erasing, {"user": USER})
             return tail.execute(statement, *parameters)
 
     reader.owed.data_version._connection = between = Between()  # type: ignore[assignment]
     assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
-    assert set(between.seen[1:3]) == {SELECT_TAIL, SELECT_RECALLS}
+    assert set(between.seen[1:3]) == {SELECT_TAIL, SELECT_LOCAL_CACHE_EPOCH}
     reader.owed.data_version._connection = tail
     await admin.erase(USER)
 

@@ -1,4 +1,4 @@
-"""Backups are consistent while others write, and a restored one cannot be mixed up with what it replaced."""
+"""Backups are consistent while processes write, and restored databases get a new id."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -17,12 +18,14 @@ import pytest
 from app.bootstrap.service import open_service
 from app.errors import Conflict, InvalidInput, SchemaMismatch, StoreUnavailable
 from app.settings import Settings
-from app.stores.sqlite import backup as module
 from app.stores.sqlite.backup import adopt, backup, restore
 from app.stores.sqlite.database import Database
+from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.integrity_check import full_findings
+from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.events import feedback, served
+from tests.support.clock import NOW_MS
+from tests.support.events import admitted, feedback, served
 from tests.support.registry import FEATURES
 from tests.support.small_disk import small_file_system
 from tests.support.waiting import eventually
@@ -32,45 +35,16 @@ SELECT_DATABASE_ID = "SELECT value FROM service WHERE name = 'database_id'"
 
 
 def damage(path: Path) -> list[str]:
-    """What is unsound in it, or half written."""
     with closing(sqlite3.connect(path)) as connection:
         return full_findings(connection)
 
 
-def ask(path: Path, statement: str) -> list[tuple[object, ...]]:
+def query(path: Path, statement: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(statement).fetchall()
 
 
-async def test_backup_is_one_moment_when_events_keep_coming(database_path: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.db"
-    async with open_service(Settings(features=FEATURES, database=database_path), door="http") as service:
-        now_ms = service.clock.now_ms() - 1_000
-        stop = asyncio.Event()
-        sent = 0
-
-        async def produce() -> None:
-            nonlocal sent
-            while not stop.is_set():
-                requests = [[served("ada", now_ms) for _ in range(20)] for _ in range(5)]
-                admitted = [service.ingestor._admission.admit(events, now_ms + 1_000) for events in requests]
-                await service.event_log.append(admitted)
-                sent += sum(len(events) for events in admitted)
-
-        producing = asyncio.create_task(produce())
-        while sent < 500:
-            await service.database.read(lambda connection: connection.execute("SELECT 1"))
-        await asyncio.to_thread(backup, database_path, copy)
-        stop.set()
-        await producing
-    (log,), (views,) = ask(copy, "SELECT COUNT(*) FROM event_log"), ask(copy, "SELECT COUNT(*) FROM tip_views")
-    assert log == views
-    assert 500 <= int(str(log[0])) <= sent + 100
-    assert int(str(log[0])) % 100 == 0, "a commit was cut in two"
-    assert damage(copy) == []
-
-
-async def test_nothing_cached_before_is_read_when_a_backup_is_restored(
+async def test_values_cached_before_a_restore_are_not_read(
     database_path: Path, tmp_path: Path, valkey: EmbeddedServer
 ) -> None:
     settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url)
@@ -88,14 +62,14 @@ async def test_nothing_cached_before_is_read_when_a_backup_is_restored(
         assert (reading.json, reading.cached) == (b"1", False)
 
 
-def test_restored_database_is_another_one(database_path: Path, tmp_path: Path) -> None:
+def test_restored_database_has_a_new_id(database_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
-    before = ask(database_path, SELECT_DATABASE_ID)
-    assert ask(database_path, SELECT_DATABASE_ID) == before
+    before = query(database_path, SELECT_DATABASE_ID)
+    assert query(database_path, SELECT_DATABASE_ID) == before
     restore(copy, database_path)
-    ids = [str(ask(path, SELECT_DATABASE_ID)[0][0]) for path in (database_path, copy)]
-    assert len({str(before[0][0]), *ids}) == 3, "two databases have one id"
+    ids = [str(query(path, SELECT_DATABASE_ID)[0][0]) for path in (database_path, copy)]
+    assert len({str(before[0][0]), *ids}) == 3, "two databases have the same id"
 
 
 async def opened_id(path: Path) -> str:
@@ -104,7 +78,7 @@ async def opened_id(path: Path) -> str:
     return database.id
 
 
-async def test_copied_file_is_another_database(database_path: Path, tmp_path: Path) -> None:
+async def test_copied_file_has_a_new_id(database_path: Path, tmp_path: Path) -> None:
     own = await opened_id(database_path)
     copy, backup_copy = tmp_path / "cp.db", tmp_path / "backup.db"
     shutil.copy(database_path, copy)
@@ -116,13 +90,13 @@ async def test_copied_file_is_another_database(database_path: Path, tmp_path: Pa
     assert await opened_id(tmp_path / "moved.db") == own
 
 
-async def test_adopted_database_has_a_new_id_and_is_otherwise_as_it_was(database_path: Path) -> None:
+async def test_adopted_database_has_only_a_new_id(database_path: Path) -> None:
     before = await opened_id(database_path)
-    content = ask(database_path, "SELECT * FROM sqlite_schema")
+    content = query(database_path, "SELECT * FROM sqlite_schema")
     adopt(database_path)
     after = await opened_id(database_path)
     assert after not in {before, ""}
-    assert ask(database_path, "SELECT * FROM sqlite_schema") == content
+    assert query(database_path, "SELECT * FROM sqlite_schema") == content
     running = await Database.open(database_path, readers=1)
     with pytest.raises(Conflict, match="in use"):
         adopt(database_path)
@@ -130,7 +104,7 @@ async def test_adopted_database_has_a_new_id_and_is_otherwise_as_it_was(database
     assert await opened_id(database_path) == after
 
 
-def test_a_database_that_is_damaged_or_absent_is_not_adopted(database_path: Path, tmp_path: Path) -> None:
+def test_adopt_is_refused_when_the_database_is_damaged_or_missing(database_path: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="there is no database"):
         adopt(tmp_path / "absent.db")
     database_path.write_bytes(b"\xff\xd8" * 4_000)
@@ -143,7 +117,7 @@ def modes(*paths: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o660])
-def test_a_copy_is_readable_to_nobody_else(database_path: Path, tmp_path: Path, mode: int) -> None:
+def test_copies_keep_the_mode_of_the_database(database_path: Path, tmp_path: Path, mode: int) -> None:
     copy, elsewhere = tmp_path / "copy.db", tmp_path / "new.db"
     database_path.chmod(mode)
     backup(database_path, copy)
@@ -155,8 +129,8 @@ def test_a_copy_is_readable_to_nobody_else(database_path: Path, tmp_path: Path, 
     assert modes(database_path) == [oct(mode)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
-def test_owner_stays_when_root_makes_a_copy(database_path: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the owner")
+def test_copies_keep_the_owner_when_root_makes_them(database_path: Path, tmp_path: Path) -> None:
     os.chown(database_path, 1_234, 1_235)
     backup(database_path, tmp_path / "copy.db")
     os.chown(tmp_path / "copy.db", 0, 0)
@@ -166,49 +140,49 @@ def test_owner_stays_when_root_makes_a_copy(database_path: Path, tmp_path: Path)
         assert (found.st_uid, found.st_gid) == ((1_234, 1_235) if path == database_path else (0, 0))
 
 
-def test_a_half_copy_of_a_killed_backup_is_in_nobodys_way(database_path: Path, tmp_path: Path) -> None:
+def test_partial_copy_of_a_killed_backup_is_replaced(database_path: Path, tmp_path: Path) -> None:
     (tmp_path / "copy.db.part").write_bytes(b"half a copy")
     backup(database_path, tmp_path / "copy.db")
     assert damage(tmp_path / "copy.db") == []
     assert not (tmp_path / "copy.db.part").exists()
 
 
-async def test_restore_deletes_no_log_of_a_process_that_opened_the_new_file(
+async def test_restore_keeps_the_log_of_a_process_that_opened_the_new_file(
     database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
     writers: list[sqlite3.Connection] = []
-    put = module._put
+    replace = Path.replace
 
-    def put_and_write(part: Path, target: Path, like: Path) -> None:
-        put(part, target, like)
-        writer = sqlite3.connect(target, isolation_level=None)
-        writer.execute("PRAGMA journal_mode = WAL")
-        writer.execute("INSERT INTO service (name, value) VALUES ('written', 'at once')")
-        writers.append(writer)
+    def replace_and_write(self: Path, target: Path) -> Path:
+        replaced = replace(self, target)
+        writers.append(sqlite3.connect(target, isolation_level=None))
+        writers[0].execute("PRAGMA journal_mode = WAL")
+        writers[0].execute("INSERT INTO service (name, value) VALUES ('written', 'at once')")
+        return replaced
 
-    monkeypatch.setattr(module, "_put", put_and_write)
+    monkeypatch.setattr(Path, "replace", replace_and_write)
     restore(copy, database_path)
-    assert ask(database_path, "SELECT value FROM service WHERE name = 'written'") == [("at once",)]
+    assert query(database_path, "SELECT value FROM service WHERE name = 'written'") == [("at once",)]
     writers[0].close()
-    assert ask(database_path, "SELECT value FROM service WHERE name = 'written'") == [("at once",)]
+    assert query(database_path, "SELECT value FROM service WHERE name = 'written'") == [("at once",)]
 
 
-def test_restore_makes_the_database_when_there_is_none(database_path: Path, tmp_path: Path) -> None:
+def test_restore_creates_a_missing_database(database_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere" / "profiles.db"
     restore(database_path, target)
-    assert ask(target, "SELECT COUNT(*) FROM event_log") == [(0,)]
+    assert query(target, "SELECT COUNT(*) FROM event_log") == [(0,)]
 
 
-async def test_restore_is_refused_when_the_service_runs(database_path: Path, tmp_path: Path) -> None:
+async def test_restore_is_refused_while_the_service_runs(database_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
-    before = ask(database_path, SELECT_DATABASE_ID)
+    before = query(database_path, SELECT_DATABASE_ID)
     async with open_service(Settings(features=FEATURES, database=database_path), door="http"):
         with pytest.raises(Conflict, match="in use"):
             restore(copy, database_path)
-    assert ask(database_path, SELECT_DATABASE_ID) == before
+    assert query(database_path, SELECT_DATABASE_ID) == before
 
 
 def test_backup_is_refused_when_the_target_exists(database_path: Path, tmp_path: Path) -> None:
@@ -219,79 +193,73 @@ def test_backup_is_refused_when_the_target_exists(database_path: Path, tmp_path:
     assert copy.read_text() == "precious"
 
 
-def test_restore_is_refused_when_the_source_is_no_database(database_path: Path, tmp_path: Path) -> None:
-    source = tmp_path / "photo.jpg"
-    source.write_bytes(b"\xff\xd8" * 4_000)
-    with pytest.raises(InvalidInput, match="no sound database"):
-        restore(source, database_path)
-    assert ask(database_path, "SELECT COUNT(*) FROM event_log") == [(0,)]
+def make_picture(path: Path) -> None:
+    path.write_bytes(b"\xff\xd8" * 4_000)
 
 
-def test_restore_is_refused_when_the_source_is_damaged(database_path: Path, tmp_path: Path) -> None:
-    source = tmp_path / "damaged.db"
-    backup(database_path, source)
-    content = bytearray(source.read_bytes())
+def damage_pages(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[4096 * 3 : 4096 * 5] = b"\x17" * 8192
-    source.write_bytes(content)
-    with pytest.raises(InvalidInput):
-        restore(source, database_path)
-    assert ask(database_path, "SELECT COUNT(*) FROM event_log") == [(0,)]
+    path.write_bytes(content)
 
 
-def test_restore_is_refused_when_the_source_is_of_another_revision(database_path: Path, tmp_path: Path) -> None:
-    source = tmp_path / "newer.db"
-    backup(database_path, source)
-    with closing(sqlite3.connect(source)) as connection, connection:
+def make_newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(SchemaMismatch, match="newer"):
-        restore(source, database_path)
 
 
-async def test_backup_holds_what_was_acknowledged_before_it_when_writers_of_every_kind_go_on(
-    database_path: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [(make_picture, InvalidInput), (damage_pages, InvalidInput), (make_newer, SchemaMismatch)],
+    ids=["no database", "damaged", "newer"],
+)
+def test_restore_is_refused_when_the_source_is_unusable(
+    database_path: Path, tmp_path: Path, change: Callable[[Path], None], error: type[Exception]
 ) -> None:
-    async with open_service(Settings(features=FEATURES, database=database_path), door="http") as service:
-        now_ms = service.clock.now_ms() - 1_000
-        stop = asyncio.Event()
-        acknowledged: list[str] = []
-
-        async def produce(user: str) -> None:
-            while not stop.is_set():
-                events = [(served if len(acknowledged) % 2 else feedback)(user, now_ms) for _ in range(7)]
-                await service.event_log.append([service.ingestor._admission.admit(events, now_ms + 1_000)])
-                acknowledged.extend(event.event_id for event in events)
-
-        async def others() -> None:
-            while not stop.is_set():
-                await service.event_log.append([service.ingestor._admission.admit([served("gone", now_ms)], now_ms)])
-                await service.users.erase("gone", now_ms)
-                await service.event_log.mark_consumed(range_of(acknowledged), now_ms)
-
-        writing = [asyncio.create_task(work) for work in (produce("ann"), produce("bob"), others())]
-        for number in range(5):
-            enough = len(acknowledged) + 100
-            await eventually(lambda enough=enough: len(acknowledged) > enough, 20)  # type: ignore[misc]
-            before = set(acknowledged)
-            copy = tmp_path / f"copy-{number}.db"
-            await asyncio.to_thread(backup, database_path, copy)
-            held = {event_id for (event_id,) in ask(copy, "SELECT event_id FROM event_log WHERE user_id != 'gone'")}
-            assert before <= held
-            assert damage(copy) == []
-            restore(copy, tmp_path / "restored.db")
-            assert damage(tmp_path / "restored.db") == []
-        stop.set()
-        await asyncio.gather(*writing)
+    source = tmp_path / "source.db"
+    backup(database_path, source)
+    change(source)
+    with pytest.raises(error, match=str(source)):
+        restore(source, database_path)
+    assert query(database_path, "SELECT COUNT(*) FROM event_log") == [(0,)]
 
 
-def range_of(events: list[str]) -> list[int]:
-    """Their sequence numbers, more or less."""
-    return list(range(1, len(events) + 1))
+async def test_backup_contains_whole_commits_and_all_acknowledged_events(database: Database, tmp_path: Path) -> None:
+    log, users = SqliteEventLog(database), SqliteUsers(database)
+    stop = asyncio.Event()
+    acknowledged: list[str] = []
+
+    async def produce(user: str) -> None:
+        while not stop.is_set():
+            events = [(served if len(acknowledged) % 2 else feedback)(user) for _ in range(7)]
+            await log.append([[admitted(event) for event in events]])
+            acknowledged.extend(event.event_id for event in events)
+
+    async def erase_and_consume() -> None:
+        while not stop.is_set():
+            await log.append([[admitted(served("erased"))]])
+            await users.erase("erased", NOW_MS)
+            await log.mark_consumed(list(range(1, len(acknowledged) + 1)), NOW_MS)
+
+    writing = [asyncio.create_task(work) for work in (produce("ann"), produce("bob"), erase_and_consume())]
+    for number in range(5):
+        enough = len(acknowledged) + 100
+        await eventually(lambda enough=enough: len(acknowledged) > enough, 20)  # type: ignore[misc]
+        before = set(acknowledged)
+        copy = tmp_path / f"copy-{number}.db"
+        await asyncio.to_thread(backup, database.path, copy)
+        stored = {event_id for (event_id,) in query(copy, "SELECT event_id FROM event_log WHERE user_id != 'erased'")}
+        assert before <= stored
+        assert len(stored) % 7 == 0, "a commit was cut in two"
+        assert damage(copy) == []
+        restore(copy, tmp_path / "restored.db")
+        assert damage(tmp_path / "restored.db") == []
+    stop.set()
+    await asyncio.gather(*writing)
 
 
 @pytest.mark.parametrize("damaged", ["header", "schema", "half"])
-async def test_restore_mends_a_database_that_is_damaged_itself(
-    database_path: Path, tmp_path: Path, damaged: str
-) -> None:
+async def test_restore_replaces_a_damaged_database(database_path: Path, tmp_path: Path, damaged: str) -> None:
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
     content = bytearray(copy.read_bytes())
@@ -308,7 +276,7 @@ async def test_restore_mends_a_database_that_is_damaged_itself(
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """The file, and a log that belongs to what it was."""
+    """Overwrite the file, and leave a log of the earlier content."""
     path.write_bytes(content)
     path.with_name(path.name + "-wal").write_bytes(b"some frames")
 
@@ -324,7 +292,7 @@ sys.stdin.read()
 """
 
 
-def test_restore_is_refused_when_the_database_is_damaged_but_still_in_use(database_path: Path, tmp_path: Path) -> None:
+def test_restore_is_refused_while_a_damaged_database_is_in_use(database_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
     command = [sys.executable, "-c", HOLD, str(database_path)]
@@ -341,7 +309,7 @@ def test_restore_is_refused_when_the_database_is_damaged_but_still_in_use(databa
     assert damage(database_path) == []
 
 
-DIE_IN_BETWEEN = """
+DIE_AFTER_REPLACING = """
 import os, signal, sys
 from pathlib import Path
 from app.stores.sqlite import backup
@@ -355,20 +323,20 @@ backup.restore(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-async def test_old_log_is_not_played_back_when_restoring_dies_in_between(database_path: Path, tmp_path: Path) -> None:
+async def test_old_log_is_not_replayed_when_restore_is_killed(database_path: Path, tmp_path: Path) -> None:
     copy, crashed = tmp_path / "copy.db", tmp_path / "crashed.db"
     backup(database_path, copy)
     async with open_service(Settings(features=FEATURES, database=database_path), door="http") as service:
         await service.ingestor.ingest([served("ada", service.clock.now_ms() - 1_000) for _ in range(50)])
-        for suffix in ("", "-wal"):  # as a crash leaves it: the events are in the log alone
+        for suffix in ("", "-wal"):  # as a crash leaves them: the events are only in the log
             shutil.copyfile(f"{database_path}{suffix}", f"{crashed}{suffix}")
-    command = [sys.executable, "-c", DIE_IN_BETWEEN, str(copy), str(crashed)]
+    command = [sys.executable, "-c", DIE_AFTER_REPLACING, str(copy), str(crashed)]
     assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL  # noqa: ASYNC221
-    assert ask(crashed, "SELECT COUNT(*) FROM event_log") == [(0,)]
+    assert query(crashed, "SELECT COUNT(*) FROM event_log") == [(0,)]
     assert damage(crashed) == []
 
 
-def test_nothing_is_left_of_a_backup_or_a_restore_when_there_is_no_room(database_path: Path, tmp_path: Path) -> None:
+def test_no_partial_file_is_left_when_the_disk_is_full(database_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
     with small_file_system(tmp_path / "small") as small:

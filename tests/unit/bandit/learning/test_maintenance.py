@@ -19,8 +19,7 @@ from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.outbox import backlog
-from app.stores.sqlite.priors import newest_prior
-from app.stores.sqlite.states import SqliteStates, damaged, write_statistics
+from app.stores.sqlite.states import SqliteStates, damaged, newest_prior, write_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
 from tests.support.logs import Recorder
@@ -141,7 +140,7 @@ async def test_unreadable_statistics_are_kept_and_fail_no_decision(process: Band
 def logged(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The log lines about statistics and priors."""
     recorder = Recorder()
-    for module in ("states", "learning", "decisions", "priors"):
+    for module in ("states", "learning", "decisions"):
         monkeypatch.setattr(f"app.stores.sqlite.{module}.log", recorder)
     return recorder
 

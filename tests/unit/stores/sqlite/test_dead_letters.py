@@ -1,4 +1,4 @@
-"""Dead letters: counting to the limit, burying, reviving, discarding."""
+"""Dead letters: failures are counted, and letters are listed, revived and discarded."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ def letters(database: Database) -> SqliteDeadLetters:
 
 
 async def fail(letters: SqliteDeadLetters, seq: int, times: int, limit: int = 3) -> list[bool]:
-    """Fail an event so many times, a millisecond apart."""
+    """Fail an event `times` times, a millisecond apart."""
     return [
         await letters.failed(seq, f"error {number}", f"trace {number}", NOW_MS + number, limit)
         for number in range(1, times + 1)
     ]
 
 
-async def test_event_is_buried_when_its_failures_reach_the_limit(
-    event_log: SqliteEventLog, letters: SqliteDeadLetters
-) -> None:
+async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLog, letters: SqliteDeadLetters) -> None:
     event = feedback("ann", dwell_ms=5, offset_min=120, decision_id="d")
     await event_log.append([[admitted(served()), admitted(event)]])
 
@@ -44,20 +42,20 @@ async def test_event_is_buried_when_its_failures_reach_the_limit(
     assert [item.seq for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [1]
 
 
-async def test_failure_counts_no_more_when_the_event_is_buried_or_gone(
+async def test_failure_is_ignored_when_the_event_is_dead_or_deleted(
     event_log: SqliteEventLog, letters: SqliteDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
     (letter,) = await letters.list(0, 10)
-    # Another worker had taken up the same event and fails a moment later.
+    # Another worker had taken the same event and fails a moment later.
     assert await fail(letters, seq=1, times=2) == [False, False]
     assert await letters.list(0, 10) == [letter]
     assert await fail(letters, seq=99, times=5) == [False] * 5
     assert len(await letters.list(0, 10)) == 1
 
 
-async def test_event_is_taken_up_again_with_a_new_count_when_its_letter_is_revived(
+async def test_revived_event_is_unconsumed_and_counts_from_zero(
     event_log: SqliteEventLog, letters: SqliteDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
@@ -68,7 +66,7 @@ async def test_event_is_taken_up_again_with_a_new_count_when_its_letter_is_reviv
     assert await fail(letters, seq=1, times=3) == [False, False, True]
     (letter,) = await letters.list(0, 10)
     assert (letter.seq, letter.attempts) == (1, 3)
-    assert letter.id == 2  # ids are not used twice, so an old link never means another letter
+    assert letter.id == 2  # ids are not reused, so an old link never opens another letter
 
 
 async def test_event_stays_consumed_when_its_letter_is_discarded(
@@ -82,23 +80,18 @@ async def test_event_stays_consumed_when_its_letter_is_discarded(
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 
-async def test_nothing_happens_when_a_letter_that_is_not_there_is_revived(letters: SqliteDeadLetters) -> None:
-    await letters.revive(7)
-    assert await letters.list(0, 10) == []
-
-
-async def test_letter_is_forgotten_when_its_event_was_pruned_before_it_is_revived(
+async def test_revived_letter_is_deleted_when_its_event_was_pruned(
     event_log: SqliteEventLog, letters: SqliteDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
     await event_log.prune(NOW_MS + 1, 10)
-    await letters.revive(1)
+    assert await letters.revive(1, 7) == 1, "letter 7 does not exist"
     assert await letters.list(0, 10) == []
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 
-async def test_payload_is_kept_as_it_came_when_it_is_no_event(letters: SqliteDeadLetters) -> None:
+async def test_payload_that_is_no_event_is_stored_unchanged(letters: SqliteDeadLetters) -> None:
     ids = [await letters.bury_payload(text, "why", "where", NOW_MS) for text in ('{"a": 1}', "\x00", "")]
     assert ids == [1, 2, 3]
     assert [(letter.payload, letter.source, letter.seq) for letter in await letters.list(0, 10)] == [

@@ -1,24 +1,18 @@
-"""Decisions as rows: they come back to the last bit, go when they are old, and are found by indexes."""
+"""Decisions are decoded exactly, and pruned with the rows that belong to them."""
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import timedelta, timezone
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bandit.decisions import Decision, Ranking, Role
 from app.bandit.model.inputs import Candidate, Context
 from app.features.clock import DAY_MS
-from app.stores.sqlite import decisions, learning, states
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import WRITTEN, decision_of, row_of
+from app.stores.sqlite.decision_rows import decision_of, row_of
 from tests.support.bandit_process import BanditProcess
 from tests.support.events import feedback
 
@@ -30,8 +24,7 @@ counts = st.integers(1, 5)
 
 
 @st.composite
-def made(draw: st.DrawFn) -> Decision:
-    """Any decision."""
+def any_decision(draw: st.DrawFn) -> Decision:
     count = draw(counts)
     rankings = [
         Ranking(np.array(draw(st.lists(numbers, min_size=count, max_size=count))), np.full(count, 1 / count))
@@ -67,9 +60,9 @@ def made(draw: st.DrawFn) -> Decision:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(made())
-def test_a_decision_comes_back_as_it_was_to_the_last_bit(decision: Decision) -> None:
-    back = decision_of(dict(zip(WRITTEN, row_of(decision), strict=True)))
+@given(any_decision())
+def test_decoded_decision_equals_the_stored_one(decision: Decision) -> None:
+    back = decision_of(row_of(decision))
     for name in Decision.__dataclass_fields__:
         one, other = getattr(decision, name), getattr(back, name)
         if isinstance(one, Ranking):
@@ -82,7 +75,7 @@ def test_a_decision_comes_back_as_it_was_to_the_last_bit(decision: Decision) -> 
     assert back.context.at is None or back.context.at.utcoffset() == decision.context.at.utcoffset()  # type: ignore[union-attr]
 
 
-async def test_old_decisions_go_with_what_belongs_to_them_and_priors_stay_as_long_as_they_are_named(
+async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
     database: Database,
 ) -> None:
     process = BanditProcess(database)
@@ -106,34 +99,3 @@ async def test_old_decisions_go_with_what_belongs_to_them_and_priors_stay_as_lon
     process.clock.advance(100 * DAY_MS)
     assert await prune(process.clock.now_ms(), 10) == 3
     assert await process.rows("SELECT version FROM bandit_priors") == [(6,)], "the newest is in force"
-
-
-STATEMENTS = {
-    "a look": (states.SELECT_STATE, ("u",)),
-    "by request": (decisions.SELECT_BY_REQUEST, ("r",)),
-    "by id": (decisions.SELECT_BY_ID, ("d",)),
-    "the shadow": (decisions.update_shadows(3), (None,) * 36),
-    "prunable": (decisions.SELECT_PRUNABLE, (1, 1)),
-    "unsettled": (learning.SELECT_IS_UNSETTLED, ("u", "t")),
-    "a decision": (learning.SELECT_IS_DECISION, ("d", "u")),
-    "named": (learning.SELECT_NAMED, {"decision": "d", "user": "u", "seq": 1}),
-    "newest": (learning.SELECT_NEWEST, {"user": "u", "tip": "t", "latest": 1, "seq": 1}),
-    "any closed": (learning.SELECT_ANY_CLOSED, {"closed": 1}),
-    "closed": (learning.SELECT_CLOSED, {"closed": 1, "known": "[]", "limit": 1}),
-    "expired": (learning.UPDATE_EXPIRED, {"closed": 1, "now": 1, "limit": 1}),
-    "to grow": (states.SELECT_TO_GROW, ("[]", 1)),
-    "counts": (states.SELECT_COUNTS, ()),
-}
-
-
-@pytest.mark.parametrize("name", STATEMENTS)
-def test_no_table_is_scanned_for_a_decision_or_a_lesson(migrated_template: Path, name: str) -> None:
-    sql, parameters = STATEMENTS[name]
-    with closing(sqlite3.connect(f"file:{migrated_template}?mode=ro", uri=True)) as connection:
-        plan: list[Any] = connection.execute("EXPLAIN QUERY PLAN " + sql, parameters).fetchall()  # type: ignore[arg-type]
-    steps = [step for *_, step in plan]
-    harmless = ("json_each", "VIRTUAL TABLE", "COVERING", "CONSTANT ROW", "SCAN shadows")
-    scans = [step for step in steps if step.startswith("SCAN") and not any(word in step for word in harmless)]
-    # Whose events wait, and what waits to expire: partial indexes, read from their ends.
-    by_index = name in ("closed", "expired")
-    assert not [step for step in scans if not by_index or "USING INDEX" not in step], steps

@@ -1,34 +1,37 @@
-"""The log of events: de-duplication, sequence numbers, what an event makes stale, taking up, pruning."""
+"""The event log: duplicates, sequence numbers, stale features, consumption, pruning, and exact decoding."""
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.errors import StoreUnavailable
-from app.events.ports import Appended, ClashingEvent
+from app.events.admission import Admission, digest
+from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.clock import DAY_MS
-from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, TipEvent
+from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, Action, TipEvent
 from app.features.registry import Registry
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.owed_invalidations import announce
+from app.stores.sqlite.registries import announce
 from app.stores.sqlite.users import SqliteUsers
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.entries import entry
-from tests.support.events import admitted, feedback, served
+from tests.support.events import admitted, feedback, local_time, served
 from tests.support.registry import REGISTRY
 
 
 async def append(log: SqliteEventLog, *events: TipEvent) -> Appended:
-    """Store one request."""
     (outcome,) = await log.append([[admitted(event) for event in events]])
     assert isinstance(outcome, Appended)
     return outcome
 
 
 async def stored_ids(database: Database) -> list[object]:
-    """Ids of the logged events, in order; every one has its fact."""
+    """The ids of the logged events, in order. Checks that each has its fact."""
     facts = await column(database, "SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback ORDER BY seq")
     assert facts == await column(database, "SELECT seq FROM event_log ORDER BY seq")
     return await column(database, "SELECT event_id FROM event_log ORDER BY seq")
@@ -42,9 +45,7 @@ async def test_events_are_numbered_in_order_when_they_are_new(database: Database
     assert await stored_ids(database) == ["a", "b", "c"]
 
 
-async def test_event_is_a_duplicate_when_it_comes_again_with_the_same_content(
-    database: Database, event_log: SqliteEventLog
-) -> None:
+async def test_event_is_a_duplicate_when_it_is_sent_again(database: Database, event_log: SqliteEventLog) -> None:
     event = feedback(event_id="a", dwell_ms=5)
     await announce(database, REGISTRY, NOW_MS)
     first = await append(event_log, event)
@@ -54,16 +55,14 @@ async def test_event_is_a_duplicate_when_it_comes_again_with_the_same_content(
     assert await stored_ids(database) == ["a"]
 
 
-async def test_event_is_a_duplicate_when_one_request_holds_it_twice(
-    database: Database, event_log: SqliteEventLog
-) -> None:
+async def test_event_is_a_duplicate_when_a_request_repeats_it(database: Database, event_log: SqliteEventLog) -> None:
     event = served(event_id="a")
     outcome = await append(event_log, event, served(event_id="b"), event)
     assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (2, 1, (1, 2))
     assert await stored_ids(database) == ["a", "b"]
 
 
-async def test_event_is_a_duplicate_when_another_request_of_the_same_commit_has_it(
+async def test_event_is_a_duplicate_when_the_same_commit_stores_it(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     event = admitted(served(event_id="a"))
@@ -86,7 +85,7 @@ CHANGED: list[TipEvent] = [
 
 
 @pytest.mark.parametrize("changed", CHANGED, ids=range(len(CHANGED)))
-async def test_request_is_refused_whole_when_an_id_is_known_with_other_content(
+async def test_request_is_rejected_when_an_id_has_other_content(
     database: Database, event_log: SqliteEventLog, changed: TipEvent
 ) -> None:
     await append(event_log, feedback(event_id="a"))
@@ -103,53 +102,39 @@ async def test_request_is_refused_whole_when_an_id_is_known_with_other_content(
     assert before.seqs + after.seqs == (2, 3)
 
 
-async def test_request_is_refused_whole_when_it_contradicts_itself(
-    database: Database, event_log: SqliteEventLog
-) -> None:
+async def test_request_is_rejected_when_it_contradicts_itself(database: Database, event_log: SqliteEventLog) -> None:
     request = [admitted(feedback(event_id="a")), admitted(feedback(event_id="a", action="snoozed"))]
     assert await event_log.append([request]) == [ClashingEvent(1, "a")]
     assert await stored_ids(database) == []
 
 
 async def test_nothing_is_stored_when_one_row_cannot_be_written(database: Database, event_log: SqliteEventLog) -> None:
-    broken = admitted(feedback(event_id="b", dwell_ms=-1))  # never admitted; the schema is the last to refuse it
+    broken = admitted(feedback(event_id="b", dwell_ms=-1))  # admission would reject it; here the schema does
     with pytest.raises(Exception, match="CHECK constraint"):
         await event_log.append([[admitted(served(event_id="a"))], [broken]])
     assert await stored_ids(database) == []
     assert (await append(event_log, served(event_id="c"))).seqs == (1,)
 
 
-async def test_sequence_numbers_rise_when_the_newest_events_were_pruned(
-    database: Database, event_log: SqliteEventLog
+@pytest.mark.parametrize("how", ["prune", "erase"])
+async def test_sequence_numbers_rise_after_events_were_deleted(
+    database: Database, event_log: SqliteEventLog, how: str
 ) -> None:
-    assert (await append(event_log, served(), served(), served())).seqs == (1, 2, 3)
-    assert await event_log.prune(NOW_MS + 1, limit=100) == 3
+    assert (await append(event_log, served("ann"), feedback("ann"))).seqs == (1, 2)
+    if how == "prune":
+        assert await event_log.prune(NOW_MS + 1, limit=100) == 2
+    else:
+        assert (await SqliteUsers(database).erase("ann", 1)).events == 2
     assert await stored_ids(database) == []
-    assert (await append(event_log, served())).seqs == (4,)
-
-
-async def test_sequence_numbers_rise_when_the_newest_events_were_erased(
-    database: Database, event_log: SqliteEventLog
-) -> None:
-    await append(event_log, served("bob"), served("ann"), feedback("ann"))
-    assert (await SqliteUsers(database).erase("ann", 1)).events == 2
-    (seq,) = (await append(event_log, served("ann"))).seqs
-    assert seq > 4  # the erasure itself has a number of its own
-
-
-async def test_sequence_numbers_rise_when_the_database_is_opened_again(
-    database: Database, event_log: SqliteEventLog
-) -> None:
-    await append(event_log, served(), served())
-    await event_log.prune(NOW_MS + 1, limit=100)
     reopened = await Database.open(database.path, readers=1)
     try:
-        assert (await append(SqliteEventLog(reopened), served())).seqs == (3,)
+        (seq,) = (await append(SqliteEventLog(reopened), served("ann"))).seqs
     finally:
         await reopened.close()
+    assert seq == {"prune": 3, "erase": 4}[how], "the erasure takes one number"
 
 
-async def test_stale_features_are_those_of_every_release_when_two_announced_theirs(
+async def test_stale_features_are_those_of_all_announced_registries(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     await announce(database, REGISTRY, NOW_MS)
@@ -164,11 +149,11 @@ async def test_stale_features_are_those_of_every_release_when_two_announced_thei
     assert await event_log.stale_features(["signals.other"]) == {"signals.other": frozenset()}
 
 
-async def test_users_are_named_as_stale_when_nobody_announced_a_feature(event_log: SqliteEventLog) -> None:
+async def test_users_are_stale_when_no_feature_is_announced(event_log: SqliteEventLog) -> None:
     assert (await append(event_log, served("ann"))).stale == {"ann": frozenset()}
 
 
-async def test_unconsumed_events_come_oldest_first_when_they_arrived_before_the_moment(
+async def test_unconsumed_events_are_ordered_by_arrival(
     event_log: SqliteEventLog,
 ) -> None:
     arrivals = [("c", 3), ("a", 1), ("b", 2), ("late", 10)]
@@ -179,7 +164,7 @@ async def test_unconsumed_events_come_oldest_first_when_they_arrived_before_the_
     assert [item.event.event_id for item in await event_log.unconsumed(NOW_MS + 10, limit=2)] == ["a", "b"]
 
 
-async def test_events_are_taken_up_no_more_when_they_are_consumed(event_log: SqliteEventLog) -> None:
+async def test_consumed_events_are_not_unconsumed_again(event_log: SqliteEventLog) -> None:
     seqs = (await append(event_log, served(), served(), served())).seqs
     await event_log.mark_consumed(seqs[:2], NOW_MS)
     await event_log.mark_consumed([*seqs[:1], 999], NOW_MS + 1)
@@ -187,14 +172,12 @@ async def test_events_are_taken_up_no_more_when_they_are_consumed(event_log: Sql
     assert [item.seq for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [3]
 
 
-async def test_events_are_never_taken_up_when_they_are_stored_as_consumed(event_log: SqliteEventLog) -> None:
+async def test_events_stored_as_consumed_are_never_unconsumed(event_log: SqliteEventLog) -> None:
     await event_log.append([[admitted(served())]], consumed_at_ms=NOW_MS)
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 
-async def test_oldest_events_go_first_when_the_log_is_pruned_in_steps(
-    database: Database, event_log: SqliteEventLog
-) -> None:
+async def test_pruning_deletes_the_oldest_events_first(database: Database, event_log: SqliteEventLog) -> None:
     ages = {"d": 4, "b": 2, "c": 3, "a": 1}  # days since 2026-04-20; out of order on purpose
     await append(event_log, *(feedback(event_id=name, at_ms=NOW_MS + day * DAY_MS) for name, day in ages.items()))
     before_ms = NOW_MS + 4 * DAY_MS
@@ -202,10 +185,57 @@ async def test_oldest_events_go_first_when_the_log_is_pruned_in_steps(
     assert await stored_ids(database) == ["d", "c"]
     assert await event_log.prune(before_ms, limit=2) == 1
     assert await event_log.prune(before_ms, limit=2) == 0
-    assert await stored_ids(database) == ["d"]  # which occurred at the moment itself
+    assert await stored_ids(database) == ["d"]  # it occurred exactly at the cutoff
 
 
 async def test_log_raises_when_the_database_is_closed(database: Database, event_log: SqliteEventLog) -> None:
     await database.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         await append(event_log, served())
+
+
+ids = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1, max_size=20)
+actions = st.sampled_from(Action)
+times = st.builds(local_time, st.integers(NOW_MS - DAY_MS, NOW_MS), st.integers(-1439, 1439))
+decisions = st.one_of(st.none(), ids)
+
+
+@st.composite
+def sent_events(draw: st.DrawFn) -> TipEvent:
+    """Any event that a producer may send."""
+    at = draw(times)
+    changes = {"tip_id": draw(ids), "occurred_at": at, "decision_id": draw(decisions)}
+    if draw(st.booleans()):
+        return msgspec.structs.replace(served(draw(ids)), **changes)
+    dwell_ms = draw(st.one_of(st.none(), st.integers(0, 86_400_000)))
+    return msgspec.structs.replace(feedback(draw(ids), action=draw(actions), dwell_ms=dwell_ms), **changes)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(sent_events(), min_size=1, max_size=5))
+async def test_logged_event_equals_the_event_sent(event_log: SqliteEventLog, sent: list[TipEvent]) -> None:
+    seqs = (await append(event_log, *sent)).seqs
+    logged = await event_log.logged(seqs)
+    assert [item.event for item in logged] == sent
+    assert [item.event.occurred_at.utcoffset() for item in logged] == [event.occurred_at.utcoffset() for event in sent]
+    assert {(item.received_at_ms, item.attempts) for item in logged} == {(NOW_MS, 0)}
+    again = await append(event_log, *(item.event for item in logged))
+    assert (again.accepted, again.duplicates) == (0, len(sent))
+
+
+async def test_logged_time_is_the_claimed_time_when_it_lies_ahead(event_log: SqliteEventLog) -> None:
+    early = feedback(at_ms=NOW_MS + 4 * 60_000, offset_min=345)
+    await event_log.append([Admission(retention_days=180).admit([early], NOW_MS)])
+    (logged,) = await event_log.logged([1])
+    assert logged.event == early
+
+
+async def test_times_are_compared_to_the_millisecond(event_log: SqliteEventLog) -> None:
+    exact = served(event_id="a")
+    finer = msgspec.structs.replace(exact, occurred_at=exact.occurred_at.replace(microsecond=999))
+    assert digest(exact) == digest(finer)
+    items: list[Admitted] = Admission(retention_days=180).admit([finer], NOW_MS)
+    await event_log.append([items])
+    (logged,) = await event_log.logged([1])
+    assert logged.event == exact
+    assert (await append(event_log, logged.event)).duplicates == 1

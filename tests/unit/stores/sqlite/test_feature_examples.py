@@ -1,4 +1,4 @@
-"""Examples beside definitions: run on an empty database, each failure in a sentence."""
+"""Examples of features run on an empty database, and each failure is described."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 
 
 async def failures(probe: Feature, timeout_s: float = 10.0) -> list[str]:
-    """What is wrong with the examples of an entry."""
     (found,) = await run_examples(compile_registry(Registry([probe])), 1, timeout_s)
     assert found.examples == len(probe.examples)
     return found.failures
@@ -69,7 +68,7 @@ async def test_example_fails_when_the_sql_takes_too_long() -> None:
     assert found == "example 1: the SQL took longer than 50 ms for one user"
 
 
-async def test_every_failing_example_is_named() -> None:
+async def test_all_failing_examples_are_named() -> None:
     examples = [Example(events=[served()] * count, value=2) for count in (1, 2, 3)]
     assert await failures(entry(invalidated_by=(), examples=examples)) == [
         "example 1: expected 2, computed 1",
@@ -80,6 +79,6 @@ async def test_every_failing_example_is_named() -> None:
 @pytest.mark.parametrize(
     ("dtype", "tips", "value"), [("float", 1, 1), ("int", 2, 2.0), ("int", 0, 0), ("int", 0, None), ("float", 0, None)]
 )
-async def test_example_holds_when_its_value_can_be_of_the_dtype(dtype: str, tips: int, value: float | None) -> None:
+async def test_example_holds_when_its_value_converts_to_the_dtype(dtype: str, tips: int, value: float | None) -> None:
     examples = [Example(events=[served()] * tips, value=value)]
     assert await failures(entry(invalidated_by=(), dtype=dtype, default=0, examples=examples)) == []

@@ -1,4 +1,4 @@
-"""A damaged database is noticed at start, within milliseconds, and looked through whole on demand."""
+"""Damage is found by the quick check at start, or by the full check on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEWEST, OLD = EVENTS, 5
 
 @pytest.fixture
 async def filled(database_path: Path) -> Path:
-    """A database with some events, closed, its log moved into the file."""
+    """A closed and checkpointed database with events."""
     database = await Database.open(database_path, readers=1)
     made = [admitted((served if number % 2 else feedback)(f"user-{number % 9}")) for number in range(EVENTS)]
     await SqliteEventLog(database).append([made])
@@ -32,13 +32,13 @@ async def filled(database_path: Path) -> Path:
 
 
 def cut(path: Path, pages: int) -> None:
-    """Take pages from the end of the file."""
+    """Remove pages from the end of the file."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - pages * 4096])
 
 
 def overwrite_root(path: Path, table: str) -> None:
-    """Put something else where a table begins."""
+    """Overwrite the root page of a table."""
     with closing(sqlite3.connect(path)) as connection:
         (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
     content = bytearray(path.read_bytes())
@@ -47,7 +47,6 @@ def overwrite_root(path: Path, table: str) -> None:
 
 
 def execute(path: Path, *statements: str) -> None:
-    """Past the service."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for statement in statements:
             connection.execute(statement).fetchall()
@@ -64,55 +63,52 @@ def full(path: Path) -> list[str]:
 
 
 def lose_index_entry(path: Path, index: str) -> None:
-    """The row of the newest event changes while SQLite knows nothing of that index."""
+    """Change the row of the newest event while the index is missing from the schema."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
         row = connection.execute("SELECT * FROM sqlite_schema WHERE name = ?", (index,)).fetchone()
         connection.execute("DELETE FROM sqlite_schema WHERE name = ?", (index,))
         connection.execute("PRAGMA writable_schema = RESET")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("UPDATE event_log SET user_id = 'somebody else' WHERE seq = ?", (NEWEST,))
+        connection.execute("UPDATE event_log SET user_id = 'other' WHERE seq = ?", (NEWEST,))
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", row)
         connection.execute("PRAGMA writable_schema = RESET")
 
 
-async def test_nothing_is_found_in_a_sound_database(filled: Path, database_path: Path) -> None:
+async def test_no_damage_is_found_in_an_intact_database(filled: Path) -> None:
     assert quick(filled) == full(filled) == []
     await (await Database.open(filled, readers=1)).close()
 
 
 Damage = Callable[[Path], None]
-HALVES: list[tuple[str, Damage, str]] = [
+EVENT_DAMAGE: list[tuple[str, Damage, str]] = [
     ("no fact", lambda path: execute(path, f"DELETE FROM tip_views WHERE seq >= {NEWEST - 1}"), "has no fact"),
     ("no log row", lambda path: execute(path, f"DELETE FROM event_log WHERE seq = {NEWEST}"), "has no row in the log"),
     ("index", lambda path: lose_index_entry(path, "event_log_by_user"), "is missing from the index of users"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "said"), [row[1:] for row in HALVES], ids=[row[0] for row in HALVES])
-async def test_process_does_not_start_when_the_newest_events_are_damaged(
-    filled: Path, damage: Damage, said: str
+@pytest.mark.parametrize(("damage", "finding"), [row[1:] for row in EVENT_DAMAGE], ids=[row[0] for row in EVENT_DAMAGE])
+async def test_database_is_refused_when_the_newest_events_are_damaged(
+    filled: Path, damage: Damage, finding: str
 ) -> None:
     damage(filled)
-    assert said in quick(filled)[0]
-    with pytest.raises(StoreUnavailable, match=f"is damaged: event .* {said}; `profiles doctor --full`"):
+    assert finding in quick(filled)[0]
+    with pytest.raises(StoreUnavailable, match=f"is damaged: event .* {finding}"):
         await Database.open(filled, readers=1)
 
 
-async def test_process_does_not_start_when_the_file_is_cut_short(filled: Path) -> None:
-    cut(filled, 2)
-    with pytest.raises(StoreUnavailable, match="malformed"):
+@pytest.mark.parametrize(
+    "damage", [lambda path: cut(path, 2), lambda path: overwrite_root(path, "event_log")], ids=["cut", "overwritten"]
+)
+async def test_database_is_refused_when_pages_are_damaged(filled: Path, damage: Damage) -> None:
+    damage(filled)
+    with pytest.raises(StoreUnavailable, match=r"damaged|malformed"):
         await Database.open(filled, readers=1)
 
 
-async def test_process_does_not_start_when_a_page_of_the_newest_events_is_not_what_it_was(filled: Path) -> None:
-    overwrite_root(filled, "event_log")
-    with pytest.raises(StoreUnavailable, match="damaged"):
-        await Database.open(filled, readers=1)
-
-
-def test_only_the_full_look_finds_damage_among_old_events(filled: Path) -> None:
+def test_only_the_full_check_finds_damage_of_old_events(filled: Path) -> None:
     execute(filled, f"DELETE FROM tip_feedback WHERE seq = {OLD}")
     assert quick(filled) == []
     assert full(filled) == [f"event {OLD} has no fact"]

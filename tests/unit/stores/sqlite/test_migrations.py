@@ -1,4 +1,4 @@
-"""The migrated schema and the code agree; whatever is no migrated database of this program is refused."""
+"""Migrations: the schema fits the code, and other databases are refused."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from alembic.util.exc import CommandError
 
 import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
+from app.migrations import configuration
 from app.stores.sqlite.database import SCHEMA_REVISION, Database
 from app.stores.sqlite.migrate import current, migrate
-from app.stores.sqlite.upgrade import configuration
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
 
 class AnyParameter(dict[str, None]):
-    """Null for every named parameter."""
+    """NULL for every named parameter."""
 
     def __missing__(self, name: str) -> None:
         return None
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """Every SQL constant of the store, by name."""
+    """The SQL constants of the package, by module and name."""
     for info in pkgutil.iter_modules(app.stores.sqlite.__path__):
         module = importlib.import_module(f"app.stores.sqlite.{info.name}")
         for name, value in vars(module).items():
@@ -45,13 +45,11 @@ def statements() -> Iterator[tuple[str, str]]:
 
 
 def schema(path: Path) -> list[tuple[str, str]]:
-    """What the database consists of."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
 
 
 def set_revision(path: Path, revision: str) -> None:
-    """Pretend that another program migrated the database."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
 
@@ -80,7 +78,7 @@ def test_alembic_is_not_imported_when_there_is_nothing_to_migrate(database_path:
     assert shown.stdout.split() == [SCHEMA_REVISION, SCHEMA_REVISION, "False"]
 
 
-def test_schema_is_the_same_when_it_was_taken_down_and_up_again(tmp_path: Path) -> None:
+def test_schema_is_the_same_after_downgrade_and_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "profiles.db"
     migrate(path)
     before = schema(path)
@@ -90,7 +88,7 @@ def test_schema_is_the_same_when_it_was_taken_down_and_up_again(tmp_path: Path) 
     assert schema(path) == before
 
 
-def test_database_id_differs_when_two_databases_are_made(tmp_path: Path) -> None:
+def test_each_new_database_has_its_own_id(tmp_path: Path) -> None:
     ids = set()
     for name in ("one.db", "two.db"):
         migrate(tmp_path / name)
@@ -99,21 +97,21 @@ def test_database_id_differs_when_two_databases_are_made(tmp_path: Path) -> None
     assert len(ids) == 2
 
 
-@pytest.mark.parametrize("sql", [pytest.param(sql, id=name) for name, sql in sorted(set(statements()))])
-def test_statement_compiles_against_the_migrated_schema(migrated_template: Path, sql: str) -> None:
+def test_statements_compile_against_the_migrated_schema(migrated_template: Path) -> None:
+    names = set()
     with closing(sqlite3.connect(f"file:{migrated_template}?mode=ro", uri=True)) as connection:
-        parameters: AnyParameter | tuple[None, ...] = AnyParameter() if "?" not in sql else (None,) * sql.count("?")
-        connection.execute("EXPLAIN " + sql, parameters)
-
-
-def test_statements_of_every_kind_are_found() -> None:
-    names = {name for name, _ in statements()}
+        for name, sql in statements():
+            parameters: AnyParameter | tuple[None, ...] = AnyParameter() if "?" not in sql else (None,) * sql.count("?")
+            try:
+                connection.execute("EXPLAIN " + sql, parameters)
+            except sqlite3.Error as error:
+                raise AssertionError(f"{name}: {error}") from error
+            names.add(name)
     assert {"event_log.INSERT_LOG", "event_log.DELETE_BY_SEQ", "dead_letters.UPDATE_ATTEMPTS"} < names
     assert {"users.SELECT_ELIGIBLE", "owed_invalidations.DELETE_OWED", "database.SELECT_REVISION"} < names
 
 
 async def refused(path: Path, error: type[Exception]) -> str:
-    """The message with which opening is refused."""
     with pytest.raises(error) as caught:
         await Database.open(path, readers=1)
     assert str(path) in str(caught.value)
@@ -126,54 +124,45 @@ async def test_database_is_refused_when_the_file_is_missing(tmp_path: Path) -> N
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", [b"", None], ids=["empty", "of something else"])
-async def test_database_is_refused_when_it_is_not_migrated(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("tables", ["", "CREATE TABLE notes (text)"], ids=["empty", "of another program"])
+async def test_database_is_refused_when_it_is_not_migrated(tmp_path: Path, tables: str) -> None:
     path = tmp_path / "other.db"
-    if content is not None:
-        path.write_bytes(content)
-    else:
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("CREATE TABLE notes (text)")
+    path.touch()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(tables)
     assert "not migrated; run `profiles migrate`" in await refused(path, SchemaMismatch)
 
 
-async def test_database_is_refused_when_it_was_taken_down(database_path: Path) -> None:
+async def test_database_is_refused_when_it_was_downgraded(database_path: Path) -> None:
     command.downgrade(configuration(database_path), "base")
     assert "not migrated" in await refused(database_path, SchemaMismatch)
 
 
-async def test_database_is_refused_when_it_is_newer(database_path: Path) -> None:
-    set_revision(database_path, "9999")
+@pytest.mark.parametrize(("revision", "advice"), [("9999", "upgrade the program"), ("0000", "run `profiles migrate`")])
+async def test_database_is_refused_when_it_is_at_another_revision(
+    database_path: Path, revision: str, advice: str
+) -> None:
+    set_revision(database_path, revision)
     message = await refused(database_path, SchemaMismatch)
-    assert "newer (9999)" in message
-    assert "upgrade the program" in message
-    with pytest.raises(SchemaMismatch, match="9999"):
+    assert revision in message
+    assert advice in message
+    with pytest.raises(SchemaMismatch, match=revision):
         migrate(database_path)
-
-
-async def test_database_is_refused_when_it_is_older(database_path: Path) -> None:
-    set_revision(database_path, "0000")
-    assert "run `profiles migrate`" in await refused(database_path, SchemaMismatch)
 
 
 async def test_file_is_refused_when_it_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "profiles.db"
     path.write_bytes(b"no database, but long enough to look like one" * 100)
-    assert "not a database" in await refused(path, StoreUnavailable)
-    with pytest.raises(StoreUnavailable, match="not a database"):
-        migrate(path)
+    for file, reason in ((path, "not a database"), (tmp_path, "no database")):
+        assert reason in await refused(file, StoreUnavailable)
+        with pytest.raises(StoreUnavailable, match="cannot migrate"):
+            migrate(file)
     assert path.read_bytes().startswith(b"no database")
-
-
-async def test_directory_is_refused_as_a_database(tmp_path: Path) -> None:
-    assert "no database" in await refused(tmp_path, StoreUnavailable)
-    with pytest.raises(StoreUnavailable, match="cannot migrate"):
-        migrate(tmp_path)
 
 
 def test_nothing_is_migrated_when_a_migration_fails_half_way(tmp_path: Path) -> None:
     path = tmp_path / "profiles.db"
-    with closing(sqlite3.connect(path)) as connection:  # stands in the way of one of the last tables
+    with closing(sqlite3.connect(path)) as connection:  # the name of one of the last tables that are created
         connection.execute("CREATE TABLE audit_trail (text)")
     before = schema(path)
     with pytest.raises(StoreUnavailable, match="audit_trail"):
@@ -192,7 +181,7 @@ VALUES ('ann', 'tip', 1, 0, 1, ?, ?)
 
 @pytest.fixture
 def before_actions(tmp_path: Path) -> Path:
-    """A database of the release before 0004, with rows."""
+    """A database at revision 0003, with rows."""
     path = tmp_path / "profiles.db"
     command.upgrade(configuration(path), "0003")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -203,18 +192,17 @@ def before_actions(tmp_path: Path) -> Path:
 
 
 def actions(connection: sqlite3.Connection) -> list[str]:
-    """The actions of the stored feedback, in order."""
     return [row[0] for row in connection.execute("SELECT action FROM tip_feedback ORDER BY seq")]
 
 
-def test_any_action_is_stored_when_the_constraint_is_gone(before_actions: Path) -> None:
+def test_any_action_is_stored_after_revision_0004(before_actions: Path) -> None:
     places = "SELECT name, rootpage FROM sqlite_schema ORDER BY name"
     with closing(sqlite3.connect(before_actions)) as connection:
         before = connection.execute(places).fetchall()
     assert migrate(before_actions) == ("0003", SCHEMA_REVISION)
     with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
         after = [row for row in connection.execute(places).fetchall() if row[0] in dict(before)]
-        assert after == before, "a table was written anew"
+        assert after == before, "a table was rewritten"
         connection.execute(INSERT_FEEDBACK, ("shared", 1))
         with pytest.raises(sqlite3.IntegrityError, match="dwell_ms BETWEEN"):
             connection.execute(INSERT_FEEDBACK, ("shared", -1))
@@ -223,7 +211,7 @@ def test_any_action_is_stored_when_the_constraint_is_gone(before_actions: Path) 
     assert not [sql for name, sql in schema(before_actions) if sql and "'snoozed'" in sql]
 
 
-def test_open_connections_go_on_when_the_constraint_goes(before_actions: Path) -> None:
+def test_open_connections_stay_usable_when_a_constraint_is_removed(before_actions: Path) -> None:
     with (
         closing(sqlite3.connect(before_actions, isolation_level=None)) as reader,
         closing(sqlite3.connect(before_actions, isolation_level=None)) as writer,
@@ -238,7 +226,7 @@ def test_open_connections_go_on_when_the_constraint_goes(before_actions: Path) -
         assert len(actions(reader)) == 5
 
 
-def test_constraint_is_as_it_was_when_the_migration_is_undone(before_actions: Path) -> None:
+def test_constraint_is_restored_by_the_downgrade(before_actions: Path) -> None:
     before = schema(before_actions)
     migrate(before_actions)
     with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
@@ -253,10 +241,10 @@ def test_constraint_is_as_it_was_when_the_migration_is_undone(before_actions: Pa
     assert schema(before_actions) == before
 
 
-def test_nothing_is_migrated_when_a_table_is_not_as_it_should_be(before_actions: Path) -> None:
+def test_nothing_is_migrated_when_a_table_was_changed(before_actions: Path) -> None:
     with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
         connection.execute("ALTER TABLE tip_scores RENAME COLUMN action TO deed")
     before = schema(before_actions)
-    with pytest.raises(SchemaMismatch, match="tip_scores is not as the earlier revisions made it"):
+    with pytest.raises(SchemaMismatch, match="tip_scores"):
         migrate(before_actions)
     assert schema(before_actions) == before

@@ -1,4 +1,4 @@
-"""Owed invalidations: seen at once by every connection, settled one by one."""
+"""Owed invalidations are seen at once by every connection, and settled by id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from app.errors import StoreFull, StoreUnavailable
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations, announce
+from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
+from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, served
 from tests.support.registry import REGISTRY
@@ -26,16 +27,16 @@ def owed(database: Database) -> Iterator[SqliteOwedInvalidations]:
     opened.close()
 
 
-async def test_debt_is_seen_at_once_when_this_process_owes(owed: SqliteOwedInvalidations) -> None:
+async def test_owed_is_seen_at_once_when_this_process_owes(owed: SqliteOwedInvalidations) -> None:
     assert not owed.any_owed()
     await owed.owe(["ann"], NOW_MS)
     assert owed.any_owed()
-    (debt,), _ = await owed.pending(10)
-    await owed.settled([debt.id])
+    (row,), _ = await owed.pending(10)
+    await owed.settled([row.id])
     assert not owed.any_owed()
 
 
-async def test_debt_is_seen_at_once_when_another_connection_commits_it(
+async def test_owed_is_seen_at_once_when_another_connection_commits(
     database: Database, owed: SqliteOwedInvalidations
 ) -> None:
     assert not owed.any_owed()
@@ -43,14 +44,14 @@ async def test_debt_is_seen_at_once_when_another_connection_commits_it(
         for number in range(3):
             other.execute("BEGIN IMMEDIATE")
             other.execute("INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('ann', 0)")
-            assert not owed.any_owed(), number  # not committed, hence not answered
+            assert not owed.any_owed(), number  # not committed yet
             other.execute("COMMIT")
             assert owed.any_owed()
             other.execute("DELETE FROM owed_invalidations")
             assert not owed.any_owed()
 
 
-async def test_debt_is_seen_when_it_was_there_before_the_first_look(database: Database) -> None:
+async def test_owed_is_seen_when_it_is_older_than_the_process(database: Database) -> None:
     first = SqliteOwedInvalidations(database)
     await first.owe(["ann"], NOW_MS)
     first.close()
@@ -67,38 +68,36 @@ async def test_nothing_is_owed_when_only_events_are_committed(
         assert not owed.any_owed()
 
 
-async def test_newer_debts_stay_when_older_ones_are_settled(owed: SqliteOwedInvalidations) -> None:
+async def test_newer_rows_stay_when_older_ones_are_settled(owed: SqliteOwedInvalidations) -> None:
     await owed.owe({"bob", "ann"}, NOW_MS)
-    debts, _ = await owed.pending(10)
+    rows, _ = await owed.pending(10)
     await owed.owe(["ann"], NOW_MS + 1)  # while the DELs of the first are under way
-    await owed.settled([debt.id for debt in debts])
+    await owed.settled([row.id for row in rows])
     assert owed.any_owed()
     (left,), _ = await owed.pending(10)
     assert left.user_id == "ann"
-    assert left.id > max(debt.id for debt in debts)
+    assert left.id > max(row.id for row in rows)
 
 
-async def test_settled_ids_are_not_used_again_when_the_table_was_empty(owed: SqliteOwedInvalidations) -> None:
+async def test_settled_ids_are_not_reused(owed: SqliteOwedInvalidations) -> None:
     await owed.owe(["ann"], NOW_MS)
     (first,), _ = await owed.pending(10)
     await owed.settled([first.id])
     await owed.owe(["ann"], NOW_MS)
-    await owed.settled([first.id])  # a second settler, late
+    await owed.settled([first.id])  # a second process settles the same row late
     assert owed.any_owed()
 
 
-async def test_oldest_debts_come_first_when_there_are_more_than_asked_for(
-    database: Database, owed: SqliteOwedInvalidations
-) -> None:
+async def test_pending_returns_the_oldest_rows_first(database: Database, owed: SqliteOwedInvalidations) -> None:
     await announce(database, REGISTRY, NOW_MS)
     for number in range(5):
         await owed.owe([f"user-{number}"], NOW_MS)
-    debts, features = await owed.pending(2)
-    assert [debt.user_id for debt in debts] == ["user-0", "user-1"]
+    rows, features = await owed.pending(2)
+    assert [row.user_id for row in rows] == ["user-0", "user-1"]
     assert features == set(REGISTRY.names)
 
 
-async def test_look_raises_when_it_cannot_be_made_and_looks_anew_afterwards(owed: SqliteOwedInvalidations) -> None:
+async def test_query_raises_when_the_connection_is_closed(owed: SqliteOwedInvalidations) -> None:
     await owed.owe(["ann"], NOW_MS)
     assert owed.any_owed()
     owed.close()
@@ -106,22 +105,22 @@ async def test_look_raises_when_it_cannot_be_made_and_looks_anew_afterwards(owed
         owed.any_owed()
 
 
-async def test_announcing_waits_for_nobody_when_nothing_is_new(database: Database) -> None:
+async def test_announcing_needs_no_lock_when_nothing_is_new(database: Database) -> None:
     await announce(database, REGISTRY, NOW_MS)
     with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")  # as one that may not write, on a full disk
+        other.execute("BEGIN IMMEDIATE")
         async with asyncio.timeout(BUSY_TIMEOUT_S / 2):
             await announce(database, REGISTRY, NOW_MS)
 
 
-async def test_announcing_is_harmless_when_it_is_repeated(database: Database, owed: SqliteOwedInvalidations) -> None:
+async def test_announcing_is_idempotent(database: Database, owed: SqliteOwedInvalidations) -> None:
     for moment_ms in (NOW_MS, NOW_MS + 1):
         await announce(database, REGISTRY, moment_ms)
     _, features = await owed.pending(1)
     assert features == set(REGISTRY.names)
 
 
-async def test_announcing_needs_no_room_when_everything_was_announced_before(
+async def test_announcing_needs_no_room_when_nothing_is_new(
     database: Database, owed: SqliteOwedInvalidations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(_: object) -> None:
@@ -129,7 +128,7 @@ async def test_announcing_needs_no_room_when_everything_was_announced_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(database, "write", full)
-        with pytest.raises(StoreFull):  # nobody would delete its keys
+        with pytest.raises(StoreFull):  # no process would delete its keys
             await announce(database, REGISTRY, NOW_MS)
     await announce(database, REGISTRY, NOW_MS)
     monkeypatch.setattr(database, "write", full)

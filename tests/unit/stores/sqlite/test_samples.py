@@ -1,4 +1,4 @@
-"""Samples in SQLite: kept for somewhat more than an hour, and states that processes agree on."""
+"""Samples are kept for a little more than an hour, and processes agree on component states."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from app.operations.samples import Gauges, Sample
 from app.operations.states import COMPONENTS, OK, ComponentView
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.samples import (
-    DELETE_OLD_SAMPLES,
     KEPT_MS,
     LATELY_MS,
-    SELECT_LATELY,
-    SELECT_SAMPLES,
     SqliteSamples,
 )
 from tests.support.clock import NOW_MS
@@ -29,22 +26,21 @@ WELL = dict.fromkeys(COMPONENTS, OK)
 
 @pytest.fixture
 def samples(database: Database) -> SqliteSamples:
-    """Of the test's own database."""
     return SqliteSamples(database)
 
 
 def at(seconds: float, **changes: object) -> Sample:
-    """A sample some seconds from now."""
+    """A sample `seconds` after `NOW_MS`."""
     return sample(at_ms=NOW_MS + round(seconds * 1000), **changes)
 
 
 async def cache(samples: SqliteSamples) -> tuple[str, float]:
-    """How the cache stands, and since when, in seconds from now."""
+    """The state of the cache, and since when, in seconds after `NOW_MS`."""
     found = (await samples.since(0)).statuses["cache"]
     return found.state, (found.since_ms - NOW_MS) / 1000
 
 
-async def test_samples_come_back_as_they_were_kept(samples: SqliteSamples) -> None:
+async def test_samples_are_returned_as_stored(samples: SqliteSamples) -> None:
     full = at(1, counts={"hits": 1, "latency_0.5": 2, "lag_+Inf": 1}, gauges=Gauges(owed=0, outbox=3), components=AWAY)
     await samples.keep(at(2, process="é", role="worker", stopped=True))
     await samples.keep(full)
@@ -52,9 +48,7 @@ async def test_samples_come_back_as_they_were_kept(samples: SqliteSamples) -> No
     assert len((await samples.since(NOW_MS + 1_001)).samples) == 1
 
 
-async def test_old_samples_go_and_so_do_those_from_a_clock_that_was_set_back(
-    samples: SqliteSamples, database: Database
-) -> None:
+async def test_old_samples_and_samples_from_the_future_are_deleted(samples: SqliteSamples, database: Database) -> None:
     for number in range(5):
         await samples.keep(at(number))
     await samples.keep(at(3 + KEPT_MS / 1000))
@@ -67,7 +61,7 @@ async def test_old_samples_go_and_so_do_those_from_a_clock_that_was_set_back(
     assert await column(database, "SELECT COUNT(*) FROM samples") == [1]
 
 
-async def test_state_changes_at_once_when_one_process_watches(samples: SqliteSamples) -> None:
+async def test_state_changes_at_once_when_one_process_runs(samples: SqliteSamples) -> None:
     await samples.keep(at(0, components=WELL))
     await samples.keep(at(10, components=WELL))
     assert await cache(samples) == ("ok", 0)
@@ -88,14 +82,14 @@ async def test_state_does_not_flap_when_two_processes_disagree(samples: SqliteSa
     assert await cache(samples) == ("ok", 100)
 
 
-async def test_process_that_ended_has_no_say(samples: SqliteSamples) -> None:
+async def test_stopped_process_does_not_count(samples: SqliteSamples) -> None:
     await samples.keep(at(0, components=AWAY))
     await samples.keep(at(1, components={}, stopped=True))
     await samples.keep(at(2, process="two", components=WELL))
     assert await cache(samples) == ("ok", 2)
 
 
-async def test_process_that_died_has_no_say_after_a_while(samples: SqliteSamples) -> None:
+async def test_silent_process_does_not_count_after_a_while(samples: SqliteSamples) -> None:
     await samples.keep(at(0, components=AWAY))
     await samples.keep(at(20, process="two", components=WELL))
     assert await cache(samples) == ("down", 0)
@@ -104,7 +98,7 @@ async def test_process_that_died_has_no_say_after_a_while(samples: SqliteSamples
 
 
 @pytest.mark.parametrize("body", ["nonsense", "{}", '{"at_ms": 1, "process": "one", "role": "prophet", "seconds": 1}'])
-async def test_sample_of_another_release_is_passed_over_when_it_cannot_be_read(
+async def test_sample_is_ignored_when_it_cannot_be_decoded(
     samples: SqliteSamples, database_path: Path, body: str
 ) -> None:
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
@@ -114,18 +108,7 @@ async def test_sample_of_another_release_is_passed_over_when_it_cannot_be_read(
     assert await cache(samples) == ("down", 1)
 
 
-async def test_component_that_no_release_knows_is_passed_over(samples: SqliteSamples, database_path: Path) -> None:
+async def test_unknown_component_is_ignored(samples: SqliteSamples, database_path: Path) -> None:
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO component_states VALUES ('bandit', 'ok', '', 0, 0)")
     assert (await samples.since(0)).statuses == {}
-
-
-@pytest.mark.parametrize(
-    ("sql", "parameters"),
-    [(DELETE_OLD_SAMPLES, {"oldest": 1, "newest": 2}), (SELECT_SAMPLES, (1,)), (SELECT_LATELY, (1, 2))],
-)
-def test_samples_are_found_by_their_time(database_path: Path, sql: str, parameters: object) -> None:
-    with closing(sqlite3.connect(database_path)) as connection:
-        plan = [str(row[-1]) for row in connection.execute("EXPLAIN QUERY PLAN " + sql, parameters)]  # type: ignore[arg-type]  # either style
-    assert [line for line in plan if "samples_by_time" in line]
-    assert not [line for line in plan if line.startswith("SCAN")]

@@ -1,4 +1,4 @@
-"""The statement: rows in the order asked, one snapshot, and faults that stay with the cells they belong to."""
+"""The source: rows in the requested order, one snapshot, and faults that affect only their own cells."""
 
 from __future__ import annotations
 
@@ -34,42 +34,36 @@ SOUND = entry(name="sound")
 FAULTY = Registry([SOUND, OVERFLOW, TWO_ROWS])
 
 
-async def test_rows_come_in_the_order_asked_when_users_and_moments_repeat(
-    database: Database, event_log: SqliteEventLog
-) -> None:
+async def test_rows_are_in_the_requested_order(database: Database, event_log: SqliteEventLog) -> None:
     await event_log.append([[admitted(served("ann", NOW_MS - ago)) for ago in (0, 10, 20)]])
     volume = REGISTRY.mask(["tip_volume_30d"])
     moments = [NOW_MS - 10, NOW_MS, NOW_MS - 21, NOW_MS, NOW_MS - 20]
     asked = [ComputeRow("ann", volume, moment) for moment in moments] + [ComputeRow("bob", volume, NOW_MS)]
     snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, asked)
     assert [row[4] for row in snapshot.rows] == [2, 3, None, 3, 1, None]
-    assert {row[0] for row in snapshot.rows} == {None}  # not asked for, not computed
+    assert {row[0] for row in snapshot.rows} == {None}  # not requested, so not computed
     assert snapshot.seq == 3
 
 
 @pytest.mark.parametrize("user_id", ["123", "a'b", 'a"b', "…", "[]", "null", "😀", "a\\u0000b", "ann%"])
-async def test_user_is_found_when_the_id_is_unusual(
-    database: Database, event_log: SqliteEventLog, user_id: str
-) -> None:
+async def test_user_id_may_contain_any_character(database: Database, event_log: SqliteEventLog, user_id: str) -> None:
     await event_log.append([[admitted(served(user_id)), admitted(served("other"))]])
     snapshot = await SqliteSource(database, Registry([SOUND])).compute(NOW_MS, [ComputeRow(user_id, 1)])
     assert snapshot.rows == [(1,)]
 
 
-async def test_sequence_number_is_zero_when_nothing_was_ever_stored(database: Database) -> None:
-    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, [ComputeRow("ann", REGISTRY.full_mask)])
-    assert (snapshot.seq, snapshot.errors) == (0, {})
-
-
-async def test_sequence_number_stays_when_the_newest_events_are_pruned(
+async def test_sequence_number_is_zero_before_the_first_event_and_stays_after_pruning(
     database: Database, event_log: SqliteEventLog
 ) -> None:
+    source, everything = SqliteSource(database, REGISTRY), [ComputeRow("ann", REGISTRY.full_mask)]
+    snapshot = await source.compute(NOW_MS, everything)
+    assert (snapshot.seq, snapshot.errors) == (0, {})
     await event_log.append([[admitted(served()), admitted(served())]])
     await event_log.prune(NOW_MS + 1, 10)
-    assert (await SqliteSource(database, REGISTRY).compute(NOW_MS, [ComputeRow("ann", 1)])).seq == 2
+    assert (await source.compute(NOW_MS, everything)).seq == 2
 
 
-async def test_only_that_cell_suffers_when_its_sql_fails_for_one_user_among_several(
+async def test_only_one_cell_fails_when_the_sql_fails_for_one_user(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     events: list[TipEvent] = [feedback("ann"), feedback("bob"), feedback("bob"), served("bob"), served("ann")]
@@ -82,15 +76,7 @@ async def test_only_that_cell_suffers_when_its_sql_fails_for_one_user_among_seve
     assert snapshot.seq == 5
 
 
-async def test_value_is_of_no_dtype_when_there_are_several_rows_for_a_user(
-    database: Database, event_log: SqliteEventLog
-) -> None:
-    await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
-    snapshot = await SqliteSource(database, FAULTY).compute(NOW_MS, [ComputeRow("ann", FAULTY.mask(["two_rows"]))])
-    assert snapshot.rows[0][2] == b""
-
-
-async def test_author_sees_only_the_user_asked_for_when_the_sql_does_not_group(
+async def test_sql_reads_only_the_requested_user_when_it_does_not_group(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     registry = Registry(
@@ -122,22 +108,22 @@ TIMEOUT_S = 0.2
 
 @pytest.fixture
 async def slow(database: Database, event_log: SqliteEventLog) -> SqliteSource:
-    """A source with a feature that never ends for ann and bob, and is quick for cid, who has no views."""
+    """A source with a feature that never ends for ann and bob, and is quick for cid without views."""
     events: list[TipEvent] = [served("ann"), served("bob"), feedback("ann"), feedback("cid")]
     await event_log.append([[admitted(event) for event in events]])
     return SqliteSource(database, SLOW, timeout_s=TIMEOUT_S)
 
 
-async def test_a_feature_that_takes_too_long_leaves_the_others_right(slow: SqliteSource) -> None:
+async def test_slow_feature_leaves_the_others_correct(slow: SqliteSource) -> None:
     asked = [ComputeRow(user_id, SLOW.full_mask) for user_id in ("ann", "bob", "cid")]
     snapshot = await slow.compute(NOW_MS, asked)
     assert [list(row) for row in snapshot.rows] == [[1, None, 1], [1, None, 0], [None, None, 1]]
-    assert set(snapshot.errors) == {(0, 1), (1, 1), (2, 1)}  # after the first user it is not tried any more
+    assert set(snapshot.errors) == {(0, 1), (1, 1), (2, 1)}  # not tried again after the first user
     assert snapshot.errors[0, 1] == "the SQL took longer than 200 ms for one user"
     assert (snapshot.overdue, snapshot.seq) == (1 << 1, 4)
 
 
-async def test_the_users_of_a_statement_share_the_deadline_of_a_feature(
+async def test_users_of_a_statement_share_the_deadline_of_a_feature(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     # Some 30 ms for each user.
@@ -161,7 +147,7 @@ async def test_the_users_of_a_statement_share_the_deadline_of_a_feature(
     assert snapshot.overdue == 0b10
 
 
-async def test_a_feature_that_took_too_long_delays_no_statement_without_it(slow: SqliteSource) -> None:
+async def test_slow_feature_delays_no_statement_without_it(slow: SqliteSource) -> None:
     await slow.compute(NOW_MS, [ComputeRow("ann", SLOW.full_mask)])
     started = monotonic()
     others = SLOW.mask(["sound", "other"])
@@ -170,20 +156,20 @@ async def test_a_feature_that_took_too_long_delays_no_statement_without_it(slow:
     assert monotonic() - started < TIMEOUT_S
 
 
-async def test_an_attempt_waits_for_no_reader_and_takes_back_what_was_set_apart(
+async def test_attempt_needs_no_idle_reader_and_ends_separate_computing(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
     source = SqliteSource(database, FAULTY, width=1)
     overflow = FAULTY.mask(["overflow"])
     assert (await source.compute(NOW_MS, [ComputeRow("ann", overflow)])).errors
-    async with database.reader(), database.reader(), database.reader():  # there is no idle one
+    async with database.reader(), database.reader(), database.reader():  # no reader is idle
         assert (await source.attempt(NOW_MS, [ComputeRow("ann", overflow)])).errors
         assert not (await source.attempt(NOW_MS, [ComputeRow("bob", overflow)])).errors
     assert (await source.compute(NOW_MS, [ComputeRow("bob", FAULTY.full_mask)])).errors == {}
 
 
-async def test_snapshot_is_one_when_features_are_computed_apart(
+async def test_snapshot_is_one_when_features_are_computed_separately(
     database: Database, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann")), admitted(served("ann"))]])
@@ -215,13 +201,13 @@ async def test_long_statement_is_interrupted_when_the_process_stops(
             await computing
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
 async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is_cancelled(
-    database: Database, event_log: SqliteEventLog, *, apart: bool
+    database: Database, event_log: SqliteEventLog, *, separate: bool
 ) -> None:
     await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
     source = SqliteSource(database, Registry([SOUND, ENDLESS, OVERFLOW]), width=1, timeout_s=600)
-    if apart:  # in a transaction then, which must be over
+    if separate:  # in a transaction, which must end
         assert (await source.compute(NOW_MS, [ComputeRow("bob", 0b100)])).errors
     async with database.reader(), database.reader():  # the only other readers
         for _ in range(3):
@@ -236,14 +222,13 @@ async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is
         assert (list(snapshot.rows[0]), snapshot.seq) == ([1, None, None], 4)
 
 
-async def test_transaction_is_over_whenever_the_caller_is_cancelled(
-    database: Database, event_log: SqliteEventLog
-) -> None:
+async def test_transaction_ends_whenever_the_caller_is_cancelled(database: Database, event_log: SqliteEventLog) -> None:
     await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
     source = SqliteSource(database, FAULTY, width=1)
-    await source.compute(NOW_MS, [ComputeRow("bob", FAULTY.full_mask)])  # from now on apart, in a transaction
+    everything = [ComputeRow("bob", FAULTY.full_mask)]
+    await source.compute(NOW_MS, everything)  # from now on overflow is computed separately, in a transaction
     for steps in range(12):
-        computing = asyncio.create_task(source.compute(NOW_MS, [ComputeRow("bob", FAULTY.full_mask)]))
+        computing = asyncio.create_task(source.compute(NOW_MS, everything))
         for _ in range(steps):
             await asyncio.sleep(0)
         computing.cancel()
@@ -253,7 +238,7 @@ async def test_transaction_is_over_whenever_the_caller_is_cancelled(
                 assert not await reader.run(lambda connection: connection.in_transaction)
 
 
-async def test_slice_holds_as_many_rows_as_their_events_allow(
+async def test_slice_contains_as_many_rows_as_their_events_allow(
     database: Database, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SLICE_EVENTS", 1_000)
@@ -264,16 +249,14 @@ async def test_slice_holds_as_many_rows_as_their_events_allow(
     heavy, light = ComputeRow("heavy", 0b11, NOW_MS), ComputeRow("light", 0b11, NOW_MS)
     assert await source.fitting([heavy] * 5) == 2  # 2 features, 200 events each
     assert await source.fitting([heavy._replace(mask=0b1)] * 5) == 4
-    assert await source.fitting([heavy._replace(mask=REGISTRY.full_mask)] * 5) == 1, "one in any case"
+    assert await source.fitting([heavy._replace(mask=REGISTRY.full_mask)] * 5) == 1, "at least one"
     assert await source.fitting([light] * 100) == 50
     assert await source.fitting([light, heavy, heavy, heavy, light]) == 3
-    assert await source.fitting([heavy._replace(now_ms=NOW_MS - 100)] * 20) == 20, "what came later does not count"
-    assert await source.fitting([heavy._replace(now_ms=NOW_MS + 31 * DAY_MS)] * 20) == 20, "nor what left the window"
+    assert await source.fitting([heavy._replace(now_ms=NOW_MS - 100)] * 20) == 20, "later events do not count"
+    assert await source.fitting([heavy._replace(now_ms=NOW_MS + 31 * DAY_MS)] * 20) == 20, "nor older ones"
 
 
-async def test_source_raises_when_the_trouble_is_the_databases(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_source_raises_when_the_database_is_damaged(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SqliteSource(database, REGISTRY)
     calls: list[object] = []
 

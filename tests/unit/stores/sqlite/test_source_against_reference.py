@@ -1,4 +1,4 @@
-"""The five features in SQL, held against a naive implementation in plain Python."""
+"""The five features in SQL equal a simple implementation in Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 USERS = ("ann", "bob", "Zoë …")
 ACTIONS = tuple(Action)
-# Whole hours, half hours and quarters, both signs, the ends of the map and of the format.
+# Whole hours, half hours and quarters of both signs, and the extremes of time zones and of the format.
 OFFSETS = (0, 60, 120, 330, 345, 525, 840, -60, -210, -300, -570, -720, 1439, -1439)
 
 moments = st.one_of(
@@ -43,7 +43,6 @@ dwells = st.one_of(st.none(), st.integers(0, 86_400_000))
 
 @st.composite
 def facts(draw: st.DrawFn) -> Admitted:
-    """One stored event."""
     user_id, at_ms, offset_min = draw(st.sampled_from(USERS)), draw(moments), draw(st.sampled_from(OFFSETS))
     received_at_ms = draw(st.one_of(st.just(at_ms), moments))
     if draw(st.integers(0, 3)) == 0:
@@ -54,31 +53,30 @@ def facts(draw: st.DrawFn) -> Admitted:
 
 
 masks = st.one_of(st.just(REGISTRY.full_mask), st.integers(0, REGISTRY.full_mask))
-rows = st.builds(ComputeRow, st.sampled_from([*USERS, "nobody"]), masks, moments, st.one_of(st.none(), moments))
+rows = st.builds(ComputeRow, st.sampled_from([*USERS, "unknown"]), masks, moments, st.one_of(st.none(), moments))
 
-held = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+property_settings = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def expected(stored: list[Admitted], asked: ComputeRow, now_ms: int) -> dict[str, reference.Value]:
-    """What the plain implementation says of an asked row."""
+    """The values of the reference for a row."""
     whole = reference.profile(stored, asked.user_id, now_ms, asked.known_ms, live=asked.now_ms is None)
     return {REGISTRY[index].name: whole[REGISTRY[index].name] for index in indices(asked.mask)}
 
 
 def same(left: dict[str, reference.Value], right: dict[str, reference.Value]) -> bool:
-    """Equal, and of equal types: 1 is not 1.0."""
+    """Whether values and types are equal: 1 is not 1.0."""
     return left == right and [type(left[name]) for name in left] == [type(right[name]) for name in left]
 
 
 async def store(database: Database, stored: list[Admitted]) -> Computation:
-    """A computation over exactly these facts."""
     await wipe(database)
     await SqliteEventLog(database).append([stored])
     return Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=2)
 
 
-async def hold(database: Database, stored: list[Admitted], asked: list[ComputeRow]) -> None:
-    """Fail where any asked row differs from the plain implementation."""
+async def assert_equal(database: Database, stored: list[Admitted], asked: list[ComputeRow]) -> None:
+    """Assert that every row equals the reference."""
     computation = await store(database, stored)
     answers = await computation.moments(asked)
     for row, outcomes in zip(asked, answers, strict=True):
@@ -89,18 +87,18 @@ async def hold(database: Database, stored: list[Admitted], asked: list[ComputeRo
         assert same(values, wanted), (row, values, wanted)
 
 
-@held
+@property_settings
 @given(stored=st.lists(facts(), max_size=25), asked=st.lists(rows, min_size=1, max_size=12))
-async def test_features_equal_the_reference_when_asked_for_any_moments(
+async def test_features_equal_the_reference_at_any_moments(
     database: Database, stored: list[Admitted], asked: list[ComputeRow]
 ) -> None:
-    await hold(database, stored, asked)
+    await assert_equal(database, stored, asked)
 
 
-@held
+@property_settings
 @given(stored=st.lists(facts(), max_size=20), asked=st.dictionaries(st.sampled_from(USERS), masks, min_size=1))
 @example(stored=[admitted(feedback("ann", NOW_MS + DAY_MS))], asked={"ann": REGISTRY.full_mask})
-async def test_live_features_equal_the_reference_when_events_lie_ahead_of_the_clock(
+async def test_live_features_equal_the_reference_when_events_lie_ahead(
     database: Database, stored: list[Admitted], asked: dict[str, int]
 ) -> None:
     computation = await store(database, stored)
@@ -111,12 +109,10 @@ async def test_live_features_equal_the_reference_when_events_lie_ahead_of_the_cl
 
 
 def completed(at_ms: int, offset_min: int = 0) -> Admitted:
-    """A completed tip."""
     return admitted(feedback("ann", at_ms, offset_min=offset_min))
 
 
 async def profile_of(database: Database, stored: list[Admitted], now_ms: int = NOW_MS) -> dict[str, object]:
-    """Ann's profile at a moment."""
     computation = await store(database, stored)
     (outcomes,) = await computation.moments([ComputeRow("ann", REGISTRY.full_mask, now_ms)])
     return {REGISTRY[index].name: msgspec.json.decode(value.json) for index, value in outcomes.items()}
@@ -126,9 +122,7 @@ async def profile_of(database: Database, stored: list[Admitted], now_ms: int = N
     ("delta_ms", "counted"),
     [(0, 1), (-1, 1), (1, 0), (-30 * DAY_MS, 0), (-30 * DAY_MS - 1, 0), (-30 * DAY_MS + 1, 1)],
 )
-async def test_event_counts_to_the_millisecond_when_it_is_at_an_edge_of_the_window(
-    database: Database, delta_ms: int, counted: int
-) -> None:
+async def test_window_is_exact_to_the_millisecond(database: Database, delta_ms: int, counted: int) -> None:
     at_ms = NOW_MS + delta_ms
     values = await profile_of(database, [admitted(served("ann", at_ms)), completed(at_ms)])
     assert values["tip_volume_30d"] == counted
@@ -139,36 +133,34 @@ async def test_event_counts_to_the_millisecond_when_it_is_at_an_edge_of_the_wind
     ("offset_min", "hour"),
     [(0, 23), (60, 0), (30, 0), (29, 23), (-1410, 0), (345, 5), (330, 5), (-210, 20), (840, 13), (-720, 11)],
 )
-async def test_preferred_hour_is_local_when_the_offset_crosses_midnight_or_is_no_whole_hour(
-    database: Database, offset_min: int, hour: int
-) -> None:
+async def test_preferred_hour_is_local(database: Database, offset_min: int, hour: int) -> None:
     half_past_eleven = NOW_MS - 12 * HOUR_MS - HOUR_MS // 2  # 23:30 UTC of the day before
     assert (await profile_of(database, [completed(half_past_eleven, offset_min)]))["preferred_hour"] == hour
 
 
-async def test_preferred_hour_is_that_of_the_last_completion_when_counts_tie(database: Database) -> None:
-    at_nine, at_eight = NOW_MS - 3 * HOUR_MS, NOW_MS - 4 * HOUR_MS
-    day = DAY_MS
-    stored = [
-        completed(at_nine - day),
-        completed(at_eight),
-        completed(at_nine - 2 * day),
-        completed(at_eight - 5 * day),
-    ]
-    assert (await profile_of(database, stored))["preferred_hour"] == 8
+AT_NINE, AT_EIGHT = NOW_MS - 3 * HOUR_MS, NOW_MS - 4 * HOUR_MS
+COMPLETIONS = {
+    "last completion": (
+        [
+            completed(AT_NINE - DAY_MS),
+            completed(AT_EIGHT),
+            completed(AT_NINE - 2 * DAY_MS),
+            completed(AT_EIGHT - 5 * DAY_MS),
+        ],
+        8,
+    ),
+    "smaller hour": ([completed(NOW_MS, offset_min) for offset_min in (120, -60, 60)], 11),
+    "more completions": ([completed(NOW_MS), completed(NOW_MS - HOUR_MS), completed(NOW_MS - HOUR_MS - DAY_MS)], 11),
+}
 
 
-async def test_preferred_hour_is_the_smaller_when_counts_and_last_completions_tie(database: Database) -> None:
-    same_moment = [completed(NOW_MS, 120), completed(NOW_MS, -60), completed(NOW_MS, 60)]
-    assert (await profile_of(database, same_moment))["preferred_hour"] == 11
+@pytest.mark.parametrize("reason", COMPLETIONS)
+async def test_preferred_hour_is_decided_by(database: Database, reason: str) -> None:
+    stored, hour = COMPLETIONS[reason]
+    assert (await profile_of(database, stored))["preferred_hour"] == hour
 
 
-async def test_preferred_hour_is_the_most_frequent_when_another_was_last(database: Database) -> None:
-    stored = [completed(NOW_MS), completed(NOW_MS - HOUR_MS), completed(NOW_MS - HOUR_MS - 1 - DAY_MS + 1)]
-    assert (await profile_of(database, stored))["preferred_hour"] == 11
-
-
-async def test_profile_is_null_and_zero_when_a_user_has_no_event(database: Database) -> None:
+async def test_profile_has_defaults_when_a_user_has_no_event(database: Database) -> None:
     assert await profile_of(database, []) == {
         "completion_rate_30d": None,
         "dismiss_rate_30d": None,
@@ -178,7 +170,7 @@ async def test_profile_is_null_and_zero_when_a_user_has_no_event(database: Datab
     }
 
 
-async def test_mean_dwell_is_of_the_known_times_when_some_are_unknown(database: Database) -> None:
+async def test_mean_dwell_ignores_unknown_times(database: Database) -> None:
     stored = [admitted(feedback("ann", NOW_MS, "snoozed", dwell_ms=dwell)) for dwell in (None, 0, 5, None)]
     values = await profile_of(database, stored)
     assert values["mean_dwell_ms_30d"] == 2.5
@@ -188,7 +180,7 @@ async def test_mean_dwell_is_of_the_known_times_when_some_are_unknown(database: 
     assert (await profile_of(database, unknown))["mean_dwell_ms_30d"] is None
 
 
-async def test_late_event_counts_by_its_own_time_when_it_arrives_out_of_order(database: Database) -> None:
+async def test_late_event_counts_by_its_event_time(database: Database) -> None:
     late = admitted(feedback("ann", NOW_MS - 10 * DAY_MS, "dismissed"), received_at_ms=NOW_MS)
     computation = await store(database, [late])
     full, then = REGISTRY.full_mask, NOW_MS - 5 * DAY_MS
@@ -198,7 +190,7 @@ async def test_late_event_counts_by_its_own_time_when_it_arrives_out_of_order(da
 
 
 @pytest.mark.slow
-async def test_features_equal_the_reference_when_there_are_thousands_of_events(database: Database) -> None:
+async def test_features_equal_the_reference_with_thousands_of_events(database: Database) -> None:
     chance = random.Random(20260425)
     users = [f"user-{number}" for number in range(40)]
     stored: list[Admitted] = []
@@ -214,8 +206,8 @@ async def test_features_equal_the_reference_when_there_are_thousands_of_events(d
     ago = [None, NOW_MS - 7 * DAY_MS]
     asked = [
         ComputeRow(user_id, chance.randrange(1, REGISTRY.full_mask + 1), NOW_MS - days * DAY_MS, known_ms)
-        for user_id in [*users, "nobody"]
+        for user_id in [*users, "unknown"]
         for days in (0, 12)
         for known_ms in ago
     ]
-    await hold(database, stored, asked)
+    await assert_equal(database, stored, asked)

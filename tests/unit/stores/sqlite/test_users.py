@@ -1,4 +1,4 @@
-"""Eligible users in pages, and users by prefix."""
+"""Pages of eligible users, erasure, and search by prefix."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from app.events.ports import Holdings
 from app.profiles.ports import END_OF_TIME_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.users import SELECT_BY_PREFIX, SELECT_ELIGIBLE, SqliteUsers
+from tests.support.database import steps
 
 VIEW = "INSERT INTO tip_views VALUES (NULL, ?, 'tip', ?, 0, ?, NULL)"
 FEEDBACK = "INSERT INTO tip_feedback VALUES (NULL, ?, 'tip', ?, 0, ?, NULL, 'completed', NULL)"
@@ -24,32 +25,17 @@ SINCE_MS, PAGE = 1_000, 10
 
 @pytest.fixture
 def events(database_path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to store facts with, beside whatever uses the database."""
+    """A connection to store rows with."""
     with closing(sqlite3.connect(database_path)) as connection:
         yield connection
 
 
 def store(connection: sqlite3.Connection, statement: str, users: list[str], at_ms: int = SINCE_MS) -> None:
-    """A fact of each user."""
     with connection:
         connection.executemany(statement, [(user, at_ms, at_ms) for user in users])
 
 
-def steps_of(connection: sqlite3.Connection, sql: str, parameters: dict[str, object]) -> int:
-    """Hundreds of steps that SQLite takes."""
-    taken = [0]
-
-    def count() -> None:
-        taken[0] += 1
-
-    connection.set_progress_handler(count, 100)
-    connection.execute(sql, parameters).fetchall()
-    connection.set_progress_handler(None, 0)
-    return taken[0]
-
-
 def log(connection: sqlite3.Connection, users: Iterable[str]) -> None:
-    """An event of each user in the log."""
     rows = [(uuid.uuid4().hex, user) for user in users]
     with connection:
         connection.executemany(
@@ -59,7 +45,7 @@ def log(connection: sqlite3.Connection, users: Iterable[str]) -> None:
         )
 
 
-async def test_pages_hold_every_user_once_when_some_have_events_of_both_kinds(
+async def test_pages_contain_every_user_once(
     database: Database, database_path: Path, events: sqlite3.Connection
 ) -> None:
     names = [f"user-{number:03d}" for number in range(60)]
@@ -75,21 +61,19 @@ async def test_pages_hold_every_user_once_when_some_have_events_of_both_kinds(
     assert await users.count_eligible(SINCE_MS) == len(found)
 
 
-def test_page_costs_the_same_when_there_are_many_more_users(events: sqlite3.Connection) -> None:
-    def steps() -> int:
-        return steps_of(
-            events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": END_OF_TIME_MS, "limit": PAGE}
-        )
+def test_page_costs_the_same_when_there_are_more_users(events: sqlite3.Connection) -> None:
+    def cost() -> int:
+        return steps(events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": END_OF_TIME_MS, "limit": PAGE})
 
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100)])
-    few = steps()
+    few = cost()
     for statement in (VIEW, FEEDBACK):
         store(events, statement, [f"user-{number:05d}" for number in range(100, 10_000)])
-    assert steps() <= few + 1
+    assert cost() <= few + 1
 
 
-async def test_holdings_are_what_erasing_then_deletes(database: Database, events: sqlite3.Connection) -> None:
+async def test_holdings_equal_what_erasing_deletes(database: Database, events: sqlite3.Connection) -> None:
     users = SqliteUsers(database)
     store(events, VIEW, ["ann", "ann", "bob"])
     store(events, FEEDBACK, ["ann", "bob", "bob"])
@@ -116,10 +100,8 @@ async def test_holdings_are_what_erasing_then_deletes(database: Database, events
     assert events.execute("SELECT user_ids FROM rebuilds WHERE id = '4'").fetchone() == ('["","bob"]',)
 
 
-# --- By prefix
-
-# Few letters, so that prefixes are met; among them the wildcards of LIKE and GLOB, what case folding would merge,
-# letters whose order differs between UTF-8 and UTF-16, and a mark that combines with the letter before it.
+# Few letters, so that prefixes match. Among them are the wildcards of LIKE and GLOB, letters that case folding would
+# merge, letters whose order differs between UTF-8 and UTF-16, and a combining mark.
 LETTERS = st.sampled_from(
     ["a", "A", "b", "%", "_", "*", "?", "[", "\\", "'", "é", "e", "\u0301", "ß", "ﬀ", "\uffff", "🎯"]
 )
@@ -128,7 +110,7 @@ IDS = st.lists(LETTERS, min_size=1, max_size=4).map("".join)
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(users=st.lists(IDS, max_size=12), prefix=st.lists(LETTERS, max_size=3).map("".join), limit=st.integers(1, 6))
-def test_users_are_found_as_a_comparison_of_prefixes_would(
+def test_search_equals_a_comparison_of_prefixes(
     events: sqlite3.Connection, users: list[str], prefix: str, limit: int
 ) -> None:
     events.execute("DELETE FROM event_log")
@@ -138,9 +120,7 @@ def test_users_are_found_as_a_comparison_of_prefixes_would(
     assert [user for (user,) in rows] == wanted[:limit]
 
 
-async def test_an_id_stands_first_among_those_that_begin_with_it(
-    database: Database, events: sqlite3.Connection
-) -> None:
+async def test_search_returns_an_id_before_longer_ones(database: Database, events: sqlite3.Connection) -> None:
     log(events, ["adam", "ada", "ad", "bea", "ada"])
     users = SqliteUsers(database)
     assert await users.find("ada", 10) == ["ada", "adam"]
@@ -148,12 +128,12 @@ async def test_an_id_stands_first_among_those_that_begin_with_it(
     assert await users.find("c", 10) == []
 
 
-def test_search_costs_the_same_when_there_are_many_users_and_one_has_many_events(events: sqlite3.Connection) -> None:
-    def steps() -> int:
-        return steps_of(events, SELECT_BY_PREFIX, {"prefix": "user-00", "limit": 20})
+def test_search_costs_the_same_when_there_are_more_users_and_events(events: sqlite3.Connection) -> None:
+    def cost() -> int:
+        return steps(events, SELECT_BY_PREFIX, {"prefix": "user-00", "limit": 20})
 
     log(events, [f"user-{number:05d}" for number in range(100)])
-    few = steps()
+    few = cost()
     log(events, ["user-00003"] * 20_000)
     log(events, [f"user-{number:05d}" for number in range(100, 20_000)])
-    assert steps() <= few + 1
+    assert cost() <= few + 1

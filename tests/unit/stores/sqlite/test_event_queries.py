@@ -1,4 +1,4 @@
-"""One user's events: the newest with what came of them, and counts by day and hour, at a cost that does not grow."""
+"""One user's newest events with their processing state, and counts by day and hour."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from app.features.events import TipEvent, TipFeedback
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.user_events import SELECT_ACTIVITY, SELECT_NEWEST_TRACED, SqliteUserEvents
+from app.stores.sqlite.event_queries import SELECT_NEWEST_TRACED, SqliteEventQueries
 from tests.support.clock import NOW_MS
-from tests.support.database import wipe
+from tests.support.database import steps, wipe
 from tests.support.events import admitted, feedback, served
-from tests.unit.stores.sqlite.test_query_plan import plan
 from tests.unit.stores.sqlite.test_source_against_reference import facts
 
 
 @pytest.fixture
-def user_events(database: Database) -> SqliteUserEvents:
-    return SqliteUserEvents(database)
+def queries(database: Database) -> SqliteEventQueries:
+    return SqliteEventQueries(database)
 
 
-async def test_newest_come_first_with_what_came_of_them(
-    database: Database, event_log: SqliteEventLog, user_events: SqliteUserEvents
+async def test_newest_events_are_returned_with_their_state(
+    database: Database, event_log: SqliteEventLog, queries: SqliteEventQueries
 ) -> None:
     early = admitted(feedback("ann", NOW_MS + 60_000, dwell_ms=3, offset_min=330))
     corrected = early._replace(occurred_at_ms=NOW_MS, claimed_at_ms=NOW_MS + 60_000)
@@ -40,7 +39,7 @@ async def test_newest_come_first_with_what_came_of_them(
     await event_log.append([events])
     await event_log.mark_consumed([1], NOW_MS + 7)
     await SqliteDeadLetters(database).failed(4, "it failed", "Traceback", NOW_MS + 9, 1)
-    newest = await user_events.newest_events("ann", 50)
+    newest = await queries.newest_events("ann", 50)
     assert [item.logged.seq for item in newest] == [4, 3, 1]
     assert [item.logged.event for item in newest] == [events[3].event, events[2].event, events[0].event]
     assert [(item.counted_at_ms, item.claimed_at_ms) for item in newest] == [
@@ -53,24 +52,11 @@ async def test_newest_come_first_with_what_came_of_them(
         (None, None, 0),
         (NOW_MS + 7, None, 0),
     ]
-    assert [item.logged.seq for item in await user_events.newest_events("ann", 2)] == [4, 3]
-    assert await user_events.newest_events("nobody", 50) == []
+    assert [item.logged.seq for item in await queries.newest_events("ann", 2)] == [4, 3]
+    assert await queries.newest_events("bea", 50) == []
 
 
-def steps(connection: sqlite3.Connection, sql: str, parameters: dict[str, object]) -> int:
-    """Tens of steps that SQLite takes for a statement."""
-    taken = [0]
-
-    def count() -> None:
-        taken[0] += 1
-
-    connection.set_progress_handler(count, 10)
-    connection.execute(sql, parameters).fetchall()
-    connection.set_progress_handler(None, 0)
-    return taken[0]
-
-
-async def test_newest_cost_the_same_when_the_user_has_many_more(database_path: Path, event_log: SqliteEventLog) -> None:
+async def test_newest_events_cost_the_same_when_there_are_more(database_path: Path, event_log: SqliteEventLog) -> None:
     async def add(count: int) -> None:
         await event_log.append([[admitted(make("ann")) for make in makers for _ in range(count)]])
 
@@ -83,34 +69,19 @@ async def test_newest_cost_the_same_when_the_user_has_many_more(database_path: P
         assert steps(connection, SELECT_NEWEST_TRACED, parameters) <= few + 2
 
 
-def test_activity_searches_covering_indexes_alone(database_path: Path) -> None:
-    lines = plan(database_path, SELECT_ACTIVITY, {"user": "ann", "until": NOW_MS, "days": 30})
-    assert not [line for line in lines if "SCAN" in line]
-    for table in ("tip_views", "tip_feedback"):
-        bounds = "(user_id=? AND occurred_at_ms>? AND occurred_at_ms<?)"
-        assert f"SEARCH {table} USING COVERING INDEX {table}_covering {bounds}" in lines
+property_settings = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def test_newest_events_search_indexes_alone(database_path: Path) -> None:
-    lines = plan(database_path, SELECT_NEWEST_TRACED, {"user": "ann", "limit": 50})
-    subjects = [line for line in lines if "event_log_by_user (user_id=? AND subject=?)" in line]
-    assert len(subjects) == 2
-    assert not [line for line in lines if line.startswith("SCAN") and "log" in line]
-
-
-held = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@held
+@property_settings
 @example(stored=[admitted(served("ann", NOW_MS - 30 * DAY_MS + after)) for after in (-1, 0, 1)])
 @example(stored=[admitted(feedback("ann", NOW_MS + after, offset_min=330)) for after in (-1, 0, 1)])
 @given(stored=st.lists(facts(), max_size=30))
-async def test_activity_counts_every_event_of_the_window_once(
-    database: Database, event_log: SqliteEventLog, user_events: SqliteUserEvents, stored: list[Admitted]
+async def test_activity_counts_each_event_of_the_window(
+    database: Database, event_log: SqliteEventLog, queries: SqliteEventQueries, stored: list[Admitted]
 ) -> None:
     await wipe(database)
     await event_log.append([stored])
-    found = await user_events.activity("ann", NOW_MS, 30)
+    found = await queries.activity("ann", NOW_MS, 30)
     expected: Counter[tuple[int, int, str]] = Counter()
     for item in stored:
         event, at_ms = item.event, to_ms(item.event.occurred_at)
