@@ -27,7 +27,7 @@ from app.stores.sqlite.states import read_statistics
 from app.stores.sqlite.users import SqliteUsers
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
-from tests.support.consumption import Drops
+from tests.support.consumption import RecordingInvalidator
 from tests.support.events import admitted, feedback, served
 from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
 
@@ -98,7 +98,7 @@ class BanditProcess:
         self.consumer = Consumer(
             log=self.log,
             letters=self.dead_letters,
-            invalidator=Drops(),
+            invalidator=RecordingInvalidator(),
             learners=[self.bandit.learner],
             clock=self.clock,
             metrics=self.metrics,

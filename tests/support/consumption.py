@@ -15,7 +15,7 @@ from tests.support.database import column
 from tests.support.events import admitted
 
 
-class Drops:
+class RecordingInvalidator:
     """Implements `Invalidates`: records its arguments, or raises `failure`."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Drops:
             self.older.append(stale)
 
 
-class Pupil:
+class RecordingLearner:
     """A learner that fails on events with the tip `poison` until it is cured. It raises `failure` if that is set."""
 
     def __init__(self) -> None:
@@ -54,20 +54,20 @@ class Pupil:
         self.learned += [item.event.event_id for item in events]
 
 
-class Desk:
+class ConsumerFixture:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.clock = FakeClock()
         self.log = SqliteEventLog(database)
         self.letters = SqliteDeadLetters(database)
-        self.drops = Drops()
-        self.pupil = Pupil()
+        self.invalidator = RecordingInvalidator()
+        self.learner = RecordingLearner()
         self.metrics = Metrics()
         self.consumer = Consumer(
             log=self.log,
             letters=self.letters,
-            invalidator=self.drops,
-            learners=[self.pupil],
+            invalidator=self.invalidator,
+            learners=[self.learner],
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -15,11 +15,11 @@ from app.profiles.online.cache_protocol import LEASE
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
-from tests.support.service import GatedService, assert_true
+from tests.support.service import PausableService, assert_true
+from tests.support.service_group import CONSTANT_EPOCH, PLAIN_SET, SAME_NONCE, Kind, ServiceGroup
 from tests.support.waiting import eventually
-from tests.support.world import DEAF_TO_RESTARTS, PLAIN_SET, SAME_NONCE, Kind, World
 
-Schedule = Callable[[World], Awaitable[None]]
+Schedule = Callable[[ServiceGroup], Awaitable[None]]
 USER = "ann"
 
 on_shared_server: list[Schedule] = []
@@ -38,16 +38,16 @@ def schedule(*mutants: Kind, own_server: bool = False) -> Callable[[Schedule], S
     return register
 
 
-def refused(service: GatedService) -> float:
+def refused(service: PausableService) -> float:
     """Fills of a process that did not land because their token was gone."""
     return service.counted("cache_fills", outcome="refused")
 
 
 @schedule(PLAIN_SET)
-async def fill_after_del(world: World) -> None:
+async def fill_after_del(group: ServiceGroup) -> None:
     """R token, R snapshot, E commit, E DEL, E answer, R fill."""
-    reader, writer = await world.open(), await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
+    reader, writer = await group.open(), await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
     await writer.send(served(USER), feedback(USER))
     reader.source.after.go()
     await reading
@@ -56,12 +56,12 @@ async def fill_after_del(world: World) -> None:
 
 
 @schedule(PLAIN_SET, SAME_NONCE)
-async def fill_after_del_and_a_new_lease(world: World) -> None:
+async def fill_after_del_and_a_new_lease(group: ServiceGroup) -> None:
     """R1 token, R1 snapshot, E commit, E DEL, R2 token, R1 fill, R3 read, R2 snapshot, R2 fill."""
-    first, second, third = await world.open(), await world.open(), await world.open()
-    reading = await world.stopped_at(first.source.after, first.features(USER))
+    first, second, third = await group.open(), await group.open(), await group.open()
+    reading = await group.stopped_at(first.source.after, first.features(USER))
     await third.send(served(USER), feedback(USER))
-    other = await world.stopped_at(second.source.before, second.features(USER))
+    other = await group.stopped_at(second.source.before, second.features(USER))
     first.source.after.go()
     await reading
     await first.drain()
@@ -73,12 +73,12 @@ async def fill_after_del_and_a_new_lease(world: World) -> None:
 
 
 @schedule(PLAIN_SET)
-async def fill_after_flushall(world: World) -> None:
+async def fill_after_flushall(group: ServiceGroup) -> None:
     """R token, R snapshot, E commit, E DEL, FLUSHALL, R fill: a design with a version counter would lose it here."""
-    reader, writer = await world.open(), await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
+    reader, writer = await group.open(), await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
     await writer.send(served(USER))
-    ask(world.server, "FLUSHALL")
+    ask(group.server, "FLUSHALL")
     reader.source.after.go()
     await reading
     await assert_true([reader, writer], USER)
@@ -86,13 +86,13 @@ async def fill_after_flushall(world: World) -> None:
 
 
 @schedule(PLAIN_SET, SAME_NONCE)
-async def fill_after_flushall_and_a_new_lease(world: World) -> None:
+async def fill_after_flushall_and_a_new_lease(group: ServiceGroup) -> None:
     """R1 token, R1 snapshot, E commit, E DEL, FLUSHALL, R2 token, R1 fill, R3 read."""
-    first, second, third = await world.open(), await world.open(), await world.open()
-    reading = await world.stopped_at(first.source.after, first.features(USER))
+    first, second, third = await group.open(), await group.open(), await group.open()
+    reading = await group.stopped_at(first.source.after, first.features(USER))
     await third.send(feedback(USER))
-    ask(world.server, "FLUSHALL")
-    other = await world.stopped_at(second.source.before, second.features(USER))
+    ask(group.server, "FLUSHALL")
+    other = await group.stopped_at(second.source.before, second.features(USER))
     first.source.after.go()
     await reading
     await first.drain()
@@ -103,24 +103,24 @@ async def fill_after_flushall_and_a_new_lease(world: World) -> None:
 
 
 @schedule()
-async def fill_after_flushall_without_an_event(world: World) -> None:
+async def fill_after_flushall_without_an_event(group: ServiceGroup) -> None:
     """R token, R snapshot, FLUSHALL, R fill: refused, and nothing is lost but the fill."""
-    reader = await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
-    ask(world.server, "FLUSHALL")
+    reader = await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
+    ask(group.server, "FLUSHALL")
     reader.source.after.go()
     await reading
     await reader.drain()
-    assert keys(world.server) == []
+    assert keys(group.server) == []
     await assert_true([reader], USER)
 
 
 @schedule(PLAIN_SET)
-async def fill_after_the_lease_expired(world: World) -> None:
+async def fill_after_the_lease_expired(group: ServiceGroup) -> None:
     """R token, R snapshot, the lease expires, E commit, E DEL, R fill."""
-    reader, writer = await world.open(lease_ms=5), await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
-    await eventually(lambda: keys(world.server) == [])
+    reader, writer = await group.open(lease_ms=5), await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
+    await eventually(lambda: keys(group.server) == [])
     await writer.send(served(USER))
     reader.source.after.go()
     await reading
@@ -129,11 +129,11 @@ async def fill_after_the_lease_expired(world: World) -> None:
 
 
 @schedule()
-async def two_processes_share_a_token(world: World) -> None:
+async def two_processes_share_a_token(group: ServiceGroup) -> None:
     """R1 token, R1 snapshot, E commit, R2 shares the token, R2 snapshot, R2 fill, R1 fill, E DEL."""
-    first, second, writer = await world.open(), await world.open(), await world.open()
-    reading = await world.stopped_at(first.source.after, first.features(USER))
-    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    first, second, writer = await group.open(), await group.open(), await group.open()
+    reading = await group.stopped_at(first.source.after, first.features(USER))
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
     assert await second.features(USER) == await second.recomputed(USER)
     await second.drain()
     assert second.counted("cache_fills", outcome="stored") == len(REGISTRY)
@@ -147,12 +147,12 @@ async def two_processes_share_a_token(world: World) -> None:
 
 
 @schedule()
-async def two_processes_share_a_token_and_the_older_fill_lands(world: World) -> None:
+async def two_processes_share_a_token_and_the_older_fill_lands(group: ServiceGroup) -> None:
     """R1 token, R1 snapshot, E commit, R2 shares the token, R2 snapshot, R1 fill, R2 fill, E DEL."""
-    first, second, writer = await world.open(), await world.open(), await world.open()
-    reading = await world.stopped_at(first.source.after, first.features(USER))
-    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
-    other = await world.stopped_at(second.source.after, second.features(USER))
+    first, second, writer = await group.open(), await group.open(), await group.open()
+    reading = await group.stopped_at(first.source.after, first.features(USER))
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    other = await group.stopped_at(second.source.after, second.features(USER))
     first.source.after.go()
     await reading
     await first.drain()
@@ -167,11 +167,11 @@ async def two_processes_share_a_token_and_the_older_fill_lands(world: World) -> 
 
 
 @schedule()
-async def two_reads_of_one_process_share_a_token(world: World) -> None:
+async def two_reads_of_one_process_share_a_token(group: ServiceGroup) -> None:
     """R1 token, R1 snapshot, R2 the same token, R2 snapshot, R1 fill, R2 fill: the second fill finds no token."""
-    reader = await world.open()
-    one = await world.stopped_at(reader.source.after, reader.features(USER))
-    two = await world.started(reader.features(USER))
+    reader = await group.open()
+    one = await group.stopped_at(reader.source.after, reader.features(USER))
+    two = await group.started(reader.features(USER))
     await eventually(lambda: len(reader.source.statements) == 2)
     reader.source.after.go()
     assert await one == await two
@@ -180,12 +180,12 @@ async def two_reads_of_one_process_share_a_token(world: World) -> None:
 
 
 @schedule()
-async def an_event_parts_two_reads_of_one_process(world: World) -> None:
+async def an_event_parts_two_reads_of_one_process(group: ServiceGroup) -> None:
     """R1 token, R1 snapshot, E commit, E DEL, E answer, R2 reads: it may not join."""
-    reader, writer = await world.open(), await world.open()
-    one = await world.stopped_at(reader.source.after, reader.features(USER))
+    reader, writer = await group.open(), await group.open()
+    one = await group.stopped_at(reader.source.after, reader.features(USER))
     await writer.send(served(USER))
-    two = await world.started(reader.features(USER))
+    two = await group.started(reader.features(USER))
     await eventually(lambda: len(reader.source.statements) == 2)
     reader.source.after.go()
     assert await two == await reader.recomputed(USER)
@@ -194,10 +194,10 @@ async def an_event_parts_two_reads_of_one_process(world: World) -> None:
 
 
 @schedule(PLAIN_SET)
-async def rebuild_overtakes_a_running_miss(world: World) -> None:
+async def rebuild_overtakes_a_running_miss(group: ServiceGroup) -> None:
     """R token, R snapshot, E commit, E DEL, B (rebuild) token, snapshot and fill, R fill."""
-    reader, rebuilder = await world.open(), await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
+    reader, rebuilder = await group.open(), await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
     await rebuilder.send(served(USER), feedback(USER, action="dismissed"))
     rebuilt = await rebuilder.rebuild(USER)
     reader.source.after.go()
@@ -208,11 +208,11 @@ async def rebuild_overtakes_a_running_miss(world: World) -> None:
 
 
 @schedule(PLAIN_SET)
-async def a_miss_overtakes_a_running_rebuild(world: World) -> None:
+async def a_miss_overtakes_a_running_rebuild(group: ServiceGroup) -> None:
     """A value held, B token, B snapshot, E commit, E DEL, R token, R snapshot, R fill, B fill: made anew."""
-    reader, rebuilder = await world.open(), await world.open()
+    reader, rebuilder = await group.open(), await group.open()
     await assert_true([reader], USER)
-    rebuilding = await world.stopped_at(rebuilder.source.after, rebuilder.rebuild(USER))
+    rebuilding = await group.stopped_at(rebuilder.source.after, rebuilder.rebuild(USER))
     await reader.send(served(USER), feedback(USER))
     await assert_true([reader], USER)
     rebuilder.source.after.go()
@@ -223,10 +223,10 @@ async def a_miss_overtakes_a_running_rebuild(world: World) -> None:
 
 
 @schedule(PLAIN_SET)
-async def an_event_meets_a_running_rebuild(world: World) -> None:
+async def an_event_meets_a_running_rebuild(group: ServiceGroup) -> None:
     """B token (a lease), B snapshot, E commit, E DEL, B fill: refused and made anew."""
-    reader, rebuilder = await world.open(), await world.open()
-    rebuilding = await world.stopped_at(rebuilder.source.after, rebuilder.rebuild(USER))
+    reader, rebuilder = await group.open(), await group.open()
+    rebuilding = await group.stopped_at(rebuilder.source.after, rebuilder.rebuild(USER))
     await reader.send(served(USER))
     rebuilder.source.after.go()
     rebuilt = await rebuilding
@@ -235,12 +235,12 @@ async def an_event_meets_a_running_rebuild(world: World) -> None:
 
 
 @schedule()
-async def readers_stay_on_hits_during_a_rebuild(world: World) -> None:
+async def readers_stay_on_hits_during_a_rebuild(group: ServiceGroup) -> None:
     """A value held, B token, R1 reads, B snapshot, R2 reads, B fill, R1 reads: hits throughout."""
-    reader, rebuilder = await world.open(), await world.open()
+    reader, rebuilder = await group.open(), await group.open()
     await assert_true([reader], USER)
     statements = len(reader.source.statements)
-    rebuilding = await world.stopped_at(rebuilder.source.before, rebuilder.rebuild(USER))
+    rebuilding = await group.stopped_at(rebuilder.source.before, rebuilder.rebuild(USER))
     await reader.features(USER)
     rebuilder.source.after.stop()
     rebuilder.source.before.go()
@@ -255,10 +255,10 @@ async def readers_stay_on_hits_during_a_rebuild(world: World) -> None:
 
 
 @schedule()
-async def an_event_between_token_and_snapshot(world: World) -> None:
+async def an_event_between_token_and_snapshot(group: ServiceGroup) -> None:
     """R token, E commit, E DEL, R snapshot, R fill: refused, though the value is right."""
-    reader, writer = await world.open(), await world.open()
-    reading = await world.stopped_at(reader.source.before, reader.features(USER))
+    reader, writer = await group.open(), await group.open()
+    reading = await group.stopped_at(reader.source.before, reader.features(USER))
     await writer.send(served(USER), feedback(USER))
     reader.source.before.go()
     assert await reading == await reader.recomputed(USER)
@@ -267,11 +267,11 @@ async def an_event_between_token_and_snapshot(world: World) -> None:
 
 
 @schedule()
-async def an_event_between_token_and_snapshot_drops_late(world: World) -> None:
+async def an_event_between_token_and_snapshot_drops_late(group: ServiceGroup) -> None:
     """R token, E commit, R snapshot, R fill, E DEL: a right value is lost, harmless."""
-    reader, writer = await world.open(), await world.open()
-    reading = await world.stopped_at(reader.source.before, reader.features(USER))
-    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    reader, writer = await group.open(), await group.open()
+    reading = await group.stopped_at(reader.source.before, reader.features(USER))
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
     reader.source.before.go()
     assert await reading == await reader.recomputed(USER)
     await reader.drain()
@@ -282,11 +282,11 @@ async def an_event_between_token_and_snapshot_drops_late(world: World) -> None:
 
 
 @schedule()
-async def an_event_just_after_the_snapshot(world: World) -> None:
+async def an_event_just_after_the_snapshot(group: ServiceGroup) -> None:
     """R token, R snapshot, E commit, R fill lands, E DEL, E answer: the old value stood only before the answer."""
-    reader, writer = await world.open(), await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
-    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    reader, writer = await group.open(), await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
     reader.source.after.go()
     await reading
     await reader.drain()
@@ -298,9 +298,9 @@ async def an_event_just_after_the_snapshot(world: World) -> None:
 
 
 @schedule(PLAIN_SET)
-async def an_event_between_snapshot_and_a_slow_fill(world: World) -> None:
+async def an_event_between_snapshot_and_a_slow_fill(group: ServiceGroup) -> None:
     """R token, R snapshot, R answers, E commit, E DEL, E answer, R fill: the fill comes after R's own answer."""
-    reader, writer = await world.open(), await world.open()
+    reader, writer = await group.open(), await group.open()
     reader.cache.before_fill.stop()
     await reader.features(USER)
     await reader.cache.before_fill.reached()
@@ -310,74 +310,74 @@ async def an_event_between_snapshot_and_a_slow_fill(world: World) -> None:
     assert refused(reader) == len(REGISTRY)
 
 
-@schedule(DEAF_TO_RESTARTS, own_server=True)
-async def a_value_rises_from_a_dump(world: World) -> None:
+@schedule(CONSTANT_EPOCH, own_server=True)
+async def a_value_rises_from_a_dump(group: ServiceGroup) -> None:
     """R fills, SAVE, E commit, E DEL, E answer, the server dies and comes back with the dump."""
-    reader, writer = await world.open(), await world.open()
+    reader, writer = await group.open(), await group.open()
     await assert_true([reader, writer], USER)
-    dump = world.save()
-    held = keys(world.server)
+    dump = group.save()
+    held = keys(group.server)
     await writer.send(served(USER), feedback(USER))
-    world.restart(dump)
-    assert keys(world.server) == held, "the old values are there again"
+    group.restart(dump)
+    assert keys(group.server) == held, "the old values are there again"
     await reader.reconnected()
     await assert_true([reader, writer], USER)
-    assert set(held) < set(keys(world.server)), "and new ones stand beside them"
+    assert set(held) < set(keys(group.server)), "and new ones stand beside them"
 
 
-@schedule(DEAF_TO_RESTARTS, own_server=True)
-async def a_lease_rises_from_a_dump(world: World) -> None:
+@schedule(CONSTANT_EPOCH, own_server=True)
+async def a_lease_rises_from_a_dump(group: ServiceGroup) -> None:
     """R token, R snapshot, SAVE, E commit, E DEL, E answer, the server comes back with R's lease, R fill."""
-    reader, writer = await world.open(), await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
-    dump = world.save()
+    reader, writer = await group.open(), await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
+    dump = group.save()
     await writer.send(served(USER))
-    world.restart(dump)
-    leases = keys(world.server)
+    group.restart(dump)
+    leases = keys(group.server)
     assert len(leases) == len(REGISTRY)
     await reader.reconnected()
     reader.source.after.go()
     await reading
     await assert_true([reader, writer], USER)
-    assert all(ask(world.server, "GET", lease)[:1] == LEASE for lease in leases), "nothing was filled over them"
+    assert all(ask(group.server, "GET", lease)[:1] == LEASE for lease in leases), "nothing was filled over them"
 
 
 @schedule(own_server=True)
-async def a_fill_meets_the_next_epoch(world: World) -> None:
+async def a_fill_meets_the_next_epoch(group: ServiceGroup) -> None:
     """R token, R snapshot, the server is replaced by an empty one, R fill: never sent."""
-    reader = await world.open()
-    reading = await world.stopped_at(reader.source.after, reader.features(USER))
-    world.restart()
+    reader = await group.open()
+    reading = await group.stopped_at(reader.source.after, reader.features(USER))
+    group.restart()
     await reader.reconnected()
     reader.source.after.go()
     assert await reading == await reader.recomputed(USER)
     await reader.drain()
-    assert keys(world.server) == []
+    assert keys(group.server) == []
     assert reader.counted("cache_fills", outcome="failed") == len(REGISTRY)
     await assert_true([reader], USER)
 
 
 @schedule(own_server=True)
-async def a_lease_meets_the_next_epoch(world: World) -> None:
+async def a_lease_meets_the_next_epoch(group: ServiceGroup) -> None:
     """R MGET, the server is replaced, R lease: never sent under the old epoch, and R computes."""
-    reader = await world.open()
-    reading = await world.stopped_at(reader.cache.before_lease, reader.features(USER))
-    world.restart()
+    reader = await group.open()
+    reading = await group.stopped_at(reader.cache.before_lease, reader.features(USER))
+    group.restart()
     await reader.reconnected()
     reader.cache.before_lease.go()
     assert await reading == await reader.recomputed(USER)
-    assert keys(world.server) == []
+    assert keys(group.server) == []
     await assert_true([reader], USER)
 
 
 @schedule(own_server=True)
-async def a_del_meets_the_next_epoch(world: World) -> None:
+async def a_del_meets_the_next_epoch(group: ServiceGroup) -> None:
     """R fills, E commit, the server comes back with old contents, E DEL: under the new epoch, where nothing was."""
-    reader, writer = await world.open(), await world.open()
+    reader, writer = await group.open(), await group.open()
     await assert_true([reader], USER)
-    dump = world.save()
-    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
-    world.restart(dump)
+    dump = group.save()
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    group.restart(dump)
     await writer.reconnected()
     writer.cache.before_drop.go()
     await sending
@@ -385,35 +385,35 @@ async def a_del_meets_the_next_epoch(world: World) -> None:
 
 
 @schedule()
-async def a_formula_is_rolled_forward_and_back(world: World) -> None:
+async def a_formula_is_rolled_forward_and_back(group: ServiceGroup) -> None:
     """The old release fills, the new one replaces, an event, the new one fills, the old one is back and reads."""
-    old = await world.open()
+    old = await group.open()
     await assert_true([old], USER)
-    new = await world.open(registry=_other_formulas())
+    new = await group.open(registry=_other_formulas())
     await assert_true([new], USER)
     await new.send(served(USER), feedback(USER))
     await assert_true([new], USER)
-    back = await world.open()
+    back = await group.open()
     await assert_true([back], USER)
     await assert_true([old, new, back], USER)
     assert await old.features(USER) != await new.features(USER)
 
 
 @schedule()
-async def an_event_drops_the_other_formulas_values(world: World) -> None:
+async def an_event_drops_the_other_formulas_values(group: ServiceGroup) -> None:
     """The new release fills, the old one takes an event, the new one reads."""
-    old, new = await world.open(), await world.open(registry=_other_formulas())
+    old, new = await group.open(), await group.open(registry=_other_formulas())
     await assert_true([new], USER)
     await old.send(served(USER), feedback(USER))
     await assert_true([new, old], USER)
 
 
 @schedule(PLAIN_SET)
-async def a_replacement_meets_an_event(world: World) -> None:
+async def a_replacement_meets_an_event(group: ServiceGroup) -> None:
     """The old release filled, N (new) takes that value as token, N snapshot, E commit, E DEL, N fill."""
-    old, new = await world.open(), await world.open(registry=_other_formulas())
+    old, new = await group.open(), await group.open(registry=_other_formulas())
     await assert_true([old], USER)
-    reading = await world.stopped_at(new.source.after, new.features(USER))
+    reading = await group.stopped_at(new.source.after, new.features(USER))
     await old.send(served(USER), feedback(USER))
     new.source.after.go()
     await reading

@@ -36,7 +36,7 @@ from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD
 from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
-from tests.support.gates import DEADLINE_S, GatedCache, GatedSource, turn
+from tests.support.pause_points import DEADLINE_S, PausableCache, PausableSource, turn
 from tests.support.registry import REGISTRY
 
 READERS = 2
@@ -56,11 +56,11 @@ def let_pass(clock: FakeClock, seconds: float) -> None:
     clock.step_to(now_ms)
 
 
-class GatedService:
+class PausableService:
     """An open service, its gates, and shorthands for what tests do with it."""
 
-    def __init__(self, service: OpenService, clock: FakeClock, source: GatedSource, pauses: list[float]) -> None:
-        assert isinstance(service.cache, GatedCache)
+    def __init__(self, service: OpenService, clock: FakeClock, source: PausableSource, pauses: list[float]) -> None:
+        assert isinstance(service.cache, PausableCache)
         assert service.local_cache is not None
         self.inner = service
         self.clock = clock
@@ -171,18 +171,18 @@ async def open_gated(
     clock: FakeClock,
     registry: Registry = REGISTRY,
     local_cache: type[LocalCache] = LocalCache,
-) -> AsyncIterator[GatedService]:
+) -> AsyncIterator[PausableService]:
     """Open one process over a migrated database."""
     pauses: list[float] = []
-    sources: list[GatedSource] = []
+    sources: list[PausableSource] = []
 
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
         let_pass(clock, seconds)
         await turn(0.001)
 
-    def gated(source: Source) -> GatedSource:
-        sources.append(GatedSource(source))
+    def gated(source: Source) -> PausableSource:
+        sources.append(PausableSource(source))
         return sources[-1]
 
     edges = Edges(
@@ -197,7 +197,7 @@ async def open_gated(
     settings = Settings(database=path, readers=READERS, near_users=NEAR_USERS)
     contract = Contract(registry=registry, mirror=mirror_of(registry))
     async with open_service(settings, door="http", contract=contract, edges=edges) as service:
-        opened = GatedService(service, clock, sources[0], pauses)
+        opened = PausableService(service, clock, sources[0], pauses)
         try:
             yield opened
         finally:
@@ -219,7 +219,7 @@ def over(
     @asynccontextmanager
     async def opened(
         _: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
-    ) -> AsyncIterator[GatedCache]:
+    ) -> AsyncIterator[PausableCache]:
         assert isinstance(clock, FakeClock)
 
         async def pause(seconds: float) -> None:
@@ -238,14 +238,14 @@ def over(
         try:
             await cache.open()
             let_pass(clock, REGISTERED_HOLD_BACK_S)  # so that no DEL waits for it
-            yield GatedCache(cache)
+            yield PausableCache(cache)
         finally:
             await cache.close()
 
     return opened
 
 
-async def assert_reads(services: Sequence[GatedService], *user_ids: str) -> None:
+async def assert_reads(services: Sequence[PausableService], *user_ids: str) -> None:
     """Assert that reads in every process equal a recomputation. The first read may be answered from the cache."""
     for service in services:
         await service.drain()
@@ -263,7 +263,7 @@ async def assert_reads(services: Sequence[GatedService], *user_ids: str) -> None
         await service.drain()
 
 
-async def assert_true(services: Sequence[GatedService], *user_ids: str) -> None:
+async def assert_true(services: Sequence[PausableService], *user_ids: str) -> None:
     """Assert that reads in every process, and all values in the cache, equal a recomputation."""
     await assert_reads(services, *user_ids)
     for service in services:

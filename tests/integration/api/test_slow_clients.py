@@ -15,8 +15,8 @@ import pytest_asyncio
 from app.api import server as listening
 from app.api.middleware import body_limits
 from app.api.server import HEAD_BYTES
-from tests.support.gates import turn
 from tests.support.live import Live
+from tests.support.pause_points import turn
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually
 

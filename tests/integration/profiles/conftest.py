@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.service import GatedService
-from tests.support.world import World
+from tests.support.service import PausableService
+from tests.support.service_group import ServiceGroup
 
 
 @pytest.fixture
-async def world(database_path: Path, valkey: EmbeddedServer) -> AsyncIterator[World]:
+async def group(database_path: Path, valkey: EmbeddedServer) -> AsyncIterator[ServiceGroup]:
     """On a shared embedded Valkey."""
-    async with World(database_path, valkey) as made:
+    async with ServiceGroup(database_path, valkey) as made:
         yield made
 
 
 @pytest.fixture
-async def fragile_world(database_path: Path, own_valkey: EmbeddedServer) -> AsyncIterator[World]:
+async def fragile_world(database_path: Path, own_valkey: EmbeddedServer) -> AsyncIterator[ServiceGroup]:
     """On an embedded Valkey that the test may pause, kill and restart."""
-    async with World(database_path, own_valkey) as made:
+    async with ServiceGroup(database_path, own_valkey) as made:
         yield made
 
 
 @pytest.fixture
-async def service(world: World) -> GatedService:
-    """One process in that world."""
-    return await world.open()
+async def service(group: ServiceGroup) -> PausableService:
+    """One process in that group."""
+    return await group.open()

@@ -54,7 +54,7 @@ PACE = Pace(job_timeout_s=3)
 START_S, STOP_S = 20.0, 30.0
 
 
-class Pupil:
+class FakeLearner:
     """A learner that cannot learn from the tip `poison`, and waits at the tip `gate` until it is open."""
 
     def __init__(self) -> None:
@@ -309,12 +309,14 @@ async def test_decisions_are_pruned_by_their_own_retention(service: OpenService)
 
 @asynccontextmanager
 async def working(
-    settings: Settings, pupil: Pupil | None = None, pace: Pace = PACE
+    settings: Settings, learner: FakeLearner | None = None, pace: Pace = PACE
 ) -> AsyncIterator[tuple[OpenService, asyncio.Event]]:
     """A worker in this event loop, its parts, and what stops it; stopped at the end in any case."""
     stop = asyncio.Event()
     ready: list[OpenService] = []
-    running = asyncio.create_task(work(settings, stop, pace=pace, learners=[pupil or Pupil()], on_ready=ready.append))
+    running = asyncio.create_task(
+        work(settings, stop, pace=pace, learners=[learner or FakeLearner()], on_ready=ready.append)
+    )
     try:
         await eventually(lambda: ready or running.done(), START_S)
         if running.done():
@@ -377,10 +379,10 @@ async def test_a_worker_is_ended_and_its_test_fails_when_it_does_not_stop(monkey
 async def test_events_are_taken_in_and_consumed_when_they_come_by_the_queue(
     settings: Settings, client: ArqRedis
 ) -> None:
-    pupil = Pupil()
-    async with working(settings, pupil) as (service, _):
+    learner = FakeLearner()
+    async with working(settings, learner) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a"), event("b")])
-        await eventually(lambda: len(pupil.learned) == 2)
+        await eventually(lambda: len(learner.learned) == 2)
         await eventually_async(lambda: all_consumed(service))
         features = (await service.reader.read({"ann": REGISTRY.full_mask}))["ann"]
         assert features[REGISTRY.names.index("tip_volume_30d")].json == b"2"
@@ -406,21 +408,21 @@ async def test_quality_is_measured_when_somebody_asks_and_when_a_job_was_lost(se
 async def test_an_event_becomes_a_dead_letter_and_its_neighbours_are_consumed_when_it_is_poison(
     settings: Settings, client: ArqRedis
 ) -> None:
-    pupil = Pupil()
-    async with working(settings, pupil) as (service, _):
+    learner = FakeLearner()
+    async with working(settings, learner) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a"), event("bad", tip_id="poison"), event("c")])
 
         async def buried() -> bool:
             return (await backlog(service.database)).dead_letters == 1
 
         await eventually_async(buried, 10)
-        assert sorted(pupil.learned) == ["a", "c"]
+        assert sorted(learner.learned) == ["a", "c"]
         (letter,) = await service.dead_letters.list(0, 10)
         assert (letter.attempts, letter.error) == (consume.ATTEMPTS, "ValueError: cannot learn from this")
 
-        pupil.cured = True
+        learner.cured = True
         await service.dead_letters.revive(letter.id)
-        await eventually(lambda: "bad" in pupil.learned)
+        await eventually(lambda: "bad" in learner.learned)
         await eventually_async(lambda: all_consumed(service))
 
 
@@ -568,8 +570,8 @@ async def test_a_crashed_job_is_hidden_no_longer_than_the_job_timeout_allows(
 async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
     settings: Settings, client: ArqRedis, begun: list[queue_worker._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pupil = Pupil()
-    async with working(settings, pupil) as (service, stop):
+    learner = FakeLearner()
+    async with working(settings, learner) as (service, stop):
         gate = Gate(service, monkeypatch)
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually(lambda: gate.waiting)
@@ -578,27 +580,27 @@ async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
         await eventually(lambda: not begun[0].allow_pick_jobs)
         await client.enqueue_job(TIP_EVENTS, [event("late")])
         gate.open.set()
-    assert pupil.learned == ["a"]
+    assert learner.learned == ["a"]
     assert await client.zcard(QUEUE) == 1
     assert not await client.exists(HEALTH_KEY)
-    async with working(settings, pupil):
-        await eventually(lambda: pupil.learned == ["a", "late"])
+    async with working(settings, learner):
+        await eventually(lambda: learner.learned == ["a", "late"])
 
 
 async def test_a_job_comes_back_when_it_takes_longer_than_stopping_may(
     settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue_worker, "STOP_GRACE_S", 0.05)
-    pupil = Pupil()
-    async with working(settings, pupil, Pace()) as (service, _):
+    learner = FakeLearner()
+    async with working(settings, learner, Pace()) as (service, _):
         gate = Gate(service, monkeypatch)
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually(lambda: gate.waiting)
-    assert pupil.learned == []
+    assert learner.learned == []
     assert await client.zcard(QUEUE) == 1
     assert await client.keys(in_progress_key_prefix + "*") == []
-    async with working(settings, pupil) as (service, _):
-        await eventually(lambda: pupil.learned == ["a"])
+    async with working(settings, learner) as (service, _):
+        await eventually(lambda: learner.learned == ["a"])
         await eventually_async(lambda: all_consumed(service))
 
 
@@ -606,17 +608,17 @@ async def test_a_job_is_done_when_its_events_are_stored_though_they_are_not_cons
     settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STOP_GRACE_S", 0.05)
-    pupil = Pupil()
-    async with working(settings, pupil) as (service, _):
+    learner = FakeLearner()
+    async with working(settings, learner) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
-        await eventually(lambda: pupil.waiting)
+        await eventually(lambda: learner.waiting)
         await eventually_async(lambda: emptied(client))
         assert (await backlog(service.database)).unconsumed == 1
-    assert pupil.learned == []
-    pupil.gate.set()
-    async with working(settings, pupil) as (service, _):  # the sweep takes it up
+    assert learner.learned == []
+    learner.gate.set()
+    async with working(settings, learner) as (service, _):  # the sweep takes it up
         await eventually_async(lambda: all_consumed(service))
-    assert pupil.learned == ["a"]
+    assert learner.learned == ["a"]
 
 
 async def emptied(client: ArqRedis) -> bool:

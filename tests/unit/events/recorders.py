@@ -85,7 +85,7 @@ class RecordingPublisher:
         self.journal.append("publish")
 
 
-class Stage:
+class IngestFixture:
     """An ingestor among recorders."""
 
     def __init__(self, database: Database, bounds: Bounds | None = None) -> None:

@@ -14,7 +14,7 @@ from app.features.events import FEEDBACK, SERVED, LoggedEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
-from tests.support.consumption import Desk, Drops, Pupil
+from tests.support.consumption import ConsumerFixture, RecordingInvalidator, RecordingLearner
 from tests.support.database import column
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
@@ -22,102 +22,106 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-async def desk(database: Database) -> Desk:
+async def consumption(database: Database) -> ConsumerFixture:
     await announce(database, REGISTRY, NOW_MS)
-    return Desk(database)
+    return ConsumerFixture(database)
 
 
-async def test_events_are_learned_and_marked_when_they_are_consumed(desk: Desk) -> None:
-    seqs = await desk.store(served("ann", event_id="a"), feedback("ann", event_id="b"), served("bob", event_id="c"))
-    assert await desk.consumer.consume(seqs) == 3
-    assert desk.pupil.learned == ["a", "b", "c"]
-    assert desk.pupil.lessons == [3], "they were not learned from together"
-    assert await desk.unconsumed() == []
+async def test_events_are_learned_and_marked_when_they_are_consumed(consumption: ConsumerFixture) -> None:
+    seqs = await consumption.store(
+        served("ann", event_id="a"), feedback("ann", event_id="b"), served("bob", event_id="c")
+    )
+    assert await consumption.consumer.consume(seqs) == 3
+    assert consumption.learner.learned == ["a", "b", "c"]
+    assert consumption.learner.lessons == [3], "they were not learned from together"
+    assert await consumption.unconsumed() == []
     served_cells, feedback_cells = REGISTRY.invalidated_by(SERVED), REGISTRY.invalidated_by(FEEDBACK)
-    assert desk.drops.older == [
+    assert consumption.invalidator.older == [
         {
             "ann": {**dict.fromkeys(served_cells, 1), **dict.fromkeys(feedback_cells, 2)},
             "bob": dict.fromkeys(served_cells, 3),
         }
     ]
-    assert desk.drops.all == []
-    assert desk.metrics.collectors.get_sample_value("profiles_consumption_lag_seconds_count") == 3
+    assert consumption.invalidator.all == []
+    assert consumption.metrics.collectors.get_sample_value("profiles_consumption_lag_seconds_count") == 3
 
 
-async def test_nothing_happens_twice_when_events_are_consumed_again(desk: Desk) -> None:
-    seqs = await desk.store(served(event_id="a"))
-    assert await desk.consumer.consume(seqs) == 1
-    assert await desk.consumer.consume([*seqs, 999]) == 0
-    assert desk.pupil.learned == ["a"]
-    assert len(desk.drops.older) == 1
+async def test_nothing_happens_twice_when_events_are_consumed_again(consumption: ConsumerFixture) -> None:
+    seqs = await consumption.store(served(event_id="a"))
+    assert await consumption.consumer.consume(seqs) == 1
+    assert await consumption.consumer.consume([*seqs, 999]) == 0
+    assert consumption.learner.learned == ["a"]
+    assert len(consumption.invalidator.older) == 1
 
 
 async def test_an_event_is_buried_after_its_attempts_and_its_neighbours_are_consumed_when_it_is_poison(
-    desk: Desk,
+    consumption: ConsumerFixture,
 ) -> None:
-    seqs = await desk.store(
+    seqs = await consumption.store(
         served(event_id="a"), served(event_id="bad", tip_id="poison"), served(event_id="c"), served(event_id="d")
     )
-    assert await desk.consumer.consume(seqs) == 3
-    assert desk.pupil.lessons == [4, 1, 1, 1, 1], "the one that fails is not found one by one"
-    assert await desk.unconsumed() == ["bad"]
+    assert await consumption.consumer.consume(seqs) == 3
+    assert consumption.learner.lessons == [4, 1, 1, 1, 1], "the one that fails is not found one by one"
+    assert await consumption.unconsumed() == ["bad"]
     for attempt in range(2, ATTEMPTS + 1):
-        assert await desk.letters.list(0, 10) == []
-        desk.clock.advance(SWEEP_AGE_MS + 1)
-        assert await desk.consumer.sweep() == 0, attempt
-    assert await desk.unconsumed() == []
-    (letter,) = await desk.letters.list(0, 10)
+        assert await consumption.letters.list(0, 10) == []
+        consumption.clock.advance(SWEEP_AGE_MS + 1)
+        assert await consumption.consumer.sweep() == 0, attempt
+    assert await consumption.unconsumed() == []
+    (letter,) = await consumption.letters.list(0, 10)
     assert (letter.seq, letter.attempts, letter.source) == (seqs[1], ATTEMPTS, "consumption")
     assert letter.error == "ValueError: cannot learn from this"
     assert 'raise ValueError("cannot learn from this")' in letter.traceback
     assert '"event_id":"bad"' in letter.payload
-    assert desk.pupil.learned == ["a", "c", "d"]
+    assert consumption.learner.learned == ["a", "c", "d"]
 
 
-async def test_an_event_is_consumed_when_it_is_replayed_after_its_cure(desk: Desk) -> None:
-    seqs = await desk.store(served(event_id="bad", tip_id="poison"))
+async def test_an_event_is_consumed_when_it_is_replayed_after_its_cure(consumption: ConsumerFixture) -> None:
+    seqs = await consumption.store(served(event_id="bad", tip_id="poison"))
     for _ in range(ATTEMPTS):
-        await desk.consumer.consume(seqs)
-    (letter,) = await desk.letters.list(0, 10)
-    desk.pupil.cured = True
-    await desk.letters.revive(letter.id)
-    desk.clock.advance(SWEEP_AGE_MS + 1)
-    assert await desk.consumer.sweep() == 1
-    assert desk.pupil.learned == ["bad"]
-    assert await desk.letters.list(0, 10) == []
+        await consumption.consumer.consume(seqs)
+    (letter,) = await consumption.letters.list(0, 10)
+    consumption.learner.cured = True
+    await consumption.letters.revive(letter.id)
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
+    assert await consumption.consumer.sweep() == 1
+    assert consumption.learner.learned == ["bad"]
+    assert await consumption.letters.list(0, 10) == []
 
 
 @pytest.mark.parametrize("error", [CacheUnavailable("away"), StoreUnavailable("locked")])
-@pytest.mark.parametrize("part", ["drops", "pupil"])
+@pytest.mark.parametrize("part", ["drops", "learner"])
 async def test_no_attempt_is_counted_when_something_outside_does_not_answer(
-    desk: Desk, part: str, error: Exception
+    consumption: ConsumerFixture, part: str, error: Exception
 ) -> None:
-    seqs = await desk.store(served(event_id="a"))
-    troubled: Drops | Pupil = desk.drops if part == "drops" else desk.pupil
+    seqs = await consumption.store(served(event_id="a"))
+    troubled: RecordingInvalidator | RecordingLearner = (
+        consumption.invalidator if part == "drops" else consumption.learner
+    )
     troubled.failure = error
-    desk.clock.advance(SWEEP_AGE_MS + 1)
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
     for _ in range(2 * ATTEMPTS):
         with pytest.raises(type(error)):
-            await desk.consumer.consume(seqs)
+            await consumption.consumer.consume(seqs)
         with pytest.raises(type(error)):
-            await desk.consumer.sweep()
-    assert await column(desk.database, "SELECT attempts FROM event_log") == [0]
-    assert await desk.letters.list(0, 10) == []
+            await consumption.consumer.sweep()
+    assert await column(consumption.database, "SELECT attempts FROM event_log") == [0]
+    assert await consumption.letters.list(0, 10) == []
     troubled.failure = None
-    assert await desk.consumer.consume(seqs) == 1
+    assert await consumption.consumer.consume(seqs) == 1
 
 
-async def test_the_sweep_drops_every_key_when_it_takes_up_what_stayed(desk: Desk) -> None:
+async def test_the_sweep_drops_every_key_when_it_takes_up_what_stayed(consumption: ConsumerFixture) -> None:
     """Whether the DEL was made before the process died, nobody knows."""
-    await desk.store(served("ann", event_id="a"), feedback("bob", event_id="b"))
-    assert await desk.consumer.sweep() == 0, "they may be in good hands"
-    desk.clock.advance(SWEEP_AGE_MS + 1)
-    await desk.store(served("cyd", event_id="c"))
-    assert await desk.consumer.sweep() == 2
-    assert desk.drops.all == [
+    await consumption.store(served("ann", event_id="a"), feedback("bob", event_id="b"))
+    assert await consumption.consumer.sweep() == 0, "they may be in good hands"
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
+    await consumption.store(served("cyd", event_id="c"))
+    assert await consumption.consumer.sweep() == 2
+    assert consumption.invalidator.all == [
         {"ann": set(REGISTRY.invalidated_by(SERVED)), "bob": set(REGISTRY.invalidated_by(FEEDBACK))}
     ]
-    assert await desk.unconsumed() == ["c"]
+    assert await consumption.unconsumed() == ["c"]
 
 
 class Gated:
@@ -134,62 +138,62 @@ class Gated:
 
 @pytest.mark.parametrize("sweep_first", [True, False])
 async def test_an_event_is_learned_once_when_the_sweep_and_a_job_take_it_up_at_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, sweep_first: bool
+    consumption: ConsumerFixture, monkeypatch: pytest.MonkeyPatch, sweep_first: bool
 ) -> None:
     gated = Gated()
-    monkeypatch.setattr(desk.pupil, "learn", gated.learn)
-    seqs = await desk.store(served(event_id="a"))
-    desk.clock.advance(SWEEP_AGE_MS + 1)
-    works = [desk.consumer.sweep(), desk.consumer.consume(seqs)]
+    monkeypatch.setattr(consumption.learner, "learn", gated.learn)
+    seqs = await consumption.store(served(event_id="a"))
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
+    works = [consumption.consumer.sweep(), consumption.consumer.consume(seqs)]
     first, second = works if sweep_first else reversed(works)
     taking = asyncio.create_task(first)
     await eventually(lambda: gated.begun)
     assert await second == 0
     gated.open.set()
     assert (await taking, gated.begun) == (1, ["a"])
-    assert await desk.unconsumed() == []
-    assert (len(desk.drops.all), len(desk.drops.older)) == ((1, 0) if sweep_first else (0, 1))
+    assert await consumption.unconsumed() == []
+    assert (len(consumption.invalidator.all), len(consumption.invalidator.older)) == ((1, 0) if sweep_first else (0, 1))
 
 
 async def test_an_event_is_learned_once_when_a_job_marks_it_after_the_sweep_has_seen_it(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    consumption: ConsumerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seqs = await desk.store(served(event_id="a"))
-    desk.clock.advance(SWEEP_AGE_MS + 1)
-    look = desk.log.unconsumed
+    seqs = await consumption.store(served(event_id="a"))
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
+    look = consumption.log.unconsumed
 
     async def overtaken(before_ms: int, limit: int, *, or_after_ms: int | None = None) -> list[LoggedEvent]:
         seen = await look(before_ms, limit, or_after_ms=or_after_ms)
-        await desk.consumer.consume(seqs)
+        await consumption.consumer.consume(seqs)
         return seen
 
-    monkeypatch.setattr(desk.log, "unconsumed", overtaken)
-    assert await desk.consumer.sweep() == 0
-    assert (desk.pupil.learned, desk.drops.all) == (["a"], [])
+    monkeypatch.setattr(consumption.log, "unconsumed", overtaken)
+    assert await consumption.consumer.sweep() == 0
+    assert (consumption.learner.learned, consumption.invalidator.all) == (["a"], [])
 
 
-async def test_an_event_is_taken_up_again_when_whoever_had_it_in_hand_failed(desk: Desk) -> None:
-    seqs = await desk.store(served(event_id="a"))
-    desk.drops.failure = CacheUnavailable("away")
+async def test_an_event_is_taken_up_again_when_whoever_had_it_in_hand_failed(consumption: ConsumerFixture) -> None:
+    seqs = await consumption.store(served(event_id="a"))
+    consumption.invalidator.failure = CacheUnavailable("away")
     with pytest.raises(CacheUnavailable):
-        await desk.consumer.consume(seqs)
-    desk.drops.failure = None
-    desk.clock.advance(SWEEP_AGE_MS + 1)
-    assert await desk.consumer.sweep() == 1
+        await consumption.consumer.consume(seqs)
+    consumption.invalidator.failure = None
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
+    assert await consumption.consumer.sweep() == 1
 
 
-async def test_the_sweep_takes_up_what_stayed_when_the_clock_was_set_back(desk: Desk) -> None:
-    await desk.store(served("ann", event_id="a"))
-    desk.clock.step_to(desk.clock.now_ms() - DAY_MS)
-    assert await desk.consumer.sweep() == 1
-    assert await desk.unconsumed() == []
+async def test_the_sweep_takes_up_what_stayed_when_the_clock_was_set_back(consumption: ConsumerFixture) -> None:
+    await consumption.store(served("ann", event_id="a"))
+    consumption.clock.step_to(consumption.clock.now_ms() - DAY_MS)
+    assert await consumption.consumer.sweep() == 1
+    assert await consumption.unconsumed() == []
 
 
 async def test_the_sweep_goes_on_to_the_end_when_very_many_events_stayed(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    consumption: ConsumerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.events.consume.SWEEP_CHUNK", 10)
-    await desk.store(*(served(event_id=f"e{number}") for number in range(35)))
-    desk.clock.advance(SWEEP_AGE_MS + 1)
-    assert await desk.consumer.sweep() == 35
-    assert await desk.unconsumed() == []
+    await consumption.store(*(served(event_id=f"e{number}") for number in range(35)))
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
+    assert await consumption.consumer.sweep() == 35
+    assert await consumption.unconsumed() == []

@@ -13,7 +13,7 @@ from app.features.events import LoggedEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
-from tests.support.consumption import Desk
+from tests.support.consumption import ConsumerFixture
 from tests.support.events import served
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually, eventually_async
@@ -35,9 +35,9 @@ class Pause:
 
 
 @pytest.fixture
-async def desk(database: Database) -> Desk:
+async def consumption(database: Database) -> ConsumerFixture:
     await announce(database, REGISTRY, NOW_MS)
-    return Desk(database)
+    return ConsumerFixture(database)
 
 
 @pytest.fixture
@@ -46,59 +46,63 @@ def pause() -> Pause:
 
 
 @pytest.fixture
-async def handover(desk: Desk, pause: Pause) -> Handover:
-    return Handover(desk.consumer, GRACE_S, pause=pause)
+async def handover(consumption: ConsumerFixture, pause: Pause) -> Handover:
+    return Handover(consumption.consumer, GRACE_S, pause=pause)
 
 
 async def test_events_of_many_jobs_share_a_consumption_when_they_come_together(
-    desk: Desk, handover: Handover, pause: Pause
+    consumption: ConsumerFixture, handover: Handover, pause: Pause
 ) -> None:
-    handover.add(await desk.store(served(event_id="first")))
-    await eventually(lambda: desk.pupil.learned == ["first"])
+    handover.add(await consumption.store(served(event_id="first")))
+    await eventually(lambda: consumption.learner.learned == ["first"])
     for number in range(20):
-        handover.add(await desk.store(served(f"user-{number}", event_id=f"e{number}")))
+        handover.add(await consumption.store(served(f"user-{number}", event_id=f"e{number}")))
     await eventually(lambda: pause.begun)
-    assert len(await desk.unconsumed()) == 20
+    assert len(await consumption.unconsumed()) == 20
     pause.over.set()
-    await eventually(lambda: len(desk.pupil.learned) == 21)
+    await eventually(lambda: len(consumption.learner.learned) == 21)
     await handover.close(GRACE_S)
-    assert len(desk.drops.older) == 2
-    assert desk.drops.all == []
-    assert await desk.unconsumed() == []
+    assert len(consumption.invalidator.older) == 2
+    assert consumption.invalidator.all == []
+    assert await consumption.unconsumed() == []
 
 
-async def test_a_consumption_does_not_wait_when_there_are_enough_events(desk: Desk, pause: Pause) -> None:
-    handover = Handover(desk.consumer, GRACE_S, BOUNDS._replace(at_once=2), pause=pause)
-    handover.add(await desk.store(*(served(event_id=name) for name in "abcd")))
+async def test_a_consumption_does_not_wait_when_there_are_enough_events(
+    consumption: ConsumerFixture, pause: Pause
+) -> None:
+    handover = Handover(consumption.consumer, GRACE_S, BOUNDS._replace(at_once=2), pause=pause)
+    handover.add(await consumption.store(*(served(event_id=name) for name in "abcd")))
     await handover.close(GRACE_S)
-    assert (desk.pupil.learned, len(desk.drops.older), pause.begun) == (list("abcd"), 2, 0)
+    assert (consumption.learner.learned, len(consumption.invalidator.older), pause.begun) == (list("abcd"), 2, 0)
 
 
-async def test_nothing_is_begun_when_a_job_brought_no_new_event(desk: Desk, handover: Handover) -> None:
+async def test_nothing_is_begun_when_a_job_brought_no_new_event(
+    consumption: ConsumerFixture, handover: Handover
+) -> None:
     handover.add([])
     await handover.close(GRACE_S)
-    assert desk.drops.older == []
+    assert consumption.invalidator.older == []
 
 
 @pytest.mark.parametrize("error", [CacheUnavailable("away"), RuntimeError("a defect")])
 async def test_events_are_left_to_the_sweep_when_their_consumption_fails(
-    desk: Desk, handover: Handover, pause: Pause, error: Exception
+    consumption: ConsumerFixture, handover: Handover, pause: Pause, error: Exception
 ) -> None:
     pause.over.set()
-    desk.drops.failure = error
-    handover.add(await desk.store(served(event_id="a")))
+    consumption.invalidator.failure = error
+    handover.add(await consumption.store(served(event_id="a")))
     await handover.close(GRACE_S)
-    assert await desk.unconsumed() == ["a"]
-    desk.drops.failure = None
-    handover.add(await desk.store(served(event_id="b")))
+    assert await consumption.unconsumed() == ["a"]
+    consumption.invalidator.failure = None
+    handover.add(await consumption.store(served(event_id="b")))
     await handover.close(GRACE_S)
-    assert await desk.unconsumed() == ["a"]
-    desk.clock.advance(SWEEP_AGE_MS + 1)
-    assert await desk.consumer.sweep() == 1
+    assert await consumption.unconsumed() == ["a"]
+    consumption.clock.advance(SWEEP_AGE_MS + 1)
+    assert await consumption.consumer.sweep() == 1
 
 
 async def test_the_next_events_are_consumed_when_one_consumption_takes_too_long(
-    desk: Desk, pause: Pause, monkeypatch: pytest.MonkeyPatch
+    consumption: ConsumerFixture, pause: Pause, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pause.over.set()
     never = asyncio.Event()
@@ -106,41 +110,41 @@ async def test_the_next_events_are_consumed_when_one_consumption_takes_too_long(
     async def hang(_: LoggedEvent) -> None:
         await never.wait()
 
-    handover = Handover(desk.consumer, within_s=0.02, pause=pause)
+    handover = Handover(consumption.consumer, within_s=0.02, pause=pause)
     with monkeypatch.context() as patch:
-        patch.setattr(desk.pupil, "learn", hang)
-        handover.add(await desk.store(served(event_id="a")))
+        patch.setattr(consumption.learner, "learn", hang)
+        handover.add(await consumption.store(served(event_id="a")))
         await handover.close(GRACE_S)
-    await _consumed(desk, Handover(desk.consumer, GRACE_S, pause=pause), "b")
-    assert await desk.unconsumed() == ["a"]
+    await _consumed(consumption, Handover(consumption.consumer, GRACE_S, pause=pause), "b")
+    assert await consumption.unconsumed() == ["a"]
 
 
-async def _consumed(desk: Desk, handover: Handover, event_id: str) -> None:
-    handover.add(await desk.store(served(event_id=event_id)))
-    await eventually_async(lambda: _is_learned(desk, event_id))
+async def _consumed(consumption: ConsumerFixture, handover: Handover, event_id: str) -> None:
+    handover.add(await consumption.store(served(event_id=event_id)))
+    await eventually_async(lambda: _is_learned(consumption, event_id))
     await handover.close(GRACE_S)
 
 
-async def _is_learned(desk: Desk, event_id: str) -> bool:
-    return event_id in desk.pupil.learned
+async def _is_learned(consumption: ConsumerFixture, event_id: str) -> bool:
+    return event_id in consumption.learner.learned
 
 
 async def test_events_beyond_the_cap_are_left_to_the_sweep_when_consumption_falls_behind(
-    desk: Desk, pause: Pause
+    consumption: ConsumerFixture, pause: Pause
 ) -> None:
-    handover = Handover(desk.consumer, GRACE_S, BOUNDS._replace(most=2), pause=pause)
-    for seqs in [await desk.store(served(event_id=name)) for name in "abc"]:
+    handover = Handover(consumption.consumer, GRACE_S, BOUNDS._replace(most=2), pause=pause)
+    for seqs in [await consumption.store(served(event_id=name)) for name in "abc"]:
         handover.add(seqs)
     await handover.close(GRACE_S)
-    assert await desk.unconsumed() == ["c"]
+    assert await consumption.unconsumed() == ["c"]
 
 
 async def test_pending_events_are_left_to_the_sweep_when_the_grace_period_ends(
-    desk: Desk, handover: Handover, pause: Pause
+    consumption: ConsumerFixture, handover: Handover, pause: Pause
 ) -> None:
-    handover.add(await desk.store(served(event_id="a")))
-    await eventually(lambda: desk.pupil.learned == ["a"])
-    handover.add(await desk.store(served(event_id="b")))
+    handover.add(await consumption.store(served(event_id="a")))
+    await eventually(lambda: consumption.learner.learned == ["a"])
+    handover.add(await consumption.store(served(event_id="b")))
     await eventually(lambda: pause.begun)
     await handover.close(0.01)
-    assert (desk.pupil.learned, await desk.unconsumed()) == (["a"], ["b"])
+    assert (consumption.learner.learned, await consumption.unconsumed()) == (["a"], ["b"])

@@ -18,16 +18,16 @@ from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.events import feedback, payload, served
 from tests.support.registry import REGISTRY
-from tests.unit.events.recorders import Stage
+from tests.unit.events.recorders import IngestFixture
 
 
 class Door:
     """A queue door over a real log and real letters."""
 
     def __init__(self, database: Database) -> None:
-        self.stage = Stage(database)
+        self.fixture = IngestFixture(database)
         self.letters = SqliteDeadLetters(database)
-        self.door = QueueDoor(self.stage.ingestor, self.letters, FakeClock(), self.stage.metrics)
+        self.door = QueueDoor(self.fixture.ingestor, self.letters, FakeClock(), self.fixture.metrics)
 
     async def take_in(self, *items: object) -> list[int]:
         """A list, as it comes off the queue."""
@@ -51,7 +51,7 @@ def event(event_id: str, **changes: Any) -> dict[str, Any]:
 
 async def test_all_are_stored_when_all_are_sound(door: Door) -> None:
     assert await door.take_in(event("a"), event("b"), payload(feedback("bob", event_id="c"))) == [1, 2, 3]
-    assert await door.stage.stored() == ["a", "b", "c"]
+    assert await door.fixture.stored() == ["a", "b", "c"]
     assert await door.buried() == []
 
 
@@ -75,7 +75,7 @@ async def test_all_are_stored_when_all_are_sound(door: Door) -> None:
 )
 async def test_the_rest_counts_when_one_item_is_bad(door: Door, item: object, reason: str) -> None:
     await door.take_in(event("a"), item, event("b"))
-    assert await door.stage.stored() == ["a", "b"]
+    assert await door.fixture.stored() == ["a", "b"]
     (letter,) = await door.buried()
     assert letter.error.startswith(reason)
     assert (letter.source, letter.seq) == ("queue", None)
@@ -97,21 +97,21 @@ async def test_a_duplicate_is_no_fault_when_it_comes_again(door: Door) -> None:
 
 
 async def test_each_bad_item_is_buried_once_when_the_payload_is_given_again_after_trouble(door: Door) -> None:
-    door.stage.log.failure = StoreUnavailable("locked")
+    door.fixture.log.failure = StoreUnavailable("locked")
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await door.take_in(event("a"), "bad")
     assert await door.buried() == []
-    door.stage.log.failure = None
+    door.fixture.log.failure = None
     await door.take_in(event("a"), "bad")
-    assert await door.stage.stored() == ["a"]
+    assert await door.fixture.stored() == ["a"]
     assert len(await door.buried()) == 1
 
 
 async def test_a_payload_is_stored_in_pieces_when_it_is_very_long(door: Door) -> None:
     seqs = await door.take_in(*(event(f"e{number}") for number in range(2 * MAX_EVENTS + 1)))
     assert len(seqs) == 2 * MAX_EVENTS + 1
-    assert door.stage.log.commits == [[MAX_EVENTS], [MAX_EVENTS], [1]]
+    assert door.fixture.log.commits == [[MAX_EVENTS], [MAX_EVENTS], [1]]
 
 
 async def test_something_is_kept_when_a_payload_is_too_deep_to_be_written(door: Door) -> None:

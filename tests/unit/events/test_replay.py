@@ -22,7 +22,7 @@ from tests.support.events import payload, served
 from tests.unit.events.recorders import Journal, RecordingInvalidator
 
 
-class Desk:
+class ReplayFixture:
     """Where letters are replayed, over a real log."""
 
     def __init__(self, database: Database) -> None:
@@ -57,32 +57,32 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(database: Database) -> Desk:
-    return Desk(database)
+async def fixture(database: Database) -> ReplayFixture:
+    return ReplayFixture(database)
 
 
-async def failed_for_good(desk: Desk, user: str) -> DeadLetter:
+async def failed_for_good(fixture: ReplayFixture, user: str) -> DeadLetter:
     """A letter of a stored event."""
-    await desk.ingestor.ingest([served(user)])
-    event = next(item for item in await desk.log.unconsumed(NOW_MS * 2, 10_000) if item.event.user_id == user)
-    assert await desk.letters.failed(event.seq, "it failed", "Traceback", NOW_MS, 1)
-    return (await desk.letters.list(0, 10_000))[-1]
+    await fixture.ingestor.ingest([served(user)])
+    event = next(item for item in await fixture.log.unconsumed(NOW_MS * 2, 10_000) if item.event.user_id == user)
+    assert await fixture.letters.failed(event.seq, "it failed", "Traceback", NOW_MS, 1)
+    return (await fixture.letters.list(0, 10_000))[-1]
 
 
-async def test_event_is_stored_once_when_a_letter_is_replayed_by_many_at_once(desk: Desk) -> None:
-    letter = await desk.bury(payload(served("ann")))
-    outcomes = await asyncio.gather(*(desk.replayer.replay(letter) for _ in range(8)))
+async def test_event_is_stored_once_when_a_letter_is_replayed_by_many_at_once(fixture: ReplayFixture) -> None:
+    letter = await fixture.bury(payload(served("ann")))
+    outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(8)))
     assert sorted(outcomes) == [ReplayResult(0, 1, False)] * 7 + [ReplayResult(1, 0, False)]
-    assert await desk.stored() == ["ann"]
-    assert await desk.kept() == []
+    assert await fixture.stored() == ["ann"]
+    assert await fixture.kept() == []
 
 
-async def test_event_is_revived_once_when_a_letter_is_replayed_by_many_at_once(desk: Desk) -> None:
-    letter = await failed_for_good(desk, "ann")
-    outcomes = await asyncio.gather(*(desk.replayer.replay(letter) for _ in range(4)), return_exceptions=True)
+async def test_event_is_revived_once_when_a_letter_is_replayed_by_many_at_once(fixture: ReplayFixture) -> None:
+    letter = await failed_for_good(fixture, "ann")
+    outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(4)), return_exceptions=True)
     assert [outcome for outcome in outcomes if isinstance(outcome, ReplayResult)] == [ReplayResult(0, 0, True)]
     assert sum(isinstance(outcome, NotFound) for outcome in outcomes) == 3
-    assert await desk.stored() == ["ann"]
+    assert await fixture.stored() == ["ann"]
 
 
 @pytest.mark.parametrize(
@@ -95,92 +95,94 @@ async def test_event_is_revived_once_when_a_letter_is_replayed_by_many_at_once(d
     ],
 )
 async def test_letter_stays_with_the_newest_reason_when_it_is_still_no_event(
-    desk: Desk, content: object, error: type[Exception], reason: str
+    fixture: ReplayFixture, content: object, error: type[Exception], reason: str
 ) -> None:
-    letter = await desk.bury(content)
-    desk.clock.advance(1_000)
+    letter = await fixture.bury(content)
+    fixture.clock.advance(1_000)
     with pytest.raises(error):
-        await desk.replayer.replay(letter)
-    kept = await desk.letters.get(letter.id)
+        await fixture.replayer.replay(letter)
+    kept = await fixture.letters.get(letter.id)
     assert kept is not None
     assert (kept.attempts, kept.created_at_ms, kept.last_failed_at_ms) == (2, NOW_MS, NOW_MS + 1_000)
     assert kept.payload == letter.payload
     assert kept.error.startswith(reason)
-    assert await desk.stored() == []
+    assert await fixture.stored() == []
 
 
-async def test_all_are_replayed_and_those_that_fail_stay_with_their_reason(desk: Desk) -> None:
+async def test_all_are_replayed_and_those_that_fail_stay_with_their_reason(fixture: ReplayFixture) -> None:
     known = served("known")
-    await desk.ingestor.ingest([known])
-    revived = await failed_for_good(desk, "revived")
-    fine = await desk.bury(payload(served("fine")))
-    duplicate = await desk.bury(payload(known))
-    bad = await desk.bury({"any": "thing"})
-    clash = await desk.bury({**payload(known), "tip_id": "another"})
-    tally = await desk.replayer.replay_all(0)
+    await fixture.ingestor.ingest([known])
+    revived = await failed_for_good(fixture, "revived")
+    fine = await fixture.bury(payload(served("fine")))
+    duplicate = await fixture.bury(payload(known))
+    bad = await fixture.bury({"any": "thing"})
+    clash = await fixture.bury({**payload(known), "tip_id": "another"})
+    tally = await fixture.replayer.replay_all(0)
     assert (tally.replayed, tally.accepted, tally.duplicates, tally.revived) == (3, 1, 1, 1)
     assert tally.failures.keys() == {bad.id, clash.id}
     assert "content" in tally.failures[clash.id]
     assert tally.next_after is None
-    assert await desk.kept() == [bad.id, clash.id]
-    assert sorted(await desk.stored()) == ["fine", "known", "revived"]
-    assert [letter.attempts for letter in await desk.letters.list(0, 10)] == [2, 2]
-    assert {revived.id, fine.id, duplicate.id}.isdisjoint(await desk.kept())
+    assert await fixture.kept() == [bad.id, clash.id]
+    assert sorted(await fixture.stored()) == ["fine", "known", "revived"]
+    assert [letter.attempts for letter in await fixture.letters.list(0, 10)] == [2, 2]
+    assert {revived.id, fine.id, duplicate.id}.isdisjoint(await fixture.kept())
 
 
 async def test_many_are_replayed_some_at_a_time_and_the_answer_says_where_to_go_on(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 2)
     monkeypatch.setattr(module, "MOST", 4)
-    letters = [await desk.bury(payload(served(f"user-{number}")) if number % 2 else number) for number in range(9)]
-    first = await desk.replayer.replay_all(0)
+    letters = [await fixture.bury(payload(served(f"user-{number}")) if number % 2 else number) for number in range(9)]
+    first = await fixture.replayer.replay_all(0)
     assert (first.replayed, len(first.failures), first.next_after) == (2, 2, letters[3].id)
     assert first.next_after is not None
-    second = await desk.replayer.replay_all(first.next_after)
+    second = await fixture.replayer.replay_all(first.next_after)
     assert second.next_after == letters[7].id
-    last = await desk.replayer.replay_all(letters[7].id)
+    last = await fixture.replayer.replay_all(letters[7].id)
     assert (last.replayed, list(last.failures), last.next_after) == (0, [letters[8].id], None)
-    assert await desk.kept() == [letter.id for letter in letters[::2]]
+    assert await fixture.kept() == [letter.id for letter in letters[::2]]
 
 
 async def test_letters_wait_for_another_time_when_they_are_buried_meanwhile(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 1)
-    await desk.bury(payload(served("ann")))
-    discard = desk.letters.discard
+    await fixture.bury(payload(served("ann")))
+    discard = fixture.letters.discard
 
     async def bury_another(*letter_ids: int) -> int:
-        await desk.bury(payload(served("bob")))
+        await fixture.bury(payload(served("bob")))
         return await discard(*letter_ids)
 
-    monkeypatch.setattr(desk.letters, "discard", bury_another)
-    tally = await desk.replayer.replay_all(0)
+    monkeypatch.setattr(fixture.letters, "discard", bury_another)
+    tally = await fixture.replayer.replay_all(0)
     assert tally.replayed == 1
-    assert await desk.kept() == [2]
+    assert await fixture.kept() == [2]
 
 
-async def test_letters_stay_when_the_database_does_not_answer(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    letters = [await desk.bury(payload(served(user))) for user in ("ann", "bob")]
+async def test_letters_stay_when_the_database_does_not_answer(
+    fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = [await fixture.bury(payload(served(user))) for user in ("ann", "bob")]
 
     async def locked(*_: object) -> None:
         raise StoreUnavailable("locked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(desk.ingestor, "ingest", locked)
+        patch.setattr(fixture.ingestor, "ingest", locked)
         with pytest.raises(StoreUnavailable):
-            await desk.replayer.replay_all(0)
+            await fixture.replayer.replay_all(0)
         with pytest.raises(StoreUnavailable):
-            await desk.replayer.replay(letters[0])
-    assert [letter.attempts for letter in await desk.letters.list(0, 10)] == [1, 1]
-    assert (await desk.replayer.replay_all(0)).replayed == 2
+            await fixture.replayer.replay(letters[0])
+    assert [letter.attempts for letter in await fixture.letters.list(0, 10)] == [1, 1]
+    assert (await fixture.replayer.replay_all(0)).replayed == 2
 
 
-async def test_clash_is_told_as_such(desk: Desk) -> None:
+async def test_clash_is_told_as_such(fixture: ReplayFixture) -> None:
     event = served("ann")
-    await desk.ingestor.ingest([event])
-    letter = await desk.bury({**payload(event), "tip_id": "another"})
+    await fixture.ingestor.ingest([event])
+    letter = await fixture.bury({**payload(event), "tip_id": "another"})
     with pytest.raises(Conflict):
-        await desk.replayer.replay(letter)
-    assert await desk.kept() == [letter.id]
+        await fixture.replayer.replay(letter)
+    assert await fixture.kept() == [letter.id]

@@ -13,7 +13,7 @@ from app.features.clock import DAY_MS
 from app.stores.sqlite.cutoffs import SqliteCutoffs
 from app.stores.sqlite.database import Database
 from tests.support.clock import NOW_MS
-from tests.support.consumption import Desk
+from tests.support.consumption import ConsumerFixture
 from tests.support.database import column
 from tests.support.events import feedback, served
 
@@ -26,99 +26,113 @@ async def no_pause(_: float) -> None:
 
 
 @pytest.fixture
-def desk(database: Database) -> Desk:
-    return Desk(database)
+def consumption(database: Database) -> ConsumerFixture:
+    return ConsumerFixture(database)
 
 
 @pytest.fixture
-def retention(desk: Desk) -> Retention:
-    return Retention([Kept("events", desk.log, DAYS)], SqliteCutoffs(desk.database), desk.clock)
+def retention(consumption: ConsumerFixture) -> Retention:
+    return Retention([Kept("events", consumption.log, DAYS)], SqliteCutoffs(consumption.database), consumption.clock)
 
 
-async def ages(desk: Desk) -> list[object]:
+async def ages(consumption: ConsumerFixture) -> list[object]:
     """How many days ago the stored events were, by the clock that is right."""
-    return await column(desk.database, f"SELECT ({NOW_MS} - occurred_at_ms) / {DAY_MS} FROM event_log ORDER BY 1")
+    return await column(
+        consumption.database, f"SELECT ({NOW_MS} - occurred_at_ms) / {DAY_MS} FROM event_log ORDER BY 1"
+    )
 
 
-async def test_old_events_go_for_good(desk: Desk, retention: Retention) -> None:
+async def test_old_events_go_for_good(consumption: ConsumerFixture, retention: Retention) -> None:
     pauses: list[float] = []
 
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
 
     kept = served("ann", OLDEST, event_id="kept")
-    await desk.store(
+    await consumption.store(
         kept, *(served("ann", OLDEST - 1 - number) for number in range(STEP + 5)), feedback("ann", OLDEST - 1)
     )
     assert await retention.prune(pause) == {"events": STEP + 6}
-    assert await column(desk.database, "SELECT event_id FROM event_log") == ["kept"]
-    assert await column(desk.database, "SELECT seq FROM tip_views") == [1]
-    assert await column(desk.database, "SELECT seq FROM tip_feedback") == []
+    assert await column(consumption.database, "SELECT event_id FROM event_log") == ["kept"]
+    assert await column(consumption.database, "SELECT seq FROM tip_views") == [1]
+    assert await column(consumption.database, "SELECT seq FROM tip_feedback") == []
     assert len(pauses) == 2
-    (seq,) = await desk.store(served("ann", event_id="next"))
+    (seq,) = await consumption.store(served("ann", event_id="next"))
     assert seq == STEP + 8, "a sequence number came again"
 
 
 async def test_it_stops_in_between_when_its_time_is_up_and_goes_on_where_it_was(
-    desk: Desk, retention: Retention
+    consumption: ConsumerFixture, retention: Retention
 ) -> None:
     await retention.prune(no_pause)
-    await desk.store(*(served("ann", OLDEST + DAY_MS) for _ in range(STEP + 1)), served("ann", OLDEST + 5 * DAY_MS))
-    desk.clock.advance(40 * DAY_MS)
+    await consumption.store(
+        *(served("ann", OLDEST + DAY_MS) for _ in range(STEP + 1)), served("ann", OLDEST + 5 * DAY_MS)
+    )
+    consumption.clock.advance(40 * DAY_MS)
     assert await retention.prune(no_pause, budget_s=-1) is None
     assert await retention.prune(no_pause, budget_s=60, go_on=True) == {"events": 1}
     assert await retention.prune(no_pause, budget_s=60, go_on=True) == {"events": 0}
-    assert await column(desk.database, "SELECT COUNT(*) FROM event_log") == [1]
+    assert await column(consumption.database, "SELECT COUNT(*) FROM event_log") == [1]
 
 
-async def test_a_clock_that_is_wrong_for_a_night_takes_three_days_at_most(desk: Desk, retention: Retention) -> None:
-    await desk.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (0, 90, 176, 178, 180)))
+async def test_a_clock_that_is_wrong_for_a_night_takes_three_days_at_most(
+    consumption: ConsumerFixture, retention: Retention
+) -> None:
+    await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (0, 90, 176, 178, 180)))
     await retention.prune(no_pause)
     for wrong_days in (400, 40, 4_000, -10_000):
-        desk.clock.step_to(NOW_MS + wrong_days * DAY_MS)
+        consumption.clock.step_to(NOW_MS + wrong_days * DAY_MS)
         await retention.prune(no_pause)
-        desk.clock.step_to(NOW_MS)
+        consumption.clock.step_to(NOW_MS)
         await retention.prune(no_pause)
-    assert await ages(desk) == [0, 90, 176]
-    desk.clock.advance(3 * DAY_MS)
+    assert await ages(consumption) == [0, 90, 176]
+    consumption.clock.advance(3 * DAY_MS)
     assert await retention.prune(no_pause) == {"events": 0}
-    desk.clock.advance(2 * DAY_MS)
+    consumption.clock.advance(2 * DAY_MS)
     assert await retention.prune(no_pause) == {"events": 1}, "it does not go on after a clock that was behind"
 
 
-async def test_a_longer_retention_keeps_what_is_loaded_from_then_on(desk: Desk, retention: Retention) -> None:
+async def test_a_longer_retention_keeps_what_is_loaded_from_then_on(
+    consumption: ConsumerFixture, retention: Retention
+) -> None:
     await retention.prune(no_pause)
-    await desk.store(served("ann", OLDEST - 90 * DAY_MS))
-    longer = Retention([Kept("events", desk.log, 2 * DAYS)], SqliteCutoffs(desk.database), desk.clock)
+    await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
+    longer = Retention(
+        [Kept("events", consumption.log, 2 * DAYS)], SqliteCutoffs(consumption.database), consumption.clock
+    )
     for _ in range(3):
         assert await longer.prune(no_pause) == {"events": 0}
 
 
-async def test_what_came_late_is_deleted_by_the_next_run(desk: Desk, retention: Retention) -> None:
+async def test_what_came_late_is_deleted_by_the_next_run(consumption: ConsumerFixture, retention: Retention) -> None:
     await retention.prune(no_pause)
-    await desk.store(served("ann", OLDEST - 90 * DAY_MS))
+    await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
     assert await retention.prune(no_pause) == {"events": 1}
 
 
-async def test_a_first_run_that_would_take_more_waits_until_it_is_confirmed(desk: Desk, retention: Retention) -> None:
-    await desk.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (100, 181, 184)))
+async def test_a_first_run_that_would_take_more_waits_until_it_is_confirmed(
+    consumption: ConsumerFixture, retention: Retention
+) -> None:
+    await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (100, 181, 184)))
     for _ in range(3):
         assert await retention.waiting() == ["events"]
         assert await retention.prune(no_pause) == {}
-    assert await ages(desk) == [100, 181, 184]
+    assert await ages(consumption) == [100, 181, 184]
     assert await retention.prune(no_pause, confirmed=True) == {"events": 2}
-    assert (await ages(desk), await retention.waiting()) == ([100], [])
+    assert (await ages(consumption), await retention.waiting()) == ([100], [])
     assert await retention.prune(no_pause) == {"events": 0}
 
 
-async def test_a_service_that_was_off_catches_up_night_by_night(desk: Desk, retention: Retention) -> None:
-    await desk.store(*(served("ann", NOW_MS - days * DAY_MS) for days in range(170, 181)))
+async def test_a_service_that_was_off_catches_up_night_by_night(
+    consumption: ConsumerFixture, retention: Retention
+) -> None:
+    await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in range(170, 181)))
     await retention.prune(no_pause)
-    desk.clock.advance(10 * DAY_MS)
+    consumption.clock.advance(10 * DAY_MS)
     left = []
     for _ in range(4):
         await retention.prune(no_pause)
-        left.append(len(await ages(desk)))
+        left.append(len(await ages(consumption)))
     assert left == [8, 5, 2, 1]
 
 

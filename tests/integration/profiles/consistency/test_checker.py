@@ -18,8 +18,8 @@ from tests.integration.profiles.consistency.test_inspection import inspector, pu
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
 from tests.support.logs import Recorder
-from tests.support.service import GatedService
-from tests.support.world import World
+from tests.support.service import PausableService
+from tests.support.service_group import ServiceGroup
 
 VOLUME = "tip_volume_30d"
 
@@ -28,7 +28,7 @@ async def _at_once(_: float) -> None:
     """No pause."""
 
 
-def auditor(service: GatedService, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
+def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
     """Audits that service's cache."""
 
     async def drop(stale: Stale) -> None:
@@ -42,7 +42,7 @@ def auditor(service: GatedService, pause: Callable[[float], Awaitable[None]] = _
     )
 
 
-async def consumed(service: GatedService) -> None:
+async def consumed(service: PausableService) -> None:
     """A worker has taken up every event."""
     log = service.inner.event_log
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
@@ -53,12 +53,14 @@ def outcomes(verdicts: list[CheckResult]) -> list[str]:
     return [verdict.outcome for verdict in verdicts]
 
 
-async def test_each_user_gets_its_own_verdict_when_many_are_checked(service: GatedService, world: World) -> None:
+async def test_each_user_gets_its_own_verdict_when_many_are_checked(
+    service: PausableService, group: ServiceGroup
+) -> None:
     await service.send(served("ann"), served("bob"), served("cleo"))
     await consumed(service)
     await service.batch(["ann", "bob"])
     await service.drain()
-    await put(service, world, VOLUME, 3, b"77")
+    await put(service, group, VOLUME, 3, b"77")
     ann, bob, cleo = await auditor(service).check(["ann", "bob", "cleo"])
     assert outcomes([ann, bob, cleo]) == ["violation", "consistent", "empty"]
     (cell,) = ann.untrue
@@ -69,10 +71,10 @@ async def test_each_user_gets_its_own_verdict_when_many_are_checked(service: Gat
 
 
 async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_taken_in(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"))
-    await put(service, world, VOLUME, 0, b"0")
+    await put(service, group, VOLUME, 0, b"0")
     assert outcomes(await auditor(service).check(["ann"])) == ["pending"]
     await consumed(service)
     (verdict,) = await auditor(service).check(["ann"])
@@ -80,15 +82,15 @@ async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_tak
 
 
 async def test_a_value_is_a_violation_when_it_is_right_by_chance_but_older_than_its_event(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"))
     await consumed(service)
-    await put(service, world, VOLUME, 0, b"1")
+    await put(service, group, VOLUME, 0, b"1")
     assert outcomes(await auditor(service).check(["ann"])) == ["violation"]
 
 
-async def test_time_alone_is_no_violation(service: GatedService) -> None:
+async def test_time_alone_is_no_violation(service: PausableService) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000), served("ann"))
     await service.features("ann")
     await service.drain()
@@ -97,10 +99,10 @@ async def test_time_alone_is_no_violation(service: GatedService) -> None:
 
 
 async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"))
-    await put(service, world, VOLUME, 1, b"77")
+    await put(service, group, VOLUME, 1, b"77")
 
     async def drop(_: float) -> None:
         await service.invalidator.invalidate({"ann": [VOLUME]})
@@ -108,15 +110,15 @@ async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(
     assert outcomes(await auditor(service, drop).check(["ann"])) == ["empty"]
 
 
-async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: GatedService, world: World) -> None:
+async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
-    await put(service, world, VOLUME, 1, b"77")
+    await put(service, group, VOLUME, 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
     service.clock.advance(1_000)
     assert outcomes(await auditor(service).check(["ann", "bob"])) == ["unchecked", "unchecked"]
 
 
-async def test_nothing_is_claimed_while_the_cache_is_away(fragile_world: World) -> None:
+async def test_nothing_is_claimed_while_the_cache_is_away(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=100)
     await service.send(served("ann"))
     fragile_world.server.signal(signal.SIGSTOP)
@@ -127,13 +129,13 @@ async def test_nothing_is_claimed_while_the_cache_is_away(fragile_world: World) 
 
 
 async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"), feedback("ann"))
     await consumed(service)
     await service.features("ann")
     await service.drain()
-    await put(service, world, VOLUME, 2, b"77")
+    await put(service, group, VOLUME, 2, b"77")
     for _ in range(4):
         assert (await service.plain("ann"))[VOLUME] == 77  # kept near by now
     audit = auditor(service)
@@ -147,7 +149,7 @@ async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(
 # --- the running audit
 
 
-def watch(service: GatedService, users_per_s: int = 5) -> ConsistencyMonitor:
+def watch(service: PausableService, users_per_s: int = 5) -> ConsistencyMonitor:
     """The running audit of that process."""
     return ConsistencyMonitor(
         checker=auditor(service),
@@ -158,12 +160,12 @@ def watch(service: GatedService, users_per_s: int = 5) -> ConsistencyMonitor:
     )
 
 
-def checks(service: GatedService, after: str, outcome: str) -> float:
+def checks(service: PausableService, after: str, outcome: str) -> float:
     """How many were counted so."""
     return service.counted("consistency_checks", after=after, outcome=outcome)
 
 
-async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: GatedService) -> None:
+async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: PausableService) -> None:
     watching = watch(service)
     await service.send(served("old"))
     await watching.round()  # what was there before counts for nothing
@@ -185,7 +187,7 @@ async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: Ga
 
 
 async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_it(
-    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
     monkeypatch.setattr(checker, "log", recorder)
@@ -193,7 +195,7 @@ async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_i
     await watching.round()
     await service.send(served("ann"))
     await consumed(service)
-    await put(service, world, VOLUME, 1, b"77")
+    await put(service, group, VOLUME, 1, b"77")
     await watching.round()
     service.clock.advance(1_000)
     await watching.round()
@@ -207,7 +209,7 @@ async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_i
     assert (await service.features("ann"))[VOLUME] == 1
 
 
-async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service: GatedService) -> None:
+async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service: PausableService) -> None:
     watching = watch(service, users_per_s=3)
     await watching.round()
     await service.send(*(served(f"user-{number}") for number in range(300)))
@@ -217,7 +219,7 @@ async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service
     assert sum(checks(service, "1s", outcome) for outcome in ("empty", "consistent", "pending")) == 3
 
 
-async def test_a_check_that_comes_too_late_says_nothing(service: GatedService) -> None:
+async def test_a_check_that_comes_too_late_says_nothing(service: PausableService) -> None:
     watching = watch(service)
     await watching.round()
     await service.send(served("ann"))
@@ -227,7 +229,7 @@ async def test_a_check_that_comes_too_late_says_nothing(service: GatedService) -
     assert checks(service, "1s", "unchecked") == 1
 
 
-async def test_events_that_were_never_consumed_are_found_by_their_user(service: GatedService) -> None:
+async def test_events_that_were_never_consumed_are_found_by_their_user(service: PausableService) -> None:
     recent = SqliteEventQueries(service.database)
     assert await recent.newest_seq() == 0
     await service.inner.event_log.append([[admitted(served("ann")), admitted(served("bob"))]])

@@ -22,8 +22,8 @@ from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import GatedService
-from tests.support.world import World
+from tests.support.service import PausableService
+from tests.support.service_group import ServiceGroup
 
 VOLUME = REGISTRY.names.index("tip_volume_30d")
 
@@ -37,7 +37,7 @@ async def _never(_: float) -> None:
     raise AssertionError("a pause")
 
 
-def inspector(service: GatedService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
+def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
     """Looks at that service's users."""
     return Inspector(
         cache=service.cache,
@@ -49,25 +49,25 @@ def inspector(service: GatedService, pause: Callable[[float], Awaitable[None]] =
     )
 
 
-async def inspect(service: GatedService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
+async def inspect(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
     """Inspects ann."""
     (inspection,) = await inspector(service, pause).inspect(["ann"])
     return inspection
 
 
-async def put_raw(service: GatedService, world: World, feature: str, raw: bytes) -> None:
+async def put_raw(service: PausableService, group: ServiceGroup, feature: str, raw: bytes) -> None:
     """Put bytes past the protocol."""
     epoch, _ = await service.cache.inner.read([Cell("ann", feature)])
-    ask(world.server, "SET", key(epoch, Cell("ann", feature)), raw)
+    ask(group.server, "SET", key(epoch, Cell("ann", feature)), raw)
 
 
 async def put(
-    service: GatedService, world: World, feature: str, seq: int, text: bytes, fingerprint: bytes = b""
+    service: PausableService, group: ServiceGroup, feature: str, seq: int, text: bytes, fingerprint: bytes = b""
 ) -> None:
     """Put a value past the protocol."""
     known = fingerprint or service.registry.named(feature).fingerprint.encode()
     now_ms = service.clock.now_ms()
-    await put_raw(service, world, feature, encode(FeatureValue(known, seq, now_ms, now_ms + 60_000, text)))
+    await put_raw(service, group, feature, encode(FeatureValue(known, seq, now_ms, now_ms + 60_000, text)))
 
 
 def by_name(inspection: Inspection, what: str) -> dict[str, object]:
@@ -75,13 +75,13 @@ def by_name(inspection: Inspection, what: str) -> dict[str, object]:
     return {cell.entry.name: getattr(cell, what) for cell in inspection.cells}
 
 
-async def test_nothing_is_changed_when_an_admin_looks(service: GatedService, world: World) -> None:
+async def test_nothing_is_changed_when_an_admin_looks(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"), feedback("ann", dwell_ms=7))
-    keys = ask(world.server, "DBSIZE")
+    keys = ask(group.server, "DBSIZE")
     first, second = [await inspect(service) for _ in range(2)]
     assert set(by_name(first, "state").values()) == set(by_name(second, "state").values()) == {"missing"}
     assert set(by_name(second, "holds").values()) == {"nothing"}
-    assert ask(world.server, "DBSIZE") == keys
+    assert ask(group.server, "DBSIZE") == keys
     expected = await service.features("ann")
     for index, cell in enumerate(first.cells):
         reading = first.reading(index)
@@ -89,13 +89,13 @@ async def test_nothing_is_changed_when_an_admin_looks(service: GatedService, wor
         assert (reading.cached, reading.expires_at_ms, cell.difference) == (False, None, None)
 
 
-async def test_state_of_each_cell_is_told_when_they_differ(service: GatedService, world: World) -> None:
+async def test_state_of_each_cell_is_told_when_they_differ(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await service.features("ann")
     await service.drain()
-    await put(service, world, "tip_volume_30d", 0, b"0")
-    await put(service, world, "mean_dwell_ms_30d", 1, b"null", fingerprint=b"another")
-    await put_raw(service, world, "dismiss_rate_30d", LEASE + b"nonce")
+    await put(service, group, "tip_volume_30d", 0, b"0")
+    await put(service, group, "mean_dwell_ms_30d", 1, b"null", fingerprint=b"another")
+    await put_raw(service, group, "dismiss_rate_30d", LEASE + b"nonce")
     await service.cache.inner.drop([Cell("ann", "preferred_hour")])
     inspection = await inspect(service)
     assert inspection.cache == "trusted"
@@ -124,13 +124,13 @@ async def test_state_of_each_cell_is_told_when_they_differ(service: GatedService
     assert inspection.reading(VOLUME).json == b"0"  # a read would have answered that
 
 
-async def test_only_events_of_its_subjects_make_a_cell_stale(service: GatedService, world: World) -> None:
+async def test_only_events_of_its_subjects_make_a_cell_stale(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
-    await put(service, world, "completion_rate_30d", 0, b"null")
+    await put(service, group, "completion_rate_30d", 0, b"null")
     assert by_name(await inspect(service), "state")["completion_rate_30d"] == "fresh"
 
 
-async def test_time_alone_explains_a_difference_when_the_window_moved_on(service: GatedService) -> None:
+async def test_time_alone_explains_a_difference_when_the_window_moved_on(service: PausableService) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000), served("ann", NOW_MS))
     await service.features("ann")
     await service.drain()
@@ -140,32 +140,34 @@ async def test_time_alone_explains_a_difference_when_the_window_moved_on(service
     assert (cell.state, cell.held.json, cell.outcome.json, cell.difference) == ("fresh", b"2", b"1", "time")
 
 
-async def test_event_of_the_computations_own_moment_is_no_mystery(service: GatedService, world: World) -> None:
+async def test_event_of_the_computations_own_moment_is_no_mystery(
+    service: PausableService, group: ServiceGroup
+) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000))
     service.clock.advance(20)
     await service.send(served("ann", NOW_MS + 20))
     # Begun at NOW_MS, and the statement 20 ms later: it saw the second event.
     service.clock.step_to(NOW_MS)
-    await put(service, world, "tip_volume_30d", 2, b"2")
+    await put(service, group, "tip_volume_30d", 2, b"2")
     service.clock.advance(120_000)
     assert (await inspect(service)).cells[VOLUME].difference == "time"
 
 
 async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"))
-    await put(service, world, "tip_volume_30d", 1, b"77")
+    await put(service, group, "tip_volume_30d", 1, b"77")
     cell = (await inspect(service)).cells[VOLUME]
     assert (cell.state, cell.difference) == ("fresh", "unexplained")
 
 
 @pytest.mark.parametrize(("seq", "text"), [(0, b"0"), (1, b"77")], ids=["stale", "unexplained"])
 async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
-    service: GatedService, world: World, seq: int, text: bytes
+    service: PausableService, group: ServiceGroup, seq: int, text: bytes
 ) -> None:
     await service.send(served("ann"))
-    await put(service, world, "tip_volume_30d", seq, text)
+    await put(service, group, "tip_volume_30d", seq, text)
     pauses: list[float] = []
 
     async def drop(seconds: float) -> None:
@@ -176,55 +178,55 @@ async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
     assert (cell.state, cell.difference, len(pauses)) == ("missing", None, 1)
 
 
-async def test_look_comes_to_an_end_when_events_never_do(service: GatedService, world: World) -> None:
+async def test_look_comes_to_an_end_when_events_never_do(service: PausableService, group: ServiceGroup) -> None:
     pauses: list[float] = []
 
     async def one_more(seconds: float) -> None:
         pauses.append(seconds)
-        await put(service, world, "tip_volume_30d", 0, b"%d" % len(pauses))
+        await put(service, group, "tip_volume_30d", 0, b"%d" % len(pauses))
 
     await service.send(served("ann"))
-    await put(service, world, "tip_volume_30d", 0, b"0")
+    await put(service, group, "tip_volume_30d", 0, b"0")
     cell = (await inspect(service, one_more)).cells[VOLUME]
     assert len(pauses) == ATTEMPTS
     assert (cell.state, cell.held, cell.difference) == ("missing", None, None)
 
 
 async def test_difference_of_an_event_is_not_put_down_to_time_when_it_comes_during_the_look(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"))
     await service.features("ann")
     await service.drain()
     # The cells are read; then an event is committed, and its DEL comes before the second look.
-    looking = await world.stopped_at(service.source.before, inspect(service))
-    await (await world.open()).send(served("ann"))
+    looking = await group.stopped_at(service.source.before, inspect(service))
+    await (await group.open()).send(served("ann"))
     service.go()
     cell = (await looking).cells[VOLUME]
     assert (cell.state, cell.held, cell.outcome.json, cell.difference) == ("missing", None, b"2", None)
 
 
-async def test_nothing_is_said_of_a_difference_when_computing_fails(world: World) -> None:
+async def test_nothing_is_said_of_a_difference_when_computing_fails(group: ServiceGroup) -> None:
     broken = entry(compute="SELECT user_id, 'text' AS value FROM views GROUP BY user_id", ttl=timedelta(hours=1))
-    service = await world.open(Registry([broken]))
+    service = await group.open(Registry([broken]))
     await service.send(served("ann"))
-    await put(service, world, "probe", 1, b"5")
+    await put(service, group, "probe", 1, b"5")
     (cell,) = (await inspect(service)).cells
     assert (cell.state, cell.difference) == ("fresh", None)
     assert cell.outcome.error is not None
 
 
 @contextmanager
-def paused(world: World) -> Iterator[None]:
+def paused(group: ServiceGroup) -> Iterator[None]:
     """The cache does not answer meanwhile."""
-    world.server.signal(signal.SIGSTOP)
+    group.server.signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        world.server.signal(signal.SIGCONT)
+        group.server.signal(signal.SIGCONT)
 
 
-async def test_nothing_is_claimed_of_the_cache_when_it_is_away(fragile_world: World) -> None:
+async def test_nothing_is_claimed_of_the_cache_when_it_is_away(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=100)
     await service.send(served("ann"))
     await service.features("ann")
@@ -241,7 +243,9 @@ async def test_nothing_is_claimed_of_the_cache_when_it_is_away(fragile_world: Wo
     assert await inspector(service).live_values("ann") is None
 
 
-async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_second_look(fragile_world: World) -> None:
+async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_second_look(
+    fragile_world: ServiceGroup,
+) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"))
     await put(service, fragile_world, "tip_volume_30d", 0, b"0")
@@ -254,16 +258,20 @@ async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_seco
     assert inspection.reading(VOLUME).json == b"1"
 
 
-async def test_no_second_look_is_needed_when_the_value_knows_more(service: GatedService, world: World) -> None:
+async def test_no_second_look_is_needed_when_the_value_knows_more(
+    service: PausableService, group: ServiceGroup
+) -> None:
     await service.send(served("ann"))
-    await put(service, world, "tip_volume_30d", 99, b"77")
+    await put(service, group, "tip_volume_30d", 99, b"77")
     cell = (await inspect(service, _never)).cells[VOLUME]
     assert (cell.state, cell.difference) == ("fresh", None)
 
 
-async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: GatedService, world: World) -> None:
+async def test_cache_is_not_believed_when_an_invalidation_is_owed(
+    service: PausableService, group: ServiceGroup
+) -> None:
     await service.send(served("ann"))
-    await put(service, world, "tip_volume_30d", 1, b"77")
+    await put(service, group, "tip_volume_30d", 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
     service.clock.advance(1_000)
     inspection = await inspect(service)
@@ -274,24 +282,24 @@ async def test_cache_is_not_believed_when_an_invalidation_is_owed(service: Gated
 # --- freshness, without a computation
 
 
-async def put_of(service: GatedService, world: World, user: str, seq: int, fingerprint: bytes = b"") -> None:
+async def put_of(service: PausableService, group: ServiceGroup, user: str, seq: int, fingerprint: bytes = b"") -> None:
     """Put a volume of another user past the protocol."""
     known = fingerprint or service.registry[VOLUME].fingerprint.encode()
     now_ms = service.clock.now_ms()
     cell = Cell(user, "tip_volume_30d")
     epoch, _ = await service.cache.inner.read([cell])
-    ask(world.server, "SET", key(epoch, cell), encode(FeatureValue(known, seq, now_ms, now_ms + 60_000, b"1")))
+    ask(group.server, "SET", key(epoch, cell), encode(FeatureValue(known, seq, now_ms, now_ms + 60_000, b"1")))
 
 
 async def test_cells_of_many_users_are_fresh_missing_and_stale_when_the_cache_holds_such(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     users = ["ann", "bob", "cyd", "dee"]
     await service.send(*map(served, users), feedback("ann"))
     await service.batch(["ann", "bob"])
     await service.drain()
-    await put_of(service, world, "cyd", seq=1)
-    await put_of(service, world, "dee", seq=99, fingerprint=b"another")
+    await put_of(service, group, "cyd", seq=1)
+    await put_of(service, group, "dee", seq=99, fingerprint=b"another")
     statements = len(service.source.statements)
     looks = await inspector(service).freshness(users)
     assert len(service.source.statements) == statements
@@ -304,13 +312,13 @@ async def test_cells_of_many_users_are_fresh_missing_and_stale_when_the_cache_ho
     assert [look.value.json for look in volumes if look.value] == [b"1", b"1", b"1"]
 
 
-async def test_only_the_features_asked_for_are_read(service: GatedService) -> None:
+async def test_only_the_features_asked_for_are_read(service: PausableService) -> None:
     looks = await inspector(service).freshness(["ann"], REGISTRY.mask(["preferred_hour"]))
     assert [(look.feature, look.state) for look in looks] == [(3, "missing")]
     assert await inspector(service).freshness([]) == []
 
 
-async def test_no_freshness_is_claimed_when_the_cache_goes_away(fragile_world: World) -> None:
+async def test_no_freshness_is_claimed_when_the_cache_goes_away(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"))
     fragile_world.server.kill()

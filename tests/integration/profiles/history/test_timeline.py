@@ -12,10 +12,10 @@ from app.profiles.history.validation import Moments
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import served
-from tests.support.service import GatedService
+from tests.support.service import PausableService
 
 
-async def test_each_point_is_what_was_so_on_that_day(service: GatedService) -> None:
+async def test_each_point_is_what_was_so_on_that_day(service: PausableService) -> None:
     await service.send(*(served("ann", NOW_MS - ago * DAY_MS) for ago in (0, 3, 3, 29, 40)))
     points = await development(service.reader.read_as_of, Moments(service.registry, 180, service.clock), "ann", NOW_MS)
     assert [point.at_ms for point in points] == [NOW_MS - ago * DAY_MS for ago in range(DAYS - 1, -1, -1)]
@@ -26,7 +26,7 @@ async def test_each_point_is_what_was_so_on_that_day(service: GatedService) -> N
     assert values[-1] == live["tip_volume_30d"]
 
 
-async def test_a_feature_has_no_point_where_its_window_reaches_beyond_kept_history(service: GatedService) -> None:
+async def test_a_feature_has_no_point_where_its_window_reaches_beyond_kept_history(service: PausableService) -> None:
     registry = Registry([entry(name="wide", window=timedelta(days=40)), entry(name="narrow")])
     masks = [mask for _, mask in daily(Moments(registry, 60, service.clock), NOW_MS)]
     assert masks == [0b10] * 9 + [0b11] * 21

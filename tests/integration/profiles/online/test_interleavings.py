@@ -9,7 +9,7 @@ import pytest
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.schedules import Schedule, caught, on_own_server, on_shared_server
 from tests.support.servers import StartServer
-from tests.support.world import Kind, World
+from tests.support.service_group import Kind, ServiceGroup
 
 
 def _name(value: Schedule | Kind) -> str:
@@ -18,16 +18,16 @@ def _name(value: Schedule | Kind) -> str:
 
 @pytest.mark.parametrize("schedule", on_shared_server, ids=_name)
 async def test_reads_are_true_when_forced(schedule: Schedule, server: EmbeddedServer, database_path: Path) -> None:
-    async with World(database_path, server) as world:
-        await schedule(world)
+    async with ServiceGroup(database_path, server) as group:
+        await schedule(group)
 
 
 @pytest.mark.parametrize("schedule", on_own_server, ids=_name)
 async def test_reads_are_true_when_the_server_restarts(
     schedule: Schedule, own_server: EmbeddedServer, database_path: Path
 ) -> None:
-    async with World(database_path, own_server) as world:
-        await schedule(world)
+    async with ServiceGroup(database_path, own_server) as group:
+        await schedule(group)
 
 
 @pytest.mark.parametrize(("schedule", "mutant"), caught, ids=_name)
@@ -35,7 +35,7 @@ async def test_a_stale_read_is_seen_when_the_cache_is_a_mutant(
     schedule: Schedule, mutant: Kind, start_server: StartServer, database_path: Path
 ) -> None:
     server = start_server("valkey")
-    async with World(database_path, server, mutant) as world:
+    async with ServiceGroup(database_path, server, mutant) as group:
         with pytest.raises(AssertionError, match="differs from a recomputation"):
-            await schedule(world)
+            await schedule(group)
     server.kill()

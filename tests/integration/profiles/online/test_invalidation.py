@@ -18,20 +18,20 @@ from tests.support.events import feedback, served
 from tests.support.proxy import Proxy, proxy
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask, keys
-from tests.support.service import GatedService, assert_reads, assert_true
+from tests.support.service import PausableService, assert_reads, assert_true
+from tests.support.service_group import ServiceGroup
 from tests.support.waiting import eventually
-from tests.support.world import World
 
 USER = "ann"
 HASTY_MS = 60
 
 
-async def owed(service: GatedService) -> list[object]:
+async def owed(service: PausableService) -> list[object]:
     """The users whose invalidation is owed, in order."""
     return await column(service.database, "SELECT user_id FROM owed_invalidations ORDER BY id")
 
 
-async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: GatedService) -> None:
+async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: PausableService) -> None:
     await assert_true([service], USER, "bob")
     assert await service.invalidator.invalidate({USER: REGISTRY.names}) is True
     held = await service.held(USER, "bob")
@@ -40,7 +40,7 @@ async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: G
     assert await owed(service) == []
 
 
-async def test_nothing_is_asked_when_nothing_is_stale(service: GatedService) -> None:
+async def test_nothing_is_asked_when_nothing_is_stale(service: PausableService) -> None:
     assert await service.invalidator.invalidate({}) is True
     assert service.cache.commands == {}
 
@@ -79,7 +79,7 @@ OUTAGES = [
 
 @pytest.mark.parametrize(("begin", "end"), OUTAGES)
 async def test_the_debt_is_committed_before_the_wait_when_the_cache_is_away(
-    fragile_world: World, begin: Disturb, end: Disturb
+    fragile_world: ServiceGroup, begin: Disturb, end: Disturb
 ) -> None:
     service = await fragile_world.open(timeout_ms=HASTY_MS)
     await assert_true([service], USER)
@@ -99,7 +99,7 @@ async def test_the_debt_is_committed_before_the_wait_when_the_cache_is_away(
 
 @pytest.mark.parametrize(("begin", "end"), OUTAGES)
 async def test_no_process_reads_older_than_an_answer_when_the_cache_goes_and_returns(
-    fragile_world: World, begin: Disturb, end: Disturb
+    fragile_world: ServiceGroup, begin: Disturb, end: Disturb
 ) -> None:
     one, two = [await fragile_world.open(timeout_ms=HASTY_MS) for _ in range(2)]
     await assert_true([one, two], USER)
@@ -124,7 +124,7 @@ async def test_no_process_reads_older_than_an_answer_when_the_cache_goes_and_ret
 
 @pytest.mark.parametrize("contents", ["none", "old"])
 async def test_no_process_reads_older_than_an_answer_when_the_cache_dies_and_rises(
-    fragile_world: World, contents: str
+    fragile_world: ServiceGroup, contents: str
 ) -> None:
     one, two = [await fragile_world.open(timeout_ms=HASTY_MS) for _ in range(2)]
     await assert_true([one, two], USER)
@@ -142,14 +142,14 @@ async def test_no_process_reads_older_than_an_answer_when_the_cache_dies_and_ris
     await hits_again(one)
 
 
-async def hits_again(service: GatedService) -> None:
+async def hits_again(service: PausableService) -> None:
     """The next read computes nothing."""
     statements = len(service.source.statements)
     await service.features(USER)
     assert len(service.source.statements) == statements
 
 
-async def test_nobody_waits_for_a_timeout_when_the_breaker_is_open(fragile_world: World) -> None:
+async def test_nobody_waits_for_a_timeout_when_the_breaker_is_open(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=HASTY_MS)
     fragile_world.server.signal(signal.SIGSTOP)
     for _ in range(3):
@@ -162,7 +162,7 @@ async def test_nobody_waits_for_a_timeout_when_the_breaker_is_open(fragile_world
     fragile_world.server.signal(signal.SIGCONT)
 
 
-async def test_invalidate_raises_when_neither_cache_nor_database_answer(fragile_world: World) -> None:
+async def test_invalidate_raises_when_neither_cache_nor_database_answer(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=HASTY_MS)
     fragile_world.server.kill()
     await service.database.close()
@@ -173,10 +173,10 @@ async def test_invalidate_raises_when_neither_cache_nor_database_answer(fragile_
 CUTS = [pytest.param(Proxy.cut, id="cut"), pytest.param(Proxy.silence, id="silent")]
 
 
-async def one_process_cut_off(world: World, lose: Callable[[Proxy], None]) -> None:
+async def one_process_cut_off(group: ServiceGroup, lose: Callable[[Proxy], None]) -> None:
     """An event comes in by the process that cannot reach the cache; the one that can must not serve a hit."""
-    async with proxy(world.server.socket_path) as line:
-        near, far = await world.open(), await world.open(url=line.url, timeout_ms=HASTY_MS)
+    async with proxy(group.server.socket_path) as line:
+        near, far = await group.open(), await group.open(url=line.url, timeout_ms=HASTY_MS)
         await assert_true([near, far], USER)
         lose(line)
         assert (await far.send(served(USER), feedback(USER))).invalidated is False
@@ -184,7 +184,7 @@ async def one_process_cut_off(world: World, lose: Callable[[Proxy], None]) -> No
         assert await far.features(USER) == await far.recomputed(USER)
         assert near.counted("degraded_reads", reason="owed") == 1
         assert await near.invalidator.settle() == 1
-        world.clock.advance(51)
+        group.clock.advance(51)
         await assert_true([near], USER)
         await assert_reads([far], USER)
         await hits_again(near)
@@ -196,29 +196,31 @@ async def one_process_cut_off(world: World, lose: Callable[[Proxy], None]) -> No
 
 @pytest.mark.parametrize("lose", CUTS)
 async def test_the_other_process_is_right_at_once_when_one_is_cut_off(
-    world: World, lose: Callable[[Proxy], None]
+    group: ServiceGroup, lose: Callable[[Proxy], None]
 ) -> None:
-    await one_process_cut_off(world, lose)
+    await one_process_cut_off(group, lose)
 
 
-async def test_a_stale_read_is_seen_when_the_gate_always_holds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stale_read_is_seen_when_the_gate_always_holds(
+    group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.profiles.online.cache_protocol.TrustGate.holds", lambda gate: True)
     with pytest.raises(AssertionError, match="differs from a recomputation"):
-        await one_process_cut_off(world, Proxy.cut)
+        await one_process_cut_off(group, Proxy.cut)
 
 
 async def test_a_stale_read_is_seen_when_the_answer_is_not_held_back(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.profiles.online.invalidation.HOLD_BACK_S", 0)
     with pytest.raises(AssertionError, match="differs from a recomputation"):
-        await one_process_cut_off(world, Proxy.cut)
+        await one_process_cut_off(group, Proxy.cut)
 
 
-async def test_a_debt_stays_when_it_is_recorded_while_an_older_one_is_settled(world: World) -> None:
-    one, two = await world.open(), await world.open()
+async def test_a_debt_stays_when_it_is_recorded_while_an_older_one_is_settled(group: ServiceGroup) -> None:
+    one, two = await group.open(), await group.open()
     await two.owed.owe([USER, "bob"], 1)
-    settling = await world.stopped_at(one.cache.before_drop, one.invalidator.settle())
+    settling = await group.stopped_at(one.cache.before_drop, one.invalidator.settle())
     await two.owed.owe([USER], 2)
     one.cache.before_drop.go()
     # It is found by the next look of the same settling, and the keys are dropped again.
@@ -227,9 +229,9 @@ async def test_a_debt_stays_when_it_is_recorded_while_an_older_one_is_settled(wo
 
 
 async def test_a_debt_recorded_between_drop_and_forgetting_is_settled_apart(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = await world.open(), await world.open()
+    one, two = await group.open(), await group.open()
     await two.owed.owe([USER], 1)
     left: list[list[object]] = []
     settled = one.owed.settled
@@ -248,7 +250,7 @@ async def test_a_debt_recorded_between_drop_and_forgetting_is_settled_apart(
     assert await owed(one) == []
 
 
-async def test_every_debt_is_settled_when_there_are_more_than_one_look_takes(service: GatedService) -> None:
+async def test_every_debt_is_settled_when_there_are_more_than_one_look_takes(service: PausableService) -> None:
     users = [f"user {number}" for number in range(SETTLE_CHUNK * 2 + 7)]
     await service.batch(users)
     await service.drain()
@@ -261,9 +263,9 @@ async def test_every_debt_is_settled_when_there_are_more_than_one_look_takes(ser
     assert set((await service.held(*users)).values()) == {None}
 
 
-async def test_keys_of_another_release_are_settled_too(world: World) -> None:
+async def test_keys_of_another_release_are_settled_too(group: ServiceGroup) -> None:
     """The one that settles need not know the feature; what any process announced is dropped."""
-    service = await world.open()
+    service = await group.open()
     await service.database.write(
         lambda connection: connection.execute(
             "INSERT INTO feature_keys VALUES ('signals.tip.served', 'of_tomorrow', 1)"
@@ -273,10 +275,10 @@ async def test_keys_of_another_release_are_settled_too(world: World) -> None:
     await service.cache.lease(epoch, [Cell(USER, "of_tomorrow")])
     await service.owed.owe([USER], 1)
     await service.invalidator.settle()
-    assert keys(world.server) == []
+    assert keys(group.server) == []
 
 
-async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: GatedService) -> None:
+async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: PausableService) -> None:
     cells = {name: Cell(USER, name) for name in ("old", "same", "newer", "lease", "garbage", "empty")}
     epoch, _ = await service.cache.read(list(cells.values()))
     tokens = dict(zip(cells, await service.cache.lease(epoch, list(cells.values())), strict=True))
@@ -294,7 +296,7 @@ async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: Gat
     assert service.counted("stale_values_dropped") == 1
 
 
-async def test_nothing_is_asked_when_a_worker_takes_up_no_event(service: GatedService) -> None:
+async def test_nothing_is_asked_when_a_worker_takes_up_no_event(service: PausableService) -> None:
     await service.invalidator.drop_older({})
     assert service.cache.commands == {}
 
@@ -315,7 +317,7 @@ class Books:
 
 
 async def test_settling_goes_on_when_looks_and_commands_fail(
-    fragile_world: World, monkeypatch: pytest.MonkeyPatch
+    fragile_world: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = await fragile_world.open(timeout_ms=HASTY_MS)
     await assert_true([service], USER)
@@ -335,25 +337,25 @@ async def test_settling_goes_on_when_looks_and_commands_fail(
         await keeping
 
 
-async def test_the_gauge_falls_when_another_process_settled(world: World) -> None:
-    one, two = await world.open(), await world.open()
+async def test_the_gauge_falls_when_another_process_settled(group: ServiceGroup) -> None:
+    one, two = await group.open(), await group.open()
     await one.owed.owe([USER], 1)
     one.metrics.owed.set(1)
     await two.invalidator.settle()
-    keeping = await world.started(one.invalidator.keep_settling())
+    keeping = await group.started(one.invalidator.keep_settling())
     await eventually(lambda: one.metrics.collectors.get_sample_value("profiles_owed_invalidations") == 0)
     keeping.cancel()
 
 
-async def test_settling_ends_when_it_is_cancelled_in_its_wait(service: GatedService, world: World) -> None:
-    keeping = await world.started(service.invalidator.keep_settling())
+async def test_settling_ends_when_it_is_cancelled_in_its_wait(service: PausableService, group: ServiceGroup) -> None:
+    keeping = await group.started(service.invalidator.keep_settling())
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping
 
 
 async def test_settling_ends_when_it_is_cancelled_in_its_pause(
-    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paused = asyncio.Event()
 
@@ -365,7 +367,7 @@ async def test_settling_ends_when_it_is_cancelled_in_its_pause(
     books.failing = True
     monkeypatch.setattr(service.owed, "any_owed", books.any_owed)
     service.invalidator._pause = forever
-    keeping = await world.started(service.invalidator.keep_settling())
+    keeping = await group.started(service.invalidator.keep_settling())
     await eventually(paused.is_set)
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -373,10 +375,10 @@ async def test_settling_ends_when_it_is_cancelled_in_its_pause(
 
 
 async def test_settling_keeps_the_debt_when_it_is_cancelled_before_its_drop(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.owed.owe([USER], 1)
-    keeping = await world.stopped_at(service.cache.before_drop, service.invalidator.keep_settling())
+    keeping = await group.stopped_at(service.cache.before_drop, service.invalidator.keep_settling())
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping

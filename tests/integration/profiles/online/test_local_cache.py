@@ -16,15 +16,15 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import NEAR_AFTER, NEAR_USERS, GatedService, let_pass
-from tests.support.world import Kind, World
+from tests.support.service import NEAR_AFTER, NEAR_USERS, PausableService, let_pass
+from tests.support.service_group import Kind, ServiceGroup
 
 USER = "ann"
 FULL = REGISTRY.full_mask
 WIDTH = len(REGISTRY)
 
 
-async def kept(service: GatedService, *user_ids: str) -> None:
+async def kept(service: PausableService, *user_ids: str) -> None:
     """Plain reads until the users are kept near."""
     for user_id in user_ids:
         for _ in range(NEAR_AFTER):
@@ -33,7 +33,7 @@ async def kept(service: GatedService, *user_ids: str) -> None:
         assert await is_near(service, user_id)
 
 
-async def is_near(service: GatedService, user_id: str) -> bool:
+async def is_near(service: PausableService, user_id: str) -> bool:
     """Whether a plain read, which is made, asks no server."""
     await service.drain()
     before = service.cache.commands.copy()
@@ -42,7 +42,7 @@ async def is_near(service: GatedService, user_id: str) -> bool:
     return service.cache.commands == before
 
 
-async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: GatedService) -> None:
+async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER, dwell_ms=5))
     await kept(service, USER)
     service.cache.commands.clear()
@@ -54,7 +54,7 @@ async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: G
     assert service.counted("cache_hits") >= service.counted("near_hits")
 
 
-async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: GatedService) -> None:
+async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: PausableService) -> None:
     await service.plain(USER)
     await service.drain()
     await service.plain(USER)
@@ -62,14 +62,14 @@ async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: Gate
     assert await is_near(service, USER)
 
 
-async def test_a_detailed_read_asks_the_server_when_the_user_is_near(service: GatedService) -> None:
+async def test_a_detailed_read_asks_the_server_when_the_user_is_near(service: PausableService) -> None:
     await kept(service, USER)
     service.cache.commands.clear()
     await service.features(USER)
     assert service.cache.commands == {"read": 1}
 
 
-async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(service: GatedService) -> None:
+async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(service: PausableService) -> None:
     await kept(service, "a", "c")
     await service.send(served("b"))
     wanted = dict.fromkeys(["a", "b", "c", "d"], FULL)
@@ -79,7 +79,7 @@ async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(servi
     assert [row.user_id for row in service.source.statements[0]] == ["b", "d"]
 
 
-async def test_each_selection_is_kept_for_itself_when_features_are_selected(service: GatedService) -> None:
+async def test_each_selection_is_kept_for_itself_when_features_are_selected(service: PausableService) -> None:
     await kept(service, USER)
     volume = REGISTRY.mask(["tip_volume_30d"])
     service.cache.commands.clear()
@@ -89,8 +89,8 @@ async def test_each_selection_is_kept_for_itself_when_features_are_selected(serv
     assert await is_near(service, USER)
 
 
-async def test_an_event_is_seen_when_it_came_through_another_process(world: World) -> None:
-    reader, writer = await world.open(), await world.open()
+async def test_an_event_is_seen_when_it_came_through_another_process(group: ServiceGroup) -> None:
+    reader, writer = await group.open(), await group.open()
     await kept(reader, USER, "bob")
     for number in range(1, 4):
         await writer.send(served(USER))
@@ -99,7 +99,7 @@ async def test_an_event_is_seen_when_it_came_through_another_process(world: Worl
         await kept(reader, USER)
 
 
-async def test_a_profile_stays_near_when_only_another_feature_became_untrue(service: GatedService) -> None:
+async def test_a_profile_stays_near_when_only_another_feature_became_untrue(service: PausableService) -> None:
     """The event log's newest number grows, the values of the other subject keep theirs: they are still proved."""
     await service.send(feedback(USER))
     await kept(service, USER)
@@ -108,11 +108,11 @@ async def test_a_profile_stays_near_when_only_another_feature_became_untrue(serv
     assert await service.plain(USER) == await service.recomputed(USER)
 
 
-async def test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come(world: World) -> None:
+async def test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come(group: ServiceGroup) -> None:
     """E commit, R looks, R reads the old value; E DEL, E answer; R finds."""
-    reader, writer = await world.open(), await world.open()
+    reader, writer = await group.open(), await group.open()
     await kept(reader, USER, "bob")
-    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
     await reader.plain("bob")  # a look that sees the event
     for _ in range(NEAR_AFTER):
         assert (await reader.plain(USER))["tip_volume_30d"] == 0, "nobody was told of the event yet"
@@ -122,55 +122,55 @@ async def test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come(world
     assert (await reader.plain(USER))["tip_volume_30d"] == 1
 
 
-async def test_an_old_value_is_not_kept_when_the_event_comes_while_it_is_read(world: World) -> None:
+async def test_an_old_value_is_not_kept_when_the_event_comes_while_it_is_read(group: ServiceGroup) -> None:
     """R reads the old value, E commit, E DEL, E answer, R keeps; R finds."""
-    reader, writer = await world.open(), await world.open()
+    reader, writer = await group.open(), await group.open()
     await kept(reader, USER)
-    let_pass(world.clock, MAX_AGE_S)
-    reading = await world.stopped_at(reader.cache.after_read, reader.plain(USER))
+    let_pass(group.clock, MAX_AGE_S)
+    reading = await group.stopped_at(reader.cache.after_read, reader.plain(USER))
     await writer.send(served(USER))
     reader.cache.after_read.go()
     assert (await reading)["tip_volume_30d"] == 0, "it began before"
     assert (await reader.plain(USER))["tip_volume_30d"] == 1
 
 
-async def test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read(world: World) -> None:
+async def test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read(group: ServiceGroup) -> None:
     """R reads the old value, A erases, A DEL, A recalls, R keeps, R finds: the log forgot the user."""
-    reader, admin = await world.open(), await world.open()
+    reader, admin = await group.open(), await group.open()
     await reader.send(served(USER))
     await kept(reader, USER)
-    let_pass(world.clock, MAX_AGE_S)
-    reading = await world.stopped_at(reader.cache.after_read, reader.plain(USER))
+    let_pass(group.clock, MAX_AGE_S)
+    reading = await group.stopped_at(reader.cache.after_read, reader.plain(USER))
     await admin.erase(USER)
     reader.cache.after_read.go()
     await reading
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_nothing_of_a_user_is_left_when_another_process_erased_them(world: World) -> None:
-    reader, admin = await world.open(), await world.open()
+async def test_nothing_of_a_user_is_left_when_another_process_erased_them(group: ServiceGroup) -> None:
+    reader, admin = await group.open(), await group.open()
     await reader.send(served(USER), feedback(USER))
     await kept(reader, USER)
     await admin.erase(USER)
     assert await reader.plain(USER) == await reader.recomputed(USER)
 
 
-async def test_an_event_is_not_forgotten_when_its_user_is_being_erased(world: World) -> None:
+async def test_an_event_is_not_forgotten_when_its_user_is_being_erased(group: ServiceGroup) -> None:
     """R keeps; E commit, E DEL, E answer; A erases and has not settled; R finds. The log does not know E any more."""
-    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    reader, writer, admin = await group.open(), await group.open(), await group.open()
     await writer.send(served(USER))
     await kept(reader, USER)
     await writer.send(served(USER))
-    erasing = await world.stopped_at(admin.cache.before_drop, admin.erase(USER))
+    erasing = await group.stopped_at(admin.cache.before_drop, admin.erase(USER))
     assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
     admin.cache.before_drop.go()
     await erasing
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_looks_of_one(world: World) -> None:
+async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_looks_of_one(group: ServiceGroup) -> None:
     """R keeps; E commit, E answer; R reads the tail; A erases; R reads the recalls."""
-    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    reader, writer, admin = await group.open(), await group.open(), await group.open()
     await writer.send(served(USER))
     await kept(reader, USER)
     await writer.send(served(USER))
@@ -185,7 +185,7 @@ async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_loo
         def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
             self.seen.append(statement)
             if len(self.seen) == 3:  # the version, one of the two, and now the other
-                with sqlite3.connect(world.path) as hand:
+                with sqlite3.connect(group.path) as hand:
                     for erasing in (*DELETE_USER, UPDATE_SEQ, ADVANCE_LOCAL_CACHE_EPOCH):
                         hand.execute(erasing, {"user": USER})
             return tail.execute(statement, *parameters)
@@ -197,13 +197,13 @@ async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_loo
     await admin.erase(USER)
 
 
-async def test_nothing_is_kept_when_an_erased_user_is_owed_an_invalidation(world: World) -> None:
+async def test_nothing_is_kept_when_an_erased_user_is_owed_an_invalidation(group: ServiceGroup) -> None:
     """E commit; A erases; R reads the old value and may not keep it; E DEL, E answer; R finds; A settles."""
-    reader, writer, admin = await world.open(), await world.open(), await world.open()
+    reader, writer, admin = await group.open(), await group.open(), await group.open()
     await writer.send(served(USER))
     await kept(reader, USER, "bob")
-    sending = await world.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
-    erasing = await world.stopped_at(admin.cache.before_drop, admin.erase(USER))
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    erasing = await group.stopped_at(admin.cache.before_drop, admin.erase(USER))
     await kept_as_far_as_allowed(reader)
     writer.cache.before_drop.go()
     await sending
@@ -213,14 +213,14 @@ async def test_nothing_is_kept_when_an_erased_user_is_owed_an_invalidation(world
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def kept_as_far_as_allowed(service: GatedService) -> None:
+async def kept_as_far_as_allowed(service: PausableService) -> None:
     """More plain reads than it takes; the clock stands still, so a look at what is owed is never too old."""
     await service.plain("bob")
     for _ in range(NEAR_AFTER):
         await service.plain(USER)
 
 
-async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: GatedService) -> None:
+async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: PausableService) -> None:
     users = [f"user {number}" for number in range(PROOFS_PER_TICK * 2)]
     for round_ in range(NEAR_AFTER + 1):
         await service.reader.read_values(dict.fromkeys(users, FULL))
@@ -228,9 +228,11 @@ async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(
         assert len(service.near._kept) == PROOFS_PER_TICK * max(0, round_ - 1)
 
 
-async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(world: World, database_path: Path) -> None:
+async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(
+    group: ServiceGroup, database_path: Path
+) -> None:
     """Somebody mended the facts by hand, which no event tells of; that is what a rebuild is for."""
-    reader, admin = await world.open(), await world.open()
+    reader, admin = await group.open(), await group.open()
     await reader.send(served(USER), feedback(USER))
     await kept(reader, USER)
     with sqlite3.connect(database_path) as hand:
@@ -240,7 +242,7 @@ async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(world: 
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: GatedService) -> None:
+async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: PausableService) -> None:
     await kept(service, USER)
     let_pass(service.clock, MAX_AGE_S - 1)
     assert await is_near(service, USER)
@@ -249,7 +251,7 @@ async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: Gat
     assert await is_near(service, USER)
 
 
-async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(service: GatedService) -> None:
+async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(service: PausableService) -> None:
     await service.plain(USER)
     await service.drain()
     (soonest,) = {min(reading.expires_at_ms or 0 for reading in (await service.profile(USER)).values())}
@@ -260,7 +262,7 @@ async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(serv
 
 
 @pytest.mark.parametrize("trouble", ["owed", "locked out"])
-async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: GatedService, trouble: str) -> None:
+async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: PausableService, trouble: str) -> None:
     await kept(service, USER)
     if trouble == "owed":
         await service.owed.owe(["somebody else"], 1)
@@ -273,7 +275,7 @@ async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: Gat
     assert service.counted("degraded_reads", reason="owed") == 1
 
 
-async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: GatedService) -> None:
+async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: PausableService) -> None:
     await kept(service, USER)
     service.owed.close()
     await service.send(served(USER))
@@ -281,7 +283,7 @@ async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: GatedS
         assert (await service.plain(USER))["tip_volume_30d"] == 1
 
 
-async def test_only_so_many_users_are_kept_when_more_are_read(service: GatedService) -> None:
+async def test_only_so_many_users_are_kept_when_more_are_read(service: PausableService) -> None:
     users = [f"user {number}" for number in range(NEAR_USERS + 3)]
     for user_id in users:
         await kept(service, user_id)
@@ -290,7 +292,7 @@ async def test_only_so_many_users_are_kept_when_more_are_read(service: GatedServ
     assert not await is_near(service, users[0])
 
 
-async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service: GatedService) -> None:
+async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service: PausableService) -> None:
     for mask in range(1, MASKS_PER_USER + 4):
         for _ in range(NEAR_AFTER):
             await service.reader.read_values({USER: mask})
@@ -298,8 +300,8 @@ async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service:
     assert 0 < len(service.near._kept[USER]) <= MASKS_PER_USER
 
 
-async def test_everything_is_forgotten_when_more_events_came_than_are_looked_through(world: World) -> None:
-    reader, writer = await world.open(), await world.open()
+async def test_everything_is_forgotten_when_more_events_came_than_are_looked_through(group: ServiceGroup) -> None:
+    reader, writer = await group.open(), await group.open()
     await kept(reader, USER)
     await writer.send(*(served(f"user {number}") for number in range(1_000)))
     await writer.send(*(served(f"user {number}") for number in range(1_000)))
@@ -330,7 +332,7 @@ class Blind(LocalCache):
         return True
 
 
-MUTANTS: list[tuple[type[LocalCache], Callable[[World], Awaitable[None]]]] = [
+MUTANTS: list[tuple[type[LocalCache], Callable[[ServiceGroup], Awaitable[None]]]] = [
     (Unproved, test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come),
     (Unmarked, test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read),
     (Blind, test_an_event_is_seen_when_it_came_through_another_process),
@@ -340,19 +342,19 @@ MUTANTS: list[tuple[type[LocalCache], Callable[[World], Awaitable[None]]]] = [
 @pytest.mark.parametrize(("mutant", "schedule"), MUTANTS, ids=lambda value: value.__name__)
 async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
     mutant: type[LocalCache],
-    schedule: Callable[[World], Awaitable[None]],
+    schedule: Callable[[ServiceGroup], Awaitable[None]],
     database_path: Path,
     valkey: EmbeddedServer,
 ) -> None:
-    async with World(database_path, valkey, Kind(mutant.__name__, local_cache=mutant)) as world:
+    async with ServiceGroup(database_path, valkey, Kind(mutant.__name__, local_cache=mutant)) as group:
         with pytest.raises(AssertionError):
-            await schedule(world)
+            await schedule(group)
 
 
-async def test_a_profile_stays_near_when_the_cache_is_emptied(world: World) -> None:
-    service = await world.open()
+async def test_a_profile_stays_near_when_the_cache_is_emptied(group: ServiceGroup) -> None:
+    service = await group.open()
     await kept(service, USER)
-    ask(world.server, "FLUSHALL")
+    ask(group.server, "FLUSHALL")
     assert await is_near(service, USER)
     await service.send(served(USER))
     assert await service.plain(USER) == await service.recomputed(USER)

@@ -19,16 +19,16 @@ from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY, TIP_VOLUME
 from tests.support.servers import calls, keys
-from tests.support.service import NEAR_AFTER, READERS, GatedService, assert_true, let_pass
+from tests.support.service import NEAR_AFTER, READERS, PausableService, assert_true, let_pass
+from tests.support.service_group import ServiceGroup
 from tests.support.waiting import eventually
-from tests.support.world import World
 
 USER = "ann"
 FULL = REGISTRY.full_mask
 BROKEN = "SELECT user_id, 'x' AS value FROM views GROUP BY user_id"
 
 
-async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: GatedService) -> None:
+async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: PausableService) -> None:
     assert await service.features("nobody") == {
         "completion_rate_30d": None,
         "dismiss_rate_30d": None,
@@ -38,7 +38,7 @@ async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: Gat
     }
 
 
-async def test_one_mget_and_one_statement_serve_all_when_requests_share_a_tick(service: GatedService) -> None:
+async def test_one_mget_and_one_statement_serve_all_when_requests_share_a_tick(service: PausableService) -> None:
     users = [f"user {number}" for number in range(50)]
     profiles = await asyncio.gather(*(service.features(user) for user in users))
     await service.drain()
@@ -51,7 +51,7 @@ async def test_one_mget_and_one_statement_serve_all_when_requests_share_a_tick(s
     assert service.counted("cache_hits") == service.counted("cache_misses") == 50 * len(REGISTRY)
 
 
-async def test_readers_plus_one_statements_serve_500_requests_when_the_user_is_cold(service: GatedService) -> None:
+async def test_readers_plus_one_statements_serve_500_requests_when_the_user_is_cold(service: PausableService) -> None:
     await service.send(served(USER))
     profiles = await asyncio.gather(*(service.features(USER) for _ in range(500)))
     assert profiles == [await service.recomputed(USER)] * 500
@@ -60,12 +60,12 @@ async def test_readers_plus_one_statements_serve_500_requests_when_the_user_is_c
 
 
 async def test_readers_plus_one_statements_serve_500_requests_when_they_come_over_many_ticks(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
-    tasks = [await world.stopped_at(service.source.before, service.features(USER))]
+    tasks = [await group.stopped_at(service.source.before, service.features(USER))]
     for wave in range(2, 12):
         answered = service.cache.answered_reads
-        tasks += [await world.started(service.features(USER)) for _ in range(50 if wave < 11 else 49)]
+        tasks += [await group.started(service.features(USER)) for _ in range(50 if wave < 11 else 49)]
         await eventually(partial(_answered, service, answered + 1))
     service.source.before.go()
     assert len({json.dumps(profile) for profile in await asyncio.gather(*tasks)}) == 1
@@ -74,11 +74,11 @@ async def test_readers_plus_one_statements_serve_500_requests_when_they_come_ove
     await assert_true([service], USER)
 
 
-def _answered(service: GatedService, reads: int) -> bool:
+def _answered(service: PausableService, reads: int) -> bool:
     return service.cache.answered_reads >= reads and service.cache.answered_reads == service.cache.commands["read"]
 
 
-async def test_hits_are_answered_when_a_miss_of_the_same_tick_still_computes(service: GatedService) -> None:
+async def test_hits_are_answered_when_a_miss_of_the_same_tick_still_computes(service: PausableService) -> None:
     await assert_true([service], "hot")
     service.source.before.stop()
     service.cache.commands.clear()
@@ -95,10 +95,12 @@ async def test_hits_are_answered_when_a_miss_of_the_same_tick_still_computes(ser
     assert await cold == await service.recomputed("cold")
 
 
-async def test_a_single_read_overtakes_when_a_batch_of_1000_computes(service: GatedService, world: World) -> None:
+async def test_a_single_read_overtakes_when_a_batch_of_1000_computes(
+    service: PausableService, group: ServiceGroup
+) -> None:
     users = [f"user {number}" for number in range(1_000)]
-    batch = await world.stopped_at(service.source.before, service.batch(users))
-    single = await world.started(service.features(USER))
+    batch = await group.stopped_at(service.source.before, service.batch(users))
+    single = await group.started(service.features(USER))
     await eventually(lambda: service.cache.commands["lease"] == 2)
     service.source.before.go()
     assert await single == await service.recomputed(USER)
@@ -112,7 +114,7 @@ async def test_a_single_read_overtakes_when_a_batch_of_1000_computes(service: Ga
     assert max(len(asked) for asked in service.source.statements) == CAP
 
 
-async def test_only_what_is_missing_is_computed_when_some_features_are_held(service: GatedService) -> None:
+async def test_only_what_is_missing_is_computed_when_some_features_are_held(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER, dwell_ms=7))
     await service.profile(USER, REGISTRY.mask(["preferred_hour", "tip_volume_30d"]))
     await service.drain()
@@ -127,13 +129,13 @@ async def test_only_what_is_missing_is_computed_when_some_features_are_held(serv
     assert [fill.cell for fill in service.cache.filled] == [Cell(USER, name) for name in missing]
 
 
-async def test_nothing_but_the_selection_is_asked_when_features_are_selected(service: GatedService) -> None:
+async def test_nothing_but_the_selection_is_asked_when_features_are_selected(service: PausableService) -> None:
     mask = REGISTRY.mask(["tip_volume_30d"])
     assert list(await service.profile(USER, mask)) == [4]
     assert service.source.statements == [[ComputeRow(USER, mask)]]
 
 
-async def test_every_user_is_answered_when_a_batch_is_larger_than_a_group(service: GatedService) -> None:
+async def test_every_user_is_answered_when_a_batch_is_larger_than_a_group(service: PausableService) -> None:
     users = [f"user {number}" for number in range(GROUP_CAP + CAP + 3)]
     await service.send(*(served(user) for user in users[::7]))
     expected = {user: int(place % 7 == 0) for place, user in enumerate(users)}
@@ -144,7 +146,7 @@ async def test_every_user_is_answered_when_a_batch_is_larger_than_a_group(servic
     assert len(service.source.statements) == 4
 
 
-async def test_a_hit_says_when_it_was_computed_when_it_is_read_later(service: GatedService) -> None:
+async def test_a_hit_says_when_it_was_computed_when_it_is_read_later(service: PausableService) -> None:
     computed = await service.profile(USER)
     await service.drain()
     service.clock.advance(1_000)
@@ -153,7 +155,7 @@ async def test_a_hit_says_when_it_was_computed_when_it_is_read_later(service: Ga
     assert all(reading.cached for reading in hit.values())
 
 
-async def test_reads_are_right_and_counted_when_the_cache_is_stopped(fragile_world: World) -> None:
+async def test_reads_are_right_and_counted_when_the_cache_is_stopped(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=60)
     await service.send(served(USER))
     await assert_true([service], USER)
@@ -169,7 +171,7 @@ async def test_reads_are_right_and_counted_when_the_cache_is_stopped(fragile_wor
     await assert_true([service], USER)
 
 
-async def test_reads_compute_when_the_cache_dies_between_mget_and_lease(fragile_world: World) -> None:
+async def test_reads_compute_when_the_cache_dies_between_mget_and_lease(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=60)
     reading = await fragile_world.stopped_at(service.cache.before_lease, service.features(USER))
     fragile_world.server.kill()
@@ -178,7 +180,7 @@ async def test_reads_compute_when_the_cache_dies_between_mget_and_lease(fragile_
     assert service.counted("degraded_reads", reason="unavailable") == 1
 
 
-async def test_the_answer_stands_when_the_cache_dies_before_the_fill(fragile_world: World) -> None:
+async def test_the_answer_stands_when_the_cache_dies_before_the_fill(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=60)
     reading = await fragile_world.stopped_at(service.source.after, service.features(USER))
     fragile_world.server.kill()
@@ -188,7 +190,7 @@ async def test_the_answer_stands_when_the_cache_dies_before_the_fill(fragile_wor
     assert service.counted("cache_fills", outcome="failed") == len(REGISTRY)
 
 
-async def test_others_are_answered_when_one_of_a_degraded_statement_is_cancelled(service: GatedService) -> None:
+async def test_others_are_answered_when_one_of_a_degraded_statement_is_cancelled(service: PausableService) -> None:
     await service.owed.owe(["somebody else"], 1)
     let_pass(service.clock, 0.051)
     service.source.before.stop()
@@ -202,7 +204,7 @@ async def test_others_are_answered_when_one_of_a_degraded_statement_is_cancelled
     assert len(service.source.statements) == 1
 
 
-async def test_no_hit_is_served_when_something_is_owed(service: GatedService) -> None:
+async def test_no_hit_is_served_when_something_is_owed(service: PausableService) -> None:
     await assert_true([service], USER)
     await service.owed.owe(["somebody else"], 1)
     service.clock.advance(51)
@@ -214,7 +216,7 @@ async def test_no_hit_is_served_when_something_is_owed(service: GatedService) ->
     assert service.counted("degraded_reads", reason="owed") == 1
 
 
-async def put(service: GatedService, cell: Cell, raw: bytes) -> None:
+async def put(service: PausableService, cell: Cell, raw: bytes) -> None:
     """Bytes into a key, as a stranger would."""
     epoch, (held,) = await service.cache.inner.read([cell])
     (token,) = [held] if held is not None else await service.cache.inner.lease(epoch, [cell])
@@ -225,7 +227,7 @@ async def put(service: GatedService, cell: Cell, raw: bytes) -> None:
     "raw", [b"garbage", b"V", b"V::::", b"Vxxxxxxxx:1:2:3:4", b"Vxxxxxxxx:one:2:3:4", b"", b"\xff\x00", b"X" * 10_000]
 )
 async def test_bytes_are_a_miss_and_replaced_when_this_service_did_not_write_them(
-    service: GatedService, raw: bytes
+    service: PausableService, raw: bytes
 ) -> None:
     await put(service, Cell(USER, TIP_VOLUME.name), raw)
     await service.features(USER)
@@ -237,7 +239,7 @@ async def test_bytes_are_a_miss_and_replaced_when_this_service_did_not_write_the
     await assert_true([service], USER)
 
 
-async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_another(service: GatedService) -> None:
+async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_another(service: PausableService) -> None:
     cell = Cell(USER, TIP_VOLUME.name)
     await put(service, cell, encode(FeatureValue(b"deadbeef", 0, 1, 2, b"99")))
     await service.profile(USER, REGISTRY.mask([TIP_VOLUME.name]))
@@ -248,9 +250,9 @@ async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_anoth
     assert (value.fingerprint, value.json) == (TIP_VOLUME.fingerprint.encode(), b"0")
 
 
-async def test_a_broken_value_is_served_as_null_and_never_cached(world: World) -> None:
+async def test_a_broken_value_is_served_as_null_and_never_cached(group: ServiceGroup) -> None:
     broken = entry(name="broken", compute=BROKEN)
-    service = await world.open(registry=Registry([REGISTRY.named(TIP_VOLUME.name), broken]))
+    service = await group.open(registry=Registry([REGISTRY.named(TIP_VOLUME.name), broken]))
     await service.send(served(USER))
     for _ in range(2):
         profile = await service.profile(USER)
@@ -265,12 +267,14 @@ async def test_a_broken_value_is_served_as_null_and_never_cached(world: World) -
     assert service.counted("computation_errors", feature="broken") == 3
 
 
-async def test_others_are_answered_when_one_of_a_tick_is_cancelled(service: GatedService, world: World) -> None:
+async def test_others_are_answered_when_one_of_a_tick_is_cancelled(
+    service: PausableService, group: ServiceGroup
+) -> None:
     service.source.before.stop()
     tasks = [asyncio.get_running_loop().create_task(service.features(USER)) for _ in range(3)]
     await service.source.before.reached()
     tasks[0].cancel()
-    late = await world.started(service.features(USER))
+    late = await group.started(service.features(USER))
     await eventually(lambda: service.cache.commands["read"] == 2)
     late.cancel()
     service.source.before.go()
@@ -282,10 +286,12 @@ async def test_others_are_answered_when_one_of_a_tick_is_cancelled(service: Gate
     assert len(service.source.statements) <= READERS
 
 
-async def test_all_are_told_and_the_next_is_served_when_the_database_fails(service: GatedService, world: World) -> None:
+async def test_all_are_told_and_the_next_is_served_when_the_database_fails(
+    service: PausableService, group: ServiceGroup
+) -> None:
     service.source.failure = StoreUnavailable("locked")
-    tasks = [await world.stopped_at(service.source.before, service.features(USER))]
-    tasks.append(await world.started(service.features(USER)))
+    tasks = [await group.stopped_at(service.source.before, service.features(USER))]
+    tasks.append(await group.started(service.features(USER)))
     await eventually(lambda: service.cache.commands["read"] == 2)
     service.source.before.go()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -294,7 +300,7 @@ async def test_all_are_told_and_the_next_is_served_when_the_database_fails(servi
     await assert_true([service], USER)
 
 
-async def test_degraded_reads_raise_when_the_database_fails_too(fragile_world: World) -> None:
+async def test_degraded_reads_raise_when_the_database_fails_too(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=60)
     fragile_world.server.kill()
     service.source.failure = StoreUnavailable("locked")
@@ -302,7 +308,7 @@ async def test_degraded_reads_raise_when_the_database_fails_too(fragile_world: W
         await service.features(USER)
 
 
-async def test_ttls_differ_and_never_exceed_the_features_when_many_are_filled(service: GatedService) -> None:
+async def test_ttls_differ_and_never_exceed_the_features_when_many_are_filled(service: PausableService) -> None:
     users = [f"user {number}" for number in range(200)]
     profiles = await service.reader.read(dict.fromkeys(users, FULL))
     await service.drain()
@@ -315,28 +321,30 @@ async def test_ttls_differ_and_never_exceed_the_features_when_many_are_filled(se
         assert expiries == [service.clock.now_ms() + ttl for ttl in ttls]
 
 
-async def test_fills_are_finished_when_the_reader_closes(service: GatedService, world: World) -> None:
+async def test_fills_are_finished_when_the_reader_closes(service: PausableService, group: ServiceGroup) -> None:
     service.cache.before_fill.stop()
     await service.features(USER)
     await service.cache.before_fill.reached()
     assert all(raw is not None and raw[:1] == b"L" for raw in (await service.held(USER)).values())
-    closing = await world.started(service.reader.close())
+    closing = await group.started(service.reader.close())
     assert not closing.done()
     service.cache.before_fill.go()
     await closing
     assert all(decode(raw) is not None for raw in (await service.held(USER)).values())
 
 
-async def test_a_request_is_answered_when_the_reader_closes_meanwhile(service: GatedService, world: World) -> None:
-    reading = await world.stopped_at(service.source.before, service.features(USER))
-    closing = await world.started(service.reader.close())
+async def test_a_request_is_answered_when_the_reader_closes_meanwhile(
+    service: PausableService, group: ServiceGroup
+) -> None:
+    reading = await group.stopped_at(service.source.before, service.features(USER))
+    closing = await group.started(service.reader.close())
     service.source.before.go()
     await closing
     assert reading.done()
     await reading
 
 
-async def test_past_moments_touch_no_cache(service: GatedService, world: World) -> None:
+async def test_past_moments_touch_no_cache(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served(USER))
     await assert_true([service], USER)
     service.cache.commands.clear()
@@ -348,20 +356,20 @@ async def test_past_moments_touch_no_cache(service: GatedService, world: World) 
     assert list(rows[2]) == [0]
     assert {reading.computed_at_ms for reading in rows[0].values()} == {now_ms - 1}
     assert service.cache.commands == {}
-    assert len(keys(world.server)) == len(REGISTRY)
+    assert len(keys(group.server)) == len(REGISTRY)
 
 
 async def test_leases_and_values_cost_one_round_trip_each_when_a_user_is_cold(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
-    before = calls(world.server, "mget")
+    before = calls(group.server, "mget")
     await service.features(USER)
     await service.drain()
     await service.features(USER)
-    assert calls(world.server, "mget") - before == 2
+    assert calls(group.server, "mget") - before == 2
 
 
-async def test_a_disabled_feature_is_null_with_its_reason_and_the_others_are_hits(service: GatedService) -> None:
+async def test_a_disabled_feature_is_null_with_its_reason_and_the_others_are_hits(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER))
     before = await service.features(USER)
     await service.drain()
@@ -376,7 +384,7 @@ async def test_a_disabled_feature_is_null_with_its_reason_and_the_others_are_hit
     assert await service.features("cold") == dict.fromkeys(REGISTRY.names)  # its default is not served either
 
 
-async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: GatedService) -> None:
+async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER))
     for _ in range(NEAR_AFTER):
         await service.plain(USER)
@@ -399,7 +407,7 @@ async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: GatedSe
     assert (await service.rebuild(USER))[USER] == expected
 
 
-async def test_an_enabled_feature_is_right_at_once_whatever_came_meanwhile(service: GatedService) -> None:
+async def test_an_enabled_feature_is_right_at_once_whatever_came_meanwhile(service: PausableService) -> None:
     await service.send(served(USER))
     await service.features(USER)
     await service.drain()
@@ -410,9 +418,9 @@ async def test_an_enabled_feature_is_right_at_once_whatever_came_meanwhile(servi
 
 
 async def test_other_processes_see_within_a_look_that_a_feature_is_disabled(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
-    other = await world.open()
+    other = await group.open()
     await service.send(served(USER))
     await other.features(USER)
     await service.switch("tip_volume_30d", on=False)
@@ -421,9 +429,9 @@ async def test_other_processes_see_within_a_look_that_a_feature_is_disabled(
     assert (await other.features(USER))["tip_volume_30d"] is None
 
 
-async def test_a_paused_feature_is_null_without_a_statement_and_the_others_are_hits(world: World) -> None:
+async def test_a_paused_feature_is_null_without_a_statement_and_the_others_are_hits(group: ServiceGroup) -> None:
     registry = Registry([entry(name="sound"), entry(name="broken", compute=BROKEN)])
-    service = await world.open(registry)
+    service = await group.open(registry)
     for user in ("a", "b", "c"):
         await service.send(served(user, tip_id="t"))
         assert (await service.features(user))["broken"] is None

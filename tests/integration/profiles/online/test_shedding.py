@@ -16,16 +16,16 @@ from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.ports import ComputeRow
 from tests.support.clock import NOW_MS
 from tests.support.events import served
-from tests.support.service import NEAR_AFTER, READERS, GatedService
+from tests.support.service import NEAR_AFTER, READERS, PausableService
+from tests.support.service_group import ServiceGroup
 from tests.support.waiting import eventually
-from tests.support.world import World
 
 SLOW_S = 5  # what a statement takes where a test says that it is slow
 
 
-async def overwhelmed(service: GatedService, world: World) -> list[asyncio.Task[dict[str, Profile]]]:
+async def overwhelmed(service: PausableService, group: ServiceGroup) -> list[asyncio.Task[dict[str, Profile]]]:
     """Statements are slow, and so many users wait for one that another one would wait too long."""
-    slow = await world.stopped_at(service.source.before, service.features("first"))
+    slow = await group.stopped_at(service.source.before, service.features("first"))
     service.clock.advance(SLOW_S * 1000)
     service.source.before.go()
     await slow
@@ -35,24 +35,24 @@ async def overwhelmed(service: GatedService, world: World) -> list[asyncio.Task[
     begun = len(service.source.statements)
     for number in range(READERS + 1):  # a statement for each reader, and one that has not begun
         users = {f"waits {number} {user}": service.registry.full_mask for user in range(CAP)}
-        waiting.append(await world.started(service.reader.read(users)))
+        waiting.append(await group.started(service.reader.read(users)))
         if number < READERS:
             await eventually(partial(_begun, service, begun + number + 1))
     await eventually(lambda: service.computation.overloaded)
     return waiting
 
 
-def _begun(service: GatedService, statements: int) -> bool:
+def _begun(service: PausableService, statements: int) -> bool:
     return len(service.source.statements) == statements
 
 
 async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"))
     expected = await service.features("ann")
     await service.drain()
-    waiting = await overwhelmed(service, world)
+    waiting = await overwhelmed(service, group)
     statements, misses = len(service.source.statements), service.counted("cache_misses")
 
     with pytest.raises(Overloaded) as caught:
@@ -70,9 +70,9 @@ async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(
 
 
 async def test_a_read_is_sent_away_when_the_cache_is_away_and_too_many_wait(
-    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting = await overwhelmed(service, world)
+    waiting = await overwhelmed(service, group)
     monkeypatch.setattr(type(service.cache), "available", property(lambda _: False))
     degraded = service.counted("degraded_reads", reason="unavailable")
     with pytest.raises(Overloaded):
@@ -84,10 +84,10 @@ async def test_a_read_is_sent_away_when_the_cache_is_away_and_too_many_wait(
 
 
 async def test_a_batch_is_finished_when_too_many_wait_after_it_was_let_in(
-    service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = [f"batch {number}" for number in range(2 * GROUP_CAP)]
-    first = await world.stopped_at(service.source.before, service.batch(users))
+    first = await group.stopped_at(service.source.before, service.batch(users))
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     service.source.before.go()
     assert len(await first) == len(users)
@@ -106,7 +106,7 @@ class Late(OverloadQueue):
 
 
 async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turns_come_too_late(
-    service: GatedService, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(NEAR_AFTER):
         await service.plain("near")
@@ -126,7 +126,7 @@ async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turn
 
 
 async def test_who_is_patient_takes_no_turn_when_too_many_wait(
-    service: GatedService, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.reader, "_overload_queue", Late(1.0))
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
@@ -135,7 +135,7 @@ async def test_who_is_patient_takes_no_turn_when_too_many_wait(
 
 
 async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
-    service: GatedService, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     never = asyncio.Event()
@@ -152,7 +152,7 @@ async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
 
 
 async def test_a_read_is_answered_when_there_is_room_by_its_turn(
-    service: GatedService, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Relief(OverloadQueue):
         async def wait(self) -> bool:
@@ -165,30 +165,30 @@ async def test_a_read_is_answered_when_there_is_room_by_its_turn(
 
 
 async def test_a_rebuild_is_not_sent_away_when_too_many_wait(
-    service: GatedService, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     assert (await service.rebuild("ann"))["ann"]["tip_volume_30d"] == 0
 
 
 async def test_past_moments_are_sent_away_when_too_many_wait_and_leave_a_reader_to_others(
-    service: GatedService, world: World
+    service: PausableService, group: ServiceGroup
 ) -> None:
     mask = service.registry.full_mask
     rows = [ComputeRow("ann", mask, NOW_MS, None)] * CAP * (MOMENTS_ALWAYS + 1)
-    first = await world.stopped_at(service.source.before, service.reader.read_as_of(rows[:CAP]))
+    first = await group.stopped_at(service.source.before, service.reader.read_as_of(rows[:CAP]))
     service.clock.advance(int(1000 * module.MOMENTS_PATIENCE_S))
     service.source.before.go()
     await first
 
-    held = await world.stopped_at(service.source.before, service.reader.read_as_of(rows))
-    second = await world.started(service.reader.read_as_of(rows[:1]))
+    held = await group.stopped_at(service.source.before, service.reader.read_as_of(rows))
+    second = await group.started(service.reader.read_as_of(rows[:1]))
     assert not service.reader.history_overloaded, "a small one waits for one slice of each"
     with pytest.raises(Overloaded) as caught:
         await service.reader.read_as_of(rows)
     assert caught.value.kind == "history"
     begun = len(service.source.statements)
-    live = await world.started(service.features("cold"))
+    live = await group.started(service.features("cold"))
     await eventually(lambda: len(service.source.statements) == begun + 1)
     assert [asked.user_id for asked in service.source.statements[-1]] == ["cold"]
 

@@ -1,4 +1,4 @@
-"""Data quality over one process of a world, with a seed for the draw and pauses that take no time."""
+"""Data quality over one process of a group, with a seed for the draw and pauses that take no time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
-from tests.support.service import GatedService
+from tests.support.service import PausableService
 
 
 class QualityFixture:
     """The parts, the pauses that they asked for, and the runs that workers were asked to carry out."""
 
-    def __init__(self, service: GatedService, seed: int = 1) -> None:
+    def __init__(self, service: PausableService, seed: int = 1) -> None:
         self.service = service
         self.pauses: list[float] = []
         self.started: list[int] = []

@@ -12,21 +12,21 @@ from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.integration.profiles.quality.test_measurement import put
 from tests.support.clock import NOW_MS
 from tests.support.events import served
-from tests.support.service import GatedService
-from tests.support.world import World
+from tests.support.service import PausableService
+from tests.support.service_group import ServiceGroup
 
 USERS = [f"user-{number:02d}" for number in range(12)]
 
 
 @pytest.fixture
-async def fixture(service: GatedService, world: World, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
+async def fixture(service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
     """Of the volume, four users are fresh, two stale and six missing; of the rate, four are null."""
     monkeypatch.setattr(module, "PAGE", 5)
     await service.send(*(served(user) for user in USERS), served("old", NOW_MS - 31 * DAY_MS))
     await service.batch(USERS[:4])
     await service.drain()
     for user in USERS[4:6]:
-        await put(world, service, user, "tip_volume_30d", seq=0)
+        await put(group, service, user, "tip_volume_30d", seq=0)
     return QualityFixture(service)
 
 
@@ -74,7 +74,7 @@ async def test_an_unknown_feature_is_refused(fixture: QualityFixture) -> None:
         await fixture.drilldown.find("nope", "fresh", "", 5)
 
 
-async def test_no_users_are_listed_when_the_cache_is_away(fragile_world: World) -> None:
+async def test_no_users_are_listed_when_the_cache_is_away(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"))
     fragile_world.server.kill()

@@ -28,8 +28,8 @@ from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import GatedService
-from tests.support.world import World
+from tests.support.service import PausableService
+from tests.support.service_group import ServiceGroup
 
 WEEK_MS = 7 * DAY_MS
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n"
@@ -37,7 +37,7 @@ held = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChe
 
 
 @pytest.fixture
-def fixture(service: GatedService, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
+def fixture(service: PausableService, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
     monkeypatch.setattr(module, "PAGE", 3)
     return QualityFixture(service)
 
@@ -68,21 +68,23 @@ def ties_out(found: QualityReport) -> None:
                 assert found.measured < found.eligible or low == high
 
 
-async def put(world: World, service: GatedService, user: str, feature: str, seq: int) -> None:
+async def put(group: ServiceGroup, service: PausableService, user: str, feature: str, seq: int) -> None:
     """Put a value past the protocol."""
     now_ms = service.clock.now_ms()
     epoch, _ = await service.cache.inner.read([Cell(user, feature)])
     value = FeatureValue(service.registry.named(feature).fingerprint.encode(), seq, now_ms, now_ms + 60_000, b"1")
-    ask(world.server, "SET", key(epoch, Cell(user, feature)), encode(value))
+    ask(group.server, "SET", key(epoch, Cell(user, feature)), encode(value))
 
 
-async def test_figures_tie_out_when_cells_are_fresh_missing_and_stale(fixture: QualityFixture, world: World) -> None:
+async def test_figures_tie_out_when_cells_are_fresh_missing_and_stale(
+    fixture: QualityFixture, group: ServiceGroup
+) -> None:
     service = fixture.service
     await service.send(*(served(user) for user in ("ann", "bob", "cyd", "dee")), served("old", NOW_MS - 31 * DAY_MS))
     await service.send(feedback("ann"))
     await service.batch(["ann", "bob", "old"])
     await service.drain()
-    await put(world, service, "cyd", "tip_volume_30d", seq=1)
+    await put(group, service, "cyd", "tip_volume_30d", seq=1)
     found = await fixture.measurement.measure()
     ties_out(found)
     assert (found.eligible, found.eligible_before, found.cache_answered) == (4, 1, True)
@@ -116,7 +118,10 @@ def built(facts: Sequence[tuple[str, int, str, int | None]], now_ms: int) -> lis
 @held
 @given(facts=events, steps=moves)
 async def test_figures_tie_out_whatever_has_happened(
-    fixture: QualityFixture, world: World, facts: list[tuple[str, int, str, int | None]], steps: list[tuple[str, int]]
+    fixture: QualityFixture,
+    group: ServiceGroup,
+    facts: list[tuple[str, int, str, int | None]],
+    steps: list[tuple[str, int]],
 ) -> None:
     service = fixture.service
     await wipe(service.database)
@@ -130,7 +135,7 @@ async def test_figures_tie_out_whatever_has_happened(
         elif step == "drop":
             await service.cache.inner.drop([Cell(user, feature)])
         elif step == "stale":
-            await put(world, service, user, feature, seq=0)
+            await put(group, service, user, feature, seq=0)
         else:
             await service.send(served(user, service.clock.now_ms()))
     found = await fixture.measurement.measure()
@@ -167,7 +172,7 @@ async def test_values_are_those_of_a_read_of_each_user_at_both_moments(
 
 
 async def test_values_need_no_cache_when_it_goes_away_meanwhile(
-    fragile_world: World, monkeypatch: pytest.MonkeyPatch
+    fragile_world: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
     service = await fragile_world.open()
@@ -247,13 +252,13 @@ async def test_measurement_does_not_pause_when_it_is_behind_its_time(
 
 
 async def test_request_is_not_answered_by_a_measurement_that_began_before(
-    fixture: QualityFixture, world: World
+    fixture: QualityFixture, group: ServiceGroup
 ) -> None:
     service = fixture.service
     await service.send(served("ann"))
-    first = await world.stopped_at(service.source.after, fixture.measurement.measure())
+    first = await group.stopped_at(service.source.after, fixture.measurement.measure())
     await service.send(served("abe"))
-    later = await world.started(fixture.measurement.measure())
+    later = await group.started(fixture.measurement.measure())
     service.go()
     assert (await first).eligible == 1
     assert (await later).eligible == 2
@@ -314,9 +319,9 @@ async def test_measurement_pauses_after_each_page(fixture: QualityFixture, monke
     assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.04 * module.REST] * 3)
 
 
-async def test_a_value_of_another_type_is_in_no_bin_and_counted(world: World) -> None:
+async def test_a_value_of_another_type_is_in_no_bin_and_counted(group: ServiceGroup) -> None:
     faulty = entry(name="faulty", compute="SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id")
-    service = await world.open(Registry([faulty]))
+    service = await group.open(Registry([faulty]))
     await service.send(served("ann"), served("bob"))
     found = await QualityFixture(service).measurement.measure()
     drift = found.features["faulty"].drift
@@ -324,9 +329,9 @@ async def test_a_value_of_another_type_is_in_no_bin_and_counted(world: World) ->
     assert drift.why_not == "2 values could not be computed: the SQL gave text where int is declared"
 
 
-async def test_slow_feature_is_computed_for_one_page_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_feature_is_computed_for_one_page_only(group: ServiceGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
-    service = await world.open(Registry([entry(name="slow", compute=ENDLESS), entry(name="sound")]))
+    service = await group.open(Registry([entry(name="slow", compute=ENDLESS), entry(name="sound")]))
     monkeypatch.setattr(service.source.inner, "_timeout_s", 0.05)
     await service.send(*(served(f"user-{number}") for number in range(9)))
     fixture = QualityFixture(service)

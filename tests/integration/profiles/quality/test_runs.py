@@ -8,13 +8,13 @@ from app.profiles.quality.runs import KEPT, QualityRun, readable_report
 from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.support.clock import NOW_MS
 from tests.support.events import served
-from tests.support.service import GatedService
+from tests.support.service import PausableService
 
 AMPLE_S = 60
 
 
 @pytest.fixture
-async def fixture(service: GatedService) -> QualityFixture:
+async def fixture(service: PausableService) -> QualityFixture:
     await service.send(*(served(f"user-{number}") for number in range(8)))
     return QualityFixture(service)
 

@@ -12,19 +12,19 @@ from app.profiles.rebuild.rebuilder import ATTEMPTS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import GatedService, assert_true
-from tests.support.world import World
+from tests.support.service import PausableService, assert_true
+from tests.support.service_group import ServiceGroup
 
 USER = "ann"
 
 
-async def test_values_are_in_the_cache_when_the_rebuild_answers(service: GatedService) -> None:
+async def test_values_are_in_the_cache_when_the_rebuild_answers(service: PausableService) -> None:
     await service.send(served(USER))
     assert await service.rebuild(USER, "bob") == {user: await service.recomputed(user) for user in (USER, "bob")}
     assert all(decode(raw) is not None for raw in (await service.held(USER, "bob")).values())
 
 
-async def test_values_are_computed_anew_when_they_were_held(service: GatedService) -> None:
+async def test_values_are_computed_anew_when_they_were_held(service: PausableService) -> None:
     await assert_true([service], USER)
     service.clock.advance(60_000)
     await service.rebuild(USER)
@@ -32,7 +32,7 @@ async def test_values_are_computed_anew_when_they_were_held(service: GatedServic
     assert {value.computed_at_ms for value in values if value} == {service.clock.now_ms()}
 
 
-async def test_only_the_selection_is_rebuilt_when_features_are_selected(service: GatedService) -> None:
+async def test_only_the_selection_is_rebuilt_when_features_are_selected(service: PausableService) -> None:
     await assert_true([service], USER)
     service.clock.advance(60_000)
     await service.rebuilder.rebuild([USER], REGISTRY.mask(["preferred_hour"]))
@@ -40,13 +40,13 @@ async def test_only_the_selection_is_rebuilt_when_features_are_selected(service:
     assert fresh == ["preferred_hour"]
 
 
-def computed_now(service: GatedService, raw: bytes | None) -> bool:
+def computed_now(service: PausableService, raw: bytes | None) -> bool:
     value = decode(raw)
     return value is not None and value.computed_at_ms == service.clock.now_ms()
 
 
 async def test_a_rebuild_gives_up_filling_when_events_keep_coming(
-    service: GatedService, monkeypatch: pytest.MonkeyPatch
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer is right as of its last snapshot, and the next read computes."""
     fill = service.cache.inner.fill
@@ -62,7 +62,7 @@ async def test_a_rebuild_gives_up_filling_when_events_keep_coming(
     await assert_true([service], USER)
 
 
-async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: World) -> None:
+async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=60)
     fragile_world.server.kill()
     for _ in range(3):
@@ -75,7 +75,7 @@ async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: World) ->
 
 @pytest.mark.parametrize("trouble", ["full", "away for this process"])
 async def test_nothing_older_is_left_when_the_cache_does_not_take_the_rebuilt_values(
-    fragile_world: World, trouble: str, monkeypatch: pytest.MonkeyPatch
+    fragile_world: ServiceGroup, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, admin = await fragile_world.open(), await fragile_world.open()
     await reader.send(served(USER))
@@ -92,7 +92,7 @@ async def test_nothing_older_is_left_when_the_cache_does_not_take_the_rebuilt_va
         assert (await read(USER))["tip_volume_30d"] == 0
 
 
-async def test_a_rebuild_raises_when_the_database_fails(service: GatedService) -> None:
+async def test_a_rebuild_raises_when_the_database_fails(service: PausableService) -> None:
     service.source.failure = StoreUnavailable("locked")
     with pytest.raises(StoreUnavailable):
         await service.rebuild(USER)

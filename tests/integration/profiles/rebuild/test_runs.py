@@ -15,16 +15,16 @@ from app.profiles.rebuild.runs import RebuildRepository, RebuildRun, RebuildRunn
 from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
-from tests.support.service import GatedService
-from tests.support.world import World
+from tests.support.service import PausableService
+from tests.support.service_group import ServiceGroup
 
 FOR_EVER = 1e9
 
 
-class Office(NamedTuple):
+class RunsFixture(NamedTuple):
     """A service, its book of runs, and who carries them out."""
 
-    service: GatedService
+    service: PausableService
     book: RebuildRepository
     runner: RebuildRunner
 
@@ -70,146 +70,148 @@ class Office(NamedTuple):
 
 
 @pytest.fixture
-async def office(service: GatedService) -> Office:
-    return Office(service, service.inner.rebuild_runs, service.inner.rebuild_runner)
+async def fixture(service: PausableService) -> RunsFixture:
+    return RunsFixture(service, service.inner.rebuild_runs, service.inner.rebuild_runner)
 
 
 async def test_everyone_eligible_is_rebuilt_when_the_scope_is_all(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 4)
-    users = await office.eligible(10)
-    await office.service.send(served("long ago", NOW_MS - 31 * DAY_MS))
-    assert await office.opened() is None
-    assert await office.runner.run("run", FOR_EVER) is True
-    run = await office.look()
+    users = await fixture.eligible(10)
+    await fixture.service.send(served("long ago", NOW_MS - 31 * DAY_MS))
+    assert await fixture.opened() is None
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
     assert (run.state, run.done, run.total, run.error) == ("completed", 10, 10, None)
-    assert run.finished_at_ms == office.service.clock.now_ms()
-    assert await office.live(users) == set(users)
-    assert await office.live(["long ago"]) == set()
+    assert run.finished_at_ms == fixture.service.clock.now_ms()
+    assert await fixture.live(users) == set(users)
+    assert await fixture.live(["long ago"]) == set()
 
 
 async def test_only_those_named_are_rebuilt_when_users_are_listed(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 2)
-    users = await office.eligible(6)
-    await office.opened(users=[*users[3:], "never heard of"], features=["tip_volume_30d"])
-    assert await office.runner.run("run", FOR_EVER) is True
-    run = await office.look()
+    users = await fixture.eligible(6)
+    await fixture.opened(users=[*users[3:], "never heard of"], features=["tip_volume_30d"])
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
     assert (run.state, run.done, run.total) == ("completed", 4, 4)
-    held = await office.service.held(*users, "never heard of")
+    held = await fixture.service.held(*users, "never heard of")
     live = {(cell.user_id, cell.feature) for cell, raw in held.items() if decode(raw) is not None}
     assert live == {(user, "tip_volume_30d") for user in [*users[3:], "never heard of"]}
 
 
 async def test_a_run_goes_on_where_it_was_when_somebody_else_takes_it_up(
-    office: Office, world: World, monkeypatch: pytest.MonkeyPatch
+    fixture: RunsFixture, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 3)
-    users = await office.eligible(8)
-    await office.opened()
-    assert await office.runner.run("run", -1) is False  # a piece, and no time for more
-    run = await office.look()
+    users = await fixture.eligible(8)
+    await fixture.opened()
+    assert await fixture.runner.run("run", -1) is False  # a piece, and no time for more
+    run = await fixture.look()
     assert (run.state, run.done, run.position) == ("running", 3, users[2])
-    assert await office.live(users) == set(users[:3])
+    assert await fixture.live(users) == set(users[:3])
 
-    other = await world.open()
+    other = await group.open()
     assert await other.inner.rebuild_runner.run("run", FOR_EVER) is True
-    assert (await office.look()).done == 8
+    assert (await fixture.look()).done == 8
     computed = [user for statement in other.source.statements for user, *_ in statement]
     assert computed == users[3:]
 
 
 async def test_a_run_stops_at_the_next_piece_when_it_is_cancelled(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 3)
-    users = await office.eligible(9)
-    await office.opened()
-    await office.runner.run("run", -1)
-    assert await office.book.finish("run", "cancelled", NOW_MS + 5, None) is True
-    assert await office.runner.run("run", FOR_EVER) is True
-    run = await office.look()
+    users = await fixture.eligible(9)
+    await fixture.opened()
+    await fixture.runner.run("run", -1)
+    assert await fixture.book.finish("run", "cancelled", NOW_MS + 5, None) is True
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
     assert (run.state, run.done, run.finished_at_ms) == ("cancelled", 3, NOW_MS + 5)
-    assert await office.live(users) == set(users[:3])
-    assert await office.book.finish("run", "cancelled", NOW_MS, None) is False
+    assert await fixture.live(users) == set(users[:3])
+    assert await fixture.book.finish("run", "cancelled", NOW_MS, None) is False
 
 
-async def test_a_run_stays_cancelled_when_that_came_during_its_last_piece(office: Office, world: World) -> None:
-    await office.eligible(2)
-    await office.opened()
-    office.service.source.before.stop()
-    running = await world.started(office.runner.run("run", FOR_EVER))
-    await office.service.source.before.reached()
-    await office.book.finish("run", "cancelled", NOW_MS, None)
-    office.service.go()
+async def test_a_run_stays_cancelled_when_that_came_during_its_last_piece(
+    fixture: RunsFixture, group: ServiceGroup
+) -> None:
+    await fixture.eligible(2)
+    await fixture.opened()
+    fixture.service.source.before.stop()
+    running = await group.started(fixture.runner.run("run", FOR_EVER))
+    await fixture.service.source.before.reached()
+    await fixture.book.finish("run", "cancelled", NOW_MS, None)
+    fixture.service.go()
     assert await running is True
-    run = await office.look()
+    run = await fixture.look()
     assert (run.state, run.done) == ("cancelled", 0)
 
 
-async def test_a_run_is_refused_when_one_of_the_same_scope_is_active(office: Office) -> None:
-    await office.eligible(1)
-    assert await office.opened("first") is None
-    active = await office.opened("second")
+async def test_a_run_is_refused_when_one_of_the_same_scope_is_active(fixture: RunsFixture) -> None:
+    await fixture.eligible(1)
+    assert await fixture.opened("first") is None
+    active = await fixture.opened("second")
     assert active is not None
     assert active.id == "first"
-    assert await office.opened("third", users=["b", "a"]) is None
-    assert await office.opened("fourth", users=["a", "b"]) is not None
-    assert await office.opened("fifth", users=["a"]) is None
-    await office.runner.run("first", FOR_EVER)
-    assert await office.opened("second") is None
+    assert await fixture.opened("third", users=["b", "a"]) is None
+    assert await fixture.opened("fourth", users=["a", "b"]) is not None
+    assert await fixture.opened("fifth", users=["a"]) is None
+    await fixture.runner.run("first", FOR_EVER)
+    assert await fixture.opened("second") is None
 
 
-async def test_nothing_is_done_when_there_is_no_such_run(office: Office) -> None:
-    assert await office.runner.run("no such run", FOR_EVER) is True
+async def test_nothing_is_done_when_there_is_no_such_run(fixture: RunsFixture) -> None:
+    assert await fixture.runner.run("no such run", FOR_EVER) is True
 
 
-async def test_a_run_fails_when_this_release_knows_none_of_its_features(office: Office) -> None:
-    await office.eligible(1)
-    await office.opened(features=["of_another_release"])
-    assert await office.runner.run("run", FOR_EVER) is True
-    run = await office.look()
+async def test_a_run_fails_when_this_release_knows_none_of_its_features(fixture: RunsFixture) -> None:
+    await fixture.eligible(1)
+    await fixture.opened(features=["of_another_release"])
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
     assert (run.state, run.error) == ("failed", "this release knows none of of_another_release")
 
 
 async def test_a_run_is_not_over_when_the_cache_would_keep_nothing(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await office.eligible(3)
-    await office.opened()
+    await fixture.eligible(3)
+    await fixture.opened()
     with monkeypatch.context() as patch:
-        patch.setattr(type(office.service.cache), "available", False)
+        patch.setattr(type(fixture.service.cache), "available", False)
         with pytest.raises(CacheUnavailable):
-            await office.runner.run("run", FOR_EVER)
-    assert ((await office.look()).state, (await office.look()).done) == ("running", 0)
-    assert await office.runner.run("run", FOR_EVER) is True
-    assert (await office.look()).state == "completed"
+            await fixture.runner.run("run", FOR_EVER)
+    assert ((await fixture.look()).state, (await fixture.look()).done) == ("running", 0)
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    assert (await fixture.look()).state == "completed"
 
 
 async def test_a_run_is_not_over_when_the_database_does_not_answer(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await office.eligible(3)
-    await office.opened()
+    await fixture.eligible(3)
+    await fixture.opened()
 
     async def locked(*_: object) -> None:
         raise StoreUnavailable("locked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(office.service.source, "compute", locked)
+        patch.setattr(fixture.service.source, "compute", locked)
         with pytest.raises(StoreUnavailable):
-            await office.runner.run("run", FOR_EVER)
-    assert await office.runner.run("run", FOR_EVER) is True
-    assert (await office.look()).done == 3
+            await fixture.runner.run("run", FOR_EVER)
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    assert (await fixture.look()).done == 3
 
 
-async def test_active_runs_are_found_when_nobody_touched_them(office: Office) -> None:
-    await office.eligible(1)
-    await office.opened("queued")
-    await office.opened("ended", users=["a"])
-    await office.runner.run("ended", FOR_EVER)
-    assert await office.book.untouched(NOW_MS, NOW_MS) == []
-    assert await office.book.untouched(NOW_MS + 1, NOW_MS + 1) == ["queued"]
-    assert await office.book.untouched(NOW_MS - 2, NOW_MS - 1) == ["queued"], "the clock was set back"
+async def test_active_runs_are_found_when_nobody_touched_them(fixture: RunsFixture) -> None:
+    await fixture.eligible(1)
+    await fixture.opened("queued")
+    await fixture.opened("ended", users=["a"])
+    await fixture.runner.run("ended", FOR_EVER)
+    assert await fixture.book.untouched(NOW_MS, NOW_MS) == []
+    assert await fixture.book.untouched(NOW_MS + 1, NOW_MS + 1) == ["queued"]
+    assert await fixture.book.untouched(NOW_MS - 2, NOW_MS - 1) == ["queued"], "the clock was set back"

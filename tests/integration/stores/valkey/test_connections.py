@@ -11,7 +11,7 @@ from app.profiles.ports import Cell
 from app.stores.valkey.connections import Use
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.stores.valkey.conftest import Connect, OpenCache
-from tests.support.gates import turn
+from tests.support.pause_points import turn
 from tests.support.proxy import proxy
 from tests.support.servers import VALKEY, StartServer, ask, calls
 

@@ -21,7 +21,7 @@ from app.stores.sqlite.source import SqliteSource
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
-from tests.support.gates import turn
+from tests.support.pause_points import turn
 from tests.support.registry import REGISTRY
 from tests.support.waiting import PATIENCE_S
 

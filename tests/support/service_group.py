@@ -1,4 +1,4 @@
-"""A world for forced schedules: one database, one server, and as many processes as a schedule needs."""
+"""A group for forced schedules: one database, one server, and as many processes as a schedule needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.pipelined_connection import Command, PipelinedConnection
 from tests.support.clock import FakeClock
-from tests.support.gates import DEADLINE_S, Turnstile, turn
+from tests.support.pause_points import DEADLINE_S, PausePoint, turn
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
-from tests.support.service import LEASE_MS, TIMEOUT_MS, GatedService, open_gated, over
+from tests.support.service import LEASE_MS, TIMEOUT_MS, PausableService, open_gated, over
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class _OneEpoch(Connections):
         return "forever"
 
 
-class DeafToRestarts(ValkeyCache):
+class ConstantEpoch(ValkeyCache):
     """A mutant: it takes every server for the same one."""
 
     def __init__(self, **parts: Any) -> None:
@@ -50,7 +50,7 @@ class DeafToRestarts(ValkeyCache):
 
 
 class Kind(NamedTuple):
-    """Which caches the processes of a world use: the true ones, or a mutant that a schedule must catch."""
+    """Which caches the processes of a group use: the true ones, or a mutant that a schedule must catch."""
 
     name: str
     cache: type[ValkeyCache] = ValkeyCache
@@ -60,11 +60,11 @@ class Kind(NamedTuple):
 
 TRUE = Kind("true")
 PLAIN_SET = Kind("plain-set", cache=PlainSet)
-DEAF_TO_RESTARTS = Kind("deaf-to-restarts", cache=DeafToRestarts)
+CONSTANT_EPOCH = Kind("constant-epoch", cache=ConstantEpoch)
 SAME_NONCE = Kind("same-nonce", nonce=lambda: b"same")
 
 
-class World:
+class ServiceGroup:
     """Use as a context; on the way out every process is closed and every task ended."""
 
     def __init__(self, path: Path, server: EmbeddedServer, kind: Kind = TRUE) -> None:
@@ -74,7 +74,7 @@ class World:
         self._kind = kind
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
-        self._services: list[GatedService] = []
+        self._services: list[PausableService] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,7 +96,7 @@ class World:
         lease_ms: int = LEASE_MS,
         timeout_ms: int = TIMEOUT_MS,
         url: str | None = None,
-    ) -> GatedService:
+    ) -> PausableService:
         """One more process."""
         make = over(
             url or self.server.url,
@@ -118,11 +118,11 @@ class World:
         await turn()
         return task
 
-    async def stopped_at(self, turnstile: Turnstile, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin `work` and return when it waits at `turnstile`."""
-        turnstile.stop()
+    async def stopped_at(self, pause_point: PausePoint, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin `work` and return when it waits at `pause_point`."""
+        pause_point.stop()
         task = await self.started(work)
-        arrival = await self.started(turnstile.reached())
+        arrival = await self.started(pause_point.reached())
         await asyncio.wait({task, arrival}, return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_S)
         assert arrival.done(), f"the work did not stop where it should: {task}"
         return task

@@ -22,7 +22,7 @@ async def turn(seconds: float = 0) -> None:
         timer.cancel()
 
 
-class Turnstile:
+class PausePoint:
     """Open until `stop` is called; then whoever comes waits until `go`."""
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ class Turnstile:
                 await self._open.wait()
 
 
-class GatedSource:
+class PausableSource:
     """A source that can be stopped just before and just after its snapshot, or made to fail; counts its statements."""
 
     def __init__(self, source: Source) -> None:
         self.inner = source
-        self.before = Turnstile()
-        self.after = Turnstile()
+        self.before = PausePoint()
+        self.after = PausePoint()
         self.failure: Exception | None = None
         self.statements: list[list[ComputeRow]] = []
 
@@ -88,30 +88,30 @@ class GatedSource:
         return await self.inner.attempt(clock_ms, asked)
 
 
-class GatedCache:
+class PausableCache:
     """A cache that can be stopped before each kind of command, and after a read of rows; counts commands by name."""
 
     def __init__(self, cache: Cache) -> None:
         self.inner = cache
-        self.before_read = Turnstile()
-        self.after_read = Turnstile()
-        self.before_lease = Turnstile()
-        self.before_fill = Turnstile()
-        self.before_drop = Turnstile()
+        self.before_read = PausePoint()
+        self.after_read = PausePoint()
+        self.before_lease = PausePoint()
+        self.before_fill = PausePoint()
+        self.before_drop = PausePoint()
         self.commands: Counter[str] = Counter()
         self.answered_reads = 0
         self.filled: list[Fill] = []
 
     def go(self) -> None:
         """Let whatever is stopped go on."""
-        for turnstile in (
+        for pause_point in (
             self.before_read,
             self.after_read,
             self.before_lease,
             self.before_fill,
             self.before_drop,
         ):
-            turnstile.go()
+            pause_point.go()
 
     @property
     def available(self) -> bool:
