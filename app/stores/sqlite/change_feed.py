@@ -5,8 +5,8 @@ events lie above the last one seen. The epoch covers the changes that no event s
 rebuilt, an owed invalidation was made. It is advanced in the same transaction, or once the new values are in the cache;
 every process then clears its local cache (`app.profiles.online.local_cache`).
 
-Invariant: a look names the user of every event that was committed before the look began and that no look has covered.
-If the event was erased meanwhile, the look returns None instead.
+Invariant: a call of `changed_users` names the user of every event that was committed before the call began and that no
+earlier call has covered. If the event was erased meanwhile, the call returns None instead.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class SqliteChangeFeed:
         self._version: int | None = None
         self._epoch = ""
         self._position = 0
-        self.changed_users()  # the next look names only events that are committed from now on
+        self.changed_users()  # the next call names only events that are committed from now on
 
     def changed_users(self) -> frozenset[str] | None:
-        """The users of the events committed since the last look; None if local caches must be cleared.
+        """The users of the events committed since the last call; None if local caches must be cleared.
 
         Raises `StoreUnavailable`.
         """
         version = self._data_version.current()
         if version == self._version:
             return frozenset()
-        # A commit between these queries changes the version again, so the next look queries again. The epoch is read
+        # A commit between these queries changes the version again, so the next call queries again. The epoch is read
         # last: an erasure before it may have removed events from the tail, and has advanced the epoch.
         tail = self._data_version.rows(SELECT_TAIL, (self._position, TAIL_CAP + 1))
         (epoch,) = self._data_version.row(SELECT_LOCAL_CACHE_EPOCH)

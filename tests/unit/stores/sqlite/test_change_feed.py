@@ -51,7 +51,7 @@ async def test_no_user_is_named_when_a_commit_stores_no_event(database: Database
     assert feed.changed_users() == NONE
 
 
-async def test_look_returns_none_when_local_caches_are_cleared(database: Database, feed: SqliteChangeFeed) -> None:
+async def test_changed_users_is_none_when_local_caches_are_cleared(database: Database, feed: SqliteChangeFeed) -> None:
     for _ in range(2):
         await clear_local_caches(database)
         await store(database, "ann")
@@ -59,7 +59,7 @@ async def test_look_returns_none_when_local_caches_are_cleared(database: Databas
         assert feed.changed_users() == NONE
 
 
-async def test_look_returns_none_when_there_are_too_many_events(database: Database, feed: SqliteChangeFeed) -> None:
+async def test_changed_users_is_none_when_there_are_too_many_events(database: Database, feed: SqliteChangeFeed) -> None:
     await store(database, *(f"user {number}" for number in range(TAIL_CAP)))
     assert len(feed.changed_users() or ()) == TAIL_CAP
     await store(database, *(f"user {number}" for number in range(TAIL_CAP + 1)))
