@@ -1,25 +1,25 @@
 """The queue of decisions whose shadow is computed after the answer.
 
-Shadows are stored in groups. Memory is bounded: if `MOST_WAITING` decisions wait, the next one stays without a shadow
+Shadows are stored in groups. Memory is bounded: if `BOUNDS.most` decisions wait, the next one stays without a shadow
 and is counted as dropped. Decisions without a shadow, dropped or lost with the process, are not evaluated.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from app.bandit.decisions import Shadow
 from app.bandit.ports import DecisionRepository
 from app.bandit.shadow.scores import Unshadowed
-from app.errors import Unavailable
+from app.concurrency.batcher import Batcher, Bounds
+from app.errors import Overloaded, Unavailable
 from app.telemetry import Metrics, logger, warn
 
-MOST_WAITING = 2_000
-LINGER_S = 0.1
-AT_ONCE = 16  # small, so that storing them does not delay a decision for long
+# A group is small, so that storing it does not delay a decision for long.
+BOUNDS = Bounds(kind="shadows", at_once=16, most=2_000, apart_s=0.1)
 RETRY_S = 1.0
 GIVE_UP_AFTER = 30
 FINISH_S = 5.0
@@ -54,43 +54,32 @@ class ShadowQueue:
         self._work = work
         self._metrics = metrics
         self._pause = pause
-        self._waiting: deque[Unshadowed] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._groups: Batcher[Unshadowed, None] = Batcher(self._compute, time.monotonic, BOUNDS, pause=self._linger)
         self._closing = asyncio.Event()
 
     def add(self, unshadowed: Unshadowed) -> None:
         """Queue a stored decision, or drop it if too many wait. Never blocks and never raises."""
-        if len(self._waiting) >= MOST_WAITING:
+        try:
+            self._groups.submit(unshadowed)
+        except Overloaded:
             self._metrics.bandit.shadows.labels("dropped").inc()
-            return
-        self._waiting.append(unshadowed)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._drain())
 
     async def close(self) -> None:
         """Compute and store the waiting shadows. Those not stored within `FINISH_S` are lost, and counted."""
         self._closing.set()
-        if (task := self._task) is not None:
-            await asyncio.wait({task}, timeout=FINISH_S)
-            await self._work.close()
-            await asyncio.wait({task})
-        else:
-            await self._work.close()
+        finishing = asyncio.ensure_future(self._groups.close())
+        await asyncio.wait({finishing}, timeout=FINISH_S)
+        await self._work.close()
+        await finishing
 
-    async def _drain(self) -> None:
-        try:
-            while self._waiting:
-                if len(self._waiting) < AT_ONCE:
-                    await self._linger(LINGER_S)
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE))]
-                stored = await self._compute(group)
-                self._metrics.bandit.shadows.labels("stored" if stored else "lost").inc(len(group))
-                if not stored:
-                    await self._linger(RETRY_S)  # a failure that repeats must not flood the log
-        finally:
-            self._task = None
+    async def _compute(self, group: Sequence[Unshadowed]) -> list[None]:
+        stored = await self._try_to_store(group)
+        self._metrics.bandit.shadows.labels("stored" if stored else "lost").inc(len(group))
+        if not stored:
+            await self._linger(RETRY_S)  # a failure that repeats must not flood the log
+        return [None] * len(group)
 
-    async def _compute(self, group: Sequence[Unshadowed]) -> bool:
+    async def _try_to_store(self, group: Sequence[Unshadowed]) -> bool:
         try:
             return await self._store(await self._work.shadows(group))
         except Unavailable as error:

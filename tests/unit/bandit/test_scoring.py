@@ -14,6 +14,7 @@ from app.bandit.model.inputs import Candidate
 from app.bandit.model.policy import CHALLENGER, CHAMPION, EPSILON, sample
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.scoring import BOUNDS
+from app.bandit.shadow.queue import BOUNDS as SHADOW_BOUNDS
 from app.errors import Conflict, NotFound, Overloaded, StoreUnavailable, Unavailable
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decisions import SqliteDecisions
@@ -280,7 +281,8 @@ async def test_no_shadow_is_stored_without_a_challenger(database: Database) -> N
 async def test_shadow_is_dropped_and_counted_when_too_many_wait(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.shadow.queue.MOST_WAITING", 3)
+    monkeypatch.setattr("app.bandit.shadow.queue.BOUNDS", SHADOW_BOUNDS._replace(most=3))
+    process = BanditProcess(process.database)
     await process.decide_at_once(10)
     await process.close()
     dropped = process.metric("shadows_total", outcome="dropped") or 0
@@ -303,8 +305,9 @@ async def test_shadows_are_stored_later_when_the_database_does_not_answer(
 async def test_failure_loses_only_the_shadows_of_its_group(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.bandit.shadow.queue.BOUNDS", SHADOW_BOUNDS._replace(at_once=2))
+    process = BanditProcess(process.database)
     process.shadow_work.failures = [ValueError("a defect"), Unavailable("it died")]
-    monkeypatch.setattr("app.bandit.shadow.queue.AT_ONCE", 2)
     monkeypatch.setattr("app.bandit.shadow.queue.RETRY_S", 0.01)
     await process.decide_at_once(6)
     await process.close()
@@ -315,9 +318,10 @@ async def test_failure_loses_only_the_shadows_of_its_group(
 async def test_closing_does_not_hang_when_shadows_take_too_long(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process.shadow_work.stuck = True
     monkeypatch.setattr("app.bandit.shadow.queue.FINISH_S", 0.01)
-    monkeypatch.setattr("app.bandit.shadow.queue.AT_ONCE", 1)
+    monkeypatch.setattr("app.bandit.shadow.queue.BOUNDS", SHADOW_BOUNDS._replace(at_once=1))
+    process = BanditProcess(process.database)
+    process.shadow_work.stuck = True
     await process.decide()
     await process.decide()
     await process.close()
