@@ -148,7 +148,7 @@ def about_to_stop(application: Litestar) -> None:
 def _interrupt(service: OpenService) -> None:
     """End long database reads. Their requests are answered with 503."""
     service.computation.stop_moments()
-    service.database.interrupt()
+    service.database.readers.interrupt()
 
 
 def _assets() -> Router:

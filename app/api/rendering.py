@@ -14,10 +14,25 @@ TEMPLATES_CAP = 1_024
 _encode = msgspec.json.Encoder().encode
 
 
+class Templates(dict[int, bytes]):
+    """By mask: the response for one user, with `%b` in place of the JSON of the id and of each value in the mask."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __missing__(self, mask: int) -> bytes:
+        if len(self) >= TEMPLATES_CAP:
+            self.clear()
+        values = b",".join([self._names[index] + b"%b" for index in indices(mask)])
+        made = self[mask] = b'{"user_id":%b,"features":{' + values + b"}}"
+        return made
+
+
 class Renderer:
     def __init__(self, registry: Registry) -> None:
         self._names = [_encode(name) + b":" for name in registry.names]
-        self._templates: dict[int, bytes] = {}
+        self.templates = Templates(self._names)
         self._dtypes = [entry.dtype.encode() for entry in registry]
 
     def values(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
@@ -34,19 +49,9 @@ class Renderer:
         features = self.details(profile, mask) if detail else self.values(profile, mask)
         return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
 
-    def template(self, mask: int) -> bytes:
-        """The response for one user, with `%b` in place of the JSON of the id and of each value in the mask."""
-        made = self._templates.get(mask)
-        if made is None:
-            if len(self._templates) >= TEMPLATES_CAP:
-                self._templates.clear()
-            values = b",".join([self._names[index] + b"%b" for index in indices(mask)])
-            made = self._templates[mask] = b'{"user_id":%b,"features":{' + values + b"}}"
-        return made
-
     def batch(self, user_ids: Sequence[str], values: Mapping[str, Sequence[bytes]], mask: int) -> bytes:
         """The response for many users, in the order of `user_ids`, which may repeat."""
-        template = self.template(mask)
+        template = self.templates[mask]
         rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
         return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.errors import SettingsError
@@ -17,8 +15,6 @@ from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration
 from app.telemetry import Metrics
-
-NONCE_BYTES = 12
 
 
 @asynccontextmanager
@@ -51,7 +47,6 @@ async def open_cache(
             database_id=database.id,
             timeout_ms=settings.cache_timeout_ms,
             lease_ms=settings.lease_ms,
-            nonce=nonces(),
             clock=clock,
             metrics=metrics,
             registration=ServerRegistration(owed.registration, clock),
@@ -63,9 +58,3 @@ async def open_cache(
         yield cache
     finally:
         await cache.close()
-
-
-def nonces() -> Callable[[], bytes]:
-    """A generator of nonces that are unique among all processes: a random start and a counter."""
-    start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
-    return lambda: b"%b.%x" % (start, next(numbers))

@@ -43,7 +43,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _ONCE = frozenset({b"host", b"x-api-key", b"content-type", b"content-encoding"})
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 CACHE_CONTROL = (b"cache-control", b"no-store")
-_random = Random()  # noqa: S311  # request ids are not secret
+REQUEST_ID_FORMAT = b"%016x"
+random_bits = Random().getrandbits  # noqa: S311  # request ids are not secret
 log = logger("api")
 
 
@@ -133,7 +134,7 @@ def valid_request_id(value: bytes) -> bytes | None:
 
 
 def new_request_id() -> bytes:
-    return b"%016x" % _random.getrandbits(64)
+    return REQUEST_ID_FORMAT % random_bits(64)
 
 
 def request_id_of(scope: HTTPScope) -> bytes:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from time import perf_counter
 
 import msgspec
@@ -26,7 +27,8 @@ from app.api.middleware.edge import (
     MAX_HEADER_BYTES,
     MAX_TARGET_BYTES,
     NO_SNIFF,
-    new_request_id,
+    REQUEST_ID_FORMAT,
+    random_bits,
     request_id_of,
     valid_request_id,
 )
@@ -49,7 +51,6 @@ _BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
-_Answer = tuple[bytes, bytes]  # the body and the request id
 log = logger("api")
 
 
@@ -77,12 +78,14 @@ class FastPath:
             path = scope.get("raw_path") or b""
             if scope["method"] == "GET":
                 found = _PATH(path)
-                if found is not None and await self._answer(scope, send, ONE, self._one(scope, found[1], self._reader)):
-                    return
+                if found is not None:
+                    read = partial(self._one, scope, found[1], self._reader)
+                    if await self._answer(scope, send, ONE, read):
+                        return
             elif scope["method"] == "POST" and path == b"/profiles/batch" and not scope["query_string"]:
                 body, taken = Body(scope, receive, self._bodies), deque[HTTPReceiveMessage | ProfilesError]()
                 try:
-                    if await self._answer(scope, send, BATCH, self._batch(scope, self._reader, body, taken)):
+                    if await self._answer(scope, send, BATCH, partial(self._batch, self._reader, body, taken)):
                         return
                 finally:
                     body.forget()
@@ -91,12 +94,13 @@ class FastPath:
         await self._inner(scope, receive, send)
 
     async def _answer(
-        self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Coroutine[None, None, _Answer | None]
+        self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[], Awaitable[bytes | None]]
     ) -> bool:
-        """Send the answer that `read` returns; False if the request must go on to the documented route."""
+        """Send the body that `read` returns; False if the request must go on to the documented route."""
         started = perf_counter()
         try:
-            answer = await read
+            request_id = self._admit(scope["headers"], with_body=route is BATCH)
+            body = await read() if request_id is not None else None
         except Overloaded as error:
             mark(scope, error.kind)  # the edge rejects it, so the documented route does not try again
             scope["path_template"] = route[1]
@@ -106,26 +110,22 @@ class FastPath:
         except Exception:  # a defect of this path; the documented route may still answer
             log.exception("fast_path_failed", **{REQUEST_ID: request_id_of(scope).decode()})
             return False
-        if answer is None:
+        if body is None or request_id is None:
             return False
-        await self._send(send, *answer, route, started)
+        await self._send(send, body, request_id, route, started)
         return True
 
-    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader) -> _Answer | None:
+    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader) -> bytes | None:
         mask = self._mask(scope["query_string"])
-        request_id = self._admit(scope["headers"], with_body=False) if mask else None
-        if request_id is None:
+        if not mask:
             return None
         user_id = user.decode()
         values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
-        return self._renderer.template(mask) % (b'"%b"' % user, *values), request_id
+        return self._renderer.templates[mask] % (b'"%b"' % user, *values)
 
     async def _batch(
-        self, scope: HTTPScope, reader: ProfileReader, body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]
-    ) -> _Answer | None:
-        request_id = self._admit(scope["headers"], with_body=True)
-        if request_id is None:
-            return None
+        self, reader: ProfileReader, body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]
+    ) -> bytes | None:
         try:
             asked = _decode_batch(await _read(body, taken))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -134,7 +134,7 @@ class FastPath:
             return None
         mask = self._registry.full_mask if asked.features is None else self._registry.mask(asked.features)
         values = await reader.read_values(dict.fromkeys(asked.user_ids, mask))
-        return self._renderer.batch(asked.user_ids, values, mask), request_id
+        return self._renderer.batch(asked.user_ids, values, mask)
 
     def _mask(self, query: bytes) -> int:
         """The mask of the requested features; 0 if the query is not plain or names an unknown feature."""
@@ -171,7 +171,7 @@ class FastPath:
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
         if hosts > 1 or body_headers != 2 * with_body or not self._grants(key, "read"):
             return None
-        return request_id or new_request_id()
+        return request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
 
     async def _send(self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str], started: float) -> None:
         length = (b"content-length", b"%d" % len(body))

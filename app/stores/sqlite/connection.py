@@ -1,4 +1,4 @@
-"""Opens SQLite connections, and runs several statements on a connection's thread in one hop.
+"""Opens SQLite connections, each with its own thread, on which several statements run in one hop.
 
 Every connection is in autocommit mode, with explicit transactions. None checkpoints automatically: SQLite before 3.51.3
 can corrupt a WAL when two connections checkpoint and write at once. Only `app.stores.sqlite.database` checkpoints,
@@ -12,7 +12,8 @@ import math
 import os
 import pwd
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -197,3 +198,43 @@ def unavailable(error: sqlite3.Error) -> StoreUnavailable:
     if error_name(error) in NO_ROOM:
         return StoreFull(f"the database has no room to write: {error}")
     return StoreUnavailable(f"the database does not answer: {error}")
+
+
+class Readers:
+    """The connections that read, each with its own thread. All methods raise `StoreUnavailable`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._all: list[ThreadConnection] = []
+        self._idle: asyncio.LifoQueue[ThreadConnection] = asyncio.LifoQueue()  # the last one used has warm pages
+
+    async def open(self, count: int) -> None:
+        for _ in range(count):
+            reader = await open_thread(self._path, read_only=True)
+            self._all.append(reader)
+            self._idle.put_nowait(reader)
+
+    @asynccontextmanager
+    async def one(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
+        """An idle reader; with `extra`, a new one that is closed after the block."""
+        try:
+            reader = await open_thread(self._path, read_only=True) if extra else await self._idle.get()
+            try:
+                yield reader
+            finally:
+                if extra:
+                    await reader.close()
+                else:
+                    self._idle.put_nowait(reader)
+        except sqlite3.DatabaseError as error:
+            raise unavailable(error) from error
+
+    def interrupt(self) -> None:
+        """Interrupt running and future long statements, because the process is stopping."""
+        for reader in self._all:
+            reader.closing = True
+
+    async def close(self) -> None:
+        for reader in self._all:
+            await reader.close()
+        self._all.clear()

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.stores.sqlite.connection import connect, unavailable
-from app.stores.sqlite.database import Parameters
+from app.stores.sqlite.database import Database, Parameters
 
 BUSY_TIMEOUT_S = 0.02
+UPDATE_REGISTRATION = """
+UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
+"""
 SELECT_DATA_VERSION = "PRAGMA data_version"
 SELECT_STATE = """
 SELECT EXISTS (SELECT 1 FROM owed_invalidations),
@@ -50,6 +53,14 @@ class DataVersion:
             self.last, self._version = State(bool(owed), server, generation, disabled), version
         return self.last
 
+    def any_owed(self) -> bool:
+        """Whether any invalidation is owed now."""
+        return self.state().owed
+
+    def disabled(self) -> str:
+        """The disabled features (see `State`), as of the last query. Every process queries at least once a second."""
+        return self.last.disabled
+
     def current(self) -> int:
         """A number that changes whenever another connection commits."""
         version: int = self.row(SELECT_DATA_VERSION)[0]
@@ -66,3 +77,22 @@ class DataVersion:
 
     def close(self) -> None:
         self._connection.close()
+
+
+class SqliteRegistrationRepository:
+    """Implements `app.stores.valkey.server_registration.RegistrationRepository`."""
+
+    def __init__(self, database: Database, data_version: DataVersion) -> None:
+        self._database = database
+        self._data_version = data_version
+
+    def current(self) -> tuple[str | None, int]:
+        return self._data_version.last.server, self._data_version.last.generation
+
+    def query(self) -> tuple[str | None, int]:
+        state = self._data_version.state()
+        return state.server, state.generation
+
+    async def register(self, server: str, after: int) -> None:
+        """Compare and set: if two processes register at once, the second changes nothing and reads again."""
+        await self._database.execute(UPDATE_REGISTRATION, (server, after))

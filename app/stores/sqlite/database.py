@@ -13,14 +13,14 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
+    Readers,
     ThreadConnection,
     connect,
     keep_reserve,
@@ -109,8 +109,7 @@ class Database:
         self._logged_full_at = float("-inf")
         self._logged_full = False
         self._refused_at = float("-inf")
-        self._idle: asyncio.LifoQueue[ThreadConnection] = asyncio.LifoQueue()  # the last one used has warm pages
-        self._readers: list[ThreadConnection] = []
+        self.readers = Readers(path)
         self._writer: ThreadConnection | None = None
         self._write_lock = asyncio.Lock()
         self._durable = True  # the writer's current setting of `synchronous`
@@ -143,10 +142,7 @@ class Database:
         database = cls(path, monotonic, checkpoint_bytes)
         try:
             # One more than the features use at a time, so that a health check never waits for a slow feature.
-            for _ in range(readers + 1):
-                reader = await open_thread(path, read_only=True)
-                database._readers.append(reader)
-                database._idle.put_nowait(reader)
+            await database.readers.open(readers + 1)
             database._writer = await open_thread(path, read_only=False)
             database._checkpointer = connect(path, read_only=False)
             database.id = await database._own_id()
@@ -170,23 +166,8 @@ class Database:
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on an idle reader, in one thread hop. Its statements may see different snapshots."""
-        async with self.reader() as reader:
+        async with self.readers.one() as reader:
             return await reader.run(lambda connection: self._from_open_file(work(connection)))
-
-    @asynccontextmanager
-    async def reader(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
-        """An idle reader; with `extra`, a new one that is closed after the block."""
-        try:
-            reader = await open_thread(self.path, read_only=True) if extra else await self._idle.get()
-            try:
-                yield reader
-            finally:
-                if extra:
-                    await reader.close()
-                else:
-                    self._idle.put_nowait(reader)
-        except sqlite3.DatabaseError as error:
-            raise unavailable(error) from error
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """Run `work` in one write transaction, in one thread hop.
@@ -254,15 +235,8 @@ class Database:
         self.check_file()
         return result
 
-    def interrupt(self) -> None:
-        """Interrupt running and future long statements of the readers, because the process is stopping."""
-        for reader in self._readers:
-            reader.closing = True
-
     async def close(self) -> None:
-        for reader in self._readers:
-            await reader.close()
-        self._readers.clear()
+        await self.readers.close()
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await writer.close()

@@ -1,4 +1,4 @@
-"""What processes tell each other about the cache: the invalidations owed to it, and the server registered as it."""
+"""The invalidations that are owed to the cache."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from collections.abc import Collection, Sequence
 
 from app.profiles.ports import OwedInvalidation
 from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH
-from app.stores.sqlite.data_version import DataVersion
+from app.stores.sqlite.data_version import DataVersion, SqliteRegistrationRepository
 from app.stores.sqlite.database import Database
 
 SELECT_OWED = "SELECT id, user_id FROM owed_invalidations ORDER BY id LIMIT ?"
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
 INSERT_OWED = "INSERT INTO owed_invalidations (user_id, owed_at_ms) SELECT value, ? FROM json_each(?)"
 DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM json_each(?))"
-UPDATE_REGISTRATION = """
-UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
-"""
 
 
 class SqliteOwedInvalidations:
@@ -27,14 +24,8 @@ class SqliteOwedInvalidations:
         self._database = database
         self.data_version = DataVersion(database.path)
         self.registration = SqliteRegistrationRepository(database, self.data_version)
-
-    def any_owed(self) -> bool:
-        """Whether any invalidation is owed now. Raises `StoreUnavailable`."""
-        return self.data_version.state().owed
-
-    def disabled(self) -> str:
-        """The disabled features (see `State`), as of the last query. Every process queries at least once a second."""
-        return self.data_version.last.disabled
+        self.any_owed = self.data_version.any_owed
+        self.disabled = self.data_version.disabled
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
         await self._database.execute(INSERT_OWED, (now_ms, json.dumps(sorted(user_ids))))
@@ -60,22 +51,3 @@ class SqliteOwedInvalidations:
 
     def close(self) -> None:
         self.data_version.close()
-
-
-class SqliteRegistrationRepository:
-    """Implements `app.stores.valkey.server_registration.RegistrationRepository`."""
-
-    def __init__(self, database: Database, data_version: DataVersion) -> None:
-        self._database = database
-        self._data_version = data_version
-
-    def current(self) -> tuple[str | None, int]:
-        return self._data_version.last.server, self._data_version.last.generation
-
-    def query(self) -> tuple[str | None, int]:
-        state = self._data_version.state()
-        return state.server, state.generation
-
-    async def register(self, server: str, after: int) -> None:
-        """Compare and set: if two processes register at once, the second changes nothing and reads again."""
-        await self._database.execute(UPDATE_REGISTRATION, (server, after))

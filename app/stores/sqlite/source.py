@@ -37,7 +37,7 @@ class SqliteSource:
 
     def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
         """`timeout_s` limits one statement."""
-        self._database = database
+        self._readers = database.readers
         self._statement = build(registry)
         self._window_ms = registry.longest_window_ms(registry.full_mask)
         self._timeout_s = timeout_s
@@ -45,7 +45,7 @@ class SqliteSource:
         self._separate = 0  # mask of the features that are computed separately
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        async with self._slots, self._database.reader() as reader:
+        async with self._slots, self._readers.one() as reader:
             return await self._compute(reader, clock_ms, asked)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
@@ -60,12 +60,12 @@ class SqliteSource:
                     return max(1, place)
             return len(asked)
 
-        async with self._slots, self._database.reader() as reader:
+        async with self._slots, self._readers.one() as reader:
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Compute on a separate connection. A feature that succeeds is computed together with the others again."""
-        async with self._database.reader(extra=True) as reader:
+        async with self._readers.one(extra=True) as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}
         for index in indices(_union(asked)):

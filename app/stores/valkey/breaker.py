@@ -25,17 +25,14 @@ class CircuitBreaker:
         """`probe` must raise `CacheUnavailable` while the server does not answer."""
         self._probe = probe
         self._metrics = metrics
-        self._failures = 0
+        self.failures = 0  # in a row; a caller whose command was answered sets it to 0
         self._probing: asyncio.Task[None] | None = None
         self.closed = True
         metrics.cache_available.set(1)
 
-    def succeeded(self) -> None:
-        self._failures = 0
-
     def failed(self) -> None:
-        self._failures += 1
-        if self.closed and self._failures >= TRIP_AFTER:
+        self.failures += 1
+        if self.closed and self.failures >= TRIP_AFTER:
             self.trip()
 
     def trip(self) -> None:
@@ -61,7 +58,7 @@ class CircuitBreaker:
             except Exception:  # a defect must not keep the circuit open
                 log.exception("cache_probe_failed")
             await asyncio.sleep(PROBE_EVERY_S)
-        self._failures = 0
+        self.failures = 0
         self.closed = True
         self._metrics.cache_available.set(1)
         log.info("cache_circuit_closed")

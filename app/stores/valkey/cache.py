@@ -8,7 +8,9 @@ epoch tries `IFEQ`; versions are not parsed. A command is sent only on a connect
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
 _SYNTAX_ERROR = "ERR syntax error"
 _WRONG_TYPE = "WRONGTYPE"
 _NO_SCRIPT = "NOSCRIPT"
+NONCE_BYTES = 12
 _KEYS_PER_DEL = 512
 _KEYS_PER_SCAN = 1_000
 log = logger("stores.valkey")
@@ -94,6 +97,12 @@ def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
     return replies
 
 
+def _nonces() -> Callable[[], bytes]:
+    """A generator of nonces that are unique among all processes: a random start and a counter."""
+    start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
+    return lambda: b"%b.%x" % (start, next(numbers))
+
+
 class ValkeyCache:
     """Implements `app.profiles.ports.Cache`."""
 
@@ -104,16 +113,16 @@ class ValkeyCache:
         database_id: str,
         timeout_ms: int,
         lease_ms: int,
-        nonce: Callable[[], bytes],
         clock: Clock,
         metrics: Metrics,
         registration: ServerRegistration | None = None,
+        nonce: Callable[[], bytes] | None = None,
     ) -> None:
         """`registration`: see `Connections`. Raises `ValueError` for an invalid URL."""
         self._registration = registration
         self._connections = Connections(url, database_id, timeout_ms / 1000, registration)
         self._lease_ms = lease_ms
-        self._nonce = nonce
+        self._nonce = nonce or _nonces()
         self._clock = clock
         self._metrics = metrics
         self._breaker = CircuitBreaker(self.ping, metrics)
@@ -253,7 +262,7 @@ class ValkeyCache:
             if not refused:
                 self._breaker.failed()
             raise
-        self._breaker.succeeded()
+        self._breaker.failures = 0
         self._metrics.cache_seconds.labels(what).observe(self._clock.monotonic() - started)
         return current, replies
 

@@ -82,7 +82,12 @@ class Connections:
 
     def epoch(self, connection: PipelinedConnection) -> str:
         """The epoch of the connection. Raises `CacheRefused` if its server is not the registered one."""
-        generation = self._registration.generation(connection.server) if self._registration is not None else 0
+        if self._registration is None:
+            generation = 0
+        elif self._known == self._registration.current() and self._known[0] == connection.server:
+            return self._epoch  # nothing has changed since the last command
+        else:
+            generation = self._registration.generation(connection.server)
         if self._known != (connection.server, generation):
             identity = f"{self._database_id}:{connection.server}:{generation}"
             self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]

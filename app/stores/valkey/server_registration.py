@@ -28,7 +28,7 @@ log = logger("stores.valkey")
 
 
 class RegistrationRepository(Protocol):
-    """The stored registration. `app.stores.sqlite.owed_invalidations` implements it."""
+    """The stored registration. `app.stores.sqlite.data_version` implements it."""
 
     def current(self) -> tuple[str | None, int]:
         """Server and generation as of this process's last query, without a new one."""
@@ -53,6 +53,7 @@ class ServerRegistration:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._repository = repository
+        self.current = repository.current
         self._clock = clock
         self._pause = pause
         self._seen: int | None = None
@@ -66,7 +67,7 @@ class ServerRegistration:
         Raises:
             CacheRefused: another server is registered; this one will be registered in the background.
         """
-        registered, generation = self._repository.current()
+        registered, generation = self.current()
         if registered != server:  # another process may have registered it meanwhile
             registered, generation = self._query()
         self._note(generation)

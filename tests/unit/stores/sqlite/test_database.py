@@ -366,7 +366,7 @@ async def test_endless_statement_is_interrupted_when_the_database_closes(databas
 
 
 async def test_statement_is_interrupted_after_its_deadline_and_the_next_is_not(database: Database) -> None:
-    async with database.reader() as reader:
+    async with database.readers.one() as reader:
         with pytest.raises(sqlite3.OperationalError, match="interrupted"):
             await reader.run(lambda connection: connection.execute(ENDLESS).fetchall(), 0.05)
         assert await reader.run(lambda connection: connection.execute("SELECT 1").fetchall(), 30) == [(1,)]

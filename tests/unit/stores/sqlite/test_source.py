@@ -163,7 +163,7 @@ async def test_attempt_needs_no_idle_reader_and_ends_separate_computing(
     source = SqliteSource(database, FAULTY, width=1)
     overflow = FAULTY.mask(["overflow"])
     assert (await source.compute(NOW_MS, [ComputeRow("ann", overflow)])).errors
-    async with database.reader(), database.reader(), database.reader():  # no reader is idle
+    async with database.readers.one(), database.readers.one(), database.readers.one():  # no reader is idle
         assert (await source.attempt(NOW_MS, [ComputeRow("ann", overflow)])).errors
         assert not (await source.attempt(NOW_MS, [ComputeRow("bob", overflow)])).errors
     assert (await source.compute(NOW_MS, [ComputeRow("bob", FAULTY.full_mask)])).errors == {}
@@ -195,7 +195,7 @@ async def test_long_statement_is_interrupted_when_the_process_stops(
     source = SqliteSource(database, Registry([ENDLESS]), timeout_s=600)
     computing = asyncio.get_running_loop().create_task(source.compute(NOW_MS, [ComputeRow("ann", 1)]))
     await turn()
-    database.interrupt()
+    database.readers.interrupt()
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(StoreUnavailable, match="interrupted"):
             await computing
@@ -209,7 +209,7 @@ async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is
     source = SqliteSource(database, Registry([SOUND, ENDLESS, OVERFLOW]), width=1, timeout_s=600)
     if separate:  # in a transaction, which must end
         assert (await source.compute(NOW_MS, [ComputeRow("bob", 0b100)])).errors
-    async with database.reader(), database.reader():  # the only other readers
+    async with database.readers.one(), database.readers.one():  # the only other readers
         for _ in range(3):
             computing = asyncio.create_task(source.compute(NOW_MS, [ComputeRow("ann", 0b111)]))
             await turn(0.02)
@@ -233,7 +233,7 @@ async def test_transaction_ends_whenever_the_caller_is_cancelled(database: Datab
             await asyncio.sleep(0)
         computing.cancel()
         await asyncio.gather(computing, return_exceptions=True)
-        async with database.reader() as one, database.reader() as two, database.reader() as three:
+        async with database.readers.one() as one, database.readers.one() as two, database.readers.one() as three:
             for reader in (one, two, three):
                 assert not await reader.run(lambda connection: connection.in_transaction)
 
