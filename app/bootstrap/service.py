@@ -236,7 +236,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             clock=clock,
             metrics=metrics,
         )
-        if edges.settles:
+        if edges.settles and settings.cache_url:
             await stack.enter_async_context(running(invalidator.keep_settling()))
         stack.callback(database.readers.interrupt)  # runs first: the parts that close next wait for their computations
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from app.events.ingest import Ingestor, Receipt
+from app.events.ingest import Ingestor
+from app.events.ports import Appended
 from app.features.events import KNOWN_SUBJECTS, subject_of
 from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.invalidation import Invalidator
@@ -124,10 +125,7 @@ def answer_before_commit() -> None:
     original: Any = Ingestor._commit
     late: set[asyncio.Task[None]] = set()
 
-    async def commit(self: Any, group: Any) -> None:
-        for request in group:
-            request.done.set_result(Receipt(len(request.events), 0, invalidated=True, seqs=()))
-
+    async def commit(self: Any, group: Any) -> Any:
         async def commit_late() -> None:
             await asyncio.sleep(0.5)
             await original(self, group)
@@ -135,6 +133,9 @@ def answer_before_commit() -> None:
         task = asyncio.create_task(commit_late())
         late.add(task)
         task.add_done_callback(late.discard)
+        invalidated = asyncio.get_running_loop().create_future()
+        invalidated.set_result(True)
+        return [(Appended(len(events), 0, (), {}), invalidated) for events in group]
 
     _replace(Ingestor, "_commit", commit)
 
