@@ -28,8 +28,8 @@ from app.features.clock import Clock
 from app.features.plan import Registries
 from app.features.registry import Registry
 from app.operations.audit import AuditTrail
+from app.operations.component_states import ReadinessCheck
 from app.operations.samples import Gauges, SampleStore
-from app.operations.states import ReadinessCheck
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.compute import Computation

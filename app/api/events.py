@@ -10,7 +10,7 @@ from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.request_parsing import JSON, NDJSON, media_type
 from app.api.schemas import EventsReceipt
-from app.events.admission import decode_json, decode_lines
+from app.events.validation import decode_json, decode_lines
 from app.features.events import TipFeedback, TipServed
 
 

@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
-from app.events.decoding import decode
+from app.events.strict_json import decode
 from app.features.clock import to_ms
 from app.features.ids import id_problem
 

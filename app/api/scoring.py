@@ -35,7 +35,7 @@ from app.api.scoring_schemas import (
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context, Profile
 from app.errors import InvalidInput, Issue
-from app.events.decoding import decode
+from app.events.strict_json import decode
 from app.features.clock import rfc3339
 from app.service import Service
 

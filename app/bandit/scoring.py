@@ -20,7 +20,7 @@ from collections.abc import Callable
 from app.bandit.decisions import Decision, DecisionOutcome, Role, ScoringRequest, UserSnapshot
 from app.bandit.model.inputs import PROFILE_FEATURES, Profile, factors_of
 from app.bandit.model.policies import Policies
-from app.bandit.model.policy import answered_ranking, choose
+from app.bandit.model.thompson_sampling import answered_ranking, choose
 from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile, RecordedDecision, UserQuery
 from app.bandit.shadow.queue import ShadowQueue
 from app.bandit.shadow.scores import Unshadowed

@@ -27,7 +27,7 @@ from app.stores.sqlite.database import Database
 from app.stores.sqlite.decisions import SqliteDecisions
 from app.stores.sqlite.learning import SqliteLearning
 from app.stores.sqlite.rollout import SqliteRollout
-from app.stores.sqlite.states import SqliteStates
+from app.stores.sqlite.sufficient_statistics import SqliteStates
 from app.telemetry import Metrics
 
 

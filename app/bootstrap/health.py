@@ -17,16 +17,16 @@ from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
 from app.features.clock import Clock, rfc3339
+from app.operations.component_states import ReadinessCheck, State
 from app.operations.sampler import EVERY_S, Sampler
 from app.operations.samples import Gauges, Process, Role
-from app.operations.states import ReadinessCheck, State
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
 from app.service import Service
 from app.stores.queue.client import Queue
+from app.stores.sqlite.backlog import backlog, events_ahead
 from app.stores.sqlite.connection import check_rights
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.outbox import backlog, events_ahead
 from app.telemetry import Metrics, logger
 
 log = logger("health")

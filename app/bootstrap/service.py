@@ -16,7 +16,6 @@ from app.bootstrap.health import Health
 from app.bootstrap.servers import open_cache, open_queue
 from app.concurrency.tasks import running
 from app.errors import RegistryError
-from app.events.admission import Admission
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
@@ -24,6 +23,7 @@ from app.events.ports import Learner
 from app.events.queue_door import QueueDoor
 from app.events.replay import Replayer
 from app.events.retention import Kept, Retention
+from app.events.validation import Admission
 from app.features.clock import Clock
 from app.features.contract import Contract
 from app.features.registry import Registry
@@ -46,6 +46,7 @@ from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
+from app.stores.sqlite.backlog import unknown_decisions
 from app.stores.sqlite.change_feed import SqliteChangeFeed, clear_local_caches
 from app.stores.sqlite.cutoffs import SqliteCutoffs
 from app.stores.sqlite.database import Database
@@ -53,7 +54,6 @@ from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.event_queries import SqliteEventQueries
 from app.stores.sqlite.feature_check import check_features
-from app.stores.sqlite.outbox import unknown_decisions
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.rebuilds import SqliteRebuildRepository

@@ -152,7 +152,7 @@ async def _load(file: Path, size: int | None, skip_bad: bool, historical: bool) 
 
 
 async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Ingest) -> dict[str, int]:
-    from app.events.admission import LINES_EXPECTED, other_format
+    from app.events.validation import LINES_EXPECTED, other_format
 
     totals = {"accepted": 0, "duplicates": 0, "refused": 0}
     with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
@@ -173,7 +173,7 @@ async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Inges
 
 async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
     """Store the lines in one request. If one is invalid and --skip-bad is given, store them line by line."""
-    from app.events.admission import decode_lines
+    from app.events.validation import decode_lines
 
     if not any(line.strip() for line in piece):
         return
@@ -194,7 +194,7 @@ async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: di
     """Store each line in a request of its own; the requests share commits."""
     import asyncio
 
-    from app.events.admission import decode_lines
+    from app.events.validation import decode_lines
 
     async def load(number: int, line: bytes) -> Receipt | list[Issue]:
         try:

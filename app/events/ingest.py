@@ -19,8 +19,8 @@ from typing import NamedTuple
 from app.concurrency.batcher import Batcher, Bounds
 from app.concurrency.tasks import fail
 from app.errors import Conflict, Issue
-from app.events.admission import Admission, path_to
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
+from app.events.validation import Admission, path_to
 from app.features.clock import Clock
 from app.features.events import TipEvent
 from app.telemetry import Metrics

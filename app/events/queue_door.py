@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import msgspec
 
 from app.errors import Conflict, InvalidInput
-from app.events.admission import MAX_EVENTS, from_queue
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetters
+from app.events.validation import MAX_EVENTS, from_queue
 from app.features.clock import Clock
 from app.features.events import TipEvent
 from app.telemetry import Metrics, logger

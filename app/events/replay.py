@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.errors import Conflict, InvalidInput, NotFound, Undecodable
-from app.events.admission import decode_json
 from app.events.ingest import Ingestor, Receipt
 from app.events.ports import DeadLetter, DeadLetters
+from app.events.validation import decode_json
 from app.features.clock import Clock
 
 AT_ONCE = 100

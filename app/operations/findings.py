@@ -9,9 +9,9 @@ from typing import NamedTuple
 import msgspec
 
 from app.features.clock import rfc3339
+from app.operations.component_states import SEVERITY, ComponentStatus, State
 from app.operations.figures import Figure
 from app.operations.samples import Sample
-from app.operations.states import SEVERITY, ComponentStatus, State
 
 MINUTE_MS = 60_000
 RECENT_MS = 15 * MINUTE_MS

@@ -13,10 +13,17 @@ import msgspec
 from msgspec import Meta
 
 from app.features.clock import rfc3339
+from app.operations.component_states import (
+    COMPONENTS,
+    ComponentStatus,
+    ComponentView,
+    State,
+    updated_statuses,
+    worst_views,
+)
 from app.operations.figures import SLOT_MS, Figure, compute_figures, slot_starts
 from app.operations.findings import Finding, failing_model, findings, mixed_registries
 from app.operations.samples import Gauges, Record, Role, Sample
-from app.operations.states import COMPONENTS, ComponentStatus, ComponentView, State, updated_statuses, worst_views
 
 # A little more than the ten seconds between two samples of a process.
 CURRENT_MS = 12_000

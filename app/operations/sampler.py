@@ -12,8 +12,8 @@ from contextlib import suppress
 
 from app.errors import Unavailable
 from app.features.clock import Clock
+from app.operations.component_states import ReadinessCheck, component_views
 from app.operations.samples import Gauges, Process, Sample, SampleStore, read
-from app.operations.states import ReadinessCheck, component_views
 from app.telemetry import Metrics
 
 EVERY_S = 10.0

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from app.operations.states import ComponentStatus, ComponentView
+from app.operations.component_states import ComponentStatus, ComponentView
 from app.telemetry import Metrics
 
 Role = Literal["api", "worker"]

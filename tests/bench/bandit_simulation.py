@@ -9,7 +9,7 @@ chosen candidate, per population.
 
 A decision here takes one draw of the posterior. The policy takes M draws and samples from their shares. The action has
 the same distribution, since each draw is equally likely to be the one that counts. `test_simulation` compares the
-arithmetic here (all users at once) with `app.bandit.model.policy`.
+arithmetic here (all users at once) with `app.bandit.model.thompson_sampling`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.bandit.model.inputs import Array, Candidate, Context, Profile, candidate_factors, shared_factors
-from app.bandit.model.policy import EPSILON, SCALE
 from app.bandit.model.pooled_prior import SHRINKAGE
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.thompson_sampling import EPSILON, SCALE
 
 COLD = 20  # a user's first decisions
 FEW = -0.84  # a fifth of the normal distribution lies below

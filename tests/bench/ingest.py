@@ -10,8 +10,8 @@ from contextlib import closing
 import uvloop
 
 from app.bootstrap.service import open_service
-from app.events.admission import Admission
 from app.events.ports import Admitted
+from app.events.validation import Admission
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipEvent, TipServed
 from app.stores.sqlite.connection import connect

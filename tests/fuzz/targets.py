@@ -16,7 +16,7 @@ from app.api.middleware.edge import _rejection
 from app.api.middleware.fast_path import _PATH
 from app.api.request_parsing import known_ms, moment_ms
 from app.errors import InvalidInput, Undecodable
-from app.events.admission import Admission, decode_json, decode_lines, digest, from_queue, path_to
+from app.events.validation import Admission, decode_json, decode_lines, digest, from_queue, path_to
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.ids import id_problem

@@ -25,8 +25,8 @@ from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from app.errors import CacheUnavailable, Conflict, InvalidInput
-from app.events.admission import FUTURE_TOLERANCE_MS
 from app.events.ports import Admitted
+from app.events.validation import FUTURE_TOLERANCE_MS
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent, TipFeedback
 from app.stores.valkey.embedded import EmbeddedServer

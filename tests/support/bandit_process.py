@@ -23,7 +23,7 @@ from app.settings import Settings
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.states import read_statistics
+from app.stores.sqlite.sufficient_statistics import read_statistics
 from app.stores.sqlite.users import SqliteUsers
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from app.events.admission import digest
 from app.events.ports import Admitted
+from app.events.validation import digest
 from app.features.clock import EPOCH, MILLISECOND, to_ms
 from app.features.events import Action, TipEvent, TipFeedback, TipServed
 from tests.support.clock import NOW_MS

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from app.operations.component_states import COMPONENTS, OK
 from app.operations.samples import Gauges, Sample
-from app.operations.states import COMPONENTS, OK
 from tests.support.clock import NOW_MS
 
 

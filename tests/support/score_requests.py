@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from app.bandit.model.inputs import Array, Candidate, Context, Factors, factors_of
-from app.bandit.model.policy import Policy
 from app.bandit.model.pooled_prior import Pool
 from app.bandit.model.specs import SPEC_V2, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import Policy
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 candidates = st.builds(

@@ -24,7 +24,7 @@ _DYING = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from app.bootstrap.service import open_service
-from app.events.admission import decode_json
+from app.events.validation import decode_json
 from app.settings import Settings
 from tests.support.registry import FEATURES
 

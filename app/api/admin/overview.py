@@ -13,11 +13,11 @@ from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
+from app.operations.component_states import component_views
 from app.operations.figures import HOUR_MS, SLOT_MS
 from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
 from app.operations.overview import Overview, OwnView, build_overview
 from app.operations.samples import Record
-from app.operations.states import component_views
 from app.service import Service
 from app.telemetry import logger
 

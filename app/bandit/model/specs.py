@@ -62,7 +62,7 @@ class Spec:
 
     @cached_property
     def precisions(self) -> Array:
-        """The diagonal of Λ (D,). The prior covariance of the weights is v²Λ⁻¹ (`app.bandit.model.policy`)."""
+        """The diagonal of Λ (D,). The prior covariance of the weights is v²Λ⁻¹."""
         return np.array([entry.precision for entry in self.inputs])
 
     @cached_property

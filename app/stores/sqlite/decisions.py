@@ -18,7 +18,7 @@ from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import decision_of, outcome_of, row_of
-from app.stores.sqlite.states import grow_statistics, newest_prior, read_statistics
+from app.stores.sqlite.sufficient_statistics import grow_statistics, newest_prior, read_statistics
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from app.errors import ProfilesError
-from app.events.admission import Admission
+from app.events.validation import Admission
 from app.features.examples import events_of
 from app.features.registry import Feature, Registry, as_dtype, indices
 from app.profiles.ports import ComputeRow

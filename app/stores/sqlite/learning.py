@@ -23,7 +23,7 @@ from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
-from app.stores.sqlite.states import ASIDE, UPDATE_CHANGES, read_statistics, set_aside, write_statistics
+from app.stores.sqlite.sufficient_statistics import ASIDE, UPDATE_CHANGES, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
 log = logger("stores.learning")

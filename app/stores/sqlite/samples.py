@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import msgspec
 
+from app.operations.component_states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
 from app.operations.samples import Record, Sample
-from app.operations.states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import UPDATE_SEEN
 

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable
-from app.events.admission import TABLE, other_format
+from app.events.validation import TABLE, other_format
 from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColumn, Kind, TextColumn, arrow_modules
 
 NEEDED = ("user_id", "as_of")

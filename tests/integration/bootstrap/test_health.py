@@ -13,10 +13,10 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
 from app.settings import Settings
+from app.stores.sqlite.backlog import AHEAD_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.outbox import AHEAD_MS
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.database import as_another_account, column, copy_database

@@ -20,7 +20,7 @@ import pytest
 
 from app.cli.demo_set import HABITS, generate
 from app.errors import Undecodable
-from app.events.admission import decode_lines
+from app.events.validation import decode_lines
 from app.features.clock import DAY_MS, to_ms
 from app.features.events import TipFeedback, TipServed
 from app.settings import Settings

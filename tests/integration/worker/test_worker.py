@@ -37,7 +37,7 @@ from app.stores.queue import client as queue
 from app.stores.queue import worker as queue_worker
 from app.stores.queue.client import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
-from app.stores.sqlite.outbox import backlog
+from app.stores.sqlite.backlog import backlog
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import crons, work
 from app.worker.retry import UNEXPECTED_TRIES, Context, back_off, context

@@ -11,8 +11,8 @@ import pytest
 
 from app.bandit.decisions import Decision
 from app.bandit.model.inputs import Candidate
-from app.bandit.model.policy import CHALLENGER, CHAMPION, EPSILON, sample
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, EPSILON, sample
 from app.bandit.scoring import BOUNDS
 from app.bandit.shadow.queue import BOUNDS as SHADOW_BOUNDS
 from app.errors import Conflict, NotFound, Overloaded, StoreUnavailable, Unavailable

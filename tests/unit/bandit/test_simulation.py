@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.bandit.model.policy import CHALLENGER
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import CHALLENGER
 from tests.bench.bandit_simulation import (
     PARTS,
     SCENARIOS,

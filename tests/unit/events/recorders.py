@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
 from app.concurrency.batcher import Bounds
-from app.events.admission import Admission
 from app.events.ingest import Ingestor, Receipt
 from app.events.ports import Admitted, Appended, ClashingEvent
+from app.events.validation import Admission
 from app.features.events import TipEvent
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from app.errors import InvalidInput, Issue, Undecodable
-from app.events.admission import (
+from app.events.validation import (
     MAX_EVENTS,
     decode_json,
     decode_lines,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidInput, Issue, Undecodable
-from app.events.admission import (
+from app.events.validation import (
     Admission,
     decode_json,
     decode_lines,

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from app.errors import InvalidInput, Issue
-from app.events.admission import (
+from app.events.validation import (
     decode_json,
     from_queue,
 )

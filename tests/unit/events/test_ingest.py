@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from app.errors import Conflict, InvalidInput, Overloaded, StoreUnavailable
-from app.events.admission import Batch, decode_json, decode_lines
 from app.events.ingest import BOUNDS, BOUNDS_OF, Receipt
+from app.events.validation import Batch, decode_json, decode_lines
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED
 from app.stores.sqlite.database import Database

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from app.errors import StoreUnavailable
-from app.events.admission import MAX_EVENTS
 from app.events.ports import DeadLetter
 from app.events.queue_door import QueueDoor
+from app.events.validation import MAX_EVENTS
 from app.features.clock import DAY_MS
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters

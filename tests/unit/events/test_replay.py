@@ -9,10 +9,10 @@ import pytest
 
 import app.events.replay as module
 from app.errors import Conflict, InvalidInput, NotFound, StoreUnavailable, Undecodable
-from app.events.admission import Admission
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter
 from app.events.replay import Replayer, ReplayResult
+from app.events.validation import Admission
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from app.operations.component_states import OK, ComponentView
 from app.operations.doctor import diagnose_features, diagnose_registry
-from app.operations.states import OK, ComponentView
 from app.stores.sqlite.diagnostics import diagnose_space, diagnose_sqlite
 from app.stores.valkey.diagnostics import diagnose_persistence, diagnose_release
 from tests.support.samples import sample

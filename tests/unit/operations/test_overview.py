@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from app.features.clock import rfc3339, to_ms
+from app.operations.component_states import COMPONENTS, OK, ComponentStatus
+from app.operations.component_states import ComponentView as View
 from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
 from app.operations.overview import ALIVE_MS, CURRENT_MS, Overview, OwnView, build_overview
 from app.operations.samples import Gauges, Record, Sample
-from app.operations.states import COMPONENTS, OK, ComponentStatus
-from app.operations.states import ComponentView as View
 from tests.support.clock import NOW_MS
 from tests.support.samples import sample
 

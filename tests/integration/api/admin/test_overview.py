@@ -12,7 +12,7 @@ from app.api.pages.templating import NAVIGATION
 from app.bootstrap.health import sampler
 from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
-from app.operations.states import COMPONENTS
+from app.operations.component_states import COMPONENTS
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import admitted, payload, served
 from tests.support.live import API_KEYS, KEYS, Live, new_user

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from msgspec import UNSET, Meta, UnsetType
 
-from app.events.admission import decode_json, decode_lines
+from app.events.validation import decode_json, decode_lines
 from app.features.clock import DAY_MS
 from app.features.contract import Contract
 from app.features.registry import Registry

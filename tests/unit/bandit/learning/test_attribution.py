@@ -14,9 +14,9 @@ from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent, TipEvent
+from app.stores.sqlite.backlog import unknown_decisions
 from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.outbox import unknown_decisions
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, served

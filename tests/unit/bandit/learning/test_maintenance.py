@@ -17,9 +17,9 @@ from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
+from app.stores.sqlite.backlog import backlog
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.outbox import backlog
-from app.stores.sqlite.states import SqliteStates, damaged, newest_prior, write_statistics
+from app.stores.sqlite.sufficient_statistics import SqliteStates, damaged, newest_prior, write_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
 from tests.support.logs import Recorder
@@ -52,7 +52,7 @@ async def enroll(process: BanditProcess, users: int) -> list[SufficientStatistic
 async def test_prior_is_pooled_over_all_users_whether_grown_or_not(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.stores.sqlite.states.PAGE", 7)
+    monkeypatch.setattr("app.stores.sqlite.sufficient_statistics.PAGE", 7)
     states = await enroll(process, 40)
     assert await process.bandit.maintenance.pool()
     ((version, spec_hash, mu, users, decisions),) = await process.rows(

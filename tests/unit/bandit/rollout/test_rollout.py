@@ -22,7 +22,7 @@ from app.settings import Settings
 from app.stores.sqlite.audit_trail import SqliteAuditTrail
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.rollout import SqliteRollout
-from app.stores.sqlite.states import SqliteStates
+from app.stores.sqlite.sufficient_statistics import SqliteStates
 from tests.support.bandit_process import inject_failures
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write

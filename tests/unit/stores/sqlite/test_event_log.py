@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import StoreUnavailable
-from app.events.admission import Admission, digest
 from app.events.ports import Admitted, Appended, ClashingEvent
+from app.events.validation import Admission, digest
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, Action, TipEvent
 from app.features.registry import Registry

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from app.features.registry import Registry
-from app.stores.sqlite import decisions, event_log, event_queries, learning, rollout, samples, states, users
+from app.stores.sqlite import (
+    decisions,
+    event_log,
+    event_queries,
+    learning,
+    rollout,
+    samples,
+    sufficient_statistics,
+    users,
+)
 from app.stores.sqlite.database import Parameters
 from app.stores.sqlite.profile_statement import build
 from tests.support.database import query_plan
@@ -67,9 +76,9 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "old samples": (samples.DELETE_OLD_SAMPLES, {"oldest": 1, "newest": 2}, "samples_by_time (at_ms>?)"),
     "samples": (samples.SELECT_SAMPLES, (1,), "samples_by_time (at_ms>?)"),
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
-    "state": (states.SELECT_STATE, ("u",), "(user_id=?)"),
-    "states to grow": (states.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
-    "states by spec": (states.SELECT_COUNTS, (), "COVERING INDEX bandit_states_by_spec"),
+    "state": (sufficient_statistics.SELECT_STATE, ("u",), "(user_id=?)"),
+    "states to grow": (sufficient_statistics.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
+    "states by spec": (sufficient_statistics.SELECT_COUNTS, (), "COVERING INDEX bandit_states_by_spec"),
     "decision by request": (decisions.SELECT_BY_REQUEST, ("r",), "(request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
     "shadows": (decisions.update_shadows(3), (None,) * 36, "(decision_id=?)"),

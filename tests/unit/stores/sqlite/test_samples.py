@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from app.operations.component_states import COMPONENTS, OK, ComponentView
 from app.operations.samples import Gauges, Sample
-from app.operations.states import COMPONENTS, OK, ComponentView
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.samples import (
     KEPT_MS,

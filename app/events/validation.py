@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 import msgspec
 
 from app.errors import InvalidInput, Issue, Undecodable
-from app.events.decoding import convert, decode
 from app.events.ports import Admitted
+from app.events.strict_json import convert, decode
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, Action, TipEvent
 from app.features.ids import MAX_ID_LENGTH, id_problem

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from app.bandit.model import random_streams
 from app.bandit.model.inputs import Array, Candidate, Profile
-from app.bandit.model.policy import (
+from app.bandit.model.specs import NEW_PRECISION, SPEC_V1, SPEC_V2, Input, Spec
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import (
     CHALLENGER,
     CHAMPION,
     DRAWS,
@@ -27,8 +29,6 @@ from app.bandit.model.policy import (
     propensities,
     sample,
 )
-from app.bandit.model.specs import NEW_PRECISION, SPEC_V1, SPEC_V2, Input, Spec
-from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 from tests.support.score_requests import (
     MORNING,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.operations.states import (
+from app.operations.component_states import (
     COMPONENTS,
     OK,
     UNSEEN_MS,
@@ -16,10 +16,10 @@ from app.operations.states import (
     updated_statuses,
     worst_views,
 )
-from app.operations.states import (
+from app.operations.component_states import (
     ComponentView as View,
 )
-from app.operations.states import (
+from app.operations.component_states import (
     ReadinessCheck as Check,
 )
 from tests.support.clock import NOW_MS
