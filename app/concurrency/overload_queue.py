@@ -6,8 +6,8 @@ wait in this queue and are released in groups, with pauses between the groups. T
 cause the overload, because a client that waits for its answer sends no other request. A released request is checked
 again: by then it may be a cache hit, or there may be capacity for it.
 
-A jittered sleep in its place admits as many requests, but hits take three times as long beside ten times too many
-events (p99, median of four pairs of runs), and the sleeping requests load the process after their clients have left.
+A jittered sleep and a second check in its place served as many requests in a trial. But the sleeping requests still
+loaded the process after their clients had left, which failed three of seven runs of the benchmark `overload`.
 
 Invariant: while requests wait, the queue pauses for `PAUSE_FACTOR` times the time that the last group took, at most
 `PAUSE_MOST_S`. A request waits at most `most_s`, plus the pause and the group under way.
