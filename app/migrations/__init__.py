@@ -1,7 +1,7 @@
-"""Alembic migrations: from an empty file to the schema that `app.stores.sqlite` uses.
+"""Migrates a database file with Alembic, from an empty file to the schema that `app.stores.sqlite` uses.
 
-Importing alembic takes longer than the whole rest of a start. `app.stores.sqlite.migrate` therefore imports this
-package only if there is something to migrate.
+Importing Alembic takes longer than the rest of a start. So `app.stores.sqlite.migrate` imports this package only if the
+database is not at the newest revision.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.errors import SchemaMismatch, StoreUnavailable
 
 
 def configuration(path: Path) -> Config:
-    """Alembic's configuration for a database file."""
+    """An Alembic configuration that names the database file for `env.py`."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.set_main_option("database", str(path).replace("%", "%%"))
@@ -26,7 +26,7 @@ def configuration(path: Path) -> Config:
 
 
 def upgrade(path: Path) -> None:
-    """Migrate a database to the newest revision. Create the file if it is missing.
+    """Migrate a database file to the newest revision. Create the file if it is missing.
 
     Raises:
         SchemaMismatch: the database is at a revision that this program does not know.

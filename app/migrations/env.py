@@ -1,7 +1,7 @@
-"""The entry point of alembic: migrates one database file.
+"""Runs the migrations on one database file. Alembic executes this script for every command.
 
-`app.migrations.upgrade` passes the path as the main option `database`. Alembic's own command line uses
-PROFILES_DATABASE.
+`app.migrations.upgrade` passes the path as the main option `database`. If Alembic's own command line is used, the path
+is that of PROFILES_DATABASE.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from app.settings import Settings
 
 path = context.config.get_main_option("database") or str(Settings.from_environment().database)
-# Not as a URL string, in which `?` and `%` in the path would have a meaning.
+# Not a URL string: in a URL, `?` and `%` in the path would have a meaning.
 engine = create_engine(URL.create("sqlite", database=str(Path(path).absolute())), poolclass=NullPool)
 
 

@@ -1,4 +1,4 @@
-"""The facts and their log, owed invalidations, the cache registration, dead letters, rebuilds and the audit trail.
+"""Creates the tables of events, cache invalidations, dead letters, rebuilds and the audit trail.
 
 Revision ID: 0001
 """

@@ -1,4 +1,4 @@
-"""Tables for the admin pages: samples of every process, component states, quality reports, ended sessions.
+"""Creates the tables of the admin pages: metric samples, component states, quality reports, signed-out sessions.
 
 Revision ID: 0002
 """

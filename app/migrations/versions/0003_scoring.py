@@ -1,4 +1,4 @@
-"""Tables for scoring and learning: the state of every user, pooled priors, decisions, the roll-out.
+"""Creates the tables of scoring and learning: statistics of each user, pooled priors, decisions, the roll-out.
 
 Revision ID: 0003
 """
@@ -82,7 +82,7 @@ TABLES = (
     "CREATE UNIQUE INDEX tip_scores_by_request ON tip_scores (request_id) WHERE request_id IS NOT NULL",
     "CREATE INDEX tip_scores_by_user ON tip_scores (user_id)",
     "CREATE INDEX tip_scores_by_time ON tip_scores (created_at_ms)",
-    # Finds the decision of an event without a decision id: the newest unsettled one of that user and tip.
+    # Finds the decision of an event without a decision id: the newest unsettled decision of its user and tip.
     "CREATE INDEX tip_scores_unsettled ON tip_scores (user_id, chosen_id) WHERE state IN ('open', 'served')",
     # The decisions that the sweep settles.
     "CREATE INDEX tip_scores_open ON tip_scores (created_at_ms) WHERE state = 'open'",
@@ -93,7 +93,7 @@ TABLES = (
     """CREATE INDEX tip_scores_evaluated ON tip_scores (number, champion_p, role, state, explore)
         WHERE state = 'learned' AND explore = 1""",
     # Each event that concerned a decision, and its outcome. An event that is delivered again is found here. Otherwise,
-    # if it names no decision, it would be attributed to the next older one.
+    # a repeated event that names no decision would be attributed to the next older decision.
     """CREATE TABLE decision_events (
         seq INTEGER PRIMARY KEY,
         number INTEGER NOT NULL,

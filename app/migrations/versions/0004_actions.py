@@ -1,9 +1,9 @@
-"""The database accepts any action. `app.features.events.Action` declares the actions, and ingest rejects other names.
+"""Removes the CHECK constraints on actions. `app.features.events.Action` declares them, and ingest rejects others.
 
-Two CHECK constraints are removed with the procedure of https://sqlite.org/lang_altertable.html#otheralter for changes
+The two constraints are removed with the procedure of https://sqlite.org/lang_altertable.html#otheralter for changes
 that do not affect stored rows: only the definition of the tables changes, however many rows they have. The same
-transaction increases the schema version, so that other connections read the schema again. Those of the previous release
-may stay open.
+transaction increases the schema version, so that other connections read the schema again. Connections of the
+previous release may stay open.
 
 Revision ID: 0004
 """
@@ -40,7 +40,7 @@ def downgrade() -> None:
 
 
 def _replace(connection: Connection, table: str, old: str, new: str) -> None:
-    """Replace a part of a table's definition that does not affect how its rows are stored."""
+    """Replace the text `old` in the stored definition of a table. The change must not affect how rows are stored."""
     definition = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = :table").bindparams(table=table)
     layout = text("SELECT * FROM pragma_table_xinfo(:table)").bindparams(table=table)
     sql, before = connection.execute(definition).scalar_one(), connection.execute(layout).all()

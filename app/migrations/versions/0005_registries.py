@@ -1,4 +1,4 @@
-"""The registries that processes serve, and the features that are disabled.
+"""Creates the tables of the feature registries that processes have served, and of disabled features.
 
 Revision ID: 0005
 """

@@ -1,4 +1,4 @@
-"""The sender of an event, and counts of events with an unknown `decision_id` by sender.
+"""Adds the sender of an event, and a table that counts events with an unknown `decision_id` by sender.
 
 Revision ID: 0006
 """
