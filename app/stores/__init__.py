@@ -1,1 +1,1 @@
-"""Outbound adapters: the only code that speaks Redis, arq's queue or SQL."""
+"""Outbound adapters: the database, the cache, the queue, the language model and training-set files."""

@@ -1,4 +1,4 @@
-"""The machine's clock, for composition roots to hand out."""
+"""The clock of this machine. Only composition roots create it; other code receives a `Clock`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import time
 
 
 class SystemClock:
-    """Implements `app.features.clock.Clock`."""
+    """Wall-clock and monotonic time of the operating system. Implements `app.features.clock.Clock`."""
 
     def now_ms(self) -> int:
-        """Wall-clock time."""
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Monotonic seconds."""
         return time.monotonic()

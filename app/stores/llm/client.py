@@ -1,7 +1,8 @@
-"""Sends one request to a chat-completions endpoint, within limits.
+"""An HTTP client for a chat-completions endpoint.
 
 Invariants:
-- At most `MOST_BYTES` of an answer are read, uncompressed, since a small compressed body could be a large one.
+- At most `MOST_BYTES` of an answer are read. Compression is not accepted, because a small compressed body could expand
+  to a large one.
 - A redirect is not followed: it would send prompt and key to another address.
 - The environment is ignored. A proxy variable or a `.netrc` made for other programs must not decide which server gets
   the prompt and which key is sent. An operator who needs a proxy sets it as the endpoint.
@@ -24,7 +25,7 @@ SECRET_CHARS = 16  # shorter keys are placeholders for a local server that accep
 
 
 class Reply(NamedTuple):
-    """An answer of any status. `retry_after` is the raw header."""
+    """An HTTP answer, whatever its status. `retry_after` is the raw `Retry-After` header; None if it is missing."""
 
     status: int
     body: bytes
@@ -32,12 +33,12 @@ class Reply(NamedTuple):
 
 
 class NotConnected(ModelFailed):
-    """No answer began, so the request may be sent again."""
+    """The connection failed before an answer began, so the request may be sent again."""
 
 
 class LlmClient:
     def __init__(self, url: str, key: str | None = None, *, connect_s: float = CONNECT_S) -> None:
-        """`url` is the base URL, to which `/chat/completions` is appended."""
+        """`/chat/completions` is appended to `url`, the base URL. `connect_s` limits connecting, in seconds."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
@@ -49,14 +50,14 @@ class LlmClient:
             timeout=httpx.Timeout(None, connect=connect_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
             follow_redirects=False,
-            event_hooks={"response": [_stay_here]},
+            event_hooks={"response": [_remove_location]},
             trust_env=False,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # cookies would accumulate
             verify=_tls(url),
         )
 
     async def post(self, body: dict[str, Any]) -> Reply:
-        """Send a request and return the answer of any status.
+        """Send `body` as JSON and return the answer, whatever its status.
 
         Raises:
             NotConnected: the connection failed, or broke before an answer began.
@@ -82,20 +83,20 @@ class LlmClient:
             raise NotConnected("connection failed", f"no answer began ({kind})") from None
 
     def holds_key(self, text: str) -> bool:
-        """Whether a text contains the API key."""
+        """Whether a text contains the API key. False for a key of fewer than `SECRET_CHARS` characters, or none."""
         return self._secret is not None and self._secret in text
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-async def _stay_here(response: httpx.Response) -> None:
-    """Remove the target of a redirect: httpx parses it even if it does not follow it, and fails if it is no URL."""
+async def _remove_location(response: httpx.Response) -> None:
+    """Remove the `Location` header: httpx parses it even if it follows no redirect, and fails if it is not a URL."""
     response.headers.pop("location", None)
 
 
 def _tls(url: str) -> ssl.SSLContext:
-    """Trusts the public authorities and those of the system's store, which may include a company's."""
+    """A TLS context that trusts the public certificate authorities and those installed on the system."""
     if not url.startswith("https:"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; loading certificates takes tens of milliseconds
     context = httpx.create_ssl_context(trust_env=False)

@@ -1,7 +1,7 @@
 """Extracts the tip's text from a chat completion.
 
-An answer that is no completion counts as a failure of the endpoint; a completion whose content is no tip, only as a
-failure of that call. No error message quotes the answer, since it may contain the key or the prompt.
+An answer that is not a completion counts as a failure of the endpoint. A completion whose content is not a tip counts
+only as a failure of that call. No error message quotes the answer, since it may contain the key or the prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Choice(msgspec.Struct):
 
 
 class Completion(msgspec.Struct):
-    """The fields of a chat completion that are read."""
+    """A chat completion, reduced to the fields that this module reads."""
 
     choices: Annotated[list[Choice], Meta(min_length=1)]
 
@@ -39,10 +39,10 @@ _TIP = msgspec.json.Decoder(Tip)
 
 
 def text_in(body: bytes) -> str:
-    """The text of the tip in the body of an answer.
+    """Extract the text of the tip from the body of an answer.
 
     Raises:
-        ModelFailed: `invalid answer`.
+        ModelFailed: the body is not a chat completion, or its content is not a tip.
     """
     try:
         choice = _COMPLETION.decode(body).choices[0]
@@ -62,7 +62,7 @@ def text_in(body: bytes) -> str:
 
 
 def _unfenced(content: str) -> str:
-    """The JSON without the Markdown fence that models without a schema often put around it.
+    """Remove the Markdown fence that models without a schema often put around JSON.
 
     Not a regular expression: on an answer that ends in thousands of spaces, its backtracking would take hours.
     """

@@ -31,7 +31,7 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 
 class LlmWriter:
-    """Implements `app.generation.ports.Writer`."""
+    """Writes tips with a language model. Implements `app.generation.ports.Writer`."""
 
     def __init__(
         self,
@@ -43,7 +43,10 @@ class LlmWriter:
         patience_s: float = PATIENCE_S,
         least_s: float = LEAST_S,
     ) -> None:
-        """`new_mark` returns unpredictable letters and digits for the marks around a task."""
+        """`new_mark` returns new unpredictable letters and digits. They delimit the user's task in a prompt.
+
+        `patience_s` limits a whole call of `write`. No retry begins if less than `least_s` would remain for its answer.
+        """
         self._client = client
         self._model = model
         self._clock = clock
@@ -98,7 +101,10 @@ class LlmWriter:
         return request
 
     def _failure(self, reply: Reply) -> ModelFailed:
-        """The error for a status other than 2xx. 400, 413 and 422 may concern this prompt only, others concern all."""
+        """The error for an answer whose status is not 2xx.
+
+        400, 413 and 422 may be due to this prompt alone. Any other status counts as a failure of the endpoint.
+        """
         detail = f"it answered {reply.status}"
         if reply.status == 429:
             return ModelFailed("rate limited", detail, pause_s=self._asked_pause_s(reply))
@@ -107,7 +113,7 @@ class LlmWriter:
         return ModelFailed("refused", detail, well=reply.status in (400, 413, 422))
 
     def _asked_pause_s(self, reply: Reply) -> float | None:
-        """`Retry-After` in seconds, from a number or a date; None if it is missing or invalid."""
+        """The pause in seconds that `Retry-After` asks for, as a number or a date; None if it is missing or invalid."""
         value = (reply.retry_after or "").strip()
         if _SECONDS.fullmatch(value):
             return float(value)

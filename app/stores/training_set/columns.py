@@ -1,4 +1,4 @@
-"""The columns of a training set in the representation of each format, with conversions to the others.
+"""Columns of a training set. Each keeps the representation of its source and is converted to another on demand.
 
 Parquet columns are Arrow arrays, which preserves types. NDJSON columns are the bytes of each value, which preserves
 `1.10` as `1.10`. CSV columns are text. Computed features are JSON. Null is an empty field in CSV.
@@ -21,7 +21,7 @@ _LISTS: dict[Kind, Any] = {"int": list[int | None], "float": list[float | None],
 
 
 class Column(Protocol):
-    """Some consecutive rows of one column: as fields of CSV, as JSON values, and as an Arrow array."""
+    """The values of one column in consecutive rows. The methods return them as CSV fields, JSON or an Arrow array."""
 
     def text(self) -> list[str]: ...
 
@@ -46,7 +46,7 @@ class TextColumn:
 
 
 class JsonColumn:
-    """JSON values of one kind. Kind `text` allows any value; one that is not a string becomes its JSON text."""
+    """A column of JSON values. Kind `text` allows any value; one that is not a string becomes its JSON text."""
 
     def __init__(self, values: Sequence[bytes], kind: Kind) -> None:
         self._values = list(values)
@@ -95,7 +95,7 @@ class ArrowColumn:
         return self._array
 
     def moments_ms(self) -> list[int | None] | None:
-        """Times in milliseconds, rounded down; None if the column does not hold times with a time zone."""
+        """The column's times in milliseconds since 1970, rounded down; None unless it holds times with a time zone."""
         pa, pc = arrow_modules()
         kind = self._array.type
         if not pa.types.is_timestamp(kind) or kind.tz is None:
@@ -104,7 +104,7 @@ class ArrowColumn:
         return found
 
     def _moments(self) -> Any:
-        """RFC 3339 text with all digits of the column's unit, in UTC; without `Z` if the column has no time zone."""
+        """The times as RFC 3339 text in UTC, with all digits of their unit; without `Z` if they have no time zone."""
         pa, pc = arrow_modules()
         kind = self._array.type
         if kind.tz is None:
@@ -113,7 +113,7 @@ class ArrowColumn:
 
 
 def arrow_modules() -> tuple[Any, Any]:
-    """`pyarrow` and `pyarrow.compute`.
+    """Import and return the modules `pyarrow` and `pyarrow.compute`.
 
     Raises:
         StoreUnavailable: pyarrow is not installed.

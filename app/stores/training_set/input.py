@@ -35,9 +35,11 @@ _RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Block(NamedTuple):
-    """Some consecutive rows, by column. `numbers`: the number of each row in the unit of `place`, "line" or "row".
+    """Consecutive rows of a training set, stored by column.
 
-    None in `user_ids` and `moments` means missing or not text. A moment is the text in the file, or milliseconds.
+    `numbers` locates each row for error messages: it counts lines or rows of the file, as `place` ("line" or "row")
+    says. `user_ids` and `moments` have the values of the columns `user_id` and `as_of`; None means missing or not text.
+    A moment is the text in the file, or milliseconds since 1970.
     """
 
     place: str
@@ -48,7 +50,7 @@ class Block(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The column names in order, and the rows."""
+    """A training set that is being read: the names of its columns in order, and its rows in blocks."""
 
     names: Sequence[str]
     blocks: Iterator[Block]
@@ -56,10 +58,10 @@ class Rows(NamedTuple):
 
 @contextmanager
 def open_rows(source: Path) -> Iterator[Rows]:
-    """The rows of a file, or of standard input (`-`).
+    """Open a training set, a file or standard input (`-`), and yield its rows.
 
     Raises, on entry or while the rows are read:
-        Undecodable: another format, or broken; the error names the line.
+        Undecodable: the format is unknown, or the file is broken; the error names the line.
         InvalidInput: there are no rows, or the columns are invalid.
         StoreUnavailable: the file cannot be read, or pyarrow is not installed.
     """
@@ -142,7 +144,7 @@ def _csv_blocks(records: Iterator[tuple[int, list[str]]], names: Sequence[str]) 
 
 
 def _records(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Each record with its first line number; blank lines are skipped."""
+    """Yield each record with the number of its first line. Blank lines are skipped."""
     line = 1
     try:
         for fields in reader:

@@ -21,11 +21,11 @@ ROW_GROUP = 10_000
 
 class TrainingSetWriter(Protocol):
     def write(self, columns: Mapping[str, Column]) -> None:
-        """Write some rows. All calls must have the same columns."""
+        """Write some rows. `columns` maps names to values, and must have the same names in every call."""
         ...
 
     def close(self) -> None:
-        """Write buffered rows, and leave the file open."""
+        """Write the buffered rows. The file stays open."""
         ...
 
 
@@ -62,7 +62,7 @@ class NdjsonWriter:
 
 
 class ParquetWriter:
-    """Writes row groups of at least `ROW_GROUP` rows. Column `as_of` contains timestamps, for every input format."""
+    """Writes Parquet in row groups of at least `ROW_GROUP` rows. The column `as_of` always has the type timestamp."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -119,7 +119,10 @@ WRITERS: dict[str, Callable[[IO[bytes]], TrainingSetWriter]] = {
 
 @contextmanager
 def writer_for(path: Path | None) -> Iterator[TrainingSetWriter]:
-    """A writer for the format of the path's suffix; None: CSV on standard output. The file appears when complete."""
+    """Yield a writer for the format that the suffix of `path` names; without a path, for CSV on standard output.
+
+    The file appears under its name only when it is complete.
+    """
     if path is None:
         standard_output = CsvWriter(sys.stdout.buffer)
         yield standard_output
