@@ -1,1 +1,1 @@
-"""The arq queue."""
+"""The arq queue: its client, jobs of many events, and the loop that runs arq's worker."""

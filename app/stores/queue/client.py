@@ -1,7 +1,8 @@
 """The arq queue, as the API and the command line use it: enqueueing jobs and querying the queue's state.
 
-Publishing never raises and never blocks the caller; the sweep consumes events whose job was lost. Jobs are msgpack. A
-job that is not, or that has an unknown name, becomes a job that stores it as a dead letter; it is never unpickled.
+Publishing never raises and never blocks the caller. If a job is lost, the worker's periodic sweep finds its events in
+the event log. Jobs are encoded as msgpack. A job in another encoding or with an unknown name is decoded as a job that
+stores it as a dead letter. A pickle is never loaded.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ def serialize(job: dict[str, Any]) -> bytes:
 
 
 class _Job(msgspec.Struct):
-    """A job as arq writes it. Other publishers may omit all fields but `f` and `a`."""
+    """A job as arq encodes it. Other publishers may omit all fields but `f` and `a`.
+
+    `f`: name of the function. `a`, `k`: positional and keyword arguments. `t`: number of the try. `et`: time of
+    enqueueing in milliseconds.
+    """
 
     f: str
     a: list[Any]
@@ -65,7 +70,7 @@ class _Job(msgspec.Struct):
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """Decode a job as arq expects it; one that is invalid becomes a job that stores it as a dead letter.
+    """Decode a job into the mapping that arq expects. An invalid one becomes a job that stores it as a dead letter.
 
     Never raises: arq drops a job that it cannot deserialize, and a job with a field of a wrong type ends the worker.
     """
@@ -88,17 +93,21 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 
 def is_pickle(raw: bytes) -> bool:
-    """Whether a pickle may begin with these bytes."""
+    """Whether the first bytes are those of a pickle of protocol 2 to 5."""
     return raw.startswith(_PICKLE)
 
 
 def burial(payload: object, reason: str) -> dict[str, Any]:
-    """A job that stores a payload as a dead letter."""
+    """A job that stores `payload` as a dead letter with `reason` as its error."""
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
 def without_user(raw: bytes, user_id: str) -> bytes:
-    """A waiting job without the arguments that name a user. Of a list of events, only the user's are removed."""
+    """Remove a user from the bytes of a waiting job, and return the new bytes.
+
+    From a list of events, the user's events are removed. Any other argument that names the user becomes an empty list.
+    A job that names the user elsewhere, decodable or not, becomes a `tip_events` job without events.
+    """
     if user_id.encode() not in raw:
         return raw
     try:
@@ -120,7 +129,10 @@ def _rest(argument: object, user_id: str) -> object:
 def connect(
     url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
 ) -> ArqRedis:
-    """A client of the named queue. It connects on first use."""
+    """A client of the queue `name`. It connects on first use.
+
+    `blocking_s` limits connecting, each reply, and waiting for one of the `connections` of the pool.
+    """
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
     pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
     return ArqRedis(
@@ -129,17 +141,20 @@ def connect(
 
 
 def own_name(job: str, queue: str) -> str:
-    """A job name or id that is unique among the queues of a server, because arq stores all jobs in one key space."""
+    """Make a job name or id unique among the queues of a server: arq keeps their jobs in one key space."""
     return job if queue == QUEUE else f"{job}:{queue}"
 
 
 def health_key(name: str) -> str:
-    """The key that workers of a queue refresh while they are alive."""
+    """The Redis key that the workers of a queue refresh while they are alive."""
     return name + health_check_key_suffix
 
 
 class Queue:
-    """Implements `app.events.ports.Publisher`, and queries for admins."""
+    """A queue as the API and the command line use it: they publish events, start runs and query its state.
+
+    Implements `app.events.ports.Publisher`.
+    """
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
@@ -149,25 +164,29 @@ class Queue:
         self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Enqueue jobs that consume these events, soon and in the background. Events beyond `most` are left out."""
+        """Return at once, and enqueue jobs that consume these events in the background.
+
+        If too many events wait already (`Bounds.most`), these are not published. The worker's periodic sweep finds them
+        in the event log.
+        """
         with suppress(Overloaded):
             for start in range(0, len(seqs), self._at_once):
                 self._jobs.submit(seqs[start : start + self._at_once])
 
     async def start_rebuild(self, run_id: str) -> None:
-        """Enqueue a rebuild; if that fails, the sweep starts it."""
+        """Enqueue a rebuild. If that fails, the worker's periodic sweep enqueues it later."""
         await self._start(REBUILD, run_id, own_name(f"rebuild:{run_id}", self._name))
 
     async def start_quality(self, run_id: int) -> None:
-        """Enqueue a measurement of data quality; if that fails, the sweep starts it."""
+        """Enqueue a measurement of data quality. If that fails, the worker's periodic sweep enqueues it later."""
         await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
 
     async def depth(self) -> int:
-        """The number of jobs that wait or run. Raises `QueueUnavailable`."""
+        """The number of jobs of this queue that wait or run. Raises `QueueUnavailable`."""
         return int(await self._ask("ZCARD", self._name))
 
     async def worker_alive(self) -> bool:
-        """Whether a worker refreshed its health key recently. Raises `QueueUnavailable`."""
+        """Whether a worker has refreshed its health key within the last seconds. Raises `QueueUnavailable`."""
         return int(await self._ask("EXISTS", health_key(self._name))) == 1
 
     async def show_database(self, database_id: str, now_ms: int) -> None:
@@ -177,7 +196,7 @@ class Queue:
         await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
 
     async def databases(self, now_ms: int) -> set[str]:
-        """The databases whose workers used the queue in the last `SHOWN_MS`. Raises `QueueUnavailable`."""
+        """The ids of the databases whose workers reported in the last `SHOWN_MS`. Raises `QueueUnavailable`."""
         found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
         return {item.decode() for item in found}
 

@@ -39,7 +39,10 @@ _ARRAY, _MAP = 0x90, 0x80
 
 
 class Position(NamedTuple):
-    """The arguments of the small job: the byte offset of the next event, the events before it, and all events."""
+    """The progress of a job that was set aside: the list of arguments of its small job.
+
+    `at`: byte offset of the next event. `taken`: the number of events before it. `events`: the number of all events.
+    """
 
     at: int
     taken: int
@@ -47,8 +50,9 @@ class Position(NamedTuple):
 
 
 async def set_aside(redis: ArqRedis, job_id: str) -> None:
-    """Replace a large job by a small one, or by a dead letter if it is too large or not a list of events.
+    """If a job has more than `PIECE_BYTES`, move its bytes to another key and leave a small job in its place.
 
+    A job of more than `MAX_JOB_BYTES`, or one that is not a list of events, becomes a job that stores a dead letter.
     Raises `QueueUnavailable`.
     """
     key = job_key_prefix + job_id
@@ -76,14 +80,16 @@ async def set_aside(redis: ArqRedis, job_id: str) -> None:
 
 
 class LargeJob:
-    """A job that was set aside. Every method raises `QueueUnavailable`."""
+    """A job whose bytes `set_aside` has moved to another key. Every method raises `QueueUnavailable`."""
 
     def __init__(self, redis: ArqRedis, job_id: str) -> None:
         self._redis = redis
         self._job_id = job_id
 
     async def read(self, position: Position) -> tuple[list[object], Position]:
-        """The next events, and the position after them.
+        """Read the next events, up to `PIECE_EVENTS` or `PIECE_BYTES`. Return them and the position after them.
+
+        Erased events are left out.
 
         Raises:
             InvalidInput: the next event is missing or too large, so the rest cannot be read.
@@ -98,13 +104,13 @@ class LargeJob:
         return events, Position(position.at + end, position.taken + len(values), position.events)
 
     async def move(self, position: Position) -> None:
-        """Store the position at which the next try begins."""
+        """Store `position` in the small job, so that its next try continues there."""
         job = {"t": 1, "f": LARGE_TIP_EVENTS, "a": list(position), "k": {}, "et": 0}
         with _asking():
             await self._redis.set(job_key_prefix + self._job_id, serialize(job), xx=True, keepttl=True)
 
     async def erase(self, user_id: str, position: Position) -> bool:
-        """Overwrite a user's events from a position on with blanks of the same length; return whether any were."""
+        """Overwrite a user's events from `position` on with zeros of the same length. Return whether there were any."""
         key, found = _aside(self._job_id), False
         while position.taken < position.events:
             with _asking():
@@ -129,7 +135,7 @@ class LargeJob:
         return found
 
     async def forget(self) -> None:
-        """Delete the bytes that were set aside."""
+        """Delete the key to which the bytes were moved."""
         with _asking():
             await self._redis.delete(_aside(self._job_id))
 
@@ -179,7 +185,10 @@ def _asking() -> Iterator[None]:
 
 
 def _first(head: bytes) -> Position:
-    """The position of the first event of a `tip_events` job. Raises `InvalidInput` if `head` is of another job."""
+    """The position of the first event of a `tip_events` job. `head` is the beginning of the job's bytes.
+
+    Raises `InvalidInput` for any other job.
+    """
     name: object = None
     try:
         at, fields = _header(head, 0, _MAP)
@@ -205,9 +214,9 @@ def _first(head: bytes) -> Position:
 
 
 def _header(data: bytes, at: int, kind: int) -> tuple[int, int]:
-    """The offset of the first item of a map or an array, and the number of items.
+    """Decode the header of a msgpack map or array. Return the offset of its first item and the number of items.
 
-    Raises `IndexError` if the value at `at` is neither or is incomplete.
+    `kind` is `_MAP` or `_ARRAY`. Raises `IndexError` if the value at `at` is of another kind or incomplete.
     """
     code = data[at]
     if code & 0xF0 == kind:
@@ -219,7 +228,7 @@ def _header(data: bytes, at: int, kind: int) -> tuple[int, int]:
 
 
 def _end(data: bytes, at: int) -> int:
-    """The offset at which the value that begins at `at` ends.
+    """The offset at which the msgpack value that begins at `at` ends.
 
     If the value is incomplete, the offset is beyond the end of `data`, or `IndexError` is raised.
     """

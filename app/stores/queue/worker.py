@@ -1,4 +1,4 @@
-"""Runs arq's worker, and restarts it when its Redis has disconnected, which ends arq's worker.
+"""Runs arq's worker, and starts another one after each loss of the connection to Redis, which ends arq's worker.
 
 Invariant: when `keep_working` returns, no job runs in this process. arq retries interrupted jobs after the job timeout
 plus `ARQ_EXTRA_S`.
@@ -41,23 +41,23 @@ log = logger("stores.queue")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Time limits of jobs. arq retries the job of a crashed worker after `job_timeout_s` + `ARQ_EXTRA_S`."""
+    """The time limits of jobs. arq retries a crashed worker's job after `job_timeout_s` + `ARQ_EXTRA_S` seconds."""
 
     job_timeout_s: float = 20.0
 
     @property
     def work_s(self) -> float:
-        """The time after which a job stops itself, before arq cancels it."""
+        """The seconds after which a job stops itself, before arq cancels it."""
         return 0.9 * self.job_timeout_s
 
     @property
     def budget_s(self) -> float:
-        """The time of one slice of a long job."""
+        """The seconds of work after which one try of a long job stops."""
         return 0.5 * self.job_timeout_s
 
     @property
     def untouched_ms(self) -> int:
-        """A run without progress for this long, in milliseconds, has lost its job and is enqueued again."""
+        """The milliseconds without progress after which a rebuild or a measurement is enqueued again."""
         return int(1000 * (self.job_timeout_s + ARQ_EXTRA_S + 5.0))
 
 
@@ -73,7 +73,8 @@ async def keep_working(
 ) -> None:
     """Run jobs until `stop` is set.
 
-    No cron job may have a longer timeout than the pace: arq retries every crashed job after the longest timeout of all.
+    No cron job may have a longer timeout than `pace.job_timeout_s`: arq retries every crashed job after the longest
+    timeout of all jobs.
     """
     stopping = asyncio.create_task(stop.wait())
     lost = False
@@ -100,7 +101,10 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's worker, which also counts its polls and stops taking jobs at once when told to."""
+    """arq's worker, which also counts its polls and sets large jobs aside.
+
+    It starts no further job once `allow_pick_jobs` is false.
+    """
 
     rounds = 0
 
@@ -109,26 +113,26 @@ class _Worker(Worker):
         self.came_round = asyncio.Event()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start jobs one by one. arq would start the whole list, even if the worker is told to stop meanwhile."""
+        """Start jobs one by one. arq would start the whole list, even if `allow_pick_jobs` becomes false meanwhile."""
         for job_id in job_ids:
             if not self.allow_pick_jobs:
                 return
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Set a large job aside first: arq would fetch it whole."""
+        """Run a job. If it is large, set it aside first, because arq would fetch it whole."""
         await set_aside(self.pool, job_id)
         await super().run_job(job_id, score)
 
     async def heart_beat(self) -> None:
-        """Count the poll that ends here."""
+        """Count a poll of the queue: arq calls this method at the end of each poll."""
         self.rounds += 1
         self.came_round.set()
         await super().heart_beat()
 
 
 async def _silence(worker: _Worker) -> None:
-    """Return when the worker has not finished a poll for `SILENT_S`, because the queue does not reply."""
+    """Wait until the worker has not finished a poll for `SILENT_S` seconds, because the queue does not reply."""
     seen = -1
     while worker.rounds != seen:
         seen = worker.rounds
@@ -136,9 +140,9 @@ async def _silence(worker: _Worker) -> None:
 
 
 class _Lean:
-    """Mixin that makes an asyncio connection of redis-py cheaper.
+    """Mixin that saves CPU time in redis-py's asyncio connections.
 
-    hiredis packs the commands, as in redis-py's blocking connections; the asyncio ones pack them in Python.
+    hiredis packs the commands, as in redis-py's blocking connections. Without it, Python code packs them.
     """
 
     _packer: Any = HiredisRespSerializer()
@@ -161,7 +165,10 @@ class _Lean:
 
 
 def _client(url: str, name: str) -> ArqRedis:
-    """The worker's client. A timer per reply and a task per write would cost more than the jobs themselves."""
+    """The worker's Redis client, without a socket timeout.
+
+    With a socket timeout, redis-py creates a timer per reply and a task per write, which cost more than the jobs.
+    """
     client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
     pool = client.connection_pool
     pool.connection_kwargs["socket_timeout"] = None
@@ -193,7 +200,7 @@ def _worker(
 
 
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish, then close. arq retries jobs that take too long.
+    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the others, and close. arq retries cancelled jobs.
 
     A poll under way finishes first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has
     started, and the job stays hidden for its timeout plus `ARQ_EXTRA_S`, though nothing crashed.
