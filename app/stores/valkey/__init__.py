@@ -1,1 +1,1 @@
-"""Redis or Valkey: the cache, its connections and epochs, and the embedded server."""
+"""Redis or Valkey: the cache, connections to its server, and a server that runs as a child process."""

@@ -1,6 +1,6 @@
 """The circuit breaker of the cache.
 
-While it is closed, commands are sent. It opens after `TRIP_AFTER` failures in a row: requests then no longer wait for
+Commands are sent while it is closed. It opens after `TRIP_AFTER` failures in a row: requests then no longer wait for
 timeouts, and a background task probes the server until it answers.
 """
 
@@ -19,10 +19,10 @@ log = logger("stores.valkey")
 
 
 class CircuitBreaker:
-    """One breaker per cache and process."""
+    """Takes the cache out of use after failures, and back into use when it answers. One per cache and process."""
 
     def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
-        """`probe` must raise `CacheUnavailable` while the server does not answer."""
+        """`probe` sends a command to the server, and must raise `CacheUnavailable` if there is no answer."""
         self._probe = probe
         self._metrics = metrics
         self.failures = 0  # in a row; a caller whose command was answered sets it to 0
@@ -36,7 +36,7 @@ class CircuitBreaker:
             self.trip()
 
     def trip(self) -> None:
-        """Open, and probe until the server answers."""
+        """Open the circuit, and probe the server in the background until it answers."""
         if not self.closed:
             return
         self.closed = False

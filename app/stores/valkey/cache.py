@@ -1,8 +1,9 @@
-"""The cache of cells on Redis or Valkey ≥ 7.0.
+"""The cache of profile features on Redis or Valkey ≥ 7.0.
 
-Key: `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the braces are a Cluster hash tag. A fill
-compares and sets in one step: with `SET … IFEQ` if the server knows it, else with a Lua script. The first fill of an
-epoch tries `IFEQ`; versions are not parsed. A command is sent only on a connection of the epoch that it was built for.
+A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
+braces are a Cluster hash tag. The epoch names database and server: see `app.stores.valkey.connections`. A command is
+sent only on a connection of the epoch that its keys were built for. A fill is a compare-and-set: `SET … IFEQ` if the
+server knows it, otherwise a Lua script. The first fill of an epoch tries `IFEQ`; server versions are not parsed.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def key(epoch: Epoch, cell: Cell) -> bytes:
 
 
 def keys_of(epoch: Epoch, rows: Sequence[Row]) -> list[bytes]:
-    """The keys of all cells, row after row."""
+    """The keys of all cells in `rows`, row after row. A row is a user id with the names of features."""
     keys: list[bytes] = []
     for user_id, features in rows:
         head = _head(epoch, user_id)
@@ -85,7 +86,7 @@ def _head(epoch: Epoch, user_id: str) -> bytes:
 
 
 def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
-    """Return the replies. Raise for the first error reply that does not begin with one of `allowed`."""
+    """Return `replies`, or raise for the first error reply whose text does not begin with one of `allowed`."""
     for reply in replies:
         if isinstance(reply, ReplyError):
             text = str(reply)
@@ -98,13 +99,13 @@ def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
 
 
 def _nonces() -> Callable[[], bytes]:
-    """A generator of nonces that are unique among all processes: a random start and a counter."""
+    """A function that returns a new nonce at each call, unique among all processes: a random start and a counter."""
     start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
     return lambda: b"%b.%x" % (start, next(numbers))
 
 
 class ValkeyCache:
-    """Implements `app.profiles.ports.Cache`."""
+    """The cache on one server. Implements `app.profiles.ports.Cache`."""
 
     def __init__(
         self,
@@ -118,7 +119,10 @@ class ValkeyCache:
         registration: ServerRegistration | None = None,
         nonce: Callable[[], bytes] | None = None,
     ) -> None:
-        """`registration`: see `Connections`. Raises `ValueError` for an invalid URL."""
+        """`timeout_ms` limits each command; `lease_ms` is the time to live of a lease.
+
+        Without a `registration`, any server is accepted as the cache. Raises `ValueError` for an invalid URL.
+        """
         self._registration = registration
         self._connections = Connections(url, database_id, timeout_ms / 1000, registration)
         self._lease_ms = lease_ms
@@ -137,14 +141,15 @@ class ValkeyCache:
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """One MGET."""
+        """Read the cells of all rows with one MGET. Return the epoch of the keys and what each key holds."""
         epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [(b"MGET", *keys_of(epoch, rows))])
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Send one pipelined `SET … NX GET` for each cell.
+        """Put a new lease into each empty cell, with a pipelined `SET … NX GET`. Return what each cell then holds.
 
-        A key that is not a string is deleted: another program wrote it, and the cache could never use it.
+        A lease marks that a value is being computed. A key that is not a string is deleted: another program wrote it,
+        and the cache could never use it.
         """
         if not cells:
             return []
@@ -174,7 +179,10 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """The keys are built for the epoch of the connection that carries the DEL, as those of readers are."""
+        """Delete the keys of cells, under the epoch of the connection that carries the DEL.
+
+        Returns after the server has confirmed it and every process has had time to notice which server is registered.
+        """
         if not cells:
             return
         if self._registration is not None:
@@ -189,7 +197,7 @@ class ValkeyCache:
             await self._registration.settle()
 
     async def drop_user(self, user_id: str) -> None:
-        """Delete the keys of a user under every epoch. Scans all keys of the server."""
+        """Delete all keys of a user, under every epoch, by a scan of all keys of the server."""
         command: Command = (b"SCAN", b"0", b"MATCH", _head("*", user_id) + b"*", b"COUNT", _KEYS_PER_SCAN)
         while True:
             cursor, keys = await self._one("scan", command)
@@ -204,12 +212,12 @@ class ValkeyCache:
         return sum(await self._run_script("drop_exactly", DELETE_IF_EQUAL, calls, epoch))
 
     async def open(self) -> None:
-        """Connect and register the server, so that the first read can use it. Ignores an unavailable cache."""
+        """Connect and register the server, so that the first read can use it. Do nothing if no server answers."""
         with suppress(CacheUnavailable):
             await self._connections.register()
 
     async def ping(self) -> None:
-        """Raises `CacheUnavailable` if the server does not answer."""
+        """Send a PING. Raises `CacheUnavailable` if the server does not answer."""
         connection = await self._connections.get()
         _checked(await connection.ask([(b"PING",)]))
 
@@ -247,7 +255,11 @@ class ValkeyCache:
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Send commands that are built for the connection's epoch. If `epoch` is given, the two must be equal."""
+        """Call `commands` with the connection's epoch, send the result, and return the epoch and the replies.
+
+        If `epoch` is given and is not the connection's, raise `CacheRefused` and send nothing. `what` labels the
+        duration in the metrics. Error replies that begin with one of `allowed` are returned, others are raised.
+        """
         started = self._clock.monotonic()
         try:
             connection = await self._connections.get(use)

@@ -1,11 +1,11 @@
-"""Connections to the cache. Each has the epoch of its server.
+"""Connections to the cache server, and the epoch that is part of every cache key.
 
 The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
 registered. The identity is the server's `run_id`, which changes with every start, and the number of the logical
-database. A connection learns it before its first command, and keys are built only from the epoch of the connection that
-carries them. So no key is read again after a failover, or after a restart with old contents.
+database. A connection learns the identity before its first command, and keys are built only for the epoch of the
+connection that carries them. So no key is read again after a failover, or after a restart with old contents.
 
-There are two connections, so that requests never queue behind a thousand fills.
+There are two connections, so that the commands of requests never queue behind a thousand fills.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
 
 
 class Use(Enum):
-    """`FRONT` carries the commands that requests wait for, `BACK` carries fills and bulk work."""
+    """The purpose of a connection: `FRONT` carries the commands that requests wait for, `BACK` fills and bulk work."""
 
     FRONT = 0
     BACK = 1
 
 
 class Connections:
-    """The connections of one process, opened on first use."""
+    """The two connections of a process to its cache, opened on first use."""
 
     def __init__(
         self, url: str, database_id: str, timeout_s: float, registration: ServerRegistration | None = None
     ) -> None:
-        """Without a `registration` any server is accepted, which suits a single process or a fixed server."""
+        """Without a `registration` any server is accepted as the cache: for a single process or a fixed server."""
         self._database_id = database_id
         self._registration = registration
         self._timeout_s = timeout_s
@@ -60,7 +60,7 @@ class Connections:
         )
 
     async def get(self, use: Use = Use.FRONT) -> PipelinedConnection:
-        """A connection to the server that was connected last.
+        """The connection for `use`, opened if necessary. It leads to the server that this process connected to last.
 
         Raises:
             CacheUnavailable: no server answers in time.
@@ -95,7 +95,7 @@ class Connections:
         return self._epoch
 
     async def register(self) -> None:
-        """Connect, and register the server if another one is registered. Raises `CacheUnavailable`."""
+        """Connect, and register the server as the cache unless it is registered. Raises `CacheUnavailable`."""
         if self._registration is None:
             return
         connection = await self.get()
@@ -139,7 +139,7 @@ class Connections:
         found = _RUN_ID.search(reply if isinstance(reply, bytes) else b"")
         if found is None:
             raise RedisConnectionError("the server does not report its run_id")
-        # Each logical database is a separate cache: a DEL in one does not reach another. Number 0 is the bare run_id,
-        # as older releases register it.
+        # Each logical database is a separate cache: a DEL in one does not reach another. In database 0 the identity
+        # is the bare run_id, as older releases register it.
         number = f"/{connection.db}" if connection.db else ""
         self._newest = self._greeted[connection] = found[1].decode() + number

@@ -1,6 +1,6 @@
 """Diagnoses the cache and the queue for `profiles doctor`. A cache may lose data, a queue must not.
 
-The keys that it writes to try the servers are deleted.
+It writes keys to test the servers, and deletes them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Now = Callable[[], float]
 
 
 async def diagnose_servers(settings: Settings) -> list[Line]:
-    """Lines about the cache, about the queue and its workers, and whether they are two servers."""
+    """Diagnose the cache, the queue and its workers. Return the lines of the report."""
     cache_lines, cache = await diagnose_server("cache", settings.cache_url)
     queue_lines, queue = await diagnose_server("queue", settings.queue_url, settings.queue_name)
     return [*cache_lines, *queue_lines, *_separate(cache, queue)]
@@ -46,9 +46,9 @@ async def diagnose_servers(settings: Settings) -> list[Line]:
 async def diagnose_server(
     name: str, url: str | None, queue: str | None = None, now_s: Now = time.time
 ) -> tuple[list[Line], Info | None]:
-    """Lines about a server, and its INFO if it answers. `queue` is the queue's name; None for the cache.
+    """Diagnose one server. Return the lines of the report, and the server's INFO; None if it does not answer.
 
-    `now_s` reads the wall clock of this machine.
+    `name`: `cache` or `queue`. `queue`: the name of the queue; None for the cache. `now_s` reads this machine's clock.
     """
     setting = f"PROFILES_{name.upper()}_URL"
     if url is None:
@@ -80,7 +80,7 @@ async def _answered(name: str, url: str, queue: str | None, now_s: Now) -> tuple
 
 
 def diagnose_release(name: str, info: Info) -> Line:
-    """Whether the server is new enough."""
+    """Report whether the server's version is at least `LEAST_VERSION`."""
     valkey = info.get("valkey_version")
     version = str(valkey or info["redis_version"])
     shown = f"{'Valkey' if valkey else 'Redis'} {version}"
@@ -110,7 +110,7 @@ async def _queue_refusal(client: Any) -> str | None:
 
 
 async def _cache_refusal(url: str) -> str | None:
-    """The reason if the server refuses a command that the service uses for the cache."""
+    """Try the commands of the cache. Return the reason if the server refuses one, otherwise None."""
     cache = ValkeyCache(
         url=url,
         database_id="doctor",
@@ -183,7 +183,7 @@ async def _snapshots(client: Any) -> bool | None:
 
 
 def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
-    """Whether a restart of the queue's server loses jobs. `snapshots`: whether it takes any; None if unknown."""
+    """Report whether a restart of the queue's server loses jobs. `snapshots`: it takes snapshots; None if unknown."""
     failed = None
     if info.get("aof_enabled") and info.get("aof_last_write_status") == "err":
         failed = "the last write of the append-only file failed"

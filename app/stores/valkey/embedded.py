@@ -46,7 +46,7 @@ def server_binary() -> str:
 
 
 class EmbeddedServer:
-    """One server on a unix socket and, with `port`, on a loopback port."""
+    """A server process that listens on a unix socket and, if `port` is not 0, on a loopback port."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class EmbeddedServer:
         binary: str | None = None,
         port: int = 0,
     ) -> None:
-        """`directory` contains its files and log. `options` are command-line options of the server."""
+        """`directory` contains the server's files and log. `options` are further command-line options."""
         self.directory = directory
         self.socket_path = socket_path
         self.port = port
@@ -71,7 +71,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """The process id; 0 if it was not started."""
+        """The process id of the server; 0 if it was not started."""
         return self._child.pid if self._child is not None else 0
 
     def start(self) -> None:
@@ -113,7 +113,7 @@ class EmbeddedServer:
         return self._child is not None and self._child.poll() is None
 
     def stop(self) -> None:
-        """Terminate the server, also if it is paused. With `appendonly`, nothing is lost."""
+        """Terminate the server, even if SIGSTOP has paused it. With the option `appendonly`, no data are lost."""
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGCONT)
             self._child.terminate()
@@ -135,7 +135,7 @@ class EmbeddedServer:
             self._child.send_signal(number)
 
     def _send(self, command: bytes) -> bytes | None:
-        """The reply to a command; empty if the server does not reply in time, None if no server listens."""
+        """The reply to a command; empty if there is none within a second, None if no server listens on the socket."""
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1)
             try:
@@ -149,10 +149,10 @@ class EmbeddedServer:
 
 
 def cache_options(limit_mb: int) -> list[str]:
-    """Command-line options of a cache: it has a memory limit, evicts, and writes nothing to disk."""
+    """Command-line options of a cache server: it has a memory limit, evicts keys, and writes nothing to disk."""
     return ["--save", "", "--appendonly", "no", "--maxmemory", f"{limit_mb}mb", "--maxmemory-policy", "allkeys-lru"]
 
 
 def queue_options() -> list[str]:
-    """Command-line options of a queue: it never evicts, and writes an append-only file."""
+    """Command-line options of a queue server: it never evicts keys, and writes an append-only file."""
     return ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]

@@ -1,4 +1,4 @@
-"""The cache of a process without one: never available, so reads are computed and invalidations are owed."""
+"""A stand-in for the cache in a process without one, so that every read is computed in the database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.profiles.ports import Cell, Epoch, Fill, Row
 
 
 class NullCache:
-    """Implements `app.profiles.ports.Cache`: every operation raises `CacheUnavailable`."""
+    """A cache that is never available: each command raises. Implements `app.profiles.ports.Cache`."""
 
     available = False
 
@@ -42,10 +42,10 @@ class NullCache:
         _refuse()
 
     async def open(self) -> None:
-        """Do nothing."""
+        """Do nothing, because there is no server."""
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Do nothing, because nothing was opened."""
 
 
 def _refuse() -> NoReturn:

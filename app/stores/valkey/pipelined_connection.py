@@ -1,4 +1,4 @@
-"""A pipelined connection: many callers share it, commands are written at once, and replies are matched in order.
+"""A pipelined connection: many callers share it, commands are sent without waiting, and replies matched in order.
 
 Callers never wait for a free connection. redis-py connects (TLS, password, Sentinel). Then this protocol takes over the
 transport, and hiredis parses the replies.
@@ -21,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 from app.errors import CacheRefused, CacheUnavailable
 
 MAX_WAITING = 4_096
-_LAST_LOOK_S = 0.001
+_LAST_READ_S = 0.001
 _INCOMPLETE = object()
 
 Command = tuple[bytes | str | int, ...]
@@ -32,10 +32,10 @@ _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignm
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A connection that many callers share. `server` is the identity of the server."""
+    """A connection that many callers share. `server` is the identity of the server: see `connections`."""
 
     def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:
-        """Take over an established connection without outstanding replies."""
+        """Take over an established connection without outstanding replies. `timeout_s` limits the wait for a reply."""
         self.server = server
         self.closed = False
         self._loop = asyncio.get_running_loop()
@@ -70,7 +70,7 @@ class PipelinedConnection(asyncio.Protocol):
         return replies
 
     def close(self, reason: str = "the connection was closed") -> None:
-        """Close, and fail every waiting command."""
+        """Close the connection, and fail every waiting command."""
         if self.closed:
             return
         self.closed = True
@@ -115,7 +115,7 @@ class PipelinedConnection(asyncio.Protocol):
             self._watch = self._loop.call_later(left, self._check_oldest)
         else:
             # The reply may be waiting in the socket because this event loop was busy: read it first.
-            self._watch = self._loop.call_later(_LAST_LOOK_S, self._give_up, oldest)
+            self._watch = self._loop.call_later(_LAST_READ_S, self._give_up, oldest)
 
     def _give_up(self, oldest: tuple[Replies, int, float]) -> None:
         self._watch = None

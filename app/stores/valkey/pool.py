@@ -1,9 +1,9 @@
-"""Connection pools for cache and queue: one server by its address, or the master of a Sentinel group.
+"""Connection pools for cache and queue, to one server or to the master of a Sentinel group. The forms of a URL:
 
     redis://host:6379/0        rediss://…        unix:///path/to/socket
     redis://sentinel1:26379,sentinel2:26379/0?sentinel=mymaster        (rediss:// for TLS to the master)
 
-`BlockingConnectionPool` throughout: redis-py's plain pool holds its lock while it connects.
+All pools are `BlockingConnectionPool`s, because redis-py's plain pool holds its lock while it connects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 def public_reason(error: Exception) -> str:
-    """Why a server cannot be used, and the remedy. Contains no address, so that any caller may read it."""
+    """The reason why a server cannot be used, and the remedy. It has no address, so that any client may see it."""
     text = str(error)
     if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "Authentication")):
         return "it refuses the user or the password: correct them in the URL"
@@ -35,7 +35,7 @@ def public_reason(error: Exception) -> str:
 
 
 class _Master:
-    """The part of a Sentinel pool that a managed connection uses: the current address of the master."""
+    """Gives redis-py's Sentinel connections the address of the master. They use no other part of a Sentinel pool."""
 
     is_master = True
     check_connection = False
@@ -45,13 +45,13 @@ class _Master:
         self._name = name
 
     async def get_master_address(self) -> tuple[str, int]:
-        """Called on every connect, so that a failover needs no restart."""
+        """Ask the sentinels for the master's host and port. Called on every connect, so a failover needs no restart."""
         address: tuple[str, int] = await self._sentinel.discover_master(self._name)
         return address
 
 
 class _GroupPool(BlockingConnectionPool):
-    """A pool that also closes the connections to the sentinels."""
+    """A pool for a Sentinel group. It also closes the connections to the sentinels."""
 
     def __init__(self, sentinel: Sentinel, **options: Any) -> None:
         super().__init__(**options)
@@ -67,7 +67,7 @@ def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) 
     """A pool of at most `connections`. `timeout_s` limits waiting for a connection, connecting, and each reply.
 
     Raises:
-        ValueError: the URL is not one of the forms above.
+        ValueError: the URL has none of the forms that the module describes.
     """
     options |= {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     parts = urlsplit(url)

@@ -28,23 +28,26 @@ log = logger("stores.valkey")
 
 
 class RegistrationRepository(Protocol):
-    """The stored registration. `app.stores.sqlite.data_version` implements it."""
+    """The registration of the cache server in the database. `app.stores.sqlite.data_version` implements it."""
 
     def current(self) -> tuple[str | None, int]:
-        """Server and generation as of this process's last query, without a new one."""
+        """The registered server and its generation, as of this process's last query. Does not query again."""
         ...
 
     def query(self) -> tuple[str | None, int]:
-        """Query server and generation. Raises `StoreUnavailable`."""
+        """Query the registered server and its generation. Raises `StoreUnavailable`."""
         ...
 
     async def register(self, server: str, after: int) -> None:
-        """Register under the generation after `after`, unless a newer generation exists."""
+        """Register `server` under the generation `after` + 1. Does nothing if the generation is no longer `after`."""
         ...
 
 
 class ServerRegistration:
-    """One per cache and process."""
+    """Registers the cache's server in the database, and notices when another server takes its place.
+
+    One instance per cache and process.
+    """
 
     def __init__(
         self,
@@ -73,22 +76,28 @@ class ServerRegistration:
         self._note(generation)
         if registered != server:
             self._register_soon(server)
-            raise CacheRefused("another server is registered as the cache; registering this one")
+            raise CacheRefused("another server is registered as the cache; this one is being registered")
         return generation
 
     def refresh(self) -> None:
-        """Query again, so that the next command is built for the current registration. Raises `CacheRefused`."""
+        """Query the registration, so that the next command is built for the current one.
+
+        Raises `CacheRefused` if the database does not answer.
+        """
         _, generation = self._query()
         self._note(generation)
 
     async def settle(self) -> None:
-        """Wait until `HOLD_BACK_S` after this process first saw the current generation: see interleaving 1."""
+        """Wait until `HOLD_BACK_S` after this process first saw the current generation.
+
+        By then every process has noticed it: see interleaving 1 of this module.
+        """
         remaining = HOLD_BACK_S - (self._clock.monotonic() - self._seen_at)
         if remaining > 0:
             await self._pause(remaining)
 
     async def register(self, server: str) -> None:
-        """Register `server` if another one is registered. Raises `StoreUnavailable`."""
+        """Register `server` as the cache, unless it is registered. Raises `StoreUnavailable`."""
         registered, generation = self._repository.query()
         if registered != server:
             await self._repository.register(server, generation)
@@ -97,7 +106,7 @@ class ServerRegistration:
         self._note(generation)
 
     async def close(self) -> None:
-        """Wait for a registration that is under way."""
+        """Wait until a registration in the background has ended."""
         if self._registering is not None:
             await asyncio.gather(self._registering, return_exceptions=True)
 
