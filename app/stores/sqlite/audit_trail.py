@@ -1,4 +1,4 @@
-"""The audit trail: entries are added and settled once, never deleted."""
+"""Stores the audit trail. An entry is added, gets its outcome once, and is never deleted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SELECT DISTINCT action FROM (SELECT action FROM audit_trail ORDER BY id DESC LIM
 
 
 class SqliteAuditTrail:
-    """Implements `app.operations.audit.AuditTrail`."""
+    """The audit trail of admin actions. Implements `app.operations.audit.AuditTrail`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -41,7 +41,7 @@ class SqliteAuditTrail:
         return await self._database.write(work)
 
     async def settle(self, entry_id: int, outcome: str) -> None:
-        """Record the outcome of an entry that has none yet."""
+        """Record the outcome of an entry. Do nothing if it already has one."""
         await self._database.execute(UPDATE_OUTCOME, (outcome, entry_id))
 
     async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:

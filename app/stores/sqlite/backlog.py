@@ -20,9 +20,10 @@ SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms 
 
 
 class Backlog(NamedTuple):
-    """Pending work. `oldest_received_at_ms`: the arrival of the oldest unconsumed event; None if there is none.
+    """Counts of pending work.
 
-    `unreadable`: users whose damaged sufficient statistics were set aside.
+    `oldest_received_at_ms`: the arrival of the oldest unconsumed event; None if there is none. `owed`: deletions of
+    cache keys that failed and are still to be made. `unreadable`: users whose sufficient statistics were found damaged.
     """
 
     unconsumed: int
@@ -38,14 +39,15 @@ async def backlog(database: Database) -> Backlog:
 
 
 async def events_ahead(database: Database, now_ms: int) -> int:
-    """The number of events whose time is more than `AHEAD_MS` after now, at most 10,000. Raises `StoreUnavailable`."""
+    """The number of events with a time more than `AHEAD_MS` after `now_ms`, at most 10,000."""
     (count,) = await database.row(SELECT_AHEAD_COUNT, (now_ms + AHEAD_MS,))
     return int(count)
 
 
 async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:
-    """Senders of events that name no decision of their user, with the number of these events within the last day.
+    """Senders of events whose decision id is not one of their user's, each with the number of such events.
 
-    Raises `StoreUnavailable`.
+    Only senders of such an event in the last day are returned. The count begins again after a day without one. Raises
+    `StoreUnavailable`.
     """
     return await database.rows(SELECT_UNKNOWN, (now_ms - DAY_MS,))

@@ -1,4 +1,4 @@
-"""Backs up the database while it is written to, restores backups, and adopts copies.
+"""Backs up the database while processes write to it, restores backups, and gives copied files an id of their own.
 
 A backup gets a new id, and a restored database another new id and a higher sequence number. The id is part of the epoch
 in every cache key, so values cached from the replaced database are not read again. A backup keeps owner and mode of the
@@ -28,7 +28,7 @@ UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event
 
 
 def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = lambda left, total: None) -> None:
-    """Copy one snapshot of a database while processes write to it. `on_step` is called with the pages left and in all.
+    """Copy one snapshot of a database while processes write to it. `on_step` gets the pages left and all pages.
 
     Raises:
         Conflict: the target exists.
@@ -86,12 +86,14 @@ def restore(source: Path, database: Path) -> None:
 
 
 def adopt(database: Path) -> None:
-    """Give a database a new id. Needed for copies that the program cannot recognise, such as a cloned volume.
+    """Give a database a new id, so that values cached under the old one are not read again.
+
+    Needed for copies that the program cannot recognise, such as a cloned volume.
 
     Raises:
         Conflict: a process has the database open.
-        SchemaMismatch: it is at another revision.
-        StoreUnavailable: it does not exist, is damaged, or cannot be written.
+        SchemaMismatch: the database is at another revision.
+        StoreUnavailable: the database does not exist, is damaged, or cannot be written.
     """
     with closing(connect(database, read_only=False)) as connection:
         check_schema(connection, database)
@@ -152,7 +154,7 @@ def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
 
 @contextmanager
 def _locked(database: Path) -> Iterator[None]:
-    """Take the lock that SQLite would take: every connection in WAL mode holds a shared lock on these bytes."""
+    """Hold SQLite's exclusive lock. Every connection in WAL mode holds a shared lock on the same bytes."""
     with database.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_BYTES, LOCKED_FROM)

@@ -1,9 +1,9 @@
-"""The change feed of the event log, and the local cache epoch.
+"""Tells a process which users have new events, and when it must clear its local cache of profiles in memory.
 
-The feed names the users of newly committed events. The log is written in the order of its sequence numbers, so new
-events lie above the last one seen. The epoch covers the changes that no event shows: a user was erased, values were
-rebuilt, an owed invalidation was made. It is advanced in the same transaction, or once the new values are in the cache;
-every process then clears its local cache (`app.profiles.online.local_cache`).
+The log is written in the order of its sequence numbers, so new events lie above the last one seen. The local cache
+epoch, a counter in the database, covers the changes that no event shows: a user was erased, values were rebuilt, or a
+deletion of cache keys was made late. It is advanced in the same transaction, or once the new values are in the cache.
+Every process then clears its local cache (`app.profiles.online.local_cache`).
 
 Invariant: a call of `changed_users` names the user of every event that was committed before the call began and that no
 earlier call has covered. If the event was erased meanwhile, the call returns None instead.
@@ -33,15 +33,15 @@ ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT
 
 
 async def clear_local_caches(database: Database) -> None:
-    """Make every process clear its local cache before its next hit. Raises `StoreUnavailable`."""
+    """Make every process clear its local cache before it serves from it again. Raises `StoreUnavailable`."""
     await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 
 
 class SqliteChangeFeed:
-    """Implements `app.profiles.ports.ChangeFeed`."""
+    """The new events that this process has not seen. Implements `app.profiles.ports.ChangeFeed`."""
 
     def __init__(self, data_version: DataVersion) -> None:
-        """Raises `StoreUnavailable`."""
+        """Begin after the newest committed event. Raises `StoreUnavailable`."""
         self._data_version = data_version
         self._version: int | None = None
         self._epoch = ""
@@ -49,7 +49,7 @@ class SqliteChangeFeed:
         self.changed_users()  # the next call names only events that are committed from now on
 
     def changed_users(self) -> frozenset[str] | None:
-        """The users of the events committed since the last call; None if local caches must be cleared.
+        """The users of the events committed since the last call; None if the local cache must be cleared.
 
         Raises `StoreUnavailable`.
         """
@@ -69,7 +69,7 @@ class SqliteChangeFeed:
         return None if clear else frozenset(user_id for _, user_id in tail)
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """The user's newest sequence number by subject; None if an invalidation of the user is owed.
+        """The user's newest sequence number by subject; None if a deletion of the user's keys is still to be made.
 
         Raises `StoreUnavailable`.
         """

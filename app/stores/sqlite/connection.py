@@ -1,4 +1,4 @@
-"""Opens SQLite connections, each with its own thread, on which several statements run in one hop.
+"""Opens SQLite connections: plain ones, and asynchronous ones that run statements on a thread of their own.
 
 Every connection is in autocommit mode, with explicit transactions. None checkpoints automatically: SQLite before 3.51.3
 can corrupt a WAL when two connections checkpoint and write at once. Only `app.stores.sqlite.database` checkpoints,
@@ -35,7 +35,7 @@ NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"
 
 
 class _Run:
-    """One call of `ThreadConnection.run`. The event loop sets `abandoned`, the connection's thread sets `deadline`."""
+    """A running call of `ThreadConnection.run`. The event loop sets `abandoned`, the thread sets `deadline`."""
 
     __slots__ = ("abandoned", "deadline")
 
@@ -45,7 +45,7 @@ class _Run:
 
 
 class ThreadConnection(aiosqlite.Connection):
-    """An aiosqlite connection that also runs a function on its thread, so that many statements cost one hop."""
+    """An aiosqlite connection that also runs a function on its thread: many statements, one switch of threads."""
 
     _current: _Run | None = None
     closing = False
@@ -53,9 +53,9 @@ class ThreadConnection(aiosqlite.Connection):
     async def run(self, work: Callable[[sqlite3.Connection], T], timeout_s: float = math.inf) -> T:
         """Call `work` with the sqlite3 connection, on the connection's thread.
 
-        A reader's statement is interrupted after `timeout_s` seconds, when the caller is cancelled, and when the
-        connection is closed. It then raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The connection stays
-        usable: the next call waits some ten milliseconds, until the interrupted one has returned.
+        A statement of a read-only connection is interrupted after `timeout_s` seconds, when the caller is cancelled,
+        and when the connection is closed. It then raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The connection
+        stays usable: the next call waits some ten milliseconds, until the interrupted one has returned.
 
         Raises:
             StoreUnavailable: the connection is closed.
@@ -81,7 +81,7 @@ class ThreadConnection(aiosqlite.Connection):
         return result
 
     def watch(self, connection: sqlite3.Connection) -> None:
-        """Interrupt statements after their deadline. `connection` is the sqlite3 connection of this object."""
+        """Interrupt later statements after their deadline. `connection` is the sqlite3 connection of this object."""
         connection.set_progress_handler(self._must_stop, INSTRUCTIONS_PER_CHECK)
 
     def _must_stop(self) -> bool:
@@ -89,7 +89,7 @@ class ThreadConnection(aiosqlite.Connection):
         return self.closing or (run is not None and (run.abandoned or monotonic() > run.deadline))
 
     async def close(self) -> None:
-        """Interrupt the running statement and close."""
+        """Interrupt the running statement and close the connection."""
         self.closing = True
         await super().close()
 
@@ -124,7 +124,7 @@ def read_only_uri(path: Path) -> str:
 
 
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """Open an existing database file. If the disk is too full for its logs, delete the reserve and try again.
+    """Open an existing database file. On a full disk, delete the file of `keep_reserve` and try again.
 
     Raises:
         StoreUnavailable: the file is missing, is no database, or cannot be opened.
@@ -167,7 +167,7 @@ def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Conn
 
 
 def keep_reserve(path: Path) -> None:
-    """Create a file beside the database. On a full disk, `connect` deletes it to make room for the logs."""
+    """Create a reserve file beside the database. On a full disk, `connect` deletes it to make room for the logs."""
     if not _reserve(path).exists():
         try:
             _reserve(path).write_bytes(os.urandom(RESERVE_BYTES))  # a sparse file of zeros might take no room
@@ -201,7 +201,7 @@ def unavailable(error: sqlite3.Error) -> StoreUnavailable:
 
 
 class Readers:
-    """The connections that read, each with its own thread. All methods raise `StoreUnavailable`."""
+    """A pool of read-only connections, each with its own thread. All methods raise `StoreUnavailable`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -216,7 +216,7 @@ class Readers:
 
     @asynccontextmanager
     async def one(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
-        """An idle reader; with `extra`, a new one that is closed after the block."""
+        """Lend an idle connection for the block; with `extra`, open a new one and close it after the block."""
         try:
             reader = await open_thread(self._path, read_only=True) if extra else await self._idle.get()
             try:
@@ -230,7 +230,7 @@ class Readers:
             raise unavailable(error) from error
 
     def interrupt(self) -> None:
-        """Interrupt running and future long statements, because the process is stopping."""
+        """Interrupt running statements, and later ones that are long, because the process is stopping."""
         for reader in self._all:
             reader.closing = True
 

@@ -1,4 +1,4 @@
-"""The moments up to which old events and decisions have been deleted."""
+"""Stores the moments before which old events and decisions have been deleted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) 
 
 
 class SqliteCutoffs:
-    """Implements `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
+    """One stored moment for `events` and one for `decisions`. Implements `app.events.retention.Cutoffs`.
+
+    Every method raises `StoreUnavailable`.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database

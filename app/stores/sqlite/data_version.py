@@ -1,7 +1,7 @@
-"""A connection that the event loop's thread uses to learn what other connections have committed.
+"""Queries on the event loop's thread that find out whether and what other connections have committed.
 
-A hop to another thread would cost more than these queries. While no connection commits, a question costs one
-`PRAGMA data_version`. Invariant: an answer was true and committed at some moment after the question was asked.
+A switch to another thread would cost more than these queries. While no other connection commits, a query costs one
+`PRAGMA data_version`. Invariant: a result was the committed state at some moment after the call began.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ SELECT EXISTS (SELECT 1 FROM owed_invalidations),
 
 
 class State(NamedTuple):
-    """`owed`: some invalidation is owed. `server` is registered as the cache under `generation`.
+    """The part of the database that every process observes, because another process may change it at any time.
 
-    `disabled`: the disabled features, as JSON of `app.profiles.availability.Disabled`.
+    `owed`: a deletion of cache keys has failed and is still to be made. `server`: the identity of the server that is
+    registered as the cache. `generation`: the number of this registration. `disabled`: the disabled features, as JSON
+    of `app.profiles.availability.Disabled`.
     """
 
     owed: bool
@@ -38,7 +40,10 @@ class State(NamedTuple):
 
 
 class DataVersion:
-    """One per process. Close it when done. All methods raise `StoreUnavailable`."""
+    """Notices the commits of other connections. One instance per process; close it when done.
+
+    All methods raise `StoreUnavailable`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._connection = connect(path, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S)
@@ -46,7 +51,7 @@ class DataVersion:
         self.last = State(owed=True, server=None, generation=0)
 
     def state(self) -> State:
-        """Query the state, if another connection has committed since the last query."""
+        """The current state. It is queried only if another connection has committed since the last query."""
         version = self.current()
         if version != self._version:
             owed, server, generation, disabled = self.row(SELECT_STATE)
@@ -54,11 +59,11 @@ class DataVersion:
         return self.last
 
     def any_owed(self) -> bool:
-        """Whether any invalidation is owed now."""
+        """Whether any failed deletion of cache keys is still to be made."""
         return self.state().owed
 
     def disabled(self) -> str:
-        """The disabled features (see `State`), as of the last query. Every process queries at least once a second."""
+        """The disabled features as JSON, as of the last query. Every process queries at least once a second."""
         return self.last.disabled
 
     def current(self) -> int:
@@ -80,7 +85,10 @@ class DataVersion:
 
 
 class SqliteRegistrationRepository:
-    """Implements `app.stores.valkey.server_registration.RegistrationRepository`."""
+    """The registration of the cache server.
+
+    Implements `app.stores.valkey.server_registration.RegistrationRepository`.
+    """
 
     def __init__(self, database: Database, data_version: DataVersion) -> None:
         self._database = database
@@ -94,5 +102,5 @@ class SqliteRegistrationRepository:
         return state.server, state.generation
 
     async def register(self, server: str, after: int) -> None:
-        """Compare and set: if two processes register at once, the second changes nothing and reads again."""
+        """Register `server` if the generation is still `after`: of two processes at once, only the first succeeds."""
         await self._database.execute(UPDATE_REGISTRATION, (server, after))

@@ -1,4 +1,4 @@
-"""The database of one process: a few readers, one writer, one checkpointer.
+"""The SQLite database of one process: a few read-only connections, one for writes, and one for checkpoints.
 
 Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`.
 
@@ -91,7 +91,9 @@ def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
 
 
 class Database:
-    """Open with `Database.open`, close with `close`. Every method raises `StoreUnavailable` if SQLite fails.
+    """A process's access to the database file. Open it with `Database.open`, and close it with `close`.
+
+    Every method raises `StoreUnavailable` if SQLite fails.
 
     `id` is part of every cache key, so values cached from another database are never read. A copy of the file gets a
     new id when it is first opened. `full`: the last write failed for lack of room; reads continue. `links`: the number
@@ -126,11 +128,11 @@ class Database:
         monotonic: Callable[[], float] = time.monotonic,
         checkpoint_bytes: int = CHECKPOINT_BYTES,
     ) -> Database:
-        """Open an existing, migrated database. It checkpoints whenever the WAL has grown by `checkpoint_bytes`.
+        """Open an existing, migrated database. A write checkpoints whenever the WAL has grown by `checkpoint_bytes`.
 
         Raises:
-            StoreUnavailable: it cannot be opened, has several hard links, or is damaged.
-            SchemaMismatch: it is not migrated, or newer than this program.
+            StoreUnavailable: the file cannot be opened, has several hard links, or is damaged.
+            SchemaMismatch: the database is not migrated, or newer than this program.
         """
         check_links(path)
         first = connect(path, read_only=True)
@@ -165,12 +167,12 @@ class Database:
         return await self.write(lambda connection: connection.execute(statement, parameters).rowcount)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on an idle reader, in one thread hop. Its statements may see different snapshots."""
+        """Run `work` on the thread of a read-only connection. Its statements may see different snapshots."""
         async with self.readers.one() as reader:
             return await reader.run(lambda connection: self._from_open_file(work(connection)))
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
-        """Run `work` in one write transaction, in one thread hop.
+        """Run `work` in one transaction, on the thread of the writing connection.
 
         A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
         of the machine may undo it as a whole; a crash of the process never does.
@@ -178,7 +180,7 @@ class Database:
         Raises:
             StoreUnavailable: nothing was written; or another file has replaced the database, and the commit went to a
                 file that no process will open again.
-            StoreFull: there is no room; nothing was written. The log reports when this begins and ends.
+            StoreFull: the disk is full; nothing was written. Log lines report when this begins and ends.
         """
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
@@ -197,7 +199,7 @@ class Database:
             return result
 
     async def _own_id(self) -> str:
-        """The stored id. If it was stored with another inode, this file is a copy and gets a new one."""
+        """The id of this database. If the id was stored with another inode, this file is a copy and gets a new id."""
         inode = str(self._file.st_ino)
 
         def claim(connection: sqlite3.Connection) -> str:
@@ -245,7 +247,7 @@ class Database:
             self._checkpointer = None
 
     def _set_full(self, *, full: bool, detail: str) -> None:
-        """Record whether the disk is full, and log changes at most once a minute."""
+        """Record whether the disk is full, and log that it has become full at most once a minute."""
         if not (full or self.full):
             return
         now = self._monotonic()

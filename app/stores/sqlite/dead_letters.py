@@ -1,4 +1,4 @@
-"""Dead letters: events that could not be consumed, and payloads of the queue that are no events."""
+"""Stores dead letters: events that could not be consumed, and payloads of the queue that are not events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ?"
 
 
 def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | None]:
-    """The ids of a user's letters, each with its payload without the user's events; None if no event remains."""
+    """The dead letters that name a user, by id: the payload without the user's events, or None if none remain."""
     found: dict[int, str | None] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
         if owner is not None:
@@ -66,7 +66,10 @@ def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | 
 
 
 def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
-    """Delete a user's letters and return their number. A job for several users keeps the events of the others."""
+    """Remove a user from the dead letters. Return the number of letters that were deleted or changed.
+
+    A letter with events of several users keeps the events of the others.
+    """
     found = letters_of(connection, user_id)
     connection.execute(DELETE_LETTERS, (json.dumps([letter_id for letter_id, rest in found.items() if rest is None]),))
     connection.executemany(UPDATE_PAYLOAD, [(rest, letter_id) for letter_id, rest in found.items() if rest is not None])
@@ -74,7 +77,7 @@ def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
 
 
 class SqliteDeadLetters:
-    """Implements `app.events.ports.DeadLetters`."""
+    """The dead letters of all users. Implements `app.events.ports.DeadLetters`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

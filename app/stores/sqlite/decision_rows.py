@@ -1,4 +1,4 @@
-"""Encodes a decision as a row of `tip_scores` and decodes it, exactly.
+"""Encodes a decision as a row of `tip_scores`, and decodes it without loss.
 
 Arrays are stored as little-endian float64. The content of the request is stored as JSON.
 """
@@ -41,12 +41,12 @@ _decode = msgspec.json.Decoder(_StoredRequest).decode
 
 
 def array(stored: bytes) -> Array:
-    """Decode a stored array."""
+    """Decode an array of little-endian float64."""
     return np.frombuffer(stored, STORED).astype(np.float64)
 
 
 def row_of(decision: Decision) -> dict[str, object]:
-    """The columns of a new row, by name."""
+    """The values of a new row of `tip_scores`, by column."""
     candidates = [
         _Candidate(item.id, _Features(item.is_overdue, item.task_age_days, item.priority))
         for item in decision.candidates
@@ -82,7 +82,7 @@ def row_of(decision: Decision) -> dict[str, object]:
 
 
 def decision_of(row: Mapping[str, Any]) -> Decision:
-    """Decode a row of all columns, by name."""
+    """Decode a decision from a row of `tip_scores`, a mapping by column."""
     request = _decode(row["request"])
     return Decision(
         id=row["decision_id"],
@@ -114,7 +114,7 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
 
 
 def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> DecisionOutcome:
-    """Decode the outcome of a row of all columns. `events` counts the events of the decision by their outcome."""
+    """Decode state and reward from a row of `tip_scores`. `events`: number of the decision's events by outcome."""
     return DecisionOutcome(
         row["state"],
         row["served_at_ms"],

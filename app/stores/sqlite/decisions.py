@@ -1,4 +1,4 @@
-"""Decisions, and the data that a decision needs of a user."""
+"""Stores decisions, and reads the data about a user that a decision needs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ DELETE FROM bandit_priors WHERE version < (
 
 @lru_cache(maxsize=64)
 def update_shadows(count: int) -> str:
-    """The statement that stores `count` shadows."""
+    """The SQL that adds `count` shadows (the rankings of both policies) to their decisions."""
     row = f"({', '.join('?' * (1 + len(_SHADOW)))})"
     return _UPDATE_SHADOWS.format(
         columns=", ".join(_SHADOW),
@@ -65,10 +65,10 @@ def update_shadows(count: int) -> str:
 
 
 class SqliteDecisions:
-    """Implements `app.bandit.ports.DecisionRepository`."""
+    """The stored decisions. Implements `app.bandit.ports.DecisionRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec` is the spec of the pooled priors."""
+        """`spec` is the longest list of model inputs. Priors are read for it, and users' statistics extended to it."""
         self._database = database
         self._spec = spec
         self._prior = Prior.none(spec)
@@ -97,7 +97,7 @@ class SqliteDecisions:
         return await self._database.read(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """In the given order. The users' statistics grow to the longest spec in the same transaction."""
+        """Store decisions in their order. The same transaction extends the users' statistics to the longest spec."""
 
         def work(connection: sqlite3.Connection) -> list[RecordedDecision]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
@@ -106,7 +106,10 @@ class SqliteDecisions:
         return await self._database.write(work)
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """Not durable: a decision whose shadow is lost is only left out of the evaluation."""
+        """Store shadows, without waiting for the disk.
+
+        If a crash of the machine loses a shadow, its decision is only left out of the evaluation.
+        """
         values = [value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False)

@@ -49,22 +49,22 @@ EPHEMERAL = {
     "ramfs": "memory, which a restart of the machine clears",
     "overlay": "the layer of a container, which is deleted with the container",
 }
-# By check: the state if there are any, what is counted, and the remedy.
+# For each check that counts faults: its state if the count is not 0, the name of the faults, and the remedy.
 COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
     "invalidations": (
         "warn",
         "invalidations owed to the cache",
-        "Bring the cache back. Reads compute until some process has made them.",
+        "Start the cache again. Until a process has made them, every read is computed.",
     ),
     "event times": (
         "warn",
         "events more than five minutes in the future",
-        "A clock was wrong when they arrived. Correct it if it still is; they count as recent until their time.",
+        "A clock was wrong when they arrived. Correct it if it still is. They count as recent until that time.",
     ),
     "dead letters": ("warn", "dead letters", "Replay or discard each: /admin/dead-letters."),
     "evidence": (
         "bad",
-        "users whose learned evidence is damaged",
+        "users whose sufficient statistics are damaged",
         "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users.",
     ),
     "priors": (
@@ -81,9 +81,9 @@ FIXED_BACKPORTS = ((3, 50, 7), (3, 44, 6))
 def diagnose_database(
     path: Path, now_ms: int, days: Mapping[str, int], *, whole: bool
 ) -> tuple[list[Line], list[Sample]]:
-    """Lines about the file and its contents, and the newest sample of each running process.
+    """Diagnose the file and its contents. Return the lines of the report, and the newest sample of each process.
 
-    `days`: the retention of `events` and of `decisions`. `whole`: check the integrity of the whole file.
+    `days`: the days of retention of `events` and of `decisions`. `whole`: check the integrity of the whole file.
     """
     try:
         with closing(connect(path, read_only=True)) as connection:
@@ -195,9 +195,9 @@ def _retention(waiting: Sequence[str]) -> Line:
 
 
 def diagnose_machine(path: Path) -> list[Line]:
-    """Lines about the disk of the file, the release of SQLite and the limits of this process.
+    """Diagnose the disk of the file, the release of SQLite and the limits of this process. Return the report lines.
 
-    If the file is missing, the lines are about the disk of the nearest existing directory above it.
+    If the file is missing, the disk of the nearest existing directory above it is diagnosed.
     """
     place = path.resolve()
     while not place.exists():
@@ -213,7 +213,7 @@ def diagnose_machine(path: Path) -> list[Line]:
 
 
 def diagnose_file_system(place: Path, mounts: Path = MOUNTS) -> Line:
-    """Whether SQLite can use the file system of a path, and whether the files survive a restart."""
+    """Report whether SQLite can use the file system of a path, and whether its files survive a restart."""
     kind, mounted_at = _file_system(place, mounts)
     if kind in NETWORK or kind.startswith(NETWORK_FUSE):
         text = f"the database lies on a network file system ({kind} at {mounted_at})"
@@ -226,7 +226,7 @@ def diagnose_file_system(place: Path, mounts: Path = MOUNTS) -> Line:
 
 
 def _file_system(place: Path, mounts: Path) -> tuple[str, str]:
-    """The kind of file system and its mount point; both are empty if the system does not report them."""
+    """The type of the file system at a path, and its mount point; both are empty if the system reports none."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:
@@ -242,7 +242,7 @@ def _file_system(place: Path, mounts: Path) -> tuple[str, str]:
 
 
 def diagnose_space(free: int, total: int, database: int) -> Line:
-    """Whether there is room for growth and for a backup. All sizes are in bytes."""
+    """Report whether the disk has room for growth and for a backup. All sizes are in bytes."""
     text = f"{free / GIB:,.1f} GiB free of {total / GIB:,.1f}"
     if free < FREE_BAD:
         return Line("disk space", "bad", text, "Make room: on a full disk events are refused (507) and reads continue.")
@@ -253,7 +253,7 @@ def diagnose_space(free: int, total: int, database: int) -> Line:
 
 
 def diagnose_sqlite(version: tuple[int, ...]) -> Line:
-    """Whether this release has the bug that can corrupt a write-ahead log."""
+    """Report whether this release of SQLite has the bug that can corrupt a write-ahead log."""
     shown = ".".join(map(str, version))
     if version >= FIXED_SINCE or any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_BACKPORTS):
         return Line("sqlite", "ok", f"SQLite {shown} has no known bug that affects the service")

@@ -1,4 +1,4 @@
-"""The event log and the fact tables.
+"""Stores events in the event log and their contents in the fact tables.
 
 Invariants: an event is in `event_log` if and only if its row is in `tip_views` or `tip_feedback` under the same `seq`.
 `seq` rises with every commit and is never reused, even after pruning (AUTOINCREMENT keeps the high-water mark).
@@ -36,7 +36,7 @@ INSERT INTO tip_feedback
     (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-# Each size is a statement that stays in the connection's cache. SQLite allows 32,766 values in one statement.
+# Each size makes one statement, which stays in the connection's cache. SQLite allows 32,766 values in one statement.
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
        log.received_at_ms, log.attempts,
@@ -78,7 +78,7 @@ DELETE_BY_SEQ = tuple(
 
 
 class SqliteEventLog:
-    """Implements `app.events.ports.EventLog`."""
+    """The log of all events. Implements `app.events.ports.EventLog`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -86,7 +86,10 @@ class SqliteEventLog:
     async def append(
         self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
     ) -> list[Appended | ClashingEvent]:
-        """One transaction for all requests. With `consumed_at_ms`, the events are stored as consumed."""
+        """Store the events of all requests in one transaction.
+
+        If `consumed_at_ms` is given, they are stored as consumed at that time, so that no worker consumes them.
+        """
         return await self._database.write(lambda connection: _append_all(connection, requests, consumed_at_ms))
 
     async def unconsumed(
@@ -134,7 +137,10 @@ def _features_by_subject(connection: sqlite3.Connection) -> dict[str, frozenset[
 def _append_all(
     connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None
 ) -> list[Appended | ClashingEvent]:
-    """Decide request by request, then insert all rows with few statements, because each statement waits for the GIL."""
+    """Decide for each request whether its events are stored, then insert all rows.
+
+    Few statements insert them, because each statement waits for the GIL.
+    """
     features = _features_by_subject(connection)
     ids = [item.event.event_id for events in requests for item in events]
     known: dict[str, bytes] = dict(connection.execute(SELECT_KNOWN, (json.dumps(ids),)).fetchall())
@@ -163,7 +169,7 @@ def _append_all(
 
 
 def _fresh(events: Sequence[Admitted], known: Mapping[str, bytes]) -> list[Admitted] | ClashingEvent:
-    """The events of one request that are not stored yet, each once."""
+    """The events of a request that are not stored yet, each once; or the first that reuses an id with other content."""
     own: dict[str, Admitted] = {}
     for index, item in enumerate(events):
         event_id = item.event.event_id
@@ -219,18 +225,18 @@ def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[
 
 @cache
 def _with_rows(statement: str, size: int) -> str:
-    """The statement for `size` rows. `statement` inserts one row and ends with its placeholders."""
+    """Extend an INSERT of one row to `size` rows. `statement` must end with the placeholders of its row."""
     row = statement[statement.rindex("(") :].strip()
     return statement.rstrip() + f", {row}" * (size - 1)
 
 
 def logged_events(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
-    """Run a statement that selects `EVENT_COLUMNS`."""
+    """Run a statement that selects `EVENT_COLUMNS`, and decode its rows."""
     return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
 
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:
-    """The event in a row of `EVENT_COLUMNS`."""
+    """Decode a row of `EVENT_COLUMNS`."""
     return LoggedEvent(row[0], _event(row), row[5], row[6])
 
 

@@ -1,9 +1,9 @@
-"""Compiles the SQL of a registry, and finds out which relations each entry reads.
+"""Compiles the SQL of features, and finds out which relations each reads.
 
-Each text is compiled twice. First alone, against a scratch database with only `views` and `feedback`. A text fails here
-if it names an event table or a catalogue, has a parameter or a second statement, or calls a function that depends on
-more than its arguments. SQLite's authorizer tells which relations it reads. Then the text is compiled as a part of the
-real statement, against the migrated schema, where its plan must search an index.
+The SQL of each feature is compiled twice. First alone, against a scratch database with only `views` and `feedback`. It
+is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a function that
+depends on more than its arguments. SQLite's authorizer tells which relations it reads. Then it is compiled as a part of
+the real statement, against the migrated schema, where its plan must search an index.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ log = logger("stores.features")
 
 
 def compile_registry(registry: Registry) -> Registry:
-    """Compile every entry alone. Return the registry with the relations that each reads and the subjects that follow.
+    """Compile the SQL of every entry alone, and complete the entries.
+
+    Each entry of the returned registry has the relations that its SQL reads, and the subjects of the events that change
+    these relations.
 
     Raises:
         RegistryError: the SQL or the `invalidated_by` of an entry is invalid.
@@ -50,7 +53,7 @@ def compile_registry(registry: Registry) -> Registry:
 
 
 def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
-    """Compile every entry against `connection`, a migrated database.
+    """Compile the SQL of every entry against a migrated database.
 
     Raises:
         RegistryError: the SQL of an entry does not compile, or its plan scans the events of all users.

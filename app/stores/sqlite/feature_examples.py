@@ -24,7 +24,7 @@ KEPT_DAYS = 36_500
 
 
 class ExamplesRun(NamedTuple):
-    """The examples of one feature: their number, and the message of each failure."""
+    """The result of running the examples of a feature: their number, and a message for each failure."""
 
     feature: str
     examples: int
@@ -32,7 +32,7 @@ class ExamplesRun(NamedTuple):
 
 
 async def run_examples(registry: Registry, mask: int, timeout_s: float) -> list[ExamplesRun]:
-    """Run the examples of each feature in the mask. Each statement may take `timeout_s`.
+    """Run the examples of the features in the bit mask `mask`. Each statement may take `timeout_s` seconds.
 
     Raises:
         RegistryError: an entry's SQL does not compile against the schema.

@@ -47,13 +47,13 @@ LIMIT {FINDINGS}
 
 
 def quick_findings(connection: sqlite3.Connection) -> list[str]:
-    """A description of each fault, at most `FINDINGS`."""
+    """Run the quick check. Return a description of each fault, at most `FINDINGS`."""
     pragmas = [(f"{table}: ", f"PRAGMA integrity_check('{table}')") for table in SMALL_TABLES]
     return _findings(connection, pragmas, SELECT_TAIL_FAULTS)
 
 
 def full_findings(connection: sqlite3.Connection) -> list[str]:
-    """A description of each fault, at most `FINDINGS`. Reads the whole file."""
+    """Run the full check, which reads the whole file. Return a description of each fault, at most `FINDINGS`."""
     return _findings(connection, [("", f"PRAGMA integrity_check({FINDINGS})")], SELECT_ALL_FAULTS)
 
 

@@ -1,7 +1,8 @@
-"""Learning: attributes events to decisions and settles decisions, in one transaction with the evidence.
+"""Attributes events to decisions, and learns the rewards of decisions into the users' sufficient statistics.
 
-Invariants: an event is in `decision_events` once it has counted, and never counts again. The state of a decision
-becomes `learned` in the transaction that adds its vector to the evidence, and only from `open` or `served`.
+Invariants: an event is in `decision_events` once it has been applied, and is never applied again. The state of a
+decision becomes `learned` in the transaction that adds its vector to the user's statistics, and only from `open` or
+`served`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from app.telemetry import logger
 
 log = logger("stores.learning")
 
-# Each is one search of an index, a microsecond or two. For many events this is faster than one statement that parses a
-# JSON array.
+# Each of these three queries searches an index once, in a microsecond or two. For many events this is faster than one
+# statement that parses a JSON array.
 SELECT_IS_UNSETTLED = """
 SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open', 'served') LIMIT 1
 """
@@ -40,7 +41,7 @@ INSERT INTO unknown_decisions (sent_by, events, newest_ms) VALUES (?, ?, ?)
 ON CONFLICT (sent_by) DO UPDATE SET newest_ms = excluded.newest_ms,
     events = excluded.events + CASE WHEN newest_ms < excluded.newest_ms - 86400000 THEN 0 ELSE events END
 """
-# The decision that an event is about, if the event has not counted before.
+# The decision that an event is about, if the event has not been applied before.
 _DECISION = """
 SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source,
     EXISTS (SELECT 1 FROM decision_events WHERE number = tip_scores.number AND outcome = 'served')
@@ -89,7 +90,7 @@ UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
 
 
 class SqliteLearning:
-    """Implements `app.bandit.ports.LearningRepository`."""
+    """Learns from events, in write transactions. Implements `app.bandit.ports.LearningRepository`."""
 
     def __init__(self, database: Database, policies: Policies, rules: Rules) -> None:
         self._database = database
@@ -124,13 +125,16 @@ class SqliteLearning:
         try:
             return await self._database.write(work)
         except SpecMismatch:
-            # The transaction was rolled back, so set the damaged evidence aside in another one, which also logs it.
-            users = {told.event.user_id for told in events}
+            # The transaction was rolled back, so set the damaged statistics aside in another one, which also logs it.
+            users = {item.event.user_id for item in events}
             await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in users])
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Query first: a sweep that finds nothing to settle takes no write lock."""
+        """Settle decisions whose window has closed.
+
+        A query comes first, so that a call that finds no such decision takes no write lock.
+        """
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:
@@ -149,16 +153,16 @@ class SqliteLearning:
         return await self._database.write(work)
 
 
-def _query(told: LoggedEvent) -> tuple[str, ...]:
-    """The statement that finds out whether an event may concern a decision, and its parameters."""
-    event = told.event
+def _query(logged: LoggedEvent) -> tuple[str, ...]:
+    """An SQL statement and its parameters. It selects a row if the event may concern a decision."""
+    event = logged.event
     if event.decision_id is not None:
         return SELECT_IS_DECISION, event.decision_id, event.user_id
     return SELECT_IS_UNSETTLED, event.user_id, event.tip_id
 
 
 class _LoggedVector(NamedTuple):
-    """The vector `phi` that was logged with a decision of the user."""
+    """The input vector `phi` that was logged with a decision, as little-endian float64."""
 
     number: int
     spec_hash: str
@@ -167,7 +171,7 @@ class _LoggedVector(NamedTuple):
 
 
 class _LearningTransaction:
-    """Reads the evidence of each user once, and writes it once at the end."""
+    """Learning within one transaction: it reads each user's statistics once, and writes them once at the end."""
 
     def __init__(self, connection: sqlite3.Connection, policies: Policies, now_ms: int) -> None:
         self._connection = connection
@@ -176,7 +180,7 @@ class _LearningTransaction:
         self._evidence: dict[str, SufficientStatistics] = {}
 
     def take(self, logged: LoggedEvent, rules: Rules) -> EventOutcome | None:
-        """Count one event. Returns None if it concerns no decision, or has counted before."""
+        """Apply an event to its decision, and return the outcome; None if it has no decision or was applied before."""
         row = self._decision(logged)
         if row is None:
             return None
@@ -190,11 +194,14 @@ class _LearningTransaction:
         return judgement.outcome
 
     def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
-        """Learn the reward of no feedback. If that is impossible, set the damaged row aside and return False."""
+        """Learn the reward of a decision that got no feedback.
+
+        If the user's statistics or the decision are damaged, mark them so that they are not read again; return False.
+        """
         try:
             self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
         except SpecMismatch as error:
-            if not set_aside(self._connection, logged.user_id):  # the evidence is readable, so the decision is not
+            if not set_aside(self._connection, logged.user_id):  # the statistics are readable, so the decision is not
                 self._connection.execute(UPDATE_ASIDE, (logged.number,))
                 log.warning("decision_set_aside", number=logged.number, error=str(error))
             return False

@@ -1,4 +1,4 @@
-"""Brings the database to this program's revision."""
+"""Migrates the database to the schema revision of this program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from app.stores.sqlite.database import SCHEMA_REVISION, SELECT_REVISION
 
 
 def migrate(path: Path) -> tuple[str | None, str]:
-    """Migrate to the newest revision. Create the file if it is missing. Return the revisions before and after.
+    """Migrate a database to the newest revision, and return the revisions before (None for a new file) and after.
+
+    A missing file is created.
 
     Raises:
         SchemaMismatch: the database is at a revision that this program does not know.
@@ -35,7 +37,7 @@ def migrate(path: Path) -> tuple[str | None, str]:
 
 
 def current(path: Path) -> str | None:
-    """The revision of a database; None if it has none or does not exist."""
+    """The schema revision of a database; None if it has none or does not exist."""
     if not path.exists():
         return None
     check_rights(path)

@@ -1,4 +1,4 @@
-"""The invalidations that are owed to the cache."""
+"""Stores owed invalidations: deletions of cache keys that failed and are still to be made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM jso
 
 
 class SqliteOwedInvalidations:
-    """Implements `app.profiles.ports.OwedInvalidations`. Close it when done."""
+    """The deletions still to be made. Implements `app.profiles.ports.OwedInvalidations`. Close it when done."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -38,7 +38,7 @@ class SqliteOwedInvalidations:
         return await self._database.read(work)
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete these rows and make every process clear its local cache.
+        """Delete the rows of deletions that have been made, and make every process clear its local cache.
 
         The owed row of an erased user is the only record that local copies are stale.
         """

@@ -1,9 +1,9 @@
-"""The one statement that computes features, for one user or many, now or at any past moment.
+"""Builds the SQL statement that computes features, for one user or many, now or at any past moment.
 
 Each feature becomes a scalar subquery, correlated with the requested row. In it, `views` and `feedback` are common
 table expressions. They contain only events of that row's user that occurred after `now - window` and arrived by the
-row's `known_ms`. They are NOT MATERIALIZED, so that these bounds reach the covering index. The text of a feature has no
-time bounds, so one statement serves many moments. A feature is computed only if the row's mask has its bit.
+row's `known_ms`. They are NOT MATERIALIZED, so that these bounds reach the covering index. The SQL of a feature has no
+time bounds, so one statement serves many moments. A feature is computed only if its bit is set in the row's mask.
 
 Only a past moment bounds event times from above. A live read has no upper bound: an accepted event counts at once, even
 if the clock of this process is behind, and no event of one user moves the window of another.
@@ -60,10 +60,11 @@ ORDER BY asked.place
 
 
 def build(registry: Registry) -> str:
-    """The statement. Parameters: `:clock_ms`, and `:asked`, a JSON array of [user, mask, now_ms, known_ms].
+    """The SQL that computes the features of a registry.
 
-    Its rows are in the order of `:asked`: the newest sequence number, then one value per feature. If a feature's SQL
-    returns several rows for a user, the value is an empty blob, which is invalid for every dtype.
+    Parameters: `:clock_ms`, and `:asked`, a JSON array of [user, mask, now_ms, known_ms]. The rows of the result are in
+    the order of `:asked`: the newest sequence number, then one value per feature. If a feature's SQL returns several
+    rows for a user, the value is an empty blob, which is invalid for every dtype.
     """
     columns = (
         _FEATURE.format(bit=1 << index, name=entry.name, window_ms=entry.window_ms, compute=entry.compute)

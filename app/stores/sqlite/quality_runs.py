@@ -1,4 +1,4 @@
-"""Runs of data quality. A unique partial index allows one active run at a time."""
+"""Stores measurements of data quality and their reports. A unique partial index allows one active run at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WHERE state IN ('completed', 'failed')
 
 
 class SqliteQualityRepository:
-    """Implements `app.profiles.quality.runs.QualityRepository`."""
+    """The runs of the measurement. Implements `app.profiles.quality.runs.QualityRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -52,7 +52,7 @@ class SqliteQualityRepository:
         return await self._database.write(work)
 
     async def newest(self, limit: int) -> list[QualityRun]:
-        """The newest runs first, without their reports."""
+        """The newest runs, newest first, without their reports."""
         return [QualityRun(*row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
     async def newest_completed(self) -> QualityRun | None:
@@ -60,7 +60,10 @@ class SqliteQualityRepository:
         return QualityRun(*row) if row else None
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Ids of active runs last touched before `before_ms`, or after `after_ms`: before the clock was set back."""
+        """The ids of active runs whose last progress was before `before_ms`, or is dated after `after_ms`.
+
+        A date in the future means that the clock has been set back since.
+        """
         return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def begin(self, run_id: int, now_ms: int) -> bool:

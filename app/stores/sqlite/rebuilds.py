@@ -1,4 +1,4 @@
-"""Rebuild runs. A unique partial index allows one active run per scope."""
+"""Stores rebuild runs. A unique partial index allows one active run per scope, the set of users to rebuild."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WHERE id = ? AND state IN ('queued', 'running')
 
 
 class SqliteRebuildRepository:
-    """Implements `app.profiles.rebuild.runs.RebuildRepository`.
+    """The rebuild runs. Implements `app.profiles.rebuild.runs.RebuildRepository`.
 
     The transaction that ends a run also makes every process clear its local cache.
     """
@@ -67,7 +67,10 @@ class SqliteRebuildRepository:
         return [_run(row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """Ids of active runs last touched before `before_ms`, or after `after_ms`: before the clock was set back."""
+        """The ids of active runs whose last progress was before `before_ms`, or is dated after `after_ms`.
+
+        A date in the future means that the clock has been set back since.
+        """
         return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:

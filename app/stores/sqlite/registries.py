@@ -1,4 +1,4 @@
-"""The registries that processes serve or have served, the keys that they cache, and which features are disabled."""
+"""Stores the feature registries that processes have served, the features that they cache, and disabled features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder(tuple[Definition, ...]).decode
 
 
 async def announce(database: Database, registry: Registry, now_ms: int) -> None:
-    """Record the features that this process will cache, before it caches any.
+    """Record the names of the features that this process will cache. Call it before the process caches any.
 
     Ingest deletes the keys of every feature ever announced. Otherwise, during a deploy, a process of the old release
     would take an event and leave the keys of a feature that only the new release knows. If nothing is new, nothing is
@@ -50,10 +50,13 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
 
 
 class SqliteRegistries:
-    """Registries and disabled features. All methods raise `StoreUnavailable`."""
+    """The registries that processes have served, and the disabled features. All methods raise `StoreUnavailable`."""
 
     def __init__(self, database: Database, refresh: Callable[[], object] = lambda: None) -> None:
-        """`refresh` lets this process see at once which features it has disabled; others see it within a second."""
+        """`refresh` is called after a change of the disabled features, so that this process sees it at once.
+
+        Other processes see it within a second.
+        """
         self._database = database
         self._refresh = refresh
 
@@ -71,7 +74,7 @@ class SqliteRegistries:
         )
 
     async def announced(self) -> list[Announced]:
-        """Every registry that was ever served, in the order in which they were last seen."""
+        """Every registry that a process has served, in the order of the times at which each was last served."""
         rows = await self._database.rows(SELECT_REGISTRIES)
         return [Announced(fingerprint, _decode(body), first, last) for fingerprint, body, first, last in rows]
 
@@ -79,7 +82,7 @@ class SqliteRegistries:
         """Enable or disable a feature. Return the outcome for the audit trail.
 
         Raises:
-            Conflict: it is already enabled, or already disabled.
+            Conflict: the feature is already enabled, or already disabled.
         """
         statement, row = (DELETE_DISABLED, (feature,)) if on else (INSERT_DISABLED, (feature, actor, reason, now_ms))
         outcome = "enabled" if on else "disabled"

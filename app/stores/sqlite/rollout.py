@@ -1,4 +1,4 @@
-"""The roll-out: its state, its looks (interim evaluations), and the decisions that it is judged by, page by page.
+"""Stores the roll-out's state and interim analyses ("looks"), and reads the decisions that it is judged by.
 
 Numbers of decisions follow the order in which they were made. The columns that are read here stand before the arrays in
 their row, so that reading a page of decisions follows no overflow page.
@@ -25,7 +25,7 @@ NEWEST = 2**63 - 1
 log = logger("stores.rollout")
 
 SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after FROM rollout"
-# Only if the state has not changed since it was read.
+# Changes nothing if another process has changed the state since it was read.
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
     evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END
@@ -42,7 +42,7 @@ WHERE EXISTS (SELECT 1 FROM rollout WHERE evaluated_after = :after) ON CONFLICT 
 """
 SELECT_LOOK = "SELECT number, body FROM rollout_looks WHERE number = :number"
 DELETE_LOOK = "DELETE FROM rollout_looks WHERE number = :number"
-# Older unsettled decisions will never be settled, and hold up nothing.
+# Older unsettled decisions will never be settled, so newer ones do not wait for them.
 SELECT_FIRST_SINCE = "SELECT number FROM tip_scores WHERE created_at_ms >= ? ORDER BY created_at_ms LIMIT 1"
 SELECT_OLDEST_UNSETTLED = """
 SELECT number FROM tip_scores INDEXED BY tip_scores_pending
@@ -76,17 +76,18 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 
 
 def begin_evaluation(connection: sqlite3.Connection) -> None:
-    """Restart the evaluation when the first prior of a spec is stored, if the roll-out is in the shadow stage.
+    """Restart the evaluation of the challenger, if the roll-out is in the shadow stage.
 
-    Decisions made before it do not count. One interleaving remains: 1. a process finds no prior; 2. the first prior is
-    stored and this function runs; 3. the process stores its decision. `SELECT_PAGE` leaves such decisions out.
+    Called when the first prior of a spec is stored: earlier decisions do not count. One interleaving remains: 1. a
+    process finds no prior; 2. the first prior is stored and this function runs; 3. the process stores its decision.
+    `SELECT_PAGE` leaves such decisions out.
     """
     if connection.execute(UPDATE_FIRST_PRIOR).rowcount:
         connection.execute(DELETE_LOOKS)
 
 
 class SqliteRollout:
-    """Implements `app.bandit.rollout.ports.RolloutRepository`."""
+    """The roll-out of the challenger. Implements `app.bandit.rollout.ports.RolloutRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -95,7 +96,10 @@ class SqliteRollout:
         return RolloutState(*await self._database.row(SELECT_STATE))
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Deletes the looks if the roll-out starts anew."""
+        """Change the stage. Return the new state, or None if the state is no longer `seen`.
+
+        If the roll-out starts anew (`to.anew`), the stored interim analyses are deleted.
+        """
         values = {
             "stage": to.stage,
             "share": to.share,
@@ -122,7 +126,11 @@ class SqliteRollout:
         return [look for number, body in rows if (look := _look(number, body)) is not None]
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Keep the first look of a number, but replace one that cannot be decoded: it would be made again and again."""
+        """Store an interim analysis (look), and return whether it was stored.
+
+        It is not if the roll-out was started anew since `seen`, or if an analysis of its number is stored. A stored one
+        that cannot be decoded is replaced. Otherwise the analysis would be made again and again.
+        """
         values = {
             "number": look.number,
             "at": look.at_ms,

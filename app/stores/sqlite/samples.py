@@ -1,4 +1,4 @@
-"""Samples of every process, and the states of the components that follow from them."""
+"""Stores metric samples of every process, and the component states that are derived from them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ _decode = msgspec.json.Decoder(Sample).decode
 
 
 class SqliteSamples:
-    """Implements `app.operations.samples.SampleStore`."""
+    """The samples of the last 70 minutes, and the component states. Implements `app.operations.samples.SampleStore`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def keep(self, sample: Sample) -> None:
-        """One transaction, so that no process derives states from samples while another process adds one."""
+        """Store a sample, delete old ones, and update the component states.
+
+        One transaction, so that no process derives states while another process adds a sample.
+        """
         body = msgspec.json.encode(sample).decode()
 
         def work(connection: sqlite3.Connection) -> None:
@@ -53,7 +56,10 @@ class SqliteSamples:
         await self._database.write(work)
 
     async def since(self, at_ms: int) -> Record:
-        """Decoded on the reader's thread, because an hour of samples takes some milliseconds."""
+        """The samples taken at or after `at_ms`, and the component states.
+
+        They are decoded on the connection's thread, because an hour of samples takes some milliseconds.
+        """
 
         def work(connection: sqlite3.Connection) -> Record:
             rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
@@ -74,7 +80,7 @@ def running(connection: sqlite3.Connection, now_ms: int) -> list[Sample]:
 
 
 def _samples(bodies: Iterable[str]) -> list[Sample]:
-    """The samples that this release can decode: during a deploy, another release may write other fields."""
+    """Decode samples. Skip those that this release cannot decode: another release may write other fields."""
     found = []
     for body in bodies:
         with suppress(msgspec.MsgspecError):

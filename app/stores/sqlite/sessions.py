@@ -1,4 +1,4 @@
-"""Sessions of admins: the secret that signs their cookies, and the sessions that were signed out."""
+"""Stores the secret that signs the session cookies of admins, and the sessions that were signed out."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ DELETE FROM ended_sessions WHERE expires_at_ms <= MIN(
 
 
 class SqliteSessions:
-    """Implements `app.api.auth.sessions.SessionRecords`."""
+    """The secret and the signed-out sessions. Implements `app.api.auth.sessions.SessionRecords`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._secret: str | None = None
 
     async def secret(self) -> str:
-        """Read once: it does not change while a process has the database open."""
+        """The secret that signs cookies. Read once: it does not change while a process has the database open."""
         if self._secret is None:
             (self._secret,) = await self._database.row(SELECT_SECRET)
         assert self._secret is not None
         return self._secret
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
-        """Record that a session was signed out, until it would have expired, or longer if there are few."""
+        """Record that a session was signed out. The record is kept at least until the session would have expired."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(DELETE_EXPIRED, (now_ms,))

@@ -1,7 +1,7 @@
-"""Computes features with one statement and one thread hop per request.
+"""Computes features in SQLite, with one statement on one thread.
 
 If the statement takes too long, or fails because of one feature's SQL (an overflow, malformed JSON), each feature is
-computed separately for each user. Only the cells with the fault then fail. A feature whose SQL has failed once is
+computed separately for each user. Only the values with the fault then fail. A feature whose SQL has failed once is
 computed separately from then on, so that it does not make the statement of the other features fail.
 """
 
@@ -20,7 +20,8 @@ from app.stores.sqlite.database import Database
 from app.stores.sqlite.profile_statement import build
 
 TIMEOUT_S = 2.0
-# The events that all features of one statement read: some 50 ms. A row costs as much as `ROW_EVENTS` more events.
+# The number of events that the features of one statement may read together, which takes some 50 ms. A row costs as
+# much as `ROW_EVENTS` more events.
 SLICE_EVENTS = 1_000_000
 ROW_EVENTS = 200
 _COUNT = """(SELECT COUNT(*) FROM (
@@ -33,10 +34,10 @@ _DATABASE_FAULTS = {"BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "
 
 
 class SqliteSource:
-    """Implements `app.profiles.ports.Source`. Uses at most `width` readers at the same time."""
+    """Computes features, on at most `width` connections at the same time. Implements `app.profiles.ports.Source`."""
 
     def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
-        """`timeout_s` limits one statement."""
+        """`timeout_s` limits each statement, in seconds."""
         self._readers = database.readers
         self._statement = build(registry)
         self._window_ms = registry.longest_window_ms(registry.full_mask)
@@ -64,7 +65,10 @@ class SqliteSource:
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute on a separate connection. A feature that succeeds is computed together with the others again."""
+        """Compute the rows as `compute` does, but on a connection of its own.
+
+        A feature whose SQL succeeds here is from then on computed in one statement with the others again.
+        """
         async with self._readers.one(extra=True) as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}
@@ -99,9 +103,9 @@ class SqliteSource:
     async def _compute_separately(
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], separate: int
     ) -> Snapshot:
-        """Compute the features in `separate` cell by cell, and the others in one statement.
+        """Compute the features in the bit mask `separate` one by one for each user, and the others in one statement.
 
-        Each feature in `separate` has the time of one statement for all its cells together.
+        Each feature in `separate` may take the time limit of one statement for all users together.
         """
         try:
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~separate) for row in asked])
@@ -150,7 +154,7 @@ def _union(asked: Sequence[ComputeRow]) -> int:
 
 
 def _raise_database_fault(error: sqlite3.Error, reader: ThreadConnection) -> None:
-    """Raise `error` unless a feature's SQL caused it: the database is at fault, or the connection is closing."""
+    """Raise `error` if the database is at fault or the connection is closing; return if a feature's SQL caused it."""
     parts = error_name(error).split("_")
     if reader.closing or (len(parts) > 1 and parts[1] in _DATABASE_FAULTS):
         raise error

@@ -1,9 +1,10 @@
-"""The sufficient statistics ("evidence") of every user, and the priors pooled from them.
+"""Stores each user's sufficient statistics, and the priors pooled from the statistics of all users.
 
-Invariants: rows of a spec that this release does not know are never read, added to or overwritten. A damaged row is
-set aside: its content stays, but its spec gets a name that no spec has, so that it is never read again. The reader that
-finds the damage sets the row aside in a write transaction and logs it; no other user is affected. A damaged prior is
-never used: it stays, is logged once by each process, and the newest intact prior is used instead.
+Each row belongs to a spec, a list of model inputs. Invariants: rows of a spec that this release does not know are never
+read, added to or overwritten. A row with damaged statistics is *set aside*: its content stays, but its spec gets a name
+that no spec has, so that it is never read again. The process that finds the damage sets the row aside in a write
+transaction and logs it; no other user is affected. A damaged prior is never used: it stays, is logged once by each
+process, and the newest intact prior is used instead.
 """
 
 from __future__ import annotations
@@ -59,19 +60,22 @@ INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_
 
 
 def read_statistics(connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
-    """A user's evidence; None if there is none. Raises `SpecMismatch` if it is damaged or of an unknown spec."""
+    """A user's statistics; None if there are none. Raises `SpecMismatch` if they are damaged or of an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     return None if row is None else _evidence(*row)
 
 
 def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
-    """Replace the evidence of each of these users."""
+    """Replace the statistics of each user in `evidence`, a mapping by user id."""
     rows = [(user_id, item.spec_hash, item.pack(), item.decisions, now_ms) for user_id, item in evidence.items()]
     connection.executemany(UPSERT_STATE, rows)
 
 
 def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
-    """Set a user's evidence aside if it is damaged. Return whether it is unreadable, also if its spec is unknown."""
+    """If a user's statistics are damaged, mark their row so that it is never read again.
+
+    Returns True if the statistics are unreadable: damaged now, marked before, or of an unknown spec.
+    """
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None:
         return False
@@ -86,7 +90,7 @@ def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
 
 
 def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
-    """The number of users whose evidence was set aside. `whole` also reads all evidence and counts new damage."""
+    """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
     cursor = connection.execute(SELECT_STATES)
     while whole and (page := cursor.fetchmany(PAGE)):
@@ -97,7 +101,7 @@ def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
 
 
 def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
-    """Extend a user's evidence to a longer spec. Do nothing if there is none of a shorter spec, or it is damaged."""
+    """Extend a user's statistics to `spec`, if they are intact and their spec's inputs are the first of `spec`."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None or row[0] == spec.hash or (own := SPECS.get(row[0])) is None or not own.prefix_of(spec):
         return
@@ -109,7 +113,7 @@ def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, no
 
 
 def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
-    """The newest intact prior; `known` if there is no newer one. Adds the versions of damaged priors to `refused`."""
+    """The newest intact prior of a spec; `known` if none is newer. Adds the versions of damaged priors to `refused`."""
     if not spec.pooled:
         return known  # it has no priors; a search would go through those of all other specs
     row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
@@ -142,10 +146,10 @@ def _is_prior(spec: Spec, mu: bytes, decisions: int) -> bool:
 
 
 class SqliteStates:
-    """Implements `app.bandit.ports.StateRepository`."""
+    """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec` is the longest spec. Evidence grows to it, and priors are pooled under it."""
+        """`spec` is the longest spec. Users' statistics are extended to it, and priors are pooled for it."""
         self._database = database
         self._spec = spec
         shorter = [item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)]
@@ -153,7 +157,11 @@ class SqliteStates:
         self._pooled_specs = {spec.hash, *shorter}
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """One snapshot. Evidence that is found damaged is set aside afterwards."""
+        """Pool a prior from the statistics of all users, in one snapshot; None if they have not changed.
+
+        The second value is the number of changes that the prior includes. Damaged statistics are left out, and set
+        aside afterwards.
+        """
         damaged: list[str] = []
 
         def work(connection: sqlite3.Connection) -> tuple[Prior, int] | None:
@@ -219,7 +227,10 @@ class SqliteStates:
 
 
 def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -> list[str]:
-    """Add the intact evidence to the pool. Return the users whose evidence is damaged."""
+    """Add the intact statistics of users to the pool. Return the users whose statistics are damaged.
+
+    `states`: user id, packed statistics, and number of learned decisions.
+    """
     users, blobs, decisions = zip(*states, strict=True)
     fits = sound(SPECS[spec_hash], blobs, decisions)
     learned = sum(count for count, well in zip(decisions, fits, strict=True) if well)
@@ -230,7 +241,7 @@ def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -
 def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> SufficientStatistics:
     spec = SPECS.get(spec_hash)
     if spec_hash.startswith(ASIDE):
-        raise SpecMismatch("the user's evidence is damaged and was set aside")
+        raise SpecMismatch("the user's statistics are damaged and were set aside")
     if spec is None:
-        raise SpecMismatch(f"the user's evidence is of spec {spec_hash[:12]}, which this release does not know")
+        raise SpecMismatch(f"the user's statistics are of spec {spec_hash[:12]}, which this release does not know")
     return SufficientStatistics.unpack(spec, evidence, decisions)

@@ -1,4 +1,4 @@
-"""Users in the event log: their newest events, pages of eligible users, search by prefix, and erasure."""
+"""Queries of the users in the event log: newest events, pages of users, search by prefix. Erases users."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FROM json_each(?) AS user, json_each(?) AS subject
 SELECT_NEWEST_USERS = """
 SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 20000) LIMIT ?
 """
-# Each half comes sorted from its covering index and stops at its LIMIT. Without these, SQLite would sort all remaining
+# Each half comes sorted from its covering index and stops at its LIMIT. Without this, SQLite would sort all remaining
 # users for every page.
 SELECT_ELIGIBLE = """
 SELECT user_id FROM (
@@ -90,7 +90,10 @@ UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 
 
 class SqliteUsers:
-    """Implements `app.profiles.ports.NewestEvents` and `app.api.dependencies.UserRecords`."""
+    """Finds users by their events, and erases all data of a user.
+
+    Implements `app.profiles.ports.NewestEvents` and `app.events.ports.UserRecords`.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -104,7 +107,7 @@ class SqliteUsers:
         return [user_id for (user_id,) in await self._database.rows(SELECT_ELIGIBLE, parameters)]
 
     async def newest_users(self, limit: int) -> list[str]:
-        """The users of the newest 20,000 events, each once, in no order."""
+        """Up to `limit` of the users of the newest 20,000 events, each once, in no order."""
         return [user_id for (user_id,) in await self._database.rows(SELECT_NEWEST_USERS, (limit,))]
 
     async def count_eligible(self, since_ms: int) -> int:
@@ -116,12 +119,12 @@ class SqliteUsers:
         return None if oldest_ms is None else int(oldest_ms)
 
     async def find(self, prefix: str, limit: int) -> list[str]:
-        """Ids of users with events that begin with `prefix`, in the order of UTF-8 bytes."""
+        """Up to `limit` ids that begin with `prefix`, of users with events, in the order of their UTF-8 bytes."""
         rows = await self._database.rows(SELECT_BY_PREFIX, {"prefix": prefix, "limit": limit})
         return [user_id for (user_id,) in rows]
 
     async def holdings(self, user_id: str) -> Holdings:
-        """The counts that `erase` would return now."""
+        """Count the rows that `erase` would delete now, by kind."""
 
         def work(connection: sqlite3.Connection) -> Holdings:
             views, feedback, *others = connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone()
@@ -132,9 +135,10 @@ class SqliteUsers:
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
         """Delete all data of a user. Return the number of rows of each kind that were deleted.
 
-        The events that would show that cached values are stale are deleted, too. So the same transaction owes the
-        invalidation of the user's keys, which the caller makes, and makes every process clear its local cache. The
-        sequence number advances, so that no value computed before has the bytes of one computed afterwards.
+        The events that would show that cached values are stale are deleted, too. So the same transaction records that
+        the deletion of the user's cache keys is owed, until the caller has made it, and makes every process clear its
+        local cache. It also advances the sequence number, so that the bytes of a value computed before the erasure
+        differ from those of any value computed afterwards.
         """
 
         def work(connection: sqlite3.Connection) -> Holdings:
@@ -160,7 +164,10 @@ class SqliteUsers:
 
 
 def _erase_decisions(connection: sqlite3.Connection, user_id: str) -> tuple[int, int]:
-    """Return the number of deleted decisions, and the number of those that had been learned from."""
+    """Delete a user's decisions and sufficient statistics.
+
+    Return the number of deleted decisions, and the number of decisions that the statistics had learned from.
+    """
     (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
     deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
     connection.execute(UPDATE_LEDGER)

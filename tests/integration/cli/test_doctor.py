@@ -294,7 +294,7 @@ def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_lo
     ):
         deployment.execute("INSERT INTO bandit_states VALUES (?, ?, ?, ?, 0)", user_id, spec.hash, packed, decisions)
     assert deployment.lines()["evidence"][0] == "ok"
-    assert deployment.lines("--full")["evidence"] == ("bad", "users whose learned evidence is damaged: 2")
+    assert deployment.lines("--full")["evidence"] == ("bad", "users whose sufficient statistics are damaged: 2")
 
 
 def test_database_that_is_not_there_or_something_else_is_named(deployment: Deployment, tmp_path: Path) -> None:
