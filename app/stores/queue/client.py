@@ -131,7 +131,7 @@ def connect(
 ) -> ArqRedis:
     """A client of the queue `name`. It connects on first use.
 
-    `blocking_s` limits connecting, each reply, and waiting for one of the `connections` of the pool.
+    `blocking_s` limits connecting, each reply, and waiting for one of the `connections` of the pool, in seconds.
     """
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
     pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)

@@ -39,7 +39,7 @@ _ARRAY, _MAP = 0x90, 0x80
 
 
 class Position(NamedTuple):
-    """The progress of a job that was set aside: the list of arguments of its small job.
+    """The progress of a job that is read in pieces: the list of arguments of its small job.
 
     `at`: byte offset of the next event. `taken`: the number of events before it. `events`: the number of all events.
     """
@@ -147,7 +147,7 @@ def split(data: bytes, most: int) -> tuple[list[object], int]:
 
 
 def position_of(job: dict[str, Any]) -> Position | None:
-    """The position of a job that was set aside; None for any other job."""
+    """The position in a small job that `set_aside` has left; None if `job` is not one."""
     return Position(*job["a"]) if job["f"] == LARGE_TIP_EVENTS else None
 
 

@@ -101,7 +101,7 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's worker, which also counts its polls and sets large jobs aside.
+    """arq's worker, which also counts its polls, and replaces large jobs by small ones before it fetches them.
 
     It starts no further job once `allow_pick_jobs` is false.
     """
@@ -120,7 +120,7 @@ class _Worker(Worker):
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Run a job. If it is large, set it aside first, because arq would fetch it whole."""
+        """Run a job. If it is large, first replace it by a small one with `set_aside`: arq would fetch it whole."""
         await set_aside(self.pool, job_id)
         await super().run_job(job_id, score)
 

@@ -28,7 +28,9 @@ UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event
 
 
 def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = lambda left, total: None) -> None:
-    """Copy one snapshot of a database while processes write to it. `on_step` gets the pages left and all pages.
+    """Copy one snapshot of a database while processes write to it.
+
+    `on_step` is called after each step with the number of pages left and the number of all pages.
 
     Raises:
         Conflict: the target exists.

@@ -69,7 +69,7 @@ class SqliteChangeFeed:
         return None if clear else frozenset(user_id for _, user_id in tail)
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """The user's newest sequence number by subject; None if a deletion of the user's keys is still to be made.
+        """The user's newest sequence number by subject; None if a deletion of the user's cache keys is owed.
 
         Raises `StoreUnavailable`.
         """

@@ -45,7 +45,7 @@ class _Run:
 
 
 class ThreadConnection(aiosqlite.Connection):
-    """An aiosqlite connection that also runs a function on its thread: many statements, one switch of threads."""
+    """An aiosqlite connection that can also run a function, with many statements, in one call on its thread."""
 
     _current: _Run | None = None
     closing = False

@@ -60,7 +60,7 @@ def check_links(path: Path) -> None:
 
 
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `SchemaMismatch` unless the database is at this program's revision."""
+    """Raise `SchemaMismatch` unless the database is at the schema revision of this program."""
     try:
         row = connection.execute(SELECT_REVISION).fetchone()
     except sqlite3.DatabaseError as error:

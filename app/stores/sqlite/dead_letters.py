@@ -77,7 +77,7 @@ def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
 
 
 class SqliteDeadLetters:
-    """The dead letters of all users. Implements `app.events.ports.DeadLetters`."""
+    """Dead letters in the database. Implements `app.events.ports.DeadLetters`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

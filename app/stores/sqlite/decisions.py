@@ -106,7 +106,7 @@ class SqliteDecisions:
         return await self._database.write(work)
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """Store shadows, without waiting for the disk.
+        """Store shadows, the rankings of both policies that evaluate them, without waiting for the disk.
 
         If a crash of the machine loses a shadow, its decision is only left out of the evaluation.
         """

@@ -236,7 +236,7 @@ def logged_events(connection: sqlite3.Connection, statement: str, parameters: tu
 
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:
-    """Decode a row of `EVENT_COLUMNS`."""
+    """Decode an event from a row of `EVENT_COLUMNS`."""
     return LoggedEvent(row[0], _event(row), row[5], row[6])
 
 

@@ -45,7 +45,7 @@ SELECT EXISTS (SELECT 1 FROM event_log WHERE user_id = ? AND seq > ? AND consume
 
 
 class SqliteEventQueries:
-    """Queries of events. Implements `app.profiles.ports.RecentEvents` and `app.events.ports.UserEvents`."""
+    """Queries the event log. Implements `app.profiles.ports.RecentEvents` and `app.events.ports.UserEvents`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -38,9 +38,9 @@ class SqliteOwedInvalidations:
         return await self._database.read(work)
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete the rows of deletions that have been made, and make every process clear its local cache.
+        """Delete the rows of invalidations that have been made, and make every process clear its local cache.
 
-        The owed row of an erased user is the only record that local copies are stale.
+        The events of an erased user are gone, so only such a row shows that local caches are stale.
         """
 
         def work(connection: sqlite3.Connection) -> None:

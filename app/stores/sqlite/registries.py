@@ -31,13 +31,13 @@ _decode = msgspec.json.Decoder(tuple[Definition, ...]).decode
 async def announce(database: Database, registry: Registry, now_ms: int) -> None:
     """Record the names of the features that this process will cache. Call it before the process caches any.
 
-    Ingest deletes the keys of every feature ever announced. Otherwise, during a deploy, a process of the old release
-    would take an event and leave the keys of a feature that only the new release knows. If nothing is new, nothing is
-    written, so that a process can start while the disk is full or the database is locked.
+    Ingest deletes the cache keys of every recorded feature. If it deleted only those of its own registry, a process of
+    the old release would, during a deploy, leave the keys of a feature that only the new release knows. If no name is
+    new, nothing is written, so that a process can start while the disk is full or the database is locked.
 
     Raises:
-        StoreUnavailable: something is new and cannot be written.
-        RegistryError: the subjects of an entry were not derived, so no event would invalidate it.
+        StoreUnavailable: a new name cannot be written.
+        RegistryError: an entry has no `invalidated_by`, because the registry was not compiled.
     """
     for entry in registry:
         if not entry.invalidated_by:

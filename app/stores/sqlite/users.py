@@ -158,7 +158,8 @@ class SqliteUsers:
         """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted.
 
         1. `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
-        stores its decision. This call deletes it; if 4 comes later, the counter of erasures makes it fail.
+        stores its decision. This call deletes that decision. If 4 comes later, the request stores nothing, because the
+        counter of erasures has changed.
         """
         await self._database.write(lambda connection: _erase_decisions(connection, user_id))
 

@@ -67,12 +67,12 @@ return 0
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
-    """The key of a cell, `pf:<epoch>:{<user>}:<feature>`."""
+    """The key of one feature of one user: `pf:<epoch>:{<user>}:<feature>`."""
     return _head(epoch, cell.user_id) + cell.feature.encode()
 
 
 def keys_of(epoch: Epoch, rows: Sequence[Row]) -> list[bytes]:
-    """The keys of all cells in `rows`, row after row. A row is a user id with the names of features."""
+    """The keys of all features in `rows`, row after row. A row is a user id with the names of features."""
     keys: list[bytes] = []
     for user_id, features in rows:
         head = _head(epoch, user_id)
@@ -105,7 +105,7 @@ def _nonces() -> Callable[[], bytes]:
 
 
 class ValkeyCache:
-    """The cache on one server. Implements `app.profiles.ports.Cache`."""
+    """The cache of profile features on one server. Implements `app.profiles.ports.Cache`."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class ValkeyCache:
         registration: ServerRegistration | None = None,
         nonce: Callable[[], bytes] | None = None,
     ) -> None:
-        """`timeout_ms` limits each command; `lease_ms` is the time to live of a lease.
+        """`timeout_ms` limits each command; `lease_ms` is the time to live of a lease, the marker of a computation.
 
         Without a `registration`, any server is accepted as the cache. Raises `ValueError` for an invalid URL.
         """
@@ -141,12 +141,12 @@ class ValkeyCache:
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Read the cells of all rows with one MGET. Return the epoch of the keys and what each key holds."""
+        """Read all features of all users in `rows` with one MGET. Return the keys' epoch and the contents of each."""
         epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [(b"MGET", *keys_of(epoch, rows))])
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put a new lease into each empty cell, with a pipelined `SET … NX GET`. Return what each cell then holds.
+        """Put a new lease under each empty key, with a pipelined `SET … NX GET`. Return the contents of each key.
 
         A lease marks that a value is being computed. A key that is not a string is deleted: another program wrote it,
         and the cache could never use it.
@@ -179,7 +179,7 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of cells, under the epoch of the connection that carries the DEL.
+        """Delete the keys of these features, under the epoch of the connection that carries the DEL.
 
         Returns after the server has confirmed it and every process has had time to notice which server is registered.
         """

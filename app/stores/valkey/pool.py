@@ -64,7 +64,9 @@ class _GroupPool(BlockingConnectionPool):
 
 
 def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
-    """A pool of at most `connections`. `timeout_s` limits waiting for a connection, connecting, and each reply.
+    """A pool of up to `connections` connections to the server of a URL.
+
+    `timeout_s` limits waiting for a free connection, connecting, and each reply.
 
     Raises:
         ValueError: the URL has none of the forms that the module describes.

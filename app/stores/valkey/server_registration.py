@@ -1,4 +1,4 @@
-"""Registration of the cache server. All processes must use the same server, or a DEL misses the server that is read.
+"""Registers the cache server. All processes must use the same server, or a DEL misses the server that is read.
 
 With a Sentinel group, a proxy or a DNS name, two processes can be connected to different servers: one still reads from
 the old master while the other deletes on the new one. The server's identity is therefore registered in the database
@@ -6,8 +6,8 @@ under a *generation*, which is part of every key. A process that reaches another
 it under the next generation, which has no keys yet.
 
 Interleavings prevented; R reads on the old server S, E ingests on the new server T:
-  1. E registers T, E commits, E deletes on T, R hits on S    R's check is at most 50 ms old, and E's delete counts only
-                                                               100 ms after E first saw T registered
+  1. E registers T, E commits, E deletes on T, R hits on S    R's query of the registration is at most 50 ms old, and
+                                                               E's delete returns 100 ms after E first saw T registered
   2. R registers S again, R hits an old value on S            S is registered under a new generation without keys
   3. E deletes on S, which is no longer registered            E checks again after its commit and is refused
 """
@@ -88,7 +88,7 @@ class ServerRegistration:
         self._note(generation)
 
     async def settle(self) -> None:
-        """Wait until `HOLD_BACK_S` after this process first saw the current generation.
+        """Wait until `HOLD_BACK_S` after this process first saw the current generation of the registration.
 
         By then every process has noticed it: see interleaving 1 of this module.
         """
