@@ -107,12 +107,12 @@ class Forbidden(ProfilesError):
 class Unavailable(ProfilesError):
     """A dependency does not answer; the same request may succeed later.
 
-    `told` is the reason without addresses and names, for any caller to read; the message is for the log.
+    `public_reason` is the reason without addresses and names, for any caller to read; the message is for the log.
     """
 
-    def __init__(self, detail: str = "", told: str = "it does not answer") -> None:
+    def __init__(self, detail: str = "", public_reason: str = "it does not answer") -> None:
         super().__init__(detail)
-        self.told = told
+        self.public_reason = public_reason
 
 
 class StoreUnavailable(Unavailable):

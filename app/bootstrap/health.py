@@ -53,7 +53,9 @@ class Health:
         try:
             owed = (await backlog(self.database)).owed
         except StoreUnavailable as error:
-            return {"database": _unanswered("database", f"{error.told}; nothing can be served", error, vital=True)}
+            return {
+                "database": _unanswered("database", f"{error.public_reason}; nothing can be served", error, vital=True)
+            }
         problem = await self._database_problem()
         return {
             "database": ReadinessCheck(problem is None, problem or "", state="degraded"),
@@ -73,7 +75,7 @@ class Health:
             await asyncio.to_thread(check_rights, self.database.path)
         except StoreUnavailable as error:
             log.warning("not_answering", what="database", error=str(error))
-            return error.told
+            return error.public_reason
         return None
 
     async def _check_cache(self) -> ReadinessCheck:
@@ -83,7 +85,7 @@ class Health:
             detail = f"{str(error).partition(':')[0]}; missing values are computed from the database"
             return _unanswered("cache", detail, error, state="degraded")
         except CacheUnavailable as error:
-            return _unanswered("cache", f"{error.told}; reads compute from the database", error)
+            return _unanswered("cache", f"{error.public_reason}; reads compute from the database", error)
         return ReadinessCheck(self.cache.available, "it answers again; reads compute for a moment longer")
 
     def _check_features(self) -> ReadinessCheck:
@@ -100,7 +102,7 @@ class Health:
             alive = await self.queue.worker_alive()
             others = await self.queue.databases(self.clock.now_ms()) - {self.database.id}
         except QueueUnavailable as error:
-            queue = _unanswered("queue", f"{error.told}; events are kept and wait for a sweep", error)
+            queue = _unanswered("queue", f"{error.public_reason}; events are kept and wait for a sweep", error)
             unknown = ReadinessCheck(False, "unknown: the queue does not answer", state="unknown")
             return {"queue": queue, "worker": unknown}
         shared = "workers of another database take jobs from it; give each service its own PROFILES_QUEUE_NAME"

@@ -49,6 +49,7 @@ class Erasure:
         except CacheUnavailable as error:  # no process reads the keys of earlier epochs, and they expire
             log.warning("earlier_values_not_erased", error=str(error))
         if unavailable is not None:
-            told = f"the user is erased except for jobs in the queue: {unavailable.told}; erase again when it answers"
-            raise QueueUnavailable(told)
+            raise QueueUnavailable(
+                f"the user is erased except for jobs in the queue: {unavailable.public_reason}; erase again when it answers"
+            )
         return erased

@@ -98,9 +98,9 @@ async def test_reason_why_a_server_is_unreachable_is_given(
     cache = open_cache(own_server, url=url)
     with pytest.raises(CacheUnavailable) as refused:
         await cache.check()
-    assert refused.value.told.startswith(expected)
+    assert refused.value.public_reason.startswith(expected)
     if "rights" not in request.node.name:  # a queue needs no INFO
         with pytest.raises(QueueUnavailable) as unanswered:
             await queue.depth()
-        assert unanswered.value.told.startswith(expected)
+        assert unanswered.value.public_reason.startswith(expected)
     await queue.close()

@@ -83,7 +83,7 @@ async def test_reads_and_writes_fail_when_the_file_changed(
         await database.write(lambda connection: audit(connection, "second"))
     with pytest.raises(StoreUnavailable, match=message) as raised:
         await audited(database)
-    assert str(database.path) not in f"{raised.value}{raised.value.told}"
+    assert str(database.path) not in f"{raised.value}{raised.value.public_reason}"
 
 
 async def test_file_is_used_again_when_it_returns(database: Database) -> None:
