@@ -64,9 +64,10 @@ ROUTES = [
 def create_app(
     settings: Settings | None = None, *, service: OpenService | None = None, contract: Contract | None = None
 ) -> Litestar:
-    """The application, by default with the settings of the environment.
+    """Create the Litestar application, by default with the settings of the environment.
 
-    A `service` that is passed in stays open. Otherwise the lifespan opens one with `contract` and closes it.
+    A `service` that is passed in is used and not closed. Otherwise the application opens one with `contract` (the
+    feature registry and its typed Struct) when it starts, and closes it when it stops.
     """
     settings = settings or Settings.from_environment()
     metrics = service.metrics if service is not None else Metrics()
@@ -139,14 +140,14 @@ def create_app(
 
 
 def about_to_stop(application: Litestar) -> None:
-    """Report not ready and call no language model from now on. The server calls it when it is told to stop."""
+    """Begin the shutdown: from now on `/readyz` answers 503 and no language model is called."""
     application.state[operations.STOPPING] = True
     if (tips := application.state.get("tips")) is not None:
         tips.stop()
 
 
 def _interrupt(service: OpenService) -> None:
-    """End long database reads. Their requests are answered with 503."""
+    """Interrupt running database reads; their requests are answered with 503."""
     service.computation.stop_moments()
     service.database.readers.interrupt()
 
@@ -157,7 +158,7 @@ def _assets() -> Router:
 
 
 def tune_collector() -> None:
-    """Exempt the objects of the start from Python's cycle collector, and make it run less often.
+    """Exempt the objects created at start-up from Python's cycle collector, and run the collector less often.
 
     Reference counts free the objects of a request; looking for cycles every 700 allocations cost three to four percent
     of a warm read. Collecting before the freeze would find a few hundred cycles in a hundred thousand objects, and take
@@ -196,6 +197,6 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
 
 
 def run(settings: Settings) -> None:
-    """Configure logging and `serve` on uvloop."""
+    """Configure logging, then run `serve` in a uvloop event loop."""
     configure_logging(settings.log_format, settings.log_level)
     uvloop.run(serve(settings))

@@ -1,4 +1,4 @@
-"""The errors of this service: one tree, declared in the order of the tree.
+"""The exceptions of this service: one tree under `ProfilesError`, declared in the order of the tree.
 
 Retrying helps only after `Unavailable` and its subclasses; after any other error the caller or the operator must change
 something. `app.api.problems` maps each class to an HTTP status, and `app.cli.output` to an exit code.
@@ -33,7 +33,7 @@ class Issue:
 
 
 class ProfilesError(Exception):
-    """The base class. `issues` lists the single faults of an input; it is empty if the error is not about one."""
+    """The base class of all errors of this service. `issues` lists each fault of an invalid input, else it is empty."""
 
     def __init__(self, detail: str = "", issues: Sequence[Issue] = ()) -> None:
         super().__init__(detail)
@@ -41,7 +41,7 @@ class ProfilesError(Exception):
 
 
 class SettingsError(ProfilesError):
-    """A setting is missing, malformed or unsafe; the message names it and what it allows."""
+    """A setting is missing, malformed or unsafe; the message names the setting and what is allowed."""
 
     def __init__(self, setting: str, reason: str) -> None:
         super().__init__(f"{setting}: {reason}")
@@ -49,7 +49,7 @@ class SettingsError(ProfilesError):
 
 
 class RegistryError(ProfilesError):
-    """A feature entry breaks a rule; the message names both. The entry `*` is the registry as a whole."""
+    """The feature registry breaks a rule, which the message names. `entry` is the feature, or `*` for the whole."""
 
     def __init__(self, entry: str, reason: str) -> None:
         super().__init__(f"feature {entry!r}: {reason}" if entry != "*" else f"the registry: {reason}")
@@ -57,11 +57,11 @@ class RegistryError(ProfilesError):
 
 
 class SchemaMismatch(ProfilesError):
-    """The database is unmigrated, or newer than this program."""
+    """The schema of the database is older (not migrated) or newer than this program."""
 
 
 class SpecMismatch(ProfilesError):
-    """Sufficient statistics or a vector belong to another spec, or to none."""
+    """Stored statistics or an input vector do not fit the model spec (the list of inputs) in use, or are damaged."""
 
 
 class Undecodable(ProfilesError):
@@ -77,11 +77,11 @@ class UnknownFeature(InvalidInput):
 
 
 class TooLarge(ProfilesError):
-    """The body is over the limit."""
+    """The request body exceeds the size limit."""
 
 
 class TooSlow(ProfilesError):
-    """The body did not arrive in time."""
+    """The request body did not arrive in time."""
 
 
 class UnsupportedMedia(ProfilesError):
@@ -89,15 +89,15 @@ class UnsupportedMedia(ProfilesError):
 
 
 class NotFound(ProfilesError):
-    """The resource does not exist."""
+    pass
 
 
 class Conflict(ProfilesError):
-    """The request contradicts the stored or running state."""
+    """The request contradicts stored data, or work that is in progress."""
 
 
 class Unauthenticated(ProfilesError):
-    """No API key, or an unknown one."""
+    """The request has no API key, or an unknown one."""
 
 
 class Forbidden(ProfilesError):
@@ -124,7 +124,7 @@ class StoreFull(StoreUnavailable):
 
 
 class Overloaded(Unavailable):
-    """The request is shed. `kind` is the kind of load, from a small closed set."""
+    """The request is rejected because of overload. `kind` names the overloaded part, such as `events` or `reads`."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"too much load ({kind}): nothing was done; try again shortly")
@@ -145,11 +145,11 @@ class ModelFailed(Unavailable):
 
 
 class QueueUnavailable(Unavailable):
-    """The queue cannot be reached."""
+    pass
 
 
 class CacheUnavailable(Unavailable):
-    """The cache cannot be reached or must not be used now."""
+    """The cache cannot be reached, or its values cannot be trusted at the moment."""
 
 
 class CacheRefused(CacheUnavailable):

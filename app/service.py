@@ -1,4 +1,4 @@
-"""One process of the service as its callers see it: routes, queue jobs and commands use its parts.
+"""The services and repositories of one process, as routes, queue jobs and commands use them.
 
 `app.bootstrap.service` builds it. This module names no adapter, so the HTTP layer can import it.
 """
@@ -43,7 +43,7 @@ from app.telemetry import Metrics
 
 
 class Bandit(NamedTuple):
-    """The parts of the bandit that other packages use."""
+    """The parts of the contextual bandit that routes, jobs and commands use."""
 
     policies: Policies
     scorer: Scorer
@@ -56,10 +56,10 @@ class Bandit(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """The parts of one process.
+    """All services and repositories of one process.
 
-    `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds per user
-    that the trial at the start measured. `mirror` is the registry as a typed Struct.
+    `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds that
+    computing it for one user took in a trial at start-up. `mirror` is a Struct with one typed field per feature.
     """
 
     settings: Settings

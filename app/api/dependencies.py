@@ -1,4 +1,4 @@
-"""What handlers find in the state of the application: the service, and the parts that only HTTP needs."""
+"""Typed access to the objects that `app.asgi` puts into the application's state, such as the service."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def tips_of(connection: Connection) -> TipGenerator:
 
 
 def selected(registry: Registry, names: Sequence[str] | None) -> int:
-    """The mask of the named features, or of all. Raises `UnknownFeature`."""
+    """The bit mask of the named features, or of all if `names` is None. Raises `UnknownFeature`."""
     return registry.full_mask if names is None else registry.mask(names)

@@ -45,7 +45,7 @@ class TaskToWord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A task, and the user to write for."""
+    """A request for the text of a tip about a task, written for a user."""
 
     task: TaskToWord
     user_id: Id | None = None
@@ -64,7 +64,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class GeneratedTip(msgspec.Struct, kw_only=True):
-    """The text of a tip."""
+    """The text of a tip, and whether a model or a template wrote it."""
 
     text: Annotated[str, Meta(description="One paragraph of plain text, at most 500 characters.")]
     source: Literal["model", "template"]
@@ -108,7 +108,7 @@ async def post_generate(request: HttpRequest) -> GeneratedTip:
 
 
 async def _features(service: Service, asked: GenerateRequest) -> dict[str, Scalar] | None:
-    """The features in the request, else those of its user; None if there are none, or they cannot be read in time."""
+    """Features to write with: from the request, or else from its user's profile. None: none, or not read in time."""
     sent = asked.profile_features
     if sent is None:
         return None

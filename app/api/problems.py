@@ -45,7 +45,7 @@ STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
 
 
 class ProblemIssue(msgspec.Struct):
-    """One fault of a request."""
+    """One fault of a request: its place and the reason."""
 
     path: Annotated[str, Meta(description="The place in the request, such as `rows[3].as_of` or `line 7`.")]
     detail: Annotated[str, Meta(description="The reason, and what is allowed.")]
@@ -62,7 +62,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
 
 
 def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
-    """The problem for a status. Its `type` is a URN of this service, one per status."""
+    """The problem body for an HTTP status. Its `type` is a URN of this service, one per status."""
     shown = [ProblemIssue(issue.path, issue.detail) for issue in issues[:MAX_ISSUES]]
     if len(issues) > MAX_ISSUES:
         shown.append(ProblemIssue("…", f"and {len(issues) - MAX_ISSUES} more"))
@@ -71,7 +71,7 @@ def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
 
 
 def headers_of(status: int) -> dict[str, str]:
-    """The headers that go with a status."""
+    """The response headers that an error with this status needs, such as `Retry-After` for 503."""
     if status == 401:
         return {"WWW-Authenticate": 'ApiKey realm="profiles"'}
     if status == 507:
@@ -130,6 +130,6 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
 
 
 def on_exception(request: HttpRequest, error: Exception) -> Response[Any]:
-    """Handle a defect: log it with its traceback, and disclose nothing."""
+    """Handle an unexpected exception: log it with its traceback, and answer 500 without any detail of it."""
     log.error("unexpected_error", route=request.scope.get("path_template"), exc_info=error)
     return _respond(request, 500, DEFECT)

@@ -1,4 +1,4 @@
-"""Routes that read profiles: one, many, and the training set. And the list of features."""
+"""Routes that read profiles (of one user, of many users, as a training set), and the list of features."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ async def get_features(request: HttpRequest) -> FeatureList:
 
 
 def feature_entry(service: Service, index: int) -> FeatureEntry:
-    """A feature with its cost and state in this process."""
+    """The registry's entry of a feature, with its cost and state (ok, failing, disabled) in this process."""
     entry, availability = service.registry[index], service.computation.availability
     reason = availability.reason(index)
     cost = service.costs.get(index)

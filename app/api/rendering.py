@@ -15,7 +15,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Templates(dict[int, bytes]):
-    """By mask: the response for one user, with `%b` in place of the JSON of the id and of each value in the mask."""
+    """Cached templates of the response for one user, by bit mask of its features. `%b` stands for the id and values."""
 
     def __init__(self, names: Sequence[bytes]) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class Renderer:
         return b"{" + b",".join(details) + b"}"
 
     def profile(self, user_id: str, profile: Mapping[int, FeatureValue], mask: int, *, detail: bool = False) -> bytes:
-        """The response for one user."""
+        """The JSON body for one user. With `detail`, each feature has its dtype, times and origin."""
         features = self.details(profile, mask) if detail else self.values(profile, mask)
         return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
 
     def batch(self, user_ids: Sequence[str], values: Mapping[str, Sequence[bytes]], mask: int) -> bytes:
-        """The response for many users, in the order of `user_ids`, which may repeat."""
+        """The JSON body for many users, in the order of `user_ids`, in which an id may repeat."""
         template = self.templates[mask]
         rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
         return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"

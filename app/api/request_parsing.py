@@ -55,7 +55,10 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
-    """The struct `kind` with `mirror` as the type of its field `profile_features`, if it has that field."""
+    """A subclass of the struct `kind` whose field `profile_features` is a `mirror`, the typed Struct of the features.
+
+    Returns `kind` itself if it has no such field.
+    """
     declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
     if declared is None:
         return kind
@@ -97,7 +100,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
 
 
 def issue_of(message: str) -> Issue:
-    """The issue in an error message of msgspec, with the path of the field that it concerns."""
+    """Convert an error message of msgspec to an issue with the path of the invalid field."""
     found = _AT.search(message)
     path, detail = found["path"] if found else "", _AT.sub("", message)
     if (field := _FIELD.match(detail)) is not None:
@@ -107,14 +110,14 @@ def issue_of(message: str) -> Issue:
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
-    """Raise `InvalidInput` with an issue for every invalid id. `path` is its place, with `{}` for its index."""
+    """Raise `InvalidInput` with an issue for every invalid id. `path` is its place; `{}` in it becomes the index."""
     issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]
     if issues:
         raise InvalidInput("an id is invalid", issues)
 
 
 def prefix_of(text: str) -> str:
-    """A prefix of ids from the query; raises `Undecodable` (400) if no id can begin with it."""
+    """Return `text`; raises `Undecodable` (400) if no user id can begin with it."""
     # `.` and `..` are not ids, but `...` is.
     if text and text not in (".", "..") and (found := id_problem(text)) is not None:
         raise Undecodable("no id begins with this prefix", [Issue("prefix", found)])
@@ -122,7 +125,7 @@ def prefix_of(text: str) -> str:
 
 
 def moment_ms(text: str, name: str) -> int:
-    """A time in the query, in milliseconds; raises `Undecodable` (400)."""
+    """The time of the query parameter `name`, in milliseconds since 1970; raises `Undecodable` (400) if invalid."""
     # An unescaped + in a query arrives as a space.
     if (at_ms := _to_ms(text.replace(" ", "+"))) is None:
         reason = "must be RFC 3339 with a UTC offset, such as 2026-04-25T08:30:00+02:00 (encode + as %2B)"
@@ -131,7 +134,7 @@ def moment_ms(text: str, name: str) -> int:
 
 
 def known_ms(text: str | None) -> int | None:
-    """`known_at` in a body, in milliseconds; None if it is absent or `as_of`; raises `InvalidInput` (422)."""
+    """`known_at` of a body in milliseconds since 1970; None if absent or `as_of`. Raises `InvalidInput` (422)."""
     if text is None or text == "as_of":
         return None
     if (at_ms := _to_ms(text)) is None:

@@ -32,7 +32,7 @@ class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A user and a moment."""
+    """A user, and the moment as of which to compute the features."""
 
     user_id: Id
     as_of: Moment
@@ -58,7 +58,7 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class EventsReceipt(msgspec.Struct):
-    """The events are stored durably, and every later read reflects them."""
+    """The receipt for stored events. They are durable, and every later read reflects them."""
 
     accepted: Annotated[int, Meta(description="Number of new events.", examples=[1])]
     duplicates: Annotated[int, Meta(description="Number of events already stored with the same content.", examples=[0])]
@@ -79,7 +79,7 @@ class ProfileAnswer(msgspec.Struct):
 
 
 class BatchAnswer(msgspec.Struct):
-    """Profiles in the order of the request."""
+    """The profiles of many users, in the order of the request."""
 
     profiles: list[ProfileAnswer]
 
@@ -93,7 +93,7 @@ class HistoryRow(msgspec.Struct):
 
 
 class HistoryAnswer(msgspec.Struct):
-    """Rows in the order of the request."""
+    """The rows of a training set, in the order of the request."""
 
     rows: list[HistoryRow]
     failed: Annotated[
@@ -103,7 +103,7 @@ class HistoryAnswer(msgspec.Struct):
 
 
 class FeatureDetail(msgspec.Struct):
-    """A value, when it was computed, and how long it is valid."""
+    """The value of a feature, when it was computed, and how long it is valid."""
 
     value: Value
     dtype: Literal["float", "int", "str"]
@@ -116,7 +116,7 @@ class FeatureDetail(msgspec.Struct):
 
 
 class FeatureEntry(msgspec.Struct):
-    """A feature as the registry declares it, without its SQL."""
+    """A feature as the registry declares it, without its SQL, and its cost and state in the process that answers."""
 
     name: str
     dtype: Literal["float", "int", "str"]
@@ -148,14 +148,17 @@ class FeatureList(msgspec.Struct):
 
 
 class Health(msgspec.Struct):
-    """The process answers."""
+    """The answer of a process that is alive."""
 
     status: Literal["alive"]
 
 
 class Readiness(msgspec.Struct):
-    """`degraded`: reads are correct, but a dependency does not answer. `unavailable`: reads cannot be served.
-    `stopping`: the process is shutting down and still serves requests."""
+    """Whether reads can be served, and the result of each check.
+
+    `degraded`: reads are correct, but a dependency does not answer. `unavailable`: reads cannot be served. `stopping`:
+    the process is shutting down and still serves requests.
+    """
 
     status: Literal["ready", "degraded", "unavailable", "stopping"]
     checks: dict[str, str]

@@ -170,7 +170,7 @@ def _time(moment_ms: int | None) -> str | None:
 
 
 async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:
-    """Decode the body; raises as `body_as`, with an issue for every invalid candidate."""
+    """Decode and check the body of `POST /score`; raises the errors of `body_as`, with every invalid candidate."""
     try:
         sent = await body_as(request, with_mirror(ScoreRequest, service.mirror))
     except InvalidInput as error:
@@ -210,7 +210,7 @@ def _profile(service: Service, sent: ScoreRequest) -> tuple[Origin, Profile]:
 
 
 def _candidate_issues(body: bytes) -> list[Issue]:
-    """The issues of all invalid candidates; none if the list is too long to decode each."""
+    """An issue for each invalid candidate in the body; empty if the list is too long to decode each candidate."""
     if body.count(b",") > _MAX_COMMAS:
         return []
     try:

@@ -22,7 +22,7 @@ PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_
 
 
 class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The inputs of a candidate."""
+    """The features of a candidate, from which the policy computes its score."""
 
     is_overdue: bool
     task_age_days: Annotated[float, Meta(ge=0, examples=[3.5])]
@@ -30,7 +30,7 @@ class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ScoreCandidate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tip that may be shown."""
+    """A tip that may be shown, with its features."""
 
     id: Id
     features: CandidateFeatures
@@ -43,7 +43,7 @@ class ScoreContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Candidates to rank for a user."""
+    """A request to rank candidate tips for a user."""
 
     user_id: Annotated[Id, Meta(examples=["ada"])]
     candidates: Annotated[
@@ -89,7 +89,7 @@ class ServingPolicy(msgspec.Struct):
 
 
 class ProfileOrigin(msgspec.Struct):
-    """`request`: sent with the request. `service`: read by the service. `absent`: none."""
+    """The origin of the profile. `request`: sent with the request. `service`: read by the service. `absent`: none."""
 
     origin: Literal["request", "service", "absent"]
 
@@ -105,7 +105,11 @@ class ScoreAnswer(msgspec.Struct):
 
 
 class DecidingPolicy(msgspec.Struct):
-    """As `ServingPolicy`. `prior_version`: the version of the pooled prior at the decision; 0 before the first."""
+    """The policy that decided.
+
+    `state_version`: the number of the user's decisions that it had learned from. `prior_version`: the version of the
+    prior, which is pooled over all users; 0 before the first.
+    """
 
     id: str
     role: Literal["champion", "challenger"]
@@ -115,14 +119,14 @@ class DecidingPolicy(msgspec.Struct):
 
 
 class UsedProfile(msgspec.Struct):
-    """The profile that the policy used, and its origin as in `ProfileOrigin`."""
+    """The profile that the policy used: sent with the request, read by the service, or absent."""
 
     origin: Literal["request", "service", "absent"]
     features: dict[str, Value] | None
 
 
 class UsedContext(msgspec.Struct):
-    """The context of the request."""
+    """The context of the scoring request. `at`: when the tip is shown."""
 
     at: str | None
 
@@ -140,14 +144,14 @@ class Explained(msgspec.Struct):
 
 
 class ShadowShown(msgspec.Struct):
-    """The scores and probabilities of the policy that did not serve, in the order of the request."""
+    """The candidates with the scores of the policy that did not serve, in the order of the request."""
 
     role: Literal["champion", "challenger"]
     candidates: list[Ranked]
 
 
 class OutcomeShown(msgspec.Struct):
-    """The outcome of the decision. `late`, `repeated` and `other_tip` count events that were not learned from."""
+    """What followed the decision. `late`, `repeated` and `other_tip` count events that were not learned from."""
 
     state: Annotated[
         Literal["open", "served", "learned", "expired"],

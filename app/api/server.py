@@ -99,7 +99,7 @@ async def listen(
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Bind and listen. Raises `OSError`."""
+    """Open a TCP socket that listens on the host and port. Raises `OSError`."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -123,7 +123,7 @@ _holder: Any = SocketHolder  # its type stub lacks the arguments
 
 
 class GranianServer(Server):
-    """A granian server on a listening socket of ours. It duplicates the socket and closes only its duplicate."""
+    """A granian server on a listening socket that we opened. granian duplicates the socket and closes the duplicate."""
 
     def __init__(self, application: ASGIApp, listener: socket.socket, *, head_s: float = KEEP_ALIVE_S) -> None:
         super().__init__(
@@ -143,7 +143,7 @@ class GranianServer(Server):
 
 
 def connections() -> int:
-    """The most connections to accept: `CONNECTIONS`, or fewer if the limit of open files cannot be raised."""
+    """The most connections to accept: `CONNECTIONS`, or fewer if the limit of open files cannot be raised to that."""
     if sys.platform == "win32":
         return CONNECTIONS
     import resource  # noqa: PLC0415  # POSIX only

@@ -1,4 +1,4 @@
-"""The composition root: builds the graph of one process from the settings and the adapters.
+"""The composition root: builds the services of one process from the settings and the adapters (database, cache, queue).
 
-`service.open_service` is the only entrance. API, worker, commands and tests all open a process with it.
+API, worker, commands and tests all do so with `service.open_service`.
 """

@@ -1,4 +1,4 @@
-"""Builds the bandit and its roll-out over the database."""
+"""Builds the contextual bandit, and the controller of its roll-out, from the settings and the database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bandit(
     shadow_work: ShadowWork | None = None,
     new_id: Callable[[], str] | None = None,
 ) -> Bandit:
-    """The bandit of one process. `shadow_work` and `new_id` replace the shadow subprocess and the ids of decisions."""
+    """Build the bandit. `shadow_work` replaces the subprocess that computes shadows, `new_id` the ids of decisions."""
 
     def time_ordered_id() -> str:
         # Begins with the time, so that the newest decisions are neighbours in the index.
@@ -72,7 +72,7 @@ def bandit(
 
 
 def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
-    """The challenger's roll-out. Every action on it is in the audit trail."""
+    """Build the controller of the challenger's roll-out, which records each action in the audit trail."""
     policies = Policies.of(shadow=settings.shadow)
     trail, states = SqliteAuditTrail(database), SqliteStates(database, policies.longest)
 

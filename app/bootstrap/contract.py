@@ -1,4 +1,4 @@
-"""Loads the contract of a deployment and compiles it on the database engine in use."""
+"""Loads the contract of a deployment (feature registry and typed Struct) and compiles the features' SQL on SQLite."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from app.stores.sqlite.feature_check import compile_registry
 
 
 def load_contract(settings: Settings, source: str | None = None, *, own_mirror: bool = True) -> Contract:
-    """Load and check the registry in `source`, or else the one in the settings, or else ours.
+    """Load and check a feature registry and its mirror, the Struct with one typed field per feature.
 
-    With `own_mirror=False` the mirror is derived from the registry, because the module's own may be out of date.
+    The registry is the one at `source`, or else the one that the settings name, or else the built-in one. With
+    `own_mirror=False` the mirror is derived from the registry, because the one in its module may be out of date.
 
     Raises:
-        RegistryError: an entry breaks a rule, or the mirror disagrees.
+        RegistryError: an entry breaks a rule, or the mirror does not match the registry.
         SettingsError: the registry cannot be loaded, or the retention is shorter than its longest window.
     """
     if source is not None:

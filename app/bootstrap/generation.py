@@ -1,4 +1,4 @@
-"""Opens the writer of tips: a language model if the settings name one, the template in any case."""
+"""Opens the generator of tips, which uses a language model if the settings name one, and templates otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logger("generation")
 
 @asynccontextmanager
 async def open_tip_generator(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[TipGenerator]:
-    """Raises `SettingsError` if only one of the model's name and URL is set."""
+    """Open the tip generator and its HTTP client. Raises `SettingsError` if the model's settings are incomplete."""
     settings.require_whole_model()
     if settings.model_url is None or settings.model is None:
         yield TipGenerator(None, clock, metrics)

@@ -1,7 +1,7 @@
-"""The state of a process and of the servers it depends on: readiness, gauges, and the samples of both.
+"""Checks a process and its servers for `/readyz`, sets the gauges of waiting work, and samples both for the overview.
 
-A server that does not answer is reported within the timeouts of its adapter; readiness and gauges raise nothing.
-Readiness needs no key, so its details name no address and no path: those are logged.
+If a server does not answer, its check fails within the timeouts of its adapter; readiness and gauges raise nothing.
+`/readyz` needs no key, so the details of a check name no address and no path: those are logged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logger("health")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Queries the database, the cache, the queue and the features of one process."""
+    """Checks the database, the cache, the queue and the features of one process, and sets its gauges."""
 
     database: Database
     cache: Cache
@@ -45,7 +45,7 @@ class Health:
     metrics: Metrics
 
     async def readiness(self) -> dict[str, ReadinessCheck]:
-        """Check every dependency now."""
+        """Check every dependency now; returns the checks by name, such as `database` and `worker`."""
         database, cache, queue = await asyncio.gather(self._check_database(), self._check_cache(), self._check_queue())
         return {**database, "cache": cache, **queue, "features": self._check_features()}
 
@@ -112,9 +112,9 @@ class Health:
         }
 
     async def refresh_gauges(self) -> Gauges:
-        """Query the work that waits, and set the metrics.
+        """Count the waiting work (jobs, events, dead letters, owed invalidations) and set its Prometheus gauges.
 
-        A figure is None if its server does not answer. Then its metric stays, but the queue depth becomes -1.
+        A count is None if its server does not answer. Its gauge then keeps its value, but the queue depth becomes -1.
         """
         metrics, found = self.metrics, await self._gauges()
         await self._refresh_rollout()
@@ -183,7 +183,7 @@ def sampler(service: Service, role: Role) -> Sampler:
 
 @asynccontextmanager
 async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
-    """Take samples in the background, and a last one when the block ends."""
+    """Store a sample of the process's metrics every `EVERY_S` seconds, and a last one when the block ends."""
     own = sampler(service, role)
     log.info("sampling", role=role, process=service.process)
     try:

@@ -19,7 +19,7 @@ from app.telemetry import Metrics
 
 @asynccontextmanager
 async def open_queue(settings: Settings, metrics: Metrics) -> AsyncIterator[Queue | None]:
-    """The queue, or None if the settings name none. Raises `SettingsError`."""
+    """Open the queue, or yield None if the settings name none. An invalid URL raises `SettingsError`."""
     if settings.queue_url is None:
         yield None
         return
@@ -37,7 +37,7 @@ async def open_queue(settings: Settings, metrics: Metrics) -> AsyncIterator[Queu
 async def open_cache(
     settings: Settings, database: Database, owed: SqliteOwedInvalidations, clock: Clock, metrics: Metrics
 ) -> AsyncIterator[ValkeyCache | NullCache]:
-    """The cache, or a `NullCache` if the settings name none. Raises `SettingsError`."""
+    """Open the cache, or yield a `NullCache` if the settings name none. An invalid URL raises `SettingsError`."""
     if settings.cache_url is None:
         yield NullCache()
         return

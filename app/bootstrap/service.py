@@ -1,4 +1,4 @@
-"""Opens one process of the service and closes it: every adapter, every part, and the order of both."""
+"""Opens the adapters and builds the services of one process in the order of their dependencies, and closes them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, logger
 
-# The doors of processes that serve a registry until they are stopped. A command ends, so it announces none.
+# The doors (entry points) of processes that serve a registry until they are stopped. A command ends soon, so it does
+# not announce that it serves one.
 SERVING = ("http", "queue")
 log = logger("bootstrap")
 
@@ -73,7 +74,7 @@ OpenCache = Callable[[Settings, Database, SqliteOwedInvalidations, Clock, Metric
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenService(Service):
-    """A service with the adapters it runs on, for entry points, commands and tests."""
+    """A `Service` together with the adapters that it runs on, for entry points, commands and tests."""
 
     database: Database
     cache: Cache
@@ -89,9 +90,10 @@ class OpenService(Service):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edges:
-    """What a process takes from its surroundings and no setting names. Tests replace it.
+    """Dependencies of a process that no setting names, such as the clock. Tests replace them.
 
-    `pause` is the wait after an owed invalidation. With `settles=False` the caller settles owed invalidations.
+    `pause` waits a number of seconds when the cache has not accepted an invalidation. `settles`: repeat such owed
+    invalidations in the background; if it is False, the caller must do it.
     """
 
     clock: Clock = field(default_factory=SystemClock)
@@ -113,11 +115,12 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     learners: Sequence[Learner] = (),
     edges: Edges | None = None,
 ) -> AsyncIterator[OpenService]:
-    """Open a process, and close it in the reverse order when the block ends.
+    """Open all adapters and services of a process, and close them in the reverse order when the block ends.
 
-    `door` labels the ingest metrics. `http` adds the local cache, `http` and `queue` announce the registry.
-    Without `cache_url` every read computes and every invalidation is owed. Without `queue_url` events wait for the
-    sweep.
+    `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
+    With `http` there is a local cache; with `http` and `queue` the database records that this process serves the
+    registry. Without a cache URL, reads compute from the database and invalidations are stored until a cache accepts
+    them. Without a queue URL, events wait until a worker's sweep consumes them.
 
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
@@ -301,7 +304,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
 
 async def _no_job(_: object) -> None:
-    """Without a queue no job exists. The sweep of a worker starts the runs that lack one."""
+    """Stands in for the queue if none is set: start no job. A worker's sweep starts the runs that have no job."""
 
 
 async def _try_features(
@@ -312,12 +315,12 @@ async def _try_features(
     clock: Clock,
     availability: FeatureAvailability,
 ) -> Mapping[int, float]:
-    """Compute each feature for some stored users; return the cost of each in microseconds per user.
+    """Compute each enabled feature for some stored users; return the microseconds per user by index of the feature.
 
-    A failing feature that was served before is paused.
+    A feature that fails is paused if a process has served this definition before.
 
     Raises:
-        RegistryError: a feature fails that no process has served before.
+        RegistryError: a feature fails whose definition no process has served before.
     """
     users = await stored.newest_users(SAMPLE)
     served = {item.fingerprint for known in await registries.announced() for item in known.definitions}

@@ -83,7 +83,7 @@ def rebuild(
 async def _rebuild(
     users: list[str], features: tuple[str, ...], source: str | None, rate: int
 ) -> tuple[int, dict[str, tuple[int, str]]]:
-    """The number of users rebuilt; and by feature, for how many users it failed, with the last reason."""
+    """Rebuild at most `rate` users per second. Returns their number and, by failed feature, (users, last reason)."""
     import asyncio
 
     from app.bootstrap.contract import load_contract
@@ -172,7 +172,11 @@ async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Inges
 
 
 async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
-    """Store the lines in one request. If one is invalid and --skip-bad is given, store them line by line."""
+    """Ingest the lines of one piece of the file together, and add the counts to `totals`.
+
+    `first` is the line number of the first line. If a line is invalid, with `skip_bad` each line is ingested alone;
+    otherwise the error is printed and none is stored.
+    """
     from app.events.validation import decode_lines
 
     if not any(line.strip() for line in piece):
@@ -191,7 +195,10 @@ async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: 
 
 
 async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
-    """Store each line in a request of its own; the requests share commits."""
+    """Ingest each line alone; print and count the invalid ones. Returns the receipts of the valid ones.
+
+    The lines are ingested concurrently, so that they share commits. `first` is the line number of the first line.
+    """
     import asyncio
 
     from app.events.validation import decode_lines
@@ -231,7 +238,7 @@ def demo(users: int, days: int, seed: int) -> None:
 async def load_demo(
     settings: Settings, users: int, days: int, seed: int, stopped: Callable[[], bool] = lambda: False
 ) -> int:
-    """Generate and store the set until `stopped` returns true; return the number of new events."""
+    """Generate and store the demonstration set until `stopped` returns true; return the number of new events."""
     from app.bootstrap.service import open_service
     from app.cli.demo_set import generate
     from app.operations.audit import audited

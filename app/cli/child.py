@@ -1,4 +1,4 @@
-"""A child process of `profiles up`: started, restarted when it dies, stopped."""
+"""Starts, restarts and stops a child process of `profiles up`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIVE_UP_CODES = (2, 3)
 
 
 class Child:
-    """A `profiles` process, which `check` restarts with increasing delays."""
+    """A process that runs the command `profiles NAME`. `check`, called regularly, restarts it if it has died."""
 
     def __init__(self, name: str, environment: dict[str, str]) -> None:
         self.name = name
@@ -27,9 +27,10 @@ class Child:
         self._start_at = 0.0
 
     def start(self) -> None:
-        """Start in a new session, so that Ctrl-C reaches only the parent.
+        """Start the process in a new session, so that Ctrl-C reaches only the parent.
 
-        The child gets our import path; `-P` keeps the working directory, which may contain another `app`, out of it.
+        The child gets this process's import path. `-P` keeps the working directory out of it, which may contain another
+        `app`.
         """
         self._started_at = time.monotonic()
         path = os.pathsep.join(map(os.path.abspath, sys.path))
@@ -41,7 +42,7 @@ class Child:
         )
 
     def check(self) -> int | None:
-        """Restart the process if it died; return its exit code if a restart cannot help."""
+        """Restart the process after a delay if it has died; return its exit code only if a restart cannot help."""
         if self._process is None:
             if time.monotonic() >= self._start_at:
                 self.start()
@@ -64,7 +65,7 @@ class Child:
             self._process.terminate()
 
     def stop(self) -> None:
-        """Send SIGTERM, and SIGKILL after `STOP_S`."""
+        """Send SIGTERM, and SIGKILL if the process has not ended after `STOP_S` seconds."""
         self.ask_to_stop()
         if self._process is not None:
             try:

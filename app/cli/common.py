@@ -1,4 +1,4 @@
-"""Shared by the commands: options and arguments, settings, the terminal, errors and exit codes."""
+"""Helpers of the commands: options and arguments, settings, output to the terminal, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ERRORS_BY_CODE: dict[int, tuple[type[ProfilesError], ...]] = {
 
 @cache
 def out() -> Console:
-    """Standard output. Created on first use, because `serve` and `worker` do not need rich."""
+    """The rich console of standard output, created on first use, because `serve` and `worker` do not need rich."""
     from rich.console import Console
 
     # Output to a file or a program is not wrapped to the width of a screen.
@@ -55,7 +55,7 @@ def out() -> Console:
 
 @cache
 def err() -> Console:
-    """Standard error; created on first use, as `out`."""
+    """The rich console of standard error, created on first use."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -89,12 +89,12 @@ registry_option = click.option(
 
 
 def exit_code(error: ProfilesError) -> int:
-    """The exit code for the kind of error: see `EXIT_CODES`."""
+    """The exit code after this error: a key of `EXIT_CODES`, or 1 for an error of another kind."""
     return next((code for code, kinds in _ERRORS_BY_CODE.items() if isinstance(error, kinds)), 1)
 
 
 def say(text: str, *, level: Literal["info", "warning", "error"] = "info", before: str = "") -> None:
-    """Write a line to standard error, as JSON if PROFILES_LOG_FORMAT is json. `before` is a prefix for people only."""
+    """Write a line to standard error, as JSON if PROFILES_LOG_FORMAT is json. JSON omits the prefix `before`."""
     if as_json_lines():
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         click.echo(json.dumps({"event": text, "level": level, "timestamp": now}), err=True)
@@ -108,7 +108,7 @@ def as_json_lines() -> bool:
 
 
 def fail(error: ProfilesError) -> None:
-    """Write an error and its issues to standard error."""
+    """Write an error and its first `SHOWN_ISSUES` issues to standard error."""
     say(str(error), level="error", before="[bold red]error:[/] ")
     for issue in error.issues[:SHOWN_ISSUES]:
         complain(issue)
@@ -121,7 +121,7 @@ def complain(issue: Issue) -> None:
 
 
 def plain(text: str) -> str:
-    """Untrusted text for the terminal, with rich's markup escaped and invisible characters shown as codes."""
+    """Untrusted text made safe for the terminal, with rich's markup escaped and invisible characters shown as codes."""
     from app.features.ids import visible
 
     return visible(text).replace("[", r"\[")
@@ -132,7 +132,7 @@ def print_json(value: object) -> None:
 
 
 def progress(unit: str, *, shown: bool = True) -> Progress:
-    """A progress bar on standard error, hidden if that is not a terminal."""
+    """A progress bar on standard error, hidden if `shown` is false or standard error is not a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
@@ -147,7 +147,7 @@ def running_servers(database: Path) -> Path:
 
 
 def settings_from_environment() -> Settings:
-    """The settings; raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
+    """Read the settings; raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
     from app.bandit.learning.rewards import outcome_rewards
 
     settings = Settings.from_environment()
@@ -156,7 +156,10 @@ def settings_from_environment() -> Settings:
 
 
 def settings_of_command() -> Settings:
-    """The settings, with servers of a running `profiles up` if none are set; logs warnings and errors only."""
+    """Read the settings of a one-off command, and configure logging to write only warnings and errors.
+
+    A cache or queue that is not set is the one of a running `profiles up`, if there is one.
+    """
     from app.telemetry import configure_logging
 
     settings = settings_from_environment()
@@ -167,7 +170,7 @@ def settings_of_command() -> Settings:
 
 
 def with_running_servers(settings: Settings) -> Settings:
-    """The settings, with the servers of a running `profiles up` for those that are not set."""
+    """The settings; a cache or queue that is not set becomes the one of a running `profiles up`, if there is one."""
     try:
         known = json.loads(running_servers(settings.database).read_text())
         os.kill(known["pid"], 0)
@@ -192,7 +195,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def check_user(user: str, place: str = "user_id") -> None:
-    """Raise `InvalidInput` if the user id is invalid; `place` says where it was given."""
+    """Raise `InvalidInput` if the user id is invalid; the error names `place`, the option or field with the id."""
     from app.features.ids import id_problem
 
     if (problem := id_problem(user)) is not None:
@@ -200,7 +203,7 @@ def check_user(user: str, place: str = "user_id") -> None:
 
 
 def moment_ms(text: str, place: str) -> int:
-    """A time with a UTC offset, in milliseconds; raises `InvalidInput` with `place`."""
+    """An ISO 8601 time with a UTC offset, in milliseconds since 1970. Raises `InvalidInput`, which names `place`."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -215,7 +218,10 @@ def moment_ms(text: str, place: str) -> int:
 async def user_pages(
     service: OpenService, users: list[str], since_ms: int, size: int, action: str
 ) -> AsyncIterator[list[str]]:
-    """Pages of `users`, or of every user with an event after `since_ms` if it is empty, with a progress bar."""
+    """Yield `users` in pages of `size`; if `users` is empty, every user with an event after `since_ms`.
+
+    Shows a progress bar, which is labelled `action`.
+    """
     total = len(users) or await service.users.count_eligible(since_ms)
     after, done = "", 0
     with progress("users") as bar:

@@ -18,7 +18,11 @@ OTHER_ACTION_SHARE = 0.02  # for each action that `Habit` has no share for
 
 
 class Habit(NamedTuple):
-    """A kind of user. `hour` is local; `share` is the share of users, and the others are shares of their tips."""
+    """A kind of user in the demonstration set.
+
+    `share`: share of the users. `hour`: local hour around which they get tips. `completes`, `dismisses`, `snoozes`:
+    shares of their tips that get this feedback. `dwell_ms`: mean time that they look at a tip.
+    """
 
     name: str
     share: float
@@ -47,7 +51,7 @@ OFFSETS_MIN = (-480, -300, 0, 60, 120, 330, 345, 540)
 
 
 def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[tuple[int, TipEvent]]:
-    """Yield (user number, event), user by user. User ids are `user-0001` and so on; all times are before `now_ms`."""
+    """Yield (user's number, event), user by user. User ids are `user-0001` and so on; all times are before `now_ms`."""
     today_ms = now_ms - now_ms % DAY_MS
     for number in range(1, users + 1):
         random = Random(f"{seed}/{number}")  # noqa: S311  # seeded, so that the set can be repeated

@@ -53,7 +53,7 @@ def features(context: click.Context, fmt: str, registry: str | None) -> None:
         return
     from app.features.export import FORMATS, catalogue_entry
 
-    # `--format python` prints the correct mirror, so it must work with a wrong one.
+    # `--format python` prints the correct typed Struct, so it must work while the Struct in the module is wrong.
     contract = _contract(settings_of_command(), registry, own_mirror=fmt != "python")
     if fmt in FORMATS:
         click.echo(FORMATS[fmt](contract.registry, contract.mirror), nl=False)
@@ -105,7 +105,7 @@ def _duration(_: click.Context, __: click.Parameter, text: str) -> timedelta:
 def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> None:
     """Print a module with a new feature NAME to start from.
 
-    It contains a registry with that feature only, and the line for the mirror in a comment.
+    It contains a registry with that feature only and, as a comment, the line to add to the typed Struct of features.
     """
     from app.features.scaffold import scaffold
 
@@ -119,7 +119,7 @@ def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta)
 def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
     """Run the examples of features on an empty database.
 
-    Runs those of the features NAMES, or of all. Examples are part of a feature's definition. Exit code 1 if a value
+    Without NAMES, the examples of all features run. Examples are part of a feature's definition. Exit code 1 if a value
     differs from the expected one.
     """
     from app.stores.sqlite.feature_examples import run_examples
@@ -238,7 +238,7 @@ def _show_plan(found: dict[str, Any]) -> None:
 @registry_option
 @json_option
 def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) -> None:
-    """Compare a feature's values with its last definition.
+    """Compare a feature's values under its previous and its current definition.
 
     Both definitions of NAME are computed for users drawn at random. Writes nothing. Exit code 5 if the feature was
     never served with another definition.
@@ -343,7 +343,7 @@ def _contract(settings: Settings, registry: str | None, *, own_mirror: bool = Tr
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[Database]:
-    """The database without a service: nothing is announced or cached."""
+    """Open only the database: without cache and queue, and without recording that this process serves a registry."""
     from app.stores.sqlite.database import Database
 
     database = await Database.open(settings.database, settings.readers)
@@ -354,7 +354,10 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
 
 
 async def _served(database: Database, now_ms: int, *, every: bool = False) -> list[Announced]:
-    """The registries of running processes, or else the one seen last; with `every`, all ever served. Newest last."""
+    """The registries that running processes serve, the newest last; if none runs, the one that was served last.
+
+    With `every`, all registries that any process ever served.
+    """
     from app.operations.overview import ALIVE_MS
     from app.stores.sqlite.registries import SqliteRegistries
     from app.stores.sqlite.samples import SqliteSamples

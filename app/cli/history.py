@@ -31,7 +31,11 @@ class _Options(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """`failed`: the reason by feature that is null in some rows. `late`: the share of rows as in `_LateArrivals`."""
+    """The result of building a training set.
+
+    `failed`: for each feature that could not be computed for some rows, the reason. `late`: the share of rows whose
+    values are all missing because their events arrived after `--known-at`.
+    """
 
     rows: int
     failed: dict[str, str]
@@ -120,7 +124,7 @@ def _check_names(names: Sequence[str], features: Iterable[Feature]) -> None:
 
 
 def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list[ComputeRow]:
-    """The rows to compute; raises `InvalidInput` for the first invalid row."""
+    """Convert a block of input rows to computations of the features in `mask`. An invalid row raises `InvalidInput`."""
     from app.features.ids import id_problem
     from app.profiles.ports import ComputeRow
 
@@ -144,7 +148,10 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
 
 
 class _LateArrivals:
-    """Estimates, from a sample, the share of rows without values because every event up to their as_of arrived late."""
+    """Estimates the share of rows that have no values only because their events arrived after `--known-at`.
+
+    A sample of the rows without values is computed again as if all events had arrived in time.
+    """
 
     def __init__(self, defaults: Values) -> None:
         self._defaults = defaults
@@ -164,10 +171,10 @@ class _LateArrivals:
                 self._sample[place] = row
 
     def sample(self) -> list[ComputeRow]:
-        """Sampled rows, to be computed without `known_at`; empty if at least half of all rows have values."""
+        """Sampled rows without values, to be computed without `--known-at`; empty if half of all rows have values."""
         return [row._replace(known_ms=None) for row in self._sample] if self._empty * 2 > self._rows else []
 
     def share(self, values: Sequence[Values]) -> float:
-        """The estimated share of all rows, given the values of `sample()`."""
+        """The estimated share of late rows in all rows. `values` are the computed values of the rows in `sample()`."""
         late = sum(found != self._defaults for found in values)
         return late / len(values) * self._empty / self._rows if late else 0.0

@@ -1,4 +1,4 @@
-"""Checks ports before anything is started, so that a taken port is an error of one line."""
+"""Checks whether ports are free before a server starts, so that a taken port causes a one-line error."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def profile(user: str, as_of: str | None, as_json: bool) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as text, with floats rounded to six digits."""
+    """A feature value as JSON, with floats rounded to six significant digits."""
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 

@@ -37,7 +37,7 @@ CHILDREN = ("serve", "worker")
 
 
 def supervise(settings: Settings) -> int:
-    """Run until SIGINT, SIGTERM or SIGHUP (the terminal was closed); return the exit code."""
+    """Run everything until SIGINT, SIGTERM or SIGHUP (the terminal was closed); return the exit code."""
     settings.require_safe_binding()
     settings.require_whole_model()
     stop = threading.Event()
@@ -70,7 +70,7 @@ def supervise(settings: Settings) -> int:
 def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
     """The settings with free ports instead of taken ones. A port that is set in the environment is not replaced.
 
-    With `wait`, none is replaced: the children of an earlier `up` are about to free them.
+    With `wait`, no port is replaced, because processes of an earlier `up` are about to free theirs.
     """
 
     def free(variable: str, port: int, excluded: int = 0) -> int:
@@ -138,7 +138,7 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 
 def _load_demo(settings: Settings, stop: threading.Event) -> bool:
-    """Create the database with the demonstration set, under another name until it is complete. False if stopped."""
+    """Create the database with the demonstration set, under another name until complete. Returns False if stopped."""
     from app.cli.change import load_demo
 
     say("loading the demonstration set: 1,000 users, 90 days ...")
@@ -163,7 +163,7 @@ def _delete(part: Path) -> None:
 
 @contextmanager
 def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], str, str]]:
-    """Start the servers that are not set; yield them, the URL of the cache and the URL of the queue."""
+    """Start a server for the cache or queue if its URL is not set; yield the started servers and the URLs of both."""
     directory = settings.database.parent.resolve() / "run"
     directory.mkdir(parents=True, exist_ok=True)
     with _socket_directory(directory) as sockets:
@@ -218,7 +218,7 @@ def _api_answers(settings: Settings) -> bool:
 
 
 def _worker_answers(settings: Settings) -> bool:
-    """Whether the worker serves its metrics, so that another `up` that starts now sees every taken port."""
+    """Whether the worker listens on its metrics port, so that another `up` sees that the port is taken."""
     if not settings.worker_metrics_port:
         return True
     with suppress(OSError), closing(socket.create_connection((settings.host, settings.worker_metrics_port), 1)):

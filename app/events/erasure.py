@@ -49,7 +49,8 @@ class Erasure:
         except CacheUnavailable as error:  # no process reads the keys of earlier epochs, and they expire
             log.warning("earlier_values_not_erased", error=str(error))
         if unavailable is not None:
+            reason = unavailable.public_reason
             raise QueueUnavailable(
-                f"the user is erased except for jobs in the queue: {unavailable.public_reason}; erase again when it answers"
+                f"the user is erased except for jobs in the queue: {reason}; erase again when it answers"
             )
         return erased

@@ -1,4 +1,4 @@
-"""All settings: environment variables, read and validated once at start, immutable.
+"""The settings: environment variables, read and validated once at start-up.
 
 Each field of `Settings` is the variable `PROFILES_<FIELD>`; its metadata holds the parser and a description. An unknown
 `PROFILES_…` variable is an error, so that a typo does not silently select a default.
@@ -30,13 +30,13 @@ MIN_DECISION_MARGIN_DAYS = 3
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
-    """`secret`: the value may contain a password or a key, so errors and `repr` do not show it."""
+    """A field of `Settings`. If `secret`, errors and `repr` do not show its value, which may contain a password."""
     return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Create one with `Settings.from_environment`, or by keyword in a test."""
+    """All settings of a process, immutable. Use `Settings.from_environment`, or keywords in a test."""
 
     database: Path = _setting(Path("var/profiles.db"), parsers.path, "The SQLite file with the events.")
     features: str | None = _setting(
@@ -157,7 +157,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read and validate all settings; raises `SettingsError` for the first invalid one."""
+        """Read and validate `PROFILES_…` variables; raises `SettingsError` for the first that is invalid."""
         environ = _own(os.environ if environ is None else environ)
         known = {variable(item): item for item in fields(cls)}
         for name in sorted(environ):
@@ -205,7 +205,7 @@ class Settings:
                 raise SettingsError(name, f"must be set, such as {example}; only `profiles up` starts its own servers")
 
     def require_whole_model(self) -> None:
-        """Raise `SettingsError` if the model's URL and name are not both set, or a key is set without them."""
+        """Raise `SettingsError` if only one of the model's URL and name is set, or a key without both."""
         if self.model_url is None and (self.model is not None or self.model_key is not None):
             raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is set")
         if self.model_url is not None and self.model is None:
@@ -224,12 +224,12 @@ class Settings:
 
 
 def variable(item: Field[Any]) -> str:
-    """The environment variable of a field of `Settings`."""
+    """The environment variable that sets a field of `Settings`, such as `PROFILES_PORT`."""
     return PREFIX + item.name.upper()
 
 
 def described() -> list[tuple[str, str, str]]:
-    """(variable, default as text, description) of every setting, in the order of declaration."""
+    """For every setting, in the order of declaration: the variable, the default as text, and the description."""
     rows: list[tuple[str, str, str]] = []
     for item in fields(Settings):
         default = item.default

@@ -1,6 +1,6 @@
-"""Parsers of the settings' values.
+"""Parsers of the texts of environment variables, one function for each kind of setting.
 
-Each raises `ValueError` that says what is allowed. The message never contains a value that may be secret.
+A parser raises a `ValueError` that says what is allowed. Its message never contains a value that may be secret.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRails:
-    """Limits that roll a ramped challenger back.
+    """The guardrails of a roll-out: beyond these limits a challenger policy that serves users is rolled back.
 
-    `dismissed`: additional dismissals, as a share of all decisions. `no_profile`: the share of decisions without one.
+    `dismissed`: dismissals more than the champion's, as a share of the decisions. `p99_ms`: the 99th percentile of the
+    time to decide. `no_profile`: the share of decisions made without a profile.
     """
 
     dismissed: float = 0.03
@@ -63,7 +64,7 @@ def path(value: str) -> Path:
 
 
 def registry_source(value: str) -> str:
-    """A module or a Python file, and a name in it."""
+    """Check the place of a feature registry, `package.module:NAME` or `/path/features.py:NAME`, and return it."""
     place, _, name = value.rpartition(":")
     module = all(part.isidentifier() for part in place.split("."))
     if not name.isidentifier() or not (module or (place.endswith(".py") and "\0" not in place)):
@@ -72,7 +73,7 @@ def registry_source(value: str) -> str:
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """A whole number from `low` to `high`."""
+    """A parser of whole numbers from `low` to `high`."""
 
     def parse(value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
@@ -109,7 +110,7 @@ def _split_url(value: str, example: str) -> SplitResult:
 
 
 def redis_url(value: str) -> str:
-    """A URL of Redis or Valkey."""
+    """Check the URL of a Redis or Valkey server, and return it."""
     parts = _split_url(value, "redis://host:6379/0")
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must start with redis://, rediss:// or unix://")
@@ -153,7 +154,7 @@ def model_name(value: str) -> str:
 
 
 def secret(value: str) -> str:
-    """A value that can be sent in an HTTP header."""
+    """Check that a secret can be sent in an HTTP header, and return it."""
     if not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
         raise ValueError("must be 1 to 4096 ASCII characters without spaces")
     return value
@@ -173,7 +174,7 @@ def root_path(value: str) -> str:
 
 
 def networks(value: str) -> tuple[Network, ...]:
-    """Comma-separated addresses and networks."""
+    """Parse comma-separated IP addresses and networks, such as `127.0.0.1,10.0.0.0/8`."""
     try:
         return tuple(ipaddress.ip_network(item) for item in _items(value))
     except ValueError as error:
@@ -181,7 +182,7 @@ def networks(value: str) -> tuple[Network, ...]:
 
 
 def api_keys(value: str) -> tuple[ApiKey, ...]:
-    """Comma-separated `name:scope+scope:sha256hex`. Error messages show only the name of a key."""
+    """Parse comma-separated `name:scope+scope:sha256hex`. Error messages show only the name of a key."""
     keys: list[ApiKey] = []
     for number, item in enumerate(_items(value), start=1):
         parts = item.split(":")
@@ -208,7 +209,7 @@ def _items(value: str) -> Iterator[str]:
 
 
 def _assignments(value: str) -> Iterator[tuple[str, str]]:
-    """Comma-separated `name=text`; a name may occur once."""
+    """Yield (name, text) of comma-separated `name=text`; raises `ValueError` if a name occurs twice."""
     named: set[str] = set()
     for part in _items(value):
         name, _, text = part.partition("=")
@@ -219,7 +220,7 @@ def _assignments(value: str) -> Iterator[tuple[str, str]]:
 
 
 def rewards(value: str) -> tuple[tuple[str, float], ...]:
-    """Comma-separated `outcome=reward`. `app.bandit.learning.rewards` checks the names of the outcomes."""
+    """Parse comma-separated `outcome=reward`. `app.bandit.learning.rewards` checks the names of the outcomes."""
     given: list[tuple[str, float]] = []
     for name, text in _assignments(value):
         try:
@@ -236,7 +237,7 @@ def share(value: str) -> float:
 
 
 def rollout_rails(value: str) -> RolloutRails:
-    """Comma-separated `guardrail=limit`; other guardrails keep their defaults."""
+    """Parse comma-separated `guardrail=limit`; guardrails that are not named keep their defaults."""
     names = [item.name for item in fields(RolloutRails)]
     given: dict[str, float] = {}
     for name, text in _assignments(value):

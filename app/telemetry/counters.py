@@ -30,7 +30,7 @@ class FastCounter:
 
 
 class FastHistogram:
-    """The observations of one combination of labels. `counts` is per bucket, not cumulative."""
+    """A histogram for one combination of label values. `counts` holds the observations per bucket, not cumulative."""
 
     __slots__ = ("_bounds", "counts", "sum")
 

@@ -1,7 +1,8 @@
 """Structured logging with structlog.
 
-`configure_logging` sends every line of the process to standard error. Keys and headers are never logged, and `_censor`
-hides them if they are. A line cannot be forged by the values in it, and lines that repeat without limit are dropped.
+`configure_logging` sends every line of the process to standard error. No code logs keys or headers on purpose, and
+`_censor` hides secrets that reach a log line by mistake. Control characters in values are escaped, so that a value
+cannot forge a log line. Lines that a caller could repeat without limit are written only a few times in ten seconds.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class _Span:
 
 
 class RepeatedLines:
-    """A structlog processor that passes at most `MOST_LINES` lines of a kind per `SPAN_S`.
+    """A structlog processor that drops repeated lines: it passes `MOST_LINES` lines of one kind in `SPAN_S` seconds.
 
-    The first line of the kind after that has the number of dropped lines in `left_out`.
+    Lines with equal `_KIND` fields are of one kind. The first line of the kind in the next span has the number of
+    dropped lines in `left_out`.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -86,7 +88,7 @@ def _censor(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
 
 
 def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters and invisible ones, so that a value cannot forge lines or move the cursor."""
+    """Escape control and invisible characters, so that a value cannot forge lines or move the cursor."""
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             lines = value.split("\n") if name == "exception" else [value]
@@ -115,7 +117,7 @@ structlog.configure(
 
 
 def configure_logging(log_format: Literal["console", "json"], level: str, stream: TextIO | None = None) -> None:
-    """Send every log line of the process, including those of libraries, through structlog to `stream` (stderr)."""
+    """Send every log line of the process, including those of libraries, through structlog to `stream` or stderr."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -156,7 +158,7 @@ def configure_logging(log_format: Literal["console", "json"], level: str, stream
 
 
 def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:
-    """The method to log an error that will be retried: `debug` if the disk is full, which the database logs once."""
+    """Return `log.warning`, or `log.debug` for `StoreFull`, because the database itself logs a full disk once."""
     return log.debug if isinstance(error, StoreFull) else log.warning
 
 

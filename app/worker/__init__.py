@@ -1,6 +1,7 @@
 """The worker process: arq jobs, the periodic work beside them, and `WorkerSettings`.
 
-A job only passes its arguments to the service. If a server does not answer, it raises `Retry` (`app.worker.retry`).
+A job only passes its arguments to the service. If the database, the cache or the queue does not answer, it raises
+`Retry` (`app.worker.retry`).
 The sweep is not an arq job, so that events are also consumed while the queue is unavailable.
 """
 
@@ -50,7 +51,7 @@ async def _bury_events(ctx: Context, reason: str, events: object) -> None:
 
 @job(client.TIP_EVENTS, _bury_events)
 async def tip_events(ctx: Context, events: object) -> None:
-    """Store a list of the payloads that `POST /events` accepts."""
+    """Job: store tip events. `events` should be a list of the payloads that `POST /events` accepts."""
     service = ctx["service"]
     seqs = await service.queue_door.take_in(events)
     enqueued_at = ctx.get("enqueue_time")
@@ -68,7 +69,10 @@ async def _bury_large_job(ctx: Context, reason: str, _: int, taken: int, events:
 
 @job(client.LARGE_TIP_EVENTS, _bury_large_job)
 async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> None:
-    """Store pieces of a large `tip_events` job until its time is over; then it is tried again for the rest."""
+    """Job: store the events of a large `tip_events` job piece by piece, in as many tries as it takes.
+
+    `at` is the byte offset of the next event in the stored job, `taken` the number of events before it.
+    """
     service = ctx["service"]
     position, large = Position(at, taken, events), LargeJob(ctx["redis"], str(ctx["job_id"]))
     until = service.clock.monotonic() + ctx["pace"].budget_s
@@ -88,7 +92,7 @@ async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> No
 
 @job(client.CONSUME)
 async def consume_events(ctx: Context, seqs: list[int]) -> None:
-    """Consume events that an API process stored and invalidated."""
+    """Job: consume the events with these sequence numbers, which an API process has stored and invalidated."""
     await ctx["service"].consumer.consume(seqs)
 
 
@@ -99,20 +103,20 @@ async def _fail_rebuild(ctx: Context, reason: str, run_id: str) -> None:
 
 @job(client.REBUILD, _fail_rebuild)
 async def run_rebuild(ctx: Context, run_id: str) -> None:
-    """Rebuild a part of a run; then the job is tried again for the rest."""
+    """Job: rebuild as many users of a run as one try has time for; the next try continues."""
     if not await ctx["service"].rebuild_runner.run(run_id, ctx["pace"].budget_s):
         raise Unfinished
 
 
 @job(client.BURY)
 async def bury_job(ctx: Context, payload: object, reason: str) -> None:
-    """Store a job that is not one of this service as a dead letter."""
+    """Job: store as a dead letter a queued job that this service does not recognize."""
     await ctx["service"].queue_door.bury(payload, reason)
 
 
 @job(client.PRUNE)
 async def prune(ctx: Context) -> None:
-    """Every night: delete events and decisions that are older than their retention, a part per try."""
+    """Nightly job: delete events and decisions older than their retention, as many as one try has time for."""
     again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, at the first try
     if await ctx["service"].retention.prune(asyncio.sleep, ctx["pace"].budget_s, go_on=again) is None:
         raise Unfinished
@@ -125,20 +129,20 @@ async def _fail_quality(ctx: Context, reason: str, run_id: int) -> None:
 
 @job(client.QUALITY, _fail_quality)
 async def measure_quality(ctx: Context, run_id: int) -> None:
-    """Carry out a run of data quality."""
+    """Job: measure data quality for a requested run, and store the report."""
     await ctx["service"].quality.carry_out(run_id, 0.8 * ctx["pace"].work_s)
 
 
 @job(client.HOURLY_QUALITY)
 async def hourly_quality(ctx: Context) -> None:
-    """Every hour: start a run of data quality, unless one is active."""
+    """Hourly job: request a data-quality measurement, unless one is active."""
     service = ctx["service"]
     run, _ = await service.quality.runs.open(HOURLY, service.clock.now_ms())
     await service.quality.start(run.id)
 
 
 async def sweep(service: OpenService, pace: Pace) -> None:
-    """Consume events that were left unconsumed, and restart runs that have lost their job. Raises `Unavailable`."""
+    """Consume events, and queue rebuilds and data-quality runs, whose job was lost. Raises `Unavailable`."""
     await service.consumer.sweep()
     if service.queue is None:
         return
@@ -165,7 +169,7 @@ FUNCTIONS = tuple(
 
 
 def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
-    """Pruning every night before the day begins in Europe, and a run of data quality every hour."""
+    """The scheduled jobs: pruning at 3:17, before the day begins in Europe, and data quality every hour."""
     nightly, hourly = (client.own_name(name, queue_name) for name in (client.PRUNE, client.HOURLY_QUALITY))
     return [
         cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
@@ -174,7 +178,7 @@ def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
 
 
 def __getattr__(name: str) -> type:
-    """Make `WorkerSettings` from the environment, for `arq --check app.worker.WorkerSettings`."""
+    """Create `WorkerSettings` from the environment on first use, for `arq --check app.worker.WorkerSettings`."""
     if name != "WorkerSettings":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     settings = Settings.from_environment()
@@ -212,7 +216,9 @@ async def work(
     learners: Sequence[Learner] = (),
     on_ready: Callable[[OpenService], None] = lambda _: None,
 ) -> None:
-    """Work until `stop` is set. arq's worker is restarted after the queue was unavailable.
+    """Run jobs and periodic work until `stop` is set. `learners` also receive the consumed events.
+
+    While the queue is unavailable, only periodic work runs; arq's worker is restarted afterwards.
 
     Raises:
         ProfilesError: the worker cannot start.

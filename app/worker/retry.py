@@ -1,7 +1,7 @@
-"""Makes arq jobs of coroutine functions: limited in time, and every error becomes a `Retry`.
+"""A decorator for arq jobs: it limits the time of each try and turns every error into a `Retry`.
 
-arq drops a job that raises anything but `Retry`, and a job that was tried `max_tries` times. An event must survive
-both, so jobs raise only `Retry` and have no limit of tries.
+arq drops a job that raises anything but `Retry`, and a job that was tried `max_tries` times. No event may be lost in
+this way, so jobs raise only `Retry` and have no limit of tries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logger("worker")
 
 
 class Context(TypedDict):
-    """What arq passes to every job: our parts, and arq's own entries. `failures` counts unexpected errors by job id."""
+    """The context that arq passes to every job. `failures` counts unexpected errors by job id."""
 
     service: OpenService
     pace: Pace
@@ -42,7 +42,7 @@ class Context(TypedDict):
 
 
 class Unfinished(Exception):
-    """A job ends this try because its time is over, and continues in another one at once."""
+    """Raised by a job whose try has no time left: the job continues in another try at once."""
 
 
 def context(service: OpenService, pace: Pace) -> Context:
@@ -58,10 +58,10 @@ def back_off(tries: int) -> float:
 def job(
     name: str, give_up: Callable[..., Awaitable[None]] | None = None
 ) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Coroutine[Any, Any, None]]]:
-    """A decorator. The job raises only `Retry`.
+    """Decorate a coroutine function as the arq job `name`, which raises only `Retry`.
 
-    `Unavailable` and a timeout are retried without limit. After `UNEXPECTED_TRIES` other errors of the same job,
-    `give_up` is called with the context, the reason and the arguments of the job, and the job ends.
+    `Unavailable` and timeouts are retried without limit. After `UNEXPECTED_TRIES` other errors of one job, `give_up` is
+    called with the context, the reason and the arguments of the job, and the job ends.
     """
 
     def decorate(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:

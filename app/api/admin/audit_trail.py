@@ -1,4 +1,4 @@
-"""The audit trail: the recorded actions of admins and their outcomes."""
+"""The route and page of the audit trail: the recorded actions of admins and their outcomes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def get_audit(
 
 
 async def _filters(service: Service, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
-    """The choices of the page's filters, and the links to newer and older entries."""
+    """The page's variables: the choices of its filters, and links to newer and older entries."""
     kept = {name: value for name, value in wanted._asdict().items() if value is not None}
     actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
     return {

@@ -1,4 +1,4 @@
-"""The audit of what a caller does: the entry in the audit trail, and the reason that the caller gives for it.
+"""Records actions of callers in the audit trail, and reads the reason that a caller gives for an action.
 
 A reason comes in a form, in a JSON body or in the query.
 """
@@ -28,7 +28,7 @@ Reason = Annotated[
 
 
 class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason of a change. In a body it stays out of the access logs of proxies."""
+    """The reason for a change. In a body, it stays out of the access logs of proxies."""
 
     reason: Annotated[
         str,
@@ -77,7 +77,7 @@ async def reason_of(request: HttpRequest, from_query: str) -> str:
 
 
 def checked_reason(reason: str, error: type[Undecodable | InvalidInput] = InvalidInput) -> str:
-    """The reason itself; raises `error` if it is not allowed."""
+    """Return the reason; raises `error` if it is too long or contains control characters."""
     if (problem := reason_problem(reason)) is not None:
         raise error("the reason is not allowed", [Issue("reason", problem)])
     return reason

@@ -1,4 +1,7 @@
-"""Dead letters: list, replay, discard. A payload may be about a user; the audit trail holds users as hashes only."""
+"""Routes to list, replay and discard dead letters.
+
+A payload may be about a user; the audit trail holds users as hashes only.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +141,7 @@ async def _letter(service: Service, letter_id: int) -> DeadLetter:
 
 
 async def _replay(request: HttpRequest, letter_id: int) -> Replayed:
-    """Replay a letter; raises `NotFound`, or what `Replayer.replay` raises."""
+    """Replay a letter and audit it. Raises `NotFound`, and `REFUSALS` if the payload is still no valid event."""
     service = service_of(request)
     letter = await _letter(service, letter_id)
     async with audited(request, "replay", f"dead-letter:{letter_id}") as act:
@@ -176,7 +179,7 @@ def _view(item: DeadLetter) -> Letter:
 
 
 def _user_of(letter: DeadLetter) -> str | None:
-    """The user that the payload names, if the name is a valid id."""
+    """The user id in the payload; None if there is none, or it is invalid."""
     payload = _decoded(letter)
     user_id = payload.get("user_id") if isinstance(payload, dict) else None
     return user_id if isinstance(user_id, str) and id_problem(user_id) is None else None

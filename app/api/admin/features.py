@@ -1,4 +1,4 @@
-"""The catalogue of the registry's features, and disabling and enabling a feature."""
+"""Routes of the catalogue of features, and to disable and enable a feature."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FeatureDefinition(FeatureEntry):
 
 
 class Export(msgspec.Struct):
-    """The contract in one format."""
+    """The features' names, types and descriptions as text for callers: JSON Schema, Python or TypeScript."""
 
     format: str
     text: str
@@ -65,7 +65,7 @@ class Catalogue(msgspec.Struct):
 
 
 class Switched(msgspec.Struct):
-    """The new state of a feature."""
+    """The result of enabling or disabling a feature."""
 
     feature: str
     state: Annotated[str, Meta(description="`enabled` or `disabled`.")]

@@ -1,4 +1,4 @@
-"""Decorators of the admins' route handlers: Litestar's, with the scope, the tag and the usual problem answers."""
+"""Litestar's route decorators with the scope, the OpenAPI tag and the usual error responses of admins' routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The overview: component states, figures of the last hour, and findings with a link to where to act."""
+"""The route and page of the overview: component states, figures of the last hour, and problems with a remedy."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def get_overview(request: HttpRequest) -> Response[Overview]:
 
 
 async def _overview(service: Service) -> Overview:
-    """The overview. What does not answer within `TIMEOUT_S` is left out."""
+    """Build the overview. Parts that cannot be read within `TIMEOUT_S` are left out."""
     oldest_ms = service.clock.now_ms() - HOUR_MS - SLOT_MS
     own, record, more = await asyncio.gather(
         _in_time("readiness", _own_view(service)),

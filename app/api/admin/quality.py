@@ -1,4 +1,4 @@
-"""Data quality: how fresh the cached values are, how they are distributed, and whether they have drifted.
+"""Routes of data quality: how fresh cached values are, how they are distributed, and whether they have drifted.
 
 A JSON request measures now, unless the client accepts an older report. Invariant: no answered report is older than
 `max_age_s` allows. The page shows the newest stored report with its age.
@@ -74,7 +74,7 @@ async def get_quality(
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The page with the newest stored report. If there is none, it requests a measurement."""
+    """The page with the newest stored report. If there is no report, a measurement is requested."""
     service = service_of(request)
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
@@ -160,7 +160,7 @@ async def get_users_behind(
 
 
 def _sought_state(feature: str, state: str) -> Sought:
-    """The state asked for; raises `Undecodable` naming each parameter that is missing or unknown."""
+    """The value of the parameter `state`; raises `Undecodable`, which names each missing or unknown parameter."""
     issues = [] if feature else [Issue("feature", "missing; name a feature")]
     for known in SOUGHT:
         if state == known and not issues:
@@ -184,7 +184,7 @@ def _user(item: CellFreshness) -> UserBehind:
 
 
 async def _request_run(request: HttpRequest) -> QualityRun:
-    """The active run; if there is none, a new one, which a worker is asked to carry out."""
+    """Return the active measurement; if there is none, request a new one from a worker."""
     service = service_of(request)
     async with audited(request, "refresh data quality", "everyone") as act:
         run, new = await service.quality.runs.open(caller(request).name, service.clock.now_ms())
@@ -216,14 +216,14 @@ async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
 
 
 class DriftBadge(NamedTuple):
-    """A drift in words, and the kind of the page's badge."""
+    """The badge of a feature's drift on the page: its words, and its kind, which selects the colour."""
 
     words: str
     kind: str
 
 
 class BinRow(NamedTuple):
-    """A bin with its count in each population. A share is None if its population is empty."""
+    """A bin of a feature's values, with its users now and 7 days before. Shares are None if there were no users."""
 
     label: str
     now: int
@@ -233,7 +233,7 @@ class BinRow(NamedTuple):
 
 
 class FeatureCard(NamedTuple):
-    """One feature on the page. `series` are percentages over `labels`; `spoken` names the chart for screen readers."""
+    """A feature on the page. `series`: by time, percentages of the bins in `labels`. `spoken`: for screen readers."""
 
     name: str
     description: str
@@ -263,7 +263,7 @@ def _card(name: str, description: str, whole: bool, figures: FeatureQuality) -> 
 
 
 def _most(labels: list[str], series: dict[str, list[float]]) -> str:
-    """The most frequent value of each population in words."""
+    """A text with the most frequent bin now and 7 days before."""
     parts = []
     for when, shares in series.items():
         top = max(shares, default=0)
@@ -272,7 +272,7 @@ def _most(labels: list[str], series: dict[str, list[float]]) -> str:
 
 
 def verdict(drift: Drift) -> DriftBadge:
-    """The band of a drift in words."""
+    """The badge for the band (stable, moderate, major, failed) of a drift."""
     if drift.band == "failed":
         return DriftBadge("failed", "bad")
     if drift.psi is None:

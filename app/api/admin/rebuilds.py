@@ -1,6 +1,6 @@
-"""Rebuilds of many users: start, list, watch, cancel.
+"""Routes to start, list, watch and cancel rebuilds of many users.
 
-A form that is refused comes back as it was filled in, with the problems listed.
+An invalid form is shown again as it was filled in, with its problems listed.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ async def _rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int
 
 
 async def _obstacles(service: Service) -> list[str]:
-    """Why a rebuild makes no progress now, as sentences for the page."""
+    """Sentences for the page that say why rebuilds cannot make progress now; empty if they can."""
     checks = await service.readiness()
     found = []
     if not checks["queue"].ok:

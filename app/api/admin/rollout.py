@@ -27,8 +27,8 @@ UNCHANGED = "unchanged"
 @admin_get(
     HOME,
     summary="The state of the roll-out",
-    description="Off-policy estimates of the newest look with their intervals, guardrails as they are now, the "
-    "verdict with its reason, all looks so far, and which moves are allowed. Reading makes no look, however often. "
+    description="Off-policy estimates of the newest look (interim analysis) with their intervals, guardrails as they "
+    "are now, the verdict with its reason, all looks so far, and which moves are allowed. Reading makes no look. "
     "A page for a browser.",
 )
 async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:

@@ -1,4 +1,4 @@
-"""The admins' route handlers: all that the modules of this package define. Only those of signing in need no scope."""
+"""`ADMIN_ROUTES`: all route handlers of this package. Those to sign in need no scope, all others the scope `admin`."""
 
 from __future__ import annotations
 

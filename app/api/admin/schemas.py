@@ -13,7 +13,7 @@ from app.features.ids import Id
 
 
 class UsersFound(msgspec.Struct):
-    """Ids that begin with `prefix`, in the order of their UTF-8 bytes. `more`: further ids do."""
+    """User ids that begin with `prefix`, in the order of their UTF-8 bytes. `more`: there are further such ids."""
 
     prefix: str
     user_ids: list[str]
@@ -42,7 +42,7 @@ class StoredEvent(msgspec.Struct):
 
 
 class HeldValue(msgspec.Struct):
-    """A live value in the cache."""
+    """A value in the cache that has not expired."""
 
     value: Value
     computed_at: str
@@ -103,14 +103,14 @@ else:  # the number of tips served, and of each kind of reaction
 
 
 class Day(KindCounts, kw_only=True):
-    """24 hours, after `start` and up to `end`."""
+    """A user's events in 24 hours, after `start` and up to `end`, counted by kind."""
 
     start: str
     end: str
 
 
 class Hour(KindCounts, kw_only=True):
-    """An hour of the user's local day, 0 to 23."""
+    """A user's events of the last 30 days in one hour of the local day, 0 to 23, counted by kind."""
 
     hour: int
 
@@ -134,13 +134,13 @@ class UserDevelopment(msgspec.Struct):
 
 
 class UserRebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The features to rebuild; default: all."""
+    """A request to rebuild the features of one user; default: all features."""
 
     features: FeatureNames | None = None
 
 
 class UserHoldings(msgspec.Struct):
-    """What erasing a user deletes."""
+    """The numbers of records that erasing a user deletes, by kind."""
 
     user_id: str
     views: int
@@ -153,7 +153,7 @@ class UserHoldings(msgspec.Struct):
 
 
 class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to rebuild: every eligible user (`scope`), or these users."""
+    """A request to rebuild the features of every eligible user (`scope: all`), or of a list of users."""
 
     scope: Literal["all"] | None = None
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
@@ -197,13 +197,13 @@ class RebuildStatus(msgspec.Struct):
 
 
 class RebuildList(msgspec.Struct):
-    """Newest first."""
+    """The newest rebuilds, newest first."""
 
     rebuilds: list[RebuildStatus]
 
 
 class QualityRefresh(msgspec.Struct):
-    """A measurement by a worker. `measured` is the number of users, once it is completed."""
+    """The progress of a data-quality measurement by a worker. `measured`: the number of users, once completed."""
 
     id: int
     state: Literal["queued", "running", "completed", "failed"]
@@ -220,7 +220,7 @@ class QualityRefresh(msgspec.Struct):
 
 
 class UserBehind(msgspec.Struct):
-    """A user in the state asked for. Value and times are those of the cached value, if there is one."""
+    """A user whose value of a feature is in the requested state. Value and times are null if none is cached."""
 
     user_id: str
     state: Literal["fresh", "missing", "stale"]
@@ -230,7 +230,10 @@ class UserBehind(msgspec.Struct):
 
 
 class UsersBehindList(msgspec.Struct):
-    """By id, as of `at`. Continue with `after=next_after` even if `users` is empty: a search is bounded."""
+    """The users whose value of a feature is in a state at the time `at`, by id.
+
+    One request scans a bounded number of users: continue with `after=next_after`, even if `users` is empty.
+    """
 
     feature: str
     state: Literal["fresh", "missing", "stale", "null"]
@@ -258,7 +261,7 @@ class Letter(msgspec.Struct):
 
 
 class LetterList(msgspec.Struct):
-    """By id; continue with `after=next_after`."""
+    """A page of dead letters by id; continue with `after=next_after`."""
 
     dead_letters: list[Letter]
     next_after: int | None
@@ -307,7 +310,7 @@ class AuditLine(msgspec.Struct):
 
 
 class AuditPage(msgspec.Struct):
-    """Newest first; continue with `before=next_before`."""
+    """A page of the audit trail, newest first; continue with `before=next_before`."""
 
     entries: list[AuditLine]
     next_before: int | None

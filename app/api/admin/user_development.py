@@ -1,4 +1,4 @@
-"""The last 30 days of one user: events by day and by hour, and each feature as of every day."""
+"""The route that shows one user's last 30 days: events by day and by hour, and each feature as of every day."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
 
 
 async def user_development(service: Service, user_id: str) -> UserDevelopment:
-    """Counts and features as of one moment."""
+    """A user's last 30 days before now: counts of events, and features as of each day."""
     now_ms = service.clock.now_ms()
     moments = Moments(service.registry, service.settings.retention_days, service.clock)
     counts, points = await asyncio.gather(
@@ -59,7 +59,7 @@ async def user_development(service: Service, user_id: str) -> UserDevelopment:
 
 
 def days(counts: Sequence[ActivityCount], now_ms: int) -> list[Day]:
-    """Counts by day, oldest first."""
+    """A user's events counted by day and kind, oldest day first. Days are 24 hours that end at `now_ms`."""
     found = [Day(start=rfc3339(now_ms - (ago + 1) * DAY_MS), end=rfc3339(now_ms - ago * DAY_MS)) for ago in range(DAYS)]
     for item in counts:
         _add(found[item.days_ago], item)
@@ -67,7 +67,7 @@ def days(counts: Sequence[ActivityCount], now_ms: int) -> list[Day]:
 
 
 def hours(counts: Sequence[ActivityCount]) -> list[Hour]:
-    """Counts by local hour, 0 to 23."""
+    """A user's events counted by local hour, 0 to 23, and kind."""
     found = [Hour(hour=hour) for hour in range(24)]
     for item in counts:
         _add(found[item.local_hour], item)
@@ -91,9 +91,9 @@ def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
 
 
 def chart_context(body: UserDevelopment) -> dict[str, Any]:
-    """The variables from which the template draws its charts.
+    """The variables from which the template of a user's page draws its charts.
 
-    A text has no line chart: `courses` holds, for each feature with texts, the days on which its value changed.
+    A feature whose values are texts has no line chart: `courses` holds, for each such feature, the changes of value.
     """
     texts = {
         name: points for name, points in body.features.items() if any(isinstance(point.value, str) for point in points)

@@ -1,8 +1,8 @@
-"""Users: find, look, rebuild, erase.
+"""Routes to find, inspect, rebuild and erase users.
 
-Invariant: what an answer says of the cache is what the cache held before the request. The JSON answer also reads the
-profile afterwards, as a recommender would, which fills the cache. The page fills nothing, so that loading it again
-shows the same state. Before a page erases a user, it shows what would be deleted and asks for the id.
+Invariant: an answer shows the contents of the cache before the request. For a JSON answer the profile is also read
+afterwards, as a recommender would, which fills the cache. The page fills nothing, so that loading it again shows the
+same state. Before a page erases a user, it shows what would be deleted and asks for the id.
 """
 
 from __future__ import annotations

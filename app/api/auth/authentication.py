@@ -35,7 +35,7 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Caller(NamedTuple):
-    """The name and the scopes of the key that a request came with."""
+    """The caller of a request: the name and the scopes of its API key."""
 
     name: str
     scopes: frozenset[str]
@@ -45,7 +45,7 @@ ANYONE = Caller("anyone", frozenset({"read", "write", "admin"}))
 
 
 class Authenticator:
-    """Finds the caller that a key belongs to. `ANYONE` is every caller if no keys are configured."""
+    """Finds the caller that an API key belongs to. If no keys are configured, every caller is `ANYONE`."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = tuple((key.sha256, _caller(key)) for key in keys)
@@ -65,19 +65,19 @@ class Authenticator:
         return found
 
     def require(self, key: str | None, scope: str) -> Caller:
-        """As `caller`; raises `Forbidden` if the key lacks the scope."""
+        """The caller that a key belongs to. Raises `Unauthenticated`, or `Forbidden` if the key lacks the scope."""
         caller = self.caller(key)
         if scope not in caller.scopes:
             raise Forbidden(f"key {caller.name!r} lacks the scope {scope}")
         return caller
 
     def grants(self, key: str | None, scope: str) -> bool:
-        """Whether `require` would return."""
+        """Whether the key is known and has the scope."""
         caller = self._find(key)
         return caller is not None and scope in caller.scopes
 
     def named(self, name: str) -> Caller | None:
-        """The caller by the name of its key. Only for sessions, which proved the key at sign-in."""
+        """The caller whose key has this name. Only for sessions, because their key was checked at sign-in."""
         return next((caller for _, caller in self._keys if caller.name == name), None)
 
     def name_of(self, key: str) -> str | None:
@@ -103,7 +103,7 @@ def _caller(key: ApiKey) -> Caller:
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar guard: require the scope that a route names in `opt`, and reject forged changes.
+    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes.
 
     A route with `opt["form"]` and no scope (sign-in) accepts a form from any caller, with the token of its session.
     """

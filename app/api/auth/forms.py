@@ -47,7 +47,7 @@ def is_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
 
 
 async def read_form(request: Request[Any, Any, Any]) -> Form:
-    """The form in the request's body.
+    """Read the form in the request's body.
 
     Raises:
         UnsupportedMedia: the body is not a form.

@@ -39,14 +39,14 @@ class Session(NamedTuple):
 
 
 class SessionRecords(Protocol):
-    """The signing secret and the ended sessions, in the database. Raises `StoreUnavailable`."""
+    """Stores the signing secret and the ended sessions in the database. Its methods raise `StoreUnavailable`."""
 
     async def secret(self) -> str:
         """The secret that was drawn when the database was created."""
         ...
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
-        """Record that the session has ended, until it would have expired."""
+        """Record that the session has ended. The record is kept until the session would have expired."""
         ...
 
     async def has_ended(self, session_id: str) -> bool: ...
@@ -63,7 +63,7 @@ class Sessions:
         lifetime_hours: int,
         instance: str,
     ) -> None:
-        """`instance` is part of the cookie's name, because a browser sends cookies to every port of a host."""
+        """`instance` is part of the cookies' names, because a browser sends a host's cookies to each of its ports."""
         self.cookie_name = f"profiles_session_{instance}"
         self.message_cookie_name = f"profiles_message_{instance}"
         self._digests = {NOT_SIGNED_IN: b"", **{key.name: key.sha256 for key in keys if "admin" in key.scopes}}
@@ -92,7 +92,7 @@ class Sessions:
         return session
 
     async def end(self, session: Session) -> None:
-        """Sign out. Copies of the cookie are invalid, too."""
+        """End a session: its cookie and all copies of the cookie become invalid."""
         await self._records.end(session.id, session.expires_at_ms, self._clock.now_ms())
 
     async def sign(self, session: Session, text: str) -> str:

@@ -53,7 +53,7 @@ class Timer:
         self._handle.cancel()
 
     def caused(self) -> bool:
-        """Whether this timer alone cancelled the task; if so, the cancellation is revoked."""
+        """Whether this timer, and nothing else, cancelled the task; if so, revoke the cancellation."""
         return self.over and self._task is not None and self._task.uncancel() == 0
 
 
@@ -72,7 +72,7 @@ class Body:
 
     @property
     def unread(self) -> bool:
-        """Whether the client is still sending."""
+        """Whether the client sends a part of the body that was not received yet."""
         return self._more and not self._waits
 
     async def receive(self) -> HTTPReceiveMessage:
@@ -108,7 +108,7 @@ class Body:
                     self.forget()
 
     def forget(self) -> None:
-        """Stop counting the bytes received so far."""
+        """Release the bytes received so far: they no longer count towards the limit of all requests."""
         self._bodies.held -= self._held
         self._held = 0
 

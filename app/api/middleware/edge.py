@@ -1,4 +1,4 @@
-"""The edge, around Litestar: request ids, strict paths, size limits, response headers, metrics and the log line.
+"""The ASGI middleware next to Litestar: request ids, strict paths, size limits, response headers, metrics, log line.
 
 Litestar's router decodes paths leniently. The edge rejects bytes that are not UTF-8 and broken percent-escapes (400),
 an encoded `/`, which would split an id into two segments (422), and an empty segment, which the router would drop

@@ -137,7 +137,7 @@ class FastPath:
         return self._renderer.batch(asked.user_ids, values, mask)
 
     def _mask(self, query: bytes) -> int:
-        """The mask of the requested features; 0 if the query is not plain or names an unknown feature."""
+        """The bit mask of the requested features; 0 if the query is not plain or names an unknown feature."""
         mask = self._masks.get(query)
         if mask is None:
             selection = _SELECTION(query) if len(query) <= MAX_TARGET_BYTES else None
@@ -150,7 +150,11 @@ class FastPath:
         return mask
 
     def _admit(self, headers: Iterable[tuple[bytes, bytes]], *, with_body: bool) -> bytes | None:
-        """The request id; None if the headers are not plain, do not match `with_body`, or the key lacks the scope."""
+        """Check the headers and return the request id; None if the documented route must answer.
+
+        That is so if a header is unusual, if the headers of a body are missing (`with_body`) or superfluous, or if the
+        key lacks the scope `read`.
+        """
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0
@@ -189,7 +193,7 @@ class FastPath:
 
 
 async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) -> bytes:
-    """The whole body, or b"" if it is incomplete. Messages, and the error that ended them, are appended to `taken`."""
+    """Receive the whole body, or b"" if it is incomplete. Appends each message, and a final error, to `taken`."""
     content = b""
     while True:
         try:
@@ -206,7 +210,7 @@ async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) ->
 
 
 def _replay(taken: deque[HTTPReceiveMessage | ProfilesError], receive: Receive) -> Receive:
-    """A `receive` that repeats what is in `taken` before it receives more."""
+    """A `receive` that first returns or raises the items of `taken`, then receives more."""
 
     async def replay() -> HTTPReceiveMessage | WebSocketReceiveMessage:
         if not taken:

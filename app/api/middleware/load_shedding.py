@@ -1,8 +1,8 @@
 """Load shedding: rejects requests that would wait too long.
 
-The core estimates the load (`app.concurrency.load_estimate`) of computed reads, past moments and events. Cache hits,
-probes and admins' requests are never shed. The decision is made from method and path alone, before the body is read and
-outside the framework, so that shedding is cheap.
+The core layers estimate the load (`app.concurrency.load_estimate`) of computed reads, past moments and events. Cache
+hits, probes and admins' requests are never shed. The decision is made from method and path alone, before the body is
+read and outside the framework, so that shedding is cheap.
 Invariant: a shed request is answered 503 with `Retry-After` and counted by kind.
 """
 
@@ -27,12 +27,12 @@ Checks = Mapping[tuple[str, str], tuple[str, Callable[[], bool]]]
 
 
 def mark(scope: HTTPScope, kind: str) -> None:
-    """Mark a request as shed because of this kind of load."""
+    """Mark a request to be rejected because of this kind of load."""
     cast(dict[str, Any], scope)[_MARK] = kind
 
 
 def mark_of(scope: HTTPScope) -> str | None:
-    """The kind of load for which a request is shed, or None."""
+    """The kind of load because of which the request was marked to be rejected; None if it was not."""
     return cast(str | None, scope.get(_MARK))
 
 
@@ -49,7 +49,10 @@ class Shedding:
         self._checks = checks
 
     async def check(self, scope: HTTPScope) -> str | None:
-        """Mark the request if it must be shed, and return the kind of load. It waits and checks again before that."""
+        """Return None to admit a request. To shed it, mark it and return the kind of load.
+
+        Under overload the request waits for a while and is checked again before it is shed.
+        """
         if (kind := mark_of(scope)) is None:
             check = self._checks.get((scope["method"], scope["path"]))
             if check is not None and check[1]():

@@ -20,7 +20,7 @@ HOST, PREFIX = b"x-forwarded-host", b"x-forwarded-prefix"
 
 
 def behind_proxy(inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> ASGIApp:
-    """Wrap `inner` as the settings demand. `own`: the first segments of the service's paths."""
+    """Wrap `inner` if there is a root path or a trusted proxy. `own`: the first segments of the service's paths."""
     if trusted:
         inner = wrap_asgi_with_proxy_headers(inner, [str(network) for network in trusted])
     return BehindProxy(inner, root_path, trusted, own) if root_path or trusted else inner
@@ -56,7 +56,7 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path, unless the proxy already did.
+        """Remove the root path from the request's path, unless the proxy already did (`stripped`).
 
         If the service has a route that begins like the root path (`/profiles`), a path that the proxy stripped may
         begin with it, too. The root path is then removed only if the rest is a path of the service and the proxy sent

@@ -25,7 +25,10 @@ _MARK = "rate_limited"
 
 
 class RateLimitDecision(NamedTuple):
-    """`left`: tokens after this request. `wait_s`: until the next token. `full_s`: until the bucket is full."""
+    """Whether a request is within the rate limit, and the state of its caller's bucket.
+
+    `left`: whole tokens left. `wait_s`: seconds until the next token. `full_s`: seconds until the bucket is full.
+    """
 
     allowed: bool
     left: int
@@ -34,7 +37,7 @@ class RateLimitDecision(NamedTuple):
 
 
 class TokenBuckets:
-    """One bucket per caller. A caller without one, or whose bucket was evicted, starts with a full bucket."""
+    """Token buckets, one per caller. A caller without one, or whose bucket was evicted, starts with a full bucket."""
 
     def __init__(self, per_s: float, burst: int, now: Callable[[], float]) -> None:
         self.burst = burst
@@ -43,7 +46,7 @@ class TokenBuckets:
         self._held: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str) -> RateLimitDecision:
-        """Take a token for one request."""
+        """Take a token from the bucket of a caller for one request, if there is one."""
         now = self._now()
         tokens, at = self._held.pop(name, (float(self.burst), now))
         tokens = min(self.burst, tokens + max(0.0, now - at) * self.per_s)
@@ -59,7 +62,7 @@ class TokenBuckets:
 
 class RateLimit:
     def __init__(self, inner: ASGIApp, refuse: ASGIApp, per_s: int, burst: int, metrics: Metrics) -> None:
-        """`refuse` answers requests over the limit, which are marked. A `burst` of 0 means `per_s`."""
+        """`refuse` is the application that rejects requests over the limit. A `burst` of 0 means `per_s`."""
         self._inner = inner
         self._refuse = refuse
         self._per_s = per_s
@@ -97,7 +100,7 @@ class RateLimit:
 
 
 def is_limited(scope: HTTPScope) -> bool:
-    """Whether the request is over the limit."""
+    """Whether the request was marked as being over the rate limit."""
     return _MARK in scope
 
 

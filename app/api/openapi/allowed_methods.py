@@ -26,7 +26,7 @@ def options_of(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
 
 
 def allow_of(handler: BaseRouteHandler, default: str) -> str:
-    """The header `Allow` of a path, given its `OPTIONS` handler; `default` is Litestar's value."""
+    """The value of the header `Allow` for a path, given its `OPTIONS` handler and the value that Litestar made."""
     return str(handler.opt.get(ALLOW) or _listed({*default.split(", ")}))
 
 

@@ -77,7 +77,7 @@ def problems(*statuses: int) -> dict[int, ResponseSpec]:
 
 
 def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
-    """The document's frame, and its page, which loads nothing from other hosts."""
+    """The title, tags and security of the OpenAPI document, and a Swagger page that loads nothing from other hosts."""
     assets = root_path + ASSETS
     return OpenAPIConfig(
         title="User profiles, served fresh",
@@ -116,9 +116,9 @@ def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
 
 
 def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
-    """The generated document with request bodies, the registry's mirror as the type of profiles, and two more problems.
+    """The generated document with request bodies, the typed Struct of the features, and the responses 408 and 429.
 
-    The edge answers 408 to any request with a body, and 429 if the application sets a rate limit.
+    Litestar does not know of these responses, because the middleware around it sends them.
     """
     mirror, registry = service_of(request).mirror, service_of(request).registry
     operations = [

@@ -25,7 +25,7 @@ MOMENT: Schema = {"type": "string", "format": "date-time", "examples": ["2026-04
 
 
 def rowid(least: int) -> Schema:
-    """A row id. Litestar would write the maximum as a float, which cannot represent it."""
+    """The schema of a row id. Litestar would write the maximum as a float, which cannot represent it."""
     return {"type": "integer", "minimum": least, "maximum": MAX_ROWID}
 
 
@@ -34,7 +34,7 @@ def feature_name(registry: Registry) -> Schema:
 
 
 def feature_names(registry: Registry) -> Schema:
-    """Comma-separated names."""
+    """The schema of comma-separated feature names."""
     either = "|".join(registry.names)
     return {"type": "string", "pattern": f"^({either})(,({either}))*$"}
 

@@ -18,13 +18,13 @@ _NAME = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}")
 
 
 def plain_name(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Litestar's guard: answer 404 to a name that no file can have. The router of static files would answer 500."""
+    """Litestar guard: answer 404 to a name that no file can have. Litestar's router would answer 500."""
     if not _NAME.fullmatch(str(connection.path_params["file_path"])):
         raise NotFoundException
 
 
 def pages_assets() -> Router:
-    """The router of the files. Browsers cache them, but ask every time whether they have changed."""
+    """The router of the static files. Browsers cache them, but ask every time whether they have changed."""
     return create_static_files_router(
         path=ASSETS,
         directories=[Path(__file__).parent / "static"],

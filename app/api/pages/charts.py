@@ -24,7 +24,7 @@ ROW, BOX_HEIGHT, BOX_WIDTH, RIGHT_COLUMN, GRAPH_WIDTH = 46, 34, 200, 330, 560
 def lines(
     title: str, labels: Sequence[str], series: Series, *, unit: str = "", width: int = 480, height: int = 190
 ) -> Markup:
-    """Lines over time; None is a gap."""
+    """A chart of values over time, one line per series; None is a gap."""
     axes = _Axes(labels, series, _known(series), unit, width, height)
     drawn = []
     for values in series.values():
@@ -52,7 +52,7 @@ def bars(
     width: int = 480,
     height: int = 190,
 ) -> Markup:
-    """Bars from zero up, side by side or stacked. `spoken` names a chart whose labels are not in time order."""
+    """A chart of bars, side by side or stacked. `spoken` replaces the text for screen readers."""
     totals = [sum(value or 0 for value in column) for column in zip(*series.values(), strict=True)]
     axes = _Axes(labels, series, totals if stacked else _known(series), unit, width, height)
     thick = 0.8 * axes.slot / (1 if stacked else len(series))
@@ -74,7 +74,7 @@ def bars(
 
 
 def slots(title: str, labels: Sequence[str], values: Sequence[float | None], texts: Sequence[str]) -> Markup:
-    """The small bars of a tile, without axes. `texts` are the values as text. Zero is a thin bar; None is a gap."""
+    """A chart of small bars without axes, for a tile of the overview. `texts` are the values as text. None is a gap."""
     known = [(value, text) for value, text in zip(values, texts, strict=True) if value is not None]
     highest, highest_text = max(known, key=lambda item: item[0], default=(0.0, ""))
     highest = highest or 1.0
@@ -93,7 +93,7 @@ def slots(title: str, labels: Sequence[str], values: Sequence[float | None], tex
 
 
 def invalidation_graph(features_by_subject: Mapping[str, Sequence[str]], features: Sequence[str]) -> Markup:
-    """Subjects in a column on the left, features on the right, and a curve from each subject to what it invalidates."""
+    """A graph of event subjects (left) and features (right), with a curve to each feature that a subject affects."""
     height = max(len(features_by_subject), len(features)) * ROW + 12
 
     def tops(names: Collection[str]) -> dict[str, int]:
@@ -142,7 +142,7 @@ class _Axes:
         self.slot = (width - self._left - MARGIN_PX) / len(labels)
 
     def x(self, place: int) -> float:
-        """The middle of the slot of a label."""
+        """The x coordinate of the label with the index `place`, in the middle of its slot."""
         return self._left + self.slot * (place + 0.5)
 
     def y(self, value: float) -> float:
@@ -198,7 +198,7 @@ def _known(series: Series) -> list[float]:
 
 
 def _scale(values: Iterable[float]) -> tuple[float, float, float]:
-    """Lower end, upper end and step of an axis for these values. Whole numbers get whole steps."""
+    """Lower end, upper end and tick distance of an axis for these values. Whole numbers get whole distances."""
     clamped = [0.0, *(max(-LARGEST, min(LARGEST, value)) for value in values)]
     low, high = min(clamped), max(clamped)
     if high - low < 1e-9:

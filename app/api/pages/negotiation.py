@@ -1,7 +1,7 @@
 """Content negotiation: the admins' routes answer with a page to a browser, with JSON to any other client.
 
-`answer` returns a struct as JSON or renders a template with it. `page` renders what has no JSON form, such as a form to
-fill in. `redirect` follows an action of a form. `ErrorPage` renders an error.
+`answer` returns a struct as JSON or renders a template with it. `page` renders a page that has no JSON form, such as a
+form to fill in. `redirect` is the answer to a form that was carried out. `ErrorPage` renders an error.
 
 Invariant: every page carries a content security policy that forbids inline scripts and requests to other sites, and no
 cache stores it. A browser that is not signed in is redirected to sign in, and then back.
@@ -57,14 +57,14 @@ def prefers_page(request: HttpRequest) -> bool:
 async def answer(
     request: HttpRequest, body: T, template: str, *, status_code: int = 200, **context: Any
 ) -> Response[T]:
-    """`body` as JSON, or the page `template` with `body` and `context`."""
+    """`body` as JSON or, for a browser, the page `template` with the variables `body` and `context`."""
     if prefers_page(request):
         return await page(request, template, status_code=status_code, body=body, **context)
     return Response(body, status_code=status_code, headers={"Vary": "Accept"})
 
 
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
-    """A page. The template sees `context` and what `render` adds to it."""
+    """Render a page with the variables `context`, and show and delete the message of the redirect before it."""
     visit = await visit_of(request)
     message = await take_message(request)
     html = await render(request, template, visit=visit, message=message, **context)
@@ -85,7 +85,7 @@ async def redirect(request: HttpRequest, path: str, message: str = "", *, visit:
 
 
 async def render(request: HttpRequest, template: str, **context: Any) -> str:
-    """A template as text. It sees `caller`, `keyless`, `root`, `path` and `now_ms` besides `context`."""
+    """Render a template to HTML. It sees `caller`, `keyless`, `root`, `path` and `now_ms` besides `context`."""
     # Imported here because only a page pays for the templates.
     from app.api.pages.templating import environment  # noqa: PLC0415
 
@@ -102,7 +102,7 @@ async def render(request: HttpRequest, template: str, **context: Any) -> str:
 
 
 class ErrorPage(Response[Any]):
-    """An error as a page. It needs neither the cache nor the database.
+    """A response that shows an error as a page. It needs neither the cache nor the database.
 
     It sets no session cookie. A form sent by another site comes without the session cookie that the browser holds for
     this service; a new cookie in the refusal would replace that one and sign the admin out.
@@ -142,7 +142,10 @@ class ErrorPage(Response[Any]):
 
 
 def _to_sign_in(request: HttpRequest) -> Response[Any]:
-    """Redirect to sign in, and from there to the requested page. After a form to the overview: it is not sent again."""
+    """Redirect to the sign-in page, which redirects to the requested page after signing in.
+
+    After a form, the sign-in page redirects to the overview instead, because the form is not sent again.
+    """
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")

@@ -1,4 +1,4 @@
-"""Cookies of the pages: the session of a browser, which begins with its first page, and the message for its next page.
+"""The cookies of the admin pages: one for the browser's session, one with a message for the next page.
 
 A message reports the result of a form on the page that follows. It travels in a cookie that lives for one minute and is
 signed like the session, so that no other site can forge a message.
@@ -19,7 +19,7 @@ _VISIT = "visit"
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A session and the CSRF token of its forms. `fresh`: the browser does not have the session cookie yet."""
+    """A browser's session and the CSRF token of its forms. `fresh`: the browser does not have the cookie yet."""
 
     session: Session
     form_token: str
@@ -27,7 +27,7 @@ class Visit:
 
 
 async def visit_of(request: HttpRequest) -> Visit:
-    """The visit of a request; a new anonymous one if the request has no valid session cookie."""
+    """The session of a request; a new anonymous one if the request has no valid session cookie."""
     known: Visit | None = request.state.get(_VISIT)
     if known is None:
         sessions = sessions_of(request)
@@ -47,7 +47,7 @@ async def begin_visit(request: HttpRequest, name: str) -> Visit:
 
 
 async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
-    """The session cookie, if the browser does not have it yet."""
+    """A list with the session cookie; empty if the browser has the cookie already."""
     if not visit.fresh:
         return []
     sessions = sessions_of(request)
@@ -56,7 +56,7 @@ async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
 
 
 async def message_cookie(request: HttpRequest, visit: Visit, text: str) -> Cookie:
-    """A cookie with a message for the next page."""
+    """A signed cookie with a message that the next page shows."""
     sessions = sessions_of(request)
     signed = await sessions.sign(visit.session, text[:MESSAGE_LENGTH])
     return _cookie(request, sessions.message_cookie_name, signed, 60)
@@ -68,7 +68,7 @@ def no_message(request: HttpRequest) -> Cookie:
 
 
 async def take_message(request: HttpRequest) -> str | None:
-    """The message for this page; None if there is none or its signature is wrong."""
+    """The message that this page should show; None if there is none or its signature is wrong."""
     sessions = sessions_of(request)
     cookie = request.cookies.get(sessions.message_cookie_name)
     if cookie is None:

@@ -71,7 +71,7 @@ def segment(text: str) -> str:
 
 
 def visible(text: str, *, layout: bool = False) -> Markup:
-    """`ids.visible`, with its codes highlighted and the name of the character on hover."""
+    """The text with invisible characters shown as highlighted codes, each with the character's name on hover."""
     return Markup(_CODE.sub(_marked, escape(ids.visible(text, layout=layout))))  # noqa: S704  # escaped
 
 
@@ -81,7 +81,7 @@ def _marked(code: re.Match[str]) -> str:
 
 
 def in_ms(when: str | int) -> int:
-    """A time in milliseconds since 1970, given as such or as RFC 3339."""
+    """Convert a time to milliseconds since 1970. An int is returned as it is; a string must be RFC 3339."""
     return when if isinstance(when, int) else to_ms(msgspec.convert(when, type=_DATETIME))
 
 
@@ -154,12 +154,12 @@ def fixed(value: float, digits: int, *, sign: bool = False) -> str:
 
 
 def spelled(sentence: str) -> str:
-    """A sentence of the service, with its numbers formatted as `number` and `percent` do."""
+    """A sentence with its numbers formatted for a page: narrow spaces between thousands and before `%`."""
     return _PERCENT.sub("\u202f%", _THOUSANDS.sub("\u202f", sentence))
 
 
 def measured(value: float | None, unit: str) -> str:
-    """A figure of the overview. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
+    """A number of the overview as text. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
     if value is None:
         return MISSING
     if unit == "share":
@@ -180,7 +180,7 @@ def pretty(payload: str) -> str:
 
 
 def shown(value: Scalar) -> str:
-    """A feature value as text or markup."""
+    """A feature value for a page: `null`, a formatted number, or a string with invisible characters shown."""
     if value is None:
         return "null"
     return visible(value) if isinstance(value, str) else number(value, digits=4)
