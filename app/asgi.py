@@ -182,7 +182,11 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
         application = create_app(settings, service=service)
         tune_collector()
         if not settings.api_keys:
-            log.warning("no_api_keys", detail="every program on this machine has every right", host=settings.host)
+            log.warning(
+                "no_api_keys",
+                detail="every program on this machine can read, write and administer; set PROFILES_API_KEYS",
+                host=settings.host,
+            )
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
         on_ready()
         await listen(

@@ -1,7 +1,7 @@
 """The exceptions of this service: one tree under `ProfilesError`, declared in the order of the tree.
 
 Retrying helps only after `Unavailable` and its subclasses; after any other error the caller or the operator must change
-something. `app.api.problems` maps each class to an HTTP status, and `app.cli.output` to an exit code.
+something. `app.api.problems` maps each class to an HTTP status, and `app.cli.common` to an exit code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SettingsError(ProfilesError):
 
 
 class RegistryError(ProfilesError):
-    """The feature registry breaks a rule, which the message names. `entry` is the feature, or `*` for the whole."""
+    """The feature registry breaks a rule, which the message names. `entry`: the feature, or `*` for the registry."""
 
     def __init__(self, entry: str, reason: str) -> None:
         super().__init__(f"feature {entry!r}: {reason}" if entry != "*" else f"the registry: {reason}")
@@ -137,7 +137,7 @@ class ModelFailed(Unavailable):
     def __init__(
         self, reason: FallbackReason, detail: str, *, well: bool = False, pause_s: float | None = None
     ) -> None:
-        """`well`: the endpoint works and only this call failed. `pause_s`: the pause that the endpoint asks for."""
+        """`well`: the endpoint works, only this call failed. `pause_s`: seconds for which it asks clients to wait."""
         super().__init__(detail)
         self.reason = reason
         self.well = well

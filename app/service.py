@@ -1,6 +1,6 @@
 """The services and repositories of one process, as routes, queue jobs and commands use them.
 
-`app.bootstrap.service` builds it. This module names no adapter, so the HTTP layer can import it.
+`app.bootstrap.service` builds them. This module names no adapter, so the HTTP layer can import it.
 """
 
 from __future__ import annotations

@@ -36,11 +36,11 @@ class Renderer:
         self._dtypes = [entry.dtype.encode() for entry in registry]
 
     def values(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
-        """`{name: value, …}` for the features in the mask, in the order of the registry."""
+        """The JSON object `{name: value, …}` of the features in the mask, in the order of the registry."""
         return b"{" + b",".join([self._names[index] + profile[index].json for index in indices(mask)]) + b"}"
 
     def details(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
-        """`{name: {value, dtype, computed_at, expires_at, origin, error?}, …}` for the features in the mask."""
+        """A JSON object `{name: {value, dtype, computed_at, expires_at, origin, error?}, …}` of the mask's features."""
         details = [self._names[index] + self._detail(index, profile[index]) for index in indices(mask)]
         return b"{" + b",".join(details) + b"}"
 

@@ -25,7 +25,7 @@ FeatureNames = Annotated[
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Users whose profiles to read. Ids may repeat."""
+    """A request for the profiles of many users. Ids may repeat."""
 
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS, examples=[["ada", "grace"]])]
     features: FeatureNames | None = None

@@ -20,7 +20,7 @@ from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
-from granian.net import SocketHolder  # type: ignore[attr-defined]  # it stands there, but is not marked as public
+from granian.net import SocketHolder  # type: ignore[attr-defined]  # it is not exported explicitly
 from granian.server.embed import Server
 from litestar import Litestar
 from litestar.types import ASGIApp, Message, Receive, Scope, Send

@@ -171,7 +171,7 @@ class _LateArrivals:
                 self._sample[place] = row
 
     def sample(self) -> list[ComputeRow]:
-        """Sampled rows without values, to be computed without `--known-at`; empty if half of all rows have values."""
+        """Sampled rows without values, to compute without `--known-at`; empty unless they are most of the rows."""
         return [row._replace(known_ms=None) for row in self._sample] if self._empty * 2 > self._rows else []
 
     def share(self, values: Sequence[Values]) -> float:

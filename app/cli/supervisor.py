@@ -218,7 +218,7 @@ def _api_answers(settings: Settings) -> bool:
 
 
 def _worker_answers(settings: Settings) -> bool:
-    """Whether the worker listens on its metrics port, so that another `up` sees that the port is taken."""
+    """Whether the worker listens on its metrics port. Only then another `up` sees that the port is taken."""
     if not settings.worker_metrics_port:
         return True
     with suppress(OSError), closing(socket.create_connection((settings.host, settings.worker_metrics_port), 1)):

@@ -45,7 +45,7 @@ class RolloutRails:
 
 
 def optional(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed | None]:
-    """A parser that returns None for an empty value."""
+    """Wrap a parser so that it returns None for an empty text."""
     return lambda value: parse(value) if value else None
 
 

@@ -37,7 +37,7 @@ After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only lett
     HOME,
     opt={**ADMIN, "schemas": {"after": rowid(0)}},
     summary="List dead letters",
-    description="By id, so the oldest come first. A page for a browser.",
+    description="Lists dead letters by id, the oldest first. A page for a browser.",
 )
 async def get_letters(request: HttpRequest, after: After = 0) -> Response[LetterList]:
     service = service_of(request)
@@ -68,8 +68,8 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
     f"{HOME}/replay",
     opt={**ADMIN, "schemas": {"after": rowid(0)}},
     summary="Replay dead letters",
-    description=f"All above `after`, up to {MOST:,} at a time; continue with `next_after`. A letter that is still no "
-    "valid event is kept, and `failures` says why.",
+    description=f"Replays the letters with an id above `after`, up to {MOST:,} at a time; continue with `next_after`. "
+    "A letter that is still no valid event is kept, and `failures` says why.",
     responses=problems(400, 401, 403, 503, 507),
 )
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:

@@ -56,7 +56,7 @@ class Export(msgspec.Struct):
 
 
 class Catalogue(msgspec.Struct):
-    """The registry that this service serves. `subjects` lists, for each subject, the features it invalidates."""
+    """The registry that this service serves. `subjects`: by event subject, the features it invalidates."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]
@@ -110,8 +110,8 @@ def _definition(service: Service, index: int, announced: list[Announced]) -> Fea
     f"{HOME}/{{name:str}}/disable",
     opt=OF_FEATURE,
     summary="Serve a feature as null",
-    description="In every process, within a second, until it is enabled; cached values are not served. 409 if it is "
-    "disabled already.",
+    description="Every process serves it as null within a second, until it is enabled; cached values are not served. "
+    "409 if it is disabled already.",
     responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
 )
 async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:

@@ -47,7 +47,7 @@ GROUPS = (
 @admin_get(
     "/admin",
     summary="The state of the service",
-    description="The state of the service and of each component, with its beginning; figures of the last minute, of "
+    description="The state of the service and of each component, and since when; figures of the last minute, of "
     "the last hour and of each minute in it, summed over all processes; and findings, with what to do about each. "
     "Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
 )

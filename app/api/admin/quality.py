@@ -48,11 +48,11 @@ REQUESTED = {
     PATH,
     opt={**ADMIN, "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
     summary="Measure data quality",
-    description="Eligible are the users with any event within the longest window of any feature. Of them, 20,000 drawn "
-    "at random are measured, or all if there are fewer: per feature, how many values are fresh, missing or stale, with "
-    "95 % intervals of the shares, how old they are, how they are distributed, and whether the values have drifted "
-    "within 7 days, or why they could not be computed. Measured now, which takes seconds; with `max_age_s` the newest "
-    "stored report is answered if it is no older than that.",
+    description="Measures 20,000 eligible users drawn at random, or all if there are fewer. A user is eligible with "
+    "any event within the longest window of the features. Per feature: how many values are fresh, missing or stale, "
+    "with 95 % intervals of the shares, how old they are, how they are distributed, and whether the values have "
+    "drifted within 7 days, or why they could not be computed. Measuring takes seconds. With `max_age_s` the newest "
+    "stored report is returned instead if it is no older than that.",
 )
 async def get_quality(
     request: HttpRequest,
@@ -133,8 +133,8 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
         "required": ["feature", "state"],
     },
     summary="List the users behind a number",
-    description="Searched now among all eligible users, while a report is as of its own time, and may be of a sample. "
-    "Each request scans a bounded number of users; continue with `after`.",
+    description="Searches all eligible users now. A report has its own time and may cover only a sample, so numbers "
+    "may differ. Each request scans a bounded number of users; continue with `after`.",
 )
 async def get_users_behind(
     request: HttpRequest,
@@ -283,7 +283,7 @@ def verdict(drift: Drift) -> DriftBadge:
 
 
 def rows(bins: list[CommonBin], *, whole: bool) -> list[BinRow]:
-    """A row for each bin. `whole`: the values are whole numbers."""
+    """A row of the page's table for each bin. `whole`: the values are whole numbers."""
     now, before = sum(part.now for part in bins), sum(part.before for part in bins)
     return [
         BinRow(

@@ -50,8 +50,8 @@ class Draft:
     status_code=202,
     opt={**ADMIN, "body": [RebuildOfAll, RebuildOfUsers]},
     summary="Start a rebuild",
-    description="Of every eligible user (`scope: all`), or of up to 1,000 users. A worker carries it out; readers get "
-    "the cached values meanwhile. 409 if a rebuild of the same scope is active.",
+    description="Rebuilds every eligible user (`scope: all`), or up to 1,000 users. A worker carries it out; reads "
+    "return the cached values meanwhile. 409 if a rebuild of the same scope is active.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:

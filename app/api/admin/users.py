@@ -56,8 +56,8 @@ NEWEST_EVENTS = 50
         "schemas": {"prefix": ID_PREFIX, "limit": {"type": "integer", "minimum": 1, "maximum": FOUND_MOST}},
     },
     summary="Find users",
-    description="Users with any event whose id begins with `prefix`. It is no pattern, and capitals differ from small "
-    "letters. In a browser a page; if `prefix` is the whole id of a user, the page of that user.",
+    description="Users with any event whose id begins with `prefix`. It is not a pattern; case matters. A browser "
+    "gets a page; if `prefix` is the whole id of a user, it gets the page of that user.",
 )
 async def get_users(
     request: HttpRequest,
@@ -175,7 +175,7 @@ def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
     f"{HOME}/{{user_id:str}}/rebuild",
     opt={**ADMIN, "body": [UserRebuildRequest], "body_required": False},
     summary="Rebuild a user now",
-    description="Every feature, or those that the body names. Readers get the cached values meanwhile.",
+    description="Rebuilds every feature, or those that the body names. Reads return the cached values meanwhile.",
     responses={
         200: ResponseSpec(ProfileAnswer, generate_examples=False, description="The profile, as with `detail=true`."),
         **problems(400, 401, 403, 413, 415, 422, 503, 507),

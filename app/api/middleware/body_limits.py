@@ -22,7 +22,7 @@ DRAIN_S = 10.0
 
 
 class Bodies:
-    """Counts the bytes of bodies in memory whose requests are not answered yet."""
+    """Counts the bytes of request bodies in memory, over all requests that are not answered yet."""
 
     __slots__ = ("held",)
 
@@ -118,7 +118,7 @@ class Body:
             self._until = loop.time() + BODY_S
         timer = Timer(loop, self._until - loop.time())
         try:
-            return await self._receive()  # type: ignore[return-value]  # as above
+            return await self._receive()  # type: ignore[return-value]  # HTTP only
         except asyncio.CancelledError:
             if not timer.caused():
                 raise

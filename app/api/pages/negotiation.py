@@ -64,7 +64,7 @@ async def answer(
 
 
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
-    """Render a page with the variables `context`, and show and delete the message of the redirect before it."""
+    """Render a page with the variables `context`. It shows the message that a redirect left in a cookie, once."""
     visit = await visit_of(request)
     message = await take_message(request)
     html = await render(request, template, visit=visit, message=message, **context)
