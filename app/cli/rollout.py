@@ -24,7 +24,7 @@ def rollout() -> None:
 @rollout.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show the stage, the verdict and the newest figures."""
+    """Show the stage, the verdict and the figures of the newest look (interim analysis)."""
     _show(run(_work(None, "")), as_json)
 
 

@@ -330,7 +330,7 @@ def test_the_demonstration_set_is_loaded_once_when_it_is_loaded_twice(migrated: 
     first = migrated("demo", "--users", "30", "--days", "40")
     assert first.code == 0
     assert not first.out.startswith("0 ")
-    assert migrated("demo", "--users", "30", "--days", "40").out == "0 events of 30 users over 40 days stored\n"
+    assert migrated("demo", "--users", "30", "--days", "40").out.startswith("0 events stored ")
     rates, hours, volumes = set(), set(), set()
     for number in range(1, 31):
         features = migrated("profile", f"user-{number:04d}", "--json").json["features"]
