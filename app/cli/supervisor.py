@@ -37,7 +37,7 @@ CHILDREN = ("serve", "worker")
 
 
 def supervise(settings: Settings) -> int:
-    """Run everything until SIGINT, SIGTERM or SIGHUP (the terminal was closed); return the exit code."""
+    """Run the servers, the API and a worker until SIGINT, SIGTERM or SIGHUP (terminal closed); return the exit code."""
     settings.require_safe_binding()
     settings.require_whole_model()
     stop = threading.Event()

@@ -142,7 +142,7 @@ async def hourly_quality(ctx: Context) -> None:
 
 
 async def sweep(service: OpenService, pace: Pace) -> None:
-    """Consume events, and queue rebuilds and data-quality runs, whose job was lost. Raises `Unavailable`."""
+    """Consume events whose job was lost, and queue rebuilds and data-quality runs again. Raises `Unavailable`."""
     await service.consumer.sweep()
     if service.queue is None:
         return

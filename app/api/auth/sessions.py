@@ -77,7 +77,7 @@ class Sessions:
         return Session(name, self._new_id(), self._clock.now_ms() + self._lifetime_ms)
 
     async def cookie(self, session: Session) -> str:
-        """The signed value of the session's cookie."""
+        """The value of the session's cookie: the session as signed text."""
         return str((await self._signer(session.name)).dumps(session))
 
     async def recognise(self, cookie: str | None) -> Session | None:

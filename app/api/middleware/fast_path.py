@@ -61,7 +61,7 @@ class FastPath:
         self._reader: ProfileReader | None = None
 
     def open(self, reader: ProfileReader, registry: Registry, authenticator: Authenticator, metrics: Metrics) -> None:
-        """Start answering. Until then every request goes on to `inner`."""
+        """Start to answer plain requests. Until then every request goes on to `inner`."""
         self._registry = registry
         self._renderer = Renderer(registry)
         self._grants = authenticator.grants
@@ -137,7 +137,7 @@ class FastPath:
         return self._renderer.batch(asked.user_ids, values, mask)
 
     def _mask(self, query: bytes) -> int:
-        """The bit mask of the requested features; 0 if the query is not plain or names an unknown feature."""
+        """The bit mask of the requested features; 0 if the query is not `features=a,b` or names an unknown feature."""
         mask = self._masks.get(query)
         if mask is None:
             selection = _SELECTION(query) if len(query) <= MAX_TARGET_BYTES else None
