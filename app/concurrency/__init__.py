@@ -1,1 +1,1 @@
-"""Batching, load estimates and admission control, independent of the domain."""
+"""Batching, periodic work and admission control under overload, for asyncio programs of any domain."""

@@ -1,4 +1,4 @@
-"""A batcher collects items that are submitted while it is busy, and passes them to one call of a function.
+"""Collects items that are submitted while a call is running, and passes them together to the next call.
 
 A commit, a job or a hop to the database's thread costs about the same for one item as for many.
 """
@@ -21,11 +21,11 @@ Result = TypeVar("Result")
 class Bounds(NamedTuple):
     """Limits of a batcher. `at_once` and `most` are sums of item sizes; by default each item has the size 1.
 
-    `kind`: names the load in `Overloaded`.
-    `at_once`: the largest group. A larger item forms a group of its own.
-    `most`: the largest backlog; items beyond it are rejected.
-    `patience_s`: while more than `at_once` waits, an item is rejected if its estimated wait is longer than this.
-    `apart_s`: a group that is not full starts at least this long after the start of the previous group.
+    `kind`: the name of the load in the error `Overloaded`.
+    `at_once`: the largest group, the items of one call. A larger item forms a group of its own.
+    `most`: the largest sum of waiting items; items beyond it are rejected.
+    `patience_s`: while more than `at_once` waits, an item is rejected if its estimated wait is longer, in seconds.
+    `apart_s`: a group that is not full starts at least this many seconds after the start of the previous group.
     """
 
     kind: str
@@ -42,15 +42,16 @@ class _Entry(NamedTuple, Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Passes groups of items to `work`, which returns one result per item in the same order.
+    """Collects submitted items and passes them to `work` in groups.
 
-    Guarantees:
+    `work` returns one result per item, in the same order. Guarantees:
+
       1. Order: items are worked on in the order of their submission, each exactly once, one group at a time.
       2. Freshness: `work` is called after each of its items was submitted.
       3. Latency: an idle batcher calls `work` in the next turn of the event loop, unless `apart_s` defers it.
       4. Isolation: an exception of `work` is raised to the items of its group; later groups are not affected.
       5. Cancellation: cancelling the future of an item cancels neither its work nor another item.
-      6. Bounded memory: the items that wait never exceed `most`.
+      6. Bounded memory: the sizes of the waiting items never add up to more than `most`.
       7. After `close`, every future is done.
     """
 
@@ -81,10 +82,10 @@ class Batcher(Generic[Item, Result]):
         return self._load.full or self._load.waiting >= self._bounds.most
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
-        """Add an item to the next group.
+        """Add an item to the next group; the returned future gives its result.
 
         Raises:
-            Overloaded: the item is rejected.
+            Overloaded: the item is rejected, because too many items wait.
         """
         size = self._size(item)
         if self._load.full or self._load.waiting + size > self._bounds.most:
@@ -97,7 +98,10 @@ class Batcher(Generic[Item, Result]):
         return done
 
     async def close(self, grace_s: float | None = None) -> None:
-        """Wait until every submitted item is done. After `grace_s` seconds, cancel the work and the items left."""
+        """Wait until every submitted item is done.
+
+        If that takes longer than `grace_s` seconds, cancel the running call and the items that wait.
+        """
         while (working := self._working) is not None and not working.done():
             await asyncio.wait({working}, timeout=grace_s)
             if not working.done():

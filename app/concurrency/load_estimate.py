@@ -1,4 +1,4 @@
-"""The estimated queueing delay of the next request, from the length of the queue and the recent service rate.
+"""Estimates the queueing delay of the next request, from the length of the queue and the recent service rate.
 
 An unbounded queue turns overload into ever longer waits, until every answer comes too late. A request that would wait
 too long is therefore rejected at once, and admitted requests are answered in bounded time. No capacity is configured:
@@ -11,14 +11,17 @@ _WEIGHT = 0.1  # of the newest sample in the moving averages
 
 
 class LoadEstimate:
-    """The load of one kind of work. The owner of the queue keeps the count of `waiting` units."""
+    """Estimates the delay in one queue, in units such as events or users.
+
+    The owner of the queue keeps `waiting`, the number of units in it, and reports finished work with `worked`.
+    """
 
     __slots__ = ("_always", "_lanes", "_patience_s", "_seconds", "_units", "waiting")
 
     def __init__(self, *, lanes: int, patience_s: float, always: int) -> None:
         """
         `lanes`: how many pieces of work run at once.
-        `patience_s`: the longest estimated wait.
+        `patience_s`: the queue is full if the estimated wait is longer than this, in seconds.
         `always`: up to this many units may wait whatever the estimate says, because one slow piece of work is not an
             overload.
         """
@@ -41,5 +44,5 @@ class LoadEstimate:
 
     @property
     def full(self) -> bool:
-        """Whether the next request should be rejected."""
+        """Whether the next request should be rejected because it would wait too long."""
         return self.waiting > self._always and self.wait_s > self._patience_s

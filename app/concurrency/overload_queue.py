@@ -6,11 +6,11 @@ wait in this queue and are released in groups, with pauses between the groups. T
 cause the overload, because a client that waits for its answer sends no other request. A released request is checked
 again: by then it may be a cache hit, or there may be capacity for it.
 
-A jittered sleep and a second check in its place served as many requests in a trial. But the sleeping requests still
-loaded the process after their clients had left, which failed three of seven runs of the benchmark `overload`.
+In a trial, a jittered sleep and a second check instead of the queue served as many requests. But the sleeping requests
+still loaded the process after their clients had left, which failed three of seven runs of the benchmark `overload`.
 
 Invariant: while requests wait, the queue pauses for `PAUSE_FACTOR` times the time that the last group took, at most
-`PAUSE_MOST_S`. A request waits at most `most_s`, plus the pause and the group under way.
+`PAUSE_MOST_S`. A request waits at most `most_s` seconds, plus the pause and the group under way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ PAUSE_MOST_S = 0.1
 
 
 class OverloadQueue:
-    """One per process and kind of load."""
+    """Delays requests during overload and releases them in groups.
+
+    There is one instance per process and kind of load.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class OverloadQueue:
         now: Callable[[], float] = monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`most_s`: the longest wait before a request is shed."""
+        """`most_s`: the longest wait before a request is shed, in seconds."""
         self._most_s = most_s
         self._now = now
         self._pause = pause
@@ -44,7 +47,7 @@ class OverloadQueue:
         self._releasing: asyncio.Task[None] | None = None
 
     async def wait(self) -> bool:
-        """Wait until the request is released; False if `most_s` passed first, and the request must be shed."""
+        """Wait until the request is released; return False if `most_s` passed first, so that it must be shed."""
         loop = asyncio.get_running_loop()
         released: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((self._now() + self._most_s, released))
@@ -53,7 +56,7 @@ class OverloadQueue:
         return await released
 
     async def close(self) -> None:
-        """Release every request that still waits."""
+        """Release every request that still waits, and stop."""
         while self._waiting:
             _end(self._waiting.popleft()[1], in_time=True)
         if self._releasing is not None:

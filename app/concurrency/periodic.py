@@ -1,4 +1,4 @@
-"""Background work that a process repeats until it stops."""
+"""Repeats background work with a pause after each run, and logs the runs that fail."""
 
 from __future__ import annotations
 

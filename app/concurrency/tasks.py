@@ -1,4 +1,4 @@
-"""Runs and cancels background tasks, and fails futures, reliably."""
+"""Helpers for asyncio tasks and futures: run tasks until a block ends, cancel tasks, make a future fail."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel until all have ended, since a library may swallow a cancellation, as redis-py does while connecting.
+    """Cancel tasks and wait until all have ended; their exceptions are ignored.
 
-    Exceptions of the tasks are ignored.
+    The cancellation is repeated every `CANCEL_AGAIN_S` seconds, since a library may swallow it, as redis-py does while
+    connecting.
     """
     while waiting := [task for task in tasks if not task.done()]:
         for task in waiting:
@@ -33,9 +34,9 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
 
 
 def fail(done: asyncio.Future[Any], error: BaseException) -> None:
-    """Raise an error to the caller that waits for `done`, or cancel `done` if the error is a cancellation.
+    """Set an error on a future, or cancel the future if the error is not an `Exception`, as a cancellation.
 
-    Nothing happens if the caller has cancelled `done` itself.
+    Does nothing if the future is done, for example because its caller has cancelled it.
     """
     if done.done():
         return

@@ -1,1 +1,1 @@
-"""The registry of features, their definitions and typed mirror, and the events they are computed from. No I/O."""
+"""Features: the registry that declares them, their types for consumers, and the events that they are computed from."""

@@ -15,7 +15,7 @@ DAY_MS = 86_400_000
 
 class Clock(Protocol):
     def now_ms(self) -> int:
-        """The wall clock, which may step in both directions."""
+        """Milliseconds since 1970 in UTC, from the wall clock, which may step in both directions."""
         ...
 
     def monotonic(self) -> float:
@@ -24,7 +24,7 @@ class Clock(Protocol):
 
 
 def spoken(span: timedelta) -> str:
-    """A duration in the largest unit without a fraction: `30 days`, `1 hour`, `90 minutes`; else in seconds."""
+    """A duration as text in the largest unit without a fraction: `30 days`, `90 minutes`; else in seconds."""
     count, unit = f"{span.total_seconds():g}", "seconds"
     for name in ("days", "hours", "minutes"):
         whole, rest = divmod(span, timedelta(**{name: 1}))
@@ -40,5 +40,5 @@ def to_ms(moment: datetime) -> int:
 
 
 def rfc3339(moment_ms: int) -> str:
-    """As `2026-04-25T06:30:00.000Z`."""
+    """A time in milliseconds since 1970 as text in UTC, such as `2026-04-25T06:30:00.000Z`."""
     return (EPOCH + moment_ms * MILLISECOND).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment_ms % 1000:03d}Z"

@@ -1,4 +1,7 @@
-"""The contract of a deployment: the registry that it serves and its typed mirror, ours or an operator's own."""
+"""Loads the features of a deployment: a registry, and the Struct that declares the same features for consumers.
+
+The registry is the default one or an operator's own. The Struct is called the *mirror* of the registry.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,28 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """A compiled registry and its mirror."""
+    """The features of a deployment: a compiled registry, and the msgspec Struct that mirrors it for consumers."""
 
     registry: Registry
     mirror: type[msgspec.Struct]
 
     def check(self, settings: Settings) -> None:
-        """Raise `RegistryError` if the mirror disagrees, `SettingsError` if a retention is too short."""
+        """Check the registry against its mirror and against the retention settings.
+
+        Raises:
+            RegistryError: the mirror declares other features, dtypes or descriptions than the registry.
+            SettingsError: a retention is too short: events for the longest window, or decisions for their rewards.
+        """
         check_mirror(self.registry, self.mirror)
         settings.require_retention(self.registry.longest_window_ms())
         settings.require_decision_retention()
 
 
 def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.Struct] | None]:
-    """Import `module:NAME` or `/path/features.py:NAME`: the registry, not compiled, and the module's mirror if any.
+    """Import a registry from `module:NAME` or `/path/features.py:NAME`.
 
-    Errors name `setting`.
+    Returns the registry, which is not compiled yet, and the module's mirror, the Struct `ProfileFeatures`, if it has
+    one. Errors name `setting` as the origin of `source`.
 
     Raises:
         RegistryError: an entry breaks a rule, or the mirror is not a Struct.
@@ -62,7 +71,7 @@ def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.S
 
 
 def _run_file(path: Path) -> ModuleType:
-    """Run a file as a module without writing bytecode into the operator's directory."""
+    """Run a Python file as a module, without writing bytecode into the operator's directory."""
     name = f"profiles_features_{sha256(str(path).encode()).hexdigest()[:8]}"
     code = compile(path.read_bytes(), path, "exec")
     module = ModuleType(name)
@@ -77,7 +86,7 @@ def _run_file(path: Path) -> ModuleType:
 
 
 def _explanation(error: BaseException, place: str) -> str:
-    """The error in one line, with the file and line of the module that raised it."""
+    """An import error in one line, with the file and line of the module that raised it."""
     frames = [
         (frame.f_code.co_filename, line)
         for frame, line in walk_tb(error.__traceback__)

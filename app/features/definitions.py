@@ -1,4 +1,4 @@
-"""The features that the service serves by default. A new one needs an entry here and a line in `schema.py`.
+"""The features that the service serves by default. A new one needs an entry here and a field in `schema.py`.
 
 The SQL runs on SQLite and PostgreSQL with equal results.
 """

@@ -1,6 +1,7 @@
-"""The two tip events as producers send them, with all subjects and feedback actions.
+"""The two kinds of tip events as producers send them, and the actions of feedback.
 
-`LoggedEvent` is a stored event as the worker hands it to its consumers. How events are stored belongs to `app.events`.
+The *subject* of an event is the name of its kind, such as `signals.tip.served`. `app.events` stores events;
+`LoggedEvent` is a stored event.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ _ACTIONS: dict[str, Action] = {action.value: action for action in Action}
 
 
 def stored_action(name: str) -> Action:
-    """The action of a row. A name that only a later release declares stays a string, so the row can still be read."""
+    """The action of this name, as read from a stored row.
+
+    A name that only a later release declares is returned as a string, so that its rows can be read.
+    """
     return _ACTIONS.get(name) or cast(Action, name)
 
 
@@ -87,7 +91,10 @@ TipEvent = TipServed | TipFeedback
 
 
 class LoggedEvent(NamedTuple):
-    """A stored event. `attempts` counts the failures to consume it alone."""
+    """A stored event, with its sequence number `seq` in the event log.
+
+    `attempts` counts how often consuming the event failed when it was consumed by itself and not in a batch.
+    """
 
     seq: int
     event: TipEvent

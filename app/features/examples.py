@@ -1,4 +1,4 @@
-"""Examples of a definition: the events of one user, and the value that the SQL must give for them.
+"""Examples in a feature's declaration: the events of one user, and the value that the SQL must give for them.
 
 `profiles features test` stores the events in an empty database and computes the value as the service does.
 """
@@ -19,7 +19,7 @@ HOUR_MS = 3_600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleEvent:
-    """An event that happened `ago` before the computation. `action` is None for a tip that was served."""
+    """An event of an example, `ago` before the computation. `action` is None if the event is a served tip."""
 
     action: str | None
     ago: timedelta
@@ -30,7 +30,10 @@ class ExampleEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """`value` is the expected value of the feature; None means null, or the default if there is one."""
+    """An example of a feature: events of one user, and the value that the feature must have for them.
+
+    The value None means the feature's default, which is null if none is declared.
+    """
 
     events: Sequence[ExampleEvent]
     value: float | int | str | None
@@ -39,7 +42,10 @@ class Example:
 def served(
     *, ago: timedelta = timedelta(hours=1), local_hour: int | None = None, tip_id: str = "tip-1"
 ) -> ExampleEvent:
-    """A tip was served. `local_hour` is the user's hour of the day, 0 to 23; by default that of UTC."""
+    """Make an example event: a tip was served to the user, `ago` before the computation.
+
+    `local_hour` is the user's hour of the day, 0 to 23; by default it is the hour in UTC.
+    """
     return ExampleEvent(action=None, ago=ago, local_hour=local_hour, tip_id=tip_id, dwell_ms=None)
 
 
@@ -51,12 +57,16 @@ def feedback(
     tip_id: str = "tip-1",
     dwell_ms: int | None = None,
 ) -> ExampleEvent:
-    """The user reacted to a tip. Arguments as for `served`."""
+    """Make an example event: the user reacted to a tip, `ago` before the computation.
+
+    `dwell_ms` is how long the tip was on screen, in milliseconds. `local_hour` is the user's hour of the day, 0 to 23;
+    by default it is the hour in UTC.
+    """
     return ExampleEvent(action=action, ago=ago, local_hour=local_hour, tip_id=tip_id, dwell_ms=dwell_ms)
 
 
 def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
-    """The events as a producer would have sent them.
+    """The events of an example as a producer would have sent them for `user_id`, computing at `now_ms`.
 
     Raises:
         msgspec.ValidationError: an event is invalid, for instance because of an unknown action.

@@ -1,4 +1,4 @@
-"""The contract of the features for other programs, as JSON Schema, Python or TypeScript."""
+"""Exports the names and types of the features for other programs, as JSON Schema, Python or TypeScript."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ LINE = 120
 
 
 def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
-    """As of draft 2020-12."""
+    """The mirror of the registry as JSON Schema, draft 2020-12."""
     return json.dumps(msgspec.json.schema(mirror), indent=2) + "\n"
 
 
 def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """A module with the mirror as a msgspec Struct, for consumers or for the module of a registry."""
+    """Source of a Python module that declares the features as a msgspec Struct.
+
+    A consumer imports it as it is. An operator can copy the Struct into the module of a registry as its mirror.
+    """
     lines = [
         '"""Features of a user, as the profile service serves them. Written by `profiles features --format python`."""',
         "",
@@ -37,7 +40,7 @@ def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def mirror_line(entry: Feature) -> str:
-    """The field of a feature in the mirror, with the line breaks of the formatter."""
+    """Source of the Struct field that declares a feature, in lines of at most `LINE` characters as ruff formats it."""
     declared, text = f"{entry.dtype} | None | UnsetType", json.dumps(entry.description, ensure_ascii=False)
     line = f"    {entry.name}: Annotated[{declared}, Meta(description={text})] = UNSET"
     if len(line) <= LINE:
@@ -57,7 +60,7 @@ def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def catalogue_entry(entry: Feature) -> dict[str, Any]:
-    """An entry without its SQL."""
+    """A feature's declaration without its SQL, as `GET /features` and `profiles features` show it."""
     return {
         "name": entry.name,
         "dtype": entry.dtype,

@@ -1,4 +1,4 @@
-"""Ids of users, tips, events and decisions: which are allowed, and how they are shown.
+"""Rules for the ids of users, tips, events and decisions, and how ids are shown.
 
 An id has 1 to 128 characters of Unicode without control characters, surrogates or `/`, and is not `.` or `..`. So every
 id can be part of a URL path and of a log line.
@@ -34,7 +34,7 @@ Id = Annotated[
 
 
 def id_problem(value: str) -> str | None:
-    """Why `value` is not allowed as an id; None if it is."""
+    """The reason why `value` is not allowed as an id; None if it is allowed."""
     if not value:
         return "must not be empty"
     if len(value) > MAX_ID_LENGTH:
@@ -48,16 +48,16 @@ def id_problem(value: str) -> str | None:
 
 
 def user_hash(user_id: str) -> str:
-    """How the log and the audit trail name a user, so that no id is left in them after an erasure."""
+    """A hash that names a user in the log and the audit trail, so that they hold no id after the user is erased."""
     return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def visible(text: str, *, layout: bool = False) -> str:
-    """`text` with a code like `⟨U+200B⟩` for each character that a reader cannot see or would see elsewhere.
+    """Replace characters that a reader cannot see by a code such as `⟨U+200B⟩`.
 
-    So texts that differ only in such characters look different. They are blanks at an end or after a blank, format and
-    bidirectional controls, and combining accents where a precomposed character exists. With `layout`, blanks, tabs and
-    line breaks are kept.
+    So texts that differ only in such characters look different. The characters are control, format and bidirectional
+    characters, blanks at an end or after another blank, and combining accents for which a precomposed character exists.
+    With `layout`, blanks, tabs and line breaks are kept.
     """
     if text.isascii() and text.isprintable() and (layout or " ".join(text.split()) == text):
         return text

@@ -1,4 +1,4 @@
-"""Compares two registries: the one that running processes have announced, and a new one."""
+"""Compares two registries: one that processes have served, as recorded in the database, and a new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["added", "removed", "changed"]
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry of the registry as a process announces it in the database."""
+    """A feature's declaration, as a process that serves it has recorded it in the database."""
 
     name: str
     dtype: Dtype
@@ -30,7 +30,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Announced(NamedTuple):
-    """A registry that processes have served."""
+    """A registry that processes have served, with the times at which one first and last reported it."""
 
     fingerprint: str
     definitions: tuple[Definition, ...]
@@ -39,19 +39,27 @@ class Announced(NamedTuple):
 
 
 class Registries(Protocol):
-    """Which registries were served, and which features are disabled. Raises `StoreUnavailable`."""
+    """Stores which registries processes have served, and which features are disabled. Raises `StoreUnavailable`."""
 
     async def announced(self) -> list[Announced]:
-        """Every registry that was ever served, the most recent last."""
+        """Every registry that was ever served, the most recently served last."""
         ...
 
     async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
-        """Enable or disable a feature; return a sentence for the audit trail. Raises `Conflict` if nothing changes."""
+        """Enable or disable a feature; return the outcome as text for the audit trail.
+
+        Raises:
+            Conflict: the feature is already enabled, or already disabled.
+        """
         ...
 
 
 class Change(NamedTuple):
-    """How one feature differs. `breaks`: consumers of the feature fail. `recomputed`: its cached values are misses."""
+    """The difference of one feature between two registries.
+
+    `breaks`: programs that read the feature may fail, because it is removed or its dtype changes. `recomputed`: its
+    cached values are not used any more, so its values are computed again.
+    """
 
     feature: str
     kind: Kind
@@ -80,7 +88,10 @@ def feature_of(definition: Definition) -> Feature:
 
 
 def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[Change]:
-    """The changes in the order of the new registry, then the removed features."""
+    """Compare two registries, given as the definitions of their features.
+
+    Returns the added and changed features in the order of `after`, then the removed ones.
+    """
     old = {item.name: item for item in before}
     new = {item.name: item for item in after}
     found = [

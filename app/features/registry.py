@@ -1,9 +1,11 @@
-"""The registry: one entry per feature, and the rules for entries.
+"""The registry: one entry per feature, and the rules that entries must meet.
+
+A feature's *index* is its position in the registry. A *mask* is a set of features as an int, in which `1 << index` is
+the feature's bit.
 
 Invariant: a `Registry` object meets every rule that can be checked without SQL. `app.stores.sqlite.feature_check`
-compiles the entries: it checks the other rules, and derives which relations each entry reads and which subjects
-invalidate it. A feature's *index* is its position in the registry. A *mask* is a set of features, in which
-`1 << index` is the feature's bit.
+*compiles* the entries: it checks the other rules, and derives which relations each entry reads and which subjects, that
+is kinds of events, invalidate it.
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One entry.
+    """The declaration of a feature, an entry of the registry.
 
     `compute` is one SELECT of `(user_id, value)`, at most one row per user, over the relations `views` and `feedback`.
     The relations contain only the events of the last `window`, so the SQL needs no time bounds and may not use the
-    time. `default` is the value if the SELECT returns no row or NULL. `invalidated_by` is derived from the relations
-    that the SQL reads if it is left out. `profiles features test` runs the `examples`.
+    time. `default` is the value if the SELECT returns no row or NULL. `invalidated_by` names the subjects (kinds of
+    events) that can change the value; by default, it is derived from the relations. The command `profiles features
+    test` runs the `examples`.
     """
 
     name: str
@@ -71,10 +74,11 @@ class Feature:
         object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:
-        """The entry with the relations that its SQL reads, and with derived subjects if it names none.
+        """A copy of the entry with `relations` set; `invalidated_by` is derived from them if it is empty.
 
         Raises:
-            RegistryError: `invalidated_by` lacks the subject of a relation, so stale values would be served.
+            RegistryError: the SQL reads no relation; or `invalidated_by` lacks the subject of one that it reads, so
+                stale values would be served.
         """
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:
@@ -90,28 +94,34 @@ class Feature:
         return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
 
     def value_of(self, raw: object) -> tuple[Scalar, str | None]:
-        """The value for a raw result of the SQL; None with the error if it is not of the dtype."""
+        """Convert a result of the SQL to the feature's value; NULL gives the default.
+
+        Returns the value and None, or None and an error text if the result is not of the dtype.
+        """
         if raw is None:
             return self.default, None
         value = as_dtype(self.dtype, raw)
         return value, wrong_dtype(raw, self.dtype) if value is None else None
 
     def newest_event(self, newest: Mapping[str, int]) -> int:
-        """The newest event that invalidates the feature, given the newest event of each subject; 0 if there is none."""
+        """The sequence number of the user's newest event that invalidates the feature; 0 if there is none.
+
+        `newest` has the sequence number of the user's newest event by subject.
+        """
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
 
     @property
     def superfluous_subjects(self) -> tuple[str, ...]:
-        """Subjects in `invalidated_by` whose events cannot change the value. Only of a compiled entry."""
+        """Subjects in `invalidated_by` whose events cannot change the value. The entry must be compiled."""
         needed = {RELATIONS[name] for name in self.relations}
         return tuple(subject for subject in self.invalidated_by if subject not in needed)
 
 
 def as_dtype(dtype: Dtype, value: object) -> Scalar:
-    """`value` as `dtype`; None if it is not of that dtype.
+    """Convert `value` to `dtype`; None if it is not of that dtype.
 
-    An int is accepted as a float, and an integral float as an int. Bools, and numbers that JSON or 64 bits cannot
-    represent, are neither.
+    An int is accepted as a float, and an integral float as an int. Bools are not numbers, and numbers that JSON or 64
+    bits cannot represent are not accepted.
     """
     kind = type(value)
     if dtype == "str":
@@ -127,7 +137,7 @@ def as_dtype(dtype: Dtype, value: object) -> Scalar:
 
 
 def wrong_dtype(raw: object, dtype: str) -> str:
-    """The error for a raw value that is not of its feature's dtype."""
+    """The error text for a result of a feature's SQL that is not of the feature's dtype."""
     if isinstance(raw, bytes):
         found = "more than one row, or a blob,"
     else:
@@ -166,7 +176,7 @@ def _is_text(text: object) -> bool:
 
 
 class Registry(Sequence[Feature]):
-    """The features, in order.
+    """The features that a process serves, in a fixed order.
 
     Raises:
         RegistryError: an entry breaks a rule, or a name repeats. The message names the entry and the rule.
@@ -195,16 +205,16 @@ class Registry(Sequence[Feature]):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of names, order, definitions, TTLs and subjects, in which processes must agree."""
+        """A hash of the features' order, names, SQL, types, windows, defaults, TTLs and subjects."""
         parts = [[entry.name, entry.fingerprint, entry.ttl_ms, sorted(entry.invalidated_by)] for entry in self]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def named(self, name: str) -> Feature:
-        """Raises `UnknownFeature`."""
+        """The feature of this name. Raises `UnknownFeature`."""
         return self._entries[self.mask([name]).bit_length() - 1]
 
     def mask(self, names: Iterable[str]) -> int:
-        """The mask of these features.
+        """The bit mask of the features with these names.
 
         Raises:
             UnknownFeature: the message names every unknown feature, and the known ones.
@@ -223,7 +233,7 @@ class Registry(Sequence[Feature]):
         return mask
 
     def known_mask(self, names: Iterable[str]) -> int:
-        """As `mask`, without the names that the registry lacks."""
+        """The bit mask of the features with these names. Names that the registry lacks are ignored."""
         return self.mask(name for name in names if name in self._index)
 
     def invalidated_by(self, subject: str) -> frozenset[str]:
@@ -231,17 +241,20 @@ class Registry(Sequence[Feature]):
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
     def longest_window_ms(self, mask: int | None = None) -> int:
-        """The longest window of the features in the mask, or of all. A user without events in it has only defaults."""
+        """The longest window of the features in the mask, or of all features, in milliseconds.
+
+        A user without events in that time has only default values.
+        """
         wanted = indices(self.full_mask if mask is None else mask)
         return max((self._entries[index].window_ms for index in wanted), default=0)
 
 
 def indices(mask: int) -> list[int]:
-    """The indices in a mask, ascending."""
+    """The indices of the features in a bit mask, ascending."""
     return [index for index in range(mask.bit_length()) if mask >> index & 1]
 
 
 def encode_value(dtype: Dtype, value: object) -> bytes | None:
-    """A value as JSON; None if it is not of the dtype."""
+    """Encode a value as JSON; None if it is not of the dtype."""
     found = as_dtype(dtype, value)
     return None if found is None else _encode(found)

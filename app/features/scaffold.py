@@ -1,4 +1,4 @@
-"""The text of a new entry, which `profiles features new` prints."""
+"""Generates the source of a new feature, which `profiles features new` prints."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ REGISTRY = Registry([{constant}])
 
 
 class _Sketch(NamedTuple):
-    """`events` are the first arguments of an example's events, oldest first; `value` is the value for them."""
+    """A template for a new feature: its SQL, description and default, and an example.
+
+    `events` has the Python source of the argument of each example event, oldest first. `value` is the value for these
+    events.
+    """
 
     compute: str
     description: str
@@ -106,7 +110,9 @@ _SKETCHES: dict[tuple[str, str], _Sketch] = {
 
 
 def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> str:
-    """A module that has the entry in a registry, and its line of the mirror in a comment.
+    """Source of a Python module that declares a registry with one feature, and an example of it.
+
+    `relation` is `views` or `feedback`. A comment at the end has the feature's field for the mirror of a registry.
 
     Raises:
         RegistryError: the name is not an identifier.

@@ -1,4 +1,4 @@
-"""The typed mirror of the registry for consumers: names, dtypes and descriptions.
+"""The mirror of the registry: a msgspec Struct that declares the same features, with types, for consumers.
 
 A field is absent (UNSET) if the request selected other features, and null if nothing is known. Start-up and a test
 compare the mirror with the registry.
@@ -51,7 +51,7 @@ _TYPES: dict[Dtype, Any] = {"float": Float, "int": Int, "str": Str}
 
 
 def mirror_of(registry: Registry) -> type[msgspec.Struct]:
-    """A mirror for a registry whose module has none."""
+    """Make the mirror of a registry whose module declares none: a Struct with one field per feature."""
     fields = [
         (entry.name, Annotated[_TYPES[entry.dtype] | UnsetType, Meta(description=entry.description)], UNSET)
         for entry in registry
@@ -70,7 +70,7 @@ def _dtype(declared: inspect.Type) -> str | None:
 
 
 def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:
-    """Compare the mirror with the registry.
+    """Check that a mirror declares the features of the registry.
 
     Raises:
         RegistryError: one side lacks a feature, or its dtype or description differs. The message names it.
