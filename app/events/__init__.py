@@ -1,1 +1,1 @@
-"""Events: decoding, admission, ingest with a shared commit, consumption, retention, and the ports they need."""
+"""Events: validation, ingest, consumption, dead letters, retention and erasure, and the ports that these need."""

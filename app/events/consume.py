@@ -1,11 +1,12 @@
-"""Consumption: what a worker does with stored events.
+"""Consumes stored events in a worker.
 
 For each event, in this order: delete cached values older than the event, let the learners learn, mark it as consumed. A
-crash at any point leaves the event unconsumed, and the sweep consumes it. Learners get many events at once, and one by
-one after a failure. An event that fails alone is counted and becomes a dead letter after `ATTEMPTS` failures; an
-unavailable cache, queue or database (`Unavailable`) counts against no event.
+crash at any point leaves the event unconsumed; the sweep, which looks for such events periodically, consumes it. The
+learners get many events at once, and one by one after a failure. A failure with a single event is counted, and the
+event becomes a dead letter after `ATTEMPTS` failures. An unavailable cache, queue or database (`Unavailable`) counts
+against no event.
 
-Within one process, either the sweep or a job holds an event, so it is never learned twice concurrently.
+Within one process, an event is held either by a job or by the sweep, so it is never learned twice concurrently.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Consumer:
         self._in_hand: set[int] = set()
 
     async def consume(self, seqs: Sequence[int]) -> int:
-        """Consume events whose keys are deleted or owed; return how many were consumed.
+        """Consume events, by sequence number; return how many were consumed.
 
-        Events that the sweep holds are skipped.
+        The cache keys that the events make stale must have been deleted, or recorded for deletion. Events that the
+        sweep is consuming are skipped.
 
         Raises:
             Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
@@ -59,9 +61,10 @@ class Consumer:
             return await self._learn(events)
 
     async def sweep(self) -> int:
-        """Consume events that are unconsumed for `SWEEP_AGE_MS`; return how many were consumed.
+        """Consume events that have been unconsumed for `SWEEP_AGE_MS`; return how many were consumed.
 
-        Their process may have died before it deleted the keys, so the keys are deleted again, or owed.
+        The process that stored them may have died before it deleted the stale cache keys, so the sweep deletes these
+        first.
         """
         swept = 0
         before_ms = self._clock.now_ms() - SWEEP_AGE_MS
@@ -89,7 +92,7 @@ class Consumer:
 
     @contextmanager
     def _taken(self, seqs: Sequence[int]) -> Iterator[list[int]]:
-        """The events that nothing else in this process holds; they are held until the block ends."""
+        """Reserve events until the block ends; yield those that no other call in this process has reserved."""
         mine = [seq for seq in seqs if seq not in self._in_hand]
         self._in_hand.update(mine)
         try:
@@ -115,7 +118,10 @@ class Consumer:
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
-        """Teach all events at once or, after a failure, one by one; return the events that were learned from."""
+        """Pass events to the learners, all at once or, after a failure, one by one.
+
+        Returns the events that were learned from.
+        """
         if not events:
             return events
         try:

@@ -1,4 +1,4 @@
-"""Erasing a user from the queue, the database and the cache."""
+"""Erases a user from the queue, the database and the cache."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ log = logger("events.erasure")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """Erases users.
+    """Erases users from the queue, the database and the cache.
 
-    `erase_jobs` removes a user's events from waiting queue jobs, `settle` makes the invalidation that erasing the rows
-    owes, `drop_cached` deletes a user's keys under every epoch.
+    `erase_jobs` removes a user's events from waiting queue jobs. `settle` deletes the user's cache keys: erasing the
+    rows records in the database that they must be deleted. `drop_cached` deletes the user's keys under every epoch,
+    also those that no process reads any more.
     """
 
     users: UserRecords
@@ -28,7 +29,7 @@ class Erasure:
     clock: Clock
 
     async def erase(self, user_id: str) -> Holdings:
-        """Erase a user; return what the database held.
+        """Erase a user; return how much the database held of the user.
 
         Raises:
             QueueUnavailable: the user is erased except for queue jobs.

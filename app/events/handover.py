@@ -1,8 +1,8 @@
 """Batches the consumption of events that queue jobs have stored.
 
-A job is done when its events are durable and their keys deleted, so it does not wait for consumption. Consuming the
-events of many jobs together takes one query of the log, one of the cache and one commit. If a batch fails, is cut short
-or overflows, nothing is lost: the sweep consumes every event that is not marked as consumed.
+A job is done when its events are durable and their cache keys deleted, so it does not wait for consumption. Consuming
+the events of many jobs together takes one query of the log, one of the cache and one commit. If a batch fails, is cut
+short or overflows, nothing is lost: the sweep consumes every event that is not marked as consumed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ log = logger("events.handover")
 
 
 class Handover:
-    """One per worker process."""
+    """Collects stored events and has the consumer consume them in batches, in the background.
+
+    There is one instance per worker process.
+    """
 
     def __init__(
         self,
@@ -32,14 +35,17 @@ class Handover:
         monotonic: Callable[[], float] = time.monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`within_s`: the time limit of one batch."""
+        """`within_s`: the time limit of one batch, in seconds."""
         self._consumer = consumer
         self._within_s = within_s
         self._at_once = bounds.at_once
         self._batches: Batcher[Sequence[int], None] = Batcher(self._consume, monotonic, bounds, size=len, pause=pause)
 
     def add(self, seqs: Sequence[int]) -> None:
-        """Add events that are stored and whose keys are deleted or owed. They are consumed soon, in the background."""
+        """Add stored events, by sequence number, to be consumed soon in the background.
+
+        The cache keys that the events make stale must have been deleted, or recorded for deletion.
+        """
         with suppress(Overloaded):
             for start in range(0, len(seqs), self._at_once):
                 self._batches.submit(seqs[start : start + self._at_once])

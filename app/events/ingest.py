@@ -1,7 +1,8 @@
-"""Ingest: the one function behind `POST /events`, queue jobs and `profiles events`.
+"""Ingest: the one function that stores events, behind `POST /events`, queue jobs and `profiles events`.
 
-Invariant: `ingest` returns only after the events are durable and their keys are deleted, or the invalidation is
-recorded as owed and every earlier trust check has expired. The order is fixed:
+Invariant: `ingest` returns only after the events are durable and no process serves a value that they made stale. Either
+the stale cache keys are deleted; or, if the cache does not answer, the deletion is recorded in the database as *owed*,
+and every process has had to look for owed deletions since, before it could serve another hit. The order is fixed:
   1. commit the events; 2. DEL the keys; 3. notify the workers; 4. answer.
 With DEL before the commit, a reader could refill the cache from the old facts in between. With the answer before DEL,
 the sender could read the old value. A sender without an answer retries: its events are duplicates then, and step 2 is
@@ -36,7 +37,11 @@ BOUNDS_OF = {
 
 
 class Receipt(NamedTuple):
-    """The result of one request. `invalidated` False: the invalidation is owed, and reads compute until it is made."""
+    """The result of storing one request's events. `seqs` has the sequence numbers of the new ones.
+
+    `invalidated` is False if the cache did not answer: deleting the stale keys is recorded as owed, and until it is
+    made, reads compute their values and do not use the cache.
+    """
 
     accepted: int
     duplicates: int
@@ -76,15 +81,15 @@ class Ingestor:
 
     @property
     def overloaded(self) -> bool:
-        """Whether new events would be rejected; checked before a body is decoded."""
+        """Whether new events would be rejected now; callers check it before they decode a body."""
         return self._commits.overloaded
 
     async def ingest(self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False) -> Receipt:
         """Store all of these events, or none.
 
-        `sent_by` is recorded as their sender; by default, the name of the door. With `historical`, the events
-        (duplicates included) count as known from their event time on in queries with `known_at`. This is for imports
-        by admins, since it changes what past queries return.
+        `sent_by` is recorded as their sender; by default, it is the entry point, such as `http` or `the queue`. With
+        `historical`, the events (duplicates included) count as known from their event time on in queries with
+        `known_at`. This is for imports by admins, since it changes what past queries return.
 
         Raises:
             InvalidInput: an event time is not allowed.
@@ -111,7 +116,10 @@ class Ingestor:
             await asyncio.wait(self._invalidating)
 
     async def _commit(self, group: Sequence[Sequence[Admitted]]) -> list[_Committed]:
-        """Step 1. The next commit does not wait for steps 2 and 3 of this one."""
+        """Commit a group of requests, and start to delete the stale cache keys in the background.
+
+        The next group can be committed meanwhile.
+        """
         started = self._clock.monotonic()
         outcomes = await self._log.append(group)
         self._metrics.commit_seconds.observe(self._clock.monotonic() - started)
@@ -124,7 +132,11 @@ class Ingestor:
         return committed
 
     async def _invalidate(self, group: Sequence[Sequence[Admitted]], committed: Sequence[_Committed]) -> None:
-        """Steps 2 and 3."""
+        """Delete the cache keys that committed events made stale, then notify the workers.
+
+        Then completes the future of each request: with True if the keys are deleted, with False if the deletion is
+        owed.
+        """
         stored = [
             (events, outcome)
             for events, (outcome, _) in zip(group, committed, strict=True)

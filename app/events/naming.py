@@ -1,7 +1,8 @@
-"""Whether a payload that never became an event names a user, so that erasing the user erases the payload.
+"""Decides whether a payload that never became an event names a user. Erasing the user then erases the payload, too.
 
-A field `user_id`, `userId`, `user` or `uid` at any depth decides. A payload without one (text, bytes, a pickle) names
-every user whose id occurs in it as a word: it is better to erase too much than too little.
+If the payload has a field `user_id`, `userId`, `user` or `uid` at any depth, these fields decide. A payload without one
+(text, bytes, a pickle) names every user whose id occurs in it as a word: it is better to erase too much than too
+little.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ def names(value: object, user_id: str) -> bool:
 
 
 def not_naming(items: Sequence[T], values: Sequence[object], user_id: str) -> list[T]:
-    """The items whose value, in the same place, does not name this user."""
+    """The items that do not name the user. `values` has the decoded content of each item, in the same order."""
     return [item for item, value in zip(items, values, strict=True) if not names(value, user_id)]
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:
-    """Every scalar with its key, and every key with an empty one. Not recursive: a sender chooses the depth."""
+    """Yield every scalar of a nested value as (its key in a dict or "", scalar), and every dict key as ("", key).
+
+    Not recursive, because the sender of a payload chooses its depth.
+    """
     waiting = [("", value)]
     while waiting:
         key, part = waiting.pop()
@@ -53,7 +57,7 @@ def _in_text(text: str, user_id: str) -> bool:
 
 
 def _unpacked(text: str) -> str:
-    """The text of base64, as dead letters hold bytes; empty if `text` is not base64."""
+    """Decode base64, in which dead letters hold bytes, to text; empty if `text` is not base64."""
     try:
         return b64decode(text, validate=True).decode("utf-8", "backslashreplace")
     except (Error, ValueError):

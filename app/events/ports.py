@@ -1,7 +1,7 @@
 """Protocols and value types of the event package; `app.stores` implements the protocols.
 
-Sequence numbers rise with every commit and are never reused. Methods that use the database raise `StoreUnavailable` if
-it does not answer.
+Every stored event has a sequence number; the numbers rise with every commit and are never reused. Methods that use the
+database raise `StoreUnavailable` if it does not answer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from app.features.events import LoggedEvent, TipEvent
 
 
 class Admitted(NamedTuple):
-    """An event that may be stored.
+    """An event that has passed validation, with the facts that are stored beside it.
 
-    `occurred_at_ms` is the event time that counts; `claimed_at_ms` is the producer's own if the two differ (an event
-    from the near future counts from its arrival). `sent_by` names the key or the door. A `historical` event counts as
-    known from its event time on, although it arrived later.
+    `occurred_at_ms` is the event time that features use. It is the producer's time, unless that lay ahead of the clock:
+    then it is the time of arrival, and `claimed_at_ms` keeps the producer's time (else None). `sent_by` names the API
+    key or the entry point, such as the queue. A `historical` event counts as known from its event time on, although it
+    arrived later. `digest` is a hash of the event by which a duplicate is told from a conflict.
     """
 
     event: TipEvent
@@ -31,7 +32,10 @@ class Admitted(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """The stored events of one request. `stale`: per user, the features that they invalidate, duplicates included."""
+    """The outcome of a request whose events are stored. `seqs` has the sequence numbers of the new ones.
+
+    `stale` has, by user id, the names of the features that the events invalidate, duplicates included.
+    """
 
     accepted: int
     duplicates: int
@@ -40,17 +44,18 @@ class Appended(NamedTuple):
 
 
 class ClashingEvent(NamedTuple):
-    """A request that was rejected as a whole: the event at `position` reuses an id with other content."""
+    """The outcome of a rejected request: its event at index `position` reuses an event id with other content."""
 
     position: int
     event_id: str
 
 
 class TracedEvent(NamedTuple):
-    """A stored event and its processing state.
+    """A stored event and its processing state, as admins see it.
 
-    `counted_at_ms` is its event time, `claimed_at_ms` the producer's own if that differs. `letter_id` is set for a dead
-    letter.
+    `counted_at_ms` is the event time that features use. If the producer's time lay ahead of the clock, that is the time
+    of arrival, and `claimed_at_ms` is the producer's time; else `claimed_at_ms` is None. `consumed_at_ms` is None until
+    the event is consumed. `letter_id` is the id of the dead letter, if the event became one.
     """
 
     logged: LoggedEvent
@@ -61,9 +66,10 @@ class TracedEvent(NamedTuple):
 
 
 class Holdings(NamedTuple):
-    """How much the database holds of a user: rows of each kind, and finished rebuilds that name the user.
+    """How much the database holds of a user, as numbers of rows.
 
-    `learned`: the number of decisions in the user's sufficient statistics.
+    `rebuilds` counts the rebuild runs whose list of users names the user, `learned` the decisions that the bandit has
+    learned from.
     """
 
     views: int
@@ -75,7 +81,7 @@ class Holdings(NamedTuple):
 
     @property
     def events(self) -> int:
-        """Views and feedback together."""
+        """The number of stored events: views and feedback together."""
         return self.views + self.feedback
 
 
@@ -92,7 +98,10 @@ class ActivityCount(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A payload that could not be consumed. `seq` is None if it was never stored as an event."""
+    """An event that repeatedly could not be consumed, or a queued payload that is no event.
+
+    `seq` is the sequence number of the event; None if the payload was never stored as an event.
+    """
 
     id: int
     source: str
@@ -107,41 +116,48 @@ class DeadLetter(NamedTuple):
 
 class EventLog(Protocol):
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
-        """Store each request's events whole or not at all, all in one durable commit."""
+        """Store the events of several requests in one durable commit; returns one outcome per request.
+
+        The events of one request are stored as a whole or not at all.
+        """
         ...
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
-        """The oldest unconsumed events that arrived before `received_before_ms` or after `or_after_ms`."""
+        """Up to `limit` unconsumed events that arrived before `received_before_ms` or after `or_after_ms`."""
         ...
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
-        """The given events that are not consumed yet."""
+        """The stored events with these sequence numbers, except for the ones that are consumed already."""
         ...
 
-    async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
-        """Mark events as consumed. Idempotent."""
-        ...
+    async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None: ...
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """Per subject, the features it invalidates, over all registries announced to this database."""
+        """The names of the features that events of each subject invalidate, by subject.
+
+        They include the features of every registry that a process has ever recorded in this database.
+        """
         ...
 
 
 class DeadLetters(Protocol):
-    """Payloads that failed repeatedly, or were never events."""
+    """Stores dead letters: events that repeatedly failed, and queued payloads that are no events."""
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        """Store a payload from the queue that is no event; return the id."""
+        """Store a queued payload that is no event as a dead letter; return the letter's id."""
         ...
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        """Count a failure of a stored event. At `limit` the event becomes a dead letter, and True is returned."""
+        """Count a failure to consume a stored event; True if the event became a dead letter.
+
+        It becomes one at the failure number `limit`.
+        """
         ...
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
-        """Up to `limit` dead letters with ids above `after`, in order."""
+        """Up to `limit` dead letters with ids above `after`, ordered by id."""
         ...
 
     async def get(self, letter_id: int) -> DeadLetter | None: ...
@@ -151,59 +167,79 @@ class DeadLetters(Protocol):
         ...
 
     async def newest_id(self) -> int:
-        """The highest id; 0 if there is no dead letter."""
+        """The highest id of a dead letter; 0 if there is none."""
         ...
 
     async def count(self) -> int: ...
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
-        """Record that a replay was rejected again, with the newest reason of each."""
+        """Record that replays were rejected again. `reasons` has the reason by id of the dead letter."""
         ...
 
     async def revive(self, *letter_ids: int) -> int:
-        """Make the events unconsumed again, with no failures counted, and delete the dead letters; return how many."""
+        """Make the events of dead letters unconsumed again, and delete the letters; return how many.
+
+        The failures of the events count from 0 again.
+        """
         ...
 
 
 class UserEvents(Protocol):
-    """What an admin sees of a user's events. Raises `StoreUnavailable`."""
+    """Queries of one user's events, for the admin pages. Raises `StoreUnavailable`."""
 
     async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
-        """Newest first."""
+        """Up to `limit` of the user's events, newest first."""
         ...
 
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
-        """Counts over `days` periods of 24 hours that end at `until_ms`, unordered. A count of 0 is left out."""
+        """The user's event counts over `days` periods of 24 hours that end at `until_ms`.
+
+        They are unordered, and a count of 0 is left out.
+        """
         ...
 
 
 class UserRecords(Protocol):
-    """Everything that the database holds of a user. Raises `StoreUnavailable`."""
+    """Finds users, and counts and erases everything that the database holds of one. Raises `StoreUnavailable`."""
 
     async def find(self, prefix: str, limit: int) -> list[str]:
-        """Ids that begin with `prefix`, in the order of their UTF-8 bytes."""
+        """Up to `limit` ids of users that begin with `prefix`, in the order of their UTF-8 bytes."""
         ...
 
     async def holdings(self, user_id: str) -> Holdings: ...
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete all rows of a user, and owe the invalidation of the user's keys in the same transaction."""
+        """Delete all rows of a user; return how much there was.
+
+        The same transaction records that the user's cache keys must be deleted.
+        """
         ...
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete decisions that were made while the user's cached values still existed."""
+        """Delete the user's decisions once more, after the cache keys were deleted.
+
+        Until then, a request could still read the erased user's cached values and store a decision.
+        """
         ...
 
 
 class Invalidates(Protocol):
-    """The part of `app.profiles.online.invalidation.Invalidator` that events use."""
+    """Deletes stale cached values: the part of `app.profiles.online.invalidation.Invalidator` that events use."""
 
     async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
-        """Delete the keys (True), or record the invalidation as owed and wait (False)."""
+        """Delete the cache keys of the given features, by user id; return True.
+
+        If the cache does not answer, record in the database that the deletion is owed, wait until every process must
+        have noticed the record before it serves another hit, and return False.
+        """
         ...
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Delete values that are older than an event whose keys were deleted before."""
+        """Delete cached values that were computed before an event.
+
+        `stale` has the sequence number of the event by user id and feature name. The keys were deleted when the event
+        was stored, so normally no such value exists.
+        """
         ...
 
 
@@ -211,12 +247,15 @@ class Publisher(Protocol):
     """Notifies workers of stored events. Never raises and never blocks."""
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Announce events whose keys are deleted or owed."""
+        """Announce stored events, by sequence number, to be consumed by a worker.
+
+        The cache keys that the events make stale must have been deleted, or recorded for deletion.
+        """
         ...
 
 
 class Learner(Protocol):
-    """Learns from each event once."""
+    """A model that is updated from consumed events; each event counts once."""
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
         """Learn from all of these events, or raise and learn from none.

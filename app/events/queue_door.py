@@ -1,8 +1,8 @@
-"""Ingest of events that other programs publish as queue jobs.
+"""Ingests events that other programs publish as queue jobs.
 
-Invariant: when `take_in` returns, every item of the payload is either stored or a dead letter. Events are stored first,
-because storing is idempotent and burying is not: a payload that is retried after a failure in between leaves one dead
-letter per bad item.
+Invariant: when `take_in` returns, every item of the payload is either stored as an event or is a dead letter. Events
+are stored first: storing is idempotent, and creating a dead letter is not. So if the payload is retried after a failure
+in between, each bad item still leaves one dead letter.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class QueueDoor:
         self._metrics = metrics
 
     async def take_in(self, payload: object, first: int = 0) -> list[int]:
-        """Store a list of events and return the sequence numbers of the new ones.
+        """Store a payload, a list of events, and return the sequence numbers of the new events.
 
-        `first` is the index of its first event in the job, for messages.
+        Items that are no valid events become dead letters, and so does a payload that is no list. `first` is the index
+        of the first item in the whole job, for messages.
 
         Raises:
             StoreUnavailable: the database does not answer; retry the whole payload.
@@ -56,7 +57,7 @@ class QueueDoor:
         return seqs
 
     async def bury(self, payload: object, reason: str) -> None:
-        """Store a payload that is no event as a dead letter. Raises `StoreUnavailable`."""
+        """Store a payload that is no event as a dead letter, with the reason. Raises `StoreUnavailable`."""
         try:
             text = msgspec.json.encode(payload, enc_hook=repr).decode()
         except RecursionError:

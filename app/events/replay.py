@@ -1,6 +1,6 @@
-"""Replaying dead letters.
+"""Replays dead letters, when an admin asks for it.
 
-The event of a letter is consumed again if it is stored; otherwise the payload is ingested as if it had just arrived,
+If the event of a letter is stored, it is consumed again. Otherwise the payload is ingested as if it had just arrived,
 which the event id makes idempotent. Invariants: a letter is deleted only after its event is stored; a letter that is
 still invalid stays, with the newest reason. Two concurrent replays of a letter store its event once.
 """
@@ -25,7 +25,10 @@ REFUSALS = (Undecodable, InvalidInput, Conflict)
 
 
 class ReplayResult(NamedTuple):
-    """The result of replaying one letter. `revived`: its event was stored already and will be consumed again."""
+    """The result of replaying one dead letter: how many events were accepted, and how many are duplicates.
+
+    `revived`: the event was stored before and will be consumed again; nothing was ingested.
+    """
 
     accepted: int
     duplicates: int
@@ -34,11 +37,11 @@ class ReplayResult(NamedTuple):
 
 @dataclass(slots=True)
 class ReplaySummary:
-    """The result of replaying many letters.
+    """The result of replaying many dead letters.
 
-    `replayed` letters are deleted: their events were `accepted`, are `duplicates`, or were stored already and will be
-    consumed again (`revived`). `failures`: reason by id of the letter. `next_after`: the id to continue after; None at
-    the end.
+    The `replayed` letters are deleted: their events were `accepted`, are `duplicates`, or were stored before and will
+    be consumed again (`revived`). `failures` has the reason by id of the letter that stays. `next_after` is the id of
+    the letter to continue after; None at the end.
     """
 
     replayed: int = 0
@@ -56,7 +59,7 @@ class Replayer:
         self._clock = clock
 
     async def replay(self, letter: DeadLetter) -> ReplayResult:
-        """Replay one letter.
+        """Replay one dead letter; it is deleted if that succeeds.
 
         Raises:
             Undecodable, InvalidInput, Conflict: the payload is still invalid; the letter stays.
@@ -77,7 +80,7 @@ class Replayer:
         return ReplayResult(receipt.accepted, receipt.duplicates, False)
 
     async def replay_all(self, after: int) -> ReplaySummary:
-        """Replay up to `MOST` letters with ids above `after`, several at once, so that they share commits.
+        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits.
 
         Letters that are created meanwhile are skipped. Raises `StoreUnavailable`; finished replays stay.
         """
@@ -122,7 +125,7 @@ class Replayer:
 
 
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:
-    """Why a payload is rejected: each place with its error, in at most `MAX_REASON` characters."""
+    """The reasons why a payload was rejected, each with its place, as text of at most `MAX_REASON` characters."""
     places = (issue.detail if issue.path == "$" else f"{issue.path}: {issue.detail}" for issue in error.issues)
     reason = "; ".join(places) or str(error)
     return reason[:MAX_REASON]

@@ -1,7 +1,8 @@
-"""Retention: rows older than a setting are deleted every night, in small transactions that delay no other writer.
+"""Deletes rows that are older than their retention, every night, in small transactions that delay no other writer.
 
-Invariant: the cutoff of a run is at most `LARGEST_MOVE_MS` from that of the previous run, so a wrong clock deletes no
-more than that in one night. A first run that would delete more waits for an admin's confirmation.
+A run deletes the rows before its *cutoff*. Invariant: the cutoff moves by at most `LARGEST_MOVE_MS` from one run to the
+next, so a wrong clock deletes no more than that in one night. A first run that would delete more waits for an admin's
+confirmation.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ class Prunable(Protocol):
         ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` of the oldest rows before a time; return how many."""
+        """Delete up to `limit` of the oldest rows before a time; return how many were deleted."""
         ...
 
 
 class Cutoffs(Protocol):
     async def cutoff(self, what: str) -> int | None:
-        """The cutoff of the last run; None before the first."""
+        """The time before which the last run deleted rows of this kind; None if there was no run."""
         ...
 
     async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
-        """Store the cutoff; called before rows up to it are deleted."""
+        """Store the cutoff of a run; called before the run deletes rows."""
         ...
 
 
 class Kept(NamedTuple):
-    """A kind of row (`events`, `decisions`), its store and its retention in days."""
+    """A kind of row (`events`, `decisions`) that is kept for `days` days, and its store."""
 
     what: str
     store: Prunable
@@ -47,7 +48,7 @@ class Kept(NamedTuple):
 
 
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
-    """The cutoff of a run; None if the run waits for confirmation.
+    """The cutoff of the next run, which deletes the rows before it; None if an admin must confirm the run.
 
     `wanted_ms` follows from the clock and the setting, `done_ms` is the cutoff of the previous run. A cutoff moves back
     as slowly as it moves forward, so after a night with a clock far behind it soon recovers.
@@ -58,7 +59,7 @@ def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> i
 
 
 class Retention:
-    """Deletes expired rows. Every method raises `StoreUnavailable`."""
+    """Deletes rows that are older than their retention. Every method raises `StoreUnavailable`."""
 
     def __init__(self, kept: Sequence[Kept], cutoffs: Cutoffs, clock: Clock) -> None:
         self._kept = kept
@@ -66,7 +67,7 @@ class Retention:
         self._clock = clock
 
     async def waiting(self) -> list[str]:
-        """The kinds of rows whose first run waits for confirmation."""
+        """The kinds of rows of which nothing is deleted until an admin confirms the first run."""
         return [kept.what for kept in self._kept if await self._next(kept, go_on=False) is None]
 
     async def prune(
@@ -77,10 +78,11 @@ class Retention:
         go_on: bool = False,
         confirmed: bool = False,
     ) -> dict[str, int] | None:
-        """Delete for about `budget_s` seconds; return how many of each kind, or None if expired rows are left.
+        """Delete expired rows for about `budget_s` seconds.
 
-        `go_on`: continue with the cutoff of the previous run. `confirmed`: delete every row that is expired by the
-        clock, however far the cutoff moves.
+        Returns the number of deleted rows by kind, or None if the time was up before all expired rows were deleted.
+        `go_on`: continue with the cutoff of the previous run, which was cut short. `confirmed`: delete every row that
+        is expired by the clock, however far the cutoff moves.
         """
         deadline = self._clock.monotonic() + budget_s
         gone: dict[str, int] = {}

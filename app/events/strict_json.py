@@ -1,4 +1,4 @@
-"""Strict decoding of requests, with one exception: an integer may be written as a float.
+"""Decodes requests strictly, with one exception: an integer may be written as a float.
 
 JSON Schema's `integer` allows `7200.0` and `7.2e3`, and pandas writes a column of integers with nulls that way. msgspec
 accepts them only in a mode that accepts `"7200"` as well.
@@ -18,7 +18,7 @@ _EXACT = 2.0**53  # a larger float may stand for several integers
 
 
 def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
-    """Decode JSON.
+    """Decode JSON as the type of `decoder`, also if an integer in it is written as `7200.0`.
 
     Raises:
         msgspec.ValidationError: the body is JSON, but not of the decoder's type.
@@ -39,7 +39,7 @@ def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def convert(payload: object, kind: Any) -> Any:
-    """Convert a value that was decoded without a type.
+    """Convert a decoded value to the type `kind`, also if an integer in it is a float such as 7200.0.
 
     Raises:
         msgspec.ValidationError: the value is not of this type.

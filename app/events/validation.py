@@ -1,4 +1,4 @@
-"""Decoding and validating events, before anything is stored.
+"""Decodes and validates events before they are stored.
 
 Every error names the place, as `[3].occurred_at` or `line 7` of newline-delimited JSON, and the reason.
 """
@@ -56,7 +56,10 @@ _ALLOWED = {
 
 
 class Batch(list[TipEvent]):
-    """Decoded events, with the place of each in its payload for later errors: `[3]`, `line 7`, or empty."""
+    """A list of decoded events that remembers the place of each in its payload, for later errors.
+
+    A place is `[3]` in an array, `line 7` in newline-delimited JSON, and empty for a single event.
+    """
 
     def __init__(self, events: Iterable[TipEvent], places: Sequence[str]) -> None:
         super().__init__(events)
@@ -64,14 +67,14 @@ class Batch(list[TipEvent]):
 
 
 def path_to(events: Sequence[TipEvent], index: int, field: str) -> str:
-    """The path of a field of one of these events in the payload, as `[3].event_id`."""
+    """The path of a field of the event at `index` in its payload, such as `[3].event_id`, for an error."""
     plain = f"[{index}]" if len(events) > 1 else ""
     place = events.places[index] if isinstance(events, Batch) else plain
     return f"{place}.{field}".removeprefix(".")
 
 
 def decode_json(body: bytes) -> Batch:
-    """Decode one event, or an array of up to `MAX_EVENTS`.
+    """Decode a JSON body: one event, or an array of up to `MAX_EVENTS`.
 
     Raises:
         Undecodable: the body is not JSON or not UTF-8.
@@ -94,7 +97,10 @@ def decode_json(body: bytes) -> Batch:
 
 
 def decode_lines(body: bytes, first: int = 1) -> Batch:
-    """Decode newline-delimited JSON. Blank lines are ignored. Raises as `decode_json`; lines count from `first`."""
+    """Decode newline-delimited JSON, one event per line; blank lines are ignored.
+
+    Errors name lines by number, counted from `first`. Raises as `decode_json`.
+    """
     if first == 1:
         body = body.removeprefix(BOM_UTF8)
         if (found := other_format(body[:_FORMAT_BYTES])) is not None:
@@ -178,7 +184,7 @@ def from_queue(payload: object, place: str) -> TipEvent:
 
 
 def _issue(place: str, message: str) -> Issue:
-    """A validation error of msgspec, with the path of its field and the values that the field allows."""
+    """Rewrite an error of msgspec: the path of the field, the reason, and the values that the field allows."""
     found = _AT.search(message)
     path = found["path"] if found else ""
     reason = _AT.sub("", message).replace("Invalid value", "unknown subject")  # msgspec says "value" only of the tag
@@ -210,14 +216,14 @@ def _id_issues(event: TipEvent, place: str) -> list[Issue]:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The rule for event times: within the retention, and at most `FUTURE_TOLERANCE_MS` ahead of the clock."""
+    """Checks event times: within the retention, and at most `FUTURE_TOLERANCE_MS` ahead of the clock."""
 
     retention_days: int
 
     def admit(
         self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "", *, historical: bool = False
     ) -> list[Admitted]:
-        """Assign each event the event time that counts. A time ahead of the clock counts as now.
+        """Give each event the time that features use: its own, or `now_ms` if its own is ahead of that.
 
         Raises:
             InvalidInput: at least one event time is out of bounds; each is named.
@@ -257,7 +263,7 @@ class Admission:
 
 
 def digest(event: TipEvent) -> bytes:
-    """A hash of 16 bytes that is equal for equal events.
+    """A hash of 16 bytes by which a repeated event is recognised: equal events have equal hashes.
 
     It covers what is stored: the event time in whole milliseconds. So an event that is read back from the log and sent
     again is a duplicate.
