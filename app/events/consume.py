@@ -6,7 +6,8 @@ learners get many events at once, and one by one after a failure. A failure with
 event becomes a dead letter after `ATTEMPTS` failures. An unavailable cache, queue or database (`Unavailable`) counts
 against no event.
 
-Within one process, an event is held either by a job or by the sweep, so it is never learned twice concurrently.
+Within one process, a job and the sweep never consume the same event at the same time, so it is not learned twice
+concurrently.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Ingestor:
         return Receipt(outcome.accepted, outcome.duplicates, await invalidated, outcome.seqs)
 
     async def close(self) -> None:
-        """Wait for pending commits and invalidations."""
+        """Wait until all submitted events are committed and the cache keys that they made stale are deleted."""
         await self._commits.close()
         while self._invalidating:
             await asyncio.wait(self._invalidating)

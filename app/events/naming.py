@@ -19,7 +19,7 @@ _ESCAPED = re.compile(r"\\x[0-9a-f]{2}")  # an undecodable byte, as `backslashre
 
 
 def names(value: object, user_id: str) -> bool:
-    """Whether decoded JSON or msgpack names this user, or may do so."""
+    """Whether a payload, decoded from JSON or msgpack, names this user or may do so."""
     parts = list(_parts(value))
     owners = {str(part) for key, part in parts if _plain(key) in _OWNER and isinstance(part, str | int)}
     if owners:

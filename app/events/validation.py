@@ -115,7 +115,7 @@ def decode_lines(body: bytes, first: int = 1) -> Batch:
 
 
 def other_format(head: bytes) -> str | None:
-    """The format of a file that begins with `head`; None if it may be newline-delimited JSON."""
+    """The format of a file, recognised by its first bytes `head`; None if it may be newline-delimited JSON."""
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             return name

@@ -33,7 +33,7 @@ class Contract:
 
         Raises:
             RegistryError: the mirror declares other features, dtypes or descriptions than the registry.
-            SettingsError: a retention is too short: events for the longest window, or decisions for their rewards.
+            SettingsError: events would be deleted within the longest window, or decisions before their rewards.
         """
         check_mirror(self.registry, self.mirror)
         settings.require_retention(self.registry.longest_window_ms())

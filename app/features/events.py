@@ -27,7 +27,7 @@ MAX_DWELL_MS = 86_400_000
 # `start`, `end` and `hour`, which appear beside the names of actions in settings and answers. Keep the line while
 # events or decisions with the action are stored.
 class Action(StrEnum):
-    """What a user did with a tip: the name in events, and the default of the reward from 0 to 1 in PROFILES_REWARDS."""
+    """What a user did with a tip. `reward`, from 0 to 1, is the default of the setting PROFILES_REWARDS for it."""
 
     COMPLETED = "completed", 1.0
     DISMISSED = "dismissed", 0.0
@@ -64,7 +64,7 @@ OccurredAt = Annotated[
 
 
 class TipServed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="subject", tag=SERVED):
-    """A tip was shown to a user."""
+    """An event that producers send when a tip was shown to a user."""
 
     event_id: Id
     user_id: Id
@@ -76,7 +76,7 @@ class TipServed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class TipFeedback(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="subject", tag=FEEDBACK
 ):
-    """A user reacted to a tip."""
+    """An event that producers send when a user reacted to a tip."""
 
     event_id: Id
     user_id: Id

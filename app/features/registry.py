@@ -237,7 +237,7 @@ class Registry(Sequence[Feature]):
         return self.mask(name for name in names if name in self._index)
 
     def invalidated_by(self, subject: str) -> frozenset[str]:
-        """Names of the features that an event of `subject` makes stale."""
+        """Names of the features that an event of this subject (kind of event) makes stale."""
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
     def longest_window_ms(self, mask: int | None = None) -> int:

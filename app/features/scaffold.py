@@ -23,7 +23,7 @@ FROM (
 WHERE place = 1"""
 # Lines of at most 88 characters and trailing commas, so that the formatter does not change the text.
 _MODULE = '''\
-# A file that begins with this text is a registry. To a registry you have, add the entry and its name.
+# This file is a registry. To extend another registry, copy the entry and add its name.
 from datetime import timedelta
 
 from app.features.examples import Example, {event}

@@ -1,1 +1,1 @@
-"""The online path: read, rebuild, invalidate, freshness, and the ports it needs."""
+"""Profiles of users: reading them through the cache, invalidation, rebuilds, past moments and quality."""

@@ -1,4 +1,4 @@
-"""Which features can be computed and served now. The others are null, with the reason, and delay nothing.
+"""Tracks which features can be computed and served now; the others are null, with the reason, and delay nothing.
 
 A feature is *disabled* by an admin, in all processes. It is *paused* in one process when its SQL takes too long, or
 fails for `FAILED_USERS` users in a row. A paused feature is tried again in the background, after pauses that double,
@@ -25,7 +25,7 @@ log = logger("profiles.availability")
 
 
 class Disabled(NamedTuple):
-    """A feature that an admin has disabled."""
+    """A feature that an admin has disabled, with the admin's name, the reason and the time."""
 
     feature: str
     disabled_by: str
@@ -39,7 +39,12 @@ class Disabled(NamedTuple):
 
 @dataclass(slots=True)
 class FeatureTrouble:
-    """A feature that fails. It is tried again with `user_id`. `pause_s` is 0 if it is not paused."""
+    """A feature that fails in this process, with the reason of the last failure.
+
+    `users` are the users for whom it failed. While the feature is paused, `pause_s` is the length of the pause in
+    seconds (else 0), and `until` is its end on the monotonic clock. `user_id` is the user for whom the feature is tried
+    next.
+    """
 
     feature: str
     since_ms: int
@@ -55,10 +60,13 @@ _decode_disabled = msgspec.json.Decoder(list[Disabled]).decode
 
 
 class FeatureAvailability:
-    """The state of the features in one process. Sets of features are masks; single features are indices."""
+    """Tracks which features are disabled or paused in this process.
+
+    Sets of features are bit masks; a single feature is given by its index in the registry.
+    """
 
     def __init__(self, registry: Registry, clock: Clock, switches: Callable[[], str] = lambda: "[]") -> None:
-        """`switches` returns the disabled features, as JSON of `Disabled` rows that is less than a second old."""
+        """`switches` returns the disabled features, at most a second old, as a JSON list of `Disabled` rows."""
         self._registry = registry
         self._clock = clock
         self._switches = switches
@@ -70,7 +78,7 @@ class FeatureAvailability:
 
     @property
     def disabled(self) -> int:
-        """Every read asks this, so it must be cheap."""
+        """The bit mask of the features that an admin has disabled. Cheap, because every read asks for it."""
         seen = self._switches()
         if seen != self._seen:
             known = {name: index for index, name in enumerate(self._registry.names)}
@@ -81,11 +89,11 @@ class FeatureAvailability:
 
     @property
     def unavailable(self) -> int:
-        """The disabled and the paused features."""
+        """The bit mask of the features that are disabled or paused."""
         return self.disabled | self._paused_mask
 
     def reason(self, index: int) -> str:
-        """Why an unavailable feature is null; empty for other features."""
+        """The reason why a feature is disabled, paused or failing; empty for a feature that works."""
         if self.disabled >> index & 1:
             return str(self._disabled[index])
         return self._troubles[index].reason if index in self._troubles else ""
@@ -97,37 +105,40 @@ class FeatureAvailability:
         return self._disabled if self.disabled else {}
 
     def troubles(self) -> list[FeatureTrouble]:
-        """The features that fail now and are not disabled, in the order of the registry."""
+        """The features that fail in this process and are not disabled, in the order of the registry."""
         off = self.disabled
         return [self._troubles[index] for index in sorted(self._troubles) if not off >> index & 1]
 
     def succeeded(self, index: int) -> None:
-        """Record that a read computed a value."""
+        """Record that a read computed a value. If the feature is not paused, it counts as working again."""
         trouble = self._troubles.get(index)
         if trouble is not None and not trouble.pause_s:
             del self._troubles[index]
 
     def resume(self, index: int) -> None:
-        """End a pause, because an attempt succeeded."""
+        """End the pause of a feature, because an attempt to compute it succeeded."""
         del self._troubles[index]
         self._paused_mask &= ~(1 << index)
         log.warning("feature_resumed", feature=self._registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
-        """Record that a user's value could not be computed."""
+        """Record that a feature could not be computed for a user.
+
+        The feature is paused once it has failed for `FAILED_USERS` users.
+        """
         trouble = self._trouble(index, user_id, reason)
         trouble.users.add(user_id)
         if len(trouble.users) >= FAILED_USERS:
             self._pause(index, trouble)
 
     def pause(self, index: int, user_id: str, reason: str, *, slow: bool) -> None:
-        """Pause a feature at once. `slow`: computing this user's value took too long."""
+        """Pause a feature at once. `slow`: the reason is that computing this user's value took too long."""
         trouble = self._trouble(index, user_id, reason)
         trouble.slow = slow
         self._pause(index, trouble)
 
     def withheld(self, index: int, user_id: str) -> None:
-        """Record that a read wanted a paused feature.
+        """Record that a read asked for a paused feature of this user.
 
         The next attempt is made with this user, so one failing user cannot keep the feature paused for all. A slow
         feature is tried with the user for whom it was slow, since resuming it too early would delay reads.
@@ -137,7 +148,10 @@ class FeatureAvailability:
             trouble.user_id = user_id
 
     def due(self) -> tuple[int, str] | None:
-        """A feature whose pause is over, and the user to try it with. It is not due again until the attempt ends."""
+        """A paused feature to try again now, as (index, id of the user to try it with); None if there is none.
+
+        The feature is not returned again until the attempt has ended.
+        """
         now, off = self._clock.monotonic(), self.disabled
         for index, trouble in self._troubles.items():
             if trouble.pause_s and trouble.until <= now and not off >> index & 1:

@@ -20,7 +20,10 @@ EXAMPLES = 5
 
 
 class Side(msgspec.Struct):
-    """The values of one definition. Quartiles are None if no value is a number."""
+    """A summary of the values of one definition: how many are null, how many failed, and the quartiles.
+
+    The quartiles are None if no value is a number.
+    """
 
     fingerprint: str
     nulls: int
@@ -35,7 +38,11 @@ class ChangedUser(msgspec.Struct):
 
 
 class Difference(msgspec.Struct, kw_only=True):
-    """`psi` is None if the users are too few or the dtypes differ; `why_no_psi` says which."""
+    """The result of comparing two definitions of a feature, `before` and `after`, for the same users.
+
+    `psi` is the population stability index between the two sets of values. It is None if there are too few users or the
+    dtypes differ; then `why_no_psi` is the reason. `examples` are some of the users whose value changes.
+    """
 
     feature: str
     users: int
@@ -48,7 +55,7 @@ class Difference(msgspec.Struct, kw_only=True):
     examples: list[ChangedUser]
 
     def lines(self) -> Iterator[str]:
-        """The comparison as the command line shows it."""
+        """The comparison as lines of text for the command line."""
         if not self.users:
             yield "There are no users with an event in either window."
             return
@@ -73,9 +80,10 @@ async def compare(
     clock: Clock,
     tell: Callable[[int], object],
 ) -> Difference:
-    """Compute both for up to `count` users, drawn from those with an event within the longer window.
+    """Compute both definitions for up to `count` users, and compare the values.
 
-    `tell` is called with the number of users done. Raises `StoreUnavailable`.
+    The users are drawn at random from those with an event within the longer window. `source_of` makes the source that
+    computes a registry. `tell` is called with the number of users done. Raises `StoreUnavailable`.
     """
     now_ms = clock.now_ms()
     since_ms = now_ms - max(before.window_ms, after.window_ms)
@@ -106,7 +114,7 @@ async def compare(
 
 
 class _Definition:
-    """Computes one definition and counts its values."""
+    """Computes one definition of the feature for pages of users, and counts the values and the failures."""
 
     def __init__(self, entry: Feature, source: Source) -> None:
         self._entry = entry

@@ -1,8 +1,10 @@
-"""What profiles need from the stores, as protocols with their value types. `app.stores` implements them.
+"""Protocols and value types of the stores that profiles need; `app.stores` implements the protocols.
 
-A *cell* is one feature of one user. A *token* is the exact bytes that a cell held before a computation began; a fill
-lands only while the cell still holds them. The methods of `Cache` raise `CacheUnavailable` if the server does not
-answer in time and `CacheRefused` if it refuses the command. The methods of the other ports raise `StoreUnavailable`.
+A *cell* is one feature of one user, and has one key in the cache. A *token* is the exact bytes that a cell held before
+a computation began: a value, or a *lease*, a random marker in an otherwise empty cell. A computed value is stored (a
+*fill*) only while the cell still holds the token. The methods of `Cache` raise `CacheUnavailable` if the server does
+not answer in time and `CacheRefused` if it refuses the command. The methods of the other ports raise
+`StoreUnavailable`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Row = tuple[str, Sequence[bytes]]
 
 
 class Fill(NamedTuple):
-    """A value to be stored if the cell still holds `token`."""
+    """A value to be stored in a cell if the cell still holds the bytes `token`."""
 
     cell: Cell
     token: bytes
@@ -33,35 +35,38 @@ class Fill(NamedTuple):
 
 
 class Cache(Protocol):
-    """One key per cell, under the epoch of the connection that carries the command."""
+    """The shared cache on Redis or Valkey, with one key per cell.
+
+    Keys begin with an epoch, which changes if the server or the database is replaced; so keys from before are not read.
+    """
 
     @property
     def available(self) -> bool:
-        """False while the circuit breaker is open."""
+        """False while the circuit breaker is open, after the server did not answer."""
         ...
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
-        """The contents of each cell, and the epoch under which they were read."""
+        """The contents of the cells, None for an empty one, and the epoch under which they were read."""
         ...
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """As `read`, for the cells of all rows, row after row."""
+        """Read cells as `read` does, given by user; returns the contents in one list, row after row."""
         ...
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put a fresh lease into each empty cell; returns what each cell holds now."""
+        """Put a new lease into each empty cell; returns the contents of each cell afterwards."""
         ...
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Compare-and-set each; False if refused."""
+        """Store each value if its cell still holds the token; returns whether each was stored."""
         ...
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete unconditionally. Returns only when the server has confirmed it."""
+        """Delete the keys of cells, whatever they hold. Returns only when the server has confirmed it."""
         ...
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
-        """Delete each cell that still holds exactly these bytes; returns how many did."""
+        """Delete each cell that still holds exactly the given bytes; returns how many were deleted."""
         ...
 
     async def drop_user(self, user_id: str) -> None:
@@ -69,15 +74,15 @@ class Cache(Protocol):
         ...
 
     async def check(self) -> None:
-        """Try every command of the protocol on a key of its own."""
+        """Try every command of the cache protocol on a test key; raises an error if one fails."""
         ...
 
 
 class ComputeRow(NamedTuple):
-    """One row of a computation: a user, a mask of features, and a moment.
+    """One row of a computation: a user, a bit mask of features, and a moment.
 
-    `now_ms` None means a live read, at the clock of the computation. `known_ms`, if given, leaves out events that
-    arrived later.
+    `now_ms` is the moment to compute as of; None means now. If `known_ms` is given, events that arrived later are left
+    out.
     """
 
     user_id: str
@@ -87,10 +92,11 @@ class ComputeRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The result of one statement: the newest sequence number it saw, and for each row one raw value per feature.
+    """The result of one statement: for each row, one raw value per feature of the registry.
 
-    `errors` has the (row, feature index) pairs whose SQL failed; their raw value is None. `overdue` is the mask of the
-    features that exceeded the deadline.
+    `seq` is the highest sequence number of an event that the statement saw. `errors` has the error text by (row,
+    feature index) of the values whose SQL failed; these values are None. `overdue` is the mask of the features that
+    exceeded the deadline.
     """
 
     seq: int
@@ -103,15 +109,15 @@ class Source(Protocol):
     """Computes features in the database."""
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute every row in one snapshot."""
+        """Compute all rows in one snapshot of the database. Rows without a moment are as of `clock_ms`."""
         ...
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """How many of the first rows one `compute` can do in some tens of milliseconds; at least one."""
+        """How many rows, from the first on, one `compute` can do in some tens of milliseconds; at least 1."""
         ...
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """As `compute`, on a connection of its own, for features that may take long."""
+        """Compute rows as `compute` does, but on a connection of its own, for features that may take long."""
         ...
 
 
@@ -121,30 +127,36 @@ class OwedInvalidation(NamedTuple):
 
 
 class OwedInvalidations(Protocol):
-    """The table of invalidations that the cache did not take."""
+    """The table of users whose cache keys must still be deleted, because the cache did not answer."""
 
     def any_owed(self) -> bool:
-        """Ask the database on the caller's thread, which takes microseconds."""
+        """Whether any invalidation is owed. Queries the database on the caller's thread, in microseconds."""
         ...
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
-        """Record one for each user; committed when this returns."""
+        """Record for each user that the cache keys must be deleted; it is committed when this returns."""
         ...
 
     async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        """The oldest rows, and the names of all features that any process of this database caches."""
+        """Up to `limit` of the oldest rows, and the names of the features whose keys must be deleted.
+
+        These are all features that any process of this database caches.
+        """
         ...
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete rows whose invalidation has been made."""
+        """Delete rows by id, after the cache keys of their users have been deleted."""
         ...
 
 
 class ChangeFeed(Protocol):
-    """New events of the event log, whichever process wrote them. Both methods query on the caller's thread."""
+    """Names the users of new events in the event log, whichever process stored them.
+
+    Both methods query the database on the caller's thread.
+    """
 
     def changed_users(self) -> frozenset[str] | None:
-        """Users of the events committed since the last call; None if every local copy must be dropped."""
+        """Users of the events committed since the last call; None if the local cache must be cleared."""
         ...
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
@@ -156,20 +168,23 @@ class ChangeFeed(Protocol):
 
 
 class NewestEvents(Protocol):
-    """Queries of the event log for users and their newest events."""
+    """Queries of the event log for users with events in a time span, and for their newest events."""
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
-        """The sequence number of the newest event, by user and subject."""
+        """The sequence number of each user's newest event of each subject, by (user id, subject)."""
         ...
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
-        """User ids above `after`, ascending, with any event from `since_ms` to `until_ms`."""
+        """Up to `limit` ids of users with an event between `since_ms` and `until_ms`.
+
+        They are the ids above `after`, ascending.
+        """
         ...
 
     async def count_eligible(self, since_ms: int) -> int: ...
 
     async def oldest_event_ms(self) -> int | None:
-        """Event time of the oldest event that is kept."""
+        """Event time of the oldest stored event; None if there is none."""
         ...
 
 
@@ -183,13 +198,13 @@ class RecentEvents(Protocol):
     """Queries of the event log for the consistency checks."""
 
     async def since(self, seq: int, limit: int) -> list[RecentEvent]:
-        """Events above a sequence number, newest first."""
+        """Up to `limit` events with a sequence number above `seq`, newest first."""
         ...
 
     async def newest_seq(self) -> int:
-        """The highest sequence number; 0 if there is no event."""
+        """The highest sequence number of a stored event; 0 if there is none."""
         ...
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
-        """Whether any event of the user above a sequence number has not been consumed yet."""
+        """Whether any event of the user with a sequence number above `after_seq` is still unconsumed."""
         ...

@@ -1,4 +1,4 @@
-"""A trial computes each feature alone for some stored users, to find out whether it works and how long it takes."""
+"""Computes each feature by itself for some stored users, to find out whether it works and how long it takes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ SAMPLE = 20
 
 
 class Trial(NamedTuple):
-    """The result for one feature, given by its index. `user_id` is the user for whom it failed with `error`.
+    """The result of trying one feature, given by its index.
 
-    `us_per_user` is in microseconds; None if there was no user or the SQL exceeded the deadline (`overdue`).
+    `us_per_user` is the time in microseconds; None if there was no user or the SQL exceeded the deadline (`overdue`).
+    If the feature failed, `error` is the reason and `user_id` the user for whom it failed.
     """
 
     feature: int
@@ -28,7 +29,7 @@ class Trial(NamedTuple):
 async def try_features(
     source: Source, registry: Registry, mask: int, user_ids: Sequence[str], clock: Clock
 ) -> list[Trial]:
-    """Compute each feature in the mask for each user. Raises `StoreUnavailable`."""
+    """Compute each feature in the mask, one at a time, for the given users. Raises `StoreUnavailable`."""
     if not user_ids:
         return [Trial(index, None) for index in indices(mask)]
     # The first statement is parsed, which must not count as the cost of the first feature.
@@ -51,5 +52,5 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
 
 
 def costs(trials: Iterable[Trial]) -> dict[int, float]:
-    """Microseconds a user, by feature index, of the trials that have a figure."""
+    """Microseconds per user by feature index, for the features of which a time was measured."""
     return {trial.feature: trial.us_per_user for trial in trials if trial.us_per_user is not None}

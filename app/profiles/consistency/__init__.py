@@ -1,1 +1,1 @@
-"""Comparing cached values with a recomputation."""
+"""Compares cached values with the event log and with a recomputation."""

@@ -1,7 +1,7 @@
 """The consistency check: do the cached values of a user equal a recomputation?
 
-Invariants: a violation is a fault that `Inspector` confirmed while the cache was trusted, before and after, and that no
-event which is still being ingested explains. Only `repair` changes anything.
+A *violation* is a wrong cached value that `Inspector` confirmed. Invariants: it was found while reads served cached
+values, both before and after; and no event that is still being ingested explains it. Only `repair` changes anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ log = logger("profiles.consistency")
 
 
 class CheckResult(NamedTuple):
-    """`untrue` are the cells at fault if the outcome is a violation. `inspection` is None if the user was unchecked."""
+    """The result of checking one user. `inspection` is None if the user was not checked.
+
+    `untrue` are the cells with a wrong cached value, if the outcome is a violation; else it is empty.
+    """
 
     user_id: str
     outcome: Outcome
@@ -38,19 +41,19 @@ class ConsistencyChecker:
         events: RecentEvents,
         drop: Callable[[Stale], Awaitable[None]],
     ) -> None:
-        """`drop` invalidates, and makes every process drop its local copies."""
+        """`drop` deletes cached values and makes every process clear its local cache."""
         self._inspector = inspector
         self.events = events
         self._drop = drop
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
-        """The result of each user, in the order given; for some tens of users. Raises `StoreUnavailable`."""
+        """Check some tens of users; returns one result per user, in that order. Raises `StoreUnavailable`."""
         if self._inspector.cache_state != "trusted":
             return [CheckResult(user_id, "unchecked") for user_id in user_ids]
         return [await self._result(inspection) for inspection in await self._inspector.inspect(user_ids)]
 
     async def repair(self, results: Sequence[CheckResult]) -> int:
-        """Drop the untrue values; returns how many there were. Raises `StoreUnavailable`."""
+        """Delete the wrong cached values from the cache; returns how many there were. Raises `StoreUnavailable`."""
         stale = {result.user_id: [cell.entry.name for cell in result.untrue] for result in results if result.untrue}
         if stale:
             await self._drop(stale)
@@ -73,7 +76,7 @@ class ConsistencyChecker:
 
 
 def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
-    """Count and log the untrue values of a result, with the facts needed to explain them.
+    """Count and log the wrong cached values of one user, with the facts that are needed to explain them.
 
     The log has a hash instead of the user id, because the user may be erased later. The sequence numbers of the newest
     events lead to the user while the database holds these events.

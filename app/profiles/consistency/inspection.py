@@ -1,8 +1,8 @@
-"""Inspection: the cached values of some users, compared with the event log and with a computation.
+"""Inspects users: compares their cached values with the event log and with a computation.
 
-An inspection takes no lease and fills nothing, so it leaves the cache as it was. Invariant: a value that is reported as
-stale or as unexplained held the same bytes before and after a pause of `PAUSE_S`. Between the commit of an event and
-its DEL, about a millisecond, a stale value is no fault.
+An inspection writes nothing to the cache. Invariant: a value that is reported as stale or as unexplained held the same
+bytes before and after a pause of `PAUSE_S`. Between the commit of an event and its DEL, about a millisecond, a stale
+value is no fault.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ Fault = Literal["stale", "unexplained"]
 
 
 class InspectedCell(NamedTuple):
-    """One feature of a user; `feature` is its index.
+    """One feature of a user, as cached and as computed. `feature` is its index.
 
-    `state` and `holds` are None while the cache is unavailable. `held` is the live value, if there is one. `outcome` is
-    the result of a computation. `difference` says why `held` differs from it: an invalidation did not happen (`stale`);
-    the window moved over the same events (`time`); or neither explains it (`unexplained`). It is None if nothing is
-    held or nothing could be computed. `disabled`: an admin has disabled the feature, so reads answer null.
+    `state` and `holds` are None while the cache is unavailable. `held` is the cached value, if it is of this process's
+    definition. `outcome` is the result of a computation. `difference` is the reason why `held` differs from it: an
+    invalidation did not happen (`stale`); the window moved over the same events (`time`); or neither explains it
+    (`unexplained`). It is None if nothing is held or nothing could be computed. `disabled`: an admin has disabled the
+    feature, so reads answer null.
     """
 
     feature: int
@@ -48,17 +49,17 @@ class InspectedCell(NamedTuple):
 
     @property
     def fault(self) -> Fault | None:
-        """Why the held value should not be in the cache."""
+        """The reason why the cached value should not be in the cache; None if it is right or absent."""
         if self.state == "stale":
             return "stale"
         return "unexplained" if self.difference == "unexplained" else None
 
 
 class Inspection(NamedTuple):
-    """A user at `at_ms`.
+    """The cells of one user at the time `at_ms`.
 
-    `cache` says whether reads serve hits now, or compute because invalidations are owed or the cache is unavailable
-    (`away`). `newest` has the sequence number of the user's newest event by subject.
+    `cache` is `trusted` if reads serve hits now. Otherwise reads compute, because invalidations are owed (`owed`) or
+    the cache is unavailable (`away`). `newest` has the sequence number of the user's newest event by subject.
     """
 
     user_id: str
@@ -68,13 +69,16 @@ class Inspection(NamedTuple):
     cells: tuple[InspectedCell, ...]
 
     def reading(self, index: int) -> FeatureValue:
-        """The value that a read would have returned."""
+        """The value that a read of the feature with this index would have returned."""
         cell = self.cells[index]
         return cell.held if self.cache == "trusted" and cell.held is not None and not cell.disabled else cell.outcome
 
 
 class CellFreshness(NamedTuple):
-    """`value` is the live value, `feature` an index."""
+    """The state of one feature of a user in the cache, where `feature` is an index.
+
+    `value` is the cached value; None if the state is `missing`.
+    """
 
     user_id: str
     feature: int
@@ -83,7 +87,10 @@ class CellFreshness(NamedTuple):
 
 
 class Inspector:
-    """Inspects some tens of users at a time. An unavailable cache costs at most one timeout."""
+    """Compares users' cached values with the event log and with a computation, for some tens of users at a time.
+
+    If the cache does not answer, an inspection waits for at most one timeout.
+    """
 
     def __init__(
         self,
@@ -95,7 +102,7 @@ class Inspector:
         registry: Registry,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`trusted`: as `TrustGate.holds`."""
+        """`trusted` returns whether reads may serve hits now, as `TrustGate.holds`."""
         self._cache = cache
         self._trusted = trusted
         self._users = users
@@ -106,18 +113,18 @@ class Inspector:
 
     @property
     def cache_state(self) -> CacheState:
-        """As `Inspection.cache`, without a read."""
+        """Whether reads serve hits now; if not, whether invalidations are owed or the cache is unavailable."""
         return "away" if not self._cache.available else "trusted" if self._trusted() else "owed"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
-        """Inspect users, in the order given. Raises `StoreUnavailable`."""
+        """Inspect users; returns one inspection per user, in that order. Raises `StoreUnavailable`."""
         return await self._inspect(user_ids, self._registry.full_mask, compute=True)
 
     async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[CellFreshness]:
-        """The cells of each user, of the features in `mask` or of all. Nothing is computed.
+        """The state of each user's features in the cache: the features in `mask`, or all. Computes nothing.
 
         Raises:
-            CacheUnavailable: also, and at once, while the circuit breaker is open.
+            CacheUnavailable: the cache does not answer; raised at once while the circuit breaker is open.
             StoreUnavailable: the database does not answer.
         """
         found = await self._inspect(user_ids, self._registry.full_mask if mask is None else mask, compute=False)
@@ -130,7 +137,10 @@ class Inspector:
         return cells
 
     async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
-        """The live value of each feature; None while the cache is unavailable."""
+        """A user's cached value of each feature, in registry order; None for a feature without one.
+
+        Returns None instead of the list while the cache is unavailable.
+        """
         held = await self._held([user_id], self._registry.full_mask)
         return [self._live(index, raw) for index, raw in held[user_id].items()] if held is not None else None
 
@@ -149,7 +159,7 @@ class Inspector:
     async def _unconfirmed(
         self, inspections: Sequence[Inspection], mask: int, found: dict[str, Inspection]
     ) -> list[str]:
-        """The users with a value at fault that has changed after a pause, so that they must be inspected again."""
+        """The users who must be inspected again, because a value at fault has changed after a pause."""
         suspects = [one for one in inspections if any(cell.fault for cell in one.cells)]
         if not suspects:
             return []
@@ -185,7 +195,7 @@ class Inspector:
         return await self._attributed_to_time(found)
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
-        """What the cells of each user hold, by feature index; None while the cache is unavailable."""
+        """The contents of each user's cells, by user id and feature index; None while the cache is unavailable."""
         wanted = indices(mask)
         cells = [Cell(user_id, self._registry.names[index]) for user_id in user_ids for index in wanted]
         try:
@@ -195,7 +205,7 @@ class Inspector:
         return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
     def _live(self, index: int, raw: bytes | None) -> FeatureValue | None:
-        """The value that a cell holds, if its fingerprint is that of this process."""
+        """Decode the contents of a cell; None unless it is a value of this process's definition."""
         value = decode(raw)
         known = self._registry[index].fingerprint.encode()
         return value if value is not None and value.fingerprint == known else None
@@ -213,10 +223,10 @@ class Inspector:
         return InspectedCell(index, entry, "stale" if stale else "fresh", "value", value, outcome, difference, disabled)
 
     async def _attributed_to_time(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
-        """Change unexplained differences to `time` if the value was right at the moment of its computation.
+        """Find the unexplained values that were right when they were computed, and set their difference to `time`.
 
-        No event has invalidated such a value since, or it would be stale. So if the same SQL as of that moment gives
-        the value, only the window has moved.
+        No event has invalidated such a value since, or it would be stale. So if the same SQL as of the moment of its
+        computation gives the value, only the window has moved.
         """
         different = [
             (one.user_id, cell.feature, cell.held)
@@ -252,7 +262,7 @@ class Inspector:
 
 
 def _away(inspection: Inspection) -> Inspection:
-    """The inspection without claims about the cache."""
+    """Remove every statement about the cache from an inspection, because the cache became unavailable."""
     cells = (cell._replace(state=None, holds=None, held=None, difference=None) for cell in inspection.cells)
     return inspection._replace(cache="away", cells=tuple(cells))
 
@@ -266,7 +276,7 @@ def _without_faults(inspection: Inspection) -> Inspection:
 
 
 def _holds(raw: bytes | None) -> Holds:
-    """The contents of a cell that has no live value."""
+    """The kind of content in a cell without a live value."""
     if raw is None:
         return "nothing"
     return "lease" if raw.startswith(LEASE) else "other definition"

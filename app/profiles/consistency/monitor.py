@@ -1,6 +1,6 @@
 """The consistency monitor: a worker checks the users of some recent events 1 s, 1 min and 5 min after each event.
 
-Each second takes at most `users_per_s` users, at random, from the newest events. This also limits the number of
+Each second it chooses at most `users_per_s` users at random from the newest events, which also limits the number of
 scheduled checks. Checks lost when the worker stops are not repeated, since the monitor only samples.
 """
 
@@ -26,7 +26,10 @@ log = logger("profiles.consistency")
 
 
 class ScheduledCheck(NamedTuple):
-    """A check at `due` on the monotonic clock, which is the delay `after` after the event `seq`."""
+    """A check of a user, scheduled for the time `due` on the monotonic clock, in seconds.
+
+    `seq` is the sequence number of the event that led to it. `after` names the delay since the event, such as `1min`.
+    """
 
     due: float
     after: str
@@ -35,7 +38,10 @@ class ScheduledCheck(NamedTuple):
 
 
 class ConsistencyMonitor:
-    """One per worker, which calls `round` every `ROUND_S`."""
+    """Checks the users of some recent events. Each worker has one instance.
+
+    The worker calls `round` every `ROUND_S` seconds.
+    """
 
     def __init__(
         self,
@@ -56,7 +62,7 @@ class ConsistencyMonitor:
         self._scheduled: list[ScheduledCheck] = []
 
     async def round(self) -> None:
-        """Schedule checks for some of the newest events, and run those that are due. Raises `StoreUnavailable`."""
+        """Schedule checks for some of the newest events, and run the checks that are due. Raises `StoreUnavailable`."""
         if self._position is None:
             self._position = await self._events.newest_seq()
         newest = await self._events.since(self._position, NEWEST)

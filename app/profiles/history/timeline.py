@@ -1,7 +1,8 @@
 """The timeline of a user: one profile a day, computed by the SQL that serves reads.
 
-Invariant: a feature has a point only if its whole window is kept, since a partial window gives a plausible but wrong
-value. Events that arrived late count, so a point shows the facts of that day, not the knowledge of that day.
+Invariant: a feature has a point only if all events of its window are still stored, since a partial window gives a
+plausible but wrong value. Events that arrived late count, so a point shows the facts of that day, not the knowledge of
+that day.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ DAYS = 30
 
 
 class Point(NamedTuple):
-    """A user at a moment. A feature whose window reaches beyond the retention is absent."""
+    """A user's profile as of a past moment. A feature whose window reaches beyond the retention is absent."""
 
     at_ms: int
     profile: Profile
 
 
 def daily(moments: Moments, now_ms: int) -> list[tuple[int, int]]:
-    """The last `DAYS` moments a day apart, oldest first, ending now; each with the mask of the features it has."""
+    """The last `DAYS` moments a day apart, oldest first, ending now, as (milliseconds, mask of features).
+
+    The mask has the features that can be computed for the moment.
+    """
     width = len(moments.registry)
     found: list[tuple[int, int]] = []
     for days_ago in range(DAYS - 1, -1, -1):
@@ -37,7 +41,10 @@ def daily(moments: Moments, now_ms: int) -> list[tuple[int, int]]:
 async def development(
     read_as_of: Callable[[list[ComputeRow]], Awaitable[list[Profile]]], moments: Moments, user_id: str, now_ms: int
 ) -> list[Point]:
-    """A point a day. `read_as_of`: as `ProfileReader.read_as_of`. Raises `StoreUnavailable`."""
+    """Compute the timeline of a user: one point a day. Raises `StoreUnavailable`.
+
+    `read_as_of` computes past moments, as `ProfileReader.read_as_of`.
+    """
     asked = [ComputeRow(user_id, mask, at_ms) for at_ms, mask in daily(moments, now_ms)]
     profiles = await read_as_of(asked)
     return [Point(row.now_ms or 0, profile) for row, profile in zip(asked, profiles, strict=True)]

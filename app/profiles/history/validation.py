@@ -1,6 +1,6 @@
-"""Which past moments may be asked for: not the future, and none whose window reaches beyond the retention.
+"""Decides which past moments may be asked for: not the future, and none whose window reaches beyond the retention.
 
-A window that is only partly kept gives a plausible but wrong value.
+If only a part of a window's events is still stored, the value is plausible but wrong.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from app.features.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Moments:
+    """Checks whether features can be computed as of a past moment."""
+
     registry: Registry
     retention_days: int
     clock: Clock
 
     def problem(self, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
-        """What is wrong with `as_of` or `known_at` for the features in the mask; None if both are allowed."""
+        """The problem with `as_of` or `known_at` for the features in the mask; None if both are allowed."""
         now_ms = self.clock.now_ms()
         if at_ms > now_ms:
             return Issue("as_of", f"lies in the future; the time of the service is {rfc3339(now_ms)}")

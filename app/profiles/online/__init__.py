@@ -1,1 +1,1 @@
-"""The read path: batching, local cache, cache protocol and computation."""
+"""The read path of profiles: request batching, local cache, cache protocol, computation and invalidation."""

@@ -1,11 +1,14 @@
-"""The cache protocol: what a key holds, when a hit may be served, and how a computed value enters the cache.
+"""The cache protocol: the content of keys, when a hit may be served, and how a computed value enters the cache.
 
 A key holds a value `V…` or a lease `L…`, as bytes:
 
     V<fingerprint>:<seq>:<computed_ms>:<expires_ms>:<JSON>      L<nonce>
 
-The JSON comes last and verbatim, so a hit is answered without decoding it. A held value serves as its own token: values
-with the same bytes were computed from the same events, since the sequence number is part of them.
+A reader that finds an empty key writes a lease, a random nonce, before it reads the database. The bytes that the key
+then holds are the reader's *token*: a computed value is stored by compare-and-set, only if the key still holds the
+token. A value that is to be replaced is its own token: values with the same bytes were computed from the same events,
+since the sequence number of the newest event is part of them. The JSON comes last and verbatim, so a hit is answered
+without decoding it.
 
 Invariant of fills: every fill carries a token that was taken before the read of the store that computed the value. Each
 invalidation deletes the key after its commit, so a token that is still there proves that no event came in between.
@@ -15,9 +18,10 @@ Interleavings prevented; R is a reader, E the ingest of an event:
   3. R token, R snapshot, E commit, R fill, E DEL       the fill lands and the DEL removes it
   4. R1 token, R1 snapshot, E commit, E DEL, R2 token, R1 fill     R2's lease has another nonce: refused
 
-Invariant of hits: `TrustGate.holds` is True only if a check for owed invalidations began at most `CHECK_VALID_S` before
-and found none. A request that could not invalidate is answered `HOLD_BACK_S` after it recorded the owed invalidation.
-By then every check that missed the record has expired, in every process.
+Invariant of hits: hits are served only while `TrustGate.holds` is True, that is, if a query for owed invalidations
+began at most `CHECK_VALID_S` before and found none. An invalidation is *owed* if the DEL could not be made: the request
+records that in the database, and is answered `HOLD_BACK_S` later. By then every query that missed the record has
+expired, in every process.
 """
 
 from __future__ import annotations
@@ -50,8 +54,9 @@ HOLD_BACK_S = 0.100
 class FeatureValue(NamedTuple):
     """One feature of one user, as cached, computed and answered; the first five fields are what a key holds.
 
-    `seq` is the newest event that the computation saw. `expires_at_ms` is None if the value must not be cached.
-    `cached`: the value came from the cache. `error` says why `json` is null although something may be known.
+    `seq` is the sequence number of the newest event that the computation saw. `expires_at_ms` is None if the value must
+    not be cached. `cached`: the value came from the cache. If the value could not be computed, `json` is null and
+    `error` is the reason.
     """
 
     fingerprint: bytes
@@ -63,7 +68,10 @@ class FeatureValue(NamedTuple):
     error: str | None = None
 
     def is_stale(self, newest_event: int) -> bool:
-        """Whether the computation missed `newest_event`, the user's newest that invalidates the feature."""
+        """Whether the value was computed before the event with the sequence number `newest_event`.
+
+        This must be the user's newest event that invalidates the feature.
+        """
         return self.seq < newest_event
 
 
@@ -72,12 +80,12 @@ Profile = dict[int, FeatureValue]
 
 
 def not_computed(at_ms: int, reason: str) -> FeatureValue:
-    """The null that is answered for a feature that is not computed."""
+    """A null value for a feature that is disabled or paused, with the reason as its error."""
     return FeatureValue(b"", 0, at_ms, None, NULL, error=reason)
 
 
 def failures(registry: Registry, profiles: Iterable[Profile]) -> dict[str, str]:
-    """The first error of each feature, by feature name."""
+    """The first error of each feature that has one in any of the profiles, by feature name."""
     found: dict[str, str] = {}
     for profile in profiles:
         for index, value in profile.items():
@@ -87,7 +95,7 @@ def failures(registry: Registry, profiles: Iterable[Profile]) -> dict[str, str]:
 
 
 def encode(value: FeatureValue) -> bytes:
-    """The bytes that a key holds for a value with an expiry."""
+    """Encode a value as the bytes that its key in the cache holds. The value must have an expiry."""
     return b"V%b:%d:%d:%d:%b" % (
         value.fingerprint,
         value.seq,
@@ -98,7 +106,7 @@ def encode(value: FeatureValue) -> bytes:
 
 
 def decode(held: bytes | None) -> FeatureValue | None:
-    """The value that a key holds; None for a lease, an empty key, or bytes that this service did not write."""
+    """Decode the bytes of a key; None for a lease, an empty key, or bytes that this service did not write."""
     if held is None or held[:1] != VALUE:
         return None
     parts = held[1:].split(b":", _PARTS - 1)
@@ -111,10 +119,11 @@ def decode(held: bytes | None) -> FeatureValue | None:
 
 
 def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
-    """Make a function from the contents of keys to their JSON; it returns None unless all are hits.
+    """Make a function that takes the contents of several keys and returns their JSON, or None.
 
-    A key is a hit if it holds a value under its fingerprint. One match for all keys is twice as fast as one for each.
-    They are joined by NUL, which JSON text cannot contain.
+    It returns None unless every key holds a value with its fingerprint in `fingerprints`. A single regular expression
+    matches all contents, joined by NUL, which JSON text cannot contain; this is twice as fast as one match for each
+    key.
     """
     one = rb"V%b:\d{1,19}:\d{1,14}:\d{1,14}:([^\0]+)"
     match = re.compile(b"\0".join([one % re.escape(fingerprint) for fingerprint in fingerprints])).fullmatch
@@ -127,7 +136,7 @@ def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[
 
 
 class FeatureMask:
-    """A set of features, one bit each, with everything precomputed that a warm read needs."""
+    """A bit mask of features, with everything precomputed that reading these features from the cache needs."""
 
     __slots__ = ("_hits", "features", "indices", "width")
 
@@ -138,14 +147,14 @@ class FeatureMask:
         self._hits = hits([registry[index].fingerprint.encode() for index in self.indices])
 
     def values(self, held: Sequence[bytes | None]) -> Sequence[bytes] | None:
-        """The JSON of each feature if all are hits, else None."""
+        """The JSON of each feature, given the contents of the keys; None unless all are hits."""
         if None in held:
             return None
         return self._hits(held)  # type: ignore[arg-type]  # there is no None
 
 
 class FeatureMasks(dict[int, FeatureMask]):
-    """By mask, each made on first use."""
+    """`FeatureMask` objects by bit mask; each is made on first use."""
 
     def __init__(self, registry: Registry) -> None:
         super().__init__()
@@ -159,7 +168,7 @@ class FeatureMasks(dict[int, FeatureMask]):
 
 
 class Filler:
-    """Takes tokens and stores computed values (steps 2 and 4 of the protocol)."""
+    """Takes tokens before a computation, and stores the computed values in the cache afterwards."""
 
     def __init__(self, cache: Cache, registry: Registry, random: Random, metrics: Metrics) -> None:
         self._cache = cache
@@ -172,13 +181,14 @@ class Filler:
         self._storing: set[asyncio.Task[None]] = set()
 
     def hit(self, index: int, held: bytes | None) -> FeatureValue | None:
-        """The value that a key holds, if it is one under this process's fingerprint."""
+        """The value that a key holds, if it was computed with this process's definition of the feature; else None."""
         return decode(held) if held is not None and self._hits[index]([held]) is not None else None
 
     async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
-        """A token for each cell, by user and feature index: what the cell holds, or our lease if it held nothing.
+        """Take a token for each key, by user id and feature index.
 
-        The token of an empty cell is a value if another process has filled the cell meanwhile; see `hit`.
+        `held` has the bytes that each key held, or None for an empty key, into which a lease is put. If another process
+        has filled an empty key meanwhile, the token is its value, which `hit` decodes.
         """
         empty = [
             Cell(user_id, self._names[index])
@@ -193,7 +203,10 @@ class Filler:
         }
 
     def with_expiry(self, index: int, value: FeatureValue) -> FeatureValue:
-        """A computed value with its expiry: the TTL less a random share of it. A value with an error gets none."""
+        """Add the expiry to a computed value: the TTL, less a random share of up to `TTL_JITTER`.
+
+        A value with an error gets none, so it is not cached.
+        """
         if value.error is not None:
             return value
         ttl_ms = max(1, int(self._ttls_ms[index] * (1 - TTL_JITTER * self._random.random())))
@@ -202,7 +215,7 @@ class Filler:
         )
 
     def fills(self, tokens: Mapping[str, Mapping[int, bytes]], profiles: Mapping[str, Profile]) -> list[Fill]:
-        """The fills of the values that have a token and an expiry."""
+        """The compare-and-set operations that store computed values: one for each value with a token and an expiry."""
         fills: list[Fill] = []
         for user_id, of_user in tokens.items():
             for index, token in of_user.items():
@@ -215,7 +228,7 @@ class Filler:
     def store_later(
         self, epoch: Epoch, tokens: Mapping[str, Mapping[int, bytes]], profiles: Mapping[str, Profile]
     ) -> None:
-        """Store computed values in the background, after `FILL_AFTER_S`."""
+        """Store computed values in the cache in the background, after `FILL_AFTER_S` seconds."""
         self._later.append((epoch, tokens, profiles))
         if len(self._later) == 1:
             task = asyncio.get_running_loop().create_task(self._store_later())
@@ -223,7 +236,7 @@ class Filler:
             task.add_done_callback(self._storing.discard)
 
     async def close(self) -> None:
-        """Finish the fills in the background."""
+        """Wait until the values that are being stored in the background are stored."""
         while self._storing:
             await asyncio.gather(*self._storing, return_exceptions=True)
 
@@ -239,9 +252,9 @@ class Filler:
             await self.store(epoch, of_epoch)
 
     async def store(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Compare-and-set in one round trip; returns whether each fill landed.
+        """Store values by compare-and-set in one round trip; returns whether each value was stored.
 
-        If the cache fails, nothing lands; that is counted, not raised.
+        If the cache fails, no value is stored; the failure is counted as a metric and not raised.
         """
         if not fills:
             return []
@@ -257,10 +270,14 @@ class Filler:
 
 
 class TrustGate:
-    """Checks again when the last check is too old; never on a timer, which a busy event loop would delay."""
+    """Decides whether cached values may be served: only while no invalidation is owed.
+
+    An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. `holds` queries
+    the database if the last query is too old. No timer does, because a busy event loop would delay it.
+    """
 
     def __init__(self, any_owed: Callable[[], bool], clock: Clock, on_owed: Callable[[], None]) -> None:
-        """`on_owed` is called whenever a check finds an owed invalidation, so that it is settled."""
+        """`any_owed` queries the database. `on_owed` is called if an invalidation is owed or the query fails."""
         self._any_owed = any_owed
         self._clock = clock
         self._on_owed = on_owed
@@ -268,10 +285,10 @@ class TrustGate:
         self._clear = False
 
     def holds(self) -> bool:
-        """Whether a read that begins now may serve hits."""
+        """Whether a read that begins now may serve values from the cache."""
         now = self._clock.monotonic()
         if not 0 <= now - self._checked_at <= CHECK_VALID_S:
-            self._checked_at = now  # taken before the check, whose result is at least as new
+            self._checked_at = now  # taken before the query, whose result is at least as new
             try:
                 self._clear = not self._any_owed()
             except StoreUnavailable:

@@ -1,8 +1,8 @@
-"""Computing what the cache does not hold, with few statements, each on a fresh snapshot.
+"""Computes what the cache does not hold, with few statements, each on a fresh snapshot of the database.
 
 Requests that wait at the same time share a statement, of up to `CAP` users. A request joins only a statement that has
-not begun, so the snapshot is never older than the request. A larger request is split into slices that run one after
-the other, so that it does not occupy every reader.
+not begun, so the snapshot is never older than the request. A larger request is split into slices that run one after the
+other, so that it does not occupy every reader.
 
 Past moments run in slices of about equal work, each on its own snapshot. Requests take turns slice by slice, so a
 request waits for at most one slice of each other request.
@@ -37,7 +37,7 @@ log = logger("profiles.computation")
 
 
 class _Statement:
-    """Users waiting for one statement that has not begun."""
+    """A statement that has not begun, with the mask of features to compute for each user id."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.wanted: dict[str, int] = {}
@@ -47,7 +47,7 @@ class _Statement:
         return len(self.wanted) + len(wanted) <= CAP
 
     def add(self, wanted: Mapping[str, int]) -> int:
-        """Add users; returns how many are new."""
+        """Add to the statement the mask of features wanted for each user id; return how many users are new to it."""
         before = len(self.wanted)
         for user_id, mask in wanted.items():
             self.wanted[user_id] = self.wanted.get(user_id, 0) | mask
@@ -55,7 +55,7 @@ class _Statement:
 
 
 class Computation:
-    """Shared live computations, and past moments."""
+    """Computes profiles as of now, in statements that requests share, and profiles as of past moments."""
 
     def __init__(
         self,
@@ -98,7 +98,10 @@ class Computation:
         return self._live.full
 
     def coming(self, users: int) -> None:
-        """Count users that will soon wait for a statement; a negative number takes them out of the count."""
+        """Count users as waiting before they wait for a statement, so that `overloaded` includes them.
+
+        A negative number takes users out of the count again.
+        """
         self._live.waiting += users
 
     def history_overloaded(self, rows: int = 1) -> bool:
@@ -115,7 +118,7 @@ class Computation:
             task.cancel()
 
     async def live(self, wanted: Mapping[str, int]) -> dict[str, Profile]:
-        """Compute each user's mask of features as of now.
+        """Compute profiles as of now. `wanted` has the mask of features by user id.
 
         A profile may include features that only another request asked for. Its values have no expiry yet.
 
@@ -137,7 +140,10 @@ class Computation:
         return profiles
 
     async def moments(self, asked: Sequence[ComputeRow]) -> list[Profile]:
-        """Compute past moments, in the order asked. Not shared and not cached. Cancellation interrupts the statement.
+        """Compute profiles as of past moments, one for each row of `asked`, in that order.
+
+        The statements are not shared with other requests, and nothing is cached. Cancelling the call interrupts its
+        statement.
 
         Raises:
             StoreUnavailable: the database does not answer, or the process stops.
@@ -173,7 +179,10 @@ class Computation:
         return self._waiting[-1].done
 
     def _pump(self) -> None:
-        """Let statements begin in the next tick of the loop; requests until then join them."""
+        """Start statements as long as readers are free.
+
+        A statement begins in the next tick of the event loop, and requests until then join it.
+        """
         while len(self._waiting) > self._beginning and len(self._running) < self._width:
             self._beginning += 1
             task = self._loop.create_task(self._run())
@@ -204,7 +213,10 @@ class Computation:
                 statement.done.set_result(profiles)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """Why a feature that is not cached is null now; None if it can be computed."""
+        """The trouble of a paused feature, which a read must answer as null; None if it can be computed.
+
+        If the feature's pause is over, this also starts an attempt to compute it in the background.
+        """
         trouble = self.availability.paused(index)
         if trouble is not None:
             self.availability.withheld(index, user_id)
@@ -212,14 +224,14 @@ class Computation:
         return trouble
 
     def try_again(self) -> None:
-        """Compute a paused feature in the background if its pause is over."""
+        """Start an attempt to compute a paused feature in the background, if the pause of one is over."""
         if self._attempt is None or self._attempt.done():
             due = self.availability.due()
             if due is not None:
                 self._attempt = self._loop.create_task(self._try(*due))
 
     async def close(self) -> None:
-        """Cancel the attempt in the background."""
+        """Cancel the attempt to compute a paused feature, if one runs in the background."""
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.gather(self._attempt, return_exceptions=True)
@@ -237,7 +249,7 @@ class Computation:
             self.availability.pause(index, user_id, error_text, slow=bool(snapshot.overdue))
 
     async def _compute(self, asked: Sequence[ComputeRow]) -> list[Profile]:
-        """Compute rows in one statement, in the order asked."""
+        """Compute rows in one statement, in the given order; features that are unavailable are null."""
         self.try_again()
         unavailable = self.availability.unavailable
         wanted, reasons = asked, {}
@@ -275,7 +287,10 @@ class Computation:
         return profile
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
-        """A raw value as JSON, or null with the error, which is counted and logged."""
+        """Encode a value from the database as JSON; return it with None, or null with an error text.
+
+        `error` is an error of the SQL. It, or a value that is not of the feature's dtype, is counted and logged.
+        """
         if raw is None and error is None:
             return self._defaults[index], None
         entry = self._registry[index]

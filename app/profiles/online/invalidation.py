@@ -1,7 +1,12 @@
-"""Invalidation: delete the keys that an event made stale, or record that the deletion is owed; and settle owed ones.
+"""Deletes the cache keys that an event made stale, or records in the database that the deletion is *owed*.
+
+Owed deletions are *settled*, that is made, as soon as the cache answers. While any is owed, no process serves cached
+values: before a hit, each process makes sure that it has queried for owed invalidations in the last 50 ms
+(`app.profiles.online.cache_protocol.TrustGate`).
 
 Invariant: `invalidate` returns only when either the DEL was confirmed, or the owed invalidation is committed and every
-older check of every trust gate has expired. So a request that is answered afterwards can read its own events.
+earlier query for owed invalidations has expired, in every process. So a client whose event was acknowledged never reads
+a value from before the event.
 """
 
 from __future__ import annotations
@@ -66,9 +71,9 @@ class Invalidator:
         return True
 
     async def settle_now(self) -> bool:
-        """Settle an owed invalidation that the caller has recorded. Returns False, as `invalidate`, if it stays owed.
+        """Settle the owed invalidations at once, for a caller that has just recorded one.
 
-        Raises `StoreUnavailable`.
+        Returns True if the keys are deleted, False if the cache does not answer. Raises `StoreUnavailable`.
         """
         try:
             self._require_cache()
@@ -89,10 +94,11 @@ class Invalidator:
         await self._pause(HOLD_BACK_S)
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Drop values computed before an event: user to feature to the event's sequence number.
+        """Delete cached values that were computed before an event.
 
-        For events whose DEL is known to have been made. A fill since then stays; an older value is a fault, which is
-        dropped and counted. Raises `CacheUnavailable`.
+        `stale` has the sequence number of the event by user id and feature name. The keys were deleted when the event
+        was stored, so a value that is older than the event is a fault: it is deleted, counted as a metric and logged. A
+        value that was computed after the event stays. Raises `CacheUnavailable`.
         """
         cells = {Cell(user_id, name): seq for user_id, names in stale.items() for name, seq in names.items()}
         if not cells:
@@ -110,7 +116,10 @@ class Invalidator:
             log.warning("stale_values_dropped", values=dropped)
 
     async def settle(self) -> int:
-        """Make every owed invalidation; returns how many. Raises `CacheUnavailable` or `StoreUnavailable`."""
+        """Delete the cache keys of all users with an owed invalidation; returns the number of settled rows.
+
+        Raises `CacheUnavailable` or `StoreUnavailable`.
+        """
         total = 0
         while True:
             rows, features = await self._owed.pending(SETTLE_CHUNK)
@@ -125,11 +134,11 @@ class Invalidator:
             total += len(rows)
 
     def wake(self) -> None:
-        """Make `keep_settling` run soon."""
+        """Make `keep_settling` look for owed invalidations soon."""
         self._wake.set()
 
     async def keep_settling(self) -> None:
-        """Settle when woken, and at least every `SETTLE_EVERY_S`. Runs until cancelled."""
+        """Settle owed invalidations soon after `wake`, and every `SETTLE_EVERY_S`. Runs until cancelled."""
         await repeat("owed_invalidations", self._settle_if_owed, SETTLE_EVERY_S, self._rest)
 
     async def _settle_if_owed(self) -> None:

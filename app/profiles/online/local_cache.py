@@ -1,8 +1,10 @@
 """The local cache: profiles of the most frequently read users, in the memory of this process.
 
 A hit asks no server and is never stale, because each entry is checked against the event log, which all processes share.
-While nothing is committed, a check costs one PRAGMA.
-Invariant: a profile that a read finds here reflects every event committed before the read began, and was read after the
+While nothing is committed, a check costs one PRAGMA. Below, "the cache" is the shared one, Redis or Valkey; a read
+*keeps* a profile if it stores it in the local cache, and *finds* it if it is answered from there.
+
+Invariant: a profile that a read finds reflects every event committed before the read began, and was read after the
 last rebuild or erasure, which clears the local caches of all processes. Interleavings prevented; R is a reader, E the
 ingest of an event, A an admin who rebuilds or erases:
   1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's number: not kept
@@ -34,14 +36,18 @@ PROOFS_PER_TICK = 16
 
 
 class _Kept(NamedTuple):
-    """The JSON of each feature of a mask, and its expiry on the monotonic clock."""
+    """The JSON of each feature of a mask, and the time on the monotonic clock at which the entry expires."""
 
     values: Sequence[bytes]
     until: float
 
 
 class LocalCache:
-    """Holds at most `capacity` users. A user is kept at the second read from the cache."""
+    """Keeps the profiles of at most `capacity` users in memory.
+
+    A user is kept only when the shared cache answers a second read of the user, so that users who are read once do not
+    push out others.
+    """
 
     def __init__(self, feed: ChangeFeed, registry: Registry, clock: Clock, capacity: int) -> None:
         self._feed = feed
@@ -56,7 +62,7 @@ class LocalCache:
         self._proofs = 0
 
     def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
-        """The JSON of each feature of the mask, if the user is kept with exactly this mask."""
+        """The JSON of each feature of the mask; None unless the user is kept with exactly this mask."""
         if user_id not in self._kept or not self._check():
             return None
         of_user = self._kept.get(user_id)  # the check may have dropped the user
@@ -64,13 +70,18 @@ class LocalCache:
         return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
 
     def mark(self) -> int:
-        """To be taken before the cache is read: `offer` refuses values that were read before a clearing."""
+        """The number of times that the local cache has been cleared.
+
+        A read takes it before it reads the shared cache, and passes it to `offer`, which refuses values if the local
+        cache has been cleared in between.
+        """
         return self._cleared
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
         """Keep a user's profile if the event log proves that it is current.
 
-        `held` is what the cache holds, `values` the JSON in it.
+        `mark` is the result of `mark()` before the shared cache was read. `held` has the contents of the user's keys,
+        `values` the JSON in them.
         """
         if user_id not in self._seen:
             if len(self._seen) >= self._capacity:
@@ -88,7 +99,7 @@ class LocalCache:
             self._keep(user_id, mask, _Kept(values, self._clock.monotonic() + left_s))
 
     def _check(self) -> bool:
-        """Drop what is no longer current; False if the database cannot be asked.
+        """Drop the entries of users with new events; return False if the database cannot be asked.
 
         Calls in one tick of the event loop share a check. The end of the tick is scheduled before the check, so every
         call that shares it belongs to a read that had begun before the check.
@@ -116,7 +127,7 @@ class LocalCache:
         self._proofs = 0
 
     def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
-        """How many seconds the values may be kept; 0 if one of them is stale."""
+        """How many seconds the values may be kept; 0 if one is stale or nothing proves that it is current."""
         newest = self._feed.newest(user_id)
         if newest is None:
             return 0.0

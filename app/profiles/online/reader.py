@@ -1,8 +1,8 @@
-"""Reading profiles: hits come from the cache, misses are computed and filled.
+"""Reads profiles: hits come from the cache, misses are computed and stored in it.
 
-Plain reads, which need only the values, try the local cache first (`app.profiles.online.local_cache`). All others are
-batched (`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed.
-Invariant: a hit is served only while the trust gate holds.
+Reads that need only the values (`read_values`) try the local cache of the process first. All other reads are batched
+(`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is
+served only while no invalidation is owed, which the trust gate decides.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class ProfileReader:
         )
 
     async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
-        """Read each user's mask of features. The result reflects every event acknowledged before the call.
+        """Read profiles. `wanted` has the mask of features by user id.
 
-        A `patient` read is never shed.
+        The result reflects every event that was acknowledged before the call. A `patient` read is never shed.
 
         Raises:
             StoreUnavailable: values must be computed and the database does not answer.
@@ -80,7 +80,10 @@ class ProfileReader:
         }
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """As `read`, but returns only the JSON of each feature, in registry order."""
+        """Read the JSON of each wanted feature, in registry order, by user id.
+
+        Tries the local cache first. Raises as `read`.
+        """
         off = self._availability.disabled
         asked = _without(wanted, off) if off else wanted
         found = self._local_hits(asked)
@@ -90,14 +93,14 @@ class ProfileReader:
         return _all_with_nulls(found, wanted, off) if off else found
 
     async def read_shared_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """As `read_values`, without the local cache: for users that it does not have."""
+        """Read values as `read_values` does, without trying the local cache first."""
         off = self._availability.disabled
         if not off:
             return await self._batched(wanted, plain=True)
         return _all_with_nulls(await self._batched(_without(wanted, off), plain=True), wanted, off)
 
     async def read_features(self, user_id: str, mask: int | None = None) -> dict[str, Scalar]:
-        """One user's values by feature name; all features without a mask. Raises as `read`."""
+        """Read one user's values by feature name; without a mask, of all features. Raises as `read`."""
         if mask is None:
             mask = self._registry.full_mask
         values = self.local_values(user_id, mask) or (await self.read_shared_values({user_id: mask}))[user_id]
@@ -105,7 +108,7 @@ class ProfileReader:
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     def local_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
-        """The result of `read_values` for one user if the local cache has it, else None."""
+        """One user's values, as `read_values` returns them, if the local cache has them; else None."""
         off = mask & self._availability.disabled
         if off == mask:
             return [NULL] * mask.bit_count()
@@ -116,7 +119,9 @@ class ProfileReader:
         return _with_nulls(values, mask, off) if off and values is not None else values
 
     async def read_as_of(self, asked: list[ComputeRow]) -> list[Profile]:
-        """Compute past moments, uncached, in the given order. Cancellation interrupts the running statement.
+        """Compute profiles as of past moments, one for each row of `asked`, in that order. Nothing is cached.
+
+        Cancelling the call interrupts its statement.
 
         Raises:
             Overloaded: the read is shed.
@@ -133,7 +138,7 @@ class ProfileReader:
         return self._computation.history_overloaded()
 
     async def close(self) -> None:
-        """Wait for running reads and fills."""
+        """Wait until running reads are answered and computed values are stored in the cache."""
         await self._overload_queue.close()
         await self._batching.close()
         await self._computation.close()
@@ -173,7 +178,7 @@ class ProfileReader:
 
 
 def _without(wanted: Wanted, off: int) -> dict[str, int]:
-    """The masks without the disabled features; users without any other feature are left out."""
+    """The wanted masks without the disabled features `off`; users without any other feature are left out."""
     return {user_id: mask & ~off for user_id, mask in wanted.items() if mask & ~off}
 
 
@@ -182,6 +187,6 @@ def _all_with_nulls(found: dict[str, Sequence[bytes]], wanted: Wanted, off: int)
 
 
 def _with_nulls(values: Sequence[bytes], mask: int, off: int) -> Sequence[bytes]:
-    """The values of `mask & ~off`, with a null for each disabled feature."""
+    """Insert a null for each disabled feature into the values of the other features of the mask."""
     read = iter(values)
     return [NULL if off >> index & 1 else next(read) for index in indices(mask)]

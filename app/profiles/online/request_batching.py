@@ -1,10 +1,11 @@
-"""Batching of reads: the requests of one tick of the event loop share one MGET.
+"""Batches reads: the requests of one tick of the event loop form a group and share one MGET.
 
-Their misses share a statement with the misses of other groups that wait for a database connection. So concurrent cold
-requests for one user cost at most as many statements as there are readers, plus one. A request whose values are all
-cached is answered at once.
+The misses of a group share a statement with the misses of other groups that wait for a database connection. So
+concurrent requests for one user who is not cached cost at most as many statements as there are read connections, plus
+one. A request whose values are all cached is answered at once.
 
-Invariant: a hit is served only if the trust gate holds when its group starts, after all requests of the group arrived.
+Invariant: a hit is served only if no invalidation is owed (`TrustGate.holds`) when its group starts, after all requests
+of the group have arrived.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ Held = dict[str, dict[int, bytes | None]]
 
 
 class _BatchedRead(NamedTuple):
-    """`plain`: the answer is the JSON of each feature, else profiles. A `patient` request is never shed."""
+    """A request that waits for its answer.
+
+    The answer has, by user id, the JSON of each feature if `plain`, else the profile. A `patient` request is never
+    shed.
+    """
 
     wanted: Wanted
     plain: bool
@@ -46,7 +51,7 @@ class _BatchedRead(NamedTuple):
 
 
 class _Group:
-    """Requests that share one MGET."""
+    """Requests that share one MGET, and the number of users in them."""
 
     def __init__(self) -> None:
         self.requests: list[_BatchedRead] = []
@@ -78,7 +83,7 @@ class RequestBatching:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Wait for running reads and fills."""
+        """Wait until running reads are answered and computed values are stored in the cache."""
         while self._serving:
             await asyncio.gather(*self._serving, return_exceptions=True)
         await self._filler.close()
@@ -86,8 +91,9 @@ class RequestBatching:
     def submit(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with the other requests of this tick.
 
-        The future raises `StoreUnavailable`; and `Overloaded` if a request that is not `patient` needs a computation
-        and too many wait already.
+        The future gives, by user id, the JSON of each feature if `plain`, else the profile. It raises
+        `StoreUnavailable`; and `Overloaded` if a request that is not `patient` needs a computation and too many wait
+        already.
         """
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
@@ -131,7 +137,10 @@ class RequestBatching:
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
-        """Answer requests whose values are all cached; return the others with their hits and misses."""
+        """Answer the requests whose values are all cached.
+
+        Returns the other requests, with the profiles of their users so far and the keys that they miss.
+        """
         local_cache = self._local_cache
         overloaded = self._computation.overloaded
         shed = 0
@@ -171,7 +180,10 @@ class RequestBatching:
         return waiting, profiles, missing
 
     def _found(self, user_id: str, mask: int, held: list[bytes | None], missing: Held) -> Profile:
-        """A user's hits, and nulls for paused features. Other misses are added to `missing`."""
+        """A user's profile from the contents of the keys: the hits, and nulls for paused features.
+
+        The other misses are added to `missing`.
+        """
         profile: Profile = {}
         for index, raw in zip(self._masks[mask].indices, held, strict=True):
             value = self._filler.hit(index, raw)
@@ -203,7 +215,7 @@ class RequestBatching:
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
-        """Compute the answer without the cache. A failure affects only this request."""
+        """Answer a request by computing all of its values. A failure affects only this request."""
         wanted = request.wanted
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:
@@ -214,7 +226,10 @@ class RequestBatching:
         self._answer([request], profiles)
 
     async def _fill_in(self, epoch: Epoch, missing: Held, profiles: dict[str, Profile]) -> None:
-        """Steps 2 to 4 of the protocol for the misses. The fill continues after the answer."""
+        """Compute the missing values into `profiles`; they are stored in the cache after the answer.
+
+        Tokens are taken before the computation, as the cache protocol demands.
+        """
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
         # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
         self._computation.coming(len(missing))

@@ -1,17 +1,17 @@
-"""Drift: two populations of values in common bins, and one figure for how far apart they are.
+"""Measures drift: how far apart two populations of values are, counted in common bins.
 
 The population stability index (PSI) over bins with shares `now_i` and `before_i`:
 
     PSI = sum over i of (now_i - before_i) * ln(now_i / before_i)
 
 It is the symmetric form of the Kullback-Leibler divergence (Jeffreys), never negative, and 0 if the shares are equal.
-Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006).
-Null has its own bin. `SMOOTHING` is added to each share, and the shares are divided by their new sum, so a bin that is
-empty on one side does not give infinity and equal shares stay equal.
+Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006). Null
+has its own bin. `SMOOTHING` is added to each share, and the shares are divided by their new sum, so a bin that is empty
+on one side does not give infinity and equal shares stay equal.
 
 Chance alone gives about (bins - 1) * (1/n + 1/m) for populations of n and m users (B. Yurdakul: Statistical properties
 of the population stability index, 2018). If that is more than `MOST_NOISE`, or a side has fewer than `FEWEST` users,
-there is no figure.
+the PSI is not computed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ N = TypeVar("N", int, float)
 
 
 class CommonBin(msgspec.Struct, omit_defaults=True):
-    """How many users had a value in this bin now and before.
+    """A bin of a feature's values, and how many users had a value in it now and before.
 
     A bin of kind `value` is one category, and `other` is every further category. A `range` includes `from` and excludes
     `to`; the last range of floats includes both. `from` of the first range is null if values lie below it, and `to` of
@@ -56,7 +56,10 @@ class CommonBin(msgspec.Struct, omit_defaults=True):
 
 
 def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> list[CommonBin]:
-    """Both populations in the same bins, each user in one. Bins for null and for other texts are left out if empty."""
+    """Count both populations in the same bins; each user falls into one bin.
+
+    The bins for null and for the texts beyond the `MAX_CATEGORIES` most frequent ones are left out if empty.
+    """
     bins = _texts(now, before) if dtype == "str" else _numbers(dtype, numbers(now), numbers(before))
     if now[None] or before[None]:
         bins.append(CommonBin(now[None], before[None], "null"))
@@ -64,7 +67,10 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
-    """The numbers among counted values. Up to `TINY` they count as 0, beyond `HUGE` as `HUGE`."""
+    """The counts of the values that are numbers, by number.
+
+    A number is counted as 0 if its absolute value is at most `TINY`, and as `HUGE` or `-HUGE` if it lies beyond that.
+    """
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):
@@ -73,13 +79,13 @@ def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
 
 
 def quantiles(found: Iterable[N], shares: Sequence[float]) -> list[N | None]:
-    """Quantiles by nearest rank; a share of 1 is the maximum. All are None if there is no number."""
+    """Quantiles by nearest rank for each share from 0 to 1. All are None if there is no number."""
     ranked = sorted(found)
     return [ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else None for share in shares]
 
 
 def psi(bins: Sequence[CommonBin]) -> float:
-    """The population stability index. Both populations must have users."""
+    """The population stability index. Neither population may be empty."""
     total_now, total_before = sum(part.now for part in bins), sum(part.before for part in bins)
     scale = 1 + len(bins) * SMOOTHING
     figure = 0.0
@@ -95,7 +101,7 @@ def band(figure: float) -> Band:
 
 
 def too_few(bins: Sequence[CommonBin]) -> str | None:
-    """Why the populations are too small for a figure; None if they are not."""
+    """The reason why the populations are too small for a PSI; None if they are large enough."""
     now, before = sum(part.now for part in bins), sum(part.before for part in bins)
     if min(now, before) < FEWEST:
         return f"too few users: {now:,} now and {before:,} before; {FEWEST} each are the least"
@@ -140,7 +146,7 @@ def _numbers(dtype: Dtype, now: Counter[float], before: Counter[float]) -> list[
 
 
 def _categories(pooled: Counter[float], now: Counter[float], before: Counter[float]) -> list[CommonBin]:
-    """One bin for each value, and for the whole numbers between them if these are few."""
+    """One bin for each value, and for the whole numbers between the values if the range is small."""
     low, high = min(pooled), max(pooled)
     wide = high - low >= MAX_CATEGORIES or not (low.is_integer() and high.is_integer())
     values = sorted(pooled) if wide else [low + step for step in range(int(high - low) + 1)]

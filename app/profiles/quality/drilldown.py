@@ -1,7 +1,8 @@
-"""The users behind a number: a search of all eligible users in bounded steps, each a request.
+"""Finds the users behind a number of a quality report, by searching all eligible users in bounded steps.
 
-A number in a report is as of the measurement and may be of a sample; the search is live. Invariant: a user that a
-search passed over was not in the wanted state. So following `next_after` to its end finds every user that stays in it.
+The report is as of its measurement and may be of a sample; the search is live. Each step is one request. Invariant: a
+user that a search passed over was not in the wanted state. So following `next_after` to its end finds every user that
+stays in it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ Sought = Literal["fresh", "missing", "stale", "null"]
 
 
 class FoundUsers(NamedTuple):
-    """The search continues after `next_after`; None at its end. `cells` is None if the cache is unavailable."""
+    """The result of one step of a search. `cells` has the users found; None if the cache is unavailable.
+
+    `scanned` is the number of users that were looked at. The next step begins after the user id `next_after`, which is
+    None if all users have been looked at.
+    """
 
     at_ms: int
     cells: list[CellFreshness] | None
@@ -38,7 +43,10 @@ class Drilldown:
         self._clock = clock
 
     async def find(self, feature: str, sought: Sought, after: str, limit: int) -> FoundUsers:
-        """Up to `limit` users above `after`, among the next `MOST_SCANNED` eligible, in about `MOST_S` seconds.
+        """Find users whose cached value of a feature is in the state `sought`, in the order of their ids.
+
+        Looks at the eligible users with ids above `after`, until it has found `limit` users, has looked at
+        `MOST_SCANNED`, or `MOST_S` seconds are over.
 
         Raises:
             UnknownFeature: the registry has no such feature.

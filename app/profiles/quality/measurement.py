@@ -38,7 +38,10 @@ log = logger("profiles.quality")
 
 
 class QualityMeasurement:
-    """Runs one measurement at a time. `sample` is the most users drawn for each of the two moments."""
+    """Measures data quality, one measurement at a time.
+
+    `sample` is the largest number of users that are drawn for each of the two moments that are compared.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,10 @@ class QualityMeasurement:
         self._turn = asyncio.Lock()
 
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
-        """Draw users and measure as many as `budget_s` seconds allow, at least one page. Raises `StoreUnavailable`."""
+        """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users.
+
+        Raises `StoreUnavailable`.
+        """
         async with self._turn:
             begun = self._clock.monotonic()
             sample = await self._draw()
@@ -81,7 +87,7 @@ class QualityMeasurement:
             return report(sample, self._registry, self._clock.now_ms())
 
     async def _draw(self) -> UserSample:
-        """Draw from the users with an event within the longest window before each of the two moments."""
+        """Draw users for each of the two moments from the users with an event in the longest window before it."""
         now_ms = self._clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self._registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
@@ -106,7 +112,10 @@ class QualityMeasurement:
         self._count_values(sample, asked, snapshot, len(now))
 
     async def _count_held(self, sample: UserSample, user_ids: Sequence[str], *, first: bool) -> None:
-        """Count what the cache holds. Unless this is the first page, a short outage of the cache is waited for."""
+        """Count the cached values of users by state, age and value.
+
+        If the cache is unavailable, this tries again up to `TRIES` times, but not for the first page.
+        """
         for attempt in range(1, TRIES + 1):
             try:
                 cells = await self._inspector.freshness(user_ids)
@@ -122,7 +131,10 @@ class QualityMeasurement:
                 return
 
     def _count_values(self, sample: UserSample, asked: Sequence[ComputeRow], snapshot: Snapshot, now: int) -> None:
-        """Count computed values. The first `now` rows are as of the measurement, the others of the earlier moment."""
+        """Count computed values. The first `now` rows are as of the measurement.
+
+        The other rows are as of the earlier moment.
+        """
         for index, entry in enumerate(self._registry):
             figures = sample.figures[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
@@ -145,7 +157,9 @@ async def draw(
     pause: Callable[[float], Awaitable[None]],
     clock: Clock,
 ) -> tuple[int, list[str]]:
-    """The number of users with an event in the span, and up to `size` of them, drawn uniformly, in random order.
+    """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds.
+
+    Returns the number of users with an event in the span, and the drawn users, a uniform sample in random order.
 
     J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page. One
     statement that ranks all users took 0.2 s for 100,000 users, and reads on a busy machine waited for it.

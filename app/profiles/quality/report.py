@@ -1,4 +1,4 @@
-"""The report of a measurement, as it is stored and shown.
+"""The report of a data quality measurement, as it is stored and shown, and how it follows from the counts.
 
 Invariant: for each feature, fresh + missing + stale = measured, or all three are None if the cache did not answer.
 Drift does not need the cache. If every eligible user was measured, the intervals have no width.
@@ -26,7 +26,12 @@ ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, descript
 
 @dataclass(slots=True)
 class Figures:
-    """The counts of one feature. `held` counts live cached values, `now` and `before` computed ones."""
+    """The counts of one feature during a measurement.
+
+    `states` counts the users by the state of their cached value. `ages_ms` has the ages of the cached values, and
+    `held` counts them by value. `now` and `before` count the values computed as of each moment. `failed` values could
+    not be computed; `failure` is the first reason.
+    """
 
     states: Counter[State] = field(default_factory=Counter)
     ages_ms: list[int] = field(default_factory=list)
@@ -37,14 +42,19 @@ class Figures:
     failure: str = ""
 
     def fail(self, reason: str) -> None:
-        """Count a value that could not be computed. The first reason is kept."""
+        """Count a value that could not be computed; the first reason is kept."""
         self.failed += 1
         self.failure = self.failure or reason
 
 
 @dataclass(slots=True)
 class UserSample:
-    """Users drawn at random from those eligible at `now_ms` and at `before_ms`, and the counts of their values."""
+    """The users of a measurement, drawn at random for two moments, and the counts of their values.
+
+    `now` are drawn from the `eligible` users at `now_ms`, and `before` from the `eligible_before` users at `before_ms`.
+    A user is eligible at a moment if an event lies in the longest window before it. `figures` is by feature name. The
+    event log begins at `oldest_event_ms`.
+    """
 
     now_ms: int
     before_ms: int
@@ -58,7 +68,7 @@ class UserSample:
 
 
 class Ages(msgspec.Struct):
-    """Ages of the live values of the measured users, in milliseconds."""
+    """Percentiles of the ages of the measured users' cached values, in milliseconds; null if nothing is cached."""
 
     p50: int | None
     p90: int | None
@@ -67,7 +77,10 @@ class Ages(msgspec.Struct):
 
 
 class Intervals(msgspec.Struct):
-    """95 % intervals of the shares among all eligible users. `null` is a share of the live values."""
+    """95 % confidence intervals of the shares of fresh, missing and stale values among all eligible users.
+
+    `null` is the interval of the share of nulls among the cached values.
+    """
 
     fresh: ShareInterval | None
     missing: ShareInterval | None
@@ -76,7 +89,10 @@ class Intervals(msgspec.Struct):
 
 
 class Drift(msgspec.Struct):
-    """Values computed as of the measurement and as of 7 days before, each for the users eligible then."""
+    """How far the values of a feature differ from its values 7 days before the measurement.
+
+    The values are computed as of each moment, for the users who were eligible at that moment.
+    """
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")
@@ -91,7 +107,10 @@ class Drift(msgspec.Struct):
 
 
 class FeatureQuality(msgspec.Struct):
-    """One feature of the measured users: `fresh + missing + stale = measured`. These are null without a cache."""
+    """The data quality of one feature among the measured users: `fresh + missing + stale = measured`.
+
+    These three, and everything else about the cached values, are null if the cache did not answer.
+    """
 
     eligible: int
     measured: int
@@ -106,10 +125,10 @@ class FeatureQuality(msgspec.Struct):
 
 
 class QualityReport(msgspec.Struct):
-    """Data quality at `measured_at`; no figure is older. A user with any event within the longest window is eligible.
+    """Data quality at `measured_at`, for `measured` of the `eligible` users, drawn at random.
 
-    `measured` users were drawn at random from them, or all of them. `eligible_before` and `measured_before` are the
-    same at `before_at`, 7 days before.
+    A user with any event within the longest window is eligible. `eligible_before` and `measured_before` are the same
+    numbers for `before_at`, 7 days before. No figure is older than `measured_at`.
     """
 
     measured_at: str
@@ -163,7 +182,10 @@ def interval(count: float, measured: int, eligible: int, of: int | None = None) 
 
 
 def margin(measured: int, eligible: int) -> float:
-    """Half the width of the widest 95 % interval, which is that of the share one half."""
+    """The margin of error of a share that is measured on `measured` of `eligible` users.
+
+    It is half the width of the 95 % interval in the worst case, a share of 50 %.
+    """
     widest = interval(measured / 2, measured, eligible)
     return (widest[1] - widest[0]) / 2 if widest else 0.0
 
@@ -204,7 +226,7 @@ def _drift(entry: Feature, sample: UserSample, figures: Figures) -> Drift:
 
 
 def _unreached(entry: Feature, sample: UserSample) -> str | None:
-    """Why values of the earlier moment cannot be compared; None if they can."""
+    """The reason why values of the earlier moment cannot be compared; None if they can."""
     oldest_ms = sample.oldest_event_ms
     if oldest_ms is not None and oldest_ms <= sample.before_ms - entry.window_ms:
         return None
@@ -214,7 +236,7 @@ def _unreached(entry: Feature, sample: UserSample) -> str | None:
 
 
 def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
-    """Counts of the values that are not null: ten equal bins for floats and wide ints, else one for each value.
+    """Count the values that are not null: in ten equal bins for floats and wide ints, else by value.
 
     A bin is `{"from", "to", "count"}`, and only the last one includes `to`. A category is `{"value", "count"}`.
     """

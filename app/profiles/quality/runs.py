@@ -23,7 +23,10 @@ State = Literal["queued", "running", "completed", "failed"]
 
 
 class QualityRun(NamedTuple):
-    """`measured` is the number of users; `body` is the report as JSON."""
+    """A run as stored.
+
+    `measured` is the number of users, 0 until the run is completed; `body` is the report as JSON.
+    """
 
     id: int
     state: State
@@ -41,38 +44,44 @@ class QualityRun(NamedTuple):
 
 
 class QualityRepository(Protocol):
-    """Stores runs. Raises `StoreUnavailable`."""
+    """Stores the runs of the measurement. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        """The active run, and whether this call created it."""
+        """Return the active run, after creating one if there is none; and whether this call created it."""
         ...
 
     async def newest(self, limit: int) -> list[QualityRun]:
-        """Newest first, without the bodies."""
+        """Up to `limit` runs, newest first, without their reports."""
         ...
 
     async def newest_completed(self) -> QualityRun | None:
-        """The newest run that has a report."""
+        """The newest run that has a report; None if there is none."""
         ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Active runs last touched before `before_ms`, or after `after_ms`: by a clock that was ahead."""
+        """Ids of active runs that were last updated before `before_ms`.
+
+        Runs that were updated after `after_ms` are included: that time was read from a clock that was ahead.
+        """
         ...
 
     async def begin(self, run_id: int, now_ms: int) -> bool:
-        """Mark a run as running; False if it has ended."""
+        """Mark a run as running; returns False if the run has ended."""
         ...
 
     async def finish(
         self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
     ) -> bool:
-        """End an active run, and delete all but the last `KEPT` runs; False if it had ended before."""
+        """Set the final state of an active run and delete all but the last `KEPT` runs; False if it had ended."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataQuality:
-    """`start` asks a worker to carry out a run. If the request is lost, the sweep repeats it."""
+    """Measures data quality in runs, and finds the users behind the figures.
+
+    `start` asks a worker to carry out a run. If that request is lost, a periodic job repeats it.
+    """
 
     measurement: QualityMeasurement
     runs: QualityRepository
@@ -81,7 +90,11 @@ class DataQuality:
     start: Callable[[int], Awaitable[None]]
 
     async def carry_out(self, run_id: int, budget_s: float) -> None:
-        """Measure and store the report, unless the run has ended. Raises `Unavailable`: try again later."""
+        """Measure data quality and store the report, unless the run has ended.
+
+        Raises:
+            Unavailable: the database or the cache does not answer; try again later.
+        """
         if not await self.runs.begin(run_id, self.clock.now_ms()):
             return
         report = await self.measurement.measure(budget_s)

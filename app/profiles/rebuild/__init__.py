@@ -1,1 +1,1 @@
-"""Rebuilding cached profiles, as runs that survive their worker."""
+"""Rebuilds cached profiles: at once, or in stored runs that another worker continues if one stops."""

@@ -1,9 +1,9 @@
-"""Rebuilding: compute values again and replace the cached ones, while readers keep hitting the held values.
+"""Rebuilds cached values: computes them again and replaces them, while readers keep hitting the old ones.
 
-The held value is the token, since its bytes carry its sequence number. So no reader misses meanwhile, and an event in
-between makes the fill refuse, as for every fill. A refused fill is tried again with a fresh token and snapshot.
-Invariants: a rebuilt value that landed was computed after the rebuild began. If it did not land, because events kept
-coming or the cache is unavailable, no older value is left in the cache either.
+The held value is the token of the cache protocol, since its bytes carry its sequence number. So no reader misses
+meanwhile, and an event in between makes the fill refuse, as for every fill. A refused fill is tried again with a fresh
+token and snapshot. Invariants: a rebuilt value that landed was computed after the rebuild began. If it did not land,
+because events kept coming or the cache is unavailable, no older value is left in the cache either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logger("profiles.rebuild")
 
 
 class Rebuilder:
-    """Rebuilds the features of users at once."""
+    """Computes features of users again and replaces the cached values, during the call."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Rebuilder:
         registry: Registry,
         invalidate: Callable[[Stale], Awaitable[bool]],
     ) -> None:
-        """`invalidate`: as `Invalidator.invalidate`."""
+        """`invalidate` deletes cached values, as `Invalidator.invalidate`."""
         self._cache = cache
         self._computation = computation
         self._filler = filler
@@ -50,9 +50,9 @@ class Rebuilder:
         return self._cache.available
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
-        """Compute and cache the features in `mask` for each user; returns when the fills have been answered.
+        """Compute the features in `mask` for each user and store them in the cache; returns the profiles.
 
-        If the cache is unavailable, the values are computed and returned, and the cached ones are invalidated.
+        Waits until the cache has answered. If the cache is unavailable, the old cached values are invalidated instead.
         Raises `StoreUnavailable`.
         """
         profiles: dict[str, Profile] = {}
@@ -71,7 +71,10 @@ class Rebuilder:
         return profiles
 
     async def _attempt(self, wanted: Mapping[str, int], profiles: dict[str, Profile]) -> dict[str, int]:
-        """Compute into `profiles` and fill once; returns the masks of the values that did not land."""
+        """Compute values into `profiles` and try once to store them.
+
+        Returns the masks of the features whose values were not stored, by user id.
+        """
         epoch, tokens = await self._tokens(wanted)
         computed = await self._computation.live(wanted)
         for user_id, mask in wanted.items():
@@ -90,7 +93,7 @@ class Rebuilder:
         return refused
 
     async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
-        """The tokens of all cells; none if the cache is unavailable."""
+        """Take a token for each cell, by user id and feature index; none if the cache is unavailable."""
         if not self._cache.available:
             return "", {}
         names = self._registry.names

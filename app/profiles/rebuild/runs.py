@@ -1,7 +1,7 @@
 """Rebuilds of many users, as runs that a worker carries out chunk by chunk.
 
-A run is a row with its scope, position and state. Invariants: at most one run of a scope is queued or running. Any
-worker can continue a run after its last recorded position. A cancelled run stops at the next chunk.
+A run is a row with its scope (which users), position and state. Invariants: at most one run of a scope is queued or
+running. Any worker can continue a run after its last recorded position. A cancelled run stops at the next chunk.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ EVERYONE = "all"
 
 
 class RebuildRun(NamedTuple):
-    """`user_ids` is None for every eligible user, and in rows that were read without their list; see `everyone`.
+    """A rebuild of many users, as stored, with its progress. `scope` says which users; see `scope_of`.
 
-    `position` is the id of the last user done; for a list, the number of users done.
+    `user_ids` is None if the run rebuilds all eligible users (`everyone`), or if the row was read without its list of
+    users. `position` is the id of the last user done; if the run has a list, it is the number of users done.
     """
 
     id: str
@@ -55,33 +56,36 @@ class RebuildRun(NamedTuple):
 
 
 class RebuildRepository(Protocol):
-    """Stores runs. Raises `StoreUnavailable`."""
+    """Stores rebuild runs. Raises `StoreUnavailable`."""
 
     async def open(self, run: RebuildRun) -> RebuildRun | None:
-        """Store a new run and return None; or return the active run of the same scope."""
+        """Store a new run and return None. If a run of the same scope is active, store nothing and return it."""
         ...
 
     async def get(self, run_id: str) -> RebuildRun | None: ...
 
     async def newest(self, limit: int) -> list[RebuildRun]:
-        """Newest first, without their lists of users."""
+        """Up to `limit` runs, newest first, without their lists of users."""
         ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """Active runs last touched before `before_ms`, or after `after_ms`: by a clock that was ahead."""
+        """Ids of active runs that made no progress since `before_ms`.
+
+        Runs with progress recorded after `after_ms` are included: that time was read from a clock that was ahead.
+        """
         ...
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
-        """Record progress. Returns the state, which may have become `cancelled`."""
+        """Record the progress of a run. Returns its state, which may have become `cancelled`."""
         ...
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """End an active run; False if it had ended before."""
+        """Set the final state of an active run; returns False if the run had ended before."""
         ...
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:
-    """Equal for the same set of users."""
+    """A text that identifies a set of users, so that two runs for the same users are recognised; `all` for None."""
     if user_ids is None:
         return EVERYONE
     return "users:" + hashlib.sha256("/".join(sorted(set(user_ids))).encode()).hexdigest()[:16]
