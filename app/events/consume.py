@@ -83,8 +83,8 @@ class Consumer:
 
     async def _sweep(self, seqs: Sequence[int]) -> int:
         with self._taken(seqs) as mine:
-            # 1. The sweep sees an unconsumed event; 2. a job that holds it marks it; 3. the sweep takes and learns it
-            # again. Hence the second query, now that nothing else in this process can mark it.
+            # 1. The sweep sees an unconsumed event; 2. a job consumes it and marks it; 3. the sweep learns it again.
+            # Hence the second query, now that nothing else in this process can consume it.
             if not (events := await self._log.logged(mine)):
                 return 0
             stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}

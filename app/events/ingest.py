@@ -1,8 +1,9 @@
 """Ingest: the one function that stores events, behind `POST /events`, queue jobs and `profiles events`.
 
 Invariant: `ingest` returns only after the events are durable and no process serves a value that they made stale. Either
-the stale cache keys are deleted; or, if the cache does not answer, the deletion is recorded in the database as *owed*,
-and every process has had to look for owed deletions since, before it could serve another hit. The order is fixed:
+the stale cache keys are deleted. Or, if the cache does not answer, the deletion is recorded in the database as *owed*,
+and `ingest` waits until every process must have noticed the record; while it exists, no process serves cached values.
+The order is fixed:
   1. commit the events; 2. DEL the keys; 3. notify the workers; 4. answer.
 With DEL before the commit, a reader could refill the cache from the old facts in between. With the answer before DEL,
 the sender could read the old value. A sender without an answer retries: its events are duplicates then, and step 2 is
@@ -49,8 +50,8 @@ class Receipt(NamedTuple):
     seqs: tuple[int, ...]
 
 
-# The outcome of one request, and its future `Receipt.invalidated`. Each request has its own, because a sender that
-# disconnects cancels the future that it waits for.
+# The outcome of one request, and a future for its `Receipt.invalidated`. Each request has a future of its own, because
+# a sender that disconnects cancels the future that it waits for.
 _Committed = tuple[Appended | ClashingEvent, asyncio.Future[bool]]
 
 

@@ -31,7 +31,7 @@ class Prunable(Protocol):
 
 class Cutoffs(Protocol):
     async def cutoff(self, what: str) -> int | None:
-        """The time before which the last run deleted rows of this kind; None if there was no run."""
+        """The time before which the last run deleted rows of the kind `what`; None if there was no run."""
         ...
 
     async def set_cutoff(self, what: str, cutoff_ms: int) -> None:

@@ -66,7 +66,7 @@ def feedback(
 
 
 def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
-    """The events of an example as a producer would have sent them for `user_id`, computing at `now_ms`.
+    """The events of an example as a producer would have sent them for `user_id` before `now_ms`.
 
     Raises:
         msgspec.ValidationError: an event is invalid, for instance because of an unknown action.

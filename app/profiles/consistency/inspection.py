@@ -31,11 +31,11 @@ Fault = Literal["stale", "unexplained"]
 class InspectedCell(NamedTuple):
     """One feature of a user, as cached and as computed. `feature` is its index.
 
-    `state` and `holds` are None while the cache is unavailable. `held` is the cached value, if it is of this process's
-    definition. `outcome` is the result of a computation. `difference` is the reason why `held` differs from it: an
-    invalidation did not happen (`stale`); the window moved over the same events (`time`); or neither explains it
-    (`unexplained`). It is None if nothing is held or nothing could be computed. `disabled`: an admin has disabled the
-    feature, so reads answer null.
+    `state` and `holds` are None while the cache is unavailable. `held` is the cached value, if it was computed with
+    this process's definition of the feature. `outcome` is the result of a computation. `difference` is the reason why
+    `held` differs from it: an invalidation did not happen (`stale`); the window moved over the same events (`time`); or
+    neither explains it (`unexplained`). It is None if nothing is held or nothing could be computed. `disabled`: an
+    admin has disabled the feature, so reads answer null.
     """
 
     feature: int
@@ -56,7 +56,7 @@ class InspectedCell(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """The cells of one user at the time `at_ms`.
+    """The result of inspecting one user at the time `at_ms`, with one cell per feature.
 
     `cache` is `trusted` if reads serve hits now. Otherwise reads compute, because invalidations are owed (`owed`) or
     the cache is unavailable (`away`). `newest` has the sequence number of the user's newest event by subject.
@@ -205,7 +205,7 @@ class Inspector:
         return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
     def _live(self, index: int, raw: bytes | None) -> FeatureValue | None:
-        """Decode the contents of a cell; None unless it is a value of this process's definition."""
+        """Decode a cell; None unless it holds a value computed with this process's definition of the feature."""
         value = decode(raw)
         known = self._registry[index].fingerprint.encode()
         return value if value is not None and value.fingerprint == known else None
@@ -276,7 +276,7 @@ def _without_faults(inspection: Inspection) -> Inspection:
 
 
 def _holds(raw: bytes | None) -> Holds:
-    """The kind of content in a cell without a live value."""
+    """The kind of content of a cell that has no value of this process's definition."""
     if raw is None:
         return "nothing"
     return "lease" if raw.startswith(LEASE) else "other definition"

@@ -75,7 +75,7 @@ class FeatureValue(NamedTuple):
         return self.seq < newest_event
 
 
-# By feature index.
+# One user's values by feature index.
 Profile = dict[int, FeatureValue]
 
 

@@ -27,7 +27,7 @@ SETTLE_EVERY_S = 0.5
 RETRY_AFTER_S = 0.1
 log = logger("profiles.invalidate")
 
-# Names of features by user.
+# Names of features by user id.
 Stale = Mapping[str, Collection[str]]
 
 

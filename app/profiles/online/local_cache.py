@@ -62,7 +62,7 @@ class LocalCache:
         self._proofs = 0
 
     def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
-        """The JSON of each feature of the mask; None unless the user is kept with exactly this mask."""
+        """The JSON of each feature of the mask; None without a current entry for the user and exactly this mask."""
         if user_id not in self._kept or not self._check():
             return None
         of_user = self._kept.get(user_id)  # the check may have dropped the user

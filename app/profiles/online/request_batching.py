@@ -23,9 +23,9 @@ from app.telemetry import Metrics
 
 GROUP_CAP = 256
 
-# Masks of features by user.
+# Masks of features by user id.
 Wanted = Mapping[str, int]
-# What cells hold, by user and feature index.
+# The contents of cells by user id and feature index; None for an empty cell.
 Held = dict[str, dict[int, bytes | None]]
 
 
@@ -215,7 +215,7 @@ class RequestBatching:
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
-        """Answer a request by computing all of its values. A failure affects only this request."""
+        """Answer a request without the cache, by computing its values. A failure affects only this request."""
         wanted = request.wanted
         self._metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:

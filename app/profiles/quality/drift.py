@@ -156,7 +156,7 @@ def _categories(pooled: Counter[float], now: Counter[float], before: Counter[flo
 
 
 def _edges(dtype: Dtype, pooled: Counter[float]) -> list[float]:
-    """Equidistant edges at round numbers, from the first to the last percentile of both populations together."""
+    """Edges of equally wide bins, at round numbers, from the 1st to the 99th percentile of both populations."""
     low, high = quantiles(pooled.elements(), (_TAIL, 1 - _TAIL))
     if low is None or high is None or low == high:
         low, high = min(pooled), max(pooled)

@@ -131,10 +131,7 @@ class QualityMeasurement:
                 return
 
     def _count_values(self, sample: UserSample, asked: Sequence[ComputeRow], snapshot: Snapshot, now: int) -> None:
-        """Count computed values. The first `now` rows are as of the measurement.
-
-        The other rows are as of the earlier moment.
-        """
+        """Count computed values: the first `now` rows are as of the measurement, the others as of `before_ms`."""
         for index, entry in enumerate(self._registry):
             figures = sample.figures[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):

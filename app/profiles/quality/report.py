@@ -162,7 +162,7 @@ def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> Quali
 
 
 def interval(count: float, measured: int, eligible: int, of: int | None = None) -> ShareInterval | None:
-    """The 95 % interval of the share `count / of` among all eligible users; None if `of` is 0.
+    """The 95 % confidence interval of the share `count / of` among all eligible users; None if `of` is 0.
 
     E. B. Wilson's score interval (Probable inference, the law of succession, and statistical inference, 1927), with the
     correction for a finite population: if `measured` is `eligible`, the share is exact. `of` is the number of measured
@@ -226,7 +226,10 @@ def _drift(entry: Feature, sample: UserSample, figures: Figures) -> Drift:
 
 
 def _unreached(entry: Feature, sample: UserSample) -> str | None:
-    """The reason why values of the earlier moment cannot be compared; None if they can."""
+    """The reason why a feature cannot be computed as of `before_ms`; None if it can.
+
+    It cannot if the event log begins within the feature's window.
+    """
     oldest_ms = sample.oldest_event_ms
     if oldest_ms is not None and oldest_ms <= sample.before_ms - entry.window_ms:
         return None

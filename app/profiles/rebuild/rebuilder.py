@@ -1,8 +1,8 @@
 """Rebuilds cached values: computes them again and replaces them, while readers keep hitting the old ones.
 
 The held value is the token of the cache protocol, since its bytes carry its sequence number. So no reader misses
-meanwhile, and an event in between makes the fill refuse, as for every fill. A refused fill is tried again with a fresh
-token and snapshot. Invariants: a rebuilt value that landed was computed after the rebuild began. If it did not land,
+meanwhile, and if an event comes in between, the fill is refused, as every fill is. It is tried again with a fresh token
+and snapshot. Invariants: a rebuilt value that was stored was computed after the rebuild began. If it was not stored,
 because events kept coming or the cache is unavailable, no older value is left in the cache either.
 """
 
@@ -26,7 +26,7 @@ log = logger("profiles.rebuild")
 
 
 class Rebuilder:
-    """Computes features of users again and replaces the cached values, during the call."""
+    """Computes features of users again and replaces their cached values."""
 
     def __init__(
         self,
