@@ -1,1 +1,1 @@
-"""Scoring, learning and the shadow roll-out, and the ports they need."""
+"""The contextual bandit that chooses tips: scoring, learning, shadow scoring, and the roll-out of a new policy."""

@@ -1,6 +1,6 @@
-"""A decision: the request, the profile used, the chosen candidate with its probability, and the outcome.
+"""Scoring requests, decisions and their outcomes.
 
-A stored decision holds everything that its answer is made of. So a repeated request gets the same answer, whatever has
+A stored decision holds everything that its answer contains. So a repeated request gets the same answer, whatever has
 been learned since. Arrays are float64. This module imports neither storage nor HTTP.
 """
 
@@ -26,7 +26,12 @@ MAX_CANDIDATES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringRequest:
-    """A request to rank candidates. With `origin` "service" the scorer reads the profile, else it uses `profile`."""
+    """A request to rank candidates and choose one.
+
+    If `origin` is "service", the scorer reads the user's profile. Otherwise it uses `profile`: the one sent with the
+    request, or None ("absent"). Without `explore` the candidate with the highest score is chosen. A repeated request
+    with the same `request_id` gets the same decision.
+    """
 
     user_id: str
     candidates: tuple[Candidate, ...]
@@ -38,11 +43,11 @@ class ScoringRequest:
 
 
 class UserSnapshot(NamedTuple):
-    """All that a decision needs from the database, as of one database snapshot.
+    """All that a decision about one user needs from the database, read from one database snapshot.
 
     `erasures` counts the users erased so far. It is read first, so it is never newer than the other fields. `share` is
-    the share of users that the challenger serves. `statistics` is None for a user without learned decisions. `stored`
-    is the decision of the same request id, if there is one.
+    the share of users, 0 to 1, that the challenger serves. `statistics` is None for a user without learned decisions.
+    `stored` is the earlier decision with the same request id; None if there is none.
     """
 
     erasures: int
@@ -53,7 +58,11 @@ class UserSnapshot(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """One policy's view of K candidates: `scores` (K,), the posterior mean rewards, and `pi` (K,), the propensities."""
+    """One policy's result for K candidates.
+
+    `scores` (K,) are the posterior means of the candidates' rewards. `pi` (K,) are their propensities: the
+    probabilities with which the policy chooses them.
+    """
 
     scores: Array
     pi: Array
@@ -61,12 +70,14 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One decision, as stored.
+    """The choice of one candidate for one user, as stored.
 
-    `theta` (D,) is the posterior mean θ̂ of the policy that served, `phi` (D',) the input vector of the chosen
-    candidate. `policy_hash` is the hash of the serving policy's spec, `spec_hash` that of the spec of `phi`, which may
-    have more inputs. `state_version` counts the user's learned decisions at that time. `profile` holds the features
-    used. The ranking of the policy that did not serve is None until its shadow is stored.
+    `chosen` is the index of the chosen candidate. `theta` (D,) is the posterior mean θ̂ of the weights of the policy
+    that served, `phi` (D',) the input vector of the chosen candidate. `policy_hash` is the hash of the serving policy's
+    spec, `spec_hash` the hash of the spec of `phi`, which may have more inputs. `state_version` is the number of the
+    user's decisions that were learned before this one. `profile` holds the profile features that the policy used.
+    `champion` and `challenger` are the rankings by the two policies; the ranking by the policy that did not serve is
+    computed afterwards, and None until then.
     """
 
     id: str
@@ -104,9 +115,10 @@ class Decision:
         return self.candidates[self.chosen].id
 
     def contributions(self) -> list[dict[str, float]] | None:
-        """θ̂ᵢφᵢ of each input i by name, for each candidate in the order sent; their sum is the candidate's score.
+        """For each candidate, in the order of the request, the part of its score that each input contributes, by name.
 
-        None if the policy's spec belongs to another release, whose formulas this one does not have.
+        Input i contributes θ̂ᵢφᵢ, so the parts sum to the score. None if the policy's spec belongs to another release,
+        whose formulas this release does not have.
         """
         spec = SPECS.get(self.policy_hash)
         if spec is None:
@@ -116,7 +128,7 @@ class Decision:
 
 
 class DecisionOutcome(NamedTuple):
-    """State and reward of a decision. `events` counts the events about it, by their effect on it."""
+    """The state of a decision, its reward once it is settled, and the number of events about it by their effect."""
 
     state: DecisionState
     served_at_ms: int | None
@@ -128,12 +140,12 @@ class DecisionOutcome(NamedTuple):
 
 
 class Shadow(NamedTuple):
-    """Both policies' rankings of one decision, and the terms of the doubly robust estimate, in the form stored.
+    """Both policies' rankings of one decision, and the terms of the doubly robust estimate, as columns of its row.
 
-    `*_scores` and `*_pi` are little-endian float64 of all candidates. `*_p` is π(chosen). With q(a) the reward that
-    the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen), and `v_champion` and `v_challenger`
-    are Σₐ π(a) q(a). `agree`: both policies rank the same candidate first. `elapsed_us`: duration of the request,
-    commit included.
+    `*_scores` and `*_pi` hold the scores and the propensities π of all candidates as little-endian float64. `*_p` is
+    π(chosen). With q(a) the reward that the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen),
+    and `v_champion` and `v_challenger` are Σₐ π(a) q(a). `agree`: both policies rank the same candidate first.
+    `elapsed_us`: duration of the scoring request, including the commit.
     """
 
     decision_id: str

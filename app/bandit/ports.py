@@ -17,23 +17,24 @@ ReadProfile = Callable[[str], Awaitable[Mapping[str, Scalar]]]
 
 
 class UserQuery(NamedTuple):
-    """The user whose snapshot is read, and the request id whose stored decision belongs to it."""
+    """A request for a `UserSnapshot`: the user, and the id of the scoring request, to find its stored decision."""
 
     user_id: str
     request_id: str | None
 
 
 class ProposedDecision(NamedTuple):
-    """A decision to store, provided that the number of erased users is still `erasures`."""
+    """A decision to store on the condition that the number of users erased so far still equals `erasures`."""
 
     decision: Decision
     erasures: int
 
 
 class RecordedDecision(NamedTuple):
-    """The result of a proposal: the stored decision, which may be an earlier one with the same request id.
+    """The result of a `ProposedDecision`: the stored decision, which may be an earlier one with the same request id.
 
-    None: a user, possibly this one, was erased meanwhile, so nothing was stored. `erasures` is the current number.
+    `decision` is None if a user, possibly this one, was erased meanwhile; then nothing was stored. `erasures` is the
+    current number of erased users.
     """
 
     decision: Decision | None
@@ -41,7 +42,9 @@ class RecordedDecision(NamedTuple):
 
 
 class SettleCounts(NamedTuple):
-    """Decisions whose window has closed, by result. Unreadable ones are `set_aside`: kept, and not settled."""
+    """Numbers of decisions whose reward window has closed: those that learned a reward, those that expired, and those
+    that could not be read (`set_aside`: the rows are kept but never settled).
+    """
 
     learned: int
     expired: int
@@ -50,39 +53,47 @@ class SettleCounts(NamedTuple):
 
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
-        """Read all users in one snapshot. Statistics of an unknown spec are logged and returned as None."""
+        """Read the data of each queried user, in the order of the queries, from one database snapshot.
+
+        Statistics that are damaged or of an unknown spec are logged, and `statistics` is None.
+        """
         ...
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """Store decisions in one durable commit."""
+        """Store decisions in one durable commit; the results are in the same order."""
         ...
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """Add shadows to the decisions that still exist, in one commit."""
+        """Store each shadow in the row of its decision, if that still exists, in one commit."""
         ...
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
 
     async def oldest_ms(self) -> int | None:
-        """When the oldest decision was made; None if there is none."""
+        """The creation time of the oldest decision in epoch milliseconds; None if there is no decision."""
         ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` decisions made before a time, oldest first, and priors that no decision names."""
+        """Delete up to `limit` decisions made before `before_ms`, oldest first; returns the number deleted.
+
+        Priors that were replaced more than an hour before the oldest remaining decision are deleted, too.
+        """
         ...
 
 
 class LearningRepository(Protocol):
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
-        """The events that may concern a decision. Reads only, a few microseconds per event."""
+        """The events that may be about a decision, in their order. Only reads, a few microseconds per event."""
         ...
 
     async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
-        """Record events that name no decision of their user; returns their number by sender."""
+        """Record events whose `decision_id` does not exist for their user; returns the number of events by sender."""
         ...
 
     async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
-        """Learn from events in the given order, each once however often it is delivered, in one transaction.
+        """Learn from events in the given order, in one transaction; returns the number of events by outcome.
+
+        An event that has been counted before is ignored.
 
         Raises:
             SpecMismatch: the statistics of a user are damaged or of an unknown spec. Nothing was stored.
@@ -90,28 +101,35 @@ class LearningRepository(Protocol):
         ...
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle up to `limit` decisions whose window has closed: learn the default reward, or expire."""
+        """Settle up to `limit` decisions whose reward window has closed.
+
+        A served decision learns the reward of no feedback; a decision whose tip was not served expires.
+        """
         ...
 
 
 class StateRepository(Protocol):
-    """The statistics of all users, and the priors pooled from them."""
+    """Storage of all users' sufficient statistics, and of the pooled priors estimated from them."""
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """A prior pooled from the statistics of all users in one snapshot, and the number of changes it includes.
+        """Estimate a prior from the statistics of all users, read from one snapshot. Damaged statistics are left out.
 
-        None if nothing has changed since the newest stored prior. Damaged statistics are left out.
+        Returns the prior, and how often users' statistics had been changed by then, a count that only rises. None if
+        they have not changed since the newest stored prior.
         """
         ...
 
     async def add_prior(self, prior: Prior, changes: int) -> bool:
-        """Store a prior under the next version, unless a stored one includes as many changes."""
+        """Store a prior under the next version, with the number of changes that `pooled` returned with it.
+
+        Returns False, and stores nothing, if a prior with at least as many changes is stored already.
+        """
         ...
 
     async def grow(self, limit: int, now_ms: int) -> int:
-        """Grow the statistics of up to `limit` users to the longest spec in one transaction; returns their number.
+        """Extend the statistics of up to `limit` users to the longest spec, in one transaction; returns their number.
 
-        Damaged statistics are set aside, and counted.
+        Damaged statistics are marked and not used any more; they count in the number.
         """
         ...
 
@@ -120,5 +138,5 @@ class StateRepository(Protocol):
         ...
 
     async def counts(self) -> Mapping[str, int]:
-        """The number of users by the spec hash of their statistics."""
+        """The number of users by the hash of the spec that their statistics belong to."""
         ...

@@ -1,16 +1,17 @@
-"""Scoring: from a request to a stored decision.
+"""Scoring: turns a scoring request into a stored decision.
 
-Invariants: a decision is answered only after it is stored; two requests with one id get one decision; data of a user
-that was read before the user's erasure is never stored after it. For the last one, the database counts erasures:
+Invariants: a decision is answered only after it is stored; two requests with the same id get the same decision; data of
+a user that was read before the user's erasure is never stored after it. For the last one, the database counts erasures:
 
 1. A request takes the newest count that this process knew before the request began.
 2. It reads the user's profile and statistics.
 3. The user is erased; the same transaction increments the count.
-4. The decision is refused, since the count differs from that of step 1, and the request decides again.
+4. The decision is not stored, since the count differs from the count in step 1, and the request decides again.
 
-A count that is older than necessary costs at most a repeated decision.
+If the count taken in step 1 was out of date, the request only decides once more than necessary.
 
-Only the serving policy is computed before the answer. `app.bandit.shadow.queue` computes the other one later.
+Before the answer, only the ranking by the policy that serves is computed. The ranking by the other policy, the shadow
+of the decision, is computed later by `app.bandit.shadow`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ class Scorer:
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        """`serves_challenger` tells whether a user belongs to a share of the users. `shadows`: None for no shadow."""
+        """Create a scorer.
+
+        `serves_challenger` tells, from a user id and the challenger's share of users, whether the challenger serves the
+        user. `shadows` is None if no shadow is to be computed.
+        """
         self._decisions = decisions
         self._read_profile = read_profile
         self._policies = policies
@@ -62,11 +67,11 @@ class Scorer:
 
     @property
     def overloaded(self) -> bool:
-        """Whether the next request would be shed; checked before its body is decoded."""
+        """Whether so many requests wait that the next one would be shed; checked before its body is decoded."""
         return self._snapshots.overloaded or self._records.overloaded
 
     async def score(self, request: ScoringRequest) -> Decision:
-        """Make and store a decision, or return the stored one of the same request id.
+        """Make and store a decision, or return the stored decision with the same request id.
 
         Raises:
             Conflict: the request id belongs to another user.
@@ -82,14 +87,18 @@ class Scorer:
         raise StoreUnavailable(f"users were erased during each of {TRIES} attempts; nothing was stored")
 
     async def explain(self, decision_id: str) -> tuple[Decision, DecisionOutcome]:
-        """A decision and its outcome; raises `NotFound`."""
+        """Find a decision and its outcome by the decision's id.
+
+        Raises:
+            NotFound: there is no such decision.
+        """
         found = await self._decisions.find(decision_id)
         if found is None:
             raise NotFound(f"there is no decision {decision_id!r}; it may have been pruned or erased")
         return found
 
     async def close(self) -> None:
-        """Finish the waiting requests and their shadows."""
+        """Finish the waiting requests, then compute and store the waiting shadows."""
         await self._snapshots.close()
         await self._records.close()
         if self._shadows is not None:

@@ -1,1 +1,1 @@
-"""Generating tips: the prompt and the port of a language model, and the template that needs no model."""
+"""Generates the text of tips, by a language model or, if that is missing or fails, from a template."""

@@ -1,8 +1,8 @@
-"""Generates tips: asks the model if there is one, and uses the template if anything goes wrong.
+"""Generates the text of a tip: calls the language model if there is one, and uses the template if the call fails.
 
 Invariants:
 - Every text passes `app.generation.text_rules.text_problem`, whatever the model returns.
-- At most `at_once` calls run at a time. A request beyond that gets the template at once.
+- At most `at_once` calls of the model run at a time. A request beyond that gets the template at once.
 - No call starts while the model is skipped after repeated failures.
 - After `stop`, no call lasts longer than `STOPPING_S`.
 """
@@ -23,12 +23,16 @@ from app.telemetry import Metrics, logger
 NOT_CALLED = frozenset({"circuit open", "busy", "stopping"})
 SKIP_AFTER = 3  # failures in a row
 SKIP_S, LONGEST_SKIP_S = 5.0, 60.0
-STOPPING_S = 1.5  # of the five seconds within which a process must stop
+STOPPING_S = 1.5  # a process must stop within five seconds
 log = logger("generation")
 
 
 class GeneratedTip(NamedTuple):
-    """A tip. `model` is None if the template wrote it; `reason` then says why the model did not, if there is one."""
+    """The text of a tip, and its origin.
+
+    `model` is the name of the model that wrote it, None for the template. `reason` says why the model did not write it;
+    None if it did, or if no model is set.
+    """
 
     text: str
     model: str | None
@@ -37,7 +41,7 @@ class GeneratedTip(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A writer that may fail, the model's name, and the limit of concurrent calls."""
+    """A language model: the writer that calls it, its name, and the largest number of concurrent calls."""
 
     writer: Writer
     name: str
@@ -46,7 +50,7 @@ class Model(NamedTuple):
 
 class TipGenerator:
     def __init__(self, model: Model | None, clock: Clock, metrics: Metrics) -> None:
-        """Without a model the template writes every tip, which counts as no failure."""
+        """Create a generator. If `model` is None, the template writes every tip, which is not counted as a failure."""
         self._model = model
         self._clock = clock
         self._metrics = metrics
@@ -56,14 +60,14 @@ class TipGenerator:
         self._stopping = False
 
     async def write(self, request: TipRequest) -> GeneratedTip:
-        """Generate a tip. Never raises."""
+        """Generate a tip; falls back to the template instead of raising."""
         if self._model is None:
             self._metrics.generations.labels("template").inc()
             return GeneratedTip(template_tip(request), None, None)
         try:
             tip = GeneratedTip(await self._ask(self._model, request), self._model.name, None)
         except ModelFailed as failed:
-            # One line for each request that makes no call would add to the load.
+            # At the level info, requests that make no call would write one line each while the service is busy.
             write_log = log.debug if failed.reason in NOT_CALLED else log.info
             write_log("model_failed", reason=failed.reason, detail=str(failed))
             tip = GeneratedTip(template_tip(request), None, failed.reason)
@@ -74,7 +78,7 @@ class TipGenerator:
         return tip
 
     def stop(self) -> None:
-        """Start no more calls, and end those in progress within `STOPPING_S`."""
+        """Start no more calls of the model, and end the calls in progress within `STOPPING_S` seconds."""
         if self._stopping:
             return
         self._stopping = True
@@ -103,10 +107,11 @@ class TipGenerator:
         return text
 
     def _note(self, started: float, *, well: bool, pause_s: float | None = None) -> None:
-        """Record a call that has ended, and skip the model after a series of failures.
+        """Record a call that has ended, and skip the model for a while after `SKIP_AFTER` failures in a row.
 
-        After the pause every call goes to the model again; one more failure begins the next pause. A call that began
-        before a pause and fails within it may lengthen the pause but not shorten it.
+        `well`: the endpoint works, even if the call failed. `pause_s`: the pause in seconds that the endpoint asked
+        for. After the pause every request calls the model again; one more failure begins the next pause. If a call
+        that began before the pause fails during it, the pause may become longer but not shorter.
         """
         now = self._clock.monotonic()
         self._metrics.model_seconds.observe(now - started)

@@ -1,6 +1,6 @@
-"""A request for a tip, and the protocol of a writer.
+"""The request for a tip's text, and the protocol of the writer that words it.
 
-A request contains only what may be said in the tip. It has no field for a user, so no writer can learn the user's id.
+A request contains only data that the tip may mention. It has no user id, so no writer can learn the user's id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from app.generation.profile_traits import Traits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task as its owner wrote it: untrusted text. A higher `priority` matters more; `due_at` has a UTC offset."""
+    """A to-do task as its owner wrote it: untrusted text.
+
+    A higher `priority` means a more important task. `due_at` has a UTC offset.
+    """
 
     title: str
     notes: str | None = None
@@ -24,7 +27,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TipRequest:
-    """A request for a tip. `locale` is a BCP 47 tag, `now` the current time with a UTC offset."""
+    """A request to word a tip about a task. `locale` is a BCP 47 tag, `now` the current time with a UTC offset."""
 
     task: Task
     traits: Traits
@@ -33,12 +36,12 @@ class TipRequest:
 
 
 class Writer(Protocol):
-    """Writes tips; safe for concurrent calls."""
+    """Words tips, for example by calling a language model; safe for concurrent calls."""
 
     async def write(self, request: TipRequest) -> str:
-        """The text of a tip, unchecked. Returns or raises within a bounded time.
+        """Word a tip; the caller checks the text. Returns or raises within a bounded time.
 
         Raises:
-            ModelFailed: there is no text; the error has the reason.
+            ModelFailed: the writer has no text; the error has the reason.
         """
         ...

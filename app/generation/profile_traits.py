@@ -1,7 +1,7 @@
-"""A profile as traits in words: the only data about a user that a writer receives.
+"""Reduces a user's profile to traits, such as "usually completes tips": the only data about a user that a writer gets.
 
-Invariant: only features in `ALLOWED` are read, and no number but the preferred hour leaves this module. So a model on
-another machine learns a habit, and no record. This module never receives a user's id.
+Invariant: only features in `ALLOWED` are read, and no number but the preferred hour leaves this module. So a remote
+language model is told habits, never the recorded values behind them. This module never receives a user's id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from app.features.registry import Scalar
 COMPLETION, DISMISSAL, DWELL = "completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d"
 HOUR, VOLUME = "preferred_hour", "tip_volume_30d"
 ALLOWED = (COMPLETION, DISMISSAL, DWELL, HOUR, VOLUME)
-# With fewer tips than this, a rate does not show a habit.
+# With fewer than `FEW_TIPS` tips, a rate does not show a habit. From `MANY_TIPS` on, a user has seen many tips.
 FEW_TIPS, MANY_TIPS = 3, 100
 USUALLY, SELDOM = 0.6, 0.35
 OFTEN, HARDLY_EVER = 0.4, 0.1
@@ -27,7 +27,7 @@ _Word = TypeVar("_Word")
 
 
 class Traits(NamedTuple):
-    """A user's habits; None if unknown."""
+    """A user's habits with tips. `hour` is the most active local hour, 0 to 23. A trait that is not known is None."""
 
     completes: Completes | None = None
     dismisses: Dismisses | None = None
@@ -37,7 +37,7 @@ class Traits(NamedTuple):
 
     @property
     def mood(self) -> Mood:
-        """The kind of encouragement. A user who often dismisses tips is addressed softly, whatever the other traits."""
+        """The user's attitude to tips, which selects the encouragement. It is "wary" for all who often dismiss tips."""
         if self.dismisses == "often":
             return "wary"
         if self.completes == "usually":
@@ -48,7 +48,7 @@ class Traits(NamedTuple):
 
 
 def traits_of(features: Mapping[str, Scalar] | None) -> Traits:
-    """The traits of a profile. A feature that is missing, null or out of range gives no trait."""
+    """Derive the traits from profile features by name. A feature that is missing, null or out of range is ignored."""
     found = {name: _number(features.get(name)) for name in ALLOWED} if features else dict.fromkeys(ALLOWED)
     volume, hour, dwell = found[VOLUME], found[HOUR], found[DWELL]
     completion, dismissal = _rate(found[COMPLETION]), _rate(found[DISMISSAL])
@@ -82,7 +82,7 @@ def described(traits: Traits) -> str:
 
 
 def _number(value: Scalar) -> float | None:
-    """The value if it is a number; None for booleans, NaN and everything else."""
+    """The value if it is a number; None if it is a boolean, NaN or of another type."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # noqa: PLR0124  # nan
         return None
     return value
@@ -99,7 +99,10 @@ def _dismisses(rate: float | None) -> Dismisses | None:
 
 
 def _band(value: float | None, low: float, high: float, words: tuple[_Word, _Word | None, _Word]) -> _Word | None:
-    """The word for a value below `low`, from `low` to below `high`, and from `high` on; None if it is unknown."""
+    """Choose from three words: for a value below `low`, from `low` to below `high`, and from `high` on.
+
+    Returns None if the value is unknown or negative.
+    """
     if value is None or value < 0:
         return None
     return words[0] if value < low else words[1] if value < high else words[2]

@@ -1,8 +1,9 @@
-"""The prompt of the model.
+"""Builds the prompt of the language model.
 
 Invariants: the task's text stands between two marks and cannot contain the closing one, since the marks are
 unpredictable and `<` and `>` are escaped between them. The prompt says nothing about the user but the traits, in words.
-Every change of the prompt needs a new `PROMPT_VERSION`, so that texts can be attributed to it; a test compares both.
+Every change of the prompt needs a new `PROMPT_VERSION`, so that each text can be attributed to its prompt; a test
+fails if the prompt changes and the version does not.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Tip(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Prompt(NamedTuple):
-    """The system and user messages, and the JSON schema of the answer."""
+    """A prompt: the system message, the user message, and the JSON schema of the model's answer."""
 
     system: str
     user: str
@@ -51,7 +52,7 @@ class Prompt(NamedTuple):
 
 
 def prompt_for(request: TipRequest, mark: str) -> Prompt:
-    """The prompt of a request. `mark`: unpredictable letters and digits, new for each prompt."""
+    """Build the prompt for a request. `mark` must consist of unpredictable letters and digits, new for each prompt."""
     task, due = request.task, request.task.due_at
     now = request.now if due is None else request.now.astimezone(due.tzinfo)
     habits = described(request.traits) or "nothing is known"
@@ -76,13 +77,16 @@ def tip_schema() -> dict[str, Any]:
 
 
 def _language(locale: str) -> str:
-    """Language, script and region of a BCP 47 tag. Its other subtags could spell instructions to the model."""
+    """Reduce a BCP 47 tag to language, script and region; a malformed tag to "en".
+
+    The other subtags of a tag could spell instructions to the model.
+    """
     found = _LOCALE.match(locale)
     return found[0] if found is not None else "en"
 
 
 def _escaped(task: Task) -> str:
-    """Title and notes as JSON, with `<` and `>` as Unicode escapes, so that no mark can occur in it."""
+    """The task's title and notes as JSON, with `<` and `>` as Unicode escapes, so that it cannot contain a mark."""
     shown = {"title": cleaned(task.title)}
     if task.notes is not None and (notes := cleaned(task.notes)):
         shown["notes"] = notes

@@ -1,6 +1,6 @@
-"""The template: a tip without a model, built from whole phrases of one language.
+"""Words a tip without a language model, from ready-made sentences of the request's language.
 
-Invariants: every request gets a text, the same request the same text, and quoted text of the task cannot break the
+Invariants: every request gets a text, equal requests get equal texts, and text quoted from the task cannot break the
 sentence around it. Days and times are local to the UTC offset of `due_at`.
 """
 
@@ -21,9 +21,10 @@ _QUOTES = re.compile('["“”„‟«»「」『』]')
 
 
 def template_tip(request: TipRequest) -> str:
-    """The text of a tip: what to do, an encouragement that fits the user's mood, and if they fit, hour and note.
+    """Word a tip: a sentence about the task, an encouragement, the user's preferred hour, and the task's note.
 
-    Users who read tips only briefly get the first two sentences.
+    The hour is left out if the task is due by the end of tomorrow. Users who read tips only briefly get the first two
+    sentences.
     """
     phrases, task, traits = phrases_of(request.locale), request.task, request.traits
     sentences = [_opening(phrases, task, request.now), phrases.encouragement[traits.mood]]
@@ -51,12 +52,12 @@ def _opening(phrases: Phrases, task: Task, now: datetime) -> str:
 
 
 def _quoted(phrases: Phrases, text: str) -> str:
-    """The text in the language's quotation marks; those inside become single ones, so that they end no quotation."""
+    """Quote the text in the language's quotation marks. Marks inside it become `'`, so that they cannot end it."""
     return _QUOTES.sub("'", text).join(phrases.quotes)
 
 
 def _when(phrases: Phrases, due: datetime, now: datetime) -> str:
-    """The day, by name if it is near; with the time if it is today or tomorrow."""
+    """Word the due date: by the day's name if it is near, otherwise by date. Today and tomorrow include the time."""
     days = _days(due, now)
     clock = f"{due.hour}:{due.minute:02d}" if _has_time(due) else None
     if days in (0, 1):
@@ -73,7 +74,7 @@ def _when(phrases: Phrases, due: datetime, now: datetime) -> str:
 
 
 def _has_time(due: datetime) -> bool:
-    """False at midnight, which stands for a whole day."""
+    """Whether the due date has a time of day; midnight stands for the whole day."""
     return bool(due.hour or due.minute)
 
 

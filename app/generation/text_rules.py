@@ -1,4 +1,4 @@
-"""Rules for texts: how the text of a task is cleaned, and what the text of a tip must look like.
+"""Cleans the text of tasks, and checks the text of tips.
 
 Invariant: a text for which `text_problem` returns None is one paragraph of 1 to `MAX_TEXT` characters that is displayed
 as it is: no character moves the cursor, changes the writing direction or is invisible.
@@ -30,7 +30,7 @@ _END = re.compile(
 
 
 def single_spaced(text: str) -> str:
-    """The text in one line, with each run of white space replaced by a single space."""
+    """The text in one line, with each sequence of white space replaced by a single space."""
     return " ".join(text.split())
 
 
@@ -51,7 +51,10 @@ def shortened(text: str, most: int) -> str:
 
 
 def first_sentence(notes: str, most: int) -> str:
-    """The first sentence of the first line with a word, without list marks and bold marks; empty if there is none."""
+    """The first sentence of a task's notes, cut to at most `most` characters; empty if the notes contain no word.
+
+    It is taken from the first line that contains a word. Markdown marks of lists, checkboxes and bold text are removed.
+    """
     for line in notes.splitlines():
         text = _CHECKBOX.sub("", cleaned(_BOLD.sub(r"\1", line)).lstrip(_MARKS))
         if _has_word(text):
@@ -75,17 +78,17 @@ def _has_word(text: str) -> bool:
 
 
 def is_readable(title: str) -> bool:
-    """Whether it contains a letter, a digit or a symbol such as an emoji; punctuation and marks do not count."""
+    """Whether the title contains a letter, a digit or a symbol such as an emoji, and not only punctuation."""
     return any(unicodedata.category(character)[0] not in "PZCM" for character in title)
 
 
 def final_stop(quoted: str) -> str:
-    """The full stop after a sentence that ends with this quotation; empty if the quotation has its own end mark."""
+    """The full stop to add after this quotation at the end of a sentence; empty if the quotation ends with `!?…`."""
     return "" if quoted.endswith(tuple(_ENDS)) else "."
 
 
 def text_problem(text: str, *, may_link: bool = False) -> str | None:
-    """Why a text cannot be shown as a tip; None if it can."""
+    """The reason why a text cannot be shown as a tip, to follow a colon; None if it can be shown."""
     if not _has_word(text):
         return "it contains no word"
     if len(text) > MAX_TEXT:
@@ -100,5 +103,5 @@ def text_problem(text: str, *, may_link: bool = False) -> str | None:
 
 
 def has_link(text: str) -> bool:
-    """Whether it contains a URL or a Markdown link, which many programs make clickable."""
+    """Whether the text contains a URL or a Markdown link, which many programs make clickable."""
     return _LINK.search(text) is not None

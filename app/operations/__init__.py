@@ -1,1 +1,1 @@
-"""How the service is doing: samples of every process, component states, figures, findings, and the audit trail."""
+"""Observes the service for its admins: samples of all processes, component states, figures, findings, audit trail."""

@@ -1,11 +1,11 @@
-"""The audit trail: what admins did, and in which order it is recorded.
+"""The audit trail: records the actions of admins, and how they ended.
 
-Invariant: no action begins before the trail holds it. The intent is committed first, as an entry with the outcome
-`begun`; if it cannot be stored, the action is refused. The outcome is stored when the action ends. An entry that stays
-`begun` belongs to an action whose end could not be recorded (a crash, a full disk).
+Invariant: no action begins before its entry is stored. The entry is committed first, with the outcome `begun`; if it
+cannot be stored, the action is refused. The outcome is replaced when the action ends. An entry that stays `begun`
+belongs to an action whose end could not be recorded, because of a crash or a full disk.
 
-The entry is made once the request is understood: actor, action and subject are known. An unreadable request has none.
-No entry holds a user id, only its hash.
+An entry is made once actor, action and subject of a request are known, so a request that cannot be parsed has none. An
+entry contains the hash of a user id, never the id.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ log = logger("audit")
 
 
 class AuditEntry(NamedTuple):
-    """An action of an admin. `outcome` begins with `begun`, `refused: ` or `failed: `; any other text means done."""
+    """A stored action of an admin: who did what to which subject, and when.
+
+    `outcome` begins with `begun`, `refused: ` or `failed: `; any other text means that the action succeeded.
+    """
 
     id: int
     at_ms: int
@@ -39,7 +42,7 @@ class AuditEntry(NamedTuple):
 
 
 class AuditFilter(NamedTuple):
-    """Which entries to select; None selects all."""
+    """A filter of audit entries by equality; a field that is None matches every entry."""
 
     actor: str | None = None
     action: str | None = None
@@ -47,39 +50,39 @@ class AuditFilter(NamedTuple):
 
 
 class AuditTrail(Protocol):
-    """The stored entries, which are never deleted. Raises `StoreUnavailable`."""
+    """The storage of audit entries, which are never deleted. All methods raise `StoreUnavailable`."""
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
-        """Store a new entry and return its id."""
+        """Commit a new entry and return its id."""
         ...
 
     async def settle(self, entry_id: int, outcome: str) -> None:
-        """Replace the outcome of an entry."""
+        """Store how an action ended: replace the outcome of its entry."""
         ...
 
     async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
-        """Entries with an id below `before`, newest first."""
+        """The newest `limit` entries that match the filter and have an id below `before`, newest first."""
         ...
 
     async def actors(self) -> list[str]:
-        """The actors of recent entries."""
+        """The distinct actors of recent entries, to offer as filters."""
         ...
 
     async def actions(self) -> list[str]:
-        """The actions of recent entries."""
+        """The distinct actions of recent entries, to offer as filters."""
         ...
 
 
 @dataclass(slots=True)
 class AuditedAction:
-    """An action in progress. Set `outcome` to replace the one that follows from how the action ends."""
+    """An audited action in progress. Set `outcome` to store this text; otherwise the outcome is `done` or the error."""
 
     outcome: str | None = None
 
 
 @asynccontextmanager
 async def audited(trail: AuditTrail, at_ms: int, actor: str, action: str, subject: str) -> AsyncIterator[AuditedAction]:
-    """Record the action that the block performs. An error in it is recorded as its outcome and raised again.
+    """Record the action that the `async with` block performs, and its outcome. An error of the block is raised again.
 
     Raises:
         StoreUnavailable: the intent cannot be stored; the action has not begun.
@@ -107,13 +110,13 @@ async def _settle(trail: AuditTrail, entry_id: int, outcome: str) -> None:
 
 
 def state_of(outcome: str) -> str:
-    """`begun`, `refused`, `failed` or `done`."""
+    """Classify the outcome of an entry as `begun`, `refused`, `failed` or `done`."""
     kind = outcome.partition(":")[0]
     return kind if kind in (BEGUN, "refused", "failed") else DONE
 
 
 def reason_problem(reason: str) -> str | None:
-    """Why a reason given by an admin is not allowed; None if it is allowed."""
+    """Check the reason that an admin gives for an action. Returns the problem, or None if the reason is allowed."""
     if len(reason) > MAX_REASON:
         return f"must be at most {MAX_REASON} characters, has {len(reason)}"
     return "must not contain control characters" if _CONTROL.search(reason) else None

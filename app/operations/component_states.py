@@ -1,4 +1,4 @@
-"""States of the service and of its components: as one process sees them, and as all processes see them together.
+"""Derives the state of the service and of its components from the readiness checks of all processes.
 
 Processes may disagree: one may fail to reach a cache that another one reaches. The state of a component is the worst
 that any process reported lately. Every process derives it from the same stored samples, so two processes that disagree
@@ -14,15 +14,16 @@ import msgspec
 
 State = Literal["ok", "degraded", "down", "unknown"]
 COMPONENTS = ("service", "cache", "queue", "worker", "database", "features")
-# `unknown` is the lowest: a process that cannot ask the queue must not hide what another one knows of the workers.
+# `unknown` is the lowest: a process that cannot ask the queue must not hide the state of the workers that another
+# process reports.
 SEVERITY: Mapping[State, int] = {"unknown": 0, "ok": 1, "degraded": 2, "down": 3}
 UNSEEN_MS = 60_000
 
 
 class ReadinessCheck(NamedTuple):
-    """One line of readiness. `state` is the component's state if the check is not `ok`.
+    """The result of one check of `/readyz`. `state` is the component's state if the check is not `ok`.
 
-    If a `vital` check fails, the service cannot serve reads. Any other failed check only degrades it.
+    If a `vital` check fails, the service cannot serve reads. Any other failed check only degrades the service.
     """
 
     ok: bool
@@ -39,7 +40,7 @@ class ComponentView(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ComponentStatus(NamedTuple):
-    """The state of a component, when it began, and when a process last reported it."""
+    """The state of a component as all processes see it: since when, and when a process last reported it (epoch ms)."""
 
     component: str
     state: State
@@ -52,7 +53,11 @@ OK = ComponentView("ok", "")
 
 
 def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
-    """A view of every component. A component without a check is `unknown`; owed invalidations degrade the cache."""
+    """The state of every component, and of the service as a whole, by name, from the checks of one process.
+
+    A component without a check is `unknown`. If the check `invalidations` fails, since cache keys have yet to be
+    deleted, the cache has that check's state.
+    """
 
     def view(name: str) -> ComponentView:
         check = checks.get(name)
@@ -75,7 +80,7 @@ def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, Component
 
 
 def worst_views(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, ComponentView]:
-    """For each component, the worst view that any process has of it."""
+    """Combine the views of several processes: the worst state of each component, by name."""
     found: dict[str, ComponentView] = {}
     for components in views:
         for name, view in components.items():
@@ -88,7 +93,10 @@ def worst_views(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, Compo
 def updated_statuses(
     before: Mapping[str, ComponentStatus], views: Mapping[str, ComponentView], now_ms: int
 ) -> list[ComponentStatus]:
-    """Statuses as of `now_ms`. An unchanged state keeps its beginning, unless it was not reported for `UNSEEN_MS`."""
+    """The new status of each component in `views`. `before` holds the previous statuses, by component.
+
+    If the state is unchanged, `since_ms` is kept, unless no process reported the component for `UNSEEN_MS`.
+    """
     found = []
     for name, view in views.items():
         known = before.get(name)

@@ -1,4 +1,4 @@
-"""Lines of `profiles doctor`, and its checks of the keys, the features and the registry.
+"""The report of `profiles doctor`, and its checks of the API keys, the features and the feature registry.
 
 The checks of the database and the servers are in `app.stores.sqlite.diagnostics` and `app.stores.valkey.diagnostics`.
 """
@@ -22,7 +22,7 @@ WEAK_KEY = "Make a new one with `profiles keys new`, and remove this one from PR
 
 
 class Line(NamedTuple):
-    """One line of the report. `check` is a stable name for scripts; `remedy` is empty if the state is ok."""
+    """The result of one check. `check` is its stable name, for scripts; `remedy` is empty if the state is ok."""
 
     check: str
     state: Literal["ok", "warn", "bad"]
@@ -31,10 +31,10 @@ class Line(NamedTuple):
 
 
 def diagnose_keys(settings: Settings) -> list[Line]:
-    """Whether keys are configured, at least one has the scope admin, and none is a common word."""
+    """Check that API keys are configured, that at least one has the scope admin, and that none is a common word."""
     keys = settings.api_keys
     if not keys and is_loopback(settings.host):
-        text = "none are configured: everyone on this machine may do everything"
+        text = "none are configured: every user of this machine has full access"
         return [Line("keys", "warn", text, "Set PROFILES_API_KEYS, unless you are the only user of this machine.")]
     if not keys:
         text = f"none are configured, and PROFILES_HOST is {settings.host}: the service refuses to start"
@@ -55,7 +55,10 @@ def diagnose_keys(settings: Settings) -> list[Line]:
 
 
 def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) -> Line:
-    """Whether running processes can compute every feature. `disabled` says, by feature, who disabled it and why."""
+    """Check that the running processes can compute every feature, and that none is disabled.
+
+    `running` has the newest sample of each process. `disabled` describes each disabled feature, by its name.
+    """
     off = "; ".join(f"{name} is {how}" for name, how in disabled.items())
     views = [view for sample in running if (view := sample.components.get("features")) is not None]
     failing = sorted({view.detail for view in views if view.state in ("degraded", "down")})
@@ -70,7 +73,10 @@ def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) ->
 
 
 def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
-    """Whether every running process serves the registry with the fingerprint `own`, that of these settings."""
+    """Check that every running process serves the same feature registry as these settings, whose fingerprint is `own`.
+
+    `running` has the newest sample of each process.
+    """
     for finding in mixed_registries(running):
         return Line("registry", "warn", finding.text[0].lower() + finding.text[1:-1], finding.advice)
     served = {sample.registry for sample in running if sample.registry}

@@ -1,6 +1,6 @@
-"""The figures of the overview, and how each is computed from summed samples.
+"""Computes the numbers on the overview page, such as request rate and hit ratio, from the samples of all processes.
 
-A figure is None if there is no sample, or no observation to compute a share or a percentile from.
+A number is None if there is no sample, or no observation to compute a share or a percentile from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.telemetry import FAST
 SLOT_MS = 60_000
 SLOTS = 60
 HOUR_MS = SLOT_MS * SLOTS
-# A minute and half the interval between samples, so that it holds six samples of each process.
+# One minute and half the interval between samples, so that six samples of each process are within it.
 NOW_MS = 65_000
 Unit = Literal["share", "per_s", "ms", "s", "count"]
 HourIs = Literal["over all", "total", "highest"]
@@ -33,22 +33,31 @@ class FigureKind(NamedTuple):
 
 
 class Figure(msgspec.Struct):
-    """A figure; null if nothing is known of it."""
+    """A number on the overview page: its current value, its value for the last hour, and its history.
+
+    A value is null if no sample covers the time.
+    """
 
     title: str
     explanation: str
     unit: Unit
-    now: Annotated[float | None, Meta(description="Of the last minute; of a gauge, the newest value.")]
+    now: Annotated[float | None, Meta(description="The value for the last minute, or the newest value of a gauge.")]
     hour: float | None
-    hour_is: Annotated[HourIs, Meta(description="What `hour` is: over the whole hour, the total, or the highest.")]
-    series: Annotated[list[float | None], Meta(description="One for each of `slots`; the last one is not over.")]
+    hour_is: Annotated[
+        HourIs,
+        Meta(description="The meaning of `hour`: computed over the whole hour, the total, or the highest value."),
+    ]
+    series: Annotated[
+        list[float | None], Meta(description="One value for each of `slots`; the last slot has not ended yet.")
+    ]
 
 
 def percentile(buckets: Mapping[str, int], share: float) -> float | None:
-    """Seconds that `share` of the observations took at most; None if there are no observations.
+    """Estimate the percentile `share`, 0 to 1, of a histogram, in seconds; None if there are no observations.
 
-    `buckets` are counts by upper bound. Observations are assumed to lie evenly within a bucket, so the result lies in
-    the same bucket as the true percentile. Above the last bound, the result is that bound.
+    `buckets` are counts of observations by the upper bound of their bucket, in seconds. Observations are assumed to lie
+    evenly within a bucket, so the result lies in the same bucket as the true percentile. If that is above the last
+    finite bound, the result is this bound.
     """
     rank = share * sum(buckets.values())
     if not rank:
@@ -149,7 +158,10 @@ KINDS = (
 def compute_figures(
     samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int
 ) -> tuple[dict[str, Figure], Mapping[str, int]]:
-    """Every figure by its name, and the counts of the hour. Samples come oldest first; `starts_ms` begin the slots."""
+    """Compute every figure, by its name, and the sum of every count over the last hour, by its name.
+
+    `samples` must come oldest first. `starts_ms` are the beginnings of the minutes of the last hour, see `slot_starts`.
+    """
     slots: dict[int, list[Sample]] = {start: [] for start in starts_ms}
     for item in samples:
         if (slot := slots.get(item.at_ms - item.at_ms % SLOT_MS)) is not None:
@@ -181,6 +193,6 @@ def _value(kind: FigureKind, totals: Totals) -> float | None:
 
 
 def slot_starts(now_ms: int) -> list[int]:
-    """When each slot of the last hour begins. The last one is not over."""
+    """The beginnings, in epoch ms, of the last 60 clock minutes, the current one included."""
     last = now_ms - now_ms % SLOT_MS
     return [last - number * SLOT_MS for number in reversed(range(SLOTS))]

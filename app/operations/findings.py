@@ -1,4 +1,4 @@
-"""Findings, worst first: states and figures that need attention, and what to do about each."""
+"""Derives findings, problems that an admin should look at with advice for each, from component states and figures."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from app.operations.samples import Sample
 MINUTE_MS = 60_000
 RECENT_MS = 15 * MINUTE_MS
 GENERATIONS = "generations_"
-# `template`: no model is set. `stopping`: the process was about to end.
+# Outcomes of tips for which the model was not called: no model is set, or the process was about to end.
 NO_MODEL_ASKED = frozenset({"template", "stopping"})
 BY_MODEL = "model"
-# The number of failures in a row after which the model is left alone for a while.
+# The number of failures in a row after which the model is skipped for a while.
 MIN_FAILURES = 3
-# Not a cause: the outcome of requests made while the model is left alone.
+# The outcome of requests made while the model is skipped, which is not the cause of the problem.
 CONSEQUENCE = "circuit open"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something that needs attention, and what to do. `subject` names a component, a figure or a count."""
+    """A problem that needs attention, and advice what to do. `subject` names a component, a figure or a count.
+
+    `path` links to the page that shows the problem.
+    """
 
     state: State
     subject: str
@@ -36,7 +39,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Rule(NamedTuple):
-    """If a figure or count exceeds `limit`, there is a finding with `text(value)`."""
+    """A rule for one figure or count: if its value exceeds `limit`, there is a finding with the text `text(value)`."""
 
     text: Callable[[float], str]
     advice: str
@@ -54,7 +57,7 @@ COMPONENT_ADVICE: Mapping[str, str] = {
     "worker": "Start one (profiles worker). Until then events wait to be consumed; reads are not affected.",
     "features": "Correct the definition, or disable the feature. It is retried; the other features are served.",
 }
-# By figure, on its value for the last minute.
+# Rules by the name of a figure, applied to its value for the last minute.
 FIGURE_RULES = {
     "failed_requests": Rule(
         lambda count: f"{_counted(count, 'request', 'requests')} failed (5xx) in the last minute.",
@@ -97,7 +100,7 @@ FIGURE_RULES = {
         "A clock was wrong when they were stored. They count as recent until that time has come.",
     ),
 }
-# By count, on that of the last hour.
+# Rules by the name of a count, applied to its sum over the last hour.
 COUNT_RULES = {
     "feature_errors": Rule(
         lambda count: f"{_counted(count, 'feature value', 'feature values')} could not be computed in the last hour.",
@@ -117,7 +120,7 @@ COUNT_RULES = {
 def findings(
     statuses: Sequence[ComponentStatus], figures: Mapping[str, Figure], counts: Mapping[str, int]
 ) -> list[Finding]:
-    """What needs attention, worst first. `counts` are those of the last hour."""
+    """Derive the findings from component states, figures, and the sums of counts over the last hour; worst first."""
     found = [
         Finding(item.state, item.component, f"{_subject(item.component)} {item.state}: {item.detail}.", advice)
         for item in statuses
@@ -136,9 +139,9 @@ def _subject(component: str) -> str:
 
 
 def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
-    """A finding if running processes serve different registries, from the newest sample of each process.
+    """A finding if the running processes serve different feature registries.
 
-    Samples of older releases do not name a registry and are ignored.
+    `newest` has the newest sample of each process. Samples of older releases do not name a registry and are ignored.
     """
     served: dict[str, list[str]] = {}
     for sample in newest:
@@ -152,7 +155,10 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
 
 
 def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
-    """A finding for each sender of events whose `decision_id` is unknown for their user, with the number of events."""
+    """A finding for each producer that sent events with a `decision_id` that does not exist for the event's user.
+
+    `senders` are pairs of the producer's name and the number of such events.
+    """
     advice = "Nothing is learned from them. The sender must use the decision_id that /score returned for the same user."
     texts = [
         f"{_counted(count, 'event', 'events')} sent by {sender} named no decision of the user."
@@ -162,7 +168,10 @@ def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
 
 
 def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
-    """A finding if the first deletion of these kinds of rows waits for an admin's confirmation."""
+    """A finding if old rows are not deleted, because the first run of their retention waits for an admin to confirm it.
+
+    `kinds` names the kinds of rows, such as `events`.
+    """
     if not kinds:
         return []
     text = f"Old {' and '.join(kinds)} are not deleted: the first run would delete more than three days of them."
@@ -171,10 +180,11 @@ def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
 
 
 def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
-    """A finding if the language model keeps failing, with the time since when and the reasons.
+    """A finding if the language model keeps failing, with the time of the first failure and the reasons.
 
-    Templates replace the model, so no request fails and readiness stays green. The model keeps failing if most tips of
-    every minute since then fell back to the template. Minutes without tips are ignored. Samples come oldest first.
+    The template replaces the model, so no request fails, and readiness does not show the problem. The model keeps
+    failing if in every minute since then most tips were worded by the template. Minutes without tips are ignored.
+    `samples` must come oldest first.
     """
     began_ms: int | None = None
     newest_ms = 0
@@ -199,7 +209,10 @@ def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
 
 
 def _model_outcomes_by_minute(samples: Iterable[Sample]) -> list[tuple[int, Counter[str]]]:
-    """For each minute with tips that the model should word: when the first of it began, and their outcomes."""
+    """For each minute with tips that the model should word, in order: the minute's beginning, and the tips by outcome.
+
+    The beginning (epoch ms) is the start of the minute's first sample with such tips.
+    """
     found: dict[int, tuple[int, Counter[str]]] = {}
     for sample in samples:
         outcomes = {

@@ -1,7 +1,8 @@
-"""The overview: component states, figures of the last hour, and the findings derived from both.
+"""Builds the overview page's data: component states, figures of the last hour, and the findings derived from both.
 
-The view of this process at this moment outweighs what it stored. Recent views of other processes count as well, and
-name the process. Without a database there are no figures, and the states are those that this process sees.
+The component states come from checks that this process makes now, and from recent samples of other processes; a state
+that another process reports names it. If the checks do not end in time, the stored states are shown. If the database
+does not answer, there are no figures, and the states are the ones that this process sees.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ ALIVE_MS = 30_000
 
 
 class OwnView(NamedTuple):
-    """What this process sees now."""
+    """The component states that this process sees now, by component, and the gauges that it has read now."""
 
     components: Mapping[str, ComponentView]
     gauges: Gauges
 
 
 class Component(msgspec.Struct):
-    """The state of a component, since when, and when it was last reported."""
+    """The state of a component: since when it has lasted, and when a process last reported it (RFC 3339)."""
 
     name: str
     state: State
@@ -58,7 +59,7 @@ class ProcessView(msgspec.Struct):
 
 
 class Overview(msgspec.Struct, kw_only=True):
-    """The state of the service, what needs attention, and the figures of the last hour."""
+    """The data of the overview page: the service's state, its problems, and the figures of the last hour."""
 
     measured_at: str
     state: State
@@ -66,7 +67,7 @@ class Overview(msgspec.Struct, kw_only=True):
     findings: list[Finding]
     components: list[Component]
     processes: list[ProcessView]
-    sampled: Annotated[bool, Meta(description="Whether any process has stored a sample within the hour.")]
+    sampled: Annotated[bool, Meta(description="Whether a process has stored a sample within the last hour.")]
     slot_s: int
     slots: Annotated[list[str], Meta(description="When each slot of `series` begins.")]
     figures: dict[str, Figure]
@@ -75,8 +76,11 @@ class Overview(msgspec.Struct, kw_only=True):
 def build_overview(
     record: Record, own: OwnView | None, process: str, now_ms: int, more_findings: Sequence[Finding] = ()
 ) -> Overview:
-    """The overview as of `now_ms`. `own` is the view of this process, named `process`; None if it came too late."""
-    # A sample from further ahead was taken before the clock was set back. It would count as the newest for a long time.
+    """Build the overview as of `now_ms`, from the stored samples and statuses in `record`.
+
+    `own` is the view of this process, which has the name `process`; None if its checks did not end in time.
+    """
+    # A sample from the future was taken before the clock was set back. It would count as the newest for a long time.
     record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS])
     statuses = _statuses(record, own.components if own is not None else None, process, now_ms)
     starts_ms = slot_starts(now_ms)
@@ -129,7 +133,7 @@ def _statuses(
 
 
 def _newest(samples: Iterable[Sample]) -> list[Sample]:
-    """The newest sample of each process."""
+    """The newest sample of each process; `samples` must come oldest first."""
     return list({sample.process: sample for sample in samples}.values())
 
 
@@ -138,7 +142,7 @@ def _reported(view: ComponentView, sample: Sample) -> ComponentView:
 
 
 def _overall(statuses: Iterable[ComponentStatus], found: Collection[Finding]) -> State:
-    """`down` only if reads cannot be served: a queue that is down needs attention, but is no outage."""
+    """The state of the whole service: `down` only if reads cannot be served, `degraded` if there is any finding."""
     states = {item.component: item.state for item in statuses}
     if states["service"] == "down":
         return "down"

@@ -1,7 +1,7 @@
-"""Takes a sample of its own process every ten seconds.
+"""Samples this process: stores what it has counted since the last sample, and the component states that it sees.
 
-Invariants: a failure of the sampler ends no loop and reaches no request. Counts that could not be stored are part of
-the next sample. Nothing is counted twice. One late answer does not make a state worse.
+Invariants: counts that could not be stored are part of the next sample. Nothing is counted twice. A check must fail
+twice, a second apart, before a component's state becomes worse.
 """
 
 from __future__ import annotations
@@ -45,18 +45,22 @@ class Sampler:
         self._last_at = clock.monotonic()
 
     async def sample(self) -> None:
-        """Take a sample and store it. Raises `StoreUnavailable`."""
+        """Take a sample and store it; called every `EVERY_S` seconds.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
         checks = await self._confirmed_readiness()
         await self._keep(await self._ask_gauges(), checks)
 
     async def close(self) -> None:
-        """Store what was counted since the last sample, within `LAST_S`. Asks no server and never raises."""
+        """Store the last sample, with counts only, within `LAST_S` seconds. Failures to store it are ignored."""
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)
 
     async def _confirmed_readiness(self) -> Mapping[str, ReadinessCheck]:
-        """Readiness, asked a second time if a check fails that did not fail before."""
+        """Run the readiness checks, and repeat them after `ASK_AGAIN_S` seconds if one fails that passed before."""
         checks = await self._ask_readiness()
         if not _failing(checks) <= self._failing:
             await self._pause(ASK_AGAIN_S)
@@ -68,7 +72,7 @@ class Sampler:
         reading, at = read(self._metrics), self._clock.monotonic()
         counted, seconds = reading - self._last, at - self._last_at
         before = self._last, self._last_at
-        # Before the write, not after it: a cancelled write may have been committed, and must not count twice.
+        # Set before the write: if the write is cancelled, it may have been committed, and must not be counted twice.
         self._last, self._last_at = reading, at
         sample = Sample(
             at_ms=self._clock.now_ms(),

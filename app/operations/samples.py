@@ -1,8 +1,8 @@
-"""Samples: what a process counted within some seconds, where they are kept, and their sum over processes.
+"""Samples of a process's metrics over some seconds: how they are read, stored, and summed over processes.
 
 A sample is the difference between two readings of a process's `Metrics`, so a restart, which resets the counters, loses
 nothing. Counts and histogram buckets of several processes are added. A gauge describes the whole service, so its newest
-value is used. A stretch of time without a sample is unknown, never zero.
+value is used. If no sample covers a time, the values of that time are unknown, not zero.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Role = Literal["api", "worker"]
 # Pages and probes do not count as requests: an admin's page may take seconds, and no recommender waits for it.
 UNCOUNTED_ROUTES = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
 UNMATCHED = ("unmatched", "/")
-# Its duration is that of the language model.
+# Its duration is mostly the answer time of the language model.
 UNTIMED_ROUTE = "/generate"
-# By metric: the name of the count, and the label whose value is appended to that name.
+# For each metric: the name of the count, and the label whose value is appended to that name ("" for none).
 COUNTERS = {
     "profiles_cache_hits_total": ("hits", ""),
     "profiles_near_hits_total": ("near_hits", ""),
@@ -56,7 +56,7 @@ class Process(NamedTuple):
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Pending work of the whole service; None if it could not be read."""
+    """Gauges of the whole service, such as the number of jobs in the queue; None if a value could not be read."""
 
     queue_depth: int | None = None
     outbox: int | None = None
@@ -68,10 +68,11 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one process counted in the `seconds` before `at_ms`, and how it saw the components at that moment.
+    """The metrics that one process counted in the `seconds` before `at_ms`, and the component states it saw then.
 
-    A bucket is named by its upper bound as Prometheus writes it (`latency_0.005`, `lag_+Inf`), so that samples of two
-    releases with different bounds can be added. `registry` is the fingerprint of the registry that the process serves.
+    `counts` also contains histogram buckets, named by their upper bound in seconds as Prometheus writes it
+    (`latency_0.005`, `lag_+Inf`), so that samples of releases with different bounds can be added. `stopped`: this is
+    the process's last sample. `registry` is the fingerprint of the feature registry that the process serves.
     """
 
     at_ms: int
@@ -91,26 +92,29 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Record(NamedTuple):
-    """The stored samples, oldest first, and the status of each component."""
+    """The data that a `SampleStore` returns: the samples, oldest first, and the component statuses by name."""
 
     samples: list[Sample]
     statuses: dict[str, ComponentStatus]
 
 
 class SampleStore(Protocol):
-    """Samples of a little more than the last hour, and the component statuses. Raises `StoreUnavailable`."""
+    """Storage of the samples of the last hour, and of the component statuses. All methods raise `StoreUnavailable`."""
 
     async def keep(self, sample: Sample) -> None:
         """Store a sample, update the statuses from the recent samples of all processes, and delete old samples."""
         ...
 
     async def since(self, at_ms: int) -> Record:
-        """The samples taken at or after `at_ms`."""
+        """Read the samples taken at or after `at_ms`, and the current statuses."""
         ...
 
 
 def read(metrics: Metrics) -> Counter[str]:
-    """What this process has counted since its start. Latency covers the routes of the recommender and of producers."""
+    """The counts and histogram buckets of this process since its start, by the names that samples use.
+
+    Requests of admin pages, probes and unknown paths are left out, and `/generate` is left out of the latency.
+    """
     found: Counter[str] = Counter()
     below = 0.0
     for name, labels, value, *_ in (sample for family in metrics.collectors.collect() for sample in family.samples):
@@ -131,10 +135,11 @@ def read(metrics: Metrics) -> Counter[str]:
 
 @dataclass(slots=True)
 class Totals:
-    """The sum of samples of many processes within one stretch of time.
+    """The sum of the samples of many processes within a period.
 
-    `covered_s` is the time that any process sampled. `served_s` is the time that any API process sampled; rates of
-    requests are per second of it.
+    `newest` and `highest` hold the newest and the highest value of each gauge, by name. `covered_s` is the time, in
+    seconds, that samples of any process cover; `served_s` is the time that samples of API processes cover, to which
+    request rates refer.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -145,7 +150,7 @@ class Totals:
 
 
 def sum_samples(samples: Iterable[Sample]) -> Totals:
-    """Add samples, which must come oldest first."""
+    """Add up samples of one or many processes. They must come oldest first."""
     totals = Totals()
     spans: dict[Role, list[tuple[float, float]]] = {"api": [], "worker": []}
     for sample in samples:
@@ -160,7 +165,7 @@ def sum_samples(samples: Iterable[Sample]) -> Totals:
 
 
 def _union_s(spans: Sequence[tuple[float, float]]) -> float:
-    """The length of the union of the spans, in seconds."""
+    """The length, in seconds, of the union of the spans, which are pairs of start and end in seconds."""
     covered, until = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, until))

@@ -1,1 +1,1 @@
-"""Learning: attributes events to decisions and updates the sufficient statistics."""
+"""Learning: finds the decision that an event is about, and updates the user's sufficient statistics with its reward."""

@@ -1,8 +1,8 @@
-"""Attribution: which event settles which decision, and the reward to learn from it.
+"""Attribution: decides how an event changes the decision that it is about, and which reward is learned.
 
 Invariant: a decision is learned once, from the vector that was logged with it, and every event counts once, however
-often it is delivered. `app.bandit.ports.LearningRepository` finds the decision of an event and stores both in one
-transaction; this module decides what the event means for the decision. The rules, in event time:
+often it is delivered. `app.bandit.ports.LearningRepository` finds the decision of an event, and stores the changed
+decision and statistics in one transaction. The rules, in event time:
   - A decision's reward window opens when its tip is served. Feedback without a served event counts as serving, too.
   - The first feedback within the window is learned. Feedback that is late or about another tip is only counted.
   - A served event that arrives after the feedback counts as `served` once, and changes nothing.
@@ -34,19 +34,29 @@ log = logger("bandit.learning")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The reward of each outcome (see `app.bandit.learning.rewards`), and the length of the reward window."""
+    """The settings of attribution: the reward by outcome, as `outcome_rewards` returns it, and the reward window.
+
+    The reward window is the time after serving within which feedback is learned.
+    """
 
     rewards: Mapping[str, float]
     window_ms: int
 
     @classmethod
     def of(cls, overrides: Iterable[tuple[str, float]], window_hours: int) -> Rules:
-        """The rules from settings; raises `SettingsError` if an override names an unknown outcome."""
+        """Make the rules from settings. `overrides` are pairs of outcome and reward.
+
+        Raises:
+            SettingsError: an override names an unknown outcome.
+        """
         return cls(outcome_rewards(overrides), window_hours * HOUR_MS)
 
 
 class Unsettled(NamedTuple):
-    """The fields of a decision that `judge` needs. `told_served`: a served event of this decision was counted."""
+    """The fields of a stored decision that `judge` needs.
+
+    `told_served`: a served event of the decision has been counted. `source` is None until the decision is learned.
+    """
 
     chosen_id: str
     created_at_ms: int
@@ -57,7 +67,10 @@ class Unsettled(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The effect of an event on a decision: its new state and serving time, and with `reward`, what to learn."""
+    """The effect of an event on a decision: how the event is counted, and the decision's new state and serving time.
+
+    `reward` is the reward to learn; None if the event teaches nothing.
+    """
 
     outcome: EventOutcome
     state: DecisionState
@@ -67,20 +80,20 @@ class Judgement(NamedTuple):
 
 
 def happened_ms(event: LoggedEvent) -> int:
-    """The event time. An event from the near future counts from its arrival."""
+    """The event's time, or the time of its arrival if that is earlier, in epoch milliseconds."""
     return min(to_ms(event.event.occurred_at), event.received_at_ms)
 
 
 def latest_made(event: LoggedEvent) -> int:
-    """The latest creation time of a decision that the event can be about if it names none."""
+    """For an event without a `decision_id`: the latest creation time, in epoch ms, of a decision it can be about."""
     return min(event.received_at_ms, happened_ms(event) + SKEW_MS)
 
 
 def judge(decision: Unsettled, logged: LoggedEvent, rules: Rules) -> Judgement:
-    """What an event means for its decision.
+    """Apply the rules of attribution to one event and the decision that it is about.
 
     Raises:
-        InvalidInput: the rules have no reward for the action; a later release stored the event.
+        InvalidInput: the rules have no reward for the event's action, since a later release stored the event.
     """
     event, state, served = logged.event, decision.state, decision.served_at_ms
     # A tip cannot be served before the decision was made; an earlier time comes from a producer's clock that is behind.
@@ -107,7 +120,7 @@ def judge(decision: Unsettled, logged: LoggedEvent, rules: Rules) -> Judgement:
 
 
 class DecisionLearner:
-    """Implements `app.events.ports.Learner`."""
+    """Updates decisions and statistics with consumed events. Implements `app.events.ports.Learner`."""
 
     def __init__(self, repository: LearningRepository, clock: Clock, metrics: Metrics) -> None:
         self._repository = repository
@@ -115,7 +128,10 @@ class DecisionLearner:
         self._metrics = metrics
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from the events that concern a decision, in one transaction. Writes nothing if none does."""
+        """Learn from the events that are about a decision, in one transaction, and ignore all others.
+
+        Events that name an unknown decision are recorded by sender, for the overview and `profiles doctor`.
+        """
         concerned = await self._repository.concerned(events)
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
@@ -129,7 +145,10 @@ class DecisionLearner:
                 self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def settle(self) -> int:
-        """Settle all decisions whose window has closed, in small transactions; returns how many were settled."""
+        """Settle all decisions whose reward window has closed, in small transactions; returns their number.
+
+        A served decision learns the reward of no feedback; a decision whose tip was not served expires.
+        """
         total = 0
         while True:
             counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)

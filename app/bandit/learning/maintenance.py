@@ -1,8 +1,8 @@
-"""Background work of a worker for the bandit.
+"""Periodic work of a worker for the bandit.
 
-Settles decisions whose reward window has closed, grows statistics of shorter specs, and pools the prior. Each step is
-a small transaction of its own, so work that is interrupted continues where it stopped. Several workers may run it at
-once: each step skips what another worker has done.
+It settles decisions whose reward window has closed, extends users' statistics to the longest spec ("grows" them), and
+estimates the pooled prior from them. Each step is a small transaction of its own, so interrupted work continues where
+it stopped. Several workers may run it at once: each step skips the work that another worker has done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class Maintenance:
         self._pool_at = float("-inf")
 
     async def once(self) -> None:
-        """Settle and grow, and pool if `POOL_EVERY_S` has passed; raises `StoreUnavailable`."""
+        """Settle decisions and grow statistics; estimate the prior if `POOL_EVERY_S` have passed since the last time.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
         await self._learner.settle()
         await self.grow()
         if self._clock.monotonic() >= self._pool_at:
@@ -52,7 +56,7 @@ class Maintenance:
             await self._count()
 
     async def grow(self) -> int:
-        """Grow all statistics to the longest spec; returns the number of users."""
+        """Extend the statistics of all users to the longest spec; returns the number of users with a shorter one."""
         total = 0
         while grown := await self._states.grow(GROWN_AT_ONCE, self._clock.now_ms()):
             total += grown
@@ -63,7 +67,10 @@ class Maintenance:
         return total
 
     async def pool(self) -> bool:
-        """Pool the prior if a policy uses it and statistics have changed; returns whether a new one was stored."""
+        """Estimate and store a new pooled prior, if a policy uses it and users' statistics have changed since the last.
+
+        Returns whether a new prior was stored.
+        """
         if not self._policies.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())

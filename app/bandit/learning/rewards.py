@@ -1,4 +1,4 @@
-"""The reward of each outcome of a decision: that of the action, unless `PROFILES_REWARDS` overrides it."""
+"""The reward that the bandit learns from each outcome of a decision. `PROFILES_REWARDS` overrides the defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ NO_FEEDBACK = "none"
 
 
 def outcome_rewards(overrides: Iterable[tuple[str, float]] = ()) -> Mapping[str, float]:
-    """Rewards in [0, 1] by outcome: each action, and `NO_FEEDBACK` for a served tip without feedback in time.
+    """The reward, within [0, 1], of each outcome. `overrides` are pairs of outcome and reward.
+
+    An outcome is the name of an action, or `NO_FEEDBACK` for a served tip without feedback in time.
 
     Raises:
         SettingsError: an override names an unknown outcome.

@@ -1,1 +1,1 @@
-"""The model: inputs, sufficient statistics, pooled prior and policies."""
+"""The bandit's model, linear Thompson sampling: inputs, sufficient statistics, pooled prior and policies."""

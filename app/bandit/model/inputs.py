@@ -1,4 +1,4 @@
-"""The factors that the inputs of a spec are made of: bounded transforms of the request and the profile.
+"""Computes the factors of the model's inputs: bounded transforms of the request and the profile.
 
 An input is the product of a candidate factor, which may differ between the candidates of a request, and a shared
 factor, which is the same for all of them (time of day, profile). No transform depends on data seen before, so a vector
@@ -72,18 +72,24 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """When the tip would be shown, with the user's UTC offset; None if the request does not say."""
+    """The circumstances of a request.
+
+    `at` is the time at which the tip would be shown, with the user's UTC offset; None if the request does not give it.
+    """
 
     at: datetime | None = None
 
 
 def packed(array: Array) -> bytes:
-    """Little-endian float64, the form in which arrays are stored."""
+    """The array's elements as little-endian float64, the form in which arrays are stored."""
     return array.astype(STORED, copy=False).tobytes()
 
 
 class Factors(NamedTuple):
-    """The factors of one request: `by_candidate` (K, 4), one row per candidate, and `shared` (10,)."""
+    """The factors of one request, of which a spec multiplies pairs to get its inputs.
+
+    `by_candidate` (K, 4) has one row per candidate, `shared` (10,) applies to all candidates.
+    """
 
     by_candidate: Array
     shared: Array
@@ -94,7 +100,7 @@ def factors_of(candidates: Sequence[Candidate], context: Context, profile: Profi
 
 
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:
-    """(K, 4): one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
+    """The candidate factors (K, 4): one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
     factors = np.ones((len(candidates), len(CANDIDATE_FACTORS)))
     factors[:, 1] = [candidate.is_overdue for candidate in candidates]
     factors[:, 2] = [_log_share(candidate.task_age_days, YEAR_DAYS) for candidate in candidates]
@@ -104,7 +110,7 @@ def candidate_factors(candidates: Sequence[Candidate]) -> Array:
 
 
 def shared_factors(context: Context, profile: Profile) -> Array:
-    """(10,), in the order of `SHARED_FACTORS`. Without a profile, all factors of the profile are 0."""
+    """The shared factors (10,), in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
     hour = None if context.at is None else context.at.hour + context.at.minute / 60 + context.at.second / 3600
     known = {name: _number(profile.get(name)) for name in PROFILE_FEATURES} if profile else {}
     volume = known.get("tip_volume_30d")
@@ -145,15 +151,16 @@ def _on_the_clock(hour: float | None) -> tuple[float, float]:
 
 
 def _log_share(amount: float, full: float) -> float:
-    """min(1, log1p(amount) / log1p(full)): 0 at 0, 1 from `full` on."""
+    """The amount on a logarithmic scale, min(1, log1p(amount) / log1p(full)): 0 at 0, 1 from `full` on."""
     return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
 
 
 def _smoothed(rate: float | None, volume: float | None) -> float:
-    """(n r + 1) / (n + 3) - 1/3, within [-1/3, 2/3]: the rate with one pseudo-count for each of the three actions.
+    """The rate r, smoothed with one pseudo-count for each of the three actions: (n r + 1) / (n + 3) - 1/3.
 
-    n should be the number of feedbacks, which the profile does not contain; the number of tips served replaces it. A
-    producer that sends feedback events only has a rate and a volume of 0.
+    The result is within [-1/3, 2/3]; 0 without a rate. n should be the number of feedback events, which the profile
+    does not contain; `volume`, the number of tips served, replaces it. If a producer sends feedback events only, there
+    is a rate although the volume is 0; n is then `USUAL_VOLUME`.
     """
     if rate is None:
         return 0.0

@@ -1,6 +1,7 @@
-"""The policies of this process: the champion, and the challenger if there is one.
+"""The policies that this process runs: the champion, and the challenger if there is one.
 
-Invariant: the challenger's spec begins with the champion's, so one user's statistics serve both.
+Invariant: the first inputs of the challenger's spec are those of the champion's, so both policies read the same
+statistics of a user.
 """
 
 from __future__ import annotations
@@ -15,39 +16,39 @@ from app.errors import SpecMismatch
 
 
 class Policies(NamedTuple):
-    """The champion serves; the challenger is evaluated and may serve a share of the users."""
+    """The champion, which serves users, and the challenger, which is evaluated and may serve a share of the users."""
 
     champion: Policy
     challenger: Policy | None
 
     @classmethod
     def of(cls, *, shadow: bool) -> Policies:
-        """The policies of this release; the challenger only with `shadow`."""
+        """The policies of this release. `shadow`: whether the challenger is one of them."""
         return cls(CHAMPION, CHALLENGER if shadow else None)
 
     @property
     def longest(self) -> Spec:
-        """The spec that all decisions are logged under, and to which statistics grow."""
+        """The spec with the most inputs. Decisions are logged under it, and users' statistics are extended to it."""
         return (self.challenger or self.champion).spec
 
     def shorter(self) -> list[Spec]:
-        """The specs whose statistics can grow to the longest."""
+        """The specs whose statistics can be extended to the longest spec, since it begins with their inputs."""
         return [spec for spec in SPECS.values() if spec != self.longest and spec.prefix_of(self.longest)]
 
     def policy(self, role: Role) -> Policy:
-        """The policy in a role; without a challenger, the champion in both."""
+        """The policy that has the role. If there is no challenger, the champion has both roles."""
         return self.challenger or self.champion if role == "challenger" else self.champion
 
     def grown(
         self, statistics: SufficientStatistics | None, phi_spec: Spec | None = None
     ) -> tuple[SufficientStatistics, Spec]:
-        """The statistics, grown to the longest of three specs: their own, `longest`, and `phi_spec`; and that spec.
+        """Pad the statistics with zeros to the longest of: their own spec, `self.longest` and `phi_spec`.
 
-        `phi_spec` is the spec of a vector that is about to be learned. None stands for the statistics of a new user.
-        Statistics never shrink, whichever policies run.
+        `statistics` is None for a new user, `phi_spec` the spec of a vector that is about to be learned. Returns the
+        padded statistics and their spec. Statistics never become shorter, whichever policies run.
 
         Raises:
-            SpecMismatch: the specs are not prefixes of each other.
+            SpecMismatch: the longest of these specs does not begin with the inputs of the others.
         """
         wanted = self.longest
         if phi_spec is not None and phi_spec.size > wanted.size:

@@ -1,10 +1,10 @@
-"""The pooled prior: the mean of the weights' prior, estimated from the statistics of all users.
+"""The pooled prior: the prior mean μ of each user's weights, estimated from the statistics S and y of all users.
 
-    μ = (Λ₀ + Σ S)⁻¹ Σ y        over all users, Λ₀ = 10 I: ridge regression over all decisions
+    μ = (Λ₀ + Σ S)⁻¹ Σ y        sums over all users, Λ₀ = 10 I: ridge regression over all decisions
 
-A user's profile hardly varies, so the decisions of one user cannot show the effect of a profile feature; those of all
-users can. Each prior has a version, which decisions name. The pool contains the user's own statistics too, so with very
-few users they count twice. This module does not know where statistics are stored.
+A user's profile hardly varies, so the decisions of one user cannot show the effect of a profile feature; the decisions
+of all users can. Each prior has a version, which is stored with every decision made under it. The sums include the
+statistics of the user that the prior is used for, so with very few users they count twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """μ (D,) of the spec with `spec_hash`, and the numbers of users and decisions behind it. Version 0: no pool yet."""
+    """The mean `mu` (D,) from which a user's weights start, for the spec with `spec_hash`.
+
+    `users` and `decisions` are the numbers of users and decisions it was estimated from. Version 0 stands for no
+    estimate yet: `mu` is all zeros.
+    """
 
     version: int
     spec_hash: str
@@ -36,12 +40,12 @@ class Prior:
 
     @classmethod
     def none(cls, spec: Spec) -> Prior:
-        """Version 0: all zeros."""
+        """The prior that is used until one has been estimated: version 0, all zeros."""
         return cls(0, spec.hash, np.zeros(spec.size), 0, 0, 0)
 
 
 def can_be_pooled(mu: Array, decisions: int) -> bool:
-    """Whether n decisions can have produced this μ: every |μᵢ| ≤ √(n / 4λ).
+    """Whether a prior mean μ estimated from n = `decisions` decisions can have these values: every |μᵢ| ≤ √(n / 4λ).
 
     Rewards are within [0, 1], so yᵀS⁻¹y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence |μ|² ≤ n / 4λ.
     NaN and infinity fail the comparison.
@@ -50,7 +54,7 @@ def can_be_pooled(mu: Array, decisions: int) -> bool:
 
 
 class Pool:
-    """Sums the statistics of many users. Memory does not depend on the number of users."""
+    """Sums the statistics of many users to estimate a prior. Memory does not depend on the number of users."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -62,10 +66,11 @@ class Pool:
     def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int) -> None:
         """Add packed statistics of one spec, one blob per user; `decisions` is the total of these users.
 
-        Statistics of a shorter spec that this one begins with count as grown.
+        If the spec is shorter than the pool's, the statistics are padded with zeros.
 
         Raises:
-            SpecMismatch: the pool's spec does not begin with that spec, or a blob is not of it.
+            SpecMismatch: the pool's spec does not begin with the inputs of the spec, a blob has the wrong length, or
+                the sum is not finite.
         """
         spec = SPECS.get(spec_hash)
         if spec is None or not spec.prefix_of(self._spec):
@@ -77,7 +82,7 @@ class Pool:
         self.decisions += decisions
 
     def mean(self) -> Array:
-        """μ (D,)."""
+        """The prior mean μ (D,), by the formula in the docstring of this module."""
         a = self._s.copy()
         a.flat[:: self._spec.size + 1] += SHRINKAGE
         return np.asarray(np.linalg.solve(a, self._y), np.float64)

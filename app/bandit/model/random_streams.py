@@ -1,7 +1,8 @@
-"""Random numbers derived from a decision's id: the same id gives the same numbers in every process.
+"""Pseudo-random numbers derived from a decision's id: the same id gives the same numbers in every process.
 
-Each use has its own stream, so the numbers of one use do not depend on how many another use draws. The normals of the
-old inputs are the same with and without new inputs, and the sampled action does not depend on the number of draws.
+Each use has a stream of its own, so its numbers do not depend on how many numbers another use draws. The streams are:
+`OLD`, the normals for the inputs of the first spec; `NEW`, the normals for the inputs that later specs add; `ACTION`,
+the number that samples the chosen candidate.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ ACTION: Final = "action"
 
 
 def fill_normal(place: Array, decision_id: str, stream: str) -> None:
-    """Fill `place`, which must be contiguous, with independent standard normals."""
+    """Fill `place`, which must be contiguous, with standard normals that depend on the decision and the stream only."""
     bits = np.random.PCG64DXSM(_Digest(decision_id, stream))  # type: ignore[arg-type]  # the stubs want a SeedSequence
     np.random.Generator(bits).standard_normal(out=place)
 
 
 def uniform(decision_id: str, stream: str) -> float:
-    """A number in [0, 1) with 53 random bits."""
+    """A pseudo-random number in [0, 1) with 53 bits, always the same for the same decision and stream."""
     return (int.from_bytes(_digest(decision_id, stream)[:8], "little") >> 11) * 2.0**-53
 
 

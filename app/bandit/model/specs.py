@@ -1,11 +1,10 @@
-"""Specs: the inputs of a policy, their order, and the precisions of their prior.
+"""Specs: ordered, versioned lists of the inputs that a policy reads, with the prior precision of each input's weight.
 
-A spec is an ordered, versioned list of named inputs, each the product of a candidate factor and a shared factor. Its
-hash covers formulas, constants and prior precisions. The hash is stored with every vector and with every user's
-statistics, so numbers of two specs are never mixed.
+Each input is the product of a candidate factor and a shared factor. A spec's hash covers formulas, constants and prior
+precisions. It is stored with every vector and with every user's statistics, so numbers of two specs are never mixed.
 
-Invariant: a longer spec begins with the inputs of the shorter one. So statistics of the shorter spec can grow to the
-longer one without learning again (`app.bandit.model.sufficient_statistics`).
+Invariant: a longer spec begins with the inputs of the shorter one. So statistics of the shorter spec can be extended to
+the longer one without learning again (`app.bandit.model.sufficient_statistics`).
 """
 
 from __future__ import annotations
@@ -34,7 +33,10 @@ from app.bandit.model.inputs import (
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One component of φ: the factor `candidate` times the factor `shared`. `precision`: λ of its weight's prior."""
+    """One component of an input vector φ: the product of the factors with the names `candidate` and `shared`.
+
+    `precision` is the prior precision λ of its weight.
+    """
 
     name: str
     candidate: str = ONE
@@ -44,7 +46,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Spec:
-    """An ordered list of inputs. The prior's mean is 0, or with `pooled` that of `app.bandit.model.pooled_prior`."""
+    """An ordered list of inputs. `pooled`: the prior mean of the weights is the pooled prior; otherwise it is 0."""
 
     id: str
     version: int
@@ -53,7 +55,7 @@ class Spec:
 
     @property
     def size(self) -> int:
-        """D, the number of inputs."""
+        """The number of inputs, D in formulas."""
         return len(self.inputs)
 
     @cached_property
@@ -62,24 +64,24 @@ class Spec:
 
     @cached_property
     def precisions(self) -> Array:
-        """The diagonal of Λ (D,). The prior covariance of the weights is v²Λ⁻¹."""
+        """The prior precisions (D,), the diagonal of Λ. The prior covariance of the weights is v²Λ⁻¹."""
         return np.array([entry.precision for entry in self.inputs])
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the canonical spec, in hexadecimal. Any change of meaning changes it."""
+        """SHA-256, in hexadecimal, of the spec as canonical JSON, which contains formulas and precisions."""
         return hashlib.sha256(self._canonical().encode()).hexdigest()
 
     def prefix_of(self, other: Spec) -> bool:
-        """Whether `other` begins with these inputs."""
+        """Whether the first inputs of `other` are the inputs of this spec, in the same order."""
         return other.inputs[: self.size] == self.inputs
 
     def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile) -> Array:
-        """φ (K, D): every component is finite and within [-1, 1], and the same request always gives the same φ."""
+        """The input vectors φ (K, D), one row per candidate, with finite components within [-1, 1]."""
         return self.phi_from(*factors_of(candidates, context, profile))
 
     def phi_from(self, by_candidate: Array, shared: Array) -> Array:
-        """φ (…, K, D) from the `Factors` of one request or, with a leading axis, of many."""
+        """The input vectors φ (…, K, D), from the `Factors` of one request or, with a leading axis, of many."""
         candidate_places, shared_places = self._places
         return by_candidate.take(candidate_places, axis=-1) * shared.take(shared_places, axis=-1)[..., None, :]
 
@@ -106,10 +108,11 @@ class Spec:
 
 
 def least_precision(decisions: int) -> float:
-    """The least λ of v2's new block with which growth adds at most 10 % to a score's standard deviation.
+    """The smallest prior precision λ with which v2's added inputs raise a score's standard deviation by at most 10 %.
 
-    Holds for every user with at most `decisions` decisions n, every candidate and every profile. With x the old block
-    of φ and z the new one, the condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤ 1.1 √(xᵀ(I+S)⁻¹x) means λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x).
+    This holds for every user with at most n = `decisions` decisions, every candidate and every profile. Let x be the
+    inputs of v1 and z the added inputs. The condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤ 1.1 √(xᵀ(I+S)⁻¹x) means
+    λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x).
 
     1. Let xᵢ be the learned vectors, |xᵢ|² ≤ 5. By Cauchy-Schwarz, xᵀ(I+S)⁻¹x ≥ |x|⁴ / (|x|² + Σ(x·xᵢ)²) ≥ |x|²/(1+5n).
     2. Let c be the candidate's own factors, |c|² ≤ 3. With a time and a preferred hour, |x|² = 2 + |c|² and
@@ -121,8 +124,8 @@ def least_precision(decisions: int) -> float:
     return 49 / 30 * (1 + 5 * decisions) / 0.21
 
 
-# More decisions than most users make in a year. A firm prior costs nothing: the pooled prior learns the effect of a
-# profile feature (`app.bandit.model.pooled_prior`), and the old block a user's own deviation.
+# More decisions than most users make in a year. A high precision costs nothing: the pooled prior learns the effect of
+# a profile feature (`app.bandit.model.pooled_prior`), and the weights of v1's inputs learn a user's own deviation.
 GROWN_WITHIN: Final = 1000
 NEW_PRECISION: Final = 39_000.0  # least_precision(GROWN_WITHIN), rounded up
 

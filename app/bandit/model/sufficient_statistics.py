@@ -1,13 +1,13 @@
 """Sufficient statistics of ridge regression, per user: S = Σ φφᵀ, y = Σ rφ, and the number of decisions n.
 
-They exclude the prior, which belongs to the spec. So one user's statistics serve every policy whose spec begins with
-the same inputs: the champion reads the leading block, the challenger all of it.
+They exclude the prior, which belongs to the spec. So every policy whose spec begins with the same inputs can use them:
+the champion reads the rows and columns of the first inputs, the challenger reads all.
 
 Invariants:
-- Statistics belong to one spec; those of another spec are rejected.
-- Growing pads with zeros, and learning adds element by element. So the leading block stays bit for bit what it would be
-  without growth.
-- Statistics that no n decisions can have produced are never read, since they would distort the prior of every user.
+- Statistics belong to one spec; statistics of another spec are rejected.
+- Extending statistics to a longer spec ("growing") pads with zeros, and learning adds element by element. So the
+  numbers of the first inputs stay bit for bit what they would be without growing.
+- Statistics that no n decisions can have produced are never used, since they would distort the prior of every user.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SufficientStatistics:
-    """S (D, D) and y (D,) of `decisions` decisions, for the spec with `spec_hash`, which has `size` = D inputs.
+    """The sums S (D, D) and y (D,) over the learned decisions of a user, or of several users after `summed`.
+
+    They belong to the spec with `spec_hash`, which has D = `size` inputs.
 
     `numbers` (D(D+1)/2 + D,) holds the lower triangle of S row by row, then y, as stored; it is never modified. The
     triangle of the first inputs is a prefix of it, so learning, growing and storing need no matrix.
@@ -46,16 +48,18 @@ class SufficientStatistics:
 
     @property
     def s(self) -> Array:
-        """S (D, D), symmetric; a copy."""
+        """A copy of the symmetric matrix S (D, D)."""
         return self.leading(self.size)[0]
 
     @property
     def y(self) -> Array:
-        """y (D,); a copy."""
+        """A copy of the vector y (D,)."""
         return self.numbers[-self.size :].copy()
 
     def learned(self, phi: Array, reward: float) -> SufficientStatistics:
-        """S + φφᵀ, y + rφ and n + 1. A shorter φ, from before growth, counts as padded with zeros.
+        """The statistics after one more decision with inputs φ and reward r: S + φφᵀ, y + rφ and n + 1.
+
+        A φ that is shorter than D was logged under a shorter spec, and is padded with zeros.
 
         Raises:
             SpecMismatch: φ is longer than D, |φᵢ| > 1 for some i, r is outside [0, 1], or one of them is NaN.
@@ -76,7 +80,7 @@ class SufficientStatistics:
         """The same statistics under a longer spec, padded with zeros.
 
         Raises:
-            SpecMismatch: the statistics are not of `spec_from`, or `spec_to` does not begin with it.
+            SpecMismatch: the statistics are not of `spec_from`, or `spec_to` does not begin with its inputs.
         """
         if self.spec_hash != spec_from.hash:
             raise SpecMismatch(f"statistics are of spec {self.spec_hash[:12]}, not {spec_from.hash[:12]}")
@@ -91,10 +95,10 @@ class SufficientStatistics:
         return SufficientStatistics(spec_to.hash, spec_to.size, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
-        """S (size, size) and y (size,) of the first inputs, as copies.
+        """Copies of S (size, size) and y (size,) for the first `size` inputs.
 
         Raises:
-            SpecMismatch: there are fewer inputs.
+            SpecMismatch: the statistics have fewer inputs.
         """
         if size > self.size:
             raise SpecMismatch(f"{size} inputs requested, statistics of {self.size}")
@@ -103,15 +107,15 @@ class SufficientStatistics:
         return self.numbers[_square(size)], self.numbers[y : y + size].copy()
 
     def pack(self) -> bytes:
-        """`numbers` as little-endian float64."""
+        """The statistics as stored: `numbers` as little-endian float64."""
         return packed(self.numbers)
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> SufficientStatistics:
-        """The inverse of `pack`.
+        """Read statistics that `pack` wrote.
 
         Raises:
-            SpecMismatch: the blob has the length of another spec, or is not `sound`.
+            SpecMismatch: the blob has the length of another spec, or `decisions` decisions cannot have produced it.
         """
         (stored,) = _stored(spec, [blob])
         numbers = stored.astype(np.float64, copy=False)
@@ -125,7 +129,11 @@ class SufficientStatistics:
 
     @classmethod
     def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
-        """The sum of the packed statistics of several users, who have `decisions` decisions together."""
+        """The sum of the packed statistics of several users; `decisions` is the total number of their decisions.
+
+        Raises:
+            SpecMismatch: a blob has the length of another spec, or the sum contains NaN or infinity.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             numbers: Array = _stored(spec, blobs).sum(axis=0, dtype=np.float64)
         if not np.isfinite(numbers).all():
@@ -134,7 +142,7 @@ class SufficientStatistics:
 
 
 def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
-    """(users, D(D+1)/2 + D), one row per blob; may be read-only."""
+    """The unpacked numbers (users, D(D+1)/2 + D), one row per blob; the array may be read-only."""
     length = _length(spec.size)
     wanted = length * STORED.itemsize
     for blob in blobs:
@@ -144,7 +152,7 @@ def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
 
 
 def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[bool]:
-    """For each user: whether n = `decisions` decisions can have produced the packed statistics.
+    """Check the packed statistics of many users: for each, whether its number n of decisions can have produced them.
 
     Two necessary conditions are checked. Inputs are within [-1, 1] and rewards within [0, 1], so no element exceeds n.
     And [[S, y], [yᵀ, n]] is positive semidefinite: it is Σ (φ, r)(φ, r)ᵀ with n in the place of Σr² ≤ n.
@@ -191,7 +199,7 @@ def _triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 @lru_cache(maxsize=8)
 def _square(size: int) -> NDArray[np.intp]:
-    """(size, size): for each element of the symmetric matrix, its index in the packed lower triangle."""
+    """An index array (size, size): the place of each element of the symmetric matrix in the packed lower triangle."""
     rows, columns = _triangle(size)
     square = np.empty((size, size), np.intp)
     square[rows, columns] = square[columns, rows] = np.arange(len(rows))

@@ -3,12 +3,12 @@
 S. Agrawal, N. Goyal: Thompson sampling for contextual bandits with linear payoffs, ICML 2013, algorithm 1, with a prior
 (Λ, μ) of the spec. The posterior of the weights is N(θ̂, v²A⁻¹) with A = Λ + S and θ̂ = A⁻¹(Λμ + y). M draws from it
 give π̂(a), the share of draws in which candidate a is best. The policy is π(a) = (1-ε) π̂(a) + ε/K for K candidates, and
-the action is sampled from π. So the logged propensity is exact, and no importance weight exceeds K/ε. M does not change
-the marginal probability of an action, because every draw is equally likely to be the one that counts; more draws only
-make the logged π less coarse.
+the chosen candidate is sampled from π. So the logged propensity is exact, and no importance weight exceeds K/ε. M does
+not change a candidate's marginal probability, since π̂ has the same expected value for every M; more draws only make
+the logged π less coarse.
 
-Invariant: a policy reads only the leading inputs that its spec names, of φ, of the statistics and of the random
-streams. So its answers are bit for bit the same before and after the statistics grow to a longer spec.
+Invariant: a policy reads only the inputs that its spec names, which come first in φ, in the statistics and in the
+random numbers. So its answers are bit for bit the same before and after the statistics grow to a longer spec.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ DIGITS: Final = 12  # decimals of an answered score; those after them are roundi
 
 
 class Posterior:
-    """N(θ̂, v²A⁻¹) of the weights, from S (D, D), y (D,), the prior precisions diag Λ (D,) and the prior mean μ (D,)."""
+    """The posterior distribution of the weights, N(θ̂, v²A⁻¹).
+
+    It follows from S (D, D), y (D,), the prior precisions diag Λ (D,) and the prior mean μ (D,), None for zeros.
+    """
 
     def __init__(self, s: Array, y: Array, precisions: Array, mu: Array | None = None) -> None:
         a = s.copy()
@@ -45,17 +48,24 @@ class Posterior:
         self.theta: Array = np.asarray(theta, np.float64)
 
     def means(self, phi: Array) -> Array:
-        """φθ̂ (K,): the expected reward of each row of φ (K, D)."""
+        """The expected rewards φθ̂ (K,), one for each row of φ (K, D)."""
         return phi @ self.theta
 
     def roots(self, phi: Array) -> Array:
-        """L⁻¹φᵀ (D, K), where A = LLᵀ. With standard normals e (D,), φθ̂ + v(L⁻¹φᵀ)ᵀe is one draw of the scores."""
+        """The matrix R = L⁻¹φᵀ (D, K), where A = LLᵀ.
+
+        With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the scores.
+        """
         return np.asarray(np.linalg.solve(self._root, phi.T), np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Posterior means (K,), propensities (K,) and the posterior mean θ̂ (D,) of the weights."""
+    """A policy's result for one decision between K candidates.
+
+    `means` (K,) are the posterior means of the candidates' rewards, `pi` (K,) their propensities, and `theta` (D,) is
+    the posterior mean θ̂ of the weights.
+    """
 
     means: Array
     pi: Array
@@ -73,19 +83,20 @@ class ScoringCase(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Linear Thompson sampling over the inputs of one spec."""
+    """A policy that chooses tips: linear Thompson sampling over the inputs of one spec."""
 
     id: str
     spec: Spec
 
     def decide(self, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Scored:
-        """Score the rows of φ (K, D).
+        """Compute the scores and propensities of K candidates with the input vectors φ (K, D).
 
-        φ and the statistics may belong to a longer spec that begins with this policy's. `mu` is the mean of the pooled
-        prior, None for zeros; a policy whose spec is not pooled ignores it.
+        φ and the statistics may belong to a longer spec that begins with the inputs of this policy's spec. `mu` is the
+        mean of the pooled prior, None for zeros; a policy whose spec is not pooled ignores it.
 
         Raises:
-            SpecMismatch: the statistics, φ or μ belong to a spec that does not begin with this policy's.
+            SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, φ
+                has too few columns, or μ has another length.
         """
         posterior = self.posterior(statistics, mu)
         if phi.shape[1] < self.spec.size:
@@ -97,7 +108,9 @@ class Policy:
         return Scored(means, propensities(drawn), posterior.theta)
 
     def decide_batch(self, cases: Sequence[ScoringCase]) -> list[Ranking]:
-        """Means and propensities as `decide` gives them, up to rounding, for cases with equal numbers of candidates.
+        """Compute the means and propensities that `decide` computes, up to rounding, for many decisions at once.
+
+        All cases must have the same number of candidates.
 
         Faster than `decide`, because it solves L X = [φᵀ, Λμ + y] once per case, with A = LLᵀ. The first columns of X
         are the roots R = L⁻¹φᵀ of the draws, and Rᵀ times the last column gives the means. θ̂ is not computed.
@@ -117,7 +130,12 @@ class Policy:
         return [Ranking(mean, propensities(scores)) for mean, scores in zip(means, drawn, strict=True)]
 
     def posterior(self, statistics: SufficientStatistics, mu: Array | None) -> Posterior:
-        """The posterior of this policy's weights; raises SpecMismatch as `decide` does."""
+        """The posterior of this policy's weights for a user's statistics.
+
+        Raises:
+            SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, or
+                μ has another length.
+        """
         if statistics.spec_hash not in self._readable:
             raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec_hash[:12]}")
         if not self.spec.pooled:
@@ -137,7 +155,10 @@ CHALLENGER: Final = Policy("lints-v2", SPEC_V2)
 
 
 def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
-    """Standard normals (D, M) of a decision. The rows of the first inputs are the same for every policy."""
+    """Standard normals (`size`, `draws`) for a decision, derived from its id.
+
+    Row i belongs to input i, and is the same for every policy that has this input.
+    """
     drawn = np.empty((size, draws))
     old = min(size, SPEC_V1.size)
     random_streams.fill_normal(drawn[:old], decision_id, random_streams.OLD)
@@ -147,7 +168,10 @@ def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
 
 
 def propensities(drawn: Array) -> Array:
-    """π (K,) from the scores under M draws (K, M): (1-ε) · wins / M + ε/K. Candidates that tie in a draw share it."""
+    """The propensities π (K,) of K candidates, from their scores in M draws (K, M): π = (1-ε) · wins / M + ε/K.
+
+    A candidate wins a draw if its score is the highest. Candidates that tie share the win.
+    """
     candidates, draws = drawn.shape
     winners = drawn >= drawn.max(axis=0) - TIE
     wins = np.count_nonzero(winners, axis=1)
@@ -158,23 +182,26 @@ def propensities(drawn: Array) -> Array:
 
 
 def sample(pi: Array, decision_id: str) -> int:
-    """The index of the action, drawn from π (K,) with the decision's own stream."""
+    """Sample the index of a candidate from π (K,). The same decision and π always give the same index."""
     draw = random_streams.uniform(decision_id, random_streams.ACTION)
     place = int(np.searchsorted(np.cumsum(pi), draw, side="right"))
     return min(place, len(pi) - 1)  # rounding may leave the sum of π below the draw
 
 
 def answered_ranking(means: Array, pi: Array, explore: bool) -> Ranking:
-    """The ranking as answered and stored: scores rounded to `DIGITS`; without exploration, π is 1 at the best score."""
+    """The ranking as answered and stored: the scores are rounded to `DIGITS` decimals.
+
+    Without exploration, π is 1 for the candidate with the highest score and 0 for the others.
+    """
     scores = np.round(means, DIGITS)
     return Ranking(scores, pi if explore else np.eye(len(scores))[best(scores)])
 
 
 def best(scores: Array) -> int:
-    """The index of the highest score; of equal scores, the first one sent."""
+    """The index of the highest score; if several are equal, the first of them."""
     return int(np.argmax(scores))
 
 
 def choose(ranking: Ranking, decision_id: str, explore: bool) -> int:
-    """The index of the candidate to show: sampled from π, or the first of the ranking without exploration."""
+    """The index of the candidate to show: sampled from π or, without exploration, the one with the highest score."""
     return sample(ranking.pi, decision_id) if explore else best(ranking.scores)

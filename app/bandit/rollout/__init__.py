@@ -1,1 +1,1 @@
-"""The roll-out: stages, off-policy estimates, guardrails and verdicts."""
+"""The staged roll-out of the challenger: stages, off-policy estimates, guardrails and verdicts."""

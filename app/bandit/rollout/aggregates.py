@@ -1,11 +1,11 @@
-"""Per-user sums of evaluated decisions: all that the estimates of a look need.
+"""Sums evaluated decisions per user, and computes the off-policy estimates of both policies from these sums.
 
 Decisions come in pages, in any order, and are not kept. Memory is one row of sums per user.
 
-Both policies are weighted against the one that served, on the same decisions: w = π(chosen) / π_b(chosen). The lift is
-the mean difference of the two doubly robust terms, decision by decision, so common noise cancels. Since the
-propensities are exact, it is unbiased whatever the reward model predicts. With a reward model of 0 it is the difference
-of the two IPS estimates.
+A decision has the importance weight w = π(chosen) / π_b(chosen) for each policy π, where π_b is the policy that served.
+The lift, challenger minus champion, is the mean difference of the policies' doubly robust terms on the same decisions,
+so common noise cancels. Since the propensities are exact, it is unbiased whatever the reward model predicts. If the
+reward model always predicts 0, it is the difference of the two IPS estimates.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _INITIAL_ROWS = 1024
 
 
 class DecisionPage(NamedTuple):
-    """Evaluated decisions, one element each; all columns have shape (n,).
+    """A page of evaluated decisions, in columns of shape (n,) with one element per decision.
 
-    `pi_b`, `pi_champion` and `pi_challenger` are the chosen candidate's propensity at decision time and under both
-    policies. `q_logged` is the reward that the model predicts for it, `v_champion` and `v_challenger` the reward that
-    the model predicts for the policies (see `off_policy.dr`). `dismissed` is 0 or 1, and so is `agreed`: both policies
-    rank the same candidate first.
+    `pi_b` is the probability with which the chosen candidate was chosen; `pi_champion` and `pi_challenger` are its
+    probabilities under each policy. `q_logged` is the reward that the model predicts for it, `v_champion` and
+    `v_challenger` are the rewards that the model predicts for the policies (see `off_policy.dr`). `dismissed` is 1 if
+    the tip was dismissed, `agreed` is 1 if both policies rank the same candidate first, else 0.
     """
 
     users: list[str]
@@ -45,11 +45,13 @@ class DecisionPage(NamedTuple):
 
 
 class Estimates(msgspec.Struct, frozen=True):
-    """The results of a look. `ips`, `snips`, `dr`, `champion` and `lift` are in reward per decision.
+    """Off-policy estimates of both policies, from `n` decisions of `users` users.
 
-    `ips`, `snips`, `dr`, `mean_weight` and `ess` (effective sample size) describe the challenger. The champion's
-    weights matter as well, since the lift compares both policies. `agreement` and the dismissal figures are shares of
-    decisions; `dismissed_more` is the challenger's share minus the champion's.
+    `ips`, `snips` and `dr` estimate the challenger's reward per decision by the three methods of `off_policy`.
+    `champion` is the champion's reward by `dr`, and `lift` the challenger's minus the champion's. `mean_weight` and
+    `ess` (effective sample size) describe the challenger's importance weights, `champion_…` the champion's; errors are
+    standard errors. `agreement` is the share of decisions in which both rank the same candidate first. The dismissal
+    figures are shares of decisions, too; `dismissed_more` is the challenger's share minus the champion's.
     """
 
     n: int
@@ -80,12 +82,11 @@ class DecisionSums:
 
     @property
     def n(self) -> int:
-        """The number of decisions."""
+        """The number of decisions added."""
         return int(self._rows[:, _N].sum())
 
     @property
     def users(self) -> int:
-        """The number of users."""
         return len(self._places)
 
     def add(self, page: DecisionPage) -> None:
@@ -117,7 +118,7 @@ class DecisionSums:
         self._agreed += float(page.agreed.sum())
 
     def estimates(self, level: float, generator: np.random.Generator, replicates: int = REPLICATES) -> Estimates:
-        """The estimates, with bootstrap intervals that each miss the true value with probability `level`.
+        """Compute the estimates, with bootstrap intervals that each miss the true value with probability `level`.
 
         Raises:
             ValueError: there are fewer than two users, or every weight of a policy is 0.

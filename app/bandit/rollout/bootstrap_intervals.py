@@ -1,12 +1,13 @@
-"""Bootstrap intervals that stay valid although they are looked at repeatedly.
+"""Bootstrap intervals for interim analyses: they stay valid although they are computed again as decisions arrive.
 
 *Resampling users.* Decisions of one user resemble each other, so the bootstrap draws users, not decisions. Every figure
-is a ratio of two sums over users. So per-user sums suffice, and a replicate is the product of those sums and how often
-each user was drawn. Figures that are bootstrapped together use the same draws.
+is a ratio of two sums over users. So per-user sums suffice, and a replicate weights them by how often each user was
+drawn. Figures that are bootstrapped together use the same draws.
 
-*Looks* are made at 1,000, 2,000, 4,000, … evaluated decisions, independent of earlier results. Look k has the level
-α_k = α / (k (k + 1)); the levels sum to α, since 1 / (k (k + 1)) = 1/k - 1/(k + 1). By the union bound, the probability
-that any interval of any look misses is at most α, whenever one stops.
+*Looks* are the interim analyses. They are made at 1,000, 2,000, 4,000, … evaluated decisions, whatever earlier looks
+have shown. Look k has the level α_k = α / (k (k + 1)); the levels sum to α, since 1 / (k (k + 1)) = 1/k - 1/(k + 1). By
+the union bound, the probability that the intervals of a figure miss its true value at any look is at most α, even if an
+admin stops at a favourable one.
 
 *The interval* is the bootstrap-t (B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993, section 12.5): the
 distance of each replicate from the estimate is divided by the replicate's own linearised standard error. It follows the
@@ -36,7 +37,7 @@ _NORMAL = NormalDist()
 
 
 class Interval(NamedTuple):
-    """An estimate and its bounds."""
+    """An estimate, and the bounds of its interval."""
 
     value: float
     low: float
@@ -44,19 +45,23 @@ class Interval(NamedTuple):
 
 
 def look_size(number: int) -> int:
-    """The number of evaluated decisions at which look `number` (from 1) is due."""
+    """The number of evaluated decisions at which interim analysis `number` is due: 1,000 for 1, 2,000 for 2, 4,000, …"""
     return int(FIRST_LOOK * 2 ** (number - 1))
 
 
 def look_level(number: int, alpha: float = ALPHA) -> float:
-    """α_k of look `number`: the probability that one of its intervals misses. The sum over all looks is `alpha`."""
+    """The level α_k of an interim analysis: the probability with which each of its intervals misses the true value.
+
+    `number` counts the analyses from 1. The levels of all of them sum to `alpha`.
+    """
     return alpha / (number * (number + 1))
 
 
 def due_look(evaluated: int, made: int) -> int | None:
-    """The number of the look that is due, or None; `made` is the newest one made (0: none).
+    """The number of the interim analysis that is due after `evaluated` decisions; None if none is due.
 
-    If several are due, it is the last of them. Skipping looks does not invalidate the levels.
+    `made` is the number of the newest stored analysis, 0 if there is none. If several are due, the last of them is
+    returned. Skipping analyses does not invalidate the levels.
     """
     newest = max(evaluated // FIRST_LOOK, 0).bit_length()
     return newest if newest > made else None
@@ -65,10 +70,10 @@ def due_look(evaluated: int, made: int) -> int | None:
 def bootstrap(
     parts: Floats, wholes: Floats, level: float, generator: np.random.Generator, replicates: int = REPLICATES
 ) -> list[Interval]:
-    """Two-sided intervals for ratios of sums, each missing the true value with probability `level`.
+    """Compute two-sided intervals for ratios of sums; each misses the true value with probability `level`.
 
-    `parts` and `wholes` are (users, figures). Figure j is Σᵤ partsᵤⱼ / Σᵤ wholesᵤⱼ; the denominator must not be 0. A
-    generator in the same state gives the same intervals.
+    `parts` and `wholes` (users, figures) hold one row per user. Figure j is Σᵤ partsᵤⱼ / Σᵤ wholesᵤⱼ; the denominator
+    must not be 0. A generator in the same state gives the same intervals.
 
     Raises:
         ValueError: there are fewer than two users.
@@ -87,7 +92,10 @@ def bootstrap(
 
 
 def standard_error(part: Floats, whole: Floats) -> float:
-    """The linearised standard error of Σ part / Σ whole over users (users,); infinite for fewer than two users."""
+    """The linearised standard error of the ratio Σ part / Σ whole; infinite for fewer than two users.
+
+    `part` and `whole` (users,) hold one element per user.
+    """
     if len(part) < 2:
         return math.inf
     residuals = part - part.sum() / whole.sum() * whole
@@ -95,7 +103,7 @@ def standard_error(part: Floats, whole: Floats) -> float:
 
 
 def _studentised(residuals: Floats, wholes: Floats, generator: np.random.Generator, replicates: int) -> Floats:
-    """(replicates, figures): each replicate's distance from the estimate, in units of its own standard error."""
+    """Each replicate's distance from the estimate, in units of its own standard error: (replicates, figures)."""
     users, figures = residuals.shape
     columns = np.hstack([residuals, wholes, residuals**2, residuals * wholes, wholes**2])
     chunk = max(1, min(replicates, CHUNK // users))
@@ -112,7 +120,7 @@ def _studentised(residuals: Floats, wholes: Floats, generator: np.random.Generat
 
 
 def _drawn(rows: int, users: int, generator: np.random.Generator) -> Floats:
-    """(rows, users): how often each user occurs in a sample of as many users, drawn with replacement."""
+    """Bootstrap samples (rows, users): how often each user occurs in each sample of `users` draws with replacement."""
     places = generator.integers(0, users, (rows, users), dtype=np.uint32) + np.arange(rows)[:, None] * users
     return np.bincount(places.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
 

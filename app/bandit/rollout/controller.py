@@ -1,7 +1,7 @@
-"""The roll-out: its status, its moves from stage to stage, and what needs an admin's attention.
+"""Controls the roll-out: reports its status, moves it from stage to stage, and reports problems to admins.
 
 Invariant: every move is audited with actor and reason, and none is made on a state that has changed since it was read.
-`app.bandit.rollout.monitor` makes the looks; reading the status never makes one.
+The interim analyses ("looks") are made by `app.bandit.rollout.monitor`; reading the status never makes one.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
 
 # Dismissals are measured on the newest tips shown, answer times and missing profiles on the decisions of the last hour.
-# A tip without feedback counts as not dismissed, for both policies alike. So harm shows without waiting for the reward
-# window to close, though it may be underestimated.
+# A tip without feedback counts as not dismissed, for both policies alike. So a harmful challenger is noticed before the
+# reward window closes, though the harm may be underestimated.
 NEWEST_SHOWN = 4_000
 RECENT = 20_000
 RECENT_MS = 3_600_000
@@ -54,17 +54,17 @@ ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challen
 
 
 class RolloutAction(Protocol):
-    """An audited action in progress; `outcome` is the text that the audit trail will contain."""
+    """An audited action in progress. `outcome` is the text that the audit trail stores when it ends."""
 
     outcome: str | None
 
 
-# From actor and action to a context that records the intent on entry and the outcome on exit.
+# Called with actor and action. Returns a context that records the intent on entry and the outcome on exit.
 Audited = Callable[[str, str], AbstractAsyncContextManager[RolloutAction]]
 
 
 class Alarm(NamedTuple):
-    """Something about the roll-out that needs attention, and what to do about it."""
+    """A problem of the roll-out that needs an admin's attention, and advice what to do about it."""
 
     text: str
     advice: str
@@ -83,7 +83,11 @@ class Rollout:
         clock: Clock,
         generator: Callable[[int], np.random.Generator] = np.random.default_rng,
     ) -> None:
-        """`window_ms`: the reward window. `generator` makes a random generator from a seed."""
+        """Create a controller.
+
+        `window_ms` is the length of the reward window. `growth` counts the users whose statistics have yet to be
+        extended to the challenger's spec. `generator` makes a random generator from a seed.
+        """
         self.repository = repository
         self.limits = limits
         self.generator = generator
@@ -122,18 +126,18 @@ class Rollout:
         )
 
     async def counts(self, state: RolloutState) -> Counts:
-        """Count the decisions that can be evaluated.
+        """Count the decisions of this roll-out by whether they can be evaluated.
 
-        A decision is served within one window or expires, and is settled within another one. A decision that is older
-        than three windows and unsettled is stuck; it must not make the others wait.
+        A decision is served within one reward window or expires, and is settled within another one. If a decision is
+        older than three windows and unsettled, it is stuck, and newer decisions do not wait for it.
         """
         return await self.repository.counts(state, self._clock.now_ms() - 3 * self._window_ms)
 
     async def guardrails(self, state: RolloutState) -> Guardrails:
-        """The guardrails, measured on recent decisions."""
+        """Measure dismissals, answer times and missing profiles on recent decisions."""
         recent = await self.repository.recent(self._clock.now_ms() - RECENT_MS, RECENT)
-        # The limit is for the challenger's own answers, compared with the champion's. In the shadow all answers are the
-        # champion's; they are shown and not judged.
+        # The limit is for the challenger's own answers, compared with the champion's. In the shadow stage the champion
+        # serves all answers, so their time is shown but not judged.
         own, judged = recent.by_challenger > 0, self._challenged and state.stage != "shadow"
         missing = recent.without_profile
         shown = await asyncio.to_thread(self._estimates, await self.repository.shown(state, NEWEST_SHOWN))
@@ -148,7 +152,7 @@ class Rollout:
         )
 
     async def move(self, move: Move, actor: str, reason: str = "") -> RolloutState:
-        """Ramp one step (once rolled back: start anew in the shadow), promote, or roll back.
+        """Ramp by one step, promote, or roll back. After a rollback, `ramp` restarts the roll-out in the shadow stage.
 
         Raises:
             Conflict: the move is not allowed, or another process changed the roll-out meanwhile.
@@ -163,12 +167,12 @@ class Rollout:
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
             moved = await self.repository.move(state, to, why, actor, self._clock.now_ms())
             if moved is None:
-                raise Conflict("the roll-out was changed meanwhile; look again")
+                raise Conflict("the roll-out was changed meanwhile by another process; read its status and try again")
             action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
             return moved
 
     async def alarm(self) -> Alarm | None:
-        """What needs attention now. Cheap, since the overview asks often."""
+        """The problem that needs attention now; None if there is none. Cheap, since every overview calls it."""
         state = await self.repository.state()
         age_ms = self._clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:

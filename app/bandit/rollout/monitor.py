@@ -1,9 +1,9 @@
-"""Background work of a worker for the roll-out: the next look when it is due, and automatic rollback.
+"""Periodic work of a worker for the roll-out: interim analyses ("looks") and automatic rollback.
 
-Looks are made at fixed numbers of decisions (`bootstrap_intervals`), each once, by any worker; the same look made twice
-has the same result. Guardrails are checked at every call. If one breaks while the challenger serves users, the roll-out
-is rolled back. In the shadow no user is harmed, so a broken guardrail is only reported. A promotion, which an admin
-decided, is not undone.
+Looks are made at fixed numbers of decisions (`bootstrap_intervals`), each once, by any worker; a look made by two
+workers has the same result. Guardrails are checked at every call. If one breaks while the challenger serves users, the
+roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is only reported. A promotion,
+which an admin decided, is not undone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ class RolloutMonitor:
         self._clock = clock
 
     async def once(self) -> None:
-        """Make the look that is due and check the guardrails; raises `StoreUnavailable`."""
+        """Make the look if one is due, and check the guardrails. Does nothing once promoted or rolled back.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
         state = await self._rollout.repository.state()
         if not state.running:
             return
@@ -39,7 +43,7 @@ class RolloutMonitor:
             await self._guard(state)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
-        """Make and store the look that is due; None if none is, or another worker has stored it."""
+        """Make and store the look that is due. Returns None if none is due, or another worker stored it first."""
         looks = await self._rollout.repository.looks()
         number = due_look(counts.evaluated, looks[-1].number if looks else 0)
         if number is None:

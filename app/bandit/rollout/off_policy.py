@@ -1,9 +1,9 @@
 """Off-policy estimators: the value of a policy, from decisions that another policy made.
 
-All arguments are one-dimensional with one element per decision, shape (n,); results are floats. `rewards` r: the
-rewards received. `pi_e`: the probability of the chosen candidate under the evaluated policy. `pi_b`: its logged
-propensity, under the policy that chose it. w = pi_e / pi_b is the decision's importance weight. Intervals are in
-`bootstrap_intervals`.
+All arguments are one-dimensional with one element per decision, shape (n,); results are floats. `rewards` r are the
+rewards received, `pi_e` the probabilities of the chosen candidates under the evaluated policy, and `pi_b` their logged
+propensities under the policy that chose them. w = pi_e / pi_b is the importance weight of a decision.
+`bootstrap_intervals` computes intervals.
 
 Every function raises `ValueError`, naming the argument, if an array is empty, has another length or more than one
 dimension, or contains NaN or infinity; if a probability is negative; or if `pi_b` is 0.
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def ips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> float:
-    """Inverse propensity scoring: (1/n) Σ w r, in units of the reward.
+    """Inverse propensity scoring: (1/n) Σ w r with w = pi_e / pi_b and the rewards r, in units of the reward.
 
     Unbiased if `pi_b` is correct and positive wherever `pi_e` is. May lie outside the range of the rewards.
     D. G. Horvitz, D. J. Thompson: A generalization of sampling without replacement, JASA 47, 1952.
@@ -28,13 +28,13 @@ def ips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> flo
 
 
 def snips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> float:
-    """Self-normalised inverse propensity scoring: Σ w r / Σ w, in units of the reward.
+    """Self-normalised inverse propensity scoring: Σ w r / Σ w with w = pi_e / pi_b, in units of the reward.
 
     Always within the range of the rewards. Biased; the bias vanishes as n grows.
     A. Swaminathan, T. Joachims: The self-normalized estimator for counterfactual learning, NIPS 2015.
 
     Raises:
-        ValueError: every weight is 0 (or an argument is invalid, see above).
+        ValueError: every weight is 0, or an argument is invalid (see the docstring of the module).
     """
     r, e, b = _columns(rewards=rewards, pi_e=pi_e, pi_b=pi_b)
     weights = _weights(e, b)
@@ -46,7 +46,7 @@ def snips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> f
 
 
 def ess(weights: npt.ArrayLike) -> float:
-    """Effective sample size (Σ w)² / Σ w², in decisions: n if all weights are equal, 0 if all are 0.
+    """The effective sample size (Σ w)² / Σ w² of n importance weights: n if all are equal, 0 if all are 0.
 
     L. Kish: Survey Sampling, 1965.
     """
@@ -63,7 +63,7 @@ def ess(weights: npt.ArrayLike) -> float:
 def dr(
     rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike, q_logged: npt.ArrayLike, v_e: npt.ArrayLike
 ) -> float:
-    """Doubly robust: (1/n) Σ (v_e + w (r - q_logged)), in units of the reward.
+    """The doubly robust estimate: (1/n) Σ (v_e + w (r - q_logged)) with w = pi_e / pi_b, in units of the reward.
 
     With q(a) the reward that a model predicts for candidate a, `q_logged` is q(chosen) and `v_e` is Σₐ pi_e(a) q(a).
     If `pi_b` is correct and the model was fitted to other decisions, the estimate is unbiased whatever the model
@@ -99,7 +99,7 @@ def _column(name: str, values: npt.ArrayLike) -> Floats:
 
 
 def _weights(pi_e: Floats, pi_b: Floats) -> Floats:
-    """w = pi_e / pi_b (n,)."""
+    """The importance weights w = pi_e / pi_b (n,)."""
     if np.any(pi_e < 0):
         raise ValueError(f"pi_e must not be negative, the least is {pi_e.min()}")
     if np.any(pi_b <= 0):

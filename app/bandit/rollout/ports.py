@@ -1,12 +1,12 @@
 """Protocol for the storage of the roll-out; `app.stores.sqlite.rollout` implements it.
 
-Evaluated decisions are those that explored, are settled, and have both policies' propensities. Not evaluated:
+A decision is evaluated if it explored, is settled, and has both policies' propensities. Not evaluated:
   - Expired decisions. Their tip was never shown, so they have no reward. This introduces no bias as long as being shown
     does not depend on the choice; if it does, the mean weight of the others differs from 1, and the verdict is `hold`.
   - Decisions whose shadow was dropped or lost. This depends on load alone.
   - Decisions made without a pooled prior. Without it, the challenger is practically the champion.
-  - Decisions newer than the oldest unsettled one; they wait. Feedback settles a decision at once, silence only when the
-    window closes. Counting every settled decision would favour those with quick feedback.
+  - Decisions newer than the oldest unsettled one; they wait. Feedback settles a decision at once, missing feedback only
+    when the reward window closes. Counting every settled decision would favour decisions with quick feedback.
 
 All methods raise `StoreUnavailable` if the database does not answer.
 """
@@ -25,7 +25,10 @@ from app.bandit.rollout.verdict import Verdict
 
 
 class RolloutLook(msgspec.Struct, frozen=True):
-    """One look: the estimates at `level`, and the verdict and stage of that time."""
+    """An interim analysis ("look"): its number, counted from 1, the estimates, and the verdict and stage of that time.
+
+    `level` is the probability with which each interval misses the true value.
+    """
 
     number: int
     at_ms: int
@@ -36,11 +39,11 @@ class RolloutLook(msgspec.Struct, frozen=True):
 
 
 class Counts(NamedTuple):
-    """Numbers of settled decisions since the roll-out began.
+    """Numbers of settled decisions since the roll-out began, by whether they can be evaluated.
 
-    Evaluated decisions have a number below `until`. `waiting` ones are newer than the oldest unsettled decision,
-    `unshadowed` ones lack one policy's propensities. `served`: evaluated or waiting decisions that the challenger
-    served since the stage began.
+    `evaluated` counts the decisions that can, which have a number below `until`. `waiting` counts the decisions that
+    are newer than the oldest unsettled one, `unshadowed` those without one policy's propensities. `served` counts the
+    evaluated and waiting decisions that the challenger served since the stage began.
     """
 
     until: int
@@ -51,7 +54,11 @@ class Counts(NamedTuple):
 
 
 class RecentDecisions(NamedTuple):
-    """Recent decisions, settled or not, one element each: duration of the request in ms, and two flags of 0 or 1."""
+    """Recent decisions, settled or not, in columns of one element per decision.
+
+    `elapsed_ms` is the duration of the scoring request. `without_profile` is 1 if the policy had no profile feature,
+    `by_challenger` is 1 if the challenger served, else 0.
+    """
 
     elapsed_ms: Floats
     without_profile: Floats
@@ -62,29 +69,35 @@ class RolloutRepository(Protocol):
     async def state(self) -> RolloutState: ...
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Change the state in one transaction; None if it is no longer the one `seen`."""
+        """Change the stage in one transaction; returns None, and changes nothing, if the state is no longer `seen`.
+
+        If the roll-out starts anew, the stored looks (interim analyses) are deleted, too.
+        """
         ...
 
     async def looks(self) -> list[RolloutLook]:
-        """The looks of this roll-out, oldest first, without those in an unreadable format of another release."""
+        """The looks of this roll-out, oldest first. Looks in the unreadable format of another release are left out."""
         ...
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Store a look, unless its number is stored or the roll-out was started anew; whether it was stored."""
+        """Store a look and return True, unless a look of this number is stored or the roll-out has started anew."""
         ...
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """Count decisions. Unsettled ones made before `overdue_ms` will never be settled, and make no others wait."""
+        """Count the decisions of the roll-out. Unsettled ones made before `overdue_ms` make no newer decisions wait."""
         ...
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
-        """All evaluated decisions in the order made, with one page at a time in memory."""
+        """Yield the evaluated decisions with a number below `until` in pages, in the order in which they were made."""
         ...
 
     async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
-        """The newest decisions whose tip was shown, settled or not; the reward of an unsettled one is 0."""
+        """The newest decisions, up to `limit`, that explored, have a shadow, and whose tip was shown.
+
+        Unsettled decisions are included, with a reward of 0.
+        """
         ...
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
-        """The newest decisions since a time."""
+        """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""
         ...

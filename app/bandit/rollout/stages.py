@@ -1,10 +1,10 @@
-"""The stages of a roll-out, its allowed moves, and which users the challenger serves.
+"""Decides which moves between the stages of a roll-out are allowed, and which users the challenger serves.
 
     shadow (0 %) -> 5 % -> 25 % -> 100 % -> promoted
     each of these -> rolled back -> shadow, started anew
 
-Invariant: the share of the challenger grows only with a favourable verdict and, from 5 % on, after enough decisions
-that the challenger served at the current stage. Rolling back is always allowed.
+Invariant: the challenger's share of users grows only after a favourable verdict and, from 5 % on, after it has served
+enough decisions at the current stage. Rolling back is always allowed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ STAGES: tuple[Stage, ...] = ("shadow", "ramp", "promoted", "rolled back")
 Move = Literal["ramp", "promote", "rollback"]
 MOVES: tuple[Move, ...] = ("ramp", "promote", "rollback")
 STEPS = (0.05, 0.25, 1.0)
-# Answer times show only while the challenger serves, so each stage needs this many settled decisions.
+# The challenger's answer times can be measured only while it serves, so each stage needs this many settled decisions.
 SERVED_BEFORE_MORE = 200
 # Keeps the users' positions independent of other hashes of ids. A changed salt would reassign all users.
 _SALT = b"profiles:rollout:1:"
 
 
 class RolloutState(NamedTuple):
-    """The stage, and the share of users that the challenger serves. `changed_by` and `reason`: of the last move.
+    """The stage of the roll-out, the share of users that the challenger serves, and the last move.
 
-    Only decisions with a number above `evaluated_after` count, so a roll-out that starts anew ignores the one before.
+    `reason`, `changed_by` and `changed_at_ms` describe the last move. Only decisions with a number above
+    `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its start.
     """
 
     stage: Stage
@@ -41,12 +42,12 @@ class RolloutState(NamedTuple):
 
     @property
     def running(self) -> bool:
-        """Whether the roll-out is neither promoted nor rolled back."""
+        """Whether the roll-out is still in progress, that is neither promoted nor rolled back."""
         return self.stage in ("shadow", "ramp")
 
 
 class Target(NamedTuple):
-    """The stage that a move leads to. `anew`: decisions and looks so far no longer count."""
+    """The stage and share that a move leads to. `anew`: the roll-out starts anew, and ignores all earlier decisions."""
 
     stage: Stage
     share: float
@@ -60,19 +61,20 @@ def user_position(user_id: str) -> float:
 
 
 def serves_challenger(user_id: str, share: float) -> bool:
-    """Whether the challenger serves this user at this share, 0 to 1. A larger share only adds users."""
+    """Whether the user is in the share, 0 to 1, of users that the challenger serves. A larger share only adds users."""
     return user_position(user_id) < share
 
 
 def stage_label(at: RolloutState | Target) -> str:
-    """`shadow`, `5%`, `promoted`, …"""
+    """The name of a stage as people read it: `shadow`, `5%`, `promoted`, …"""
     return f"{at.share:.0%}" if at.stage == "ramp" else at.stage
 
 
 def target(move: Move, state: RolloutState, verdict: Verdict, served: int, challenged: bool) -> Target:
-    """The stage that a move leads to.
+    """Determine the stage and share that a move leads to.
 
-    `served`: settled decisions that the challenger served since the stage began. `challenged`: there is a challenger.
+    `served` is the number of settled decisions that the challenger served since the stage began. `challenged` tells
+    whether a challenger runs at all.
 
     Raises:
         Conflict: the move is not allowed; the message gives the reason.
@@ -101,7 +103,7 @@ def target(move: Move, state: RolloutState, verdict: Verdict, served: int, chall
 
 
 def refusal(move: Move, state: RolloutState, verdict: Verdict, served: int, challenged: bool) -> str | None:
-    """Why a move is not allowed; None if it is."""
+    """The reason why a move is not allowed; None if it is allowed. The arguments are those of `target`."""
     try:
         target(move, state, verdict, served, challenged)
     except Conflict as error:

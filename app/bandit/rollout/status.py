@@ -1,4 +1,4 @@
-"""The status of the roll-out, as `GET /admin/rollout` answers it and `profiles rollout` and the page show it."""
+"""The JSON structure of the roll-out's status, as `GET /admin/rollout` answers it and `profiles rollout` prints it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.features.clock import rfc3339
 
 
 class IntervalView(msgspec.Struct):
-    """An estimate and its bounds, bootstrapped over users."""
+    """An estimate, and the bounds of its interval, bootstrapped over users."""
 
     value: float
     low: float
@@ -23,7 +23,7 @@ class IntervalView(msgspec.Struct):
 
 
 class VerdictView(msgspec.Struct):
-    """The verdict and its reason. `improved`: an improvement is shown."""
+    """The verdict on the challenger and its reason. `improved`: it is shown to be better than the champion."""
 
     verdict: Word
     reason: str
@@ -35,7 +35,7 @@ class VerdictView(msgspec.Struct):
 
 
 class FiguresView(msgspec.Struct, kw_only=True):
-    """The estimates of a look. Values and lift are in reward per decision."""
+    """The estimates of a look, an interim analysis of the challenger. Values and lift are in reward per decision."""
 
     look: int
     made_at: str
@@ -47,7 +47,7 @@ class FiguresView(msgspec.Struct, kw_only=True):
     snips: IntervalView
     doubly_robust: IntervalView
     champion: Annotated[IntervalView, Meta(description="The champion's value, doubly robust.")]
-    lift: Annotated[IntervalView, Meta(description="Challenger less champion, on the same decisions.")]
+    lift: Annotated[IntervalView, Meta(description="Challenger minus champion, on the same decisions.")]
     mean_weight: float
     mean_weight_error: float
     effective_sample_size: Annotated[float, Meta(description="Of the challenger's weights, like the mean weight.")]
@@ -76,7 +76,10 @@ class FiguresView(msgspec.Struct, kw_only=True):
 
 
 class DismissalsView(msgspec.Struct):
-    """Dismissed tips under each policy, as shares of decisions; null if there are too few decisions."""
+    """Dismissed tips under each policy, as shares of decisions; null if too few decisions were made.
+
+    `more` is the challenger's share minus the champion's.
+    """
 
     champion: float | None
     challenger: float | None
@@ -85,7 +88,7 @@ class DismissalsView(msgspec.Struct):
 
 
 class GuardrailView(msgspec.Struct):
-    """A figure that must not exceed its limit; null if there are too few decisions."""
+    """A measurement that must not exceed its limit; the value is null if too few decisions were made."""
 
     value: float | None
     limit: float
@@ -95,7 +98,7 @@ class GuardrailView(msgspec.Struct):
 
 
 class GuardrailsView(msgspec.Struct):
-    """The guardrails, on recent decisions; `broken` has a sentence for each that is broken."""
+    """The guardrails, measured on recent decisions. `broken` contains a sentence for each broken guardrail."""
 
     dismissals: DismissalsView
     p99_ms: GuardrailView
@@ -114,20 +117,24 @@ class GuardrailsView(msgspec.Struct):
 
 
 class DecisionsView(msgspec.Struct):
-    """Settled decisions since the roll-out began.
+    """Numbers of settled decisions since the roll-out began.
 
-    `waiting`: an older decision is not settled. `unshadowed`: one policy's propensities are missing.
+    `evaluated` ones count in the estimates. `waiting` ones count once all older decisions are settled. `unshadowed`
+    ones never count, since the propensities under one policy are missing. The next look is made when `evaluated`
+    reaches `next_look_at`.
     """
 
     evaluated: int
     waiting: int
     unshadowed: int
-    served_by_challenger: Annotated[int, Meta(description="Of these, since the stage began.")]
+    served_by_challenger: Annotated[
+        int, Meta(description="Evaluated or waiting decisions that the challenger served since the stage began.")
+    ]
     next_look_at: int
 
 
 class LookView(msgspec.Struct):
-    """A look, and the verdict at that time."""
+    """A look, an interim analysis of the challenger, with the stage and the verdict at that time."""
 
     look: int
     made_at: str
@@ -136,7 +143,7 @@ class LookView(msgspec.Struct):
     stage: str
     lift: IntervalView
     mean_weight: float
-    effective_sample_size: Annotated[float, Meta(description="The smaller one of both policies.")]
+    effective_sample_size: Annotated[float, Meta(description="The smaller one of the two policies' sizes.")]
     verdict: VerdictView
 
     @classmethod
@@ -148,7 +155,7 @@ class LookView(msgspec.Struct):
 
 
 class MoveView(msgspec.Struct):
-    """A move, and why it is not allowed now."""
+    """A move between stages: whether it is allowed now, and if not, the reason."""
 
     move: Move
     allowed: bool
@@ -156,14 +163,17 @@ class MoveView(msgspec.Struct):
 
 
 class Growth(msgspec.Struct):
-    """Users with statistics, and those of them whose statistics have yet to grow to the challenger's spec."""
+    """Numbers of users: with learned statistics, and with statistics that lack inputs of the challenger (`to_grow`)."""
 
     users: int
     to_grow: int
 
 
 class RolloutStatus(msgspec.Struct, kw_only=True):
-    """The status of the roll-out."""
+    """The status of the roll-out: its stage, the verdict on the challenger, and the measurements behind it.
+
+    `figures` are the estimates of the newest look; null before the first one.
+    """
 
     stage: Stage
     share: Annotated[float, Meta(description="Share of the users that the challenger serves, if there is one.")]

@@ -1,19 +1,19 @@
-"""The verdict on the challenger: one word, and a reason in whole sentences with the figures.
+"""Decides the verdict on the challenger: one word, and a reason in whole sentences with the figures.
 
-Invariant: `promote` is given only if the whole interval of the lift lies above -margin and the figures are credible.
-The rules, in this order:
+Invariant: the verdict is `promote` only if the whole interval of the lift (the challenger's reward per decision minus
+the champion's) lies above -margin and the figures are credible. The rules, in this order:
 
 1. A guardrail is broken: `roll back`, without regard to the other rules.
-2. Fewer decisions than the first look needs, or fewer users than an interval needs: `insufficient data`.
+2. Fewer decisions than the first interim analysis needs, or fewer users than an interval needs: `insufficient data`.
 3. A policy's mean weight differs from 1 by more than 3 standard errors: `hold`. With correct propensities its expected
    value is 1, so propensities are wrong, or decisions were lost depending on the choice.
 4. A policy's effective sample size is below max(1000, n/10): `insufficient data`.
 5. The whole interval of the lift lies below -margin: `roll back`.
-6. It lies above -margin: `promote`, one step. If it lies above 0, an improvement is shown.
+6. The whole interval lies above -margin: `promote`, by one step. If it lies above 0, an improvement is shown.
 7. Otherwise: `hold`.
 
-Rules 3 and 4 apply to both policies, since the lift is the difference of two estimates. The policy that served has the
-weight 1: in the shadow the champion passes trivially, at 100 % the challenger does.
+Rules 3 and 4 apply to both policies, since the lift is the difference of two estimates. Decisions that a policy served
+itself have the weight 1, so in the shadow stage the champion always passes, and at 100 % the challenger does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ Word = Literal["insufficient data", "hold", "promote", "roll back"]
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The tolerated loss (`margin`, reward per decision) and guardrails (shares of decisions, and milliseconds)."""
+    """The limits that the estimates and the guardrails are compared with.
+
+    `margin` is the tolerated loss in reward per decision. `dismissed`, the tolerated increase of dismissals, and
+    `no_profile` are shares of decisions; `p99_ms` is the tolerated 99th percentile of answer times.
+    """
 
     margin: float = 0.02
     dismissed: float = 0.03
@@ -43,11 +47,11 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Guardrails(msgspec.Struct, frozen=True):
-    """Measurements on recent decisions. None: too few decisions.
+    """Measurements on recent decisions that must not exceed the `Limits`. None if too few decisions were made.
 
-    Dismissals and `no_profile` are shares of decisions; `dismissed_more` is the challenger's minus the champion's.
-    `p99_ms` is the 99th percentile of the challenger's answer times, and `champion_p99_ms` the champion's in the same
-    period. In the shadow `p99_ms` covers all answers, which are the champion's, and is not judged.
+    Dismissals and `no_profile` are shares of decisions; `dismissed_more` is the challenger's share minus the
+    champion's. `p99_ms` is the 99th percentile of the challenger's answer times, and `champion_p99_ms` of the
+    champion's in the same period. In the shadow stage `p99_ms` covers the champion's answers, and is not judged.
     """
 
     dismissed_champion: float | None = None
@@ -60,7 +64,7 @@ class Guardrails(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`improved`: the whole interval of the lift lies above 0."""
+    """A verdict on the challenger. `improved`: the whole interval of the lift lies above 0."""
 
     word: Word
     reason: str
@@ -68,7 +72,10 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def too_little(n: int, users: int | None = None) -> Verdict | None:
-    """`insufficient data` if n decisions or this many users are too few for a look; None otherwise."""
+    """The verdict `insufficient data` if n decisions, or the users who made them, are too few; None otherwise.
+
+    The number of users is not checked if it is None.
+    """
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
     if users is not None and users < FEWEST_USERS:
@@ -79,7 +86,7 @@ def too_little(n: int, users: int | None = None) -> Verdict | None:
 
 
 def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
-    """One sentence for each broken guardrail."""
+    """Compare the measurements with the limits; returns one sentence for each broken guardrail."""
     found = []
     more = guardrails.dismissed_more
     challenger, champion = guardrails.dismissed_challenger, guardrails.dismissed_champion
@@ -100,20 +107,20 @@ def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
 
 
 def longest_allowed(guardrails: Guardrails, limits: Limits) -> float:
-    """The limit for the 99th percentile of answer times, in ms. It is higher while the champion is slow, too.
+    """The limit for the 99th percentile of the challenger's answer times, in ms. It rises with the champion's times.
 
-    A machine that is slow for all users is not the challenger's fault, and rolling back would not help.
+    If the machine is slow for all users, the challenger is not the cause, and rolling back would not help.
     """
     return max(limits.p99_ms, SLOWER * (guardrails.champion_p99_ms or 0.0))
 
 
 def effective_needed(n: int) -> float:
-    """The effective sample size required of n decisions."""
+    """The effective sample size that both policies must reach for n decisions; below it, data are insufficient."""
     return max(FEWEST_EFFECTIVE, n / 10)
 
 
 def verdict(figures: Estimates, guardrails: Guardrails, limits: Limits) -> Verdict:
-    """The verdict on the estimates of a look and the current guardrails."""
+    """Decide whether the challenger advances, waits or is rolled back, from one interim analysis and the guardrails."""
     if found := broken(guardrails, limits):
         return Verdict("roll back", " ".join(found))
     return too_little(figures.n, figures.users) or _not_credible(figures) or _on_lift(figures, limits)
@@ -126,8 +133,8 @@ def _not_credible(figures: Estimates) -> Verdict | None:
     ):
         if abs(mean - 1) > WEIGHT_ERRORS * error + 1e-9:
             reason = (
-                f"The {role}'s mean weight is {mean:.3f} ± {error:.3f} where it should be 1, so the figures cannot be "
-                "believed: logged probabilities are wrong, or decisions got lost."
+                f"The {role}'s mean weight is {mean:.3f} ± {error:.3f} instead of 1, so the figures are not credible: "
+                "logged probabilities are wrong, or decisions got lost."
             )
             return Verdict("hold", reason)
     needed = effective_needed(figures.n)

@@ -1,1 +1,1 @@
-"""Shadow scoring: the ranking that the policy that did not serve would have made."""
+"""Shadow scoring: computes, after a decision was answered, how the policy that did not serve would have ranked it."""

@@ -1,7 +1,7 @@
-"""The queue of decisions whose shadow is computed after the answer.
+"""Queues answered decisions, and has their shadows (the rankings by the policy that did not serve) computed and stored.
 
-Shadows are stored in groups. Memory is bounded: if `BOUNDS.most` decisions wait, the next one stays without a shadow
-and is counted as dropped. Decisions without a shadow, dropped or lost with the process, are not evaluated.
+Shadows are stored in groups. Memory is bounded: if `BOUNDS.most` decisions wait, the next one gets no shadow and is
+counted as dropped. A decision without a shadow, dropped or lost with the process, is left out of the evaluation.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ log = logger("bandit.shadow")
 
 
 class ShadowWork(Protocol):
-    """Computes shadows outside the event loop."""
+    """Computes the shadows of decisions outside the event loop."""
 
     async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
-        """The shadows of a group, in any order. Must not be called concurrently.
+        """Compute the shadow of each decision; the results are in any order. Must not be called concurrently.
 
         Raises:
-            Unavailable: they cannot be computed, now or ever.
+            Unavailable: the shadows cannot be computed. The queue does not call again for the same decisions.
         """
         ...
 
     async def close(self) -> None:
-        """Fail the pending call and all later ones."""
+        """Stop: the call in progress and all later calls raise `Unavailable`."""
         ...
 
 
@@ -58,14 +58,14 @@ class ShadowQueue:
         self._closing = asyncio.Event()
 
     def add(self, unshadowed: Unshadowed) -> None:
-        """Queue a stored decision, or drop it if too many wait. Never blocks and never raises."""
+        """Queue a stored decision to have its shadow computed, or drop it if too many wait. Never blocks or raises."""
         try:
             self._groups.submit(unshadowed)
         except Overloaded:
             self._metrics.bandit.shadows.labels("dropped").inc()
 
     async def close(self) -> None:
-        """Compute and store the waiting shadows. Those not stored within `FINISH_S` are lost, and counted."""
+        """Compute and store the waiting shadows. Shadows not stored within `FINISH_S` seconds are counted as lost."""
         self._closing.set()
         finishing = asyncio.ensure_future(self._groups.close())
         await asyncio.wait({finishing}, timeout=FINISH_S)
@@ -102,7 +102,7 @@ class ShadowQueue:
         return False
 
     async def _linger(self, seconds: float) -> None:
-        """Sleep, but not beyond `close`."""
+        """Sleep for some seconds, or until `close` is called."""
         if self._closing.is_set():
             return
         pause = asyncio.ensure_future(self._pause(seconds))

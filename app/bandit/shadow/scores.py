@@ -1,7 +1,7 @@
-"""Computes shadows: the ranking by the policy that did not serve, for many decisions at once.
+"""Computes shadows, the rankings by the policy that did not serve, for many decisions at once.
 
-Invariant: a shadow is computed from the same snapshot as its decision. So time and process of the computation do not
-matter; `app.bandit.shadow.subprocess` runs it in a process of its own.
+Invariant: a shadow is computed from the same snapshot as its decision. So the result does not depend on when or in
+which process it is computed; `app.bandit.shadow.subprocess` runs this module in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ SCORED_AT_ONCE = 8  # so that the arrays fit into the cache of a core
 
 
 class Unshadowed(NamedTuple):
-    """A stored decision without a shadow, and the snapshot that it was made from.
+    """A stored decision whose shadow has not been computed, with the data that the decision was made from.
 
-    `own` is the ranking by the policy that served, `mu` the mean of the pooled prior, `factors` those of the request.
-    `elapsed_us`: duration of the request, commit included.
+    `role` and `own` are the role and the ranking of the policy that served. `chosen` is the index of the chosen
+    candidate, `mu` the mean of the pooled prior, and `factors` are the factors of the request. `elapsed_us` is the
+    duration of the scoring request, including the commit.
     """
 
     decision_id: str
@@ -40,7 +41,7 @@ class Unshadowed(NamedTuple):
 
 
 def shadows_of(group: Sequence[Unshadowed], policies: Policies) -> list[Shadow]:
-    """Both rankings of each decision and the terms of the doubly robust estimate, in any order.
+    """Compute for each decision, in any order, both policies' rankings and the terms of the doubly robust estimate.
 
     The reward model is the pooled prior of the decision, q(φ) = φᵀμ clipped to [0, 1]. It was fitted to rewards known
     before the decision.

@@ -1,7 +1,7 @@
-"""The languages of the template.
+"""The languages in which the template can word tips.
 
 To add a language, write a module like `english` and add it to `LANGUAGES`. Each phrase is a whole sentence or
-adverbial, so that no grammar is assembled from parts.
+adverbial, so that the code needs no rules of grammar.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ DEFAULT = "en"
 
 
 def phrases_of(locale: str) -> Phrases:
-    """The phrases for the language of a BCP 47 tag, in any region; English for other languages."""
+    """The phrases for the language of a BCP 47 tag, whatever its region; English if the language is not supported."""
     return LANGUAGES.get(locale.partition("-")[0].lower(), LANGUAGES[DEFAULT])

@@ -1,4 +1,4 @@
-"""English."""
+"""The template's phrases in English."""
 
 from __future__ import annotations
 

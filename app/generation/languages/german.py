@@ -1,4 +1,4 @@
-"""German, with `du`."""
+"""The template's phrases in German, which address the user informally with `du`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phrases of a language. The comment beside each one says what its `{}` stands for."""
+"""The phrases that the template needs in each language. A comment on each line says what its `{}` stands for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from app.generation.profile_traits import Mood
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrases:
-    """Time phrases, from `today` to `on_date_of_year`, fill the second `{}` of `due` and `was_due`."""
+    """The template's phrases in one language.
+
+    The phrases from `today` to `on_date_of_year` replace the second `{}` of `due` and `was_due`.
+    """
 
     quotes: tuple[str, str]
     unnamed: str  # replaces an unreadable title at the beginning of a sentence

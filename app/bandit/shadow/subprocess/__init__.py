@@ -1,5 +1,5 @@
-"""What is worked out beside the answers: in a process of its own, of low priority, so that requests do not wait for it.
+"""The shadow subprocess: computes shadows in a process of low priority, so that requests do not wait for them.
 
-A thread would not do: NumPy's small arrays are worked on under Python's lock, which the event loop needs for every
-request. Knows the bandit's arithmetic; no storage, no server.
+A thread would not help: operations on small NumPy arrays hold the GIL, which the event loop needs for every request.
+The subprocess has no access to the database and reads no settings.
 """

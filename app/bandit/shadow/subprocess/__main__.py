@@ -1,7 +1,7 @@
-"""The process beside: its standard input is a socket, from which it reads decisions and to which it writes shadows.
+"""The entry point of the shadow subprocess, which reads decisions from a socket on stdin and writes shadows to it.
 
-Not its standard output: whatever prints there, on whatever machine, would be taken for an answer. Invariant: it ends
-when its input does, so it never outlives the process that started it, however that one ends.
+Answers are not written to stdout, because text that a library prints there would be read as an answer. Invariant: the
+subprocess ends when the socket is closed, so it never outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ import signal
 import sys
 from contextlib import suppress
 
-STARTING = 5  # niceness, while importing: a quarter of a busy core
+STARTING = 5  # niceness while importing: the subprocess still gets a quarter of a busy core
 WORKING = 19
 
 
 def main() -> None:
-    """Until the end of the input, whatever signals are sent to the process group."""
+    """Compute shadows until the socket is closed. SIGINT and SIGTERM are ignored."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     os.nice(STARTING)
-    # Only now: it takes long enough to be in the way of requests, and to be met by a signal.
+    # Imported only now, because importing NumPy takes long enough to delay requests, or to be interrupted by a signal.
     from app.bandit.shadow.subprocess.work import work  # noqa: PLC0415
 
-    _step_back()
-    with suppress(BrokenPipeError, ConnectionResetError), open(sys.stdin.fileno(), "wb", closefd=False) as told:
-        work(sys.stdin.buffer, told)
-    # At once: Python would take its time to tidy up, and complain where it could not write what is left.
+    _lower_priority()
+    with suppress(BrokenPipeError, ConnectionResetError), open(sys.stdin.fileno(), "wb", closefd=False) as output:
+        work(sys.stdin.buffer, output)
+    # Without Python's shutdown, which takes time, and reports an error if buffered output cannot be written.
     os._exit(0)
 
 
-def _step_back() -> None:
-    """Take only what nobody else wants. On Linux a core that works here counts as idle to whoever wakes up."""
+def _lower_priority() -> None:
+    """Give this process the lowest scheduling priority. On Linux, a core that runs it counts as idle to other tasks."""
     os.nice(WORKING - STARTING)
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

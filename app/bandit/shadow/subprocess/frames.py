@@ -1,4 +1,4 @@
-"""Messages on a pipe: each after its length, four bytes."""
+"""Length-prefixed messages on a socket: a four-byte little-endian length, then the message."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _LENGTH = 4
 
 
 def framed(message: bytes) -> bytes:
-    """As it goes into the pipe."""
+    """The message with its length before it."""
     return len(message).to_bytes(_LENGTH, "little") + message
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next message; None at the end, also where it comes in the middle of one."""
+    """Read the next message, blocking. Returns None at the end of the stream, even if a message is incomplete."""
     head = stream.read(_LENGTH)
     if len(head) < _LENGTH:
         return None
@@ -24,7 +24,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 
 
 async def next_frame(stream: StreamReader) -> bytes | None:
-    """The same, on the event loop."""
+    """Read the next message. Returns None at the end of the stream, even if a message is incomplete."""
     try:
         size = int.from_bytes(await stream.readexactly(_LENGTH), "little")
         return await stream.readexactly(size)

@@ -1,7 +1,7 @@
-"""The handle of the process beside: started when first needed, started again when it died, ended with us.
+"""Starts the shadow subprocess when it is first needed, sends decisions to it, and restarts it if it dies.
 
-Owns the invariant that every group of decisions is answered, or an error says that it is not. Nothing but arithmetic is
-done over there, so doing a group again does no harm.
+Invariant: every group of decisions is answered with its shadows or with an error. The subprocess has no side effects,
+so a group can be sent again to a new subprocess.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from app.telemetry import logger
 ANSWER_S = 60.0
 END_S = 1.0
 TRIES = 2
-log = logger("aside")
+log = logger("bandit.shadow.subprocess")
 
 
 class _Running(NamedTuple):
@@ -37,24 +37,25 @@ class _Running(NamedTuple):
 
 
 class ProcessBeside:
-    """Works shadows out in a process of low priority. Implements `app.bandit.shadow.queue.ShadowWork`."""
+    """Controls the shadow subprocess. Implements `app.bandit.shadow.queue.ShadowWork`."""
 
     def __init__(self, answer_s: float = ANSWER_S) -> None:
-        """`answer_s`: how long a group may take, on however busy a machine, until the process counts as stuck."""
+        """`answer_s`: the time in seconds without an answer after which the subprocess counts as stuck and is ended."""
         self._answer_s = answer_s
         self._running: _Running | None = None
         self._closed = False
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs now."""
+        """The process id of the running subprocess; None if none is running."""
         return None if self._running is None else self._running.process.pid
 
     async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
-        """In no order. One group at a time.
+        """Compute the shadow of each decision; the results are in any order. Must not be called concurrently.
 
         Raises:
-            Unavailable: the process cannot be started, died again and again, is stuck, or says that it failed.
+            Unavailable: the subprocess cannot be started, died in each of `TRIES` attempts, is stuck, answered with an
+                error or with invalid data, or `close` was called.
         """
         question = framed(encode_decisions(group))
         for _ in range(TRIES):
@@ -64,59 +65,61 @@ class ProcessBeside:
                 if (answer := await self._answer(running, question)) is not None:
                     found = _read(answer, group)
             finally:
-                # Also where we are cancelled: a late answer would be taken for that of the next question.
+                # Also after a cancellation: the late answer would be read as the answer to the next question.
                 if found is None:
                     await self._end()
             if isinstance(found, Failure):
-                raise Unavailable(f"shadows cannot be worked out: {found.reason}")
+                raise Unavailable(f"the shadow subprocess failed: {found.reason}")
             if found is not None:
                 return found
-        raise Unavailable("the process that works shadows out died")
+        raise Unavailable(f"the shadow subprocess died in each of {TRIES} attempts")
 
     async def close(self) -> None:
-        """End the process. Who waits for it is told; nobody starts another."""
+        """End the subprocess and start no other. A call of `shadows` that waits for it raises `Unavailable`."""
         self._closed = True
         await self._end()
 
     async def _answer(self, running: _Running, question: bytes) -> bytes | None:
-        """None where the process died."""
+        """Send a question and read the answer; None if the subprocess died."""
         try:
             async with asyncio.timeout(self._answer_s):
                 running.writer.write(question)
                 return await next_frame(running.reader)
         except TimeoutError as error:
-            raise Unavailable(f"no shadows for {self._answer_s:g} s") from error
+            raise Unavailable(f"the shadow subprocess did not answer within {self._answer_s:g} s") from error
         except (OSError, RuntimeError):
-            return None  # uvloop says RuntimeError where the connection closed meanwhile
+            return None  # uvloop raises RuntimeError if the connection was closed meanwhile
 
     async def _start(self) -> _Running:
         try:
             ours, theirs = socket.socketpair()
             with theirs:
-                # First, for here we may be cancelled, or closed: a process that was started would be lost.
+                # Connect before starting the subprocess: 1. this task waits here; 2. it is cancelled, or `close` is
+                # called; 3. a subprocess started before would not be known to `_end`, and keep running.
                 reader, writer = await asyncio.open_connection(sock=ours)
                 try:
                     if self._closed:
-                        raise Unavailable("about to stop")
+                        raise Unavailable("no shadow subprocess is started while this process stops")
                     self._running = _Running(_spawn(theirs), reader, writer)
                 except BaseException:
                     writer.transport.abort()
                     raise
         except OSError as error:
-            raise Unavailable(f"the process that works shadows out does not start: {error}") from error
-        log.info("process_beside_started", pid=self._running.process.pid)
+            raise Unavailable(f"the shadow subprocess cannot be started: {error}") from error
+        log.info("shadow_subprocess_started", pid=self._running.process.pid)
         return self._running
 
     async def _end(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            running.writer.transport.abort()  # it ends when its input does
+            running.writer.transport.abort()  # the subprocess ends when its socket is closed
             await asyncio.to_thread(_wait, running.process)
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    # It asks nothing of the settings, so it need not know the keys; and it works on one small matrix at a time. It
-    # imports from where we do, and not first (-P) from the working directory, which may hold another `app`.
+    # The subprocess reads no settings, so it gets none, since they contain secrets. One thread is enough for its small
+    # matrices. It imports from the same directories as this process; -P keeps the working directory, which may contain
+    # another `app`, from coming first.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
     path = os.pathsep.join(map(os.path.abspath, sys.path))
     return subprocess.Popen(
@@ -140,7 +143,7 @@ def _read(answer: bytes, group: Sequence[Unshadowed]) -> list[Shadow] | Failure:
     try:
         found = decode_answer(answer)
     except msgspec.DecodeError as error:
-        raise Unavailable(f"the process that works shadows out answers nonsense: {error}") from error
+        raise Unavailable(f"the shadow subprocess sent an answer that cannot be decoded: {error}") from error
     if not isinstance(found, Failure) and {item.decision_id for item in found} != {item.decision_id for item in group}:
-        raise Unavailable("the process that works shadows out answers nonsense: shadows of other decisions")
+        raise Unavailable("the shadow subprocess sent shadows of other decisions")
     return found

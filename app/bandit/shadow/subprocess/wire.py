@@ -1,7 +1,7 @@
-"""Decisions on their way to the process beside, and shadows on their way back.
+"""Encodes decisions for the shadow subprocess, and the shadows or the error that it answers with.
 
-Invariant: what is decoded is what was encoded, to the last bit. Arrays travel as the bytes that they are in memory,
-for both ends are on one machine, and are read in place: all this is done on the event loop, in some microseconds each.
+Invariant: decoding returns the encoded values, equal to the last bit. Arrays are sent as their bytes in memory, since
+both processes run on the same machine, and decoded without a copy. Encoding or decoding a decision takes microseconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Question(msgspec.Struct, array_like=True, gc=False):
 
 
 class Failure(msgspec.Struct, array_like=True, tag=True):
-    """Instead of shadows: why there are none."""
+    """The answer of the subprocess if it could not compute shadows, with the reason."""
 
     reason: str
 
@@ -50,7 +50,7 @@ _answers = msgspec.msgpack.Decoder(_Answers | Failure).decode
 
 
 def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
-    """To the process beside."""
+    """Encode a question to the subprocess: the decisions whose shadows it shall compute."""
     return _encode(
         [
             _Question(
@@ -75,7 +75,12 @@ def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
 
 
 def decode_decisions(message: bytes) -> list[Unshadowed]:
-    """There. Raises `msgspec.DecodeError`, or ValueError where arrays do not fit each other."""
+    """Decode a question in the subprocess.
+
+    Raises:
+        msgspec.DecodeError: the message is not a question.
+        ValueError: an array has an impossible length.
+    """
     return [
         Unshadowed(
             item.decision_id,
@@ -93,17 +98,21 @@ def decode_decisions(message: bytes) -> list[Unshadowed]:
 
 
 def encode_shadows(shadows: Sequence[Shadow]) -> bytes:
-    """Back."""
+    """Encode an answer of the subprocess."""
     return _encode(_Answers(list(shadows)))
 
 
 def encode_failure(reason: str) -> bytes:
-    """Back, where it failed."""
+    """Encode the answer of a subprocess that could not compute the shadows."""
     return _encode(Failure(reason))
 
 
 def decode_answer(message: bytes) -> list[Shadow] | Failure:
-    """Here. Raises `msgspec.DecodeError`."""
+    """Decode an answer in the process that sent the question.
+
+    Raises:
+        msgspec.DecodeError: the message is not an answer.
+    """
     answer = _answers(message)
     return answer if isinstance(answer, Failure) else answer.shadows
 

@@ -339,7 +339,7 @@ async def test_wrong_propensities_hold_the_roll_out(fixture: RolloutFixture) -> 
     await fixture.write(wrong)
     found = await fixture.monitored()
     assert found.verdict.verdict == "hold"
-    with pytest.raises(Conflict, match="cannot be believed"):
+    with pytest.raises(Conflict, match="not credible"):
         await fixture.rollout.move("ramp", "ann")
 
 

@@ -117,7 +117,7 @@ async def test_it_says_so_when_the_process_dies_again_and_again(
         with pytest.raises(Unavailable, match="died"):
             await beside.shadows(group(count=1))
         broken.setattr(sys, "executable", "/nowhere")
-        with pytest.raises(Unavailable, match="does not start"):
+        with pytest.raises(Unavailable, match="cannot be started"):
             await beside.shadows(group(count=1))
     assert len(await beside.shadows(group(count=3))) == 3
 
@@ -131,7 +131,7 @@ async def test_it_is_started_anew_when_it_is_stuck(monkeypatch: pytest.MonkeyPat
     first = beside.pid
     assert first is not None
     os.kill(first, signal.SIGSTOP)
-    with pytest.raises(Unavailable, match=r"no shadows for 0\.2 s"):
+    with pytest.raises(Unavailable, match=r"did not answer within 0\.2 s"):
         await beside.shadows(group(count=1))
     assert not alive(first)
     beside._answer_s = PATIENCE_S
@@ -153,7 +153,7 @@ async def test_answers_stay_with_their_questions_when_one_is_given_up(beside: Pr
 
 async def test_the_reason_is_told_when_shadows_cannot_be_worked_out(beside: ProcessBeside) -> None:
     (item,) = group(count=1)
-    with pytest.raises(Unavailable, match="cannot be worked out: ValueError"):
+    with pytest.raises(Unavailable, match="ValueError"):
         await beside.shadows([item._replace(mu=np.zeros(3))])
     pid = beside.pid
     assert len(await beside.shadows([item])) == 1
@@ -166,7 +166,7 @@ async def test_nobody_starts_it_again_when_it_was_closed(beside: ProcessBeside) 
     assert pid is not None
     await beside.close()
     assert not alive(pid)
-    with pytest.raises(Unavailable, match="about to stop"):
+    with pytest.raises(Unavailable, match="process stops"):
         await beside.shadows(group(count=1))
 
 

@@ -104,7 +104,7 @@ def test_nothing_is_left_when_it_is_cancelled_or_closed_at_any_step_of_starting(
 
 async def test_it_says_so_when_no_more_files_can_be_opened() -> None:
     beside = ProcessBeside()
-    with no_more_files(), pytest.raises(Unavailable, match="does not start"):
+    with no_more_files(), pytest.raises(Unavailable, match="cannot be started"):
         await beside.shadows(group(count=1))
     assert len(await beside.shadows(group(count=1))) == 1
     await beside.close()
@@ -192,7 +192,7 @@ async def test_a_process_is_not_asked_again_when_it_answers_what_was_not_asked(
     beside = ProcessBeside()
     with monkeypatch.context() as faked:
         faked.setattr(sys, "executable", str(fake))
-        with pytest.raises(Unavailable, match="nonsense"):
+        with pytest.raises(Unavailable, match="the shadow subprocess sent"):
             await beside.shadows(group(count=1))
     assert beside.pid is None
     assert len(await beside.shadows(group(count=1))) == 1
