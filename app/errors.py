@@ -105,10 +105,8 @@ class Forbidden(ProfilesError):
 
 
 class Unavailable(ProfilesError):
-    """A dependency does not answer; the same request may succeed later.
-
-    `public_reason` is the reason without addresses and names, for any caller to read; the message is for the log.
-    """
+    """A dependency does not answer; the same request may succeed later. `public_reason` is the reason without addresses
+    and names, for any caller to read; the message is for the log."""
 
     def __init__(self, detail: str = "", public_reason: str = "it does not answer") -> None:
         super().__init__(detail)

@@ -56,9 +56,7 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
     """A subclass of the struct `kind` whose field `profile_features` is a `mirror`, the typed Struct of the features.
-
-    Returns `kind` itself if it has no such field.
-    """
+    Returns `kind` itself if it has no such field."""
     declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
     if declared is None:
         return kind
@@ -151,10 +149,8 @@ def _to_ms(text: str) -> int | None:
 
 
 async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar guard: reject a query parameter that the route does not declare, or that is repeated (400).
-
-    It is a coroutine function because Litestar runs other guards in a thread.
-    """
+    """Litestar guard: reject a query parameter that the route does not declare, or that is repeated (400). It is a
+    coroutine function because Litestar runs other guards in a thread."""
     if not connection.scope["query_string"]:
         return
     parameters = handler.parsed_fn_signature.parameters

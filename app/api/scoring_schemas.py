@@ -105,11 +105,8 @@ class ScoreAnswer(msgspec.Struct):
 
 
 class DecidingPolicy(msgspec.Struct):
-    """The policy that decided.
-
-    `state_version`: the number of the user's decisions that it had learned from. `prior_version`: the version of the
-    prior, which is pooled over all users; 0 before the first.
-    """
+    """The policy that decided. `state_version`: the number of the user's decisions that it had learned from.
+    `prior_version`: the version of the prior, which is pooled over all users; 0 before the first."""
 
     id: str
     role: Literal["champion", "challenger"]

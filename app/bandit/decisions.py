@@ -58,11 +58,8 @@ class UserSnapshot(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """One policy's result for K candidates.
-
-    `scores` (K,) are the posterior means of the candidates' rewards. `pi` (K,) are their propensities: the
-    probabilities with which the policy chooses them.
-    """
+    """One policy's result for K candidates. `scores` (K,) are the posterior means of the candidates' rewards. `pi` (K,)
+    are their propensities: the probabilities with which the policy chooses them."""
 
     scores: Array
     pi: Array

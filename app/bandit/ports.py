@@ -53,10 +53,8 @@ class SettleCounts(NamedTuple):
 
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
-        """Read the data of each queried user, in the order of the queries, from one database snapshot.
-
-        Statistics that are damaged or of an unknown spec are logged, and `statistics` is None.
-        """
+        """Read the data of each queried user, in the order of the queries, from one database snapshot. Statistics that
+        are damaged or of an unknown spec are logged, and `statistics` is None."""
         ...
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
@@ -74,10 +72,8 @@ class DecisionRepository(Protocol):
         ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` decisions made before `before_ms`, oldest first; returns the number deleted.
-
-        Priors that were replaced more than an hour before the oldest remaining decision are deleted, too.
-        """
+        """Delete up to `limit` decisions made before `before_ms`, oldest first; returns the number deleted. Priors that
+        were replaced more than an hour before the oldest remaining decision are deleted, too."""
         ...
 
 
@@ -101,10 +97,8 @@ class LearningRepository(Protocol):
         ...
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle up to `limit` decisions whose reward window has closed.
-
-        A served decision learns the reward of no feedback; a decision whose tip was not served expires.
-        """
+        """Settle up to `limit` decisions whose reward window has closed. A served decision learns the reward of no
+        feedback; a decision whose tip was not served expires."""
         ...
 
 
@@ -120,17 +114,13 @@ class StateRepository(Protocol):
         ...
 
     async def add_prior(self, prior: Prior, changes: int) -> bool:
-        """Store a prior under the next version, with the number of changes that `pooled` returned with it.
-
-        Returns False, and stores nothing, if a prior with at least as many changes is stored already.
-        """
+        """Store a prior under the next version, with the number of changes that `pooled` returned with it. Returns
+        False, and stores nothing, if a prior with at least as many changes is stored already."""
         ...
 
     async def grow(self, limit: int, now_ms: int) -> int:
         """Extend the statistics of up to `limit` users to the longest spec, in one transaction; returns their number.
-
-        Damaged statistics are marked and not used any more; they count in the number.
-        """
+        Damaged statistics are marked and not used any more; they count in the number."""
         ...
 
     async def prior_version(self) -> int:

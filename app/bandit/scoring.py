@@ -48,11 +48,8 @@ class Scorer:
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        """Create a scorer.
-
-        `serves_challenger` tells, from a user id and the challenger's share of users, whether the challenger serves the
-        user. `shadows` is None if no shadow is to be computed.
-        """
+        """Create a scorer. `serves_challenger` tells, from a user id and the challenger's share of users, whether the
+        challenger serves the user. `shadows` is None if no shadow is to be computed."""
         self._decisions = decisions
         self._read_profile = read_profile
         self._policies = policies

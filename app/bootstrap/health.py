@@ -112,10 +112,8 @@ class Health:
         }
 
     async def refresh_gauges(self) -> Gauges:
-        """Count the waiting work (jobs, events, dead letters, owed invalidations) and set its Prometheus gauges.
-
-        A count is None if its server does not answer. Its gauge then keeps its value, but the queue depth becomes -1.
-        """
+        """Count the waiting work (jobs, events, dead letters, owed invalidations) and set its Prometheus gauges. A
+        count is None if its server does not answer. Its gauge then keeps its value, but the queue depth becomes -1."""
         metrics, found = self.metrics, await self._gauges()
         await self._refresh_rollout()
         metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)

@@ -98,10 +98,8 @@ class Batcher(Generic[Item, Result]):
         return done
 
     async def close(self, grace_s: float | None = None) -> None:
-        """Wait until every submitted item is done.
-
-        If that takes longer than `grace_s` seconds, cancel the running call and the items that wait.
-        """
+        """Wait until every submitted item is done. If that takes longer than `grace_s` seconds, cancel the running call
+        and the items that wait."""
         while (working := self._working) is not None and not working.done():
             await asyncio.wait({working}, timeout=grace_s)
             if not working.done():

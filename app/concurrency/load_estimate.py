@@ -11,10 +11,8 @@ _WEIGHT = 0.1  # of the newest sample in the moving averages
 
 
 class LoadEstimate:
-    """Estimates the delay in one queue, in units such as events or users.
-
-    The owner of the queue keeps `waiting`, the number of units in it, and reports finished work with `worked`.
-    """
+    """Estimates the delay in one queue, in units such as events or users. The owner of the queue keeps `waiting`, the
+    number of units in it, and reports finished work with `worked`."""
 
     __slots__ = ("_always", "_lanes", "_patience_s", "_seconds", "_units", "waiting")
 

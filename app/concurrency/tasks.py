@@ -21,11 +21,8 @@ async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until all have ended; their exceptions are ignored.
-
-    The cancellation is repeated every `CANCEL_AGAIN_S` seconds, since a library may swallow it, as redis-py does while
-    connecting.
-    """
+    """Cancel tasks and wait until all have ended; their exceptions are ignored. The cancellation is repeated every
+    `CANCEL_AGAIN_S` seconds, since a library may swallow it, as redis-py does while connecting."""
     while waiting := [task for task in tasks if not task.done()]:
         for task in waiting:
             task.cancel()
@@ -34,10 +31,8 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
 
 
 def fail(done: asyncio.Future[Any], error: BaseException) -> None:
-    """Set an error on a future, or cancel the future if the error is not an `Exception`, as a cancellation.
-
-    Does nothing if the future is done, for example because its caller has cancelled it.
-    """
+    """Set an error on a future, or cancel the future if the error is not an `Exception`, as a cancellation. Does
+    nothing if the future is done, for example because its caller has cancelled it."""
     if done.done():
         return
     if isinstance(error, Exception):

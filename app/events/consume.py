@@ -62,11 +62,8 @@ class Consumer:
             return await self._learn(events)
 
     async def sweep(self) -> int:
-        """Consume events that have been unconsumed for `SWEEP_AGE_MS`; return how many were consumed.
-
-        The process that stored them may have died before it deleted the stale cache keys, so the sweep deletes these
-        first.
-        """
+        """Consume events that have been unconsumed for `SWEEP_AGE_MS`; return how many were consumed. The process that
+        stored them may have died before it deleted the stale cache keys, so the sweep deletes these first."""
         swept = 0
         before_ms = self._clock.now_ms() - SWEEP_AGE_MS
         # If the clock was set back, events that arrived before have a time ahead of it. They are swept at once.
@@ -119,10 +116,8 @@ class Consumer:
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
-        """Pass events to the learners, all at once or, after a failure, one by one.
-
-        Returns the events that were learned from.
-        """
+        """Pass events to the learners, all at once or, after a failure, one by one. Returns the events that were
+        learned from."""
         if not events:
             return events
         try:

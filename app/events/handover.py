@@ -22,10 +22,8 @@ log = logger("events.handover")
 
 
 class Handover:
-    """Collects stored events and has the consumer consume them in batches, in the background.
-
-    There is one instance per worker process.
-    """
+    """Collects stored events and has the consumer consume them in batches, in the background. There is one instance per
+    worker process."""
 
     def __init__(
         self,
@@ -42,10 +40,8 @@ class Handover:
         self._batches: Batcher[Sequence[int], None] = Batcher(self._consume, monotonic, bounds, size=len, pause=pause)
 
     def add(self, seqs: Sequence[int]) -> None:
-        """Add stored events, by sequence number, to be consumed soon in the background.
-
-        The cache keys that the events make stale must have been deleted, or recorded for deletion.
-        """
+        """Add stored events, by sequence number, to be consumed soon in the background. The cache keys that the events
+        make stale must have been deleted, or recorded for deletion."""
         with suppress(Overloaded):
             for start in range(0, len(seqs), self._at_once):
                 self._batches.submit(seqs[start : start + self._at_once])

@@ -117,10 +117,8 @@ class Ingestor:
             await asyncio.wait(self._invalidating)
 
     async def _commit(self, group: Sequence[Sequence[Admitted]]) -> list[_Committed]:
-        """Commit a group of requests, and start to delete the stale cache keys in the background.
-
-        The next group can be committed meanwhile.
-        """
+        """Commit a group of requests, and start to delete the stale cache keys in the background. The next group can be
+        committed meanwhile."""
         started = self._clock.monotonic()
         outcomes = await self._log.append(group)
         self._metrics.commit_seconds.observe(self._clock.monotonic() - started)
@@ -133,11 +131,8 @@ class Ingestor:
         return committed
 
     async def _invalidate(self, group: Sequence[Sequence[Admitted]], committed: Sequence[_Committed]) -> None:
-        """Delete the cache keys that committed events made stale, then notify the workers.
-
-        Then completes the future of each request: with True if the keys are deleted, with False if the deletion is
-        owed.
-        """
+        """Delete the cache keys that committed events made stale, then notify the workers. Then completes the future of
+        each request: with True if the keys are deleted, with False if the deletion is owed."""
         stored = [
             (events, outcome)
             for events, (outcome, _) in zip(group, committed, strict=True)

@@ -33,10 +33,8 @@ def not_naming(items: Sequence[T], values: Sequence[object], user_id: str) -> li
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:
-    """Yield every scalar of a nested value as (its key in a dict or "", scalar), and every dict key as ("", key).
-
-    Not recursive, because the sender of a payload chooses its depth.
-    """
+    """Yield every scalar of a nested value as (its key in a dict or "", scalar), and every dict key as ("", key). Not
+    recursive, because the sender of a payload chooses its depth."""
     waiting = [("", value)]
     while waiting:
         key, part = waiting.pop()

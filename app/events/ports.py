@@ -32,10 +32,8 @@ class Admitted(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """The outcome of a request whose events are stored. `seqs` has the sequence numbers of the new ones.
-
-    `stale` has, by user id, the names of the features that the events invalidate, duplicates included.
-    """
+    """The outcome of a request whose events are stored. `seqs` has the sequence numbers of the new ones. `stale` has,
+    by user id, the names of the features that the events invalidate, duplicates included."""
 
     accepted: int
     duplicates: int
@@ -66,11 +64,8 @@ class TracedEvent(NamedTuple):
 
 
 class Holdings(NamedTuple):
-    """How much the database holds of a user, as numbers of rows.
-
-    `rebuilds` counts the rebuild runs whose list of users names the user, `learned` the decisions that the bandit has
-    learned from.
-    """
+    """How much the database holds of a user, as numbers of rows. `rebuilds` counts the rebuild runs whose list of users
+    names the user, `learned` the decisions that the bandit has learned from."""
 
     views: int
     feedback: int
@@ -86,10 +81,8 @@ class Holdings(NamedTuple):
 
 
 class ActivityCount(NamedTuple):
-    """The number of a user's events of one kind (`served` or an action) in one day and local hour.
-
-    `days_ago` counts periods of 24 hours back from now: 0 is the last 24 hours.
-    """
+    """The number of a user's events of one kind (`served` or an action) in one day and local hour. `days_ago` counts
+    periods of 24 hours back from now: 0 is the last 24 hours."""
 
     days_ago: int
     local_hour: int
@@ -98,10 +91,8 @@ class ActivityCount(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """An event that repeatedly could not be consumed, or a queued payload that is no event.
-
-    `seq` is the sequence number of the event; None if the payload was never stored as an event.
-    """
+    """An event that repeatedly could not be consumed, or a queued payload that is no event. `seq` is the sequence
+    number of the event; None if the payload was never stored as an event."""
 
     id: int
     source: str
@@ -116,10 +107,8 @@ class DeadLetter(NamedTuple):
 
 class EventLog(Protocol):
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
-        """Store the events of several requests in one durable commit; returns one outcome per request.
-
-        The events of one request are stored as a whole or not at all.
-        """
+        """Store the events of several requests in one durable commit; returns one outcome per request. The events of
+        one request are stored as a whole or not at all."""
         ...
 
     async def unconsumed(
@@ -135,10 +124,8 @@ class EventLog(Protocol):
     async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None: ...
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """The names of the features that events of each subject invalidate, by subject.
-
-        They include the features of every registry that a process has ever recorded in this database.
-        """
+        """The names of the features that events of each subject invalidate, by subject. They include the features of
+        every registry that a process has ever recorded in this database."""
         ...
 
 
@@ -150,10 +137,8 @@ class DeadLetters(Protocol):
         ...
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        """Count a failure to consume a stored event; True if the event became a dead letter.
-
-        It becomes one at the failure number `limit`.
-        """
+        """Count a failure to consume a stored event; True if the event became a dead letter. It becomes one at the
+        failure number `limit`."""
         ...
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
@@ -177,10 +162,8 @@ class DeadLetters(Protocol):
         ...
 
     async def revive(self, *letter_ids: int) -> int:
-        """Make the events of dead letters unconsumed again, and delete the letters; return how many.
-
-        The failures of the events count from 0 again.
-        """
+        """Make the events of dead letters unconsumed again, and delete the letters; return how many. The failures of
+        the events count from 0 again."""
         ...
 
 
@@ -192,10 +175,8 @@ class UserEvents(Protocol):
         ...
 
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
-        """The user's event counts over `days` periods of 24 hours that end at `until_ms`.
-
-        They are unordered, and a count of 0 is left out.
-        """
+        """The user's event counts over `days` periods of 24 hours that end at `until_ms`. They are unordered, and a
+        count of 0 is left out."""
         ...
 
 
@@ -209,17 +190,13 @@ class UserRecords(Protocol):
     async def holdings(self, user_id: str) -> Holdings: ...
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete all rows of a user; return how much there was.
-
-        The same transaction records that the user's cache keys must be deleted.
-        """
+        """Delete all rows of a user; return how much there was. The same transaction records that the user's cache keys
+        must be deleted."""
         ...
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete the user's decisions once more, after the cache keys were deleted.
-
-        Until then, a request could still read the erased user's cached values and store a decision.
-        """
+        """Delete the user's decisions once more, after the cache keys were deleted. Until then, a request could still
+        read the erased user's cached values and store a decision."""
         ...
 
 
@@ -235,11 +212,8 @@ class Invalidates(Protocol):
         ...
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Delete cached values that were computed before an event.
-
-        `stale` has the sequence number of the event by user id and feature name. The keys were deleted when the event
-        was stored, so normally no such value exists.
-        """
+        """Delete cached values that were computed before an event. `stale` has the sequence number of the event by user
+        id and feature name. The keys were deleted when the event was stored, so normally no such value exists."""
         ...
 
 
@@ -247,10 +221,8 @@ class Publisher(Protocol):
     """Notifies workers of stored events. Never raises and never blocks."""
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Announce stored events, by sequence number, to be consumed by a worker.
-
-        The cache keys that the events make stale must have been deleted, or recorded for deletion.
-        """
+        """Announce stored events, by sequence number, to be consumed by a worker. The cache keys that the events make
+        stale must have been deleted, or recorded for deletion."""
         ...
 
 
@@ -258,9 +230,6 @@ class Learner(Protocol):
     """A model that is updated from consumed events; each event counts once."""
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from all of these events, or raise and learn from none.
-
-        Events are delivered at least once; an implementation recognises repeats by `seq`. Most events concern no
-        learner, so skipping one must be cheap.
-        """
+        """Learn from all of these events, or raise and learn from none. Events are delivered at least once; an
+        implementation recognises repeats by `seq`. Most events concern no learner, so skipping one must be cheap."""
         ...

@@ -25,10 +25,8 @@ REFUSALS = (Undecodable, InvalidInput, Conflict)
 
 
 class ReplayResult(NamedTuple):
-    """The result of replaying one dead letter: how many events were accepted, and how many are duplicates.
-
-    `revived`: the event was stored before and will be consumed again; nothing was ingested.
-    """
+    """The result of replaying one dead letter: how many events were accepted, and how many are duplicates. `revived`:
+    the event was stored before and will be consumed again; nothing was ingested."""
 
     accepted: int
     duplicates: int
@@ -80,10 +78,8 @@ class Replayer:
         return ReplayResult(receipt.accepted, receipt.duplicates, False)
 
     async def replay_all(self, after: int) -> ReplaySummary:
-        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits.
-
-        Letters that are created meanwhile are skipped. Raises `StoreUnavailable`; finished replays stay.
-        """
+        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. Letters
+        that are created meanwhile are skipped. Raises `StoreUnavailable`; finished replays stay."""
         tally = ReplaySummary()
         newest = await self._letters.newest_id()
         for _ in range(0, MOST, AT_ONCE):

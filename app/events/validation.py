@@ -56,10 +56,8 @@ _ALLOWED = {
 
 
 class Batch(list[TipEvent]):
-    """A list of decoded events that remembers the place of each in its payload, for later errors.
-
-    A place is `[3]` in an array, `line 7` in newline-delimited JSON, and empty for a single event.
-    """
+    """A list of decoded events that remembers the place of each in its payload, for later errors. A place is `[3]` in
+    an array, `line 7` in newline-delimited JSON, and empty for a single event."""
 
     def __init__(self, events: Iterable[TipEvent], places: Sequence[str]) -> None:
         super().__init__(events)
@@ -97,10 +95,8 @@ def decode_json(body: bytes) -> Batch:
 
 
 def decode_lines(body: bytes, first: int = 1) -> Batch:
-    """Decode newline-delimited JSON, one event per line; blank lines are ignored.
-
-    Errors name lines by number, counted from `first`. Raises as `decode_json`.
-    """
+    """Decode newline-delimited JSON, one event per line; blank lines are ignored. Errors name lines by number, counted
+    from `first`. Raises as `decode_json`."""
     if first == 1:
         body = body.removeprefix(BOM_UTF8)
         if (found := other_format(body[:_FORMAT_BYTES])) is not None:

@@ -46,10 +46,8 @@ _ACTIONS: dict[str, Action] = {action.value: action for action in Action}
 
 
 def stored_action(name: str) -> Action:
-    """The action of this name, as read from a stored row.
-
-    A name that only a later release declares is returned as a string, so that its rows can be read.
-    """
+    """The action of this name, as read from a stored row. A name that only a later release declares is returned as a
+    string, so that its rows can be read."""
     return _ACTIONS.get(name) or cast(Action, name)
 
 
@@ -91,10 +89,8 @@ TipEvent = TipServed | TipFeedback
 
 
 class LoggedEvent(NamedTuple):
-    """A stored event, with its sequence number `seq` in the event log.
-
-    `attempts` counts how often consuming the event failed when it was consumed by itself and not in a batch.
-    """
+    """A stored event, with its sequence number `seq` in the event log. `attempts` counts how often consuming the event
+    failed when it was consumed by itself and not in a batch."""
 
     seq: int
     event: TipEvent

@@ -30,10 +30,8 @@ class ExampleEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """An example of a feature: events of one user, and the value that the feature must have for them.
-
-    The value None means the feature's default, which is null if none is declared.
-    """
+    """An example of a feature: events of one user, and the value that the feature must have for them. The value None
+    means the feature's default, which is null if none is declared."""
 
     events: Sequence[ExampleEvent]
     value: float | int | str | None
@@ -42,10 +40,8 @@ class Example:
 def served(
     *, ago: timedelta = timedelta(hours=1), local_hour: int | None = None, tip_id: str = "tip-1"
 ) -> ExampleEvent:
-    """Make an example event: a tip was served to the user, `ago` before the computation.
-
-    `local_hour` is the user's hour of the day, 0 to 23; by default it is the hour in UTC.
-    """
+    """Make an example event: a tip was served to the user, `ago` before the computation. `local_hour` is the user's
+    hour of the day, 0 to 23; by default it is the hour in UTC."""
     return ExampleEvent(action=None, ago=ago, local_hour=local_hour, tip_id=tip_id, dwell_ms=None)
 
 

@@ -88,10 +88,8 @@ def feature_of(definition: Definition) -> Feature:
 
 
 def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[Change]:
-    """Compare two registries, given as the definitions of their features.
-
-    Returns the added and changed features in the order of `after`, then the removed ones.
-    """
+    """Compare two registries, given as the definitions of their features. Returns the added and changed features in the
+    order of `after`, then the removed ones."""
     old = {item.name: item for item in before}
     new = {item.name: item for item in after}
     found = [

@@ -95,20 +95,16 @@ class Feature:
         return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
 
     def value_of(self, raw: object) -> tuple[Scalar, str | None]:
-        """Convert a result of the SQL to the feature's value; NULL gives the default.
-
-        Returns the value and None, or None and an error text if the result is not of the dtype.
-        """
+        """Convert a result of the SQL to the feature's value; NULL gives the default. Returns the value and None, or
+        None and an error text if the result is not of the dtype."""
         if raw is None:
             return self.default, None
         value = as_dtype(self.dtype, raw)
         return value, wrong_dtype(raw, self.dtype) if value is None else None
 
     def newest_event(self, newest: Mapping[str, int]) -> int:
-        """The sequence number of the user's newest event that invalidates the feature; 0 if there is none.
-
-        `newest` has the sequence number of the user's newest event by subject.
-        """
+        """The sequence number of the user's newest event that invalidates the feature; 0 if there is none. `newest` has
+        the sequence number of the user's newest event by subject."""
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
 
     @property
@@ -119,11 +115,8 @@ class Feature:
 
 
 def as_dtype(dtype: Dtype, value: object) -> Scalar:
-    """Convert `value` to `dtype`; None if it is not of that dtype.
-
-    An int is accepted as a float, and an integral float as an int. Bools are not numbers, and numbers that JSON or 64
-    bits cannot represent are not accepted.
-    """
+    """Convert `value` to `dtype`; None if it is not of that dtype. An int is accepted as a float, and an integral float
+    as an int. Bools are not numbers, and numbers that JSON or 64 bits cannot represent are not accepted."""
     kind = type(value)
     if dtype == "str":
         return value if isinstance(value, str) else None
@@ -242,10 +235,8 @@ class Registry(Sequence[Feature]):
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
     def longest_window_ms(self, mask: int | None = None) -> int:
-        """The longest window of the features in the mask, or of all features, in milliseconds.
-
-        A user without events in that time has only default values.
-        """
+        """The longest window of the features in the mask, or of all features, in milliseconds. A user without events in
+        that time has only default values."""
         wanted = indices(self.full_mask if mask is None else mask)
         return max((self._entries[index].window_ms for index in wanted), default=0)
 

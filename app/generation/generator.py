@@ -28,11 +28,8 @@ log = logger("generation")
 
 
 class GeneratedTip(NamedTuple):
-    """The text of a tip, and its origin.
-
-    `model` is the name of the model that wrote it, None for the template. `reason` says why the model did not write it;
-    None if it did, or if no model is set.
-    """
+    """The text of a tip, and its origin. `model` is the name of the model that wrote it, None for the template.
+    `reason` says why the model did not write it; None if it did, or if no model is set."""
 
     text: str
     model: str | None

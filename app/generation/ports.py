@@ -14,10 +14,8 @@ from app.generation.profile_traits import Traits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A to-do task as its owner wrote it: untrusted text.
-
-    A higher `priority` means a more important task. `due_at` has a UTC offset.
-    """
+    """A to-do task as its owner wrote it: untrusted text. A higher `priority` means a more important task. `due_at` has
+    a UTC offset."""
 
     title: str
     notes: str | None = None

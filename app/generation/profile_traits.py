@@ -99,10 +99,8 @@ def _dismisses(rate: float | None) -> Dismisses | None:
 
 
 def _band(value: float | None, low: float, high: float, words: tuple[_Word, _Word | None, _Word]) -> _Word | None:
-    """Choose from three words: for a value below `low`, from `low` to below `high`, and from `high` on.
-
-    Returns None if the value is unknown or negative.
-    """
+    """Choose from three words: for a value below `low`, from `low` to below `high`, and from `high` on. Returns None if
+    the value is unknown or negative."""
     if value is None or value < 0:
         return None
     return words[0] if value < low else words[1] if value < high else words[2]

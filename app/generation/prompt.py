@@ -77,10 +77,8 @@ def tip_schema() -> dict[str, Any]:
 
 
 def _language(locale: str) -> str:
-    """Reduce a BCP 47 tag to language, script and region; a malformed tag to "en".
-
-    The other subtags of a tag could spell instructions to the model.
-    """
+    """Reduce a BCP 47 tag to language, script and region; a malformed tag to "en". The other subtags of a tag could
+    spell instructions to the model."""
     found = _LOCALE.match(locale)
     return found[0] if found is not None else "en"
 

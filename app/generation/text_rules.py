@@ -51,10 +51,8 @@ def shortened(text: str, most: int) -> str:
 
 
 def first_sentence(notes: str, most: int) -> str:
-    """The first sentence of a task's notes, cut to at most `most` characters; empty if the notes contain no word.
-
-    It is taken from the first line that contains a word. Markdown marks of lists, checkboxes and bold text are removed.
-    """
+    """The first sentence of a task's notes, cut to at most `most` characters; empty if the notes contain no word. It is
+    taken from the first line that contains a word. Markdown marks of lists, checkboxes and bold text are removed."""
     for line in notes.splitlines():
         text = _CHECKBOX.sub("", cleaned(_BOLD.sub(r"\1", line)).lstrip(_MARKS))
         if _has_word(text):

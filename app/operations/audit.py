@@ -28,10 +28,8 @@ log = logger("audit")
 
 
 class AuditEntry(NamedTuple):
-    """A stored action of an admin: who did what to which subject, and when.
-
-    `outcome` begins with `begun`, `refused: ` or `failed: `; any other text means that the action succeeded.
-    """
+    """A stored action of an admin: who did what to which subject, and when. `outcome` begins with `begun`, `refused: `
+    or `failed: `; any other text means that the action succeeded."""
 
     id: int
     at_ms: int

@@ -21,10 +21,8 @@ UNSEEN_MS = 60_000
 
 
 class ReadinessCheck(NamedTuple):
-    """The result of one check of `/readyz`. `state` is the component's state if the check is not `ok`.
-
-    If a `vital` check fails, the service cannot serve reads. Any other failed check only degrades the service.
-    """
+    """The result of one check of `/readyz`. `state` is the component's state if the check is not `ok`. If a `vital`
+    check fails, the service cannot serve reads. Any other failed check only degrades the service."""
 
     ok: bool
     detail: str
@@ -93,10 +91,8 @@ def worst_views(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, Compo
 def updated_statuses(
     before: Mapping[str, ComponentStatus], views: Mapping[str, ComponentView], now_ms: int
 ) -> list[ComponentStatus]:
-    """The new status of each component in `views`. `before` holds the previous statuses, by component.
-
-    If the state is unchanged, `since_ms` is kept, unless no process reported the component for `UNSEEN_MS`.
-    """
+    """The new status of each component in `views`. `before` holds the previous statuses, by component. If the state is
+    unchanged, `since_ms` is kept, unless no process reported the component for `UNSEEN_MS`."""
     found = []
     for name, view in views.items():
         known = before.get(name)

@@ -55,10 +55,8 @@ def diagnose_keys(settings: Settings) -> list[Line]:
 
 
 def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) -> Line:
-    """Check that the running processes can compute every feature, and that none is disabled.
-
-    `running` has the newest sample of each process. `disabled` describes each disabled feature, by its name.
-    """
+    """Check that the running processes can compute every feature, and that none is disabled. `running` has the newest
+    sample of each process. `disabled` describes each disabled feature, by its name."""
     off = "; ".join(f"{name} is {how}" for name, how in disabled.items())
     views = [view for sample in running if (view := sample.components.get("features")) is not None]
     failing = sorted({view.detail for view in views if view.state in ("degraded", "down")})
@@ -74,9 +72,7 @@ def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) ->
 
 def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
     """Check that every running process serves the same feature registry as these settings, whose fingerprint is `own`.
-
-    `running` has the newest sample of each process.
-    """
+    `running` has the newest sample of each process."""
     for finding in mixed_registries(running):
         return Line("registry", "warn", finding.text[0].lower() + finding.text[1:-1], finding.advice)
     served = {sample.registry for sample in running if sample.registry}

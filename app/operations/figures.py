@@ -33,10 +33,8 @@ class FigureKind(NamedTuple):
 
 
 class Figure(msgspec.Struct):
-    """A number on the overview page: its current value, its value for the last hour, and its history.
-
-    A value is null if no sample covers the time.
-    """
+    """A number on the overview page: its current value, its value for the last hour, and its history. A value is null
+    if no sample covers the time."""
 
     title: str
     explanation: str
@@ -158,10 +156,8 @@ KINDS = (
 def compute_figures(
     samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int
 ) -> tuple[dict[str, Figure], Mapping[str, int]]:
-    """Compute every figure, by its name, and the sum of every count over the last hour, by its name.
-
-    `samples` must come oldest first. `starts_ms` are the beginnings of the minutes of the last hour, see `slot_starts`.
-    """
+    """Compute every figure, by its name, and the sum of every count over the last hour, by its name. `samples` must
+    come oldest first. `starts_ms` are the beginnings of the minutes of the last hour, see `slot_starts`."""
     slots: dict[int, list[Sample]] = {start: [] for start in starts_ms}
     for item in samples:
         if (slot := slots.get(item.at_ms - item.at_ms % SLOT_MS)) is not None:

@@ -26,10 +26,8 @@ CONSEQUENCE = "circuit open"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A problem that needs attention, and advice what to do. `subject` names a component, a figure or a count.
-
-    `path` links to the page that shows the problem.
-    """
+    """A problem that needs attention, and advice what to do. `subject` names a component, a figure or a count. `path`
+    links to the page that shows the problem."""
 
     state: State
     subject: str
@@ -139,10 +137,8 @@ def _subject(component: str) -> str:
 
 
 def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
-    """A finding if the running processes serve different feature registries.
-
-    `newest` has the newest sample of each process. Samples of older releases do not name a registry and are ignored.
-    """
+    """A finding if the running processes serve different feature registries. `newest` has the newest sample of each
+    process. Samples of older releases do not name a registry and are ignored."""
     served: dict[str, list[str]] = {}
     for sample in newest:
         if sample.registry and not sample.stopped:
@@ -156,9 +152,7 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
 
 def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
     """A finding for each producer that sent events with a `decision_id` that does not exist for the event's user.
-
-    `senders` are pairs of the producer's name and the number of such events.
-    """
+    `senders` are pairs of the producer's name and the number of such events."""
     advice = "Nothing is learned from them. The sender must use the decision_id that /score returned for the same user."
     texts = [
         f"{_counted(count, 'event', 'events')} sent by {sender} named no decision of the user."
@@ -169,9 +163,7 @@ def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
 
 def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
     """A finding if old rows are not deleted, because the first run of their retention waits for an admin to confirm it.
-
-    `kinds` names the kinds of rows, such as `events`.
-    """
+    `kinds` names the kinds of rows, such as `events`."""
     if not kinds:
         return []
     text = f"Old {' and '.join(kinds)} are not deleted: the first run would delete more than three days of them."
@@ -210,9 +202,7 @@ def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
 
 def _model_outcomes_by_minute(samples: Iterable[Sample]) -> list[tuple[int, Counter[str]]]:
     """For each minute with tips that the model should word, in order: the minute's beginning, and the tips by outcome.
-
-    The beginning (epoch ms) is the start of the minute's first sample with such tips.
-    """
+    The beginning (epoch ms) is the start of the minute's first sample with such tips."""
     found: dict[int, tuple[int, Counter[str]]] = {}
     for sample in samples:
         outcomes = {

@@ -76,10 +76,8 @@ class Overview(msgspec.Struct, kw_only=True):
 def build_overview(
     record: Record, own: OwnView | None, process: str, now_ms: int, more_findings: Sequence[Finding] = ()
 ) -> Overview:
-    """Build the overview as of `now_ms`, from the stored samples and statuses in `record`.
-
-    `own` is the view of this process, which has the name `process`; None if its checks did not end in time.
-    """
+    """Build the overview as of `now_ms`, from the stored samples and statuses in `record`. `own` is the view of this
+    process, which has the name `process`; None if its checks did not end in time."""
     # A sample from the future was taken before the clock was set back. It would count as the newest for a long time.
     record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS])
     statuses = _statuses(record, own.components if own is not None else None, process, now_ms)

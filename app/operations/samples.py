@@ -111,10 +111,8 @@ class SampleStore(Protocol):
 
 
 def read(metrics: Metrics) -> Counter[str]:
-    """The counts and histogram buckets of this process since its start, by the names that samples use.
-
-    Requests of admin pages, probes and unknown paths are left out, and `/generate` is left out of the latency.
-    """
+    """The counts and histogram buckets of this process since its start, by the names that samples use. Requests of
+    admin pages, probes and unknown paths are left out, and `/generate` is left out of the latency."""
     found: Counter[str] = Counter()
     below = 0.0
     for name, labels, value, *_ in (sample for family in metrics.collectors.collect() for sample in family.samples):

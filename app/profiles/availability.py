@@ -60,10 +60,8 @@ _decode_disabled = msgspec.json.Decoder(list[Disabled]).decode
 
 
 class FeatureAvailability:
-    """Tracks which features are disabled or paused in this process.
-
-    Sets of features are bit masks; a single feature is given by its index in the registry.
-    """
+    """Tracks which features are disabled or paused in this process. Sets of features are bit masks; a single feature is
+    given by its index in the registry."""
 
     def __init__(self, registry: Registry, clock: Clock, switches: Callable[[], str] = lambda: "[]") -> None:
         """`switches` returns the disabled features, at most a second old, as a JSON list of `Disabled` rows."""
@@ -122,10 +120,8 @@ class FeatureAvailability:
         log.warning("feature_resumed", feature=self._registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
-        """Record that a feature could not be computed for a user.
-
-        The feature is paused once it has failed for `FAILED_USERS` users.
-        """
+        """Record that a feature could not be computed for a user. The feature is paused once it has failed for
+        `FAILED_USERS` users."""
         trouble = self._trouble(index, user_id, reason)
         trouble.users.add(user_id)
         if len(trouble.users) >= FAILED_USERS:
@@ -148,10 +144,8 @@ class FeatureAvailability:
             trouble.user_id = user_id
 
     def due(self) -> tuple[int, str] | None:
-        """A paused feature to try again now, as (index, id of the user to try it with); None if there is none.
-
-        The feature is not returned again until the attempt has ended.
-        """
+        """A paused feature to try again now, as (index, id of the user to try it with); None if there is none. The
+        feature is not returned again until the attempt has ended."""
         now, off = self._clock.monotonic(), self.disabled
         for index, trouble in self._troubles.items():
             if trouble.pause_s and trouble.until <= now and not off >> index & 1:

@@ -20,10 +20,8 @@ EXAMPLES = 5
 
 
 class Side(msgspec.Struct):
-    """A summary of the values of one definition: how many are null, how many failed, and the quartiles.
-
-    The quartiles are None if no value is a number.
-    """
+    """A summary of the values of one definition: how many are null, how many failed, and the quartiles. The quartiles
+    are None if no value is a number."""
 
     fingerprint: str
     nulls: int

@@ -35,10 +35,8 @@ class Fill(NamedTuple):
 
 
 class Cache(Protocol):
-    """The shared cache on Redis or Valkey, with one key per cell.
-
-    Keys begin with an epoch, which changes if the server or the database is replaced; so keys from before are not read.
-    """
+    """The shared cache on Redis or Valkey, with one key per cell. Keys begin with an epoch, which changes if the server
+    or the database is replaced; so keys from before are not read."""
 
     @property
     def available(self) -> bool:
@@ -79,11 +77,8 @@ class Cache(Protocol):
 
 
 class ComputeRow(NamedTuple):
-    """One row of a computation: a user, a bit mask of features, and a moment.
-
-    `now_ms` is the moment to compute as of; None means now. If `known_ms` is given, events that arrived later are left
-    out.
-    """
+    """One row of a computation: a user, a bit mask of features, and a moment. `now_ms` is the moment to compute as of;
+    None means now. If `known_ms` is given, events that arrived later are left out."""
 
     user_id: str
     mask: int
@@ -138,10 +133,8 @@ class OwedInvalidations(Protocol):
         ...
 
     async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        """Up to `limit` of the oldest rows, and the names of the features whose keys must be deleted.
-
-        These are all features that any process of this database caches.
-        """
+        """Up to `limit` of the oldest rows, and the names of the features whose keys must be deleted. These are all
+        features that any process of this database caches."""
         ...
 
     async def settled(self, ids: Sequence[int]) -> None:
@@ -150,20 +143,16 @@ class OwedInvalidations(Protocol):
 
 
 class ChangeFeed(Protocol):
-    """Names the users of new events in the event log, whichever process stored them.
-
-    Both methods query the database on the caller's thread.
-    """
+    """Names the users of new events in the event log, whichever process stored them. Both methods query the database on
+    the caller's thread."""
 
     def changed_users(self) -> frozenset[str] | None:
         """Users of the events committed since the last call; None if the local cache must be cleared."""
         ...
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """The sequence number of the user's newest event, by subject.
-
-        None while an invalidation of this user is owed: then nothing proves that a cached value is current.
-        """
+        """The sequence number of the user's newest event, by subject. None while an invalidation of this user is owed:
+        then nothing proves that a cached value is current."""
         ...
 
 
@@ -175,10 +164,8 @@ class NewestEvents(Protocol):
         ...
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
-        """Up to `limit` ids of users with an event between `since_ms` and `until_ms`.
-
-        They are the ids above `after`, ascending.
-        """
+        """Up to `limit` ids of users with an event between `since_ms` and `until_ms`. They are the ids above `after`,
+        ascending."""
         ...
 
     async def count_eligible(self, since_ms: int) -> int: ...

@@ -254,11 +254,8 @@ def hash_key(key: str) -> bytes:
 
 
 def _own(environ: Mapping[str, str]) -> dict[str, str]:
-    """The `PROFILES_…` variables, without those that Kubernetes adds.
-
-    Kubernetes gives every pod the addresses of the Services in its namespace. For a Service named `profiles` it sets
-    PROFILES_PORT, PROFILES_SERVICE_HOST and so on.
-    """
+    """The `PROFILES_…` variables, without those that Kubernetes adds. Kubernetes gives every pod the addresses of the
+    Services in its namespace. For a Service named `profiles` it sets PROFILES_PORT, PROFILES_SERVICE_HOST and so on."""
     own = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
     if "KUBERNETES_SERVICE_HOST" not in environ:
         return own

@@ -169,10 +169,8 @@ class Metrics:
 
 
 def serve_metrics(metrics: Metrics, host: str, port: int) -> Callable[[], None]:
-    """Serve a worker's metrics over HTTP in a thread; the returned function stops it. Port 0: do nothing.
-
-    If the port is taken, for example by another worker on this machine, the error is logged and the worker goes on.
-    """
+    """Serve a worker's metrics over HTTP in a thread; the returned function stops it. Port 0: do nothing. If the port
+    is taken, for example by another worker on this machine, the error is logged and the worker goes on."""
     if port == 0:
         return lambda: None
     try:

@@ -69,10 +69,8 @@ async def _bury_large_job(ctx: Context, reason: str, _: int, taken: int, events:
 
 @job(client.LARGE_TIP_EVENTS, _bury_large_job)
 async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> None:
-    """Job: store the events of a large `tip_events` job piece by piece, in as many tries as it takes.
-
-    `at` is the byte offset of the next event in the stored job, `taken` the number of events before it.
-    """
+    """Job: store the events of a large `tip_events` job piece by piece, in as many tries as it takes. `at` is the byte
+    offset of the next event in the stored job, `taken` the number of events before it."""
     service = ctx["service"]
     position, large = Position(at, taken, events), LargeJob(ctx["redis"], str(ctx["job_id"]))
     until = service.clock.monotonic() + ctx["pace"].budget_s

@@ -113,10 +113,8 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 async def _start(
     request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None
 ) -> tuple[RebuildRun, bool]:
-    """Start a rebuild of these users, or of every eligible user (None).
-
-    Returns the run and True, or the active run of the same scope and False. Raises `UnknownFeature`.
-    """
+    """Start a rebuild of these users, or of every eligible user (None). Returns the run and True, or the active run of
+    the same scope and False. Raises `UnknownFeature`."""
     service = service_of(request)
     mask = selected(service.registry, features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None

@@ -230,10 +230,8 @@ class UserBehind(msgspec.Struct):
 
 
 class UsersBehindList(msgspec.Struct):
-    """The users whose value of a feature is in a state at the time `at`, by id.
-
-    One request scans a bounded number of users: continue with `after=next_after`, even if `users` is empty.
-    """
+    """The users whose value of a feature is in a state at the time `at`, by id. One request scans a bounded number of
+    users: continue with `after=next_after`, even if `users` is empty."""
 
     feature: str
     state: Literal["fresh", "missing", "stale", "null"]

@@ -103,10 +103,8 @@ def _caller(key: ApiKey) -> Caller:
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes.
-
-    A route with `opt["form"]` and no scope (sign-in) accepts any caller's form that holds the token of its session.
-    """
+    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. A route with
+    `opt["form"]` and no scope (sign-in) accepts any caller's form that holds the token of its session."""
     scope = handler.opt.get("scope")
     if scope is None and not handler.opt.get("form"):
         return

@@ -49,10 +49,8 @@ class Shedding:
         self._checks = checks
 
     async def check(self, scope: HTTPScope) -> str | None:
-        """Return None to admit a request. To shed it, mark it and return the kind of load.
-
-        Under overload the request waits for a while and is checked again before it is shed.
-        """
+        """Return None to admit a request. To shed it, mark it and return the kind of load. Under overload the request
+        waits for a while and is checked again before it is shed."""
         if (kind := mark_of(scope)) is None:
             check = self._checks.get((scope["method"], scope["path"]))
             if check is not None and check[1]():

@@ -25,10 +25,8 @@ _MARK = "rate_limited"
 
 
 class RateLimitDecision(NamedTuple):
-    """Whether a request is within the rate limit, and the state of its caller's bucket.
-
-    `left`: whole tokens left. `wait_s`: seconds until the next token. `full_s`: seconds until the bucket is full.
-    """
+    """Whether a request is within the rate limit, and the state of its caller's bucket. `left`: whole tokens left.
+    `wait_s`: seconds until the next token. `full_s`: seconds until the bucket is full."""
 
     allowed: bool
     left: int

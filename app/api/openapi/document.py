@@ -117,9 +117,7 @@ def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
 
 def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
     """The generated document with request bodies, the typed Struct of the features, and the responses 408 and 429.
-
-    Litestar does not know of these responses, because the middleware around it sends them.
-    """
+    Litestar does not know of these responses, because the middleware around it sends them."""
     mirror, registry = service_of(request).mirror, service_of(request).registry
     operations = [
         (document["paths"][route.path_format][method.lower()], handler.opt)

@@ -142,10 +142,8 @@ class ErrorPage(Response[Any]):
 
 
 def _to_sign_in(request: HttpRequest) -> Response[Any]:
-    """Redirect to the sign-in page, which redirects to the requested page after signing in.
-
-    After a form, the sign-in page redirects to the overview instead, because the form is not sent again.
-    """
+    """Redirect to the sign-in page, which redirects to the requested page after signing in. After a form, the sign-in
+    page redirects to the overview instead, because the form is not sent again."""
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")

@@ -34,10 +34,8 @@ log = logger("bandit.learning")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings of attribution: the reward by outcome, as `outcome_rewards` returns it, and the reward window.
-
-    The reward window is the time after serving within which feedback is learned.
-    """
+    """The settings of attribution: the reward by outcome, as `outcome_rewards` returns it, and the reward window. The
+    reward window is the time after serving within which feedback is learned."""
 
     rewards: Mapping[str, float]
     window_ms: int
@@ -53,10 +51,8 @@ class Rules:
 
 
 class Unsettled(NamedTuple):
-    """The fields of a stored decision that `judge` needs.
-
-    `told_served`: a served event of the decision has been counted. `source` is None until the decision is learned.
-    """
+    """The fields of a stored decision that `judge` needs. `told_served`: a served event of the decision has been
+    counted. `source` is None until the decision is learned."""
 
     chosen_id: str
     created_at_ms: int
@@ -68,9 +64,7 @@ class Unsettled(NamedTuple):
 
 class Judgement(NamedTuple):
     """The effect of an event on a decision: how the event is counted, and the decision's new state and serving time.
-
-    `reward` is the reward to learn; None if the event teaches nothing.
-    """
+    `reward` is the reward to learn; None if the event teaches nothing."""
 
     outcome: EventOutcome
     state: DecisionState
@@ -128,10 +122,8 @@ class DecisionLearner:
         self._metrics = metrics
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from the events that are about a decision, in one transaction, and ignore all others.
-
-        Events that name an unknown decision are recorded by sender, for the overview and `profiles doctor`.
-        """
+        """Learn from the events that are about a decision, in one transaction, and ignore all others. Events that name
+        an unknown decision are recorded by sender, for the overview and `profiles doctor`."""
         concerned = await self._repository.concerned(events)
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
@@ -145,10 +137,8 @@ class DecisionLearner:
                 self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def settle(self) -> int:
-        """Settle all decisions whose reward window has closed, in small transactions; returns their number.
-
-        A served decision learns the reward of no feedback; a decision whose tip was not served expires.
-        """
+        """Settle all decisions whose reward window has closed, in small transactions; returns their number. A served
+        decision learns the reward of no feedback; a decision whose tip was not served expires."""
         total = 0
         while True:
             counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)

@@ -68,9 +68,7 @@ class Maintenance:
 
     async def pool(self) -> bool:
         """Estimate and store a new pooled prior, if a policy uses it and users' statistics have changed since the last.
-
-        Returns whether a new prior was stored.
-        """
+        Returns whether a new prior was stored."""
         if not self._policies.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())

@@ -72,10 +72,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The circumstances of a request.
-
-    `at` is the time at which the tip would be shown, with the user's UTC offset; None if the request does not give it.
-    """
+    """The circumstances of a request. `at` is the time at which the tip would be shown, with the user's UTC offset;
+    None if the request does not give it."""
 
     at: datetime | None = None
 
@@ -86,10 +84,8 @@ def packed(array: Array) -> bytes:
 
 
 class Factors(NamedTuple):
-    """The factors of one request, of which a spec multiplies pairs to get its inputs.
-
-    `by_candidate` (K, 4) has one row per candidate, `shared` (10,) applies to all candidates.
-    """
+    """The factors of one request, of which a spec multiplies pairs to get its inputs. `by_candidate` (K, 4) has one row
+    per candidate, `shared` (10,) applies to all candidates."""
 
     by_candidate: Array
     shared: Array

@@ -34,9 +34,7 @@ from app.bandit.model.inputs import (
 @dataclass(frozen=True, slots=True)
 class Input:
     """One component of an input vector φ: the product of the factors with the names `candidate` and `shared`.
-
-    `precision` is the prior precision λ of its weight.
-    """
+    `precision` is the prior precision λ of its weight."""
 
     name: str
     candidate: str = ONE

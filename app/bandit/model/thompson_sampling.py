@@ -35,10 +35,8 @@ DIGITS: Final = 12  # decimals of an answered score; those after them are roundi
 
 
 class Posterior:
-    """The posterior distribution of the weights, N(θ̂, v²A⁻¹).
-
-    It follows from S (D, D), y (D,), the prior precisions diag Λ (D,) and the prior mean μ (D,), None for zeros.
-    """
+    """The posterior distribution of the weights, N(θ̂, v²A⁻¹). It follows from S (D, D), y (D,), the prior precisions
+    diag Λ (D,) and the prior mean μ (D,), None for zeros."""
 
     def __init__(self, s: Array, y: Array, precisions: Array, mu: Array | None = None) -> None:
         a = s.copy()
@@ -52,20 +50,15 @@ class Posterior:
         return phi @ self.theta
 
     def roots(self, phi: Array) -> Array:
-        """The matrix R = L⁻¹φᵀ (D, K), where A = LLᵀ.
-
-        With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the scores.
-        """
+        """The matrix R = L⁻¹φᵀ (D, K), where A = LLᵀ. With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the
+        scores."""
         return np.asarray(np.linalg.solve(self._root, phi.T), np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A policy's result for one decision between K candidates.
-
-    `means` (K,) are the posterior means of the candidates' rewards, `pi` (K,) their propensities, and `theta` (D,) is
-    the posterior mean θ̂ of the weights.
-    """
+    """A policy's result for one decision between K candidates. `means` (K,) are the posterior means of the candidates'
+    rewards, `pi` (K,) their propensities, and `theta` (D,) is the posterior mean θ̂ of the weights."""
 
     means: Array
     pi: Array
@@ -155,10 +148,8 @@ CHALLENGER: Final = Policy("lints-v2", SPEC_V2)
 
 
 def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
-    """Standard normals (`size`, `draws`) for a decision, derived from its id.
-
-    Row i belongs to input i, and is the same for every policy that has this input.
-    """
+    """Standard normals (`size`, `draws`) for a decision, derived from its id. Row i belongs to input i, and is the same
+    for every policy that has this input."""
     drawn = np.empty((size, draws))
     old = min(size, SPEC_V1.size)
     random_streams.fill_normal(drawn[:old], decision_id, random_streams.OLD)
@@ -168,10 +159,8 @@ def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
 
 
 def propensities(drawn: Array) -> Array:
-    """The propensities π (K,) of K candidates, from their scores in M draws (K, M): π = (1-ε) · wins / M + ε/K.
-
-    A candidate wins a draw if its score is the highest. Candidates that tie share the win.
-    """
+    """The propensities π (K,) of K candidates, from their scores in M draws (K, M): π = (1-ε) · wins / M + ε/K. A
+    candidate wins a draw if its score is the highest. Candidates that tie share the win."""
     candidates, draws = drawn.shape
     winners = drawn >= drawn.max(axis=0) - TIE
     wins = np.count_nonzero(winners, axis=1)
@@ -189,10 +178,8 @@ def sample(pi: Array, decision_id: str) -> int:
 
 
 def answered_ranking(means: Array, pi: Array, explore: bool) -> Ranking:
-    """The ranking as answered and stored: the scores are rounded to `DIGITS` decimals.
-
-    Without exploration, π is 1 for the candidate with the highest score and 0 for the others.
-    """
+    """The ranking as answered and stored: the scores are rounded to `DIGITS` decimals. Without exploration, π is 1 for
+    the candidate with the highest score and 0 for the others."""
     scores = np.round(means, DIGITS)
     return Ranking(scores, pi if explore else np.eye(len(scores))[best(scores)])
 

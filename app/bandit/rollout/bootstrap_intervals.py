@@ -45,15 +45,13 @@ class Interval(NamedTuple):
 
 
 def look_size(number: int) -> int:
-    """The number of evaluated decisions at which interim analysis `number` is due: 1,000 for 1, 2,000 for 2, 4,000, …"""
+    """The number of evaluated decisions at which interim analysis `number` is due: 1,000 for 1, 2,000 for 2, …"""
     return int(FIRST_LOOK * 2 ** (number - 1))
 
 
 def look_level(number: int, alpha: float = ALPHA) -> float:
     """The level α_k of an interim analysis: the probability with which each of its intervals misses the true value.
-
-    `number` counts the analyses from 1. The levels of all of them sum to `alpha`.
-    """
+    `number` counts the analyses from 1. The levels of all of them sum to `alpha`."""
     return alpha / (number * (number + 1))
 
 
@@ -92,10 +90,8 @@ def bootstrap(
 
 
 def standard_error(part: Floats, whole: Floats) -> float:
-    """The linearised standard error of the ratio Σ part / Σ whole; infinite for fewer than two users.
-
-    `part` and `whole` (users,) hold one element per user.
-    """
+    """The linearised standard error of the ratio Σ part / Σ whole; infinite for fewer than two users. `part` and
+    `whole` (users,) hold one element per user."""
     if len(part) < 2:
         return math.inf
     residuals = part - part.sum() / whole.sum() * whole

@@ -46,10 +46,8 @@ def snips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> f
 
 
 def ess(weights: npt.ArrayLike) -> float:
-    """The effective sample size (Σ w)² / Σ w² of n importance weights: n if all are equal, 0 if all are 0.
-
-    L. Kish: Survey Sampling, 1965.
-    """
+    """The effective sample size (Σ w)² / Σ w² of n importance weights: n if all are equal, 0 if all are 0. L. Kish:
+    Survey Sampling, 1965."""
     (w,) = _columns(weights=weights)
     if np.any(w < 0):
         raise ValueError(f"weights must not be negative, the least is {w.min()}")

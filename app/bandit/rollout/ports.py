@@ -26,9 +26,7 @@ from app.bandit.rollout.verdict import Verdict
 
 class RolloutLook(msgspec.Struct, frozen=True):
     """An interim analysis ("look"): its number, counted from 1, the estimates, and the verdict and stage of that time.
-
-    `level` is the probability with which each interval misses the true value.
-    """
+    `level` is the probability with which each interval misses the true value."""
 
     number: int
     at_ms: int
@@ -69,10 +67,8 @@ class RolloutRepository(Protocol):
     async def state(self) -> RolloutState: ...
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Change the stage in one transaction; returns None, and changes nothing, if the state is no longer `seen`.
-
-        If the roll-out starts anew, the stored looks (interim analyses) are deleted, too.
-        """
+        """Change the stage in one transaction; returns None, and changes nothing, if the state is no longer `seen`. If
+        the roll-out starts anew, the stored looks (interim analyses) are deleted, too."""
         ...
 
     async def looks(self) -> list[RolloutLook]:
@@ -92,10 +88,8 @@ class RolloutRepository(Protocol):
         ...
 
     async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
-        """The newest decisions, up to `limit`, that explored, have a shadow, and whose tip was shown.
-
-        Unsettled decisions are included, with a reward of 0.
-        """
+        """The newest decisions, up to `limit`, that explored, have a shadow, and whose tip was shown. Unsettled
+        decisions are included, with a reward of 0."""
         ...
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:

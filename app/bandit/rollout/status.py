@@ -76,10 +76,8 @@ class FiguresView(msgspec.Struct, kw_only=True):
 
 
 class DismissalsView(msgspec.Struct):
-    """Dismissed tips under each policy, as shares of decisions; null if too few decisions were made.
-
-    `more` is the challenger's share minus the champion's.
-    """
+    """Dismissed tips under each policy, as shares of decisions; null if too few decisions were made. `more` is the
+    challenger's share minus the champion's."""
 
     champion: float | None
     challenger: float | None
@@ -170,10 +168,8 @@ class Growth(msgspec.Struct):
 
 
 class RolloutStatus(msgspec.Struct, kw_only=True):
-    """The status of the roll-out: its stage, the verdict on the challenger, and the measurements behind it.
-
-    `figures` are the estimates of the newest look; null before the first one.
-    """
+    """The status of the roll-out: its stage, the verdict on the challenger, and the measurements behind it. `figures`
+    are the estimates of the newest look; null before the first one."""
 
     stage: Stage
     share: Annotated[float, Meta(description="Share of the users that the challenger serves, if there is one.")]

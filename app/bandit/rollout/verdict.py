@@ -72,10 +72,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def too_little(n: int, users: int | None = None) -> Verdict | None:
-    """The verdict `insufficient data` if n decisions, or the users who made them, are too few; None otherwise.
-
-    The number of users is not checked if it is None.
-    """
+    """The verdict `insufficient data` if n decisions, or the users who made them, are too few; None otherwise. The
+    number of users is not checked if it is None."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
     if users is not None and users < FEWEST_USERS:
@@ -107,10 +105,8 @@ def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
 
 
 def longest_allowed(guardrails: Guardrails, limits: Limits) -> float:
-    """The limit for the 99th percentile of the challenger's answer times, in ms. It rises with the champion's times.
-
-    If the machine is slow for all users, the challenger is not the cause, and rolling back would not help.
-    """
+    """The limit for the 99th percentile of the challenger's answer times, in ms. It rises with the champion's times. If
+    the machine is slow for all users, the challenger is not the cause, and rolling back would not help."""
     return max(limits.p99_ms, SLOWER * (guardrails.champion_p99_ms or 0.0))
 
 

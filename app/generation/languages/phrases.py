@@ -10,10 +10,8 @@ from app.generation.profile_traits import Mood
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrases:
-    """The template's phrases in one language.
-
-    The phrases from `today` to `on_date_of_year` replace the second `{}` of `due` and `was_due`.
-    """
+    """The template's phrases in one language. The phrases from `today` to `on_date_of_year` replace the second `{}` of
+    `due` and `was_due`."""
 
     quotes: tuple[str, str]
     unnamed: str  # replaces an unreadable title at the beginning of a sentence

@@ -22,10 +22,8 @@ log = logger("profiles.consistency")
 
 
 class CheckResult(NamedTuple):
-    """The result of checking one user. `inspection` is None if the user was not checked.
-
-    `untrue` are the cells with a wrong cached value, if the outcome is a violation; else it is empty.
-    """
+    """The result of checking one user. `inspection` is None if the user was not checked. `untrue` are the cells with a
+    wrong cached value, if the outcome is a violation; else it is empty."""
 
     user_id: str
     outcome: Outcome

@@ -75,10 +75,8 @@ class Inspection(NamedTuple):
 
 
 class CellFreshness(NamedTuple):
-    """The state of one feature of a user in the cache, where `feature` is an index.
-
-    `value` is the cached value; None if the state is `missing`.
-    """
+    """The state of one feature of a user in the cache, where `feature` is an index. `value` is the cached value; None
+    if the state is `missing`."""
 
     user_id: str
     feature: int
@@ -87,10 +85,8 @@ class CellFreshness(NamedTuple):
 
 
 class Inspector:
-    """Compares users' cached values with the event log and with a computation, for some tens of users at a time.
-
-    If the cache does not answer, an inspection waits for at most one timeout.
-    """
+    """Compares users' cached values with the event log and with a computation, for some tens of users at a time. If the
+    cache does not answer, an inspection waits for at most one timeout."""
 
     def __init__(
         self,
@@ -137,10 +133,8 @@ class Inspector:
         return cells
 
     async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
-        """A user's cached value of each feature, in registry order; None for a feature without one.
-
-        Returns None instead of the list while the cache is unavailable.
-        """
+        """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
+        instead of the list while the cache is unavailable."""
         held = await self._held([user_id], self._registry.full_mask)
         return [self._live(index, raw) for index, raw in held[user_id].items()] if held is not None else None
 

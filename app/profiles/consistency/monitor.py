@@ -26,10 +26,8 @@ log = logger("profiles.consistency")
 
 
 class ScheduledCheck(NamedTuple):
-    """A check of a user, scheduled for the time `due` on the monotonic clock, in seconds.
-
-    `seq` is the sequence number of the event that led to it. `after` names the delay since the event, such as `1min`.
-    """
+    """A check of a user, scheduled for the time `due` on the monotonic clock, in seconds. `seq` is the sequence number
+    of the event that led to it. `after` names the delay since the event, such as `1min`."""
 
     due: float
     after: str
@@ -38,10 +36,8 @@ class ScheduledCheck(NamedTuple):
 
 
 class ConsistencyMonitor:
-    """Checks the users of some recent events. Each worker has one instance.
-
-    The worker calls `round` every `ROUND_S` seconds.
-    """
+    """Checks the users of some recent events. Each worker has one instance. The worker calls `round` every `ROUND_S`
+    seconds."""
 
     def __init__(
         self,

@@ -68,10 +68,8 @@ class FeatureValue(NamedTuple):
     error: str | None = None
 
     def is_stale(self, newest_event: int) -> bool:
-        """Whether the value was computed before the event with the sequence number `newest_event`.
-
-        This must be the user's newest event that invalidates the feature.
-        """
+        """Whether the value was computed before the event with the sequence number `newest_event`. This must be the
+        user's newest event that invalidates the feature."""
         return self.seq < newest_event
 
 
@@ -203,10 +201,8 @@ class Filler:
         }
 
     def with_expiry(self, index: int, value: FeatureValue) -> FeatureValue:
-        """Add the expiry to a computed value: the TTL, less a random share of up to `TTL_JITTER`.
-
-        A value with an error gets none, so it is not cached.
-        """
+        """Add the expiry to a computed value: the TTL, less a random share of up to `TTL_JITTER`. A value with an error
+        gets none, so it is not cached."""
         if value.error is not None:
             return value
         ttl_ms = max(1, int(self._ttls_ms[index] * (1 - TTL_JITTER * self._random.random())))
@@ -252,10 +248,8 @@ class Filler:
             await self.store(epoch, of_epoch)
 
     async def store(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Store values by compare-and-set in one round trip; returns whether each value was stored.
-
-        If the cache fails, no value is stored; the failure is counted as a metric and not raised.
-        """
+        """Store values by compare-and-set in one round trip; returns whether each value was stored. If the cache fails,
+        no value is stored; the failure is counted as a metric and not raised."""
         if not fills:
             return []
         try:

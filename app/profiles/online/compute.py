@@ -98,10 +98,8 @@ class Computation:
         return self._live.full
 
     def coming(self, users: int) -> None:
-        """Count users as waiting before they wait for a statement, so that `overloaded` includes them.
-
-        A negative number takes users out of the count again.
-        """
+        """Count users as waiting before they wait for a statement, so that `overloaded` includes them. A negative
+        number takes users out of the count again."""
         self._live.waiting += users
 
     def history_overloaded(self, rows: int = 1) -> bool:
@@ -179,10 +177,8 @@ class Computation:
         return self._waiting[-1].done
 
     def _pump(self) -> None:
-        """Start statements as long as readers are free.
-
-        A statement begins in the next tick of the event loop, and requests until then join it.
-        """
+        """Start statements as long as readers are free. A statement begins in the next tick of the event loop, and
+        requests until then join it."""
         while len(self._waiting) > self._beginning and len(self._running) < self._width:
             self._beginning += 1
             task = self._loop.create_task(self._run())
@@ -213,10 +209,8 @@ class Computation:
                 statement.done.set_result(profiles)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """The trouble of a paused feature, which a read must answer as null; None if it can be computed.
-
-        If the feature's pause is over, this also starts an attempt to compute it in the background.
-        """
+        """The trouble of a paused feature, which a read must answer as null; None if it can be computed. If the
+        feature's pause is over, this also starts an attempt to compute it in the background."""
         trouble = self.availability.paused(index)
         if trouble is not None:
             self.availability.withheld(index, user_id)
@@ -287,10 +281,8 @@ class Computation:
         return profile
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
-        """Encode a value from the database as JSON; return it with None, or null with an error text.
-
-        `error` is an error of the SQL. It, or a value that is not of the feature's dtype, is counted and logged.
-        """
+        """Encode a value from the database as JSON; return it with None, or null with an error text. `error` is an
+        error of the SQL. It, or a value that is not of the feature's dtype, is counted and logged."""
         if raw is None and error is None:
             return self._defaults[index], None
         entry = self._registry[index]

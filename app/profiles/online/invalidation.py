@@ -71,10 +71,8 @@ class Invalidator:
         return True
 
     async def settle_now(self) -> bool:
-        """Settle the owed invalidations at once, for a caller that has just recorded one.
-
-        Returns True if the keys are deleted, False if the cache does not answer. Raises `StoreUnavailable`.
-        """
+        """Settle the owed invalidations at once, for a caller that has just recorded one. Returns True if the keys are
+        deleted, False if the cache does not answer. Raises `StoreUnavailable`."""
         try:
             self._require_cache()
             await self.settle()
@@ -116,10 +114,8 @@ class Invalidator:
             log.warning("stale_values_dropped", values=dropped)
 
     async def settle(self) -> int:
-        """Delete the cache keys of all users with an owed invalidation; returns the number of settled rows.
-
-        Raises `CacheUnavailable` or `StoreUnavailable`.
-        """
+        """Delete the cache keys of all users with an owed invalidation; returns the number of settled rows. Raises
+        `CacheUnavailable` or `StoreUnavailable`."""
         total = 0
         while True:
             rows, features = await self._owed.pending(SETTLE_CHUNK)

@@ -43,11 +43,8 @@ class _Kept(NamedTuple):
 
 
 class LocalCache:
-    """Keeps the profiles of at most `capacity` users in memory.
-
-    A user is kept only when the shared cache answers a second read of the user, so that users who are read once do not
-    push out others.
-    """
+    """Keeps the profiles of at most `capacity` users in memory. A user is kept only when the shared cache answers a
+    second read of the user, so that users who are read once do not push out others."""
 
     def __init__(self, feed: ChangeFeed, registry: Registry, clock: Clock, capacity: int) -> None:
         self._feed = feed
@@ -70,19 +67,13 @@ class LocalCache:
         return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
 
     def mark(self) -> int:
-        """The number of times that the local cache has been cleared.
-
-        A read takes it before it reads the shared cache, and passes it to `offer`, which refuses values if the local
-        cache has been cleared in between.
-        """
+        """The number of times that the local cache has been cleared. A read takes it before it reads the shared cache,
+        and passes it to `offer`, which refuses values if the local cache has been cleared in between."""
         return self._cleared
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
-        """Keep a user's profile if the event log proves that it is current.
-
-        `mark` is the result of `mark()` before the shared cache was read. `held` has the contents of the user's keys,
-        `values` the JSON in them.
-        """
+        """Keep a user's profile if the event log proves that it is current. `mark` is the result of `mark()` before the
+        shared cache was read. `held` has the contents of the user's keys, `values` the JSON in them."""
         if user_id not in self._seen:
             if len(self._seen) >= self._capacity:
                 self._seen.clear()

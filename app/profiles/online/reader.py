@@ -80,10 +80,8 @@ class ProfileReader:
         }
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """Read the JSON of each wanted feature, in registry order, by user id.
-
-        Tries the local cache first. Raises as `read`.
-        """
+        """Read the JSON of each wanted feature, in registry order, by user id. Tries the local cache first. Raises as
+        `read`."""
         off = self._availability.disabled
         asked = _without(wanted, off) if off else wanted
         found = self._local_hits(asked)

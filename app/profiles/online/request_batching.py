@@ -30,11 +30,8 @@ Held = dict[str, dict[int, bytes | None]]
 
 
 class _BatchedRead(NamedTuple):
-    """A request that waits for its answer.
-
-    The answer has, by user id, the JSON of each feature if `plain`, else the profile. A `patient` request is never
-    shed.
-    """
+    """A request that waits for its answer. The answer has, by user id, the JSON of each feature if `plain`, else the
+    profile. A `patient` request is never shed."""
 
     wanted: Wanted
     plain: bool
@@ -137,10 +134,8 @@ class RequestBatching:
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
-        """Answer the requests whose values are all cached.
-
-        Returns the other requests, with the profiles of their users so far and the keys that they miss.
-        """
+        """Answer the requests whose values are all cached. Returns the other requests, with the profiles of their users
+        so far and the keys that they miss."""
         local_cache = self._local_cache
         overloaded = self._computation.overloaded
         shed = 0
@@ -180,10 +175,8 @@ class RequestBatching:
         return waiting, profiles, missing
 
     def _found(self, user_id: str, mask: int, held: list[bytes | None], missing: Held) -> Profile:
-        """A user's profile from the contents of the keys: the hits, and nulls for paused features.
-
-        The other misses are added to `missing`.
-        """
+        """A user's profile from the contents of the keys: the hits, and nulls for paused features. The other misses are
+        added to `missing`."""
         profile: Profile = {}
         for index, raw in zip(self._masks[mask].indices, held, strict=True):
             value = self._filler.hit(index, raw)
@@ -226,10 +219,8 @@ class RequestBatching:
         self._answer([request], profiles)
 
     async def _fill_in(self, epoch: Epoch, missing: Held, profiles: dict[str, Profile]) -> None:
-        """Compute the missing values into `profiles`; they are stored in the cache after the answer.
-
-        Tokens are taken before the computation, as the cache protocol demands.
-        """
+        """Compute the missing values into `profiles`; they are stored in the cache after the answer. Tokens are taken
+        before the computation, as the cache protocol demands."""
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
         # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
         self._computation.coming(len(missing))

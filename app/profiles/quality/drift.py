@@ -56,10 +56,8 @@ class CommonBin(msgspec.Struct, omit_defaults=True):
 
 
 def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> list[CommonBin]:
-    """Count both populations in the same bins; each user falls into one bin.
-
-    The bins for null and for the texts beyond the `MAX_CATEGORIES` most frequent ones are left out if empty.
-    """
+    """Count both populations in the same bins; each user falls into one bin. The bins for null and for the texts beyond
+    the `MAX_CATEGORIES` most frequent ones are left out if empty."""
     bins = _texts(now, before) if dtype == "str" else _numbers(dtype, numbers(now), numbers(before))
     if now[None] or before[None]:
         bins.append(CommonBin(now[None], before[None], "null"))
@@ -67,10 +65,8 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
-    """The counts of the values that are numbers, by number.
-
-    A number is counted as 0 if its absolute value is at most `TINY`, and as `HUGE` or `-HUGE` if it lies beyond that.
-    """
+    """The counts of the values that are numbers, by number. A number is counted as 0 if its absolute value is at most
+    `TINY`, and as `HUGE` or `-HUGE` if it lies beyond that."""
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):

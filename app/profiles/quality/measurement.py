@@ -38,10 +38,8 @@ log = logger("profiles.quality")
 
 
 class QualityMeasurement:
-    """Measures data quality, one measurement at a time.
-
-    `sample` is the largest number of users that are drawn for each of the two moments that are compared.
-    """
+    """Measures data quality, one measurement at a time. `sample` is the largest number of users that are drawn for each
+    of the two moments that are compared."""
 
     def __init__(
         self,
@@ -67,10 +65,8 @@ class QualityMeasurement:
         self._turn = asyncio.Lock()
 
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
-        """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users.
-
-        Raises `StoreUnavailable`.
-        """
+        """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users. Raises
+        `StoreUnavailable`."""
         async with self._turn:
             begun = self._clock.monotonic()
             sample = await self._draw()
@@ -112,10 +108,8 @@ class QualityMeasurement:
         self._count_values(sample, asked, snapshot, len(now))
 
     async def _count_held(self, sample: UserSample, user_ids: Sequence[str], *, first: bool) -> None:
-        """Count the cached values of users by state, age and value.
-
-        If the cache is unavailable, this tries again up to `TRIES` times, but not for the first page.
-        """
+        """Count the cached values of users by state, age and value. If the cache is unavailable, this tries again up to
+        `TRIES` times, but not for the first page."""
         for attempt in range(1, TRIES + 1):
             try:
                 cells = await self._inspector.freshness(user_ids)

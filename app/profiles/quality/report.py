@@ -89,10 +89,8 @@ class Intervals(msgspec.Struct):
 
 
 class Drift(msgspec.Struct):
-    """How far the values of a feature differ from its values 7 days before the measurement.
-
-    The values are computed as of each moment, for the users who were eligible at that moment.
-    """
+    """How far the values of a feature differ from its values 7 days before the measurement. The values are computed as
+    of each moment, for the users who were eligible at that moment."""
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")
@@ -107,10 +105,8 @@ class Drift(msgspec.Struct):
 
 
 class FeatureQuality(msgspec.Struct):
-    """The data quality of one feature among the measured users: `fresh + missing + stale = measured`.
-
-    These three, and everything else about the cached values, are null if the cache did not answer.
-    """
+    """The data quality of one feature among the measured users: `fresh + missing + stale = measured`. These three, and
+    everything else about the cached values, are null if the cache did not answer."""
 
     eligible: int
     measured: int
@@ -182,10 +178,8 @@ def interval(count: float, measured: int, eligible: int, of: int | None = None) 
 
 
 def margin(measured: int, eligible: int) -> float:
-    """The margin of error of a share that is measured on `measured` of `eligible` users.
-
-    It is half the width of the 95 % interval in the worst case, a share of 50 %.
-    """
+    """The margin of error of a share that is measured on `measured` of `eligible` users. It is half the width of the 95
+    % interval in the worst case, a share of 50 %."""
     widest = interval(measured / 2, measured, eligible)
     return (widest[1] - widest[0]) / 2 if widest else 0.0
 
@@ -226,10 +220,8 @@ def _drift(entry: Feature, sample: UserSample, figures: Figures) -> Drift:
 
 
 def _unreached(entry: Feature, sample: UserSample) -> str | None:
-    """The reason why a feature cannot be computed as of `before_ms`; None if it can.
-
-    It cannot if the event log begins within the feature's window.
-    """
+    """The reason why a feature cannot be computed as of `before_ms`; None if it can. It cannot if the event log begins
+    within the feature's window."""
     oldest_ms = sample.oldest_event_ms
     if oldest_ms is not None and oldest_ms <= sample.before_ms - entry.window_ms:
         return None
@@ -239,10 +231,8 @@ def _unreached(entry: Feature, sample: UserSample) -> str | None:
 
 
 def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
-    """Count the values that are not null: in ten equal bins for floats and wide ints, else by value.
-
-    A bin is `{"from", "to", "count"}`, and only the last one includes `to`. A category is `{"value", "count"}`.
-    """
+    """Count the values that are not null: in ten equal bins for floats and wide ints, else by value. A bin is `{"from",
+    "to", "count"}`, and only the last one includes `to`. A category is `{"value", "count"}`."""
     if entry.dtype == "str":
         ranked = [(value, count) for value, count in held.most_common() if value is not None]
         return [{"value": value, "count": count} for value, count in ranked[:MAX_CATEGORIES]]

@@ -59,10 +59,8 @@ class QualityRepository(Protocol):
         ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Ids of active runs that were last updated before `before_ms`.
-
-        Runs that were updated after `after_ms` are included: that time was read from a clock that was ahead.
-        """
+        """Ids of active runs that were last updated before `before_ms`. Runs that were updated after `after_ms` are
+        included: that time was read from a clock that was ahead."""
         ...
 
     async def begin(self, run_id: int, now_ms: int) -> bool:
@@ -78,10 +76,8 @@ class QualityRepository(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataQuality:
-    """Measures data quality in runs, and finds the users behind the figures.
-
-    `start` asks a worker to carry out a run. If that request is lost, a periodic job repeats it.
-    """
+    """Measures data quality in runs, and finds the users behind the figures. `start` asks a worker to carry out a run.
+    If that request is lost, a periodic job repeats it."""
 
     measurement: QualityMeasurement
     runs: QualityRepository

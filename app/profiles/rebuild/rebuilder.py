@@ -71,10 +71,8 @@ class Rebuilder:
         return profiles
 
     async def _attempt(self, wanted: Mapping[str, int], profiles: dict[str, Profile]) -> dict[str, int]:
-        """Compute values into `profiles` and try once to store them.
-
-        Returns the masks of the features whose values were not stored, by user id.
-        """
+        """Compute values into `profiles` and try once to store them. Returns the masks of the features whose values
+        were not stored, by user id."""
         epoch, tokens = await self._tokens(wanted)
         computed = await self._computation.live(wanted)
         for user_id, mask in wanted.items():

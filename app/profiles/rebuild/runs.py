@@ -69,10 +69,8 @@ class RebuildRepository(Protocol):
         ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """Ids of active runs that made no progress since `before_ms`.
-
-        Runs with progress recorded after `after_ms` are included: that time was read from a clock that was ahead.
-        """
+        """Ids of active runs that made no progress since `before_ms`. Runs with progress recorded after `after_ms` are
+        included: that time was read from a clock that was ahead."""
         ...
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:

@@ -62,10 +62,8 @@ def text_in(body: bytes) -> str:
 
 
 def _unfenced(content: str) -> str:
-    """Remove the Markdown fence that models without a schema often put around JSON.
-
-    Not a regular expression: on an answer that ends in thousands of spaces, its backtracking would take hours.
-    """
+    """Remove the Markdown fence that models without a schema often put around JSON. Not a regular expression: on an
+    answer that ends in thousands of spaces, its backtracking would take hours."""
     text = content.strip()
     if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):
         return content

@@ -56,11 +56,8 @@ def serialize(job: dict[str, Any]) -> bytes:
 
 
 class _Job(msgspec.Struct):
-    """A job as arq encodes it. Other publishers may omit all fields but `f` and `a`.
-
-    `f`: name of the function. `a`, `k`: positional and keyword arguments. `t`: number of the try. `et`: time of
-    enqueueing in milliseconds.
-    """
+    """A job as arq encodes it. Other publishers may omit all fields but `f` and `a`. `f`: name of the function. `a`,
+    `k`: positional and keyword arguments. `t`: number of the try. `et`: time of enqueueing in milliseconds."""
 
     f: str
     a: list[Any]
@@ -71,9 +68,7 @@ class _Job(msgspec.Struct):
 
 def deserialize(raw: bytes) -> dict[str, Any]:
     """Decode a job into the mapping that arq expects. An invalid one becomes a job that stores it as a dead letter.
-
-    Never raises: arq drops a job that it cannot deserialize, and a job with a field of a wrong type ends the worker.
-    """
+    Never raises: arq drops a job that it cannot deserialize, and a job with a field of a wrong type ends the worker."""
     try:
         found = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
@@ -129,10 +124,8 @@ def _rest(argument: object, user_id: str) -> object:
 def connect(
     url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
 ) -> ArqRedis:
-    """A client of the queue `name`. It connects on first use.
-
-    `blocking_s` limits connecting, each reply, and waiting for one of the `connections` of the pool, in seconds.
-    """
+    """A client of the queue `name`. It connects on first use. `blocking_s` limits connecting, each reply, and waiting
+    for one of the `connections` of the pool, in seconds."""
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
     pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
     return ArqRedis(
@@ -151,10 +144,8 @@ def health_key(name: str) -> str:
 
 
 class Queue:
-    """A queue as the API and the command line use it: they publish events, start runs and query its state.
-
-    Implements `app.events.ports.Publisher`.
-    """
+    """A queue as the API and the command line use it: they publish events, start runs and query its state. Implements
+    `app.events.ports.Publisher`."""
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
@@ -164,11 +155,8 @@ class Queue:
         self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Return at once, and enqueue jobs that consume these events in the background.
-
-        If too many events wait already (`Bounds.most`), these are not published. The worker's periodic sweep finds them
-        in the event log.
-        """
+        """Return at once, and enqueue jobs that consume these events in the background. If too many events wait already
+        (`Bounds.most`), these are not published. The worker's periodic sweep finds them in the event log."""
         with suppress(Overloaded):
             for start in range(0, len(seqs), self._at_once):
                 self._jobs.submit(seqs[start : start + self._at_once])

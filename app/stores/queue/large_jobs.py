@@ -39,10 +39,8 @@ _ARRAY, _MAP = 0x90, 0x80
 
 
 class Position(NamedTuple):
-    """The progress of a job that is read in pieces: the list of arguments of its small job.
-
-    `at`: byte offset of the next event. `taken`: the number of events before it. `events`: the number of all events.
-    """
+    """The progress of a job that is read in pieces: the list of arguments of its small job. `at`: byte offset of the
+    next event. `taken`: the number of events before it. `events`: the number of all events."""
 
     at: int
     taken: int
@@ -185,10 +183,8 @@ def _asking() -> Iterator[None]:
 
 
 def _first(head: bytes) -> Position:
-    """The position of the first event of a `tip_events` job. `head` is the beginning of the job's bytes.
-
-    Raises `InvalidInput` for any other job.
-    """
+    """The position of the first event of a `tip_events` job. `head` is the beginning of the job's bytes. Raises
+    `InvalidInput` for any other job."""
     name: object = None
     try:
         at, fields = _header(head, 0, _MAP)
@@ -214,10 +210,8 @@ def _first(head: bytes) -> Position:
 
 
 def _header(data: bytes, at: int, kind: int) -> tuple[int, int]:
-    """Decode the header of a msgpack map or array. Return the offset of its first item and the number of items.
-
-    `kind` is `_MAP` or `_ARRAY`. Raises `IndexError` if the value at `at` is of another kind or incomplete.
-    """
+    """Decode the header of a msgpack map or array. Return the offset of its first item and the number of items. `kind`
+    is `_MAP` or `_ARRAY`. Raises `IndexError` if the value at `at` is of another kind or incomplete."""
     code = data[at]
     if code & 0xF0 == kind:
         return at + 1, code & 0x0F
@@ -228,10 +222,8 @@ def _header(data: bytes, at: int, kind: int) -> tuple[int, int]:
 
 
 def _end(data: bytes, at: int) -> int:
-    """The offset at which the msgpack value that begins at `at` ends.
-
-    If the value is incomplete, the offset is beyond the end of `data`, or `IndexError` is raised.
-    """
+    """The offset at which the msgpack value that begins at `at` ends. If the value is incomplete, the offset is beyond
+    the end of `data`, or `IndexError` is raised."""
     left = 1
     while left:
         code = data[at]

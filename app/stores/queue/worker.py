@@ -71,11 +71,8 @@ async def keep_working(
     pace: Pace,
     context: dict[str, Any],
 ) -> None:
-    """Run jobs until `stop` is set.
-
-    No cron job may have a longer timeout than `pace.job_timeout_s`: arq retries every crashed job after the longest
-    timeout of all jobs.
-    """
+    """Run jobs until `stop` is set. No cron job may have a longer timeout than `pace.job_timeout_s`: arq retries every
+    crashed job after the longest timeout of all jobs."""
     stopping = asyncio.create_task(stop.wait())
     lost = False
     try:
@@ -101,10 +98,8 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's worker, which also counts its polls, and replaces large jobs by small ones before it fetches them.
-
-    It starts no further job once `allow_pick_jobs` is false.
-    """
+    """arq's worker, which also counts its polls, and replaces large jobs by small ones before it fetches them. It
+    starts no further job once `allow_pick_jobs` is false."""
 
     rounds = 0
 
@@ -140,10 +135,8 @@ async def _silence(worker: _Worker) -> None:
 
 
 class _Lean:
-    """Mixin that saves CPU time in redis-py's asyncio connections.
-
-    hiredis packs the commands, as in redis-py's blocking connections. Without it, Python code packs them.
-    """
+    """Mixin that saves CPU time in redis-py's asyncio connections. hiredis packs the commands, as in redis-py's
+    blocking connections. Without it, Python code packs them."""
 
     _packer: Any = HiredisRespSerializer()
     _reader: asyncio.StreamReader | None
@@ -153,10 +146,8 @@ class _Lean:
         return packed
 
     async def can_read_destructive(self) -> bool:
-        """Whether unread data is left. Raises if the connection is closed.
-
-        Called whenever a connection leaves the pool. redis-py's version starts a read and cancels it.
-        """
+        """Whether unread data is left. Raises if the connection is closed. Called whenever a connection leaves the
+        pool. redis-py's version starts a read and cancels it."""
         reader = self._reader
         if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
             return False
@@ -165,10 +156,8 @@ class _Lean:
 
 
 def _client(url: str, name: str) -> ArqRedis:
-    """The worker's Redis client, without a socket timeout.
-
-    With a socket timeout, redis-py creates a timer per reply and a task per write, which cost more than the jobs.
-    """
+    """The worker's Redis client, without a socket timeout. With a socket timeout, redis-py creates a timer per reply
+    and a task per write, which cost more than the jobs."""
     client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
     pool = client.connection_pool
     pool.connection_kwargs["socket_timeout"] = None

@@ -11,10 +11,8 @@ INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) 
 
 
 class SqliteCutoffs:
-    """One stored moment for `events` and one for `decisions`. Implements `app.events.retention.Cutoffs`.
-
-    Every method raises `StoreUnavailable`.
-    """
+    """One stored moment for `events` and one for `decisions`. Implements `app.events.retention.Cutoffs`. Every method
+    raises `StoreUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -40,10 +40,8 @@ class State(NamedTuple):
 
 
 class DataVersion:
-    """Notices the commits of other connections. One instance per process; close it when done.
-
-    All methods raise `StoreUnavailable`.
-    """
+    """Notices the commits of other connections. One instance per process; close it when done. All methods raise
+    `StoreUnavailable`."""
 
     def __init__(self, path: Path) -> None:
         self._connection = connect(path, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S)

@@ -221,10 +221,8 @@ class Database:
             return str(stored["database_id"])
 
     def check_file(self) -> None:
-        """Raise `StoreUnavailable` unless the path still leads to the open file.
-
-        It uses `stat` alone: opening and closing the file would drop the locks of every connection of this process.
-        """
+        """Raise `StoreUnavailable` unless the path still leads to the open file. It uses `stat` alone: opening and
+        closing the file would drop the locks of every connection of this process."""
         try:
             found = self.path.stat()
         except OSError:

@@ -66,10 +66,8 @@ def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | 
 
 
 def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
-    """Remove a user from the dead letters. Return the number of letters that were deleted or changed.
-
-    A letter with events of several users keeps the events of the others.
-    """
+    """Remove a user from the dead letters. Return the number of letters that were deleted or changed. A letter with
+    events of several users keeps the events of the others."""
     found = letters_of(connection, user_id)
     connection.execute(DELETE_LETTERS, (json.dumps([letter_id for letter_id, rest in found.items() if rest is None]),))
     connection.executemany(UPDATE_PAYLOAD, [(rest, letter_id) for letter_id, rest in found.items() if rest is not None])

@@ -106,10 +106,8 @@ class SqliteDecisions:
         return await self._database.write(work)
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """Store shadows, the rankings of both policies that evaluate them, without waiting for the disk.
-
-        If a crash of the machine loses a shadow, its decision is only left out of the evaluation.
-        """
+        """Store shadows, the rankings of both policies that evaluate them, without waiting for the disk. If a crash of
+        the machine loses a shadow, its decision is only left out of the evaluation."""
         values = [value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False)

@@ -82,9 +82,7 @@ def diagnose_database(
     path: Path, now_ms: int, days: Mapping[str, int], *, whole: bool
 ) -> tuple[list[Line], list[Sample]]:
     """Diagnose the file and its contents. Return the lines of the report, and the newest sample of each process.
-
-    `days`: the days of retention of `events` and of `decisions`. `whole`: check the integrity of the whole file.
-    """
+    `days`: the days of retention of `events` and of `decisions`. `whole`: check the integrity of the whole file."""
     try:
         with closing(connect(path, read_only=True)) as connection:
             check_schema(connection, path)
@@ -195,10 +193,8 @@ def _retention(waiting: Sequence[str]) -> Line:
 
 
 def diagnose_machine(path: Path) -> list[Line]:
-    """Diagnose the disk of the file, the release of SQLite and the limits of this process. Return the report lines.
-
-    If the file is missing, the disk of the nearest existing directory above it is diagnosed.
-    """
+    """Diagnose the disk of the file, the release of SQLite and the limits of this process. Return the report lines. If
+    the file is missing, the disk of the nearest existing directory above it is diagnosed."""
     place = path.resolve()
     while not place.exists():
         place = place.parent

@@ -86,10 +86,8 @@ class SqliteEventLog:
     async def append(
         self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
     ) -> list[Appended | ClashingEvent]:
-        """Store the events of all requests in one transaction.
-
-        If `consumed_at_ms` is given, they are stored as consumed at that time, so that no worker consumes them.
-        """
+        """Store the events of all requests in one transaction. If `consumed_at_ms` is given, they are stored as
+        consumed at that time, so that no worker consumes them."""
         return await self._database.write(lambda connection: _append_all(connection, requests, consumed_at_ms))
 
     async def unconsumed(
@@ -137,10 +135,8 @@ def _features_by_subject(connection: sqlite3.Connection) -> dict[str, frozenset[
 def _append_all(
     connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None
 ) -> list[Appended | ClashingEvent]:
-    """Decide for each request whether its events are stored, then insert all rows.
-
-    Few statements insert them, because each statement waits for the GIL.
-    """
+    """Decide for each request whether its events are stored, then insert all rows. Few statements insert them, because
+    each statement waits for the GIL."""
     features = _features_by_subject(connection)
     ids = [item.event.event_id for events in requests for item in events]
     known: dict[str, bytes] = dict(connection.execute(SELECT_KNOWN, (json.dumps(ids),)).fetchall())
@@ -210,11 +206,8 @@ def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted
 
 
 def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Insert many rows per statement.
-
-    `executemany` takes the GIL twice per row. Each time costs a fraction of a millisecond while the event loop is busy,
-    so that a commit of 2,000 events took seconds.
-    """
+    """Insert many rows per statement. `executemany` takes the GIL twice per row. Each time costs a fraction of a
+    millisecond while the event loop is busy, so that a commit of 2,000 events took seconds."""
     start = 0
     for size in _ROWS_AT_ONCE:
         while len(rows) - start >= size:

@@ -57,9 +57,7 @@ class SqliteEventQueries:
 
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
         """Count a user's events over `days` times 24 hours before `until_ms`: by day, local hour and kind, in no order.
-
-        Counts of 0 are left out.
-        """
+        Counts of 0 are left out."""
         rows = await self._database.rows(SELECT_ACTIVITY, {"user": user_id, "until": until_ms, "days": days})
         return [ActivityCount(*row) for row in rows]
 

@@ -131,10 +131,8 @@ class SqliteLearning:
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle decisions whose window has closed.
-
-        A query comes first, so that a call that finds no such decision takes no write lock.
-        """
+        """Settle decisions whose window has closed. A query comes first, so that a call that finds no such decision
+        takes no write lock."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:
@@ -194,10 +192,8 @@ class _LearningTransaction:
         return judgement.outcome
 
     def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
-        """Learn the reward of a decision that got no feedback.
-
-        If the user's statistics or the decision are damaged, mark them so that they are not read again; return False.
-        """
+        """Learn the reward of a decision that got no feedback. If the user's statistics or the decision are damaged,
+        mark them so that they are not read again; return False."""
         try:
             self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
         except SpecMismatch as error:

@@ -38,10 +38,8 @@ class SqliteOwedInvalidations:
         return await self._database.read(work)
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete the rows of invalidations that have been made, and make every process clear its local cache.
-
-        The events of an erased user are gone, so only such a row shows that local caches are stale.
-        """
+        """Delete the rows of invalidations that have been made, and make every process clear its local cache. The
+        events of an erased user are gone, so only such a row shows that local caches are stale."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(DELETE_OWED, (json.dumps(ids),))

@@ -36,10 +36,8 @@ WHERE id = ? AND state IN ('queued', 'running')
 
 
 class SqliteRebuildRepository:
-    """The rebuild runs. Implements `app.profiles.rebuild.runs.RebuildRepository`.
-
-    The transaction that ends a run also makes every process clear its local cache.
-    """
+    """The rebuild runs. Implements `app.profiles.rebuild.runs.RebuildRepository`. The transaction that ends a run also
+    makes every process clear its local cache."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -67,10 +65,8 @@ class SqliteRebuildRepository:
         return [_run(row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """The ids of active runs whose last progress was before `before_ms`, or is dated after `after_ms`.
-
-        A date in the future means that the clock has been set back since.
-        """
+        """The ids of active runs whose last progress was before `before_ms`, or is dated after `after_ms`. A date in
+        the future means that the clock has been set back since."""
         return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:

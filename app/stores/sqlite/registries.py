@@ -53,18 +53,14 @@ class SqliteRegistries:
     """The registries that processes have served, and the disabled features. All methods raise `StoreUnavailable`."""
 
     def __init__(self, database: Database, refresh: Callable[[], object] = lambda: None) -> None:
-        """`refresh` is called after a change of the disabled features, so that this process sees it at once.
-
-        Other processes see it within a second.
-        """
+        """`refresh` is called after a change of the disabled features, so that this process sees it at once. Other
+        processes see it within a second."""
         self._database = database
         self._refresh = refresh
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
-        """Record that a process serves this registry.
-
-        A known registry is not written again, so that a process can start while the disk is full.
-        """
+        """Record that a process serves this registry. A known registry is not written again, so that a process can
+        start while the disk is full."""
         definitions = definitions_of(registry)
         if any(known.definitions == definitions for known in await self.announced()):
             return

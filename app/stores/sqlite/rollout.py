@@ -96,10 +96,8 @@ class SqliteRollout:
         return RolloutState(*await self._database.row(SELECT_STATE))
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Change the stage. Return the new state, or None if the state is no longer `seen`.
-
-        If the roll-out starts anew (`to.anew`), the stored interim analyses are deleted.
-        """
+        """Change the stage. Return the new state, or None if the state is no longer `seen`. If the roll-out starts anew
+        (`to.anew`), the stored interim analyses are deleted."""
         values = {
             "stage": to.stage,
             "share": to.share,

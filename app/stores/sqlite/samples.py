@@ -39,10 +39,8 @@ class SqliteSamples:
         self._database = database
 
     async def keep(self, sample: Sample) -> None:
-        """Store a sample, delete old ones, and update the component states.
-
-        One transaction, so that no process derives states while another process adds a sample.
-        """
+        """Store a sample, delete old ones, and update the component states. One transaction, so that no process derives
+        states while another process adds a sample."""
         body = msgspec.json.encode(sample).decode()
 
         def work(connection: sqlite3.Connection) -> None:
@@ -56,10 +54,8 @@ class SqliteSamples:
         await self._database.write(work)
 
     async def since(self, at_ms: int) -> Record:
-        """The samples taken at or after `at_ms`, and the component states.
-
-        They are decoded on the connection's thread, because an hour of samples takes some milliseconds.
-        """
+        """The samples taken at or after `at_ms`, and the component states. They are decoded on the connection's thread,
+        because an hour of samples takes some milliseconds."""
 
         def work(connection: sqlite3.Connection) -> Record:
             rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()

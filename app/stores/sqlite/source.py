@@ -65,10 +65,8 @@ class SqliteSource:
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute the rows as `compute` does, but on a connection of its own.
-
-        A feature whose SQL succeeds here is from then on computed in one statement with the others again.
-        """
+        """Compute the rows as `compute` does, but on a connection of its own. A feature whose SQL succeeds here is from
+        then on computed in one statement with the others again."""
         async with self._readers.one(extra=True) as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}
@@ -104,9 +102,7 @@ class SqliteSource:
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], separate: int
     ) -> Snapshot:
         """Compute the features in the bit mask `separate` one by one for each user, and the others in one statement.
-
-        Each feature in `separate` may take the time limit of one statement for all users together.
-        """
+        Each feature in `separate` may take the time limit of one statement for all users together."""
         try:
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~separate) for row in asked])
         except sqlite3.Error as error:

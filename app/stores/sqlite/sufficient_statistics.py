@@ -72,10 +72,8 @@ def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, Suff
 
 
 def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
-    """If a user's statistics are damaged, mark their row so that it is never read again.
-
-    Returns True if the statistics are unreadable: damaged now, marked before, or of an unknown spec.
-    """
+    """If a user's statistics are damaged, mark their row so that it is never read again. Returns True if the statistics
+    are unreadable: damaged now, marked before, or of an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None:
         return False
@@ -227,10 +225,8 @@ class SqliteStates:
 
 
 def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -> list[str]:
-    """Add the intact statistics of users to the pool. Return the users whose statistics are damaged.
-
-    `states`: user id, packed statistics, and number of learned decisions.
-    """
+    """Add the intact statistics of users to the pool. Return the users whose statistics are damaged. `states`: user id,
+    packed statistics, and number of learned decisions."""
     users, blobs, decisions = zip(*states, strict=True)
     fits = sound(SPECS[spec_hash], blobs, decisions)
     learned = sum(count for count, well in zip(decisions, fits, strict=True) if well)

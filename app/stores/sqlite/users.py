@@ -90,10 +90,8 @@ UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 
 
 class SqliteUsers:
-    """Finds users by their events, and erases all data of a user.
-
-    Implements `app.profiles.ports.NewestEvents` and `app.events.ports.UserRecords`.
-    """
+    """Finds users by their events, and erases all data of a user. Implements `app.profiles.ports.NewestEvents` and
+    `app.events.ports.UserRecords`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -165,10 +163,8 @@ class SqliteUsers:
 
 
 def _erase_decisions(connection: sqlite3.Connection, user_id: str) -> tuple[int, int]:
-    """Delete a user's decisions and sufficient statistics.
-
-    Return the number of deleted decisions, and the number of decisions that the statistics had learned from.
-    """
+    """Delete a user's decisions and sufficient statistics. Return the number of deleted decisions, and the number of
+    decisions that the statistics had learned from."""
     (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
     deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
     connection.execute(UPDATE_LEDGER)

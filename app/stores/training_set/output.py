@@ -119,10 +119,8 @@ WRITERS: dict[str, Callable[[IO[bytes]], TrainingSetWriter]] = {
 
 @contextmanager
 def writer_for(path: Path | None) -> Iterator[TrainingSetWriter]:
-    """Yield a writer for the format that the suffix of `path` names; without a path, for CSV on standard output.
-
-    The file appears under its name only when it is complete.
-    """
+    """Yield a writer for the format that the suffix of `path` names; without a path, for CSV on standard output. The
+    file appears under its name only when it is complete."""
     if path is None:
         standard_output = CsvWriter(sys.stdout.buffer)
         yield standard_output

@@ -120,9 +120,7 @@ class ValkeyCache:
         nonce: Callable[[], bytes] | None = None,
     ) -> None:
         """`timeout_ms` limits each command; `lease_ms` is the time to live of a lease, the marker of a computation.
-
-        Without a `registration`, any server is accepted as the cache. Raises `ValueError` for an invalid URL.
-        """
+        Without a `registration`, any server is accepted as the cache. Raises `ValueError` for an invalid URL."""
         self._registration = registration
         self._connections = Connections(url, database_id, timeout_ms / 1000, registration)
         self._lease_ms = lease_ms
@@ -179,10 +177,8 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of these features, under the epoch of the connection that carries the DEL.
-
-        Returns after the server has confirmed it and every process has had time to notice which server is registered.
-        """
+        """Delete the keys of these features, under the epoch of the connection that carries the DEL. Returns after the
+        server has confirmed it and every process has had time to notice which server is registered."""
         if not cells:
             return
         if self._registration is not None:

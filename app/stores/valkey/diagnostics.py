@@ -46,10 +46,8 @@ async def diagnose_servers(settings: Settings) -> list[Line]:
 async def diagnose_server(
     name: str, url: str | None, queue: str | None = None, now_s: Now = time.time
 ) -> tuple[list[Line], Info | None]:
-    """Diagnose one server. Return the lines of the report, and the server's INFO; None if it does not answer.
-
-    `name`: `cache` or `queue`. `queue`: the name of the queue; None for the cache. `now_s` reads this machine's clock.
-    """
+    """Diagnose one server. Return the lines of the report, and the server's INFO; None if it does not answer. `name`:
+    `cache` or `queue`. `queue`: the name of the queue; None for the cache. `now_s` reads this machine's clock."""
     setting = f"PROFILES_{name.upper()}_URL"
     if url is None:
         reason = f"{setting} is not set, and no `profiles up` runs here"

@@ -44,10 +44,8 @@ class RegistrationRepository(Protocol):
 
 
 class ServerRegistration:
-    """Registers the cache's server in the database, and notices when another server takes its place.
-
-    One instance per cache and process.
-    """
+    """Registers the cache's server in the database, and notices when another server takes its place. One instance per
+    cache and process."""
 
     def __init__(
         self,
@@ -80,18 +78,14 @@ class ServerRegistration:
         return generation
 
     def refresh(self) -> None:
-        """Query the registration, so that the next command is built for the current one.
-
-        Raises `CacheRefused` if the database does not answer.
-        """
+        """Query the registration, so that the next command is built for the current one. Raises `CacheRefused` if the
+        database does not answer."""
         _, generation = self._query()
         self._note(generation)
 
     async def settle(self) -> None:
-        """Wait until `HOLD_BACK_S` after this process first saw the current generation of the registration.
-
-        By then every process has noticed it: see interleaving 1 of this module.
-        """
+        """Wait until `HOLD_BACK_S` after this process first saw the current generation of the registration. By then
+        every process has noticed it: see interleaving 1 of this module."""
         remaining = HOLD_BACK_S - (self._clock.monotonic() - self._seen_at)
         if remaining > 0:
             await self._pause(remaining)
