@@ -33,7 +33,7 @@ log = logger("health")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class HealthChecks:
     """Checks the database, the cache, the queue and the features of one process, and sets its gauges."""
 
     database: Database

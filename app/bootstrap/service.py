@@ -12,7 +12,7 @@ from random import Random
 
 from app.bootstrap.bandit import bandit as build_bandit
 from app.bootstrap.contract import load_contract
-from app.bootstrap.health import Health
+from app.bootstrap.health import HealthChecks
 from app.bootstrap.servers import open_cache, open_queue
 from app.concurrency.tasks import running
 from app.errors import RegistryError
@@ -230,7 +230,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             clock=clock,
             start=queue.start_quality if queue is not None else _no_job,
         )
-        health = Health(
+        health = HealthChecks(
             database=database,
             cache=cache,
             queue=queue,

@@ -27,7 +27,7 @@ STOPPING_S = 1.5  # a process must stop within five seconds
 log = logger("generation")
 
 
-class GeneratedTip(NamedTuple):
+class WrittenTip(NamedTuple):
     """The text of a tip, and its origin. `model` is the name of the model that wrote it, None for the template.
     `reason` says why the model did not write it; None if it did, or if no model is set."""
 
@@ -56,21 +56,21 @@ class TipGenerator:
         self._under_way: set[asyncio.Timeout] = set()
         self._stopping = False
 
-    async def write(self, request: TipRequest) -> GeneratedTip:
+    async def write(self, request: TipRequest) -> WrittenTip:
         """Generate a tip; falls back to the template instead of raising."""
         if self._model is None:
             self._metrics.generations.labels("template").inc()
-            return GeneratedTip(template_tip(request), None, None)
+            return WrittenTip(template_tip(request), None, None)
         try:
-            tip = GeneratedTip(await self._ask(self._model, request), self._model.name, None)
+            tip = WrittenTip(await self._ask(self._model, request), self._model.name, None)
         except ModelFailed as failed:
             # At the level info, requests that make no call would write one line each while the service is busy.
             write_log = log.debug if failed.reason in NOT_CALLED else log.info
             write_log("model_failed", reason=failed.reason, detail=str(failed))
-            tip = GeneratedTip(template_tip(request), None, failed.reason)
+            tip = WrittenTip(template_tip(request), None, failed.reason)
         except Exception:  # a defect of this service; the request gets a tip all the same
             log.exception("model_failed")
-            tip = GeneratedTip(template_tip(request), None, "internal error")
+            tip = WrittenTip(template_tip(request), None, "internal error")
         self._metrics.generations.labels(tip.reason or "model").inc()
         return tip
 

@@ -37,7 +37,7 @@ from app.stores.queue import client
 from app.stores.queue.large_jobs import LargeJob, Position
 from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working
 from app.telemetry import configure_logging, logger, serve_metrics
-from app.worker.retry import Context, Unfinished, context, job
+from app.worker.retry import JobContext, Unfinished, context, job
 
 FOR_EVER = 1_000_000_000
 SWEEP_EVERY_S = 2.0
@@ -45,12 +45,12 @@ HOURLY = "the worker, hourly"
 log = logger("worker")
 
 
-async def _bury_events(ctx: Context, reason: str, events: object) -> None:
+async def _bury_events(ctx: JobContext, reason: str, events: object) -> None:
     await ctx["service"].queue_door.bury(events, reason)
 
 
 @job(client.TIP_EVENTS, _bury_events)
-async def tip_events(ctx: Context, events: object) -> None:
+async def tip_events(ctx: JobContext, events: object) -> None:
     """Job: store tip events. `events` should be a list of the payloads that `POST /events` accepts."""
     service = ctx["service"]
     seqs = await service.queue_door.take_in(events)
@@ -61,14 +61,14 @@ async def tip_events(ctx: Context, events: object) -> None:
     ctx["handover"].add(seqs)  # the job is done once its events are stored and invalidated
 
 
-async def _bury_large_job(ctx: Context, reason: str, _: int, taken: int, events: int) -> None:
+async def _bury_large_job(ctx: JobContext, reason: str, _: int, taken: int, events: int) -> None:
     payload = f"a job of {events} events; {taken} or more of them are stored"
     await ctx["service"].queue_door.bury(payload, reason)
     await LargeJob(ctx["redis"], str(ctx["job_id"])).forget()
 
 
 @job(client.LARGE_TIP_EVENTS, _bury_large_job)
-async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> None:
+async def large_tip_events(ctx: JobContext, at: int, taken: int, events: int) -> None:
     """Job: store the events of a large `tip_events` job piece by piece, in as many tries as it takes. `at` is the byte
     offset of the next event in the stored job, `taken` the number of events before it."""
     service = ctx["service"]
@@ -89,50 +89,50 @@ async def large_tip_events(ctx: Context, at: int, taken: int, events: int) -> No
 
 
 @job(client.CONSUME)
-async def consume_events(ctx: Context, seqs: list[int]) -> None:
+async def consume_events(ctx: JobContext, seqs: list[int]) -> None:
     """Job: consume the events with these sequence numbers, which an API process has stored and invalidated."""
     await ctx["service"].consumer.consume(seqs)
 
 
-async def _fail_rebuild(ctx: Context, reason: str, run_id: str) -> None:
+async def _fail_rebuild(ctx: JobContext, reason: str, run_id: str) -> None:
     service = ctx["service"]
     await service.rebuild_runs.finish(run_id, "failed", service.clock.now_ms(), reason)
 
 
 @job(client.REBUILD, _fail_rebuild)
-async def run_rebuild(ctx: Context, run_id: str) -> None:
+async def run_rebuild(ctx: JobContext, run_id: str) -> None:
     """Job: rebuild as many users of a run as one try has time for; the next try continues."""
     if not await ctx["service"].rebuild_runner.run(run_id, ctx["pace"].budget_s):
         raise Unfinished
 
 
 @job(client.BURY)
-async def bury_job(ctx: Context, payload: object, reason: str) -> None:
+async def bury_job(ctx: JobContext, payload: object, reason: str) -> None:
     """Job: store as a dead letter a queued job that this service does not recognize."""
     await ctx["service"].queue_door.bury(payload, reason)
 
 
 @job(client.PRUNE)
-async def prune(ctx: Context) -> None:
+async def prune(ctx: JobContext) -> None:
     """Nightly job: delete events and decisions older than their retention, as many as one try has time for."""
     again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, at the first try
     if await ctx["service"].retention.prune(asyncio.sleep, ctx["pace"].budget_s, go_on=again) is None:
         raise Unfinished
 
 
-async def _fail_quality(ctx: Context, reason: str, run_id: int) -> None:
+async def _fail_quality(ctx: JobContext, reason: str, run_id: int) -> None:
     service = ctx["service"]
     await service.quality.runs.finish(run_id, "failed", service.clock.now_ms(), error=reason)
 
 
 @job(client.QUALITY, _fail_quality)
-async def measure_quality(ctx: Context, run_id: int) -> None:
+async def measure_quality(ctx: JobContext, run_id: int) -> None:
     """Job: measure data quality for a requested run, and store the report."""
     await ctx["service"].quality.carry_out(run_id, 0.8 * ctx["pace"].work_s)
 
 
 @job(client.HOURLY_QUALITY)
-async def hourly_quality(ctx: Context) -> None:
+async def hourly_quality(ctx: JobContext) -> None:
     """Hourly job: request a data-quality measurement, unless one is active."""
     service = ctx["service"]
     run, _ = await service.quality.runs.open(HOURLY, service.clock.now_ms())

@@ -28,7 +28,7 @@ UNEXPECTED_TRIES = 5
 log = logger("worker")
 
 
-class Context(TypedDict):
+class JobContext(TypedDict):
     """The context that arq passes to every job. `failures` counts unexpected errors by job id."""
 
     service: OpenService
@@ -45,7 +45,7 @@ class Unfinished(Exception):
     """Raised by a job whose try has no time left: the job continues in another try at once."""
 
 
-def context(service: OpenService, pace: Pace) -> Context:
+def context(service: OpenService, pace: Pace) -> JobContext:
     handover = Handover(service.consumer, pace.work_s)
     return {"service": service, "pace": pace, "handover": handover, "failures": Counter()}
 
@@ -66,7 +66,7 @@ def job(
 
     def decorate(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
         @wraps(work)
-        async def run(ctx: Context, *arguments: object) -> None:
+        async def run(ctx: JobContext, *arguments: object) -> None:
             tries, job_id = int(ctx.get("job_try") or 1), str(ctx.get("job_id"))
             count, failures = ctx["service"].metrics.jobs.labels, ctx["failures"]
             try:

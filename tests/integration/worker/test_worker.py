@@ -24,7 +24,7 @@ from arq.worker import Retry
 
 import app.worker as module
 from app.bandit.decisions import ScoringRequest
-from app.bandit.model.inputs import Context as When
+from app.bandit.model.inputs import Context
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.tasks import end
 from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
@@ -40,7 +40,7 @@ from app.stores.queue.worker import ARQ_EXTRA_S, Pace
 from app.stores.sqlite.backlog import backlog
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import crons, work
-from app.worker.retry import UNEXPECTED_TRIES, Context, back_off, context
+from app.worker.retry import UNEXPECTED_TRIES, JobContext, back_off, context
 from tests.support.bandit_process import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
@@ -129,7 +129,7 @@ def jobs(service: OpenService, name: str, outcome: str) -> float:
     return service.metrics.collectors.get_sample_value("profiles_worker_jobs_total", labels) or 0.0
 
 
-def job(service: OpenService, tries: int = 1, pace: Pace = PACE) -> Context:
+def job(service: OpenService, tries: int = 1, pace: Pace = PACE) -> JobContext:
     """What arq gives a job."""
     return {**context(service, pace), "job_id": "job", "job_try": tries}
 
@@ -295,7 +295,7 @@ async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
 async def test_decisions_are_pruned_by_their_own_retention(service: OpenService) -> None:
     old_ms = now_ms() - (service.settings.decision_retention_days + 1) * DAY_MS
     for user_id in ("ann", "bob"):
-        await service.bandit.scorer.score(ScoringRequest(user_id=user_id, candidates=TIPS, context=When()))
+        await service.bandit.scorer.score(ScoringRequest(user_id=user_id, candidates=TIPS, context=Context()))
     await service.database.write(
         lambda c: c.execute("UPDATE tip_scores SET created_at_ms = ? WHERE user_id = 'ann'", (old_ms,))
     )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import FallbackReason, ModelFailed
-from app.generation.generator import LONGEST_SKIP_S, SKIP_AFTER, SKIP_S, GeneratedTip, Model, TipGenerator
+from app.generation.generator import LONGEST_SKIP_S, SKIP_AFTER, SKIP_S, Model, TipGenerator, WrittenTip
 from app.generation.ports import TipRequest
 from app.generation.prompt import PROMPT_VERSION
 from app.generation.template import template_tip
@@ -50,14 +50,14 @@ class GeneratorFixture:
         self.metrics = Metrics()
         self.tips = TipGenerator(Model(self.writer, "m-1", at_once), self.clock, self.metrics)
 
-    async def generate(self, request: TipRequest = REQUEST) -> GeneratedTip:
+    async def generate(self, request: TipRequest = REQUEST) -> WrittenTip:
         return await self.tips.write(request)
 
     async def reasons(self, count: int) -> list[FallbackReason | None]:
         """The reasons of that many tips."""
         return [(await self.generate()).reason for _ in range(count)]
 
-    async def pending(self, calls: int = 1) -> list[asyncio.Task[GeneratedTip]]:
+    async def pending(self, calls: int = 1) -> list[asyncio.Task[WrittenTip]]:
         """Requests whose calls wait for the gate."""
         self.writer.gate.clear()
         expected = self.writer.calls + calls
@@ -78,26 +78,26 @@ class GeneratorFixture:
 async def test_template_writes_the_tip_without_a_reason_when_there_is_no_model() -> None:
     metrics = Metrics()
     tip = await TipGenerator(None, FakeClock(), metrics).write(REQUEST)
-    assert tip == GeneratedTip(TEMPLATE, None, None, PROMPT_VERSION)
+    assert tip == WrittenTip(TEMPLATE, None, None, PROMPT_VERSION)
     assert metrics.collectors.get_sample_value("profiles_generations_total", {"outcome": "template"}) == 1
 
 
 async def test_model_writes_the_tip_when_there_is_one() -> None:
     fixture = GeneratorFixture("  A tip\nof two lines. ")
-    assert await fixture.generate() == GeneratedTip("A tip of two lines.", "m-1", None)
+    assert await fixture.generate() == WrittenTip("A tip of two lines.", "m-1", None)
     assert (fixture.counted("model"), fixture.timed) == (1, 1)
 
 
 @pytest.mark.parametrize("reason", get_args(FallbackReason))
 async def test_template_writes_the_tip_with_a_reason_when_the_model_fails(reason: FallbackReason) -> None:
     fixture = GeneratorFixture(ModelFailed(reason, "it did"))
-    assert await fixture.generate() == GeneratedTip(TEMPLATE, None, reason)
+    assert await fixture.generate() == WrittenTip(TEMPLATE, None, reason)
     assert (fixture.counted(reason), fixture.timed) == (1, 1)
 
 
 async def test_template_writes_the_tip_when_the_writer_has_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
     fixture = GeneratorFixture(KeyError("defect"))
-    assert await fixture.generate() == GeneratedTip(TEMPLATE, None, "internal error")
+    assert await fixture.generate() == WrittenTip(TEMPLATE, None, "internal error")
     assert "KeyError" in capsys.readouterr().err
 
 
@@ -105,7 +105,7 @@ async def test_template_writes_the_tip_when_the_writer_has_a_defect(capsys: pyte
 async def test_text_is_refused_when_it_is_no_tip(text: str) -> None:
     fixture = GeneratorFixture(text)
     for _ in range(2 * SKIP_AFTER):  # never skips the model
-        assert await fixture.generate() == GeneratedTip(TEMPLATE, None, "invalid answer")
+        assert await fixture.generate() == WrittenTip(TEMPLATE, None, "invalid answer")
     assert fixture.writer.calls == 2 * SKIP_AFTER
 
 
@@ -173,7 +173,7 @@ async def test_concurrent_calls_are_limited() -> None:
     fixture = GeneratorFixture(at_once=2)
     waiting = await fixture.pending(calls=2)
     for _ in range(2 * SKIP_AFTER):
-        assert await fixture.generate() == GeneratedTip(TEMPLATE, None, "busy")
+        assert await fixture.generate() == WrittenTip(TEMPLATE, None, "busy")
     fixture.writer.gate.set()
     assert [tip.model for tip in await asyncio.gather(*waiting)] == ["m-1", "m-1"]
     assert (await fixture.generate()).model == "m-1"
@@ -185,9 +185,9 @@ async def test_pending_calls_end_when_the_process_stops(monkeypatch: pytest.Monk
     fixture = GeneratorFixture()
     (waiting,) = await fixture.pending()
     fixture.tips.stop()
-    assert await fixture.generate() == GeneratedTip(TEMPLATE, None, "stopping")
+    assert await fixture.generate() == WrittenTip(TEMPLATE, None, "stopping")
     assert not waiting.done()
-    assert await waiting == GeneratedTip(TEMPLATE, None, "stopping")
+    assert await waiting == WrittenTip(TEMPLATE, None, "stopping")
     assert fixture.writer.calls == 1
 
 
