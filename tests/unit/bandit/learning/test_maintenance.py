@@ -140,7 +140,7 @@ async def test_unreadable_statistics_are_kept_and_fail_no_decision(process: Band
 def logged(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The log lines about statistics and priors."""
     recorder = Recorder()
-    for module in ("states", "learning", "decisions"):
+    for module in ("sufficient_statistics", "learning", "decisions"):
         monkeypatch.setattr(f"app.stores.sqlite.{module}.log", recorder)
     return recorder
 
