@@ -14,7 +14,6 @@ EVIL = "<script>document.title='taken'</script>"
 
 
 async def write(site: Live, actor: str, action: str, subject: str, outcome: str = "done") -> None:
-    """An entry."""
     await site.service.audit_trail.begin(site.now_ms, actor, action, subject, outcome)
 
 

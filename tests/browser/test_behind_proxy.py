@@ -42,15 +42,11 @@ ADDRESSES = """
 
 @dataclass(frozen=True)
 class Front:
-    """Where a browser sees a site."""
-
     url: str
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """A proxy, and the settings that belong to it."""
-
     server: str
     root_path: str = ""
     trusted: bool = False
@@ -58,7 +54,6 @@ class Arrangement:
 
 
 def of_the_readme() -> str:
-    """Its configuration of nginx."""
     (block,) = (block for block in blocks_of(ROOT / "docker/README.md") if block.language == "nginx")
     return block.code
 
@@ -78,7 +73,7 @@ ARRANGEMENTS = {
 
 
 class Failures:
-    """What of a page did not come."""
+    """Responses with an error status, and requests that failed, of a page."""
 
     def __init__(self, visitor: Visitor) -> None:
         self.seen: list[str] = []
@@ -117,7 +112,6 @@ async def test_pages_work_behind_nginx(serve_site: ServeSite, browser: Browser, 
 
 
 async def sign_in(visitor: Visitor, arranged: Arrangement) -> None:
-    """From a page that wants it, and back to that page."""
     await visitor.page.goto(f"{visitor.site.url}/admin/users/b%20c%3F")
     await visitor.page.get_by_label("API key").fill(KEYS["admin"])
     await visitor.page.get_by_role("button", name="Sign in").click()
@@ -128,7 +122,7 @@ async def sign_in(visitor: Visitor, arranged: Arrangement) -> None:
 
 
 async def open_every_page(visitor: Visitor, root: str) -> None:
-    """Whatever leads on leads to a place under the root path."""
+    """Every address on every page lies under the root path."""
     for path in PAGES:
         await visitor.go(path)
         for address in await visitor.page.evaluate(ADDRESSES):
@@ -138,7 +132,6 @@ async def open_every_page(visitor: Visitor, root: str) -> None:
 
 
 async def find_a_user(visitor: Visitor) -> None:
-    """The script of the field asks for ids as they are typed."""
     await visitor.go("/admin")
     await visitor.page.get_by_label("Find a user").press_sequentially("ad")
     await expect(visitor.page.locator("datalist option")).to_have_count(1)

@@ -25,18 +25,16 @@ HOSTILE = "<img src=x onerror=alert(1)>&\"' 🎯"
 
 
 async def newest(site: Live) -> int:
-    """The id of the newest run."""
     return (await site.service.quality.runs.newest(1))[0].id
 
 
 async def measured(site: Live) -> None:
-    """A report is stored, as a worker does it."""
     run, _ = await site.service.quality.runs.open("ann", site.now_ms)
     await site.service.quality.carry_out(run.id, 60)
 
 
 async def populated(site: Live, cache_server: EmbeddedServer, count: int = 120) -> list[str]:
-    """Users with events for 38 days, now more than before; some cached, one stale; ids in order."""
+    """Users with events for 38 days, more now than before; some cached, one stale. Returns the ids in order."""
     users = sorted([HOSTILE, *(new_user() for _ in range(count - 1))])
     events = [served(user, site.now_ms - days * DAY_MS) for user in users for days in (1, 9, 20, 36, 38)]
     events += [served(user, site.now_ms - 2 * DAY_MS) for user in users[: count * 2 // 3]]

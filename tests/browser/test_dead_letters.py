@@ -17,13 +17,12 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 async def bury(site: Live, content: object, error: str = "no event", traceback: str = "") -> int:
-    """A letter as the queue's door leaves it."""
     text = content if isinstance(content, str) else json.dumps(content)
     return await site.service.dead_letters.bury_payload(text, error, traceback, site.now_ms)
 
 
 async def bury_event(site: Live, user: str) -> int:
-    """A letter of an event that workers could not consume."""
+    """A dead letter of an event that a worker could not consume."""
     await site.send(served(user, site.now_ms))
     (event,) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
     trace = 'Traceback (most recent call last):\n  File "learn.py", line 7\nValueError: cannot learn'

@@ -16,7 +16,6 @@ HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 
 
 async def known(site: Live, *users: str) -> None:
-    """An event of each."""
     await site.send(*(served(user, site.now_ms) for user in users))
 
 

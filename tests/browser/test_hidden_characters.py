@@ -30,8 +30,6 @@ OWN = "\u202f"
 
 
 class Seen(HTMLParser):
-    """What a reader gets of a page, as text."""
-
     def __init__(self, page: str) -> None:
         super().__init__()
         self.text = ""
@@ -52,7 +50,7 @@ class Seen(HTMLParser):
 
 
 def check(page: httpx.Response) -> str:
-    """Nothing on a page is hidden; its text."""
+    """Check that no character of a page is hidden; the text of the page."""
     assert page.headers["content-type"].startswith("text/html"), page.text
     text = Seen(page.text).text
     hidden = {char for char in text if unicodedata.category(char) in ("Cf", "Co", "Cn", "Zl", "Zp", "Zs")}
@@ -114,7 +112,6 @@ async def test_no_page_hides_a_character(own_site: Live) -> None:
 
 
 async def forms(site: Live, user: str) -> None:
-    """The pages that answer a form."""
     start = await site.client.get("/admin/rebuilds", headers=HTML)
     token = {"csrf_token": token_in(start)}
     answers = {

@@ -26,13 +26,11 @@ BEAT_MS = 10_000
 
 @pytest.fixture(scope="module")
 def cache(start_server: StartServer) -> EmbeddedServer:
-    """A cache of these tests' own."""
     return start_server(VALKEY)
 
 
 @pytest.fixture(scope="module")
 def queue(start_server: StartServer) -> EmbeddedServer:
-    """A queue in which a worker has shown itself."""
     server = start_server(VALKEY)
     ask(server, "SET", HEALTH_KEY, "alive")
     return server
@@ -40,7 +38,7 @@ def queue(start_server: StartServer) -> EmbeddedServer:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def well(serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer) -> AsyncIterator[Live]:
-    """A site where everything is well, and was for an hour, but for some minutes that nobody watched."""
+    """A site without findings, with samples of an hour, except for ten minutes."""
     async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
         for sample in hour(site.now_ms, gap=range(120, 140)):
             await site.service.samples.keep(sample)
@@ -48,12 +46,11 @@ async def well(serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServ
 
 
 async def bury(site: Live) -> None:
-    """A dead letter: something to look at."""
     await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
 
 
 async def see(visitor: Visitor) -> None:
-    """Open the overview, again if a busy machine kept it from asking everything in time."""
+    """Open the overview again until the service could ask every component in time."""
 
     async def asked() -> bool:
         await visitor.go("/admin")
@@ -63,7 +60,6 @@ async def see(visitor: Visitor) -> None:
 
 
 async def beat(visitor: Visitor) -> None:
-    """Time passes until the page refreshes itself."""
     await visitor.page.clock.run_for(BEAT_MS + 100)
 
 

@@ -22,27 +22,23 @@ ADMIN = {"X-API-Key": KEYS["admin"]}
 
 
 async def some_users(site: Live, count: int = 4) -> list[str]:
-    """Users with an event each, ids in order."""
     users = sorted(new_user() for _ in range(count))
     await site.send(*(served(user, site.now_ms) for user in users))
     return users
 
 
 async def started(site: Live, **body: object) -> str:
-    """The id of a rebuild of everyone, or as the body says."""
     answer = await site.client.post("/admin/rebuilds", json=body or {"scope": "all"})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
 
 async def progress(page: Page) -> list[float]:
-    """Value and end of the page's bar."""
     found: list[float] = await page.locator("progress").evaluate("bar => [bar.value, bar.max]")
     return found
 
 
 def run_id(page: Page) -> str:
-    """Of the page of a run."""
     return page.url.rpartition("/")[2]
 
 

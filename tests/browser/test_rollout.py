@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def decide(site: Live, *sizes: int) -> None:
-    """Settled decisions of days ago, with a look after so many each."""
+    """Store settled decisions of days ago, with a look after each number of them."""
     rows = rows_of(some(sum(sizes)), made_ms=site.now_ms - 100 * HOUR_MS)
     watch = RolloutMonitor(site.service.bandit.rollout, site.service.clock)
     for size in sizes:
@@ -107,7 +107,7 @@ async def test_reason_of_a_step_is_spelled_as_the_page_when_it_is_the_verdicts_a
 
 
 async def on_trial(site: Live, share: float, served: int = 250) -> None:
-    """At that share, with the verdict to go on, and decisions that the challenger served there."""
+    """Ramp to a share, with a verdict that allows the next step and decisions that the challenger served."""
     await decide(site, 4_000)
     book = site.service.bandit.rollout.repository
     await book.move(await book.state(), Target("ramp", share), "looks good", "ann", site.now_ms - 2_000)

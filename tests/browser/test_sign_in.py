@@ -100,7 +100,7 @@ async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live)
 
 
 async def session_cookie(keyed: Live) -> str:
-    """The cookie of an admin who has just signed in. The client is shared: what other tests left in it is not sent."""
+    """Sign in as an admin. The client is shared, so the cookies of other tests are deleted first."""
     keyed.client.cookies.clear()
     first = await keyed.client.get("/admin/sign-in", headers=HTML)
     token = token_in(first)
@@ -213,12 +213,10 @@ async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
 
 
 def token_in(page: httpx.Response) -> str:
-    """The token in the forms of a page."""
     return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
 
 
 async def form_token(keyed: Live, cookie: str) -> str:
-    """The token that forms of a session carry."""
     return token_in(
         await keyed.client.get("/admin/features", headers={"Cookie": f"{keyed.cookie_name}={cookie}", **HTML})
     )

@@ -32,17 +32,15 @@ SCRIPTS = ["<script>alert(1)<\\script>", '"><img src=x onerror=alert(1)>', "{{ 7
 
 
 def address(user: str, part: str = "") -> str:
-    """The path of one of the user's pages."""
     return f"/admin/users/{quote(user, safe='')}{part}"
 
 
 def feature(visitor: Visitor, name: str) -> Locator:
-    """The row of a feature."""
     return visitor.page.locator(f"#feature-{name}")
 
 
 async def lively(site: Live) -> str:
-    """A user with a month of events, all of whose features are cached."""
+    """A user with a month of events, and all features cached."""
     user, now = new_user(), site.now_ms
     await site.send(
         *(served(user, now - ago * DAY_MS - 5_000) for ago in range(29)),
@@ -217,7 +215,7 @@ async def test_page_says_so_when_the_cache_is_not_trusted(own_site: Live, browse
 
 
 class Extended(ProfileFeatures, kw_only=True, frozen=True):
-    """The mirror with a text, and with a feature whose SQL gives one where an int is declared."""
+    """`mood` is a text; the SQL of `broken` gives a text although it is declared an int."""
 
     mood: Annotated[Str | UnsetType, Meta(description="A feature of the tests.")] = UNSET
     broken: Annotated[Int | UnsetType, Meta(description="A feature of the tests.")] = UNSET

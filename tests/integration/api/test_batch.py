@@ -13,7 +13,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def batch(site: Live, body: dict[str, Any]) -> Any:
-    """The answer to a batch that must be served."""
     answer = await site.client.post("/profiles/batch", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"

@@ -25,12 +25,11 @@ SAID = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "X-Forwa
 
 
 def token_in(page: httpx.Response) -> str:
-    """The token in the forms of a page."""
     return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
 
 
 async def sign_in(site: Live, headers: dict[str, str], root: str = "") -> httpx.Response:
-    """Send the form of signing in as a browser at another address would, through a proxy."""
+    """Send the sign-in form as a browser behind a proxy does."""
     site.client.cookies.clear()
     page = await site.client.get(f"{root}/admin/sign-in", headers={**HTML, **headers})
     assert page.status_code == 200

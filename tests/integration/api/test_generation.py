@@ -45,14 +45,12 @@ FINISHER = "You usually see things through"
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def endpoint() -> AsyncIterator[ChatServer]:
-    """Answers well until it is told otherwise."""
     async with chat_server() as server:
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def modelled(serve_site: ServeSite, endpoint: ChatServer) -> AsyncIterator[Live]:
-    """A site with a model."""
     async with serve_site(
         api_keys=API_KEYS, model_url=endpoint.url, model="m-1", model_key=KEY, model_calls=2, log_level="debug"
     ) as opened:
@@ -60,12 +58,10 @@ async def modelled(serve_site: ServeSite, endpoint: ChatServer) -> AsyncIterator
 
 
 async def ask(site: Live, **fields: object) -> httpx.Response:
-    """Send a body, with the reader's key."""
     return await site.client.post("/generate", json={"task": TASK, **fields}, headers=as_caller("reader"))
 
 
 async def worded(site: Live, **fields: object) -> dict[str, Any]:
-    """A tip, which there must be."""
     answer = await ask(site, **fields)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()

@@ -14,7 +14,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def rows(site: Live, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a training set that must be served."""
     answer = await site.client.post("/profiles/history", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"

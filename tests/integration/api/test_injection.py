@@ -83,19 +83,17 @@ numbers = count(1)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def cache(start_server: StartServer) -> EmbeddedServer:
-    """A cache of this module's own: its keys are looked at."""
+    """Its own cache: the tests list its keys."""
     return start_server(VALKEY)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def place(serve_site: ServeSite, cache: EmbeddedServer) -> AsyncIterator[Live]:
-    """A site of this module's own."""
     async with serve_site(cache_url=cache.url, near_users=0) as site:
         yield site
 
 
 async def volume(site: Live, user: str) -> object:
-    """Of a user, once it is cached."""
     found = (await site.features(user))["tip_volume_30d"]
     await site.filled()
     return found

@@ -38,7 +38,6 @@ FIELDS = (
 
 
 def nested(opening: bytes, closing: bytes, depth: int) -> bytes:
-    """A value that lies deep."""
     return opening * depth + b"1" + closing * depth
 
 

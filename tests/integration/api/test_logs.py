@@ -60,21 +60,18 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[\w+ *\] \w+")
 
 
 class Process:
-    """A serving process, and what it has written."""
-
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
         self._log = log
 
     @property
     def written(self) -> str:
-        """So far."""
         return self._log.read_text()
 
 
 @asynccontextmanager
 async def process(log_format: str, database: Path, log: Path, servers: tuple[str, str]) -> AsyncIterator[Process]:
-    """Start one with keys; at the end it is asked to stop, and must stop cleanly."""
+    """Start a process with keys. At the end it must stop cleanly."""
     settings = {
         "DATABASE": str(database),
         "CACHE_URL": servers[0],
@@ -119,7 +116,7 @@ async def _started(settings: dict[str, str], log: Path) -> AsyncIterator[Process
 
 
 async def _traffic(url: str) -> dict[str, int]:
-    """Requests of every kind, all at once, with keys in every place; request id to status."""
+    """Send requests of every kind at once, with keys in every place; request id to status."""
     statuses: dict[str, int] = {}
     asked: list[Coroutine[None, None, None]] = []
     async with httpx.AsyncClient(base_url=url, trust_env=False, verify=NO_TLS) as client:
@@ -151,7 +148,7 @@ async def _traffic(url: str) -> dict[str, int]:
 
 
 async def _written(serving: Process, statuses: dict[str, int]) -> str:
-    """The log, once it has a line of each request: that is written after the answer."""
+    """The log, once it has a line of each request; the line follows the answer."""
 
     def told() -> bool:
         lines = [line for line in serving.written.splitlines() if "status" in line]
@@ -163,12 +160,10 @@ async def _written(serving: Process, statuses: dict[str, int]) -> str:
 
 @pytest.fixture
 def database(migrated_template: Path, tmp_path: Path) -> Path:
-    """An empty one."""
     return fresh_database(migrated_template, tmp_path)
 
 
 def assert_no_key(written: str) -> None:
-    """Neither a key nor its hash."""
     for key in (*KEYS.values(), BREAKING, MODEL_KEY):
         for secret in (key, hash_key(key).hex(), repr(hash_key(key))[2:-1]):
             assert secret not in written

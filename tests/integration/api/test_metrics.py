@@ -20,34 +20,27 @@ WIDTH = len(REGISTRY)
 
 
 class Scrape:
-    """One look at the metrics."""
-
     def __init__(self, text: str) -> None:
         self.text = text
         self._families = list(text_string_to_metric_families(text))
 
     def samples(self) -> Iterator[Sample]:
-        """All of them."""
         for family in self._families:
             yield from family.samples
 
     def value(self, name: str, **labels: str) -> float:
-        """One sample's value; 0 where there is none."""
         found = [item.value for item in self.samples() if item.name == f"profiles_{name}" and item.labels == labels]
         assert len(found) <= 1
         return found[0] if found else 0.0
 
     def total(self, name: str) -> float:
-        """The sum over all labels."""
         return sum(item.value for item in self.samples() if item.name == f"profiles_{name}")
 
     def documented(self) -> dict[str, str]:
-        """Metric to explanation."""
         return {family.name: family.documentation for family in self._families}
 
 
 async def scrape(site: Live) -> Scrape:
-    """Ask now."""
     answer = await site.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

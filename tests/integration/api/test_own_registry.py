@@ -36,19 +36,16 @@ ENTRIES = (
 
 @pytest_asyncio.fixture
 async def own(serve_site: ServeSite, tmp_path: Path) -> AsyncIterator[Live]:
-    """A site with such features, and a deadline that tests can wait for."""
     source = own_registry(tmp_path / "features.py", *ENTRIES)
     async with serve_site(features=source, statement_timeout_ms=300) as site:
         yield site
 
 
 def reactions(site: Live, user_id: str, count: int) -> list[TipFeedback]:
-    """So many feedbacks of a user, each with a dwell time of 1 ms."""
     return [feedback(user_id, site.now_ms - 1_000, dwell_ms=1) for _ in range(count)]
 
 
 async def features(site: Live, user_id: str, query: str = "") -> dict[str, Any]:
-    """A profile."""
     answer = await site.client.get(f"/profiles/{user_id}{query}")
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()["features"]

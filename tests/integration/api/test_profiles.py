@@ -26,7 +26,6 @@ RFC3339_MS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 async def active_user(site: Live) -> str:
-    """A user with one tip served, one completed and one dismissed."""
     user = new_user()
     now = site.now_ms
     await site.send(

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def ready(site: Live, status: int = 200) -> dict[str, Any]:
-    """What it says of itself; it is alive in any case."""
     assert (await site.client.get("/healthz")).json() == {"status": "alive"}
     answer = await site.client.get("/readyz")
     assert answer.status_code == status

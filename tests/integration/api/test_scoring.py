@@ -24,7 +24,6 @@ AT = "2026-04-25T08:30:00+02:00"
 
 
 def candidates(count: int = 3) -> list[dict[str, Any]]:
-    """Different ones."""
     return [
         {
             "id": f"tip-{number}",
@@ -35,14 +34,13 @@ def candidates(count: int = 3) -> list[dict[str, Any]]:
 
 
 async def post(site: Live, **fields: Any) -> httpx.Response:
-    """A request to rank; a field set to `...` is left out."""
+    """Ask for a ranking; a field set to `...` is left out."""
     asked = {"user_id": "ann", "candidates": candidates(), **fields}
     sent = {name: value for name, value in asked.items() if value is not ...}
     return await site.client.post("/score", content=json.dumps(sent), headers=JSON)
 
 
 async def score(site: Live, **fields: Any) -> dict[str, Any]:
-    """A decision."""
     answer = await post(site, **fields)
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"
@@ -51,7 +49,6 @@ async def score(site: Live, **fields: Any) -> dict[str, Any]:
 
 
 async def decision(site: Live, decision_id: str) -> dict[str, Any]:
-    """What explains it."""
     answer = await site.client.get(f"/decisions/{decision_id}")
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"
@@ -60,7 +57,6 @@ async def decision(site: Live, decision_id: str) -> dict[str, Any]:
 
 
 async def consume(site: Live) -> None:
-    """As a worker does."""
     rows = await site.service.database.read(
         lambda c: c.execute("SELECT seq FROM event_log WHERE consumed_at_ms IS NULL").fetchall()
     )
@@ -206,7 +202,7 @@ async def test_a_profile_feature_of_the_wrong_type_is_refused_by_name(site: Live
 
 
 def one(**features: Any) -> dict[str, Any]:
-    """A candidate with these features in the place of good ones; `...` leaves one out."""
+    """A candidate with valid features except for these; `...` leaves one out."""
     good = {"is_overdue": False, "task_age_days": 1.0, "priority": 1.0, **features}
     return {"id": "x", "features": {name: value for name, value in good.items() if value is not ...}}
 

@@ -36,7 +36,6 @@ CHUNKED = (
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def brisk(serve_site: ServeSite) -> AsyncIterator[Live]:
-    """A site that waits half a second for a head or a body."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(body_limits, "BODY_S", BODY_S)
         async with serve_site(head_s=HEAD_S) as served:
@@ -45,7 +44,6 @@ async def brisk(serve_site: ServeSite) -> AsyncIterator[Live]:
 
 @asynccontextmanager
 async def line(site: Live) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection, closed in the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     try:
         yield reader, writer
@@ -54,14 +52,13 @@ async def line(site: Live) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.
 
 
 async def drip(writer: asyncio.StreamWriter, text: bytes) -> None:
-    """A byte at a time, for as long as somebody takes it."""
     for place in range(len(text)):
         writer.write(text[place : place + 1])
         await turn(0.05)
 
 
 async def until_closed(reader: asyncio.StreamReader, least_s: float) -> bytes:
-    """What comes until the server closes; it must be neither too early nor too late."""
+    """All bytes until the server closes, which must take at least half of `least_s` and at most `SLACK_S`."""
     began = monotonic()
     async with asyncio.timeout(SLACK_S):
         answer = await _all(reader)
@@ -131,7 +128,6 @@ async def test_a_body_is_read_when_it_comes_in_parts_but_in_time(brisk: Live) ->
 
 
 async def test_everyone_else_is_answered_when_many_senders_are_stuck(brisk: Live) -> None:
-    """More of them than any limit on requests at once would let in."""
     stuck = [socket.create_connection(("127.0.0.1", brisk.port)) for _ in range(300)]
     try:
         for place, connection in enumerate(stuck):
@@ -168,7 +164,7 @@ async def test_a_reader_is_dropped_when_it_takes_nothing(
 
 
 async def _dropped(connection: socket.socket) -> None:
-    """Return when the far end of a connection is gone, without reading from it."""
+    """Return when the peer has closed a connection, without reading from it."""
     mine = connection.getsockname()
     await eventually(
         lambda: (

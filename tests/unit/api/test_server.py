@@ -13,18 +13,16 @@ ENOUGH = CONNECTIONS + FILES_LEFT
 
 
 class System:
-    """One that knows limits of files, and lets a process change its own, or not."""
+    """Limits of open files; if `lets` is false, a process may not change its own."""
 
     def __init__(self, soft: int, hard: int, *, lets: bool = True) -> None:
         self.limits = (soft, hard)
         self._lets = lets
 
     def get(self, _: int) -> tuple[int, int]:
-        """As `resource.getrlimit`."""
         return self.limits
 
     def set(self, _: int, limits: tuple[int, int]) -> None:
-        """As `resource.setrlimit`."""
         if not self._lets:
             raise OSError("not permitted")
         self.limits = limits

@@ -17,8 +17,6 @@ from tests.support.clock import NOW_MS
 
 
 class Breaking(SqliteAuditTrail):
-    """A trail that cannot be written to any more, from some moment on."""
-
     broken = False
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = "begun") -> int:
@@ -40,14 +38,12 @@ def trail(database: Database) -> Breaking:
 
 
 async def outcome(trail: SqliteAuditTrail) -> str:
-    """Of the one entry."""
     (entry,) = await trail.newest(10)
     assert entry == AuditEntry(1, NOW_MS, "ann", "discard", "dead-letter:7", entry.outcome)
     return entry.outcome
 
 
 def discarding(trail: SqliteAuditTrail):  # type: ignore[no-untyped-def]  # a context manager
-    """The action of these tests."""
     return audited(trail, NOW_MS, "ann", "discard", "dead-letter:7")
 
 

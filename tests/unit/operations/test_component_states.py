@@ -36,7 +36,6 @@ VIEWS = st.builds(View, st.sampled_from(["ok", "degraded", "down", "unknown"]), 
 
 
 def states(**changed: Check) -> dict[str, State]:
-    """The states where some lines of readiness are changed."""
     return {name: view.state for name, view in component_views({**WELL, **changed}).items()}
 
 

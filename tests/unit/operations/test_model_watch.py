@@ -14,13 +14,12 @@ AT_MS = NOW_MS - NOW_MS % 60_000 + 30_000
 
 
 def asked(minutes_ago: float, process: str = "one", **outcomes: int) -> Sample:
-    """What came of tips so long ago; `_` stands for a space."""
+    """The outcomes of tips so long ago; `_` stands for a space."""
     counts = {f"generations_{name.replace('_', ' ')}": count for name, count in outcomes.items()}
     return sample(at_ms=AT_MS - round(minutes_ago * 60_000), process=process, counts=counts)
 
 
 def said(*samples: Sample) -> str:
-    """The finding's text; empty where there is none."""
     found = failing_model(samples, AT_MS)
     assert all((item.state, item.subject) == ("degraded", "model") and item.advice for item in found)
     return " ".join(item.text for item in found)

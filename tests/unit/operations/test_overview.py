@@ -22,7 +22,7 @@ AWAY = {**WELL, "cache": View("down", "away")}
 
 
 def seen(*samples: Sample, **changes: Any) -> Overview:
-    """The overview of some samples, everything being well; `live` and arguments of `overview` by keyword."""
+    """The overview of samples while all components are ok; `changes` replace arguments."""
     live = changes.pop("live", WELL)
     own = OwnView(live, changes.pop("gauges", Gauges())) if live is not None else None
     arguments = {"record": Record([*samples], STANDINGS), "own": own, "process": "one", "now_ms": NOW_MS, **changes}
@@ -30,7 +30,6 @@ def seen(*samples: Sample, **changes: Any) -> Overview:
 
 
 def state_of(found: Overview, name: str) -> tuple[str, str, int]:
-    """State, detail, and seconds since."""
     (item,) = (item for item in found.components if item.name == name)
     since_ms = to_ms(datetime.fromisoformat(item.since))
     return item.state, item.detail, (NOW_MS - since_ms) // 1000

@@ -17,7 +17,6 @@ SECONDS = st.floats(0.00001, 20)
 
 
 def buckets_of(values: list[float]) -> Counter[str]:
-    """The buckets of observations, as read of a histogram."""
     metrics = Metrics()
     for value in values:
         metrics.invalidation_lag.labels("http").observe(value)

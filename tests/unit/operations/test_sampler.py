@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 
 class Store:
-    """Keeps samples in memory; `fault` is raised instead, `gate` is waited for after keeping."""
+    """Keeps samples in memory. It raises `fault`, and waits for `gate` after keeping."""
 
     def __init__(self) -> None:
         self.kept: list[Sample] = []
@@ -36,8 +36,6 @@ class Store:
 
 
 class Watched:
-    """A sampler and what it watches."""
-
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.metrics = Metrics()
@@ -85,7 +83,6 @@ class Watched:
             await task
 
     def hits(self) -> list[int]:
-        """Of each sample kept."""
         return [sample.counts.get("hits", 0) for sample in self.store.kept]
 
 

@@ -13,7 +13,6 @@ from tests.support.samples import sample
 
 
 def counted(metrics: Metrics) -> Metrics:
-    """Metrics in which one of everything was counted."""
     metrics.cache_hits.inc(5)
     metrics.near_hits.inc(2)
     metrics.cache_misses.inc(3)

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def trail(site: Live, **query: object) -> dict[str, Any]:
-    """A page of it."""
     answer = await site.client.get("/admin/audit", params={name: str(value) for name, value in query.items()})
     assert answer.status_code == 200, answer.text
     page: dict[str, Any] = answer.json()
@@ -22,7 +21,6 @@ async def trail(site: Live, **query: object) -> dict[str, Any]:
 
 
 async def written(site: Live, count: int) -> None:
-    """So many entries."""
     for number in range(count):
         await site.service.audit_trail.begin(site.now_ms, "ann" if number % 2 else "bob", "erase", f"s{number}", "done")
 

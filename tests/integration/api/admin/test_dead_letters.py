@@ -19,14 +19,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def bury(site: Live, text: object) -> int:
-    """A letter as the queue door leaves it."""
     letter = await site.service.dead_letters.bury_payload(json.dumps(text), "no event", "Traceback", site.now_ms)
     assert letter is not None
     return int(letter)
 
 
 def nested(name: str, depth: int) -> object:
-    """An object in an object in an object."""
     content: object = ""
     for _ in range(depth):
         content = {name: content}
@@ -34,7 +32,6 @@ def nested(name: str, depth: int) -> object:
 
 
 async def listed(site: Live, after: int) -> list[dict[str, Any]]:
-    """The letters above an id."""
     answer = await site.client.get(f"/admin/dead-letters?after={after}")
     assert answer.status_code == 200
     letters: list[dict[str, Any]] = answer.json()["dead_letters"]
@@ -42,7 +39,6 @@ async def listed(site: Live, after: int) -> list[dict[str, Any]]:
 
 
 async def kept(site: Live, letter: int) -> DeadLetter | None:
-    """What the database holds of a letter."""
     return await site.service.dead_letters.get(letter)
 
 

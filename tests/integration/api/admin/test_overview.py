@@ -22,7 +22,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def looked(site: Live) -> dict[str, Any]:
-    """The overview."""
     answer = await site.client.get("/admin")
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -31,7 +30,6 @@ async def looked(site: Live) -> dict[str, Any]:
 
 
 def states(body: dict[str, Any]) -> dict[str, str]:
-    """Component to state."""
     return {item["name"]: item["state"] for item in body["components"]}
 
 

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def quality(site: Live, query: str = "") -> dict[str, Any]:
-    """The report."""
     answer = await site.client.get(f"/admin/data-quality{query}")
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
@@ -123,7 +122,6 @@ async def test_quality_is_null_but_for_eligible_when_the_cache_is_away(
 
 
 async def measured_by_a_worker(site: Live) -> dict[str, Any]:
-    """A report as a worker leaves it; the run."""
     run: dict[str, Any] = (await site.client.post("/admin/data-quality/refresh")).json()
     await site.service.quality.carry_out(run["id"], 60)
     return run
@@ -209,7 +207,6 @@ async def test_a_refresh_says_what_it_waits_for_when_the_queue_is_away(
 
 
 async def behind(site: Live, query: str) -> dict[str, Any]:
-    """The users of a state."""
     answer = await site.client.get(f"/admin/data-quality/users?{query}")
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()

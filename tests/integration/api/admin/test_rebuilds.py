@@ -16,7 +16,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def start(site: Live, body: dict[str, Any]) -> dict[str, Any]:
-    """Start a rebuild, which must be allowed."""
     answer = await site.client.post("/admin/rebuilds", json=body)
     assert answer.status_code == 202, answer.text
     run: dict[str, Any] = answer.json()
@@ -24,7 +23,6 @@ async def start(site: Live, body: dict[str, Any]) -> dict[str, Any]:
 
 
 async def look(site: Live, run_id: str) -> dict[str, Any]:
-    """How far it is."""
     answer = await site.client.get(f"/admin/rebuilds/{run_id}")
     assert answer.status_code == 200
     run: dict[str, Any] = answer.json()
@@ -33,7 +31,6 @@ async def look(site: Live, run_id: str) -> dict[str, Any]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def users(site: Live) -> AsyncIterator[list[str]]:
-    """Three users with an event each."""
     users = [new_user() for _ in range(3)]
     await site.send(*(served(user, site.now_ms) for user in users))
     yield users

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def seen(site: Live) -> dict[str, Any]:
-    """The roll-out."""
     answer = await site.client.get("/admin/rollout")
     assert answer.status_code == 200, answer.text
     assert answer.headers["vary"] == "Accept"
@@ -28,7 +27,7 @@ async def seen(site: Live) -> dict[str, Any]:
 
 
 async def decide(site: Live, decisions: int, *, share: float = 0.0, seed: int = 1, late_ms: int = 0) -> None:
-    """Settled decisions of days ago (or of so long ago), and whatever a worker makes of them."""
+    """Store settled decisions of days ago (or of `late_ms` ago), and run the worker's monitor once."""
     made_ms = site.now_ms - (late_ms or 100 * HOUR_MS)
     await write(site.service.database, rows_of(some(decisions, share=share, seed=seed), made_ms=made_ms))
     await RolloutMonitor(site.service.bandit.rollout, site.service.clock).once()

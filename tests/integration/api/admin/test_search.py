@@ -13,12 +13,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def known(site: Live, *users: str) -> None:
-    """An event of each."""
     await site.send(*(served(user, site.now_ms) for user in users))
 
 
 async def found(site: Live, prefix: str, **query: int) -> tuple[list[str], bool]:
-    """What begins so, and whether there is more."""
     answer = await site.client.get("/admin/users", params={"prefix": prefix, **query})
     assert answer.status_code == 200, answer.text
     body = answer.json()

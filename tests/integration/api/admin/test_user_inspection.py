@@ -34,7 +34,6 @@ NASTY = [
 
 
 async def look(site: Live, user: str, part: str = "") -> dict[str, Any]:
-    """A page of the user, as JSON."""
     answer = await site.client.get(f"/admin/users/{quote(user, safe='')}{part}")
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()

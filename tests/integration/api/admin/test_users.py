@@ -25,7 +25,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def states(site: Live, user: str) -> dict[str, str | None]:
-    """Feature to freshness, as an admin sees it."""
     answer = await site.client.get(f"/admin/users/{user}")
     assert answer.status_code == 200
     found = {name: cell["freshness"] for name, cell in answer.json()["features"].items()}
@@ -34,7 +33,7 @@ async def states(site: Live, user: str) -> dict[str, str | None]:
 
 
 async def put(site: Live, server: EmbeddedServer, user: str, feature: str, *, seq: int) -> None:
-    """Write a value past the service, as if an invalidation had not happened."""
+    """Write 77 to the cache without the service, as if an invalidation were missing."""
     epoch, _ = await site.service.cache.read([Cell(user, feature)])
     now = site.now_ms
     fingerprint = REGISTRY.named(feature).fingerprint.encode()
@@ -43,7 +42,6 @@ async def put(site: Live, server: EmbeddedServer, user: str, feature: str, *, se
 
 
 def cached_keys(server: EmbeddedServer, user: str) -> list[bytes]:
-    """The keys that hold something of a user, in whatever epoch."""
     return sorted(ask(server, "KEYS", f"pf:*:{{{user}}}:*"))
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class Access(NamedTuple):
-    """A request, the scope it needs (None: open to all), and its status for whoever has the scope."""
+    """A request, the scope it needs (None: none), and its status with that scope."""
 
     method: str
     route: str
@@ -91,13 +91,11 @@ SCOPES = {"reader": {"read"}, "writer": {"write"}, "admin": {"read", "write", "a
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", autouse=True)
 async def report_is_asked_for(site: Live, keyed: Live) -> None:
-    """There is something to watch, in whichever order the tests run."""
     for served in (site, keyed):
         assert (await served.client.post("/admin/data-quality/refresh", headers=as_caller("admin"))).status_code == 202
 
 
 def name(access: Access) -> str:
-    """As tests are named."""
     return f"{access.method} {access.route}"
 
 
@@ -140,7 +138,7 @@ async def test_everything_is_allowed_when_no_key_is_configured(site: Live, acces
 
 
 async def visit(site: Live, key_name: str) -> tuple[dict[str, str], str]:
-    """The cookie of a session, as a header, and the token of its forms."""
+    """The header with a session's cookie, and the token of its forms."""
     sessions = site.app.state.sessions
     session = sessions.begin(key_name)
     return {"Cookie": f"{sessions.cookie_name}={await sessions.cookie(session)}"}, await sessions.form_token(session)

@@ -178,7 +178,6 @@ async def test_request_is_refused_when_its_chunks_are_broken(site: Live) -> None
 
 
 async def _opened(site: Live, size: int, sent: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A request that is refused without its body, of which so much has been sent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
     writer.write(b"x" * sent)
@@ -208,7 +207,6 @@ async def test_answer_is_read_when_more_would_come_than_is_taken_in(
 
 
 async def test_a_refused_body_is_not_held_when_it_is_taken_in(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise it would soon be too much, and be left where it is."""
     monkeypatch.setattr(body_limits, "BODIES_BYTES", MB)
     reader, writer = await _opened(site, size=6 * MB, sent=5 * MB)
     with pytest.raises(TimeoutError):

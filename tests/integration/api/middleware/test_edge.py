@@ -54,7 +54,7 @@ async def test_request_is_no_fault_of_the_service_when_it_was_cut_short() -> Non
 
 
 async def through(headers: list[tuple[bytes, bytes]], **changes: object) -> tuple[list[Any], list[Any]]:
-    """The headers that reached the application, of each request, and the messages sent."""
+    """The headers of each request that reached the application, and the messages sent."""
     reached: list[Any] = []
     sent: list[Any] = []
 

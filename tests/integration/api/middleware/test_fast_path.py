@@ -50,28 +50,24 @@ GOOD_ID = re.compile(r"[A-Za-z0-9._\-]{1,64}")
 
 
 class Ask(NamedTuple):
-    """A request as it goes over the wire."""
-
     target: str
     method: str = "GET"
     headers: tuple[tuple[str, str], ...] = ()
     body: str = ""
 
     def encoded(self) -> bytes:
-        """The bytes."""
         lines = [f"{self.method} {self.target} HTTP/1.1", "Host: localhost", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         return ("\r\n".join(lines) + "\r\n\r\n" + self.body).encode("latin-1")
 
     @property
     def own_id(self) -> str | None:
-        """The request id that the answer must carry."""
         ids = [value for name, value in self.headers if name.lower() == "x-request-id" and GOOD_ID.fullmatch(value)]
         return ids[0] if ids else None
 
 
 class Told(NamedTuple):
-    """An answer, without what may differ from one request to the next."""
+    """An answer, without the parts that differ between two equal requests."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -95,7 +91,7 @@ good_key = st.just((("x-api-key", KEYS["reader"]),))
 
 @st.composite
 def asks(draw: st.DrawFn) -> Ask:
-    """Mostly what the hit path answers, with everything that may be wrong with it."""
+    """Mostly requests that the fast path answers, with every kind of fault."""
     user = draw(st.one_of(st.sampled_from(USERS), st.sampled_from(ODD), st.text("abZ.-~:@_%2F?#", max_size=12)))
     query = draw(queries)
     headers = draw(st.one_of(good_key, st.lists(header, max_size=4).map(tuple), good_key))
@@ -125,7 +121,6 @@ kinds = st.sampled_from(
 
 @st.composite
 def batches(draw: st.DrawFn) -> Ask:
-    """Mostly good batches."""
     body = draw(bodies)
     headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
     headers += draw(st.one_of(good_key, st.lists(header, max_size=2).map(tuple), good_key))
@@ -136,7 +131,6 @@ def batches(draw: st.DrawFn) -> Ask:
 
 
 async def told(site: Live, ask: Ask) -> Told:
-    """Ask a site."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(ask.encoded())
     async with asyncio.timeout(20):
@@ -159,7 +153,6 @@ async def told(site: Live, ask: Ask) -> Told:
 
 
 def _timeless(body: bytes) -> object:
-    """A detailed answer without the times, and without who computed."""
     answer = json.loads(body)
     for feature in answer["features"].values():
         for name in ("computed_at", "expires_at", "origin"):
@@ -168,7 +161,6 @@ def _timeless(body: bytes) -> object:
 
 
 def counted(site: Live) -> dict[tuple[str, ...], int]:
-    """Requests by method, route and status."""
     return {
         tuple(sample.labels.values()): int(sample.value)
         for family in site.service.metrics.collectors.collect()
@@ -178,7 +170,6 @@ def counted(site: Live) -> dict[tuple[str, ...], int]:
 
 
 async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, ...]]]:
-    """The answer, and what it was counted as."""
     before = counted(site)
     answer = await told(site, ask)
     # A request is counted after its answer was sent; one that the server itself refuses is not.
@@ -187,8 +178,6 @@ async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, .
 
 
 class Pair(NamedTuple):
-    """The site as it is, and the reference."""
-
     site: Live
     reference: Live
 
@@ -266,7 +255,7 @@ async def test_both_read_ones_own_events_when_they_come_through_either(pair: Pai
 
 
 async def near(site: Live, user: str) -> bytes:
-    """Read until the site answers from its own memory; the answer."""
+    """Read until the site answers from its local cache; the answer."""
     metrics = site.service.metrics
     while True:
         before = metrics.collectors.get_sample_value("profiles_near_hits_total")
@@ -279,7 +268,6 @@ async def near(site: Live, user: str) -> bytes:
 
 @pytest.mark.parametrize("how", ["erased", "rebuilt", "rebuilt by a run"])
 async def test_nothing_old_is_answered_from_memory_when_another_process_changed_it(pair: Pair, how: str) -> None:
-    """What no event tells of: the facts were mended by hand, or the user is gone."""
     site, admin = pair
     admin.client.headers.update(as_caller("admin"))
     user = new_user()

@@ -22,24 +22,20 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class Overload:
-    """Makes a site's backlogs look full, or not."""
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
 
     def begin(self, backlog: LoadEstimate) -> None:
-        """From now on this one is full, and no other."""
+        """Make one estimate look full, and all others not."""
         self._monkeypatch.setattr(LoadEstimate, "full", property(lambda other: other is backlog))
 
 
 @pytest.fixture
 def overload(monkeypatch: pytest.MonkeyPatch) -> Overload:
-    """Nothing is full."""
     return Overload(monkeypatch)
 
 
 def shed(site: Live, kind: str) -> float:
-    """How many requests were sent away."""
     value = site.service.metrics.collectors.get_sample_value("profiles_requests_shed_total", {"kind": kind})
     return value or 0.0
 
@@ -126,7 +122,6 @@ async def test_a_training_set_is_sent_away_when_too_many_wait(own_site: Live, ov
 async def test_a_body_is_refused_when_too_many_are_held_already(
     own_site: Live, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Three senders bring most of their bodies and stop; a fourth is one too many, until they have gone."""
     site = own_site
     size, part = 900_000, 300_000
     monkeypatch.setattr(body_limits, "BODIES_BYTES", 3 * part + 100_000)

@@ -20,8 +20,6 @@ session = pytest.mark.asyncio(loop_scope="session")
 
 
 class Now:
-    """A clock that the test moves."""
-
     def __init__(self) -> None:
         self.s = 1_000.0
 
@@ -90,7 +88,6 @@ def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.Monke
 
 
 def left(answer: httpx.Response) -> int:
-    """What the headers say is left."""
     assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=3'
     found = re.fullmatch(r'"requests";r=(\d+);t=([0-3])', answer.headers["ratelimit"])
     assert found is not None, answer.headers["ratelimit"]

@@ -20,7 +20,7 @@ LEAST = {"admin": 1_000, "reader": 200, "writer": 200, "anonymous": 200}
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[FuzzedService]:
-    """A site of its own: what is asked erases users and rebuilds everyone."""
+    """Its own site: the requests erase users and rebuild all of them."""
     with running_service() as served:
         yield served
 

@@ -31,7 +31,6 @@ OPEN = {"/healthz", "/readyz", "/metrics"}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def document(keyed: Live) -> Document:
-    """The document of a site with keys."""
     answer = await keyed.client.get("/schema/openapi.json")
     assert answer.status_code == 200
     assert "json" in answer.headers["content-type"]
@@ -40,7 +39,6 @@ async def document(keyed: Live) -> Document:
 
 
 def operations(document: Document) -> Iterator[tuple[str, str, Document]]:
-    """(path, method, operation) of each."""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
@@ -173,7 +171,7 @@ async def test_examples_of_events_are_events(document: Document) -> None:
 
 
 def example(document: Document, schema: Document) -> Any:
-    """The first example of a schema, or one made of those of its parts."""
+    """The first example of a schema, or one composed of the examples of its parts."""
     if "$ref" in schema:
         return example(document, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
     if "examples" in schema:
@@ -233,8 +231,6 @@ async def test_profile_has_the_type_of_the_mirror(document: Document) -> None:
 
 
 class Extended(ProfileFeatures, kw_only=True, frozen=True):
-    """The mirror with a line more."""
-
     probe: Annotated[Int | UnsetType, Meta(description="A feature of the tests.")] = UNSET
 
 

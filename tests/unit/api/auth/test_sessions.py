@@ -23,8 +23,6 @@ READER = ApiKey("reader", frozenset({"read"}), hash_key("reader's key"))
 
 
 class Remembered:
-    """Records in memory; the contract is held against SQLite's below."""
-
     def __init__(self, secret: str = "s") -> None:
         self._secret = secret
         self._ended: set[str] = set()

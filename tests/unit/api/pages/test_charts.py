@@ -22,17 +22,14 @@ stacked = partial(bars, stacked=True)
 
 
 def elements(root: ET.Element, tag: str) -> list[ET.Element]:
-    """Those of a tag that show a value."""
     return [element for element in root.iter() if element.tag == tag and element.find("title") is not None]
 
 
 def titles(root: ET.Element) -> list[str | None]:
-    """What browsers show on hover, in order."""
     return [title.text for title in root.iter("title")]
 
 
 def texts(root: ET.Element, css_class: str | None = None) -> list[str | None]:
-    """The texts of a class, in order."""
     return [element.text for element in root.iter("text") if element.get("class") == css_class]
 
 
@@ -117,13 +114,11 @@ def test_chart_is_named_in_words() -> None:
 
 
 def small_bars(values: list[float | None], said: list[str] | None = None, title: str = "Requests") -> ET.Element:
-    """A tile's bars, parsed."""
     labels = [f"12:{number:02d}" for number in range(len(values))]
     return ET.fromstring(slots(title, labels, values, said or [str(value) for value in values]))
 
 
 def places(values: list[float | None]) -> list[tuple[float, float, float]]:
-    """Of each small bar: left edge, top, height."""
     found = small_bars(values).iter("rect")
     return [(float(bar.attrib["x"]), float(bar.attrib["y"]), float(bar.attrib["height"])) for bar in found]
 
