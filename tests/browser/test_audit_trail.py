@@ -9,7 +9,6 @@ from app.features.ids import user_hash
 from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.live import KEYS, Live, new_user
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 EVIL = "<script>document.title='taken'</script>"
 
 

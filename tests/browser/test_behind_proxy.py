@@ -17,7 +17,6 @@ from tests.support.nginx import nginx
 from tests.support.readme import ROOT, blocks_of
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 PAGES = (
     "/admin",
     "/admin/data-quality",

@@ -19,7 +19,6 @@ from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 PATH = "/admin/data-quality"
 HOSTILE = "<img src=x onerror=alert(1)>&\"' 🎯"
 

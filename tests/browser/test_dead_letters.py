@@ -11,7 +11,6 @@ from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.events import payload, served
 from tests.support.live import Live, new_user
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 EVIL = "</pre><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 

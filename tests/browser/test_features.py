@@ -16,8 +16,6 @@ from tests.support.live import Live, live, new_user
 from tests.support.registry import REGISTRY, ProfileFeatures, own_entry, own_registry
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def test_catalogue_tells_each_definition_whole(site: Live) -> None:
     body = (await site.client.get("/admin/features")).json()

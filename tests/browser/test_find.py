@@ -11,7 +11,6 @@ from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.events import served
 from tests.support.live import Live, new_user
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 
 

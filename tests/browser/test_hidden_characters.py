@@ -20,7 +20,6 @@ from tests.support.browser import visiting
 from tests.support.events import served
 from tests.support.live import JSON, Live
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
 ODD = "a\u200bd\u202ea \u3164e\u0301⟨ "
 # Holds what a program reads, or what a form sends back as it is.

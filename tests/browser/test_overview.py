@@ -19,7 +19,6 @@ from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually_async
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 WELL = "Everything works."
 BEAT_MS = 10_000
 

@@ -16,7 +16,6 @@ from tests.support.live import KEYS, Live, new_user
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 WORKER_MISSING = "No worker is running"
 ADMIN = {"X-API-Key": KEYS["admin"]}
 

@@ -15,8 +15,6 @@ from tests.support.browser import NARROW, WIDE, Scheme, visiting
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.live import API_KEYS, KEYS, Live
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def decide(site: Live, *sizes: int) -> None:
     """Store settled decisions of days ago, with a look after each number of them."""

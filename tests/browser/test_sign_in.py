@@ -12,7 +12,6 @@ from tests.support.browser import visiting
 from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
 
 

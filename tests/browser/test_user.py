@@ -26,7 +26,6 @@ from tests.support.registry import REGISTRY, ProfileFeatures
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
 SCRIPTS = ["<script>alert(1)<\\script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "javascript:alert(1)"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import pytest
 from playwright.async_api import Browser, expect
 
 from app.features.events import TipEvent
@@ -15,8 +14,6 @@ from tests.support.browser import visiting
 from tests.support.events import feedback, served
 from tests.support.live import KEYS, Live, as_caller, new_user
 from tests.support.registry import REGISTRY
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_before_and_after_stand_side_by_side_when_all_is_rebuilt(

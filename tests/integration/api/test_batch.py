@@ -9,8 +9,6 @@ import pytest
 from tests.integration.api.test_profiles import COLD, active_user
 from tests.support.live import JSON, Live, new_user, paths, problem
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def batch(site: Live, body: dict[str, Any]) -> Any:
     answer = await site.client.post("/profiles/batch", json=body)

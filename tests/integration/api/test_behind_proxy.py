@@ -17,7 +17,6 @@ from tests.support.logs import Recorder
 from tests.support.registry import FEATURES
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 ELSEWHERE = (ip_network("10.0.0.0/8"),)

@@ -15,8 +15,6 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.events import body, feedback, local_time, payload, served
 from tests.support.live import JSON, NDJSON, Live, new_user, paths, problem
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 def lines(*items: object) -> bytes:
     return b"\n".join(item if isinstance(item, bytes) else json.dumps(item).encode() for item in items)

@@ -36,7 +36,6 @@ from tests.support.processes import ROOT
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 KEY = "sk-top-secret"
 TASK = {"id": "id-of-the-task", "title": "Renew the passport"}
 HABITS = {"completion_rate_30d": 0.8, "preferred_hour": 9}

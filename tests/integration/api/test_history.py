@@ -10,8 +10,6 @@ from app.features.clock import DAY_MS, rfc3339
 from tests.support.events import local_time, served
 from tests.support.live import Live, new_user, paths, problem
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def rows(site: Live, body: dict[str, Any]) -> list[dict[str, Any]]:
     answer = await site.client.post("/profiles/history", json=body)

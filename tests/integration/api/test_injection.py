@@ -17,7 +17,6 @@ from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer, ask, keys
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 VICTIM = "victim"
 EVIL = [
     "'; DROP TABLE tip_views; --",

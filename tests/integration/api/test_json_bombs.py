@@ -10,7 +10,6 @@ import pytest
 
 from tests.support.live import JSON, NDJSON, Live, new_user, problem
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 MB = 1_000_000
 SLOW_S = 5.0  # what a bomb may take at most, on a busy machine; each takes some tens of milliseconds
 ROUTES = (

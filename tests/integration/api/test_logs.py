@@ -26,8 +26,6 @@ from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_databas
 from tests.support.processes import free_port
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 CHILD = r"""
 import app.api.auth.authentication
 from app.asgi import run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -15,7 +14,6 @@ from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 WIDTH = len(REGISTRY)
 
 

@@ -34,7 +34,7 @@ ENTRIES = (
 )
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def own(serve_site: ServeSite, tmp_path: Path) -> AsyncIterator[Live]:
     source = own_registry(tmp_path / "features.py", *ENTRIES)
     async with serve_site(features=source, statement_timeout_ms=300) as site:

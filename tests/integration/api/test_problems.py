@@ -9,8 +9,6 @@ import pytest
 from app.profiles.online.reader import ProfileReader
 from tests.support.live import Live, new_user, problem, raw_status
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 @pytest.mark.parametrize(
     ("target", "status"),

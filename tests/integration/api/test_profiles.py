@@ -13,8 +13,6 @@ from tests.support.events import feedback, local_time, served
 from tests.support.live import Live, new_user, paths, problem
 from tests.support.registry import REGISTRY
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 COLD = {
     "completion_rate_30d": None,
     "dismiss_rate_30d": None,

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from tests.support.live import Live, new_user, problem, raw_status
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

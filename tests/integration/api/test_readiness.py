@@ -17,8 +17,6 @@ from tests.support.servers import ask
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def ready(site: Live, status: int = 200) -> dict[str, Any]:
     assert (await site.client.get("/healthz")).json() == {"status": "alive"}

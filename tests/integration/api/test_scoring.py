@@ -19,7 +19,6 @@ from tests.support.events import feedback, served
 from tests.support.live import JSON, Live, new_user, paths, problem
 from tests.support.registry import REGISTRY, ProfileFeatures
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 AT = "2026-04-25T08:30:00+02:00"
 
 

@@ -9,8 +9,6 @@ import pytest
 from app.features.ids import user_hash
 from tests.support.live import Live, as_caller, new_user, paths, problem
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def trail(site: Live, **query: object) -> dict[str, Any]:
     answer = await site.client.get("/admin/audit", params={name: str(value) for name, value in query.items()})

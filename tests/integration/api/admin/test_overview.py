@@ -18,8 +18,6 @@ from tests.support.events import admitted, payload, served
 from tests.support.live import API_KEYS, KEYS, Live, new_user
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def looked(site: Live) -> dict[str, Any]:
     answer = await site.client.get("/admin")

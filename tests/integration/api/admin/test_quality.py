@@ -16,8 +16,6 @@ from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def quality(site: Live, query: str = "") -> dict[str, Any]:
     answer = await site.client.get(f"/admin/data-quality{query}")

@@ -12,8 +12,6 @@ from tests.support.events import served
 from tests.support.live import Live, new_user, paths, problem
 from tests.support.registry import REGISTRY
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def start(site: Live, body: dict[str, Any]) -> dict[str, Any]:
     answer = await site.client.post("/admin/rebuilds", json=body)

@@ -15,8 +15,6 @@ from tests.support.events import feedback
 from tests.support.live import Live, as_caller, paths, problem
 from tests.support.waiting import eventually_async
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def seen(site: Live) -> dict[str, Any]:
     answer = await site.client.get("/admin/rollout")

@@ -9,8 +9,6 @@ import pytest
 from tests.support.events import served
 from tests.support.live import Live, new_user, paths, problem
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def known(site: Live, *users: str) -> None:
     await site.send(*(served(user, site.now_ms) for user in users))

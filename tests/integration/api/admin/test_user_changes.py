@@ -16,8 +16,6 @@ from tests.support.live import JSON, Live, new_user, paths, problem
 from tests.support.servers import ask
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def test_only_the_features_named_are_rebuilt(own_site: Live, cache_server: EmbeddedServer) -> None:
     site, user = own_site, new_user()

@@ -19,7 +19,6 @@ from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 NASTY = [
     "a?b=c&d",
     "100%",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from itertools import pairwise
 
-import pytest
-
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from tests.integration.api.admin.test_user_inspection import look
@@ -14,7 +12,6 @@ from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 KINDS = ("served", "completed", "dismissed", "snoozed")
 
 

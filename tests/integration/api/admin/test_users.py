@@ -21,8 +21,6 @@ from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def states(site: Live, user: str) -> dict[str, str | None]:
     answer = await site.client.get(f"/admin/users/{user}")

@@ -16,8 +16,6 @@ from tests.support.live import KEYS, Live, as_caller, problem
 from tests.support.raw_http import exchange
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 class Access(NamedTuple):
     """A request, the scope it needs (None: none), and its status with that scope."""

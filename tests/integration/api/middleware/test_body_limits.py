@@ -19,7 +19,6 @@ from tests.support.live import JSON, Live, problem
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 MB = 1_000_000
 LIMIT = 8 * 1024 * 1024
 

@@ -26,8 +26,6 @@ from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, 
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 USERS = ["ada", "Grace.Hopper", "a@b.c", "user:1~x", "-", "...", "_" * 128, "batches"]
 ODD = [
     "batch", "history", ".", "..", ".a", "a%2Fb", "%61da", "ad%E4", "%C3%A9", "a%20b", "a+b", "x" * 129, "", "ada/",

@@ -18,8 +18,6 @@ from tests.support.events import body, served
 from tests.support.live import JSON, Live, new_user, problem
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 class Overload:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

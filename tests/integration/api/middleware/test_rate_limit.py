@@ -16,8 +16,6 @@ from tests.support.events import body, served
 from tests.support.live import API_KEYS, JSON, Live, as_caller, problem
 from tests.support.site import ServeSite
 
-session = pytest.mark.asyncio(loop_scope="session")
-
 
 class Now:
     def __init__(self) -> None:
@@ -95,7 +93,6 @@ def left(answer: httpx.Response) -> int:
     return int(found[1])
 
 
-@session
 async def test_requests_are_refused_when_one_key_sends_too_many_and_others_are_answered(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
         reader, admin = as_caller("reader"), as_caller("admin")
@@ -114,7 +111,6 @@ async def test_requests_are_refused_when_one_key_sends_too_many_and_others_are_a
         assert _limited(site, "reader") == sum(answer.status_code == 429 for answer in answers)
 
 
-@session
 async def test_guesses_count_by_their_address_and_take_nothing_from_keys(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
         get, guesses = site.client.get, [{"X-API-Key": f"guess {number}"} for number in range(12)]
@@ -131,7 +127,6 @@ async def test_guesses_count_by_their_address_and_take_nothing_from_keys(serve_s
         assert _limited(site, "without a key") >= 2
 
 
-@session
 async def test_who_has_no_key_is_answered_when_another_address_sends_too_many(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
         answers = await asyncio.gather(*(site.client.get("/profiles/u") for _ in range(12)))
@@ -141,7 +136,6 @@ async def test_who_has_no_key_is_answered_when_another_address_sends_too_many(se
             assert (await another.get("/profiles/u")).status_code == 401
 
 
-@session
 async def test_nothing_is_said_of_limits_when_there_are_none(site: Live) -> None:
     answer = await site.client.get("/profiles/u")
     assert not {"ratelimit", "ratelimit-policy"} & answer.headers.keys()
@@ -150,7 +144,6 @@ async def test_nothing_is_said_of_limits_when_there_are_none(site: Live) -> None
     assert "408" in document["paths"]["/events"]["post"]["responses"]
 
 
-@session
 async def test_the_document_says_so_when_there_are_limits(serve_site: ServeSite) -> None:
     async with serve_site(rate_limit=1000) as limited:
         document = (await limited.client.get("/schema/openapi.json")).json()

@@ -11,7 +11,6 @@ import pytest
 from tests.support.live import KEYS, Live
 from tests.support.raw_http import MARK, exchange
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HOST = b"Host: localhost\r\n"
 KEY = b"X-API-Key: " + KEYS["reader"].encode() + b"\r\n"
 BODY = b'{"user_ids":["u"]}'

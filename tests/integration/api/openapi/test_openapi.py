@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
-import pytest
 import pytest_asyncio
 from msgspec import UNSET, Meta, UnsetType
 
@@ -24,7 +23,6 @@ from tests.support.live import JSON, NDJSON, Live
 from tests.support.registry import REGISTRY, ProfileFeatures
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 Document = dict[str, Any]
 OPEN = {"/healthz", "/readyz", "/metrics"}
 

@@ -11,7 +11,6 @@ from app.api.openapi.document import ASSETS as DOCUMENTATION
 from app.api.pages.assets import ASSETS
 from tests.support.live import Live, raw_status
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 STATIC = Path(app.api.pages.assets.__file__).parent / "static"
 
 
