@@ -10,11 +10,9 @@ from tests.support.live import Live, assert_refused, new_user, paths, problem
 
 
 async def rows(site: Live, body: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = await site.client.post("/profiles/history", json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.json().keys() == {"rows"}
-    found: list[dict[str, Any]] = answer.json()["rows"]
+    answer = await site.json("/profiles/history", "POST", json=body)
+    assert answer.keys() == {"rows"}
+    found: list[dict[str, Any]] = answer["rows"]
     return found
 
 
