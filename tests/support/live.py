@@ -82,6 +82,7 @@ class Live:
         """The JSON that answers a request, which must have this status."""
         answer = await self.client.request(method, path, **request)
         assert answer.status_code == status, answer.text
+        assert answer.headers["cache-control"] == "no-store"
         return answer.json()
 
     async def filled(self) -> None:
