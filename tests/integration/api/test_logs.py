@@ -1,7 +1,6 @@
-"""What a serving process writes, in both formats: request ids in every line, never a key, never a forged line.
+"""The log of a serving process in both formats: request ids in every line, no keys, no forged lines.
 
-The process is a real one, started as `profiles serve` starts it; a read of a user named `boom…` fails in it with a
-message that tries to look like lines of its own.
+A read of a user named `boom…` fails with a message that looks like lines of the log.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -148,17 +147,24 @@ async def _traffic(url: str) -> dict[str, int]:
 async def _written(serving: Process, statuses: dict[str, int]) -> str:
     """The log, once it has a line of each request; the line follows the answer."""
 
-    def told() -> bool:
+    def complete() -> bool:
         lines = [line for line in serving.written.splitlines() if "status" in line]
         return all(any(name in line for line in lines) for name in statuses)
 
-    await eventually(told)
+    await eventually(complete)
     return serving.written
 
 
+ServeProcess = Callable[[str], AbstractAsyncContextManager[Process]]
+
+
 @pytest.fixture
-def database(migrated_template: Path, tmp_path: Path) -> Path:
-    return fresh_database(migrated_template, tmp_path)
+def served(
+    migrated_template: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
+) -> ServeProcess:
+    """Starts a process with a format of the log."""
+    database, servers = fresh_database(migrated_template, tmp_path), (cache_server.url, queue_server.url)
+    return lambda log_format: process(log_format, database, tmp_path / "log", servers)
 
 
 def assert_no_key(written: str) -> None:
@@ -167,11 +173,8 @@ def assert_no_key(written: str) -> None:
             assert secret not in written
 
 
-async def test_json_lines_carry_request_ids_and_no_key(
-    database: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
-) -> None:
-    servers = (cache_server.url, queue_server.url)
-    async with process("json", database, tmp_path / "log", servers) as serving:
+async def test_json_lines_have_request_ids_and_no_keys(served: ServeProcess) -> None:
+    async with served("json") as serving:
         statuses = await _traffic(serving.url)
         written = await _written(serving, statuses)
     assert_no_key(written)
@@ -193,11 +196,8 @@ async def test_json_lines_carry_request_ids_and_no_key(
 
 
 @pytest.mark.slow
-async def test_console_lines_cannot_be_forged_and_carry_no_key(
-    database: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
-) -> None:
-    servers = (cache_server.url, queue_server.url)
-    async with process("console", database, tmp_path / "log", servers) as serving:
+async def test_console_lines_have_no_keys_and_cannot_be_forged(served: ServeProcess) -> None:
+    async with served("console") as serving:
         statuses = await _traffic(serving.url)
         written = await _written(serving, statuses)
     assert_no_key(written)

@@ -47,9 +47,7 @@ async def test_cell_shows_the_cached_and_the_computed_value(site: Live, cache_se
         assert cells[entry.name]["error"] is None
 
 
-async def test_difference_is_unexplained_when_a_value_is_wrong(
-    site: Live, cache_server: EmbeddedServer
-) -> None:
+async def test_difference_is_unexplained_when_a_value_is_wrong(site: Live, cache_server: EmbeddedServer) -> None:
     user = new_user()
     await site.send(served(user, site.now_ms))
     (event,) = (await look(site, user))["events"]

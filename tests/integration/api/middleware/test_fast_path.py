@@ -1,6 +1,6 @@
-"""The hit path against the documented route: two sites over one database and one cache, one of them without it.
+"""The fast path against the documented route: two sites over one database and cache, one without the fast path.
 
-Whatever is asked, both must give the same status, headers and body, and count it alike.
+Both must give the same status, headers and body for every request, and count it in the same way.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ async def pair(
         site.client.headers.update(as_caller("admin"))
         events = [event for user in USERS for event in (served(user, site.now_ms), feedback(user, site.now_ms))]
         await site.send(*events)
-        for user in USERS[::2]:  # the others are missing until somebody asks
+        for user in USERS[::2]:
             await site.features(user)
         await site.filled()
         yield Pair(site, reference)
@@ -220,11 +220,11 @@ KEY = (("x-api-key", KEYS["reader"]),)
 @example(Ask("/profiles/ada", headers=(*KEY, ("X-API-Key", KEYS["stranger"]))))
 @example(Ask("/profiles/ada", headers=(("X-API-Key", KEYS["stranger"]), *KEY)))
 @example(Ask("/profiles/ada", headers=(*KEY, ("X-Request-Id", "a b"), ("X-Request-Id", "second"))))
-async def test_answers_are_those_of_the_documented_route_when_anything_is_asked(pair: Pair, ask: Ask) -> None:
+async def test_fast_path_answers_as_the_documented_route(pair: Pair, ask: Ask) -> None:
     assert await told_and_counted(pair.site, ask) == await told_and_counted(pair.reference, ask)
 
 
-async def test_the_framework_is_not_asked_when_the_question_is_plain(pair: Pair) -> None:
+async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
     async def forbidden(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("the hit path handed on")
 
@@ -242,7 +242,7 @@ async def test_the_framework_is_not_asked_when_the_question_is_plain(pair: Pair)
         handler._inner = inner  # type: ignore[attr-defined]
 
 
-async def test_both_read_ones_own_events_when_they_come_through_either(pair: Pair) -> None:
+async def test_both_paths_read_the_events_of_either(pair: Pair) -> None:
     before = (await pair.site.features("ada"))["tip_volume_30d"]
     pair.reference.client.headers.update(as_caller("admin"))
     for number, door in enumerate([pair.site, pair.reference] * 5, start=1):
@@ -265,7 +265,7 @@ async def near(site: Live, user: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["erased", "rebuilt", "rebuilt by a run"])
-async def test_nothing_old_is_answered_from_memory_when_another_process_changed_it(pair: Pair, how: str) -> None:
+async def test_local_cache_is_not_stale_when_another_process_changes_a_user(pair: Pair, how: str) -> None:
     site, admin = pair
     admin.client.headers.update(as_caller("admin"))
     user = new_user()
@@ -288,7 +288,7 @@ async def test_nothing_old_is_answered_from_memory_when_another_process_changed_
 
 
 @pytest.mark.parametrize("trouble", ["paused", "killed"])
-async def test_answers_are_the_same_when_the_cache_is_in_trouble(
+async def test_answers_are_the_same_when_the_cache_fails(
     migrated_template: Path, tmp_path: Path, own_server: EmbeddedServer, queue_server: EmbeddedServer, trouble: str
 ) -> None:
     chosen = pair_settings(fresh_database(migrated_template, tmp_path), own_server, queue_server, timeout_ms=100)

@@ -1,4 +1,4 @@
-"""Too much load, seen over HTTP: 503 with `Retry-After`, counted by kind; hits, probes and admins as ever."""
+"""Overload over HTTP: 503 with `Retry-After`, counted by kind; hits, probes and admin routes are not shed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shed(site: Live, kind: str) -> float:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much_to_compute(
+async def test_cold_reads_are_shed_and_hits_answered_under_overload(
     own_site: Live, overload: Overload, monkeypatch: pytest.MonkeyPatch, plain: bool
 ) -> None:
     site, query = own_site, "" if plain else "?detail=true"
@@ -54,7 +54,7 @@ async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much
         patch.setattr(site.service.reader, "_overload_queue", turns)
         patch.setattr(turns, "wait", AsyncMock(return_value=True))
         answer = await site.client.get(f"/profiles/{cold}{query}", headers={"X-Request-Id": "mine"})
-        assert turns.wait.await_count == 1, "whoever is sent away has waited once"  # type: ignore[attr-defined]
+        assert turns.wait.await_count == 1, "a shed request has waited once"  # type: ignore[attr-defined]
     assert "too much load (reads)" in problem(answer, 503)["detail"]
     assert answer.headers["retry-after"] == "1"
     assert answer.headers["x-request-id"] == "mine"
@@ -74,7 +74,7 @@ async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much
     assert sum(counted.counts) == 1
 
 
-async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, overload: Overload) -> None:
+async def test_events_are_shed_unread_under_overload(own_site: Live, overload: Overload) -> None:
     site, user = own_site, new_user()
     overload.begin(site.service.ingestor._commits._load)
     answer = await site.client.post("/events", content=body(served(user, site.now_ms)), headers=JSON)
@@ -89,7 +89,7 @@ async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, ov
     assert (await site.features(user))["tip_volume_30d"] == 1
 
 
-async def test_events_are_taken_in_when_there_is_room_by_their_turn(
+async def test_events_are_stored_when_the_overload_ends_in_time(
     own_site: Live, overload: Overload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, user = own_site, new_user()
@@ -106,7 +106,7 @@ async def test_events_are_taken_in_when_there_is_room_by_their_turn(
     assert (await site.features(user))["tip_volume_30d"] == 1
 
 
-async def test_a_training_set_is_sent_away_when_too_many_wait(own_site: Live, overload: Overload) -> None:
+async def test_training_set_is_shed_under_overload(own_site: Live, overload: Overload) -> None:
     site = own_site
     overload.begin(site.service.reader._computation._moments)
     rows = json.dumps({"rows": [{"user_id": "u", "as_of": "2026-11-01T00:00:00Z"}]})
@@ -117,7 +117,7 @@ async def test_a_training_set_is_sent_away_when_too_many_wait(own_site: Live, ov
 
 
 @pytest.mark.parametrize("path", ["/profiles/batch", "/events"])
-async def test_a_body_is_refused_when_too_many_are_held_already(
+async def test_body_is_shed_when_too_many_bytes_are_held(
     own_site: Live, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     site = own_site
@@ -133,7 +133,7 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
         await writer.drain()
         writers.append(writer)
     gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the hit path's
-    await _held(gateway.bodies, 3 * part)
+    await eventually(lambda: gateway.bodies.held == 3 * part)
 
     answer = await site.client.post(path, content=b" " * part, headers=JSON)
     assert "too much load (bodies)" in problem(answer, 503)["detail"]
@@ -143,14 +143,10 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
 
     for writer in writers:
         writer.close()
-    await _held(gateway.bodies, 0)
+    await eventually(lambda: gateway.bodies.held == 0)
 
 
-async def _held(held: body_limits.Bodies, size: int) -> None:
-    await eventually(lambda: held.held == size)
-
-
-async def test_the_log_tells_of_many_at_once_when_requests_are_sent_away(
+async def test_log_has_one_line_for_many_shed_requests(
     own_site: Live, overload: Overload, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overload.begin(own_site.service.reader._computation._live)
@@ -160,7 +156,7 @@ async def test_the_log_tells_of_many_at_once_when_requests_are_sent_away(
     assert len(lines) <= 1, lines
 
 
-async def test_the_log_tells_how_many_were_sent_away_since_it_last_did(
+async def test_log_counts_the_requests_shed_since_its_last_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1_000.0
