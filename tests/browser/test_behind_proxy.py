@@ -161,27 +161,3 @@ async def test_overview_refreshes_itself_behind_nginx(serve_site: ServeSite, bro
                     await visitor.page.clock.fast_forward(10_000)
                 assert (await answer.value).status == 200
                 await expect(visitor.page.get_by_text("As of")).not_to_have_class("badge bad")
-
-
-async def test_sign_in_says_what_to_do_when_the_proxy_hides_the_host(
-    serve_site: ServeSite, browser: Browser, tmp_path: Path
-) -> None:
-    async with serve_site(api_keys=API_KEYS) as site:
-        with nginx(tmp_path, f"location / {{ proxy_pass http://127.0.0.1:{site.port}; }}") as port:
-            async with visiting(browser, Front(f"http://tips.test:{port}")) as visitor:
-                await visitor.sign_in(KEYS["admin"])
-                await expect(visitor.page.get_by_text("proxy_set_header Host $http_host")).to_be_visible()
-                await visitor.assert_sound()
-
-
-async def test_two_services_stay_signed_in_side_by_side(serve_site: ServeSite, browser: Browser) -> None:
-    async with serve_site(api_keys=API_KEYS) as one, serve_site(api_keys=API_KEYS) as other:
-        async with visiting(browser, one) as visitor:
-            await visitor.sign_in(KEYS["admin"])
-            await visitor.page.goto(f"{other.url}/admin/sign-in")
-            await visitor.page.get_by_label("API key").fill(KEYS["admin"])
-            await visitor.page.get_by_role("button", name="Sign in").click()
-            for site in (one, other):
-                await visitor.page.goto(f"{site.url}/admin/features")
-                await expect(visitor.page.get_by_role("button", name="Sign out")).to_be_visible()
-            visitor.elsewhere.clear()

@@ -18,7 +18,7 @@ from app.features.schema import Int, Str
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_user_inspection import NASTY
 from tests.integration.api.admin.test_users import put
-from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
+from tests.support.browser import Scheme, Visitor, looks, visiting
 from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
@@ -51,9 +51,10 @@ async def lively(site: Live) -> str:
     return user
 
 
-@pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_page_is_sound_when_the_user_is_lively(site: Live, browser: Browser, scheme: Scheme, width: int) -> None:
+@looks
+async def test_page_is_sound_when_there_are_many_events(
+    site: Live, browser: Browser, scheme: Scheme, width: int
+) -> None:
     user = await lively(site)
     async with visiting(browser, site, scheme=scheme, width=width) as visitor:
         await visitor.go(address(user))
@@ -75,7 +76,7 @@ async def test_page_is_sound_when_the_user_is_lively(site: Live, browser: Browse
         assert await visitor.page.locator("table.events tbody tr").count() == 49
 
 
-async def test_charts_draw_what_the_tables_say(site: Live, browser: Browser) -> None:
+async def test_charts_equal_the_tables(site: Live, browser: Browser) -> None:
     user = await lively(site)
     async with visiting(browser, site) as visitor:
         await visitor.go(address(user))
@@ -101,9 +102,7 @@ async def test_charts_draw_what_the_tables_say(site: Live, browser: Browser) -> 
         assert last["tip_volume_30d"] == "29"
 
 
-async def test_nothing_is_filled_when_a_page_is_looked_at(
-    site: Live, browser: Browser, cache_server: EmbeddedServer
-) -> None:
+async def test_page_fills_no_cache(site: Live, browser: Browser, cache_server: EmbeddedServer) -> None:
     user = new_user()
     await site.send(served(user, site.now_ms))
     async with visiting(browser, site) as visitor:
@@ -115,7 +114,7 @@ async def test_nothing_is_filled_when_a_page_is_looked_at(
     assert ask(cache_server, "KEYS", f"pf:*:{{{user}}}:*") == []
 
 
-async def test_page_warns_when_what_is_cached_is_wrong(
+async def test_page_warns_when_a_cached_value_is_wrong(
     site: Live, browser: Browser, cache_server: EmbeddedServer
 ) -> None:
     user = new_user()
@@ -137,7 +136,7 @@ async def test_page_warns_when_what_is_cached_is_wrong(
         await visitor.assert_sound()
 
 
-async def test_page_says_what_it_means_when_nobody_heard_of_the_user(site: Live, browser: Browser) -> None:
+async def test_page_is_sound_when_the_user_is_unknown(site: Live, browser: Browser) -> None:
     async with visiting(browser, site) as visitor:
         await visitor.go(address(new_user()))
         assert "No event of this user is stored." in await visitor.text()
@@ -146,7 +145,7 @@ async def test_page_says_what_it_means_when_nobody_heard_of_the_user(site: Live,
 
 
 @pytest.mark.parametrize("nasty", [*NASTY[:4], *SCRIPTS])
-async def test_page_holds_what_was_sent_and_runs_none_of_it(site: Live, browser: Browser, nasty: str) -> None:
+async def test_page_shows_ids_as_text(site: Live, browser: Browser, nasty: str) -> None:
     user = new_user(nasty)
     await site.send(feedback(user, site.now_ms, tip_id=nasty, decision_id=nasty, event_id=user))
     async with visiting(browser, site) as visitor:
@@ -164,7 +163,7 @@ async def test_page_holds_what_was_sent_and_runs_none_of_it(site: Live, browser:
         await visitor.assert_sound()
 
 
-async def test_events_tell_what_came_of_them(own_site: Live, browser: Browser) -> None:
+async def test_events_show_their_state(own_site: Live, browser: Browser) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms - 60_000), feedback(user, site.now_ms + 200_000, "snoozed", dwell_ms=0))
     first, second = (item.seq for item in await site.service.event_log.unconsumed(site.now_ms + 1, 10))
@@ -181,7 +180,7 @@ async def test_events_tell_what_came_of_them(own_site: Live, browser: Browser) -
         await expect(rows.nth(0)).to_contain_text(str(first))
 
 
-async def test_page_comes_at_once_when_the_cache_is_silent(
+async def test_page_is_quick_when_the_cache_hangs(
     serve_site: ServeSite, start_server: StartServer, browser: Browser
 ) -> None:
     cache = start_server(VALKEY)
@@ -202,7 +201,7 @@ async def test_page_comes_at_once_when_the_cache_is_silent(
                 cache.signal(signal.SIGCONT)
 
 
-async def test_page_says_so_when_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
+async def test_page_explains_that_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
     user = await lively(own_site)
     # What another process that cannot reach the cache leaves, until somebody has settled it.
     own_site.service.inspector._trusted = lambda: False
@@ -220,9 +219,7 @@ class Extended(ProfileFeatures, kw_only=True, frozen=True):
     broken: Annotated[Int | UnsetType, Meta(description="A feature of the tests.")] = UNSET
 
 
-async def test_texts_are_listed_and_failures_told_when_the_registry_has_them(
-    serve_site: ServeSite, browser: Browser
-) -> None:
+async def test_texts_are_listed_and_failures_shown(serve_site: ServeSite, browser: Browser) -> None:
     latest = "SELECT user_id, MAX(action) AS value FROM feedback GROUP BY user_id"
     added = (entry(name="mood", dtype="str", compute=latest), entry(name="broken", compute=latest))
     async with serve_site(contract=Contract(registry=Registry([*REGISTRY, *added]), mirror=Extended)) as site:
@@ -237,7 +234,7 @@ async def test_texts_are_listed_and_failures_told_when_the_registry_has_them(
             await visitor.assert_sound()
 
 
-async def test_disabled_feature_is_marked_with_its_reason_and_is_no_fault(own_site: Live, browser: Browser) -> None:
+async def test_disabled_feature_is_shown_with_its_reason(own_site: Live, browser: Browser) -> None:
     user = await lively(own_site)
     await own_site.client.post("/admin/features/tip_volume_30d/disable", json={"reason": "INC-12"})
     cell = (await own_site.client.get(address(user))).json()["features"]["tip_volume_30d"]
@@ -272,7 +269,7 @@ async def test_page_works_when_there_is_no_javascript(site: Live, browser: Brows
         await expect(visitor.page.get_by_role("table", name="By day", exact=True)).to_be_visible()
 
 
-async def test_browser_finds_the_last_30_days_on_the_page_of_the_user(site: Live) -> None:
+async def test_browser_is_redirected_from_the_timeline_to_the_page(site: Live) -> None:
     answer = await site.client.get(address("a?b", "/development"), headers=HTML)
     assert (answer.status_code, answer.headers["location"]) == (303, "/admin/users/a%3Fb#activity")
 

@@ -118,13 +118,3 @@ async def test_nothing_is_changed_when_a_form_lacks_its_token(keyed: Live, brows
             await expect(visitor.page.get_by_role("heading", level=1)).to_have_text("Forbidden")
     hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
     assert hashed not in {entry.subject for entry in await keyed.service.audit_trail.newest(20)}
-
-
-async def test_who_signed_in_is_in_the_audit_trail_when_a_user_is_rebuilt(keyed: Live, browser: Browser) -> None:
-    async with visiting(browser, keyed) as visitor:
-        await visitor.sign_in(KEYS["admin"])
-        await visitor.go(address(new_user()))
-        await visitor.page.get_by_role("button", name="Rebuild all").click()
-        await expect(visitor.page.get_by_role("heading", level=1)).to_contain_text("Rebuilt")
-    (entry,) = await keyed.service.audit_trail.newest(1)
-    assert (entry.actor, entry.action) == ("admin", "rebuild")

@@ -14,7 +14,6 @@ import pytest_asyncio
 
 from app.api import generation
 from app.bootstrap.health import sampler
-from app.concurrency.load_estimate import LoadEstimate
 from app.errors import FallbackReason, StoreUnavailable
 from app.generation.generator import SKIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
@@ -120,7 +119,7 @@ async def test_request_is_refused_when_a_field_is_invalid(site: Live) -> None:
         "priority": ("high", True, 10**400),
         "more": (1,),
     }
-    fields = {
+    fields: dict[str, tuple[object, ...]] = {
         "task": (None,),
         "more": (1,),
         "user_id": ("..", 7),
@@ -147,8 +146,7 @@ async def test_request_is_refused_when_a_field_is_invalid(site: Live) -> None:
 async def test_tip_is_written_without_a_profile_when_reads_are_shed(
     own_site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = own_site.service.reader._computation._live
-    monkeypatch.setattr(LoadEstimate, "full", property(lambda backlog: backlog is live))
+    monkeypatch.setattr(type(own_site.service.computation), "overloaded", property(lambda _: True))
     user = new_user()
     problem(await own_site.client.get(f"/profiles/{user}"), 503)
     assert (await worded(own_site, user_id=user))["source"] == "template"

@@ -187,7 +187,7 @@ async def test_request_is_refused_when_a_field_is_invalid(site: Live) -> None:
         "preferred_hour": (8.5, "8"),
         "tip_volume_30d": ([3],),
     }
-    fields = {
+    fields: dict[str, tuple[object, ...]] = {
         "candidates": ([], candidates(101), ..., {}),
         "user_id": (..., "a/b"),
         "request_id": ("", "\x85"),

@@ -1,4 +1,4 @@
-"""How many connections a process takes at once: as many as are good for it, or as the system lets it have files."""
+"""The limit on connections of a process follows its limit on open files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class System:
         (System(FOR_EVER, FOR_EVER), CONNECTIONS, FOR_EVER),
     ],
 )
-def test_connections_are_as_many_as_the_limit_of_files_allows(
+def test_connections_follow_the_limit_of_open_files(
     monkeypatch: pytest.MonkeyPatch, system: System, taken: int, soft: int
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", system.get)

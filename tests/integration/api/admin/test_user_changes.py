@@ -37,8 +37,11 @@ async def test_all_features_are_rebuilt_when_none_is_named(own_site: Live) -> No
 
 
 async def test_nothing_is_rebuilt_when_the_body_is_invalid(own_site: Live) -> None:
-    wrong = ([], "$"), ({"feature": "tip_volume_30d"}, "feature")
-    bodies = [*(({"features": names}, "features") for names in (["nope"], [])), *wrong]
+    bodies: list[tuple[object, str]] = [
+        *(({"features": names}, "features") for names in (["nope"], [])),
+        ({"feature": "tip_volume_30d"}, "feature"),
+        ([], "$"),
+    ]
     await assert_refused(own_site, "/admin/users/ann/rebuild", bodies)
     problem(await own_site.client.post("/admin/users/ann/rebuild", content=b"nonsense", headers=JSON), 400)
     assert await own_site.service.audit_trail.newest(1) == []
