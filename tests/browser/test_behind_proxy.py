@@ -1,4 +1,4 @@
-"""The pages through a real nginx: under a name and a port that are not the service's own, and under a path."""
+"""The pages behind nginx, under another name and port, and under a path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of data quality: the report with its age, refreshing it, what it says when something is away, the users."""
+"""The pages of data quality: the report, its refresh, and the users of each state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding a user in a browser: completed while one types, a whole id leads to its user, no id is ever markup."""
+"""The search for users in a browser: completion, direct links, and ids as text."""
 
 from __future__ import annotations
 

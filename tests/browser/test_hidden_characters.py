@@ -1,4 +1,4 @@
-"""Ids that differ only in what cannot be seen look different on every page; links and copies keep the true id."""
+"""Ids that differ only in invisible characters look different on every page. Links and copies keep the id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The overview in a browser: the verdict at a glance, kept fresh, and usable without script and without a mouse."""
+"""The overview in a browser: states, figures, refresh, and use without JavaScript."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of rebuilds: start, watch live and without JavaScript, cancel, and what stands in the way."""
+"""The pages of rebuilds: start, progress with and without JavaScript, cancellation, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of the roll-out: sound at every stage, and its forms do what they say, without script too."""
+"""The page of the roll-out at every stage, and its forms with and without JavaScript."""
 
 from __future__ import annotations
 

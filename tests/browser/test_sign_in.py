@@ -1,4 +1,4 @@
-"""Signing in and out, what is refused, and what every form must carry."""
+"""Sign-in, sign-out, refused requests, and the token of every form."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_change_is_refused_when_another_site_sends_it(site: Live) -> None:
         {"Origin": "null", "Host": ""},
     ):
         for method, url in (("POST", "/admin/users/ada/rebuild"), ("DELETE", "/admin/users/ada"), ("POST", "/events")):
-            body = problem(await site.client.request(method, url, headers=headers), 403)
+            body = problem(await site.client.request(method, url, headers=headers), 403, headers)
             assert "another site" in body["detail"], headers
         assert (await site.client.get("/admin/users/ada", headers=headers)).status_code == 200, headers
 

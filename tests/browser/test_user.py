@@ -1,4 +1,4 @@
-"""A user's page in a browser: what is held against what is computed, events, charts, and a dead cache."""
+"""The page of a user in a browser: cached and computed values, events, charts, and a cache that fails."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ async def test_page_is_quick_when_the_cache_hangs(
 
 async def test_page_explains_that_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
     user = await lively(own_site)
-    # What another process that cannot reach the cache leaves, until somebody has settled it.
+    # As if another process owed an invalidation that is not settled yet.
     own_site.service.inspector._trusted = lambda: False
     async with visiting(browser, own_site) as visitor:
         await visitor.go(address(user))

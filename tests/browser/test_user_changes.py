@@ -1,4 +1,4 @@
-"""Rebuilding and erasing from a user's pages: before and after, and asked twice."""
+"""Rebuilding and erasing a user from the pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.live import KEYS, Live, as_caller, new_user
 from tests.support.registry import REGISTRY
 
 
-async def test_before_and_after_stand_side_by_side_when_all_is_rebuilt(
+async def test_rebuild_shows_values_before_and_after(
     own_site: Live, browser: Browser, cache_server: EmbeddedServer
 ) -> None:
     site = own_site
@@ -41,7 +41,7 @@ async def test_before_and_after_stand_side_by_side_when_all_is_rebuilt(
     assert (entry.action, entry.outcome) == ("rebuild", "done")
 
 
-async def test_one_feature_is_rebuilt_when_its_button_is_pressed(own_site: Live, browser: Browser) -> None:
+async def test_one_feature_is_rebuilt_by_its_button(own_site: Live, browser: Browser) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms))
     async with visiting(browser, site) as visitor:
@@ -103,7 +103,7 @@ async def test_user_is_erased_when_the_id_is_typed(
     assert user not in repr(entry)
 
 
-async def test_nothing_is_changed_when_a_form_lacks_its_token(keyed: Live, browser: Browser) -> None:
+async def test_nothing_is_changed_when_the_token_is_wrong(keyed: Live, browser: Browser) -> None:
     user = new_user()
     await keyed.client.post("/events", json=[], headers=as_caller("admin"))
     async with visiting(browser, keyed) as visitor:

@@ -105,10 +105,10 @@ def fresh_database(template: Path, directory: Path) -> Path:
     return copy_database(template, directory / f"{uuid.uuid4().hex}.db", uuid.uuid4().hex)
 
 
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """Check that an answer is a problem with this status; the problem."""
+def problem(answer: httpx.Response, status: int, row: object = "") -> dict[str, Any]:
+    """Check that an answer is a problem with this status; the problem. A failure names `row`, the row of a table."""
     request = f"{answer.request.method} {answer.request.url}"
-    assert answer.status_code == status, f"{request[:500]}: {answer.text[:500]}"
+    assert answer.status_code == status, f"{str(row)[:300]} {request[:300]}: {answer.text[:500]}"
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"]
     body: dict[str, Any] = answer.json()
@@ -129,7 +129,7 @@ async def assert_refused(site: Live, path: str, bodies: Iterable[tuple[object, s
     """Post each body, and check that it is refused because of one error at its place."""
     for sent, place in bodies:
         answer = await site.client.post(path, content=json.dumps(sent), headers=JSON)
-        assert paths(problem(answer, status)) == [place], f"{str(sent)[:300]}: {answer.text}"
+        assert paths(problem(answer, status, sent)) == [place], f"{str(sent)[:300]}: {answer.text}"
 
 
 async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple[int, dict[str, object]]:

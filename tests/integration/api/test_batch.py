@@ -15,7 +15,7 @@ async def batch(site: Live, body: dict[str, Any]) -> Any:
     return answer.json()
 
 
-async def test_batch_answers_in_the_order_asked_with_repeats(site: Live) -> None:
+async def test_batch_keeps_the_order_and_repeats(site: Live) -> None:
     active, cold = await active_user(site), new_user()
     body = await batch(site, {"user_ids": [cold, active, cold, "🎯 x", active]})
     assert [row["user_id"] for row in body["profiles"]] == [cold, active, cold, "🎯 x", active]

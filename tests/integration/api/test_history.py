@@ -16,7 +16,7 @@ async def rows(site: Live, body: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-async def test_history_has_each_row_at_its_own_moment_in_the_order_asked(site: Live) -> None:
+async def test_history_has_each_row_at_its_moment_in_order(site: Live) -> None:
     ann, bob = new_user("ann"), new_user("bob")
     moment = site.now_ms - 2 * DAY_MS
     await site.send(served(ann, moment), served(ann, moment + 2), served(bob, moment + 1))

@@ -1,4 +1,4 @@
-"""A service with an operator's own registry: answers, document, and what a broken feature does to the others."""
+"""A service with the registry of an operator: answers, OpenAPI document, and a feature that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States: from readiness, of several processes together, and since when."""
+"""States of components: from readiness, over several processes, and with their start."""
 
 from __future__ import annotations
 

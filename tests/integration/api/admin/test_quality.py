@@ -1,4 +1,4 @@
-"""`GET /admin/data-quality`: measured figures that tie out."""
+"""`GET /admin/data-quality`: the report, its refresh, and the users of each state."""
 
 from __future__ import annotations
 

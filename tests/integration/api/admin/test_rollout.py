@@ -72,7 +72,7 @@ async def test_figures_are_those_of_the_newest_look(own_site: Live) -> None:
     assert abs(figures["mean_weight"] - 1) < 3 * figures["mean_weight_error"]
     assert figures["effective_sample_size"] > figures["effective_sample_size_needed"] == 1_000
     weights = [figures[f"champion_{name}"] for name in ("mean_weight", "mean_weight_error", "effective_sample_size")]
-    assert weights == [1.0, 0.0, 4_000.0], "it served everybody"
+    assert weights == [1.0, 0.0, 4_000.0], "the champion served all users"
     assert (body["verdict"]["verdict"], body["verdict"]["improved"]) == ("promote", True)
     assert 0 < body["guardrails"]["dismissals"]["challenger"] < 1
     (look,) = body["looks"]
@@ -137,10 +137,12 @@ async def test_reason_is_accepted_in_the_query_and_in_the_body(own_site: Live) -
     for reason, status in (("x" * 400, 409), ("x" * 401, 400), ("a%00b", 400), ("a%0Ab", 400), ("", 409)):
         answer = problem(await own_site.client.post(f"/admin/rollout/ramp?reason={reason}"), status)
         assert paths(answer) == (["reason"] if status == 400 else []), reason
-    body = await own_site.json("/admin/rollout/rollback?reason=complaints", "POST", json={"reason": "complaints"})
-    assert body["reason"] == "complaints"
-    (entry,) = await own_site.service.audit_trail.newest(1)
-    assert entry.outcome == "done: shadow to rolled back: complaints"
+    for query in ("", "?reason=complaints"):
+        body = await own_site.json(f"/admin/rollout/rollback{query}", "POST", json={"reason": "complaints"})
+        assert body["reason"] == "complaints"
+        (entry,) = await own_site.service.audit_trail.newest(1)
+        assert entry.outcome == "done: shadow to rolled back: complaints"
+        assert (await own_site.json("/admin/rollout/ramp", "POST"))["stage"] == "shadow"
 
 
 async def test_move_is_refused_when_the_body_is_invalid(site: Live) -> None:

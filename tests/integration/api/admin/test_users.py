@@ -1,4 +1,4 @@
-"""Admins' routes about one user: look, rebuild, erase."""
+"""Admin routes of one user: inspect, rebuild, erase."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_user_view_shows_the_newest_fifty_events(site: Live) -> None:
     assert seqs == sorted(seqs, reverse=True)
 
 
-async def test_freshness_follows_what_the_cache_holds(site: Live, cache_server: EmbeddedServer) -> None:
+async def test_freshness_follows_the_cached_values(site: Live, cache_server: EmbeddedServer) -> None:
     user = new_user()
     assert set((await states(site, user)).values()) == {"missing"}
     assert set((await states(site, user)).values()) == {"fresh"}
@@ -83,7 +83,7 @@ async def test_freshness_follows_what_the_cache_holds(site: Live, cache_server: 
     assert (await states(site, user))["tip_volume_30d"] == "stale"
 
 
-async def test_freshness_is_null_when_the_cache_is_away(serve_site: ServeSite, start_server: StartServer) -> None:
+async def test_freshness_is_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     cache = start_server(VALKEY)
     async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
         user = new_user()
@@ -99,7 +99,7 @@ async def test_freshness_is_null_when_the_cache_is_away(serve_site: ServeSite, s
         assert (await site.features(user))["tip_volume_30d"] == 0
 
 
-async def test_rebuild_replaces_what_the_cache_holds(site: Live, cache_server: EmbeddedServer) -> None:
+async def test_rebuild_replaces_the_cached_values(site: Live, cache_server: EmbeddedServer) -> None:
     user = new_user()
     await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
     await put(site, cache_server, user, "tip_volume_30d", seq=10**9)
@@ -119,7 +119,7 @@ async def test_rebuild_replaces_what_the_cache_holds(site: Live, cache_server: E
     assert read["tip_volume_30d"]["value"] == 1
 
 
-async def test_user_is_cold_and_nothing_is_cached_when_erased(site: Live, cache_server: EmbeddedServer) -> None:
+async def test_user_is_cold_when_erased(site: Live, cache_server: EmbeddedServer) -> None:
     user, neighbour = new_user(), new_user()
     events: list[TipEvent] = [served(user, site.now_ms), feedback(user, site.now_ms)]
     await site.send(*events, served(neighbour, site.now_ms))
@@ -138,7 +138,7 @@ async def test_user_is_cold_and_nothing_is_cached_when_erased(site: Live, cache_
     assert (await site.features(user))["tip_volume_30d"] == 1
 
 
-async def test_audit_trail_never_holds_the_id_of_an_erased_user(own_site: Live) -> None:
+async def test_audit_trail_does_not_contain_an_erased_user(own_site: Live) -> None:
     user = new_user()
     await own_site.send(served(user, own_site.now_ms))
     await own_site.client.post(f"/admin/users/{user}/rebuild")
@@ -153,7 +153,7 @@ async def test_audit_trail_never_holds_the_id_of_an_erased_user(own_site: Live) 
     assert rfc3339(entries[0].at_ms) <= rfc3339(own_site.now_ms)
 
 
-async def test_nothing_in_the_database_names_a_user_who_was_erased(own_site: Live) -> None:
+async def test_database_does_not_contain_an_erased_user(own_site: Live) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
     (event, _) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
@@ -186,7 +186,7 @@ async def test_nothing_in_the_database_names_a_user_who_was_erased(own_site: Liv
     assert (status["state"], status["done"]) == ("completed", 3)
 
 
-async def test_values_in_the_cache_are_as_the_protocol_says(site: Live, cache_server: EmbeddedServer) -> None:
+async def test_cached_values_follow_the_protocol(site: Live, cache_server: EmbeddedServer) -> None:
     user = new_user("é %") + "🎯"
     await site.send(served(user, site.now_ms))
     plain = await site.features(user)

@@ -34,10 +34,10 @@ async def test_body_is_refused_when_its_type_is_not_json(site: Live) -> None:
     for kind in OTHER_TYPES:
         for path in ("/profiles/batch", "/profiles/history"):
             answer = await site.client.post(path, content=b"{}", headers={"Content-Type": kind})
-            assert "application/json" in problem(answer, 415)["detail"], kind
+            assert "application/json" in problem(answer, 415, kind)["detail"]
         if not kind.endswith("urlencoded"):  # a form of the page
             answer = await site.client.post("/admin/rebuilds", content=b"{}", headers={"Content-Type": kind})
-            problem(answer, 415)
+            problem(answer, 415, kind)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ async def test_body_is_refused_when_it_is_compressed(site: Live) -> None:
     for coding in ("gzip", "br", "identity, gzip", "GZIP"):
         for path in ("/events", "/profiles/batch"):
             headers = {**JSON, "Content-Encoding": coding}
-            problem(await site.client.post(path, content=b"\x1f\x8b", headers=headers), 415)
+            problem(await site.client.post(path, content=b"\x1f\x8b", headers=headers), 415, coding)
 
 
 async def _chunks(size: int) -> AsyncIterator[bytes]:

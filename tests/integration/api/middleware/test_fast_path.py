@@ -226,7 +226,7 @@ async def test_fast_path_answers_as_the_documented_route(pair: Pair, ask: Ask) -
 
 async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
     async def forbidden(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError("the hit path handed on")
+        raise AssertionError("the fast path passed the request on")
 
     handler = pair.site.app.asgi_handler
     inner, handler._inner = handler._inner, forbidden  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The pages' own files: what a browser may load, and nothing beside it."""
+"""The static files of the pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.live import Live, raw_status
 STATIC = Path(app.api.pages.assets.__file__).parent / "static"
 
 
-async def test_every_file_is_served_as_what_it_is(site: Live) -> None:
+async def test_every_file_is_served_with_its_type(site: Live) -> None:
     kinds = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
     for file in STATIC.iterdir():
         answer = await site.client.get(f"{ASSETS}/{file.name}", headers={"Accept": "text/html"})
