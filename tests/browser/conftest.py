@@ -1,8 +1,9 @@
-"""The browser of the run. Tests that use it take seconds each: they are part of `make test` only."""
+"""The browser of the run. All tests here share the event loop of the session, because it serves their sites."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -13,14 +14,16 @@ from tests.support.browser import chromium
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    """One Chromium for all tests of a run; each visitor has a profile of its own."""
+    """One Chromium for all tests of a run; each visitor has its own profile."""
     async with chromium() as started:
         yield started
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them, before `-m` chooses."""
+    """Mark tests with a browser as slow before `-m` selects."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("asyncio"):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)

@@ -6,30 +6,25 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.features.ids import user_hash
-from tests.support.browser import NARROW, WIDE, Scheme, visiting
+from tests.support.browser import Scheme, looks, visiting
 from tests.support.live import KEYS, Live, new_user
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 EVIL = "<script>document.title='taken'</script>"
 
 
 async def write(site: Live, actor: str, action: str, subject: str, outcome: str = "done") -> None:
-    """An entry."""
     await site.service.audit_trail.begin(site.now_ms, actor, action, subject, outcome)
 
 
-async def test_page_says_so_when_nobody_has_done_anything(own_site: Live, browser: Browser) -> None:
+async def test_page_is_sound_when_there_is_no_entry(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/audit")
         assert "No action has been recorded yet" in await visitor.text()
         await visitor.assert_sound()
 
 
-@pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_every_outcome_is_shown_and_nothing_is_markup(
-    own_site: Live, browser: Browser, scheme: Scheme, width: int
-) -> None:
+@looks
+async def test_every_outcome_is_shown_as_text(own_site: Live, browser: Browser, scheme: Scheme, width: int) -> None:
     for outcome in ("done", "begun", f"refused: {EVIL}", f"failed: {EVIL}", "done, 3 events", f"done: {EVIL * 10}"):
         await write(own_site, EVIL, EVIL, user_hash("ann"), outcome)
     async with visiting(browser, own_site, scheme=scheme, width=width) as visitor:
@@ -67,7 +62,7 @@ async def test_entries_are_filtered_and_paged(
         assert "No entry matches" in await visitor.text()
 
 
-async def test_user_is_found_by_the_id_which_the_page_does_not_show(own_site: Live, browser: Browser) -> None:
+async def test_entries_are_found_by_user_id(own_site: Live, browser: Browser) -> None:
     user = new_user()
     await own_site.client.delete(f"/admin/users/{user}")
     await write(own_site, "ann", "discard", "dead-letter:1")
@@ -81,7 +76,7 @@ async def test_user_is_found_by_the_id_which_the_page_does_not_show(own_site: Li
         assert user not in await visitor.page.content()
 
 
-async def test_rebuild_is_linked_and_signing_in_is_there(keyed: Live, browser: Browser) -> None:
+async def test_entries_of_rebuild_and_sign_in_are_shown(keyed: Live, browser: Browser) -> None:
     async with visiting(browser, keyed) as visitor:
         await visitor.sign_in(KEYS["admin"])
         await visitor.go("/admin/rebuilds")

@@ -1,4 +1,4 @@
-"""The pages through a real nginx: under a name and a port that are not the service's own, and under a path."""
+"""The pages behind nginx, under another name and port, and under a path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tests.support.nginx import nginx
 from tests.support.readme import ROOT, blocks_of
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 PAGES = (
     "/admin",
     "/admin/data-quality",
@@ -42,15 +41,11 @@ ADDRESSES = """
 
 @dataclass(frozen=True)
 class Front:
-    """Where a browser sees a site."""
-
     url: str
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """A proxy, and the settings that belong to it."""
-
     server: str
     root_path: str = ""
     trusted: bool = False
@@ -58,7 +53,6 @@ class Arrangement:
 
 
 def of_the_readme() -> str:
-    """Its configuration of nginx."""
     (block,) = (block for block in blocks_of(ROOT / "docker/README.md") if block.language == "nginx")
     return block.code
 
@@ -78,7 +72,7 @@ ARRANGEMENTS = {
 
 
 class Failures:
-    """What of a page did not come."""
+    """Responses with an error status, and requests that failed, of a page."""
 
     def __init__(self, visitor: Visitor) -> None:
         self.seen: list[str] = []
@@ -117,7 +111,6 @@ async def test_pages_work_behind_nginx(serve_site: ServeSite, browser: Browser, 
 
 
 async def sign_in(visitor: Visitor, arranged: Arrangement) -> None:
-    """From a page that wants it, and back to that page."""
     await visitor.page.goto(f"{visitor.site.url}/admin/users/b%20c%3F")
     await visitor.page.get_by_label("API key").fill(KEYS["admin"])
     await visitor.page.get_by_role("button", name="Sign in").click()
@@ -128,7 +121,7 @@ async def sign_in(visitor: Visitor, arranged: Arrangement) -> None:
 
 
 async def open_every_page(visitor: Visitor, root: str) -> None:
-    """Whatever leads on leads to a place under the root path."""
+    """Every address on every page lies under the root path."""
     for path in PAGES:
         await visitor.go(path)
         for address in await visitor.page.evaluate(ADDRESSES):
@@ -138,7 +131,6 @@ async def open_every_page(visitor: Visitor, root: str) -> None:
 
 
 async def find_a_user(visitor: Visitor) -> None:
-    """The script of the field asks for ids as they are typed."""
     await visitor.go("/admin")
     await visitor.page.get_by_label("Find a user").press_sequentially("ad")
     await expect(visitor.page.locator("datalist option")).to_have_count(1)
@@ -169,27 +161,3 @@ async def test_overview_refreshes_itself_behind_nginx(serve_site: ServeSite, bro
                     await visitor.page.clock.fast_forward(10_000)
                 assert (await answer.value).status == 200
                 await expect(visitor.page.get_by_text("As of")).not_to_have_class("badge bad")
-
-
-async def test_sign_in_says_what_to_do_when_the_proxy_hides_the_host(
-    serve_site: ServeSite, browser: Browser, tmp_path: Path
-) -> None:
-    async with serve_site(api_keys=API_KEYS) as site:
-        with nginx(tmp_path, f"location / {{ proxy_pass http://127.0.0.1:{site.port}; }}") as port:
-            async with visiting(browser, Front(f"http://tips.test:{port}")) as visitor:
-                await visitor.sign_in(KEYS["admin"])
-                await expect(visitor.page.get_by_text("proxy_set_header Host $http_host")).to_be_visible()
-                await visitor.assert_sound()
-
-
-async def test_two_services_stay_signed_in_side_by_side(serve_site: ServeSite, browser: Browser) -> None:
-    async with serve_site(api_keys=API_KEYS) as one, serve_site(api_keys=API_KEYS) as other:
-        async with visiting(browser, one) as visitor:
-            await visitor.sign_in(KEYS["admin"])
-            await visitor.page.goto(f"{other.url}/admin/sign-in")
-            await visitor.page.get_by_label("API key").fill(KEYS["admin"])
-            await visitor.page.get_by_role("button", name="Sign in").click()
-            for site in (one, other):
-                await visitor.page.goto(f"{site.url}/admin/features")
-                await expect(visitor.page.get_by_role("button", name="Sign out")).to_be_visible()
-            visitor.elsewhere.clear()

@@ -1,4 +1,4 @@
-"""The pages of dead letters: read what was written by others, replay one or all, discard with a reason."""
+"""The pages of dead letters: show, replay one or all, discard with a reason."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import json
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.support.browser import NARROW, WIDE, Scheme, visiting
+from tests.support.browser import Scheme, looks, visiting
 from tests.support.events import payload, served
 from tests.support.live import Live, new_user
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 EVIL = "</pre><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 async def bury(site: Live, content: object, error: str = "no event", traceback: str = "") -> int:
-    """A letter as the queue's door leaves it."""
     text = content if isinstance(content, str) else json.dumps(content)
     return await site.service.dead_letters.bury_payload(text, error, traceback, site.now_ms)
 
 
 async def bury_event(site: Live, user: str) -> int:
-    """A letter of an event that workers could not consume."""
+    """A dead letter of an event that a worker could not consume."""
     await site.send(served(user, site.now_ms))
     (event,) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
     trace = 'Traceback (most recent call last):\n  File "learn.py", line 7\nValueError: cannot learn'
@@ -31,16 +28,15 @@ async def bury_event(site: Live, user: str) -> int:
     return await site.service.dead_letters.newest_id()
 
 
-async def test_page_says_so_when_there_is_nothing_to_do(own_site: Live, browser: Browser) -> None:
+async def test_page_is_sound_when_there_is_no_letter(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/dead-letters")
         assert "There are no dead letters" in await visitor.text()
         await visitor.assert_sound()
 
 
-@pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_nothing_that_others_wrote_is_markup(
+@looks
+async def test_contents_of_letters_are_shown_as_text(
     own_site: Live, browser: Browser, scheme: Scheme, width: int
 ) -> None:
     site = own_site
@@ -62,7 +58,7 @@ async def test_nothing_that_others_wrote_is_markup(
         await expect(visitor.page.get_by_text("ValueError: cannot learn").first).to_be_visible()
 
 
-async def test_payload_is_pretty_and_the_traceback_folded(own_site: Live, browser: Browser) -> None:
+async def test_payload_is_formatted_and_the_traceback_folded(own_site: Live, browser: Browser) -> None:
     user = new_user()
     await bury_event(own_site, user)
     await bury(own_site, "y" * 5_000)
@@ -109,7 +105,7 @@ async def test_letter_is_replayed(own_site: Live, browser: Browser, scripts: boo
     assert (await own_site.features(user))["tip_volume_30d"] == 1
 
 
-async def test_event_is_with_the_workers_again_when_its_letter_is_replayed(own_site: Live, browser: Browser) -> None:
+async def test_event_is_unconsumed_again_when_its_letter_is_replayed(own_site: Live, browser: Browser) -> None:
     letter = await bury_event(own_site, new_user())
     async with visiting(browser, own_site) as visitor:
         await visitor.go(f"/admin/dead-letters/{letter}")
@@ -118,7 +114,7 @@ async def test_event_is_with_the_workers_again_when_its_letter_is_replayed(own_s
     assert len(await own_site.service.event_log.unconsumed(own_site.now_ms + 1, 10)) == 1
 
 
-async def test_page_says_why_when_a_letter_still_is_no_event(own_site: Live, browser: Browser) -> None:
+async def test_page_shows_the_error_when_a_replay_fails(own_site: Live, browser: Browser) -> None:
     letter = await bury(own_site, {**payload(served("ann", own_site.now_ms)), "tip_id": "a/b"})
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/dead-letters")
@@ -131,7 +127,7 @@ async def test_page_says_why_when_a_letter_still_is_no_event(own_site: Live, bro
         await visitor.assert_sound()
 
 
-async def test_letter_is_gone_when_two_replay_it(own_site: Live, browser: Browser) -> None:
+async def test_page_says_that_a_replayed_letter_is_gone(own_site: Live, browser: Browser) -> None:
     letter = await bury(own_site, payload(served(new_user(), own_site.now_ms)))
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/dead-letters")
@@ -141,7 +137,7 @@ async def test_letter_is_gone_when_two_replay_it(own_site: Live, browser: Browse
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-async def test_all_are_replayed_and_the_page_says_which_still_fail(
+async def test_all_letters_are_replayed_and_failures_listed(
     own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch, scripts: bool
 ) -> None:
     monkeypatch.setattr("app.events.replay.AT_ONCE", 1)
@@ -191,7 +187,7 @@ async def test_letter_is_discarded_with_a_reason(own_site: Live, browser: Browse
 
 
 @pytest.mark.parametrize("reason", ["", "   ", "x" * 401, "a\tb"])
-async def test_letter_stays_when_the_reason_is_not_allowed(own_site: Live, browser: Browser, reason: str) -> None:
+async def test_letter_stays_when_the_reason_is_invalid(own_site: Live, browser: Browser, reason: str) -> None:
     letter = await bury(own_site, 1)
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/dead-letters")
@@ -204,15 +200,7 @@ async def test_letter_stays_when_the_reason_is_not_allowed(own_site: Live, brows
     assert await own_site.service.dead_letters.get(letter) is not None
 
 
-async def test_form_is_refused_when_it_carries_no_token(own_site: Live) -> None:
-    letter = await bury(own_site, payload(served(new_user(), own_site.now_ms)))
-    for path in (f"{letter}/replay", f"{letter}/discard", "replay"):
-        answer = await own_site.client.post(f"/admin/dead-letters/{path}", content="reason=x", headers=FORM)
-        assert answer.status_code == 403
-    assert await own_site.service.dead_letters.get(letter) is not None
-
-
-async def test_letter_is_an_error_page_when_there_is_none(own_site: Live, browser: Browser) -> None:
+async def test_letter_is_an_error_page_when_it_does_not_exist(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/dead-letters/7", status=404)
         assert "There is no dead letter 7" in await visitor.text()

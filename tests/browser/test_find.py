@@ -1,4 +1,4 @@
-"""Finding a user in a browser: completed while one types, a whole id leads to its user, no id is ever markup."""
+"""The search for users in a browser: completion, direct links, and ids as text."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from urllib.parse import quote
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.support.browser import NARROW, WIDE, Scheme, visiting
+from tests.support.browser import Scheme, looks, visiting
 from tests.support.events import served
 from tests.support.live import Live, new_user
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 
 
 async def known(site: Live, *users: str) -> None:
-    """An event of each."""
     await site.send(*(served(user, site.now_ms) for user in users))
 
 
-@pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@looks
 async def test_users_found_are_a_sound_page(site: Live, browser: Browser, scheme: Scheme, width: int) -> None:
     stem = new_user("stem")
     await known(site, *(f"{stem}-{number:02d}" for number in range(25)))
@@ -36,7 +33,7 @@ async def test_users_found_are_a_sound_page(site: Live, browser: Browser, scheme
         await visitor.assert_sound()
 
 
-async def test_ids_are_completed_and_a_whole_one_leads_to_its_user(site: Live, browser: Browser) -> None:
+async def test_ids_are_completed_while_typing(site: Live, browser: Browser) -> None:
     stem = new_user("typed")
     await known(site, stem, f"{stem}-é 🎯")
     async with visiting(browser, site) as visitor:
@@ -53,9 +50,7 @@ async def test_ids_are_completed_and_a_whole_one_leads_to_its_user(site: Live, b
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-async def test_beginning_that_is_an_id_itself_leads_to_its_user_unless_the_list_is_asked_for(
-    site: Live, browser: Browser, scripts: bool
-) -> None:
+async def test_complete_id_leads_to_its_user(site: Live, browser: Browser, scripts: bool) -> None:
     stem = new_user("stem")
     await known(site, stem, f"{stem}-2")
     async with visiting(browser, site, scripts=scripts) as visitor:
@@ -67,7 +62,7 @@ async def test_beginning_that_is_an_id_itself_leads_to_its_user_unless_the_list_
         await expect(visitor.page.locator(".ids a")).to_have_count(2)
 
 
-async def test_ids_are_never_markup(site: Live, browser: Browser) -> None:
+async def test_ids_are_shown_as_text(site: Live, browser: Browser) -> None:
     user = new_user(HOSTILE)
     await known(site, user)
     async with visiting(browser, site) as visitor:
@@ -83,7 +78,7 @@ async def test_ids_are_never_markup(site: Live, browser: Browser) -> None:
         await visitor.assert_sound()
 
 
-async def test_page_says_why_when_no_id_begins_so(site: Live, browser: Browser) -> None:
+async def test_page_shows_the_error_when_the_prefix_is_invalid(site: Live, browser: Browser) -> None:
     async with visiting(browser, site) as visitor:
         await visitor.go("/admin/users?prefix=a%2Fb", status=400)
         await expect(visitor.page.locator("main")).to_contain_text("must not contain /")

@@ -1,4 +1,4 @@
-"""The overview in a browser: the verdict at a glance, kept fresh, and usable without script and without a mouse."""
+"""The overview in a browser: states, figures, refresh, and use without JavaScript."""
 
 from __future__ import annotations
 
@@ -12,27 +12,24 @@ from playwright.async_api import Browser, expect
 from app.bootstrap.health import sampler
 from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
+from tests.support.browser import Scheme, Visitor, looks, visiting
 from tests.support.live import KEYS, Live
 from tests.support.samples import hour, sample
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually_async
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 WELL = "Everything works."
 BEAT_MS = 10_000
 
 
 @pytest.fixture(scope="module")
 def cache(start_server: StartServer) -> EmbeddedServer:
-    """A cache of these tests' own."""
     return start_server(VALKEY)
 
 
 @pytest.fixture(scope="module")
 def queue(start_server: StartServer) -> EmbeddedServer:
-    """A queue in which a worker has shown itself."""
     server = start_server(VALKEY)
     ask(server, "SET", HEALTH_KEY, "alive")
     return server
@@ -40,7 +37,7 @@ def queue(start_server: StartServer) -> EmbeddedServer:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def well(serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer) -> AsyncIterator[Live]:
-    """A site where everything is well, and was for an hour, but for some minutes that nobody watched."""
+    """A site without findings, with samples of an hour, except for ten minutes."""
     async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
         for sample in hour(site.now_ms, gap=range(120, 140)):
             await site.service.samples.keep(sample)
@@ -48,12 +45,11 @@ async def well(serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServ
 
 
 async def bury(site: Live) -> None:
-    """A dead letter: something to look at."""
     await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
 
 
 async def see(visitor: Visitor) -> None:
-    """Open the overview, again if a busy machine kept it from asking everything in time."""
+    """Open the overview again until the service could ask every component in time."""
 
     async def asked() -> bool:
         await visitor.go("/admin")
@@ -63,12 +59,10 @@ async def see(visitor: Visitor) -> None:
 
 
 async def beat(visitor: Visitor) -> None:
-    """Time passes until the page refreshes itself."""
     await visitor.page.clock.run_for(BEAT_MS + 100)
 
 
-@pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@looks
 async def test_overview_is_a_sound_page(well: Live, browser: Browser, scheme: Scheme, width: int) -> None:
     async with visiting(browser, well, scheme=scheme, width=width) as visitor:
         await see(visitor)
@@ -77,11 +71,11 @@ async def test_overview_is_a_sound_page(well: Live, browser: Browser, scheme: Sc
         await visitor.assert_sound()
         await bury(well)
         await see(visitor)
-        await expect(visitor.page.locator("#verdict")).to_contain_text("Reads are correct; 1 finding needs attention.")
+        await expect(visitor.page.locator("#verdict")).to_contain_text("1 finding needs attention")
         await visitor.assert_sound()
 
 
-async def test_states_say_since_when_and_figures_have_a_bar_for_each_minute(well: Live, browser: Browser) -> None:
+async def test_states_have_a_start_and_figures_a_bar_per_minute(well: Live, browser: Browser) -> None:
     async with visiting(browser, well) as visitor:
         await visitor.go("/admin")
         states = visitor.page.locator(".states li")
@@ -116,14 +110,14 @@ async def test_overview_names_the_registry_of_each_process(well: Live, browser: 
         await visitor.assert_sound()
 
 
-async def test_overview_says_so_when_there_is_no_sample_yet(own_site: Live, browser: Browser) -> None:
+async def test_overview_is_sound_when_there_is_no_sample(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin")
-        await expect(visitor.page.locator("#overview")).to_contain_text("There are no samples yet")
+        await expect(visitor.page.locator("#overview")).to_contain_text("no samples")
         await visitor.assert_sound()
 
 
-async def test_page_refreshes_itself_and_keeps_what_is_focused_and_open(well: Live, browser: Browser) -> None:
+async def test_page_refreshes_and_keeps_the_focus(well: Live, browser: Browser) -> None:
     async with visiting(browser, well) as visitor:
         await visitor.page.clock.install()
         await visitor.go("/admin")
@@ -135,16 +129,14 @@ async def test_page_refreshes_itself_and_keeps_what_is_focused_and_open(well: Li
         await bury(well)
         await beat(visitor)
         await expect(visitor.page.locator("#verdict")).to_contain_text("1 finding needs attention")
-        await expect(visitor.page.locator("#announcement")).to_have_text(
-            "Reads are correct; 1 finding needs attention."
-        )
+        await expect(visitor.page.locator("#announcement")).to_contain_text("1 finding needs attention")
         await expect(visitor.page.locator("#meanings")).to_have_attribute("open", "")
         assert await visitor.page.title() != before
         await expect(letters).to_be_focused()
         await visitor.assert_sound()
 
 
-async def test_page_rests_while_it_is_paused_or_hidden(well: Live, browser: Browser) -> None:
+async def test_page_does_not_refresh_while_paused_or_hidden(well: Live, browser: Browser) -> None:
     async with visiting(browser, well) as visitor:
         await visitor.page.clock.install()
         await visitor.go("/admin")
@@ -164,7 +156,7 @@ async def test_page_rests_while_it_is_paused_or_hidden(well: Live, browser: Brow
         assert asked == []
 
 
-async def test_page_says_how_old_it_is_when_it_cannot_refresh(well: Live, browser: Browser) -> None:
+async def test_page_shows_its_age_when_it_cannot_refresh(well: Live, browser: Browser) -> None:
     async with visiting(browser, well) as visitor:
         await visitor.page.clock.install()
         await visitor.go("/admin")
@@ -177,7 +169,7 @@ async def test_page_says_how_old_it_is_when_it_cannot_refresh(well: Live, browse
         await expect(visitor.page.locator("#freshness")).to_contain_text("As of")
 
 
-async def test_page_leads_to_signing_in_when_the_session_is_over(keyed: Live, browser: Browser) -> None:
+async def test_page_leads_to_sign_in_when_the_session_ends(keyed: Live, browser: Browser) -> None:
     async with visiting(browser, keyed) as visitor:
         await visitor.page.clock.install()
         await visitor.sign_in(KEYS["admin"])
@@ -199,7 +191,7 @@ async def test_overview_can_be_used_when_there_is_no_javascript(well: Live, brow
         await expect(link).to_have_attribute("href", "/admin/dead-letters")
 
 
-async def test_page_comes_at_once_and_says_what_is_away(
+async def test_page_shows_that_cache_and_queue_are_down(
     serve_site: ServeSite, start_server: StartServer, browser: Browser
 ) -> None:
     cache, queue = start_server(VALKEY), start_server(VALKEY)
@@ -210,9 +202,7 @@ async def test_page_comes_at_once_and_says_what_is_away(
         async with visiting(browser, site) as visitor:
             visitor.page.set_default_timeout(5_000)
             await see(visitor)
-            await expect(visitor.page.locator("#verdict")).to_contain_text(
-                "Reads are correct; 2 findings need attention."
-            )
+            await expect(visitor.page.locator("#verdict")).to_contain_text("2 findings need attention")
             findings = visitor.page.get_by_role("list", name="Findings")
             await expect(findings).to_contain_text("The cache is down")
             await expect(findings).to_contain_text("The queue is down")

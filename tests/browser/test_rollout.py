@@ -1,4 +1,4 @@
-"""The page of the roll-out: sound at every stage, and its forms do what they say, without script too."""
+"""The page of the roll-out at every stage, and its forms with and without JavaScript."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import re
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Page, expect
 
 from app.api.pages.templating import spelled
 from app.bandit.rollout.monitor import RolloutMonitor
-from app.bandit.rollout.stages import Target
-from tests.support.browser import NARROW, WIDE, Scheme, visiting
-from tests.support.decisions import HOUR_MS, rows_of, some, write
+from tests.support.browser import NARROW, WIDE, Scheme, looks, visiting
+from tests.support.decisions import HOUR_MS, move_to, rows_of, some, write
 from tests.support.live import API_KEYS, KEYS, Live
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def decide(site: Live, *sizes: int) -> None:
-    """Settled decisions of days ago, with a look after so many each."""
+    """Store settled decisions of days ago, with a look after each number of them."""
     rows = rows_of(some(sum(sizes)), made_ms=site.now_ms - 100 * HOUR_MS)
     watch = RolloutMonitor(site.service.bandit.rollout, site.service.clock)
     for size in sizes:
@@ -28,22 +25,25 @@ async def decide(site: Live, *sizes: int) -> None:
         await watch.once()
 
 
-async def test_page_says_what_it_waits_for_when_nothing_was_decided(own_site: Live, browser: Browser) -> None:
+async def press(page: Page, summary: str, button: str, reason: str = "") -> None:
+    """Open the form of a move, and send it with a reason."""
+    await page.locator("main summary.button", has_text=summary).click()
+    form = page.locator("details[open] form")
+    if reason:
+        await form.get_by_label("Why?").fill(reason)
+    await form.get_by_role("button", name=button, exact=True).click()
+
+
+async def test_page_shows_the_first_look_when_nothing_is_decided(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
-        said = await visitor.text()
-        assert "No look has been made yet. A worker makes the first one at 1\u202f000 evaluated decisions" in said
-        assert "It can be ramped once the verdict is “promote”." in said
-        assert "has not been changed yet" in said
-        await expect(visitor.page.get_by_role("listitem").and_(visitor.page.locator("[aria-current]"))).to_have_text(
-            "shadow"
-        )
+        assert "at 1\u202f000 evaluated decisions" in await visitor.text()
+        await expect(visitor.page.locator("li[aria-current]")).to_have_text("shadow")
         await visitor.assert_sound()
 
 
-@pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_page_is_sound_when_there_are_looks_and_a_guardrail_is_broken(
+@looks
+async def test_page_is_sound_when_a_guardrail_is_broken(
     own_site: Live, browser: Browser, scheme: Scheme, width: int
 ) -> None:
     await decide(own_site, 1_000, 1_100, 2_000)
@@ -62,40 +62,26 @@ async def test_page_is_sound_when_there_are_looks_and_a_guardrail_is_broken(
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-async def test_challenger_is_ramped_rolled_back_and_begun_anew_from_the_page(
-    own_site: Live, browser: Browser, scripts: bool
-) -> None:
+async def test_challenger_is_ramped_rolled_back_and_restarted(own_site: Live, browser: Browser, scripts: bool) -> None:
     await decide(own_site, 4_000)
     async with visiting(browser, own_site, scripts=scripts) as visitor:
         page = visitor.page
 
-        async def press(summary: str, button: str, reason: str, said: str) -> None:
-            await page.locator("main summary.button", has_text=summary).click()
-            form = page.locator("details[open] form")
-            await form.get_by_label("Why?").fill(reason)
-            await form.get_by_role("button", name=button, exact=True).click()
-            await expect(page.get_by_role("status")).to_have_text(said)
-
         await visitor.go("/admin/rollout")
         await expect(page.get_by_role("heading", name="Verdict: promote an improvement")).to_be_visible()
-        await press("Ramp to 5", "Ramp", "looks good", "The challenger now serves 5\u202f% of the users.")
-        assert "serves 5\u202f% of the users" in await visitor.text()
+        await press(page, "Ramp to 5", "Ramp", "looks good")
+        await expect(page.get_by_role("status")).to_contain_text("serves 5\u202f% of the users")
         assert ": looks good" in await visitor.text()
-        assert (
-            "It cannot be ramped now: of the decisions that the challenger served at 5\u202f%, 0 are"
-            in await visitor.text()
-        )
-        said = "The challenger is rolled back. The champion now serves every user."
-        await press("Roll back", "Roll back", "complaints", said)
-        assert "No more looks are made." in await visitor.text()
+        assert "0 are" in await visitor.text()  # decisions of the challenger, so it cannot be ramped again
+        await press(page, "Roll back", "Roll back", "complaints")
+        await expect(page.get_by_role("status")).to_contain_text("is rolled back")
         assert await page.get_by_text("Verdict:").count() == 0
-        await press("Restart", "Restart", "", "The roll-out starts again in the shadow.")
+        await press(page, "Restart", "Restart")
+        await expect(page.get_by_role("status")).to_contain_text("in the shadow")
         assert "No look has been made yet" in await visitor.text()
 
 
-async def test_reason_of_a_step_is_spelled_as_the_page_when_it_is_the_verdicts_and_kept_when_it_is_somebodys(
-    own_site: Live, browser: Browser
-) -> None:
+async def test_reason_is_formatted_when_it_is_the_verdict(own_site: Live, browser: Browser) -> None:
     await decide(own_site, 4_000)
     async with visiting(browser, own_site) as visitor:
         await own_site.client.post("/admin/rollout/ramp")
@@ -107,17 +93,14 @@ async def test_reason_of_a_step_is_spelled_as_the_page_when_it_is_the_verdicts_a
 
 
 async def on_trial(site: Live, share: float, served: int = 250) -> None:
-    """At that share, with the verdict to go on, and decisions that the challenger served there."""
+    """Ramp to a share, with a verdict that allows the next step and decisions that the challenger served."""
     await decide(site, 4_000)
-    book = site.service.bandit.rollout.repository
-    await book.move(await book.state(), Target("ramp", share), "looks good", "ann", site.now_ms - 2_000)
+    await move_to(site.service, "ramp", share)
     await write(site.service.database, rows_of(some(served, share=1.0, seed=2), made_ms=site.now_ms - 1_000))
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
-    own_site: Live, browser: Browser, scripts: bool
-) -> None:
+async def test_second_tab_does_not_repeat_a_step(own_site: Live, browser: Browser, scripts: bool) -> None:
     await decide(own_site, 4_000)
     async with visiting(browser, own_site, scripts=scripts) as visitor:
         await visitor.go("/admin/rollout")
@@ -137,12 +120,11 @@ async def test_second_tab_does_no_second_step_when_the_first_one_has_done_it(
         (newest,) = await own_site.service.audit_trail.newest(1)
         assert (newest.action, newest.outcome.partition(":")[0]) == ("ramp roll-out", "refused")
         # Having looked again, one may.
-        await stale.locator("main summary.button", has_text="Ramp to 25").click()
-        await stale.get_by_role("button", name="Ramp", exact=True).click()
+        await press(stale, "Ramp to 25", "Ramp")
         await expect(stale.get_by_role("status")).to_contain_text("serves 25\u202f% of the users")
 
 
-async def test_button_that_is_pressed_twice_goes_one_step(own_site: Live, browser: Browser) -> None:
+async def test_double_click_makes_one_step(own_site: Live, browser: Browser) -> None:
     await on_trial(own_site, 0.05)
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
@@ -152,20 +134,17 @@ async def test_button_that_is_pressed_twice_goes_one_step(own_site: Live, browse
         assert (await own_site.service.bandit.rollout.repository.state()).share == 0.25
 
 
-async def test_rolling_back_from_a_page_that_is_out_of_date_rolls_back(own_site: Live, browser: Browser) -> None:
+async def test_rollback_works_from_an_outdated_page(own_site: Live, browser: Browser) -> None:
     await on_trial(own_site, 0.05)
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
-        book = own_site.service.bandit.rollout.repository
-        await book.move(await book.state(), Target("ramp", 0.25), "", "ann", own_site.now_ms)
-        await visitor.page.locator("main summary.button", has_text="Roll back").click()
-        await visitor.page.get_by_role("textbox", name="Why?").fill("complaints")
-        await visitor.page.get_by_role("button", name="Roll back", exact=True).click()
+        await move_to(own_site.service, "ramp", 0.25)
+        await press(visitor.page, "Roll back", "Roll back", "complaints")
         await expect(visitor.page.get_by_role("status")).to_contain_text("is rolled back")
-        assert (await book.state()).stage == "rolled back"
+        assert (await own_site.service.bandit.rollout.repository.state()).stage == "rolled back"
 
 
-async def test_every_step_can_be_made_by_keyboard_alone(own_site: Live, browser: Browser) -> None:
+async def test_every_step_can_be_made_by_keyboard(own_site: Live, browser: Browser) -> None:
     await on_trial(own_site, 0.05)
     async with visiting(browser, own_site) as visitor:
         page = visitor.page
@@ -184,9 +163,7 @@ async def test_every_step_can_be_made_by_keyboard_alone(own_site: Live, browser:
         await expect(page.get_by_role("status")).to_contain_text("is rolled back")
 
 
-async def test_refusal_is_said_in_one_sentence_when_the_verdict_changed_meanwhile(
-    own_site: Live, browser: Browser
-) -> None:
+async def test_step_is_refused_when_the_verdict_has_changed(own_site: Live, browser: Browser) -> None:
     await decide(own_site, 4_000)
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
@@ -194,21 +171,16 @@ async def test_refusal_is_said_in_one_sentence_when_the_verdict_changed_meanwhil
         lately = rows_of(some(200, seed=2), made_ms=own_site.now_ms - 60_000, profile_present=0)
         await write(own_site.service.database, lately)
         await visitor.page.get_by_role("button", name="Ramp", exact=True).click()
-        said = await visitor.page.get_by_role("status").inner_text()
-        assert said.startswith(
-            "Nothing was changed: roll back: 100\u202f% of the decisions were made without a profile"
-        )
-        assert not said.endswith("..")
+        refusal = await visitor.page.get_by_role("status").inner_text()
+        assert refusal.startswith("Nothing was changed: roll back: 100\u202f% of the decisions")
+        assert not refusal.endswith("..")
 
 
-async def test_page_does_not_say_that_the_verdict_forbids_it_when_only_an_improvement_is_missing(
-    own_site: Live, browser: Browser
-) -> None:
+async def test_page_asks_for_an_improvement_when_only_that_is_missing(own_site: Live, browser: Browser) -> None:
     rows = rows_of(some(4_000, skill=0.0), made_ms=own_site.now_ms - 100 * HOUR_MS)
     await write(own_site.service.database, rows)
     await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
-    book = own_site.service.bandit.rollout.repository
-    await book.move(await book.state(), Target("ramp", 1.0), "", "ann", own_site.now_ms - 2_000)
+    await move_to(own_site.service, "ramp", 1.0)
     await write(own_site.service.database, rows_of(some(250, share=1.0, seed=2), made_ms=own_site.now_ms - 1_000))
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
@@ -217,7 +189,7 @@ async def test_page_does_not_say_that_the_verdict_forbids_it_when_only_an_improv
 
 
 @pytest.mark.parametrize("width", [NARROW, WIDE])
-async def test_page_promises_no_look_when_there_will_be_none(
+async def test_page_announces_no_look_when_none_follows(
     own_site: Live, serve_site: Any, browser: Browser, width: int
 ) -> None:
     rollout = own_site.service.bandit.rollout
@@ -225,23 +197,19 @@ async def test_page_promises_no_look_when_there_will_be_none(
     async with visiting(browser, own_site, width=width) as visitor:
         await visitor.go("/admin/rollout")
         assert "next look at" not in await visitor.text()
-        assert "No look was made before the roll-out ended." in await visitor.text()
         await visitor.assert_sound()
     async with serve_site(shadow=False) as site, visiting(browser, site, width=width) as visitor:
         await visitor.go("/admin/rollout")
         assert "next look at" not in await visitor.text()
-        assert "Without a challenger no looks are made." in await visitor.text()
         assert await visitor.page.locator("main summary.button").count() == 0
         await visitor.assert_sound()
 
 
-async def test_who_has_signed_in_is_named_as_who_did_it(serve_site: Any, browser: Browser) -> None:
+async def test_step_is_recorded_with_the_key_of_the_session(serve_site: Any, browser: Browser) -> None:
     async with serve_site(api_keys=API_KEYS) as site, visiting(browser, site) as visitor:
         await visitor.sign_in(KEYS["admin"])
         await visitor.go("/admin/rollout")
-        await visitor.page.locator("main summary.button", has_text="Roll back").click()
-        await visitor.page.get_by_role("textbox", name="Why?").fill("<b>complaints</b>")
-        await visitor.page.get_by_role("button", name="Roll back", exact=True).click()
+        await press(visitor.page, "Roll back", "Roll back", "<b>complaints</b>")
         await expect(visitor.page.get_by_role("status")).to_contain_text("is rolled back")
         assert "by admin: <b>complaints</b>" in await visitor.text()
         await visitor.page.get_by_role("link", name="All changes").click()
@@ -249,7 +217,7 @@ async def test_who_has_signed_in_is_named_as_who_did_it(serve_site: Any, browser
         await expect(row).to_contain_text("done shadow to rolled back: <b>complaints</b>")
 
 
-async def test_what_a_look_said_can_be_read_without_a_mouse(own_site: Live, browser: Browser) -> None:
+async def test_reason_of_a_look_can_be_read_by_keyboard(own_site: Live, browser: Browser) -> None:
     await decide(own_site, 1_000)
     (look,) = await own_site.service.bandit.rollout.repository.looks()
     async with visiting(browser, own_site, width=NARROW) as visitor:
@@ -264,8 +232,7 @@ async def test_challenger_is_promoted_from_the_page(own_site: Live, browser: Bro
     await on_trial(own_site, 1.0)
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
-        await visitor.page.locator("main summary.button", has_text="Promote").click()
-        await visitor.page.get_by_role("button", name="Promote", exact=True).click()
+        await press(visitor.page, "Promote", "Promote")
         await expect(visitor.page.get_by_role("status")).to_have_text("The challenger is promoted.")
         assert "is promoted: it serves every user" in await visitor.text()
         await visitor.assert_sound()

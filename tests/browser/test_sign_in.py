@@ -1,4 +1,4 @@
-"""Signing in and out, what is refused, and what every form must carry."""
+"""Sign-in, sign-out, refused requests, and the token of every form."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.api.admin.sign_in import safe_next
+from app.api.auth.forms import MEDIA_TYPE
 from app.errors import StoreUnavailable
 from tests.support.browser import visiting
 from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
 
 
-async def test_page_sends_one_to_sign_in_and_back_when_nobody_has_signed_in(keyed: Live, browser: Browser) -> None:
+async def test_sign_in_leads_back_to_the_requested_page(keyed: Live, browser: Browser) -> None:
     async with visiting(browser, keyed) as visitor:
         await visitor.page.goto(f"{keyed.url}/admin/users/ada%3Fb?")
         await expect(visitor.page).to_have_url(f"{keyed.url}/admin/sign-in?next=%2Fadmin%2Fusers%2Fada%253Fb")
@@ -33,7 +33,7 @@ async def test_page_sends_one_to_sign_in_and_back_when_nobody_has_signed_in(keye
 
 
 @pytest.mark.parametrize(("key", "reason"), [("stranger", "not known"), ("reader", "lacks the scope")])
-async def test_sign_in_is_refused_when_the_key_is_no_admins(
+async def test_sign_in_is_refused_when_the_key_lacks_admin(
     keyed: Live, browser: Browser, key: str, reason: str
 ) -> None:
     async with visiting(browser, keyed) as visitor:
@@ -45,14 +45,14 @@ async def test_sign_in_is_refused_when_the_key_is_no_admins(
         await expect(visitor.page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-async def test_every_page_names_the_key_when_somebody_has_signed_in(keyed: Live) -> None:
+async def test_every_page_names_the_key_of_the_session(keyed: Live) -> None:
     cookie = {"Cookie": f"{keyed.cookie_name}={await session_cookie(keyed)}"}
     for path in ("/admin/features", "/admin/nowhere"):
         page = await keyed.client.get(path, headers={**cookie, **HTML})
         assert 'you signed in with">admin<' in page.text
 
 
-async def test_session_is_worth_nothing_when_it_was_signed_out_of(keyed: Live, browser: Browser) -> None:
+async def test_session_is_invalid_after_signing_out(keyed: Live, browser: Browser) -> None:
     async with visiting(browser, keyed) as visitor:
         await visitor.sign_in(KEYS["admin"])
         (cookie,) = await visitor.context.cookies()
@@ -63,14 +63,14 @@ async def test_session_is_worth_nothing_when_it_was_signed_out_of(keyed: Live, b
         problem(await keyed.client.get("/admin/users/ada", headers=stolen), 401)
 
 
-async def test_page_says_so_when_there_are_no_keys(site: Live, browser: Browser) -> None:
+async def test_page_explains_that_no_key_is_needed(site: Live, browser: Browser) -> None:
     async with visiting(browser, site) as visitor:
         await visitor.go("/admin/sign-in")
         assert "Signing in is not needed" in await visitor.text()
         await visitor.assert_sound()
 
 
-async def test_error_is_a_page_when_a_browser_asks_and_a_problem_otherwise(site: Live, browser: Browser) -> None:
+async def test_error_is_a_page_for_browsers_only(site: Live, browser: Browser) -> None:
     async with visiting(browser, site) as visitor:
         await visitor.go("/admin/nowhere", 404)
         await visitor.assert_sound()
@@ -79,20 +79,26 @@ async def test_error_is_a_page_when_a_browser_asks_and_a_problem_otherwise(site:
     problem(await site.client.get("/nowhere", headers=HTML), 404)
 
 
-@pytest.mark.parametrize("accept", ["text/html;q=inf", "text/html;q=1e999", "text/html;q=nan", ";,/;=", ""])
-async def test_answer_is_no_failure_when_accept_is_nonsense(site: Live, accept: str) -> None:
-    for path, status in (("/admin/features", 200), ("/admin/nowhere", 404)):
-        answer = await site.client.get(path, headers={"Accept": accept})
-        assert answer.status_code == status
-        assert answer.headers["x-request-id"]
+async def test_page_is_served_when_accept_is_malformed(site: Live) -> None:
+    for accept in ("text/html;q=inf", "text/html;q=1e999", "text/html;q=nan", ";,/;=", ""):
+        for path, status in (("/admin/features", 200), ("/admin/nowhere", 404)):
+            answer = await site.client.get(path, headers={"Accept": accept})
+            assert answer.status_code == status, accept
+            assert answer.headers["x-request-id"]
 
 
-async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live) -> None:
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    for url in ("/admin/users/ada/rebuild", "/admin/sign-in"):
-        for sent in ("", "csrf_token=", "csrf_token=" + "0" * 64, "csrf_token=%C3%A9"):
-            body = problem(await site.client.post(url, content=sent, headers=form), 403)
-            assert "reload the page" in body["detail"]
+async def test_form_is_refused_when_it_has_no_token(keyed: Live, site: Live) -> None:
+    letter = await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
+    for path in (
+        *("/admin/users/ada/rebuild", "/admin/users/ada/erase", "/admin/sign-in", "/admin/rebuilds"),
+        *("/admin/features/preferred_hour/disable", "/admin/rebuilds/nope/cancel", "/admin/rollout/rollback"),
+        "/admin/data-quality/refresh",
+        *(f"/admin/dead-letters/{action}" for action in ("replay", f"{letter}/replay", f"{letter}/discard")),
+    ):
+        for token in ("", "csrf_token=", "csrf_token=" + "0" * 64, "csrf_token=%C3%A9"):
+            content = f"{token}&scope=all&reason=x"
+            body = problem(await site.client.post(path, content=content, headers={"Content-Type": MEDIA_TYPE}), 403)
+            assert "reload the page" in body["detail"], path
     signed_in = {"Cookie": f"{keyed.cookie_name}={await session_cookie(keyed)}"}
     problem(await keyed.client.post("/admin/users/ada/rebuild", headers=signed_in), 403)
     problem(await keyed.client.delete("/admin/users/ada", headers=signed_in), 403)
@@ -100,7 +106,7 @@ async def test_form_is_refused_when_it_carries_no_token(keyed: Live, site: Live)
 
 
 async def session_cookie(keyed: Live) -> str:
-    """The cookie of an admin who has just signed in. The client is shared: what other tests left in it is not sent."""
+    """Sign in as an admin. The client is shared, so the cookies of other tests are deleted first."""
     keyed.client.cookies.clear()
     first = await keyed.client.get("/admin/sign-in", headers=HTML)
     token = token_in(first)
@@ -114,26 +120,19 @@ async def session_cookie(keyed: Live) -> str:
     return str(answer.cookies[keyed.cookie_name])
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Origin": "http://elsewhere.example"},
-        {"Origin": "null"},
+async def test_change_is_refused_when_another_site_sends_it(site: Live) -> None:
+    for headers in (
+        *({"Sec-Fetch-Site": value} for value in ("cross-site", "same-site")),
+        *({"Origin": value} for value in ("http://elsewhere.example", "null", "http://[", "")),
         {"Origin": "null", "Host": ""},
-        {"Origin": "http://["},
-        {"Origin": ""},
-    ],
-)
-async def test_change_is_refused_when_another_sites_page_sends_it(site: Live, headers: dict[str, str]) -> None:
-    for method, url in (("POST", "/admin/users/ada/rebuild"), ("DELETE", "/admin/users/ada"), ("POST", "/events")):
-        body = problem(await site.client.request(method, url, headers=headers), 403)
-        assert "another site" in body["detail"]
-    assert (await site.client.get("/admin/users/ada", headers=headers)).status_code == 200
+    ):
+        for method, url in (("POST", "/admin/users/ada/rebuild"), ("DELETE", "/admin/users/ada"), ("POST", "/events")):
+            body = problem(await site.client.request(method, url, headers=headers), 403, headers)
+            assert "another site" in body["detail"], headers
+        assert (await site.client.get("/admin/users/ada", headers=headers)).status_code == 200, headers
 
 
-async def test_nobody_is_signed_out_when_another_sites_page_sends_a_form(keyed: Live, browser: Browser) -> None:
+async def test_session_stays_when_another_site_sends_a_form(keyed: Live, browser: Browser) -> None:
     async with visiting(browser, keyed) as visitor:
         await visitor.sign_in(KEYS["admin"])
         # To the browser `localhost` is another site than 127.0.0.1, and gets none of its cookies.
@@ -148,25 +147,13 @@ async def test_nobody_is_signed_out_when_another_sites_page_sends_a_form(keyed: 
         visitor.elsewhere.clear()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "https://elsewhere.example",
-        "//elsewhere.example",
-        "/adminx",
-        "/admin\\x",
-        "/admin/é",
-        "/admin/\n",
-        "",
-        "/events",
-    ],
-)
-async def test_next_page_is_the_overview_when_it_would_lead_away(path: str) -> None:
-    assert safe_next(path) == "/admin"
+def test_next_page_is_the_overview_when_it_is_on_another_site() -> None:
+    for path in ("https://a.example", "//a.example", "/adminx", "/admin\\x", "/admin/é", "/admin/\n", "", "/events"):
+        assert safe_next(path) == "/admin", path
     assert safe_next("/admin/users/a%20b?x=1") == "/admin/users/a%20b?x=1"
 
 
-async def test_sign_in_and_out_are_audited_and_an_unknown_key_is_not(keyed: Live, browser: Browser) -> None:
+async def test_sign_in_and_out_are_audited(keyed: Live, browser: Browser) -> None:
     async def entries() -> list[tuple[str, str, str]]:
         answer = await keyed.client.get("/admin/audit", headers=as_caller("admin"))
         return [
@@ -190,7 +177,7 @@ async def test_sign_in_and_out_are_audited_and_an_unknown_key_is_not(keyed: Live
     ]
 
 
-async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
+async def test_sign_in_is_refused_when_it_cannot_be_audited(
     serve_site: ServeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(*_: object) -> int:
@@ -198,7 +185,8 @@ async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
 
     async with serve_site(api_keys=API_KEYS) as site:
         signed_in = await session_cookie(site)
-        token = await form_token(site, signed_in)
+        cookie = {"Cookie": f"{site.cookie_name}={signed_in}"}
+        token = token_in(await site.client.get("/admin/features", headers={**cookie, **HTML}))
         fresh = await site.client.get("/admin/sign-in", headers=HTML)
         form = {"csrf_token": token_in(fresh), "key": KEYS["admin"]}
         monkeypatch.setattr(site.service.audit_trail, "begin", fails)
@@ -207,18 +195,9 @@ async def test_nobody_signs_in_or_out_when_that_cannot_be_written_down(
         assert refused.status_code == 503
         assert site.cookie_name not in refused.cookies
         site.client.cookies.clear()
-        cookie = {"Cookie": f"{site.cookie_name}={signed_in}"}
         problem(await site.client.post("/admin/sign-out", data={"csrf_token": token}, headers=cookie), 503)
         assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
 
 
 def token_in(page: httpx.Response) -> str:
-    """The token in the forms of a page."""
     return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
-
-
-async def form_token(keyed: Live, cookie: str) -> str:
-    """The token that forms of a session carry."""
-    return token_in(
-        await keyed.client.get("/admin/features", headers={"Cookie": f"{keyed.cookie_name}={cookie}", **HTML})
-    )

@@ -1,4 +1,4 @@
-"""A user's page in a browser: what is held against what is computed, events, charts, and a dead cache."""
+"""The page of a user in a browser: cached and computed values, events, charts, and a cache that fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.features.schema import Int, Str
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_user_inspection import NASTY
 from tests.integration.api.admin.test_users import put
-from tests.support.browser import NARROW, WIDE, Scheme, Visitor, visiting
+from tests.support.browser import Scheme, Visitor, looks, visiting
 from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
@@ -26,23 +26,20 @@ from tests.support.registry import REGISTRY, ProfileFeatures
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
 SCRIPTS = ["<script>alert(1)<\\script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "javascript:alert(1)"]
 
 
 def address(user: str, part: str = "") -> str:
-    """The path of one of the user's pages."""
     return f"/admin/users/{quote(user, safe='')}{part}"
 
 
 def feature(visitor: Visitor, name: str) -> Locator:
-    """The row of a feature."""
     return visitor.page.locator(f"#feature-{name}")
 
 
 async def lively(site: Live) -> str:
-    """A user with a month of events, all of whose features are cached."""
+    """A user with a month of events, and all features cached."""
     user, now = new_user(), site.now_ms
     await site.send(
         *(served(user, now - ago * DAY_MS - 5_000) for ago in range(29)),
@@ -54,9 +51,10 @@ async def lively(site: Live) -> str:
     return user
 
 
-@pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_page_is_sound_when_the_user_is_lively(site: Live, browser: Browser, scheme: Scheme, width: int) -> None:
+@looks
+async def test_page_is_sound_when_there_are_many_events(
+    site: Live, browser: Browser, scheme: Scheme, width: int
+) -> None:
     user = await lively(site)
     async with visiting(browser, site, scheme=scheme, width=width) as visitor:
         await visitor.go(address(user))
@@ -78,7 +76,7 @@ async def test_page_is_sound_when_the_user_is_lively(site: Live, browser: Browse
         assert await visitor.page.locator("table.events tbody tr").count() == 49
 
 
-async def test_charts_draw_what_the_tables_say(site: Live, browser: Browser) -> None:
+async def test_charts_equal_the_tables(site: Live, browser: Browser) -> None:
     user = await lively(site)
     async with visiting(browser, site) as visitor:
         await visitor.go(address(user))
@@ -104,9 +102,7 @@ async def test_charts_draw_what_the_tables_say(site: Live, browser: Browser) -> 
         assert last["tip_volume_30d"] == "29"
 
 
-async def test_nothing_is_filled_when_a_page_is_looked_at(
-    site: Live, browser: Browser, cache_server: EmbeddedServer
-) -> None:
+async def test_page_fills_no_cache(site: Live, browser: Browser, cache_server: EmbeddedServer) -> None:
     user = new_user()
     await site.send(served(user, site.now_ms))
     async with visiting(browser, site) as visitor:
@@ -118,7 +114,7 @@ async def test_nothing_is_filled_when_a_page_is_looked_at(
     assert ask(cache_server, "KEYS", f"pf:*:{{{user}}}:*") == []
 
 
-async def test_page_warns_when_what_is_cached_is_wrong(
+async def test_page_warns_when_a_cached_value_is_wrong(
     site: Live, browser: Browser, cache_server: EmbeddedServer
 ) -> None:
     user = new_user()
@@ -140,7 +136,7 @@ async def test_page_warns_when_what_is_cached_is_wrong(
         await visitor.assert_sound()
 
 
-async def test_page_says_what_it_means_when_nobody_heard_of_the_user(site: Live, browser: Browser) -> None:
+async def test_page_is_sound_when_the_user_is_unknown(site: Live, browser: Browser) -> None:
     async with visiting(browser, site) as visitor:
         await visitor.go(address(new_user()))
         assert "No event of this user is stored." in await visitor.text()
@@ -149,7 +145,7 @@ async def test_page_says_what_it_means_when_nobody_heard_of_the_user(site: Live,
 
 
 @pytest.mark.parametrize("nasty", [*NASTY[:4], *SCRIPTS])
-async def test_page_holds_what_was_sent_and_runs_none_of_it(site: Live, browser: Browser, nasty: str) -> None:
+async def test_page_shows_ids_as_text(site: Live, browser: Browser, nasty: str) -> None:
     user = new_user(nasty)
     await site.send(feedback(user, site.now_ms, tip_id=nasty, decision_id=nasty, event_id=user))
     async with visiting(browser, site) as visitor:
@@ -167,7 +163,7 @@ async def test_page_holds_what_was_sent_and_runs_none_of_it(site: Live, browser:
         await visitor.assert_sound()
 
 
-async def test_events_tell_what_came_of_them(own_site: Live, browser: Browser) -> None:
+async def test_events_show_their_state(own_site: Live, browser: Browser) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms - 60_000), feedback(user, site.now_ms + 200_000, "snoozed", dwell_ms=0))
     first, second = (item.seq for item in await site.service.event_log.unconsumed(site.now_ms + 1, 10))
@@ -184,7 +180,7 @@ async def test_events_tell_what_came_of_them(own_site: Live, browser: Browser) -
         await expect(rows.nth(0)).to_contain_text(str(first))
 
 
-async def test_page_comes_at_once_when_the_cache_is_silent(
+async def test_page_is_quick_when_the_cache_hangs(
     serve_site: ServeSite, start_server: StartServer, browser: Browser
 ) -> None:
     cache = start_server(VALKEY)
@@ -205,9 +201,9 @@ async def test_page_comes_at_once_when_the_cache_is_silent(
                 cache.signal(signal.SIGCONT)
 
 
-async def test_page_says_so_when_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
+async def test_page_explains_that_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
     user = await lively(own_site)
-    # What another process that cannot reach the cache leaves, until somebody has settled it.
+    # As if another process owed an invalidation that is not settled yet.
     own_site.service.inspector._trusted = lambda: False
     async with visiting(browser, own_site) as visitor:
         await visitor.go(address(user))
@@ -217,15 +213,13 @@ async def test_page_says_so_when_the_cache_is_not_trusted(own_site: Live, browse
 
 
 class Extended(ProfileFeatures, kw_only=True, frozen=True):
-    """The mirror with a text, and with a feature whose SQL gives one where an int is declared."""
+    """`mood` is a text; the SQL of `broken` gives a text although it is declared an int."""
 
     mood: Annotated[Str | UnsetType, Meta(description="A feature of the tests.")] = UNSET
     broken: Annotated[Int | UnsetType, Meta(description="A feature of the tests.")] = UNSET
 
 
-async def test_texts_are_listed_and_failures_told_when_the_registry_has_them(
-    serve_site: ServeSite, browser: Browser
-) -> None:
+async def test_texts_are_listed_and_failures_shown(serve_site: ServeSite, browser: Browser) -> None:
     latest = "SELECT user_id, MAX(action) AS value FROM feedback GROUP BY user_id"
     added = (entry(name="mood", dtype="str", compute=latest), entry(name="broken", compute=latest))
     async with serve_site(contract=Contract(registry=Registry([*REGISTRY, *added]), mirror=Extended)) as site:
@@ -240,7 +234,7 @@ async def test_texts_are_listed_and_failures_told_when_the_registry_has_them(
             await visitor.assert_sound()
 
 
-async def test_disabled_feature_is_marked_with_its_reason_and_is_no_fault(own_site: Live, browser: Browser) -> None:
+async def test_disabled_feature_is_shown_with_its_reason(own_site: Live, browser: Browser) -> None:
     user = await lively(own_site)
     await own_site.client.post("/admin/features/tip_volume_30d/disable", json={"reason": "INC-12"})
     cell = (await own_site.client.get(address(user))).json()["features"]["tip_volume_30d"]
@@ -275,7 +269,7 @@ async def test_page_works_when_there_is_no_javascript(site: Live, browser: Brows
         await expect(visitor.page.get_by_role("table", name="By day", exact=True)).to_be_visible()
 
 
-async def test_browser_finds_the_last_30_days_on_the_page_of_the_user(site: Live) -> None:
+async def test_browser_is_redirected_from_the_timeline_to_the_page(site: Live) -> None:
     answer = await site.client.get(address("a?b", "/development"), headers=HTML)
     assert (answer.status_code, answer.headers["location"]) == (303, "/admin/users/a%3Fb#activity")
 

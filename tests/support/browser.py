@@ -18,6 +18,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 Scheme = Literal["light", "dark"]
 WIDE, NARROW = 1280, 390
+looks = pytest.mark.parametrize(("scheme", "width"), [("light", WIDE), ("dark", NARROW)])
 _AXE = Axe()
 # A browser trusts loopback addresses without TLS, but not these names.
 NAMES = "*.test"

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from app.bandit.rollout.aggregates import DecisionPage
+from app.bandit.rollout.stages import Stage, Target
+from app.bootstrap.service import OpenService
 from app.stores.sqlite.database import Database
 from tests.support.clock import NOW_MS
 from tests.support.decision_logs import logged_page, simulate
@@ -31,6 +33,12 @@ BLANK: Mapping[str, object] = {
     "phi": b"",
     "request": "{}",
 }
+
+
+async def move_to(service: OpenService, stage: Stage, share: float) -> None:
+    """Move the roll-out as an admin did a minute ago, without the rules for moves."""
+    repository = service.bandit.rollout.repository
+    await repository.move(await repository.state(), Target(stage, share), "", "ann", service.clock.now_ms() - 60_000)
 
 
 def rows_of(

@@ -10,7 +10,7 @@ import asyncio
 import json
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,13 @@ class Live:
         features: dict[str, Any] = answer.json()["features"]
         return features
 
+    async def json(self, path: str, method: str = "GET", status: int = 200, **request: Any) -> Any:
+        """The JSON that answers a request, which must have this status."""
+        answer = await self.client.request(method, path, **request)
+        assert answer.status_code == status, answer.text
+        assert answer.headers["cache-control"] == "no-store"
+        return answer.json()
+
     async def filled(self) -> None:
         """Wait for the fills that reads have started."""
         await self.service.reader.close()
@@ -98,9 +105,10 @@ def fresh_database(template: Path, directory: Path) -> Path:
     return copy_database(template, directory / f"{uuid.uuid4().hex}.db", uuid.uuid4().hex)
 
 
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """Check that an answer is a problem with this status; the problem."""
-    assert answer.status_code == status, answer.text[:500]
+def problem(answer: httpx.Response, status: int, row: object = "") -> dict[str, Any]:
+    """Check that an answer is a problem with this status; the problem. A failure names `row`, the row of a table."""
+    request = f"{answer.request.method} {answer.request.url}"
+    assert answer.status_code == status, f"{str(row)[:300]} {request[:300]}: {answer.text[:500]}"
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"]
     body: dict[str, Any] = answer.json()
@@ -115,6 +123,13 @@ def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
 def paths(body: Mapping[str, Any]) -> list[str]:
     """The paths of the errors in a problem."""
     return [issue["path"] for issue in body.get("errors", [])]
+
+
+async def assert_refused(site: Live, path: str, bodies: Iterable[tuple[object, str]], status: int = 422) -> None:
+    """Post each body, and check that it is refused because of one error at its place."""
+    for sent, place in bodies:
+        answer = await site.client.post(path, content=json.dumps(sent), headers=JSON)
+        assert paths(problem(answer, status, sent)) == [place], f"{str(sent)[:300]}: {answer.text}"
 
 
 async def raw_status(site: Live, target: bytes, method: bytes = b"GET") -> tuple[int, dict[str, object]]:

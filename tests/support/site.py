@@ -50,10 +50,10 @@ def serve_site(
         head_s: float = KEEP_ALIVE_S,
         **settings: object,
     ) -> AbstractAsyncContextManager[Live]:
-        database = fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
+        database = settings.get("database") or fresh_database(migrated_template, tmp_path_factory.mktemp("site"))
         servers = {"cache_url": cache_server.url, "queue_url": queue_server.url, "cache_timeout_ms": 5_000}
-        chosen = {"features": FEATURES, **servers, **settings}
-        chosen_settings = Settings(database=database, **chosen)  # type: ignore[arg-type]  # by name
+        chosen = {"features": FEATURES, **servers, **settings, "database": database}
+        chosen_settings = Settings(**chosen)  # type: ignore[arg-type]  # by name
         return live(chosen_settings, contract=contract, clock=clock, head_s=head_s)
 
     return serve

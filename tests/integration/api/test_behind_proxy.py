@@ -1,4 +1,4 @@
-"""What a service believes of the proxy in front of it: paths, the client's address, scheme and host."""
+"""A service behind a proxy: paths, and the address, scheme and host of the client."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ import httpx
 import pytest
 
 from app.api.admin import sign_in as sign_in_module
-from app.settings import Settings
-from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.clock import FakeClock
-from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, problem, raw_status
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, problem, raw_status
 from tests.support.logs import Recorder
-from tests.support.registry import FEATURES
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 HTML = {"Accept": "text/html"}
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 ELSEWHERE = (ip_network("10.0.0.0/8"),)
@@ -25,12 +21,11 @@ SAID = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "X-Forwa
 
 
 def token_in(page: httpx.Response) -> str:
-    """The token in the forms of a page."""
     return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
 
 
 async def sign_in(site: Live, headers: dict[str, str], root: str = "") -> httpx.Response:
-    """Send the form of signing in as a browser at another address would, through a proxy."""
+    """Send the sign-in form as a browser behind a proxy does."""
     site.client.cookies.clear()
     page = await site.client.get(f"{root}/admin/sign-in", headers={**HTML, **headers})
     assert page.status_code == 200
@@ -41,9 +36,7 @@ async def sign_in(site: Live, headers: dict[str, str], root: str = "") -> httpx.
 
 
 @pytest.mark.parametrize("root", ["/tips", "/profiles", "/a/b"])
-async def test_route_is_found_when_the_root_path_is_stripped_and_when_it_is_not(
-    serve_site: ServeSite, root: str
-) -> None:
+async def test_route_is_found_with_and_without_the_root_path(serve_site: ServeSite, root: str) -> None:
     async with serve_site(root_path=root) as site:
         for prefix in ("", root):
             for path in ("/profiles/ada", "/profiles/a%20b", "/features", "/admin/users/ada", "/readyz", "/schema/"):
@@ -60,7 +53,7 @@ async def test_route_is_found_when_the_root_path_is_stripped_and_when_it_is_not(
         assert document["servers"] == [{"url": root}]
 
 
-async def test_forwarded_prefix_decides_when_the_root_path_is_one_of_the_services_own(serve_site: ServeSite) -> None:
+async def test_forwarded_prefix_decides_when_the_root_path_is_a_route(serve_site: ServeSite) -> None:
     stripped = {"X-Forwarded-Prefix": "/profiles", **as_caller("admin")}
     async with serve_site(root_path="/profiles", trusted_proxies=LOOPBACK, api_keys=API_KEYS) as site:
         assert (await site.client.get("/profiles/features", headers=as_caller("admin"))).json().keys() == {"features"}
@@ -80,7 +73,7 @@ async def test_every_redirect_and_cookie_has_the_root_path(serve_site: ServeSite
         assert "; Path=/tips/admin;" in signed_in.headers["set-cookie"]
 
 
-async def test_proxy_is_believed_when_it_is_trusted(serve_site: ServeSite) -> None:
+async def test_forwarded_headers_count_when_the_proxy_is_trusted(serve_site: ServeSite) -> None:
     origin = {"Origin": "https://tips.example"}
     async with serve_site(trusted_proxies=LOOPBACK, api_keys=API_KEYS) as site:
         answer = await sign_in(site, {**SAID, **origin})
@@ -96,7 +89,7 @@ async def test_proxy_is_believed_when_it_is_trusted(serve_site: ServeSite) -> No
 
 
 @pytest.mark.parametrize("trusted", [(), ELSEWHERE])
-async def test_proxy_is_not_believed_when_it_is_not_trusted(
+async def test_forwarded_headers_are_ignored_when_the_proxy_is_not_trusted(
     serve_site: ServeSite, trusted: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
@@ -114,7 +107,7 @@ async def test_proxy_is_not_believed_when_it_is_not_trusted(
             assert advice in refused.text
 
 
-async def test_clients_are_limited_each_by_itself_when_the_proxy_is_trusted(serve_site: ServeSite) -> None:
+async def test_clients_are_limited_separately_when_the_proxy_is_trusted(serve_site: ServeSite) -> None:
     def client(address: str) -> dict[str, str]:
         return {"X-Forwarded-For": f"198.51.100.9, {address}, 127.0.0.2"}
 
@@ -131,9 +124,8 @@ async def test_clients_are_limited_each_by_itself_when_the_proxy_is_trusted(serv
         assert await statuses(site, "203.0.113.2") == [429, 429]
 
 
-@pytest.mark.parametrize(
-    ("host", "origin", "status"),
-    [
+async def test_sign_in_needs_an_origin_of_the_same_host(keyed: Live) -> None:
+    for host, origin, status in (
         ("tips.example", "http://tips.example", 303),
         ("tips.example", "http://tips.example:8080", 303),  # nginx's `Host $host`
         ("tips.example:8080", "http://tips.example:8080", 303),
@@ -144,11 +136,8 @@ async def test_clients_are_limited_each_by_itself_when_the_proxy_is_trusted(serv
         ("127.0.0.1:8000", "http://tips.example:8080", 403),  # nginx's own default
         ("tips.example", "null", 403),
         ("", "null", 403),
-    ],
-)
-async def test_sign_in_needs_an_origin_of_the_same_host(keyed: Live, host: str, origin: str, status: int) -> None:
-    answer = await sign_in(keyed, {"Host": host, "Origin": origin})
-    assert answer.status_code == status, answer.text
+    ):
+        assert (await sign_in(keyed, {"Host": host, "Origin": origin})).status_code == status, (host, origin)
 
 
 async def test_origin_needs_the_same_port_when_there_are_no_keys(site: Live) -> None:
@@ -167,25 +156,18 @@ async def test_services_on_one_host_do_not_sign_each_other_out(serve_site: Serve
             assert (await site.client.get("/admin/users/ada", headers=cookies)).status_code == 200
 
 
-async def test_session_is_valid_when_the_service_was_started_again(
-    migrated_template: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
+async def test_session_is_valid_when_the_service_is_restarted(
+    serve_site: ServeSite, migrated_template: Path, tmp_path: Path
 ) -> None:
     database = fresh_database(migrated_template, tmp_path)
-    settings = Settings(
-        features=FEATURES,
-        database=database,
-        cache_url=cache_server.url,
-        queue_url=queue_server.url,
-        api_keys=API_KEYS,
-    )
-    async with live(settings) as site:
+    async with serve_site(database=database, api_keys=API_KEYS) as site:
         session = (await sign_in(site, {})).cookies[site.cookie_name]
+    async with serve_site(database=database, api_keys=API_KEYS) as site:
         cookie = {"Cookie": f"{site.cookie_name}={session}"}
-    async with live(settings) as site:
         assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
 
 
-async def test_refusal_names_the_settings_at_fault_when_the_browser_sends_no_cookie(keyed: Live) -> None:
+async def test_refusal_names_the_setting_when_no_cookie_is_sent(keyed: Live) -> None:
     keyed.client.cookies.clear()
     page = await keyed.client.get("/admin/sign-in", headers=HTML)
     keyed.client.cookies.clear()

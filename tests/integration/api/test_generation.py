@@ -1,4 +1,4 @@
-"""`POST /generate`, over HTTP: what it takes, what it refuses, and a tip whatever stands behind it."""
+"""`POST /generate`: valid and invalid requests, and a tip in every state of the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest_asyncio
 
 from app.api import generation
 from app.bootstrap.health import sampler
-from app.concurrency.load_estimate import LoadEstimate
 from app.errors import FallbackReason, StoreUnavailable
 from app.generation.generator import SKIP_AFTER
 from app.generation.prompt import PROMPT_VERSION
@@ -31,12 +30,11 @@ from tests.support.chat_server import (
     tip,
 )
 from tests.support.events import body, feedback, served
-from tests.support.live import API_KEYS, JSON, Live, as_caller, new_user, paths, problem
+from tests.support.live import API_KEYS, JSON, Live, as_caller, assert_refused, new_user, paths, problem
 from tests.support.processes import ROOT
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 KEY = "sk-top-secret"
 TASK = {"id": "id-of-the-task", "title": "Renew the passport"}
 HABITS = {"completion_rate_30d": 0.8, "preferred_hour": 9}
@@ -45,14 +43,12 @@ FINISHER = "You usually see things through"
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def endpoint() -> AsyncIterator[ChatServer]:
-    """Answers well until it is told otherwise."""
     async with chat_server() as server:
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def modelled(serve_site: ServeSite, endpoint: ChatServer) -> AsyncIterator[Live]:
-    """A site with a model."""
     async with serve_site(
         api_keys=API_KEYS, model_url=endpoint.url, model="m-1", model_key=KEY, model_calls=2, log_level="debug"
     ) as opened:
@@ -60,12 +56,10 @@ async def modelled(serve_site: ServeSite, endpoint: ChatServer) -> AsyncIterator
 
 
 async def ask(site: Live, **fields: object) -> httpx.Response:
-    """Send a body, with the reader's key."""
     return await site.client.post("/generate", json={"task": TASK, **fields}, headers=as_caller("reader"))
 
 
 async def worded(site: Live, **fields: object) -> dict[str, Any]:
-    """A tip, which there must be."""
     answer = await ask(site, **fields)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -76,7 +70,7 @@ async def worded(site: Live, **fields: object) -> dict[str, Any]:
     return found
 
 
-async def test_template_words_a_tip_when_no_model_is_set(site: Live) -> None:
+async def test_template_writes_the_tip_when_no_model_is_set(site: Live) -> None:
     answer = await worded(site, task={**TASK, "due_at": "2001-09-09T00:00:00+02:00", "priority": 5, "notes": "Photos."})
     assert answer == {
         "text": "Important: “Renew the passport” was due on 9 September 2001. Start with one small step: two minutes "
@@ -106,7 +100,7 @@ async def test_tip_fits_the_profile_that_is_sent(site: Live) -> None:
     assert FINISHER in (await worded(site, profile_features=odd))["text"]
 
 
-async def test_profile_of_the_user_named_is_read_when_none_is_sent(own_site: Live) -> None:
+async def test_profile_of_the_user_is_read_when_none_is_sent(own_site: Live) -> None:
     site, user = own_site, new_user()
     for number in range(4):
         await site.send(served(user, site.now_ms - number), feedback(user, site.now_ms - number, action="completed"))
@@ -116,59 +110,50 @@ async def test_profile_of_the_user_named_is_read_when_none_is_sent(own_site: Liv
     assert FINISHER not in (await worded(site, user_id=new_user()))["text"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "path"),
-    [
-        ({"task": None}, "task"),
-        ({"task": {"title": "T"}}, "task.id"),
-        ({"task": {"id": "t"}}, "task.title"),
-        ({"task": {**TASK, "id": "a/b"}}, "task.id"),
-        ({"task": {**TASK, "id": "x" * 129}}, "task.id"),
-        ({"task": {**TASK, "title": ""}}, "task.title"),
-        ({"task": {**TASK, "title": "x" * 301}}, "task.title"),
-        ({"task": {**TASK, "title": 7}}, "task.title"),
-        ({"task": {**TASK, "notes": "x" * 4001}}, "task.notes"),
-        ({"task": {**TASK, "due_at": "2026-11-25T09:00:00"}}, "task.due_at"),
-        ({"task": {**TASK, "due_at": "tomorrow"}}, "task.due_at"),
-        ({"task": {**TASK, "priority": "high"}}, "task.priority"),
-        ({"task": {**TASK, "priority": True}}, "task.priority"),
-        ({"task": {**TASK, "more": 1}}, "task.more"),
-        ({"more": 1}, "more"),
-        ({"user_id": ".."}, "user_id"),
-        ({"user_id": 7}, "user_id"),
-        ({"locale": ""}, "locale"),
-        ({"locale": "en_GB"}, "locale"),
-        ({"locale": "en\n"}, "locale"),
-        ({"locale": None}, "locale"),
-        ({"profile_features": []}, "profile_features"),
-        ({"profile_features": {"completion_rate_30d": "0.8"}}, "profile_features.completion_rate_30d"),
-        ({"profile_features": {"completion_rate_30d": True}}, "profile_features.completion_rate_30d"),
-        ({"profile_features": {"preferred_hour": 9.5}}, "profile_features.preferred_hour"),
-    ],
-)
-async def test_request_is_refused_when_a_field_is_wrong(site: Live, fields: dict[str, object], path: str) -> None:
-    assert paths(problem(await ask(site, **fields), 422)) == [path]
+async def test_request_is_refused_when_a_field_is_invalid(site: Live) -> None:
+    task = {
+        "id": ("a/b", "x" * 129),
+        "title": ("", "x" * 301, 7),
+        "notes": ("x" * 4001,),
+        "due_at": ("2026-11-25T09:00:00", "tomorrow"),
+        "priority": ("high", True, 10**400),
+        "more": (1,),
+    }
+    fields: dict[str, tuple[object, ...]] = {
+        "task": (None,),
+        "more": (1,),
+        "user_id": ("..", 7),
+        "locale": ("", "en_GB", "en\n", None),
+        "profile_features": ([],),
+    }
+    features = {"completion_rate_30d": ("0.8", True), "preferred_hour": (9.5,)}
+    bodies = [
+        *(({"task": {"title": "T"}}, "task.id"), ({"task": {"id": "t"}}, "task.title")),
+        *(({"task": {**TASK, name: value}}, f"task.{name}") for name, values in task.items() for value in values),
+        *(({"task": TASK, name: value}, name) for name, values in fields.items() for value in values),
+        *(
+            ({"task": TASK, "profile_features": {name: value}}, f"profile_features.{name}")
+            for name, values in features.items()
+            for value in values
+        ),
+    ]
+    await assert_refused(site, "/generate", bodies)
+    too_large = json.dumps({"task": {**TASK, "priority": 7}}).replace("7}", "1e999}")
+    answer = await site.client.post("/generate", content=too_large, headers=JSON)
+    assert paths(problem(answer, 422)) == ["task.priority"]
 
 
-async def test_number_is_refused_when_it_is_none(site: Live) -> None:
-    for text in ("1e999", "9" * 400):
-        content = json.dumps({"task": {**TASK, "priority": 7}}).replace("7}", text + "}")
-        answer = await site.client.post("/generate", content=content, headers=JSON)
-        assert paths(problem(answer, 422)) == ["task.priority"]
-
-
-async def test_tip_is_worded_for_nobody_when_there_is_too_much_to_read(
+async def test_tip_is_written_without_a_profile_when_reads_are_shed(
     own_site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = own_site.service.reader._computation._live
-    monkeypatch.setattr(LoadEstimate, "full", property(lambda backlog: backlog is live))
+    monkeypatch.setattr(type(own_site.service.computation), "overloaded", property(lambda _: True))
     user = new_user()
     problem(await own_site.client.get(f"/profiles/{user}"), 503)
     assert (await worded(own_site, user_id=user))["source"] == "template"
 
 
 @pytest.mark.parametrize("how", ["slow", "away"])
-async def test_tip_is_worded_for_nobody_when_the_profile_cannot_be_read(
+async def test_tip_is_written_without_a_profile_when_it_cannot_be_read(
     own_site: Live, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     async def read_values(wanted: object) -> object:
@@ -181,7 +166,7 @@ async def test_tip_is_worded_for_nobody_when_the_profile_cannot_be_read(
     assert (await worded(own_site, user_id=new_user()))["source"] == "template"
 
 
-async def test_model_words_a_tip_and_is_told_of_nobody(modelled: Live, endpoint: ChatServer) -> None:
+async def test_model_writes_a_tip_without_learning_the_ids(modelled: Live, endpoint: ChatServer) -> None:
     site, user = modelled, new_user()
     endpoint.will(says("Photos first,\nthen the form."))
     sent = body(*(feedback(user, site.now_ms - number, action="completed") for number in range(4)))
@@ -214,7 +199,7 @@ async def test_model_words_a_tip_and_is_told_of_nobody(modelled: Live, endpoint:
     ],
     ids=["500", "429", "401", "prose", "link", "hidden", "closes", "cut"],
 )
-async def test_template_stands_in_and_says_why(
+async def test_template_writes_the_tip_when_the_model_fails(
     modelled: Live, endpoint: ChatServer, plan: Plan, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     endpoint.will(plan)
@@ -229,19 +214,19 @@ async def test_template_stands_in_and_says_why(
     assert "profiles_model_seconds_count 1.0" in metrics
 
 
-async def test_model_words_a_tip_when_it_knows_no_schema(modelled: Live, endpoint: ChatServer) -> None:
+async def test_model_writes_a_tip_when_it_supports_no_schema(modelled: Live, endpoint: ChatServer) -> None:
     endpoint.will(refuses_schemas(answers(200, completion(f"```json\n{tip('Without a schema.')}\n```"))))
     assert (await worded(modelled))["text"] == "Without a schema."
 
 
-async def test_nobody_waits_for_a_model_that_is_away(modelled: Live, endpoint: ChatServer) -> None:
+async def test_model_is_skipped_when_it_keeps_failing(modelled: Live, endpoint: ChatServer) -> None:
     endpoint.will(answers(404))
     reasons = [(await worded(modelled))["fallback_reason"] for _ in range(SKIP_AFTER + 2)]
     assert reasons == ["refused"] * SKIP_AFTER + ["circuit open"] * 2
     assert len(endpoint.asked) == SKIP_AFTER
 
 
-async def test_nobody_waits_for_others_calls(modelled: Live, endpoint: ChatServer) -> None:
+async def test_template_writes_the_tip_when_all_calls_are_in_use(modelled: Live, endpoint: ChatServer) -> None:
     gate = asyncio.Event()
 
     async def waits(asked: Any, writer: asyncio.StreamWriter) -> None:
@@ -256,9 +241,7 @@ async def test_nobody_waits_for_others_calls(modelled: Live, endpoint: ChatServe
     assert [answer["source"] for answer in await asyncio.gather(*first)] == ["model", "model"]
 
 
-async def test_model_that_keeps_failing_is_found_on_the_overview_and_readiness_does_not_mind(
-    modelled: Live, endpoint: ChatServer
-) -> None:
+async def test_overview_reports_the_model_when_it_keeps_failing(modelled: Live, endpoint: ChatServer) -> None:
     own = sampler(modelled.service, "api")
 
     async def findings() -> list[dict[str, Any]]:

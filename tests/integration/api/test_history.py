@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from app.features.clock import DAY_MS, rfc3339
 from tests.support.events import local_time, served
-from tests.support.live import Live, new_user, paths, problem
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+from tests.support.live import Live, assert_refused, new_user, paths, problem
 
 
 async def rows(site: Live, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a training set that must be served."""
-    answer = await site.client.post("/profiles/history", json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.json().keys() == {"rows"}
-    found: list[dict[str, Any]] = answer.json()["rows"]
+    answer = await site.json("/profiles/history", "POST", json=body)
+    assert answer.keys() == {"rows"}
+    found: list[dict[str, Any]] = answer["rows"]
     return found
 
 
-async def test_history_has_each_row_at_its_own_moment_in_the_order_asked(site: Live) -> None:
+async def test_history_has_each_row_at_its_moment_in_order(site: Live) -> None:
     ann, bob = new_user("ann"), new_user("bob")
     moment = site.now_ms - 2 * DAY_MS
     await site.send(served(ann, moment), served(ann, moment + 2), served(bob, moment + 1))
@@ -51,7 +44,7 @@ async def test_history_answers_in_utc_when_asked_with_an_offset(site: Live) -> N
     assert row["as_of"] == rfc3339(moment)
 
 
-async def test_history_leaves_out_what_arrived_later_when_known_at_says_so(site: Live) -> None:
+async def test_history_leaves_out_later_arrivals_when_known_at_is_given(site: Live) -> None:
     user = new_user()
     moment = site.now_ms - DAY_MS
     await site.send(served(user, moment))
@@ -63,45 +56,29 @@ async def test_history_leaves_out_what_arrived_later_when_known_at_says_so(site:
     assert counts == [1, 1, 0, 1]
 
 
-def _bad_bodies(now_ms: int) -> dict[str, tuple[object, list[str]]]:
-    sound = {"user_id": "u", "as_of": rfc3339(now_ms - DAY_MS)}
-
-    def second(**changes: object) -> dict[str, object]:
-        return {"rows": [sound, {name: value for name, value in {**sound, **changes}.items() if value is not ...}]}
-
-    future, ancient = rfc3339(now_ms + 60_000), rfc3339(now_ms - 151 * DAY_MS)
-    return {
-        "no rows": ({"rows": []}, ["rows"]),
-        "rows left out": ({}, ["rows"]),
-        "too many rows": ({"rows": [sound] * 10_001}, ["rows"]),
-        "row no object": ({"rows": [sound, 1]}, ["rows[1]"]),
-        "no user": (second(user_id=...), ["rows[1].user_id"]),
-        "empty user": (second(user_id=""), ["rows[1].user_id"]),
-        "user ..": (second(user_id=".."), ["rows[1].user_id"]),
-        "user with a slash": (second(user_id="a/b"), ["rows[1].user_id"]),
-        "unknown field": (second(more=1), ["rows[1].more"]),
-        "no moment": (second(as_of=...), ["rows[1].as_of"]),
-        "moment without offset": (second(as_of=sound["as_of"][:-1]), ["rows[1].as_of"]),
-        "moment a number": (second(as_of=now_ms), ["rows[1].as_of"]),
-        "moment in the future": (second(as_of=future), ["rows[1].as_of"]),
-        "moment beyond kept history": (second(as_of=ancient), ["rows[1].as_of"]),
-        "moment before time": (second(as_of="0001-01-01T00:00:00+14:00"), ["rows[1].as_of"]),
-        "moment after time": (second(as_of="9999-12-31T23:59:59-14:00"), ["rows[1].as_of"]),
-        "two bad moments": ({"rows": [{**sound, "as_of": future}] * 2}, ["rows[0].as_of", "rows[1].as_of"]),
-        "unknown feature": ({"rows": [sound], "features": ["nope"]}, ["features"]),
-        "known_at no time": ({"rows": [sound], "known_at": "now"}, ["known_at"]),
-        "known_at in the future": ({"rows": [sound], "known_at": future}, ["known_at"]),
-        "known_at before time": ({"rows": [sound], "known_at": "0001-01-01T00:00:00+14:00x"}, ["known_at"]),
-    }
+async def test_history_is_refused_when_its_body_is_invalid(site: Live) -> None:
+    sound = {"user_id": "u", "as_of": rfc3339(site.now_ms - DAY_MS)}
+    future, ancient = rfc3339(site.now_ms + 60_000), rfc3339(site.now_ms - 151 * DAY_MS)
+    ends_of_time = ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"]
+    moments = [sound["as_of"][:-1], site.now_ms, future, ancient, *ends_of_time]
+    bodies = [
+        *(({"rows": rows}, "rows") for rows in ([], [sound] * 10_001)),
+        ({}, "rows"),
+        ({"rows": [sound, 1]}, "rows[1]"),
+        ({"rows": [sound, {"as_of": sound["as_of"]}]}, "rows[1].user_id"),
+        *(({"rows": [sound, {**sound, "user_id": user}]}, "rows[1].user_id") for user in ("", "..", "a/b")),
+        ({"rows": [sound, {**sound, "more": 1}]}, "rows[1].more"),
+        ({"rows": [sound, {"user_id": "u"}]}, "rows[1].as_of"),
+        *(({"rows": [sound, {**sound, "as_of": moment}]}, "rows[1].as_of") for moment in moments),
+        ({"rows": [sound], "features": ["nope"]}, "features"),
+        *(({"rows": [sound], "known_at": at}, "known_at") for at in ("now", future, "0001-01-01T00:00:00+14:00x")),
+    ]
+    await assert_refused(site, "/profiles/history", bodies)
+    answer = await site.client.post("/profiles/history", json={"rows": [{**sound, "as_of": future}] * 2})
+    assert paths(problem(answer, 422)) == ["rows[0].as_of", "rows[1].as_of"]
 
 
-@pytest.mark.parametrize("case", _bad_bodies(0))
-async def test_history_is_refused_when_its_body_is_invalid(site: Live, case: str) -> None:
-    body, places = _bad_bodies(site.now_ms)[case]
-    assert paths(problem(await site.client.post("/profiles/history", json=body), 422)) == places
-
-
-async def test_history_is_served_when_it_is_as_long_as_it_may_be(site: Live) -> None:
+async def test_history_is_served_when_it_has_the_largest_length(site: Live) -> None:
     at = rfc3339(site.now_ms - DAY_MS)
     asked = [{"user_id": f"u{number % 500}", "as_of": at} for number in range(10_000)]
     found = await rows(site, {"rows": asked, "features": ["tip_volume_30d"]})

@@ -1,7 +1,6 @@
-"""What a serving process writes, in both formats: request ids in every line, never a key, never a forged line.
+"""The log of a serving process in both formats: request ids in every line, no keys, no forged lines.
 
-The process is a real one, started as `profiles serve` starts it; a read of a user named `boom…` fails in it with a
-message that tries to look like lines of its own.
+A read of a user named `boom…` fails with a message that looks like lines of the log.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -25,8 +24,6 @@ from tests.support.chat_server import answers, chat_server
 from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_database
 from tests.support.processes import free_port
 from tests.support.waiting import eventually
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 CHILD = r"""
 import app.api.auth.authentication
@@ -60,21 +57,18 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[\w+ *\] \w+")
 
 
 class Process:
-    """A serving process, and what it has written."""
-
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
         self._log = log
 
     @property
     def written(self) -> str:
-        """So far."""
         return self._log.read_text()
 
 
 @asynccontextmanager
 async def process(log_format: str, database: Path, log: Path, servers: tuple[str, str]) -> AsyncIterator[Process]:
-    """Start one with keys; at the end it is asked to stop, and must stop cleanly."""
+    """Start a process with keys. At the end it must stop cleanly."""
     settings = {
         "DATABASE": str(database),
         "CACHE_URL": servers[0],
@@ -119,7 +113,7 @@ async def _started(settings: dict[str, str], log: Path) -> AsyncIterator[Process
 
 
 async def _traffic(url: str) -> dict[str, int]:
-    """Requests of every kind, all at once, with keys in every place; request id to status."""
+    """Send requests of every kind at once, with keys in every place; request id to status."""
     statuses: dict[str, int] = {}
     asked: list[Coroutine[None, None, None]] = []
     async with httpx.AsyncClient(base_url=url, trust_env=False, verify=NO_TLS) as client:
@@ -151,34 +145,36 @@ async def _traffic(url: str) -> dict[str, int]:
 
 
 async def _written(serving: Process, statuses: dict[str, int]) -> str:
-    """The log, once it has a line of each request: that is written after the answer."""
+    """The log, once it has a line of each request; the line follows the answer."""
 
-    def told() -> bool:
+    def complete() -> bool:
         lines = [line for line in serving.written.splitlines() if "status" in line]
         return all(any(name in line for line in lines) for name in statuses)
 
-    await eventually(told)
+    await eventually(complete)
     return serving.written
 
 
+ServeProcess = Callable[[str], AbstractAsyncContextManager[Process]]
+
+
 @pytest.fixture
-def database(migrated_template: Path, tmp_path: Path) -> Path:
-    """An empty one."""
-    return fresh_database(migrated_template, tmp_path)
+def served(
+    migrated_template: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
+) -> ServeProcess:
+    """Starts a process with a format of the log."""
+    database, servers = fresh_database(migrated_template, tmp_path), (cache_server.url, queue_server.url)
+    return lambda log_format: process(log_format, database, tmp_path / "log", servers)
 
 
 def assert_no_key(written: str) -> None:
-    """Neither a key nor its hash."""
     for key in (*KEYS.values(), BREAKING, MODEL_KEY):
         for secret in (key, hash_key(key).hex(), repr(hash_key(key))[2:-1]):
             assert secret not in written
 
 
-async def test_json_lines_carry_request_ids_and_no_key(
-    database: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
-) -> None:
-    servers = (cache_server.url, queue_server.url)
-    async with process("json", database, tmp_path / "log", servers) as serving:
+async def test_json_lines_have_request_ids_and_no_keys(served: ServeProcess) -> None:
+    async with served("json") as serving:
         statuses = await _traffic(serving.url)
         written = await _written(serving, statuses)
     assert_no_key(written)
@@ -200,11 +196,8 @@ async def test_json_lines_carry_request_ids_and_no_key(
 
 
 @pytest.mark.slow
-async def test_console_lines_cannot_be_forged_and_carry_no_key(
-    database: Path, tmp_path: Path, cache_server: EmbeddedServer, queue_server: EmbeddedServer
-) -> None:
-    servers = (cache_server.url, queue_server.url)
-    async with process("console", database, tmp_path / "log", servers) as serving:
+async def test_console_lines_have_no_keys_and_cannot_be_forged(served: ServeProcess) -> None:
+    async with served("console") as serving:
         statuses = await _traffic(serving.url)
         written = await _written(serving, statuses)
     assert_no_key(written)

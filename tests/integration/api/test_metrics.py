@@ -1,53 +1,44 @@
-"""`GET /metrics`: what is promised is there after traffic, and no label grows with what clients send."""
+"""`GET /metrics`: the documented series after traffic, and labels of bounded number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.bandit.rollout.stages import Target
+from tests.support.decisions import move_to
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 WIDTH = len(REGISTRY)
 
 
 class Scrape:
-    """One look at the metrics."""
-
     def __init__(self, text: str) -> None:
         self.text = text
         self._families = list(text_string_to_metric_families(text))
 
     def samples(self) -> Iterator[Sample]:
-        """All of them."""
         for family in self._families:
             yield from family.samples
 
     def value(self, name: str, **labels: str) -> float:
-        """One sample's value; 0 where there is none."""
         found = [item.value for item in self.samples() if item.name == f"profiles_{name}" and item.labels == labels]
         assert len(found) <= 1
         return found[0] if found else 0.0
 
     def total(self, name: str) -> float:
-        """The sum over all labels."""
         return sum(item.value for item in self.samples() if item.name == f"profiles_{name}")
 
     def documented(self) -> dict[str, str]:
-        """Metric to explanation."""
         return {family.name: family.documentation for family in self._families}
 
 
 async def scrape(site: Live) -> Scrape:
-    """Ask now."""
     answer = await site.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -102,7 +93,7 @@ async def test_metrics_count_the_traffic(own_site: Live) -> None:
     assert (await scrape(site)).value("events_total", door="http", outcome="conflict") == 1
 
 
-async def test_what_only_a_worker_knows_is_no_series_of_an_api_process(own_site: Live) -> None:
+async def test_metrics_of_workers_are_missing_in_an_api_process(own_site: Live) -> None:
     seen = await scrape(own_site)
     names = {"learned_states", "states_to_grow", "prior_version"}
     assert not {f"profiles_{name}" for name in names} & seen.documented().keys()
@@ -112,16 +103,14 @@ async def test_what_only_a_worker_knows_is_no_series_of_an_api_process(own_site:
     assert seen.value("unreadable_states") == 0
 
 
-async def test_metrics_tell_of_the_roll_out_so_that_one_that_is_rolled_back_can_wake_somebody(own_site: Live) -> None:
+async def test_metrics_show_the_stage_of_the_rollout(own_site: Live) -> None:
     def stage(found: Scrape) -> dict[str, float]:
         return {item.labels["stage"]: item.value for item in found.samples() if item.name == "profiles_rollout_stage"}
 
     before = await scrape(own_site)
     assert stage(before) == {"shadow": 1, "ramp": 0, "promoted": 0, "rolled back": 0}
     assert before.value("rollout_share_ratio") == 0
-    book = own_site.service.bandit.rollout.repository
-    ramped = await book.move(await book.state(), Target("ramp", 0.25), "good", "ann", own_site.now_ms)
-    assert ramped is not None
+    await move_to(own_site.service, "ramp", 0.25)
     at_25 = await scrape(own_site)
     assert (stage(at_25)["ramp"], at_25.value("rollout_share_ratio")) == (1, 0.25)
     await own_site.service.bandit.rollout.move("rollback", "the worker", "bad")
@@ -130,13 +119,13 @@ async def test_metrics_tell_of_the_roll_out_so_that_one_that_is_rolled_back_can_
     assert back.value("rollout_share_ratio") == 0
 
 
-async def test_every_metric_is_ours_and_explained(site: Live) -> None:
+async def test_every_metric_has_the_prefix_and_an_explanation(site: Live) -> None:
     documented = (await scrape(site)).documented()
     assert all(name.startswith("profiles_") for name in documented)
     assert all(text.endswith(".") for text in documented.values()), documented
 
 
-async def test_metrics_name_no_user(own_site: Live) -> None:
+async def test_metrics_contain_no_ids(own_site: Live) -> None:
     site = own_site
     user, event = new_user("someone"), served(new_user("other"), site.now_ms)
     await site.send(served(user, site.now_ms), event)
@@ -150,7 +139,7 @@ async def test_metrics_name_no_user(own_site: Live) -> None:
         assert secret not in text
 
 
-async def test_labels_stay_few_when_clients_send_what_they_like(own_site: Live) -> None:
+async def test_labels_stay_few_when_clients_send_arbitrary_requests(own_site: Live) -> None:
     for number in range(20):
         await own_site.client.get(f"/nothing/{number}")
         await own_site.client.get(f"/profiles/a%2F{number}")
@@ -170,7 +159,7 @@ async def test_labels_stay_few_when_clients_send_what_they_like(own_site: Live) 
     }
 
 
-async def test_metrics_tell_of_an_outage_when_cache_and_queue_are_away(
+async def test_metrics_show_an_outage_when_cache_and_queue_are_down(
     serve_site: ServeSite, start_server: StartServer
 ) -> None:
     cache, queue = start_server(VALKEY), start_server(VALKEY)

@@ -1,11 +1,10 @@
-"""A service with an operator's own registry: answers, document, and what a broken feature does to the others."""
+"""A service with the registry of an operator: answers, OpenAPI document, and a feature that fails."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest_asyncio
 
@@ -34,34 +33,24 @@ ENTRIES = (
 )
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def own(serve_site: ServeSite, tmp_path: Path) -> AsyncIterator[Live]:
-    """A site with such features, and a deadline that tests can wait for."""
     source = own_registry(tmp_path / "features.py", *ENTRIES)
     async with serve_site(features=source, statement_timeout_ms=300) as site:
         yield site
 
 
 def reactions(site: Live, user_id: str, count: int) -> list[TipFeedback]:
-    """So many feedbacks of a user, each with a dwell time of 1 ms."""
     return [feedback(user_id, site.now_ms - 1_000, dwell_ms=1) for _ in range(count)]
 
 
-async def features(site: Live, user_id: str, query: str = "") -> dict[str, Any]:
-    """A profile."""
-    answer = await site.client.get(f"/profiles/{user_id}{query}")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()["features"]
-    return found
-
-
-async def test_profiles_have_the_operators_features_each_over_its_own_window(own: Live) -> None:
+async def test_each_feature_has_its_own_window(own: Live) -> None:
     user = new_user("ann")
     days = (1, 6, 8, 60, 95)
     await own.send(*(served(user, own.now_ms - day * DAY_MS, tip_id=f"tip-{day}") for day in days))
     await own.send(*reactions(own, user, 3))
     expected = {"seen_week": 2, "seen_quarter": 4, "total_dwell": 3.0, "latest": "tip-8", "runaway": 3}
-    assert await features(own, user) == expected
+    assert await own.features(user) == expected
     answer = await own.client.get(f"/profiles/{user}?features=total_dwell")
     assert b'"total_dwell":3.0' in answer.content  # an int of the SQL, served as the float that is declared
     document = (await own.client.get("/schema/openapi.json")).json()
@@ -72,7 +61,7 @@ async def test_profiles_have_the_operators_features_each_over_its_own_window(own
     assert not [name for name in schemas if name.endswith("_ProfileFeatures")]
 
 
-async def test_tips_are_ranked_and_worded_without_the_features_that_they_look_at(own: Live) -> None:
+async def test_score_and_generate_work_when_their_features_are_missing(own: Live) -> None:
     candidates = [{"id": "t", "features": {"is_overdue": True, "task_age_days": 1, "priority": 1}}]
     user = new_user("ann")
     for sent in ({}, {"profile_features": {"seen_week": 3, "latest": "x"}}, {"profile_features": None}):
@@ -86,16 +75,16 @@ async def test_tips_are_ranked_and_worded_without_the_features_that_they_look_at
     assert answer.json()["errors"][0]["path"] == "profile_features.seen_week"
 
 
-async def test_a_runaway_feature_is_null_with_its_reason_and_delays_nothing_once_it_is_known(own: Live) -> None:
+async def test_runaway_feature_is_null_and_delays_no_other(own: Live) -> None:
     user, other = new_user("ann"), new_user("bob")
     await own.send(*reactions(own, user, 4), *(served(name, own.now_ms - 1_000) for name in (user, other)))
-    found = await features(own, user, "?detail=true")
+    found = (await own.json(f"/profiles/{user}?detail=true"))["features"]
     assert (found["runaway"]["value"], found["seen_week"]["value"]) == (None, 1)
     assert found["runaway"]["error"] == "the SQL took longer than 300 ms for one user"
     # The others go on; each answer comes well before the deadline would be over.
     async with asyncio.timeout(3):
         for number in range(40):
-            assert (await features(own, f"{other}-{number}"))["runaway"] is None
+            assert (await own.features(f"{other}-{number}"))["runaway"] is None
             ready = await own.client.get("/readyz")
             assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
             assert "runaway: the SQL took longer than 300 ms" in ready.json()["checks"]["features"]
@@ -103,21 +92,21 @@ async def test_a_runaway_feature_is_null_with_its_reason_and_delays_nothing_once
     assert (entry["state"], entry["reason"]) == ("failing", "the SQL took longer than 300 ms for one user")
 
 
-async def test_a_feature_is_served_again_once_its_facts_are_mended(own: Live) -> None:
+async def test_feature_is_served_again_when_its_facts_are_repaired(own: Live) -> None:
     user, other = new_user("ann"), new_user("bob")
     await own.send(*reactions(own, user, 4))
-    assert (await features(own, user))["runaway"] is None
+    assert (await own.features(user))["runaway"] is None
     assert (await own.client.delete(f"/admin/users/{user}")).status_code == 204
     await own.send(*reactions(own, other, 1))
 
     async def back() -> bool:
         ready = (await own.client.get("/readyz")).json()["checks"]["features"]
-        return bool(ready == "ok" and (await features(own, other))["runaway"] == 3)
+        return bool(ready == "ok" and (await own.features(other))["runaway"] == 3)
 
     await eventually_async(back)
 
 
-async def test_history_says_which_features_failed(own: Live) -> None:
+async def test_history_names_the_features_that_failed(own: Live) -> None:
     user = new_user("ann")
     await own.send(*reactions(own, user, 4))
     asked = {"rows": [{"user_id": user, "as_of": rfc3339(own.now_ms)}]}
@@ -138,10 +127,10 @@ async def test_users_count_as_eligible_over_the_longest_window(own: Live) -> Non
         assert (await own.client.delete(f"/admin/rebuilds/{rebuild.json()['id']}")).status_code == 200
 
 
-async def test_data_quality_says_failed_when_values_could_not_be_computed(own: Live) -> None:
+async def test_data_quality_shows_failed_features(own: Live) -> None:
     user = new_user("ann")
     await own.send(*reactions(own, user, 4))
-    await features(own, user)
+    await own.features(user)
     drift = (await own.client.get("/admin/data-quality")).json()["features"]["runaway"]["drift"]
     assert (drift["band"], drift["psi"]) == ("failed", None)
     assert drift["why_not"].endswith("the SQL took longer than 300 ms for one user")

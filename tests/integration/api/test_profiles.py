@@ -6,14 +6,10 @@ import re
 from datetime import datetime
 from urllib.parse import quote
 
-import pytest
-
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from tests.support.events import feedback, local_time, served
 from tests.support.live import Live, new_user, paths, problem
 from tests.support.registry import REGISTRY
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 COLD = {
     "completion_rate_30d": None,
@@ -26,7 +22,6 @@ RFC3339_MS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 async def active_user(site: Live) -> str:
-    """A user with one tip served, one completed and one dismissed."""
     user = new_user()
     now = site.now_ms
     await site.send(
@@ -59,41 +54,36 @@ async def test_profile_reflects_events_when_they_were_acknowledged(site: Live) -
     }
 
 
-async def test_request_id_is_echoed_when_it_is_sound(site: Live) -> None:
+async def test_request_id_is_echoed_when_it_is_valid(site: Live) -> None:
     answer = await site.client.get("/profiles/u", headers={"X-Request-Id": "trace-1.a_B"})
     assert answer.headers.get_list("x-request-id") == ["trace-1.a_B"]
 
 
-@pytest.mark.parametrize("sent", [None, "", "a b", "x" * 65, "a\tb", "é", "<script>", 'a"b'])
-async def test_request_id_is_made_when_none_or_a_bad_one_is_sent(site: Live, sent: str | None) -> None:
-    headers = {} if sent is None else {"X-Request-Id": sent.encode()}
-    answer = await site.client.get("/profiles/u", headers=headers)  # type: ignore[arg-type]  # bytes are allowed
-    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
+async def test_request_id_is_generated_when_it_is_missing_or_invalid(site: Live) -> None:
+    for sent in (None, "", "a b", "x" * 65, "a\tb", "é", "<script>", 'a"b'):
+        headers = [] if sent is None else [(b"X-Request-Id", sent.encode())]
+        answer = await site.client.get("/profiles/u", headers=headers)
+        assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"]), sent
 
 
-@pytest.mark.parametrize(
-    ("asked", "names"),
-    [
+async def test_profile_has_only_the_selected_features(site: Live) -> None:
+    for selected, names in (
         ("tip_volume_30d", ["tip_volume_30d"]),
         ("tip_volume_30d,completion_rate_30d", ["completion_rate_30d", "tip_volume_30d"]),
         ("tip_volume_30d,tip_volume_30d", ["tip_volume_30d"]),
         ("tip_volume_30d%2Cpreferred_hour", ["preferred_hour", "tip_volume_30d"]),
-    ],
-)
-async def test_profile_has_only_the_features_selected(site: Live, asked: str, names: list[str]) -> None:
-    answer = await site.client.get(f"/profiles/u?features={asked}")
-    assert answer.status_code == 200
-    assert list(answer.json()["features"]) == names
+    ):
+        assert list((await site.json(f"/profiles/u?features={selected}"))["features"]) == names, selected
 
 
-@pytest.mark.parametrize("asked", ["nope", "", "tip_volume_30d,", "tip_volume_30d,nope", " tip_volume_30d", "%00"])
-async def test_profile_is_refused_when_a_selected_feature_is_unknown(site: Live, asked: str) -> None:
-    body = problem(await site.client.get(f"/profiles/u?features={asked}"), 400)
-    assert set(paths(body)) == {"features"}
-    assert "tip_volume_30d" in body["errors"][0]["detail"]
+async def test_profile_is_refused_when_a_selected_feature_is_unknown(site: Live) -> None:
+    for selected in ("nope", "", "tip_volume_30d,", "tip_volume_30d,nope", " tip_volume_30d", "%00"):
+        body = problem(await site.client.get(f"/profiles/u?features={selected}"), 400)
+        assert set(paths(body)) == {"features"}
+        assert "tip_volume_30d" in body["errors"][0]["detail"], selected
 
 
-async def test_detail_tells_where_each_value_came_from(site: Live) -> None:
+async def test_detail_shows_the_origin_of_each_value(site: Live) -> None:
     user = await active_user(site)
     first = (await site.client.get(f"/profiles/{user}?detail=true")).json()
     await site.filled()
@@ -112,9 +102,9 @@ async def test_detail_tells_where_each_value_came_from(site: Live) -> None:
         assert cached["computed_at"] < cached["expires_at"] <= rfc3339(site.now_ms + entry.ttl_ms)
 
 
-@pytest.mark.parametrize("wanted", ["false", "0"])
-async def test_detail_is_left_out_when_it_is_switched_off(site: Live, wanted: str) -> None:
-    assert (await site.client.get(f"/profiles/u?detail={wanted}")).json()["features"]["tip_volume_30d"] == 0
+async def test_detail_is_left_out_when_it_is_false(site: Live) -> None:
+    for value in ("false", "0"):
+        assert (await site.json(f"/profiles/u?detail={value}"))["features"]["tip_volume_30d"] == 0
 
 
 async def test_as_of_bounds_event_time_and_caches_nothing(site: Live) -> None:
@@ -141,7 +131,7 @@ async def test_as_of_is_read_when_its_plus_is_not_escaped(site: Live) -> None:
     assert plain.json() == escaped.json()
 
 
-async def test_known_at_leaves_out_what_had_not_arrived(site: Live) -> None:
+async def test_known_at_leaves_out_later_arrivals(site: Live) -> None:
     user = new_user()
     await site.send(served(user, site.now_ms - DAY_MS))
     event = (await site.client.get(f"/admin/users/{user}")).json()["events"][0]
@@ -152,28 +142,21 @@ async def test_known_at_leaves_out_what_had_not_arrived(site: Live) -> None:
         assert answer.json()["features"]["tip_volume_30d"] == count
 
 
-def _bad_moments(now_ms: int) -> dict[str, tuple[str, str]]:
-    past, future = rfc3339(now_ms - DAY_MS), rfc3339(now_ms + 60_000)
-    return {
-        "as_of in the future": (f"as_of={future}", "as_of"),
-        "as_of beyond kept history": (f"as_of={rfc3339(now_ms - 151 * DAY_MS)}", "as_of"),
-        "as_of at the beginning of time": ("as_of=0001-01-01T00:00:00%2B14:00", "as_of"),
-        "as_of at the end of time": ("as_of=9999-12-31T23:59:59-14:00", "as_of"),
-        "as_of without offset": (f"as_of={past[:-1]}", "as_of"),
-        "as_of a number": ("as_of=1764000000", "as_of"),
-        "as_of empty": ("as_of=", "as_of"),
-        "as_of a date": ("as_of=2026-04-25", "as_of"),
-        "known_at in the future": (f"as_of={past}&known_at={future}", "known_at"),
-        "known_at no time": (f"as_of={past}&known_at=as_of", "known_at"),
-        "known_at alone": (f"known_at={past}", "known_at"),
-    }
-
-
-@pytest.mark.parametrize("case", _bad_moments(0))
-async def test_profile_is_refused_when_a_moment_is_not_allowed(site: Live, case: str) -> None:
-    query, place = _bad_moments(site.now_ms)[case]
-    body = problem(await site.client.get(f"/profiles/u?{query}"), 400)
-    assert paths(body) == [place]
+async def test_profile_is_refused_when_its_query_is_invalid(site: Live) -> None:
+    past, future = rfc3339(site.now_ms - DAY_MS), rfc3339(site.now_ms + 60_000)
+    ends_of_time = ("0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00")
+    malformed = (past[:-1], "1764000000", "", "2026-04-25")
+    moments = (future, rfc3339(site.now_ms - 151 * DAY_MS), *ends_of_time, *malformed)
+    for query, place in (
+        *((f"as_of={moment}", "as_of") for moment in moments),
+        *((f"as_of={past}&known_at={moment}", "known_at") for moment in (future, "as_of")),
+        (f"known_at={past}", "known_at"),
+        *((query, "detail") for query in ("detail=maybe", "detail=", "detail", "detail=true&detail=true")),
+        ("feature=tip_volume_30d", "feature"),
+        ("features=tip_volume_30d&features=preferred_hour", "features"),
+        *(("user_id=x", "user_id"), ("request=x", "request"), ("=x", "")),
+    ):
+        assert paths(problem(await site.client.get(f"/profiles/u?{query}"), 400)) == [place], query
 
 
 async def test_as_of_reaches_to_the_edge_of_kept_history(site: Live) -> None:
@@ -181,33 +164,12 @@ async def test_as_of_reaches_to_the_edge_of_kept_history(site: Live) -> None:
     assert (await site.client.get("/profiles/u", params={"as_of": earliest})).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("query", "place"),
-    [
-        ("detail=maybe", "detail"),
-        ("detail=", "detail"),
-        ("detail", "detail"),
-        ("feature=tip_volume_30d", "feature"),
-        ("detail=true&detail=true", "detail"),
-        ("features=tip_volume_30d&features=preferred_hour", "features"),
-        ("user_id=x", "user_id"),
-        ("request=x", "request"),
-        ("=x", ""),
-    ],
-)
-async def test_profile_is_refused_when_the_query_is_not_declared(site: Live, query: str, place: str) -> None:
-    assert paths(problem(await site.client.get(f"/profiles/u?{query}"), 400)) == [place]
-
-
-@pytest.mark.parametrize(
-    "user", ["a b", "a%b", "a?b", "a#b", "a+b", "é", "🎯", "%2F", "a&b=c", "..." * 3, '"', "x" * 128]
-)
-async def test_profile_is_found_when_its_id_needs_escaping(site: Live, user: str) -> None:
-    before = await site.features(user)
-    await site.send(served(user, site.now_ms))
-    answer = await site.client.get(f"/profiles/{quote(user, safe='')}")
-    assert answer.json()["user_id"] == user
-    assert answer.json()["features"]["tip_volume_30d"] == before["tip_volume_30d"] + 1
+async def test_profile_is_found_when_its_id_needs_escaping(site: Live) -> None:
+    for user in ("a b", "a%b", "a?b", "a#b", "a+b", "é", "🎯", "%2F", "a&b=c", "..." * 3, '"', "x" * 128):
+        before = await site.features(user)
+        await site.send(served(user, site.now_ms))
+        body = await site.json(f"/profiles/{quote(user, safe='')}")
+        assert (body["user_id"], body["features"]["tip_volume_30d"]) == (user, before["tip_volume_30d"] + 1)
 
 
 async def test_features_are_those_of_the_registry(site: Live) -> None:

@@ -1,4 +1,4 @@
-"""Ranking over HTTP: what is answered, what is refused and how, and what one finds of a decision later."""
+"""`POST /score` and `GET /decisions/{decision_id}`: rankings, refusals, and explanations of decisions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from app.bandit.model.specs import SPEC_V1
 from app.errors import StoreFull
 from tests.support.database import column
 from tests.support.events import feedback, served
-from tests.support.live import JSON, Live, new_user, paths, problem
+from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
 from tests.support.registry import REGISTRY, ProfileFeatures
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 AT = "2026-04-25T08:30:00+02:00"
 
 
 def candidates(count: int = 3) -> list[dict[str, Any]]:
-    """Different ones."""
     return [
         {
             "id": f"tip-{number}",
@@ -35,14 +33,10 @@ def candidates(count: int = 3) -> list[dict[str, Any]]:
 
 
 async def post(site: Live, **fields: Any) -> httpx.Response:
-    """A request to rank; a field set to `...` is left out."""
-    asked = {"user_id": "ann", "candidates": candidates(), **fields}
-    sent = {name: value for name, value in asked.items() if value is not ...}
-    return await site.client.post("/score", content=json.dumps(sent), headers=JSON)
+    return await site.client.post("/score", content=json.dumps(request(**fields)), headers=JSON)
 
 
 async def score(site: Live, **fields: Any) -> dict[str, Any]:
-    """A decision."""
     answer = await post(site, **fields)
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"
@@ -51,16 +45,11 @@ async def score(site: Live, **fields: Any) -> dict[str, Any]:
 
 
 async def decision(site: Live, decision_id: str) -> dict[str, Any]:
-    """What explains it."""
-    answer = await site.client.get(f"/decisions/{decision_id}")
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["cache-control"] == "no-store"
-    found: dict[str, Any] = answer.json()
+    found: dict[str, Any] = await site.json(f"/decisions/{decision_id}")
     return found
 
 
 async def consume(site: Live) -> None:
-    """As a worker does."""
     rows = await site.service.database.read(
         lambda c: c.execute("SELECT seq FROM event_log WHERE consumed_at_ms IS NULL").fetchall()
     )
@@ -81,7 +70,7 @@ async def test_candidates_are_ranked_by_score_and_one_is_chosen(site: Live) -> N
     assert found["profile"] == {"origin": "service"}
 
 
-async def test_the_user_is_learned_about_from_events_that_name_the_decision(own_site: Live) -> None:
+async def test_events_of_a_decision_teach_the_model(own_site: Live) -> None:
     site, user = own_site, new_user()
     found: dict[str, Any] = {}
     for number in range(12):
@@ -112,7 +101,7 @@ async def test_the_user_is_learned_about_from_events_that_name_the_decision(own_
     assert (await score(site, user_id=user))["policy"]["state_version"] == 0
 
 
-async def test_a_decision_is_explained(own_site: Live) -> None:
+async def test_decision_is_explained(own_site: Live) -> None:
     site, user = own_site, new_user()
     await site.send(*(served(user, site.now_ms) for _ in range(3)))
     request_id = new_user("request")
@@ -152,7 +141,7 @@ async def test_a_decision_is_explained(own_site: Live) -> None:
     }
 
 
-async def test_a_repeated_request_is_answered_byte_for_byte(site: Live) -> None:
+async def test_repeated_request_gets_the_same_bytes(site: Live) -> None:
     user, request_id = new_user(), new_user("request")
     first = await post(site, user_id=user, request_id=request_id, candidates=candidates(9))
     again = await post(site, user_id=user, request_id=request_id, candidates=candidates(2), explore=False)
@@ -163,81 +152,82 @@ async def test_a_repeated_request_is_answered_byte_for_byte(site: Live) -> None:
     assert paths(refused) == ["request_id"]
 
 
-@pytest.mark.parametrize(
-    ("sent", "origin", "used"),
-    [
-        ({"completion_rate_30d": 0.5, "mood": "fine"}, "request", {"completion_rate_30d": 0.5}),
-        ({"mood": [{"deep": 1}]}, "request", {}),
-        ({}, "request", {}),
-        ({"preferred_hour": None, "tip_volume_30d": 3}, "request", {"preferred_hour": None, "tip_volume_30d": 3}),
-        ({"completion_rate_30d": 1}, "request", {"completion_rate_30d": 1}),
-        ({"tip_volume_30d": 10**30, "preferred_hour": -5}, "request", {"tip_volume_30d": 10**30, "preferred_hour": -5}),
-        (
-            {"preferred_hour": 9.0, "completion_rate_30d": 1.0},
-            "request",
-            {"preferred_hour": 9, "completion_rate_30d": 1},
-        ),
-        ({"mean_dwell_ms_30d": 1e308}, "request", {"mean_dwell_ms_30d": 1e308}),
-        (None, "absent", None),
-    ],
-)
-async def test_profile_features_sent_are_used_and_missing_null_and_unknown_ones_never_fail(
-    site: Live, sent: object, origin: str, used: object
-) -> None:
-    found = await score(site, profile_features=sent)
-    assert found["profile"] == {"origin": origin}
-    assert (await decision(site, found["decision_id"]))["profile"] == {"origin": origin, "features": used}
+async def test_profile_features_of_the_request_are_used(site: Live) -> None:
+    for used in (
+        {},
+        {"preferred_hour": None, "tip_volume_30d": 3},
+        {"completion_rate_30d": 1},
+        {"tip_volume_30d": 10**30, "preferred_hour": -5},
+        {"preferred_hour": 9.0, "completion_rate_30d": 1.0},
+        {"mean_dwell_ms_30d": 1e308},
+    ):
+        found = await score(site, profile_features={**used, "mood": [{"deep": 1}]})
+        assert found["profile"] == {"origin": "request"}
+        assert (await decision(site, found["decision_id"]))["profile"] == {"origin": "request", "features": used}
+    found = await score(site, profile_features=None)
+    assert (await decision(site, found["decision_id"]))["profile"] == {"origin": "absent", "features": None}
 
 
-@pytest.mark.parametrize(
-    ("features", "path"),
-    [
-        ({"completion_rate_30d": "half"}, "profile_features.completion_rate_30d"),
-        ({"dismiss_rate_30d": True}, "profile_features.dismiss_rate_30d"),
-        ({"preferred_hour": 8.5}, "profile_features.preferred_hour"),
-        ({"preferred_hour": "8"}, "profile_features.preferred_hour"),
-        ({"tip_volume_30d": [3]}, "profile_features.tip_volume_30d"),
-        ([], "profile_features"),
-        ("keen", "profile_features"),
-    ],
-)
-async def test_a_profile_feature_of_the_wrong_type_is_refused_by_name(site: Live, features: object, path: str) -> None:
-    assert paths(problem(await post(site, profile_features=features), 422)) == [path]
+def request(**fields: Any) -> dict[str, Any]:
+    """A valid request except for these fields; `...` leaves one out."""
+    asked = {"user_id": "ann", "candidates": candidates(), **fields}
+    return {name: value for name, value in asked.items() if value is not ...}
 
 
 def one(**features: Any) -> dict[str, Any]:
-    """A candidate with these features in the place of good ones; `...` leaves one out."""
+    """A candidate with valid features except for these; `...` leaves one out."""
     good = {"is_overdue": False, "task_age_days": 1.0, "priority": 1.0, **features}
     return {"id": "x", "features": {name: value for name, value in good.items() if value is not ...}}
 
 
-@pytest.mark.parametrize(
-    ("bad", "path"),
-    [
-        (one(is_overdue=1), "features.is_overdue"),
-        (one(is_overdue=...), "features.is_overdue"),
-        (one(task_age_days=-0.5), "features.task_age_days"),
-        (one(task_age_days="old"), "features.task_age_days"),
-        (one(priority=None), "features.priority"),
-        (one(priority=[1]), "features.priority"),
-        (one(mood=1), "features.mood"),
-        ({"id": "x"}, "features"),
-        ({"features": one()["features"]}, "id"),
-        ({**one(), "id": ""}, "id"),
-        ({**one(), "id": "a/b"}, "id"),
-        ({**one(), "id": "x" * 129}, "id"),
-        ({**one(), "id": "tip-1"}, "id"),
-        ({**one(), "extra": 1}, "extra"),
+async def test_request_is_refused_when_a_field_is_invalid(site: Live) -> None:
+    features = {
+        "completion_rate_30d": ("half",),
+        "dismiss_rate_30d": (True,),
+        "preferred_hour": (8.5, "8"),
+        "tip_volume_30d": ([3],),
+    }
+    fields: dict[str, tuple[object, ...]] = {
+        "candidates": ([], candidates(101), ..., {}),
+        "user_id": (..., "a/b"),
+        "request_id": ("", "\x85"),
+        "explore": (1,),
+        "mood": (1,),
+        "profile_features": ([], "keen"),
+    }
+    context = {"at": ("2026-04-25T08:30:00", 7), "weather": ("fine",)}
+    bodies = [
+        *((request(**{name: value}), name) for name, values in fields.items() for value in values),
+        *((request(context={name: value}), f"context.{name}") for name, values in context.items() for value in values),
+        *(
+            (request(profile_features={name: value}), f"profile_features.{name}")
+            for name, values in features.items()
+            for value in values
+        ),
+    ]
+    await assert_refused(site, "/score", bodies)
+
+
+async def test_request_is_refused_when_a_candidate_is_invalid(site: Live) -> None:
+    features = {
+        "is_overdue": (1, ...),
+        "task_age_days": (-0.5, "old"),
+        "priority": (None, [1], 10**400),
+        "mood": (1,),
+    }
+    rows = [
+        *((one(**{name: value}), f".features.{name}") for name, values in features.items() for value in values),
+        ({"id": "x"}, ".features"),
+        ({"features": one()["features"]}, ".id"),
+        *(({**one(), "id": value}, ".id") for value in ("", "a/b", "x" * 129, "tip-1")),
+        ({**one(), "extra": 1}, ".extra"),
         (7, ""),
-    ],
-)
-async def test_a_bad_candidate_is_refused_by_its_place(site: Live, bad: object, path: str) -> None:
-    answer = problem(await post(site, candidates=[*candidates(3), bad]), 422)
-    assert paths(answer) == [f"candidates[3].{path}".removesuffix(".")]
-    assert all(issue["detail"] for issue in answer["errors"])
+    ]
+    bodies = [(request(candidates=[*candidates(3), wrong]), f"candidates[3]{place}") for wrong, place in rows]
+    await assert_refused(site, "/score", bodies)
 
 
-async def test_every_bad_candidate_is_named(site: Live) -> None:
+async def test_every_invalid_candidate_is_named(site: Live) -> None:
     sent = [one(priority="x"), *candidates(1), one(is_overdue=None), {"id": 3}]
     assert paths(problem(await post(site, candidates=sent), 422)) == [
         "candidates[0].features.priority",
@@ -249,44 +239,22 @@ async def test_every_bad_candidate_is_named(site: Live) -> None:
     assert paths(problem(answer, 422)) == ["candidates[0].features.is_overdue"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "path"),
-    [
-        ({"candidates": []}, "candidates"),
-        ({"candidates": candidates(101)}, "candidates"),
-        ({"candidates": ...}, "candidates"),
-        ({"candidates": {}}, "candidates"),
-        ({"user_id": ...}, "user_id"),
-        ({"user_id": "a/b"}, "user_id"),
-        ({"request_id": ""}, "request_id"),
-        ({"request_id": "\x85"}, "request_id"),
-        ({"context": {"at": "2026-04-25T08:30:00"}}, "context.at"),
-        ({"context": {"at": 7}}, "context.at"),
-        ({"context": {"weather": "fine"}}, "context.weather"),
-        ({"explore": 1}, "explore"),
-        ({"mood": 1}, "mood"),
-    ],
-)
-async def test_a_bad_field_is_refused_by_name(site: Live, fields: dict[str, Any], path: str) -> None:
-    assert paths(problem(await post(site, **fields), 422)) == [path]
+async def test_request_is_refused_when_candidates_are_sent_twice(site: Live) -> None:
+    for again in ("5", "null", "[]"):
+        body = '{"user_id": "ada", "candidates": [{"id": 5}], "candidates": ' + again + "}"
+        answer = await site.client.post("/score", content=body, headers=JSON)
+        assert paths(problem(answer, 422)) == ["candidates[0].id"], again
 
 
-@pytest.mark.parametrize("again", ["5", "null", "[]"])
-async def test_a_bad_candidate_is_refused_when_candidates_are_sent_twice(site: Live, again: str) -> None:
-    body = '{"user_id": "ada", "candidates": [{"id": 5}], "candidates": ' + again + "}"
-    answer = await site.client.post("/score", content=body, headers={"Content-Type": "application/json"})
-    assert paths(problem(answer, 422)) == ["candidates[0].id"]
+async def test_request_is_refused_when_a_number_is_not_finite(site: Live) -> None:
+    place = "candidates[3].features.priority"
+    for number, status, places in (("1e999", 422, [place]), ("-1e999", 422, [place]), ("NaN", 400, [])):
+        body = json.dumps(request(candidates=[*candidates(3), one(priority=0.5)])).replace("0.5", number)
+        answer = await site.client.post("/score", content=body, headers=JSON)
+        assert (answer.status_code, paths(answer.json())) == (status, places), number
 
 
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 400, "NaN"])
-async def test_a_number_that_is_none_is_refused(site: Live, number: str) -> None:
-    body = json.dumps({"user_id": "u", "candidates": [one(priority=0.5)]}).replace("0.5", number)
-    answer = await site.client.post("/score", content=body, headers=JSON)
-    assert answer.status_code == (400 if number == "NaN" else 422)
-    assert paths(answer.json()) == ([] if number == "NaN" else ["candidates[0].features.priority"])
-
-
-async def test_numbers_at_the_ends_of_their_range_are_taken(site: Live) -> None:
+async def test_largest_and_smallest_numbers_are_accepted(site: Live) -> None:
     sent = [
         {"id": str(place), "features": {"is_overdue": False, "task_age_days": age, "priority": priority}}
         for place, (age, priority) in enumerate([(0, 0), (1.7e308, -1.7e308), (5e-324, 1.7e308)])
@@ -301,13 +269,13 @@ async def test_one_candidate_and_a_hundred_are_ranked(site: Live) -> None:
     assert len((await score(site, candidates=candidates(100)))["ranking"]) == 100
 
 
-async def test_a_decision_that_is_none_is_not_found(site: Live) -> None:
+async def test_decision_is_not_found_when_it_does_not_exist(site: Live) -> None:
     for name in ("nope", "%00", "a%2Fb", "x" * 129):
         answer = await site.client.get(f"/decisions/{name}")
         problem(answer, 404 if name == "nope" else 422)
 
 
-async def test_it_is_sent_away_unread_when_too_many_wait(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_is_shed_unread_when_too_many_wait(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = own_site.service.bandit.scorer
     with monkeypatch.context() as patch:
         patch.setattr(type(scorer), "overloaded", property(lambda _: True))
@@ -320,7 +288,7 @@ async def test_it_is_sent_away_unread_when_too_many_wait(own_site: Live, monkeyp
     assert counted("profiles_decisions_total", {"policy": "lints-v1", "profile": "service"}) == 1
 
 
-async def test_the_request_that_is_read_is_the_one_that_is_documented() -> None:
+async def test_decoded_request_equals_the_documented_one() -> None:
     read = with_mirror(ScoreRequest, ProfileFeatures)
     assert issubclass(read, ScoreRequest)
     assert {item.name for item in msgspec.structs.fields(read)} == {
@@ -329,9 +297,7 @@ async def test_the_request_that_is_read_is_the_one_that_is_documented() -> None:
     assert set(REGISTRY.names) == {item.name for item in msgspec.structs.fields(ProfileFeatures)}
 
 
-async def test_decisions_are_refused_as_too_much_to_store_when_the_disk_is_full_and_made_once_there_is_room(
-    own_site: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_decision_is_refused_when_the_disk_is_full(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = "SELECT request_id FROM tip_scores"
     with monkeypatch.context() as full:
 

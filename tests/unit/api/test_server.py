@@ -1,4 +1,4 @@
-"""How many connections a process takes at once: as many as are good for it, or as the system lets it have files."""
+"""The limit on connections of a process follows its limit on open files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ ENOUGH = CONNECTIONS + FILES_LEFT
 
 
 class System:
-    """One that knows limits of files, and lets a process change its own, or not."""
+    """Limits of open files; if `lets` is false, a process may not change its own."""
 
     def __init__(self, soft: int, hard: int, *, lets: bool = True) -> None:
         self.limits = (soft, hard)
         self._lets = lets
 
     def get(self, _: int) -> tuple[int, int]:
-        """As `resource.getrlimit`."""
         return self.limits
 
     def set(self, _: int, limits: tuple[int, int]) -> None:
-        """As `resource.setrlimit`."""
         if not self._lets:
             raise OSError("not permitted")
         self.limits = limits
@@ -42,7 +40,7 @@ class System:
         (System(FOR_EVER, FOR_EVER), CONNECTIONS, FOR_EVER),
     ],
 )
-def test_connections_are_as_many_as_the_limit_of_files_allows(
+def test_connections_follow_the_limit_of_open_files(
     monkeypatch: pytest.MonkeyPatch, system: System, taken: int, soft: int
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", system.get)

@@ -1,4 +1,4 @@
-"""What no real server or file of a test can show: old releases, clocks that differ, disks that fail."""
+"""Diagnoses that real servers of a test cannot cause: old releases, failing disks, mixed registries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_release_of_a_server_must_be_new_enough(version: str, state: str) -> Non
     assert diagnose_release("queue", {"redis_version": "7.2.4", "valkey_version": version}).state == state
 
 
-def test_persistence_is_bad_when_the_server_says_that_it_fails() -> None:
+def test_persistence_is_bad_when_the_server_reports_errors() -> None:
     assert diagnose_persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, None).state == "bad"
     assert diagnose_persistence({"rdb_last_bgsave_status": "err"}, True).state == "bad"
     assert "unknown" in diagnose_persistence({}, None).text
@@ -32,7 +32,7 @@ def test_persistence_is_bad_when_the_server_says_that_it_fails() -> None:
         *(((3, 51, 2), "warn"), ((3, 50, 6), "warn"), ((3, 44, 5), "warn"), ((3, 45, 9), "warn"), ((3, 40, 1), "warn")),
     ],
 )
-def test_release_of_sqlite_is_known_by_where_its_defect_was_mended(version: tuple[int, ...], state: str) -> None:
+def test_release_of_sqlite_must_have_the_fix_of_its_branch(version: tuple[int, ...], state: str) -> None:
     assert diagnose_sqlite(version).state == state
 
 
@@ -50,7 +50,7 @@ WELL, BROKEN = (
 )
 
 
-def test_features_are_bad_when_one_fails_and_to_look_at_when_one_is_disabled() -> None:
+def test_features_are_bad_when_failing_and_warn_when_disabled() -> None:
     assert diagnose_features([], {}).state == diagnose_features([WELL, sample()], {}).state == "ok"
     off = diagnose_features([WELL], {"b": "disabled by ann: slow"})
     assert off.state == "warn"
@@ -59,7 +59,7 @@ def test_features_are_bad_when_one_fails_and_to_look_at_when_one_is_disabled() -
     assert (bad.state, bad.text) == ("bad", "a fails; b is disabled by ann: slow")
 
 
-def test_registry_is_to_look_at_when_running_processes_serve_another_one_or_several() -> None:
+def test_registry_warns_when_processes_serve_another_one() -> None:
     running = [sample(registry="1a"), sample(process="two", registry="1a"), sample(process="old")]
     assert diagnose_registry("1a", []).state == diagnose_registry("1a", running).state == "ok"
     assert diagnose_registry("1a", [sample()]).state == "ok"

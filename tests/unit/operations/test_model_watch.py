@@ -1,4 +1,4 @@
-"""A model that keeps failing is found, since when and why; one that is well, or was not asked, is not."""
+"""The finding that a model keeps failing: since when, and why."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ AT_MS = NOW_MS - NOW_MS % 60_000 + 30_000
 
 
 def asked(minutes_ago: float, process: str = "one", **outcomes: int) -> Sample:
-    """What came of tips so long ago; `_` stands for a space."""
+    """The outcomes of tips so long ago; `_` stands for a space."""
     counts = {f"generations_{name.replace('_', ' ')}": count for name, count in outcomes.items()}
     return sample(at_ms=AT_MS - round(minutes_ago * 60_000), process=process, counts=counts)
 
 
 def said(*samples: Sample) -> str:
-    """The finding's text; empty where there is none."""
     found = failing_model(samples, AT_MS)
     assert all((item.state, item.subject) == ("degraded", "model") and item.advice for item in found)
     return " ".join(item.text for item in found)
 
 
-def test_finding_says_since_when_and_why_with_the_cause_before_what_follows_from_it() -> None:
+def test_finding_has_its_start_and_its_causes() -> None:
     text = said(
         asked(20, model=40),
         asked(4, timeout=3),
@@ -51,17 +50,17 @@ def test_finding_says_since_when_and_why_with_the_cause_before_what_follows_from
         [asked(1, stopping=16)],
         [asked(RECENT_MS / 60_000 + 1, timeout=9)],
     ],
-    ids=["nobody asked", "no model is set", "too few", "well again", "some of many", "a process that ends", "long ago"],
+    ids=["no requests", "no model is set", "too few", "well again", "some of many", "a process that ends", "long ago"],
 )
 def test_there_is_no_finding_when_the_model_does_not_keep_failing(samples: list[Sample]) -> None:
     assert said(*samples) == ""
 
 
-def test_failing_begins_anew_when_it_was_well_in_between() -> None:
+def test_failing_starts_again_after_a_good_minute() -> None:
     text = said(asked(30, timeout=99), asked(9, model=5), asked(3, server_error=3, model=1), asked(2, server_error=1))
     assert text.endswith("UTC: server error (4).")
 
 
-def test_most_of_a_minute_decides_whichever_process_asked() -> None:
+def test_majority_of_a_minute_decides_over_all_processes() -> None:
     assert said(asked(1, model=6), asked(1, process="two", timeout=5)) == ""
     assert said(asked(1, model=4), asked(1, process="two", timeout=5)).endswith("timeout (5).")

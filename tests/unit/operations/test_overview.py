@@ -1,4 +1,4 @@
-"""The overview: what is shown of what is kept and seen, and what is found not well."""
+"""The overview: states, figures and findings from samples and the own view of the process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AWAY = {**WELL, "cache": View("down", "away")}
 
 
 def seen(*samples: Sample, **changes: Any) -> Overview:
-    """The overview of some samples, everything being well; `live` and arguments of `overview` by keyword."""
+    """The overview of samples while all components are ok; `changes` replace arguments."""
     live = changes.pop("live", WELL)
     own = OwnView(live, changes.pop("gauges", Gauges())) if live is not None else None
     arguments = {"record": Record([*samples], STANDINGS), "own": own, "process": "one", "now_ms": NOW_MS, **changes}
@@ -30,13 +30,12 @@ def seen(*samples: Sample, **changes: Any) -> Overview:
 
 
 def state_of(found: Overview, name: str) -> tuple[str, str, int]:
-    """State, detail, and seconds since."""
     (item,) = (item for item in found.components if item.name == name)
     since_ms = to_ms(datetime.fromisoformat(item.since))
     return item.state, item.detail, (NOW_MS - since_ms) // 1000
 
 
-def test_everything_is_well_when_nothing_is_wrong() -> None:
+def test_overview_is_ok_when_all_components_are() -> None:
     found = seen(sample(components=WELL, gauges=Gauges(dead_letters=0, outbox_age_s=0.0)))
     assert (found.state, found.findings) == ("ok", [])
     assert found.verdict.startswith("Everything works")
@@ -44,7 +43,7 @@ def test_everything_is_well_when_nothing_is_wrong() -> None:
     assert [item.name for item in found.components] == list(COMPONENTS)
 
 
-def test_nothing_is_known_when_there_is_no_sample() -> None:
+def test_figures_are_empty_when_there_is_no_sample() -> None:
     found = seen(record=Record([], {}))
     assert not found.sampled
     for figure in found.figures.values():
@@ -55,7 +54,7 @@ def test_nothing_is_known_when_there_is_no_sample() -> None:
     assert "no figures yet" in found.verdict
 
 
-def test_gauges_are_those_of_now() -> None:
+def test_gauges_are_the_current_ones() -> None:
     waiting = sample(at_ms=NOW_MS - 5_000, gauges=Gauges(dead_letters=2, owed=1))
     assert [item.subject for item in seen(waiting).findings] == ["dead_letters"]
     found = seen(waiting, gauges=Gauges(dead_letters=0))
@@ -66,7 +65,7 @@ def test_gauges_are_those_of_now() -> None:
     assert [item.last_seen for item in found.processes] == [rfc3339(NOW_MS - 5_000)]
 
 
-def test_state_is_that_of_now_when_it_differs_from_what_was_stored() -> None:
+def test_current_state_replaces_the_stored_one() -> None:
     found = seen(sample(components=WELL), live=AWAY)
     assert state_of(found, "cache") == ("down", "away", 0)
     assert found.state == "degraded"
@@ -75,7 +74,7 @@ def test_state_is_that_of_now_when_it_differs_from_what_was_stored() -> None:
     assert finding.advice
 
 
-def test_state_is_what_another_process_saw_lately_and_names_it() -> None:
+def test_recent_state_of_another_process_counts() -> None:
     other = sample(process="two", role="worker", components=AWAY, at_ms=NOW_MS - CURRENT_MS)
     assert state_of(seen(other), "cache") == ("down", "away (reported by worker two)", 0)
     assert state_of(seen(other, process="two"), "cache")[0] == "ok"
@@ -85,39 +84,28 @@ def test_state_is_what_another_process_saw_lately_and_names_it() -> None:
     assert state_of(seen(other, ended), "cache")[0] == "ok"
 
 
-def test_states_are_those_stored_when_its_own_view_came_too_late() -> None:
+def test_stored_states_count_when_the_own_view_is_missing() -> None:
     assert state_of(seen(live=None), "queue") == ("ok", "", 900)
     found = seen(live=None, record=Record([], {}))
     assert {item.state for item in found.components} == {"unknown"}
     assert found.state == "unknown"
 
 
-def test_it_is_down_only_when_reads_cannot_be_served() -> None:
-    away = {
-        **WELL,
-        "queue": View("down", "away"),
-        "worker": View("unknown", "?"),
-        "service": View("degraded", ""),
-    }
+def test_overview_is_down_when_reads_cannot_be_served() -> None:
+    away = {**WELL, "queue": View("down", "away"), "worker": View("unknown", "?"), "service": View("degraded", "")}
     assert seen(live=away).state == "degraded"
     assert [item.subject for item in seen(live=away).findings] == ["queue"]
-    gone = {
-        **WELL,
-        "database": View("down", "gone"),
-        "service": View("down", "it cannot serve reads"),
-    }
+    gone = {**WELL, "database": View("down", "gone"), "service": View("down", "it cannot serve reads")}
     found = seen(live=gone, record=Record([], {}))
     assert found.state == "down"
     assert found.verdict.startswith("Reads cannot be served")
 
 
-def test_figures_are_of_all_processes_together() -> None:
+def test_figures_add_up_all_processes() -> None:
+    minute = range(NOW_MS, NOW_MS - 60_000, -10_000)
     found = seen(
-        *(sample(at_ms=NOW_MS - second * 1000, counts={"requests_2xx": 50}) for second in range(0, 60, 10)),
-        *(
-            sample(process="two", at_ms=NOW_MS - second * 1000, counts={"requests_2xx": 40, "requests_5xx": 10})
-            for second in range(0, 60, 10)
-        ),
+        *(sample(at_ms=at_ms, counts={"requests_2xx": 50}) for at_ms in minute),
+        *(sample(process="two", at_ms=at_ms, counts={"requests_2xx": 40, "requests_5xx": 10}) for at_ms in minute),
         sample(at_ms=NOW_MS - 600_000, counts={"hits": 1, "misses": 1, "latency_0.5": 1}, gauges=Gauges(queue_depth=9)),
         sample(counts={"hits": 3, "misses": 1, "latency_0.001": 3}, gauges=Gauges(queue_depth=2), seconds=0.0),
     ).figures
@@ -130,7 +118,7 @@ def test_figures_are_of_all_processes_together() -> None:
     assert found["latency_p99_ms"].hour == pytest.approx(490)
 
 
-def test_series_has_a_gap_where_nobody_took_a_sample() -> None:
+def test_series_has_a_gap_when_samples_are_missing() -> None:
     start = NOW_MS - NOW_MS % SLOT_MS
     found = seen(
         sample(at_ms=start, counts={"fills_refused": 2}),
@@ -144,7 +132,7 @@ def test_series_has_a_gap_where_nobody_took_a_sample() -> None:
     assert (found.slots[-1], len(found.slots)) == (rfc3339(start), SLOTS)
 
 
-def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
+def test_request_figures_are_unknown_when_only_a_worker_runs() -> None:
     found = seen(sample(role="worker")).figures
     assert found["request_rate"].now is None
     assert found["fills_refused"].now == 0
@@ -160,18 +148,14 @@ def test_figures_of_requests_are_unknown_when_only_a_worker_watched() -> None:
         ("lag_p99_ms", {"counts": {"lag_2.5": 100}}, "over 2,485 ms"),
         ("outbox_age_s", {"gauges": Gauges(outbox_age_s=61.0)}, "has waited 61 s"),
         ("dead_letters", {"gauges": Gauges(dead_letters=2)}, "2 dead letters wait"),
-        (
-            "events_ahead",
-            {"gauges": Gauges(events_ahead=1)},
-            "1 event lies more than five minutes in the future.",
-        ),
+        ("events_ahead", {"gauges": Gauges(events_ahead=1)}, "1 event lies more than five minutes in the future."),
         ("unreadable", {"gauges": Gauges(unreadable=1)}, "The learned state of 1 user is damaged"),
         ("feature_errors", {"counts": {"feature_errors": 3}, "at_ms": NOW_MS - 1_800_000}, "3 feature values"),
         ("stale_dropped", {"counts": {"stale_dropped": 1}, "at_ms": NOW_MS - 1_800_000}, "held 1 value older than"),
         ("untrue", {"counts": {"untrue": 1}, "at_ms": NOW_MS - 1_800_000}, "found 1 wrong value"),
     ],
 )
-def test_what_is_not_well_is_found(subject: str, changes: dict[str, Any], text: str) -> None:
+def test_figure_above_its_limit_is_a_finding(subject: str, changes: dict[str, Any], text: str) -> None:
     (found,) = seen(sample(**changes)).findings
     assert (found.subject, found.state) == (subject, "degraded")
     assert text in found.text
@@ -189,7 +173,7 @@ def test_processes_with_different_registries_are_named() -> None:
     assert [item.registry for item in found.processes] == ["1a", "1a", "2b"]
 
 
-def test_registries_of_processes_that_do_not_run_or_do_not_tell_are_passed_over() -> None:
+def test_registries_of_stopped_processes_are_ignored() -> None:
     said, unsaid = sample(registry="1a"), sample(process="two")
     ended = sample(process="three", registry="2b", stopped=True)
     old = sample(process="four", registry="2b", at_ms=NOW_MS - ALIVE_MS - 1)
@@ -198,19 +182,19 @@ def test_registries_of_processes_that_do_not_run_or_do_not_tell_are_passed_over(
     assert seen(sample(process="three", registry="2b", at_ms=NOW_MS - 1), said, renewed).findings == []
 
 
-def test_features_that_fail_are_a_finding() -> None:
+def test_failing_features_are_a_finding() -> None:
     failing = {**WELL, "features": View("degraded", "failing: probe")}
     (finding,) = seen(sample(components=WELL), live=failing).findings
     assert (finding.subject, finding.text) == ("features", "The features are degraded: failing: probe.")
 
 
-def test_worst_comes_first() -> None:
+def test_worst_finding_comes_first() -> None:
     found = seen(sample(gauges=Gauges(dead_letters=1)), live=AWAY)
     assert [item.subject for item in found.findings] == ["cache", "dead_letters"]
     assert "2 findings" in found.verdict
 
 
-def test_processes_are_those_that_took_a_sample_lately() -> None:
+def test_processes_are_those_with_recent_samples() -> None:
     found = seen(
         sample(at_ms=NOW_MS - 5_000),
         sample(at_ms=NOW_MS - 15_000),
@@ -225,7 +209,7 @@ def test_processes_are_those_that_took_a_sample_lately() -> None:
     ]
 
 
-def test_samples_from_before_the_clock_was_set_back_are_passed_over() -> None:
+def test_samples_of_the_future_are_ignored() -> None:
     ahead = sample(process="two", at_ms=NOW_MS + 600_000, components=AWAY, counts={"requests_5xx": 9})
     found = seen(sample(counts={"requests_2xx": 5}), ahead)
     assert [item.process for item in found.processes] == ["one"]
@@ -233,7 +217,7 @@ def test_samples_from_before_the_clock_was_set_back_are_passed_over() -> None:
     assert not seen(ahead).sampled
 
 
-def test_share_of_consistent_checks_is_of_those_that_could_tell() -> None:
+def test_share_of_consistent_checks_ignores_undecided_ones() -> None:
     counts = {"checks_consistent": 3, "checks_violation": 1, "checks_empty": 50, "checks_unchecked": 7}
     assert seen(sample(counts=counts)).figures["consistent"].now == 0.75
     assert seen(sample(counts={"checks_empty": 50})).figures["consistent"].now is None

@@ -1,4 +1,4 @@
-"""Percentiles of buckets lie where the true ones do."""
+"""Percentiles of histograms against the exact ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ SECONDS = st.floats(0.00001, 20)
 
 
 def buckets_of(values: list[float]) -> Counter[str]:
-    """The buckets of observations, as read of a histogram."""
     metrics = Metrics()
     for value in values:
         metrics.invalidation_lag.labels("http").observe(value)
@@ -25,7 +24,7 @@ def buckets_of(values: list[float]) -> Counter[str]:
 
 
 @given(values=st.lists(SECONDS, min_size=1, max_size=40), share=st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]))
-def test_percentile_lies_in_the_bucket_of_the_true_one(values: list[float], share: float) -> None:
+def test_percentile_is_in_the_bucket_of_the_exact_one(values: list[float], share: float) -> None:
     found = percentile(buckets_of(values), share)
     assert found is not None
     rank = share * len(values)
@@ -38,9 +37,7 @@ def test_percentile_lies_in_the_bucket_of_the_true_one(values: list[float], shar
 
 
 @given(values=st.lists(st.lists(SECONDS, max_size=10), max_size=4), share=st.sampled_from([0.5, 0.99]))
-def test_percentile_is_the_same_when_the_observations_were_shared_out_among_processes(
-    values: list[list[float]], share: float
-) -> None:
+def test_percentile_is_the_same_over_several_processes(values: list[list[float]], share: float) -> None:
     added: Counter[str] = Counter()
     for part in values:
         added.update(buckets_of(part))

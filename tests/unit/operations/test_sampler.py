@@ -1,4 +1,4 @@
-"""The sampler: it goes on whatever happens, counts nothing twice and loses nothing it could keep."""
+"""The sampler continues after every error, counts nothing twice and loses nothing that it can store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 
 class Store:
-    """Keeps samples in memory; `fault` is raised instead, `gate` is waited for after keeping."""
+    """Keeps samples in memory. It raises `fault`, and waits for `gate` after keeping."""
 
     def __init__(self) -> None:
         self.kept: list[Sample] = []
@@ -36,8 +36,6 @@ class Store:
 
 
 class Watched:
-    """A sampler and what it watches."""
-
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.metrics = Metrics()
@@ -84,12 +82,8 @@ class Watched:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    def hits(self) -> list[int]:
-        """Of each sample kept."""
-        return [sample.counts.get("hits", 0) for sample in self.store.kept]
 
-
-async def test_sample_holds_what_came_since_the_last_one() -> None:
+async def test_sample_has_the_counts_since_the_last_one() -> None:
     watched = Watched()
     watched.metrics.cache_hits.inc(2)
     watched.clock.advance(4_000)
@@ -112,7 +106,7 @@ async def test_samples_are_ten_seconds_apart() -> None:
 
 
 @pytest.mark.parametrize("fault", [StoreUnavailable("locked"), ValueError("a defect")])
-async def test_loop_goes_on_and_nothing_is_lost_when_a_sample_cannot_be_kept(fault: Exception) -> None:
+async def test_counts_are_kept_when_a_sample_is_not_stored(fault: Exception) -> None:
     watched = Watched()
     watched.metrics.cache_hits.inc(2)
     watched.store.fault = fault
@@ -126,7 +120,7 @@ async def test_loop_goes_on_and_nothing_is_lost_when_a_sample_cannot_be_kept(fau
     assert kept.seconds == 30.0
 
 
-async def test_state_is_not_worse_when_one_answer_came_late() -> None:
+async def test_state_is_down_after_two_failures_in_a_row() -> None:
     watched = Watched()
     watched.rounds = 9
     watched.cache = [True, False, True, False, False, False, True]
@@ -140,14 +134,14 @@ async def test_state_is_not_worse_when_one_answer_came_late() -> None:
     assert watched.pauses == [ASK_AGAIN_S, ASK_AGAIN_S]
 
 
-async def test_loop_goes_on_when_readiness_has_a_defect() -> None:
+async def test_sampling_continues_when_readiness_fails() -> None:
     watched = Watched()
     watched.readiness = RuntimeError("a defect")
     await watched.run(2)
     assert len(watched.pauses) == 3
 
 
-async def test_nothing_counts_twice_when_a_sample_is_cut_short_after_it_was_kept() -> None:
+async def test_counts_are_stored_once_when_a_sample_is_cancelled() -> None:
     watched = Watched()
     watched.store.gate = asyncio.Event()
     watched.metrics.cache_hits.inc(2)
@@ -159,10 +153,10 @@ async def test_nothing_counts_twice_when_a_sample_is_cut_short_after_it_was_kept
     watched.store.gate = None
     watched.metrics.cache_hits.inc(4)
     await watched.sampler.close()
-    assert watched.hits() == [2, 4]
+    assert [sample.counts for sample in watched.store.kept] == [{"hits": 2}, {"hits": 4}]
 
 
-async def test_last_part_is_kept_at_the_end_and_asks_nobody() -> None:
+async def test_last_sample_is_stored_without_asking_readiness() -> None:
     watched = Watched()
     watched.readiness = RuntimeError("must not be asked")
     watched.metrics.cache_hits.inc()
@@ -173,7 +167,7 @@ async def test_last_part_is_kept_at_the_end_and_asks_nobody() -> None:
     assert kept.counts == {"hits": 1}
 
 
-async def test_stop_is_not_held_up_when_the_database_is_locked() -> None:
+async def test_close_is_quick_when_the_database_is_locked() -> None:
     watched = Watched()
     watched.store.gate = asyncio.Event()
     began = asyncio.get_running_loop().time()

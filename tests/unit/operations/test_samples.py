@@ -13,7 +13,6 @@ from tests.support.samples import sample
 
 
 def counted(metrics: Metrics) -> Metrics:
-    """Metrics in which one of everything was counted."""
     metrics.cache_hits.inc(5)
     metrics.near_hits.inc(2)
     metrics.cache_misses.inc(3)
@@ -65,11 +64,11 @@ ONCE = {
 }
 
 
-def test_reading_holds_what_was_counted() -> None:
+def test_reading_has_every_counter() -> None:
     assert +read(counted(Metrics())) == ONCE
 
 
-def test_difference_of_two_readings_holds_what_came_between() -> None:
+def test_difference_of_readings_has_the_counts_between() -> None:
     metrics = counted(Metrics())
     before = read(metrics)
     assert read(metrics) - before == {}
@@ -93,14 +92,14 @@ def test_both_kinds_of_histogram_give_the_same_buckets(values: list[float]) -> N
     "route",
     ["/admin", "/admin/users/{user_id:str}", "/schema/assets/{file_path:path}", "/healthz", "/readyz", "/metrics", "/"],
 )
-def test_pages_and_probes_are_no_requests(route: str) -> None:
+def test_pages_and_probes_do_not_count_as_requests(route: str) -> None:
     metrics = Metrics()
     metrics.request_seconds.labels("GET", route, 200).observe(9)
     metrics.request_seconds.labels("GET", "unmatched", 404).observe(9)
     assert not +read(metrics)
 
 
-def test_request_that_waits_for_a_model_counts_but_not_its_time() -> None:
+def test_latency_of_generate_is_not_counted() -> None:
     metrics = Metrics()
     metrics.request_seconds.labels("POST", "/generate", 200).observe(7)
     assert +read(metrics) == {"requests_2xx": 1}
@@ -118,7 +117,7 @@ def test_sum_adds_counts_and_takes_the_newest_gauge() -> None:
     assert found.highest == {"queue_depth": 7, "owed": 2}
 
 
-def test_time_counts_once_when_several_processes_watched_it() -> None:
+def test_time_counts_once_when_processes_overlap() -> None:
     twice = [sample(), sample(process="two"), sample(process="three", role="worker", at_ms=NOW_MS + 5_000)]
     assert sum_samples(twice).served_s == pytest.approx(10)
     assert sum_samples(twice).covered_s == pytest.approx(15)

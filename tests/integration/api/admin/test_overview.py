@@ -1,4 +1,4 @@
-"""`GET /admin`: states, figures and what to do; it answers whatever is away."""
+"""`GET /admin`: states, figures and findings, also when components do not answer."""
 
 from __future__ import annotations
 
@@ -18,20 +18,14 @@ from tests.support.events import admitted, payload, served
 from tests.support.live import API_KEYS, KEYS, Live, new_user
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-
-async def looked(site: Live) -> dict[str, Any]:
-    """The overview."""
-    answer = await site.client.get("/admin")
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json()
+async def view(site: Live) -> dict[str, Any]:
+    body: dict[str, Any] = await site.json("/admin")
     assert [item["name"] for item in body["components"]] == list(COMPONENTS)
     return body
 
 
 def states(body: dict[str, Any]) -> dict[str, str]:
-    """Component to state."""
     return {item["name"]: item["state"] for item in body["components"]}
 
 
@@ -48,7 +42,7 @@ async def test_overview_shows_the_traffic_of_every_process(
         await site.client.get("/metrics")
         await site.client.get("/admin")
         await own.sample()
-        body = await looked(site)
+        body = await view(site)
     assert (body["state"], body["findings"]) == ("ok", [])
     assert set(states(body).values()) == {"ok"}
     assert body["sampled"] is True
@@ -65,8 +59,8 @@ async def test_overview_shows_the_traffic_of_every_process(
     assert (process["role"], process["stopped"]) == ("api", False)
 
 
-async def test_overview_says_so_when_there_is_no_sample_yet(own_site: Live) -> None:
-    body = await looked(own_site)
+async def test_figures_are_empty_when_there_is_no_sample(own_site: Live) -> None:
+    body = await view(own_site)
     assert body["sampled"] is False
     assert body["processes"] == []
     figures = body["figures"]
@@ -83,7 +77,7 @@ async def test_overview_says_so_when_there_is_no_sample_yet(own_site: Live) -> N
     assert states(body)["database"] == "ok"
 
 
-async def test_overview_tells_of_an_outage_and_since_when(
+async def test_overview_shows_an_outage_and_its_start(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:
     async with serve_site(cache_url=cache.url, queue_url=queue.url, cache_timeout_ms=100) as site:
@@ -91,7 +85,7 @@ async def test_overview_tells_of_an_outage_and_since_when(
         await own.sample()
         cache.kill()
         queue.kill()
-        body = await looked(site)
+        body = await view(site)
         assert states(body) == {
             "service": "degraded",
             "cache": "down",
@@ -103,17 +97,17 @@ async def test_overview_tells_of_an_outage_and_since_when(
         assert body["state"] == "degraded"
         assert [item["subject"] for item in body["findings"]] == ["cache", "queue"]
         await own.sample()
-        first, second = await looked(site), await looked(site)
+        first, second = await view(site), await view(site)
         since = {item["name"]: item["since"] for item in first["components"]}
         assert since == {item["name"]: item["since"] for item in second["components"]}
         assert since["cache"] < first["measured_at"]
         assert str(cache.socket_path) not in str(first)
 
 
-async def test_overview_leads_to_the_dead_letters(own_site: Live) -> None:
+async def test_overview_links_to_the_dead_letters(own_site: Live) -> None:
     await sampler(own_site.service, "api").sample()
     await own_site.service.dead_letters.bury_payload("1", "no event", "", own_site.now_ms)
-    body = await looked(own_site)
+    body = await view(own_site)
     (finding,) = (item for item in body["findings"] if item["subject"] == "dead_letters")
     assert finding["path"] == "/admin/dead-letters"
 
@@ -123,7 +117,7 @@ async def test_overview_answers_when_the_database_does_not(own_site: Live, monke
         raise StoreUnavailable("the database does not answer: disk I/O error at /secret/place")
 
     monkeypatch.setattr(type(own_site.service.database), "read", read)
-    body = await looked(own_site)
+    body = await view(own_site)
     assert body["state"] == "down"
     assert states(body)["service"] == states(body)["database"] == "down"
     assert "/secret/place" not in str(body)
@@ -135,25 +129,25 @@ async def test_overview_answers_when_nothing_answers(own_site: Live, monkeypatch
 
     monkeypatch.setattr(overview, "TIMEOUT_S", 0.05)
     monkeypatch.setattr(type(own_site.service.database), "read", read)
-    body = await looked(own_site)
+    body = await view(own_site)
     assert body["state"] == "unknown"
     assert set(states(body).values()) == {"unknown"}
 
 
-async def test_every_place_to_act_at_is_a_page_in_the_navigation() -> None:
+async def test_findings_link_to_pages_of_the_navigation() -> None:
     assert set(overview.PLACES.values()) <= {address for address, _ in NAVIGATION}
 
 
-async def test_overview_says_when_the_first_pruning_waits(serve_site: ServeSite) -> None:
+async def test_overview_reports_a_first_pruning_that_waits(serve_site: ServeSite) -> None:
     async with serve_site() as site:
         old_ms = site.now_ms - 200 * DAY_MS
         await site.service.event_log.append([[admitted(served(new_user(), old_ms))]])
-        found = {item["subject"]: item for item in (await looked(site))["findings"]}
+        found = {item["subject"]: item for item in (await view(site))["findings"]}
         assert found["retention"]["text"].startswith("Old events are not deleted")
         assert "profiles prune --confirm" in found["retention"]["advice"]
 
 
-async def test_overview_names_the_key_of_a_producer_whose_decision_ids_are_wrong(serve_site: ServeSite) -> None:
+async def test_overview_reports_unknown_decision_ids_with_the_key(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS) as site:
         events = [payload(served(new_user(), site.now_ms, decision_id="no-such-decision")) for _ in range(2)]
         answer = await site.client.post("/events", json=events, headers={"X-API-Key": KEYS["writer"]})

@@ -1,10 +1,8 @@
-"""`GET /admin/data-quality`: measured figures that tie out."""
+"""`GET /admin/data-quality`: the report, its refresh, and the users of each state."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import pytest
 
 from app.features.clock import DAY_MS
 from app.operations.audit import AuditFilter
@@ -16,15 +14,9 @@ from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def quality(site: Live, query: str = "") -> dict[str, Any]:
-    """The report."""
-    answer = await site.client.get(f"/admin/data-quality{query}")
-    assert answer.status_code == 200
-    assert answer.headers["cache-control"] == "no-store"
-    report: dict[str, Any] = answer.json()
+    report: dict[str, Any] = await site.json(f"/admin/data-quality{query}")
     assert report.keys() == {
         "measured_at",
         "took_s",
@@ -63,9 +55,7 @@ async def test_quality_is_all_zero_when_no_user_is_eligible(own_site: Live) -> N
         }
 
 
-async def test_quality_ties_out_when_values_are_fresh_missing_and_stale(
-    own_site: Live, cache_server: EmbeddedServer
-) -> None:
+async def test_counts_of_states_add_up_to_the_eligible_users(own_site: Live, cache_server: EmbeddedServer) -> None:
     site = own_site
     whole, part, none, old = (new_user() for _ in range(4))
     await site.send(
@@ -107,9 +97,7 @@ async def test_quality_ties_out_when_values_are_fresh_missing_and_stale(
     ]
 
 
-async def test_quality_is_null_but_for_eligible_when_the_cache_is_away(
-    serve_site: ServeSite, start_server: StartServer
-) -> None:
+async def test_states_are_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     cache = start_server(VALKEY)
     async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
         await site.send(served(new_user(), site.now_ms), served(new_user(), site.now_ms))
@@ -122,13 +110,6 @@ async def test_quality_is_null_but_for_eligible_when_the_cache_is_away(
         assert set(figures.values()) == {None}
 
 
-async def measured_by_a_worker(site: Live) -> dict[str, Any]:
-    """A report as a worker leaves it; the run."""
-    run: dict[str, Any] = (await site.client.post("/admin/data-quality/refresh")).json()
-    await site.service.quality.carry_out(run["id"], 60)
-    return run
-
-
 async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> None:
     users = [new_user() for _ in range(60)]
     await own_site.send(*(served(user, own_site.now_ms - 1) for user in users))
@@ -137,12 +118,8 @@ async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> No
     await own_site.filled()
     own_site.service.quality.measurement.sample = 20
     report = await quality(own_site)
-    assert (report["eligible"], report["measured"], report["eligible_before"], report["measured_before"]) == (
-        60,
-        20,
-        0,
-        0,
-    )
+    sizes = [report[name] for name in ("eligible", "measured", "eligible_before", "measured_before")]
+    assert sizes == [60, 20, 0, 0]
     assert 0.1 < report["margin"] < 0.25
     figures = report["features"]["tip_volume_30d"]
     assert (figures["eligible"], figures["measured"]) == (60, 20)
@@ -155,10 +132,12 @@ async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> No
     assert len(listed["users"]) == 30  # of all eligible users
 
 
-async def test_an_answer_is_never_older_than_an_acknowledged_event_unless_that_is_allowed(own_site: Live) -> None:
+async def test_report_is_measured_anew_when_no_age_is_allowed(own_site: Live) -> None:
     site = own_site
+    assert (await quality(site, "?max_age_s=3600"))["eligible"] == 0  # none is stored yet
     await site.send(served(new_user(), site.now_ms))
-    await measured_by_a_worker(site)
+    run = await site.json("/admin/data-quality/refresh", "POST", 202)
+    await site.service.quality.carry_out(run["id"], 60)
     await site.send(served(new_user(), site.now_ms))
     assert (await quality(site))["eligible"] == 2
     stored = await quality(site, "?max_age_s=60")
@@ -167,17 +146,7 @@ async def test_an_answer_is_never_older_than_an_acknowledged_event_unless_that_i
     assert (await quality(site, "?max_age_s=0"))["eligible"] == 2
 
 
-async def test_a_report_is_measured_when_none_is_stored(own_site: Live) -> None:
-    assert (await quality(own_site, "?max_age_s=3600"))["eligible"] == 0
-
-
-@pytest.mark.parametrize("value", ["-1", "x", "", "1.5", "null", "NULL", "99999999999999999999"])
-async def test_max_age_is_refused_when_it_is_no_number_of_seconds(site: Live, value: str) -> None:
-    body = problem(await site.client.get(f"/admin/data-quality?max_age_s={value}"), 400)
-    assert paths(body) == ["max_age_s"]
-
-
-async def test_a_refresh_is_queued_watched_and_audited(own_site: Live) -> None:
+async def test_refresh_is_queued_and_audited(own_site: Live) -> None:
     site = own_site
     problem(await site.client.get("/admin/data-quality/refresh"), 404)
     answer = await site.client.post("/admin/data-quality/refresh")
@@ -197,9 +166,7 @@ async def test_a_refresh_is_queued_watched_and_audited(own_site: Live) -> None:
     ]
 
 
-async def test_a_refresh_says_what_it_waits_for_when_the_queue_is_away(
-    serve_site: ServeSite, start_server: StartServer
-) -> None:
+async def test_refresh_waits_for_the_queue_when_it_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     queue = start_server(VALKEY)
     async with serve_site(queue_url=queue.url) as site:
         queue.kill()
@@ -209,14 +176,11 @@ async def test_a_refresh_says_what_it_waits_for_when_the_queue_is_away(
 
 
 async def behind(site: Live, query: str) -> dict[str, Any]:
-    """The users of a state."""
-    answer = await site.client.get(f"/admin/data-quality/users?{query}")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
+    found: dict[str, Any] = await site.json(f"/admin/data-quality/users?{query}")
     return found
 
 
-async def test_users_behind_a_number_are_listed_page_by_page(own_site: Live, cache_server: EmbeddedServer) -> None:
+async def test_users_of_a_state_are_listed_page_by_page(own_site: Live, cache_server: EmbeddedServer) -> None:
     site = own_site
     users = sorted(new_user() for _ in range(5))
     await site.send(*(served(user, site.now_ms - 1) for user in users))
@@ -241,27 +205,22 @@ async def test_users_behind_a_number_are_listed_page_by_page(own_site: Live, cac
     assert (nulls["scanned"], nulls["feature"], nulls["state"]) == (5, "completion_rate_30d", "null")
 
 
-@pytest.mark.parametrize(
-    ("query", "path"),
-    [
-        ("state=fresh", "feature"),
-        ("feature=tip_volume_30d", "state"),
-        ("feature=tip_volume_30d&state=rotten", "state"),
-        ("feature=tip_volume_30d&state=fresh&limit=0", "limit"),
-        ("feature=tip_volume_30d&state=fresh&sought=fresh", "sought"),
-    ],
-)
-async def test_users_are_refused_when_the_question_is_unclear(site: Live, query: str, path: str) -> None:
-    body = problem(await site.client.get(f"/admin/data-quality/users?{query}"), 400)
-    assert path in paths(body)
+async def test_query_is_refused_when_it_is_invalid(site: Live) -> None:
+    ages = ("-1", "x", "", "1.5", "null", "NULL", "99999999999999999999")
+    feature = "feature=tip_volume_30d"
+    for query, place in (
+        *((f"?max_age_s={age}", "max_age_s") for age in ages),
+        ("/users?state=fresh", "feature"),
+        ("/users?state=fresh&feature=nope", "feature"),
+        (f"/users?{feature}", "state"),
+        (f"/users?{feature}&state=rotten", "state"),
+        (f"/users?{feature}&state=fresh&limit=0", "limit"),
+        (f"/users?{feature}&state=fresh&sought=fresh", "sought"),
+    ):
+        assert paths(problem(await site.client.get(f"/admin/data-quality{query}"), 400)) == [place], query
 
 
-async def test_users_are_refused_when_there_is_no_such_feature(site: Live) -> None:
-    answer = await site.client.get("/admin/data-quality/users?feature=nope&state=fresh")
-    assert "known are" in problem(answer, 400)["errors"][0]["detail"]
-
-
-async def test_no_users_are_claimed_when_the_cache_is_away(serve_site: ServeSite, start_server: StartServer) -> None:
+async def test_users_are_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     cache = start_server(VALKEY)
     async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
         await site.send(served(new_user(), site.now_ms))

@@ -1,4 +1,4 @@
-"""Rebuilds of many users: the life of a run. The worker's part is played by the test."""
+"""Rebuilds of many users. The test runs them as a worker does."""
 
 from __future__ import annotations
 
@@ -9,37 +9,28 @@ import pytest
 import pytest_asyncio
 
 from tests.support.events import served
-from tests.support.live import Live, new_user, paths, problem
+from tests.support.live import Live, assert_refused, new_user, problem
 from tests.support.registry import REGISTRY
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def start(site: Live, body: dict[str, Any]) -> dict[str, Any]:
-    """Start a rebuild, which must be allowed."""
-    answer = await site.client.post("/admin/rebuilds", json=body)
-    assert answer.status_code == 202, answer.text
-    run: dict[str, Any] = answer.json()
+    run: dict[str, Any] = await site.json("/admin/rebuilds", "POST", 202, json=body)
     return run
 
 
 async def look(site: Live, run_id: str) -> dict[str, Any]:
-    """How far it is."""
-    answer = await site.client.get(f"/admin/rebuilds/{run_id}")
-    assert answer.status_code == 200
-    run: dict[str, Any] = answer.json()
+    run: dict[str, Any] = await site.json(f"/admin/rebuilds/{run_id}")
     return run
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def users(site: Live) -> AsyncIterator[list[str]]:
-    """Three users with an event each."""
     users = [new_user() for _ in range(3)]
     await site.send(*(served(user, site.now_ms) for user in users))
     yield users
 
 
-async def test_rebuild_is_queued_until_a_worker_takes_it_up(site: Live, users: list[str]) -> None:
+async def test_rebuild_is_queued_until_a_worker_runs_it(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": [*users, users[0]], "features": ["tip_volume_30d", "preferred_hour"]})
     assert run["id"]
     assert run["created_at"].endswith("Z")
@@ -61,7 +52,7 @@ async def test_rebuild_is_queued_until_a_worker_takes_it_up(site: Live, users: l
     assert await look(site, run["id"]) == run
 
 
-async def test_rebuild_caches_every_feature_when_it_is_carried_out(site: Live, users: list[str]) -> None:
+async def test_rebuild_caches_every_feature(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": users})
     assert run["features"] == list(REGISTRY.names)
     assert await site.service.rebuild_runner.run(run["id"], budget_s=30)
@@ -94,7 +85,7 @@ async def test_rebuild_of_all_covers_the_eligible_users(own_site: Live) -> None:
     await start(own_site, {"scope": "all", "features": ["tip_volume_30d"]})
 
 
-async def test_rebuild_tells_its_rate_when_it_is_running(site: Live, users: list[str]) -> None:
+async def test_rebuild_has_a_rate_when_it_is_running(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": users})
     await site.service.rebuild_runs.advance(run["id"], 1, "1", site.now_ms)
     running = await look(site, run["id"])
@@ -123,33 +114,25 @@ async def test_rebuilds_are_listed_newest_first(own_site: Live) -> None:
     assert {run["id"] for run in listed["rebuilds"]} == set(runs)
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
-@pytest.mark.parametrize("run_id", ["nope", "%00", "🎯", "x" * 1_000, "%2E%2E", "%2e"])
-async def test_rebuild_is_not_found_when_there_is_none(site: Live, method: str, run_id: str) -> None:
-    problem(await site.client.request(method, f"/admin/rebuilds/{run_id}"), 404)
+async def test_rebuild_is_not_found_when_it_does_not_exist(site: Live) -> None:
+    for run_id in ("nope", "%00", "🎯", "x" * 1_000, "%2E%2E", "%2e"):
+        for method in ("GET", "DELETE"):
+            problem(await site.client.request(method, f"/admin/rebuilds/{run_id}"), 404)
 
 
-@pytest.mark.parametrize(
-    ("body", "place"),
-    [
-        ({}, "$"),
-        ({"scope": None}, "$"),
-        ({"scope": "all", "user_ids": ["u"]}, "$"),
+async def test_rebuild_is_refused_when_its_body_is_invalid(site: Live) -> None:
+    bodies: list[tuple[object, str]] = [
+        *(({}, "$"), ([], "$"), ({"scope": None}, "$"), ({"scope": "all", "user_ids": ["u"]}, "$")),
         ({"scope": "some"}, "scope"),
-        ({"user_ids": []}, "user_ids"),
-        ({"user_ids": ["u"] * 1_001}, "user_ids"),
+        *(({"user_ids": ids}, "user_ids") for ids in ([], ["u"] * 1_001)),
         ({"user_ids": ["u", "a/b"]}, "user_ids[1]"),
-        ({"user_ids": ["u"], "features": ["nope"]}, "features"),
-        ({"user_ids": ["u"], "features": []}, "features"),
+        *(({"user_ids": ["u"], "features": names}, "features") for names in (["nope"], [])),
         ({"user_ids": ["u"], "when": "now"}, "when"),
-        ([], "$"),
-    ],
-)
-async def test_rebuild_is_refused_when_its_body_is_invalid(site: Live, body: object, place: str) -> None:
-    assert paths(problem(await site.client.post("/admin/rebuilds", json=body), 422)) == [place]
+    ]
+    await assert_refused(site, "/admin/rebuilds", bodies)
 
 
-async def test_change_is_audited_when_a_rebuild_is_started_or_cancelled(own_site: Live) -> None:
+async def test_start_and_cancellation_of_a_rebuild_are_audited(own_site: Live) -> None:
     run = await start(own_site, {"user_ids": ["u"]})
     await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
     entries = await own_site.service.audit_trail.newest(10)
@@ -159,7 +142,7 @@ async def test_change_is_audited_when_a_rebuild_is_started_or_cancelled(own_site
     ]
 
 
-async def test_refusal_is_audited_when_a_rebuild_may_not_be_started_or_cancelled(own_site: Live) -> None:
+async def test_refusals_of_rebuilds_are_audited(own_site: Live) -> None:
     run = await start(own_site, {"user_ids": ["u"]})
     problem(await own_site.client.post("/admin/rebuilds", json={"user_ids": ["u"]}), 409)
     await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
@@ -170,20 +153,17 @@ async def test_refusal_is_audited_when_a_rebuild_may_not_be_started_or_cancelled
     assert cancelled_again.outcome == f"refused: rebuild {run['id']} has ended: it is cancelled"
 
 
-async def test_rebuild_goes_on_where_it_was_when_its_worker_was_restarted(
-    own_site: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rebuild_resumes_when_its_worker_is_restarted(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
     users = sorted(new_user() for _ in range(5))
     await own_site.send(*(served(user, own_site.now_ms) for user in users))
     run = await start(own_site, {"scope": "all"})
-    assert (
-        await own_site.service.rebuild_runner.run(run["id"], budget_s=-1) is False
-    )  # a piece, then the worker is gone
+    # One chunk, then the worker stops.
+    assert await own_site.service.rebuild_runner.run(run["id"], budget_s=-1) is False
     halfway = await look(own_site, run["id"])
     assert (halfway["state"], halfway["done"], halfway["started_at"] is None) == ("running", 2, False)
     untouched = await own_site.service.rebuild_runs.untouched(own_site.now_ms + 1, own_site.now_ms + 1)
-    assert untouched == [run["id"]]  # which is what the next worker's sweep takes up
+    assert untouched == [run["id"]]
     assert await own_site.service.rebuild_runner.run(run["id"], budget_s=30)
     ended = await look(own_site, run["id"])
     assert (ended["state"], ended["done"], ended["total"]) == ("completed", 5, 5)
@@ -191,7 +171,7 @@ async def test_rebuild_goes_on_where_it_was_when_its_worker_was_restarted(
     assert ended["took_s"] >= 0
 
 
-async def test_list_of_users_is_counted_and_not_shown(site: Live, users: list[str]) -> None:
+async def test_user_ids_of_a_rebuild_are_counted_but_not_shown(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": users})
     answer = await site.client.get("/admin/rebuilds")
     (shown,) = (item for item in answer.json()["rebuilds"] if item["id"] == run["id"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 from arq.constants import job_key_prefix
 
 from app.stores.queue.client import QUEUE, TIP_EVENTS, serialize
@@ -12,14 +9,12 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_user_inspection import look
 from tests.integration.api.admin.test_users import put
 from tests.support.events import feedback, served
-from tests.support.live import JSON, Live, new_user, paths, problem
+from tests.support.live import JSON, Live, assert_refused, new_user, problem
 from tests.support.servers import ask
 from tests.support.site import ServeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-
-async def test_only_the_features_named_are_rebuilt(own_site: Live, cache_server: EmbeddedServer) -> None:
+async def test_only_the_named_features_are_rebuilt(own_site: Live, cache_server: EmbeddedServer) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
     for name in ("tip_volume_30d", "preferred_hour"):
@@ -34,35 +29,25 @@ async def test_only_the_features_named_are_rebuilt(own_site: Live, cache_server:
     assert (entry.action, entry.outcome) == ("rebuild", "done: tip_volume_30d")
 
 
-@pytest.mark.parametrize("body", [{}, {"features": None}])
-async def test_everything_is_rebuilt_when_no_feature_is_named(own_site: Live, body: dict[str, Any]) -> None:
-    user = new_user()
-    answer = await own_site.client.post(f"/admin/users/{user}/rebuild", json=body)
-    assert len(answer.json()["features"]) == 5
-    (entry,) = await own_site.service.audit_trail.newest(1)
-    assert entry.outcome == "done"
+async def test_all_features_are_rebuilt_when_none_is_named(own_site: Live) -> None:
+    for body in ({}, {"features": None}):
+        assert len((await own_site.json("/admin/users/ann/rebuild", "POST", json=body))["features"]) == 5
+        (entry,) = await own_site.service.audit_trail.newest(1)
+        assert entry.outcome == "done"
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "path"),
-    [
-        (b'{"features": ["nope"]}', 422, "features"),
-        (b'{"features": []}', 422, "features"),
-        (b'{"feature": "tip_volume_30d"}', 422, "feature"),
-        (b"nonsense", 400, None),
-        (b"[]", 422, "$"),
-    ],
-)
-async def test_nothing_is_rebuilt_when_the_body_is_wrong(
-    own_site: Live, body: bytes, status: int, path: str | None
-) -> None:
-    answer = await own_site.client.post("/admin/users/ann/rebuild", content=body, headers=JSON)
-    found = problem(answer, status)
-    assert path is None or paths(found) == [path]
+async def test_nothing_is_rebuilt_when_the_body_is_invalid(own_site: Live) -> None:
+    bodies: list[tuple[object, str]] = [
+        *(({"features": names}, "features") for names in (["nope"], [])),
+        ({"feature": "tip_volume_30d"}, "feature"),
+        ([], "$"),
+    ]
+    await assert_refused(own_site, "/admin/users/ann/rebuild", bodies)
+    problem(await own_site.client.post("/admin/users/ann/rebuild", content=b"nonsense", headers=JSON), 400)
     assert await own_site.service.audit_trail.newest(1) == []
 
 
-async def test_holdings_are_told_and_nothing_is_deleted_when_an_admin_asks(site: Live) -> None:
+async def test_preview_of_erasing_counts_and_deletes_nothing(site: Live) -> None:
     user = new_user()
     await site.send(served(user, site.now_ms), served(user, site.now_ms), feedback(user, site.now_ms))
     await site.features(user)
@@ -74,7 +59,7 @@ async def test_holdings_are_told_and_nothing_is_deleted_when_an_admin_asks(site:
     assert await look(site, user, "/erase") == {**told[0], "views": 0, "feedback": 0, "cached": 0}
 
 
-async def test_erasing_reaches_earlier_epochs_and_jobs_that_wait(
+async def test_erasing_reaches_earlier_epochs_and_queued_jobs(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:
     event = {"user_id": "ann", "tip_id": "t"}
@@ -90,7 +75,7 @@ async def test_erasing_reaches_earlier_epochs_and_jobs_that_wait(
         assert b"ann" not in ask(queue, "GET", f"{job_key_prefix}j")
 
 
-async def test_the_admin_is_told_when_jobs_that_wait_could_not_be_looked_at(
+async def test_erasing_is_incomplete_when_the_queue_is_down(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:
     async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:

@@ -1,11 +1,9 @@
-"""The last 30 days of a user: the figures tie out with each other and with the features."""
+"""The last 30 days of a user: the counts of days and hours equal each other and the features."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from itertools import pairwise
-
-import pytest
 
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
@@ -14,11 +12,10 @@ from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 KINDS = ("served", "completed", "dismissed", "snoozed")
 
 
-async def test_counts_tie_out_with_the_features(site: Live) -> None:
+async def test_counts_equal_the_features(site: Live) -> None:
     user, now = new_user(), site.now_ms
     sent: list[TipEvent] = [
         *(served(user, now - ago * DAY_MS - 1_000) for ago in (0, 0, 1, 29, 30, 60)),
@@ -60,7 +57,7 @@ async def test_features_have_a_point_a_day(site: Live) -> None:
     assert [point["value"] for point in features["completion_rate_30d"]] == [None] * 26 + [1.0] * 4
 
 
-async def test_nothing_happened_when_nobody_heard_of_the_user(site: Live) -> None:
+async def test_timeline_is_empty_when_the_user_is_unknown(site: Live) -> None:
     body = await look(site, new_user(), "/development")
     assert sum(day[kind] for day in body["days"] for kind in KINDS) == 0
     assert {point["value"] for point in body["features"]["tip_volume_30d"]} == {0}

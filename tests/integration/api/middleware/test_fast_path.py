@@ -1,6 +1,6 @@
-"""The hit path against the documented route: two sites over one database and one cache, one of them without it.
+"""The fast path against the documented route: two sites over one database and cache, one without the fast path.
 
-Whatever is asked, both must give the same status, headers and body, and count it alike.
+Both must give the same status, headers and body for every request, and count it in the same way.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, 
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 USERS = ["ada", "Grace.Hopper", "a@b.c", "user:1~x", "-", "...", "_" * 128, "batches"]
 ODD = [
     "batch", "history", ".", "..", ".a", "a%2Fb", "%61da", "ad%E4", "%C3%A9", "a%20b", "a+b", "x" * 129, "", "ada/",
@@ -50,28 +48,24 @@ GOOD_ID = re.compile(r"[A-Za-z0-9._\-]{1,64}")
 
 
 class Ask(NamedTuple):
-    """A request as it goes over the wire."""
-
     target: str
     method: str = "GET"
     headers: tuple[tuple[str, str], ...] = ()
     body: str = ""
 
     def encoded(self) -> bytes:
-        """The bytes."""
         lines = [f"{self.method} {self.target} HTTP/1.1", "Host: localhost", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         return ("\r\n".join(lines) + "\r\n\r\n" + self.body).encode("latin-1")
 
     @property
     def own_id(self) -> str | None:
-        """The request id that the answer must carry."""
         ids = [value for name, value in self.headers if name.lower() == "x-request-id" and GOOD_ID.fullmatch(value)]
         return ids[0] if ids else None
 
 
 class Told(NamedTuple):
-    """An answer, without what may differ from one request to the next."""
+    """An answer, without the parts that differ between two equal requests."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -95,7 +89,7 @@ good_key = st.just((("x-api-key", KEYS["reader"]),))
 
 @st.composite
 def asks(draw: st.DrawFn) -> Ask:
-    """Mostly what the hit path answers, with everything that may be wrong with it."""
+    """Mostly requests that the fast path answers, with every kind of fault."""
     user = draw(st.one_of(st.sampled_from(USERS), st.sampled_from(ODD), st.text("abZ.-~:@_%2F?#", max_size=12)))
     query = draw(queries)
     headers = draw(st.one_of(good_key, st.lists(header, max_size=4).map(tuple), good_key))
@@ -125,7 +119,6 @@ kinds = st.sampled_from(
 
 @st.composite
 def batches(draw: st.DrawFn) -> Ask:
-    """Mostly good batches."""
     body = draw(bodies)
     headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
     headers += draw(st.one_of(good_key, st.lists(header, max_size=2).map(tuple), good_key))
@@ -136,7 +129,6 @@ def batches(draw: st.DrawFn) -> Ask:
 
 
 async def told(site: Live, ask: Ask) -> Told:
-    """Ask a site."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(ask.encoded())
     async with asyncio.timeout(20):
@@ -159,7 +151,6 @@ async def told(site: Live, ask: Ask) -> Told:
 
 
 def _timeless(body: bytes) -> object:
-    """A detailed answer without the times, and without who computed."""
     answer = json.loads(body)
     for feature in answer["features"].values():
         for name in ("computed_at", "expires_at", "origin"):
@@ -168,7 +159,6 @@ def _timeless(body: bytes) -> object:
 
 
 def counted(site: Live) -> dict[tuple[str, ...], int]:
-    """Requests by method, route and status."""
     return {
         tuple(sample.labels.values()): int(sample.value)
         for family in site.service.metrics.collectors.collect()
@@ -178,7 +168,6 @@ def counted(site: Live) -> dict[tuple[str, ...], int]:
 
 
 async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, ...]]]:
-    """The answer, and what it was counted as."""
     before = counted(site)
     answer = await told(site, ask)
     # A request is counted after its answer was sent; one that the server itself refuses is not.
@@ -187,8 +176,6 @@ async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, .
 
 
 class Pair(NamedTuple):
-    """The site as it is, and the reference."""
-
     site: Live
     reference: Live
 
@@ -217,7 +204,7 @@ async def pair(
         site.client.headers.update(as_caller("admin"))
         events = [event for user in USERS for event in (served(user, site.now_ms), feedback(user, site.now_ms))]
         await site.send(*events)
-        for user in USERS[::2]:  # the others are missing until somebody asks
+        for user in USERS[::2]:
             await site.features(user)
         await site.filled()
         yield Pair(site, reference)
@@ -233,13 +220,13 @@ KEY = (("x-api-key", KEYS["reader"]),)
 @example(Ask("/profiles/ada", headers=(*KEY, ("X-API-Key", KEYS["stranger"]))))
 @example(Ask("/profiles/ada", headers=(("X-API-Key", KEYS["stranger"]), *KEY)))
 @example(Ask("/profiles/ada", headers=(*KEY, ("X-Request-Id", "a b"), ("X-Request-Id", "second"))))
-async def test_answers_are_those_of_the_documented_route_when_anything_is_asked(pair: Pair, ask: Ask) -> None:
+async def test_fast_path_answers_as_the_documented_route(pair: Pair, ask: Ask) -> None:
     assert await told_and_counted(pair.site, ask) == await told_and_counted(pair.reference, ask)
 
 
-async def test_the_framework_is_not_asked_when_the_question_is_plain(pair: Pair) -> None:
+async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
     async def forbidden(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError("the hit path handed on")
+        raise AssertionError("the fast path passed the request on")
 
     handler = pair.site.app.asgi_handler
     inner, handler._inner = handler._inner, forbidden  # type: ignore[attr-defined]
@@ -255,7 +242,7 @@ async def test_the_framework_is_not_asked_when_the_question_is_plain(pair: Pair)
         handler._inner = inner  # type: ignore[attr-defined]
 
 
-async def test_both_read_ones_own_events_when_they_come_through_either(pair: Pair) -> None:
+async def test_both_paths_read_the_events_of_either(pair: Pair) -> None:
     before = (await pair.site.features("ada"))["tip_volume_30d"]
     pair.reference.client.headers.update(as_caller("admin"))
     for number, door in enumerate([pair.site, pair.reference] * 5, start=1):
@@ -266,7 +253,7 @@ async def test_both_read_ones_own_events_when_they_come_through_either(pair: Pai
 
 
 async def near(site: Live, user: str) -> bytes:
-    """Read until the site answers from its own memory; the answer."""
+    """Read until the site answers from its local cache; the answer."""
     metrics = site.service.metrics
     while True:
         before = metrics.collectors.get_sample_value("profiles_near_hits_total")
@@ -278,8 +265,7 @@ async def near(site: Live, user: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["erased", "rebuilt", "rebuilt by a run"])
-async def test_nothing_old_is_answered_from_memory_when_another_process_changed_it(pair: Pair, how: str) -> None:
-    """What no event tells of: the facts were mended by hand, or the user is gone."""
+async def test_local_cache_is_not_stale_when_another_process_changes_a_user(pair: Pair, how: str) -> None:
     site, admin = pair
     admin.client.headers.update(as_caller("admin"))
     user = new_user()
@@ -302,7 +288,7 @@ async def test_nothing_old_is_answered_from_memory_when_another_process_changed_
 
 
 @pytest.mark.parametrize("trouble", ["paused", "killed"])
-async def test_answers_are_the_same_when_the_cache_is_in_trouble(
+async def test_answers_are_the_same_when_the_cache_fails(
     migrated_template: Path, tmp_path: Path, own_server: EmbeddedServer, queue_server: EmbeddedServer, trouble: str
 ) -> None:
     chosen = pair_settings(fresh_database(migrated_template, tmp_path), own_server, queue_server, timeout_ms=100)

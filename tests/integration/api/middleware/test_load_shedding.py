@@ -1,66 +1,51 @@
-"""Too much load, seen over HTTP: 503 with `Retry-After`, counted by kind; hits, probes and admins as ever."""
+"""Overload over HTTP: 503 with `Retry-After`, counted by kind; hits, probes and admin routes are not shed."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from unittest.mock import AsyncMock
 
 import pytest
 
 from app.api.middleware import body_limits, load_shedding
 from app.api.middleware.load_shedding import LOG_EVERY_S, Shedding
-from app.concurrency.load_estimate import LoadEstimate
 from app.concurrency.overload_queue import OverloadQueue
 from app.telemetry import Metrics
 from tests.support.events import body, served
 from tests.support.live import JSON, Live, new_user, problem
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-class Overload:
-    """Makes a site's backlogs look full, or not."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-
-    def begin(self, backlog: LoadEstimate) -> None:
-        """From now on this one is full, and no other."""
-        self._monkeypatch.setattr(LoadEstimate, "full", property(lambda other: other is backlog))
-
 
 @pytest.fixture
-def overload(monkeypatch: pytest.MonkeyPatch) -> Overload:
-    """Nothing is full."""
-    return Overload(monkeypatch)
+def overload(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, bool], None]:
+    """Makes all objects of a class look overloaded, or not."""
+    return lambda owner, full: monkeypatch.setattr(type(owner), "overloaded", property(lambda _: full))
 
 
 def shed(site: Live, kind: str) -> float:
-    """How many requests were sent away."""
     value = site.service.metrics.collectors.get_sample_value("profiles_requests_shed_total", {"kind": kind})
     return value or 0.0
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much_to_compute(
-    own_site: Live, overload: Overload, monkeypatch: pytest.MonkeyPatch, plain: bool
+async def test_cold_reads_are_shed_and_hits_answered_under_overload(
+    own_site: Live, overload: Callable[[object, bool], None], monkeypatch: pytest.MonkeyPatch, plain: bool
 ) -> None:
     site, query = own_site, "" if plain else "?detail=true"
     warm, cold = new_user(), new_user()
     for _ in range(2):
         await site.features(warm)
         await site.filled()
-    overload.begin(site.service.reader._computation._live)
+    overload(site.service.computation, True)
 
-    turns = OverloadQueue(1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(site.service.reader, "_overload_queue", turns)
-        patch.setattr(turns, "wait", AsyncMock(return_value=True))
+        wait = AsyncMock(return_value=True)
+        patch.setattr(OverloadQueue, "wait", wait)
         answer = await site.client.get(f"/profiles/{cold}{query}", headers={"X-Request-Id": "mine"})
-        assert turns.wait.await_count == 1, "whoever is sent away has waited once"  # type: ignore[attr-defined]
+        assert wait.await_count == 1, "a shed request has waited once"
     assert "too much load (reads)" in problem(answer, 503)["detail"]
     assert answer.headers["retry-after"] == "1"
     assert answer.headers["x-request-id"] == "mine"
@@ -80,9 +65,9 @@ async def test_cold_reads_are_sent_away_and_hits_answered_when_there_is_too_much
     assert sum(counted.counts) == 1
 
 
-async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, overload: Overload) -> None:
+async def test_events_are_shed_unread_under_overload(own_site: Live, overload: Callable[[object, bool], None]) -> None:
     site, user = own_site, new_user()
-    overload.begin(site.service.ingestor._commits._load)
+    overload(site.service.ingestor, True)
     answer = await site.client.post("/events", content=body(served(user, site.now_ms)), headers=JSON)
     assert "too much load (events)" in problem(answer, 503)["detail"]
     assert answer.headers["retry-after"] == "1"
@@ -90,31 +75,30 @@ async def test_events_are_sent_away_unread_when_too_many_wait(own_site: Live, ov
     assert sum(site.service.metrics.request_seconds.labels("POST", "/events", 503).counts) == 1
     problem(await site.client.post("/events", content=b"{" * 1_000_000, headers=JSON), 503)
     assert (await site.features(user))["tip_volume_30d"] == 0
-    overload.begin(LoadEstimate(lanes=1, patience_s=1, always=1))
+    overload(site.service.ingestor, False)
     await site.send(served(user, site.now_ms))
     assert (await site.features(user))["tip_volume_30d"] == 1
 
 
-async def test_events_are_taken_in_when_there_is_room_by_their_turn(
-    own_site: Live, overload: Overload, monkeypatch: pytest.MonkeyPatch
+async def test_events_are_stored_when_the_overload_ends_in_time(
+    own_site: Live, overload: Callable[[object, bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, user = own_site, new_user()
 
-    async def relieved() -> bool:
-        overload.begin(LoadEstimate(lanes=1, patience_s=1, always=1))
+    async def relieved(_: OverloadQueue) -> bool:
+        overload(site.service.ingestor, False)
         return True
 
-    overload.begin(site.service.ingestor._commits._load)
-    gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the hit path's
-    monkeypatch.setattr(gateway.shedding._queue, "wait", relieved)
+    overload(site.service.ingestor, True)
+    monkeypatch.setattr(OverloadQueue, "wait", relieved)
     await site.send(served(user, site.now_ms))
     assert shed(site, "events") == 0
     assert (await site.features(user))["tip_volume_30d"] == 1
 
 
-async def test_a_training_set_is_sent_away_when_too_many_wait(own_site: Live, overload: Overload) -> None:
+async def test_training_set_is_shed_under_overload(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     site = own_site
-    overload.begin(site.service.reader._computation._moments)
+    monkeypatch.setattr(type(site.service.computation), "history_overloaded", lambda _, rows=1: True)
     rows = json.dumps({"rows": [{"user_id": "u", "as_of": "2026-11-01T00:00:00Z"}]})
     problem(await site.client.post("/profiles/history", content=rows, headers=JSON), 503)
     problem(await site.client.get("/profiles/u?as_of=2026-11-01T00:00:00Z"), 503)
@@ -123,10 +107,9 @@ async def test_a_training_set_is_sent_away_when_too_many_wait(own_site: Live, ov
 
 
 @pytest.mark.parametrize("path", ["/profiles/batch", "/events"])
-async def test_a_body_is_refused_when_too_many_are_held_already(
+async def test_body_is_shed_when_too_many_bytes_are_held(
     own_site: Live, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Three senders bring most of their bodies and stop; a fourth is one too many, until they have gone."""
     site = own_site
     size, part = 900_000, 300_000
     monkeypatch.setattr(body_limits, "BODIES_BYTES", 3 * part + 100_000)
@@ -139,8 +122,8 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
         writer.write(head.encode() + b" " * part)
         await writer.drain()
         writers.append(writer)
-    gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the hit path's
-    await _held(gateway.bodies, 3 * part)
+    gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the edge, behind the fast path
+    await eventually(lambda: gateway.bodies.held == 3 * part)
 
     answer = await site.client.post(path, content=b" " * part, headers=JSON)
     assert "too much load (bodies)" in problem(answer, 503)["detail"]
@@ -150,24 +133,20 @@ async def test_a_body_is_refused_when_too_many_are_held_already(
 
     for writer in writers:
         writer.close()
-    await _held(gateway.bodies, 0)
+    await eventually(lambda: gateway.bodies.held == 0)
 
 
-async def _held(held: body_limits.Bodies, size: int) -> None:
-    await eventually(lambda: held.held == size)
-
-
-async def test_the_log_tells_of_many_at_once_when_requests_are_sent_away(
-    own_site: Live, overload: Overload, capsys: pytest.CaptureFixture[str]
+async def test_log_has_one_line_for_many_shed_requests(
+    own_site: Live, overload: Callable[[object, bool], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overload.begin(own_site.service.reader._computation._live)
+    overload(own_site.service.computation, True)
     for _ in range(20):
         await own_site.client.get(f"/profiles/{new_user()}")
     lines = [line for line in capsys.readouterr().err.splitlines() if "requests_shed" in line or " 503" in line]
     assert len(lines) <= 1, lines
 
 
-async def test_the_log_tells_how_many_were_sent_away_since_it_last_did(
+async def test_log_counts_the_requests_shed_since_its_last_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1_000.0

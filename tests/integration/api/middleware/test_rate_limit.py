@@ -1,4 +1,4 @@
-"""Limits for each caller: off by default, a token bucket for each key, headers that tell, and nobody else affected."""
+"""Limits per caller: off by default, a token bucket for each key or address, and headers with the rest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ from tests.support.events import body, served
 from tests.support.live import API_KEYS, JSON, Live, as_caller, problem
 from tests.support.site import ServeSite
 
-session = pytest.mark.asyncio(loop_scope="session")
-
 
 class Now:
-    """A clock that the test moves."""
-
     def __init__(self) -> None:
         self.s = 1_000.0
 
@@ -33,9 +29,7 @@ PAUSES = st.lists(st.floats(0, 3, allow_nan=False), min_size=1, max_size=120)
 
 
 @given(per_s=st.integers(1, 50), burst=st.integers(1, 30), pauses=PAUSES)
-def test_no_stretch_of_time_lets_in_more_than_the_burst_and_what_has_come_in_since(
-    per_s: int, burst: int, pauses: list[float]
-) -> None:
+def test_requests_of_any_period_are_bounded_by_burst_and_rate(per_s: int, burst: int, pauses: list[float]) -> None:
     now = Now()
     buckets = TokenBuckets(per_s, burst, now)
     let_in: list[float] = []
@@ -49,9 +43,7 @@ def test_no_stretch_of_time_lets_in_more_than_the_burst_and_what_has_come_in_sin
 
 
 @given(per_s=st.integers(1, 50), burst=st.integers(1, 30), pauses=PAUSES)
-def test_whoever_waits_as_long_as_told_is_let_in_and_what_is_left_is_true(
-    per_s: int, burst: int, pauses: list[float]
-) -> None:
+def test_request_is_allowed_after_the_announced_wait(per_s: int, burst: int, pauses: list[float]) -> None:
     now = Now()
     buckets = TokenBuckets(per_s, burst, now)
     for pause in pauses:
@@ -70,14 +62,14 @@ def test_whoever_waits_as_long_as_told_is_let_in_and_what_is_left_is_true(
         assert buckets.take("one").left == burst - 1
 
 
-def test_the_clock_may_not_give_anything_when_it_stands_still_or_goes_back() -> None:
+def test_bucket_does_not_fill_when_the_clock_goes_back() -> None:
     now = Now()
     buckets = TokenBuckets(5, 2, now)
     assert [buckets.take("one").allowed for _ in range(3)] == [True, True, False]
     assert buckets.take("two").left == 1
     now.s -= 100
     assert not buckets.take("one").allowed
-    assert buckets.take("two").allowed, "nor may it take anything"
+    assert buckets.take("two").allowed, "a caller loses no token either"
 
 
 def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,20 +78,18 @@ def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.Monke
     for name in "abcd":
         assert buckets.take(name).allowed
     assert not buckets.take("d").allowed
-    assert len(buckets._held) == 3
+    assert buckets.take("a").allowed, "the oldest caller was forgotten"
 
 
 def left(answer: httpx.Response) -> int:
-    """What the headers say is left."""
     assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=3'
     found = re.fullmatch(r'"requests";r=(\d+);t=([0-3])', answer.headers["ratelimit"])
     assert found is not None, answer.headers["ratelimit"]
-    assert int(found[2]) == 3 - int(found[1]), "one comes in each second; `t` is until all are there"
+    assert int(found[2]) == 3 - int(found[1]), "`t` is the time until the bucket is full, at one token per second"
     return int(found[1])
 
 
-@session
-async def test_requests_are_refused_when_one_key_sends_too_many_and_others_are_answered(serve_site: ServeSite) -> None:
+async def test_only_the_key_that_sends_too_many_is_limited(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
         reader, admin = as_caller("reader"), as_caller("admin")
         answers = [await site.client.get("/profiles/u", headers=reader) for _ in range(2)]
@@ -117,8 +107,7 @@ async def test_requests_are_refused_when_one_key_sends_too_many_and_others_are_a
         assert _limited(site, "reader") == sum(answer.status_code == 429 for answer in answers)
 
 
-@session
-async def test_guesses_count_by_their_address_and_take_nothing_from_keys(serve_site: ServeSite) -> None:
+async def test_unknown_keys_are_limited_by_address(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
         get, guesses = site.client.get, [{"X-API-Key": f"guess {number}"} for number in range(12)]
         answers = await asyncio.gather(*(get("/profiles/u", headers=guess) for guess in guesses))
@@ -134,8 +123,7 @@ async def test_guesses_count_by_their_address_and_take_nothing_from_keys(serve_s
         assert _limited(site, "without a key") >= 2
 
 
-@session
-async def test_who_has_no_key_is_answered_when_another_address_sends_too_many(serve_site: ServeSite) -> None:
+async def test_address_is_not_limited_by_requests_of_another(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
         answers = await asyncio.gather(*(site.client.get("/profiles/u") for _ in range(12)))
         assert {answer.status_code for answer in answers} == {401, 429}
@@ -144,8 +132,7 @@ async def test_who_has_no_key_is_answered_when_another_address_sends_too_many(se
             assert (await another.get("/profiles/u")).status_code == 401
 
 
-@session
-async def test_nothing_is_said_of_limits_when_there_are_none(site: Live) -> None:
+async def test_limits_are_not_documented_when_there_are_none(site: Live) -> None:
     answer = await site.client.get("/profiles/u")
     assert not {"ratelimit", "ratelimit-policy"} & answer.headers.keys()
     document = (await site.client.get("/schema/openapi.json")).json()
@@ -153,8 +140,7 @@ async def test_nothing_is_said_of_limits_when_there_are_none(site: Live) -> None
     assert "408" in document["paths"]["/events"]["post"]["responses"]
 
 
-@session
-async def test_the_document_says_so_when_there_are_limits(serve_site: ServeSite) -> None:
+async def test_limits_are_documented_when_they_are_set(serve_site: ServeSite) -> None:
     async with serve_site(rate_limit=1000) as limited:
         document = (await limited.client.get("/schema/openapi.json")).json()
         assert "429" in document["paths"]["/events"]["post"]["responses"]

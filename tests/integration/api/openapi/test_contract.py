@@ -1,7 +1,4 @@
-"""The OpenAPI document holds: schemathesis asks what it allows, and what it does not, under every key and none.
-
-A short, repeatable run; `make fuzz` asks thousands.
-"""
+"""The answers match the OpenAPI document, with every key and without: a short run of `make fuzz`."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from tests.fuzz.service import FuzzedService, running_service
 from tests.support.live import KEYS
 
 pytestmark = pytest.mark.slow
-# What who may do everything sends counts most; others are refused whatever they send.
+# Most requests of the other callers are refused.
 LEAST = {"admin": 1_000, "reader": 200, "writer": 200, "anonymous": 200}
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[FuzzedService]:
-    """A site of its own: what is asked erases users and rebuilds everyone."""
+    """Its own site: the requests erase users and rebuild all of them."""
     with running_service() as served:
         yield served
 

@@ -1,4 +1,4 @@
-"""What the page calls bins and drifts."""
+"""Labels of bins and drifts on the page."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from app.profiles.quality.report import Drift
         (CommonBin(1, 1, "other"), False, "other"),
     ],
 )
-def test_bins_are_called_by_what_they_hold(part: CommonBin, whole: bool, name: str) -> None:
+def test_bin_is_labelled_with_its_values(part: CommonBin, whole: bool, name: str) -> None:
     assert label(part, whole=whole) == name
 
 
-def test_shares_are_of_each_population_and_none_where_it_is_empty() -> None:
+def test_share_is_none_when_the_population_is_empty() -> None:
     bins = [CommonBin(1, 0, "value", 1), CommonBin(3, 0, "value", 2)]
     assert rows(bins, whole=True) == [BinRow("1", 1, 0.25, 0, None), BinRow("2", 3, 0.75, 0, None)]
 
 
-def test_drift_is_told_in_words_beside_its_colour() -> None:
+def test_drift_has_words_and_a_colour() -> None:
     told = [verdict(Drift(0.05, "stable", None, [])), verdict(Drift(0.2, "moderate", None, []))]
     told += [verdict(Drift(0.5, "major", None, [])), verdict(Drift(None, None, "too few", []))]
     assert told == [("stable", "good"), ("moderate drift", "warn"), ("major drift", "bad"), ("no figure", "none")]

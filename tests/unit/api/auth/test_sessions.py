@@ -1,4 +1,4 @@
-"""Sessions: what a cookie is worth, and when it is worth nothing any more."""
+"""Sessions: valid cookies, and every way in which a cookie is invalid."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ READER = ApiKey("reader", frozenset({"read"}), hash_key("reader's key"))
 
 
 class Remembered:
-    """Records in memory; the contract is held against SQLite's below."""
-
     def __init__(self, secret: str = "s") -> None:
         self._secret = secret
         self._ended: set[str] = set()
@@ -81,12 +79,12 @@ async def test_session_is_recognised_by_every_process_of_the_database() -> None:
     ],
     ids=["no keys", "key removed", "key renewed", "scope lost", "database restored"],
 )
-async def test_session_ends_when_what_signed_it_is_gone(keys: tuple[ApiKey, ...], secret: str) -> None:
+async def test_session_is_invalid_when_its_key_or_secret_is_gone(keys: tuple[ApiKey, ...], secret: str) -> None:
     cookie = await sessions(ADA).cookie(Session("ada", "x", 10**15))
     assert await sessions(*keys, records=Remembered(secret)).recognise(cookie) is None
 
 
-async def test_key_does_not_sign_for_another() -> None:
+async def test_cookie_is_invalid_when_another_key_signed_it() -> None:
     grace = ApiKey("grace", frozenset({"admin"}), hash_key("grace's key"))
     here = sessions(ADA, grace)
     forged = (await here._signer("ada")).dumps(["grace", "x", 10**15])
@@ -96,7 +94,7 @@ async def test_key_does_not_sign_for_another() -> None:
 
 
 @given(st.data())
-async def test_cookie_is_nothing_when_a_character_of_it_was_changed(data: st.DataObject) -> None:
+async def test_cookie_is_invalid_when_a_character_is_changed(data: st.DataObject) -> None:
     here = sessions(ADA)
     cookie = await here.cookie(here.begin("ada"))
     # A character of base64 in last place may hold bits that count for nothing.
@@ -108,18 +106,18 @@ async def test_cookie_is_nothing_when_a_character_of_it_was_changed(data: st.Dat
 
 
 @given(st.one_of(st.none(), st.text(), st.text(alphabet="ABCabc123.-_").map(lambda text: text + ".x")))
-async def test_cookie_is_nothing_when_it_is_any_text(cookie: str | None) -> None:
+async def test_cookie_is_invalid_when_it_is_arbitrary_text(cookie: str | None) -> None:
     assert await sessions(ADA).recognise(cookie) is None
 
 
 @pytest.mark.parametrize("content", [None, 1, [], ["ada"], ["ada", "x", "soon"], {"name": "ada"}, [["ada"], "x", 1]])
-async def test_cookie_is_nothing_when_its_content_is_of_another_shape(content: object) -> None:
+async def test_cookie_is_invalid_when_its_content_has_another_shape(content: object) -> None:
     here = sessions(ADA)
     assert await here.recognise(str((await here._signer("ada")).dumps(content))) is None
     assert await here.recognise(str(URLSafeSerializer("x").dumps(content))) is None
 
 
-async def test_nothing_is_unpacked_when_a_cookie_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cookie_is_not_decompressed_when_its_signature_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     unpacked: list[bytes] = []
     unpack_really = zlib.decompress
 
@@ -137,7 +135,7 @@ async def test_nothing_is_unpacked_when_a_cookie_is_not_ours(monkeypatch: pytest
     assert await ours.recognise(await ours.cookie(ours.begin("a" * 64))) is not None
 
 
-async def test_token_and_message_belong_to_one_session() -> None:
+async def test_token_and_message_are_valid_in_one_session() -> None:
     here = sessions(ADA)
     one, other = here.begin("ada"), here.begin("ada")
     assert await here.form_token(one) == await here.form_token(one)
@@ -149,7 +147,7 @@ async def test_token_and_message_belong_to_one_session() -> None:
     assert await here.unsign(one, await here.cookie(one)) is None
 
 
-async def test_ended_sessions_are_forgotten_when_they_have_expired_and_are_many(database: Database) -> None:
+async def test_ended_sessions_are_deleted_when_expired_and_many(database: Database) -> None:
     records = SqliteSessions(database)
     assert len(await records.secret()) == 64
     await records.end("a", expires_at_ms=100, now_ms=50)

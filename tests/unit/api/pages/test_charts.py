@@ -1,4 +1,4 @@
-"""Charts as SVG: well-formed, escaped, in scale, with gaps where values are missing, and with a name in words."""
+"""Charts as SVG: well-formed, escaped, to scale, with gaps for missing values and an accessible name."""
 
 from __future__ import annotations
 
@@ -22,17 +22,14 @@ stacked = partial(bars, stacked=True)
 
 
 def elements(root: ET.Element, tag: str) -> list[ET.Element]:
-    """Those of a tag that show a value."""
     return [element for element in root.iter() if element.tag == tag and element.find("title") is not None]
 
 
 def titles(root: ET.Element) -> list[str | None]:
-    """What browsers show on hover, in order."""
     return [title.text for title in root.iter("title")]
 
 
 def texts(root: ET.Element, css_class: str | None = None) -> list[str | None]:
-    """The texts of a class, in order."""
     return [element.text for element in root.iter("text") if element.get("class") == css_class]
 
 
@@ -75,14 +72,14 @@ def test_scale_goes_from_zero_in_round_steps(values: list[float | None], scale: 
     assert texts(root, "y") == scale
 
 
-def test_line_has_a_gap_where_a_value_is_missing_and_shows_a_point_between_two_gaps() -> None:
+def test_line_has_a_gap_when_a_value_is_missing() -> None:
     root = ET.fromstring(lines("Reads", list("abcdef"), {"Reads": [1, 2, None, 3, None, 4]}))
     line = next(path for path in root.iter("path") if path.get("class") is None)
     assert re.sub(r"[\d. ]+", "", line.attrib["d"].replace("h0", "h")) == "MhLhMhMh"
     assert titles(root) == ["a: 1", "b: 2", "d: 3", "f: 4"]
 
 
-def test_bars_of_one_place_stand_side_by_side_or_on_each_other() -> None:
+def test_bars_are_side_by_side_or_stacked() -> None:
     series = {"now": [1.0, 3.0], "before": [2.0, 1.0]}
     beside = elements(ET.fromstring(bars("Users", ["a", "b"], series, unit="%")), "rect")
     assert [bar.findtext("title") for bar in beside] == ["a: 1 %", "b: 3 %", "a: 2 %", "b: 1 %"]
@@ -95,7 +92,7 @@ def test_bars_of_one_place_stand_side_by_side_or_on_each_other() -> None:
     assert float(above.attrib["y"]) + float(above.attrib["height"]) == pytest.approx(float(below.attrib["y"]), abs=0.11)
 
 
-def test_few_labels_are_written_and_a_legend_only_of_several_series() -> None:
+def test_labels_are_thinned_and_legend_needs_several_series() -> None:
     labels = [f"{day} Nov" for day in range(1, 31)]
     root = ET.fromstring(bars("Users", labels, {"one": [1] * 30}))
     assert texts(root) == [f"{day} Nov" for day in (1, 6, 11, 16, 21, 26)]
@@ -106,7 +103,7 @@ def test_few_labels_are_written_and_a_legend_only_of_several_series() -> None:
     assert texts(root, "legend") == ["one", "other"]
 
 
-def test_chart_is_named_in_words() -> None:
+def test_chart_has_an_accessible_name() -> None:
     def name(series: dict[str, list[float | None]], spoken: str | None = None) -> str | None:
         return ET.fromstring(bars("Reads", list("abc"), series, spoken=spoken)).get("aria-label")
 
@@ -117,19 +114,17 @@ def test_chart_is_named_in_words() -> None:
 
 
 def small_bars(values: list[float | None], said: list[str] | None = None, title: str = "Requests") -> ET.Element:
-    """A tile's bars, parsed."""
     labels = [f"12:{number:02d}" for number in range(len(values))]
     return ET.fromstring(slots(title, labels, values, said or [str(value) for value in values]))
 
 
 def places(values: list[float | None]) -> list[tuple[float, float, float]]:
-    """Of each small bar: left edge, top, height."""
     found = small_bars(values).iter("rect")
     return [(float(bar.attrib["x"]), float(bar.attrib["y"]), float(bar.attrib["height"])) for bar in found]
 
 
 @given(values=SLOT_VALUES)
-def test_small_bars_stand_in_the_slots_of_their_values(values: list[float | None]) -> None:
+def test_small_bars_are_in_the_slots_of_their_values(values: list[float | None]) -> None:
     found = places(values)
     assert [x / SLOT for x, _, _ in found] == [number for number, value in enumerate(values) if value is not None]
     for _, top, tall in found:
@@ -139,25 +134,23 @@ def test_small_bars_stand_in_the_slots_of_their_values(values: list[float | None
 
 
 @given(values=st.lists(st.floats(0, 1e9), min_size=2, max_size=20))
-def test_greater_values_have_taller_small_bars_and_the_greatest_fills_the_height(values: list[float]) -> None:
+def test_small_bars_are_ordered_by_height(values: list[float]) -> None:
     heights = [tall for _, _, tall in places([*values])]
     order = sorted(range(len(values)), key=values.__getitem__)
     assert [heights[number] for number in order] == sorted(heights)
     assert max(heights) == (SLOT_HEIGHT if max(values) > 0 else LEAST_HEIGHT)
 
 
-def test_zero_can_be_told_from_a_gap() -> None:
+def test_zero_differs_from_a_gap() -> None:
     top = SLOT_HEIGHT - LEAST_HEIGHT
     assert places([0.0, None, 0.0]) == [(0, top, LEAST_HEIGHT), (2 * SLOT, top, LEAST_HEIGHT)]
 
 
-def test_small_bars_are_as_wide_as_their_slots_named_and_escaped() -> None:
+def test_small_bars_have_width_name_and_escaped_text() -> None:
     hostile = "<script>\"'&"
     root = small_bars([1.0, None, 4.0, None], ["1 /s", "–", hostile, "–"], title=hostile)
     assert root.attrib["viewBox"] == f"0 0 {4 * SLOT - SLOT_GAP} {SLOT_HEIGHT}"
-    assert (root.attrib["role"], root.attrib["aria-label"]) == (
-        "img",
-        f"{hostile}: latest {hostile}, highest {hostile}",
-    )
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] == f"{hostile}: latest {hostile}, highest {hostile}"
     assert titles(root) == ["12:00: 1 /s", f"12:02: {hostile}"]
     assert small_bars([None]).attrib["aria-label"] == "Requests: no data yet"

@@ -1,4 +1,4 @@
-"""The READMEs show the pages as they are: no picture is older than the template, style sheets and scripts it shows."""
+"""No picture in a README is older than the template, style sheets and scripts of its page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_picture_of_a_readme_is_checked() -> None:
     assert set(PICTURES.glob("*.png")) == {PICTURES / f"{name}.png" for name in IN_READMES}
 
 
-def test_sources_of_a_page_include_what_its_template_uses() -> None:
+def test_sources_of_a_page_include_those_of_its_template() -> None:
     assert sources("user.html") == {
         *(f"templates/{name}.html" for name in ("user", "layout", "macros", "user_macros")),
         *("static/pages.css", "static/pages.js", "static/user.css"),

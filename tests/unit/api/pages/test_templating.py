@@ -1,4 +1,4 @@
-"""What templates print: times, lengths of time, numbers; and that nothing they print is markup of somebody else's."""
+"""What templates print: times, durations, numbers, and escaped text."""
 
 from __future__ import annotations
 
@@ -32,32 +32,29 @@ NOW = 1_777_000_000_000
 TEMPLATES = sorted((Path(app.api.pages.__file__).parent / "templates").glob("*.html"))
 
 
-@pytest.mark.parametrize(
-    ("ms", "text"),
-    [
-        (None, "–"),
-        (0, "0 ms"),
-        (0.25, "0.25 ms"),
-        (999, "999 ms"),
-        (1_000, "1 s"),
-        (1_500, "1.5 s"),
-        (59_999, "59 s"),
-        (60_000, "1 min"),
-        (125_000, "2 min 5 s"),
-        (3_599_999, "59 min"),
-        (7_500_000, "2 h 5 min"),
-        (86_400_000 * 45, "45 d"),
-    ],
-)
-def test_duration_is_told_in_its_largest_units(ms: float | None, text: str) -> None:
-    assert duration(ms) == text
+def test_duration_is_shown_in_its_largest_units() -> None:
+    texts: dict[float | None, str] = {
+        None: "–",
+        0: "0 ms",
+        0.25: "0.25 ms",
+        999: "999 ms",
+        1_000: "1 s",
+        1_500: "1.5 s",
+        59_999: "59 s",
+        60_000: "1 min",
+        125_000: "2 min 5 s",
+        3_599_999: "59 min",
+        7_500_000: "2 h 5 min",
+        86_400_000 * 45: "45 d",
+    }
+    assert {ms: duration(ms) for ms in texts} == texts
 
 
 @pytest.mark.parametrize(
     ("when", "said"),
     [(NOW, "just now"), (NOW - 125_000, "2 min 5 s ago"), (NOW + 7_200_000, "in 2 h"), (NOW - 999, "just now")],
 )
-def test_moment_is_told_as_people_do_with_the_exact_time_beside_it(when: int, said: str) -> None:
+def test_moment_is_relative_with_the_exact_time_as_title(when: int, said: str) -> None:
     element = ET.fromstring(moment(when, NOW))
     assert element.text == said
     assert element.get("title") == exact(when)
@@ -65,33 +62,20 @@ def test_moment_is_told_as_people_do_with_the_exact_time_beside_it(when: int, sa
     assert moment(None, NOW) == "–"
 
 
-def test_moment_is_the_same_when_it_comes_as_text() -> None:
+def test_moment_is_the_same_when_it_is_text() -> None:
     assert moment("2026-04-25T06:30:00.250Z", NOW) == moment(1_777_098_600_250, NOW)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (0.0, "0"),
-        (1_234_567, "1\u202f234\u202f567"),
-        (1234.5, "1\u202f234"),
-        (0.1234, "0.123"),
-        (0.00001234, "0.000012"),
-        (12.0, "12"),
-    ],
-)
-def test_number_shows_what_matters(value: float | None, text: str) -> None:
-    assert number(value) == text
-    assert number(3, "ms") == "3 ms"
+def test_number_has_three_significant_digits() -> None:
+    texts = {None: "–", 0.0: "0", 1_234_567: "1\u202f234\u202f567", 1234.5: "1\u202f234", 0.1234: "0.123", 12.0: "12"}
+    assert {value: number(value) for value in texts} == texts
+    assert (number(0.00001234), number(3, "ms")) == ("0.000012", "3 ms")
 
 
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [(None, "–"), (0, "0"), (1, "100"), (0.5, "50"), (0.99999, "> 99.9"), (0.00001, "< 0.1"), (0.123, "12.3")],
-)
-def test_percentage_is_never_all_or_nothing_when_the_share_is_not(share: float | None, text: str) -> None:
-    assert percent(share) == (text if share is None else f"{text}\u202f%")
+def test_percentage_is_0_or_100_only_when_the_share_is() -> None:
+    texts = {0: "0", 1: "100", 0.5: "50", 0.99999: "> 99.9", 0.00001: "< 0.1", 0.123: "12.3"}
+    assert {share: percent(share) for share in texts} == {share: f"{text}\u202f%" for share, text in texts.items()}
+    assert percent(None) == "–"
 
 
 @pytest.mark.parametrize(
@@ -102,20 +86,17 @@ def test_percentage_is_never_all_or_nothing_when_the_share_is_not(share: float |
         ("1, 2,5, 1,0000 and % stay; so does -0.02", "1, 2,5, 1,0000 and % stay; so does -0.02"),
     ],
 )
-def test_sentence_has_its_numbers_as_pages_write_them(sentence: str, text: str) -> None:
+def test_sentence_has_its_numbers_formatted(sentence: str, text: str) -> None:
     assert spelled(sentence) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "sign", "text"),
-    [(0.12345, False, "0.1235"), (0.1, True, "+0.1000"), (-0.00001, True, "+0.0000"), (-0.00001, False, "0.0000")],
-)
-def test_nothing_is_less_than_nothing(value: float, sign: bool, text: str) -> None:
-    assert fixed(value, 4, sign=sign) == text
+def test_fixed_number_has_no_negative_zero() -> None:
+    assert (fixed(0.12345, 4), fixed(-0.00001, 4)) == ("0.1235", "0.0000")
+    assert (fixed(0.1, 4, sign=True), fixed(-0.00001, 4, sign=True)) == ("+0.1000", "+0.0000")
 
 
 @given(st.text(min_size=1))
-def test_segment_holds_no_character_that_means_something_in_an_address(text: str) -> None:
+def test_segment_has_no_reserved_character(text: str) -> None:
     try:
         quoted = segment(text)
     except UnicodeEncodeError:
@@ -131,24 +112,24 @@ def test_pretty_never_fails(payload: str) -> None:
 
 
 @given(st.recursive(st.text() | st.characters(categories=["Cs"]) | st.floats() | st.none(), st.lists))
-def test_pretty_can_be_sent(content: object) -> None:
+def test_pretty_can_be_encoded(content: object) -> None:
     assert pretty(json.dumps(content)).encode()
 
 
-def test_value_is_shown_for_people() -> None:
+def test_value_is_rounded_and_escaped() -> None:
     values = (None, "<b>", 0.25, 3, 1234.2, 12345.6)
     assert [shown(value) for value in values] == ["null", "&lt;b&gt;", "0.25", "3", "1\u202f234", "12\u202f346"]
 
 
-def test_name_that_nobody_gave_is_an_error_and_text_is_escaped() -> None:
+def test_unknown_name_is_an_error_and_text_is_escaped() -> None:
     made = environment()
     with pytest.raises(UndefinedError):
-        made.from_string("{{ nobody }}").render()
+        made.from_string("{{ unknown }}").render()
     assert made.from_string("{{ text }}").render(text="<b>'\"&") == "&lt;b&gt;&#39;&#34;&amp;"
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_template_marks_nothing_as_safe_and_has_no_inline_script_or_style(path: Path) -> None:
+def test_template_has_no_unsafe_or_inline_code(path: Path) -> None:
     text = path.read_text()
     environment().get_template(path.name)  # compiles
     assert not re.search(r"\|\s*safe\b|autoescape|<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text)
@@ -157,9 +138,8 @@ def test_template_marks_nothing_as_safe_and_has_no_inline_script_or_style(path: 
     assert all("csrf" in form for form in posts)
 
 
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
+def test_figure_is_shown_in_its_unit() -> None:
+    for value, unit, text in (
         (None, "share", "–"),
         (0.9995, "share", "> 99.9\u202f%"),
         (0.25, "ms", "0.25 ms"),
@@ -169,7 +149,5 @@ def test_template_marks_nothing_as_safe_and_has_no_inline_script_or_style(path: 
         (97.13, "per_s", "97.1 /s"),
         (12_345, "count", "12\u202f345"),
         (0, "count", "0"),
-    ],
-)
-def test_figure_is_shown_in_its_unit(value: float | None, unit: str, text: str) -> None:
-    assert measured(value, unit) == text
+    ):
+        assert measured(value, unit) == text
