@@ -17,7 +17,7 @@ from app.bandit.rollout.status import Growth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
 from app.bandit.shadow.queue import ShadowQueue, ShadowWork
-from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.features.clock import Clock
 from app.operations.audit import AuditedAction, audited
 from app.service import Bandit
@@ -58,7 +58,7 @@ def bandit(
             read_profile=read_profile,
             policies=policies,
             serves_challenger=serves_challenger,
-            shadows=ShadowQueue(decisions, shadow_work or ProcessBeside(), metrics) if settings.shadow else None,
+            shadows=ShadowQueue(decisions, shadow_work or ShadowSubprocess(), metrics) if settings.shadow else None,
             new_id=new_id or time_ordered_id,
             clock=clock,
             metrics=metrics,

@@ -36,7 +36,7 @@ class _Running(NamedTuple):
     writer: StreamWriter
 
 
-class ProcessBeside:
+class ShadowSubprocess:
     """Controls the shadow subprocess. Implements `app.bandit.shadow.queue.ShadowWork`."""
 
     def __init__(self, answer_s: float = ANSWER_S) -> None:

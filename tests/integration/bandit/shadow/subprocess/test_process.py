@@ -18,7 +18,7 @@ from app.bandit.decisions import Shadow
 from app.bandit.model.policies import Policies
 from app.bandit.shadow.scores import Unshadowed, shadows_of
 from app.bandit.shadow.subprocess import process
-from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.bandit.shadow.subprocess.wire import encode_shadows
 from app.errors import Unavailable
 from tests.support.waiting import eventually_sync
@@ -29,9 +29,9 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture
-async def beside() -> AsyncIterator[ProcessBeside]:
+async def beside() -> AsyncIterator[ShadowSubprocess]:
     """Not yet started."""
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     yield beside
     await beside.close()
 
@@ -62,12 +62,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_shadows_are_those_that_this_process_would_have_made(beside: ProcessBeside) -> None:
+async def test_shadows_are_those_that_this_process_would_have_made(beside: ShadowSubprocess) -> None:
     for decisions in (group(), group(count=1), group(count=40), group(count=4, candidates=100), []):
         assert_same(await beside.shadows(decisions), shadows_of(decisions, Policies.of(shadow=True)))
 
 
-async def test_nothing_runs_until_there_is_a_decision(beside: ProcessBeside) -> None:
+async def test_nothing_runs_until_there_is_a_decision(beside: ShadowSubprocess) -> None:
     before = beside.pid
     await beside.shadows(group(count=1))
     assert before is None
@@ -77,7 +77,7 @@ async def test_nothing_runs_until_there_is_a_decision(beside: ProcessBeside) -> 
         assert os.sched_getscheduler(beside.pid) == os.SCHED_IDLE
 
 
-async def test_it_is_told_no_secrets(beside: ProcessBeside, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_is_told_no_secrets(beside: ShadowSubprocess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROFILES_MODEL_KEY", "a-secret")
     await beside.shadows(group(count=1))
     told = environment_of(beside.pid)
@@ -85,7 +85,7 @@ async def test_it_is_told_no_secrets(beside: ProcessBeside, monkeypatch: pytest.
     assert b"PROFILES_" not in told
 
 
-async def test_a_group_is_worked_out_anew_when_the_process_is_killed(beside: ProcessBeside) -> None:
+async def test_a_group_is_worked_out_anew_when_the_process_is_killed(beside: ShadowSubprocess) -> None:
     decisions = group()
     await beside.shadows(decisions)
     for _ in range(3):
@@ -99,7 +99,7 @@ async def test_a_group_is_worked_out_anew_when_the_process_is_killed(beside: Pro
         assert beside.pid != first
 
 
-async def test_signals_to_the_process_group_do_not_end_it(beside: ProcessBeside) -> None:
+async def test_signals_to_the_process_group_do_not_end_it(beside: ShadowSubprocess) -> None:
     await beside.shadows(group(count=1))
     first = beside.pid
     assert first is not None
@@ -110,7 +110,7 @@ async def test_signals_to_the_process_group_do_not_end_it(beside: ProcessBeside)
 
 
 async def test_it_says_so_when_the_process_dies_again_and_again(
-    beside: ProcessBeside, monkeypatch: pytest.MonkeyPatch
+    beside: ShadowSubprocess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/bin/false")
@@ -124,7 +124,7 @@ async def test_it_says_so_when_the_process_dies_again_and_again(
 
 async def test_it_is_started_anew_when_it_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "END_S", 0.01)
-    beside = ProcessBeside(answer_s=0.2)
+    beside = ShadowSubprocess(answer_s=0.2)
     beside._answer_s = PATIENCE_S
     await beside.shadows(group(count=1))
     beside._answer_s = 0.2
@@ -139,7 +139,7 @@ async def test_it_is_started_anew_when_it_is_stuck(monkeypatch: pytest.MonkeyPat
     await beside.close()
 
 
-async def test_answers_stay_with_their_questions_when_one_is_given_up(beside: ProcessBeside) -> None:
+async def test_answers_stay_with_their_questions_when_one_is_given_up(beside: ShadowSubprocess) -> None:
     await beside.shadows(group(count=1))
     asking = asyncio.create_task(beside.shadows(group(count=200, candidates=100)))
     for _ in range(5):
@@ -151,7 +151,7 @@ async def test_answers_stay_with_their_questions_when_one_is_given_up(beside: Pr
     assert_same(await beside.shadows(decisions), shadows_of(decisions, Policies.of(shadow=True)))
 
 
-async def test_the_reason_is_told_when_shadows_cannot_be_worked_out(beside: ProcessBeside) -> None:
+async def test_the_reason_is_told_when_shadows_cannot_be_worked_out(beside: ShadowSubprocess) -> None:
     (item,) = group(count=1)
     with pytest.raises(Unavailable, match="ValueError"):
         await beside.shadows([item._replace(mu=np.zeros(3))])
@@ -160,7 +160,7 @@ async def test_the_reason_is_told_when_shadows_cannot_be_worked_out(beside: Proc
     assert beside.pid == pid
 
 
-async def test_nobody_starts_it_again_when_it_was_closed(beside: ProcessBeside) -> None:
+async def test_nobody_starts_it_again_when_it_was_closed(beside: ShadowSubprocess) -> None:
     await beside.shadows(group(count=1))
     pid = beside.pid
     assert pid is not None
@@ -172,7 +172,7 @@ async def test_nobody_starts_it_again_when_it_was_closed(beside: ProcessBeside) 
 
 async def test_closing_does_not_wait_for_one_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "END_S", 0.01)
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     await beside.shadows(group(count=1))
     pid = beside.pid
     assert pid is not None
@@ -187,12 +187,12 @@ async def test_closing_does_not_wait_for_one_that_is_stuck(monkeypatch: pytest.M
 
 PARENT = """
 import asyncio
-from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.bandit.shadow.subprocess.wire import encode_shadows
 from tests.integration.bandit.shadow.subprocess.test_process import group
 
 async def main():
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     await beside.shadows(group(count=1))
     print(beside.pid, flush=True)
     await asyncio.Event().wait()

@@ -19,7 +19,7 @@ from app.bandit.model.policies import Policies
 from app.bandit.shadow.scores import shadows_of
 from app.bandit.shadow.subprocess import process
 from app.bandit.shadow.subprocess.frames import framed
-from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.bandit.shadow.subprocess.wire import encode_decisions, encode_failure, encode_shadows
 from app.errors import Unavailable
 from tests.integration.bandit.shadow.subprocess.test_process import PATIENCE_S, group
@@ -62,13 +62,13 @@ STOPPED_AT_EACH_STEP = """
 import asyncio, sys
 from contextlib import suppress
 import uvloop
-from app.bandit.shadow.subprocess.process import ProcessBeside
+from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.errors import Unavailable
 from tests.integration.bandit.shadow.subprocess.test_process import group
 from tests.integration.bandit.shadow.subprocess.test_starting import children, open_files
 
 async def one(steps, end):
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     asking = asyncio.create_task(beside.shadows(group(count=1)))
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -103,7 +103,7 @@ def test_nothing_is_left_when_it_is_cancelled_or_closed_at_any_step_of_starting(
 
 
 async def test_it_says_so_when_no_more_files_can_be_opened() -> None:
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     with no_more_files(), pytest.raises(Unavailable, match="cannot be started"):
         await beside.shadows(group(count=1))
     assert len(await beside.shadows(group(count=1))) == 1
@@ -118,7 +118,7 @@ async def test_it_runs_this_program_when_the_working_directory_holds_another_of_
     for place in (other.parent / "__init__.py", other / "__init__.py", other / "__main__.py"):
         place.write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     assert len(await beside.shadows(group(count=1))) == 1
     await beside.close()
 
@@ -136,7 +136,7 @@ raise ImportError
 async def test_imports_run_at_a_lower_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "numpy.py").write_text(UNHURRIED)
     monkeypatch.syspath_prepend(tmp_path)
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     with pytest.raises(Unavailable, match="died"):
         await beside.shadows(group(count=1))
     assert (tmp_path / "numpy.txt").read_text() == f"({os.nice(0) + 5}, True)"
@@ -146,7 +146,7 @@ async def test_answers_are_read_when_something_prints(tmp_path: Path, monkeypatc
     (tmp_path / "sitecustomize.py").write_text("print('welcome')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    beside = ProcessBeside(answer_s=PATIENCE_S)
+    beside = ShadowSubprocess(answer_s=PATIENCE_S)
     assert len(await beside.shadows(group(count=1))) == 1
     await beside.close()
 
@@ -189,7 +189,7 @@ async def test_a_process_is_not_asked_again_when_it_answers_what_was_not_asked(
     fake.write_text(FAKE.format(python=sys.executable, answer=answer.hex()))
     fake.chmod(0o755)
     monkeypatch.setattr(process, "END_S", 0.01)
-    beside = ProcessBeside()
+    beside = ShadowSubprocess()
     with monkeypatch.context() as faked:
         faked.setattr(sys, "executable", str(fake))
         with pytest.raises(Unavailable, match="the shadow subprocess sent"):
