@@ -1,4 +1,4 @@
-"""The process beside a real API process: decisions do not depend on it, and it does not outlive who started it."""
+"""The shadow subprocess of a real API process: decisions do not depend on it, and it does not outlive its parent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shadowed(fleet: Fleet) -> int:
 
 
 async def beside(api: Member) -> int:
-    """The id of the process beside, once it runs."""
+    """The process id of the shadow subprocess, once it runs."""
     await eventually(lambda: api.program.child("app.bandit.shadow.subprocess"), PATIENCE_S)
     return api.program.child("app.bandit.shadow.subprocess")
 
@@ -52,7 +52,7 @@ async def test_every_shadow_is_stored_when_the_api_is_told_to_stop(fleet: Fleet)
     assert api.program.family() == {}
 
 
-async def test_decisions_and_shadows_go_on_when_the_process_beside_is_killed(fleet: Fleet) -> None:
+async def test_decisions_and_shadows_go_on_when_the_subprocess_is_killed(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     for round_ in range(1, 4):
         await decide(api.port, 10)
@@ -66,7 +66,7 @@ async def test_decisions_and_shadows_go_on_when_the_process_beside_is_killed(fle
     assert await counted(api.port, "shadows_total", outcome="lost") == 0
 
 
-async def test_decisions_are_answered_when_the_process_beside_stands_still(fleet: Fleet) -> None:
+async def test_decisions_are_answered_when_the_subprocess_stands_still(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     await decide(api.port, 1)
     pid = await beside(api)
@@ -84,7 +84,7 @@ async def test_nothing_is_left_behind_when_the_api_is_killed(fleet: Fleet) -> No
     await eventually(lambda: api.program.family() == {}, PATIENCE_S)
 
 
-async def test_there_is_no_process_beside_when_there_is_no_challenger(fleet: Fleet) -> None:
+async def test_there_is_no_subprocess_when_there_is_no_challenger(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1, shadow=0)
     await decide(api.port, 1)
     assert list(api.program.family()) == [api.program.pid]

@@ -1,4 +1,4 @@
-"""The process beside, the real one: the same shadows to the last bit, whatever happens to it; and never an orphan."""
+"""The real shadow subprocess: bit-identical shadows, recovery after failures, and no orphan process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process beside at its beginning and its end: none is lost, none is taken for ours that is not, none complains."""
+"""Starting and ending the shadow subprocess: no process is left over, and no other process is mistaken for it."""
 
 from __future__ import annotations
 
