@@ -135,7 +135,7 @@ async def _take(step: Step) -> None:
         await outcome
 
 
-async def test_reads_stay_right_when_the_cache_is_paused_and_goes_on_with_its_old_contents(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_is_paused(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         await goes_through(now, lambda: fleet.cache.signal(signal.SIGSTOP), lambda: fleet.cache.signal(signal.SIGCONT))
 
@@ -145,7 +145,7 @@ async def test_reads_stay_right_when_the_cache_is_killed_and_starts_empty(fleet:
         await goes_through(now, fleet.cache.kill, lambda: asyncio.to_thread(fleet.cache.start))
 
 
-async def test_reads_stay_right_when_the_cache_comes_back_with_contents_from_before(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_restores_old_contents(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         dump = fleet.cache.directory / "dump.rdb"
         ask(fleet.cache, "SAVE")
@@ -160,7 +160,7 @@ async def test_reads_stay_right_when_the_cache_comes_back_with_contents_from_bef
         await goes_through(now, fleet.cache.kill, return_as_it_was)
 
 
-async def test_reads_stay_right_when_the_cache_becomes_a_replica_that_refuses_writes(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_becomes_a_replica(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         await goes_through(
             now,
@@ -170,7 +170,7 @@ async def test_reads_stay_right_when_the_cache_becomes_a_replica_that_refuses_wr
         )
 
 
-async def test_reads_stay_right_when_the_cache_is_full_and_refuses_to_grow(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_is_full(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         ask(fleet.cache, "CONFIG", "SET", "maxmemory-policy", "noeviction")
         await goes_through(
@@ -188,7 +188,7 @@ async def test_reads_stay_right_when_one_process_cannot_reach_the_cache(fleet: F
             await goes_through(now, way.cut if kind == "cut" else way.silence, way.mend)
 
 
-async def test_events_are_taken_as_quickly_when_the_queue_is_paused(fleet: Fleet) -> None:
+async def test_ingest_is_as_fast_when_the_queue_is_paused(fleet: Fleet) -> None:
     worker = fleet.worker()
     async with trouble(fleet) as now:
         await goes_through(
@@ -202,7 +202,7 @@ async def test_events_are_taken_as_quickly_when_the_queue_is_paused(fleet: Fleet
     assert worker.program.running
 
 
-async def test_events_are_consumed_all_the_same_when_the_queue_is_killed(fleet: Fleet) -> None:
+async def test_events_are_consumed_when_the_queue_is_killed(fleet: Fleet) -> None:
     worker = fleet.worker()
     async with trouble(fleet) as now:
         fleet.queue.kill()

@@ -61,7 +61,7 @@ async def site(fleet: Fleet) -> AsyncIterator[Site]:
     await connection.close()
 
 
-async def test_others_are_answered_while_the_history_of_a_heavy_user_is_computed(site: Site) -> None:
+async def test_others_are_answered_during_a_heavy_history(site: Site) -> None:
     connection = Connection(site.api.port)
     for _ in range(5):
         history = await connection.post("/profiles/history", rows_of(site.small, SMALL_USERS))

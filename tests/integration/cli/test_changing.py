@@ -81,7 +81,7 @@ def test_events_are_loaded_once_when_the_file_is_loaded_again(
         (line("a", tip_id="another"), "line 5.event_id: 'a' is known with other content"),
     ],
 )
-def test_loading_stops_at_the_first_bad_line_and_names_it(
+def test_loading_stops_at_the_first_bad_line(
     migrated: Run, tmp_path: Path, small_pieces: None, bad: str, message: str
 ) -> None:
     lines = [line("a"), line("b"), line("c"), line("d"), bad, line("f"), line("g")]
@@ -94,7 +94,7 @@ def test_loading_stops_at_the_first_bad_line_and_names_it(
     assert stored(tmp_path) == ["a", "b", "c"]
 
 
-def test_the_rest_is_loaded_when_bad_lines_are_skipped(migrated: Run, tmp_path: Path, small_pieces: None) -> None:
+def test_rest_is_loaded_when_bad_lines_are_skipped(migrated: Run, tmp_path: Path, small_pieces: None) -> None:
     lines = [
         line("a"),
         "nonsense",
@@ -119,7 +119,7 @@ def test_the_rest_is_loaded_when_bad_lines_are_skipped(migrated: Run, tmp_path: 
     assert stored(tmp_path) == ["a", "c", "i"]
 
 
-def test_bytes_that_are_no_text_are_named_and_shown_harmlessly(migrated: Run, tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_escaped(migrated: Run, tmp_path: Path) -> None:
     (tmp_path / "events").write_bytes(line("a").encode() + b"\n\xff\xfe\n" + line("b", tip_id="\x1b[31m").encode())
     shown = migrated("events", "events", "--skip-bad")
     assert shown.code == 1
@@ -128,7 +128,7 @@ def test_bytes_that_are_no_text_are_named_and_shown_harmlessly(migrated: Run, tm
     assert "\x1b" not in shown.err
 
 
-def test_a_byte_order_mark_and_line_ends_of_windows_are_accepted(migrated: Run, tmp_path: Path) -> None:
+def test_byte_order_mark_and_line_ends_of_windows_are_accepted(migrated: Run, tmp_path: Path) -> None:
     (tmp_path / "events").write_bytes(f"\ufeff{line('a')}\r\n{line('b')}\r\n".encode())
     for arguments in ((), ("--skip-bad",)):
         assert migrated("events", "events", *arguments).code == 0
@@ -149,7 +149,7 @@ OTHER_FORMATS = {
 
 @pytest.mark.parametrize("case", OTHER_FORMATS)
 @pytest.mark.parametrize("bad", [(), ("--skip-bad",)], ids=["strict", "skip"])
-def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, case: str, bad: tuple[str, ...]) -> None:
+def test_other_format_is_named(migrated: Run, tmp_path: Path, case: str, bad: tuple[str, ...]) -> None:
     name = case.strip()
     (tmp_path / "events").write_bytes(OTHER_FORMATS[case])
     shown = migrated("events", "events", *bad)
@@ -160,7 +160,7 @@ def test_another_format_is_called_by_its_name(migrated: Run, tmp_path: Path, cas
         decode_lines(OTHER_FORMATS[case])
 
 
-def test_the_file_is_named_when_it_does_not_exist(migrated: Run) -> None:
+def test_file_is_named_when_it_does_not_exist(migrated: Run) -> None:
     shown = migrated("events", "missing")
     assert (shown.code, "'missing' does not exist" in shown.err) == (2, True)
 
@@ -184,9 +184,7 @@ def populated(migrated: Run, tmp_path: Path) -> Run:
     return migrated
 
 
-def test_values_are_in_the_cache_when_users_are_rebuilt(
-    populated: Run, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rebuild_fills_the_cache(populated: Run, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.cli.change.REBUILD_CHUNK", 2)
     server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
     shown = populated("rebuild", "user-1", "user-2", "user-1", **server)
@@ -202,9 +200,7 @@ def test_values_are_in_the_cache_when_users_are_rebuilt(
     assert " cache " in populated("profile", "user-1", **server).out
 
 
-def test_values_of_another_registry_are_in_the_cache_when_it_is_named(
-    populated: Run, own_valkey: EmbeddedServer, tmp_path: Path
-) -> None:
+def test_rebuild_fills_values_of_the_named_registry(populated: Run, own_valkey: EmbeddedServer, tmp_path: Path) -> None:
     server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
     new = own_registry(tmp_path / "new.py", own_entry("brand_new", days=60))
     shown = populated("rebuild", "--all", "--feature", "brand_new", "--registry", new, **server)
@@ -218,7 +214,7 @@ def test_values_of_another_registry_are_in_the_cache_when_it_is_named(
     assert (unknown.code, "unknown feature 'brand_new'" in unknown.err) == (5, True)
 
 
-def test_rebuilding_is_as_slow_as_it_is_asked_to_be(populated: Run, own_valkey: EmbeddedServer) -> None:
+def test_rebuild_keeps_to_the_rate(populated: Run, own_valkey: EmbeddedServer) -> None:
     server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
     took = []
     for rate in ("0", "2"):
@@ -228,9 +224,7 @@ def test_rebuilding_is_as_slow_as_it_is_asked_to_be(populated: Run, own_valkey: 
     assert took[1] >= 4 / 2  # two at a time, the last after four
 
 
-def test_rebuilding_says_which_values_could_not_be_computed(
-    populated: Run, own_valkey: EmbeddedServer, tmp_path: Path
-) -> None:
+def test_rebuild_counts_values_that_fail(populated: Run, own_valkey: EmbeddedServer, tmp_path: Path) -> None:
     sql = "SELECT user_id, 0.5 AS value FROM views GROUP BY user_id"
     new = own_registry(tmp_path / "new.py", own_entry("sound"), own_entry("faulty", sql))
     server = {"features": new, "cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
@@ -253,19 +247,19 @@ def test_rebuilding_says_which_values_could_not_be_computed(
         (["ann"], 4, "no cache is set (PROFILES_CACHE_URL)"),
     ],
 )
-def test_rebuilding_says_what_is_wrong_when_it_is_refused(
+def test_rebuild_is_refused_when_an_argument_is_wrong(
     populated: Run, arguments: list[str], code: int, message: str
 ) -> None:
     shown = populated("rebuild", *arguments)
     assert (shown.code, message in shown.err) == (code, True), shown.err
 
 
-def test_rebuilding_claims_nothing_when_the_cache_is_away(populated: Run) -> None:
+def test_rebuild_fails_when_the_cache_is_unreachable(populated: Run) -> None:
     shown = populated("rebuild", "--all", cache_url="unix:///nowhere/cache.sock")
     assert (shown.code, shown.out) == (4, "")
 
 
-def test_rebuilding_claims_nothing_when_the_cache_refuses_writes(populated: Run, own_valkey: EmbeddedServer) -> None:
+def test_rebuild_fails_when_the_cache_refuses_writes(populated: Run, own_valkey: EmbeddedServer) -> None:
     ask(own_valkey, "REPLICAOF", "127.0.0.1", 1)
     shown = populated("rebuild", "--all", cache_url=own_valkey.url, cache_timeout_ms=5_000)
     assert (shown.code, shown.out) == (4, "")
@@ -289,7 +283,7 @@ def test_commands_find_the_servers_of_a_running_up(populated: Run, tmp_path: Pat
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "[]", '{"pid": 0}', '{"pid": 999999999, "cache_url": "", "queue_url": ""}']
 )
-def test_commands_do_without_when_what_is_announced_is_of_no_use(populated: Run, tmp_path: Path, text: str) -> None:
+def test_commands_ignore_a_useless_announcement(populated: Run, tmp_path: Path, text: str) -> None:
     announced = tmp_path / "var" / "run" / "servers.json"
     announced.parent.mkdir()
     announced.write_text(text)
@@ -299,7 +293,7 @@ def test_commands_do_without_when_what_is_announced_is_of_no_use(populated: Run,
 # --- demo
 
 
-def test_the_demonstration_set_is_the_same_when_it_is_made_again_on_the_same_day() -> None:
+def test_demo_set_is_the_same_on_the_same_day() -> None:
     first = list(generate(users=40, days=30, seed=1, now_ms=NOW_MS))
     assert first == list(generate(users=40, days=30, seed=1, now_ms=NOW_MS + DAY_MS // 2 - 1))
     assert first != list(generate(users=40, days=30, seed=2, now_ms=NOW_MS))
@@ -309,7 +303,7 @@ def test_the_demonstration_set_is_the_same_when_it_is_made_again_on_the_same_day
     assert all(NOW_MS - 32 * DAY_MS <= to_ms(event.occurred_at) < NOW_MS for _, event in first)
 
 
-def test_the_demonstration_set_has_users_with_different_habits() -> None:
+def test_demo_users_have_different_habits() -> None:
     completed: dict[str, list[bool]] = {}
     tips: dict[str, int] = {}
     for _, event in generate(users=300, days=60, seed=1, now_ms=NOW_MS):
@@ -326,7 +320,7 @@ def test_the_demonstration_set_has_users_with_different_habits() -> None:
 
 
 @pytest.mark.slow
-def test_the_demonstration_set_is_loaded_once_when_it_is_loaded_twice(migrated: Run) -> None:
+def test_demo_set_is_stored_once_when_loaded_twice(migrated: Run) -> None:
     first = migrated("demo", "--users", "30", "--days", "40")
     assert first.code == 0
     assert not first.out.startswith("0 ")
@@ -341,14 +335,14 @@ def test_the_demonstration_set_is_loaded_once_when_it_is_loaded_twice(migrated: 
 
 
 @pytest.mark.parametrize("arguments", [["--users", "0"], ["--days", "151"], ["--seed", "x"]])
-def test_the_demonstration_set_is_refused_when_a_number_is_wrong(migrated: Run, arguments: list[str]) -> None:
+def test_demo_is_refused_when_a_number_is_wrong(migrated: Run, arguments: list[str]) -> None:
     assert migrated("demo", *arguments).code == 2
 
 
 # --- prune
 
 
-def test_old_events_are_deleted_once_that_is_confirmed(migrated: Run, tmp_path: Path) -> None:
+def test_old_events_are_deleted_when_confirmed(migrated: Run, tmp_path: Path) -> None:
     old_ms = now_ms() - 200 * DAY_MS
     database = tmp_path / "var/profiles.db"
 
@@ -376,7 +370,7 @@ def test_old_events_are_deleted_once_that_is_confirmed(migrated: Run, tmp_path: 
 # --- keys
 
 
-def test_a_new_key_is_accepted_by_the_service(migrated: Run, tmp_path: Path) -> None:
+def test_new_key_is_accepted_by_the_service(migrated: Run, tmp_path: Path) -> None:
     made = migrated("keys", "new", "recommender", "--scope", "read", "--scope", "write", "--json").json
     assert made["entry"].startswith("recommender:read+write:")
     assert made["key"] not in made["entry"]
@@ -395,7 +389,7 @@ def test_a_new_key_is_accepted_by_the_service(migrated: Run, tmp_path: Path) -> 
     assert asyncio.run(statuses()) == [200, 403, 401, 401]
 
 
-def test_a_new_key_is_shown_with_its_entry(profiles: Run) -> None:
+def test_new_key_is_shown_with_its_entry(profiles: Run) -> None:
     shown = profiles("keys", "new", "ops", "--scope", "admin")
     assert shown.code == 0
     assert re.search(r"^key \(not shown again\):  pk_[\w-]{43}$", shown.out, re.MULTILINE)
@@ -404,7 +398,7 @@ def test_a_new_key_is_shown_with_its_entry(profiles: Run) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["a:b"], ["a", "--scope", "root"], [""]])
-def test_a_key_is_refused_when_its_name_or_scope_is_not_allowed(profiles: Run, arguments: list[str]) -> None:
+def test_key_is_refused_when_its_name_or_scope_is_not_allowed(profiles: Run, arguments: list[str]) -> None:
     assert profiles("keys", "new", *arguments).code == 2
 
 
@@ -413,7 +407,9 @@ def test_a_key_is_refused_when_its_name_or_scope_is_not_allowed(profiles: Run, a
     [(["backup", "copy.db"], "copy.db.part"), (["restore", "--yes", "copy.db"], "var/profiles.db.restoring")],
     ids=["backup", "restore"],
 )
-def test_no_half_copy_stays_when_it_is_stopped(migrated: Run, tmp_path: Path, arguments: list[str], part: str) -> None:
+def test_no_partial_copy_is_left_when_backup_is_stopped(
+    migrated: Run, tmp_path: Path, arguments: list[str], part: str
+) -> None:
     with closing(sqlite3.connect(tmp_path / "var/profiles.db")) as connection:
         connection.execute("CREATE TABLE filling (block BLOB)")
         connection.executemany("INSERT INTO filling VALUES (zeroblob(?))", [(2**20,)] * 300)

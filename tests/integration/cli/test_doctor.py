@@ -74,7 +74,7 @@ def deployment(migrated: Run, tmp_path: Path, start_server: StartServer) -> Iter
     queue.kill()
 
 
-def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment) -> None:
+def test_all_checks_pass_when_nothing_is_wrong(deployment: Deployment) -> None:
     lines = deployment.lines()
     assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in OF_THE_MACHINE} == {}
     assert lines.keys() == {
@@ -103,7 +103,7 @@ def test_nothing_is_to_be_mended_when_everything_is_right(deployment: Deployment
     assert ask(deployment.cache, "DBSIZE") == 0, "it leaves nothing behind"
 
 
-def test_whole_database_is_looked_at_when_asked(deployment: Deployment) -> None:
+def test_full_check_reads_the_whole_database(deployment: Deployment) -> None:
     assert deployment.lines("--full")["integrity"] == ("ok", "every page, row and index is intact")
 
 
@@ -164,7 +164,7 @@ SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
 @pytest.mark.parametrize(
     ("change", "check", "state", "text"), [row[1:] for row in SERVER_FAULTS], ids=[row[0] for row in SERVER_FAULTS]
 )
-def test_fault_of_a_server_is_named(deployment: Deployment, change: Change, check: str, state: str, text: str) -> None:
+def test_server_fault_is_named(deployment: Deployment, change: Change, check: str, state: str, text: str) -> None:
     assert deployment.lines()[check][0] == "ok"
     change(deployment)
     found = deployment.lines()[check]
@@ -174,9 +174,7 @@ def test_fault_of_a_server_is_named(deployment: Deployment, change: Change, chec
     assert deployment.look("--strict").code == 1
 
 
-def test_a_server_that_does_not_answer_holds_it_up_only_for_a_while(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_gives_up_when_a_server_is_silent(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.stores.valkey.diagnostics.TIMEOUT_S", 0.2)
     deployment.cache.signal(signal.SIGSTOP)
     try:
@@ -185,7 +183,7 @@ def test_a_server_that_does_not_answer_holds_it_up_only_for_a_while(
         deployment.cache.signal(signal.SIGCONT)
 
 
-def test_one_server_for_both_is_bad_where_it_evicts(deployment: Deployment) -> None:
+def test_shared_server_is_bad_when_it_evicts(deployment: Deployment) -> None:
     assert deployment.lines()["separate"][0] == "ok"
     assert deployment.lines(queue_url=deployment.cache.url)["separate"][0] == "bad"
     assert deployment.lines(cache_url=deployment.queue.url)["separate"][0] == "warn"
@@ -256,9 +254,7 @@ ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
 @pytest.mark.parametrize(
     ("statement", "check", "state", "text"), [row[1:] for row in ROW_FAULTS], ids=[row[0] for row in ROW_FAULTS]
 )
-def test_fault_in_the_database_is_named(
-    deployment: Deployment, statement: str, check: str, state: str, text: str
-) -> None:
+def test_database_fault_is_named(deployment: Deployment, statement: str, check: str, state: str, text: str) -> None:
     assert deployment.lines()[check][0] == "ok"
     deployment.execute(statement)
     found = deployment.lines()[check]
@@ -266,7 +262,7 @@ def test_fault_in_the_database_is_named(
     assert text in found[1]
 
 
-def test_features_and_registry_of_running_processes_are_told(deployment: Deployment, tmp_path: Path) -> None:
+def test_features_of_running_processes_are_reported(deployment: Deployment, tmp_path: Path) -> None:
     looks = {"features": ComponentView("degraded", "failing, and answered as null: f")}
     told = Sample(at_ms=now_ms(), process="two", role="api", seconds=10.0, components=looks, registry="0ther")
     body = msgspec.json.encode(told).decode()
@@ -283,7 +279,7 @@ def test_features_and_registry_of_running_processes_are_told(deployment: Deploym
     assert deployment.lines(database=tmp_path / "none.db")["registry"][0] == "ok"
 
 
-def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_looked_at(
+def test_full_check_finds_damaged_evidence(
     deployment: Deployment,
 ) -> None:
     for user_id, spec, packed, decisions in (
@@ -297,14 +293,14 @@ def test_evidence_that_nobody_has_come_across_yet_is_found_when_everything_is_lo
     assert deployment.lines("--full")["evidence"] == ("bad", "users whose sufficient statistics are damaged: 2")
 
 
-def test_database_that_is_not_there_or_something_else_is_named(deployment: Deployment, tmp_path: Path) -> None:
+def test_missing_or_foreign_database_is_named(deployment: Deployment, tmp_path: Path) -> None:
     assert "there is no database" in deployment.lines(database=tmp_path / "nowhere/none.db")["database"][1]
     other = tmp_path / "photo.jpg"
     other.write_bytes(b"\xff\xd8" * 4_000)
     assert deployment.lines(database=other)["database"][0] == "bad"
 
 
-def test_damage_is_named(deployment: Deployment) -> None:
+def test_damaged_database_is_named(deployment: Deployment) -> None:
     deployment.execute(
         "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms) "
         "VALUES ('e', 'signals.tip.served', 'u', x'00', 0, 0, 0)"
@@ -313,20 +309,20 @@ def test_damage_is_named(deployment: Deployment) -> None:
     assert deployment.lines("--full")["integrity"] == ("bad", "it is damaged: event 1 has no fact")
 
 
-def test_a_second_name_of_the_file_is_named(deployment: Deployment, tmp_path: Path) -> None:
+def test_hard_link_is_named(deployment: Deployment, tmp_path: Path) -> None:
     (tmp_path / "second.db").hardlink_to(deployment.database)
     state, text = deployment.lines()["rights"]
     assert state == "bad"
     assert "2 names (hard links)" in text
 
 
-def test_rights_are_named_when_everybody_may_write(deployment: Deployment) -> None:
+def test_world_writable_database_is_named(deployment: Deployment) -> None:
     deployment.database.chmod(deployment.database.stat().st_mode | stat.S_IWOTH)
     assert deployment.lines()["rights"][0] == "bad"
 
 
 @pytest.mark.parametrize(("mebibytes", "state"), [(65, "warn"), (1025, "bad")])
-def test_log_that_does_not_shrink_is_named(deployment: Deployment, mebibytes: int, state: str) -> None:
+def test_large_wal_is_named(deployment: Deployment, mebibytes: int, state: str) -> None:
     wal = deployment.database.with_name("profiles.db-wal")
     with closing(sqlite3.connect(deployment.database)) as connection:
         connection.execute("SELECT * FROM samples").fetchall()  # so that the log stays while it is open
@@ -350,13 +346,13 @@ MOUNTS = """\
         *(("tmpfs", "warn"), ("overlay", "warn")),
     ],
 )
-def test_file_system_is_told_by_what_the_system_says_is_mounted(tmp_path: Path, kind: str, state: str) -> None:
+def test_file_system_is_judged_by_its_mount(tmp_path: Path, kind: str, state: str) -> None:
     mounts, place = tmp_path / "mountinfo", tmp_path / "var"
     mounts.write_text(MOUNTS.format(place=place, kind=kind))
     assert diagnose_file_system(place, mounts).state == state
 
 
-def test_small_memory_is_named_when_the_database_really_lies_there(deployment: Deployment, tmp_path: Path) -> None:
+def test_memory_file_system_is_named(deployment: Deployment, tmp_path: Path) -> None:
     with small_file_system(tmp_path / "small") as small:
         if small is None:
             pytest.skip("only root may mount a file system")
@@ -378,7 +374,7 @@ def open_files(limit: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("limit", "state"), [(4_096, "ok"), (1_024, "warn"), (200, "bad")])
-def test_limit_of_open_files_is_named(deployment: Deployment, limit: int, state: str) -> None:
+def test_low_limit_of_open_files_is_named(deployment: Deployment, limit: int, state: str) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < limit:
         pytest.skip("this user may not open so many")
     with open_files(limit):
@@ -399,14 +395,14 @@ def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "secret", "SECRET", "Admin", "123456", "ops"])
-def test_key_that_is_easily_guessed_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
+def test_weak_key_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
     weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
     state, text = deployment.lines(api_keys=weak)["weak keys"]
     assert (state, "key ops" in text) == ("bad", True)
     assert key in ("", "ops") or key not in text
 
 
-def test_a_first_pruning_that_waits_is_named(deployment: Deployment) -> None:
+def test_pruning_that_needs_confirmation_is_named(deployment: Deployment) -> None:
     old_ms = now_ms() - 200 * DAY_MS
     deployment.execute(
         "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms) "
@@ -420,7 +416,7 @@ def test_a_first_pruning_that_waits_is_named(deployment: Deployment) -> None:
     assert deployment.lines()["retention"][0] == "ok"
 
 
-def test_worker_of_the_queue_of_that_name_is_looked_for(deployment: Deployment) -> None:
+def test_worker_of_the_named_queue_is_checked(deployment: Deployment) -> None:
     assert deployment.lines(queue_name="other")["worker"][0] == "bad"
     ask(deployment.queue, "SET", health_key("other"), "alive")
     assert deployment.lines(queue_name="other")["worker"][0] == "ok"

@@ -184,7 +184,7 @@ def test_types_are_kept_from_parquet_to_parquet(lived_in: Run, tmp_path: Path, u
     assert [{name: line[name] for name in NAMES} for line in lines] == found.select(NAMES).to_pylist()
 
 
-def test_the_features_named_are_the_ones_computed(lived_in: Run, tmp_path: Path) -> None:
+def test_only_named_features_are_computed(lived_in: Run, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(f"user_id,as_of,preferred_hour\nann,{rfc3339(now_ms() - DAY_MS)},9\n")
     arguments = ("--features", "tip_volume_30d,dismiss_rate_30d", "--features", "tip_volume_30d")
     header, row = lived_in("history", "rows.csv", *arguments).out.splitlines()
@@ -227,7 +227,7 @@ def test_rows_come_through_a_pipe(
     assert expected.count("\n") == 2_701
 
 
-def test_a_file_may_begin_as_spreadsheets_write_it(lived_in: Run, tmp_path: Path) -> None:
+def test_byte_order_mark_is_accepted(lived_in: Run, tmp_path: Path) -> None:
     at = rfc3339(now_ms())
     (tmp_path / "rows.csv").write_bytes(f"\ufeff\r\n\r\nuser_id,as_of,label\r\n\r\nann,{at},1\r\n".encode())
     assert [row["label"] for row in typed(lived_in("history", "rows.csv").out)] == ["1"]
@@ -258,7 +258,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("message", BAD_FILES)
-def test_a_file_that_cannot_be_read_is_refused(migrated: Run, tmp_path: Path, message: str) -> None:
+def test_file_that_cannot_be_read_is_refused(migrated: Run, tmp_path: Path, message: str) -> None:
     (tmp_path / "rows").write_bytes(BAD_FILES[message])
     shown = migrated("history", "rows", "--output", "set.csv")
     assert (shown.code, message in shown.err) == (5, True), shown.err
@@ -280,7 +280,7 @@ def test_a_file_that_cannot_be_read_is_refused(migrated: Run, tmp_path: Path, me
         ({"user_id": pa.array([], pa.string()), "as_of": pa.array([], pa.string())}, "rows has no rows"),
     ],
 )
-def test_the_column_or_row_is_named_when_parquet_is_wrong(
+def test_bad_parquet_column_or_row_is_named(
     migrated: Run, tmp_path: Path, columns: dict[str, Any], message: str
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "rows")
@@ -307,7 +307,7 @@ def test_the_column_or_row_is_named_when_parquet_is_wrong(
         ('{{"user_id": "ann", "as_of": "{now}"}}\n[1]\n', "line 2: not a JSON object"),
     ],
 )
-def test_the_line_is_named_when_a_row_is_wrong(lived_in: Run, tmp_path: Path, text: str, message: str) -> None:
+def test_line_is_named_when_a_row_is_wrong(lived_in: Run, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "rows").write_text(text.format(now=rfc3339(now_ms())))
     shown = lived_in("history", "rows", "--output", "set.csv")
     assert (shown.code, message in shown.err) == (5, True), shown.err
@@ -324,7 +324,7 @@ def test_the_line_is_named_when_a_row_is_wrong(lived_in: Run, tmp_path: Path, te
         (["rows.csv", "--known-at", "2999-01-01T00:00:00Z"], 5, "--known-at: lies in the future"),
     ],
 )
-def test_history_says_what_is_wrong_when_it_cannot_begin(
+def test_history_is_refused_when_an_argument_is_wrong(
     migrated: Run, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(now_ms())}\n")
@@ -347,7 +347,7 @@ def test_as_of_is_inclusive_unless_before_is_given(lived_in: Run, tmp_path: Path
     assert [row["as_of"] for row in typed(shown.out)] == texts
 
 
-def test_what_arrived_later_is_left_out_and_told_when_known_at_says_so(lived_in: Run, tmp_path: Path) -> None:
+def test_late_events_are_left_out_when_known_at_is_received(lived_in: Run, tmp_path: Path) -> None:
     """Everything was loaded a moment ago: at no row's own moment was anything known."""
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(now_ms() - DAY_MS)}\n")
     late = lived_in("history", "rows.csv", "--known-at", "as_of")
@@ -357,7 +357,7 @@ def test_what_arrived_later_is_left_out_and_told_when_known_at_says_so(lived_in:
     assert (volumes(whole), whole.err) == ([30], "")
 
 
-def test_nothing_is_told_of_late_events_when_users_have_none(lived_in: Run, tmp_path: Path) -> None:
+def test_late_events_are_not_mentioned_without_any(lived_in: Run, tmp_path: Path) -> None:
     at = rfc3339(now_ms() - DAY_MS)
     rows = "".join(f"{user},{at}\n" for user in ["ann", *(f"cold-{n}" for n in range(1, 1_500))])
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\n{rows}")
@@ -377,7 +377,7 @@ def arrivals(directory: Path) -> dict[str, tuple[bool, bool]]:
     return {event_id: (bool(log), bool(fact)) for event_id, log, fact in rows}
 
 
-def test_historical_events_are_known_from_their_event_time_on(migrated: Run, tmp_path: Path) -> None:
+def test_historical_events_are_known_from_their_own_time(migrated: Run, tmp_path: Path) -> None:
     at_ms = now_ms() - 3 * DAY_MS
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(at_ms)}\nann,{rfc3339(at_ms - 1)}\n")
     one, two, three = (payload(served("ann", at_ms, event_id=name)) for name in ("one", "two", "three"))
@@ -407,7 +407,7 @@ def test_historical_events_are_known_from_their_event_time_on(migrated: Run, tmp
     assert trail[2][2].startswith("refused: events is a JSON array")
 
 
-def test_the_demonstration_set_is_known_at_its_own_moments(migrated: Run, tmp_path: Path) -> None:
+def test_demo_set_is_known_at_its_own_times(migrated: Run, tmp_path: Path) -> None:
     assert migrated("demo", "--users", "5", "--days", "40").code == 0
     at = rfc3339(now_ms() - 5 * DAY_MS)
     (tmp_path / "rows.csv").write_text("user_id,as_of\n" + "".join(f"user-{n:04d},{at}\n" for n in range(1, 6)))
@@ -421,7 +421,9 @@ def test_the_demonstration_set_is_known_at_its_own_moments(migrated: Run, tmp_pa
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("to", WRITTEN)
-def test_no_file_is_left_when_it_is_stopped(lived_in: Run, tmp_path: Path, number: int, code: int, to: str) -> None:
+def test_no_file_is_left_when_history_is_stopped(
+    lived_in: Run, tmp_path: Path, number: int, code: int, to: str
+) -> None:
     (tmp_path / "rows.csv").write_text("user_id,as_of\n" + f"ann,{rfc3339(now_ms())}\n" * 300_000)
     command = [sys.executable, "-m", "app", "history", "rows.csv", "--output", f"set{to}"]
     environment = {**os.environ, "PROFILES_FEATURES": FEATURES}

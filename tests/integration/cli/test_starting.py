@@ -53,7 +53,7 @@ def test_help_lists_every_command_and_exit_code(profiles: Run) -> None:
 
 
 @pytest.mark.parametrize("name", [*cli.commands, "keys new"])
-def test_each_command_explains_itself_when_asked(profiles: Run, name: str) -> None:
+def test_each_command_has_help(profiles: Run, name: str) -> None:
     shown = profiles(*name.split(), "--help")
     assert shown.code == 0
     assert shown.out.startswith(f"Usage: profiles {name}")
@@ -61,7 +61,7 @@ def test_each_command_explains_itself_when_asked(profiles: Run, name: str) -> No
     assert len(shown.out.splitlines()) > 5
 
 
-def test_the_version_is_told(profiles: Run) -> None:
+def test_version_is_shown(profiles: Run) -> None:
     assert profiles("--version").out == f"profiles, version {app.__version__}\n"
 
 
@@ -71,13 +71,13 @@ def test_usage_is_shown_when_a_command_is_unknown(profiles: Run) -> None:
 
 
 @pytest.mark.parametrize(("program", "unused"), IMPORTED.values(), ids=IMPORTED)
-def test_nothing_is_imported_for_no_use_when_a_process_starts(program: str, unused: set[str]) -> None:
+def test_process_imports_nothing_needless(program: str, unused: set[str]) -> None:
     command = [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert not unused & {*shown.stdout.split()}
 
 
-def test_cycle_collector_is_on_again_when_serving_was_refused(profiles: Run) -> None:
+def test_cycle_collector_is_on_after_a_refused_start(profiles: Run) -> None:
     assert profiles("serve").code == 2
     assert gc.isenabled()
 
@@ -137,7 +137,7 @@ def test_nothing_starts_when_a_server_is_not_named(migrated: Run, command: str) 
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_nothing_starts_when_others_could_reach_it_without_a_key(profiles: Run, tmp_path: Path, command: str) -> None:
+def test_nothing_starts_when_exposed_without_keys(profiles: Run, tmp_path: Path, command: str) -> None:
     shown = profiles(command, host="0.0.0.0", **SERVERS)  # noqa: S104  # refused, that is the point
     assert shown.code == 2
     assert shown.err.startswith("error: PROFILES_API_KEYS: must hold at least one key when PROFILES_HOST is 0.0.0.0")
@@ -181,7 +181,7 @@ def test_nothing_starts_when_a_feature_breaks_a_rule(migrated: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
-def test_nothing_starts_when_kept_history_is_shorter_than_a_window(migrated: Run, command: str) -> None:
+def test_nothing_starts_when_retention_is_too_short(migrated: Run, command: str) -> None:
     shown = migrated(command, retention_days=59, worker_metrics_port=0, port=free_port(), **SERVERS)
     assert (shown.code, shown.err.startswith("error: PROFILES_RETENTION_DAYS: must be at least 60")) == (2, True)
 
@@ -204,14 +204,14 @@ def test_nothing_starts_when_the_port_is_taken(migrated: Run, taken: int, comman
     assert "Address already in use" in shown.err
 
 
-def test_a_database_is_made_when_there_is_none(profiles: Run, tmp_path: Path) -> None:
+def test_migrate_creates_a_database(profiles: Run, tmp_path: Path) -> None:
     first = profiles("migrate", "--json", database="deep/down/p.db")
     assert first.json == {"database": "deep/down/p.db", "from": None, "to": SCHEMA_REVISION}
     again = profiles("migrate", database="deep/down/p.db")
     assert (again.code, again.err) == (0, f"deep/down/p.db is already at revision {SCHEMA_REVISION}\n")
 
 
-def test_the_path_is_named_when_the_database_cannot_be_made(profiles: Run, tmp_path: Path) -> None:
+def test_path_is_named_when_migrate_fails(profiles: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     shown = profiles("migrate", database="file/p.db")
     assert shown.code == 4
@@ -222,7 +222,7 @@ def test_the_path_is_named_when_the_database_cannot_be_made(profiles: Run, tmp_p
     assert "text.db" in shown.err
 
 
-def test_sockets_lie_elsewhere_when_the_directory_has_a_long_name(tmp_path: Path) -> None:
+def test_sockets_move_when_the_path_is_long(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 120)
     with _socket_directory(long) as elsewhere:
         assert len(str(elsewhere / "cache.sock")) < 100

@@ -198,7 +198,7 @@ async def test_ids_are_kept_apart_when_they_are_odd(subject: ServerSubject) -> N
     assert await subject.cache.read(cells) == (epoch, [None] * 4 + values[4:])
 
 
-async def test_nothing_is_mixed_up_when_there_are_thousands_of_cells(subject: ServerSubject) -> None:
+async def test_thousands_of_cells_keep_their_values(subject: ServerSubject) -> None:
     cells = [Cell(f"user {number}", "f") for number in range(3_000)]
     epoch, held = await subject.cache.read(cells)
     assert held == [None] * len(cells)
@@ -221,7 +221,7 @@ async def test_processes_share_an_epoch_when_they_share_a_database(subject: Serv
     assert held == [None]
 
 
-async def test_nothing_old_is_reached_when_the_server_restarts_with_its_contents(restartable: ServerSubject) -> None:
+async def test_restarted_server_serves_no_old_value(restartable: ServerSubject) -> None:
     epoch, _ = await restartable.cache.read([CELL])
     restartable.put(epoch, CELL, VALUE)
     (token,) = await restartable.cache.lease(epoch, [OTHER])

@@ -147,7 +147,7 @@ def test_event_is_refused_when_its_dwell_time_is_no_whole_number_in_range(number
 
 
 @pytest.mark.parametrize("number", ["7200.0", "7.2e3", "720000e-2"])
-def test_a_whole_number_is_an_integer_however_it_is_written(number: str) -> None:
+def test_whole_number_is_an_integer_however_it_is_written(number: str) -> None:
     raw = msgspec.json.encode(FEEDBACK_EVENT).replace(b"7200", number.encode())
     (event,) = decode_json(raw)
     assert event == FEEDBACK_EVENT
@@ -155,7 +155,7 @@ def test_a_whole_number_is_an_integer_however_it_is_written(number: str) -> None
     assert from_queue(json.loads(raw), "[0]") == FEEDBACK_EVENT
 
 
-def test_another_fault_is_named_where_a_whole_number_is_written_as_a_float() -> None:
+def test_other_fault_is_named_beside_a_float_integer() -> None:
     raw = msgspec.json.encode(FEEDBACK_EVENT).replace(b"7200", b"7200.0").replace(b"completed", b"done")
     (found,) = invalid(raw)
     assert found.path == "action"

@@ -47,7 +47,7 @@ def test_event_counts_at_its_own_time_when_that_is_past_or_present() -> None:
 
 
 @pytest.mark.parametrize("ahead_ms", [1, 4 * 60_000, FUTURE_TOLERANCE_MS])
-def test_event_counts_at_its_arrival_when_it_is_a_little_ahead_of_the_clock(ahead_ms: int) -> None:
+def test_event_counts_at_its_arrival_when_slightly_ahead(ahead_ms: int) -> None:
     (item,) = ADMISSION.admit([served(at_ms=NOW_MS + ahead_ms)], NOW_MS)
     assert (item.occurred_at_ms, item.claimed_at_ms, item.received_at_ms) == (NOW_MS, NOW_MS + ahead_ms, NOW_MS)
 

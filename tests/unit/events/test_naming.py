@@ -61,7 +61,7 @@ def test_it_is_not_named(payload: object) -> None:
     assert not names(payload, USER)
 
 
-def test_a_number_is_an_id_where_it_says_whose_it_is() -> None:
+def test_number_is_an_id_in_an_id_field() -> None:
     assert names({"userId": 42}, "42")
     assert not names({"dwell_ms": 42}, "42")
 

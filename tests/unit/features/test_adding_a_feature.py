@@ -53,7 +53,7 @@ class Extended(ProfileFeatures, kw_only=True, frozen=True):
 EXTENDED = compile_registry(Registry([*REGISTRY, FAVOURITE]))
 
 
-async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_are_added(
+async def test_categorical_feature_needs_an_entry_and_a_mirror_line(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     check_mirror(EXTENDED, Extended)

@@ -68,7 +68,7 @@ def test_id_is_refused_with_the_reason_when_it_breaks_a_rule(value: str, reason:
         ("a⟨U+200B⟩", "a⟨U+27E8⟩U+200B⟩"),
     ],
 )
-def test_id_shows_what_cannot_be_seen(value: str, shown: str) -> None:
+def test_hidden_characters_of_an_id_are_shown(value: str, shown: str) -> None:
     assert id_problem(value) is None
     assert visible(value) == shown
 

@@ -62,7 +62,7 @@ def test_mirror_is_refused_when_a_description_is_missing() -> None:
         check_mirror(PROBE, mirror("probe", Int | UnsetType))
 
 
-def test_mirror_is_read_by_the_names_on_the_wire_when_it_renames_fields() -> None:
+def test_mirror_may_rename_fields() -> None:
     declared = Annotated[Int | UnsetType, Meta(description="What it is.")]
     renamed = msgspec.defstruct("Mirror", [("PROBE", declared, UNSET)], kw_only=True, rename="lower")
     check_mirror(PROBE, renamed)

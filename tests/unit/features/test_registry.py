@@ -107,7 +107,7 @@ def test_default_is_kept_as_its_dtype_when_it_can_be_that(dtype: str, given: Sca
 
 
 @pytest.mark.parametrize("count", [0, 63])
-def test_registry_is_refused_when_it_holds_no_feature_or_more_than_a_mask_can_name(count: int) -> None:
+def test_registry_is_refused_when_empty_or_too_large(count: int) -> None:
     with pytest.raises(RegistryError, match=f"1 to 62 features, not {count}"):
         Registry([entry(name=f"probe_{number}") for number in range(count)])
 
@@ -137,7 +137,7 @@ def test_fingerprint_differs_when_what_is_computed_differs(changes: dict[str, ob
         {"compute": f"\n        {COUNT_VIEWS}\n    "},
     ],
 )
-def test_fingerprint_is_the_same_when_only_the_description_of_a_value_differs(changes: dict[str, object]) -> None:
+def test_fingerprint_ignores_the_description(changes: dict[str, object]) -> None:
     assert entry(**changes).fingerprint == entry().fingerprint
 
 
@@ -175,7 +175,7 @@ def test_longest_window_is_that_of_the_features_in_the_mask() -> None:
     assert registry.longest_window_ms(registry.mask(["hours"])) == 36 * 3_600_000
 
 
-def test_service_states_the_features_of_the_design_among_its_own() -> None:
+def test_service_has_the_features_of_the_design() -> None:
     stated = {item.name: (item.dtype, item.default, item.ttl) for item in OURS}
     hour = timedelta(hours=1)
     assert {name: stated[name] for name in REGISTRY.names} == {

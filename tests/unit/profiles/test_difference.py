@@ -134,7 +134,7 @@ async def test_it_says_so_when_there_are_no_users() -> None:
     assert list(found.lines()) == ["There are no users with an event in either window."]
 
 
-async def test_sample_is_the_same_for_a_seed_and_of_the_size_asked_for() -> None:
+async def test_sample_depends_on_seed_and_size() -> None:
     users = Users(3_000)
     first, again, other = [await difference(users, 0, 1, count=100, seed=seed) for seed in (1, 1, 2)]
     assert first.users == other.users == 100

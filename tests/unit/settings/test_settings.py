@@ -226,7 +226,7 @@ def test_setting_is_read_when_its_value_is_allowed(name: str, text: str, value: 
 
 
 @pytest.mark.parametrize(("name", "text", "allowed"), BAD)
-def test_setting_is_refused_naming_it_and_what_is_allowed(name: str, text: str, allowed: str) -> None:
+def test_bad_value_is_refused_with_the_setting(name: str, text: str, allowed: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read(**{name: text})
     assert str(caught.value).startswith(f"PROFILES_{name}: ")
@@ -248,7 +248,7 @@ def test_defaults_stand_when_nothing_is_set() -> None:
     assert settings.log_format == "console"
 
 
-def test_environment_of_the_process_is_read_when_none_is_handed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROFILES_PORT", "8123")
     assert Settings.from_environment().port == 8123
 
@@ -287,7 +287,7 @@ SERVICE_LINKS = {
 }
 
 
-def test_addresses_that_kubernetes_gives_to_every_pod_are_no_settings() -> None:
+def test_kubernetes_service_variables_are_ignored() -> None:
     assert Settings.from_environment(SERVICE_LINKS) == Settings()
     assert Settings.from_environment({**SERVICE_LINKS, "PROFILES_PORT": "8080"}).port == 8080
     with pytest.raises(SettingsError, match="PROFILES_RETENTION"):
@@ -299,7 +299,7 @@ def test_addresses_that_kubernetes_gives_to_every_pod_are_no_settings() -> None:
 @pytest.mark.parametrize(
     "text", ["top-secret", "a:top-secret:read", "a:read:top-secret", "a:read+top-secret:" + DIGEST]
 )
-def test_message_never_shows_a_key_when_it_stands_in_the_wrong_place(text: str) -> None:
+def test_message_never_shows_a_misplaced_key(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read(API_KEYS=text)
     assert "top-secret" not in str(caught.value)
@@ -330,7 +330,7 @@ def test_message_never_shows_the_key_of_a_model(name: str, text: str) -> None:
     assert caught.value.__cause__ is None
 
 
-def test_message_shows_a_value_that_is_wrong_but_no_password_in_it() -> None:
+def test_message_shows_a_wrong_value_without_password() -> None:
     for name, text, shown in (
         ("PORT", "80O0", "(given: '80O0')"),
         ("HOST", "a b" * 100, f"(given: {('a b' * 100)[:80]!r})"),
@@ -357,7 +357,7 @@ def test_settings_do_not_show_the_key_of_a_model() -> None:
         (Settings(model_url="https://host/v1", model_key="k"), "PROFILES_MODEL"),
     ],
 )
-def test_start_is_refused_when_the_model_is_set_by_half(settings: Settings, missing: str) -> None:
+def test_start_is_refused_when_the_model_is_incomplete(settings: Settings, missing: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings.require_whole_model()
     assert caught.value.setting == missing
@@ -366,13 +366,13 @@ def test_start_is_refused_when_the_model_is_set_by_half(settings: Settings, miss
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-def test_no_keys_are_needed_when_only_this_machine_can_reach_the_service(host: str) -> None:
+def test_no_keys_are_needed_on_loopback(host: str) -> None:
     assert is_loopback(host)
     Settings(host=host).require_safe_binding()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.1", "api", "localhost.example.com", "127.1"])  # noqa: S104  # refused
-def test_start_is_refused_when_others_could_reach_a_service_without_keys(host: str) -> None:
+def test_start_is_refused_when_exposed_without_keys(host: str) -> None:
     with pytest.raises(SettingsError, match="PROFILES_API_KEYS: must hold at least one key when PROFILES_HOST is"):
         Settings(host=host).require_safe_binding()
     with pytest.raises(SettingsError, match="PROFILES_TRUSTED_PROXIES is set"):
@@ -388,7 +388,7 @@ def test_start_is_refused_when_a_server_is_not_named() -> None:
         Settings(cache_url="redis://cache").require_servers()
 
 
-def test_retention_is_refused_when_a_window_could_reach_into_pruned_history() -> None:
+def test_retention_is_refused_when_shorter_than_windows() -> None:
     longest_ms = REGISTRY.longest_window_ms()
     Settings(retention_days=60).require_retention(longest_ms)
     with pytest.raises(SettingsError, match="PROFILES_RETENTION_DAYS: must be at least 60"):
