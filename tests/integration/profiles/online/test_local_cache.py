@@ -331,9 +331,9 @@ class Blind(LocalCache):
 
 
 MUTANTS: list[tuple[type[LocalCache], Callable[[ServiceGroup], Awaitable[None]]]] = [
-    (Unproved, test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come),
-    (Unmarked, test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read),
-    (Blind, test_an_event_is_seen_when_it_came_through_another_process),
+    (Unproved, test_old_value_is_not_kept_before_its_deletion),
+    (Unmarked, test_old_value_is_not_kept_when_a_clear_interleaves),
+    (Blind, test_event_of_another_process_is_seen),
 ]
 
 
