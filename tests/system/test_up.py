@@ -24,12 +24,7 @@ from tests.support.waiting import eventually, eventually_async
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 SOON_S = 15.0
-CHILDREN = {
-    "api": ("-m app serve",),
-    "worker": ("-m app worker",),
-    "cache": ("cache.sock",),
-    "queue": ("queue.sock",),
-}
+CHILDREN = {"api": ("-m app serve",), "worker": ("-m app worker",), "cache": ("cache.sock",), "queue": ("queue.sock",)}
 
 
 class Up(NamedTuple):

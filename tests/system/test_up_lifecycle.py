@@ -121,9 +121,7 @@ async def test_children_stop_when_up_is_killed(programs: Programs) -> None:
     await eventually(lambda: not any("-m app" in line for line in program.family().values()), 20)
 
 
-def test_suggested_commands_work(
-    programs: Programs,
-) -> None:
+def test_suggested_commands_work(programs: Programs) -> None:
     port = free_port()
     program = up(programs, port, api_keys=f"ops:admin:{hash_key('the-key').hex()}")
     program.says("Up.")

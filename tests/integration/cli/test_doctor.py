@@ -136,11 +136,7 @@ SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
         *("queue persistence", "warn", "only snapshots"),
     ),
     ("no worker", lambda d: ask(d.queue, "DEL", HEALTH_KEY), "worker", "bad", "no worker"),
-    (
-        "replica",
-        lambda d: ask(d.cache, "REPLICAOF", "127.0.0.1", "1"),
-        *("cache writes", "bad", "it is a replica"),
-    ),
+    ("replica", lambda d: ask(d.cache, "REPLICAOF", "127.0.0.1", "1"), *("cache writes", "bad", "it is a replica")),
     (
         "out of memory",
         lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory", "1"),
@@ -279,9 +275,7 @@ def test_features_of_running_processes_are_reported(deployment: Deployment, tmp_
     assert deployment.lines(database=tmp_path / "none.db")["registry"][0] == "ok"
 
 
-def test_full_check_finds_damaged_evidence(
-    deployment: Deployment,
-) -> None:
+def test_full_check_finds_damaged_evidence(deployment: Deployment) -> None:
     for user_id, spec, packed, decisions in (
         ("well", SPEC_V1, SufficientStatistics.none(SPEC_V1).pack(), 0),
         ("grown", SPEC_V2, SufficientStatistics.none(SPEC_V2).pack(), 0),

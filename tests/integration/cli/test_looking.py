@@ -28,7 +28,7 @@ def test_features_are_listed_as_table_and_json(profiles: Run) -> None:
     listed = profiles("features", "--format", "json").json["features"]
     assert [one["name"] for one in listed] == list(REGISTRY.names)
     assert listed[0].keys() == {
-        *("name", "dtype", "ttl_s", "window_s", "default", "description", "invalidated_by", "relations", "fingerprint"),
+        *("name", "dtype", "ttl_s", "window_s", "default", "description", "invalidated_by", "relations", "fingerprint")
     }
 
 

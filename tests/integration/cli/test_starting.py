@@ -193,10 +193,7 @@ def taken() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize(
-    ("command", "setting"),
-    [("serve", "PORT"), ("up", "PORT")],
-)
+@pytest.mark.parametrize(("command", "setting"), [("serve", "PORT"), ("up", "PORT")])
 def test_nothing_starts_when_the_port_is_taken(migrated: Run, taken: int, command: str, setting: str) -> None:
     shown = migrated(command, **{setting.lower(): taken}, **SERVERS)
     assert shown.code == 2

@@ -48,14 +48,7 @@ def test_output_is_whole_in_a_pipe(migrated: Run, tmp_path: Path, arguments: lis
 )
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["profile", USER],
-        ["features"],
-        ["rebuild", USER],
-        ["rollout", "status"],
-        ["doctor"],
-        ["audit", USER],
-    ],
+    [["profile", USER], ["features"], ["rebuild", USER], ["rollout", "status"], ["doctor"], ["audit", USER]],
     ids=lambda given: given[0],
 )
 def test_no_command_fails_when_output_is_ascii(

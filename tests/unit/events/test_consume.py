@@ -54,9 +54,7 @@ async def test_nothing_happens_twice_when_events_are_consumed_again(consumption:
     assert len(consumption.invalidator.older) == 1
 
 
-async def test_poison_event_is_buried_after_its_attempts(
-    consumption: ConsumerFixture,
-) -> None:
+async def test_poison_event_is_buried_after_its_attempts(consumption: ConsumerFixture) -> None:
     seqs = await consumption.store(
         served(event_id="a"), served(event_id="bad", tip_id="poison"), served(event_id="c"), served(event_id="d")
     )

@@ -10,11 +10,7 @@ import msgspec
 import pytest
 
 from app.errors import InvalidInput, Issue, Undecodable
-from app.events.validation import (
-    MAX_EVENTS,
-    decode_json,
-    decode_lines,
-)
+from app.events.validation import MAX_EVENTS, decode_json, decode_lines
 from tests.support.events import body, feedback, payload, served
 
 FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")

@@ -12,12 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidInput, Issue, Undecodable
-from app.events.validation import (
-    Admission,
-    decode_json,
-    decode_lines,
-    from_queue,
-)
+from app.events.validation import Admission, decode_json, decode_lines, from_queue
 from app.features.clock import to_ms
 from app.features.events import Action
 from tests.support.clock import NOW_MS
@@ -59,8 +54,7 @@ FEEDBACK_FIELDS = {
 valid_payloads = st.one_of(
     st.fixed_dictionaries({**EVENT_FIELDS, "subject": st.just("signals.tip.served")}, optional=OPTIONAL_FIELDS),
     st.fixed_dictionaries(
-        FEEDBACK_FIELDS,
-        optional={**OPTIONAL_FIELDS, "dwell_ms": st.one_of(st.none(), st.integers(0, 86_400_000))},
+        FEEDBACK_FIELDS, optional={**OPTIONAL_FIELDS, "dwell_ms": st.one_of(st.none(), st.integers(0, 86_400_000))}
     ),
 )
 

@@ -8,10 +8,7 @@ import msgspec
 import pytest
 
 from app.errors import InvalidInput, Issue
-from app.events.validation import (
-    decode_json,
-    from_queue,
-)
+from app.events.validation import decode_json, from_queue
 from tests.support.events import feedback, payload, served
 
 FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")

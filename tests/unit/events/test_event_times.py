@@ -8,13 +8,7 @@ import msgspec
 import pytest
 
 from app.errors import InvalidInput, Issue
-from app.events.validation import (
-    FUTURE_TOLERANCE_MS,
-    Admission,
-    decode_json,
-    decode_lines,
-    digest,
-)
+from app.events.validation import FUTURE_TOLERANCE_MS, Admission, decode_json, decode_lines, digest
 from app.features.clock import DAY_MS, rfc3339
 from app.features.events import TipEvent
 from tests.support.clock import NOW_MS

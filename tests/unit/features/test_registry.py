@@ -121,8 +121,7 @@ def test_mask_names_the_last_feature_when_the_registry_is_full() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"compute": COUNT_VIEWS + " -- all"}, {"dtype": "str"}, {"default": 0}, {"window": timedelta(days=7)}],
+    "changes", [{"compute": COUNT_VIEWS + " -- all"}, {"dtype": "str"}, {"default": 0}, {"window": timedelta(days=7)}]
 )
 def test_fingerprint_differs_when_what_is_computed_differs(changes: dict[str, object]) -> None:
     assert entry(**changes).fingerprint != entry().fingerprint

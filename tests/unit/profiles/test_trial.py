@@ -70,12 +70,7 @@ async def test_nothing_is_computed_when_no_user_is_stored() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "shown"),
-    [
-        (b"", "more than one row, or a blob,"),
-        (1.5, "float 1.5"),
-        (1 << 70, f"int {1 << 70}"),
-        ("secret text", "text"),
-    ],
+    [(b"", "more than one row, or a blob,"), (1.5, "float 1.5"), (1 << 70, f"int {1 << 70}"), ("secret text", "text")],
 )
 def test_value_of_another_dtype_is_described_without_its_text(raw: object, shown: str) -> None:
     assert wrong_dtype(raw, "int") == f"the SQL gave {shown} where int is declared"

@@ -32,9 +32,7 @@ def test_counter_agrees_with_prometheus(counted: list[int]) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from([200, 404]), observed)))
-def test_histogram_agrees_with_prometheus(
-    observations: list[tuple[str, int, float]],
-) -> None:
+def test_histogram_agrees_with_prometheus(observations: list[tuple[str, int, float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     tally = HistogramCollector(NAME, TEXT, FAST, LABELS, ours)
     histogram = Histogram(NAME, TEXT, LABELS, buckets=FAST, registry=theirs)

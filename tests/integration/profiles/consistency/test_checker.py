@@ -36,9 +36,7 @@ def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] 
         await service.inner.clear_local_caches()
 
     return ConsistencyChecker(
-        inspector=inspector(service, pause),
-        events=SqliteEventQueries(service.database),
-        drop=drop,
+        inspector=inspector(service, pause), events=SqliteEventQueries(service.database), drop=drop
     )
 
 

@@ -241,9 +241,7 @@ async def test_cells_are_unknown_when_the_cache_is_unreachable(fragile_world: Se
     assert await inspector(service).live_values("ann") is None
 
 
-async def test_cells_are_unknown_when_the_cache_fails_on_recheck(
-    fragile_world: ServiceGroup,
-) -> None:
+async def test_cells_are_unknown_when_the_cache_fails_on_recheck(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"))
     await put(service, fragile_world, "tip_volume_30d", 0, b"0")

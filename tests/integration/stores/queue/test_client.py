@@ -231,9 +231,7 @@ async def test_publishing_continues_when_the_queue_returns(own_valkey: EmbeddedS
     assert deserialize(ask(own_valkey, "GET", key))["a"] == [[3]]
 
 
-async def test_erasing_removes_events_from_waiting_jobs(
-    own_valkey: EmbeddedServer,
-) -> None:
+async def test_erasing_removes_events_from_waiting_jobs(own_valkey: EmbeddedServer) -> None:
     def event(user: str) -> dict[str, str]:
         return {"user_id": user, "tip_id": "t"}
 

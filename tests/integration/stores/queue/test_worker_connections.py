@@ -28,9 +28,7 @@ async def test_commands_packed_by_hiredis_arrive_intact(own_valkey: EmbeddedServ
         await client.aclose(close_connection_pool=True)
 
 
-async def test_broken_connection_is_replaced(
-    own_valkey: EmbeddedServer,
-) -> None:
+async def test_broken_connection_is_replaced(own_valkey: EmbeddedServer) -> None:
     client = _client(own_valkey.url, "arq:queue")
     try:
         first = await client.client_id()
