@@ -36,8 +36,6 @@ Step = Callable[[], object]
 
 
 class Trouble:
-    """Two API processes and their clients."""
-
     def __init__(self, fleet: Fleet, apis: list[Member]) -> None:
         self.fleet = fleet
         self.apis = apis
@@ -58,7 +56,6 @@ class Trouble:
         await asyncio.gather(*(run(client) for client in self._clients))
 
     async def readiness(self) -> list[dict[str, Any]]:
-        """What /readyz says in each process."""
         answers = [await probe.get("/readyz") for probe in self._probes]
         assert {answer.status for answer in answers} == {200}
         return [answer.json for answer in answers]
@@ -84,14 +81,12 @@ class Trouble:
             await eventually_async(hit, RETURN_S)
 
     def check(self) -> None:
-        """What holds in every phase."""
         assert self.books.stale == []
         assert self.books.wrong == []
         assert self.books.statuses.keys() == {200, 202}
         assert self.fleet.stored() == dict.fromkeys(self.books.event_ids, 1)
 
     async def close(self) -> None:
-        """Close every connection."""
         for client in self._clients:
             await client.close()
         for probe in self._probes:
@@ -100,7 +95,6 @@ class Trouble:
 
 @asynccontextmanager
 async def trouble(fleet: Fleet, apis: list[Member] | None = None) -> AsyncIterator[Trouble]:
-    """Two processes whose cache is warm."""
     opened = Trouble(fleet, apis or await fleet.apis(2))
     try:
         await opened.pairs(PAIRS_BEFORE)

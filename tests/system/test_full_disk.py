@@ -61,14 +61,12 @@ class Producer:
         self._number = first
 
     async def send(self) -> int:
-        """A new piece; the status."""
         self._number += 1
         user = f"user-{self._number % 7}"
         events = [payload(served(user, now_ms()), event_id=f"{self._number}-{place}") for place in range(PIECE)]
         return await self.send_again(events)
 
     async def send_again(self, events: list[dict[str, Any]]) -> int:
-        """A piece; the status."""
         answer = await self.connection.post("/events", events)
         if answer.status == 202:
             self.acknowledged |= {event["event_id"] for event in events}

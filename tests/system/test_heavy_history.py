@@ -35,7 +35,6 @@ class Site(NamedTuple):
 
 
 def rows_of(users: Sequence[str], count: int) -> dict[str, object]:
-    """A training set of so many rows."""
     now = now_ms()
     rows = [{"user_id": users[n % len(users)], "as_of": rfc3339(now - n)} for n in range(count)]
     return {"rows": rows}
@@ -43,7 +42,6 @@ def rows_of(users: Sequence[str], count: int) -> dict[str, object]:
 
 @pytest.fixture
 async def site(fleet: Fleet) -> AsyncIterator[Site]:
-    """It has begun."""
     heavy = add_users(fleet.database, "heavy", 1, EVENTS, now_ms())
     small = add_users(fleet.database, "small", SMALL_USERS, 60, now_ms())
     (api,) = await fleet.apis(1)

@@ -45,13 +45,11 @@ def run(programs: Programs, fleet: Fleet, *arguments: str, **settings: Any) -> P
 
 
 async def send(connection: Connection, *events: Any) -> None:
-    """Events that are acknowledged."""
     answer = await connection.post("/events", [payload(event) for event in events])
     assert answer.status == 202, answer
 
 
 async def detail(connection: Connection, user_id: str) -> dict[str, dict[str, Any]]:
-    """Each feature in full."""
     found: dict[str, dict[str, Any]] = (await connection.get(f"/profiles/{user_id}?detail=true")).json["features"]
     return found
 
@@ -153,7 +151,6 @@ class Watch:
             self.answers += 1
 
     async def end(self) -> float:
-        """How long the slowest answer took."""
         self._over = True
         await self._task
         await self._connection.close()

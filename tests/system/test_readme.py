@@ -100,7 +100,6 @@ def test_adding_a_feature_stays_short() -> None:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """A reader who has started `profiles up`."""
     assert shutil.which("curl"), "the README's commands need curl"
     reader = Reader(tmp_path_factory.mktemp("up"))
     with reader.up():

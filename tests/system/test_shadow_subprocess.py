@@ -19,7 +19,6 @@ CANDIDATES = [
 
 
 async def decide(port: int, count: int) -> None:
-    """So many decisions, all at once."""
 
     async def one(number: int) -> int:
         connection = Connection(port)
@@ -32,7 +31,6 @@ async def decide(port: int, count: int) -> None:
 
 
 def shadowed(fleet: Fleet) -> int:
-    """Decisions whose shadow is stored."""
     return int(fleet.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL")[0][0])
 
 

@@ -44,7 +44,6 @@ class Senders:
         self.over = False
 
     async def run(self, number: int) -> None:
-        """One client, until it is over."""
         connection = Connection(self.port)
         user, sent = f"client-{number}", 0
         while not self.over:

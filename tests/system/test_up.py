@@ -28,8 +28,6 @@ CHILDREN = {"api": ("-m app serve",), "worker": ("-m app worker",), "cache": ("c
 
 
 class Up(NamedTuple):
-    """A running `profiles up`."""
-
     program: Program
     port: int
 
@@ -49,7 +47,6 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest_asyncio.fixture
 async def client(up: Up) -> AsyncIterator[Connection]:
-    """A connection to its API."""
     await serving(up.port)
     connection = Connection(up.port)
     yield connection
@@ -65,7 +62,6 @@ async def queue(up: Up) -> AsyncIterator[ArqRedis]:
 
 
 async def features(client: Connection, user: str) -> dict[str, Any]:
-    """Read a profile."""
     answer = await client.get(f"/profiles/{user}")
     assert answer.status == 200, answer
     found: dict[str, Any] = answer.json["features"]
@@ -78,7 +74,6 @@ async def tips(client: Connection, user: str) -> int:
 
 
 async def letters(client: Connection) -> list[dict[str, Any]]:
-    """The dead letters."""
     found: list[dict[str, Any]] = (await client.get("/admin/dead-letters")).json["dead_letters"]
     return found
 

@@ -36,7 +36,6 @@ def up(programs: Programs, port: int, **settings: Any) -> Program:
 
 
 def bindable(port: int) -> bool:
-    """Whether nobody listens on a port."""
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -29,14 +29,12 @@ BODIES = "SELECT body ->> 'role' || ' ' || coalesce(body ->> 'stopped', '') FROM
 
 @pytest.fixture
 def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
-    """Real servers."""
     return Settings(
         features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
     )
 
 
 async def sampled(database: Database) -> None:
-    """Return when a sample is kept."""
 
     async def kept() -> list[object]:
         return await column(database, BODIES)

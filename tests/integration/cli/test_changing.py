@@ -41,7 +41,6 @@ RECEIPT = {"accepted": 0, "duplicates": 0, "refused": 0}
 
 
 def line(event_id: str, **changes: Any) -> str:
-    """A line of newline-delimited JSON."""
     return json.dumps(payload(served("ann", MOMENT_MS, event_id=event_id), **changes))
 
 

@@ -46,7 +46,6 @@ class Deployment(NamedTuple):
     queue: EmbeddedServer
 
     def look(self, *arguments: str, **settings: object) -> Outcome:
-        """Run it."""
         given: dict[str, object] = {"cache_url": self.cache.url, "queue_url": self.queue.url, "api_keys": STRONG}
         return self.profiles("doctor", *arguments, **(given | settings))
 

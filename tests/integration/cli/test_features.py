@@ -64,7 +64,6 @@ def serve(tmp_path: Path, *sources: str, running: bool = False) -> None:
 
 
 def dump(tmp_path: Path) -> list[str]:
-    """Everything in the default database."""
     with closing(sqlite3.connect(tmp_path / "var/profiles.db")) as connection:
         return list(connection.iterdump())
 

@@ -58,7 +58,6 @@ def typed(text: str) -> list[dict[str, Any]]:
 
 
 def volumes(shown: Outcome) -> list[int]:
-    """How many tips each row counts."""
     assert shown.code == 0, shown.err
     return [row["tip_volume_30d"] for row in typed(shown.out)]
 

@@ -19,7 +19,6 @@ from tests.support.decisions import rows_of, some, write
 
 
 async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write decisions, and let a worker look."""
     database, settings, clock = await Database.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
     rollout = bandit.rollout(settings, database, clock)

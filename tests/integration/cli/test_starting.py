@@ -188,7 +188,6 @@ def test_nothing_starts_when_retention_is_too_short(migrated: Run, command: str)
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that somebody listens on."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         yield listener.getsockname()[1]
 

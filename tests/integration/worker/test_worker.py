@@ -95,14 +95,12 @@ async def service(settings: Settings) -> AsyncIterator[OpenService]:
 
 @pytest.fixture
 async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    """Somebody who publishes on the queue."""
     connected = connect(own_valkey.url)
     yield connected
     await connected.aclose(close_connection_pool=True)
 
 
 def event(event_id: str, **changes: Any) -> dict[str, Any]:
-    """A sound payload, with fields replaced."""
     return payload(served("ann", now_ms(), event_id=event_id), **changes)
 
 
@@ -115,7 +113,6 @@ def run_of(service: OpenService, run_id: str, touched_ms: int) -> RebuildRun:
 
 
 def failing(error: Exception) -> Callable[..., Any]:
-    """A coroutine function that fails."""
 
     async def fail(*_: object, **__: object) -> None:
         raise error
@@ -130,7 +127,6 @@ def jobs(service: OpenService, name: str, outcome: str) -> float:
 
 
 def job(service: OpenService, tries: int = 1, pace: Pace = PACE) -> JobContext:
-    """What arq gives a job."""
     return {**context(service, pace), "job_id": "job", "job_try": tries}
 
 
@@ -328,19 +324,16 @@ async def ended(running: asyncio.Task[None]) -> None:
 
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes seconds takes milliseconds."""
     monkeypatch.setattr(module, "SWEEP_EVERY_S", 0.02)
     monkeypatch.setattr(consume, "SWEEP_AGE_MS", 200)
     monkeypatch.setattr(queue_worker, "RESTART_AFTER_S", 0.02)
 
 
 async def all_consumed(service: OpenService) -> bool:
-    """Whether nothing waits."""
     return (await backlog(service.database)).unconsumed == 0
 
 
 async def stored(service: OpenService) -> int:
-    """How many events there are."""
     count = await service.database.read(lambda c: c.execute("SELECT COUNT(*) FROM event_log").fetchone())
     return int(count[0])
 
@@ -436,7 +429,6 @@ async def test_worker_continues_when_the_queue_holds_garbage(settings: Settings,
 
 
 async def stored_is(service: OpenService, count: int) -> bool:
-    """Whether so many events are stored."""
     return await stored(service) == count
 
 
@@ -602,7 +594,6 @@ async def test_job_is_done_when_its_events_are_stored(
 
 
 async def emptied(client: ArqRedis) -> bool:
-    """Whether no job waits or runs."""
     return bool(await client.zcard(QUEUE) == 0)
 
 

@@ -37,7 +37,6 @@ class QueueFixture:
         self.now += seconds
 
     async def add(self, count: int) -> None:
-        """Let so many more requests wait."""
         for _ in range(count):
             self.waiting.append(asyncio.create_task(self._wait(len(self.waiting))))
         await asyncio.sleep(0)

@@ -34,7 +34,6 @@ class Door:
         return await self.door.take_in(msgspec.msgpack.decode(msgspec.msgpack.encode(list(items))))
 
     async def buried(self) -> list[DeadLetter]:
-        """The letters."""
         return await self.letters.list(0, 100)
 
 
@@ -45,7 +44,6 @@ async def door(database: Database) -> Door:
 
 
 def event(event_id: str, **changes: Any) -> dict[str, Any]:
-    """A sound payload, with fields replaced."""
     return payload(served("ann", event_id=event_id), **changes)
 
 

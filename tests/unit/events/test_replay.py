@@ -48,11 +48,9 @@ class ReplayFixture:
         return letter
 
     async def kept(self) -> list[int]:
-        """The letters there are."""
         return [letter.id for letter in await self.letters.list(0, 10_000)]
 
     async def stored(self) -> list[str]:
-        """The users of the events there are."""
         return [event.event.user_id for event in await self.log.unconsumed(NOW_MS * 2, 10_000)]
 
 
@@ -62,7 +60,6 @@ async def fixture(database: Database) -> ReplayFixture:
 
 
 async def failed_for_good(fixture: ReplayFixture, user: str) -> DeadLetter:
-    """A letter of a stored event."""
     await fixture.ingestor.ingest([served(user)])
     event = next(item for item in await fixture.log.unconsumed(NOW_MS * 2, 10_000) if item.event.user_id == user)
     assert await fixture.letters.failed(event.seq, "it failed", "Traceback", NOW_MS, 1)

@@ -42,8 +42,6 @@ FAVOURITE = Feature(
 
 
 class Extended(ProfileFeatures, kw_only=True, frozen=True):
-    """The mirror, with its one new line."""
-
     favourite_action_30d: Annotated[
         Str | UnsetType,
         Meta(description="What the user did most often with a tip; of equals, the first in the alphabet."),

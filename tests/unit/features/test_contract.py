@@ -38,7 +38,6 @@ def problem(source: str) -> str:
 
 
 def appended(source: str, text: str) -> str:
-    """The registry's module, with more text."""
     path = Path(source.partition(":")[0])
     path.write_text(path.read_text() + text)
     return source
@@ -46,7 +45,6 @@ def appended(source: str, text: str) -> str:
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    """A sound registry in a file."""
     return own_registry(tmp_path / "own.py", SOUND)
 
 

@@ -18,7 +18,6 @@ PROBE = Registry([entry(description="What it is.")])
 
 
 def mirror(name: str, declared: object) -> type[msgspec.Struct]:
-    """A mirror of one field."""
     return msgspec.defstruct("Mirror", [(name, declared, UNSET)], kw_only=True)
 
 

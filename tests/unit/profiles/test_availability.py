@@ -16,13 +16,11 @@ REGISTRY = Registry([entry(name="one"), entry(name="two"), entry(name="three")])
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """Time of the test."""
     return FakeClock()
 
 
 @pytest.fixture
 def features(clock: FakeClock) -> FeatureAvailability:
-    """All available."""
     return FeatureAvailability(REGISTRY, clock)
 
 

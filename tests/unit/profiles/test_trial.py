@@ -24,7 +24,6 @@ class TimedSource:
         self.asked: list[int] = []
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """One statement."""
         self._clock.advance(4)
         self.asked.append(asked[0].mask)
         rows = [[1, None, "x" if row.user_id == "cid" else 1] for row in asked]
@@ -33,11 +32,9 @@ class TimedSource:
         return Snapshot(1, rows, errors, 0b10 if errors and self._overdue else 0)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """Not used."""
         raise AssertionError
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Not used."""
         raise AssertionError
 
 

@@ -84,7 +84,6 @@ PLACES: list[Callable[[str], None]] = [
 
 
 def written(log_format: Format, write: Callable[[], None]) -> str:
-    """What is written to the log meanwhile."""
     stream = StringIO()
     with logging_put_back():
         configure_logging(log_format, "info", stream)
@@ -120,8 +119,6 @@ def test_json_log_is_one_line(place: Callable[[str], None], text: str) -> None:
 
 
 class Failing(Authenticator):
-    """Fails while it holds a key."""
-
     def _find(self, key: str | None) -> None:
         held = {"x-api-key": key, "hashed": hash_key(key or "")}
         raise RuntimeError(f"{len(held)} headers cannot be read")

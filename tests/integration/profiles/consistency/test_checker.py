@@ -29,7 +29,6 @@ async def _at_once(_: float) -> None:
 
 
 def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
-    """Audits that service's cache."""
 
     async def drop(stale: Stale) -> None:
         await service.invalidator.invalidate(stale)
@@ -41,7 +40,6 @@ def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] 
 
 
 async def consumed(service: PausableService) -> None:
-    """A worker has taken up every event."""
     log = service.inner.event_log
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
 
@@ -138,7 +136,6 @@ async def test_repair_removes_cached_and_local_values(service: PausableService, 
 
 
 def watch(service: PausableService, users_per_s: int = 5) -> ConsistencyMonitor:
-    """The running audit of that process."""
     return ConsistencyMonitor(
         checker=auditor(service),
         users_per_s=users_per_s,
@@ -149,7 +146,6 @@ def watch(service: PausableService, users_per_s: int = 5) -> ConsistencyMonitor:
 
 
 def checks(service: PausableService, after: str, outcome: str) -> float:
-    """How many were counted so."""
     return service.counted("consistency_checks", after=after, outcome=outcome)
 
 

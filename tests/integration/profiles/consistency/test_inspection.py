@@ -33,12 +33,10 @@ async def _at_once(_: float) -> None:
 
 
 async def _never(_: float) -> None:
-    """For looks that need no second one."""
     raise AssertionError("a pause")
 
 
 def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
-    """Looks at that service's users."""
     return Inspector(
         cache=service.cache,
         trusted=service.inner.trust_gate.holds,
@@ -50,7 +48,6 @@ def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]
 
 
 async def inspect(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
-    """Inspects ann."""
     (inspection,) = await inspector(service, pause).inspect(["ann"])
     return inspection
 
@@ -71,7 +68,6 @@ async def put(
 
 
 def by_name(inspection: Inspection, what: str) -> dict[str, object]:
-    """One field of each cell."""
     return {cell.entry.name: getattr(cell, what) for cell in inspection.cells}
 
 
@@ -216,7 +212,6 @@ async def test_no_difference_is_reported_when_computing_fails(group: ServiceGrou
 
 @contextmanager
 def paused(group: ServiceGroup) -> Iterator[None]:
-    """The cache does not answer meanwhile."""
     group.server.signal(signal.SIGSTOP)
     try:
         yield

@@ -139,7 +139,6 @@ async def test_no_read_is_stale_when_the_cache_restarts(fragile_world: ServiceGr
 
 
 async def hits_again(service: PausableService) -> None:
-    """The next read computes nothing."""
     statements = len(service.source.statements)
     await service.features(USER)
     assert len(service.source.statements) == statements
@@ -294,8 +293,6 @@ async def test_no_command_is_sent_when_no_event_is_consumed(service: PausableSer
 
 
 class Books:
-    """Debts as a test sets them."""
-
     def __init__(self) -> None:
         self.debts = False
         self.failing = False

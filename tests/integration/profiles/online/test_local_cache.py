@@ -318,7 +318,6 @@ class Unmarked(LocalCache):
     """A mutant: it does not care what was recalled meanwhile."""
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
-        """Look, and forget that something was recalled."""
         self._check()
         super().offer(self._cleared, user_id, mask, held, values)
 

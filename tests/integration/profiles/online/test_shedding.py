@@ -94,8 +94,6 @@ async def test_admitted_batch_is_finished_under_overload(
 
 
 class Late(OverloadQueue):
-    """An overload queue that admits too late."""
-
     asked = 0
 
     async def wait(self) -> bool:

@@ -31,7 +31,6 @@ async def fixture(service: PausableService, group: ServiceGroup, monkeypatch: py
 
 
 async def found_in_pieces(fixture: QualityFixture, feature: str, sought: Sought, limit: int) -> list[str]:
-    """All pieces, one after the other."""
     found: list[str] = []
     after: str | None = ""
     while after is not None:

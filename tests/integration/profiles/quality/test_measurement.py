@@ -43,7 +43,6 @@ def fixture(service: PausableService, monkeypatch: pytest.MonkeyPatch) -> Qualit
 
 
 def ties_out(found: QualityReport) -> None:
-    """What is true of every report."""
     assert found.measured <= found.eligible
     assert found.measured_before <= found.eligible_before
     for figures in found.features.values():
@@ -106,7 +105,6 @@ moves = st.lists(st.tuples(st.sampled_from(["read", "drop", "stale", "event"]), 
 
 
 def built(facts: Sequence[tuple[str, int, str, int | None]], now_ms: int) -> list[TipEvent]:
-    """As events."""
     return [
         served(user, now_ms - ago) if kind == "served" else feedback(user, now_ms - ago, kind, dwell_ms=dwell)
         for user, ago, kind, dwell in facts

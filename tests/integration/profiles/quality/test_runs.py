@@ -20,7 +20,6 @@ async def fixture(service: PausableService) -> QualityFixture:
 
 
 async def newest(fixture: QualityFixture) -> QualityRun:
-    """The newest run, without its body."""
     return (await fixture.runs.newest(1))[0]
 
 

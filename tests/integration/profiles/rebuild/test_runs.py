@@ -57,7 +57,6 @@ class RunsFixture(NamedTuple):
         return await self.book.open(run)
 
     async def look(self, run_id: str = "run") -> RebuildRun:
-        """How a run is."""
         run = await self.book.get(run_id)
         assert run is not None
         return run

@@ -119,7 +119,6 @@ def test_arq_continues_for_any_bytes(raw: bytes) -> None:
 
 @pytest.fixture
 async def client(valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    """Somebody else's connection to the queue."""
     connected = connect(valkey.url)
     yield connected
     await connected.aclose(close_connection_pool=True)
@@ -127,7 +126,6 @@ async def client(valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
 
 @pytest.fixture
 async def published(valkey: EmbeddedServer) -> AsyncIterator[Queue]:
-    """Our queue."""
     opened = Queue(valkey.url, Metrics())
     yield opened
     await opened.close()

@@ -56,7 +56,6 @@ def test_splitting_never_raises(raw: bytes) -> None:
 
 @pytest.fixture
 async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    """A connection to the queue."""
     connected = connect(own_valkey.url)
     yield connected
     await connected.aclose(close_connection_pool=True)

@@ -42,7 +42,6 @@ class ScriptedSource:
         self._value = value
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """One statement."""
         self.begun.append(list(asked))
         seq = len(self.begun)
         await self.open.wait()
@@ -52,7 +51,6 @@ class ScriptedSource:
         return Snapshot(seq, rows, self.errors, self.overdue)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """As many as the test says."""
         return min(self.fit, len(asked))
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
@@ -61,7 +59,6 @@ class ScriptedSource:
 
 
 def computation(source: ScriptedSource, metrics: Metrics | None = None, width: int = 1) -> Computation:
-    """Over the pair of features."""
     return Computation(source, PAIR, FakeClock(), metrics or Metrics(), width)
 
 
@@ -70,7 +67,6 @@ def outcomes(found: Profile) -> dict[int, tuple[bytes, str | None]]:
 
 
 def counted(metrics: Metrics, name: str, **labels: str) -> float:
-    """A counter's value."""
     return metrics.collectors.get_sample_value(f"profiles_{name}_total", labels) or 0.0
 
 
@@ -279,7 +275,6 @@ async def test_only_faulty_cells_are_null_with_real_sql(
 
 
 def profile(registry: Registry, values: Profile) -> dict[str, object]:
-    """Values as a consumer sees them."""
     return {registry[index].name: msgspec.json.decode(value.json) for index, value in values.items()}
 
 
@@ -301,7 +296,6 @@ class Failing(ScriptedSource):
         self.attempts: list[str] = []
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """One statement."""
         self.errors = {
             (place, 0): "too bad" for place, row in enumerate(asked) if row.user_id in self.broken and row.mask & 1
         }

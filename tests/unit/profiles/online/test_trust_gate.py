@@ -10,8 +10,6 @@ from tests.support.clock import FakeClock
 
 
 class Ledger:
-    """Says what the test says, and counts."""
-
     def __init__(self) -> None:
         self.owed = False
         self.failing = False

@@ -24,7 +24,6 @@ integers = st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)), max_
 
 
 def counted(*values: Scalar) -> Counter[Scalar]:
-    """Each value with its count."""
     return Counter(values)
 
 
@@ -77,7 +76,6 @@ def test_there_is_no_figure_when_users_are_few() -> None:
 
 
 def total(found: list[CommonBin]) -> tuple[int, int]:
-    """Users now and before."""
     return sum(part.now for part in found), sum(part.before for part in found)
 
 

@@ -15,12 +15,10 @@ DRAWS = 400
 
 
 def bins(dtype: str, *values: Scalar) -> list[dict[str, object]]:
-    """The distribution of these."""
     return distribution(entry(dtype=dtype), Counter(values))
 
 
 def total(found: list[dict[str, object]]) -> int:
-    """Values in all bins."""
     return sum(int(str(part["count"])) for part in found)
 
 
