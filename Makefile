@@ -15,6 +15,9 @@ UPGRADE ?=
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
+# Keep compiled modules, even if the environment says otherwise: compiling them takes every test process three seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help up unit quick test check format bench bench-peers torture soak durability fuzz screenshots lock clean
 
