@@ -19,38 +19,20 @@ from tests.support.clock import NOW_MS
 from tests.support.events import feedback, payload
 
 FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")
-
-
 SENT = payload(FEEDBACK_EVENT)
-
-
 ADMISSION = Admission(retention_days=180)
-
-
 ids = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1, max_size=128).filter(
     lambda text: text not in (".", "..")
 )
-
-
 offsets = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-
-
 moments = st.datetimes(datetime(2026, 1, 1), datetime(2026, 4, 24), timezones=offsets)  # noqa: DTZ001  # naive bounds
-
-
 EVENT_FIELDS = {"event_id": ids, "user_id": ids, "tip_id": ids, "occurred_at": moments}
-
-
 OPTIONAL_FIELDS = {"decision_id": st.one_of(st.none(), ids)}
-
-
 FEEDBACK_FIELDS = {
     **EVENT_FIELDS,
     "action": st.sampled_from([action.value for action in Action]),
     "subject": st.just("signals.tip.feedback"),
 }
-
-
 valid_payloads = st.one_of(
     st.fixed_dictionaries({**EVENT_FIELDS, "subject": st.just("signals.tip.served")}, optional=OPTIONAL_FIELDS),
     st.fixed_dictionaries(
