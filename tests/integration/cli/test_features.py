@@ -132,29 +132,22 @@ def test_new_prints_a_complete_module(profiles: Run, tmp_path: Path) -> None:
     assert (found["window_s"], found["ttl_s"], found["relations"]) == (7 * 86_400, 1_800, ["feedback"])
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
+def test_new_is_refused_when_an_argument_is_wrong(profiles: Run) -> None:
+    whole = "'--window': must be a whole number"
+    cases: list[tuple[str, dict[str, str], str]] = [
         ("a-b", {}, "the name must be an ASCII identifier"),
         ("class", {}, "no keyword of Python"),
-        ("x", {"window": "7"}, "'--window': must be a whole number of days, hours or minutes, such as 7d, 12h or 30m"),
-        ("x", {"window": "0d"}, "'--window': must be a whole number"),
-        ("x", {"window": "7w"}, "'--window': must be a whole number"),
-        ("x", {"window": "-1d"}, "'--window': must be a whole number"),
-        ("x", {"window": "1234567d"}, "'--window': must be a whole number"),
+        ("x", {"window": "7"}, f"{whole} of days, hours or minutes, such as 7d, 12h or 30m"),
+        *(("x", {"window": window}, whole) for window in ("0d", "7w", "-1d", "1234567d")),
         ("x", {"ttl": "soon"}, "'--ttl': must be a whole number"),
         ("x", {"dtype": "bool"}, "'bool' is not one of 'float', 'int', 'str'"),
         ("x", {"from": "clicks"}, "'clicks' is not one of 'feedback', 'views'"),
-    ],
-)
-def test_new_is_refused_when_an_argument_is_wrong(
-    profiles: Run, name: str, changes: dict[str, str], message: str
-) -> None:
-    given = {"from": "views", "dtype": "int", "window": "7d", **changes}
-    options = [part for option, value in given.items() for part in (f"--{option}", value)]
-    shown = profiles("features", "new", name, *options)
-    assert (shown.code, shown.out) == (2, "")
-    assert message in shown.err
+    ]
+    for name, changes, message in cases:
+        given = {"from": "views", "dtype": "int", "window": "7d", **changes}
+        options = [part for option, value in given.items() for part in (f"--{option}", value)]
+        shown = profiles("features", "new", name, *options)
+        assert (shown.code, shown.out, message in shown.err) == (2, "", True), shown.err
 
 
 # --- test
@@ -344,18 +337,15 @@ def test_switching_is_written_to_the_audit_trail(migrated: Run, tmp_path: Path) 
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_switching_is_refused_when_an_argument_is_wrong(migrated: Run) -> None:
+    for arguments, message in [
         (["shoe_size"], "unknown feature 'shoe_size'; known are completion_rate_30d"),
         (["preferred_hour", "--reason", "x" * 401], "--reason: must be at most 400 characters, has 401"),
         (["preferred_hour", "--reason", "a\x1bb"], "--reason: must not contain control characters"),
-    ],
-)
-def test_switching_is_refused_when_an_argument_is_wrong(migrated: Run, arguments: list[str], message: str) -> None:
-    for command in ("disable", "enable"):
-        shown = migrated("features", command, *arguments)
-        assert (shown.code, message in shown.err) == (5, True), shown.err
+    ]:
+        for command in ("disable", "enable"):
+            shown = migrated("features", command, *arguments)
+            assert (shown.code, message in shown.err) == (5, True), shown.err
 
 
 def test_feature_is_switched_when_the_registry_is_broken(migrated: Run, tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import pytest
-
 from app.features.clock import DAY_MS, rfc3339
 from app.features.export import FORMATS
 from app.features.registry import DTYPES
@@ -85,21 +83,14 @@ def test_past_profile_is_shown_when_a_time_is_given(lived_in: Run) -> None:
     assert then["tip_volume_30d"] == 30
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["a/b"], "user_id: must not contain /"),
-        ([".."], "user_id: must not be . or .."),
-        (["ann", "--as-of", "yesterday"], "--as-of: 'yesterday' is not a time; write it as 2026-04-25T08:30:00+02:00"),
-        (["ann", "--as-of", "2026-04-25T08:30:00"], "--as-of: '2026-04-25T08:30:00' lacks a UTC offset"),
-        (["ann", "--as-of", "2999-01-01T00:00:00Z"], "--as-of: lies in the future"),
-        (
-            ["ann", "--as-of", "2001-01-01T00:00:00Z"],
-            "--as-of: reaches back beyond kept history; the earliest possible",
-        ),
-    ],
-)
-def test_profile_is_refused_when_an_argument_is_wrong(migrated: Run, arguments: list[str], message: str) -> None:
-    shown = migrated("profile", *arguments)
-    assert shown.code == 5
-    assert message in shown.err
+def test_profile_is_refused_when_an_argument_is_wrong(migrated: Run) -> None:
+    for command, message in {
+        "a/b": "user_id: must not contain /",
+        "..": "user_id: must not be . or ..",
+        "ann --as-of yesterday": "--as-of: 'yesterday' is not a time; write it as 2026-04-25T08:30:00+02:00",
+        "ann --as-of 2026-04-25T08:30:00": "--as-of: '2026-04-25T08:30:00' lacks a UTC offset",
+        "ann --as-of 2999-01-01T00:00:00Z": "--as-of: lies in the future",
+        "ann --as-of 2001-01-01T00:00:00Z": "--as-of: reaches back beyond kept history; the earliest possible",
+    }.items():
+        shown = migrated("profile", *command.split())
+        assert (shown.code, message in shown.err) == (5, True), shown.err
