@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -77,19 +77,8 @@ def test_all_checks_pass_when_nothing_is_wrong(deployment: Deployment) -> None:
     lines = deployment.lines()
     assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in OF_THE_MACHINE} == {}
     assert lines.keys() == {
-        *(
-            "database",
-            "integrity",
-            "wal",
-            "rights",
-            "outbox",
-            "invalidations",
-            "event times",
-            "decision ids",
-            "dead letters",
-            "evidence",
-            "retention",
-        ),
+        *("database", "integrity", "wal", "rights", "outbox", "invalidations", "event times", "decision ids"),
+        *("dead letters", "evidence", "retention"),
         *("priors", "samples", "features", "registry"),
         *("file system", "disk space", "sqlite", "open files"),
         *("cache", "cache writes", "cache clock", "cache memory"),
@@ -106,62 +95,34 @@ def test_full_check_reads_the_whole_database(deployment: Deployment) -> None:
     assert deployment.lines("--full")["integrity"] == ("ok", "every page, row and index is intact")
 
 
-Change = Callable[[Deployment], object]
-SERVER_FAULTS: list[tuple[str, Change, str, str, str]] = [
-    ("no limit", lambda d: ask(d.cache, "CONFIG", "SET", "maxmemory", "0"), "cache memory", "warn", "no memory limit"),
-    (
-        "full and stuck",
-        lambda d: ask(d.cache, "CONFIG", "SET", "maxmemory-policy", "noeviction"),
-        *("cache memory", "warn", "noeviction"),
-    ),
-    (
-        "queue evicts",
-        lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory", "64mb", "maxmemory-policy", "volatile-lru"),
-        *("queue eviction", "bad", "volatile-lru"),
-    ),
-    (
-        "queue would evict",
-        lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru"),
-        *("queue eviction", "warn", "with a memory limit"),
-    ),
-    (
-        "nothing on disk",
-        lambda d: ask(d.queue, "CONFIG", "SET", "appendonly", "no"),
-        *("queue persistence", "warn", "nothing to disk"),
-    ),
-    (
-        "snapshots only",
-        lambda d: ask(d.queue, "CONFIG", "SET", "appendonly", "no", "save", "3600 1"),
-        *("queue persistence", "warn", "only snapshots"),
-    ),
-    ("no worker", lambda d: ask(d.queue, "DEL", HEALTH_KEY), "worker", "bad", "no worker"),
-    ("replica", lambda d: ask(d.cache, "REPLICAOF", "127.0.0.1", "1"), *("cache writes", "bad", "it is a replica")),
-    (
-        "out of memory",
-        lambda d: ask(d.queue, "CONFIG", "SET", "maxmemory", "1"),
-        *("queue writes", "bad", "refuses writes: "),
-    ),
-    (
-        "no rights",
-        lambda d: ask(d.cache, "ACL", "SETUSER", "default", "-set"),
-        *("cache writes", "bad", "it refuses a lease: NOPERM"),
-    ),
-    (
-        "two services on one queue",
-        lambda d: ask(d.queue, "ZADD", "arq:queue:databases", str(now_ms()), "one", str(now_ms()), "other"),
-        *("worker", "bad", "workers of 2 databases"),
-    ),
-    ("cache is gone", lambda d: d.cache.kill(), "cache", "bad", "it does not answer"),
-    ("queue is gone", lambda d: d.queue.kill(), "queue", "bad", "it does not answer"),
+# A command to one of the servers, and how a check then judges it.
+SERVER_FAULTS = [
+    ("cache", "CONFIG SET maxmemory 0", "cache memory", "warn", "no memory limit"),
+    ("cache", "CONFIG SET maxmemory-policy noeviction", "cache memory", "warn", "noeviction"),
+    ("queue", "CONFIG SET maxmemory 64mb maxmemory-policy volatile-lru", "queue eviction", "bad", "volatile-lru"),
+    ("queue", "CONFIG SET maxmemory-policy allkeys-lru", "queue eviction", "warn", "with a memory limit"),
+    ("queue", "CONFIG SET appendonly no", "queue persistence", "warn", "nothing to disk"),
+    ("queue", "CONFIG SET appendonly no save 3600~1", "queue persistence", "warn", "only snapshots"),
+    ("queue", f"DEL {HEALTH_KEY}", "worker", "bad", "no worker"),
+    ("cache", "REPLICAOF 127.0.0.1 1", "cache writes", "bad", "it is a replica"),
+    ("queue", "CONFIG SET maxmemory 1", "queue writes", "bad", "refuses writes: "),
+    ("cache", "ACL SETUSER default -set", "cache writes", "bad", "it refuses a lease: NOPERM"),
+    ("queue", f"ZADD arq:queue:databases {now_ms()} a {now_ms()} b", "worker", "bad", "workers of 2 databases"),
+    ("cache", "kill", "cache", "bad", "it does not answer"),
+    ("queue", "kill", "queue", "bad", "it does not answer"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "check", "state", "text"), [row[1:] for row in SERVER_FAULTS], ids=[row[0] for row in SERVER_FAULTS]
-)
-def test_server_fault_is_named(deployment: Deployment, change: Change, check: str, state: str, text: str) -> None:
+@pytest.mark.parametrize(("which", "command", "check", "state", "text"), SERVER_FAULTS)
+def test_server_fault_is_named(
+    deployment: Deployment, which: str, command: str, check: str, state: str, text: str
+) -> None:
     assert deployment.lines()[check][0] == "ok"
-    change(deployment)
+    server: EmbeddedServer = getattr(deployment, which)
+    if command == "kill":
+        server.kill()
+    else:
+        ask(server, *(word.replace("~", " ") for word in command.split()))
     found = deployment.lines()[check]
     assert found[0] == state
     assert text in found[1]
@@ -193,62 +154,40 @@ def test_servers_are_missing_when_no_setting_names_them(migrated: Run) -> None:
     assert "separate" not in lines
 
 
-OLD_MS = 600_000
-ROW_FAULTS: list[tuple[str, str, str, str, str]] = [
-    (
-        "outbox",
-        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
-        f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() - OLD_MS}, {now_ms() - OLD_MS})",
-        *("outbox", "warn", "1 events wait for a worker, the oldest for"),
-    ),
-    (
-        "decision ids",
-        f"INSERT INTO unknown_decisions VALUES ('shop', 12, {now_ms() - OLD_MS}), ('old', 1, {now_ms() - 90_000_000})",
-        *("decision ids", "warn", "12 events sent by shop named no decision of the user."),
-    ),
-    (
-        "owed",
-        "INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('u', 0)",
-        *("invalidations", "warn", "owed to the cache: 1"),
-    ),
-    (
-        "ahead",
-        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
-        f"VALUES ('e', 'signals.tip.served', 'u', x'00', {now_ms() + DAY_MS}, 0)",
-        *("event times", "warn", "in the future: 1"),
-    ),
-    (
-        "letter",
-        "INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms) "
-        "VALUES ('queue', '{}', 'e', '', 1, 0, 0)",
-        *("dead letters", "warn", "dead letters: 1"),
-    ),
-    (
-        "evidence",
-        f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0)",
-        *("evidence", "bad", "damaged: 1"),
-    ),
-    (
-        "prior",
-        "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) "
-        f"VALUES ('{SPEC_V2.hash}', x'00', 1, 1, 1, 0), ('of another release', x'00', 1, 1, 1, 0)",
-        *("priors", "bad", "priors: 1"),
-    ),
-    (
-        "disabled",
-        "INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES ('f', 'ann', 'slow', 0)",
-        *("features", "warn", "f is disabled by ann at 1970-01-01T00:00:00.000Z: slow"),
-    ),
-    ("old sample", f"UPDATE samples SET at_ms = {now_ms() - OLD_MS}", "samples", "warn", "the newest sample is"),
-    ("no sample", "DELETE FROM samples", "samples", "warn", "no process has ever"),
-    ("behind", "UPDATE alembic_version SET version_num = '0001'", "database", "bad", "is at revision 0001"),
-    ("newer", "UPDATE alembic_version SET version_num = '9999'", "database", "bad", "is newer (9999)"),
+OLD_MS = now_ms() - 600_000
+EVENT = (
+    "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
+    "VALUES ('e', 'signals.tip.served', 'u', x'00', {}, {})"
+)
+LETTER = (
+    "INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms) "
+    "VALUES ('queue', '{}', 'e', '', 1, 0, 0)"
+)
+UNKNOWN = f"INSERT INTO unknown_decisions VALUES ('shop', 12, {OLD_MS}), ('old', 1, {now_ms() - 90_000_000})"
+OWED = "INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('u', 0)"
+DAMAGED = f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0)"
+PRIORS = (
+    "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) "
+    f"VALUES ('{SPEC_V2.hash}', x'00', 1, 1, 1, 0), ('of another release', x'00', 1, 1, 1, 0)"
+)
+DISABLED = "INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES ('f', 'ann', 'slow', 0)"
+ROW_FAULTS = [
+    (EVENT.format(OLD_MS, OLD_MS), "outbox", "warn", "1 events wait for a worker, the oldest for"),
+    (UNKNOWN, "decision ids", "warn", "12 events sent by shop named no decision of the user."),
+    (OWED, "invalidations", "warn", "owed to the cache: 1"),
+    (EVENT.format(now_ms() + DAY_MS, 0), "event times", "warn", "in the future: 1"),
+    (LETTER, "dead letters", "warn", "dead letters: 1"),
+    (DAMAGED, "evidence", "bad", "damaged: 1"),
+    (PRIORS, "priors", "bad", "priors: 1"),
+    (DISABLED, "features", "warn", "f is disabled by ann at 1970-01-01T00:00:00.000Z: slow"),
+    (f"UPDATE samples SET at_ms = {OLD_MS}", "samples", "warn", "the newest sample is"),
+    ("DELETE FROM samples", "samples", "warn", "no process has ever"),
+    ("UPDATE alembic_version SET version_num = '0001'", "database", "bad", "is at revision 0001"),
+    ("UPDATE alembic_version SET version_num = '9999'", "database", "bad", "is newer (9999)"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("statement", "check", "state", "text"), [row[1:] for row in ROW_FAULTS], ids=[row[0] for row in ROW_FAULTS]
-)
+@pytest.mark.parametrize(("statement", "check", "state", "text"), ROW_FAULTS, ids=[row[3] for row in ROW_FAULTS])
 def test_database_fault_is_named(deployment: Deployment, statement: str, check: str, state: str, text: str) -> None:
     assert deployment.lines()[check][0] == "ok"
     deployment.execute(statement)
@@ -331,18 +270,16 @@ MOUNTS = """\
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "state"),
-    [
-        *(("ext4", "ok"), ("xfs", "ok"), ("btrfs", "ok"), ("zfs", "ok"), ("fuse.mergerfs", "ok")),
-        *(("nfs", "bad"), ("nfs4", "bad"), ("cifs", "bad"), ("9p", "bad"), ("fuse.sshfs", "bad"), ("lustre", "bad")),
-        *(("tmpfs", "warn"), ("overlay", "warn")),
-    ],
-)
-def test_file_system_is_judged_by_its_mount(tmp_path: Path, kind: str, state: str) -> None:
+def test_file_system_is_judged_by_its_mount(tmp_path: Path) -> None:
     mounts, place = tmp_path / "mountinfo", tmp_path / "var"
-    mounts.write_text(MOUNTS.format(place=place, kind=kind))
-    assert diagnose_file_system(place, mounts).state == state
+    for state, kinds in {
+        "ok": "ext4 xfs btrfs zfs fuse.mergerfs",
+        "bad": "nfs nfs4 cifs 9p fuse.sshfs lustre",
+        "warn": "tmpfs overlay",
+    }.items():
+        for kind in kinds.split():
+            mounts.write_text(MOUNTS.format(place=place, kind=kind))
+            assert diagnose_file_system(place, mounts).state == state, kind
 
 
 def test_memory_file_system_is_named(deployment: Deployment, tmp_path: Path) -> None:
@@ -353,7 +290,6 @@ def test_memory_file_system_is_named(deployment: Deployment, tmp_path: Path) -> 
         assert lines["file system"][0] == "warn"
         assert lines["file system"][1].startswith("the database lies in memory")
         assert lines["disk space"][0] == "bad"
-    assert not deployment.lines()["file system"][1].startswith("the database lies in memory")
 
 
 @contextmanager
@@ -387,12 +323,12 @@ def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
     )
 
 
-@pytest.mark.parametrize("key", ["", "secret", "SECRET", "Admin", "123456", "ops"])
-def test_weak_key_is_named_but_not_shown(deployment: Deployment, key: str) -> None:
-    weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
-    state, text = deployment.lines(api_keys=weak)["weak keys"]
-    assert (state, "key ops" in text) == ("bad", True)
-    assert key in ("", "ops") or key not in text
+def test_weak_key_is_named_but_not_shown(deployment: Deployment) -> None:
+    for key in ("", "secret", "SECRET", "Admin", "123456", "ops"):
+        weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
+        state, text = deployment.lines(api_keys=weak)["weak keys"]
+        assert (state, "key ops" in text) == ("bad", True), key
+        assert key in ("", "ops") or key not in text
 
 
 def test_pruning_that_needs_confirmation_is_named(deployment: Deployment) -> None:
