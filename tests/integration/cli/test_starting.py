@@ -154,11 +154,12 @@ def test_nothing_starts_when_database_features_or_retention_are_unfit(
     with closing(sqlite3.connect(tmp_path / "empty.db")) as connection:
         connection.execute("CREATE TABLE another (x)")
     broken = own_registry(tmp_path / "own.py", own_entry(compute="SELECT user_id, x AS value FROM views"))
-    for code, message, settings in [
+    cases: list[tuple[int, str, dict[str, object]]] = [
         (3, "error: the database at empty.db is not migrated; run `profiles migrate`", {"database": "empty.db"}),
         (2, "error: feature 'probe': the SQL does not compile: no such column: x", {"features": broken}),
         (2, "error: PROFILES_RETENTION_DAYS: must be at least 60", {"retention_days": 59}),
-    ]:
+    ]
+    for code, message, settings in cases:
         shown = migrated(command, **settings, worker_metrics_port=0, port=free_port(), **SERVERS)
         assert (shown.code, shown.err[: len(message)]) == (code, message)
 

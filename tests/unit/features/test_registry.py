@@ -173,4 +173,4 @@ def test_value_is_not_encoded_when_it_is_of_another_dtype() -> None:
     }
     for dtype, values in foreign.items():
         for value in values:
-            assert as_dtype(dtype, value) is encode_value(dtype, value) is None, (dtype, value)
+            assert (as_dtype(dtype, value), encode_value(dtype, value)) == (None, None), (dtype, value)
