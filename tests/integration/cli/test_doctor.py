@@ -113,7 +113,9 @@ SERVER_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("which", "command", "check", "state", "text"), SERVER_FAULTS)
+@pytest.mark.parametrize(
+    ("which", "command", "check", "state", "text"), SERVER_FAULTS, ids=[row[4] for row in SERVER_FAULTS]
+)
 def test_server_fault_is_named(
     deployment: Deployment, which: str, command: str, check: str, state: str, text: str
 ) -> None:

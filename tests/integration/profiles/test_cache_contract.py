@@ -19,7 +19,9 @@ CELL = Cell("ann", "tip_volume_30d")
 OTHER = Cell("bob", "tip_volume_30d")
 VALUE = b"V0123abcd:7:1:2:3.5"
 NEWER = b"V0123abcd:8:1:2:4.5"
-ODD_IDS = ["a b", *'% %41 A { } {a} a}:{b a%20b 🦊 a:b : a\\b " ä a* ? ~'.split()]
+ODD_IDS = [
+    *("%", "%41", "A", "{", "}", "{a}", "a}:{b", "a b", "a%20b", "🦊", "a:b", ":", "a\\b", '"', "ä", "a*", "?", "~"),
+]
 
 
 @pytest.fixture(params=FLAVOURS)
