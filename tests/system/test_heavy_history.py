@@ -1,4 +1,4 @@
-"""A training set of a user with 150,000 events: it delays nobody, and ends with its client or its process."""
+"""A training set of a user with 150,000 events: it delays no other request, and ends with its client or its process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker makes the look that is due, and rolls back a challenger whose answers take too long; nobody asks it to."""
+"""A worker makes the look that is due, and rolls back a challenger with slow answers without a request."""
 
 from __future__ import annotations
 

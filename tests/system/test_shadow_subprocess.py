@@ -1,4 +1,4 @@
-"""The process beside a real API process: decisions do not depend on it, and it does not outlive who started it."""
+"""The shadow subprocess of an API process: decisions do not depend on it, and it ends with its parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM under load: what was sent is answered, who comes later is refused, and no job is lost or done twice."""
+"""SIGTERM under load: sent requests are answered, later ones are refused, and no job is lost or done twice."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_draining_process_serves_but_is_not_ready(fleet: Fleet) -> None:
 
     await eventually_async(stopping, 0.9, 0.01)
     event = payload(served("ann", now_ms()))
-    another = Connection(api.port)  # whoever still comes is let in
+    another = Connection(api.port)  # new connections are still accepted
     assert (await another.post("/events", event)).status == 202
     assert (await kept.get("/profiles/ann")).json["features"]["tip_volume_30d"] == 1
     assert ended_well(api), api.program.output

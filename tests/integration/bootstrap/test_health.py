@@ -59,7 +59,7 @@ async def test_worker_takes_samples_while_it_runs(settings: Settings, database: 
 
 
 async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
-    """Nobody asks its process for them, as scraping does an API's."""
+    """Unlike an API's, they are not refreshed by a scrape."""
     await SqliteDeadLetters(database).bury_payload("1", "no event", "", 1)
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)

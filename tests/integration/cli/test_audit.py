@@ -1,4 +1,4 @@
-"""`profiles audit`: finds what is untrue among everyone, and its exit code tells whether something is left."""
+"""`profiles audit` checks all users; its exit code says whether a violation is left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USERS = [*(f"user-{number}" for number in range(6)), ODD]
 
 
 async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> None:
-    """Everyone's profile is cached; of some with a value that nothing explains."""
+    """Cache the profiles of all users; those of `untrue` with a wrong value."""
     async with open_service(
         Settings(features=FEATURES, database=database, cache_url=server.url), door="command"
     ) as service:

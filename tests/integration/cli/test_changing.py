@@ -1,4 +1,4 @@
-"""`events`, `rebuild`, `demo`, `keys`: they work beside a service and without one, and say which line is bad."""
+"""`events`, `rebuild`, `demo`, `prune`, `keys`: with and without a running service; a bad line is named."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_commands_find_the_servers_of_a_running_up(populated: Run, tmp_path: Pat
     assert populated("rebuild", "user-1", cache_timeout_ms=5_000).code == 0
     (tmp_path / "more").write_text(line("more"))
     assert populated("events", "more").code == 0
-    assert ask(own_valkey, "ZCARD", "arq:queue") == 1  # a worker is told
+    assert ask(own_valkey, "ZCARD", "arq:queue") == 1  # the job for a worker
 
 
 def test_commands_ignore_a_useless_announcement(migrated: Run, tmp_path: Path) -> None:

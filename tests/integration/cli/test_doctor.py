@@ -1,4 +1,4 @@
-"""`profiles doctor` on real servers and files: nothing to mend where nothing is wrong, and each fault by its name."""
+"""`profiles doctor` on real servers and files: each fault is named, and a sound deployment passes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.support.small_disk import small_file_system
 from tests.support.traffic import now_ms
 
 STRONG = f"ops:admin:{hash_key('pk_3v8Jq0bKpYw2s9TfHnE7').hex()}"
-# Of the machine that the tests run on, whatever is right for the service.
+# Checks that depend on the machine.
 OF_THE_MACHINE = {"sqlite", "file system", "disk space", "open files"}
 
 
 class Deployment(NamedTuple):
-    """What the doctor looks at; sound unless a test changes it."""
+    """The doctor's subject: sound unless a test changes it."""
 
     profiles: Run
     database: Path

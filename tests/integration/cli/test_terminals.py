@@ -1,4 +1,4 @@
-"""What commands write where standard output is a pipe, knows only ASCII, or is read by a program."""
+"""The output of commands to a pipe, to an ASCII terminal, and to a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker: errors become retries, retries never lose an event, and nothing on the queue ends it."""
+"""The worker retries after errors, loses no event, and survives any content of the queue."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def event(event_id: str, **changes: Any) -> dict[str, Any]:
 
 
 def run_of(service: OpenService, run_id: str, touched_ms: int) -> RebuildRun:
-    """A rebuild of everyone, asked for at a moment."""
+    """A queued rebuild of all users."""
     features = list(REGISTRY.names)
     return RebuildRun(
         run_id, scope_of(None), None, features, "queued", 0, 0, "", "ann", touched_ms, None, touched_ms, None, None
@@ -295,7 +295,7 @@ async def test_decisions_are_pruned_by_their_own_retention(service: OpenService)
 async def working(
     settings: Settings, learner: FakeLearner | None = None, pace: Pace = PACE
 ) -> AsyncIterator[tuple[OpenService, asyncio.Event]]:
-    """A worker in this event loop, its parts, and what stops it; stopped at the end in any case."""
+    """A worker in this event loop: its service, and the event that stops it. It is always stopped at the end."""
     stop = asyncio.Event()
     ready: list[OpenService] = []
     running = asyncio.create_task(
@@ -312,7 +312,7 @@ async def working(
 
 
 async def ended(running: asyncio.Task[None]) -> None:
-    """Return when a worker that was told to stop has ended; one that does not is ended, and fails the test alone."""
+    """Wait until a stopping worker has ended. A worker that does not end is cancelled, and the test fails."""
     await asyncio.wait({running}, timeout=STOP_S)
     if not running.done():
         stack = StringIO()
@@ -339,7 +339,7 @@ async def stored(service: OpenService) -> int:
 
 
 async def test_no_worker_is_left_when_a_test_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would work on in the event loop, and take what is meant for the next one of the same test."""
+    """It would continue in the event loop, and take jobs of the next worker of the same test."""
     monkeypatch.setattr(f"{__name__}.START_S", 0.0)
     with pytest.raises(AssertionError, match="not true within"):
         async with working(settings):
@@ -378,7 +378,7 @@ async def test_quality_is_measured_when_requested_or_lost(settings: Settings) ->
         run, _ = await service.quality.runs.open("ann", now_ms())
         await service.quality.start(run.id)
         await eventually_async(lambda: completed(1))
-        await service.quality.runs.open("bob", now_ms() - 60_000)  # and nobody was told
+        await service.quality.runs.open("bob", now_ms() - 60_000)  # its job was lost
         await eventually_async(lambda: completed(2))
 
 
@@ -604,7 +604,7 @@ async def test_worker_continues_when_the_queue_was_silent(
     begun: list[queue_worker._Worker],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Paused, not gone: its connections stay open, and nobody is told."""
+    """The queue is paused: its connections stay open, and no error is reported."""
     monkeypatch.setattr(queue_worker, "SILENT_S", 0.2)
     monkeypatch.setattr(queue_worker, "BLOCKING_S", 0.2)
     async with working(settings) as (service, _):
@@ -702,7 +702,7 @@ async def test_worker_refuses_to_start_without_a_server(settings: Settings) -> N
 @pytest.mark.slow
 async def test_users_of_new_events_are_checked(settings: Settings) -> None:
     async with working(settings) as (service, _):
-        labels = {"after": "1s", "outcome": "empty"}  # nobody has read them
+        labels = {"after": "1s", "outcome": "empty"}  # not read yet
 
         async def checked() -> bool:
             await service.ingestor.ingest([served("ann", now_ms())])

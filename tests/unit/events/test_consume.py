@@ -1,4 +1,4 @@
-"""Consumption and retention on a real log: once each, in order, and a poison event stands in nobody's way."""
+"""Consumption and retention on a real log: once each, in order, and a poison event does not block others."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_no_attempt_is_counted_when_a_dependency_fails(
 
 
 async def test_sweep_drops_every_key_of_left_events(consumption: ConsumerFixture) -> None:
-    """Whether the DEL was made before the process died, nobody knows."""
+    """The process may have died before its DEL."""
     await consumption.store(served("ann", event_id="a"), feedback("bob", event_id="b"))
     assert await consumption.consumer.sweep() == 0, "they may be in good hands"
     consumption.clock.advance(SWEEP_AGE_MS + 1)

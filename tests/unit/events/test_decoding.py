@@ -1,4 +1,4 @@
-"""Bodies: their shapes, and what a producer is told of one that cannot be read."""
+"""The accepted shapes of a body, and the messages about a body that cannot be read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")
 
 
 def invalid(raw: bytes) -> list[Issue]:
-    """What is wrong with a body that can be read."""
+    """The issues of a body that is valid JSON."""
     with pytest.raises(InvalidInput) as caught:
         decode_json(raw)
     assert caught.value.issues
@@ -26,7 +26,7 @@ def invalid(raw: bytes) -> list[Issue]:
 
 
 def undecodable(raw: bytes) -> str:
-    """Why a body cannot be read, everything that a producer is told."""
+    """The whole message about a body that cannot be read."""
     with pytest.raises(Undecodable) as caught:
         decode_json(raw)
     return " ".join([str(caught.value), *(f"{issue.path}: {issue.detail}" for issue in caught.value.issues)])

@@ -1,4 +1,4 @@
-"""Which fields an event has, and what a producer is told of those that break a rule."""
+"""The fields of an event, and the messages about fields that break a rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")
 
 
 def invalid(raw: bytes) -> list[Issue]:
-    """What is wrong with a body that can be read."""
+    """The issues of a body that is valid JSON."""
     with pytest.raises(InvalidInput) as caught:
         decode_json(raw)
     assert caught.value.issues
@@ -23,7 +23,7 @@ def invalid(raw: bytes) -> list[Issue]:
 
 
 def issue(**changes: object) -> Issue:
-    """The one thing wrong with an event, changed so."""
+    """The only issue of an event with these changes."""
     (only,) = invalid(json.dumps(payload(FEEDBACK_EVENT, **changes)).encode())
     return only
 

@@ -20,7 +20,7 @@ ADMISSION = Admission(retention_days=180)
 
 
 def admit_one(event: TipEvent, now_ms: int = NOW_MS) -> Issue | None:
-    """What is wrong with an event's time, if anything."""
+    """The issue of an event's time, if any."""
     try:
         ADMISSION.admit([event], now_ms)
     except InvalidInput as error:

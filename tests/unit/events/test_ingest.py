@@ -1,4 +1,4 @@
-"""Ingest on a real log: the fixed order, shared commits, and what senders are told when something fails."""
+"""Ingest on a real log: the fixed order, shared commits, and the errors that senders get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of what never became an event names a user."""
+"""Which dead letters name a user."""
 
 from __future__ import annotations
 

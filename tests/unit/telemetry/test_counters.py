@@ -1,4 +1,4 @@
-"""Tallies say the same as prometheus-client's own metrics of the same observations."""
+"""The fast counters export what prometheus-client's metrics export for the same observations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit: it finds what is untrue, blames nobody for what is not over, and repairs."""
+"""The consistency check finds wrong values, ignores differences that are still being resolved, and repairs."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ async def test_large_batch_is_checked_in_bounded_pieces(service: PausableService
 
 
 async def test_values_rebuilt_by_another_process_are_read(group: ServiceGroup, database_path: Path) -> None:
-    """Somebody mended the facts by hand, which no event tells of; that is what a rebuild is for."""
+    """The facts were changed by hand, without an event. A rebuild is the only way to correct the values."""
     reader, admin = await group.open(), await group.open()
     await reader.send(served(USER), feedback(USER))
     await kept(reader, USER)

@@ -1,4 +1,4 @@
-"""Reads: what is shared, what is not waited for, what is never believed, and what happens when things fail."""
+"""Reads: shared work, independent waiting, distrusted bytes, and failures of cache and database."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ async def test_no_hit_is_served_when_something_is_owed(service: PausableService)
 
 
 async def put(service: PausableService, cell: Cell, raw: bytes) -> None:
-    """Bytes into a key, as a stranger would."""
+    """Store bytes under a key, as a foreign program would."""
     epoch, (held,) = await service.cache.inner.read([cell])
     (token,) = [held] if held is not None else await service.cache.inner.lease(epoch, [cell])
     assert await service.cache.inner.fill(epoch, [Fill(cell, token, raw, 60_000)]) == [True]

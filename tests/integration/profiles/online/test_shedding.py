@@ -1,4 +1,4 @@
-"""Too much to compute: whoever would wait too long is told so at once, whoever is let in is answered, hits as ever."""
+"""Overload: a read that would wait too long is shed at once, an admitted read is answered, hits are unaffected."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ FOR_EVER = 1e9
 
 
 class RunsFixture(NamedTuple):
-    """A service, its book of runs, and who carries them out."""
+    """A service, its repository of runs, and the runner."""
 
     service: PausableService
     book: RebuildRepository

@@ -1,4 +1,4 @@
-"""Computations: shared among those who wait, sliced, and never serving what is not of its dtype."""
+"""Computations are shared by waiting requests, sliced, and never give a value of another dtype."""
 
 from __future__ import annotations
 
