@@ -395,7 +395,10 @@ def test_key_is_refused_when_its_name_or_scope_is_not_allowed(profiles: Run) -> 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["backup", "copy.db"], "copy.db.part"), (["restore", "--yes", "copy.db"], "var/profiles.db.restoring")],
+    [
+        pytest.param(["backup", "copy.db"], "copy.db.part", marks=pytest.mark.slow),
+        (["restore", "--yes", "copy.db"], "var/profiles.db.restoring"),
+    ],
     ids=["backup", "restore"],
 )
 def test_no_partial_copy_is_left_when_backup_is_stopped(
