@@ -21,7 +21,9 @@ pytest_plugins = [
 ]
 
 settings.register_profile("local", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=30, database=None)
+settings.register_profile(
+    "quick", deadline=None, max_examples=30, database=None, derandomize="CI" in os.environ, print_blob=True
+)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
