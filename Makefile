@@ -15,6 +15,9 @@ UPGRADE ?=
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
 
+# Keep compiled modules, even if the environment says otherwise: compiling them takes every test process three seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help up unit quick test check format bench bench-peers torture soak durability fuzz screenshots lock clean
 
@@ -25,10 +28,10 @@ up: $(STAMP) ## Run everything on this machine: cache, queue, API and worker (Ct
 	@exec $(BIN)/profiles up
 
 unit: $(STAMP) ## Run the tests that need no server: pure code and SQLite
-	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick -n 2 --dist worksteal tests/unit $(ARGS)
 
 quick: $(STAMP) ## Run the fast tests: unit and integration
-	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal tests/unit tests/integration $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick -n 2 --dist worksteal tests/unit tests/integration $(ARGS)
 
 test: $(STAMP) ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -1,9 +1,16 @@
-"""Fixtures of every test, and Hypothesis' profile: the same examples on every run of the build."""
+"""Fixtures of every test, and Hypothesis' profiles.
+
+In CI, the examples are the same on every run. `make unit` and `make quick` try 30 examples, `make test` 100.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = [
@@ -14,5 +21,23 @@ pytest_plugins = [
 ]
 
 settings.register_profile("local", deadline=None)
+settings.register_profile(
+    "quick", deadline=None, max_examples=30, database=None, derandomize="CI" in os.environ, print_blob=True
+)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+# A full collection over all imported modules costs 0.1 s; with the default thresholds, collecting the tests makes 25.
+gc.set_threshold(50_000, 10, 10)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The quick tests write a thousand databases, which takes half the system time in memory.
+    memory = Path("/dev/shm")  # pytest makes a directory of its own in it
+    if config.option.markexpr == "not slow" and memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))

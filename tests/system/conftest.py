@@ -18,6 +18,6 @@ def fleet(programs: Programs, migrated_template: Path, tmp_path: Path, start_ser
     """An empty database, a cache and a queue of this test's own; no process yet."""
     cache, queue = start_server(VALKEY), start_server(VALKEY, options=("--appendonly", "yes"))
     yield Fleet(programs, fresh_database(migrated_template, tmp_path), cache, queue)
-    programs.close()  # before the servers, so that nobody waits for them
+    programs.close()  # before the servers, so that no process waits for them
     cache.kill()
     queue.kill()

@@ -30,7 +30,7 @@ def spoil(fleet: Fleet) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-async def test_untrue_value_is_found_repaired_and_told_of_when_a_worker_runs(fleet: Fleet) -> None:
+async def test_worker_finds_repairs_and_reports_a_violation(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1, near_users=0)
     worker = fleet.worker(log_format="json")
     connection = Connection(api.port)

@@ -36,8 +36,6 @@ Step = Callable[[], object]
 
 
 class Trouble:
-    """Two API processes and their clients."""
-
     def __init__(self, fleet: Fleet, apis: list[Member]) -> None:
         self.fleet = fleet
         self.apis = apis
@@ -58,7 +56,6 @@ class Trouble:
         await asyncio.gather(*(run(client) for client in self._clients))
 
     async def readiness(self) -> list[dict[str, Any]]:
-        """What /readyz says in each process."""
         answers = [await probe.get("/readyz") for probe in self._probes]
         assert {answer.status for answer in answers} == {200}
         return [answer.json for answer in answers]
@@ -84,14 +81,12 @@ class Trouble:
             await eventually_async(hit, RETURN_S)
 
     def check(self) -> None:
-        """What holds in every phase."""
         assert self.books.stale == []
         assert self.books.wrong == []
         assert self.books.statuses.keys() == {200, 202}
         assert self.fleet.stored() == dict.fromkeys(self.books.event_ids, 1)
 
     async def close(self) -> None:
-        """Close every connection."""
         for client in self._clients:
             await client.close()
         for probe in self._probes:
@@ -100,7 +95,6 @@ class Trouble:
 
 @asynccontextmanager
 async def trouble(fleet: Fleet, apis: list[Member] | None = None) -> AsyncIterator[Trouble]:
-    """Two processes whose cache is warm."""
     opened = Trouble(fleet, apis or await fleet.apis(2))
     try:
         await opened.pairs(PAIRS_BEFORE)
@@ -135,7 +129,7 @@ async def _take(step: Step) -> None:
         await outcome
 
 
-async def test_reads_stay_right_when_the_cache_is_paused_and_goes_on_with_its_old_contents(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_is_paused(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         await goes_through(now, lambda: fleet.cache.signal(signal.SIGSTOP), lambda: fleet.cache.signal(signal.SIGCONT))
 
@@ -145,7 +139,7 @@ async def test_reads_stay_right_when_the_cache_is_killed_and_starts_empty(fleet:
         await goes_through(now, fleet.cache.kill, lambda: asyncio.to_thread(fleet.cache.start))
 
 
-async def test_reads_stay_right_when_the_cache_comes_back_with_contents_from_before(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_restores_old_contents(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         dump = fleet.cache.directory / "dump.rdb"
         ask(fleet.cache, "SAVE")
@@ -160,7 +154,7 @@ async def test_reads_stay_right_when_the_cache_comes_back_with_contents_from_bef
         await goes_through(now, fleet.cache.kill, return_as_it_was)
 
 
-async def test_reads_stay_right_when_the_cache_becomes_a_replica_that_refuses_writes(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_becomes_a_replica(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         await goes_through(
             now,
@@ -170,7 +164,7 @@ async def test_reads_stay_right_when_the_cache_becomes_a_replica_that_refuses_wr
         )
 
 
-async def test_reads_stay_right_when_the_cache_is_full_and_refuses_to_grow(fleet: Fleet) -> None:
+async def test_reads_stay_right_when_the_cache_is_full(fleet: Fleet) -> None:
     async with trouble(fleet) as now:
         ask(fleet.cache, "CONFIG", "SET", "maxmemory-policy", "noeviction")
         await goes_through(
@@ -188,7 +182,7 @@ async def test_reads_stay_right_when_one_process_cannot_reach_the_cache(fleet: F
             await goes_through(now, way.cut if kind == "cut" else way.silence, way.mend)
 
 
-async def test_events_are_taken_as_quickly_when_the_queue_is_paused(fleet: Fleet) -> None:
+async def test_ingest_is_as_fast_when_the_queue_is_paused(fleet: Fleet) -> None:
     worker = fleet.worker()
     async with trouble(fleet) as now:
         await goes_through(
@@ -202,7 +196,7 @@ async def test_events_are_taken_as_quickly_when_the_queue_is_paused(fleet: Fleet
     assert worker.program.running
 
 
-async def test_events_are_consumed_all_the_same_when_the_queue_is_killed(fleet: Fleet) -> None:
+async def test_events_are_consumed_when_the_queue_is_killed(fleet: Fleet) -> None:
     worker = fleet.worker()
     async with trouble(fleet) as now:
         fleet.queue.kill()

@@ -61,14 +61,12 @@ class Producer:
         self._number = first
 
     async def send(self) -> int:
-        """A new piece; the status."""
         self._number += 1
         user = f"user-{self._number % 7}"
         events = [payload(served(user, now_ms()), event_id=f"{self._number}-{place}") for place in range(PIECE)]
         return await self.send_again(events)
 
     async def send_again(self, events: list[dict[str, Any]]) -> int:
-        """A piece; the status."""
         answer = await self.connection.post("/events", events)
         if answer.status == 202:
             self.acknowledged |= {event["event_id"] for event in events}
@@ -117,7 +115,7 @@ def half_written(database: Path) -> list[tuple[Any, ...]]:
         return rows + [row for row in connection.execute("PRAGMA integrity_check") if row != ("ok",)]
 
 
-async def test_events_are_refused_whole_and_reads_go_on_when_the_disk_is_full(
+async def test_events_are_refused_when_the_disk_is_full(
     small_fleet: Fleet, disk: Disk, producer_of: MakeProducer
 ) -> None:
     (api,) = await small_fleet.apis(1)
@@ -189,7 +187,7 @@ async def _all_consumed(fleet: Fleet) -> bool:
     return fleet.unconsumed() == 0
 
 
-async def test_nothing_is_half_written_when_the_disk_fills_under_many_clients(
+async def test_nothing_is_half_written_when_the_disk_fills(
     small_fleet: Fleet, disk: Disk, producer_of: MakeProducer
 ) -> None:
     (api,) = await small_fleet.apis(1)
@@ -215,9 +213,7 @@ async def test_nothing_is_half_written_when_the_disk_fills_under_many_clients(
 
 
 @pytest.mark.parametrize("disk", ["file system"], indirect=True)  # a limit is of a process that runs already
-async def test_process_starts_and_serves_reads_when_the_disk_is_full(
-    small_fleet: Fleet, disk: Disk, producer_of: MakeProducer
-) -> None:
+async def test_process_starts_when_the_disk_is_full(small_fleet: Fleet, disk: Disk, producer_of: MakeProducer) -> None:
     (first,) = await small_fleet.apis(1)
     assert await producer_of(first.port).send() == 202
     disk.fill()
@@ -227,7 +223,7 @@ async def test_process_starts_and_serves_reads_when_the_disk_is_full(
 
 
 @pytest.mark.parametrize("disk", ["file system"], indirect=True)
-async def test_first_process_starts_and_serves_reads_when_the_disk_is_full(
+async def test_first_process_starts_when_the_disk_is_full(
     small_fleet: Fleet, disk: Disk, producer_of: MakeProducer
 ) -> None:
     (first,) = await small_fleet.apis(1)
@@ -262,9 +258,7 @@ def scored(database: Path) -> dict[str, str]:
     return {request_id: decision_id for request_id, decision_id, _, _ in rows}
 
 
-async def test_decisions_are_refused_whole_when_the_disk_is_full_and_made_once_when_there_is_room(
-    small_fleet: Fleet, disk: Disk
-) -> None:
+async def test_decisions_are_refused_when_the_disk_is_full(small_fleet: Fleet, disk: Disk) -> None:
     (api,) = await small_fleet.apis(1)
     connection = Connection(api.port)
     candidates = [

@@ -1,4 +1,4 @@
-"""A training set of a user with 150,000 events: it delays nobody, and ends with its client or its process."""
+"""A training set of a user with 150,000 events: it delays no other request, and ends with its client or its process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ class Site(NamedTuple):
 
 
 def rows_of(users: Sequence[str], count: int) -> dict[str, object]:
-    """A training set of so many rows."""
     now = now_ms()
     rows = [{"user_id": users[n % len(users)], "as_of": rfc3339(now - n)} for n in range(count)]
     return {"rows": rows}
@@ -43,7 +42,6 @@ def rows_of(users: Sequence[str], count: int) -> dict[str, object]:
 
 @pytest.fixture
 async def site(fleet: Fleet) -> AsyncIterator[Site]:
-    """It has begun."""
     heavy = add_users(fleet.database, "heavy", 1, EVENTS, now_ms())
     small = add_users(fleet.database, "small", SMALL_USERS, 60, now_ms())
     (api,) = await fleet.apis(1)
@@ -61,7 +59,7 @@ async def site(fleet: Fleet) -> AsyncIterator[Site]:
     await connection.close()
 
 
-async def test_others_are_answered_while_the_history_of_a_heavy_user_is_computed(site: Site) -> None:
+async def test_others_are_answered_during_a_heavy_history(site: Site) -> None:
     connection = Connection(site.api.port)
     for _ in range(5):
         history = await connection.post("/profiles/history", rows_of(site.small, SMALL_USERS))

@@ -38,9 +38,7 @@ asyncio.run(main())
 """
 
 
-async def test_the_event_counts_once_and_is_read_when_it_is_sent_again(
-    database_path: Path, valkey: EmbeddedServer
-) -> None:
+async def test_event_counts_once_when_it_is_sent_again(database_path: Path, valkey: EmbeddedServer) -> None:
     settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url)
     async with open_service(settings, door="http") as service:
         event = served("ada", service.clock.now_ms() - 1_000)
@@ -61,7 +59,7 @@ async def test_the_event_counts_once_and_is_read_when_it_is_sent_again(
         assert (after.json, after.cached) == (b"1", False)
 
 
-async def test_the_sweep_makes_good_for_it_when_nobody_sends_again(database_path: Path, valkey: EmbeddedServer) -> None:
+async def test_sweep_consumes_an_event_that_is_not_resent(database_path: Path, valkey: EmbeddedServer) -> None:
     settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url)
     async with open_service(settings, door="queue") as service:
         event = served("ada", service.clock.now_ms() - 10_000)

@@ -33,7 +33,6 @@ class Classroom:
         self._random = random.Random(6)
 
     async def ask(self, path: str, body: object) -> bytes:
-        """Until somebody answers."""
         while True:
             port = self.alive.port
             connection = Connection(port)
@@ -68,7 +67,6 @@ class Classroom:
             self.done += 1
 
     async def kill_api(self) -> None:
-        """The next one is up before."""
         successor = self.fleet.api()
         await serving(successor.port)
         self.alive.program.kill()

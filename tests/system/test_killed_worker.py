@@ -23,7 +23,7 @@ SLACK_S = 4.0  # a busy machine
 
 
 @pytest.mark.slow
-async def test_http_events_are_consumed_within_seconds_when_a_killed_worker_returns(fleet: Fleet) -> None:
+async def test_http_events_are_consumed_when_a_killed_worker_returns(fleet: Fleet) -> None:
     worker = fleet.faulty_worker("stuck")
     (api,) = await fleet.apis(1)
     connection = Connection(api.port)
@@ -49,7 +49,7 @@ async def test_http_events_are_consumed_within_seconds_when_a_killed_worker_retu
 
 
 @pytest.mark.slow
-async def test_queue_events_are_taken_in_within_the_job_timeout_when_a_killed_worker_returns(fleet: Fleet) -> None:
+async def test_queue_events_are_stored_when_a_killed_worker_returns(fleet: Fleet) -> None:
     worker = fleet.faulty_worker()
     (api,) = await fleet.apis(1)
     queue = connect(fleet.queue.url)

@@ -28,9 +28,7 @@ def events(count: int) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(300_000, marks=pytest.mark.slow)])
-async def test_a_job_of_many_events_ends_when_the_job_timeout_is_short_and_a_worker_is_killed(
-    fleet: Fleet, count: int
-) -> None:
+async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) -> None:
     queue = connect(fleet.queue.url)
     job = await queue.enqueue_job(TIP_EVENTS, list(events(count)))
     assert job is not None

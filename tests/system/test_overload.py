@@ -20,7 +20,7 @@ GROWTH = 250 * 1024 * 1024
 
 
 @pytest.mark.slow
-async def test_it_sheds_and_stays_up_when_far_too_much_is_asked_for(fleet: Fleet) -> None:
+async def test_service_sheds_and_stays_up_under_overload(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1, cache_timeout_ms=20_000)  # the cache must not look away because the machine is busy
     side = Connection(api.port)
     assert (await side.post("/events", payload(served("ann", now_ms())))).status == 202

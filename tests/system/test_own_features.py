@@ -45,13 +45,11 @@ def run(programs: Programs, fleet: Fleet, *arguments: str, **settings: Any) -> P
 
 
 async def send(connection: Connection, *events: Any) -> None:
-    """Events that are acknowledged."""
     answer = await connection.post("/events", [payload(event) for event in events])
     assert answer.status == 202, answer
 
 
 async def detail(connection: Connection, user_id: str) -> dict[str, dict[str, Any]]:
-    """Each feature in full."""
     found: dict[str, dict[str, Any]] = (await connection.get(f"/profiles/{user_id}?detail=true")).json["features"]
     return found
 
@@ -61,9 +59,7 @@ def users_with(fleet: Fleet, feature: bytes) -> set[bytes]:
     return {user for user in (b"ann", b"bob") for key in keys(fleet.cache) if feature in key and user in key}
 
 
-async def test_new_feature_is_filled_before_the_processes_that_serve_it_start(
-    fleet: Fleet, programs: Programs, tmp_path: Path
-) -> None:
+async def test_new_feature_is_filled_before_processes_start(fleet: Fleet, programs: Programs, tmp_path: Path) -> None:
     (old,) = await fleet.apis(1)
     connection = Connection(old.port)
     await send(connection, served("ann", now_ms()), served("bob", now_ms()), served("bob", now_ms()))
@@ -155,7 +151,6 @@ class Watch:
             self.answers += 1
 
     async def end(self) -> float:
-        """How long the slowest answer took."""
         self._over = True
         await self._task
         await self._connection.close()
@@ -227,9 +222,7 @@ async def _true_after(watch: Watch, answers: int) -> bool:
     return watch.answers >= answers
 
 
-async def test_new_feature_that_is_endless_refuses_to_start_and_a_served_one_only_warns(
-    fleet: Fleet, programs: Programs, tmp_path: Path
-) -> None:
+async def test_endless_new_feature_refuses_to_start(fleet: Fleet, programs: Programs, tmp_path: Path) -> None:
     registry = own_registry(tmp_path / "own.py", own_entry("sound"), own_entry("endless", ENDLESS))
     settings: dict[str, Any] = {"features": registry, "statement_timeout_ms": DEADLINE_MS}
     (api,) = await fleet.apis(1, **settings)  # no user is stored: it starts, and has been served

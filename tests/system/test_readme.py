@@ -37,7 +37,7 @@ def test_readme_describes_every_setting_as_the_code_does() -> None:
 
 
 @pytest.mark.parametrize("path", READMES, ids=[str(path.relative_to(ROOT)) for path in READMES])
-def test_readme_names_no_setting_that_is_none(path: Path) -> None:
+def test_readme_names_only_settings(path: Path) -> None:
     known = {name for name, _, _ in described()}
     assert set(re.findall(r"PROFILES_[A-Z_]+[A-Z]", path.read_text())) <= known
 
@@ -74,7 +74,7 @@ def test_make_targets_named_in_the_readme_exist() -> None:
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), f"make {target} does not exist"
 
 
-def test_the_two_commands_are_what_ci_runs() -> None:
+def test_two_commands_are_what_ci_runs() -> None:
     assert [block.code for block in BLOCKS if block.by_ci][:2] == ["make up\n", "make test\n"]
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 
@@ -89,7 +89,7 @@ def test_every_code_block_is_in_a_language_that_is_tested() -> None:
     assert run == [block for block in BLOCKS if not block.by_ci], "two sections of a file have the same heading"
 
 
-def test_the_front_page_stays_short() -> None:
+def test_front_page_stays_short() -> None:
     assert len(FRONT.splitlines()) <= 180
 
 
@@ -100,7 +100,6 @@ def test_adding_a_feature_stays_short() -> None:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """A reader who has started `profiles up`."""
     assert shutil.which("curl"), "the README's commands need curl"
     reader = Reader(tmp_path_factory.mktemp("up"))
     with reader.up():
@@ -120,7 +119,7 @@ def test_event_arrives_when_published_as_the_readme_does(reader: Reader) -> None
 
 
 @pytest.mark.slow
-def test_the_label_leaks_as_the_readme_says(reader: Reader) -> None:
+def test_label_leaks_as_the_readme_says(reader: Reader) -> None:
     printed = reader.follow(sections()[TRAINING])
     assert re.findall(r"^linus,.*Z,1,(.*)$", printed, re.MULTILINE) == ["1.0", ""]
     assert "1 rows written to training.parquet\n" in printed

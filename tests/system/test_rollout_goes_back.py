@@ -1,4 +1,4 @@
-"""A worker makes the look that is due, and rolls back a challenger whose answers take too long; nobody asks it to."""
+"""A worker makes the look that is due, and rolls back a challenger with slow answers without a request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_async
 
 
-async def test_worker_looks_and_goes_back_by_itself(
+async def test_worker_rolls_back_by_itself(
     database: Database, database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer
 ) -> None:
     now_ms, book = time.time_ns() // 1_000_000, SqliteRollout(database)

@@ -1,4 +1,4 @@
-"""The shadow subprocess of a real API process: decisions do not depend on it, and it does not outlive its parent."""
+"""The shadow subprocess of an API process: decisions do not depend on it, and it ends with its parent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ CANDIDATES = [
 
 
 async def decide(port: int, count: int) -> None:
-    """So many decisions, all at once."""
 
     async def one(number: int) -> int:
         connection = Connection(port)
@@ -32,7 +31,6 @@ async def decide(port: int, count: int) -> None:
 
 
 def shadowed(fleet: Fleet) -> int:
-    """Decisions whose shadow is stored."""
     return int(fleet.rows("SELECT COUNT(*) FROM tip_scores WHERE challenger_pi IS NOT NULL")[0][0])
 
 
@@ -42,7 +40,7 @@ async def beside(api: Member) -> int:
     return api.program.child("app.bandit.shadow.subprocess")
 
 
-async def test_every_shadow_is_stored_when_the_api_is_told_to_stop(fleet: Fleet) -> None:
+async def test_every_shadow_is_stored_when_the_api_stops(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     await decide(api.port, 5)
     await eventually(lambda: shadowed(fleet) == 5, PATIENCE_S)
@@ -52,7 +50,7 @@ async def test_every_shadow_is_stored_when_the_api_is_told_to_stop(fleet: Fleet)
     assert api.program.family() == {}
 
 
-async def test_decisions_and_shadows_go_on_when_the_subprocess_is_killed(fleet: Fleet) -> None:
+async def test_shadows_continue_when_the_subprocess_is_killed(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     for round_ in range(1, 4):
         await decide(api.port, 10)
@@ -66,7 +64,7 @@ async def test_decisions_and_shadows_go_on_when_the_subprocess_is_killed(fleet: 
     assert await counted(api.port, "shadows_total", outcome="lost") == 0
 
 
-async def test_decisions_are_answered_when_the_subprocess_stands_still(fleet: Fleet) -> None:
+async def test_decisions_are_answered_when_the_subprocess_hangs(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     await decide(api.port, 1)
     pid = await beside(api)
@@ -76,7 +74,7 @@ async def test_decisions_are_answered_when_the_subprocess_stands_still(fleet: Fl
     await eventually(lambda: shadowed(fleet) == 41, PATIENCE_S)
 
 
-async def test_nothing_is_left_behind_when_the_api_is_killed(fleet: Fleet) -> None:
+async def test_no_process_is_left_when_the_api_is_killed(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     await decide(api.port, 1)
     await beside(api)
@@ -84,7 +82,7 @@ async def test_nothing_is_left_behind_when_the_api_is_killed(fleet: Fleet) -> No
     await eventually(lambda: api.program.family() == {}, PATIENCE_S)
 
 
-async def test_there_is_no_subprocess_when_there_is_no_challenger(fleet: Fleet) -> None:
+async def test_there_is_no_subprocess_without_a_challenger(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1, shadow=0)
     await decide(api.port, 1)
     assert list(api.program.family()) == [api.program.pid]

@@ -1,4 +1,4 @@
-"""SIGTERM under load: what was sent is answered, who comes later is refused, and no job is lost or done twice."""
+"""SIGTERM under load: sent requests are answered, later ones are refused, and no job is lost or done twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ class Senders:
         self.over = False
 
     async def run(self, number: int) -> None:
-        """One client, until it is over."""
         connection = Connection(self.port)
         user, sent = f"client-{number}", 0
         while not self.over:
@@ -79,7 +78,7 @@ def ended_well(member: Member) -> bool:
 
 
 @pytest.mark.slow
-async def test_no_request_is_lost_when_the_api_is_stopped_under_load(fleet: Fleet) -> None:
+async def test_no_request_is_lost_when_the_api_stops(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     senders = Senders(api.port)
     running = [asyncio.create_task(senders.run(number)) for number in range(CLIENTS)]
@@ -100,7 +99,7 @@ async def test_no_request_is_lost_when_the_api_is_stopped_under_load(fleet: Flee
 
 
 @pytest.mark.slow
-async def test_nothing_is_dropped_when_two_api_processes_are_replaced_behind_a_balancer(fleet: Fleet) -> None:
+async def test_nothing_is_dropped_when_processes_are_replaced(fleet: Fleet) -> None:
     members = await fleet.apis(2)
     async with balancer([member.port for member in members]) as front:
         senders = Senders(front.port)
@@ -122,7 +121,7 @@ async def test_nothing_is_dropped_when_two_api_processes_are_replaced_behind_a_b
     assert fleet.stored() == senders.acknowledged
 
 
-async def test_everything_is_served_but_not_ready_when_a_drain_is_set(fleet: Fleet) -> None:
+async def test_draining_process_serves_but_is_not_ready(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1, drain_s=1)
     kept, told = Connection(api.port), monotonic()
     assert (await kept.get("/readyz")).status == 200
@@ -134,7 +133,7 @@ async def test_everything_is_served_but_not_ready_when_a_drain_is_set(fleet: Fle
 
     await eventually_async(stopping, 0.9, 0.01)
     event = payload(served("ann", now_ms()))
-    another = Connection(api.port)  # whoever still comes is let in
+    another = Connection(api.port)  # new connections are still accepted
     assert (await another.post("/events", event)).status == 202
     assert (await kept.get("/profiles/ann")).json["features"]["tip_volume_30d"] == 1
     assert ended_well(api), api.program.output
@@ -142,7 +141,7 @@ async def test_everything_is_served_but_not_ready_when_a_drain_is_set(fleet: Fle
     await asyncio.gather(kept.close(), another.close())
 
 
-async def test_idle_connections_are_closed_after_the_time_that_is_set(fleet: Fleet) -> None:
+async def test_idle_connections_are_closed(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1, keep_alive_s=1)
     with closing(socket.create_connection(("127.0.0.1", api.port), 10)) as line:
         line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -152,7 +151,7 @@ async def test_idle_connections_are_closed_after_the_time_that_is_set(fleet: Fle
         assert 0.9 < monotonic() - answered < 5
 
 
-async def test_connections_are_closed_after_their_next_answer_when_the_api_stops(fleet: Fleet) -> None:
+async def test_connections_close_after_their_next_answer(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with closing(socket.create_connection(("127.0.0.1", api.port), 10)) as line:
@@ -169,7 +168,7 @@ async def test_connections_are_closed_after_their_next_answer_when_the_api_stops
 
 
 @pytest.mark.slow
-async def test_tip_is_worded_when_the_api_stops_while_a_model_is_silent(fleet: Fleet) -> None:
+async def test_tip_is_worded_when_the_api_stops(fleet: Fleet) -> None:
     async with chat_server() as endpoint:
         endpoint.will(is_silent)
         (api,) = await fleet.apis(1, model_url=endpoint.url, model="m")
@@ -184,7 +183,7 @@ async def test_tip_is_worded_when_the_api_stops_while_a_model_is_silent(fleet: F
 
 
 @pytest.mark.slow
-async def test_no_job_is_lost_or_done_twice_when_workers_are_stopped_under_load(fleet: Fleet) -> None:
+async def test_no_job_is_lost_when_workers_stop(fleet: Fleet) -> None:
     queue = connect(fleet.queue.url)
     over = asyncio.Event()
     sent: list[str] = []

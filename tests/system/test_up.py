@@ -24,17 +24,10 @@ from tests.support.waiting import eventually, eventually_async
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 SOON_S = 15.0
-CHILDREN = {
-    "api": ("-m app serve",),
-    "worker": ("-m app worker",),
-    "cache": ("cache.sock",),
-    "queue": ("queue.sock",),
-}
+CHILDREN = {"api": ("-m app serve",), "worker": ("-m app worker",), "cache": ("cache.sock",), "queue": ("queue.sock",)}
 
 
 class Up(NamedTuple):
-    """A running `profiles up`."""
-
     program: Program
     port: int
 
@@ -54,7 +47,6 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest_asyncio.fixture
 async def client(up: Up) -> AsyncIterator[Connection]:
-    """A connection to its API."""
     await serving(up.port)
     connection = Connection(up.port)
     yield connection
@@ -70,7 +62,6 @@ async def queue(up: Up) -> AsyncIterator[ArqRedis]:
 
 
 async def features(client: Connection, user: str) -> dict[str, Any]:
-    """Read a profile."""
     answer = await client.get(f"/profiles/{user}")
     assert answer.status == 200, answer
     found: dict[str, Any] = answer.json["features"]
@@ -83,12 +74,11 @@ async def tips(client: Connection, user: str) -> int:
 
 
 async def letters(client: Connection) -> list[dict[str, Any]]:
-    """The dead letters."""
     found: list[dict[str, Any]] = (await client.get("/admin/dead-letters")).json["dead_letters"]
     return found
 
 
-async def test_the_recommender_reads_one_and_many_when_users_are_cold(client: Connection) -> None:
+async def test_recommender_reads_one_and_many_cold_users(client: Connection) -> None:
     ann, bob = new_user("ann"), new_user("bob")
     assert (await client.post("/events", payload(served(bob, now_ms()), event_id=bob))).status == 202
 
@@ -101,7 +91,7 @@ async def test_the_recommender_reads_one_and_many_when_users_are_cold(client: Co
     ]
 
 
-async def test_the_producer_reads_its_own_events_when_they_are_acknowledged(client: Connection) -> None:
+async def test_producer_reads_its_acknowledged_events(client: Connection) -> None:
     user = new_user()
     assert (await features(client, user))["completion_rate_30d"] is None
     actions = ["completed", "dismissed", "completed", "snoozed"]
@@ -119,9 +109,7 @@ async def test_the_producer_reads_its_own_events_when_they_are_acknowledged(clie
     assert await features(client, user) == shown
 
 
-async def test_the_queue_publisher_finds_its_events_in_the_profile_when_the_worker_took_them(
-    client: Connection, queue: ArqRedis
-) -> None:
+async def test_queue_publisher_reads_its_consumed_events(client: Connection, queue: ArqRedis) -> None:
     user = new_user()
     assert await tips(client, user) == 0
     await queue.enqueue_job(TIP_EVENTS, [payload(served(user, now_ms()), event_id=f"{user}-{n}") for n in range(3)])
@@ -132,7 +120,7 @@ async def test_the_queue_publisher_finds_its_events_in_the_profile_when_the_work
     await eventually_async(reflected, SOON_S)
 
 
-async def test_the_admin_sees_rebuilds_and_measures_when_there_are_users(client: Connection) -> None:
+async def test_admin_rebuilds_and_measures(client: Connection) -> None:
     users = [new_user("admin") for _ in range(150)]
     await client.post("/events", [payload(served(user, now_ms()), event_id=user) for user in users])
 
@@ -159,9 +147,7 @@ async def test_the_admin_sees_rebuilds_and_measures_when_there_are_users(client:
     assert quality["features"]["tip_volume_30d"]["missing"] == 0
 
 
-async def test_the_admin_finds_a_dead_letter_when_something_on_the_queue_is_no_event(
-    client: Connection, queue: ArqRedis
-) -> None:
+async def test_admin_finds_a_dead_letter(client: Connection, queue: ArqRedis) -> None:
     user = new_user()
     known = {letter["id"] for letter in await letters(client)}
     good = payload(served(user, now_ms()), event_id=user)
@@ -187,7 +173,7 @@ async def test_the_admin_finds_a_dead_letter_when_something_on_the_queue_is_no_e
 
 
 @pytest.mark.parametrize("name", ["api", "worker", "cache", "queue"])
-async def test_it_comes_back_and_nothing_is_lost_when_a_process_is_killed(
+async def test_killed_process_returns_and_nothing_is_lost(
     up: Up, client: Connection, queue: ArqRedis, name: str
 ) -> None:
     user = new_user(name)

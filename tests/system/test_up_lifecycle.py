@@ -36,7 +36,6 @@ def up(programs: Programs, port: int, **settings: Any) -> Program:
 
 
 def bindable(port: int) -> bool:
-    """Whether nobody listens on a port."""
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -47,7 +46,7 @@ def bindable(port: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_is_left_when_it_is_asked_to_stop(programs: Programs, tmp_path: Path, number: int) -> None:
+def test_nothing_is_left_when_up_stops(programs: Programs, tmp_path: Path, number: int) -> None:
     port = free_port()
     program = up(programs, port)
     program.says("Up.")
@@ -63,7 +62,7 @@ def test_nothing_is_left_when_it_is_asked_to_stop(programs: Programs, tmp_path: 
 
 
 @pytest.mark.parametrize("stop", [Program.stop, Program.kill])
-async def test_the_demonstration_set_is_loaded_whole_when_loading_it_was_cut_short(
+async def test_demo_set_is_completed_after_an_interruption(
     programs: Programs, tmp_path: Path, stop: Callable[[Program], object]
 ) -> None:
     program = up(programs, free_port(), demo=1)
@@ -87,7 +86,7 @@ def _users(database: Path) -> int:
         return 0
 
 
-async def test_it_starts_again_where_it_was_when_it_was_killed(programs: Programs, tmp_path: Path) -> None:
+async def test_up_continues_after_it_was_killed(programs: Programs, tmp_path: Path) -> None:
     port = free_port()
     first = up(programs, port)
     first.says("Up.")
@@ -114,16 +113,14 @@ async def test_it_starts_again_where_it_was_when_it_was_killed(programs: Program
     assert second.family() == {}
 
 
-async def test_its_children_stop_by_themselves_when_it_is_killed_and_not_started_again(programs: Programs) -> None:
+async def test_children_stop_when_up_is_killed(programs: Programs) -> None:
     program = up(programs, free_port())
     program.says("Up.")
     program.kill()
     await eventually(lambda: not any("-m app" in line for line in program.family().values()), 20)
 
 
-def test_what_it_tells_to_try_works_with_the_keys_that_are_set_and_without_a_demonstration_set(
-    programs: Programs,
-) -> None:
+def test_suggested_commands_work(programs: Programs) -> None:
     port = free_port()
     program = up(programs, port, api_keys=f"ops:admin:{hash_key('the-key').hex()}")
     program.says("Up.")
@@ -144,14 +141,14 @@ def test_what_it_tells_to_try_works_with_the_keys_that_are_set_and_without_a_dem
     assert program.stop() == 0
 
 
-def test_every_line_is_json_where_the_log_is(programs: Programs) -> None:
+def test_every_line_is_json_when_the_log_is_json(programs: Programs) -> None:
     program = up(programs, free_port(), log_format="json")
     program.says("Up.")
     assert program.stop() == 0
     assert all(json.loads(line)["event"] for line in program.output.splitlines())
 
 
-def test_a_second_one_refuses_when_one_runs_in_the_same_directory(programs: Programs) -> None:
+def test_second_up_is_refused_in_the_same_directory(programs: Programs) -> None:
     port = free_port()
     first = up(programs, port)
     first.says("Up.")
@@ -163,7 +160,7 @@ def test_a_second_one_refuses_when_one_runs_in_the_same_directory(programs: Prog
     assert not bindable(port)
 
 
-def test_it_names_the_setting_when_a_port_is_taken(programs: Programs) -> None:
+def test_setting_is_named_when_a_port_is_taken(programs: Programs) -> None:
     port = free_port()
     with closing(socket.create_server(("127.0.0.1", port))):
         program = up(programs, port)
@@ -172,7 +169,7 @@ def test_it_names_the_setting_when_a_port_is_taken(programs: Programs) -> None:
         assert program.family() == {}
 
 
-def test_it_runs_without_metrics_of_the_worker_when_their_port_is_taken(programs: Programs) -> None:
+def test_up_runs_when_the_worker_metrics_port_is_taken(programs: Programs) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         program = up(programs, free_port(), worker_metrics_port=other.getsockname()[1])
         program.says("Up.")
@@ -182,7 +179,7 @@ def test_it_runs_without_metrics_of_the_worker_when_their_port_is_taken(programs
         assert "Traceback" not in program.output
 
 
-def test_each_has_ports_of_its_own_when_none_is_set(programs: Programs, tmp_path: Path) -> None:
+def test_each_process_has_its_own_ports(programs: Programs, tmp_path: Path) -> None:
     started = []
     for name in ("first", "second"):
         directory = tmp_path / name
@@ -200,7 +197,7 @@ def test_each_has_ports_of_its_own_when_none_is_set(programs: Programs, tmp_path
         assert "metrics_not_served" not in program.output
 
 
-async def test_it_shows_a_demonstration_set_when_the_database_is_new(programs: Programs) -> None:
+async def test_new_database_gets_the_demo_set(programs: Programs) -> None:
     port = free_port()
     program = up(programs, port, demo=1)
     program.says("Up.")
@@ -220,7 +217,7 @@ async def test_it_shows_a_demonstration_set_when_the_database_is_new(programs: P
     assert again.stop() == 0
 
 
-async def test_the_api_stops_all_the_same_when_a_sender_stalled_in_its_request(fleet: Fleet) -> None:
+async def test_api_stops_when_a_request_stalls(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     client = Connection(api.port)
     assert (await client.get("/healthz")).status == 200  # and it stays connected

@@ -29,14 +29,12 @@ BODIES = "SELECT body ->> 'role' || ' ' || coalesce(body ->> 'stopped', '') FROM
 
 @pytest.fixture
 def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
-    """Real servers."""
     return Settings(
         features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
     )
 
 
 async def sampled(database: Database) -> None:
-    """Return when a sample is kept."""
 
     async def kept() -> list[object]:
         return await column(database, BODIES)
@@ -44,14 +42,14 @@ async def sampled(database: Database) -> None:
     await eventually_async(kept)
 
 
-async def test_application_takes_samples_while_it_lives(settings: Settings, database: Database) -> None:
+async def test_application_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     application = create_app(settings)
     async with application.lifespan():
         await sampled(database)
     assert await column(database, BODIES) == ["api ", "api 1"]
 
 
-async def test_worker_takes_samples_while_it_works(settings: Settings, database: Database) -> None:
+async def test_worker_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop))
     await sampled(database)
@@ -60,10 +58,8 @@ async def test_worker_takes_samples_while_it_works(settings: Settings, database:
     assert await column(database, BODIES) == ["worker ", "worker 1"]
 
 
-async def test_gauges_of_a_worker_are_the_truth_once_it_has_taken_a_sample(
-    settings: Settings, database: Database
-) -> None:
-    """Nobody asks its process for them, as scraping does an API's."""
+async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
+    """Unlike an API's, they are not refreshed by a scrape."""
     await SqliteDeadLetters(database).bury_payload("1", "no event", "", 1)
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
@@ -72,7 +68,7 @@ async def test_gauges_of_a_worker_are_the_truth_once_it_has_taken_a_sample(
         assert seen("profiles_rollout_stage", {"stage": "shadow"}) == 1
 
 
-async def test_readiness_tells_what_has_become_of_the_database_file(settings: Settings, database_path: Path) -> None:
+async def test_readiness_fails_when_the_database_file_is_replaced(settings: Settings, database_path: Path) -> None:
     second = database_path.with_name("second.db")
     async with open_service(settings, door="queue") as service:
         assert (await service.readiness())["database"].ok
@@ -88,7 +84,7 @@ async def test_readiness_tells_what_has_become_of_the_database_file(settings: Se
         assert (await service.readiness())["database"].ok
 
 
-async def test_readiness_tells_that_the_database_cannot_be_written_to(
+async def test_readiness_fails_when_the_database_is_read_only(
     settings: Settings, migrated_template: Path, reachable: Path
 ) -> None:
     path = copy_database(migrated_template, reachable / "profiles.db", "of another account")
@@ -111,9 +107,7 @@ async def test_events_ahead_of_the_clock_are_counted(settings: Settings, databas
         assert service.metrics.collectors.get_sample_value("profiles_events_ahead") == 2
 
 
-async def test_gauges_of_the_rollout_keep_their_values_when_the_database_does_not_answer(
-    settings: Settings, database: Database
-) -> None:
+async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Settings, database: Database) -> None:
     async with open_service(settings, door="queue") as service:
         await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"))
         await service.refresh_gauges()
@@ -136,7 +130,7 @@ async def test_every_component_has_a_state_after_the_first_sample(settings: Sett
     assert found == ["cache ok", "database ok", "features ok", "queue ok", "service degraded", "worker down"]
 
 
-async def test_process_has_another_name_with_every_start(settings: Settings) -> None:
+async def test_process_name_differs_at_every_start(settings: Settings) -> None:
     names = set()
     for _ in range(2):
         async with open_service(settings, door="http") as service:

@@ -24,15 +24,12 @@ from tests.support.traffic import now_ms
 
 
 class Outcome(NamedTuple):
-    """What a command left behind."""
-
     code: int
     out: str
     err: str
 
     @property
     def json(self) -> Any:
-        """Standard output as one JSON document."""
         return json.loads(self.out)
 
 

@@ -28,7 +28,7 @@ from tests.support.database import NOBODY, as_another_account
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_command_of_another_account_leaves_no_files_behind(
+def test_command_of_another_account_leaves_no_files(
     profiles: Run, reachable: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     database = reachable / "data" / "profiles.db"
@@ -53,7 +53,7 @@ def test_a_command_of_another_account_leaves_no_files_behind(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another account")
 @pytest.mark.parametrize("log", ["profiles.db-wal", "profiles.db-shm"])
-def test_a_log_of_another_account_is_named(profiles: Run, reachable: Path, log: str) -> None:
+def test_log_of_another_account_is_named(profiles: Run, reachable: Path, log: str) -> None:
     database = reachable / "profiles.db"
     assert profiles("migrate", database=database, features="").code == 0
     assert profiles("profile", "ann", database=database, features="").code == 0

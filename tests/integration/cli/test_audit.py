@@ -1,4 +1,4 @@
-"""`profiles audit`: finds what is untrue among everyone, and its exit code tells whether something is left."""
+"""`profiles audit` checks all users; its exit code says whether a violation is left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USERS = [*(f"user-{number}" for number in range(6)), ODD]
 
 
 async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> None:
-    """Everyone's profile is cached; of some with a value that nothing explains."""
+    """Cache the profiles of all users; those of `untrue` with a wrong value."""
     async with open_service(
         Settings(features=FEATURES, database=database, cache_url=server.url), door="command"
     ) as service:
@@ -46,7 +46,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["app.cli.audit"], "PAGE", 3)
 
 
-def test_nothing_is_found_when_everything_is_true(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
+def test_audit_finds_nothing_when_all_values_are_right(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
     asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, []))
     done = migrated("audit", "--json", cache_url=valkey.url)
     assert done.code == 0
@@ -54,7 +54,7 @@ def test_nothing_is_found_when_everything_is_true(migrated: Run, tmp_path: Path,
     assert (done.json["untrue"], done.json["repaired"]) == ([], 0)
 
 
-def test_what_is_untrue_is_named_and_then_repaired(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
+def test_violation_is_named_and_then_repaired(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
     asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, ["user-1", "user-5"]))
     found = migrated("audit", "--json", cache_url=valkey.url)
     assert found.code == 1
@@ -72,13 +72,13 @@ def test_what_is_untrue_is_named_and_then_repaired(migrated: Run, tmp_path: Path
     assert (after.code, after.json["users"]["violation"]) == (0, 0)
 
 
-def test_user_is_named_by_what_can_be_seen(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
+def test_hidden_characters_of_a_user_id_are_shown(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
     asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, [ODD]))
     assert "user-6⟨U+200B⟩⟨U+0020⟩: tip_volume_30d is" in migrated("audit", cache_url=valkey.url).out
     assert migrated("audit", "--json", cache_url=valkey.url).json["untrue"][0]["user_id"] == ODD
 
 
-def test_it_does_not_pass_for_success_when_nothing_could_be_checked(migrated: Run, tmp_path: Path) -> None:
+def test_audit_fails_when_nothing_could_be_checked(migrated: Run, tmp_path: Path) -> None:
     async def store() -> None:
         async with open_service(
             Settings(features=FEATURES, database=tmp_path / "var/profiles.db"), door="command"
@@ -90,7 +90,7 @@ def test_it_does_not_pass_for_success_when_nothing_could_be_checked(migrated: Ru
     assert (done.code, done.json["users"]["unchecked"]) == (1, 1)
 
 
-def test_a_user_is_refused_when_its_id_is_not_allowed(migrated: Run) -> None:
+def test_user_is_refused_when_its_id_is_not_allowed(migrated: Run) -> None:
     done = migrated("audit", "a/b")
     assert done.code == 5
     assert "must not contain /" in done.err

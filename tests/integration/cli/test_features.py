@@ -64,7 +64,6 @@ def serve(tmp_path: Path, *sources: str, running: bool = False) -> None:
 
 
 def dump(tmp_path: Path) -> list[str]:
-    """Everything in the default database."""
     with closing(sqlite3.connect(tmp_path / "var/profiles.db")) as connection:
         return list(connection.iterdump())
 
@@ -80,7 +79,7 @@ def unchanged(tmp_path: Path) -> Iterator[None]:
 # --- what is served
 
 
-def test_names_and_spans_are_shown_whole_when_the_terminal_is_narrow(
+def test_names_are_whole_when_the_terminal_is_narrow(
     profiles: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(common.out(), "_width", 80)
@@ -92,7 +91,7 @@ def test_names_and_spans_are_shown_whole_when_the_terminal_is_narrow(
     assert "0:00:00" not in shown
 
 
-def test_registry_is_that_of_the_option_wherever_it_stands(profiles: Run, tmp_path: Path) -> None:
+def test_registry_option_is_accepted_anywhere(profiles: Run, tmp_path: Path) -> None:
     own = own_registry(tmp_path / "own.py", own_entry())
     for arguments in (["features", "--registry", own], ["features", "--registry", own, "test"]):
         assert "probe" in profiles(*arguments).out
@@ -101,7 +100,7 @@ def test_registry_is_that_of_the_option_wherever_it_stands(profiles: Run, tmp_pa
     assert (wrong.code, "must be package.module:NAME or /path/features.py:NAME" in wrong.err) == (2, True)
 
 
-def test_mirror_is_written_anew_when_it_disagrees(profiles: Run, tmp_path: Path) -> None:
+def test_mirror_is_printed_when_it_disagrees(profiles: Run, tmp_path: Path) -> None:
     own = own_registry(tmp_path / "own.py", own_entry())
     path = tmp_path / "own.py"
     module = path.read_text()
@@ -112,7 +111,7 @@ def test_mirror_is_written_anew_when_it_disagrees(profiles: Run, tmp_path: Path)
     assert profiles("features", features=own).code == 0
 
 
-def test_one_clear_line_is_shown_when_the_registry_cannot_be_loaded(profiles: Run, tmp_path: Path) -> None:
+def test_one_line_names_a_registry_that_cannot_be_loaded(profiles: Run, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("x = 1\nraise ValueError('a\\nb')\n")
     for command in (["features"], ["features", "test"], ["features", "plan"], ["profile", "ann"]):
         shown = profiles(*command, features="own.py:REGISTRY")
@@ -125,7 +124,7 @@ def test_one_clear_line_is_shown_when_the_registry_cannot_be_loaded(profiles: Ru
 # --- new
 
 
-def test_new_entry_is_a_module_that_serves_at_once(profiles: Run, tmp_path: Path) -> None:
+def test_new_prints_a_complete_module(profiles: Run, tmp_path: Path) -> None:
     arguments = ("--from", "feedback", "--dtype", "float", "--window", "7d", "--ttl", "30m")
     (tmp_path / "own.py").write_text(profiles("features", "new", "snooze_rate_7d", *arguments).out)
     assert profiles("features", "test", features="own.py:REGISTRY").out == "snooze_rate_7d: 1 example ok\n"
@@ -133,35 +132,28 @@ def test_new_entry_is_a_module_that_serves_at_once(profiles: Run, tmp_path: Path
     assert (found["window_s"], found["ttl_s"], found["relations"]) == (7 * 86_400, 1_800, ["feedback"])
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
+def test_new_is_refused_when_an_argument_is_wrong(profiles: Run) -> None:
+    whole = "'--window': must be a whole number"
+    cases: list[tuple[str, dict[str, str], str]] = [
         ("a-b", {}, "the name must be an ASCII identifier"),
         ("class", {}, "no keyword of Python"),
-        ("x", {"window": "7"}, "'--window': must be a whole number of days, hours or minutes, such as 7d, 12h or 30m"),
-        ("x", {"window": "0d"}, "'--window': must be a whole number"),
-        ("x", {"window": "7w"}, "'--window': must be a whole number"),
-        ("x", {"window": "-1d"}, "'--window': must be a whole number"),
-        ("x", {"window": "1234567d"}, "'--window': must be a whole number"),
+        ("x", {"window": "7"}, f"{whole} of days, hours or minutes, such as 7d, 12h or 30m"),
+        *(("x", {"window": window}, whole) for window in ("0d", "7w", "-1d", "1234567d")),
         ("x", {"ttl": "soon"}, "'--ttl': must be a whole number"),
         ("x", {"dtype": "bool"}, "'bool' is not one of 'float', 'int', 'str'"),
         ("x", {"from": "clicks"}, "'clicks' is not one of 'feedback', 'views'"),
-    ],
-)
-def test_new_entry_is_refused_when_an_argument_is_wrong(
-    profiles: Run, name: str, changes: dict[str, str], message: str
-) -> None:
-    given = {"from": "views", "dtype": "int", "window": "7d", **changes}
-    options = [part for option, value in given.items() for part in (f"--{option}", value)]
-    shown = profiles("features", "new", name, *options)
-    assert (shown.code, shown.out) == (2, "")
-    assert message in shown.err
+    ]
+    for name, changes, message in cases:
+        given = {"from": "views", "dtype": "int", "window": "7d", **changes}
+        options = [part for option, value in given.items() for part in (f"--{option}", value)]
+        shown = profiles("features", "new", name, *options)
+        assert (shown.code, shown.out, message in shown.err) == (2, "", True), shown.err
 
 
 # --- test
 
 
-def test_failing_examples_are_shown_and_the_exit_code_is_1(profiles: Run, tmp_path: Path) -> None:
+def test_failing_examples_are_shown(profiles: Run, tmp_path: Path) -> None:
     own = own_registry(
         tmp_path / "own.py",
         own_entry("good", more=EXAMPLES.format(value=2)),
@@ -201,7 +193,7 @@ def test_plan_says_so_when_nothing_changes(populated: Run, tmp_path: Path) -> No
     assert "Only the order of the features changes.\n" in populated("features", "plan", features=other).out
 
 
-def test_plan_tells_what_changes_and_who_is_computed_anew(populated: Run, tmp_path: Path) -> None:
+def test_plan_lists_changes_and_recomputed_users(populated: Run, tmp_path: Path) -> None:
     serve(tmp_path, own_registry(tmp_path / "own.py", own_entry("kept"), own_entry("changed"), own_entry("slower")))
     new = own_registry(
         tmp_path / "new.py",
@@ -234,7 +226,7 @@ def test_plan_tells_what_changes_and_who_is_computed_anew(populated: Run, tmp_pa
         ),
     ],
 )
-def test_plan_exits_with_1_when_something_breaks(
+def test_plan_fails_when_a_change_breaks_readers(
     populated: Run, tmp_path: Path, entries: list[str], message: str
 ) -> None:
     serve(tmp_path, own_registry(tmp_path / "own.py", own_entry()))
@@ -243,7 +235,7 @@ def test_plan_exits_with_1_when_something_breaks(
     assert message in shown.out
 
 
-def test_plan_names_the_registries_of_running_processes_that_differ(populated: Run, tmp_path: Path) -> None:
+def test_plan_names_other_running_registries(populated: Run, tmp_path: Path) -> None:
     sources = [own_registry(tmp_path / f"{name}.py", own_entry(name)) for name in ("gone", "old", "new")]
     serve(tmp_path, sources[0])
     serve(tmp_path, *sources[1:], running=True)
@@ -253,7 +245,7 @@ def test_plan_names_the_registries_of_running_processes_that_differ(populated: R
     assert f"Other running processes serve {old}.\n" in shown.out
 
 
-def test_plan_is_refused_when_the_sql_would_read_the_events_of_all_users(populated: Run, tmp_path: Path) -> None:
+def test_plan_is_refused_when_the_sql_does_not_compile(populated: Run, tmp_path: Path) -> None:
     sql = "SELECT user_id, x AS value FROM views"
     shown = populated("features", "plan", features=own_registry(tmp_path / "own.py", own_entry(compute=sql)))
     assert (shown.code, "error: feature 'probe': the SQL does not compile: no such column: x" in shown.err) == (2, True)
@@ -278,7 +270,7 @@ def test_diff_compares_with_the_definition_served_last(populated: Run, tmp_path:
     assert (as_json["users"], as_json["after"]["failed"]) == (1, 0)
 
 
-def test_diff_counts_failures_of_the_old_definition_even_if_it_is_disabled(populated: Run, tmp_path: Path) -> None:
+def test_diff_counts_failures_of_a_disabled_feature(populated: Run, tmp_path: Path) -> None:
     serve(tmp_path, own_registry(tmp_path / "own.py", own_entry(compute=OVERFLOW)))
     latest = "SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id"
     new = own_registry(tmp_path / "new.py", own_entry(dtype="str", compute=latest))
@@ -305,7 +297,7 @@ def test_diff_is_refused_when_there_is_nothing_to_compare_with(migrated: Run, tm
     assert migrated("features", "diff", "other", features=own).code == 5
 
 
-def test_diff_is_refused_when_the_old_definition_cannot_be_computed_any_more(migrated: Run, tmp_path: Path) -> None:
+def test_diff_is_refused_when_the_old_sql_fails(migrated: Run, tmp_path: Path) -> None:
     own = own_registry(tmp_path / "own.py", own_entry())
     serve(tmp_path, own)
     (known,) = definitions_of(load_contract(Settings(features=own)).registry)
@@ -345,21 +337,18 @@ def test_switching_is_written_to_the_audit_trail(migrated: Run, tmp_path: Path) 
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_switching_is_refused_when_an_argument_is_wrong(migrated: Run) -> None:
+    for arguments, message in [
         (["shoe_size"], "unknown feature 'shoe_size'; known are completion_rate_30d"),
         (["preferred_hour", "--reason", "x" * 401], "--reason: must be at most 400 characters, has 401"),
         (["preferred_hour", "--reason", "a\x1bb"], "--reason: must not contain control characters"),
-    ],
-)
-def test_switching_is_refused_when_an_argument_is_wrong(migrated: Run, arguments: list[str], message: str) -> None:
-    for command in ("disable", "enable"):
-        shown = migrated("features", command, *arguments)
-        assert (shown.code, message in shown.err) == (5, True), shown.err
+    ]:
+        for command in ("disable", "enable"):
+            shown = migrated("features", command, *arguments)
+            assert (shown.code, message in shown.err) == (5, True), shown.err
 
 
-def test_served_feature_can_be_switched_when_the_registry_at_hand_is_broken(migrated: Run, tmp_path: Path) -> None:
+def test_feature_is_switched_when_the_registry_is_broken(migrated: Run, tmp_path: Path) -> None:
     serve(tmp_path, own_registry(tmp_path / "own.py", own_entry()))
     for source in ("missing.py:REGISTRY", FEATURES):
         assert migrated("features", "disable", "probe", features=source).code == 0

@@ -58,7 +58,6 @@ def typed(text: str) -> list[dict[str, Any]]:
 
 
 def volumes(shown: Outcome) -> list[int]:
-    """How many tips each row counts."""
     assert shown.code == 0, shown.err
     return [row["tip_volume_30d"] for row in typed(shown.out)]
 
@@ -184,7 +183,7 @@ def test_types_are_kept_from_parquet_to_parquet(lived_in: Run, tmp_path: Path, u
     assert [{name: line[name] for name in NAMES} for line in lines] == found.select(NAMES).to_pylist()
 
 
-def test_the_features_named_are_the_ones_computed(lived_in: Run, tmp_path: Path) -> None:
+def test_only_named_features_are_computed(lived_in: Run, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(f"user_id,as_of,preferred_hour\nann,{rfc3339(now_ms() - DAY_MS)},9\n")
     arguments = ("--features", "tip_volume_30d,dismiss_rate_30d", "--features", "tip_volume_30d")
     header, row = lived_in("history", "rows.csv", *arguments).out.splitlines()
@@ -227,7 +226,7 @@ def test_rows_come_through_a_pipe(
     assert expected.count("\n") == 2_701
 
 
-def test_a_file_may_begin_as_spreadsheets_write_it(lived_in: Run, tmp_path: Path) -> None:
+def test_byte_order_mark_is_accepted(lived_in: Run, tmp_path: Path) -> None:
     at = rfc3339(now_ms())
     (tmp_path / "rows.csv").write_bytes(f"\ufeff\r\n\r\nuser_id,as_of,label\r\n\r\nann,{at},1\r\n".encode())
     assert [row["label"] for row in typed(lived_in("history", "rows.csv").out)] == ["1"]
@@ -257,79 +256,72 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("message", BAD_FILES)
-def test_a_file_that_cannot_be_read_is_refused(migrated: Run, tmp_path: Path, message: str) -> None:
-    (tmp_path / "rows").write_bytes(BAD_FILES[message])
-    shown = migrated("history", "rows", "--output", "set.csv")
-    assert (shown.code, message in shown.err) == (5, True), shown.err
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("set")] == []
+def test_file_that_cannot_be_read_is_refused(migrated: Run, tmp_path: Path) -> None:
+    for message, content in BAD_FILES.items():
+        (tmp_path / "rows").write_bytes(content)
+        shown = migrated("history", "rows", "--output", "set.csv")
+        assert (shown.code, message in shown.err) == (5, True), (message, shown.err)
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith("set")] == []
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"user_id": pa.array([7]), "as_of": pa.array(["x"])}, "user_id: its type is int64; it must be text"),
-        (
-            {"user_id": ["ann"], "as_of": pa.array([0], pa.timestamp("ns"))},
-            "as_of: its type is timestamp[ns]; it must be text, or times with a time zone",
-        ),
-        ({"user_id": ["ann", None], "as_of": [datetime.now(UTC)] * 2}, "row 2, user_id: is missing or not text"),
-        ({"user_id": ["ann"] * 2, "as_of": [datetime.now(UTC), None]}, "row 2, as_of: is missing or not text"),
-        ({"user_id": ["ann"] * 2, "as_of": [datetime.now(UTC), EPOCH]}, "row 2, as_of: reaches back beyond kept"),
-        ({"user_id": ["ann"], "as_of": ["soon"]}, "row 1, as_of: 'soon' is not a time"),
-        ({"user_id": pa.array([], pa.string()), "as_of": pa.array([], pa.string())}, "rows has no rows"),
-    ],
-)
-def test_the_column_or_row_is_named_when_parquet_is_wrong(
-    migrated: Run, tmp_path: Path, columns: dict[str, Any], message: str
-) -> None:
-    pq.write_table(pa.table(columns), tmp_path / "rows")
-    shown = migrated("history", "rows")
-    assert (shown.code, message in shown.err) == (5, True), shown.err
+BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
+    ({"user_id": pa.array([7]), "as_of": pa.array(["x"])}, "user_id: its type is int64; it must be text"),
+    (
+        {"user_id": ["ann"], "as_of": pa.array([0], pa.timestamp("ns"))},
+        "as_of: its type is timestamp[ns]; it must be text, or times with a time zone",
+    ),
+    ({"user_id": ["ann", None], "as_of": [datetime.now(UTC)] * 2}, "row 2, user_id: is missing or not text"),
+    ({"user_id": ["ann"] * 2, "as_of": [datetime.now(UTC), None]}, "row 2, as_of: is missing or not text"),
+    ({"user_id": ["ann"] * 2, "as_of": [datetime.now(UTC), EPOCH]}, "row 2, as_of: reaches back beyond kept"),
+    ({"user_id": ["ann"], "as_of": ["soon"]}, "row 1, as_of: 'soon' is not a time"),
+    ({"user_id": pa.array([], pa.string()), "as_of": pa.array([], pa.string())}, "rows has no rows"),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("user_id,as_of\nann,{now}\n\nbob,soon\n", "line 4, as_of: 'soon' is not a time"),
-        ("user_id,as_of\nann,{now}\nbob,\n", "line 3, as_of: is missing or not text"),
-        ('user_id,as_of,note\nann,{now},"two\nlines"\n,{now},x\n', "line 4, user_id: is missing or not text"),
-        ('user_id,as_of,note\nann,{now},x\n..,{now},"two\nlines"\n', "line 3, user_id: must not be . or .."),
-        ("user_id,as_of\nann,{now}\nbob,2999-01-01T00:00:00Z\n", "line 3, as_of: lies in the future"),
-        ("user_id,as_of\nann,2001-01-01T00:00:00Z\n", "line 2, as_of: reaches back beyond kept history"),
-        (
-            '{{"user_id": "ann", "as_of": "{now}"}}\n\n{{"user_id": 7, "as_of": "{now}"}}\n',
-            "line 3, user_id: is missing",
-        ),
-        ('{{"user_id": "ann", "as_of": "{now}"}}\n{{"user_id": "ann"}}\n', "line 2, as_of: is missing"),
-        ('{{"user_id": "ann", "as_of": "{now}"}}\n{{"user_id"\n', "line 2: not JSON"),
-        ('{{"user_id": "ann", "as_of": "{now}", "x": "\\ud800"}}\n', "line 1: not JSON"),
-        ('{{"user_id": "ann", "as_of": "{now}"}}\n[1]\n', "line 2: not a JSON object"),
-    ],
-)
-def test_the_line_is_named_when_a_row_is_wrong(lived_in: Run, tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "rows").write_text(text.format(now=rfc3339(now_ms())))
-    shown = lived_in("history", "rows", "--output", "set.csv")
-    assert (shown.code, message in shown.err) == (5, True), shown.err
-    assert not (tmp_path / "set.csv").exists()
+def test_bad_parquet_column_or_row_is_named(migrated: Run, tmp_path: Path) -> None:
+    for columns, message in BAD_COLUMNS:
+        pq.write_table(pa.table(columns), tmp_path / "rows")
+        shown = migrated("history", "rows")
+        assert (shown.code, message in shown.err) == (5, True), (message, shown.err)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["missing.csv"], 2, "'missing.csv' does not exist"),
-        (["rows.csv", "--output", "set.xlsx"], 5, "the name must end in .csv, .ndjson, .parquet"),
-        (["rows.csv", "--output", "no/such/set.csv"], 4, "cannot write no/such/set.csv"),
-        (["rows.csv", "--known-at", "later"], 5, "--known-at: 'later' is not a time"),
-        (["rows.csv", "--known-at", "2999-01-01T00:00:00Z"], 5, "--known-at: lies in the future"),
-    ],
-)
-def test_history_says_what_is_wrong_when_it_cannot_begin(
-    migrated: Run, tmp_path: Path, arguments: list[str], code: int, message: str
-) -> None:
+BAD_ROWS = [
+    ("user_id,as_of\nann,{now}\n\nbob,soon\n", "line 4, as_of: 'soon' is not a time"),
+    ("user_id,as_of\nann,{now}\nbob,\n", "line 3, as_of: is missing or not text"),
+    ('user_id,as_of,note\nann,{now},"two\nlines"\n,{now},x\n', "line 4, user_id: is missing or not text"),
+    ('user_id,as_of,note\nann,{now},x\n..,{now},"two\nlines"\n', "line 3, user_id: must not be . or .."),
+    ("user_id,as_of\nann,{now}\nbob,2999-01-01T00:00:00Z\n", "line 3, as_of: lies in the future"),
+    ("user_id,as_of\nann,2001-01-01T00:00:00Z\n", "line 2, as_of: reaches back beyond kept history"),
+    (
+        '{{"user_id": "ann", "as_of": "{now}"}}\n\n{{"user_id": 7, "as_of": "{now}"}}\n',
+        "line 3, user_id: is missing",
+    ),
+    ('{{"user_id": "ann", "as_of": "{now}"}}\n{{"user_id": "ann"}}\n', "line 2, as_of: is missing"),
+    ('{{"user_id": "ann", "as_of": "{now}"}}\n{{"user_id"\n', "line 2: not JSON"),
+    ('{{"user_id": "ann", "as_of": "{now}", "x": "\\ud800"}}\n', "line 1: not JSON"),
+    ('{{"user_id": "ann", "as_of": "{now}"}}\n[1]\n', "line 2: not a JSON object"),
+]
+
+
+def test_line_is_named_when_a_row_is_wrong(lived_in: Run, tmp_path: Path) -> None:
+    for text, message in BAD_ROWS:
+        (tmp_path / "rows").write_text(text.format(now=rfc3339(now_ms())))
+        shown = lived_in("history", "rows", "--output", "set.csv")
+        assert (shown.code, message in shown.err) == (5, True), (message, shown.err)
+        assert not (tmp_path / "set.csv").exists()
+
+
+def test_history_is_refused_when_an_argument_is_wrong(migrated: Run, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(now_ms())}\n")
-    shown = migrated("history", *arguments)
-    assert (shown.code, message in shown.err) == (code, True), shown.err
+    for command, code, message in [
+        ("missing.csv", 2, "'missing.csv' does not exist"),
+        ("rows.csv --output set.xlsx", 5, "the name must end in .csv, .ndjson, .parquet"),
+        ("rows.csv --output no/such/set.csv", 4, "cannot write no/such/set.csv"),
+        ("rows.csv --known-at later", 5, "--known-at: 'later' is not a time"),
+        ("rows.csv --known-at 2999-01-01T00:00:00Z", 5, "--known-at: lies in the future"),
+    ]:
+        shown = migrated("history", *command.split())
+        assert (shown.code, message in shown.err) == (code, True), (command, shown.err)
 
 
 # --- which events count
@@ -347,7 +339,7 @@ def test_as_of_is_inclusive_unless_before_is_given(lived_in: Run, tmp_path: Path
     assert [row["as_of"] for row in typed(shown.out)] == texts
 
 
-def test_what_arrived_later_is_left_out_and_told_when_known_at_says_so(lived_in: Run, tmp_path: Path) -> None:
+def test_late_events_are_left_out_when_known_at_is_received(lived_in: Run, tmp_path: Path) -> None:
     """Everything was loaded a moment ago: at no row's own moment was anything known."""
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(now_ms() - DAY_MS)}\n")
     late = lived_in("history", "rows.csv", "--known-at", "as_of")
@@ -357,7 +349,7 @@ def test_what_arrived_later_is_left_out_and_told_when_known_at_says_so(lived_in:
     assert (volumes(whole), whole.err) == ([30], "")
 
 
-def test_nothing_is_told_of_late_events_when_users_have_none(lived_in: Run, tmp_path: Path) -> None:
+def test_late_events_are_not_mentioned_without_any(lived_in: Run, tmp_path: Path) -> None:
     at = rfc3339(now_ms() - DAY_MS)
     rows = "".join(f"{user},{at}\n" for user in ["ann", *(f"cold-{n}" for n in range(1, 1_500))])
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\n{rows}")
@@ -377,7 +369,7 @@ def arrivals(directory: Path) -> dict[str, tuple[bool, bool]]:
     return {event_id: (bool(log), bool(fact)) for event_id, log, fact in rows}
 
 
-def test_historical_events_are_known_from_their_event_time_on(migrated: Run, tmp_path: Path) -> None:
+def test_historical_events_are_known_from_their_own_time(migrated: Run, tmp_path: Path) -> None:
     at_ms = now_ms() - 3 * DAY_MS
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(at_ms)}\nann,{rfc3339(at_ms - 1)}\n")
     one, two, three = (payload(served("ann", at_ms, event_id=name)) for name in ("one", "two", "three"))
@@ -407,7 +399,7 @@ def test_historical_events_are_known_from_their_event_time_on(migrated: Run, tmp
     assert trail[2][2].startswith("refused: events is a JSON array")
 
 
-def test_the_demonstration_set_is_known_at_its_own_moments(migrated: Run, tmp_path: Path) -> None:
+def test_demo_set_is_known_at_its_own_times(migrated: Run, tmp_path: Path) -> None:
     assert migrated("demo", "--users", "5", "--days", "40").code == 0
     at = rfc3339(now_ms() - 5 * DAY_MS)
     (tmp_path / "rows.csv").write_text("user_id,as_of\n" + "".join(f"user-{n:04d},{at}\n" for n in range(1, 6)))
@@ -419,9 +411,17 @@ def test_the_demonstration_set_is_known_at_its_own_moments(migrated: Run, tmp_pa
 # --- a run that is stopped
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("to", WRITTEN)
-def test_no_file_is_left_when_it_is_stopped(lived_in: Run, tmp_path: Path, number: int, code: int, to: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "to"),
+    [
+        (signal.SIGINT, 1, ".csv"),
+        pytest.param(signal.SIGTERM, 143, ".ndjson", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, ".parquet", marks=pytest.mark.slow),
+    ],
+)
+def test_no_file_is_left_when_history_is_stopped(
+    lived_in: Run, tmp_path: Path, number: int, code: int, to: str
+) -> None:
     (tmp_path / "rows.csv").write_text("user_id,as_of\n" + f"ann,{rfc3339(now_ms())}\n" * 300_000)
     command = [sys.executable, "-m", "app", "history", "rows.csv", "--output", f"set{to}"]
     environment = {**os.environ, "PROFILES_FEATURES": FEATURES}

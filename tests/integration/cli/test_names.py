@@ -25,7 +25,7 @@ def users(path: Path) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_database_is_the_named_file(profiles: Run, tmp_path: Path, name: str) -> None:
+def test_database_is_the_named_file(profiles: Run, tmp_path: Path, name: str) -> None:
     path = tmp_path / "m" / name.lstrip("/")
     named = f"m/{name}" if not name.startswith("//") else f"/{path}"
     path.parent.mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_backup_and_restore_take_the_named_file(profiles: Run, tmp_path: Path, n
     assert users(path.with_name(path.name + "2")) == 5
 
 
-def test_the_home_directory_is_meant_by_a_tilde(profiles: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_the_home_directory(profiles: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     assert profiles("migrate", database="~/p.db").code == 0
@@ -61,7 +61,7 @@ def test_the_home_directory_is_meant_by_a_tilde(profiles: Run, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("url", ["postgresql://h/db", "sqlite:///p.db", "POSTGRES://u:p@h/db"])
-def test_a_url_is_refused(profiles: Run, tmp_path: Path, url: str) -> None:
+def test_url_is_refused(profiles: Run, tmp_path: Path, url: str) -> None:
     shown = profiles("migrate", database=url)
     assert shown.code == 2
     assert "PROFILES_DATABASE" in shown.err
@@ -69,7 +69,7 @@ def test_a_url_is_refused(profiles: Run, tmp_path: Path, url: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_log_lies_beside_the_file_that_a_link_leads_to(profiles: Run, tmp_path: Path) -> None:
+def test_wal_lies_beside_the_target_of_a_link(profiles: Run, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     assert profiles("migrate", database=tmp_path / "disk" / "p.db").code == 0
     (tmp_path / "link.db").symlink_to(tmp_path / "disk" / "p.db")
@@ -80,7 +80,7 @@ def test_the_log_lies_beside_the_file_that_a_link_leads_to(profiles: Run, tmp_pa
     assert {item.name for item in tmp_path.iterdir()} >= {"disk", "link.db", "b.db"}
 
 
-def test_a_database_is_adopted_by_name(profiles: Run) -> None:
+def test_database_is_adopted_by_name(profiles: Run) -> None:
     assert profiles("migrate", database="b%31.db").code == 0
     shown = profiles("adopt", database="b%31.db")
     assert (shown.code, shown.err) == (0, "b%31.db has a new id\n")

@@ -19,7 +19,6 @@ from tests.support.decisions import rows_of, some, write
 
 
 async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write decisions, and let a worker look."""
     database, settings, clock = await Database.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
     rollout = bandit.rollout(settings, database, clock)
@@ -35,7 +34,7 @@ async def outcomes(path: Path) -> list[tuple[str, str, str]]:
     return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
 
 
-def test_status_says_where_it_stands_when_nothing_was_decided(profiles: Run, database_path: Path) -> None:
+def test_status_is_shown_without_decisions(profiles: Run, database_path: Path) -> None:
     shown = profiles("rollout", "status", database=database_path)
     assert shown.code == 0
     assert "shadow, the challenger serves 0% of the users" in shown.out
@@ -46,7 +45,7 @@ def test_status_says_where_it_stands_when_nothing_was_decided(profiles: Run, dat
     assert (found["stage"], found["figures"]) == ("shadow", None)
 
 
-def test_challenger_is_ramped_and_rolled_back_audited(profiles: Run, database_path: Path) -> None:
+def test_ramp_and_rollback_are_audited(profiles: Run, database_path: Path) -> None:
     refused = profiles("rollout", "ramp", database=database_path)
     assert refused.code == 5
     assert "insufficient data: 0 decisions" in refused.err

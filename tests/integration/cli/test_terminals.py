@@ -1,4 +1,4 @@
-"""What commands write where standard output is a pipe, knows only ASCII, or is read by a program."""
+"""The output of commands to a pipe, to an ASCII terminal, and to a program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(arguments: list[str | bytes], directory: Path, **environment: str) -> su
 
 
 @pytest.mark.parametrize("arguments", [["features"], ["profile", "ann"], ["doctor"]], ids=lambda given: given[0])
-def test_nothing_is_cut_short_in_a_pipe(migrated: Run, tmp_path: Path, arguments: list[str | bytes]) -> None:
+def test_output_is_whole_in_a_pipe(migrated: Run, tmp_path: Path, arguments: list[str | bytes]) -> None:
     shown = run(arguments, tmp_path).stdout.decode()
     assert "…" not in shown
     if arguments == ["features"]:
@@ -48,17 +48,10 @@ def test_nothing_is_cut_short_in_a_pipe(migrated: Run, tmp_path: Path, arguments
 )
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["profile", USER],
-        ["features"],
-        ["rebuild", USER],
-        ["rollout", "status"],
-        ["doctor"],
-        ["audit", USER],
-    ],
+    [["profile", USER], ["features"], ["rebuild", USER], ["rollout", "status"], ["doctor"], ["audit", USER]],
     ids=lambda given: given[0],
 )
-def test_no_command_fails_where_only_ascii_can_be_shown(
+def test_no_command_fails_when_output_is_ascii(
     migrated: Run, tmp_path: Path, arguments: list[str], environment: dict[str, str]
 ) -> None:
     here = run([argument.encode() for argument in arguments], tmp_path, **environment)
@@ -69,7 +62,7 @@ def test_no_command_fails_where_only_ascii_can_be_shown(
     assert here.stderr.isascii()
 
 
-def test_an_id_is_taken_as_it_was_typed_where_the_locale_knows_only_ascii(migrated: Run, tmp_path: Path) -> None:
+def test_user_id_is_kept_when_the_locale_is_ascii(migrated: Run, tmp_path: Path) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     shown = run(["profile", USER.encode(), "--json"], tmp_path, **plain)
     assert json.loads(shown.stdout)["user_id"] == USER
@@ -89,7 +82,7 @@ def test_an_id_is_taken_as_it_was_typed_where_the_locale_knows_only_ascii(migrat
         (["up"], {"PROFILES_HOST": "203.0.113.1"}),
     ],
 )
-def test_every_line_on_standard_error_is_json_where_the_log_is(
+def test_stderr_is_json_when_the_log_is_json(
     tmp_path: Path, arguments: list[str | bytes], settings: dict[str, str]
 ) -> None:
     (tmp_path / "no-such-event.json").write_text('{"subject": "none"}\n{}\n')

@@ -14,7 +14,6 @@ from tests.support.service_group import ServiceGroup
 
 @pytest.fixture
 async def group(database_path: Path, valkey: EmbeddedServer) -> AsyncIterator[ServiceGroup]:
-    """On a shared embedded Valkey."""
     async with ServiceGroup(database_path, valkey) as made:
         yield made
 
@@ -28,5 +27,4 @@ async def fragile_world(database_path: Path, own_valkey: EmbeddedServer) -> Asyn
 
 @pytest.fixture
 async def service(group: ServiceGroup) -> PausableService:
-    """One process in that group."""
     return await group.open()

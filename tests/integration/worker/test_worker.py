@@ -1,4 +1,4 @@
-"""The worker: errors become retries, retries never lose an event, and nothing on the queue ends it."""
+"""The worker retries after errors, loses no event, and survives any content of the queue."""
 
 from __future__ import annotations
 
@@ -95,19 +95,17 @@ async def service(settings: Settings) -> AsyncIterator[OpenService]:
 
 @pytest.fixture
 async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    """Somebody who publishes on the queue."""
     connected = connect(own_valkey.url)
     yield connected
     await connected.aclose(close_connection_pool=True)
 
 
 def event(event_id: str, **changes: Any) -> dict[str, Any]:
-    """A sound payload, with fields replaced."""
     return payload(served("ann", now_ms(), event_id=event_id), **changes)
 
 
 def run_of(service: OpenService, run_id: str, touched_ms: int) -> RebuildRun:
-    """A rebuild of everyone, asked for at a moment."""
+    """A queued rebuild of all users."""
     features = list(REGISTRY.names)
     return RebuildRun(
         run_id, scope_of(None), None, features, "queued", 0, 0, "", "ann", touched_ms, None, touched_ms, None, None
@@ -115,7 +113,6 @@ def run_of(service: OpenService, run_id: str, touched_ms: int) -> RebuildRun:
 
 
 def failing(error: Exception) -> Callable[..., Any]:
-    """A coroutine function that fails."""
 
     async def fail(*_: object, **__: object) -> None:
         raise error
@@ -130,7 +127,6 @@ def jobs(service: OpenService, name: str, outcome: str) -> float:
 
 
 def job(service: OpenService, tries: int = 1, pace: Pace = PACE) -> JobContext:
-    """What arq gives a job."""
     return {**context(service, pace), "job_id": "job", "job_try": tries}
 
 
@@ -142,7 +138,7 @@ def test_back_off_doubles_up_to_a_bound() -> None:
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("locked"), CacheUnavailable("away"), TimeoutError()])
-async def test_a_job_is_retried_for_ever_when_something_outside_does_not_answer(
+async def test_job_is_retried_while_a_dependency_fails(
     service: OpenService, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(service.queue_door, "take_in", failing(error))
@@ -155,9 +151,7 @@ async def test_a_job_is_retried_for_ever_when_something_outside_does_not_answer(
     assert (await backlog(service.database)).dead_letters == 0
 
 
-async def test_a_payload_is_buried_when_its_job_fails_again_and_again(
-    service: OpenService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_payload_is_buried_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = job(service)
     with monkeypatch.context() as patch:
         patch.setattr(service.queue_door, "take_in", failing(StoreUnavailable("locked")))
@@ -179,16 +173,14 @@ async def test_a_payload_is_buried_when_its_job_fails_again_and_again(
     assert ctx["failures"] == {}
 
 
-async def test_a_job_gives_up_its_work_when_its_time_is_over(
-    service: OpenService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_job_stops_at_its_timeout(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     never = asyncio.Event()
     monkeypatch.setattr(service.queue_door, "take_in", lambda _: never.wait())
     with pytest.raises(Retry):
         await module.tip_events(job(service, pace=Pace(job_timeout_s=0.05)), [])
 
 
-async def test_a_payload_is_not_taken_in_again_when_only_its_consumption_fails(
+async def test_payload_is_stored_once_when_consumption_fails(
     service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.consumer, "consume", failing(CacheUnavailable("away")))
@@ -200,7 +192,7 @@ async def test_a_payload_is_not_taken_in_again_when_only_its_consumption_fails(
     assert jobs(service, TIP_EVENTS, "done") == 1
 
 
-async def test_a_consumption_is_left_to_the_sweep_when_it_fails_again_and_again(
+async def test_consumption_is_left_to_the_sweep_after_failures(
     service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.consumer, "consume", failing(RuntimeError("a defect")))
@@ -212,9 +204,7 @@ async def test_a_consumption_is_left_to_the_sweep_when_it_fails_again_and_again(
     assert jobs(service, queue.CONSUME, "given up") == 1
 
 
-async def test_a_rebuild_fails_when_its_job_fails_again_and_again(
-    service: OpenService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rebuild_fails_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     await service.rebuild_runs.open(run_of(service, "run", now_ms()))
     monkeypatch.setattr(service.rebuild_runner, "run", failing(RuntimeError("a defect")))
     ctx = job(service)
@@ -228,9 +218,7 @@ async def test_a_rebuild_fails_when_its_job_fails_again_and_again(
     assert run.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
 
 
-async def test_a_job_comes_back_at_once_when_there_is_more_to_rebuild(
-    service: OpenService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_job_is_requeued_when_more_users_remain(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
     monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
     await service.rebuild_runs.open(run_of(service, "run", now_ms()))
@@ -251,9 +239,7 @@ async def test_quality_is_measured_in_one_job(service: OpenService) -> None:
     assert (ended.state, ended.measured) == ("completed", 3)
 
 
-async def test_a_measurement_fails_when_its_job_fails_again_and_again(
-    service: OpenService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_measurement_fails_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = await service.quality.runs.open("ann", now_ms())
     monkeypatch.setattr(type(service.quality.measurement), "measure", failing(RuntimeError("a defect")))
     ctx = job(service)
@@ -268,7 +254,7 @@ async def test_a_measurement_fails_when_its_job_fails_again_and_again(
     )
 
 
-async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_under_way(service: OpenService) -> None:
+async def test_hourly_measurement_is_skipped_while_one_runs(service: OpenService) -> None:
     await module.hourly_quality(job(service))
     await module.hourly_quality(job(service))
     (run,) = await service.quality.runs.newest(10)
@@ -276,9 +262,7 @@ async def test_one_measurement_is_asked_for_when_the_hour_comes_while_one_is_und
     assert {entry.name for entry in module.crons(PACE)} <= queue.JOBS
 
 
-async def test_pruning_goes_on_piece_by_piece_when_there_is_much(
-    service: OpenService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pruning_continues_in_pieces(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "STEP", 2)
     old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
     await service.event_log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
@@ -311,7 +295,7 @@ async def test_decisions_are_pruned_by_their_own_retention(service: OpenService)
 async def working(
     settings: Settings, learner: FakeLearner | None = None, pace: Pace = PACE
 ) -> AsyncIterator[tuple[OpenService, asyncio.Event]]:
-    """A worker in this event loop, its parts, and what stops it; stopped at the end in any case."""
+    """A worker in this event loop: its service, and the event that stops it. It is always stopped at the end."""
     stop = asyncio.Event()
     ready: list[OpenService] = []
     running = asyncio.create_task(
@@ -328,7 +312,7 @@ async def working(
 
 
 async def ended(running: asyncio.Task[None]) -> None:
-    """Return when a worker that was told to stop has ended; one that does not is ended, and fails the test alone."""
+    """Wait until a stopping worker has ended. A worker that does not end is cancelled, and the test fails."""
     await asyncio.wait({running}, timeout=STOP_S)
     if not running.done():
         stack = StringIO()
@@ -340,27 +324,22 @@ async def ended(running: asyncio.Task[None]) -> None:
 
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes seconds takes milliseconds."""
     monkeypatch.setattr(module, "SWEEP_EVERY_S", 0.02)
     monkeypatch.setattr(consume, "SWEEP_AGE_MS", 200)
     monkeypatch.setattr(queue_worker, "RESTART_AFTER_S", 0.02)
 
 
 async def all_consumed(service: OpenService) -> bool:
-    """Whether nothing waits."""
     return (await backlog(service.database)).unconsumed == 0
 
 
 async def stored(service: OpenService) -> int:
-    """How many events there are."""
     count = await service.database.read(lambda c: c.execute("SELECT COUNT(*) FROM event_log").fetchone())
     return int(count[0])
 
 
-async def test_no_worker_is_left_behind_when_a_test_fails_while_it_starts(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would work on in the event loop, and take what is meant for the next one of the same test."""
+async def test_no_worker_is_left_when_a_test_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would continue in the event loop, and take jobs of the next worker of the same test."""
     monkeypatch.setattr(f"{__name__}.START_S", 0.0)
     with pytest.raises(AssertionError, match="not true within"):
         async with working(settings):
@@ -368,7 +347,7 @@ async def test_no_worker_is_left_behind_when_a_test_fails_while_it_starts(
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_worker_is_ended_and_its_test_fails_when_it_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_is_killed_when_it_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.STOP_S", 0.01)
     running = asyncio.create_task(asyncio.Event().wait())
     with pytest.raises(pytest.fail.Exception, match="did not stop within"):
@@ -376,9 +355,7 @@ async def test_a_worker_is_ended_and_its_test_fails_when_it_does_not_stop(monkey
     assert running.cancelled()
 
 
-async def test_events_are_taken_in_and_consumed_when_they_come_by_the_queue(
-    settings: Settings, client: ArqRedis
-) -> None:
+async def test_events_of_the_queue_are_consumed(settings: Settings, client: ArqRedis) -> None:
     learner = FakeLearner()
     async with working(settings, learner) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a"), event("b")])
@@ -391,7 +368,7 @@ async def test_events_are_taken_in_and_consumed_when_they_come_by_the_queue(
         assert await client.zcard(QUEUE) == 0
 
 
-async def test_quality_is_measured_when_somebody_asks_and_when_a_job_was_lost(settings: Settings) -> None:
+async def test_quality_is_measured_when_requested_or_lost(settings: Settings) -> None:
     async with working(settings, pace=Pace(job_timeout_s=3)) as (service, _):
 
         async def completed(count: int) -> bool:
@@ -401,13 +378,11 @@ async def test_quality_is_measured_when_somebody_asks_and_when_a_job_was_lost(se
         run, _ = await service.quality.runs.open("ann", now_ms())
         await service.quality.start(run.id)
         await eventually_async(lambda: completed(1))
-        await service.quality.runs.open("bob", now_ms() - 60_000)  # and nobody was told
+        await service.quality.runs.open("bob", now_ms() - 60_000)  # its job was lost
         await eventually_async(lambda: completed(2))
 
 
-async def test_an_event_becomes_a_dead_letter_and_its_neighbours_are_consumed_when_it_is_poison(
-    settings: Settings, client: ArqRedis
-) -> None:
+async def test_poison_event_becomes_a_dead_letter(settings: Settings, client: ArqRedis) -> None:
     learner = FakeLearner()
     async with working(settings, learner) as (service, _):
         await client.enqueue_job(TIP_EVENTS, [event("a"), event("bad", tip_id="poison"), event("c")])
@@ -426,7 +401,7 @@ async def test_an_event_becomes_a_dead_letter_and_its_neighbours_are_consumed_wh
         await eventually_async(lambda: all_consumed(service))
 
 
-async def test_the_worker_goes_on_when_what_comes_off_the_queue_is_no_job(settings: Settings, client: ArqRedis) -> None:
+async def test_worker_continues_when_the_queue_holds_garbage(settings: Settings, client: ArqRedis) -> None:
     junk: dict[str, bytes] = {
         "pickle": pickle.dumps({"f": TIP_EVENTS}),
         "noise": os.urandom(64),
@@ -454,7 +429,6 @@ async def test_the_worker_goes_on_when_what_comes_off_the_queue_is_no_job(settin
 
 
 async def stored_is(service: OpenService, count: int) -> bool:
-    """Whether so many events are stored."""
     return await stored(service) == count
 
 
@@ -464,7 +438,7 @@ def other_settings(settings: Settings, migrated_template: Path, tmp_path: Path) 
     return replace(settings, database=copy_database(migrated_template, tmp_path / "other.db", "another database"))
 
 
-async def test_services_with_queues_of_their_own_take_no_jobs_of_each_other(
+async def test_named_queues_keep_services_apart(
     settings: Settings, other_settings: Settings, client: ArqRedis, own_valkey: EmbeddedServer
 ) -> None:
     other_client = connect(own_valkey.url, "other")
@@ -491,7 +465,7 @@ async def completed(service: OpenService) -> bool:
     return await service.quality.runs.newest_completed() is not None
 
 
-async def test_workers_of_two_databases_on_one_queue_are_seen(settings: Settings, other_settings: Settings) -> None:
+async def test_two_databases_on_one_queue_are_detected(settings: Settings, other_settings: Settings) -> None:
     async with working(settings) as (service, _):
         await eventually_async(lambda: shown(service, 1))
         assert (await service.readiness())["queue"].ok
@@ -508,9 +482,7 @@ async def shown(service: OpenService, count: int) -> bool:
     return len(await service.queue.databases(service.clock.now_ms())) == count
 
 
-async def test_the_worker_goes_on_when_the_queue_goes_away_and_comes_back(
-    settings: Settings, own_valkey: EmbeddedServer
-) -> None:
+async def test_worker_continues_when_the_queue_returns(settings: Settings, own_valkey: EmbeddedServer) -> None:
     async with working(settings) as (service, _):
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
         own_valkey.kill()
@@ -554,7 +526,7 @@ class Gate:
         return await self._take_in(payload)
 
 
-async def test_a_crashed_job_is_hidden_no_longer_than_the_job_timeout_allows(
+async def test_crashed_job_returns_within_the_job_timeout(
     settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with working(settings) as (service, _):
@@ -567,7 +539,7 @@ async def test_a_crashed_job_is_hidden_no_longer_than_the_job_timeout_allows(
         gate.open.set()
 
 
-async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
+async def test_stopping_finishes_running_jobs_only(
     settings: Settings, client: ArqRedis, begun: list[queue_worker._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = FakeLearner()
@@ -587,7 +559,7 @@ async def test_jobs_that_run_are_finished_and_no_other_begun_when_it_stops(
         await eventually(lambda: learner.learned == ["a", "late"])
 
 
-async def test_a_job_comes_back_when_it_takes_longer_than_stopping_may(
+async def test_job_returns_when_it_outlasts_stopping(
     settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue_worker, "STOP_GRACE_S", 0.05)
@@ -604,7 +576,7 @@ async def test_a_job_comes_back_when_it_takes_longer_than_stopping_may(
         await eventually_async(lambda: all_consumed(service))
 
 
-async def test_a_job_is_done_when_its_events_are_stored_though_they_are_not_consumed_yet(
+async def test_job_is_done_when_its_events_are_stored(
     settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STOP_GRACE_S", 0.05)
@@ -622,18 +594,17 @@ async def test_a_job_is_done_when_its_events_are_stored_though_they_are_not_cons
 
 
 async def emptied(client: ArqRedis) -> bool:
-    """Whether no job waits or runs."""
     return bool(await client.zcard(QUEUE) == 0)
 
 
-async def test_the_worker_goes_on_when_the_queue_falls_silent_and_answers_again(
+async def test_worker_continues_when_the_queue_was_silent(
     settings: Settings,
     own_valkey: EmbeddedServer,
     client: ArqRedis,
     begun: list[queue_worker._Worker],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Paused, not gone: its connections stay open, and nobody is told."""
+    """The queue is paused: its connections stay open, and no error is reported."""
     monkeypatch.setattr(queue_worker, "SILENT_S", 0.2)
     monkeypatch.setattr(queue_worker, "BLOCKING_S", 0.2)
     async with working(settings) as (service, _):
@@ -647,7 +618,7 @@ async def test_the_worker_goes_on_when_the_queue_falls_silent_and_answers_again(
         await eventually_async(lambda: all_consumed(service))
 
 
-async def test_a_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:
+async def test_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:
     async with working(settings) as (service, _):
         await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(300)])
         await service.rebuild_runs.open(run_of(service, "run", now_ms()))
@@ -661,7 +632,7 @@ async def test_a_rebuild_is_completed_when_it_is_started_by_the_queue(settings: 
         await eventually_async(completed, 10)
 
 
-async def test_a_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> None:
+async def test_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> None:
     async with working(settings) as (service, _):
         await service.ingestor.ingest([served("ann", now_ms())])
         await service.rebuild_runs.open(run_of(service, "run", now_ms() - PACE.untouched_ms - 1))
@@ -673,7 +644,7 @@ async def test_a_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -
         await eventually_async(completed, 10)
 
 
-async def test_the_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async with working(settings) as (service, _):
         sound = service.consumer.sweep
         for error in (StoreUnavailable("locked"), RuntimeError("a defect")):
@@ -691,7 +662,7 @@ async def test_the_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: 
 
 
 @pytest.mark.slow
-async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, client: ArqRedis) -> None:
+async def test_metrics_are_served_when_a_port_is_set(settings: Settings, client: ArqRedis) -> None:
     port = free_port()
     chosen = {name: getattr(settings, name) for name in ("database", "cache_url", "queue_url", "cache_timeout_ms")}
     served_there = Settings(features=FEATURES, **chosen, worker_metrics_port=port)
@@ -710,7 +681,7 @@ async def test_its_metrics_are_served_when_a_port_is_set(settings: Settings, cli
 
 
 @pytest.mark.slow
-async def test_it_stops_when_it_has_only_just_started(settings: Settings) -> None:
+async def test_worker_stops_right_after_its_start(settings: Settings) -> None:
     for turns in (0, 2, 5, 8):
         async with working(settings):
             for _ in range(turns):
@@ -719,7 +690,7 @@ async def test_it_stops_when_it_has_only_just_started(settings: Settings) -> Non
                 await turn.wait()
 
 
-async def test_it_refuses_to_start_when_a_server_is_not_named(settings: Settings) -> None:
+async def test_worker_refuses_to_start_without_a_server(settings: Settings) -> None:
     for name, missing in (
         ("PROFILES_CACHE_URL", Settings(features=FEATURES, database=settings.database, queue_url=settings.queue_url)),
         ("PROFILES_QUEUE_URL", Settings(features=FEATURES, database=settings.database, cache_url=settings.cache_url)),
@@ -729,9 +700,9 @@ async def test_it_refuses_to_start_when_a_server_is_not_named(settings: Settings
 
 
 @pytest.mark.slow
-async def test_users_of_new_events_are_checked_when_a_worker_works(settings: Settings) -> None:
+async def test_users_of_new_events_are_checked(settings: Settings) -> None:
     async with working(settings) as (service, _):
-        labels = {"after": "1s", "outcome": "empty"}  # nobody has read them
+        labels = {"after": "1s", "outcome": "empty"}  # not read yet
 
         async def checked() -> bool:
             await service.ingestor.ingest([served("ann", now_ms())])

@@ -142,7 +142,7 @@ async def played(steps: Sequence[Step]) -> Driver:
 
 @settings(max_examples=300)
 @given(STEPS)
-def test_the_batcher_keeps_its_guarantees_on_any_schedule(steps: list[Step]) -> None:
+def test_batcher_keeps_its_guarantees_on_any_schedule(steps: list[Step]) -> None:
     driver = asyncio.run(played(steps))
     assert [item for call in driver.calls for item in call.items] == list(driver.futures), "once each, in order"
     following = 0
@@ -164,7 +164,7 @@ def test_the_batcher_keeps_its_guarantees_on_any_schedule(steps: list[Step]) -> 
                 assert future.result() == item.number if error is None else error.args == (number,)
 
 
-async def test_an_idle_batcher_starts_in_the_next_turn_of_the_loop() -> None:
+async def test_idle_batcher_starts_in_the_next_turn_of_the_loop() -> None:
     driver = Driver()
     driver.submit(1)
     assert driver.calls == []
@@ -195,7 +195,7 @@ async def test_work_goes_on_when_it_was_cancelled_and_another_item_comes() -> No
     assert [future.result() for future in driver.futures.values()] == [0, 1]
 
 
-async def test_a_group_fails_when_the_number_of_results_is_wrong() -> None:
+async def test_group_fails_when_the_number_of_results_is_wrong() -> None:
     async def work(items: Sequence[int]) -> list[int]:
         return list(items)[1:] if len(items) > 1 else list(items)
 

@@ -11,7 +11,7 @@ from app.concurrency.load_estimate import LoadEstimate
 PATIENCE_S, ALWAYS = 1.0, 10
 
 
-def test_nobody_is_sent_away_while_nothing_is_known_of_the_work() -> None:
+def test_nothing_is_shed_before_the_first_measurement() -> None:
     backlog = LoadEstimate(lanes=2, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.waiting = 1_000_000
     assert not backlog.full
@@ -27,14 +27,14 @@ def test_it_is_full_when_the_wait_would_be_too_long(waiting: int, full: bool) ->
 
 
 @pytest.mark.parametrize(("waiting", "full"), [(ALWAYS, False), (ALWAYS + 1, True)])
-def test_a_few_may_wait_in_any_case_when_work_is_slow(waiting: int, full: bool) -> None:
+def test_few_may_always_wait(waiting: int, full: bool) -> None:
     backlog = LoadEstimate(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.worked(1, 60.0)
     backlog.waiting = waiting
     assert backlog.full is full
 
 
-def test_one_slow_piece_of_work_is_forgotten_when_the_next_ones_are_quick() -> None:
+def test_one_slow_item_is_forgotten() -> None:
     backlog = LoadEstimate(lanes=1, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.worked(1, 60.0)
     backlog.waiting = 100
@@ -49,9 +49,7 @@ def test_one_slow_piece_of_work_is_forgotten_when_the_next_ones_are_quick() -> N
     unit_s=st.floats(0.001, 0.1),
     arrivals=st.lists(st.integers(0, 400), min_size=50, max_size=150),
 )
-def test_what_is_let_in_waits_no_longer_than_its_patience_when_far_too_much_comes(
-    lanes: int, unit_s: float, arrivals: list[int]
-) -> None:
+def test_admitted_work_waits_within_its_limit(lanes: int, unit_s: float, arrivals: list[int]) -> None:
     """Time goes in steps; in each, some come one by one, and the lanes do what they can."""
     backlog = LoadEstimate(lanes=lanes, patience_s=PATIENCE_S, always=ALWAYS)
     backlog.worked(1, unit_s * 5)  # and the average has time to settle

@@ -37,7 +37,6 @@ class QueueFixture:
         self.now += seconds
 
     async def add(self, count: int) -> None:
-        """Let so many more requests wait."""
         for _ in range(count):
             self.waiting.append(asyncio.create_task(self._wait(len(self.waiting))))
         await asyncio.sleep(0)
@@ -82,7 +81,7 @@ async def test_no_pause_when_requests_come_one_by_one(opened: QueueFixture) -> N
     assert opened.pauses == []
 
 
-async def test_a_pause_is_bounded_when_the_loop_is_very_late(opened: QueueFixture) -> None:
+async def test_pause_is_bounded_when_the_loop_is_very_late(opened: QueueFixture) -> None:
     opened.loop_turn_s = PAUSE_MOST_S
     await opened.add(AT_ONCE + 1)
     await opened.pausing(1)

@@ -36,7 +36,6 @@ class RecordingLog(SqliteEventLog):
     async def append(
         self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
     ) -> list[Appended | ClashingEvent]:
-        """Commit."""
         self.begun = True
         await self.open.wait()
         if self.failure is not None:
@@ -59,7 +58,6 @@ class RecordingInvalidator:
         self.failure: Exception | None = None
 
     async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
-        """Note what was asked."""
         self.asked.append(stale)
         await self.open.wait()
         if self.failure is not None:
@@ -68,7 +66,6 @@ class RecordingInvalidator:
         return self.result
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Not used by ingest."""
         raise NotImplementedError
 
 
@@ -80,14 +77,11 @@ class RecordingPublisher:
         self.published: list[list[int]] = []
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Note what was published."""
         self.published.append(list(seqs))
         self.journal.append("publish")
 
 
 class IngestFixture:
-    """An ingestor among recorders."""
-
     def __init__(self, database: Database, bounds: Bounds | None = None) -> None:
         self.database = database
         self.clock = FakeClock()
@@ -108,16 +102,13 @@ class IngestFixture:
         )
 
     async def ingest(self, *events: TipEvent) -> Receipt:
-        """Send a request and note the answer."""
         receipt = await self.ingestor.ingest(events)
         self.journal.append("answer")
         return receipt
 
     async def stored(self) -> list[object]:
-        """Ids of stored events."""
         return await column(self.database, "SELECT event_id FROM event_log ORDER BY seq")
 
     def counted(self, outcome: str) -> float:
-        """Events of that outcome."""
         labels = {"door": "http", "outcome": outcome}
         return self.metrics.collectors.get_sample_value("profiles_events_total", labels) or 0.0

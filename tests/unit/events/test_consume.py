@@ -1,4 +1,4 @@
-"""Consumption and retention on a real log: once each, in order, and a poison event stands in nobody's way."""
+"""Consumption and retention on a real log: once each, in order, and a poison event does not block others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def consumption(database: Database) -> ConsumerFixture:
     return ConsumerFixture(database)
 
 
-async def test_events_are_learned_and_marked_when_they_are_consumed(consumption: ConsumerFixture) -> None:
+async def test_consumed_events_are_learned_and_marked(consumption: ConsumerFixture) -> None:
     seqs = await consumption.store(
         served("ann", event_id="a"), feedback("ann", event_id="b"), served("bob", event_id="c")
     )
@@ -54,9 +54,7 @@ async def test_nothing_happens_twice_when_events_are_consumed_again(consumption:
     assert len(consumption.invalidator.older) == 1
 
 
-async def test_an_event_is_buried_after_its_attempts_and_its_neighbours_are_consumed_when_it_is_poison(
-    consumption: ConsumerFixture,
-) -> None:
+async def test_poison_event_is_buried_after_its_attempts(consumption: ConsumerFixture) -> None:
     seqs = await consumption.store(
         served(event_id="a"), served(event_id="bad", tip_id="poison"), served(event_id="c"), served(event_id="d")
     )
@@ -76,7 +74,7 @@ async def test_an_event_is_buried_after_its_attempts_and_its_neighbours_are_cons
     assert consumption.learner.learned == ["a", "c", "d"]
 
 
-async def test_an_event_is_consumed_when_it_is_replayed_after_its_cure(consumption: ConsumerFixture) -> None:
+async def test_event_is_consumed_when_it_is_replayed_after_its_cure(consumption: ConsumerFixture) -> None:
     seqs = await consumption.store(served(event_id="bad", tip_id="poison"))
     for _ in range(ATTEMPTS):
         await consumption.consumer.consume(seqs)
@@ -91,7 +89,7 @@ async def test_an_event_is_consumed_when_it_is_replayed_after_its_cure(consumpti
 
 @pytest.mark.parametrize("error", [CacheUnavailable("away"), StoreUnavailable("locked")])
 @pytest.mark.parametrize("part", ["drops", "learner"])
-async def test_no_attempt_is_counted_when_something_outside_does_not_answer(
+async def test_no_attempt_is_counted_when_a_dependency_fails(
     consumption: ConsumerFixture, part: str, error: Exception
 ) -> None:
     seqs = await consumption.store(served(event_id="a"))
@@ -111,8 +109,8 @@ async def test_no_attempt_is_counted_when_something_outside_does_not_answer(
     assert await consumption.consumer.consume(seqs) == 1
 
 
-async def test_the_sweep_drops_every_key_when_it_takes_up_what_stayed(consumption: ConsumerFixture) -> None:
-    """Whether the DEL was made before the process died, nobody knows."""
+async def test_sweep_drops_every_key_of_left_events(consumption: ConsumerFixture) -> None:
+    """The process may have died before its DEL."""
     await consumption.store(served("ann", event_id="a"), feedback("bob", event_id="b"))
     assert await consumption.consumer.sweep() == 0, "they may be in good hands"
     consumption.clock.advance(SWEEP_AGE_MS + 1)
@@ -137,7 +135,7 @@ class Gated:
 
 
 @pytest.mark.parametrize("sweep_first", [True, False])
-async def test_an_event_is_learned_once_when_the_sweep_and_a_job_take_it_up_at_once(
+async def test_event_is_learned_once_when_sweep_and_job_race(
     consumption: ConsumerFixture, monkeypatch: pytest.MonkeyPatch, sweep_first: bool
 ) -> None:
     gated = Gated()
@@ -155,7 +153,7 @@ async def test_an_event_is_learned_once_when_the_sweep_and_a_job_take_it_up_at_o
     assert (len(consumption.invalidator.all), len(consumption.invalidator.older)) == ((1, 0) if sweep_first else (0, 1))
 
 
-async def test_an_event_is_learned_once_when_a_job_marks_it_after_the_sweep_has_seen_it(
+async def test_event_is_learned_once_when_marked_during_a_sweep(
     consumption: ConsumerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seqs = await consumption.store(served(event_id="a"))
@@ -172,7 +170,7 @@ async def test_an_event_is_learned_once_when_a_job_marks_it_after_the_sweep_has_
     assert (consumption.learner.learned, consumption.invalidator.all) == (["a"], [])
 
 
-async def test_an_event_is_taken_up_again_when_whoever_had_it_in_hand_failed(consumption: ConsumerFixture) -> None:
+async def test_event_is_consumed_again_after_a_failure(consumption: ConsumerFixture) -> None:
     seqs = await consumption.store(served(event_id="a"))
     consumption.invalidator.failure = CacheUnavailable("away")
     with pytest.raises(CacheUnavailable):
@@ -182,14 +180,14 @@ async def test_an_event_is_taken_up_again_when_whoever_had_it_in_hand_failed(con
     assert await consumption.consumer.sweep() == 1
 
 
-async def test_the_sweep_takes_up_what_stayed_when_the_clock_was_set_back(consumption: ConsumerFixture) -> None:
+async def test_sweep_works_when_the_clock_was_set_back(consumption: ConsumerFixture) -> None:
     await consumption.store(served("ann", event_id="a"))
     consumption.clock.step_to(consumption.clock.now_ms() - DAY_MS)
     assert await consumption.consumer.sweep() == 1
     assert await consumption.unconsumed() == []
 
 
-async def test_the_sweep_goes_on_to_the_end_when_very_many_events_stayed(
+async def test_sweep_consumes_all_of_very_many_events(
     consumption: ConsumerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.events.consume.SWEEP_CHUNK", 10)

@@ -8,29 +8,19 @@ import msgspec
 import pytest
 
 from app.errors import InvalidInput, Issue
-from app.events.validation import (
-    FUTURE_TOLERANCE_MS,
-    Admission,
-    decode_json,
-    decode_lines,
-    digest,
-)
+from app.events.validation import FUTURE_TOLERANCE_MS, Admission, decode_json, decode_lines, digest
 from app.features.clock import DAY_MS, rfc3339
 from app.features.events import TipEvent
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, body, feedback, local_time, payload, served
 
 FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")
-
-
 SENT = payload(FEEDBACK_EVENT)
-
-
 ADMISSION = Admission(retention_days=180)
 
 
 def admit_one(event: TipEvent, now_ms: int = NOW_MS) -> Issue | None:
-    """What is wrong with an event's time, if anything."""
+    """The issue of an event's time, if any."""
     try:
         ADMISSION.admit([event], now_ms)
     except InvalidInput as error:
@@ -46,10 +36,10 @@ def test_event_counts_at_its_own_time_when_that_is_past_or_present() -> None:
         assert item.utc_offset_min == -210
 
 
-@pytest.mark.parametrize("ahead_ms", [1, 4 * 60_000, FUTURE_TOLERANCE_MS])
-def test_event_counts_at_its_arrival_when_it_is_a_little_ahead_of_the_clock(ahead_ms: int) -> None:
-    (item,) = ADMISSION.admit([served(at_ms=NOW_MS + ahead_ms)], NOW_MS)
-    assert (item.occurred_at_ms, item.claimed_at_ms, item.received_at_ms) == (NOW_MS, NOW_MS + ahead_ms, NOW_MS)
+def test_event_counts_at_its_arrival_when_slightly_ahead() -> None:
+    for ahead_ms in (1, 4 * 60_000, FUTURE_TOLERANCE_MS):
+        (item,) = ADMISSION.admit([served(at_ms=NOW_MS + ahead_ms)], NOW_MS)
+        assert (item.occurred_at_ms, item.claimed_at_ms, item.received_at_ms) == (NOW_MS, NOW_MS + ahead_ms, NOW_MS)
 
 
 def test_event_is_refused_when_it_is_more_than_five_minutes_ahead() -> None:

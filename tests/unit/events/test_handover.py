@@ -50,7 +50,7 @@ async def handover(consumption: ConsumerFixture, pause: Pause) -> Handover:
     return Handover(consumption.consumer, GRACE_S, pause=pause)
 
 
-async def test_events_of_many_jobs_share_a_consumption_when_they_come_together(
+async def test_events_of_many_jobs_share_a_consumption(
     consumption: ConsumerFixture, handover: Handover, pause: Pause
 ) -> None:
     handover.add(await consumption.store(served(event_id="first")))
@@ -67,7 +67,7 @@ async def test_events_of_many_jobs_share_a_consumption_when_they_come_together(
     assert await consumption.unconsumed() == []
 
 
-async def test_a_consumption_does_not_wait_when_there_are_enough_events(
+async def test_consumption_does_not_wait_when_there_are_enough_events(
     consumption: ConsumerFixture, pause: Pause
 ) -> None:
     handover = Handover(consumption.consumer, GRACE_S, BOUNDS._replace(at_once=2), pause=pause)
@@ -76,16 +76,14 @@ async def test_a_consumption_does_not_wait_when_there_are_enough_events(
     assert (consumption.learner.learned, len(consumption.invalidator.older), pause.begun) == (list("abcd"), 2, 0)
 
 
-async def test_nothing_is_begun_when_a_job_brought_no_new_event(
-    consumption: ConsumerFixture, handover: Handover
-) -> None:
+async def test_nothing_starts_when_no_event_is_new(consumption: ConsumerFixture, handover: Handover) -> None:
     handover.add([])
     await handover.close(GRACE_S)
     assert consumption.invalidator.older == []
 
 
 @pytest.mark.parametrize("error", [CacheUnavailable("away"), RuntimeError("a defect")])
-async def test_events_are_left_to_the_sweep_when_their_consumption_fails(
+async def test_failed_events_are_left_to_the_sweep(
     consumption: ConsumerFixture, handover: Handover, pause: Pause, error: Exception
 ) -> None:
     pause.over.set()
@@ -101,7 +99,7 @@ async def test_events_are_left_to_the_sweep_when_their_consumption_fails(
     assert await consumption.consumer.sweep() == 1
 
 
-async def test_the_next_events_are_consumed_when_one_consumption_takes_too_long(
+async def test_next_events_are_consumed_after_a_timeout(
     consumption: ConsumerFixture, pause: Pause, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pause.over.set()
@@ -129,9 +127,7 @@ async def _is_learned(consumption: ConsumerFixture, event_id: str) -> bool:
     return event_id in consumption.learner.learned
 
 
-async def test_events_beyond_the_cap_are_left_to_the_sweep_when_consumption_falls_behind(
-    consumption: ConsumerFixture, pause: Pause
-) -> None:
+async def test_events_beyond_the_cap_are_left_to_the_sweep(consumption: ConsumerFixture, pause: Pause) -> None:
     handover = Handover(consumption.consumer, GRACE_S, BOUNDS._replace(most=2), pause=pause)
     for seqs in [await consumption.store(served(event_id=name)) for name in "abc"]:
         handover.add(seqs)
@@ -139,7 +135,7 @@ async def test_events_beyond_the_cap_are_left_to_the_sweep_when_consumption_fall
     assert await consumption.unconsumed() == ["c"]
 
 
-async def test_pending_events_are_left_to_the_sweep_when_the_grace_period_ends(
+async def test_pending_events_are_left_to_the_sweep_at_shutdown(
     consumption: ConsumerFixture, handover: Handover, pause: Pause
 ) -> None:
     handover.add(await consumption.store(served(event_id="a")))

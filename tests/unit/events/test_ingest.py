@@ -1,4 +1,4 @@
-"""Ingest on a real log: the fixed order, shared commits, and what senders are told when something fails."""
+"""Ingest on a real log: the fixed order, shared commits, and the errors that senders get."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_keys_are_dropped_after_the_commit_and_before_the_answer(fixture: 
     assert fixture.counted("accepted") == 3
 
 
-async def test_nobody_is_answered_while_keys_are_being_dropped(fixture: IngestFixture) -> None:
+async def test_request_is_answered_after_its_keys_are_dropped(fixture: IngestFixture) -> None:
     fixture.invalidator.open.clear()
     sending = asyncio.create_task(fixture.ingest(served(event_id="a")))
     await eventually(lambda: fixture.invalidator.asked)
@@ -49,9 +49,7 @@ async def test_nobody_is_answered_while_keys_are_being_dropped(fixture: IngestFi
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 341, 599])
-async def test_every_event_is_stored_under_its_number_when_many_share_a_statement(
-    fixture: IngestFixture, count: int
-) -> None:
+async def test_each_event_gets_its_number_in_a_shared_statement(fixture: IngestFixture, count: int) -> None:
     """They go in by the hundred, by the dozen and one by one."""
     events = [feedback(f"u{place}", dwell_ms=place, event_id=f"e{place}") for place in range(count)]
     receipt = await fixture.ingest(*events, served("ann", event_id="last"))
@@ -118,7 +116,7 @@ async def test_large_requests_are_committed_apart_when_they_exceed_the_cap(fixtu
     assert fixture.log.commits == [[3, 2], [1], [7], [1]]
 
 
-async def test_request_is_turned_away_when_too_many_events_wait(fixture: IngestFixture) -> None:
+async def test_request_is_shed_when_too_many_events_wait(fixture: IngestFixture) -> None:
     fixture = IngestFixture(fixture.database, BOUNDS._replace(most=3))
     outcomes = await asyncio.gather(
         *(fixture.ingest(served(event_id=f"{number}-a"), served(event_id=f"{number}-b")) for number in range(2)),
@@ -198,7 +196,7 @@ async def test_event_is_finished_when_its_sender_goes_away_before_the_commit(fix
     assert leaving.cancelled()
 
 
-async def test_sender_is_told_and_may_send_again_when_the_debt_cannot_be_recorded(fixture: IngestFixture) -> None:
+async def test_sender_may_retry_when_the_owed_row_fails(fixture: IngestFixture) -> None:
     event = feedback("ann", event_id="a")
     fixture.invalidator.failure = StoreUnavailable("locked")
     outcomes = await asyncio.gather(fixture.ingest(event), fixture.ingest(served("bob")), return_exceptions=True)
@@ -212,7 +210,7 @@ async def test_sender_is_told_and_may_send_again_when_the_debt_cannot_be_recorde
     assert fixture.invalidator.asked[-1] == {"ann": REGISTRY.invalidated_by(FEEDBACK)}
 
 
-async def test_everyone_waiting_is_told_when_the_commit_fails_and_the_next_succeeds(fixture: IngestFixture) -> None:
+async def test_all_waiting_requests_fail_when_the_commit_fails(fixture: IngestFixture) -> None:
     event = served(event_id="a")
     fixture.log.failure = StoreUnavailable("disk full")
     outcomes = await asyncio.gather(fixture.ingest(event), fixture.ingest(served()), return_exceptions=True)

@@ -34,7 +34,6 @@ class Door:
         return await self.door.take_in(msgspec.msgpack.decode(msgspec.msgpack.encode(list(items))))
 
     async def buried(self) -> list[DeadLetter]:
-        """The letters."""
         return await self.letters.list(0, 100)
 
 
@@ -45,7 +44,6 @@ async def door(database: Database) -> Door:
 
 
 def event(event_id: str, **changes: Any) -> dict[str, Any]:
-    """A sound payload, with fields replaced."""
     return payload(served("ann", event_id=event_id), **changes)
 
 
@@ -73,7 +71,7 @@ async def test_all_are_stored_when_all_are_sound(door: Door) -> None:
         (msgspec.msgpack.Ext(5, b"x"), "[1]: "),
     ],
 )
-async def test_the_rest_counts_when_one_item_is_bad(door: Door, item: object, reason: str) -> None:
+async def test_rest_counts_when_one_item_is_bad(door: Door, item: object, reason: str) -> None:
     await door.take_in(event("a"), item, event("b"))
     assert await door.fixture.stored() == ["a", "b"]
     (letter,) = await door.buried()
@@ -83,20 +81,20 @@ async def test_the_rest_counts_when_one_item_is_bad(door: Door, item: object, re
 
 
 @pytest.mark.parametrize("whole", [None, "text", {"events": []}, 7])
-async def test_the_whole_is_buried_when_it_is_no_list(door: Door, whole: object) -> None:
+async def test_whole_is_buried_when_it_is_no_list(door: Door, whole: object) -> None:
     assert await door.door.take_in(whole) == []
     (letter,) = await door.buried()
     assert letter.error == "expected a list of events"
     assert msgspec.json.decode(letter.payload) == whole
 
 
-async def test_a_duplicate_is_no_fault_when_it_comes_again(door: Door) -> None:
+async def test_duplicate_is_no_fault_when_it_comes_again(door: Door) -> None:
     assert await door.take_in(event("a")) == [1]
     assert await door.take_in(event("a"), event("b")) == [2]
     assert await door.buried() == []
 
 
-async def test_each_bad_item_is_buried_once_when_the_payload_is_given_again_after_trouble(door: Door) -> None:
+async def test_bad_item_is_buried_once_when_redelivered(door: Door) -> None:
     door.fixture.log.failure = StoreUnavailable("locked")
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
@@ -108,7 +106,7 @@ async def test_each_bad_item_is_buried_once_when_the_payload_is_given_again_afte
     assert len(await door.buried()) == 1
 
 
-async def test_a_payload_is_stored_in_pieces_when_it_is_very_long(door: Door) -> None:
+async def test_payload_is_stored_in_pieces_when_it_is_very_long(door: Door) -> None:
     seqs = await door.take_in(*(event(f"e{number}") for number in range(2 * MAX_EVENTS + 1)))
     assert len(seqs) == 2 * MAX_EVENTS + 1
     assert door.fixture.log.commits == [[MAX_EVENTS], [MAX_EVENTS], [1]]

@@ -48,11 +48,9 @@ class ReplayFixture:
         return letter
 
     async def kept(self) -> list[int]:
-        """The letters there are."""
         return [letter.id for letter in await self.letters.list(0, 10_000)]
 
     async def stored(self) -> list[str]:
-        """The users of the events there are."""
         return [event.event.user_id for event in await self.log.unconsumed(NOW_MS * 2, 10_000)]
 
 
@@ -62,14 +60,13 @@ async def fixture(database: Database) -> ReplayFixture:
 
 
 async def failed_for_good(fixture: ReplayFixture, user: str) -> DeadLetter:
-    """A letter of a stored event."""
     await fixture.ingestor.ingest([served(user)])
     event = next(item for item in await fixture.log.unconsumed(NOW_MS * 2, 10_000) if item.event.user_id == user)
     assert await fixture.letters.failed(event.seq, "it failed", "Traceback", NOW_MS, 1)
     return (await fixture.letters.list(0, 10_000))[-1]
 
 
-async def test_event_is_stored_once_when_a_letter_is_replayed_by_many_at_once(fixture: ReplayFixture) -> None:
+async def test_letter_is_stored_once_when_replayed_concurrently(fixture: ReplayFixture) -> None:
     letter = await fixture.bury(payload(served("ann")))
     outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(8)))
     assert sorted(outcomes) == [ReplayResult(0, 1, False)] * 7 + [ReplayResult(1, 0, False)]
@@ -77,7 +74,7 @@ async def test_event_is_stored_once_when_a_letter_is_replayed_by_many_at_once(fi
     assert await fixture.kept() == []
 
 
-async def test_event_is_revived_once_when_a_letter_is_replayed_by_many_at_once(fixture: ReplayFixture) -> None:
+async def test_event_is_revived_once_when_replayed_concurrently(fixture: ReplayFixture) -> None:
     letter = await failed_for_good(fixture, "ann")
     outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(4)), return_exceptions=True)
     assert [outcome for outcome in outcomes if isinstance(outcome, ReplayResult)] == [ReplayResult(0, 0, True)]
@@ -94,7 +91,7 @@ async def test_event_is_revived_once_when_a_letter_is_replayed_by_many_at_once(f
         ("<script>alert(1)</script>", Undecodable, "not valid JSON: "),
     ],
 )
-async def test_letter_stays_with_the_newest_reason_when_it_is_still_no_event(
+async def test_letter_keeps_the_newest_reason(
     fixture: ReplayFixture, content: object, error: type[Exception], reason: str
 ) -> None:
     letter = await fixture.bury(content)
@@ -109,7 +106,7 @@ async def test_letter_stays_with_the_newest_reason_when_it_is_still_no_event(
     assert await fixture.stored() == []
 
 
-async def test_all_are_replayed_and_those_that_fail_stay_with_their_reason(fixture: ReplayFixture) -> None:
+async def test_failing_letters_stay_with_their_reason(fixture: ReplayFixture) -> None:
     known = served("known")
     await fixture.ingestor.ingest([known])
     revived = await failed_for_good(fixture, "revived")
@@ -128,9 +125,7 @@ async def test_all_are_replayed_and_those_that_fail_stay_with_their_reason(fixtu
     assert {revived.id, fine.id, duplicate.id}.isdisjoint(await fixture.kept())
 
 
-async def test_many_are_replayed_some_at_a_time_and_the_answer_says_where_to_go_on(
-    fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_many_letters_are_replayed_in_pages(fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 2)
     monkeypatch.setattr(module, "MOST", 4)
     letters = [await fixture.bury(payload(served(f"user-{number}")) if number % 2 else number) for number in range(9)]
@@ -144,9 +139,7 @@ async def test_many_are_replayed_some_at_a_time_and_the_answer_says_where_to_go_
     assert await fixture.kept() == [letter.id for letter in letters[::2]]
 
 
-async def test_letters_wait_for_another_time_when_they_are_buried_meanwhile(
-    fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_letters_buried_during_a_replay_are_left(fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 1)
     await fixture.bury(payload(served("ann")))
     discard = fixture.letters.discard
@@ -179,7 +172,7 @@ async def test_letters_stay_when_the_database_does_not_answer(
     assert (await fixture.replayer.replay_all(0)).replayed == 2
 
 
-async def test_clash_is_told_as_such(fixture: ReplayFixture) -> None:
+async def test_conflict_is_reported(fixture: ReplayFixture) -> None:
     event = served("ann")
     await fixture.ingestor.ingest([event])
     letter = await fixture.bury({**payload(event), "tip_id": "another"})

@@ -61,9 +61,7 @@ async def test_old_events_go_for_good(consumption: ConsumerFixture, retention: R
     assert seq == STEP + 8, "a sequence number came again"
 
 
-async def test_it_stops_in_between_when_its_time_is_up_and_goes_on_where_it_was(
-    consumption: ConsumerFixture, retention: Retention
-) -> None:
+async def test_pruning_continues_after_its_time_is_up(consumption: ConsumerFixture, retention: Retention) -> None:
     await retention.prune(no_pause)
     await consumption.store(
         *(served("ann", OLDEST + DAY_MS) for _ in range(STEP + 1)), served("ann", OLDEST + 5 * DAY_MS)
@@ -75,9 +73,7 @@ async def test_it_stops_in_between_when_its_time_is_up_and_goes_on_where_it_was(
     assert await column(consumption.database, "SELECT COUNT(*) FROM event_log") == [1]
 
 
-async def test_a_clock_that_is_wrong_for_a_night_takes_three_days_at_most(
-    consumption: ConsumerFixture, retention: Retention
-) -> None:
+async def test_wrong_clock_deletes_three_days_at_most(consumption: ConsumerFixture, retention: Retention) -> None:
     await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (0, 90, 176, 178, 180)))
     await retention.prune(no_pause)
     for wrong_days in (400, 40, 4_000, -10_000):
@@ -92,9 +88,7 @@ async def test_a_clock_that_is_wrong_for_a_night_takes_three_days_at_most(
     assert await retention.prune(no_pause) == {"events": 1}, "it does not go on after a clock that was behind"
 
 
-async def test_a_longer_retention_keeps_what_is_loaded_from_then_on(
-    consumption: ConsumerFixture, retention: Retention
-) -> None:
+async def test_longer_retention_keeps_later_events(consumption: ConsumerFixture, retention: Retention) -> None:
     await retention.prune(no_pause)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
     longer = Retention(
@@ -104,15 +98,13 @@ async def test_a_longer_retention_keeps_what_is_loaded_from_then_on(
         assert await longer.prune(no_pause) == {"events": 0}
 
 
-async def test_what_came_late_is_deleted_by_the_next_run(consumption: ConsumerFixture, retention: Retention) -> None:
+async def test_late_events_are_deleted_by_the_next_run(consumption: ConsumerFixture, retention: Retention) -> None:
     await retention.prune(no_pause)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
     assert await retention.prune(no_pause) == {"events": 1}
 
 
-async def test_a_first_run_that_would_take_more_waits_until_it_is_confirmed(
-    consumption: ConsumerFixture, retention: Retention
-) -> None:
+async def test_large_first_run_waits_for_confirmation(consumption: ConsumerFixture, retention: Retention) -> None:
     await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (100, 181, 184)))
     for _ in range(3):
         assert await retention.waiting() == ["events"]
@@ -123,9 +115,7 @@ async def test_a_first_run_that_would_take_more_waits_until_it_is_confirmed(
     assert await retention.prune(no_pause) == {"events": 0}
 
 
-async def test_a_service_that_was_off_catches_up_night_by_night(
-    consumption: ConsumerFixture, retention: Retention
-) -> None:
+async def test_pruning_catches_up_night_by_night(consumption: ConsumerFixture, retention: Retention) -> None:
     await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in range(170, 181)))
     await retention.prune(no_pause)
     consumption.clock.advance(10 * DAY_MS)
@@ -140,9 +130,7 @@ moments = st.integers(min_value=0, max_value=4_000 * DAY_MS)
 
 
 @given(done_ms=moments, clocks=st.lists(moments, min_size=1, max_size=20), oldest_ms=st.none() | moments)
-def test_no_run_moves_further_than_three_days_and_every_difference_is_made_up(
-    done_ms: int, clocks: list[int], oldest_ms: int | None
-) -> None:
+def test_no_run_moves_further_than_three_days(done_ms: int, clocks: list[int], oldest_ms: int | None) -> None:
     for wanted_ms in clocks:
         moved_ms = next_cutoff(wanted_ms, done_ms, oldest_ms)
         assert moved_ms is not None

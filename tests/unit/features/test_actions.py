@@ -61,7 +61,7 @@ def run(tree: Path, database: Path) -> Any:
     return json.loads(shown.stdout)
 
 
-async def test_fourth_action_is_known_everywhere_when_one_line_is_added(extended: Path, database_path: Path) -> None:
+async def test_fourth_action_needs_one_line(extended: Path, database_path: Path) -> None:
     found = run(extended, database_path)  # migrated by a program with three actions
     assert found["profile"]["completion_rate_30d"] == 0.0
     assert (found["outcome"]["action"], found["outcome"]["reward"]) == (NAME, 0.8)

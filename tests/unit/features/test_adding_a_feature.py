@@ -42,8 +42,6 @@ FAVOURITE = Feature(
 
 
 class Extended(ProfileFeatures, kw_only=True, frozen=True):
-    """The mirror, with its one new line."""
-
     favourite_action_30d: Annotated[
         Str | UnsetType,
         Meta(description="What the user did most often with a tip; of equals, the first in the alphabet."),
@@ -53,7 +51,7 @@ class Extended(ProfileFeatures, kw_only=True, frozen=True):
 EXTENDED = compile_registry(Registry([*REGISTRY, FAVOURITE]))
 
 
-async def test_categorical_feature_reaches_json_when_an_entry_and_a_mirror_line_are_added(
+async def test_categorical_feature_needs_an_entry_and_a_mirror_line(
     database: Database, event_log: SqliteEventLog
 ) -> None:
     check_mirror(EXTENDED, Extended)

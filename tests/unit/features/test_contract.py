@@ -38,7 +38,6 @@ def problem(source: str) -> str:
 
 
 def appended(source: str, text: str) -> str:
-    """The registry's module, with more text."""
     path = Path(source.partition(":")[0])
     path.write_text(path.read_text() + text)
     return source
@@ -46,7 +45,6 @@ def appended(source: str, text: str) -> str:
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    """A sound registry in a file."""
     return own_registry(tmp_path / "own.py", SOUND)
 
 
@@ -72,9 +70,7 @@ def test_another_registry_is_loaded_when_the_command_names_it(own: str, tmp_path
         load_contract(Settings(features=own), str(tmp_path / "missing.py:REGISTRY"))
 
 
-def test_file_is_found_by_a_relative_path_and_by_a_tilde(
-    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_is_found_by_relative_path_and_tilde(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in ("own.py:REGISTRY", "./own.py:REGISTRY", "~/own.py:REGISTRY"):
@@ -136,16 +132,14 @@ def test_operators_directory_stays_as_it_is(own: str, tmp_path: Path) -> None:
         ("import sys\nsys.exit(3)\n", "SystemExit: 3 ({path}, line 2)"),
     ],
 )
-def test_fault_of_the_module_is_told_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_module_fault_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "own.py"
     path.write_text(text)
     shown = problem(f"{path}:REGISTRY")
     assert shown.startswith(f"PROFILES_FEATURES: cannot load {path}: {message.format(path=path)}")
 
 
-def test_line_is_that_of_the_module_that_failed_when_another_imports_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_of_an_imported_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "helper_of_the_tests.py").write_text("x = 1\nx.y\n")
     (tmp_path / "own.py").write_text("\n\n\nimport helper_of_the_tests\n")
     monkeypatch.syspath_prepend(str(tmp_path))

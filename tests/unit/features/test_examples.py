@@ -13,7 +13,7 @@ from app.features.examples import Example, events_of, feedback, served
 from tests.support.clock import NOW_MS
 
 
-def test_events_are_of_the_user_and_as_old_as_the_example_says() -> None:
+def test_example_events_have_the_given_age() -> None:
     example = Example(events=[served(tip_id="t"), feedback("snoozed", ago=timedelta(days=3), dwell_ms=5)], value=1)
     first, second = events_of(example, NOW_MS, "ann")
     assert isinstance(first, TipServed)

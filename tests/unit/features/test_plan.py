@@ -51,9 +51,7 @@ def test_removing_a_feature_breaks() -> None:
         ({"invalidated_by": (SERVED,)}, f"invalidated by: tip_feedback, tip_served → {SERVED}", False),
     ],
 )
-def test_change_says_what_it_is_and_whether_values_are_recomputed(
-    fields: dict[str, Any], detail: str, recomputed: bool
-) -> None:
+def test_change_lists_details_and_recomputation(fields: dict[str, Any], detail: str, recomputed: bool) -> None:
     found = change(**fields)
     assert found is not None
     if detail.startswith("invalidated by"):
@@ -68,7 +66,7 @@ def test_another_dtype_breaks() -> None:
     assert found == Change("probe", "changed", ("dtype: int → float",), breaks=True, recomputed=True)
 
 
-def test_order_is_that_of_the_new_registry_and_removed_ones_come_last() -> None:
+def test_removed_features_come_last() -> None:
     before = definitions_of(Registry([entry(name="gone"), entry(name="kept"), entry(name="moved", default=1)]))
     after = definitions_of(Registry([entry(name="new"), entry(name="moved"), entry(name="kept")]))
     assert [(item.feature, item.kind) for item in changes(before, after)] == [

@@ -22,20 +22,16 @@ class Users:
         self.since_ms: set[int] = set()
 
     async def oldest_event_ms(self) -> int | None:
-        """Not used."""
         raise AssertionError
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = 0) -> list[str]:
-        """A page."""
         self.since_ms.add(since_ms)
         return [user_id for user_id in self.user_ids if user_id > after][:limit]
 
     async def count_eligible(self, since_ms: int) -> int:
-        """Not used."""
         raise AssertionError
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
-        """Not used."""
         raise AssertionError
 
 
@@ -47,7 +43,6 @@ class NumberSource:
         self._failing = failing
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """One statement."""
         values = [
             self._more + int(row.user_id[5:]) if isinstance(self._more, int | float) else self._more for row in asked
         ]
@@ -55,11 +50,9 @@ class NumberSource:
         return Snapshot(1, [[None if (place, 0) in errors else value] for place, value in enumerate(values)], errors)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """Not used."""
         raise AssertionError
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Not used."""
         raise AssertionError
 
 
@@ -134,7 +127,7 @@ async def test_it_says_so_when_there_are_no_users() -> None:
     assert list(found.lines()) == ["There are no users with an event in either window."]
 
 
-async def test_sample_is_the_same_for_a_seed_and_of_the_size_asked_for() -> None:
+async def test_sample_depends_on_seed_and_size() -> None:
     users = Users(3_000)
     first, again, other = [await difference(users, 0, 1, count=100, seed=seed) for seed in (1, 1, 2)]
     assert first.users == other.users == 100

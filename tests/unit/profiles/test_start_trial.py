@@ -34,7 +34,6 @@ faults = pytest.mark.parametrize(("compute", "reason"), FAULTS.values(), ids=FAU
 
 
 def start(path: Path, *entries: Feature, door: str = "http") -> AbstractAsyncContextManager[OpenService]:
-    """A process that serves these features."""
     registry = compile_registry(Registry([SOUND, *entries]))
     settings = Settings(database=path, statement_timeout_ms=60)
     return open_service(settings, door=door, contract=Contract(registry=registry, mirror=mirror_of(registry)))
@@ -42,7 +41,6 @@ def start(path: Path, *entries: Feature, door: str = "http") -> AbstractAsyncCon
 
 @pytest.fixture
 async def stored(database: Database, event_log: SqliteEventLog) -> Database:
-    """Events of one user."""
     await event_log.append([[admitted(served("ann", now_ms())) for _ in range(2)]])
     return database
 

@@ -24,7 +24,6 @@ class TimedSource:
         self.asked: list[int] = []
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """One statement."""
         self._clock.advance(4)
         self.asked.append(asked[0].mask)
         rows = [[1, None, "x" if row.user_id == "cid" else 1] for row in asked]
@@ -33,11 +32,9 @@ class TimedSource:
         return Snapshot(1, rows, errors, 0b10 if errors and self._overdue else 0)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """Not used."""
         raise AssertionError
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Not used."""
         raise AssertionError
 
 
@@ -70,12 +67,7 @@ async def test_nothing_is_computed_when_no_user_is_stored() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "shown"),
-    [
-        (b"", "more than one row, or a blob,"),
-        (1.5, "float 1.5"),
-        (1 << 70, f"int {1 << 70}"),
-        ("secret text", "text"),
-    ],
+    [(b"", "more than one row, or a blob,"), (1.5, "float 1.5"), (1 << 70, f"int {1 << 70}"), ("secret text", "text")],
 )
 def test_value_of_another_dtype_is_described_without_its_text(raw: object, shown: str) -> None:
     assert wrong_dtype(raw, "int") == f"the SQL gave {shown} where int is declared"

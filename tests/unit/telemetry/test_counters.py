@@ -1,4 +1,4 @@
-"""Tallies say the same as prometheus-client's own metrics of the same observations."""
+"""The fast counters export what prometheus-client's metrics export for the same observations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def said(registry: CollectorRegistry) -> list[str]:
 
 
 @given(st.lists(st.integers(0, 1_000_000)))
-def test_a_tally_says_what_a_counter_says_when_both_count_the_same(counted: list[int]) -> None:
+def test_counter_agrees_with_prometheus(counted: list[int]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     tally = FastCounter("profiles_things_total", TEXT, ours)
     counter = Counter("profiles_things_total", TEXT, registry=theirs)
@@ -32,9 +32,7 @@ def test_a_tally_says_what_a_counter_says_when_both_count_the_same(counted: list
 
 
 @given(st.lists(st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from([200, 404]), observed)))
-def test_a_spread_says_what_a_histogram_says_when_both_observe_the_same(
-    observations: list[tuple[str, int, float]],
-) -> None:
+def test_histogram_agrees_with_prometheus(observations: list[tuple[str, int, float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     tally = HistogramCollector(NAME, TEXT, FAST, LABELS, ours)
     histogram = Histogram(NAME, TEXT, LABELS, buckets=FAST, registry=theirs)
@@ -44,6 +42,6 @@ def test_a_spread_says_what_a_histogram_says_when_both_observe_the_same(
     assert said(ours) == said(theirs)
 
 
-def test_a_spread_refuses_when_the_labels_do_not_fit() -> None:
+def test_histogram_refuses_wrong_labels() -> None:
     with pytest.raises(ValueError, match="route, status"):
         HistogramCollector(NAME, TEXT, FAST, LABELS, CollectorRegistry()).labels("/a")

@@ -84,7 +84,6 @@ PLACES: list[Callable[[str], None]] = [
 
 
 def written(log_format: Format, write: Callable[[], None]) -> str:
-    """What is written to the log meanwhile."""
     stream = StringIO()
     with logging_put_back():
         configure_logging(log_format, "info", stream)
@@ -95,7 +94,7 @@ def written(log_format: Format, write: Callable[[], None]) -> str:
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 @given(text=texts)
 @example(text=FORGED)
-def test_console_shows_all_in_lines_that_cannot_be_forged(place: Callable[[str], None], text: str) -> None:
+def test_console_lines_cannot_be_forged(place: Callable[[str], None], text: str) -> None:
     shown = written("console", lambda: place(text))
     assert shown.endswith("\n")
     assert not [ascii(char) for char in shown if unicodedata.category(char) in UNSEEN and char not in "\n\t"]
@@ -109,7 +108,7 @@ def test_console_shows_all_in_lines_that_cannot_be_forged(place: Callable[[str],
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 @given(text=texts)
 @example(text=FORGED)
-def test_json_is_one_line_that_holds_all(place: Callable[[str], None], text: str) -> None:
+def test_json_log_is_one_line(place: Callable[[str], None], text: str) -> None:
     shown = written("json", lambda: place(text))
     assert shown.isascii()
     assert shown.count("\n") == 1
@@ -120,8 +119,6 @@ def test_json_is_one_line_that_holds_all(place: Callable[[str], None], text: str
 
 
 class Failing(Authenticator):
-    """Fails while it holds a key."""
-
     def _find(self, key: str | None) -> None:
         held = {"x-api-key": key, "hashed": hash_key(key or "")}
         raise RuntimeError(f"{len(held)} headers cannot be read")

@@ -61,7 +61,7 @@ def test_line_is_left_out_when_it_is_below_the_level(written: StringIO) -> None:
     assert [json.loads(line)["event"] for line in written.getvalue().splitlines()] == ["but this"]
 
 
-def test_noise_of_libraries_is_left_out_when_everything_else_is_shown(written: StringIO) -> None:
+def test_library_noise_is_left_out(written: StringIO) -> None:
     configure_logging("json", "debug", written)
     logging.getLogger("arq.worker").info("a job")
     logging.getLogger("aiosqlite").debug("a statement")
@@ -99,7 +99,7 @@ def test_password_in_a_url_is_hidden_wherever_it_stands(written: StringIO, log_f
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_line_cannot_be_forged_by_what_is_logged(written: StringIO, log_format: Format) -> None:
+def test_log_line_cannot_be_forged(written: StringIO, log_format: Format) -> None:
     configure_logging(log_format, "info", written)
     evil = "a\n2026-01-01T00:00:00Z [info     ] forged\r\x1b[2J\x85\u2028\u202e"
     logger("part").info("asked", who=evil, many=[evil])
@@ -123,7 +123,7 @@ def test_traceback_shows_no_local_variables(written: StringIO, log_format: Forma
     assert "top-secret" not in text
 
 
-def test_traceback_shows_no_local_variables_when_logging_was_never_configured() -> None:
+def test_traceback_shows_no_variables_without_configuration() -> None:
     program = """
 import structlog, app.telemetry
 key = "top" + "-" + "secret"
@@ -166,7 +166,7 @@ def test_metrics_are_named_with_base_units_and_explained() -> None:
             assert family.name.endswith("_seconds")
 
 
-def test_what_comes_again_and_again_on_a_full_disk_is_told_quietly(written: StringIO) -> None:
+def test_repeated_disk_full_errors_are_logged_quietly(written: StringIO) -> None:
     with logging_put_back():
         configure_logging("json", "info", written)
         log = logger("part")
@@ -184,7 +184,7 @@ def seen(lines: RepeatedLines, event: str, level: str = "info", **fields: object
     return int(line.get("left_out", 0))
 
 
-def test_a_line_that_comes_again_and_again_is_told_some_times_and_then_counted() -> None:
+def test_repeated_line_is_logged_then_counted() -> None:
     clock = FakeClock()
     lines = RepeatedLines(clock.monotonic)
     shown = [seen(lines, "request", status=404, route="unmatched", request_id=str(number)) for number in range(1_000)]
@@ -198,7 +198,7 @@ def test_a_line_that_comes_again_and_again_is_told_some_times_and_then_counted()
     assert seen(lines, "request", status=404, route="unmatched") == 0
 
 
-def test_the_log_of_a_process_leaves_repeated_lines_out(written: StringIO) -> None:
+def test_process_log_leaves_repeated_lines_out(written: StringIO) -> None:
     configure_logging("json", "info", written)
     for _ in range(100):
         logger("part").info("request", status=404, route="unmatched")

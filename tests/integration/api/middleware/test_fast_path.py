@@ -213,7 +213,7 @@ async def pair(
 KEY = (("x-api-key", KEYS["reader"]),)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4 * settings().max_examples, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(asks(), batches()))
 @example(Ask("/profiles/ada", headers=KEY))
 @example(Ask("/profiles/ada?features=tip_volume_30d,preferred_hour", headers=KEY))

@@ -1,4 +1,4 @@
-"""The audit: it finds what is untrue, blames nobody for what is not over, and repairs."""
+"""The consistency check finds wrong values, ignores differences that are still being resolved, and repairs."""
 
 from __future__ import annotations
 
@@ -29,21 +29,17 @@ async def _at_once(_: float) -> None:
 
 
 def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
-    """Audits that service's cache."""
 
     async def drop(stale: Stale) -> None:
         await service.invalidator.invalidate(stale)
         await service.inner.clear_local_caches()
 
     return ConsistencyChecker(
-        inspector=inspector(service, pause),
-        events=SqliteEventQueries(service.database),
-        drop=drop,
+        inspector=inspector(service, pause), events=SqliteEventQueries(service.database), drop=drop
     )
 
 
 async def consumed(service: PausableService) -> None:
-    """A worker has taken up every event."""
     log = service.inner.event_log
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
 
@@ -53,9 +49,7 @@ def outcomes(verdicts: list[CheckResult]) -> list[str]:
     return [verdict.outcome for verdict in verdicts]
 
 
-async def test_each_user_gets_its_own_verdict_when_many_are_checked(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_each_user_gets_its_own_verdict(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"), served("bob"), served("cleo"))
     await consumed(service)
     await service.batch(["ann", "bob"])
@@ -70,9 +64,7 @@ async def test_each_user_gets_its_own_verdict_when_many_are_checked(
     assert ann.inspection.newest == {"signals.tip.served": 1}
 
 
-async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_taken_in(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_stale_value_is_a_violation_after_consumption(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await put(service, group, VOLUME, 0, b"0")
     assert outcomes(await auditor(service).check(["ann"])) == ["pending"]
@@ -81,9 +73,7 @@ async def test_a_value_older_than_its_event_is_a_violation_once_the_event_is_tak
     assert [(cell.entry.name, cell.fault) for cell in verdict.untrue] == [(VOLUME, "stale")]
 
 
-async def test_a_value_is_a_violation_when_it_is_right_by_chance_but_older_than_its_event(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_stale_value_is_a_violation_when_right_by_chance(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await consumed(service)
     await put(service, group, VOLUME, 0, b"1")
@@ -98,9 +88,7 @@ async def test_time_alone_is_no_violation(service: PausableService) -> None:
     assert outcomes(await auditor(service).check(["ann"])) == ["consistent"]
 
 
-async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_difference_is_no_violation_when_gone_on_recheck(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await put(service, group, VOLUME, 1, b"77")
 
@@ -110,7 +98,7 @@ async def test_a_difference_is_no_violation_when_it_is_gone_at_the_second_look(
     assert outcomes(await auditor(service, drop).check(["ann"])) == ["empty"]
 
 
-async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: PausableService, group: ServiceGroup) -> None:
+async def test_users_are_unchecked_when_an_invalidation_is_owed(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await put(service, group, VOLUME, 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
@@ -118,7 +106,7 @@ async def test_nothing_is_claimed_while_an_invalidation_is_owed(service: Pausabl
     assert outcomes(await auditor(service).check(["ann", "bob"])) == ["unchecked", "unchecked"]
 
 
-async def test_nothing_is_claimed_while_the_cache_is_away(fragile_world: ServiceGroup) -> None:
+async def test_users_are_unchecked_when_the_cache_is_unreachable(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=100)
     await service.send(served("ann"))
     fragile_world.server.signal(signal.SIGSTOP)
@@ -128,9 +116,7 @@ async def test_nothing_is_claimed_while_the_cache_is_away(fragile_world: Service
         fragile_world.server.signal(signal.SIGCONT)
 
 
-async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_repair_removes_cached_and_local_values(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"), feedback("ann"))
     await consumed(service)
     await service.features("ann")
@@ -150,7 +136,6 @@ async def test_what_is_untrue_is_gone_after_a_repair_and_near_copies_with_it(
 
 
 def watch(service: PausableService, users_per_s: int = 5) -> ConsistencyMonitor:
-    """The running audit of that process."""
     return ConsistencyMonitor(
         checker=auditor(service),
         users_per_s=users_per_s,
@@ -161,11 +146,10 @@ def watch(service: PausableService, users_per_s: int = 5) -> ConsistencyMonitor:
 
 
 def checks(service: PausableService, after: str, outcome: str) -> float:
-    """How many were counted so."""
     return service.counted("consistency_checks", after=after, outcome=outcome)
 
 
-async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: PausableService) -> None:
+async def test_user_is_checked_after_each_delay(service: PausableService) -> None:
     watching = watch(service)
     await service.send(served("old"))
     await watching.round()  # what was there before counts for nothing
@@ -186,7 +170,7 @@ async def test_a_user_is_checked_after_each_delay_when_an_event_came(service: Pa
         moment = delay_s
 
 
-async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_it(
+async def test_monitor_counts_logs_and_repairs_a_violation(
     service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
@@ -209,7 +193,7 @@ async def test_a_violation_is_counted_logged_and_repaired_when_the_watch_finds_i
     assert (await service.features("ann"))[VOLUME] == 1
 
 
-async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service: PausableService) -> None:
+async def test_monitored_users_are_bounded(service: PausableService) -> None:
     watching = watch(service, users_per_s=3)
     await watching.round()
     await service.send(*(served(f"user-{number}") for number in range(300)))
@@ -219,7 +203,7 @@ async def test_no_more_users_are_taken_than_allowed_when_events_flood_in(service
     assert sum(checks(service, "1s", outcome) for outcome in ("empty", "consistent", "pending")) == 3
 
 
-async def test_a_check_that_comes_too_late_says_nothing(service: PausableService) -> None:
+async def test_late_check_is_skipped(service: PausableService) -> None:
     watching = watch(service)
     await watching.round()
     await service.send(served("ann"))
@@ -229,7 +213,7 @@ async def test_a_check_that_comes_too_late_says_nothing(service: PausableService
     assert checks(service, "1s", "unchecked") == 1
 
 
-async def test_events_that_were_never_consumed_are_found_by_their_user(service: PausableService) -> None:
+async def test_unconsumed_events_are_found_by_user(service: PausableService) -> None:
     recent = SqliteEventQueries(service.database)
     assert await recent.newest_seq() == 0
     await service.inner.event_log.append([[admitted(served("ann")), admitted(served("bob"))]])

@@ -33,12 +33,10 @@ async def _at_once(_: float) -> None:
 
 
 async def _never(_: float) -> None:
-    """For looks that need no second one."""
     raise AssertionError("a pause")
 
 
 def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
-    """Looks at that service's users."""
     return Inspector(
         cache=service.cache,
         trusted=service.inner.trust_gate.holds,
@@ -50,7 +48,6 @@ def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]
 
 
 async def inspect(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
-    """Inspects ann."""
     (inspection,) = await inspector(service, pause).inspect(["ann"])
     return inspection
 
@@ -71,11 +68,10 @@ async def put(
 
 
 def by_name(inspection: Inspection, what: str) -> dict[str, object]:
-    """One field of each cell."""
     return {cell.entry.name: getattr(cell, what) for cell in inspection.cells}
 
 
-async def test_nothing_is_changed_when_an_admin_looks(service: PausableService, group: ServiceGroup) -> None:
+async def test_inspection_changes_nothing(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"), feedback("ann", dwell_ms=7))
     keys = ask(group.server, "DBSIZE")
     first, second = [await inspect(service) for _ in range(2)]
@@ -89,7 +85,7 @@ async def test_nothing_is_changed_when_an_admin_looks(service: PausableService, 
         assert (reading.cached, reading.expires_at_ms, cell.difference) == (False, None, None)
 
 
-async def test_state_of_each_cell_is_told_when_they_differ(service: PausableService, group: ServiceGroup) -> None:
+async def test_each_cell_has_its_own_state(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await service.features("ann")
     await service.drain()
@@ -130,7 +126,7 @@ async def test_only_events_of_its_subjects_make_a_cell_stale(service: PausableSe
     assert by_name(await inspect(service), "state")["completion_rate_30d"] == "fresh"
 
 
-async def test_time_alone_explains_a_difference_when_the_window_moved_on(service: PausableService) -> None:
+async def test_difference_is_explained_by_a_moved_window(service: PausableService) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000), served("ann", NOW_MS))
     await service.features("ann")
     await service.drain()
@@ -140,7 +136,7 @@ async def test_time_alone_explains_a_difference_when_the_window_moved_on(service
     assert (cell.state, cell.held.json, cell.outcome.json, cell.difference) == ("fresh", b"2", b"1", "time")
 
 
-async def test_event_of_the_computations_own_moment_is_no_mystery(
+async def test_event_at_the_computation_time_explains_a_difference(
     service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000))
@@ -153,9 +149,7 @@ async def test_event_of_the_computations_own_moment_is_no_mystery(
     assert (await inspect(service)).cells[VOLUME].difference == "time"
 
 
-async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_difference_is_unexplained_without_event_or_time(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await put(service, group, "tip_volume_30d", 1, b"77")
     cell = (await inspect(service)).cells[VOLUME]
@@ -163,7 +157,7 @@ async def test_difference_is_unexplained_when_neither_an_event_nor_time_made_it(
 
 
 @pytest.mark.parametrize(("seq", "text"), [(0, b"0"), (1, b"77")], ids=["stale", "unexplained"])
-async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
+async def test_value_deleted_before_the_recheck_is_no_fault(
     service: PausableService, group: ServiceGroup, seq: int, text: bytes
 ) -> None:
     await service.send(served("ann"))
@@ -178,7 +172,7 @@ async def test_a_value_is_no_fault_when_it_goes_before_the_second_look(
     assert (cell.state, cell.difference, len(pauses)) == ("missing", None, 1)
 
 
-async def test_look_comes_to_an_end_when_events_never_do(service: PausableService, group: ServiceGroup) -> None:
+async def test_inspection_ends_when_events_keep_coming(service: PausableService, group: ServiceGroup) -> None:
     pauses: list[float] = []
 
     async def one_more(seconds: float) -> None:
@@ -192,7 +186,7 @@ async def test_look_comes_to_an_end_when_events_never_do(service: PausableServic
     assert (cell.state, cell.held, cell.difference) == ("missing", None, None)
 
 
-async def test_difference_of_an_event_is_not_put_down_to_time_when_it_comes_during_the_look(
+async def test_event_during_an_inspection_explains_its_difference(
     service: PausableService, group: ServiceGroup
 ) -> None:
     await service.send(served("ann"))
@@ -206,7 +200,7 @@ async def test_difference_of_an_event_is_not_put_down_to_time_when_it_comes_duri
     assert (cell.state, cell.held, cell.outcome.json, cell.difference) == ("missing", None, b"2", None)
 
 
-async def test_nothing_is_said_of_a_difference_when_computing_fails(group: ServiceGroup) -> None:
+async def test_no_difference_is_reported_when_computing_fails(group: ServiceGroup) -> None:
     broken = entry(compute="SELECT user_id, 'text' AS value FROM views GROUP BY user_id", ttl=timedelta(hours=1))
     service = await group.open(Registry([broken]))
     await service.send(served("ann"))
@@ -218,7 +212,6 @@ async def test_nothing_is_said_of_a_difference_when_computing_fails(group: Servi
 
 @contextmanager
 def paused(group: ServiceGroup) -> Iterator[None]:
-    """The cache does not answer meanwhile."""
     group.server.signal(signal.SIGSTOP)
     try:
         yield
@@ -226,7 +219,7 @@ def paused(group: ServiceGroup) -> Iterator[None]:
         group.server.signal(signal.SIGCONT)
 
 
-async def test_nothing_is_claimed_of_the_cache_when_it_is_away(fragile_world: ServiceGroup) -> None:
+async def test_cells_are_unknown_when_the_cache_is_unreachable(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=100)
     await service.send(served("ann"))
     await service.features("ann")
@@ -243,9 +236,7 @@ async def test_nothing_is_claimed_of_the_cache_when_it_is_away(fragile_world: Se
     assert await inspector(service).live_values("ann") is None
 
 
-async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_second_look(
-    fragile_world: ServiceGroup,
-) -> None:
+async def test_cells_are_unknown_when_the_cache_fails_on_recheck(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"))
     await put(service, fragile_world, "tip_volume_30d", 0, b"0")
@@ -258,18 +249,14 @@ async def test_nothing_is_claimed_of_the_cache_when_it_goes_away_before_the_seco
     assert inspection.reading(VOLUME).json == b"1"
 
 
-async def test_no_second_look_is_needed_when_the_value_knows_more(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_newer_value_needs_no_recheck(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await put(service, group, "tip_volume_30d", 99, b"77")
     cell = (await inspect(service, _never)).cells[VOLUME]
     assert (cell.state, cell.difference) == ("fresh", None)
 
 
-async def test_cache_is_not_believed_when_an_invalidation_is_owed(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_cache_is_not_trusted_when_an_invalidation_is_owed(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await put(service, group, "tip_volume_30d", 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
@@ -291,9 +278,7 @@ async def put_of(service: PausableService, group: ServiceGroup, user: str, seq: 
     ask(group.server, "SET", key(epoch, cell), encode(FeatureValue(known, seq, now_ms, now_ms + 60_000, b"1")))
 
 
-async def test_cells_of_many_users_are_fresh_missing_and_stale_when_the_cache_holds_such(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_freshness_of_many_users_is_counted(service: PausableService, group: ServiceGroup) -> None:
     users = ["ann", "bob", "cyd", "dee"]
     await service.send(*map(served, users), feedback("ann"))
     await service.batch(["ann", "bob"])
@@ -318,7 +303,7 @@ async def test_only_the_features_asked_for_are_read(service: PausableService) ->
     assert await inspector(service).freshness([]) == []
 
 
-async def test_no_freshness_is_claimed_when_the_cache_goes_away(fragile_world: ServiceGroup) -> None:
+async def test_freshness_is_unknown_when_the_cache_is_unreachable(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"))
     fragile_world.server.kill()

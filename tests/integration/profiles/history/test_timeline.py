@@ -15,7 +15,7 @@ from tests.support.events import served
 from tests.support.service import PausableService
 
 
-async def test_each_point_is_what_was_so_on_that_day(service: PausableService) -> None:
+async def test_each_point_is_the_value_of_that_day(service: PausableService) -> None:
     await service.send(*(served("ann", NOW_MS - ago * DAY_MS) for ago in (0, 3, 3, 29, 40)))
     points = await development(service.reader.read_as_of, Moments(service.registry, 180, service.clock), "ann", NOW_MS)
     assert [point.at_ms for point in points] == [NOW_MS - ago * DAY_MS for ago in range(DAYS - 1, -1, -1)]
@@ -26,7 +26,7 @@ async def test_each_point_is_what_was_so_on_that_day(service: PausableService) -
     assert values[-1] == live["tip_volume_30d"]
 
 
-async def test_a_feature_has_no_point_where_its_window_reaches_beyond_kept_history(service: PausableService) -> None:
+async def test_point_is_missing_before_kept_history(service: PausableService) -> None:
     registry = Registry([entry(name="wide", window=timedelta(days=40)), entry(name="narrow")])
     masks = [mask for _, mask in daily(Moments(registry, 60, service.clock), NOW_MS)]
     assert masks == [0b10] * 9 + [0b11] * 21

@@ -17,13 +17,15 @@ def _name(value: Schedule | Kind) -> str:
 
 
 @pytest.mark.parametrize("schedule", on_shared_server, ids=_name)
-async def test_reads_are_true_when_forced(schedule: Schedule, server: EmbeddedServer, database_path: Path) -> None:
+async def test_reads_are_right_in_forced_interleavings(
+    schedule: Schedule, server: EmbeddedServer, database_path: Path
+) -> None:
     async with ServiceGroup(database_path, server) as group:
         await schedule(group)
 
 
 @pytest.mark.parametrize("schedule", on_own_server, ids=_name)
-async def test_reads_are_true_when_the_server_restarts(
+async def test_reads_are_right_when_the_server_restarts(
     schedule: Schedule, own_server: EmbeddedServer, database_path: Path
 ) -> None:
     async with ServiceGroup(database_path, own_server) as group:
@@ -31,7 +33,7 @@ async def test_reads_are_true_when_the_server_restarts(
 
 
 @pytest.mark.parametrize(("schedule", "mutant"), caught, ids=_name)
-async def test_a_stale_read_is_seen_when_the_cache_is_a_mutant(
+async def test_stale_read_is_found_when_the_cache_is_broken(
     schedule: Schedule, mutant: Kind, start_server: StartServer, database_path: Path
 ) -> None:
     server = start_server("valkey")

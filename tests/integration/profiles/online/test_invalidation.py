@@ -31,7 +31,7 @@ async def owed(service: PausableService) -> list[object]:
     return await column(service.database, "SELECT user_id FROM owed_invalidations ORDER BY id")
 
 
-async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: PausableService) -> None:
+async def test_keys_are_deleted_without_waiting(service: PausableService) -> None:
     await assert_true([service], USER, "bob")
     assert await service.invalidator.invalidate({USER: REGISTRY.names}) is True
     held = await service.held(USER, "bob")
@@ -40,7 +40,7 @@ async def test_keys_are_gone_and_nothing_waits_when_the_cache_answers(service: P
     assert await owed(service) == []
 
 
-async def test_nothing_is_asked_when_nothing_is_stale(service: PausableService) -> None:
+async def test_no_command_is_sent_when_nothing_is_stale(service: PausableService) -> None:
     assert await service.invalidator.invalidate({}) is True
     assert service.cache.commands == {}
 
@@ -78,9 +78,7 @@ OUTAGES = [
 
 
 @pytest.mark.parametrize(("begin", "end"), OUTAGES)
-async def test_the_debt_is_committed_before_the_wait_when_the_cache_is_away(
-    fragile_world: ServiceGroup, begin: Disturb, end: Disturb
-) -> None:
+async def test_owed_row_is_committed_before_the_wait(fragile_world: ServiceGroup, begin: Disturb, end: Disturb) -> None:
     service = await fragile_world.open(timeout_ms=HASTY_MS)
     await assert_true([service], USER)
     during: list[list[object]] = []
@@ -98,7 +96,7 @@ async def test_the_debt_is_committed_before_the_wait_when_the_cache_is_away(
 
 
 @pytest.mark.parametrize(("begin", "end"), OUTAGES)
-async def test_no_process_reads_older_than_an_answer_when_the_cache_goes_and_returns(
+async def test_no_read_is_stale_when_the_cache_returns(
     fragile_world: ServiceGroup, begin: Disturb, end: Disturb
 ) -> None:
     one, two = [await fragile_world.open(timeout_ms=HASTY_MS) for _ in range(2)]
@@ -123,9 +121,7 @@ async def test_no_process_reads_older_than_an_answer_when_the_cache_goes_and_ret
 
 
 @pytest.mark.parametrize("contents", ["none", "old"])
-async def test_no_process_reads_older_than_an_answer_when_the_cache_dies_and_rises(
-    fragile_world: ServiceGroup, contents: str
-) -> None:
+async def test_no_read_is_stale_when_the_cache_restarts(fragile_world: ServiceGroup, contents: str) -> None:
     one, two = [await fragile_world.open(timeout_ms=HASTY_MS) for _ in range(2)]
     await assert_true([one, two], USER)
     dump = fragile_world.save() if contents == "old" else None
@@ -143,13 +139,12 @@ async def test_no_process_reads_older_than_an_answer_when_the_cache_dies_and_ris
 
 
 async def hits_again(service: PausableService) -> None:
-    """The next read computes nothing."""
     statements = len(service.source.statements)
     await service.features(USER)
     assert len(service.source.statements) == statements
 
 
-async def test_nobody_waits_for_a_timeout_when_the_breaker_is_open(fragile_world: ServiceGroup) -> None:
+async def test_invalidation_needs_no_timeout_when_the_breaker_is_open(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=HASTY_MS)
     fragile_world.server.signal(signal.SIGSTOP)
     for _ in range(3):
@@ -195,13 +190,11 @@ async def one_process_cut_off(group: ServiceGroup, lose: Callable[[Proxy], None]
 
 
 @pytest.mark.parametrize("lose", CUTS)
-async def test_the_other_process_is_right_at_once_when_one_is_cut_off(
-    group: ServiceGroup, lose: Callable[[Proxy], None]
-) -> None:
+async def test_other_process_is_right_when_one_is_cut_off(group: ServiceGroup, lose: Callable[[Proxy], None]) -> None:
     await one_process_cut_off(group, lose)
 
 
-async def test_a_stale_read_is_seen_when_the_gate_always_holds(
+async def test_stale_read_is_found_when_the_gate_always_trusts(
     group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.profiles.online.cache_protocol.TrustGate.holds", lambda gate: True)
@@ -209,15 +202,13 @@ async def test_a_stale_read_is_seen_when_the_gate_always_holds(
         await one_process_cut_off(group, Proxy.cut)
 
 
-async def test_a_stale_read_is_seen_when_the_answer_is_not_held_back(
-    group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stale_read_is_found_without_the_hold_back(group: ServiceGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.profiles.online.invalidation.HOLD_BACK_S", 0)
     with pytest.raises(AssertionError, match="differs from a recomputation"):
         await one_process_cut_off(group, Proxy.cut)
 
 
-async def test_a_debt_stays_when_it_is_recorded_while_an_older_one_is_settled(group: ServiceGroup) -> None:
+async def test_owed_row_stays_when_an_older_one_is_settled(group: ServiceGroup) -> None:
     one, two = await group.open(), await group.open()
     await two.owed.owe([USER, "bob"], 1)
     settling = await group.stopped_at(one.cache.before_drop, one.invalidator.settle())
@@ -228,7 +219,7 @@ async def test_a_debt_stays_when_it_is_recorded_while_an_older_one_is_settled(gr
     assert one.cache.commands["drop"] == 2
 
 
-async def test_a_debt_recorded_between_drop_and_forgetting_is_settled_apart(
+async def test_owed_row_recorded_after_the_drop_is_settled_apart(
     group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = await group.open(), await group.open()
@@ -250,7 +241,7 @@ async def test_a_debt_recorded_between_drop_and_forgetting_is_settled_apart(
     assert await owed(one) == []
 
 
-async def test_every_debt_is_settled_when_there_are_more_than_one_look_takes(service: PausableService) -> None:
+async def test_all_owed_rows_are_settled_when_there_are_many(service: PausableService) -> None:
     users = [f"user {number}" for number in range(SETTLE_CHUNK * 2 + 7)]
     await service.batch(users)
     await service.drain()
@@ -278,7 +269,7 @@ async def test_keys_of_another_release_are_settled_too(group: ServiceGroup) -> N
     assert keys(group.server) == []
 
 
-async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: PausableService) -> None:
+async def test_only_older_values_are_deleted_when_an_event_is_consumed(service: PausableService) -> None:
     cells = {name: Cell(USER, name) for name in ("old", "same", "newer", "lease", "garbage", "empty")}
     epoch, _ = await service.cache.read(list(cells.values()))
     tokens = dict(zip(cells, await service.cache.lease(epoch, list(cells.values())), strict=True))
@@ -296,14 +287,12 @@ async def test_only_older_values_go_when_a_worker_takes_up_an_event(service: Pau
     assert service.counted("stale_values_dropped") == 1
 
 
-async def test_nothing_is_asked_when_a_worker_takes_up_no_event(service: PausableService) -> None:
+async def test_no_command_is_sent_when_no_event_is_consumed(service: PausableService) -> None:
     await service.invalidator.drop_older({})
     assert service.cache.commands == {}
 
 
 class Books:
-    """Debts as a test sets them."""
-
     def __init__(self) -> None:
         self.debts = False
         self.failing = False
@@ -316,9 +305,7 @@ class Books:
         return self.debts
 
 
-async def test_settling_goes_on_when_looks_and_commands_fail(
-    fragile_world: ServiceGroup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_settling_continues_after_failures(fragile_world: ServiceGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     service = await fragile_world.open(timeout_ms=HASTY_MS)
     await assert_true([service], USER)
     fragile_world.server.signal(signal.SIGSTOP)
@@ -337,7 +324,7 @@ async def test_settling_goes_on_when_looks_and_commands_fail(
         await keeping
 
 
-async def test_the_gauge_falls_when_another_process_settled(group: ServiceGroup) -> None:
+async def test_gauge_falls_when_another_process_settled(group: ServiceGroup) -> None:
     one, two = await group.open(), await group.open()
     await one.owed.owe([USER], 1)
     one.metrics.owed.set(1)
@@ -347,14 +334,14 @@ async def test_the_gauge_falls_when_another_process_settled(group: ServiceGroup)
     keeping.cancel()
 
 
-async def test_settling_ends_when_it_is_cancelled_in_its_wait(service: PausableService, group: ServiceGroup) -> None:
+async def test_settling_ends_when_cancelled_in_its_wait(service: PausableService, group: ServiceGroup) -> None:
     keeping = await group.started(service.invalidator.keep_settling())
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping
 
 
-async def test_settling_ends_when_it_is_cancelled_in_its_pause(
+async def test_settling_ends_when_cancelled_in_its_pause(
     service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paused = asyncio.Event()
@@ -374,9 +361,7 @@ async def test_settling_ends_when_it_is_cancelled_in_its_pause(
         await keeping
 
 
-async def test_settling_keeps_the_debt_when_it_is_cancelled_before_its_drop(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_owed_row_is_kept_when_cancelled_before_the_drop(service: PausableService, group: ServiceGroup) -> None:
     await service.owed.owe([USER], 1)
     keeping = await group.stopped_at(service.cache.before_drop, service.invalidator.keep_settling())
     keeping.cancel()

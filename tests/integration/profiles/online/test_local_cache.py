@@ -42,7 +42,7 @@ async def is_near(service: PausableService, user_id: str) -> bool:
     return service.cache.commands == before
 
 
-async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: PausableService) -> None:
+async def test_repeated_reads_need_no_server(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER, dwell_ms=5))
     await kept(service, USER)
     service.cache.commands.clear()
@@ -54,7 +54,7 @@ async def test_no_server_is_asked_when_a_user_is_read_again_and_again(service: P
     assert service.counted("cache_hits") >= service.counted("near_hits")
 
 
-async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: PausableService) -> None:
+async def test_user_read_once_is_not_kept(service: PausableService) -> None:
     await service.plain(USER)
     await service.drain()
     await service.plain(USER)
@@ -62,14 +62,14 @@ async def test_a_user_read_once_is_not_kept_when_nobody_asks_again(service: Paus
     assert await is_near(service, USER)
 
 
-async def test_a_detailed_read_asks_the_server_when_the_user_is_near(service: PausableService) -> None:
+async def test_detailed_read_asks_the_server(service: PausableService) -> None:
     await kept(service, USER)
     service.cache.commands.clear()
     await service.features(USER)
     assert service.cache.commands == {"read": 1}
 
 
-async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(service: PausableService) -> None:
+async def test_batch_asks_only_for_users_not_held(service: PausableService) -> None:
     await kept(service, "a", "c")
     await service.send(served("b"))
     wanted = dict.fromkeys(["a", "b", "c", "d"], FULL)
@@ -79,7 +79,7 @@ async def test_only_the_others_are_asked_for_when_some_of_a_batch_are_near(servi
     assert [row.user_id for row in service.source.statements[0]] == ["b", "d"]
 
 
-async def test_each_selection_is_kept_for_itself_when_features_are_selected(service: PausableService) -> None:
+async def test_each_selection_is_kept_apart(service: PausableService) -> None:
     await kept(service, USER)
     volume = REGISTRY.mask(["tip_volume_30d"])
     service.cache.commands.clear()
@@ -89,7 +89,7 @@ async def test_each_selection_is_kept_for_itself_when_features_are_selected(serv
     assert await is_near(service, USER)
 
 
-async def test_an_event_is_seen_when_it_came_through_another_process(group: ServiceGroup) -> None:
+async def test_event_of_another_process_is_seen(group: ServiceGroup) -> None:
     reader, writer = await group.open(), await group.open()
     await kept(reader, USER, "bob")
     for number in range(1, 4):
@@ -99,7 +99,7 @@ async def test_an_event_is_seen_when_it_came_through_another_process(group: Serv
         await kept(reader, USER)
 
 
-async def test_a_profile_stays_near_when_only_another_feature_became_untrue(service: PausableService) -> None:
+async def test_profile_is_kept_when_another_feature_changes(service: PausableService) -> None:
     """The event log's newest number grows, the values of the other subject keep theirs: they are still proved."""
     await service.send(feedback(USER))
     await kept(service, USER)
@@ -108,7 +108,7 @@ async def test_a_profile_stays_near_when_only_another_feature_became_untrue(serv
     assert await service.plain(USER) == await service.recomputed(USER)
 
 
-async def test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come(group: ServiceGroup) -> None:
+async def test_old_value_is_not_kept_before_its_deletion(group: ServiceGroup) -> None:
     """E commit, R looks, R reads the old value; E DEL, E answer; R finds."""
     reader, writer = await group.open(), await group.open()
     await kept(reader, USER, "bob")
@@ -122,7 +122,7 @@ async def test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come(group
     assert (await reader.plain(USER))["tip_volume_30d"] == 1
 
 
-async def test_an_old_value_is_not_kept_when_the_event_comes_while_it_is_read(group: ServiceGroup) -> None:
+async def test_old_value_is_not_kept_when_an_event_interleaves(group: ServiceGroup) -> None:
     """R reads the old value, E commit, E DEL, E answer, R keeps; R finds."""
     reader, writer = await group.open(), await group.open()
     await kept(reader, USER)
@@ -134,7 +134,7 @@ async def test_an_old_value_is_not_kept_when_the_event_comes_while_it_is_read(gr
     assert (await reader.plain(USER))["tip_volume_30d"] == 1
 
 
-async def test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read(group: ServiceGroup) -> None:
+async def test_old_value_is_not_kept_when_a_clear_interleaves(group: ServiceGroup) -> None:
     """R reads the old value, A erases, A DEL, A recalls, R keeps, R finds: the log forgot the user."""
     reader, admin = await group.open(), await group.open()
     await reader.send(served(USER))
@@ -147,7 +147,7 @@ async def test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read(gro
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_nothing_of_a_user_is_left_when_another_process_erased_them(group: ServiceGroup) -> None:
+async def test_erased_user_is_forgotten_in_other_processes(group: ServiceGroup) -> None:
     reader, admin = await group.open(), await group.open()
     await reader.send(served(USER), feedback(USER))
     await kept(reader, USER)
@@ -155,7 +155,7 @@ async def test_nothing_of_a_user_is_left_when_another_process_erased_them(group:
     assert await reader.plain(USER) == await reader.recomputed(USER)
 
 
-async def test_an_event_is_not_forgotten_when_its_user_is_being_erased(group: ServiceGroup) -> None:
+async def test_event_is_seen_while_its_user_is_erased(group: ServiceGroup) -> None:
     """R keeps; E commit, E DEL, E answer; A erases and has not settled; R finds. The log does not know E any more."""
     reader, writer, admin = await group.open(), await group.open(), await group.open()
     await writer.send(served(USER))
@@ -168,7 +168,7 @@ async def test_an_event_is_not_forgotten_when_its_user_is_being_erased(group: Se
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_looks_of_one(group: ServiceGroup) -> None:
+async def test_event_is_seen_when_its_user_is_erased_between_looks(group: ServiceGroup) -> None:
     """R keeps; E commit, E answer; R reads the tail; A erases; R reads the recalls."""
     reader, writer, admin = await group.open(), await group.open(), await group.open()
     await writer.send(served(USER))
@@ -197,7 +197,7 @@ async def test_an_event_is_not_forgotten_when_its_user_is_erased_between_two_loo
     await admin.erase(USER)
 
 
-async def test_nothing_is_kept_when_an_erased_user_is_owed_an_invalidation(group: ServiceGroup) -> None:
+async def test_erased_user_is_not_kept_while_owed(group: ServiceGroup) -> None:
     """E commit; A erases; R reads the old value and may not keep it; E DEL, E answer; R finds; A settles."""
     reader, writer, admin = await group.open(), await group.open(), await group.open()
     await writer.send(served(USER))
@@ -220,7 +220,7 @@ async def kept_as_far_as_allowed(service: PausableService) -> None:
         await service.plain(USER)
 
 
-async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(service: PausableService) -> None:
+async def test_large_batch_is_checked_in_bounded_pieces(service: PausableService) -> None:
     users = [f"user {number}" for number in range(PROOFS_PER_TICK * 2)]
     for round_ in range(NEAR_AFTER + 1):
         await service.reader.read_values(dict.fromkeys(users, FULL))
@@ -228,10 +228,8 @@ async def test_only_so_many_are_proved_at_once_when_a_large_batch_is_read_again(
         assert len(service.near._kept) == PROOFS_PER_TICK * max(0, round_ - 1)
 
 
-async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(
-    group: ServiceGroup, database_path: Path
-) -> None:
-    """Somebody mended the facts by hand, which no event tells of; that is what a rebuild is for."""
+async def test_values_rebuilt_by_another_process_are_read(group: ServiceGroup, database_path: Path) -> None:
+    """The facts were changed by hand, without an event. A rebuild is the only way to correct the values."""
     reader, admin = await group.open(), await group.open()
     await reader.send(served(USER), feedback(USER))
     await kept(reader, USER)
@@ -242,7 +240,7 @@ async def test_rebuilt_values_are_read_when_another_process_rebuilt_them(
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: PausableService) -> None:
+async def test_profile_is_read_again_after_a_minute(service: PausableService) -> None:
     await kept(service, USER)
     let_pass(service.clock, MAX_AGE_S - 1)
     assert await is_near(service, USER)
@@ -251,7 +249,7 @@ async def test_a_profile_is_asked_for_anew_when_a_minute_has_passed(service: Pau
     assert await is_near(service, USER)
 
 
-async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(service: PausableService) -> None:
+async def test_profile_is_not_kept_beyond_a_ttl(service: PausableService) -> None:
     await service.plain(USER)
     await service.drain()
     (soonest,) = {min(reading.expires_at_ms or 0 for reading in (await service.profile(USER)).values())}
@@ -262,7 +260,7 @@ async def test_a_profile_is_not_kept_beyond_the_moment_when_a_value_expires(serv
 
 
 @pytest.mark.parametrize("trouble", ["owed", "locked out"])
-async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: PausableService, trouble: str) -> None:
+async def test_local_cache_is_bypassed_when_the_cache_is_untrusted(service: PausableService, trouble: str) -> None:
     await kept(service, USER)
     if trouble == "owed":
         await service.owed.owe(["somebody else"], 1)
@@ -275,7 +273,7 @@ async def test_nothing_near_is_served_when_the_cache_is_not_trusted(service: Pau
     assert service.counted("degraded_reads", reason="owed") == 1
 
 
-async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: PausableService) -> None:
+async def test_reads_are_right_when_the_change_feed_fails(service: PausableService) -> None:
     await kept(service, USER)
     service.owed.close()
     await service.send(served(USER))
@@ -283,7 +281,7 @@ async def test_reads_are_right_when_the_tail_cannot_be_looked_at(service: Pausab
         assert (await service.plain(USER))["tip_volume_30d"] == 1
 
 
-async def test_only_so_many_users_are_kept_when_more_are_read(service: PausableService) -> None:
+async def test_number_of_kept_users_is_bounded(service: PausableService) -> None:
     users = [f"user {number}" for number in range(NEAR_USERS + 3)]
     for user_id in users:
         await kept(service, user_id)
@@ -292,7 +290,7 @@ async def test_only_so_many_users_are_kept_when_more_are_read(service: PausableS
     assert not await is_near(service, users[0])
 
 
-async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service: PausableService) -> None:
+async def test_number_of_kept_selections_is_bounded(service: PausableService) -> None:
     for mask in range(1, MASKS_PER_USER + 4):
         for _ in range(NEAR_AFTER):
             await service.reader.read_values({USER: mask})
@@ -300,7 +298,7 @@ async def test_only_so_many_selections_are_kept_when_more_are_asked_for(service:
     assert 0 < len(service.near._kept[USER]) <= MASKS_PER_USER
 
 
-async def test_everything_is_forgotten_when_more_events_came_than_are_looked_through(group: ServiceGroup) -> None:
+async def test_local_cache_is_cleared_when_too_many_events_came(group: ServiceGroup) -> None:
     reader, writer = await group.open(), await group.open()
     await kept(reader, USER)
     await writer.send(*(served(f"user {number}") for number in range(1_000)))
@@ -320,7 +318,6 @@ class Unmarked(LocalCache):
     """A mutant: it does not care what was recalled meanwhile."""
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
-        """Look, and forget that something was recalled."""
         self._check()
         super().offer(self._cleared, user_id, mask, held, values)
 
@@ -333,14 +330,14 @@ class Blind(LocalCache):
 
 
 MUTANTS: list[tuple[type[LocalCache], Callable[[ServiceGroup], Awaitable[None]]]] = [
-    (Unproved, test_an_old_value_is_not_kept_when_its_deletion_is_still_to_come),
-    (Unmarked, test_an_old_value_is_not_kept_when_a_recall_comes_while_it_is_read),
-    (Blind, test_an_event_is_seen_when_it_came_through_another_process),
+    (Unproved, test_old_value_is_not_kept_before_its_deletion),
+    (Unmarked, test_old_value_is_not_kept_when_a_clear_interleaves),
+    (Blind, test_event_of_another_process_is_seen),
 ]
 
 
 @pytest.mark.parametrize(("mutant", "schedule"), MUTANTS, ids=lambda value: value.__name__)
-async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
+async def test_stale_read_is_found_when_the_local_cache_is_broken(
     mutant: type[LocalCache],
     schedule: Callable[[ServiceGroup], Awaitable[None]],
     database_path: Path,
@@ -351,7 +348,7 @@ async def test_a_stale_read_is_seen_when_the_near_cache_is_a_mutant(
             await schedule(group)
 
 
-async def test_a_profile_stays_near_when_the_cache_is_emptied(group: ServiceGroup) -> None:
+async def test_profile_is_kept_when_the_cache_is_emptied(group: ServiceGroup) -> None:
     service = await group.open()
     await kept(service, USER)
     ask(group.server, "FLUSHALL")

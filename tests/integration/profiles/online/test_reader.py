@@ -1,4 +1,4 @@
-"""Reads: what is shared, what is not waited for, what is never believed, and what happens when things fail."""
+"""Reads: shared work, independent waiting, distrusted bytes, and failures of cache and database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FULL = REGISTRY.full_mask
 BROKEN = "SELECT user_id, 'x' AS value FROM views GROUP BY user_id"
 
 
-async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: PausableService) -> None:
+async def test_cold_user_has_a_full_profile(service: PausableService) -> None:
     assert await service.features("nobody") == {
         "completion_rate_30d": None,
         "dismiss_rate_30d": None,
@@ -38,7 +38,7 @@ async def test_a_cold_user_has_a_full_profile_when_nothing_is_known(service: Pau
     }
 
 
-async def test_one_mget_and_one_statement_serve_all_when_requests_share_a_tick(service: PausableService) -> None:
+async def test_requests_of_one_tick_share_mget_and_statement(service: PausableService) -> None:
     users = [f"user {number}" for number in range(50)]
     profiles = await asyncio.gather(*(service.features(user) for user in users))
     await service.drain()
@@ -51,7 +51,7 @@ async def test_one_mget_and_one_statement_serve_all_when_requests_share_a_tick(s
     assert service.counted("cache_hits") == service.counted("cache_misses") == 50 * len(REGISTRY)
 
 
-async def test_readers_plus_one_statements_serve_500_requests_when_the_user_is_cold(service: PausableService) -> None:
+async def test_few_statements_serve_500_requests_of_a_cold_user(service: PausableService) -> None:
     await service.send(served(USER))
     profiles = await asyncio.gather(*(service.features(USER) for _ in range(500)))
     assert profiles == [await service.recomputed(USER)] * 500
@@ -59,9 +59,7 @@ async def test_readers_plus_one_statements_serve_500_requests_when_the_user_is_c
     await assert_true([service], USER)
 
 
-async def test_readers_plus_one_statements_serve_500_requests_when_they_come_over_many_ticks(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_few_statements_serve_500_requests_over_many_ticks(service: PausableService, group: ServiceGroup) -> None:
     tasks = [await group.stopped_at(service.source.before, service.features(USER))]
     for wave in range(2, 12):
         answered = service.cache.answered_reads
@@ -78,7 +76,7 @@ def _answered(service: PausableService, reads: int) -> bool:
     return service.cache.answered_reads >= reads and service.cache.answered_reads == service.cache.commands["read"]
 
 
-async def test_hits_are_answered_when_a_miss_of_the_same_tick_still_computes(service: PausableService) -> None:
+async def test_hits_do_not_wait_for_a_miss(service: PausableService) -> None:
     await assert_true([service], "hot")
     service.source.before.stop()
     service.cache.commands.clear()
@@ -95,9 +93,7 @@ async def test_hits_are_answered_when_a_miss_of_the_same_tick_still_computes(ser
     assert await cold == await service.recomputed("cold")
 
 
-async def test_a_single_read_overtakes_when_a_batch_of_1000_computes(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_single_read_overtakes_a_batch_of_1000(service: PausableService, group: ServiceGroup) -> None:
     users = [f"user {number}" for number in range(1_000)]
     batch = await group.stopped_at(service.source.before, service.batch(users))
     single = await group.started(service.features(USER))
@@ -114,7 +110,7 @@ async def test_a_single_read_overtakes_when_a_batch_of_1000_computes(
     assert max(len(asked) for asked in service.source.statements) == CAP
 
 
-async def test_only_what_is_missing_is_computed_when_some_features_are_held(service: PausableService) -> None:
+async def test_only_missing_features_are_computed(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER, dwell_ms=7))
     await service.profile(USER, REGISTRY.mask(["preferred_hour", "tip_volume_30d"]))
     await service.drain()
@@ -129,13 +125,13 @@ async def test_only_what_is_missing_is_computed_when_some_features_are_held(serv
     assert [fill.cell for fill in service.cache.filled] == [Cell(USER, name) for name in missing]
 
 
-async def test_nothing_but_the_selection_is_asked_when_features_are_selected(service: PausableService) -> None:
+async def test_only_selected_features_are_read(service: PausableService) -> None:
     mask = REGISTRY.mask(["tip_volume_30d"])
     assert list(await service.profile(USER, mask)) == [4]
     assert service.source.statements == [[ComputeRow(USER, mask)]]
 
 
-async def test_every_user_is_answered_when_a_batch_is_larger_than_a_group(service: PausableService) -> None:
+async def test_batch_larger_than_a_group_is_answered(service: PausableService) -> None:
     users = [f"user {number}" for number in range(GROUP_CAP + CAP + 3)]
     await service.send(*(served(user) for user in users[::7]))
     expected = {user: int(place % 7 == 0) for place, user in enumerate(users)}
@@ -146,7 +142,7 @@ async def test_every_user_is_answered_when_a_batch_is_larger_than_a_group(servic
     assert len(service.source.statements) == 4
 
 
-async def test_a_hit_says_when_it_was_computed_when_it_is_read_later(service: PausableService) -> None:
+async def test_hit_says_when_it_was_computed_when_it_is_read_later(service: PausableService) -> None:
     computed = await service.profile(USER)
     await service.drain()
     service.clock.advance(1_000)
@@ -180,7 +176,7 @@ async def test_reads_compute_when_the_cache_dies_between_mget_and_lease(fragile_
     assert service.counted("degraded_reads", reason="unavailable") == 1
 
 
-async def test_the_answer_stands_when_the_cache_dies_before_the_fill(fragile_world: ServiceGroup) -> None:
+async def test_answer_stands_when_the_cache_dies_before_the_fill(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=60)
     reading = await fragile_world.stopped_at(service.source.after, service.features(USER))
     fragile_world.server.kill()
@@ -217,7 +213,7 @@ async def test_no_hit_is_served_when_something_is_owed(service: PausableService)
 
 
 async def put(service: PausableService, cell: Cell, raw: bytes) -> None:
-    """Bytes into a key, as a stranger would."""
+    """Store bytes under a key, as a foreign program would."""
     epoch, (held,) = await service.cache.inner.read([cell])
     (token,) = [held] if held is not None else await service.cache.inner.lease(epoch, [cell])
     assert await service.cache.inner.fill(epoch, [Fill(cell, token, raw, 60_000)]) == [True]
@@ -226,9 +222,7 @@ async def put(service: PausableService, cell: Cell, raw: bytes) -> None:
 @pytest.mark.parametrize(
     "raw", [b"garbage", b"V", b"V::::", b"Vxxxxxxxx:1:2:3:4", b"Vxxxxxxxx:one:2:3:4", b"", b"\xff\x00", b"X" * 10_000]
 )
-async def test_bytes_are_a_miss_and_replaced_when_this_service_did_not_write_them(
-    service: PausableService, raw: bytes
-) -> None:
+async def test_foreign_bytes_are_a_miss_and_replaced(service: PausableService, raw: bytes) -> None:
     await put(service, Cell(USER, TIP_VOLUME.name), raw)
     await service.features(USER)
     await service.drain()
@@ -239,7 +233,7 @@ async def test_bytes_are_a_miss_and_replaced_when_this_service_did_not_write_the
     await assert_true([service], USER)
 
 
-async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_another(service: PausableService) -> None:
+async def test_value_of_another_fingerprint_is_replaced(service: PausableService) -> None:
     cell = Cell(USER, TIP_VOLUME.name)
     await put(service, cell, encode(FeatureValue(b"deadbeef", 0, 1, 2, b"99")))
     await service.profile(USER, REGISTRY.mask([TIP_VOLUME.name]))
@@ -250,7 +244,7 @@ async def test_a_value_is_replaced_without_a_lease_when_its_fingerprint_is_anoth
     assert (value.fingerprint, value.json) == (TIP_VOLUME.fingerprint.encode(), b"0")
 
 
-async def test_a_broken_value_is_served_as_null_and_never_cached(group: ServiceGroup) -> None:
+async def test_invalid_value_is_null_and_not_cached(group: ServiceGroup) -> None:
     broken = entry(name="broken", compute=BROKEN)
     service = await group.open(registry=Registry([REGISTRY.named(TIP_VOLUME.name), broken]))
     await service.send(served(USER))
@@ -267,9 +261,7 @@ async def test_a_broken_value_is_served_as_null_and_never_cached(group: ServiceG
     assert service.counted("computation_errors", feature="broken") == 3
 
 
-async def test_others_are_answered_when_one_of_a_tick_is_cancelled(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_others_are_answered_when_one_is_cancelled(service: PausableService, group: ServiceGroup) -> None:
     service.source.before.stop()
     tasks = [asyncio.get_running_loop().create_task(service.features(USER)) for _ in range(3)]
     await service.source.before.reached()
@@ -286,9 +278,7 @@ async def test_others_are_answered_when_one_of_a_tick_is_cancelled(
     assert len(service.source.statements) <= READERS
 
 
-async def test_all_are_told_and_the_next_is_served_when_the_database_fails(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_all_requests_fail_when_the_database_fails(service: PausableService, group: ServiceGroup) -> None:
     service.source.failure = StoreUnavailable("locked")
     tasks = [await group.stopped_at(service.source.before, service.features(USER))]
     tasks.append(await group.started(service.features(USER)))
@@ -308,7 +298,7 @@ async def test_degraded_reads_raise_when_the_database_fails_too(fragile_world: S
         await service.features(USER)
 
 
-async def test_ttls_differ_and_never_exceed_the_features_when_many_are_filled(service: PausableService) -> None:
+async def test_ttls_differ_and_stay_within_bounds(service: PausableService) -> None:
     users = [f"user {number}" for number in range(200)]
     profiles = await service.reader.read(dict.fromkeys(users, FULL))
     await service.drain()
@@ -333,9 +323,7 @@ async def test_fills_are_finished_when_the_reader_closes(service: PausableServic
     assert all(decode(raw) is not None for raw in (await service.held(USER)).values())
 
 
-async def test_a_request_is_answered_when_the_reader_closes_meanwhile(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_request_is_answered_when_the_reader_closes(service: PausableService, group: ServiceGroup) -> None:
     reading = await group.stopped_at(service.source.before, service.features(USER))
     closing = await group.started(service.reader.close())
     service.source.before.go()
@@ -359,9 +347,7 @@ async def test_past_moments_touch_no_cache(service: PausableService, group: Serv
     assert len(keys(group.server)) == len(REGISTRY)
 
 
-async def test_leases_and_values_cost_one_round_trip_each_when_a_user_is_cold(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_cold_read_takes_two_round_trips(service: PausableService, group: ServiceGroup) -> None:
     before = calls(group.server, "mget")
     await service.features(USER)
     await service.drain()
@@ -369,7 +355,7 @@ async def test_leases_and_values_cost_one_round_trip_each_when_a_user_is_cold(
     assert calls(group.server, "mget") - before == 2
 
 
-async def test_a_disabled_feature_is_null_with_its_reason_and_the_others_are_hits(service: PausableService) -> None:
+async def test_disabled_feature_is_null_with_its_reason(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER))
     before = await service.features(USER)
     await service.drain()
@@ -384,7 +370,7 @@ async def test_a_disabled_feature_is_null_with_its_reason_and_the_others_are_hit
     assert await service.features("cold") == dict.fromkeys(REGISTRY.names)  # its default is not served either
 
 
-async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: PausableService) -> None:
+async def test_disabled_feature_is_null_in_every_kind_of_read(service: PausableService) -> None:
     await service.send(served(USER), feedback(USER))
     for _ in range(NEAR_AFTER):
         await service.plain(USER)
@@ -407,7 +393,7 @@ async def test_a_disabled_feature_is_null_in_every_kind_of_read(service: Pausabl
     assert (await service.rebuild(USER))[USER] == expected
 
 
-async def test_an_enabled_feature_is_right_at_once_whatever_came_meanwhile(service: PausableService) -> None:
+async def test_enabled_feature_is_right_at_once(service: PausableService) -> None:
     await service.send(served(USER))
     await service.features(USER)
     await service.drain()
@@ -417,9 +403,7 @@ async def test_an_enabled_feature_is_right_at_once_whatever_came_meanwhile(servi
     assert (await service.features(USER))["tip_volume_30d"] == 2
 
 
-async def test_other_processes_see_within_a_look_that_a_feature_is_disabled(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_other_processes_see_a_disabled_feature(service: PausableService, group: ServiceGroup) -> None:
     other = await group.open()
     await service.send(served(USER))
     await other.features(USER)
@@ -429,7 +413,7 @@ async def test_other_processes_see_within_a_look_that_a_feature_is_disabled(
     assert (await other.features(USER))["tip_volume_30d"] is None
 
 
-async def test_a_paused_feature_is_null_without_a_statement_and_the_others_are_hits(group: ServiceGroup) -> None:
+async def test_paused_feature_is_null_without_a_statement(group: ServiceGroup) -> None:
     registry = Registry([entry(name="sound"), entry(name="broken", compute=BROKEN)])
     service = await group.open(registry)
     for user in ("a", "b", "c"):

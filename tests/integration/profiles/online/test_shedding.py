@@ -1,4 +1,4 @@
-"""Too much to compute: whoever would wait too long is told so at once, whoever is let in is answered, hits as ever."""
+"""Overload: a read that would wait too long is shed at once, an admitted read is answered, hits are unaffected."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def _begun(service: PausableService, statements: int) -> bool:
     return len(service.source.statements) == statements
 
 
-async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_cold_read_is_shed_and_hit_answered_under_overload(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     expected = await service.features("ann")
     await service.drain()
@@ -69,7 +67,7 @@ async def test_a_cold_read_is_sent_away_and_a_hit_answered_when_too_many_wait(
     assert (await service.features("cold"))["tip_volume_30d"] == 0, "when nobody waits any more"
 
 
-async def test_a_read_is_sent_away_when_the_cache_is_away_and_too_many_wait(
+async def test_read_is_shed_when_the_cache_is_unreachable(
     service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = await overwhelmed(service, group)
@@ -83,7 +81,7 @@ async def test_a_read_is_sent_away_when_the_cache_is_away_and_too_many_wait(
     await asyncio.gather(*waiting)
 
 
-async def test_a_batch_is_finished_when_too_many_wait_after_it_was_let_in(
+async def test_admitted_batch_is_finished_under_overload(
     service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = [f"batch {number}" for number in range(2 * GROUP_CAP)]
@@ -96,8 +94,6 @@ async def test_a_batch_is_finished_when_too_many_wait_after_it_was_let_in(
 
 
 class Late(OverloadQueue):
-    """An overload queue that admits too late."""
-
     asked = 0
 
     async def wait(self) -> bool:
@@ -105,9 +101,7 @@ class Late(OverloadQueue):
         return False
 
 
-async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turns_come_too_late(
-    service: PausableService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_local_hit_skips_the_overload_queue(service: PausableService, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(NEAR_AFTER):
         await service.plain("near")
         await service.drain()
@@ -125,7 +119,7 @@ async def test_a_near_hit_takes_no_turn_and_no_look_is_made_for_others_when_turn
     assert (late.asked, service.counted("cache_hits")) == (2, hits)
 
 
-async def test_who_is_patient_takes_no_turn_when_too_many_wait(
+async def test_patient_request_skips_the_overload_queue(
     service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.reader, "_overload_queue", Late(1.0))
@@ -134,7 +128,7 @@ async def test_who_is_patient_takes_no_turn_when_too_many_wait(
     assert service.decoded(profiles["cold"])["tip_volume_30d"] == 0
 
 
-async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
+async def test_waiting_request_is_answered_when_the_reader_closes(
     service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
@@ -151,7 +145,7 @@ async def test_whoever_waits_for_a_turn_is_answered_when_the_reader_closes(
     assert all(isinstance(answer, Overloaded) for answer in answers)
 
 
-async def test_a_read_is_answered_when_there_is_room_by_its_turn(
+async def test_waiting_read_is_answered_when_there_is_room(
     service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Relief(OverloadQueue):
@@ -164,16 +158,12 @@ async def test_a_read_is_answered_when_there_is_room_by_its_turn(
     assert (await service.features("cold"))["tip_volume_30d"] == 0
 
 
-async def test_a_rebuild_is_not_sent_away_when_too_many_wait(
-    service: PausableService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rebuild_is_not_shed(service: PausableService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     assert (await service.rebuild("ann"))["ann"]["tip_volume_30d"] == 0
 
 
-async def test_past_moments_are_sent_away_when_too_many_wait_and_leave_a_reader_to_others(
-    service: PausableService, group: ServiceGroup
-) -> None:
+async def test_past_reads_are_shed_and_leave_a_reader_free(service: PausableService, group: ServiceGroup) -> None:
     mask = service.registry.full_mask
     rows = [ComputeRow("ann", mask, NOW_MS, None)] * CAP * (MOMENTS_ALWAYS + 1)
     first = await group.stopped_at(service.source.before, service.reader.read_as_of(rows[:CAP]))

@@ -31,7 +31,6 @@ async def fixture(service: PausableService, group: ServiceGroup, monkeypatch: py
 
 
 async def found_in_pieces(fixture: QualityFixture, feature: str, sought: Sought, limit: int) -> list[str]:
-    """All pieces, one after the other."""
     found: list[str] = []
     after: str | None = ""
     while after is not None:
@@ -45,7 +44,7 @@ async def found_in_pieces(fixture: QualityFixture, feature: str, sought: Sought,
 
 @pytest.mark.parametrize("limit", [1, 3, 5, 100])
 @pytest.mark.parametrize("most", [1, 7, 5_000])
-async def test_every_user_of_a_state_is_found_once_whatever_the_pieces(
+async def test_every_user_of_a_state_is_found_once(
     fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch, limit: int, most: int
 ) -> None:
     monkeypatch.setattr(module, "MOST_SCANNED", most)
@@ -57,7 +56,7 @@ async def test_every_user_of_a_state_is_found_once_whatever_the_pieces(
     assert await found_in_pieces(fixture, "completion_rate_30d", "null", limit) == USERS[:4]
 
 
-async def test_a_piece_ends_when_its_time_is_over(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_ends_when_its_time_is_over(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = fixture.inspector.freshness
 
     async def slow(*asked: object) -> object:
@@ -69,7 +68,7 @@ async def test_a_piece_ends_when_its_time_is_over(fixture: QualityFixture, monke
     assert (piece.scanned, piece.next_after) == (10, USERS[9])
 
 
-async def test_an_unknown_feature_is_refused(fixture: QualityFixture) -> None:
+async def test_unknown_feature_is_refused(fixture: QualityFixture) -> None:
     with pytest.raises(UnknownFeature):
         await fixture.drilldown.find("nope", "fresh", "", 5)
 

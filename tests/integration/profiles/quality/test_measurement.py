@@ -43,7 +43,6 @@ def fixture(service: PausableService, monkeypatch: pytest.MonkeyPatch) -> Qualit
 
 
 def ties_out(found: QualityReport) -> None:
-    """What is true of every report."""
     assert found.measured <= found.eligible
     assert found.measured_before <= found.eligible_before
     for figures in found.features.values():
@@ -76,9 +75,7 @@ async def put(group: ServiceGroup, service: PausableService, user: str, feature:
     ask(group.server, "SET", key(epoch, Cell(user, feature)), encode(value))
 
 
-async def test_figures_tie_out_when_cells_are_fresh_missing_and_stale(
-    fixture: QualityFixture, group: ServiceGroup
-) -> None:
+async def test_figures_tie_out_for_each_state(fixture: QualityFixture, group: ServiceGroup) -> None:
     service = fixture.service
     await service.send(*(served(user) for user in ("ann", "bob", "cyd", "dee")), served("old", NOW_MS - 31 * DAY_MS))
     await service.send(feedback("ann"))
@@ -108,7 +105,6 @@ moves = st.lists(st.tuples(st.sampled_from(["read", "drop", "stale", "event"]), 
 
 
 def built(facts: Sequence[tuple[str, int, str, int | None]], now_ms: int) -> list[TipEvent]:
-    """As events."""
     return [
         served(user, now_ms - ago) if kind == "served" else feedback(user, now_ms - ago, kind, dwell_ms=dwell)
         for user, ago, kind, dwell in facts
@@ -117,7 +113,7 @@ def built(facts: Sequence[tuple[str, int, str, int | None]], now_ms: int) -> lis
 
 @held
 @given(facts=events, steps=moves)
-async def test_figures_tie_out_whatever_has_happened(
+async def test_figures_tie_out_for_any_history(
     fixture: QualityFixture,
     group: ServiceGroup,
     facts: list[tuple[str, int, str, int | None]],
@@ -146,7 +142,7 @@ async def test_figures_tie_out_whatever_has_happened(
 
 @held
 @given(facts=events)
-async def test_values_are_those_of_a_read_of_each_user_at_both_moments(
+async def test_values_equal_reads_at_both_times(
     fixture: QualityFixture, facts: list[tuple[str, int, str, int | None]]
 ) -> None:
     service = fixture.service
@@ -171,7 +167,7 @@ async def test_values_are_those_of_a_read_of_each_user_at_both_moments(
                 assert sum(getattr(part, side) for part in figures.drift.bins if part.kind != "null") == wanted.total()
 
 
-async def test_values_need_no_cache_when_it_goes_away_meanwhile(
+async def test_values_are_measured_when_the_cache_fails(
     fragile_world: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
@@ -187,7 +183,7 @@ async def test_values_need_no_cache_when_it_goes_away_meanwhile(
 
 
 @pytest.mark.parametrize(("silences", "answered"), [(1, True), (module.TRIES - 1, True), (module.TRIES, False)])
-async def test_cache_may_be_silent_for_a_moment_meanwhile(
+async def test_short_silence_of_the_cache_is_bridged(
     fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch, silences: int, answered: bool
 ) -> None:
     await fixture.service.send(*(served(f"user-{number}") for number in range(8)))
@@ -211,7 +207,7 @@ async def test_cache_may_be_silent_for_a_moment_meanwhile(
     assert fixture.pauses.count(module.TRY_AGAIN_S) == min(silences, module.TRIES - 1)
 
 
-async def test_measurement_does_not_wait_for_a_cache_that_was_away_before(
+async def test_measurement_does_not_wait_for_an_unreachable_cache(
     fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fixture.service.send(*(served(f"user-{number}") for number in range(8)))
@@ -235,9 +231,7 @@ async def test_next_measurement_is_made_when_one_fails(
     assert (await fixture.measurement.measure()).measured == 5
 
 
-async def test_measurement_does_not_pause_when_it_is_behind_its_time(
-    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_measurement_does_not_pause_when_late(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     await fixture.service.send(*(served(f"user-{number}") for number in range(9)))
     inner = fixture.service.source.compute
 
@@ -251,9 +245,7 @@ async def test_measurement_does_not_pause_when_it_is_behind_its_time(
     assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.5, 1.0, 1.5])
 
 
-async def test_request_is_not_answered_by_a_measurement_that_began_before(
-    fixture: QualityFixture, group: ServiceGroup
-) -> None:
+async def test_request_needs_a_measurement_begun_after_it(fixture: QualityFixture, group: ServiceGroup) -> None:
     service = fixture.service
     await service.send(served("ann"))
     first = await group.stopped_at(service.source.after, fixture.measurement.measure())
@@ -319,7 +311,7 @@ async def test_measurement_pauses_after_each_page(fixture: QualityFixture, monke
     assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.04 * module.REST] * 3)
 
 
-async def test_a_value_of_another_type_is_in_no_bin_and_counted(group: ServiceGroup) -> None:
+async def test_value_of_another_type_is_in_no_bin_and_counted(group: ServiceGroup) -> None:
     faulty = entry(name="faulty", compute="SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id")
     service = await group.open(Registry([faulty]))
     await service.send(served("ann"), served("bob"))
@@ -363,9 +355,7 @@ async def test_drift_is_stable_when_nothing_changes_and_major_when_much_does(fix
     assert drift.band == "major"
 
 
-async def test_users_are_drawn_uniformly_from_the_eligible(
-    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sample_is_uniform_among_eligible_users(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"user-{number}" for number in range(8)]
     await fixture.service.send(*(served(name, NOW_MS - DAY_MS) for name in (*names[:5], *names[:5])))
     await fixture.service.send(*(feedback(name, NOW_MS - DAY_MS) for name in names[3:]))

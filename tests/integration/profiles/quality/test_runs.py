@@ -20,11 +20,10 @@ async def fixture(service: PausableService) -> QualityFixture:
 
 
 async def newest(fixture: QualityFixture) -> QualityRun:
-    """The newest run, without its body."""
     return (await fixture.runs.newest(1))[0]
 
 
-async def test_a_run_leaves_a_report(fixture: QualityFixture) -> None:
+async def test_run_leaves_a_report(fixture: QualityFixture) -> None:
     run, new = await fixture.runs.open("ann", NOW_MS)
     assert (run.state, run.requested_by, run.measured, new) == ("queued", "ann", 0, True)
     await fixture.quality.carry_out(run.id, AMPLE_S)
@@ -39,7 +38,7 @@ async def test_a_run_leaves_a_report(fixture: QualityFixture) -> None:
     assert fixture.service.source.statements == []
 
 
-async def test_a_run_begins_again_when_a_crash_cut_it_short(fixture: QualityFixture) -> None:
+async def test_run_starts_over_after_a_crash(fixture: QualityFixture) -> None:
     run, _ = await fixture.runs.open("ann", NOW_MS)
     assert await fixture.runs.begin(run.id, NOW_MS)
     assert (await newest(fixture)).state == "running"
@@ -58,7 +57,7 @@ async def test_one_run_is_active_at_a_time(fixture: QualityFixture) -> None:
     assert (second.id > first.id, new) == (True, True)
 
 
-async def test_a_run_is_not_measured_when_it_has_ended(fixture: QualityFixture) -> None:
+async def test_ended_run_is_not_measured(fixture: QualityFixture) -> None:
     run, _ = await fixture.runs.open("ann", NOW_MS)
     assert await fixture.runs.finish(run.id, "failed", NOW_MS, error="given up") is True
     await fixture.quality.carry_out(run.id, AMPLE_S)
@@ -67,7 +66,7 @@ async def test_a_run_is_not_measured_when_it_has_ended(fixture: QualityFixture) 
     assert await fixture.runs.finish(run.id, "completed", NOW_MS, body="{}") is False
 
 
-async def test_only_the_last_reports_are_kept_and_always_the_newest_good_one(fixture: QualityFixture) -> None:
+async def test_last_reports_and_newest_good_one_are_kept(fixture: QualityFixture) -> None:
     good, _ = await fixture.runs.open("ann", NOW_MS)
     await fixture.quality.carry_out(good.id, AMPLE_S)
     for _ in range(KEPT + 5):
@@ -82,7 +81,7 @@ async def test_only_the_last_reports_are_kept_and_always_the_newest_good_one(fix
     assert completed.id == good.id
 
 
-async def test_active_runs_are_found_when_they_were_not_touched(fixture: QualityFixture) -> None:
+async def test_stalled_runs_are_found(fixture: QualityFixture) -> None:
     run, _ = await fixture.runs.open("ann", NOW_MS)
     assert await fixture.runs.untouched(NOW_MS, NOW_MS) == []
     assert await fixture.runs.untouched(NOW_MS + 1, NOW_MS + 1) == [run.id]
@@ -91,7 +90,7 @@ async def test_active_runs_are_found_when_they_were_not_touched(fixture: Quality
     assert await fixture.runs.untouched(NOW_MS + 1_000_000, NOW_MS + 1_000_000) == []
 
 
-async def test_a_report_is_none_when_another_release_wrote_it(fixture: QualityFixture) -> None:
+async def test_report_of_another_release_is_none(fixture: QualityFixture) -> None:
     run, _ = await fixture.runs.open("ann", NOW_MS)
     await fixture.runs.finish(run.id, "completed", NOW_MS, body='{"of": "another release"}')
     completed = await fixture.runs.newest_completed()

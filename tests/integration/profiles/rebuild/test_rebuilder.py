@@ -24,7 +24,7 @@ async def test_values_are_in_the_cache_when_the_rebuild_answers(service: Pausabl
     assert all(decode(raw) is not None for raw in (await service.held(USER, "bob")).values())
 
 
-async def test_values_are_computed_anew_when_they_were_held(service: PausableService) -> None:
+async def test_held_values_are_recomputed(service: PausableService) -> None:
     await assert_true([service], USER)
     service.clock.advance(60_000)
     await service.rebuild(USER)
@@ -45,7 +45,7 @@ def computed_now(service: PausableService, raw: bytes | None) -> bool:
     return value is not None and value.computed_at_ms == service.clock.now_ms()
 
 
-async def test_a_rebuild_gives_up_filling_when_events_keep_coming(
+async def test_rebuild_stops_filling_when_events_keep_coming(
     service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer is right as of its last snapshot, and the next read computes."""
@@ -62,7 +62,7 @@ async def test_a_rebuild_gives_up_filling_when_events_keep_coming(
     await assert_true([service], USER)
 
 
-async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: ServiceGroup) -> None:
+async def test_rebuild_answers_when_the_cache_is_away(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open(timeout_ms=60)
     fragile_world.server.kill()
     for _ in range(3):
@@ -74,7 +74,7 @@ async def test_a_rebuild_answers_when_the_cache_is_away(fragile_world: ServiceGr
 
 
 @pytest.mark.parametrize("trouble", ["full", "away for this process"])
-async def test_nothing_older_is_left_when_the_cache_does_not_take_the_rebuilt_values(
+async def test_no_older_value_is_left_when_fills_fail(
     fragile_world: ServiceGroup, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, admin = await fragile_world.open(), await fragile_world.open()
@@ -92,7 +92,7 @@ async def test_nothing_older_is_left_when_the_cache_does_not_take_the_rebuilt_va
         assert (await read(USER))["tip_volume_30d"] == 0
 
 
-async def test_a_rebuild_raises_when_the_database_fails(service: PausableService) -> None:
+async def test_rebuild_raises_when_the_database_fails(service: PausableService) -> None:
     service.source.failure = StoreUnavailable("locked")
     with pytest.raises(StoreUnavailable):
         await service.rebuild(USER)

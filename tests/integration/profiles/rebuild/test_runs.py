@@ -22,7 +22,7 @@ FOR_EVER = 1e9
 
 
 class RunsFixture(NamedTuple):
-    """A service, its book of runs, and who carries them out."""
+    """A service, its repository of runs, and the runner."""
 
     service: PausableService
     book: RebuildRepository
@@ -57,7 +57,6 @@ class RunsFixture(NamedTuple):
         return await self.book.open(run)
 
     async def look(self, run_id: str = "run") -> RebuildRun:
-        """How a run is."""
         run = await self.book.get(run_id)
         assert run is not None
         return run
@@ -74,9 +73,7 @@ async def fixture(service: PausableService) -> RunsFixture:
     return RunsFixture(service, service.inner.rebuild_runs, service.inner.rebuild_runner)
 
 
-async def test_everyone_eligible_is_rebuilt_when_the_scope_is_all(
-    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_all_eligible_users_are_rebuilt(fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 4)
     users = await fixture.eligible(10)
     await fixture.service.send(served("long ago", NOW_MS - 31 * DAY_MS))
@@ -89,9 +86,7 @@ async def test_everyone_eligible_is_rebuilt_when_the_scope_is_all(
     assert await fixture.live(["long ago"]) == set()
 
 
-async def test_only_those_named_are_rebuilt_when_users_are_listed(
-    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_listed_users_are_rebuilt(fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 2)
     users = await fixture.eligible(6)
     await fixture.opened(users=[*users[3:], "never heard of"], features=["tip_volume_30d"])
@@ -103,7 +98,7 @@ async def test_only_those_named_are_rebuilt_when_users_are_listed(
     assert live == {(user, "tip_volume_30d") for user in [*users[3:], "never heard of"]}
 
 
-async def test_a_run_goes_on_where_it_was_when_somebody_else_takes_it_up(
+async def test_run_continues_where_another_worker_stopped(
     fixture: RunsFixture, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 3)
@@ -121,9 +116,7 @@ async def test_a_run_goes_on_where_it_was_when_somebody_else_takes_it_up(
     assert computed == users[3:]
 
 
-async def test_a_run_stops_at_the_next_piece_when_it_is_cancelled(
-    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancelled_run_stops_at_the_next_piece(fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 3)
     users = await fixture.eligible(9)
     await fixture.opened()
@@ -136,9 +129,7 @@ async def test_a_run_stops_at_the_next_piece_when_it_is_cancelled(
     assert await fixture.book.finish("run", "cancelled", NOW_MS, None) is False
 
 
-async def test_a_run_stays_cancelled_when_that_came_during_its_last_piece(
-    fixture: RunsFixture, group: ServiceGroup
-) -> None:
+async def test_run_stays_cancelled_during_its_last_piece(fixture: RunsFixture, group: ServiceGroup) -> None:
     await fixture.eligible(2)
     await fixture.opened()
     fixture.service.source.before.stop()
@@ -151,7 +142,7 @@ async def test_a_run_stays_cancelled_when_that_came_during_its_last_piece(
     assert (run.state, run.done) == ("cancelled", 0)
 
 
-async def test_a_run_is_refused_when_one_of_the_same_scope_is_active(fixture: RunsFixture) -> None:
+async def test_run_is_refused_when_its_scope_is_active(fixture: RunsFixture) -> None:
     await fixture.eligible(1)
     assert await fixture.opened("first") is None
     active = await fixture.opened("second")
@@ -168,7 +159,7 @@ async def test_nothing_is_done_when_there_is_no_such_run(fixture: RunsFixture) -
     assert await fixture.runner.run("no such run", FOR_EVER) is True
 
 
-async def test_a_run_fails_when_this_release_knows_none_of_its_features(fixture: RunsFixture) -> None:
+async def test_run_fails_when_this_release_knows_none_of_its_features(fixture: RunsFixture) -> None:
     await fixture.eligible(1)
     await fixture.opened(features=["of_another_release"])
     assert await fixture.runner.run("run", FOR_EVER) is True
@@ -176,7 +167,7 @@ async def test_a_run_fails_when_this_release_knows_none_of_its_features(fixture:
     assert (run.state, run.error) == ("failed", "this release knows none of of_another_release")
 
 
-async def test_a_run_is_not_over_when_the_cache_would_keep_nothing(
+async def test_run_is_retried_when_the_cache_is_unreachable(
     fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fixture.eligible(3)
@@ -190,9 +181,7 @@ async def test_a_run_is_not_over_when_the_cache_would_keep_nothing(
     assert (await fixture.look()).state == "completed"
 
 
-async def test_a_run_is_not_over_when_the_database_does_not_answer(
-    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_run_is_retried_when_the_database_fails(fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     await fixture.eligible(3)
     await fixture.opened()
 
@@ -207,7 +196,7 @@ async def test_a_run_is_not_over_when_the_database_does_not_answer(
     assert (await fixture.look()).done == 3
 
 
-async def test_active_runs_are_found_when_nobody_touched_them(fixture: RunsFixture) -> None:
+async def test_stalled_runs_are_found(fixture: RunsFixture) -> None:
     await fixture.eligible(1)
     await fixture.opened("queued")
     await fixture.opened("ended", users=["a"])

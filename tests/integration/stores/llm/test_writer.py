@@ -168,9 +168,7 @@ NO_TIPS = [
 
 
 @pytest.mark.parametrize("body", [*NO_COMPLETIONS, *NO_TIPS], ids=range(len(NO_COMPLETIONS) + len(NO_TIPS)))
-async def test_answer_is_invalid_when_it_is_no_completion_or_no_tip(
-    endpoint: ChatServer, writer: LlmWriter, body: bytes
-) -> None:
+async def test_answer_is_invalid_without_a_tip(endpoint: ChatServer, writer: LlmWriter, body: bytes) -> None:
     endpoint.will(answers(200, body))
     failed = await failure(writer)
     assert failed.reason == "invalid answer"
@@ -297,7 +295,7 @@ async def test_request_is_not_retried_when_too_little_time_is_left(
 
 @pytest.mark.parametrize("plan", [is_silent, trickles, trickles_its_head])
 @pytest.mark.parametrize("before", [None, answers(500), refuses_schemas(closes)], ids=["", "500", "refuses"])
-async def test_request_times_out_whatever_the_endpoint_does(
+async def test_request_times_out(
     endpoint: ChatServer, open_writer: OpenWriter, plan: Plan, before: Plan | None
 ) -> None:
     endpoint.will(*([plan] if before is None else [before, plan]))
@@ -360,9 +358,7 @@ async def test_refused_schema_is_remembered_when_the_answer_is_no_tip(endpoint: 
     assert [asked.has_schema for asked in endpoint.asked] == [True, False, False]
 
 
-async def test_schema_is_sent_again_when_the_request_was_refused_without_it_too(
-    endpoint: ChatServer, writer: LlmWriter
-) -> None:
+async def test_schema_is_sent_again_when_refused_without_it(endpoint: ChatServer, writer: LlmWriter) -> None:
     endpoint.will(answers(400))
     for _ in range(2):
         failed = await failure(writer)

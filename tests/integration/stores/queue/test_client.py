@@ -33,58 +33,46 @@ def packed(**changes: object) -> bytes:
     return msgspec.msgpack.encode({name: value for name, value in {**JOB, **changes}.items() if value is not ...})
 
 
-def test_a_job_comes_off_as_it_was_put_on_when_it_is_ours() -> None:
-    assert deserialize(serialize(JOB)) == {
-        "t": 1,
-        "f": TIP_EVENTS,
-        "a": [[{"subject": "…"}]],
-        "k": {},
-        "et": 1_700_000_000_000,
-    }
+def test_own_job_round_trips() -> None:
+    expected = {"t": 1, "f": TIP_EVENTS, "a": [[{"subject": "…"}]], "k": {}, "et": 1_700_000_000_000}
+    assert deserialize(serialize(JOB)) == expected
 
 
-def test_a_job_is_accepted_when_it_has_only_its_name_and_arguments() -> None:
+def test_job_is_accepted_when_it_has_only_its_name_and_arguments() -> None:
     raw = packed(t=..., k=..., et=...)
     assert deserialize(raw) == {"t": 1, "f": TIP_EVENTS, "a": [[{"subject": "…"}]], "k": {}, "et": 0}
 
 
-def test_times_and_tries_are_kept_in_bounds_when_they_would_end_the_worker() -> None:
+def test_times_and_tries_are_bounded() -> None:
     assert deserialize(packed(et=2**63))["et"] == 0
     assert deserialize(packed(et=-1))["et"] == 0
     assert deserialize(packed(t=2**63))["t"] == queue.MOST_TRIES
     assert deserialize(packed(t=-5))["t"] == 1
 
 
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        *((pickle.dumps(JOB, protocol), queue.PICKLED) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)),
-        (b"", "the job is not msgpack"),
-        (b"\xc1", "the job is not msgpack"),
-        (b"\x91" * 50_000 + b"\x90", "the job is not msgpack"),
-        (b"\xa1\xff", "the job is not msgpack"),
-        (msgspec.msgpack.encode([1, 2]), "not a job"),
-        (packed(f=...), "not a job"),
-        (packed(f=[TIP_EVENTS]), "not a job"),
-        (packed(f=7), "not a job"),
-        (packed(a=...), "not a job"),
-        (packed(a=5), "not a job"),
-        (packed(k={1: 2}), "not a job"),
-        (packed(t="often"), "not a job"),
-        (packed(et="yesterday"), "not a job"),
-        (packed(f="no_job_of_ours"), "unknown job 'no_job_of_ours'"),
-        (packed(f="cron:evil"), "unknown job 'cron:evil'"),
-        (packed(a=[]), "tip_events takes one argument, a list of events"),
-        (packed(a=[[], []]), "tip_events takes one argument"),
-        (packed(k={"events": []}), "tip_events takes one argument"),
+FOREIGN: dict[str, list[bytes]] = {
+    queue.PICKLED: [pickle.dumps(JOB, protocol) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)],
+    "the job is not msgpack": [b"", b"\xc1", b"\x91" * 50_000 + b"\x90", b"\xa1\xff"],
+    "not a job": [
+        msgspec.msgpack.encode([1, 2]),
+        *(packed(f=name) for name in (..., [TIP_EVENTS], 7)),
+        *(packed(a=arguments) for arguments in (..., 5)),
+        *(packed(k={1: 2}), packed(t="often"), packed(et="yesterday")),
     ],
-)
-def test_a_job_becomes_a_burial_when_it_is_none_of_ours(raw: bytes, reason: str) -> None:
-    job = deserialize(raw)
-    assert job["f"] == BURY
-    payload, said = job["a"]
-    assert said.startswith(reason)
-    msgspec.json.encode(payload, enc_hook=repr)
+    "unknown job 'no_job_of_ours'": [packed(f="no_job_of_ours")],
+    "unknown job 'cron:evil'": [packed(f="cron:evil")],
+    "tip_events takes one argument, a list of events": [packed(a=[]), packed(a=[[], []]), packed(k={"events": []})],
+}
+
+
+@pytest.mark.parametrize("reason", FOREIGN)
+def test_foreign_job_becomes_a_burial(reason: str) -> None:
+    for raw in FOREIGN[reason]:
+        job = deserialize(raw)
+        assert job["f"] == BURY, raw[:60]
+        payload, said = job["a"]
+        assert said.startswith(reason), raw[:60]
+        msgspec.json.encode(payload, enc_hook=repr)
 
 
 def test_nothing_is_run_when_a_job_is_a_pickle() -> None:
@@ -108,7 +96,7 @@ def test_nothing_is_run_when_a_job_is_a_pickle() -> None:
         ),
     )
 )
-def test_arq_can_always_go_on_when_anything_comes_off_the_queue(raw: bytes) -> None:
+def test_arq_continues_for_any_bytes(raw: bytes) -> None:
     name, args, kwargs, tries, enqueued_at_ms = deserialize_job_raw(raw, deserializer=deserialize)
     assert name in JOBS
     assert isinstance(list(args), list)
@@ -119,7 +107,6 @@ def test_arq_can_always_go_on_when_anything_comes_off_the_queue(raw: bytes) -> N
 
 @pytest.fixture
 async def client(valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    """Somebody else's connection to the queue."""
     connected = connect(valkey.url)
     yield connected
     await connected.aclose(close_connection_pool=True)
@@ -127,7 +114,6 @@ async def client(valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
 
 @pytest.fixture
 async def published(valkey: EmbeddedServer) -> AsyncIterator[Queue]:
-    """Our queue."""
     opened = Queue(valkey.url, Metrics())
     yield opened
     await opened.close()
@@ -148,29 +134,27 @@ async def test_many_events_share_a_job_when_they_are_published_together(publishe
     assert sorted(seqs) == sorted([*range(1, 51), *range(101, 151)])
 
 
-async def test_a_job_holds_a_bounded_number_of_events_when_very_many_are_published(
-    valkey: EmbeddedServer, client: ArqRedis
-) -> None:
+async def test_events_per_job_are_bounded(valkey: EmbeddedServer, client: ArqRedis) -> None:
     published = Queue(valkey.url, Metrics(), bounds=queue.BOUNDS._replace(at_once=10))
     published.publish(range(25))
     await published.close()
     assert sorted(len(args[0]) for _, args in await jobs(client)) == [5, 10, 10]
 
 
-async def test_a_rebuild_has_one_job_when_it_is_started_again(published: Queue, client: ArqRedis) -> None:
+async def test_rebuild_has_one_job_when_it_is_started_again(published: Queue, client: ArqRedis) -> None:
     await published.start_rebuild("run")
     await published.start_rebuild("run")
     assert await jobs(client) == [(REBUILD, ("run",))]
     assert await published.depth() == 1
 
 
-async def test_a_worker_counts_as_alive_when_its_health_key_stands(published: Queue, valkey: EmbeddedServer) -> None:
+async def test_worker_counts_as_alive_when_its_health_key_stands(published: Queue, valkey: EmbeddedServer) -> None:
     assert not await published.worker_alive()
     ask(valkey, "SET", queue.HEALTH_KEY, "well")
     assert await published.worker_alive()
 
 
-async def test_publishing_only_counts_a_failure_when_the_queue_is_away() -> None:
+async def test_failed_publish_is_counted_when_the_queue_is_unreachable() -> None:
     metrics = Metrics()
     away = Queue("unix:///nowhere/queue.sock", metrics)
 
@@ -190,7 +174,7 @@ async def test_publishing_only_counts_a_failure_when_the_queue_is_away() -> None
     await away.close()
 
 
-def test_publishing_only_counts_a_failure_when_the_connection_ends_as_it_is_written_to(
+def test_failed_publish_is_counted_when_the_connection_ends(
     valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """uvloop's transport then raises a RuntimeError, which redis-py passes on. Found by the torture run."""
@@ -217,7 +201,7 @@ def test_publishing_only_counts_a_failure_when_the_connection_ends_as_it_is_writ
     uvloop.run(main())
 
 
-async def test_publishing_goes_on_when_the_queue_comes_back(own_valkey: EmbeddedServer) -> None:
+async def test_publishing_continues_when_the_queue_returns(own_valkey: EmbeddedServer) -> None:
     metrics = Metrics()
     opened = Queue(own_valkey.url, metrics)
     opened.publish([1])
@@ -233,9 +217,7 @@ async def test_publishing_goes_on_when_the_queue_comes_back(own_valkey: Embedded
     assert deserialize(ask(own_valkey, "GET", key))["a"] == [[3]]
 
 
-async def test_erasing_takes_a_users_events_out_of_the_jobs_that_wait(
-    own_valkey: EmbeddedServer,
-) -> None:
+async def test_erasing_removes_events_from_waiting_jobs(own_valkey: EmbeddedServer) -> None:
     def event(user: str) -> dict[str, str]:
         return {"user_id": user, "tip_id": "t"}
 

@@ -48,7 +48,7 @@ def test_values_are_split_where_they_end(values: list[Any], most: int, data: st.
 
 
 @given(st.binary(max_size=200))
-def test_anything_is_split_without_an_error(raw: bytes) -> None:
+def test_splitting_never_raises(raw: bytes) -> None:
     values, end = split(raw, 10)
     assert (len(values) > 0) == (end > 0)
     assert end <= len(raw)
@@ -56,7 +56,6 @@ def test_anything_is_split_without_an_error(raw: bytes) -> None:
 
 @pytest.fixture
 async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    """A connection to the queue."""
     connected = connect(own_valkey.url)
     yield connected
     await connected.aclose(close_connection_pool=True)
@@ -70,7 +69,7 @@ async def standing(client: ArqRedis) -> tuple[str, list[Any]]:
     return job["f"], job["a"]
 
 
-async def test_a_large_job_is_read_in_pieces_and_goes_on_where_it_was_left(client: ArqRedis) -> None:
+async def test_large_job_continues_where_it_stopped(client: ArqRedis) -> None:
     await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
     lives_ms = await client.pttl(KEY)
     await set_aside(client, "job")
@@ -91,7 +90,7 @@ async def test_a_large_job_is_read_in_pieces_and_goes_on_where_it_was_left(clien
     assert await client.keys("arq:large:*") == []
 
 
-async def test_a_small_job_stays_as_it_is(client: ArqRedis) -> None:
+async def test_small_job_stays_as_it_is(client: ArqRedis) -> None:
     await client.enqueue_job(TIP_EVENTS, EVENTS[:100], _job_id="job")
     before = await client.get(KEY)
     await set_aside(client, "job")
@@ -117,7 +116,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_a_large_job_becomes_a_small_burial_when_it_is_none_of_ours(client: ArqRedis, case: str) -> None:
+async def test_large_foreign_job_becomes_a_small_burial(client: ArqRedis, case: str) -> None:
     make, reason = REFUSED[case]
     raw = make()
     await client.set(KEY, raw)
@@ -130,9 +129,7 @@ async def test_a_large_job_becomes_a_small_burial_when_it_is_none_of_ours(client
     assert await client.pttl(KEY) == -1, "it lives as long as the job would have"
 
 
-async def test_a_job_is_buried_when_it_is_larger_than_allowed(
-    client: ArqRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_job_is_buried_when_it_is_larger_than_allowed(client: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_JOB_BYTES", 300_000)
     await client.set(KEY, _job(a=[EVENTS * 3]))
     await set_aside(client, "job")
@@ -142,7 +139,7 @@ async def test_a_job_is_buried_when_it_is_larger_than_allowed(
     assert await client.keys("arq:large:*") == []
 
 
-async def test_the_rest_is_refused_when_an_event_is_missing_or_too_large(client: ArqRedis) -> None:
+async def test_rest_is_refused_when_an_event_is_missing_or_too_large(client: ArqRedis) -> None:
     raw = _job(a=[[{"a": 1}, "x" * module.PIECE_BYTES]])
     await client.set(KEY, raw)
     await set_aside(client, "job")
@@ -166,9 +163,7 @@ async def test_nothing_is_lost_when_the_queue_is_away(client: ArqRedis, own_valk
             await asking
 
 
-async def test_an_erased_users_events_are_taken_out_of_large_jobs_wherever_they_stand(
-    client: ArqRedis, own_valkey: EmbeddedServer
-) -> None:
+async def test_erasing_removes_events_from_large_jobs(client: ArqRedis, own_valkey: EmbeddedServer) -> None:
     def event(number: int, size: int) -> dict[str, str]:
         return {"event_id": "x" * size, "user_id": "ann" if number % 3 == 0 else "annabel"}
 

@@ -10,7 +10,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.waiting import eventually
 
 
-async def test_commands_arrive_as_they_were_meant_when_hiredis_packs_them(own_valkey: EmbeddedServer) -> None:
+async def test_commands_packed_by_hiredis_arrive_intact(own_valkey: EmbeddedServer) -> None:
     client = _client(own_valkey.url, "arq:queue")
     try:
         values: dict[str | bytes, bytes | str | int | float] = {"a": b"\x00\xff", b"b": "ä", "c": 7, "d": 0.5, "e": ""}
@@ -28,9 +28,7 @@ async def test_commands_arrive_as_they_were_meant_when_hiredis_packs_them(own_va
         await client.aclose(close_connection_pool=True)
 
 
-async def test_a_new_connection_is_made_when_the_old_one_ended_or_was_spoken_to_out_of_turn(
-    own_valkey: EmbeddedServer,
-) -> None:
+async def test_broken_connection_is_replaced(own_valkey: EmbeddedServer) -> None:
     client = _client(own_valkey.url, "arq:queue")
     try:
         first = await client.client_id()

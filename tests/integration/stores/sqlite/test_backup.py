@@ -147,7 +147,7 @@ def test_partial_copy_of_a_killed_backup_is_replaced(database_path: Path, tmp_pa
     assert not (tmp_path / "copy.db.part").exists()
 
 
-async def test_restore_keeps_the_log_of_a_process_that_opened_the_new_file(
+async def test_restore_keeps_the_wal_of_a_new_process(
     database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy.db"

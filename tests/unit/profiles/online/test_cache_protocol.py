@@ -27,7 +27,7 @@ def test_decode_gives_back_the_value_when_it_was_encoded(value: FeatureValue) ->
     assert decode(encode(value)) == value
 
 
-def test_bytes_are_what_the_design_says_when_a_value_is_encoded() -> None:
+def test_encoded_bytes_are_those_of_the_design() -> None:
     assert encode(FeatureValue(b"0123abcd", 7, 1, 2, b'"a:b"')) == b'V0123abcd:7:1:2:"a:b"'
 
 
@@ -60,7 +60,7 @@ value_of = st.builds(
 
 
 @given(st.lists(value_of, min_size=1, max_size=6))
-def test_hits_are_the_json_of_each_when_all_are_values_under_their_fingerprints(values: list[FeatureValue]) -> None:
+def test_hits_are_the_json_of_matching_values(values: list[FeatureValue]) -> None:
     found = hits([value.fingerprint for value in values])([encode(value) for value in values])
     assert found is not None
     assert list(found) == [value.json for value in values]
@@ -78,7 +78,7 @@ strangers = st.one_of(
 
 
 @given(st.lists(st.tuples(st.sampled_from(FINGERPRINTS), strangers), min_size=1, max_size=4))
-def test_hits_are_what_decoding_finds_when_keys_hold_anything(held: list[tuple[bytes, bytes]]) -> None:
+def test_hits_agree_with_decoding_for_any_bytes(held: list[tuple[bytes, bytes]]) -> None:
     found = hits([fingerprint for fingerprint, _ in held])([raw for _, raw in held])
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""Computations: shared among those who wait, sliced, and never serving what is not of its dtype."""
+"""Computations are shared by waiting requests, sliced, and never give a value of another dtype."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ class ScriptedSource:
         self._value = value
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """One statement."""
         self.begun.append(list(asked))
         seq = len(self.begun)
         await self.open.wait()
@@ -52,7 +51,6 @@ class ScriptedSource:
         return Snapshot(seq, rows, self.errors, self.overdue)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """As many as the test says."""
         return min(self.fit, len(asked))
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
@@ -61,7 +59,6 @@ class ScriptedSource:
 
 
 def computation(source: ScriptedSource, metrics: Metrics | None = None, width: int = 1) -> Computation:
-    """Over the pair of features."""
     return Computation(source, PAIR, FakeClock(), metrics or Metrics(), width)
 
 
@@ -70,7 +67,6 @@ def outcomes(found: Profile) -> dict[int, tuple[bytes, str | None]]:
 
 
 def counted(metrics: Metrics, name: str, **labels: str) -> float:
-    """A counter's value."""
     return metrics.collectors.get_sample_value(f"profiles_{name}_total", labels) or 0.0
 
 
@@ -87,7 +83,7 @@ async def test_requests_of_one_tick_share_a_statement(metrics: Metrics) -> None:
     assert counted(metrics, "computed_users") == 3
 
 
-async def test_request_gets_a_statement_of_its_own_when_the_running_one_has_begun() -> None:
+async def test_request_does_not_join_a_running_statement() -> None:
     source = ScriptedSource()
     source.open.clear()
     live = computation(source, width=2)
@@ -123,7 +119,7 @@ async def test_single_read_goes_between_when_a_batch_needs_several_statements() 
     assert list(found) == list(batch)
 
 
-async def test_each_user_comes_in_full_when_another_request_wants_less_of_it() -> None:
+async def test_user_is_complete_when_another_request_wants_less() -> None:
     source = ScriptedSource()
     live = computation(source, width=1)
     batch = {f"user-{number}": 3 for number in range(CAP + 1)}
@@ -140,7 +136,7 @@ async def test_nothing_is_computed_when_nothing_is_asked() -> None:
     assert source.begun == []
 
 
-async def test_past_moments_take_turns_slice_by_slice_when_one_request_is_heavy() -> None:
+async def test_past_reads_take_turns_in_slices() -> None:
     source = ScriptedSource()
     past = computation(source, width=2)
     source.fit = 1
@@ -154,7 +150,7 @@ async def test_past_moments_take_turns_slice_by_slice_when_one_request_is_heavy(
     assert [[row.user_id for row in asked] for asked in source.begun] == [["heavy"], ["light"], *[["heavy"]] * 4]
 
 
-async def test_a_small_request_is_let_in_and_a_large_one_refused_when_a_large_one_computes() -> None:
+async def test_only_a_small_request_joins_a_large_one() -> None:
     source = ScriptedSource()
     clock = FakeClock()
     past = Computation(source, PAIR, clock, Metrics(), 2)
@@ -175,7 +171,7 @@ async def test_a_small_request_is_let_in_and_a_large_one_refused_when_a_large_on
     assert not past.history_overloaded(len(rows))
 
 
-async def test_past_moments_are_refused_and_live_reads_answered_when_the_process_stops() -> None:
+async def test_past_reads_are_refused_when_the_process_stops() -> None:
     source = ScriptedSource()
     past = computation(source, width=2)
     source.open.clear()
@@ -189,7 +185,7 @@ async def test_past_moments_are_refused_and_live_reads_answered_when_the_process
     assert outcomes((await past.live({"ann": 1}))["ann"]) == {0: (b"0", None)}
 
 
-async def test_others_are_answered_when_one_who_shares_the_statement_goes_away() -> None:
+async def test_others_are_answered_when_one_request_is_cancelled() -> None:
     source = ScriptedSource()
     source.open.clear()
     live = computation(source)
@@ -202,7 +198,7 @@ async def test_others_are_answered_when_one_who_shares_the_statement_goes_away()
     assert outcomes((await stays)["bob"]) == {0: (b"0", None)}
 
 
-async def test_all_who_share_it_are_told_when_a_statement_fails_and_the_next_succeeds() -> None:
+async def test_all_sharing_requests_fail_when_a_statement_fails() -> None:
     source = ScriptedSource()
     source.failure = StoreUnavailable("locked")
     live = computation(source)
@@ -219,7 +215,7 @@ async def test_default_stands_when_the_sql_gives_nothing() -> None:
 
 
 @pytest.mark.parametrize("raw", [1.5, "1", b"", b"blob", float("inf"), True])
-async def test_value_is_refused_and_counted_by_name_when_it_is_not_of_its_dtype(metrics: Metrics, raw: object) -> None:
+async def test_value_of_another_dtype_is_refused_and_counted(metrics: Metrics, raw: object) -> None:
     source = ScriptedSource(lambda asked, index: raw if (asked.user_id, index) == ("bob", 0) else 5)
     computed = await computation(source, metrics).live({"ann": 3, "bob": 3})
     refused = computed["bob"][0]
@@ -231,7 +227,7 @@ async def test_value_is_refused_and_counted_by_name_when_it_is_not_of_its_dtype(
     assert counted(metrics, "computation_errors", feature="two") == 0
 
 
-async def test_cell_is_refused_and_counted_by_name_when_its_sql_failed(metrics: Metrics) -> None:
+async def test_failed_cell_is_refused_and_counted(metrics: Metrics) -> None:
     source = ScriptedSource()
     source.errors[1, 1] = "the SQL failed: integer overflow"
     answers = await computation(source, metrics).moments([ComputeRow("ann", 3, 1), ComputeRow("bob", 3, 1)])
@@ -251,7 +247,7 @@ FAULTS = {
 }
 
 
-async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
+async def test_only_faulty_cells_are_null_with_real_sql(
     database: Database, event_log: SqliteEventLog, metrics: Metrics
 ) -> None:
     registry = Registry(
@@ -279,13 +275,10 @@ async def test_only_faulty_cells_are_null_when_real_sql_misbehaves(
 
 
 def profile(registry: Registry, values: Profile) -> dict[str, object]:
-    """Values as a consumer sees them."""
     return {registry[index].name: msgspec.json.decode(value.json) for index, value in values.items()}
 
 
-async def test_an_event_ahead_of_the_clock_counts_and_hides_nothing(
-    database: Database, event_log: SqliteEventLog
-) -> None:
+async def test_event_ahead_of_the_clock_counts(database: Database, event_log: SqliteEventLog) -> None:
     ahead_ms = NOW_MS + 40 * DAY_MS
     await event_log.append([[admitted(served("ann")), admitted(served("bob")), admitted(served("bob", ahead_ms))]])
     live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=1)
@@ -303,7 +296,6 @@ class Failing(ScriptedSource):
         self.attempts: list[str] = []
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """One statement."""
         self.errors = {
             (place, 0): "too bad" for place, row in enumerate(asked) if row.user_id in self.broken and row.mask & 1
         }
@@ -337,7 +329,7 @@ class Paused:
             await attempt
 
 
-async def test_a_slow_feature_is_asked_once_and_then_null_with_the_reason() -> None:
+async def test_slow_feature_is_paused_after_one_attempt() -> None:
     paused = Paused()
     paused.source.slow = True
     assert await paused.read("ann") == (b"null", "too bad")
@@ -348,7 +340,7 @@ async def test_a_slow_feature_is_asked_once_and_then_null_with_the_reason() -> N
     assert paused.source.attempts == []
 
 
-async def test_a_paused_feature_is_tried_again_in_the_background_after_pauses_that_double() -> None:
+async def test_paused_feature_is_retried_with_doubling_pauses() -> None:
     paused = Paused()
     paused.source.slow = True
     await paused.read("ann")
@@ -371,7 +363,7 @@ async def test_a_paused_feature_is_tried_again_in_the_background_after_pauses_th
     assert paused.computation.availability.troubles() == []
 
 
-async def test_a_feature_that_fails_for_one_user_is_computed_for_the_others() -> None:
+async def test_feature_that_fails_for_one_user_is_computed_for_the_others() -> None:
     paused = Paused()
     for _ in range(5):
         assert await paused.read("ann") == (b"null", "too bad")
@@ -380,7 +372,7 @@ async def test_a_feature_that_fails_for_one_user_is_computed_for_the_others() ->
         assert paused.computation.availability.troubles() == []
 
 
-async def test_a_feature_that_fails_for_three_users_in_a_row_is_paused() -> None:
+async def test_feature_that_fails_for_three_users_in_a_row_is_paused() -> None:
     paused = Paused()
     paused.source.broken = {"ann", "bob", "cid"}
     for user_id in ("ann", "ann", "bob", "cid"):
@@ -389,7 +381,7 @@ async def test_a_feature_that_fails_for_three_users_in_a_row_is_paused() -> None
     assert paused.source.begun[-1][0].mask == 2
 
 
-async def test_a_feature_is_tried_again_when_only_readiness_asks() -> None:
+async def test_feature_is_tried_again_when_only_readiness_asks() -> None:
     paused = Paused()
     paused.source.slow = True
     await paused.read("ann")
@@ -400,7 +392,7 @@ async def test_a_feature_is_tried_again_when_only_readiness_asks() -> None:
     assert await paused.read("ann") == (b"5", None)
 
 
-async def test_an_attempt_ends_when_the_computation_is_closed() -> None:
+async def test_attempt_ends_when_the_computation_is_closed() -> None:
     paused = Paused()
     paused.source.slow = True
     await paused.read("ann")

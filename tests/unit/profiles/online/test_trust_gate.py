@@ -10,8 +10,6 @@ from tests.support.clock import FakeClock
 
 
 class Ledger:
-    """Says what the test says, and counts."""
-
     def __init__(self) -> None:
         self.owed = False
         self.failing = False
@@ -54,7 +52,7 @@ def test_gate_looks_before_it_holds_when_it_is_new(gate: TrustGate, ledger: Ledg
 
 
 @pytest.mark.parametrize(("age_ms", "looks"), [(0, 1), (49, 1), (51, 2), (60_000, 2)])
-def test_gate_looks_again_when_the_last_look_is_older_than_50_ms(
+def test_gate_looks_again_after_50_ms(
     gate: TrustGate, ledger: Ledger, clock: FakeClock, age_ms: int, looks: int
 ) -> None:
     assert gate.holds()
@@ -64,16 +62,14 @@ def test_gate_looks_again_when_the_last_look_is_older_than_50_ms(
     assert ledger.looks == looks
 
 
-def test_no_look_survives_the_hold_back_when_a_debt_is_recorded_just_after_it(
-    gate: TrustGate, ledger: Ledger, clock: FakeClock
-) -> None:
+def test_no_look_outlives_the_hold_back(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
     assert gate.holds()
     ledger.owed = True
     clock.advance(round(HOLD_BACK_S * 1000))
     assert not gate.holds()
 
 
-def test_validity_counts_from_the_beginning_of_the_look_when_the_look_is_slow(clock: FakeClock, ledger: Ledger) -> None:
+def test_validity_counts_from_the_start_of_a_look(clock: FakeClock, ledger: Ledger) -> None:
     def slow_look() -> bool:
         owed = ledger.any_owed()
         clock.advance(40)
@@ -103,7 +99,7 @@ def test_gate_looks_again_when_the_clock_went_backwards(gate: TrustGate, ledger:
     assert not gate.holds()
 
 
-def test_gate_tells_once_a_look_when_something_is_owed(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
+def test_gate_logs_owed_rows_once_a_look(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
     assert gate.holds()
     assert ledger.told == 0
     ledger.owed = True
@@ -113,7 +109,7 @@ def test_gate_tells_once_a_look_when_something_is_owed(gate: TrustGate, ledger: 
     assert ledger.told == 1
 
 
-def test_gate_does_not_care_when_the_wall_clock_steps(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
+def test_gate_ignores_the_wall_clock(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
     """The wall clock means nothing here, whichever way it steps."""
     assert gate.holds()
     clock.step_to(0)

@@ -24,7 +24,6 @@ integers = st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)), max_
 
 
 def counted(*values: Scalar) -> Counter[Scalar]:
-    """Each value with its count."""
     return Counter(values)
 
 
@@ -47,7 +46,7 @@ def test_figure_is_zero_when_the_shares_are_equal(found: list[int], times: int) 
 
 
 @given(pairs)
-def test_figure_does_not_care_for_the_order_of_the_bins(found: list[tuple[int, int]]) -> None:
+def test_figure_ignores_the_order_of_bins(found: list[tuple[int, int]]) -> None:
     assert psi(bins(*reversed(found))) == pytest.approx(psi(bins(*found)))
 
 
@@ -77,7 +76,6 @@ def test_there_is_no_figure_when_users_are_few() -> None:
 
 
 def total(found: list[CommonBin]) -> tuple[int, int]:
-    """Users now and before."""
     return sum(part.now for part in found), sum(part.before for part in found)
 
 
@@ -113,7 +111,7 @@ def test_every_user_is_in_one_bin_when_there_are_many(dtype: Dtype) -> None:
     assert [part.kind for part in found].count("null") == 1
 
 
-def test_bins_have_round_edges_and_are_open_where_values_lie_beyond() -> None:
+def test_bins_have_round_edges_and_open_ends() -> None:
     shares = [number / 1_000 for number in range(1_001)]
     found = common_bins("float", counted(*shares[:500]), counted(*shares[500:]))
     assert [(part.start, part.end) for part in found[:2]] == [(0.0, 0.1), (0.1, 0.2)]
@@ -124,7 +122,7 @@ def test_bins_have_round_edges_and_are_open_where_values_lie_beyond() -> None:
     assert (found[0].start, found[-1].start, found[-1].end) == (0.0, 180.0, None)
 
 
-def test_integers_have_a_bin_each_when_they_are_few_and_null_has_its_own() -> None:
+def test_few_integers_and_null_have_a_bin_each() -> None:
     found = common_bins("int", counted(7, 8, 8, None), counted(10))
     assert msgspec.to_builtins(found) == [
         {"now": 1, "before": 0, "kind": "value", "value": 7},
@@ -137,7 +135,7 @@ def test_integers_have_a_bin_each_when_they_are_few_and_null_has_its_own() -> No
 
 
 @pytest.mark.parametrize("most", [30, 45, 49, 50, 99, 100, 500])
-def test_a_bin_of_whole_numbers_holds_those_below_its_upper_edge(most: int) -> None:
+def test_upper_edge_of_a_bin_is_exclusive(most: int) -> None:
     found = common_bins("int", counted(*range(most + 1)), counted())
     for part in found:
         assert part.start is not None

@@ -15,12 +15,10 @@ DRAWS = 400
 
 
 def bins(dtype: str, *values: Scalar) -> list[dict[str, object]]:
-    """The distribution of these."""
     return distribution(entry(dtype=dtype), Counter(values))
 
 
 def total(found: list[dict[str, object]]) -> int:
-    """Values in all bins."""
     return sum(int(str(part["count"])) for part in found)
 
 
@@ -41,7 +39,7 @@ def test_distribution_has_ten_bins_when_values_are_many() -> None:
 
 
 @pytest.mark.parametrize(("eligible", "having"), [(2_000, 1_000), (2_000, 60), (600, 200), (100_000, 99_000)])
-def test_interval_holds_the_share_of_all_users_in_nineteen_of_twenty_draws(eligible: int, having: int) -> None:
+def test_interval_covers_the_share_in_19_of_20_draws(eligible: int, having: int) -> None:
     random = Random(f"{eligible} {having}")
     hits, widths = 0, set[float]()
     for _ in range(DRAWS):

@@ -93,7 +93,7 @@ assert open_files() == before, (before, open_files())
 """
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", [pytest.param("asyncio", marks=pytest.mark.slow), "uvloop"])
 @pytest.mark.parametrize("end", ["cancel", "close"])
 def test_nothing_is_left_when_it_is_cancelled_or_closed_at_any_step_of_starting(loop: str, end: str) -> None:
     done = subprocess.run(
