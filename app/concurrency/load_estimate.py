@@ -11,8 +11,8 @@ _WEIGHT = 0.1  # of the newest sample in the moving averages
 
 
 class LoadEstimate:
-    """Estimates the delay in one queue, in units such as events or users. The owner of the queue keeps `waiting`, the
-    number of units in it, and reports finished work with `worked`."""
+    """Estimates how long new work would wait in one queue. The owner of the queue keeps `waiting`, the number of units
+    (events or users, for example) in the queue, up to date, and reports finished units with `worked`."""
 
     __slots__ = ("_always", "_lanes", "_patience_s", "_seconds", "_units", "waiting")
 

@@ -32,8 +32,8 @@ class Admitted(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """The outcome of a request whose events are stored. `seqs` has the sequence numbers of the new ones. `stale` has,
-    by user id, the names of the features that the events invalidate, duplicates included."""
+    """The outcome of a request whose events are stored. `seqs` has the sequence numbers of the new ones. `stale` maps
+    each user id to the features that the events invalidate; events that were stored before (duplicates) count, too."""
 
     accepted: int
     duplicates: int
@@ -158,7 +158,7 @@ class DeadLetters(Protocol):
     async def count(self) -> int: ...
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
-        """Record that replays were rejected again. `reasons` has the reason by id of the dead letter."""
+        """Record that replays were rejected again. `reasons` maps the id of a dead letter to the reason."""
         ...
 
     async def revive(self, *letter_ids: int) -> int:

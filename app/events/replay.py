@@ -37,9 +37,9 @@ class ReplayResult(NamedTuple):
 class ReplaySummary:
     """The result of replaying many dead letters.
 
-    The `replayed` letters are deleted: their events were `accepted`, are `duplicates`, or were stored before and will
-    be consumed again (`revived`). `failures` has the reason by id of the letter that stays. `next_after` is the id of
-    the letter to continue after; None at the end.
+    `replayed` letters were deleted. Of their events, `accepted` are new, `duplicates` were stored before, and `revived`
+    were stored before and will be consumed again. `failures` maps the id of each letter that was kept to the reason.
+    `next_after` is the id of the letter to continue after; None at the end.
     """
 
     replayed: int = 0

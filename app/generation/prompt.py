@@ -52,7 +52,8 @@ class Prompt(NamedTuple):
 
 
 def prompt_for(request: TipRequest, mark: str) -> Prompt:
-    """Build the prompt for a request. `mark` must consist of unpredictable letters and digits, new for each prompt."""
+    """Build the prompt for a request. `mark` encloses the text of the caller, so that it cannot pose as instructions.
+    It must consist of unpredictable letters and digits, new for each prompt."""
     task, due = request.task, request.task.due_at
     now = request.now if due is None else request.now.astimezone(due.tzinfo)
     habits = described(request.traits) or "nothing is known"

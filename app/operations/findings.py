@@ -1,4 +1,4 @@
-"""Derives findings, problems that an admin should look at with advice for each, from component states and figures."""
+"""Derives findings from component states and figures. A finding is a problem for an admin, with advice."""
 
 from __future__ import annotations
 

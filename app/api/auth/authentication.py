@@ -104,7 +104,7 @@ def _caller(key: ApiKey) -> Caller:
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. A route with
-    `opt["form"]` and no scope (sign-in) accepts any caller's form that holds the token of its session."""
+    `opt["form"]` and no scope, such as sign-in, accepts a form with the CSRF token of the sender's session."""
     scope = handler.opt.get("scope")
     if scope is None and not handler.opt.get("form"):
         return

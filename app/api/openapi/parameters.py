@@ -1,7 +1,8 @@
 """Schemas of parameters that a handler's signature cannot express, such as the names of the registry's features.
 
 A route lists them in `opt["schemas"]`: a schema by parameter, or a function that makes it from the registry.
-`opt["required"]` lists parameters that are optional in the signature only because the page omits them.
+`opt["required"]` lists parameters that a program must send. The signature makes them optional, because the same route
+also serves an HTML page that opens without them.
 Invariant: a value that its schema allows is rejected only for reasons that no schema can express (a moment too far in
 the past, two parameters that exclude each other).
 """

@@ -56,7 +56,7 @@ class Maintenance:
             await self._count()
 
     async def grow(self) -> int:
-        """Extend the statistics of all users to the longest spec; returns the number of users with a shorter one."""
+        """Extend every user's statistics to the spec with the most inputs. Returns the number of users extended."""
         total = 0
         while grown := await self._states.grow(GROWN_AT_ONCE, self._clock.now_ms()):
             total += grown

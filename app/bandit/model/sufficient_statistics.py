@@ -28,12 +28,11 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SufficientStatistics:
-    """The sums S (D, D) and y (D,) over the learned decisions of a user, or of several users after `summed`.
+    """The sums S = Σ φφᵀ (D, D) and y = Σ rφ (D,) over the learned decisions of a user, with the inputs φ of the chosen
+    candidate and its reward r. They belong to the spec with `spec_hash`, which has D = `size` inputs.
 
-    They belong to the spec with `spec_hash`, which has D = `size` inputs.
-
-    `numbers` (D(D+1)/2 + D,) holds the lower triangle of S row by row, then y, as stored; it is never modified. The
-    triangle of the first inputs is a prefix of it, so learning, growing and storing need no matrix.
+    `numbers` (D(D+1)/2 + D,) holds them as stored: the lower triangle of S row by row, then y. It is never modified.
+    The triangle for the first k inputs is a prefix of the whole, so learning, growing and storing build no matrix.
     """
 
     spec_hash: str

@@ -128,8 +128,8 @@ class Rollout:
     async def counts(self, state: RolloutState) -> Counts:
         """Count the decisions of this roll-out by whether they can be evaluated.
 
-        A decision is served within one reward window or expires, and is settled within another one. If a decision is
-        older than three windows and unsettled, it is stuck, and newer decisions do not wait for it.
+        An unsettled decision holds back all newer ones. A decision is served within one reward window or expires, and
+        is settled within a second one. If it is still unsettled after three, it counts as stuck and holds back nothing.
         """
         return await self.repository.counts(state, self._clock.now_ms() - 3 * self._window_ms)
 

@@ -217,7 +217,7 @@ class Inspector:
         return InspectedCell(index, entry, "stale" if stale else "fresh", "value", value, outcome, difference, disabled)
 
     async def _attributed_to_time(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
-        """Find the unexplained values that were right when they were computed, and set their difference to `time`.
+        """Find the unexplained values that were right when they were computed, and set their `difference` to `time`.
 
         No event has invalidated such a value since, or it would be stale. So if the same SQL as of the moment of its
         computation gives the value, only the window has moved.
@@ -270,7 +270,7 @@ def _without_faults(inspection: Inspection) -> Inspection:
 
 
 def _holds(raw: bytes | None) -> Holds:
-    """The kind of content of a cell that has no value of this process's definition."""
+    """What a cached key holds instead of a value that this process's definition of the feature computed."""
     if raw is None:
         return "nothing"
     return "lease" if raw.startswith(LEASE) else "other definition"

@@ -116,7 +116,7 @@ class Computation:
             task.cancel()
 
     async def live(self, wanted: Mapping[str, int]) -> dict[str, Profile]:
-        """Compute profiles as of now. `wanted` has the mask of features by user id.
+        """Compute profiles as of now. `wanted` maps user ids to bit masks of features.
 
         A profile may include features that only another request asked for. Its values have no expiry yet.
 

@@ -59,7 +59,7 @@ class ProfileReader:
         )
 
     async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
-        """Read profiles. `wanted` has the mask of features by user id.
+        """Read profiles. `wanted` maps user ids to bit masks of features.
 
         The result reflects every event that was acknowledged before the call. A `patient` read is never shed.
 

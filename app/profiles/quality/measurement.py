@@ -1,8 +1,8 @@
 """Measures data quality for users drawn at random: the freshness of their cached values, and their distributions.
 
-For each page of users, the inspector compares the cache with the log. The statement that serves reads then computes
-their values as of the measurement and as of `BEFORE_DAYS` days before. The users come in random order, so if time runs
-out, the users measured until then are a smaller uniform sample.
+For each page of users, the inspector compares the cache with the log. Then the users' values are computed as of the
+measurement and as of `BEFORE_DAYS` days before it, by the SQL statement that also answers reads. The users come in
+random order, so if time runs out, the users measured until then are a smaller uniform sample.
 """
 
 from __future__ import annotations
