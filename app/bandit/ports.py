@@ -55,36 +55,29 @@ class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries, from one database snapshot. Statistics that
         are damaged or of an unknown spec are logged, and `statistics` is None."""
-        ...
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
         """Store decisions in one durable commit; the results are in the same order."""
-        ...
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
         """Store each shadow in the row of its decision, if that still exists, in one commit."""
-        ...
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
 
     async def oldest_ms(self) -> int | None:
         """The creation time of the oldest decision in epoch milliseconds; None if there is no decision."""
-        ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
         """Delete up to `limit` decisions made before `before_ms`, oldest first; returns the number deleted. Priors that
         were replaced more than an hour before the oldest remaining decision are deleted, too."""
-        ...
 
 
 class LearningRepository(Protocol):
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
         """The events that may be about a decision, in their order. Only reads, a few microseconds per event."""
-        ...
 
     async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
         """Record events whose `decision_id` does not exist for their user; returns the number of events by sender."""
-        ...
 
     async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
         """Learn from events in the given order, in one transaction; returns the number of events by outcome.
@@ -94,12 +87,10 @@ class LearningRepository(Protocol):
         Raises:
             SpecMismatch: the statistics of a user are damaged or of an unknown spec. Nothing was stored.
         """
-        ...
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
         """Settle up to `limit` decisions whose reward window has closed. A served decision learns the reward of no
         feedback; a decision whose tip was not served expires."""
-        ...
 
 
 class StateRepository(Protocol):
@@ -111,22 +102,17 @@ class StateRepository(Protocol):
         Returns the prior, and how often users' statistics had been changed by then, a count that only rises. None if
         they have not changed since the newest stored prior.
         """
-        ...
 
     async def add_prior(self, prior: Prior, changes: int) -> bool:
         """Store a prior under the next version, with the number of changes that `pooled` returned with it. Returns
         False, and stores nothing, if a prior with at least as many changes is stored already."""
-        ...
 
     async def grow(self, limit: int, now_ms: int) -> int:
         """Extend the statistics of up to `limit` users to the longest spec, in one transaction; returns their number.
         Damaged statistics are marked and not used any more; they count in the number."""
-        ...
 
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""
-        ...
 
     async def counts(self) -> Mapping[str, int]:
         """The number of users by the hash of the spec that their statistics belong to."""
-        ...

@@ -109,24 +109,20 @@ class EventLog(Protocol):
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
         """Store the events of several requests in one durable commit; returns one outcome per request. The events of
         one request are stored as a whole or not at all."""
-        ...
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
         """Up to `limit` unconsumed events that arrived before `received_before_ms` or after `or_after_ms`."""
-        ...
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """The stored events with these sequence numbers, except for the ones that are consumed already."""
-        ...
 
     async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None: ...
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
         """The names of the features that events of each subject invalidate, by subject. They include the features of
         every registry that a process has ever recorded in this database."""
-        ...
 
 
 class DeadLetters(Protocol):
@@ -134,37 +130,30 @@ class DeadLetters(Protocol):
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
         """Store a queued payload that is no event as a dead letter; return the letter's id."""
-        ...
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
         """Count a failure to consume a stored event; True if the event became a dead letter. It becomes one at the
         failure number `limit`."""
-        ...
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
         """Up to `limit` dead letters with ids above `after`, ordered by id."""
-        ...
 
     async def get(self, letter_id: int) -> DeadLetter | None: ...
 
     async def discard(self, *letter_ids: int) -> int:
         """Delete dead letters; return how many existed."""
-        ...
 
     async def newest_id(self) -> int:
         """The highest id of a dead letter; 0 if there is none."""
-        ...
 
     async def count(self) -> int: ...
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
         """Record that replays were rejected again. `reasons` maps the id of a dead letter to the reason."""
-        ...
 
     async def revive(self, *letter_ids: int) -> int:
         """Make the events of dead letters unconsumed again, and delete the letters; return how many. The failures of
         the events count from 0 again."""
-        ...
 
 
 class UserEvents(Protocol):
@@ -172,12 +161,10 @@ class UserEvents(Protocol):
 
     async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
         """Up to `limit` of the user's events, newest first."""
-        ...
 
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
         """The user's event counts over `days` periods of 24 hours that end at `until_ms`. They are unordered, and a
         count of 0 is left out."""
-        ...
 
 
 class UserRecords(Protocol):
@@ -185,19 +172,16 @@ class UserRecords(Protocol):
 
     async def find(self, prefix: str, limit: int) -> list[str]:
         """Up to `limit` ids of users that begin with `prefix`, in the order of their UTF-8 bytes."""
-        ...
 
     async def holdings(self, user_id: str) -> Holdings: ...
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
         """Delete all rows of a user; return how much there was. The same transaction records that the user's cache keys
         must be deleted."""
-        ...
 
     async def erase_decisions(self, user_id: str) -> None:
         """Delete the user's decisions once more, after the cache keys were deleted. Until then, a request could still
         read the erased user's cached values and store a decision."""
-        ...
 
 
 class Invalidates(Protocol):
@@ -209,12 +193,10 @@ class Invalidates(Protocol):
         If the cache does not answer, record in the database that the deletion is owed, wait until every process must
         have noticed the record before it serves another hit, and return False.
         """
-        ...
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
         """Delete cached values that were computed before an event. `stale` has the sequence number of the event by user
         id and feature name. The keys were deleted when the event was stored, so normally no such value exists."""
-        ...
 
 
 class Publisher(Protocol):
@@ -223,7 +205,6 @@ class Publisher(Protocol):
     def publish(self, seqs: Sequence[int]) -> None:
         """Announce stored events, by sequence number, to be consumed by a worker. The cache keys that the events make
         stale must have been deleted, or recorded for deletion."""
-        ...
 
 
 class Learner(Protocol):
@@ -232,4 +213,3 @@ class Learner(Protocol):
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
         """Learn from all of these events, or raise and learn from none. Events are delivered at least once; an
         implementation recognises repeats by `seq`. Most events concern no learner, so skipping one must be cheap."""
-        ...

@@ -22,21 +22,17 @@ log = logger("events.retention")
 class Prunable(Protocol):
     async def oldest_ms(self) -> int | None:
         """The time of the oldest row; None if there is none."""
-        ...
 
     async def prune(self, before_ms: int, limit: int) -> int:
         """Delete up to `limit` of the oldest rows before a time; return how many were deleted."""
-        ...
 
 
 class Cutoffs(Protocol):
     async def cutoff(self, what: str) -> int | None:
         """The time before which the last run deleted rows of the kind `what`; None if there was no run."""
-        ...
 
     async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
         """Store the cutoff of a run; called before the run deletes rows."""
-        ...
 
 
 class Kept(NamedTuple):

@@ -16,11 +16,9 @@ DAY_MS = 86_400_000
 class Clock(Protocol):
     def now_ms(self) -> int:
         """Milliseconds since 1970 in UTC, from the wall clock, which may step in both directions."""
-        ...
 
     def monotonic(self) -> float:
         """Seconds on a clock that never steps. Only differences have a meaning."""
-        ...
 
 
 def spoken(span: timedelta) -> str:

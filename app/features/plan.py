@@ -43,7 +43,6 @@ class Registries(Protocol):
 
     async def announced(self) -> list[Announced]:
         """Every registry that was ever served, the most recently served last."""
-        ...
 
     async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
         """Enable or disable a feature; return the outcome as text for the audit trail.
@@ -51,7 +50,6 @@ class Registries(Protocol):
         Raises:
             Conflict: the feature is already enabled, or already disabled.
         """
-        ...
 
 
 class Change(NamedTuple):

@@ -42,4 +42,3 @@ class Writer(Protocol):
         Raises:
             ModelFailed: the writer has no text; the error has the reason.
         """
-        ...

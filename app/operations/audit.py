@@ -52,23 +52,18 @@ class AuditTrail(Protocol):
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
         """Commit a new entry and return its id."""
-        ...
 
     async def settle(self, entry_id: int, outcome: str) -> None:
         """Store how an action ended: replace the outcome of its entry."""
-        ...
 
     async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
         """The newest `limit` entries that match the filter and have an id below `before`, newest first."""
-        ...
 
     async def actors(self) -> list[str]:
         """The distinct actors of recent entries, to offer as filters."""
-        ...
 
     async def actions(self) -> list[str]:
         """The distinct actions of recent entries, to offer as filters."""
-        ...
 
 
 @dataclass(slots=True)

@@ -103,11 +103,9 @@ class SampleStore(Protocol):
 
     async def keep(self, sample: Sample) -> None:
         """Store a sample, update the statuses from the recent samples of all processes, and delete old samples."""
-        ...
 
     async def since(self, at_ms: int) -> Record:
         """Read the samples taken at or after `at_ms`, and the current statuses."""
-        ...
 
 
 def read(metrics: Metrics) -> Counter[str]:

@@ -41,39 +41,30 @@ class Cache(Protocol):
     @property
     def available(self) -> bool:
         """False while the circuit breaker is open, after the server did not answer."""
-        ...
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
         """The contents of the cells, None for an empty one, and the epoch under which they were read."""
-        ...
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
         """Read cells as `read` does, given by user; returns the contents in one list, row after row."""
-        ...
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
         """Put a new lease into each empty cell; returns the contents of each cell afterwards."""
-        ...
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         """Store each value if its cell still holds the token; returns whether each was stored."""
-        ...
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of cells, whatever they hold. Returns only when the server has confirmed it."""
-        ...
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Delete each cell that still holds exactly the given bytes; returns how many were deleted."""
-        ...
 
     async def drop_user(self, user_id: str) -> None:
         """Delete a user's keys under every epoch. Scans the whole key space."""
-        ...
 
     async def check(self) -> None:
         """Try every command of the cache protocol on a test key; raises an error if one fails."""
-        ...
 
 
 class ComputeRow(NamedTuple):
@@ -105,15 +96,12 @@ class Source(Protocol):
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Compute all rows in one snapshot of the database. Rows without a moment are as of `clock_ms`."""
-        ...
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """How many rows, from the first on, one `compute` can do in some tens of milliseconds; at least 1."""
-        ...
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Compute rows as `compute` does, but on a connection of its own, for features that may take long."""
-        ...
 
 
 class OwedInvalidation(NamedTuple):
@@ -126,20 +114,16 @@ class OwedInvalidations(Protocol):
 
     def any_owed(self) -> bool:
         """Whether any invalidation is owed. Queries the database on the caller's thread, in microseconds."""
-        ...
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
         """Record for each user that the cache keys must be deleted; it is committed when this returns."""
-        ...
 
     async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
         """Up to `limit` of the oldest rows, and the names of the features whose keys must be deleted. These are all
         features that any process of this database caches."""
-        ...
 
     async def settled(self, ids: Sequence[int]) -> None:
         """Delete rows by id, after the cache keys of their users have been deleted."""
-        ...
 
 
 class ChangeFeed(Protocol):
@@ -148,12 +132,10 @@ class ChangeFeed(Protocol):
 
     def changed_users(self) -> frozenset[str] | None:
         """Users of the events committed since the last call; None if the local cache must be cleared."""
-        ...
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
         """The sequence number of the user's newest event, by subject. None while an invalidation of this user is owed:
         then nothing proves that a cached value is current."""
-        ...
 
 
 class NewestEvents(Protocol):
@@ -161,18 +143,15 @@ class NewestEvents(Protocol):
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         """The sequence number of each user's newest event of each subject, by (user id, subject)."""
-        ...
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
         """Up to `limit` ids of users with an event between `since_ms` and `until_ms`. They are the ids above `after`,
         ascending."""
-        ...
 
     async def count_eligible(self, since_ms: int) -> int: ...
 
     async def oldest_event_ms(self) -> int | None:
         """Event time of the oldest stored event; None if there is none."""
-        ...
 
 
 class RecentEvent(NamedTuple):
@@ -186,12 +165,9 @@ class RecentEvents(Protocol):
 
     async def since(self, seq: int, limit: int) -> list[RecentEvent]:
         """Up to `limit` events with a sequence number above `seq`, newest first."""
-        ...
 
     async def newest_seq(self) -> int:
         """The highest sequence number of a stored event; 0 if there is none."""
-        ...
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
         """Whether any event of the user with a sequence number above `after_seq` is still unconsumed."""
-        ...

@@ -43,11 +43,9 @@ class SessionRecords(Protocol):
 
     async def secret(self) -> str:
         """The secret that was drawn when the database was created."""
-        ...
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
         """Record that the session has ended. The record is kept until the session would have expired."""
-        ...
 
     async def has_ended(self, session_id: str) -> bool: ...
 

@@ -69,29 +69,22 @@ class RolloutRepository(Protocol):
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
         """Change the stage in one transaction; returns None, and changes nothing, if the state is no longer `seen`. If
         the roll-out starts anew, the stored looks (interim analyses) are deleted, too."""
-        ...
 
     async def looks(self) -> list[RolloutLook]:
         """The looks of this roll-out, oldest first. Looks in the unreadable format of another release are left out."""
-        ...
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
         """Store a look and return True, unless a look of this number is stored or the roll-out has started anew."""
-        ...
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
         """Count the decisions of the roll-out. Unsettled ones made before `overdue_ms` make no newer decisions wait."""
-        ...
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """Yield the evaluated decisions with a number below `until` in pages, in the order in which they were made."""
-        ...
 
     async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
         """The newest decisions, up to `limit`, that explored, have a shadow, and whose tip was shown. Unsettled
         decisions are included, with a reward of 0."""
-        ...
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""
-        ...

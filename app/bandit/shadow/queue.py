@@ -35,11 +35,9 @@ class ShadowWork(Protocol):
         Raises:
             Unavailable: the shadows cannot be computed. The queue does not call again for the same decisions.
         """
-        ...
 
     async def close(self) -> None:
         """Stop: the call in progress and all later calls raise `Unavailable`."""
-        ...
 
 
 class ShadowQueue:

@@ -217,11 +217,9 @@ class Inspector:
         return InspectedCell(index, entry, "stale" if stale else "fresh", "value", value, outcome, difference, disabled)
 
     async def _attributed_to_time(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
-        """Find the unexplained values that were right when they were computed, and set their `difference` to `time`.
-
-        No event has invalidated such a value since, or it would be stale. So if the same SQL as of the moment of its
-        computation gives the value, only the window has moved.
-        """
+        """Find the unexplained values that were right when they were computed, and set their `difference` to `time`. No
+        event has invalidated such a value since, or it would be stale. So if the same SQL as of the moment of its
+        computation gives the value, only the window has moved."""
         different = [
             (one.user_id, cell.feature, cell.held)
             for one in found.values()

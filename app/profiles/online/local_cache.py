@@ -90,11 +90,9 @@ class LocalCache:
             self._keep(user_id, mask, _Kept(values, self._clock.monotonic() + left_s))
 
     def _check(self) -> bool:
-        """Drop the entries of users with new events; return False if the database cannot be asked.
-
-        Calls in one tick of the event loop share a check. The end of the tick is scheduled before the check, so every
-        call that shares it belongs to a read that had begun before the check.
-        """
+        """Drop the entries of users with new events; return False if the database cannot be asked. Calls in one tick of
+        the event loop share a check. The end of the tick is scheduled before the check, so every call that shares it
+        belongs to a read that had begun before the check."""
         if self._checked is None:
             self._loop.call_soon(self._tick_over)
             self._checked = self._drop_changed()

@@ -48,30 +48,24 @@ class QualityRepository(Protocol):
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
         """Return the active run, after creating one if there is none; and whether this call created it."""
-        ...
 
     async def newest(self, limit: int) -> list[QualityRun]:
         """Up to `limit` runs, newest first, without their reports."""
-        ...
 
     async def newest_completed(self) -> QualityRun | None:
         """The newest run that has a report; None if there is none."""
-        ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
         """Ids of active runs that were last updated before `before_ms`. Runs that were updated after `after_ms` are
         included: that time was read from a clock that was ahead."""
-        ...
 
     async def begin(self, run_id: int, now_ms: int) -> bool:
         """Mark a run as running; returns False if the run has ended."""
-        ...
 
     async def finish(
         self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
     ) -> bool:
         """Set the final state of an active run and delete all but the last `KEPT` runs; False if it had ended."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

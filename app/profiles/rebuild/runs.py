@@ -60,26 +60,21 @@ class RebuildRepository(Protocol):
 
     async def open(self, run: RebuildRun) -> RebuildRun | None:
         """Store a new run and return None. If a run of the same scope is active, store nothing and return it."""
-        ...
 
     async def get(self, run_id: str) -> RebuildRun | None: ...
 
     async def newest(self, limit: int) -> list[RebuildRun]:
         """Up to `limit` runs, newest first, without their lists of users."""
-        ...
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
         """Ids of active runs that made no progress since `before_ms`. Runs with progress recorded after `after_ms` are
         included: that time was read from a clock that was ahead."""
-        ...
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
         """Record the progress of a run. Returns its state, which may have become `cancelled`."""
-        ...
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
         """Set the final state of an active run; returns False if the run had ended before."""
-        ...
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:

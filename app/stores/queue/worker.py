@@ -189,11 +189,9 @@ def _worker(
 
 
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the others, and close. arq retries cancelled jobs.
-
-    A poll under way finishes first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has
-    started, and the job stays hidden for its timeout plus `ARQ_EXTRA_S`, though nothing crashed.
-    """
+    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the others, and close. arq retries cancelled jobs. A
+    poll under way finishes first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has
+    started, and the job stays hidden for its timeout plus `ARQ_EXTRA_S`, though nothing crashed."""
     worker.allow_pick_jobs = False
     worker.came_round.clear()
     round_over = asyncio.create_task(worker.came_round.wait())

@@ -41,11 +41,9 @@ class SqliteAuditTrail:
         return await self._database.write(work)
 
     async def settle(self, entry_id: int, outcome: str) -> None:
-        """Record the outcome of an entry. Do nothing if it already has one."""
         await self._database.execute(UPDATE_OUTCOME, (outcome, entry_id))
 
     async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
-        """Entries with an id below `before`, newest first."""
         parameters = {**wanted._asdict(), "before": before, "limit": limit}
         return [AuditEntry(*row) for row in await self._database.rows(SELECT_AUDIT, parameters)]
 

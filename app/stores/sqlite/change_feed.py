@@ -49,8 +49,6 @@ class SqliteChangeFeed:
         self.changed_users()  # the next call names only events that are committed from now on
 
     def changed_users(self) -> frozenset[str] | None:
-        """The users of the events committed since the last call; None if the local cache must be cleared. Raises
-        `StoreUnavailable`."""
         version = self._data_version.current()
         if version == self._version:
             return frozenset()
@@ -67,7 +65,5 @@ class SqliteChangeFeed:
         return None if clear else frozenset(user_id for _, user_id in tail)
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """The user's newest sequence number by subject; None if a deletion of the user's cache keys is owed. Raises
-        `StoreUnavailable`."""
         owed, *row = self._data_version.row(SELECT_NEWEST, {"user": user_id})
         return None if owed else {subject: seq for subject, seq in zip(_SUBJECTS, row, strict=True) if seq is not None}

@@ -57,7 +57,6 @@ class DataVersion:
         return self.last
 
     def any_owed(self) -> bool:
-        """Whether any failed deletion of cache keys is still to be made."""
         return self.state().owed
 
     def disabled(self) -> str:
@@ -100,5 +99,4 @@ class SqliteRegistrationRepository:
         return state.server, state.generation
 
     async def register(self, server: str, after: int) -> None:
-        """Register `server` if the generation is still `after`: of two processes at once, only the first succeeds."""
         await self._database.execute(UPDATE_REGISTRATION, (server, after))

@@ -51,13 +51,10 @@ class SqliteEventQueries:
         self._database = database
 
     async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
-        """The newest events of a user, in descending order of sequence number."""
         rows = await self._database.rows(SELECT_NEWEST_TRACED, {"user": user_id, "limit": limit})
         return [TracedEvent(logged_event(row[:-4]), *row[-4:]) for row in rows]
 
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
-        """Count a user's events over `days` times 24 hours before `until_ms`: by day, local hour and kind, in no order.
-        Counts of 0 are left out."""
         rows = await self._database.rows(SELECT_ACTIVITY, {"user": user_id, "until": until_ms, "days": days})
         return [ActivityCount(*row) for row in rows]
 

@@ -52,7 +52,6 @@ class SqliteQualityRepository:
         return await self._database.write(work)
 
     async def newest(self, limit: int) -> list[QualityRun]:
-        """The newest runs, newest first, without their reports."""
         return [QualityRun(*row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
     async def newest_completed(self) -> QualityRun | None:
@@ -60,8 +59,6 @@ class SqliteQualityRepository:
         return QualityRun(*row) if row else None
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """The ids of active runs whose last progress was before `before_ms`, or is dated after `after_ms`. A date in
-        the future means that the clock has been set back since."""
         return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def begin(self, run_id: int, now_ms: int) -> bool:

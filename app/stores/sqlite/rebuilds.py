@@ -65,8 +65,6 @@ class SqliteRebuildRepository:
         return [_run(row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """The ids of active runs whose last progress was before `before_ms`, or is dated after `after_ms`. A date in
-        the future means that the clock has been set back since."""
         return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:

@@ -70,16 +70,10 @@ class SqliteRegistries:
         )
 
     async def announced(self) -> list[Announced]:
-        """Every registry that a process has served, in the order of the times at which each was last served."""
         rows = await self._database.rows(SELECT_REGISTRIES)
         return [Announced(fingerprint, _decode(body), first, last) for fingerprint, body, first, last in rows]
 
     async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
-        """Enable or disable a feature. Return the outcome for the audit trail.
-
-        Raises:
-            Conflict: the feature is already enabled, or already disabled.
-        """
         statement, row = (DELETE_DISABLED, (feature,)) if on else (INSERT_DISABLED, (feature, actor, reason, now_ms))
         outcome = "enabled" if on else "disabled"
         if not await self._database.execute(statement, row):

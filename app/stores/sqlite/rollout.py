@@ -96,8 +96,6 @@ class SqliteRollout:
         return RolloutState(*await self._database.row(SELECT_STATE))
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Change the stage. Return the new state, or None if the state is no longer `seen`. If the roll-out starts anew
-        (`to.anew`), the stored interim analyses are deleted."""
         values = {
             "stage": to.stage,
             "share": to.share,
@@ -124,11 +122,6 @@ class SqliteRollout:
         return [look for number, body in rows if (look := _look(number, body)) is not None]
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Store an interim analysis (look), and return whether it was stored.
-
-        It is not if the roll-out was started anew since `seen`, or if an analysis of its number is stored. A stored one
-        that cannot be decoded is replaced. Otherwise the analysis would be made again and again.
-        """
         values = {
             "number": look.number,
             "at": look.at_ms,

@@ -33,8 +33,6 @@ class SqliteSessions:
         return self._secret
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
-        """Record that a session was signed out. The record is kept at least until the session would have expired."""
-
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(DELETE_EXPIRED, (now_ms,))
             connection.execute(INSERT_ENDED, (session_id, expires_at_ms))

@@ -117,7 +117,6 @@ class SqliteUsers:
         return None if oldest_ms is None else int(oldest_ms)
 
     async def find(self, prefix: str, limit: int) -> list[str]:
-        """Up to `limit` ids that begin with `prefix`, of users with events, in the order of their UTF-8 bytes."""
         rows = await self._database.rows(SELECT_BY_PREFIX, {"prefix": prefix, "limit": limit})
         return [user_id for (user_id,) in rows]
 

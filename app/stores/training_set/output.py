@@ -22,11 +22,9 @@ ROW_GROUP = 10_000
 class TrainingSetWriter(Protocol):
     def write(self, columns: Mapping[str, Column]) -> None:
         """Write some rows. `columns` maps names to values, and must have the same names in every call."""
-        ...
 
     def close(self) -> None:
         """Write the buffered rows. The file stays open."""
-        ...
 
 
 class CsvWriter:

@@ -132,7 +132,6 @@ class ValkeyCache:
 
     @property
     def available(self) -> bool:
-        """False while the circuit breaker is open."""
         return self._breaker.closed
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
@@ -193,7 +192,6 @@ class ValkeyCache:
             await self._registration.settle()
 
     async def drop_user(self, user_id: str) -> None:
-        """Delete all keys of a user, under every epoch, by a scan of all keys of the server."""
         command: Command = (b"SCAN", b"0", b"MATCH", _head("*", user_id) + b"*", b"COUNT", _KEYS_PER_SCAN)
         while True:
             cursor, keys = await self._one("scan", command)
@@ -251,11 +249,9 @@ class ValkeyCache:
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Call `commands` with the connection's epoch, send the result, and return the epoch and the replies.
-
-        If `epoch` is given and is not the connection's, raise `CacheRefused` and send nothing. `what` labels the
-        duration in the metrics. Error replies that begin with one of `allowed` are returned, others are raised.
-        """
+        """Call `commands` with the connection's epoch, send the result, and return the epoch and the replies. If
+        `epoch` is given and is not the connection's, raise `CacheRefused` and send nothing. `what` labels the duration
+        in the metrics. Error replies that begin with one of `allowed` are returned, others are raised."""
         started = self._clock.monotonic()
         try:
             connection = await self._connections.get(use)

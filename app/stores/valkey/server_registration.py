@@ -32,15 +32,12 @@ class RegistrationRepository(Protocol):
 
     def current(self) -> tuple[str | None, int]:
         """The registered server and its generation, as of this process's last query. Does not query again."""
-        ...
 
     def query(self) -> tuple[str | None, int]:
         """Query the registered server and its generation. Raises `StoreUnavailable`."""
-        ...
 
     async def register(self, server: str, after: int) -> None:
         """Register `server` under the generation `after` + 1. Does nothing if the generation is no longer `after`."""
-        ...
 
 
 class ServerRegistration:
