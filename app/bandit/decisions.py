@@ -26,12 +26,9 @@ MAX_CANDIDATES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringRequest:
-    """A request to rank candidates and choose one.
-
-    If `origin` is "service", the scorer reads the user's profile. Otherwise it uses `profile`: the one sent with the
-    request, or None ("absent"). Without `explore` the candidate with the highest score is chosen. A repeated request
-    with the same `request_id` gets the same decision.
-    """
+    """A request to rank candidates and choose one. If `origin` is "service", the scorer reads the user's profile.
+    Otherwise it uses `profile`: the one sent with the request, or None ("absent"). Without `explore` the candidate with
+    the highest score is chosen. A repeated request with the same `request_id` gets the same decision."""
 
     user_id: str
     candidates: tuple[Candidate, ...]

@@ -15,12 +15,9 @@ log = logger("events.erasure")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """Erases users from the queue, the database and the cache.
-
-    `erase_jobs` removes a user's events from waiting queue jobs. `settle` deletes the user's cache keys: erasing the
-    rows records in the database that they must be deleted. `drop_cached` deletes the user's keys under every epoch,
-    also those that no process reads any more.
-    """
+    """Erases users from the queue, the database and the cache. `erase_jobs` removes a user's events from waiting queue
+    jobs. `settle` deletes the user's cache keys: erasing the rows records in the database that they must be deleted.
+    `drop_cached` deletes the user's keys under every epoch, also those that no process reads any more."""
 
     users: UserRecords
     erase_jobs: Callable[[str], Awaitable[object]]

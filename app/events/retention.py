@@ -74,12 +74,9 @@ class Retention:
         go_on: bool = False,
         confirmed: bool = False,
     ) -> dict[str, int] | None:
-        """Delete expired rows for about `budget_s` seconds.
-
-        Returns the number of deleted rows by kind, or None if the time was up before all expired rows were deleted.
-        `go_on`: continue with the cutoff of the previous run, which was cut short. `confirmed`: delete every row that
-        is expired by the clock, however far the cutoff moves.
-        """
+        """Delete expired rows for about `budget_s` seconds. Returns the number of deleted rows by kind, or None if the
+        time was up before all expired rows were deleted. `go_on`: continue with the cutoff of the previous run, which
+        was cut short. `confirmed`: delete every row that is expired by the clock, however far the cutoff moves."""
         deadline = self._clock.monotonic() + budget_s
         gone: dict[str, int] = {}
         finished = True

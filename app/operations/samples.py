@@ -131,12 +131,9 @@ def read(metrics: Metrics) -> Counter[str]:
 
 @dataclass(slots=True)
 class Totals:
-    """The sum of the samples of many processes within a period.
-
-    `newest` and `highest` hold the newest and the highest value of each gauge, by name. `covered_s` is the time, in
-    seconds, that samples of any process cover; `served_s` is the time that samples of API processes cover, to which
-    request rates refer.
-    """
+    """The sum of the samples of many processes within a period. `newest` and `highest` hold the newest and the highest
+    value of each gauge, by name. `covered_s` is the time, in seconds, that samples of any process cover; `served_s` is
+    the time that samples of API processes cover, to which request rates refer."""
 
     counts: Counter[str] = field(default_factory=Counter)
     newest: dict[str, float] = field(default_factory=dict)

@@ -39,12 +39,9 @@ class Disabled(NamedTuple):
 
 @dataclass(slots=True)
 class FeatureTrouble:
-    """A feature that fails in this process, with the reason of the last failure.
-
-    `users` are the users for whom it failed. While the feature is paused, `pause_s` is the length of the pause in
-    seconds (else 0), and `until` is its end on the monotonic clock. `user_id` is the user for whom the feature is tried
-    next.
-    """
+    """A feature that fails in this process, with the reason of the last failure. `users` are the users for whom it
+    failed. While the feature is paused, `pause_s` is the length of the pause in seconds (else 0), and `until` is its
+    end on the monotonic clock. `user_id` is the user for whom the feature is tried next."""
 
     feature: str
     since_ms: int

@@ -78,12 +78,9 @@ class ComputeRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The result of one statement: for each row, one raw value per feature of the registry.
-
-    `seq` is the highest sequence number of an event that the statement saw. `errors` has the error text by (row,
-    feature index) of the values whose SQL failed; these values are None. `overdue` is the mask of the features that
-    exceeded the deadline.
-    """
+    """The result of one statement: for each row, one raw value per feature of the registry. `seq` is the highest
+    sequence number of an event that the statement saw. `errors` has the error text by (row, feature index) of the
+    values whose SQL failed; these values are None. `overdue` is the mask of the features that exceeded the deadline."""
 
     seq: int
     rows: Sequence[Sequence[object]]

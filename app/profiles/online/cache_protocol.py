@@ -117,12 +117,9 @@ def decode(held: bytes | None) -> FeatureValue | None:
 
 
 def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
-    """Make a function that takes the contents of several keys and returns their JSON, or None.
-
-    It returns None unless every key holds a value with its fingerprint in `fingerprints`. A single regular expression
-    matches all contents, joined by NUL, which JSON text cannot contain; this is twice as fast as one match for each
-    key.
-    """
+    """Make a function that takes the contents of several keys and returns their JSON, or None. It returns None unless
+    every key holds a value with its fingerprint in `fingerprints`. A single regular expression matches all contents,
+    joined by NUL, which JSON text cannot contain; this is twice as fast as one match for each key."""
     one = rb"V%b:\d{1,19}:\d{1,14}:\d{1,14}:([^\0]+)"
     match = re.compile(b"\0".join([one % re.escape(fingerprint) for fingerprint in fingerprints])).fullmatch
 

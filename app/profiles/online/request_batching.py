@@ -86,12 +86,9 @@ class RequestBatching:
         await self._filler.close()
 
     def submit(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
-        """Read at most `GROUP_CAP` users, together with the other requests of this tick.
-
-        The future gives, by user id, the JSON of each feature if `plain`, else the profile. It raises
-        `StoreUnavailable`; and `Overloaded` if a request that is not `patient` needs a computation and too many wait
-        already.
-        """
+        """Read at most `GROUP_CAP` users, together with the other requests of this tick. The future gives, by user id,
+        the JSON of each feature if `plain`, else the profile. It raises `StoreUnavailable`; and `Overloaded` if a
+        request that is not `patient` needs a computation and too many wait already."""
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:

@@ -23,12 +23,9 @@ Sought = Literal["fresh", "missing", "stale", "null"]
 
 
 class FoundUsers(NamedTuple):
-    """The result of one step of a search. `cells` has the cached feature of each user found; None if the cache
-    is unavailable.
-
-    `scanned` is the number of users that were looked at. The next step begins after the user id `next_after`, which is
-    None if all users have been looked at.
-    """
+    """The result of one step of a search. `cells` has the cached feature of each user found; None if the cache is
+    unavailable. `scanned` is the number of users that were looked at. The next step begins after the user id
+    `next_after`, which is None if all users have been looked at."""
 
     at_ms: int
     cells: list[CellFreshness] | None

@@ -26,12 +26,9 @@ ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, descript
 
 @dataclass(slots=True)
 class Figures:
-    """The counts of one feature during a measurement.
-
-    `states` counts the users by the state of their cached value. `ages_ms` has the ages of the cached values, and
-    `held` counts them by value. `now` and `before` count the values computed as of each moment. `failed` values could
-    not be computed; `failure` is the first reason.
-    """
+    """The counts of one feature during a measurement. `states` counts the users by the state of their cached value.
+    `ages_ms` has the ages of the cached values, and `held` counts them by value. `now` and `before` count the values
+    computed as of each moment. `failed` values could not be computed; `failure` is the first reason."""
 
     states: Counter[State] = field(default_factory=Counter)
     ages_ms: list[int] = field(default_factory=list)
