@@ -22,7 +22,7 @@ from app.bandit.shadow.subprocess.frames import framed
 from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.bandit.shadow.subprocess.wire import encode_decisions, encode_failure, encode_shadows
 from app.errors import Unavailable
-from tests.integration.bandit.shadow.subprocess.test_process import PATIENCE_S, group
+from tests.system.shadow_subprocess.test_process import PATIENCE_S, group
 
 
 def children() -> list[int]:
@@ -64,8 +64,8 @@ from contextlib import suppress
 import uvloop
 from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.errors import Unavailable
-from tests.integration.bandit.shadow.subprocess.test_process import group
-from tests.integration.bandit.shadow.subprocess.test_starting import children, open_files
+from tests.system.shadow_subprocess.test_process import group
+from tests.system.shadow_subprocess.test_starting import children, open_files
 
 async def one(steps, end):
     beside = ShadowSubprocess()

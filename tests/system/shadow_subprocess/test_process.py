@@ -189,7 +189,7 @@ PARENT = """
 import asyncio
 from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.bandit.shadow.subprocess.wire import encode_shadows
-from tests.integration.bandit.shadow.subprocess.test_process import group
+from tests.system.shadow_subprocess.test_process import group
 
 async def main():
     beside = ShadowSubprocess()
