@@ -98,7 +98,7 @@ def shared_servers(start_server: StartServer) -> Callable[[str], EmbeddedServer]
     return shared
 
 
-@pytest.fixture(params=FLAVOURS)
+@pytest.fixture(params=[VALKEY, pytest.param(REDIS, marks=pytest.mark.slow)])  # the quick tests use Valkey
 def flavour(request: pytest.FixtureRequest) -> str:
     """Each flavour in turn."""
     return str(request.param)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from itertools import count
 from urllib.parse import quote
 
+import pytest
 import pytest_asyncio
 
 from app.stores.valkey.embedded import EmbeddedServer
@@ -55,6 +56,7 @@ async def volume(site: Live, user: str) -> object:
     return found
 
 
+@pytest.mark.slow
 async def test_id_that_looks_like_code_names_one_user(place: Live, cache: EmbeddedServer) -> None:
     async def send(user: str, events: int) -> None:
         moment = place.now_ms - 1_000

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from app.features.clock import DAY_MS, rfc3339
@@ -92,6 +93,7 @@ async def test_runaway_feature_is_null_and_delays_no_other(own: Live) -> None:
     assert (entry["state"], entry["reason"]) == ("failing", "the SQL took longer than 300 ms for one user")
 
 
+@pytest.mark.slow
 async def test_feature_is_served_again_when_its_facts_are_repaired(own: Live) -> None:
     user, other = new_user("ann"), new_user("bob")
     await own.send(*reactions(own, user, 4))

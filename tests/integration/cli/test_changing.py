@@ -212,6 +212,7 @@ def test_rebuild_fills_values_of_the_named_registry(populated: Run, own_valkey: 
     assert (unknown.code, "unknown feature 'brand_new'" in unknown.err) == (5, True)
 
 
+@pytest.mark.slow
 def test_rebuild_keeps_to_the_rate(populated: Run, own_valkey: EmbeddedServer) -> None:
     server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
     took = []

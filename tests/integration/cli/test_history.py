@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from io import StringIO, TextIOWrapper
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return typed(path.read_bytes().decode())
 
 
-@pytest.mark.parametrize("to", WRITTEN)
-@pytest.mark.parametrize("source", WRITTEN)
+@pytest.mark.parametrize(
+    ("source", "to"),
+    [pytest.param(*pair, marks=() if pair[0] == pair[1] else pytest.mark.slow) for pair in product(WRITTEN, repeat=2)],
+)
 def test_all_columns_are_kept_in_order_beside_the_features(lived_in: Run, tmp_path: Path, source: str, to: str) -> None:
     """More rows than are read at once; `as_of` stays as it was given."""
     asked = moments(9) * 40
@@ -201,7 +204,9 @@ def test_only_named_features_are_computed(lived_in: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("source", WRITTEN)
-@pytest.mark.parametrize("through", ["fifo", "pipe", "redirected"])
+@pytest.mark.parametrize(
+    "through", ["pipe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fifo", "redirected"))]
+)
 def test_rows_come_through_a_pipe(
     lived_in: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, through: str
 ) -> None:

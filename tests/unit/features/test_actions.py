@@ -61,6 +61,7 @@ def run(tree: Path, database: Path) -> Any:
     return json.loads(shown.stdout)
 
 
+@pytest.mark.slow
 async def test_fourth_action_needs_one_line(extended: Path, database_path: Path) -> None:
     found = run(extended, database_path)  # migrated by a program with three actions
     assert found["profile"]["completion_rate_30d"] == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import httpx
+import pytest
 import pytest_asyncio
 from litestar.routes import HTTPRoute
 
@@ -122,6 +123,7 @@ async def test_access_is_as_the_table_says(keyed: Live) -> None:
                 assert access.scope in problem(answer, 403)["detail"], (access, caller)
 
 
+@pytest.mark.slow
 async def test_every_request_is_allowed_when_no_key_is_configured(site: Live) -> None:
     for access in TABLE:
         for headers in ({}, as_caller("stranger")):

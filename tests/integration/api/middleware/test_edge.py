@@ -106,6 +106,7 @@ async def test_number_of_cookies_and_parameters_is_bounded() -> None:
         assert bool(reached) == (parameters == MAX_PARAMETERS)
 
 
+@pytest.mark.slow
 async def test_anonymous_requests_do_not_block_the_event_loop(database_path: Path, valkey: EmbeddedServer) -> None:
     settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=valkey.url)
     async with application_of(settings) as application:

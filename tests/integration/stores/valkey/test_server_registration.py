@@ -131,6 +131,7 @@ async def test_old_contents_are_not_read_when_a_server_returns(database_path: Pa
             assert (await volume(second))[0] == both.sent
 
 
+@pytest.mark.slow
 async def test_no_read_is_stale_when_processes_use_two_logical_databases(
     database_path: Path, start_server: StartServer
 ) -> None:
