@@ -112,7 +112,7 @@ def _work(settings: Settings, work: Work, begun: Event, over: Event) -> None:
 async def _fill(environment: Environment, users: list[str]) -> None:
     """Store a live value of every feature of every user directly; reading them all would take a minute."""
     async with open_service(environment.settings, door="bench") as opened:
-        epoch, _ = await opened.cache.read([Cell("nobody", "nothing")])
+        epoch, _ = await opened.cache.read([Cell("user-without-events", "tip_volume_30d")])
         until_ms = environment.now_ms + 3_600_000
         values = {
             entry.name: encode(FeatureValue(entry.fingerprint.encode(), 10**9, environment.now_ms, until_ms, b"1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 from app.features.clock import to_ms
@@ -32,3 +33,8 @@ class FakeClock:
     def step_to(self, now_ms: int) -> None:
         """Step the wall clock; the monotonic clock does not change."""
         self._now_ms = now_ms
+
+
+async def no_pause(_: float) -> None:
+    """A pause of one turn of the event loop, in place of `asyncio.sleep`."""
+    await asyncio.sleep(0)

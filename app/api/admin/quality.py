@@ -6,7 +6,7 @@ A JSON request measures now, unless the client accepts an older report. Invarian
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from litestar import Response
@@ -195,7 +195,7 @@ async def _request_run(request: HttpRequest) -> QualityRun:
 
 
 async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
-    waiting_for = None
+    waiting_for: Literal["queue", "worker"] | None = None
     if run.active:
         checks = await service.readiness()
         if not checks["queue"].ok:
@@ -211,7 +211,7 @@ async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
         rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
         rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
         run.error,
-        waiting_for,  # type: ignore[arg-type]  # one of those words
+        waiting_for,
     )
 
 

@@ -60,9 +60,9 @@ class LocalCache:
 
     def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """The JSON of each feature of the mask; None without a current entry for the user and exactly this mask."""
-        if user_id not in self._kept or not self._check():
-            return None
-        of_user = self._kept.get(user_id)  # the check may have dropped the user
+        if self._checked is None and user_id not in self._kept:
+            return None  # a miss costs no check of the change feed
+        of_user = self._kept.get(user_id) if self._check() else None
         kept = of_user.get(mask) if of_user is not None else None
         return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
 

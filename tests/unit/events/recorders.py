@@ -66,7 +66,7 @@ class RecordingInvalidator:
         return self.result
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        raise NotImplementedError
+        raise AssertionError("ingest deletes keys unconditionally")
 
 
 class RecordingPublisher:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,17 +10,13 @@ from app.events.retention import LARGEST_MOVE_MS, STEP, Kept, Retention, next_cu
 from app.features.clock import DAY_MS
 from app.stores.sqlite.cutoffs import SqliteCutoffs
 from app.stores.sqlite.database import Database
-from tests.support.clock import NOW_MS
+from tests.support.clock import NOW_MS, no_pause
 from tests.support.consumption import ConsumerFixture
 from tests.support.database import column
 from tests.support.events import feedback, served
 
 DAYS = 180
 OLDEST = NOW_MS - DAYS * DAY_MS
-
-
-async def no_pause(_: float) -> None:
-    await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
 from app.stores.sqlite.event_queries import SqliteEventQueries
 from tests.integration.profiles.consistency.test_inspection import inspector, put
-from tests.support.clock import NOW_MS
+from tests.support.clock import NOW_MS, no_pause
 from tests.support.events import admitted, feedback, served
 from tests.support.logs import Recorder
 from tests.support.service import PausableService
@@ -24,11 +24,7 @@ from tests.support.service_group import ServiceGroup
 VOLUME = "tip_volume_30d"
 
 
-async def _at_once(_: float) -> None:
-    """No pause."""
-
-
-def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> ConsistencyChecker:
+def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] = no_pause) -> ConsistencyChecker:
 
     async def drop(stale: Stale) -> None:
         await service.invalidator.invalidate(stale)

@@ -17,7 +17,7 @@ from app.profiles.consistency.inspection import ATTEMPTS, Inspection, Inspector
 from app.profiles.online.cache_protocol import LEASE, FeatureValue, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
-from tests.support.clock import NOW_MS
+from tests.support.clock import NOW_MS, no_pause
 from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
@@ -28,15 +28,11 @@ from tests.support.service_group import ServiceGroup
 VOLUME = REGISTRY.names.index("tip_volume_30d")
 
 
-async def _at_once(_: float) -> None:
-    """No pause."""
-
-
 async def _never(_: float) -> None:
     raise AssertionError("a pause")
 
 
-def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspector:
+def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = no_pause) -> Inspector:
     return Inspector(
         cache=service.cache,
         trusted=service.inner.trust_gate.holds,
@@ -47,7 +43,7 @@ def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]
     )
 
 
-async def inspect(service: PausableService, pause: Callable[[float], Awaitable[None]] = _at_once) -> Inspection:
+async def inspect(service: PausableService, pause: Callable[[float], Awaitable[None]] = no_pause) -> Inspection:
     (inspection,) = await inspector(service, pause).inspect(["ann"])
     return inspection
 
